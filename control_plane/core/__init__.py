@@ -1,0 +1,1 @@
+"""The words and rules of steering: no I/O, no clock, no framework."""

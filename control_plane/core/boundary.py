@@ -1,0 +1,234 @@
+"""What every rank does at a step boundary, as a generator of effects.
+
+The generator yields an effect and is sent its result. On a cluster torch.distributed carries the effects out; in a
+simulation a loop over thousands of replicas does. All ranks run the same code and must yield the same sequence of
+collective effects, so no `yield` stands under a test of the rank: everything that is branched on came out of a
+collective.
+
+    TakeOffers -> Broadcast -> for each command: Check, AllReduceMin (the vote), Apply, AllGather (the readings)
+
+A quiet boundary is one `Broadcast` of nothing. A driver may start that broadcast before the step and await it after.
+
+Covered: a rank that cannot (none does), a rank that failed to (all undo), a reading that differs (all undo), a stale
+or repeated offer (the ledger). Not covered: a rank that dies inside a collective; the collective's timeout ends it.
+"""
+
+import json
+from collections.abc import Generator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+from uuid import UUID
+
+from control_plane.core.commands import Command, Pause, Resume, Stop
+from control_plane.core.errors import Diverged
+from control_plane.core.records import MAX_RANKS_LISTED, CommandSettled, Reading
+
+MAX_COMMANDS_PER_PROPOSAL = 16
+"""Bounds the time that one boundary may take; the rest waits for the next step."""
+
+PAUSE_POLL_S = 0.1
+"""How often a paused run looks for commands: fast enough for a person, slow enough to leave the cores alone."""
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """One rank's success: what it read before and after. Both are read from the live objects, never assumed."""
+
+    before: Reading
+    after: Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Failure:
+    """One rank's failure, as a sentence."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class TakeOffers:
+    """Local. Rank 0 answers with the unsettled commands it was offered, every other rank with none."""
+
+
+@dataclass(frozen=True, slots=True)
+class Broadcast:
+    """Collective. Every rank is sent what rank 0 proposed."""
+
+    commands: tuple[Command, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Local. Can this rank do it? Answers None, or the reason why not. Changes nothing."""
+
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class AllReduceMin:
+    """Collective. The least value that any rank gave."""
+
+    value: int
+
+
+@dataclass(frozen=True, slots=True)
+class Apply:
+    """Local (or a collective of its own, such as an evaluation). Answers `Applied` or `Failure`; never raises."""
+
+    command: Command
+    step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Undo:
+    """Local. Puts back what the last `Apply` of this command changed. Answers None, or the reason why it could not."""
+
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class AllGather:
+    """Collective. Every rank is sent the list of all ranks' values, in rank order."""
+
+    value: Any
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Local. Let `wait_s` seconds pass; every rank waits alike."""
+
+    wait_s: float
+
+
+Effect = TakeOffers | Broadcast | Check | AllReduceMin | Apply | Undo | AllGather | Wait
+Steps = Generator[Effect, Any, None]
+
+
+@dataclass(slots=True)
+class Replica:
+    """What a rank carries from one boundary to the next.
+
+    The ledger holds *decisions*, not only effects: a rejected command stays rejected when a stale offer brings it
+    back. Invariant: ledgers are equal on all ranks after every boundary.
+    """
+
+    generation: int
+    paused: bool = False
+    stopping: bool = False
+    ledger: dict[UUID, CommandSettled] = field(default_factory=dict)
+
+    def decide(self, command: Command, outcome: CommandSettled) -> None:
+        """Enter a decision. The only place where a replica changes."""
+        self.ledger[command.uuid] = outcome
+        if outcome.status != "applied":
+            return
+        if isinstance(command.intent, Pause | Resume | Stop):
+            self.paused = isinstance(command.intent, Pause)
+            self.stopping = self.stopping or isinstance(command.intent, Stop)
+
+
+def boundary(replica: Replica, step: int) -> Steps:
+    """The boundary after optimizer step `step`. Returns when the next step may begin.
+
+    While the run is paused the same boundary is held again and again, slowly: commands are still taken.
+    Raises `Diverged` if ranks could not be brought back to agreement.
+    """
+    while True:
+        offers: tuple[Command, ...] = yield TakeOffers()
+        proposal: tuple[Command, ...] = yield Broadcast(propose(replica, offers, step))
+        for command in proposal:
+            outcome = yield from _settle(replica, command, step)
+            replica.decide(command, outcome)
+        if not replica.paused or replica.stopping:
+            return
+        yield Wait(PAUSE_POLL_S)
+
+
+def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[Command, ...]:
+    """Which of the offers may be settled at this boundary, oldest first."""
+    due = [
+        command
+        for command in offers
+        if command.uuid not in replica.ledger and (command.not_before_step or 0) <= step
+    ]
+    return tuple(due[:MAX_COMMANDS_PER_PROPOSAL])
+
+
+def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, Any, CommandSettled]:
+    refusal: str | None = yield Check(command)
+    everyone_can = yield AllReduceMin(0 if refusal else 1)
+    if not everyone_can:
+        refusals: list[str | None] = yield AllGather(refusal)
+        return _unapplied(replica, command, step, "rejected", _name_ranks(refusals))
+    result: Applied | Failure = yield Apply(command, step)
+    results: list[Applied | Failure] = yield AllGather(result)
+    disagreement = _disagreement(results)
+    if disagreement is None:
+        return _applied(replica, command, step, results)
+    failed_to_undo: str | None = yield Undo(command)
+    failures: list[str | None] = yield AllGather(failed_to_undo)
+    if any(failures):
+        raise Diverged(
+            f"'{command.describe()}' at step {step}: {disagreement}; it could not be undone: {_name_ranks(failures)}",
+            uuid=str(command.uuid),
+            step=step,
+        )
+    return _unapplied(replica, command, step, "failed", f"{disagreement}; undone on all ranks")
+
+
+def _applied(
+    replica: Replica, command: Command, step: int, results: list[Applied | Failure]
+) -> CommandSettled:
+    readings = [result for result in results if isinstance(result, Applied)]
+    few = len(readings) <= MAX_RANKS_LISTED
+    return CommandSettled(
+        uuid=command.uuid,
+        status="applied",
+        step=step,
+        generation=replica.generation,
+        before=readings[0].before,
+        after=readings[0].after,
+        world_size=len(readings),
+        ranks=tuple(reading.after for reading in readings) if few else (),
+    )
+
+
+def _unapplied(replica: Replica, command: Command, step: int, status: Any, reason: str) -> CommandSettled:
+    return CommandSettled(
+        uuid=command.uuid, status=status, step=step, generation=replica.generation, reason=reason
+    )
+
+
+def _disagreement(results: list[Applied | Failure]) -> str | None:
+    """Why these results are not one result; None if they are."""
+    failures = [result.reason if isinstance(result, Failure) else None for result in results]
+    if any(failures):
+        return _name_ranks(failures)
+    first = results[0]
+    for rank, result in enumerate(results):
+        if not _same(result, first):
+            return f"rank {rank} read {_after(result)} back, rank 0 read {_after(first)}"
+    return None
+
+
+def _same(one: Applied | Failure, other: Applied | Failure) -> bool:
+    """Equal as JSON: so a NaN that every rank read (a diverged eval loss) counts as agreement."""
+    return json.dumps(asdict(one), sort_keys=True) == json.dumps(asdict(other), sort_keys=True)
+
+
+def _after(result: Applied | Failure) -> Reading | str:
+    return result.after if isinstance(result, Applied) else result.reason
+
+
+def _name_ranks(reasons: list[str | None]) -> str:
+    """One sentence for many ranks: each distinct reason once, with the ranks that gave it."""
+    ranks_by_reason: dict[str, list[str]] = {}
+    for rank, reason in enumerate(reasons):
+        if reason:
+            ranks_by_reason.setdefault(reason, []).append(str(rank))
+    if len(ranks_by_reason) == 1 and all(reasons):
+        return next(iter(ranks_by_reason))
+    return "; ".join(
+        f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks[:MAX_RANKS_LISTED])}: {reason}"
+        for reason, ranks in ranks_by_reason.items()
+    )

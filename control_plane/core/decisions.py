@@ -1,0 +1,207 @@
+"""The rules: state and a request in, records or a refusal out.
+
+Every function here is pure. An empty list means that the request is already in the journal: the answer to a retry is
+the answer to the first try. After a refusal nothing has changed.
+"""
+
+from dataclasses import dataclass
+from uuid import UUID
+
+from control_plane.core.commands import Command, Pause, Resume, SetLearningRate, Stop
+from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CommandAccepted,
+    CommandSettled,
+    Ending,
+    GenerationEnded,
+    GenerationStarted,
+    RankPlace,
+    Reading,
+    Record,
+    RunClosed,
+    RunCreated,
+    TermStarted,
+)
+from control_plane.core.state import RunState
+
+MAX_PENDING_COMMANDS = 256
+"""Accepted and not yet settled. A boundary settles at least 16, so a queue this long means that nobody trains."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStart:
+    """What the trainers announce when they are ready to take their first step."""
+
+    uuid: UUID
+    ranks: tuple[RankPlace, ...]
+    step: int
+    total_steps: int
+    knobs: Reading
+    facts: Reading
+
+
+def create(state: RunState, created: RunCreated) -> list[Record]:
+    """A run gets its first record. Raises `Conflict` if the journal belongs to another run or configuration."""
+    if state.seq == 0 or not state.run:
+        return [created]
+    if (state.run, state.config_sha256) != (created.run, created.config_sha256):
+        raise Conflict(
+            f"the journal belongs to run {state.run} with another configuration; a new run needs a new id",
+            run=state.run,
+        )
+    return []
+
+
+def start_term(state: RunState, term: int) -> list[Record]:
+    """A control server begins its life."""
+    return [TermStarted(term=term, recovered=state.seq)]
+
+
+def accept(state: RunState, command: Command) -> list[Record]:
+    """Take a command, or refuse it.
+
+    Raises: `Conflict` if the uuid names another command or the run is not in a state for it, `RunEnded`,
+    `Overloaded` at `MAX_PENDING_COMMANDS`, `NotFound` for an unknown parameter group.
+    """
+    known = state.commands.get(command.uuid)
+    if known is not None:
+        if known.command != command:
+            raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
+        return []
+    if state.closed is not None:
+        raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
+    if state.stopping or _stop_is_pending(state):
+        raise RunEnded(f"run {state.run} is stopping and takes no more commands")
+    if len(state.pending) >= MAX_PENDING_COMMANDS:
+        raise Overloaded(
+            f"run {state.run} has {len(state.pending)} commands that are not settled yet; the limit is "
+            f"{MAX_PENDING_COMMANDS}, try again later",
+            limit=MAX_PENDING_COMMANDS,
+        )
+    _check_intent(state, command)
+    return [CommandAccepted(command=command)]
+
+
+def _stop_is_pending(state: RunState) -> bool:
+    return any(isinstance(state.commands[uuid].command.intent, Stop) for uuid in state.pending)
+
+
+def _check_intent(state: RunState, command: Command) -> None:
+    intent = command.intent
+    if isinstance(intent, SetLearningRate):
+        _check_group(state, intent)
+    elif isinstance(intent, Pause) and _will_be_paused(state):
+        raise Conflict(f"run {state.run} is already paused, or a pause is on its way")
+    elif isinstance(intent, Resume) and not _will_be_paused(state):
+        raise Conflict(f"run {state.run} is not paused")
+    total_steps = state.generation.total_steps if state.generation else None
+    if command.not_before_step is not None and total_steps and command.not_before_step > total_steps:
+        raise Invalid(
+            f"not_before_step is {command.not_before_step}, but the run ends at step {total_steps}",
+            total_steps=total_steps,
+        )
+
+
+def _check_group(state: RunState, intent: SetLearningRate) -> None:
+    if intent.group is None or state.generation is None:
+        return
+    groups = state.knobs.get("groups") or [str(i) for i in range(len(state.knobs.get("lr", [])))]
+    if find_group(groups, intent.group) is None:
+        listed = ", ".join(f"{index} ({name})" for index, name in enumerate(groups))
+        raise NotFound(f"there is no parameter group {intent.group!r}; this run has {listed}", groups=groups)
+
+
+def find_group(groups: list[str], group: int | str) -> int | None:
+    """The index of a parameter group given by index or by name; None if there is none."""
+    if isinstance(group, int):
+        return group if 0 <= group < len(groups) else None
+    if group in groups:
+        return groups.index(group)
+    return find_group(groups, int(group)) if group.isdecimal() else None
+
+
+def _will_be_paused(state: RunState) -> bool:
+    """Paused, once everything that is already accepted has been applied."""
+    paused = state.paused
+    for uuid in state.pending:
+        intent = state.commands[uuid].command.intent
+        if isinstance(intent, Pause | Resume):
+            paused = isinstance(intent, Pause)
+    return paused
+
+
+def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
+    """The trainers begin. Announcing the same start (by uuid) again changes nothing.
+
+    Raises `RunEnded` if the run is closed.
+    """
+    if state.generation is not None and state.generation.uuid == start.uuid:
+        return []
+    if state.closed is not None:
+        raise RunEnded(f"run {state.run} has {state.closed.ending}; it cannot start again")
+    return [
+        GenerationStarted(
+            uuid=start.uuid,
+            generation=state.generation_number + 1,
+            ranks=start.ranks,
+            step=start.step,
+            total_steps=start.total_steps,
+            knobs=start.knobs,
+            facts=start.facts,
+        )
+    ]
+
+
+def check_generation(state: RunState, generation: int) -> None:
+    """Raises `Conflict` unless `generation` is the current one: trainers of an earlier start are not listened to."""
+    if generation != state.generation_number:
+        raise Conflict(
+            f"generation {generation} is over; generation {state.generation_number} is the current one",
+            generation=state.generation_number,
+        )
+
+
+def settle(state: RunState, outcome: CommandSettled) -> list[Record]:
+    """What the ranks decided about a command. Told twice, it is recorded once.
+
+    Raises `NotFound` for a command that was never accepted, `Conflict` if it was settled otherwise before.
+    """
+    life = state.commands.get(outcome.uuid)
+    if life is None:
+        raise NotFound(f"no command {outcome.uuid} was ever accepted by run {state.run}")
+    if life.settled is None:
+        return [outcome]
+    if (life.settled.status, life.settled.step) != (outcome.status, outcome.step):
+        raise Conflict(
+            f"command {outcome.uuid} is already settled as {life.settled.status} at step {life.settled.step}"
+        )
+    return []
+
+
+def commit_checkpoint(state: RunState, checkpoint: CheckpointCommitted) -> list[Record]:
+    """A manifest is in place. Told twice, it is recorded once."""
+    known = any(c.checkpoint == checkpoint.checkpoint for c in state.checkpoints)
+    return [] if known else [checkpoint]
+
+
+def end_generation(
+    state: RunState, generation: int, ending: Ending, step: int, reason: str | None
+) -> list[Record]:
+    """The trainers ended. What they left undecided stays pending: a later generation may take it up."""
+    check_generation(state, generation)
+    if state.ended is not None:
+        return []
+    return [GenerationEnded(generation=generation, ending=ending, step=step, reason=reason)]
+
+
+def close_run(state: RunState, ending: Ending, reason: str | None) -> list[Record]:
+    """The run is over. Whatever was accepted and never applied expires: nothing is left without an end."""
+    if state.closed is not None:
+        return []
+    why = f"the run {ending} at step {state.step} before this command was applied"
+    expired: list[Record] = [
+        CommandSettled(uuid=uuid, status="expired", generation=state.generation_number, reason=why)
+        for uuid in state.pending
+    ]
+    return [*expired, RunClosed(ending=ending, reason=reason)]

@@ -1,0 +1,168 @@
+"""What the journal may hold: facts, in the past tense.
+
+A record is written once, durably, before anyone sees it. Measurements (losses, speeds) are not facts of this kind:
+they live in the metrics store and may be lost.
+"""
+
+from typing import Annotated, Any, Literal
+from uuid import UUID
+
+from pydantic import Field, TypeAdapter
+
+from control_plane.core.commands import Command, Words
+
+Reading = dict[str, Any]
+"""What one rank read back from its live objects, as plain JSON values, e.g. `{"lr": [1e-4, 1e-4]}`."""
+
+Status = Literal["applied", "rejected", "failed", "expired", "cancelled"]
+Ending = Literal["finished", "stopped", "failed"]
+
+MAX_RANKS_LISTED = 8
+"""Readings are journalled rank by rank up to this world size; beyond it, agreement makes one reading enough."""
+
+
+class RankPlace(Words):
+    """Where one rank runs. `device` is `cpu` or e.g. `cuda:0`."""
+
+    rank: int
+    node: str
+    pid: int
+    device: str
+
+
+class RunCreated(Words):
+    """A run got its journal. `config_sha256` is the digest of the resolved configuration."""
+
+    type: Literal["RunCreated"] = "RunCreated"
+    run: str
+    name: str
+    author: str
+    config_sha256: str
+    model: str = ""
+
+
+class TermStarted(Words):
+    """A control server began its life. `recovered` counts the records it found."""
+
+    type: Literal["TermStarted"] = "TermStarted"
+    term: int
+    recovered: int
+
+
+class GenerationStarted(Words):
+    """The trainers began, from `step`, with these ranks and knobs. `uuid` makes announcing it twice harmless."""
+
+    type: Literal["GenerationStarted"] = "GenerationStarted"
+    uuid: UUID
+    generation: int
+    ranks: tuple[RankPlace, ...]
+    step: int
+    total_steps: int
+    knobs: Reading
+    facts: Reading = {}
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks."""
+        return len(self.ranks)
+
+
+class CommandAccepted(Words):
+    """The command is durable. It will be settled exactly once."""
+
+    type: Literal["CommandAccepted"] = "CommandAccepted"
+    command: Command
+
+
+class CommandSettled(Words):
+    """The end of a command's life.
+
+    `applied` means: after step `step`, every one of `world_size` ranks read `after` back from its live objects.
+    `before` is what the ranks read first. `ranks` lists each rank's own reading (up to `MAX_RANKS_LISTED` ranks).
+    """
+
+    type: Literal["CommandSettled"] = "CommandSettled"
+    uuid: UUID
+    status: Status
+    step: int | None = None
+    generation: int | None = None
+    reason: str | None = None
+    before: Reading | None = None
+    after: Reading | None = None
+    world_size: int = 0
+    ranks: tuple[Reading, ...] = ()
+
+
+class CheckpointCommitted(Words):
+    """A checkpoint exists: its manifest is in place and every shard is durable. `path` is relative to the run."""
+
+    type: Literal["CheckpointCommitted"] = "CheckpointCommitted"
+    checkpoint: str
+    step: int
+    generation: int
+    path: str
+    label: str | None = None
+    size_bytes: int = 0
+    manifest_sha256: str = ""
+
+
+class GenerationEnded(Words):
+    """The trainers ended at `step`."""
+
+    type: Literal["GenerationEnded"] = "GenerationEnded"
+    generation: int
+    ending: Ending
+    step: int
+    reason: str | None = None
+
+
+class RunClosed(Words):
+    """The run is over; it takes no more commands."""
+
+    type: Literal["RunClosed"] = "RunClosed"
+    ending: Ending
+    reason: str | None = None
+
+
+Record = Annotated[
+    RunCreated
+    | TermStarted
+    | GenerationStarted
+    | CommandAccepted
+    | CommandSettled
+    | CheckpointCommitted
+    | GenerationEnded
+    | RunClosed,
+    Field(discriminator="type"),
+]
+RECORD: TypeAdapter[Record] = TypeAdapter(Record)
+
+
+class Entry(Words):
+    """A record in its place: `seq` counts from 1 without gaps; `time` is UTC, ISO 8601, for people only."""
+
+    seq: int = Field(ge=1)
+    time: str
+    record: Record
+
+    def line(self) -> dict[str, Any]:
+        """The journal's line, without the checksum and the chain that the storage adds."""
+        body = self.record.model_dump(mode="json", exclude={"type"})
+        line: dict[str, Any] = {"seq": self.seq, "time": self.time, "type": self.record.type}
+        if isinstance(self.record, CommandAccepted):
+            command = self.record.command
+            line |= {"uuid": str(command.uuid), "status": "accepted", "author": command.author}
+        elif isinstance(self.record, CommandSettled):
+            line |= {"uuid": str(self.record.uuid), "status": self.record.status}
+        elif isinstance(self.record, RunCreated):
+            line |= {"author": self.record.author}
+        return line | {"body": body}
+
+    @classmethod
+    def from_line(cls, line: dict[str, Any]) -> "Entry":
+        """The inverse of `line`. Raises `pydantic.ValidationError` if the line is not one of ours."""
+        return cls(
+            seq=line["seq"],
+            time=line["time"],
+            record=RECORD.validate_python({"type": line["type"], **line["body"]}, strict=False),
+        )

@@ -1,0 +1,160 @@
+"""What anyone may ask of a run's control server.
+
+`ControlServer` is one such handle, in the same process; `RayHandle` is the same across Ray. Whoever holds a handle
+need not know which. Every call may be repeated: commands by their uuid, a generation by its uuid, outcomes because
+they are facts.
+"""
+
+from typing import Literal, Protocol
+from uuid import UUID
+
+from pydantic import Field
+
+from control_plane.core.commands import Command, Words
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.records import CheckpointCommitted, CommandSettled, Ending, Entry, RankPlace, Reading
+
+MAX_TAIL_ENTRIES = 1000
+"""Entries in one answer of `tail`."""
+
+MAX_WAIT_S = 30.0
+"""The longest a long poll may be held."""
+
+Phase = Literal["starting", "training", "evaluating", "saving", "paused", "ended"]
+
+
+class Receipt(Words):
+    """The command is durable. `seq` is its place in the journal; `status` what has become of it by now."""
+
+    uuid: UUID
+    run: str
+    seq: int
+    status: str
+
+
+class Progress(Words):
+    """Where rank 0 is. Not a decision: it is never journalled."""
+
+    step: int
+    total_steps: int
+    phase: Phase = "training"
+    steps_per_s: float | None = None
+
+
+class Point(Words):
+    """One measurement: `value` may be NaN or infinite, and is kept so. `time_s` is Unix time."""
+
+    step: int
+    name: str = Field(max_length=64)
+    value: float
+    time_s: float
+
+
+class Measurements(Words):
+    """Points in the order of arrival. Ask again with `after=cursor` for what came since."""
+
+    points: tuple[Point, ...]
+    cursor: int
+
+
+class Report(Words):
+    """What rank 0's link tells the control server."""
+
+    generation: int
+    outcomes: tuple[CommandSettled, ...] = ()
+    checkpoints: tuple[CheckpointCommitted, ...] = ()
+    points: tuple[Point, ...] = ()
+    progress: Progress | None = None
+    dropped_points: int = 0
+
+
+class Offer(Words):
+    """The unsettled commands, oldest first. `revision` moves whenever that list does."""
+
+    commands: tuple[Command, ...]
+    revision: int
+
+
+class CommandView(Words):
+    """One command and what has become of it."""
+
+    command: Command
+    what: str
+    status: str
+    accepted_seq: int
+    accepted_at: str
+    settled: CommandSettled | None = None
+    settled_at: str | None = None
+
+
+class Snapshot(Words):
+    """A run as it is now, for people. `progress_age_s` says how long ago rank 0 was last heard."""
+
+    run: str
+    name: str
+    status: str
+    seq: int
+    term: int
+    generation: int
+    created_at: str
+    step: int
+    total_steps: int
+    phase: Phase | None = None
+    steps_per_s: float | None = None
+    progress_age_s: float | None = None
+    ranks: tuple[RankPlace, ...] = ()
+    knobs: Reading = {}
+    facts: Reading = {}
+    latest: dict[str, float] = {}
+    commands: tuple[CommandView, ...] = ()
+    checkpoints: tuple[CheckpointCommitted, ...] = ()
+    reason: str | None = None
+
+    @property
+    def closed(self) -> bool:
+        """Whether the run is over."""
+        return self.status in ("finished", "stopped", "failed")
+
+
+class RunHandle(Protocol):
+    """One run's control server, wherever it lives. Every method may raise `Unavailable` or `Fenced`."""
+
+    async def submit(self, command: Command) -> Receipt:
+        """Make a command durable. Raises `Refused`."""
+        ...
+
+    async def command(self, uuid: UUID) -> CommandView:
+        """One command's life. Raises `NotFound`."""
+        ...
+
+    async def snapshot(self) -> Snapshot:
+        """The run as it is now, with its latest commands."""
+        ...
+
+    async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
+        """Entries after `after_seq`, at most `limit`; waits up to `wait_s` for the first."""
+        ...
+
+    async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
+        """Points after the cursor `after`, at most `limit`."""
+        ...
+
+    async def start_generation(self, start: GenerationStart) -> int:
+        """The trainers begin; answers the generation's number. Raises `RunEnded`."""
+        ...
+
+    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
+        """The unsettled commands; waits up to `wait_s` for a revision other than `seen_revision`."""
+        ...
+
+    async def report(self, report: Report) -> None:
+        """Outcomes, measurements and progress from rank 0. Raises `Conflict` for an earlier generation."""
+        ...
+
+    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+        """The trainers ended."""
+        ...
+
+    async def close(self, ending: Ending, reason: str | None) -> None:
+        """The run is over; what is pending expires."""
+        ...

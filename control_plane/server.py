@@ -1,0 +1,232 @@
+"""One run's control server: durable first, then visible.
+
+The whole server is one rule, in `_commit`: decide, append and fsync, evolve, notify. What it knows is the fold of its
+journal, so a new server over the same directory is the same server in a later term. What it hears in passing
+(progress, measurements) is kept apart and may be lost.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+from uuid import UUID
+
+from control_plane.core import decisions
+from control_plane.core.commands import Command
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.errors import NotFound
+from control_plane.core.records import Ending, Entry, Record, RunCreated
+from control_plane.core.state import CommandLife, RunState, evolve
+from control_plane.handle import (
+    MAX_TAIL_ENTRIES,
+    MAX_WAIT_S,
+    CommandView,
+    Measurements,
+    Offer,
+    Point,
+    Progress,
+    Receipt,
+    Report,
+    Snapshot,
+)
+
+MAX_COMMANDS_IN_SNAPSHOT = 50
+"""A snapshot is for people; the journal has the rest."""
+
+
+class JournalWriter(Protocol):
+    """What the server needs of a journal: it is `storage.journal.Journal` in production."""
+
+    @property
+    def term(self) -> int:
+        """This writer's term."""
+        ...
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """What was found when the journal was opened."""
+        ...
+
+    def append(self, records: Sequence[Record], now: str) -> list[Entry]:
+        """Make records durable. Raises `Fenced` or `Unavailable`; then nothing may be confirmed."""
+        ...
+
+
+class MeasurementStore(Protocol):
+    """What the server needs of a metrics store: it is `storage.metrics.MetricsStore` in production."""
+
+    def add(self, points: Sequence[Point]) -> None:
+        """Keep these points."""
+        ...
+
+    def read(self, after: int, limit: int, names: Sequence[str] = ()) -> Measurements:
+        """Points after a cursor."""
+        ...
+
+    def latest(self) -> dict[str, float]:
+        """The newest value of each name."""
+        ...
+
+
+class ControlServer:
+    """A run's control server. Satisfies `handle.RunHandle`."""
+
+    def __init__(
+        self,
+        created: RunCreated,
+        journal: JournalWriter,
+        metrics: MeasurementStore,
+        utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Rebuild the state from the journal and begin a term.
+
+        Raises: `Conflict` if the journal is another run's.
+        """
+        self._journal, self._metrics = journal, metrics
+        self._utc_now, self._clock = utc_now, clock
+        self._state = RunState()
+        self._entries: list[Entry] = []
+        self._progress: Progress | None = None
+        self._progress_at = clock()
+        self._revision = 0
+        self._changed = asyncio.Event()
+        for entry in journal.entries:
+            self._fold(entry)
+        self._commit(decisions.create(self._state, created))
+        self._commit(decisions.start_term(self._state, journal.term))
+
+    @property
+    def term(self) -> int:
+        """Which life of this run's control server this is, counted from 1."""
+        return self._state.term
+
+    def _commit(self, records: list[Record]) -> None:
+        """The law: durable first, then visible. Raises `Fenced` or `Unavailable` with nothing changed."""
+        if not records:
+            return
+        now = self._utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        for entry in self._journal.append(records, now):
+            self._fold(entry)
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _fold(self, entry: Entry) -> None:
+        pending_before = len(self._state.pending)
+        evolve(self._state, entry)
+        self._entries.append(entry)
+        if len(self._state.pending) != pending_before:
+            self._revision += 1
+
+    async def _wait_until(self, ready: Callable[[], bool], wait_s: float) -> None:
+        deadline = self._clock() + min(wait_s, MAX_WAIT_S)
+        while not ready():
+            left_s = deadline - self._clock()
+            if left_s <= 0:
+                return
+            try:
+                await asyncio.wait_for(self._changed.wait(), left_s)
+            except TimeoutError:
+                return
+
+    # What operators ask
+
+    async def submit(self, command: Command) -> Receipt:
+        """Make a command durable, or refuse it with a reason."""
+        self._commit(decisions.accept(self._state, command))
+        life = self._state.commands[command.uuid]
+        return Receipt(uuid=command.uuid, run=self._state.run, seq=life.accepted_seq, status=life.status)
+
+    async def command(self, uuid: UUID) -> CommandView:
+        """One command's life."""
+        life = self._state.commands.get(uuid)
+        if life is None:
+            raise NotFound(f"run {self._state.run} has no command {uuid}")
+        return _view(life)
+
+    async def snapshot(self) -> Snapshot:
+        """The run as it is now."""
+        state, progress = self._state, self._progress
+        generation = state.generation
+        lives = list(state.commands.values())[-MAX_COMMANDS_IN_SNAPSHOT:]
+        ended = state.closed or state.ended
+        return Snapshot(
+            run=state.run,
+            name=state.name,
+            status=state.status,
+            seq=state.seq,
+            term=state.term,
+            generation=state.generation_number,
+            created_at=state.created_at,
+            step=max(state.step, progress.step if progress else 0),
+            total_steps=generation.total_steps if generation else 0,
+            phase="ended" if ended else (progress.phase if progress else None),
+            steps_per_s=progress.steps_per_s if progress else None,
+            progress_age_s=round(self._clock() - self._progress_at, 3) if progress else None,
+            ranks=generation.ranks if generation else (),
+            knobs=state.knobs,
+            facts=generation.facts if generation else {},
+            latest=self._metrics.latest(),
+            commands=tuple(_view(life) for life in lives),
+            checkpoints=tuple(state.checkpoints),
+            reason=ended.reason if ended else None,
+        )
+
+    async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
+        """Entries after `after_seq`. Entry `seq` sits at index `seq - 1`: there are no gaps."""
+        await self._wait_until(lambda: self._state.seq > after_seq, wait_s)
+        start = max(after_seq, 0)
+        return tuple(self._entries[start : start + min(limit, MAX_TAIL_ENTRIES)])
+
+    async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
+        """Points after the cursor."""
+        return self._metrics.read(after, limit, names)
+
+    # What rank 0 and the driver say
+
+    async def start_generation(self, start: GenerationStart) -> int:
+        """The trainers begin."""
+        self._commit(decisions.start_generation(self._state, start))
+        self._progress = Progress(step=start.step, total_steps=start.total_steps)
+        self._progress_at = self._clock()
+        return self._state.generation_number
+
+    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
+        """The unsettled commands, as soon as there is something that the caller has not seen."""
+        decisions.check_generation(self._state, generation)
+        await self._wait_until(lambda: self._revision != seen_revision, wait_s)
+        decisions.check_generation(self._state, generation)
+        return Offer(commands=self._state.pending_commands(), revision=self._revision)
+
+    async def report(self, report: Report) -> None:
+        """Outcomes become records; measurements and progress are kept apart."""
+        decisions.check_generation(self._state, report.generation)
+        for checkpoint in report.checkpoints:
+            self._commit(decisions.commit_checkpoint(self._state, checkpoint))
+        for outcome in report.outcomes:
+            self._commit(decisions.settle(self._state, outcome))
+        if report.points:
+            self._metrics.add(report.points)
+        if report.progress is not None:
+            self._progress, self._progress_at = report.progress, self._clock()
+
+    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+        """The trainers ended."""
+        self._commit(decisions.end_generation(self._state, generation, ending, step, reason))
+
+    async def close(self, ending: Ending, reason: str | None) -> None:
+        """The run is over; what is pending expires."""
+        self._commit(decisions.close_run(self._state, ending, reason))
+
+
+def _view(life: CommandLife) -> CommandView:
+    return CommandView(
+        command=life.command,
+        what=life.command.describe(),
+        status=life.status,
+        accepted_seq=life.accepted_seq,
+        accepted_at=life.accepted_at,
+        settled=life.settled,
+        settled_at=life.settled_at,
+    )
