@@ -147,9 +147,7 @@ def boundary(replica: Replica, step: int) -> Steps:
 def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[Command, ...]:
     """Which of the offers may be settled at this boundary, oldest first."""
     due = [
-        command
-        for command in offers
-        if command.uuid not in replica.ledger and (command.not_before_step or 0) <= step
+        command for command in offers if command.uuid not in replica.ledger and (command.not_before_step or 0) <= step
     ]
     return tuple(due[:MAX_COMMANDS_PER_PROPOSAL])
 
@@ -176,9 +174,7 @@ def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, 
     return _unapplied(replica, command, step, "failed", f"{disagreement}; undone on all ranks")
 
 
-def _applied(
-    replica: Replica, command: Command, step: int, results: list[Applied | Failure]
-) -> CommandSettled:
+def _applied(replica: Replica, command: Command, step: int, results: list[Applied | Failure]) -> CommandSettled:
     readings = [result for result in results if isinstance(result, Applied)]
     few = len(readings) <= MAX_RANKS_LISTED
     return CommandSettled(
@@ -194,9 +190,7 @@ def _applied(
 
 
 def _unapplied(replica: Replica, command: Command, step: int, status: Any, reason: str) -> CommandSettled:
-    return CommandSettled(
-        uuid=command.uuid, status=status, step=step, generation=replica.generation, reason=reason
-    )
+    return CommandSettled(uuid=command.uuid, status=status, step=step, generation=replica.generation, reason=reason)
 
 
 def _disagreement(results: list[Applied | Failure]) -> str | None:

@@ -46,9 +46,7 @@ class SetLearningRate(Words):
     @model_validator(mode="after")
     def _one_of_value_and_factor(self) -> "SetLearningRate":
         if (self.value is None) == (self.factor is None):
-            raise ValueError(
-                "give either 'value' (an absolute learning rate) or 'factor', not both and not neither"
-            )
+            raise ValueError("give either 'value' (an absolute learning rate) or 'factor', not both and not neither")
         return self
 
     @field_validator("group")
@@ -93,9 +91,7 @@ class Evaluate(Words):
     kind: Literal["evaluate"] = "evaluate"
 
 
-Intent = Annotated[
-    SetLearningRate | Pause | Resume | Stop | SaveCheckpoint | Evaluate, Field(discriminator="kind")
-]
+Intent = Annotated[SetLearningRate | Pause | Resume | Stop | SaveCheckpoint | Evaluate, Field(discriminator="kind")]
 INTENT: TypeAdapter[Intent] = TypeAdapter(Intent)
 
 

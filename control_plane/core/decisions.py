@@ -185,9 +185,7 @@ def commit_checkpoint(state: RunState, checkpoint: CheckpointCommitted) -> list[
     return [] if known else [checkpoint]
 
 
-def end_generation(
-    state: RunState, generation: int, ending: Ending, step: int, reason: str | None
-) -> list[Record]:
+def end_generation(state: RunState, generation: int, ending: Ending, step: int, reason: str | None) -> list[Record]:
     """The trainers ended. What they left undecided stays pending: a later generation may take it up."""
     check_generation(state, generation)
     if state.ended is not None:

@@ -1,0 +1,91 @@
+"""Settings of the cluster, the gateway and their clients, typed.
+
+A flag beats the environment (`STEERWAY_*`), which beats the default. Nothing here reads a file: what a running
+cluster wrote down about itself (its ports and processes) is in `Settings.cluster_file`.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from control_plane.core.errors import Invalid
+
+Role = Literal["viewer", "operator", "agent", "admin"]
+ROLES: tuple[Role, ...] = ("viewer", "operator", "agent", "admin")
+
+
+class Settings(BaseModel):
+    """Where things are on this machine. Ports are bound on `host`, which is the loopback unless someone says so."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    home: Path = Field(default_factory=lambda: Path.home() / ".steerway")
+    host: str = "127.0.0.1"
+    gateway_port: int = Field(default=8700, ge=1, le=65535)
+    console_port: int = Field(default=8701, ge=1, le=65535)
+    ray_port: int = Field(default=6379, ge=1, le=65535)
+    dashboard_port: int = Field(default=8265, ge=1, le=65535)
+    url: str | None = None
+    token: str | None = Field(default=None, repr=False)
+
+    @property
+    def runs_dir(self) -> Path:
+        """One folder a run; see `storage.layout.RunFiles`."""
+        return self.home / "runs"
+
+    @property
+    def cluster_file(self) -> Path:
+        """What `steer up` wrote down about the cluster that it started (JSON)."""
+        return self.home / "cluster.json"
+
+    @property
+    def tokens_file(self) -> Path:
+        """The gateway's list of tokens: id, role and SHA-256, never the token itself. Mode 0600."""
+        return self.home / "tokens.json"
+
+    def token_file(self, role: Role) -> Path:
+        """Where the local token of this role lies, mode 0600."""
+        return self.home / "tokens" / role
+
+    @property
+    def gateway_url(self) -> str:
+        """Where clients find the gateway."""
+        return self.url or f"http://{self.host}:{self.gateway_port}"
+
+    @property
+    def console_url(self) -> str:
+        """Where a browser finds the console."""
+        return f"http://{self.host}:{self.console_port}"
+
+    @property
+    def ray_address(self) -> str:
+        """The head node's address for `ray.init`."""
+        return f"{self.host}:{self.ray_port}"
+
+    @property
+    def dashboard_url(self) -> str:
+        """Ray's dashboard, which also serves the Ray Jobs API."""
+        return f"http://{self.host}:{self.dashboard_port}"
+
+    def environment(self) -> dict[str, str]:
+        """These settings as environment variables, for a process that this one starts. Holds no token."""
+        values = self.model_dump(mode="json", exclude={"token"}, exclude_none=True)
+        return {f"STEERWAY_{name.upper()}": str(value) for name, value in values.items()}
+
+
+def settings(environ: Mapping[str, str] = os.environ, **flags: object) -> Settings:
+    """The settings in force. Raises `Invalid`, naming the variable, if one of them makes no sense."""
+    found = {
+        name: environ[f"STEERWAY_{name.upper()}"]
+        for name in Settings.model_fields
+        if environ.get(f"STEERWAY_{name.upper()}")
+    }
+    try:
+        return Settings.model_validate(found | {name: value for name, value in flags.items() if value is not None})
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        raise Invalid(f"STEERWAY_{name.upper()}={first['input']!r}: {first['msg']}") from None

@@ -1,0 +1,79 @@
+"""Where a run keeps its files, and which names a run may have.
+
+<home>/runs/<run>/config.yaml      the resolved configuration, written before anything else
+                  journal/         one segment per term
+                  metrics.sqlite   measurements
+                  checkpoints/     one folder per checkpoint; it exists when its manifest does
+                  logs/            driver.log, rank-0.log, rank-1.log, ...
+"""
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from control_plane.core.errors import Invalid, NotFound
+
+RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+"""A run's id becomes a folder, an actor's name and a part of URLs; so it is harmless in all of them."""
+
+
+def check_run_id(run: str) -> str:
+    """The id itself. Raises `Invalid` if it is not one."""
+    if not RUN_ID.fullmatch(run):
+        raise Invalid(
+            f"{run[:80]!r} is not a run id: 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or a digit"
+        )
+    return run
+
+
+@dataclass(frozen=True, slots=True)
+class RunFiles:
+    """The files of one run under its folder `root`."""
+
+    root: Path
+
+    @property
+    def run(self) -> str:
+        """The run's id."""
+        return self.root.name
+
+    @property
+    def config(self) -> Path:
+        """The resolved configuration."""
+        return self.root / "config.yaml"
+
+    @property
+    def journal(self) -> Path:
+        """The folder of the journal's segments."""
+        return self.root / "journal"
+
+    @property
+    def metrics(self) -> Path:
+        """The SQLite database of measurements."""
+        return self.root / "metrics.sqlite"
+
+    @property
+    def checkpoints(self) -> Path:
+        """One folder per checkpoint."""
+        return self.root / "checkpoints"
+
+    @property
+    def logs(self) -> Path:
+        """What the driver and the ranks printed."""
+        return self.root / "logs"
+
+
+def find_run(runs_dir: Path, run: str) -> RunFiles:
+    """The files of a run. Raises `Invalid` for a malformed id, `NotFound` if there is no such run."""
+    files = RunFiles(runs_dir / check_run_id(run))
+    if not files.config.is_file():
+        raise NotFound(f"there is no run {run!r}")
+    return files
+
+
+def list_runs(runs_dir: Path) -> list[RunFiles]:
+    """Every run, by id."""
+    if not runs_dir.is_dir():
+        return []
+    found = (RunFiles(path) for path in sorted(runs_dir.iterdir()) if RUN_ID.fullmatch(path.name))
+    return [files for files in found if files.config.is_file()]
