@@ -116,6 +116,31 @@ class Snapshot(Words):
         return self.status in ("finished", "stopped", "failed")
 
 
+class RunSummary(Words):
+    """One line of the list of runs. `world_size` counts the ranks of the current or last generation."""
+
+    run: str
+    name: str
+    status: str
+    step: int
+    total_steps: int
+    created_at: str
+    world_size: int
+
+
+def summarize(snapshot: Snapshot) -> RunSummary:
+    """A run's line in the list of runs."""
+    return RunSummary(
+        run=snapshot.run,
+        name=snapshot.name,
+        status=snapshot.status,
+        step=snapshot.step,
+        total_steps=snapshot.total_steps,
+        created_at=snapshot.created_at,
+        world_size=len(snapshot.ranks),
+    )
+
+
 class RunHandle(Protocol):
     """One run's control server, wherever it lives. Every method may raise `Unavailable` or `Fenced`."""
 

@@ -1,0 +1,360 @@
+"""The gateway over HTTP, for the CLI, the console and the agent.
+
+    with SteerwayClient.from_settings(settings()) as client:
+        receipt = client.submit(run, SetLearningRate(value=3e-5), reason="loss plateaued")
+        view = client.wait_settled(run, receipt.uuid, timeout_s=60)
+
+A refusal comes back as the class that the control server raised (`Refused` and below). When nobody answers, or what
+answers is not a gateway, the error is `Unavailable`: it may or may not have happened. `submit` repeats itself then,
+always with the same uuid, so a command is taken once.
+"""
+
+import json
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit, urlunsplit
+from uuid import UUID, uuid4
+
+from pydantic import BaseModel, ValidationError
+
+from control_plane.config import Role, Settings
+from control_plane.core.commands import Intent
+from control_plane.core.errors import (
+    Conflict,
+    Invalid,
+    NotAllowed,
+    NotFound,
+    Overloaded,
+    Refused,
+    SteerwayError,
+    Unavailable,
+)
+from control_plane.core.records import Entry
+from control_plane.handle import CommandView, Measurements, Receipt, RunSummary, Snapshot
+from control_plane.storage.layout import check_run_id
+
+if TYPE_CHECKING:
+    import httpx
+    from websockets.sync.client import ClientConnection
+
+API = "/api/v1"
+
+MAX_SUBMIT_TRIES = 4
+"""A restarting control server answers within a second or two; whoever waits longer should be told."""
+
+SUBMIT_BACKOFF_S = 0.25
+"""The wait before the second try; it doubles, with jitter."""
+
+MAX_LONG_POLL_S = 30.0
+"""What the gateway grants to one long poll; longer waits are several polls."""
+
+STREAM_SILENCE_S = 30.0
+"""The gateway speaks every few seconds; a stream that is silent for this long is dead."""
+
+RECONNECT_FOR_S = 60.0
+"""How long a stream that has worked looks for the gateway again before it gives up."""
+
+MAX_STREAM_MESSAGE_BYTES = 4 * 1024 * 1024
+"""A generation of thousands of ranks is one journal line of this order."""
+
+STREAM_CLOSE_OVER = 1000
+STREAM_CLOSE_ERRORS: dict[int, type[SteerwayError]] = {
+    4401: NotAllowed,
+    4403: NotAllowed,
+    4404: NotFound,
+    4422: Invalid,
+    4429: Overloaded,
+}
+"""The gateway's close codes (`gateway/stream.py`): asking again would not help. Every other code is a reconnect."""
+
+Model = TypeVar("Model", bound=BaseModel)
+
+
+class NotSettledYet(Unavailable):
+    """The command is durable and waits; only the time to wait for it is over."""
+
+    exit_code = 124
+    slug = "not-settled-yet"
+
+
+class SteerwayClient:
+    """Every call raises a `SteerwayError` and nothing else. May be shared by threads."""
+
+    def __init__(
+        self, base_url: str, token: str, *, timeout_s: float = 10.0, transport: "httpx.BaseTransport | None" = None
+    ) -> None:
+        """Raises `Invalid` if the address or the token cannot be one. Connects to nobody yet."""
+        import httpx
+
+        self._base_url = base_url.rstrip("/")
+        self._token = _check_token(token)
+        self._timeout_s = timeout_s
+        loopback = _check_url(self._base_url) in ("127.0.0.1", "localhost", "::1")
+        self._http = httpx.Client(
+            base_url=self._base_url + API,
+            headers={"Authorization": f"Bearer {self._token}", "Accept": "application/json"},
+            timeout=timeout_s,
+            transport=transport,
+            trust_env=not loopback,  # a proxy of the environment must not be shown a local token
+        )
+
+    @classmethod
+    def from_settings(cls, settings: Settings, role: Role = "operator") -> "SteerwayClient":
+        """A client of the gateway in the settings. Raises `NotAllowed` if there is no token for this role."""
+        return cls(settings.gateway_url, settings.token or _read_token(settings, role))
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._http.close()
+
+    def __enter__(self) -> "SteerwayClient":
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    def health(self) -> dict[str, Any]:
+        """`{"status": "ok", "version": ...}`."""
+        return self._get_json("/health")
+
+    def runs(self) -> list[RunSummary]:
+        """Every run that the gateway knows."""
+        return [_parse(RunSummary, run) for run in _member(self._get_json("/runs"), "runs")]
+
+    def snapshot(self, run: str) -> Snapshot:
+        """The run as it is now. Raises `NotFound`."""
+        return _parse(Snapshot, self._get_json(_path(run)))
+
+    def submit(
+        self,
+        run: str,
+        intent: Intent,
+        *,
+        reason: str | None = None,
+        not_before_step: int | None = None,
+        uuid: UUID | None = None,
+    ) -> Receipt:
+        """Ask for something; when this returns, it is durable. Raises `Refused`, or `Unavailable` after a few tries."""
+        import tenacity
+
+        chosen = uuid or uuid4()
+        body: dict[str, Any] = {"intent": intent.model_dump(mode="json"), "uuid": str(chosen)}
+        body |= {} if reason is None else {"reason": reason}
+        body |= {} if not_before_step is None else {"not_before_step": not_before_step}
+        tries = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type(Unavailable),
+            stop=tenacity.stop_after_attempt(MAX_SUBMIT_TRIES) | tenacity.stop_after_delay(2 * self._timeout_s),
+            wait=tenacity.wait_exponential_jitter(initial=SUBMIT_BACKOFF_S, max=2.0, jitter=SUBMIT_BACKOFF_S),
+            reraise=True,
+        )
+        headers = {"Idempotency-Key": str(chosen)}
+        answer = tries(self._request, "POST", _path(run, "commands"), json=body, headers=headers)
+        return _parse(Receipt, answer)
+
+    def command(self, run: str, uuid: UUID, wait_s: float = 0.0) -> CommandView:
+        """One command's life; waits up to `wait_s` for its end. Raises `NotFound`."""
+        return _parse(CommandView, self._get_json(_path(run, "commands", str(uuid)), wait_s=wait_s))
+
+    def wait_settled(self, run: str, uuid: UUID, timeout_s: float) -> CommandView:
+        """The command once it has ended. Raises `NotSettledYet`; the command goes on waiting all the same."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            left_s = max(0.0, deadline - time.monotonic())
+            view = self.command(run, uuid, wait_s=min(left_s, MAX_LONG_POLL_S))
+            if view.settled is not None:
+                return view
+            if time.monotonic() >= deadline:
+                raise NotSettledYet(
+                    f"'{view.what}' was not settled within {timeout_s:g} s; it is still accepted and will be applied "
+                    "at the next step boundary",
+                    uuid=str(uuid),
+                    run=run,
+                )
+
+    def journal(self, run: str, after: int = 0, limit: int = 1000, wait_s: float = 0.0) -> list[Entry]:
+        """Entries after `after`; waits up to `wait_s` for the first."""
+        answer = self._get_json(_path(run, "journal"), wait_s=wait_s, after=after, limit=limit)
+        return [_entry(line) for line in _member(answer, "entries")]
+
+    def metrics(self, run: str, after: int = 0, limit: int = 20000, names: Sequence[str] = ()) -> Measurements:
+        """Points after the cursor `after`, of these names or of all."""
+        answer = self._get_json(_path(run, "metrics"), after=after, limit=limit, name=list(names))
+        return _parse(Measurements, answer)
+
+    def logs(self, run: str, source: str = "driver", lines: int = 200) -> str:
+        """The last lines that the driver or a rank (`rank-0`) printed. Raises `NotFound`."""
+        return str(_member(self._get_json(_path(run, "logs"), source=source, lines=lines), "text"))
+
+    def stream(self, run: str, after: int = 0) -> Iterator[Entry]:
+        """Entries after `after` as they become durable, each once and in order, until the run is over.
+
+        Reconnects and goes on where it was. Raises `Unavailable` when the gateway stays away.
+        """
+        cursor, heard_at = after, None
+        while True:
+            try:
+                for message in self._listen(run, cursor):
+                    heard_at = time.monotonic()
+                    if message.get("type") == "entry":
+                        entry = _entry(message.get("entry"))
+                        cursor = entry.seq
+                        yield entry
+                return
+            except Unavailable:
+                if heard_at is None or time.monotonic() - heard_at > RECONNECT_FOR_S:
+                    raise
+                time.sleep(SUBMIT_BACKOFF_S + random.random())
+
+    def _listen(self, run: str, after: int) -> Iterator[dict[str, Any]]:
+        """The messages of one connection. Ends when the run is over; raises `Unavailable` when the line breaks."""
+        from websockets.exceptions import ConnectionClosed
+
+        with self._connect(f"{API}{_path(run, 'stream')}", after) as connection:
+            try:
+                connection.send(json.dumps({"token": self._token}))
+                while True:
+                    yield _parse_json(connection.recv(timeout=STREAM_SILENCE_S), self._base_url)
+            except ConnectionClosed as closed:
+                code, why = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (None, "")
+                if code == STREAM_CLOSE_OVER:
+                    return
+                raise STREAM_CLOSE_ERRORS.get(code or 0, Unavailable)(why or "the stream broke off") from None
+            except TimeoutError:
+                raise Unavailable(f"the stream of run {run} fell silent for {STREAM_SILENCE_S:g} s") from None
+
+    def _connect(self, path: str, after: int) -> "ClientConnection":
+        from websockets.exceptions import InvalidHandshake, InvalidURI
+        from websockets.sync.client import connect
+
+        at = urlsplit(self._base_url)
+        url = urlunsplit(("wss" if at.scheme == "https" else "ws", at.netloc, at.path + path, f"after={after}", ""))
+        try:
+            return connect(url, open_timeout=self._timeout_s, max_size=MAX_STREAM_MESSAGE_BYTES, proxy=None)
+        except (InvalidHandshake, InvalidURI, EOFError):
+            raise Unavailable(f"{self._base_url} does not stream: what answers there is not a gateway") from None
+        except OSError:
+            raise self._nobody_answers() from None
+
+    def _get_json(self, path: str, wait_s: float = 0.0, **params: Any) -> Any:
+        params |= {"wait_s": wait_s} if wait_s else {}
+        return self._request("GET", path, params=params, timeout=self._timeout_s + wait_s)
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        import httpx
+
+        try:
+            answer = self._http.request(method, path, **options)
+        except httpx.TimeoutException:
+            raise Unavailable(f"{self._base_url} did not answer in time; it may or may not have happened") from None
+        except httpx.ConnectError:
+            raise self._nobody_answers() from None
+        except httpx.HTTPError as error:
+            raise Unavailable(f"the answer of {self._base_url} broke off ({type(error).__name__})") from None
+        if answer.is_success:
+            return _parse_json(answer.content, self._base_url)
+        raise _error_of(answer, self._base_url)
+
+    def _nobody_answers(self) -> Unavailable:
+        return Unavailable(f"nobody answers at {self._base_url}: is the gateway up? start it with `steer up`")
+
+
+def _error_of(answer: "httpx.Response", base_url: str) -> SteerwayError:
+    """The error that a problem+json carries, in the class that was raised on the other side."""
+    if not answer.headers.get("content-type", "").startswith("application/problem+json"):
+        return _not_ours(base_url, f"HTTP {answer.status_code}")
+    problem = _parse_json(answer.content, base_url)
+    slug = str(problem.get("type", "")).rsplit("/", 1)[-1]
+    kind = _kinds_by_slug(SteerwayError).get(slug) or _kind_by_status(answer.status_code)
+    detail = {str(k): v for k, v in problem.items() if k not in ("type", "title", "status", "detail", "reason")}
+    return kind(str(problem.get("detail") or problem.get("title") or "refused without a word"), **detail)
+
+
+def _kinds_by_slug(kind: type[SteerwayError]) -> dict[str, type[SteerwayError]]:
+    found = {kind.slug: kind}
+    for below in kind.__subclasses__():
+        found |= _kinds_by_slug(below)
+    return found
+
+
+def _kind_by_status(status: int) -> type[SteerwayError]:
+    """For a slug that this client does not know yet: a newer gateway."""
+    if status >= 500:
+        return Unavailable
+    kinds: tuple[type[Refused], ...] = (NotAllowed, NotFound, Conflict, Overloaded, Invalid)
+    by_status: dict[int, type[Refused]] = {kind.status_hint: kind for kind in kinds}
+    return ({400: Invalid, 401: NotAllowed, 413: Invalid} | by_status).get(status, Refused)
+
+
+def _not_ours(base_url: str, what: str) -> Unavailable:
+    return Unavailable(f"what answers at {base_url} is not a Steerway gateway ({what}): is the address right?")
+
+
+def _parse_json(content: str | bytes, base_url: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(content)
+    except ValueError:
+        raise _not_ours(base_url, "its answer is not JSON, or was cut off") from None
+    if not isinstance(answer, dict):
+        raise _not_ours(base_url, "its answer is not a JSON object")
+    return answer
+
+
+def _parse(model: type[Model], answer: Any) -> Model:
+    return _understand(lambda: model.model_validate(answer), model.__name__)
+
+
+def _entry(line: Any) -> Entry:
+    return _understand(lambda: Entry.from_line(line), "journal line")
+
+
+Value = TypeVar("Value")
+
+
+def _understand(read: Callable[[], Value], what: str) -> Value:
+    """Extra members are refused, so this also speaks up when the gateway is of another version."""
+    try:
+        return read()
+    except (ValidationError, KeyError, TypeError):
+        raise Unavailable(
+            f"the gateway's {what} cannot be understood: are the gateway and this client of the same version?"
+        ) from None
+
+
+def _member(answer: dict[str, Any], name: str) -> Any:
+    return _understand(lambda: answer[name], f"answer without '{name}'")
+
+
+def _path(run: str, *below: str) -> str:
+    return "/".join(("/runs", check_run_id(run), *below))
+
+
+def _check_url(url: str) -> str:
+    """The host of the address. Raises `Invalid` if it is not an HTTP address."""
+    try:
+        at = urlsplit(url)
+        host, _ = at.hostname, at.port
+    except ValueError:
+        host = None
+    if host is None or at.scheme not in ("http", "https"):
+        raise Invalid(f"{url!r} is not an address of a gateway; it looks like http://127.0.0.1:8700")
+    return host
+
+
+def _check_token(token: str) -> str:
+    """The token without white space around it. The message must not repeat it."""
+    stripped = token.strip()
+    if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
+        raise Invalid("the token is empty or holds characters that no token has; copy it again")
+    return stripped
+
+
+def _read_token(settings: Settings, role: Role) -> str:
+    path = settings.token_file(role)
+    try:
+        return path.read_text(encoding="ascii")
+    except FileNotFoundError:
+        raise NotAllowed(f"no token at {path}: is a cluster up? start one with `steer up`") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise NotAllowed(f"the token at {path} cannot be read ({type(error).__name__})") from None
