@@ -1,0 +1,243 @@
+"""The chat call: a model behind an OpenAI-compatible endpoint, asked for one decision.
+
+The endpoint is as untrusted as its text. One deadline covers the whole call, however slowly the bytes drip; the
+answer is cut off at a few kilobytes; redirects are not followed, because they would carry the key to another host.
+Every failure becomes `ModelUnavailable` with a sentence of our own: nothing that the endpoint sent is repeated in it,
+so that an endpoint that echoes the key cannot bring it into a log or the journal.
+"""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from ipaddress import ip_address
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import BaseModel, Field, ValidationError
+
+from control_plane.agent.policy import Action, Bounds, Decision, Observation
+from control_plane.agent.prompt import messages
+from control_plane.core.commands import Words
+from control_plane.core.errors import Invalid, Unavailable
+
+DEFAULT_BASE_URL = "https://api.openai.com/v1"
+DEFAULT_MODEL = "o4-mini"
+
+MAX_ANSWER_BYTES = 64 * 1024
+"""A decision takes a few hundred bytes; the rest of a completion is bookkeeping."""
+
+MAX_ANSWER_TOKENS = 2000
+"""Bounds what one decision may cost. Reasoning models think inside this budget, so it is not a few dozen."""
+
+DEFAULT_TIMEOUT_S = 30.0
+"""A decision that takes longer is stale by the time it comes; training does not wait for it either way."""
+
+SAFE_URL = re.compile(r"https?://[A-Za-z0-9.\-_~%:\[\]]+(/[A-Za-z0-9.\-_~%/]*)?")
+"""Nothing that two URL parsers could read differently: no user, no query, no backslash, no blank."""
+
+FENCED = re.compile(r"\s*```(?:json)?\s*(\{.*\})\s*```\s*", re.DOTALL)
+HTTP_MEANINGS = {401: "the key was not accepted", 403: "the key was not accepted", 429: "the rate limit was reached"}
+NO_JSON_MODE = (400, 422)
+
+
+class ModelUnavailable(Unavailable):
+    """The model gave no usable decision: late, silent, refused, or not what was asked for."""
+
+    slug = "model-unavailable"
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """Where the model is. Built by `endpoint`, which checks it."""
+
+    base_url: str
+    model: str
+    key: str = field(repr=False)
+    timeout_s: float = DEFAULT_TIMEOUT_S
+
+
+def endpoint(environ: Mapping[str, str], timeout_s: float = DEFAULT_TIMEOUT_S) -> Endpoint | None:
+    """The endpoint that the environment names, or None without `OPENAI_API_KEY`. Raises `Invalid`."""
+    key = environ.get("OPENAI_API_KEY", "").strip()
+    if not key:
+        return None
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise Invalid("OPENAI_API_KEY holds characters that no key has; it is one line of printable ASCII")
+    base_url = environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
+    check_base_url(base_url)
+    return Endpoint(base_url, environ.get("STEERWAY_AGENT_MODEL") or DEFAULT_MODEL, key, timeout_s)
+
+
+def check_base_url(base_url: str) -> None:
+    """Raises `Invalid` unless it is https, or http on the loopback: the key would travel in the clear."""
+    allowed = "allowed is https://host/path, or http://127.0.0.1:port/path on this machine, without user or query"
+    try:
+        parts = urlsplit(base_url)
+        host, _ = parts.hostname or "", parts.port
+    except ValueError:
+        host = ""
+    if not SAFE_URL.fullmatch(base_url) or not host:
+        raise Invalid(f"OPENAI_BASE_URL is not a plain URL; {allowed}")
+    if parts.scheme == "http" and not is_loopback(host):
+        raise Invalid(f"OPENAI_BASE_URL would send the key in the clear to {host}; {allowed}")
+    if _is_link_local(host):
+        raise Invalid(f"OPENAI_BASE_URL points at {host}, where cloud machines keep their secrets; {allowed}")
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host, by name or address, is this machine. Odd spellings of an address (decimal, short) are not."""
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _is_link_local(host: str) -> bool:
+    try:
+        return ip_address(host).is_link_local
+    except ValueError:
+        return False
+
+
+class Answer(Words):
+    """What the model must answer; any other key is refused."""
+
+    action: Action
+    reason: str = Field(max_length=MAX_ANSWER_BYTES)
+
+
+class _Message(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Message
+
+
+class _Completion(BaseModel):
+    """The part of a chat completion that is read. The SDK's own types are not validated when they are built."""
+
+    choices: list[_Choice] = Field(min_length=1)
+
+
+class _Turned(Exception):
+    """The endpoint answered, but not with a plain 200; its body is not read."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(f"HTTP {status}")
+        self.status = status
+
+
+class ChatModel:
+    """Asks one endpoint for decisions. Holds no state but whether the endpoint takes JSON mode."""
+
+    def __init__(self, where: Endpoint) -> None:
+        self._where = where
+        self._json_mode = True
+
+    @property
+    def name(self) -> str:
+        """The model's name, as it may be shown: short and printable."""
+        return re.sub(r"[^\w.:/-]", "", self._where.model)[:40] or "model"
+
+    def propose(self, seen: Observation, bounds: Bounds) -> Decision:
+        """One decision. Raises `ModelUnavailable` within the endpoint's timeout, whatever the endpoint does."""
+        try:
+            body = asyncio.run(asyncio.wait_for(self._ask(seen, bounds), self._where.timeout_s))
+        except ModelUnavailable:
+            raise
+        except Exception as error:  # whatever a hostile endpoint can provoke must not end the loop
+            raise ModelUnavailable(self._what_happened(error)) from None
+        return self._read(body)
+
+    async def _ask(self, seen: Observation, bounds: Bounds) -> bytes:
+        try:
+            return await self._complete(seen, bounds)
+        except Exception as error:
+            turned = _turned(error)
+            if not self._json_mode or turned is None or turned.status not in NO_JSON_MODE:
+                raise
+        self._json_mode = False  # an older endpoint does not know `response_format`; the prompt asks for JSON as well
+        return await self._complete(seen, bounds)
+
+    async def _complete(self, seen: Observation, bounds: Bounds) -> bytes:
+        import openai  # takes a second to import: only for those who ask a model
+
+        where = self._where
+        on_loopback = is_loopback(urlsplit(where.base_url).hostname or "")
+        http = openai.DefaultAsyncHttpxClient(
+            follow_redirects=False,
+            trust_env=not on_loopback,  # a proxy would see what goes to the loopback in the clear
+            timeout=where.timeout_s,
+            event_hooks={"response": [_turn_away]},
+        )
+        request: dict[str, Any] = {
+            "model": where.model,
+            "messages": messages(seen, bounds),
+            "max_completion_tokens": MAX_ANSWER_TOKENS,
+            "extra_headers": {"Accept-Encoding": "identity"},
+        }
+        if self._json_mode:
+            request["response_format"] = {"type": "json_object"}
+        async with (
+            openai.AsyncOpenAI(api_key=where.key, base_url=where.base_url, http_client=http, max_retries=0) as client,
+            client.chat.completions.with_streaming_response.create(**request) as response,
+        ):
+            return await _bounded(response.iter_bytes(4096))
+
+    def _what_happened(self, error: Exception) -> str:
+        turned = _turned(error)
+        if turned is not None:
+            meaning = HTTP_MEANINGS.get(turned.status, "not an answer that can be read")
+            return f"{self.name} answered HTTP {turned.status}: {meaning}"
+        if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
+            return f"{self.name} did not answer within {self._where.timeout_s:g} s"
+        if type(error).__name__ == "APIConnectionError":
+            return f"{self.name} could not be reached"
+        return f"{self.name} could not be asked ({type(error).__name__})"
+
+    def _read(self, body: bytes) -> Decision:
+        try:
+            message = _Completion.model_validate_json(body).choices[0].message
+        except (ValidationError, ValueError, RecursionError):
+            raise ModelUnavailable(f"{self.name} did not answer with a chat completion") from None
+        if message.refusal:
+            raise ModelUnavailable(f"{self.name} declined to answer")
+        return self._parse(message.content or "")
+
+    def _parse(self, text: str) -> Decision:
+        fenced = FENCED.fullmatch(text)
+        try:
+            answer = Answer.model_validate_json(fenced[1] if fenced else text)
+        except (ValidationError, ValueError, RecursionError):
+            raise ModelUnavailable(
+                f'{self.name} did not answer {{"action": "double|halve|keep", "reason": "..."}}'
+            ) from None
+        return Decision(answer.action, answer.reason.replace(self._where.key, "***"))
+
+
+async def _turn_away(response: Any) -> None:
+    """Before the body is read: only a plain 200 has one that is worth reading, and a packed one may be a bomb."""
+    packed = response.headers.get("content-encoding", "identity") != "identity"
+    if response.status_code != 200 or packed:
+        raise _Turned(response.status_code)
+
+
+async def _bounded(chunks: Any) -> bytes:
+    body = bytearray()
+    async for chunk in chunks:
+        body += chunk
+        if len(body) > MAX_ANSWER_BYTES:
+            raise ModelUnavailable(f"the answer is longer than {MAX_ANSWER_BYTES // 1024} KiB")
+    return bytes(body)
+
+
+def _turned(error: BaseException | None) -> _Turned | None:
+    """The endpoint's status, from inside the SDK's wrapping."""
+    while error is not None:
+        if isinstance(error, _Turned):
+            return error
+        error = error.__cause__
+    return None

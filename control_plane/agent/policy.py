@@ -1,0 +1,156 @@
+"""What the autopilot may do, and the gate that everything it proposes must pass.
+
+The whole of its power is one enum. Whoever proposes (a rule, a model, a model that was talked into something) hands
+in a `Decision`; `decide` turns it into one `SetLearningRate` with a factor of 2 or 1/2, or into nothing, and says why.
+No text can widen that, because no text is looked at here.
+"""
+
+import math
+from dataclasses import dataclass
+from enum import StrEnum
+
+from control_plane.core.commands import MAX_LEARNING_RATE, SetLearningRate
+from control_plane.core.errors import Invalid
+
+MAX_EXPLANATION_CHARS = 300
+"""Of a proposer's own words; with the autopilot's name in front they stay below the limit of a command's reason."""
+
+SAME_LR_TOLERANCE = 0.25
+"""A schedule moves the learning rate a little while a model thinks; more than this is somebody's command."""
+
+
+class Action(StrEnum):
+    """Everything that the autopilot can answer."""
+
+    DOUBLE = "double"
+    HALVE = "halve"
+    KEEP = "keep"
+
+
+FACTORS = {Action.DOUBLE: 2.0, Action.HALVE: 0.5}
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What was proposed, and the proposer's sentence (untrusted: it is only ever shown)."""
+
+    action: Action
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """A run in numbers: the only thing that a proposer is shown.
+
+    `losses` are (step, loss), oldest first, and may be NaN or infinite. `lr` holds one live value per parameter group.
+    `changed_at` is the step at which anyone last changed the learning rate; `changes` counts the autopilot's own.
+    `pending` says that a change is accepted and not yet settled.
+    """
+
+    step: int
+    total_steps: int
+    losses: tuple[tuple[int, float], ...]
+    lr: tuple[float, ...]
+    eval_loss: float | None = None
+    generation: int = 0
+    changed_at: int | None = None
+    changes: int = 0
+    pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """What no proposal may exceed, whoever makes it. Raises `Invalid` if the bounds contradict each other.
+
+    `min_lr`: below it a run stands still and nobody notices. `max_lr`: above it AdamW trains no transformer; a run that
+    is above may only go down. `cooldown_steps`: the loss needs that long to show what the last change did.
+    `max_changes`: an autopilot that needs more than this is not steering but hunting, and a person should look.
+    `max_age_steps`: a decision about a run that has since gone on for longer is about another run.
+    """
+
+    min_lr: float = 1e-6
+    max_lr: float = 1e-2
+    cooldown_steps: int = 20
+    max_changes: int = 40
+    max_age_steps: int = 100
+
+    def __post_init__(self) -> None:
+        if not 0 < self.min_lr < self.max_lr <= MAX_LEARNING_RATE:
+            raise Invalid(
+                f"the autopilot's learning rates go from {self.min_lr:g} to {self.max_lr:g}; "
+                f"allowed is 0 < min_lr < max_lr <= {MAX_LEARNING_RATE:g}"
+            )
+        for name in ("cooldown_steps", "max_changes", "max_age_steps"):
+            if getattr(self, name) < 0:
+                raise Invalid(f"{name} is {getattr(self, name)}; it counts from 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Ruling:
+    """What the gate made of a proposal: a command or none, and the sentence that says why."""
+
+    intent: SetLearningRate | None
+    sentence: str
+
+
+def decide(decision: Decision, seen: Observation, now: Observation, bounds: Bounds) -> Ruling:
+    """The gate. `seen` is what the proposer looked at, `now` is the run when the answer came."""
+    if decision.action is Action.KEEP:
+        return Ruling(None, "kept")
+    obstacle = _stale(seen, now, bounds) or _too_soon(now, bounds) or _out_of_bounds(decision.action, now, bounds)
+    if obstacle:
+        return Ruling(None, f"not done: {obstacle}")
+    factor = FACTORS[decision.action]
+    # "keep" multiplies what is left of the schedule, so that a decay still ends where a decay should: near zero.
+    return Ruling(SetLearningRate(factor=factor, schedule="keep"), f"lr x {factor:g}")
+
+
+def _stale(seen: Observation, now: Observation, bounds: Bounds) -> str | None:
+    if seen.generation != now.generation or now.step < seen.step:
+        return "the run was restarted or rolled back since it was looked at"
+    if now.step - seen.step > bounds.max_age_steps:
+        return f"the answer is about step {seen.step}, and the run is at step {now.step}"
+    if len(seen.lr) != len(now.lr) or any(_differ(a, b) for a, b in zip(seen.lr, now.lr, strict=True)):
+        return "the learning rate was changed since it was looked at"
+    return None
+
+
+def _differ(before: float, after: float) -> bool:
+    return not math.isclose(before, after, rel_tol=SAME_LR_TOLERANCE, abs_tol=1e-12)
+
+
+def _too_soon(now: Observation, bounds: Bounds) -> str | None:
+    if now.pending:
+        return "an earlier change of the learning rate is not settled yet"
+    if now.changes >= bounds.max_changes:
+        return f"the autopilot has made all of its {bounds.max_changes} changes; a person should look"
+    if now.changed_at is not None and now.step - now.changed_at < bounds.cooldown_steps:
+        return (
+            f"the last change was {now.step - now.changed_at} steps ago; "
+            f"it is given {bounds.cooldown_steps} steps to show its effect"
+        )
+    return None
+
+
+def _out_of_bounds(action: Action, now: Observation, bounds: Bounds) -> str | None:
+    live = [lr for lr in now.lr if lr != 0]  # a frozen group, or the first step of a warm-up: no factor moves it
+    if not live or not all(math.isfinite(lr) and lr > 0 for lr in live):
+        return "no parameter group has a positive learning rate"
+    lowest, highest = min(live) * FACTORS[action], max(live) * FACTORS[action]
+    if action is Action.DOUBLE and highest > bounds.max_lr:
+        return f"it would set {highest:g}, above the autopilot's bound of {bounds.max_lr:g}"
+    if action is Action.HALVE and lowest < bounds.min_lr:
+        return f"it would set {lowest:g}, below the autopilot's bound of {bounds.min_lr:g}"
+    return None
+
+
+def explain(pilot: str, decision: Decision) -> str:
+    """The reason for the journal: who decided, and the proposer's words as one short line of printable text.
+
+    A model's words are untrusted: control characters (a terminal would obey them) and marks that reverse the
+    direction of text are dropped.
+    """
+    words = " ".join("".join(c if c.isprintable() else " " for c in decision.reason).split())
+    if len(words) > MAX_EXPLANATION_CHARS:
+        words = words[: MAX_EXPLANATION_CHARS - 3] + "..."
+    return f"autopilot ({pilot}): {words or 'no reason given'}"

@@ -1,0 +1,111 @@
+"""GreedyLR: the autopilot's built-in rule, for when there is no model to ask.
+
+After Subramanian, Krishnamoorthy and Murthy, "Dynamic Learning Rate Scheduling based on Loss Changes Leads to Faster
+Convergence" (arXiv 2512.14527), which `transformers` ships as `GreedyLR`: smooth the loss; raise the learning rate
+after a patient run of improvements, lower it after a patient run without one, and rest after a change.
+
+What differs here, because a factor is 2 and a change is a command that people see:
+
+- The loss is smoothed by the mean over one *look*, the points since the last look; patience is counted in looks.
+- After a change, by anyone, the best loss is forgotten: a run that blew up and recovers is judged against where it is,
+  not against a loss that it may not reach for hundreds of steps. To go *up*, it must also be near its best ever.
+- A loss that is not finite, or far above the best ever, is bad at once, without patience.
+- No reset to the first learning rate: that one may be the mistake.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+from control_plane.agent.policy import Action, Decision, Observation
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long the rule waits. Going up must be earned over more looks than going down: too high costs more."""
+
+    bad_looks: int = 2
+    good_looks: int = 4
+    improvement: float = 0.005
+    """The share of the loss by which a look must beat the best one to count as good."""
+    blow_up: float = 1.1
+    """A look above this many times the best ever is a divergence, not noise."""
+    hopeless_halvings: int = 3
+    """After so many halvings without one finite loss the weights are lost, and no learning rate brings them back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """What the rule remembers between looks. Invariant: at most one of `good` and `bad` is above 0."""
+
+    step: int = -1
+    generation: int = 0
+    changed_at: int | None = None
+    best: float = math.inf
+    best_ever: float = math.inf
+    good: int = 0
+    bad: int = 0
+    changes_not_finite: int = 0
+
+
+def look(memory: Memory, seen: Observation, patience: Patience = Patience()) -> tuple[Memory, Decision]:
+    """Fold one observation into the memory and say what to do. Pure; proposes, and does not assume it was obeyed."""
+    if seen.generation != memory.generation or seen.step < memory.step:
+        memory = Memory(generation=seen.generation)  # restarted or rolled back: another stretch of training
+    losses = [loss for step, loss in seen.losses if step > memory.step]
+    if not losses:
+        return memory, Decision(Action.KEEP, "no new losses to judge")
+    changed = seen.changed_at != memory.changed_at
+    memory = replace(memory, step=seen.step, changed_at=seen.changed_at)
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    if not math.isfinite(losses[-1]) or len(finite) < len(losses) * 0.75:
+        return _not_finite(memory, len(losses) - len(finite), len(losses), changed, patience)
+    return _judge(replace(memory, changes_not_finite=0), sum(finite) / len(finite), changed, patience)
+
+
+def _not_finite(memory: Memory, lost: int, of: int, changed: bool, patience: Patience) -> tuple[Memory, Decision]:
+    memory = replace(memory, changes_not_finite=memory.changes_not_finite + changed, good=0, bad=0, best=math.inf)
+    found = f"{lost} of the last {of} losses are not finite"
+    if memory.changes_not_finite >= patience.hopeless_halvings:
+        return memory, Decision(
+            Action.KEEP, f"{found} after {memory.changes_not_finite} changes: restore a checkpoint, halving is no cure"
+        )
+    return memory, Decision(Action.HALVE, found)
+
+
+def _judge(memory: Memory, loss: float, changed: bool, patience: Patience) -> tuple[Memory, Decision]:
+    best_ever = min(memory.best_ever, loss)
+    blown_up = loss > _above(memory.best_ever, patience.blow_up - 1)
+    if changed or memory.best == math.inf:
+        memory = replace(memory, best=loss, best_ever=best_ever, good=0, bad=0)
+        return memory, Decision(Action.KEEP, f"loss {loss:.4g} is what the next looks are measured by")
+    if loss < _below(memory.best, patience.improvement):
+        recovered = loss <= _above(memory.best_ever, patience.improvement)
+        return _good(replace(memory, best=loss, best_ever=best_ever, bad=0), memory.best, loss, recovered, patience)
+    memory = replace(memory, best_ever=best_ever, good=0, bad=memory.bad + 1)
+    if blown_up:
+        return replace(memory, bad=0), Decision(
+            Action.HALVE, f"loss {loss:.4g} is far above its best, {best_ever:.4g}, and does not fall"
+        )
+    if memory.bad >= patience.bad_looks:
+        return replace(memory, bad=0), Decision(
+            Action.HALVE, f"loss {loss:.4g} has not beaten {memory.best:.4g} for {patience.bad_looks} looks"
+        )
+    return memory, Decision(Action.KEEP, f"loss {loss:.4g} did not beat {memory.best:.4g}; waiting one more look")
+
+
+def _good(memory: Memory, before: float, loss: float, recovered: bool, patience: Patience) -> tuple[Memory, Decision]:
+    memory = replace(memory, good=memory.good + 1 if recovered else 0)
+    if memory.good >= patience.good_looks:
+        return replace(memory, good=0), Decision(
+            Action.DOUBLE, f"loss has fallen for {patience.good_looks} looks, to {loss:.4g}"
+        )
+    return memory, Decision(Action.KEEP, f"loss falls: {before:.4g} to {loss:.4g}")
+
+
+def _below(loss: float, share: float) -> float:
+    """`share` better than `loss`, for losses of either sign."""
+    return loss - abs(loss) * share
+
+
+def _above(loss: float, share: float) -> float:
+    return loss + abs(loss) * share
