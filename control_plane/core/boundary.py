@@ -15,7 +15,7 @@ or repeated offer (the ledger). Not covered: a rank that dies inside a collectiv
 
 import json
 from collections.abc import Generator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
@@ -145,16 +145,15 @@ def boundary(replica: Replica, step: int) -> Steps:
 
 
 def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[Command, ...]:
-    """Which of the offers may be settled at this boundary, oldest first."""
-    due = [
-        command for command in offers if command.uuid not in replica.ledger and (command.not_before_step or 0) <= step
-    ]
+    """Which of the offers may be settled at this boundary, oldest first, each once."""
+    undecided = {command.uuid: command for command in offers if command.uuid not in replica.ledger}
+    due = [command for command in undecided.values() if (command.not_before_step or 0) <= step]
     return tuple(due[:MAX_COMMANDS_PER_PROPOSAL])
 
 
 def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, Any, CommandSettled]:
     refusal: str | None = yield Check(command)
-    everyone_can = yield AllReduceMin(0 if refusal else 1)
+    everyone_can = yield AllReduceMin(1 if refusal is None else 0)
     if not everyone_can:
         refusals: list[str | None] = yield AllGather(refusal)
         return _unapplied(replica, command, step, "rejected", _name_ranks(refusals))
@@ -165,7 +164,7 @@ def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, 
         return _applied(replica, command, step, results)
     failed_to_undo: str | None = yield Undo(command)
     failures: list[str | None] = yield AllGather(failed_to_undo)
-    if any(failures):
+    if any(failure is not None for failure in failures):
         raise Diverged(
             f"'{command.describe()}' at step {step}: {disagreement}; it could not be undone: {_name_ranks(failures)}",
             uuid=str(command.uuid),
@@ -196,33 +195,37 @@ def _unapplied(replica: Replica, command: Command, step: int, status: Any, reaso
 def _disagreement(results: list[Applied | Failure]) -> str | None:
     """Why these results are not one result; None if they are."""
     failures = [result.reason if isinstance(result, Failure) else None for result in results]
-    if any(failures):
+    if any(failure is not None for failure in failures):
         return _name_ranks(failures)
-    first = results[0]
-    for rank, result in enumerate(results):
-        if not _same(result, first):
-            return f"rank {rank} read {_after(result)} back, rank 0 read {_after(first)}"
+    readings = [result for result in results if isinstance(result, Applied)]
+    first = readings[0]
+    for rank, reading in enumerate(readings):
+        if not _same(reading.after, first.after):
+            return f"rank {rank} read {reading.after} back, rank 0 read {first.after}"
+        if not _same(reading.before, first.before):
+            return f"before the change, rank {rank} read {reading.before}, rank 0 read {first.before}"
     return None
 
 
-def _same(one: Applied | Failure, other: Applied | Failure) -> bool:
+def _same(one: Reading, other: Reading) -> bool:
     """Equal as JSON: so a NaN that every rank read (a diverged eval loss) counts as agreement."""
-    return json.dumps(asdict(one), sort_keys=True) == json.dumps(asdict(other), sort_keys=True)
-
-
-def _after(result: Applied | Failure) -> Reading | str:
-    return result.after if isinstance(result, Applied) else result.reason
+    return one is other or json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _name_ranks(reasons: list[str | None]) -> str:
     """One sentence for many ranks: each distinct reason once, with the ranks that gave it."""
     ranks_by_reason: dict[str, list[str]] = {}
     for rank, reason in enumerate(reasons):
-        if reason:
-            ranks_by_reason.setdefault(reason, []).append(str(rank))
-    if len(ranks_by_reason) == 1 and all(reasons):
+        if reason is not None:
+            ranks_by_reason.setdefault(reason or "no reason given", []).append(str(rank))
+    if len(ranks_by_reason) == 1 and None not in reasons:
         return next(iter(ranks_by_reason))
-    return "; ".join(
-        f"rank{'s' if len(ranks) > 1 else ''} {', '.join(ranks[:MAX_RANKS_LISTED])}: {reason}"
-        for reason, ranks in ranks_by_reason.items()
-    )
+    named = [f"{_listed(ranks)}: {reason}" for reason, ranks in ranks_by_reason.items()]
+    more = len(named) - MAX_RANKS_LISTED
+    return "; ".join(named[:MAX_RANKS_LISTED]) + (f"; and {more} other reasons" if more > 0 else "")
+
+
+def _listed(ranks: list[str]) -> str:
+    more = len(ranks) - MAX_RANKS_LISTED
+    listed = ", ".join(ranks[:MAX_RANKS_LISTED]) + (f" and {more} more" if more > 0 else "")
+    return f"rank{'s' if len(ranks) > 1 else ''} {listed}"

@@ -9,7 +9,16 @@ command that exists is well-formed; whether it *may* happen is decided in `decis
 from typing import Annotated, Literal
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
 
 MAX_LEARNING_RATE = 10.0
 """Above this no optimizer trains anything; such a value is a typing error (1e4 for 1e-4)."""
@@ -38,9 +47,10 @@ class SetLearningRate(Words):
     """
 
     kind: Literal["set_learning_rate"] = "set_learning_rate"
-    value: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE, allow_inf_nan=False)
-    factor: float | None = Field(default=None, ge=1 / MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False)
-    group: int | str | None = None
+    # Strict: a JSON `true` is not a learning rate of 1.0.
+    value: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE, allow_inf_nan=False, strict=True)
+    factor: float | None = Field(default=None, ge=1 / MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False, strict=True)
+    group: StrictInt | StrictStr | None = None
     schedule: Literal["keep", "hold"] = "keep"
 
     @model_validator(mode="after")
@@ -96,13 +106,19 @@ INTENT: TypeAdapter[Intent] = TypeAdapter(Intent)
 
 
 class Command(Words):
-    """One request to one run."""
+    """One request to one run. It is settled at the first step boundary that is not before `not_before_step`."""
 
     uuid: UUID
     author: str = Field(min_length=1, max_length=MAX_LABEL_CHARS)
     intent: Intent
     reason: str | None = Field(default=None, max_length=MAX_REASON_CHARS)
-    not_before_step: int | None = Field(default=None, ge=0, le=MAX_STEP)
+    not_before_step: int | None = Field(default=None, ge=0, le=MAX_STEP, strict=True)
+
+    @model_validator(mode="after")
+    def _a_paused_run_makes_no_steps(self) -> "Command":
+        if isinstance(self.intent, Resume) and self.not_before_step is not None:
+            raise ValueError("a resume takes no 'not_before_step': a paused run would never reach that step")
+        return self
 
     def describe(self) -> str:
         """The command in a few words, for logs and charts."""

@@ -84,7 +84,9 @@ def accept(state: RunState, command: Command) -> list[Record]:
 
 
 def _stop_is_pending(state: RunState) -> bool:
-    return any(isinstance(state.commands[uuid].command.intent, Stop) for uuid in state.pending)
+    # A stop that is planned for a later step does not count: until then the run may have to be resumed.
+    pending = (state.commands[uuid].command for uuid in state.pending)
+    return any(isinstance(command.intent, Stop) and command.not_before_step is None for command in pending)
 
 
 def _check_intent(state: RunState, command: Command) -> None:
@@ -134,9 +136,10 @@ def _will_be_paused(state: RunState) -> bool:
 def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
     """The trainers begin. Announcing the same start (by uuid) again changes nothing.
 
-    Raises `RunEnded` if the run is closed.
+    Raises `RunEnded` if the run is closed, `Conflict` if that start has been followed by another.
     """
-    if state.generation is not None and state.generation.uuid == start.uuid:
+    if start.uuid in state.starts:
+        check_generation(state, state.starts[start.uuid])
         return []
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending}; it cannot start again")

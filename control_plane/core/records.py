@@ -4,15 +4,27 @@ A record is written once, durably, before anyone sees it. Measurements (losses, 
 they live in the metrics store and may be lost.
 """
 
+from math import isfinite, isnan
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
-from pydantic import Field, TypeAdapter
+from pydantic import AfterValidator, Field, TypeAdapter
 
 from control_plane.core.commands import Command, Words
 
-Reading = dict[str, Any]
-"""What one rank read back from its live objects, as plain JSON values, e.g. `{"lr": [1e-4, 1e-4]}`."""
+
+def _spelled(value: Any) -> Any:
+    if isinstance(value, float) and not isfinite(value):
+        return "NaN" if isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    if isinstance(value, dict):
+        return {key: _spelled(inner) for key, inner in value.items()}
+    return [_spelled(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+Reading = Annotated[dict[str, Any], AfterValidator(_spelled)]
+"""What one rank read back from its live objects, as plain JSON values, e.g. `{"lr": [1e-4, 1e-4]}`.
+
+JSON has no NaN and no infinity: in a record they are spelled "NaN", "Infinity" and "-Infinity"."""
 
 Status = Literal["applied", "rejected", "failed", "expired", "cancelled"]
 Ending = Literal["finished", "stopped", "failed"]
@@ -161,8 +173,6 @@ class Entry(Words):
     @classmethod
     def from_line(cls, line: dict[str, Any]) -> "Entry":
         """The inverse of `line`. Raises `pydantic.ValidationError` if the line is not one of ours."""
-        return cls(
-            seq=line["seq"],
-            time=line["time"],
-            record=RECORD.validate_python({"type": line["type"], **line["body"]}, strict=False),
-        )
+        body = line.get("body")
+        record = {**body, "type": line.get("type")} if isinstance(body, dict) else body
+        return cls.model_validate({"seq": line.get("seq"), "time": line.get("time"), "record": record})

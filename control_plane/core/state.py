@@ -53,6 +53,8 @@ class RunState:
     seq: int = 0
     term: int = 0
     generation: GenerationStarted | None = None
+    # Every start there was, by its uuid: a late repetition of an old announcement must not begin a new generation.
+    starts: dict[UUID, int] = field(default_factory=dict)
     ended: GenerationEnded | None = None
     closed: RunClosed | None = None
     paused: bool = False
@@ -103,6 +105,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             state.term = record.term
         case GenerationStarted():
             state.generation, state.ended, state.step = record, None, record.step
+            state.starts[record.uuid] = record.generation
             state.knobs = dict(record.knobs)
             state.paused = state.stopping = False
         case CommandAccepted():

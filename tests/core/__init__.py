@@ -1,0 +1,1 @@
+"""The core in milliseconds: no asyncio, no framework, no file."""

@@ -1,0 +1,121 @@
+"""Small, valid examples of every word of the core, for tests to vary."""
+
+from typing import Any
+from uuid import UUID
+
+from control_plane.core.commands import INTENT, Command, Intent
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CommandAccepted,
+    CommandSettled,
+    Entry,
+    GenerationEnded,
+    GenerationStarted,
+    RankPlace,
+    Record,
+    RunClosed,
+    RunCreated,
+    TermStarted,
+)
+from control_plane.core.state import RunState, evolve
+
+KNOBS = {"lr": [1e-3, 5e-4], "groups": ["decay", "no_decay"]}
+EVERY_INTENT: tuple[dict[str, Any], ...] = (
+    {"kind": "set_learning_rate", "value": 1e-4},
+    {"kind": "set_learning_rate", "factor": 0.5, "group": "decay", "schedule": "hold"},
+    {"kind": "pause"},
+    {"kind": "resume"},
+    {"kind": "stop", "save": True},
+    {"kind": "save_checkpoint", "label": "before the change"},
+    {"kind": "evaluate"},
+)
+
+
+def uuid(number: int) -> UUID:
+    """The uuid with this number."""
+    return UUID(int=number)
+
+
+def intent(kind: str, **body: Any) -> Intent:
+    """An intent of this kind."""
+    return INTENT.validate_python({"kind": kind, **body})
+
+
+def command(number: int, kind: str = "evaluate", not_before_step: int | None = None, **body: Any) -> Command:
+    """Command `number`, of this kind."""
+    return Command(uuid=uuid(number), author="ann", intent=intent(kind, **body), not_before_step=not_before_step)
+
+
+def place(rank: int) -> RankPlace:
+    """Where this rank runs."""
+    return RankPlace(rank=rank, node="10.0.0.1", pid=100 + rank, device="cpu")
+
+
+def start(number: int = 900, ranks: int = 2, total_steps: int = 100, **changes: Any) -> GenerationStart:
+    """An announcement of trainers."""
+    fields: dict[str, Any] = {"step": 0, "knobs": KNOBS, "facts": {"model": "tiny"}} | changes
+    return GenerationStart(
+        uuid=uuid(number), ranks=tuple(place(rank) for rank in range(ranks)), total_steps=total_steps, **fields
+    )
+
+
+def created(run: str = "run-1", config_sha256: str = "c0ffee") -> RunCreated:
+    """The first record of a run."""
+    return RunCreated(run=run, name="a run", author="ann", config_sha256=config_sha256)
+
+
+def started(number: int = 900, generation: int = 1, ranks: int = 2) -> GenerationStarted:
+    """A generation of trainers with 2 parameter groups and 100 steps."""
+    return GenerationStarted(
+        uuid=uuid(number),
+        generation=generation,
+        ranks=tuple(place(rank) for rank in range(ranks)),
+        step=0,
+        total_steps=100,
+        knobs=KNOBS,
+    )
+
+
+def accepted(number: int, kind: str = "evaluate", **body: Any) -> CommandAccepted:
+    """Command `number` is durable."""
+    return CommandAccepted(command=command(number, kind, **body))
+
+
+def settled(number: int, status: Any = "applied", step: int | None = 10, **changes: Any) -> CommandSettled:
+    """Command `number` has its end."""
+    return CommandSettled(uuid=uuid(number), status=status, step=step, generation=1, **changes)
+
+
+def every_record() -> tuple[Record, ...]:
+    """One record of every type, with every intent, and floats that decimal digits round badly."""
+    applied = settled(1, before={"lr": [0.1 + 0.2]}, after={"lr": [5e-324, 1.7976931348623157e308]}, world_size=2)
+    commands = tuple(
+        CommandAccepted(command=Command(uuid=uuid(n), author="ann", intent=INTENT.validate_python(body), reason="why"))
+        for n, body in enumerate(EVERY_INTENT, start=1)
+    )
+    return (
+        created(),
+        TermStarted(term=1, recovered=1),
+        started(),
+        *commands,
+        applied,
+        settled(2, "rejected", reason="rank 1: no such group"),
+        settled(3, "expired", None),
+        CheckpointCommitted(checkpoint="c1", step=10, generation=1, path="checkpoints/c1", label="x", size_bytes=5),
+        GenerationEnded(generation=1, ending="stopped", step=12, reason="asked to"),
+        RunClosed(ending="stopped", reason=None),
+    )
+
+
+def state_after(*records: Record) -> RunState:
+    """The state after these records."""
+    state = RunState()
+    for record in records:
+        evolve(state, Entry(seq=state.seq + 1, time="2030-01-01T00:00:00Z", record=record))
+    return state
+
+
+def running(*records: Record) -> RunState:
+    """A run with trainers, and then these records."""
+    return state_after(created(), TermStarted(term=1, recovered=1), started(), *records)
