@@ -1,0 +1,19 @@
+"""The models and data of the shipped configs.
+
+`build(config)` runs in every worker process. Torch and transformers are imported by the call.
+"""
+
+from control_plane.core.errors import Invalid
+from ray_jobs.config import RunConfig
+from ray_jobs.workloads.workload import Workload
+
+__all__ = ["Workload", "build"]
+
+
+def build(config: RunConfig) -> Workload:
+    """Model and data of the config. Raises `Invalid` for a workload that builds its own, or unusable data."""
+    if config.workload.kind != "gpt2":
+        raise Invalid(f"{config.name}: workload.kind is {config.workload.kind}, which builds its own model and data.")
+    from ray_jobs.workloads import gpt2
+
+    return gpt2.build(config)

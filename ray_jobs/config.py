@@ -1,0 +1,385 @@
+"""Settings of a run, typed.
+
+    config = load("configs/gpt2-local.yaml", overrides=["scaling.ranks=4", "training.learning_rate=1e-4"])
+    (run_dir / "config.yaml").write_text(config.to_yaml())      # self-contained; `from_yaml` reads it back
+
+Importable without torch, ray and transformers: the command line checks a config before anything is started.
+Every complaint is a sentence in an `Invalid`, one line for each problem.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
+from typing_extensions import TypedDict
+
+from control_plane.core.errors import Invalid
+from ray_jobs import config_text
+from ray_jobs.config_text import shown
+
+MOST_RANKS = 4096  # what the boundary protocol is simulated with
+
+Raw = dict[str, Any]
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A group of keys: unknown ones are refused, values are not coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ScalingSettings(Section):
+    """How many ranks, and on what."""
+
+    ranks: int = Field(default=2, ge=1, le=MOST_RANKS)
+    cpus_per_rank: float = Field(default=1, gt=0)
+    # auto: GPUs with NCCL when the cluster has any, else CPUs with gloo
+    use_gpu: Literal["auto", True, False] = "auto"
+
+
+class Gpt2Workload(Section):
+    """A GPT-2 built from `model`, on the text of `data`."""
+
+    kind: Literal["gpt2"]
+
+
+class ScriptWorkload(Section):
+    """The user's own training script, which builds its own Trainer."""
+
+    kind: Literal["script"]
+    path: str
+    args: list[str] = []
+
+
+class ModelSettings(Section):
+    """The shape of the GPT-2."""
+
+    n_layer: Count
+    n_head: Count
+    n_embd: Count
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd is {self.n_embd}, but must be a multiple of n_head, which is {self.n_head}")
+        return self
+
+
+class DataSettings(Section):
+    """Where the text comes from and how it is cut. Sizes in bytes of UTF-8 text, blocks in tokens."""
+
+    source: Literal["stdlib", "wikitext2"]
+    path: str | None = None
+    block_size: int = Field(default=128, ge=2, le=65_536)
+    vocab_size: int = Field(default=2048, ge=257, le=1_000_000)  # 256 bytes and the end-of-text token
+    max_train_bytes: Count | None = None
+    max_eval_bytes: Count | None = None
+
+    @model_validator(mode="after")
+    def _path_has_a_reader(self) -> Self:
+        if self.source == "stdlib" and self.path is not None:
+            raise ValueError("path is only for source wikitext2; the text of source stdlib is the interpreter's own")
+        return self
+
+
+class CheckpointSettings(Section):
+    """When a checkpoint is saved without being asked for. 0: never."""
+
+    every_steps: int = Field(default=0, ge=0)
+
+
+_OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class TrainingSettings(TypedDict, total=False):
+    """Arguments of `transformers.TrainingArguments`: the common ones have bounds, all go through untouched."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    max_steps: Count
+    num_train_epochs: Positive
+    per_device_train_batch_size: Count
+    per_device_eval_batch_size: Count
+    gradient_accumulation_steps: Count
+    learning_rate: Positive
+    lr_scheduler_type: str
+    warmup_steps: NotNegative
+    weight_decay: NotNegative
+    adam_beta1: Beta
+    adam_beta2: Beta
+    adam_epsilon: Positive
+    max_grad_norm: NotNegative
+    logging_steps: Positive
+    eval_steps: Positive
+
+
+class ZeroSettings(TypedDict):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    stage: Annotated[int, Field(ge=0, le=3)]
+
+
+class DeepSpeedSettings(TypedDict):
+    """A DeepSpeed config, which DeepSpeed reads itself; only the ZeRO stage is looked at here."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    zero_optimization: ZeroSettings
+
+
+class RunConfig(Section):
+    """Everything that a run is started with. As `load` returns it, it refers to no other config file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    seed: int = Field(ge=0, lt=2**32)
+    scaling: ScalingSettings = ScalingSettings()
+    workload: Annotated[Gpt2Workload | ScriptWorkload, Field(discriminator="kind")]
+    model: ModelSettings | None = None
+    data: DataSettings | None = None
+    training: TrainingSettings = {}
+    deepspeed: DeepSpeedSettings | None = None
+    checkpoint: CheckpointSettings = CheckpointSettings()
+
+    @model_validator(mode="after")
+    def _sections_fit_the_workload(self) -> Self:
+        given = {key for key in ("model", "data", "deepspeed") if getattr(self, key) is not None}
+        if self.workload.kind == "gpt2" and given != {"model", "data", "deepspeed"}:
+            missing = " and ".join(sorted({"model", "data", "deepspeed"} - given))
+            raise ValueError(f"workload.kind is gpt2, which also needs {missing}")
+        if self.workload.kind == "script" and given & {"model", "data"}:
+            extra = " and ".join(sorted(given & {"model", "data"}))
+            raise ValueError(f"workload.kind is script, which builds its own model and data: leave out {extra}")
+        return self
+
+    def to_yaml(self) -> str:
+        """The whole config as text that `from_yaml` turns into an equal config."""
+        return config_text.to_yaml(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "the run's config") -> "RunConfig":
+        """Read what `to_yaml` wrote. `source` names it in an `Invalid`. No other file is read."""
+        return _validated(_mapping(text, source), source)
+
+
+# Settings of TrainingArguments that are Steerway's to make, and where the wish belongs instead.
+_OWN_CHECKPOINTS = "checkpoints are saved through a manifest, see checkpoint.every_steps"
+_OWN_DEVICE = "the devices follow from scaling.use_gpu"
+_OWN_PLACE = "the run's directory is chosen when it is submitted"
+_OWN_REPORT = "measurements go to the run's own store"
+_OWN_HUB = "a run uploads nothing"
+OWN_TRAINING_KEYS: dict[str, str] = {
+    "output_dir": _OWN_PLACE,
+    "run_name": "it is the top-level key name",
+    "deepspeed": "it is the top-level key deepspeed",
+    "seed": "it is the top-level key seed",
+    "data_seed": "the order of the samples follows from the top-level key seed",
+    "report_to": _OWN_REPORT,
+    "disable_tqdm": _OWN_REPORT,
+    **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "save_only_model"), _OWN_CHECKPOINTS),
+    **dict.fromkeys(("save_on_each_node", "enable_jit_checkpoint", "load_best_model_at_end"), _OWN_CHECKPOINTS),
+    **dict.fromkeys(("resume_from_checkpoint", "ignore_data_skip"), "a run resumes from its newest manifest"),
+    **dict.fromkeys(("use_cpu", "ddp_backend", "local_rank", "parallelism_config"), _OWN_DEVICE),
+    **dict.fromkeys(("fsdp", "fsdp_config"), "sharding is DeepSpeed's, see deepspeed.zero_optimization"),
+    **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id", "hub_strategy"), _OWN_HUB),
+    "auto_find_batch_size": "a batch size changed on one rank only would hang the others",
+}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config file, change it by `dotted.key=value` overrides, and make it self-contained.
+
+    Relative paths, those of overrides too, are taken from the file's folder; a DeepSpeed file is put inline.
+    Raises `Invalid`, with one line for each problem.
+    """
+    path = Path(path)
+    source, folder = str(path), path.expanduser().absolute().parent
+    raw = _mapping(config_text.read_text(path.expanduser(), source), source)
+    for override in overrides:
+        _override(raw, override, folder)
+    _inline_deepspeed(raw, folder, source)
+    for section in ("data", "workload"):
+        _absolute_path(raw.get(section), folder)
+    config = _validated(raw, source)
+    if config.workload.kind == "script" and not Path(config.workload.path).is_file():
+        raise Invalid(f"{source}: workload.path is {config.workload.path}, but there is no such file.")
+    return config
+
+
+def check_training_keys(config: RunConfig) -> None:
+    """Refuse what the installed `transformers.TrainingArguments` does not take. Imports transformers."""
+    from transformers import TrainingArguments
+
+    hints = {name: field.type for name, field in TrainingArguments.__dataclass_fields__.items() if field.init}
+    own = sorted(set(hints) - set(OWN_TRAINING_KEYS))
+    problems = []
+    for key, value in config.training.items():
+        if key not in own:
+            nearest = difflib.get_close_matches(key, own, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "see the documentation of TrainingArguments."
+            problems.append(f"training.{key} is not a key of transformers.TrainingArguments; {hint}")
+        elif not _fits(hints[key], value):
+            wanted = getattr(hints[key], "__name__", str(hints[key]))
+            problems.append(f"training.{key} is {shown(value)}, but TrainingArguments takes {wanted}.")
+    if problems:
+        raise Invalid("\n".join(f"{config.name}: {problem}" for problem in problems))
+
+
+def _fits(hint: Any, value: object) -> bool:
+    """A choice is annotated `SchedulerType | str`, which would let any text through: the members decide."""
+    for choice in (hint, *get_args(hint)):
+        if isinstance(choice, type) and issubclass(choice, Enum) and isinstance(value, str):
+            return value in {member.value for member in choice}
+    try:
+        TypeAdapter(hint).validate_python(value)
+    except ValidationError:
+        return False
+    return True
+
+
+# --- Reading ---
+
+
+def _mapping(text: str, source: str) -> Raw:
+    raw = config_text.from_yaml(text, source)
+    if raw is None:
+        raise Invalid(f"{source} is empty, but must be a mapping with the keys {', '.join(RunConfig.model_fields)}.")
+    if not isinstance(raw, dict):
+        raise Invalid(f"{source} is {shown(raw)}, but must be a mapping of keys to values.")
+    return raw
+
+
+def _override(raw: Raw, override: str, folder: Path) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise Invalid(f"The override {override!r} is not of the form dotted.key=value.")
+    value = config_text.from_yaml(text, f"The value of the override {override!r}")
+    if len(parts) > 1 and parts[0] == "deepspeed":
+        _inline_deepspeed(raw, folder, f"The override {override!r}")
+    group = raw
+    for depth, part in enumerate(parts[:-1], start=1):
+        if group.get(part) is None:
+            group[part] = {}
+        group = group[part]
+        if not isinstance(group, dict):
+            above = ".".join(parts[:depth])
+            raise Invalid(f"The override {override!r} cannot be made: {above} is {shown(group)}, not a mapping.")
+    group[parts[-1]] = value
+
+
+def _inline_deepspeed(raw: Raw, folder: Path, source: str) -> None:
+    if not isinstance(raw.get("deepspeed"), str):
+        return
+    path = folder / Path(raw["deepspeed"]).expanduser()
+    named = f"{source}: deepspeed names {path}, which"
+    raw["deepspeed"] = config_text.from_json(config_text.read_text(path, named), named)
+
+
+def _absolute_path(section: object, folder: Path) -> None:
+    if isinstance(section, dict) and isinstance(section.get("path"), str) and section["path"]:
+        section["path"] = str(folder / Path(section["path"]).expanduser())
+
+
+# --- Complaining ---
+
+
+def _validated(raw: Raw, source: str) -> RunConfig:
+    problems = dict(_unusable_values(raw, ""))
+    training = raw.get("training")
+    for key in training if isinstance(training, dict) else ():
+        if key in OWN_TRAINING_KEYS:
+            problems[f"training.{key}"] = f"training.{key} is not yours to set: {OWN_TRAINING_KEYS[key]}"
+    config = None
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            location = _location(detail["loc"])
+            problems.setdefault(".".join(location), _complaint(detail, location))
+    if problems or config is None:
+        raise Invalid("\n".join(f"{source}: {problem}." for problem in problems.values()))
+    return config
+
+
+def _unusable_values(value: object, key: str) -> Iterator[tuple[str, str]]:
+    """Dotted key and complaint of what no setting can be: NaN, infinities, what is not plain data."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            inner = f"{key}.{name}" if key else str(name)
+            if not isinstance(name, str):
+                yield inner, f"{inner} has the key {shown(name)}, but keys must be text"
+            yield from _unusable_values(below, inner)
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from _unusable_values(below, f"{key}.{index}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield key, f"{key} is {value}, but must be a finite number"
+    elif value is not None and not isinstance(value, str | int | float):
+        yield (
+            key,
+            f"{key} is {shown(value)}, but must be text, a number, true, false, null, a list or a mapping",
+        )
+
+
+def _location(loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Where in the file it is: pydantic puts the workload's kind after `workload`, as if it were a key."""
+    parts = tuple(str(part) for part in loc)
+    return parts[:1] + parts[2:] if parts[:1] == ("workload",) and len(parts) > 1 else parts
+
+
+def _complaint(detail: Any, location: tuple[str, ...]) -> str:
+    key, kind, context = ".".join(location), detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(location, detail["loc"])
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind == "union_tag_not_found":
+        return f"{key}.kind is missing; allowed: 'gpt2', 'script'"
+    if kind == "union_tag_invalid":
+        return f"{key}.kind is {shown(context['tag'])}, but must be one of {context['expected_tags']}"
+    if kind == "value_error":
+        return f"{key}: {context['error']}" if key else str(context["error"])
+    wanted = _WANTED.get(kind, lambda _: detail["msg"])(context)
+    return f"{key} is {shown(detail['input'])}, but must be {wanted}"
+
+
+_WANTED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "int_type": lambda _: "an integer",
+    "float_type": lambda _: "a number",
+    "string_type": lambda _: "text",
+    "list_type": lambda _: "a list",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), lambda _: "a mapping of keys to values"),
+    "literal_error": lambda context: f"one of {context['expected']}",
+    "greater_than": lambda context: f"greater than {context['gt']}",
+    "greater_than_equal": lambda context: f"at least {context['ge']}",
+    "less_than": lambda context: f"less than {context['lt']}",
+    "less_than_equal": lambda context: f"at most {context['le']}",
+    "string_pattern_mismatch": lambda _: "1 to 64 of a-z, 0-9, '_' and '-', the first a letter or a digit",
+}
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "": RunConfig,
+    "scaling": ScalingSettings,
+    "model": ModelSettings,
+    "data": DataSettings,
+    "checkpoint": CheckpointSettings,
+}
+_WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWorkload}
+
+
+def _unknown_key(location: tuple[str, ...], loc: tuple[str, ...]) -> str:
+    section, key = ".".join(location[:-1]), location[-1]
+    allowed = list((_WORKLOADS[loc[1]] if section == "workload" else _SECTIONS[section]).model_fields)
+    elsewhere = {field: f"{name}.{field}" for name, its in _SECTIONS.items() if name for field in its.model_fields}
+    nearest = [elsewhere[key]] if key in elsewhere else difflib.get_close_matches(key, allowed, n=1)
+    nearest += [elsewhere[near] for near in difflib.get_close_matches(key, elsewhere, n=1)]
+    hint = f"did you mean {nearest[0]}? Allowed" if nearest else "allowed"
+    place = f" in {section}" if section else ""
+    return f"{'.'.join(location)} is not a known key; {hint}{place}: {', '.join(allowed)}"

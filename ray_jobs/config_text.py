@@ -1,0 +1,111 @@
+"""The text of a config: files, YAML of the core schema of 1.2, JSON, and how a value is shown in a complaint.
+
+Stricter than YAML at large, because a config is read by people: `1e-4` is a number, `yes` and dates are text,
+anchors and repeated keys are refused. Everything that cannot be read is an `Invalid` with a sentence.
+"""
+
+import json
+import re
+import reprlib
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from control_plane.core.errors import Invalid
+
+LARGEST_FILE_BYTES = 1 << 20  # a config is written by hand; more than this is the wrong file
+
+
+class _Loader(yaml.SafeLoader):
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        """Anchors let a small file describe an endless one; a config has no use for them."""
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        mapping = super().construct_mapping(node, deep=True)
+        if len(mapping) < len(node.value):
+            mark = node.start_mark
+            raise yaml.constructor.ConstructorError(None, None, "a key is given twice in this mapping", mark)
+        return mapping
+
+
+class _Dumper(yaml.SafeDumper):
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+_CORE_SCHEMA = [
+    ("null", r"~|null|Null|NULL|", ["~", "n", "N", ""]),
+    ("bool", r"true|True|TRUE|false|False|FALSE", list("tTfF")),
+    ("int", r"[-+]?(?:0|[1-9][0-9]*)|0x[0-9a-fA-F]+", list("-+0123456789")),
+    (
+        "float",
+        r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.inf|\.nan",
+        list("-+.0123456789"),
+    ),
+]
+for _yaml in (_Loader, _Dumper):
+    _yaml.yaml_implicit_resolvers = {}
+    for _tag, _pattern, _first in _CORE_SCHEMA:
+        _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
+
+
+def read_text(path: Path, source: str) -> str:
+    """The text of a file. `source` names it in an `Invalid`."""
+    try:
+        if path.is_dir():
+            raise Invalid(f"{source} is a folder, but must be a file.")
+        if path.stat().st_size > LARGEST_FILE_BYTES:
+            raise Invalid(f"{source} is larger than {LARGEST_FILE_BYTES} bytes, which no config file is.")
+        return path.read_bytes().decode("utf-8")
+    except FileNotFoundError:
+        raise Invalid(f"{source} does not exist; give the path of a config file.") from None
+    except UnicodeDecodeError:
+        raise Invalid(f"{source} is not text in UTF-8.") from None
+    except (OSError, ValueError) as error:
+        raise Invalid(f"{source} cannot be read: {error}.") from None
+
+
+def from_yaml(text: str, source: str) -> Any:
+    """The value of a YAML document. `source` names it in an `Invalid`."""
+    try:
+        return yaml.load(text, Loader=_Loader)
+    except RecursionError:
+        raise Invalid(f"{source} is not usable YAML: it is nested too deeply.") from None
+    except (yaml.YAMLError, ValueError, TypeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+        complaint = getattr(error, "problem", None) or str(error).splitlines()[0]
+        raise Invalid(f"{source} is not usable YAML{place}: {complaint}.") from None
+
+
+def to_yaml(value: Any) -> str:
+    """Text that `from_yaml` turns into an equal value."""
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def from_json(text: str, source: str) -> Any:
+    """The value of a JSON document. `source` names it in an `Invalid`."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise Invalid(f"{source} is not JSON: {error}.") from None
+
+
+def shown(value: object) -> str:
+    """A value, shortened, and what it is: `'two' (text)`."""
+    if value is None:
+        return "empty (null)"
+    kinds = {
+        bool: "true or false",
+        int: "an integer",
+        float: "a number",
+        str: "text",
+        dict: "a mapping",
+        list: "a list",
+    }
+    return f"{reprlib.repr(value)} ({kinds.get(type(value), type(value).__name__)})"

@@ -1,0 +1,104 @@
+"""Sample order as a pure function of (seed, epoch, index), and token blocks to apply it to.
+
+    dataset = TokenBlocks(token_ids, block_size=128)
+    sampler = SampleOrder(len(dataset), seed=7)  # the same order on every rank, whatever the world size
+    sampler.set_epoch(1)
+
+Each rank takes its share of the same order, so a run that is resized goes on with the samples it was due.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch.utils.data import Dataset, Sampler
+
+Ids = npt.NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Documents to train on and documents to evaluate on."""
+
+    train: tuple[str, ...]
+    evaluation: tuple[str, ...]
+
+    def digest(self) -> str:
+        """SHA-256 over the documents, their bounds and the split, in hexadecimal."""
+        digest = hashlib.sha256()
+        for split in (self.train, self.evaluation):
+            digest.update(len(split).to_bytes(8, "big"))
+            for document in split:
+                text = document.encode("utf-8")
+                digest.update(len(text).to_bytes(8, "big"))
+                digest.update(text)
+        return digest.hexdigest()
+
+
+def sample_order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
+    """The permutation of `range(n)` in which epoch `epoch` (from 0) visits the samples: shape `(n,)`.
+
+    Sorts the raw output of a counter-based generator, whose stream NumPy keeps fixed between versions;
+    the stream of `Generator.permutation` it does not.
+    """
+    bits = np.random.Philox(np.random.SeedSequence([seed, epoch])).random_raw(n)
+    return np.argsort(bits, kind="stable").astype(np.int64)
+
+
+class SampleOrder(Sampler[int]):
+    """`sample_order` as a sampler. `set_epoch` is called by the Trainer at the start of an epoch."""
+
+    def __init__(self, n: int, seed: int) -> None:
+        self.n = n
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.n
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(sample_order(self.seed, self.epoch, self.n).tolist())
+
+
+class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
+    """Packed tokens cut into blocks: sample `i` is `input_ids` and equal `labels`, int64,
+    shape `(block_size,)`.
+
+    The model shifts the labels by one. What is left over at the end, less than a block, is not used.
+    """
+
+    def __init__(self, ids: Ids, block_size: int) -> None:
+        self.block_size = block_size
+        self.blocks = ids[: len(ids) // block_size * block_size].reshape(-1, block_size)
+
+    def __len__(self) -> int:
+        return len(self.blocks)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        block = torch.from_numpy(self.blocks[index].astype(np.int64))
+        return {"input_ids": block, "labels": block.clone()}
+
+
+def unigram_entropy(ids: Ids) -> float:
+    """Entropy of the token frequencies, in nats per token: `-sum(p * ln p)` with `p = count / len(ids)`.
+
+    No model that ignores the context has a lower loss on these tokens: to be below it is to have learnt from
+    the context. Of the evaluation split, compare it with the evaluation loss.
+    """
+    counts = np.bincount(ids)
+    frequencies = counts[counts > 0] / len(ids)
+    return float(-(frequencies * np.log(frequencies)).sum())
+
+
+def cache_folder() -> Path:
+    """Where things that can be made again are kept: `cache` in `$STEERWAY_HOME`, by default `~/.steerway`."""
+    home = os.environ.get("STEERWAY_HOME")
+    return (Path(home).expanduser() if home else Path.home() / ".steerway") / "cache"

@@ -1,0 +1,77 @@
+"""A GPT-2 with fresh weights, on one of the text sources."""
+
+import hashlib
+import logging
+
+import numpy as np
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from control_plane.core.errors import Invalid
+from ray_jobs.config import DataSettings, ModelSettings, RunConfig
+from ray_jobs.data import Corpus, Ids, TokenBlocks, unigram_entropy
+from ray_jobs.workloads import stdlib_text, wikitext2
+from ray_jobs.workloads.vocabulary import END_OF_TEXT, Tokens, tokenized
+from ray_jobs.workloads.workload import Workload
+
+log = logging.getLogger(__name__)
+
+
+def build(config: RunConfig) -> Workload:
+    """Model and blocks of the config. The weights follow from `config.seed` alone."""
+    if config.model is None or config.data is None:
+        raise Invalid(f"{config.name}: workload.kind is gpt2, which also needs model and data.")
+    tokens = tokenized(_corpus(config.data), config.data.vocab_size)
+    model = _model(config.model, config.data, tokens.vocab_size, config.seed)
+    train = _blocks(tokens.train, config.data, "train")
+    evaluation = _blocks(tokens.evaluation, config.data, "evaluation")
+    facts: dict[str, float | str] = {
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "vocab_size": tokens.vocab_size,
+        "train_tokens": train.blocks.size,
+        "eval_tokens": evaluation.blocks.size,
+        "unigram_entropy_nats": unigram_entropy(evaluation.blocks.ravel()),
+        "tokens_digest": _digest(tokens),
+    }
+    log.info("gpt2: %s", ", ".join(f"{name} {value}" for name, value in facts.items()))
+    return Workload(model, train, evaluation, facts)
+
+
+def _corpus(data: DataSettings) -> Corpus:
+    return stdlib_text.read(data) if data.source == "stdlib" else wikitext2.read(data)
+
+
+def _model(shape: ModelSettings, data: DataSettings, vocab_size: int, seed: int) -> GPT2LMHeadModel:
+    gpt2 = GPT2Config(
+        vocab_size=vocab_size,
+        n_positions=data.block_size,
+        n_layer=shape.n_layer,
+        n_head=shape.n_head,
+        n_embd=shape.n_embd,
+        resid_pdrop=shape.dropout,
+        embd_pdrop=shape.dropout,
+        attn_pdrop=shape.dropout,
+        bos_token_id=END_OF_TEXT,
+        eos_token_id=END_OF_TEXT,
+        use_cache=False,
+    )
+    with torch.random.fork_rng():  # the caller's own random state stays as it was
+        torch.manual_seed(seed)
+        return GPT2LMHeadModel(gpt2)
+
+
+def _blocks(ids: Ids, data: DataSettings, split: str) -> TokenBlocks:
+    blocks = TokenBlocks(ids, data.block_size)
+    if not len(blocks):
+        raise Invalid(
+            f"The {split} text of data.source {data.source} has {len(ids)} tokens, "
+            f"which is less than one block of data.block_size {data.block_size}."
+        )
+    return blocks
+
+
+def _digest(tokens: Tokens) -> str:
+    digest = hashlib.sha256()
+    for ids in (tokens.train, tokens.evaluation):
+        digest.update(np.ascontiguousarray(ids, dtype="<i4").tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,104 @@
+"""Text to token ids, by a byte-level BPE that is trained on the text itself and cached."""
+
+import hashlib
+import logging
+import os
+import tempfile
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tokenizers
+
+from ray_jobs.data import Corpus, Ids, cache_folder
+
+log = logging.getLogger(__name__)
+
+END_OF_TEXT = 0  # the id of the token after each document
+_END_OF_TEXT = "<|endoftext|>"
+_LAYOUT = 1  # of the cached file; raise it when the file or the tokenizer's settings change
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Both splits as int32 ids in `[0, vocab_size)`, documents joined by END_OF_TEXT."""
+
+    train: Ids
+    evaluation: Ids
+    vocab_size: int
+
+
+def tokenized(corpus: Corpus, vocab_size: int, cache: Path | None = None) -> Tokens:
+    """The ids of the corpus under a BPE of at most `vocab_size` tokens, trained on its train split.
+
+    Read from `cache` if they are there and intact. Ranks that start at once may each do the work; each then
+    publishes the same file whole, under the same name, so that none reads half of another's.
+    """
+    settings = f"{_LAYOUT} {tokenizers.__version__} {vocab_size} {corpus.digest()}"
+    key = hashlib.sha256(settings.encode("ascii")).hexdigest()
+    path = (cache or cache_folder()) / f"tokens-{key[:32]}.npz"
+    tokens = _read(path)
+    if tokens is None:
+        tokens = _tokenize(corpus, vocab_size)
+        _write(path, tokens)
+    return tokens
+
+
+def _tokenize(corpus: Corpus, vocab_size: int) -> Tokens:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocab_size,
+        special_tokens=[_END_OF_TEXT],
+        initial_alphabet=sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(corpus.train, trainer)
+    train, evaluation = (_ids(tokenizer, split) for split in (corpus.train, corpus.evaluation))
+    return Tokens(train, evaluation, tokenizer.get_vocab_size())
+
+
+def _ids(tokenizer: tokenizers.Tokenizer, documents: tuple[str, ...]) -> Ids:
+    parts = [[*encoding.ids, END_OF_TEXT] for encoding in tokenizer.encode_batch(list(documents))]
+    return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
+
+
+def _digest(tokens: Tokens) -> str:
+    digest = hashlib.sha256(f"{tokens.vocab_size} {len(tokens.train)}".encode("ascii"))
+    digest.update(tokens.train.tobytes())
+    digest.update(tokens.evaluation.tobytes())
+    return digest.hexdigest()
+
+
+def _read(path: Path) -> Tokens | None:
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            tokens = Tokens(stored["train"], stored["evaluation"], int(stored["vocab_size"]))
+            intact = str(stored["digest"]) == _digest(tokens)
+    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        log.warning("The cached tokens in %s cannot be read and are made again: %s", path, error)
+        return None
+    if not intact:
+        log.warning("The cached tokens in %s are damaged and are made again.", path)
+    return tokens if intact else None
+
+
+def _write(path: Path, tokens: Tokens) -> None:
+    """A cache that cannot be written costs the next start a few seconds, and this one nothing."""
+    digest, size = np.array(_digest(tokens)), np.array(tokens.vocab_size)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+            temporary = file.name
+            np.savez(file, train=tokens.train, evaluation=tokens.evaluation, vocab_size=size, digest=digest)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        log.warning("The tokens could not be cached in %s: %s", path, error)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)

@@ -1,0 +1,24 @@
+"""What a workload gives to the Trainer."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from ray_jobs.data import TokenBlocks
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A freshly initialised model and its data, the same on every rank.
+
+    `facts` describe it for a person: `parameters`, `vocab_size`, `train_tokens`, `eval_tokens`,
+    `unigram_entropy_nats` (of the evaluation split, per token) and `tokens_digest`, which must agree
+    between ranks: two machines with different sources would otherwise train on different data unnoticed.
+    """
+
+    model: "PreTrainedModel"
+    train_dataset: "TokenBlocks"
+    eval_dataset: "TokenBlocks"
+    facts: dict[str, float | str]
