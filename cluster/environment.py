@@ -1,0 +1,55 @@
+"""What every process of one machine's cluster finds in its environment."""
+
+import ipaddress
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from control_plane.config import Settings
+
+MARK = "STEERWAY_CLUSTER"
+"""Names the cluster that a process belongs to. A job's driver leaves its parents' sessions, but not this."""
+
+NOT_INHERITED = ("STEERWAY_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", MARK)
+"""The caller's own token is none of the workers' business; another cluster's address would lead them astray."""
+
+
+def ray_token_file(settings: Settings) -> Path:
+    """Where the token of Ray's own interfaces lies, mode 0600. Whoever reads it may run code on the cluster."""
+    return settings.home / "ray-token"
+
+
+def is_loopback(host: str) -> bool:
+    """Whether an address can be reached from this machine only."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def ray_environment(settings: Settings) -> dict[str, str]:
+    """What Ray must find in the environment of every process that talks to this cluster, before it is imported.
+
+    The loopback is shared by all users of a machine, and Ray's Jobs API runs whatever it is sent: so every
+    interface of Ray asks for a token. Ray replaces a loopback address of a node by that of a network interface
+    unless clusters are switched off by the variable that was made for desktops; then GCS, raylet, workers and agents
+    all bind to the loopback.
+    """
+    variables = {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(ray_token_file(settings)),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # Ranks say nearly the same at the same time; a log that leaves one of them out misleads.
+        "RAY_DEDUP_LOGS": "0",
+        # After SIGTERM Ray drains a node for 30 s. Journal and checkpoints are made to survive a kill.
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
+    }
+    if is_loopback(settings.host):
+        variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+    return variables
+
+
+def cluster_environment(settings: Settings, cluster: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment of a process of the cluster `cluster`."""
+    inherited = {name: value for name, value in environ.items() if name not in NOT_INHERITED}
+    return inherited | settings.environment() | ray_environment(settings) | {MARK: cluster}

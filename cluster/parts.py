@@ -1,0 +1,208 @@
+"""The parts of one machine's cluster: Ray's head node, the gateway, the console; how each starts and shows its life."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+from cluster.environment import ray_token_file
+from control_plane.config import Settings
+from control_plane.core.errors import Invalid, SteerwayError
+
+MIN_LOGICAL_CPUS = 4
+"""Ray counts CPUs, it does not bind them. Two ranks take one each and the driver's controller another: a machine of
+two cores must be able to hold the smallest run that has anything to agree on."""
+
+OBJECT_STORE_BYTES = 256 * 1024**2
+"""Commands and metrics are small and batches never pass through Ray; its default is 30 % of the memory."""
+
+RAY_START_S = 90.0
+GATEWAY_START_S = 180.0
+CONSOLE_START_S = 90.0
+"""A machine that is busy with another training needs many times what an idle one does (8, 8 and 4 s)."""
+
+POLL_S = 0.25
+LOG_LINES_SHOWN = 15
+
+FIRST_EPHEMERAL_PORT = 32768
+"""From here on Linux hands ports out to outgoing connections; a listener placed there may find its place taken."""
+
+
+@dataclass(frozen=True, slots=True)
+class Launch:
+    """One process of the cluster: its command, and where its output goes."""
+
+    name: str
+    command: Sequence[str]
+    log_file: Path
+
+
+def check_ports(settings: Settings) -> None:
+    """Raises `Invalid` if two parts want one port, `SteerwayError` if a port is taken. Starts nothing."""
+    wanted: dict[int, str] = {}
+    for name, port in named_ports(settings).items():
+        variable = f"STEERWAY_{name.upper()}_PORT"
+        if port in wanted:
+            raise Invalid(f"port {port} is wanted by the {wanted[port]} and the {name}; choose another with {variable}")
+        wanted[port] = name
+        _check_free(settings.host, port, name, variable)
+
+
+def named_ports(settings: Settings) -> dict[str, int]:
+    """The ports that a person may choose, by the part that binds them."""
+    return {
+        "gateway": settings.gateway_port,
+        "console": settings.console_port,
+        "ray": settings.ray_port,
+        "dashboard": settings.dashboard_port,
+    }
+
+
+def _check_free(host: str, port: int, name: str, variable: str) -> None:
+    try:
+        _bind(host, port)
+    except PermissionError:
+        raise SteerwayError(
+            f"port {port} ({name}) may not be used by you; choose one above 1023 with {variable}=..."
+        ) from None
+    except OSError as error:
+        if isinstance(error, socket.gaierror) or "assign" in str(error):
+            raise Invalid(f"STEERWAY_HOST={host!r} is not an address of this machine") from None
+        raise SteerwayError(f"port {port} ({name}) is in use; choose another with {variable}=...") from None
+
+
+def _bind(host: str, port: int) -> None:
+    with socket.socket() as probe:
+        # As the servers do: a port that was closed a moment ago is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        probe.listen(1)  # two sockets with SO_REUSEADDR may bind one port; only one may listen
+
+
+def free_port(host: str, above: int, taken: set[int]) -> int:
+    """A free port above `above`. Raises `SteerwayError` if there is none."""
+    for port in (*range(above + 1, FIRST_EPHEMERAL_PORT), *range(10001, above)):
+        if port not in taken:
+            try:
+                _bind(host, port)
+            except OSError:
+                continue
+            return port
+    raise SteerwayError(f"no port above {above} is free")
+
+
+def ray_head(settings: Settings, temp_dir: str) -> Launch:
+    """Ray's head node.
+
+    With `ray_environment` everything listens on `settings.host` only, with one exception that Ray offers no setting
+    for: the replica of the gateway opens an internal gRPC port on all interfaces. It asks for the token, too.
+    """
+    # Ray Client cannot be left out; it gets a port that is free, so that two clusters may share a machine.
+    client_port = free_port(settings.host, 10000, set(named_ports(settings).values()))
+    options = {
+        "node-ip-address": settings.host,
+        "port": settings.ray_port,
+        "dashboard-host": settings.host,
+        "dashboard-port": settings.dashboard_port,
+        "include-dashboard": "true",
+        "ray-client-server-port": client_port,
+        # The agent takes the Jobs API's work. Its usual port (52365) may be some outgoing connection's; 0 = any.
+        "dashboard-agent-listen-port": 0,
+        "num-cpus": max(os.cpu_count() or 1, MIN_LOGICAL_CPUS),
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "temp-dir": temp_dir,
+        "log-style": "record",
+    }
+    flags = [f"--{name}={value}" for name, value in options.items()]
+    # The entry point of the same installation, whatever `ray` the PATH has.
+    run_ray = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; sys.exit(main())"
+    command = [sys.executable, "-c", run_ray, "start", "--head", "--block", "--disable-usage-stats", *flags]
+    return Launch("ray", command, settings.home / "logs" / "ray.log")
+
+
+def gateway(settings: Settings) -> Launch:
+    """What deploys the gateway on Ray Serve and ends when it answers."""
+    return Launch(
+        "gateway",
+        [sys.executable, "-m", "control_plane.gateway.deploy"],
+        settings.home / "logs" / "gateway.log",
+    )
+
+
+def console(settings: Settings) -> Launch:
+    """The Streamlit console."""
+    import ui
+
+    script = Path(next(iter(ui.__path__))) / "console.py"
+    options = {
+        "server.port": settings.console_port,
+        "server.address": settings.host,
+        "server.headless": "true",
+        "browser.gatherUsageStats": "false",
+        "server.fileWatcherType": "none",
+    }
+    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    command = [sys.executable, "-m", "streamlit", "run", str(script), *flags]
+    return Launch("console", command, settings.home / "logs" / "console.log")
+
+
+def start(launch: Launch, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
+    """Start a part in a session of its own, so that Ctrl-C in the terminal ends only whoever asked."""
+    handle = os.open(launch.log_file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as log:
+        return subprocess.Popen(
+            list(launch.command),
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", launch: Launch, wait_s: float) -> None:
+    """Wait for a part. Raises `SteerwayError` with the end of its log if it died or took too long."""
+    deadline = time.monotonic() + wait_s
+    while not ready():
+        if process.poll() not in (None, 0):
+            raise SteerwayError(
+                f"the {launch.name} ended with exit code {process.returncode}; {launch.log_file} ends:\n"
+                + last_lines(launch.log_file)
+            )
+        if time.monotonic() > deadline:
+            raise SteerwayError(
+                f"the {launch.name} did not answer within {wait_s:g} s; {launch.log_file} ends:\n"
+                + last_lines(launch.log_file)
+            )
+        time.sleep(POLL_S)
+
+
+def answers(url: str, bearer: str | None = None) -> bool:
+    """Whether an HTTP GET is answered with success."""
+    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
+    try:
+        # No proxy: these are this machine's own addresses, and one of them is shown a token.
+        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
+            return bool(200 <= answer.status < 300)
+    except (URLError, OSError, ValueError):
+        return False
+
+
+def ray_answers(settings: Settings) -> bool:
+    """Whether the Jobs API takes our token."""
+    return answers(f"{settings.dashboard_url}/api/jobs/", ray_token_file(settings).read_text())
+
+
+def last_lines(log_file: Path, lines: int = LOG_LINES_SHOWN) -> str:
+    """The end of a log, indented."""
+    try:
+        text = log_file.read_text(errors="replace")
+    except OSError:
+        return "  (no log)"
+    return "\n".join(f"  {line}" for line in text.splitlines()[-lines:]) or "  (the log is empty)"

@@ -1,0 +1,118 @@
+"""Processes of a cluster: known by pid and start time, found by what they carry, ended within a bound."""
+
+import contextlib
+import os
+from collections.abc import Callable, Iterable, Iterator
+
+import psutil
+from pydantic import BaseModel, ConfigDict
+
+from cluster.environment import MARK
+
+START_TIME_SLACK_S = 1.0
+"""Start times are derived from the clock, which may be corrected a little between two readings."""
+
+TERM_WAIT_S = 4.0
+"""What a process gets to leave in good order. Nothing is lost by a kill; it is only less tidy."""
+
+KILL_WAIT_S = 3.0
+KILL_ROUNDS = 5
+"""A dying parent may have started one more child; each round looks again."""
+
+
+class ProcessMark(BaseModel):
+    """A process that cannot be mistaken for a later one with the same pid. `created_s` is Unix time."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pid: int
+    created_s: float
+
+    @classmethod
+    def of(cls, pid: int) -> "ProcessMark":
+        """The mark of a living process. Raises `psutil.NoSuchProcess`."""
+        return cls(pid=pid, created_s=psutil.Process(pid).create_time())
+
+    def process(self) -> psutil.Process | None:
+        """The process itself, or None if it has ended."""
+        try:
+            process = psutil.Process(self.pid)
+            same = abs(process.create_time() - self.created_s) < START_TIME_SLACK_S
+            return process if same and process.status() != psutil.STATUS_ZOMBIE else None
+        except psutil.Error:
+            return None
+
+
+def find_members(cluster: str, roots: Iterable[ProcessMark] = (), temp_dir: str | None = None) -> list[psutil.Process]:
+    """Every living process of a cluster, other than this one and those above it.
+
+    Three traces, because each can be missing: the mark in the environment (a process title may overwrite it), the
+    descent from a known root (a driver whose parent died has none), the private folder in the command line.
+    """
+    found: dict[int, psutil.Process] = {}
+    for root in roots:
+        found |= {process.pid: process for process in _with_descendants(root)}
+    for process in _own_processes():
+        if process.pid not in found and _carries(process, cluster, temp_dir):
+            found[process.pid] = process
+    this = psutil.Process()
+    for process in (this, *this.parents()):
+        found.pop(process.pid, None)
+    return list(found.values())
+
+
+def end_members(cluster: str, roots: Iterable[ProcessMark] = (), temp_dir: str | None = None) -> list[int]:
+    """End every process of a cluster, politely and then not. Answers the pids that are still there."""
+    roots = list(roots)
+    members = find_members(cluster, roots, temp_dir)
+    _signal(members, psutil.Process.terminate)
+    psutil.wait_procs(members, timeout=TERM_WAIT_S)
+    for _ in range(KILL_ROUNDS):
+        members = _living({*members, *find_members(cluster, roots, temp_dir)})
+        if not members:
+            return []
+        _signal(members, psutil.Process.kill)
+        psutil.wait_procs(members, timeout=KILL_WAIT_S)
+    return [process.pid for process in _living(members)]
+
+
+def _with_descendants(root: ProcessMark) -> list[psutil.Process]:
+    process = root.process()
+    if process is None:
+        return []
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return [process]
+
+
+def _own_processes() -> Iterator[psutil.Process]:
+    """Those of this user: nobody may look into the others, and none of them is ours."""
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE:
+                yield process
+
+
+def _carries(process: psutil.Process, cluster: str, temp_dir: str | None) -> bool:
+    try:
+        if process.environ().get(MARK) == cluster:
+            return True
+        return temp_dir is not None and any(temp_dir in word for word in process.cmdline())
+    except (psutil.Error, OSError):
+        return False
+
+
+def _signal(processes: Iterable[psutil.Process], send: Callable[[psutil.Process], None]) -> None:
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            send(process)
+
+
+def _living(processes: Iterable[psutil.Process]) -> list[psutil.Process]:
+    living = []
+    for process in processes:
+        with contextlib.suppress(psutil.Error):
+            if process.is_running() and process.status() != psutil.STATUS_ZOMBIE:
+                living.append(process)
+    return living

@@ -1,0 +1,99 @@
+"""What `steer up` writes down about the cluster that it started, and the lock that keeps two of them apart."""
+
+import fcntl
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.processes import ProcessMark
+from control_plane.config import Settings
+from control_plane.core.errors import Conflict, Damaged, SteerwayError
+
+
+class ClusterRecord(BaseModel):
+    """One cluster on this machine. It is written before the first process starts, so that none can be lost.
+
+    `ray_environment` is what `cluster.environment.ray_environment` says: a submitter needs it. It holds no secret.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    cluster: str
+    started_at: str
+    ready: bool
+    temp_dir: str
+    gateway_url: str
+    console_url: str
+    dashboard_url: str
+    ray_address: str
+    ports: dict[str, int]
+    ray_environment: dict[str, str]
+    processes: dict[str, ProcessMark] = {}
+
+    def living(self) -> list[str]:
+        """The names of the recorded processes that are still there."""
+        return [name for name, mark in self.processes.items() if mark.process() is not None]
+
+
+def utc_now() -> str:
+    """The time as ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+def read_record(settings: Settings) -> ClusterRecord | None:
+    """The record, or None if there is none. Raises `Damaged` if it is not one of ours."""
+    path = settings.cluster_file
+    try:
+        return ClusterRecord.model_validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, ValidationError) as error:
+        raise Damaged(
+            f"{path} cannot be read as a record of a cluster ({type(error).__name__}); if no cluster is up, remove it"
+        ) from None
+
+
+def write_record(settings: Settings, record: ClusterRecord) -> None:
+    """Put the record in place, whole or not at all, readable by its owner only."""
+    write_private(settings.cluster_file, json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
+
+
+def write_private(path: Path, text: str) -> None:
+    """Write a file of mode 0600, whole or not at all."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes it 0600
+    with os.fdopen(handle, "w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    Path(name).replace(path)
+
+
+@contextmanager
+def cluster_lock(settings: Settings) -> Iterator[None]:
+    """Keep a second `up` or `down` out. Raises `Conflict` if one is at work. The kernel drops it with its holder."""
+    make_home(settings)
+    handle = os.open(settings.home / "cluster.lock", os.O_CREAT | os.O_RDWR, 0o600)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(handle)
+        raise Conflict(f"another `steer up` or `steer down` is at work on {settings.home}; wait for it") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def make_home(settings: Settings) -> None:
+    """Make the folder of this installation, closed to other users. Raises `SteerwayError` if that is impossible."""
+    try:
+        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
+        (settings.home / "logs").mkdir(exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise SteerwayError(f"{settings.home} cannot be made: {error.strerror}; choose another STEERWAY_HOME") from None
