@@ -127,18 +127,18 @@ class RunSummary(Words):
     created_at: str
     world_size: int
 
-
-def summarize(snapshot: Snapshot) -> RunSummary:
-    """A run's line in the list of runs."""
-    return RunSummary(
-        run=snapshot.run,
-        name=snapshot.name,
-        status=snapshot.status,
-        step=snapshot.step,
-        total_steps=snapshot.total_steps,
-        created_at=snapshot.created_at,
-        world_size=len(snapshot.ranks),
-    )
+    @classmethod
+    def of(cls, snapshot: Snapshot) -> "RunSummary":
+        """A run's line in the list of runs."""
+        return cls(
+            run=snapshot.run,
+            name=snapshot.name,
+            status=snapshot.status,
+            step=snapshot.step,
+            total_steps=snapshot.total_steps,
+            created_at=snapshot.created_at,
+            world_size=len(snapshot.ranks),
+        )
 
 
 class RunHandle(Protocol):

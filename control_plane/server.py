@@ -17,7 +17,7 @@ from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import NotFound
 from control_plane.core.records import Ending, Entry, Record, RunCreated
-from control_plane.core.state import CommandLife, RunState, evolve
+from control_plane.core.state import RunState, evolve
 from control_plane.handle import (
     MAX_TAIL_ENTRIES,
     MAX_WAIT_S,
@@ -30,9 +30,7 @@ from control_plane.handle import (
     Report,
     Snapshot,
 )
-
-MAX_COMMANDS_IN_SNAPSHOT = 50
-"""A snapshot is for people; the journal has the rest."""
+from control_plane.views import snapshot_of, view_of
 
 
 class JournalWriter(Protocol):
@@ -143,35 +141,12 @@ class ControlServer:
         life = self._state.commands.get(uuid)
         if life is None:
             raise NotFound(f"run {self._state.run} has no command {uuid}")
-        return _view(life)
+        return view_of(life)
 
     async def snapshot(self) -> Snapshot:
         """The run as it is now."""
-        state, progress = self._state, self._progress
-        generation = state.generation
-        lives = list(state.commands.values())[-MAX_COMMANDS_IN_SNAPSHOT:]
-        ended = state.closed or state.ended
-        return Snapshot(
-            run=state.run,
-            name=state.name,
-            status=state.status,
-            seq=state.seq,
-            term=state.term,
-            generation=state.generation_number,
-            created_at=state.created_at,
-            step=max(state.step, progress.step if progress else 0),
-            total_steps=generation.total_steps if generation else 0,
-            phase="ended" if ended else (progress.phase if progress else None),
-            steps_per_s=progress.steps_per_s if progress else None,
-            progress_age_s=round(self._clock() - self._progress_at, 3) if progress else None,
-            ranks=generation.ranks if generation else (),
-            knobs=state.knobs,
-            facts=generation.facts if generation else {},
-            latest=self._metrics.latest(),
-            commands=tuple(_view(life) for life in lives),
-            checkpoints=tuple(state.checkpoints),
-            reason=ended.reason if ended else None,
-        )
+        age_s = round(self._clock() - self._progress_at, 3) if self._progress else None
+        return snapshot_of(self._state, self._metrics.latest(), self._progress, age_s)
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
         """Entries after `after_seq`. Entry `seq` sits at index `seq - 1`: there are no gaps."""
@@ -218,15 +193,3 @@ class ControlServer:
     async def close(self, ending: Ending, reason: str | None) -> None:
         """The run is over; what is pending expires."""
         self._commit(decisions.close_run(self._state, ending, reason))
-
-
-def _view(life: CommandLife) -> CommandView:
-    return CommandView(
-        command=life.command,
-        what=life.command.describe(),
-        status=life.status,
-        accepted_seq=life.accepted_seq,
-        accepted_at=life.accepted_at,
-        settled=life.settled,
-        settled_at=life.settled_at,
-    )
