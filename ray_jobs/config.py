@@ -10,7 +10,7 @@ Every complaint is a sentence in an `Invalid`, one line for each problem.
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from enum import Enum
+from enum import EnumType
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, get_args
 
@@ -224,22 +224,30 @@ def check_training_keys(config: RunConfig) -> None:
             hint = f"did you mean {nearest[0]}?" if nearest else "see the documentation of TrainingArguments."
             problems.append(f"training.{key} is not a key of transformers.TrainingArguments; {hint}")
         elif not _fits(hints[key], value):
-            wanted = getattr(hints[key], "__name__", str(hints[key]))
-            problems.append(f"training.{key} is {shown(value)}, but TrainingArguments takes {wanted}.")
+            problems.append(f"training.{key} is {shown(value)}, but TrainingArguments takes {_taken(hints[key])}.")
     if problems:
         raise Invalid("\n".join(f"{config.name}: {problem}" for problem in problems))
 
 
 def _fits(hint: Any, value: object) -> bool:
-    """A choice is annotated `SchedulerType | str`, which would let any text through: the members decide."""
-    for choice in (hint, *get_args(hint)):
-        if isinstance(choice, type) and issubclass(choice, Enum) and isinstance(value, str):
-            return value in {member.value for member in choice}
+    if isinstance(value, str) and (choices := _choices(hint)):
+        return value in choices
     try:
         TypeAdapter(hint).validate_python(value)
     except ValidationError:
         return False
     return True
+
+
+def _choices(hint: Any) -> list[str]:
+    """A choice is annotated `SchedulerType | str`, which would let any text through: the members decide."""
+    members = [member for kind in (hint, *get_args(hint)) if isinstance(kind, EnumType) for member in kind]
+    return [str(member.value) for member in members]
+
+
+def _taken(hint: Any) -> str:
+    choices = _choices(hint)
+    return f"one of {', '.join(choices)}" if choices else getattr(hint, "__name__", str(hint))
 
 
 # --- Reading ---

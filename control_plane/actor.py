@@ -1,0 +1,112 @@
+"""The control server as a Ray actor: its name, restarts and retries.
+
+Detached and named, one per run, restarted for ever by Ray. A restarted actor runs its constructor again: everything
+it knows comes from the run's journal. Ray never repeats a task by itself (`max_task_retries=0`): callers repeat, with
+uuids that make repeating harmless.
+"""
+
+import hashlib
+import logging
+import os
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import ray
+
+from control_plane.core.commands import Command
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.records import Ending, Entry, RunCreated
+from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
+from control_plane.server import ControlServer
+from control_plane.storage.journal import Journal
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.metrics import MetricsStore
+
+NAMESPACE = "steerway"
+MAX_CONCURRENT_CALLS = 1000
+"""Long polls hold a place each: one for the run's link, one for everybody who watches."""
+
+
+def open_server(files: RunFiles) -> ControlServer:
+    """A control server over a run's folder, in a new term.
+
+    Raises: `Damaged` if the journal does not verify, `Conflict` if it is another run's.
+    """
+    config = files.config.read_bytes()
+    created = RunCreated(
+        run=files.run, name=files.run, author="steerway", config_sha256=hashlib.sha256(config).hexdigest()
+    )
+    return ControlServer(created, Journal.open(files.journal), MetricsStore(files.metrics))
+
+
+class ControlActor:
+    """The same methods as `handle.RunHandle`, callable across Ray."""
+
+    def __init__(self, root: str) -> None:
+        logging.basicConfig(level=logging.INFO)
+        self._server = open_server(RunFiles(Path(root)))
+
+    async def pid(self) -> int:
+        """The process that serves, for people and for tests that kill it."""
+        return os.getpid()
+
+    async def submit(self, command: Command) -> Receipt:
+        """See `RunHandle.submit`."""
+        return await self._server.submit(command)
+
+    async def command(self, uuid: UUID) -> CommandView:
+        """See `RunHandle.command`."""
+        return await self._server.command(uuid)
+
+    async def snapshot(self) -> Snapshot:
+        """See `RunHandle.snapshot`."""
+        return await self._server.snapshot()
+
+    async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
+        """See `RunHandle.tail`."""
+        return await self._server.tail(after_seq, limit, wait_s)
+
+    async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
+        """See `RunHandle.measurements`."""
+        return await self._server.measurements(after, limit, names)
+
+    async def start_generation(self, start: GenerationStart) -> int:
+        """See `RunHandle.start_generation`."""
+        return await self._server.start_generation(start)
+
+    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
+        """See `RunHandle.offers`."""
+        return await self._server.offers(generation, seen_revision, wait_s)
+
+    async def report(self, report: Report) -> None:
+        """See `RunHandle.report`."""
+        await self._server.report(report)
+
+    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+        """See `RunHandle.end_generation`."""
+        await self._server.end_generation(generation, ending, step, reason)
+
+    async def close(self, ending: Ending, reason: str | None) -> None:
+        """See `RunHandle.close`."""
+        await self._server.close(ending, reason)
+
+
+def actor_name(run: str) -> str:
+    """The name under which a run's control server is found, in `NAMESPACE`."""
+    return f"control:{run}"
+
+
+def get_or_create(files: RunFiles) -> Any:
+    """The run's control actor, made if it does not exist. Needs a connection to Ray."""
+    remote = ray.remote(ControlActor)
+    return remote.options(
+        name=actor_name(files.run),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=MAX_CONCURRENT_CALLS,
+        num_cpus=0,
+    ).remote(str(files.root))

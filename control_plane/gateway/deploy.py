@@ -1,0 +1,131 @@
+"""The gateway on Ray Serve.
+
+    python -m control_plane.gateway.deploy
+
+Connects to the cluster at `settings().ray_address`, deploys, waits until the gateway answers, and exits: Serve keeps
+it running. Holds no state: runs are found in their folders, and talked to through their control actors.
+"""
+
+import asyncio
+import logging
+import sys
+import time
+import urllib.error
+import urllib.request
+from typing import Any
+
+import ray
+from ray import serve
+from ray.serve.config import HTTPOptions
+
+from control_plane.archive import ArchivedRun
+from control_plane.config import Settings, settings
+from control_plane.core.errors import SteerwayError, Unavailable
+from control_plane.gateway.app import create_app
+from control_plane.gateway.auth import TokenBook
+from control_plane.handle import RunHandle, RunSummary
+from control_plane.ray_handle import RayHandle
+from control_plane.storage.layout import RunFiles, find_run, list_runs
+
+APPLICATION = "gateway"
+MAX_ONGOING_REQUESTS = 500
+"""A WebSocket and a long poll hold one place each; Serve's default of 5 would lock everybody out."""
+
+READY_WITHIN_S = 60.0
+
+
+class RayRuns:
+    """The runs of this installation. Satisfies `gateway.app.RunDirectory`."""
+
+    def __init__(self, where: Settings) -> None:
+        self._where = where
+        self._handles: dict[str, RunHandle] = {}
+
+    def files(self, run: str) -> RunFiles:
+        """The run's files. Raises `NotFound` or `Invalid`."""
+        return find_run(self._where.runs_dir, run)
+
+    async def handle(self, run: str) -> RunHandle:
+        """The run's control server; a closed run is served from its files. Raises `NotFound` or `Invalid`."""
+        files = self.files(run)
+        known = self._handles.get(run)
+        if known is None:
+            archived = await asyncio.to_thread(_archived, files)
+            known = self._handles[run] = archived or RayHandle(files)
+        return known
+
+    async def list(self) -> list[RunSummary]:
+        """Every run. One that cannot be asked is listed with the reason as its status."""
+        runs = await asyncio.to_thread(list_runs, self._where.runs_dir)
+        return list(await asyncio.gather(*(self._summary(files) for files in runs)))
+
+    async def _summary(self, files: RunFiles) -> RunSummary:
+        try:
+            snapshot = await (await self.handle(files.run)).snapshot()
+        except SteerwayError as error:
+            return RunSummary(
+                run=files.run, name=files.run, status=error.slug, step=0, total_steps=0, created_at="", world_size=0
+            )
+        return RunSummary.of(snapshot)
+
+
+def _archived(files: RunFiles) -> RunHandle | None:
+    """A closed run needs no actor."""
+    if not files.journal.is_dir():
+        return None
+    archived = ArchivedRun(files)
+    return archived if archived.closed else None
+
+
+def deploy(where: Settings) -> None:
+    """Deploy on Ray Serve. Raises `Unavailable` if there is no cluster, or if the gateway does not come up."""
+    try:
+        ray.init(address=where.ray_address, namespace="serve", logging_level=logging.WARNING, log_to_driver=False)
+    except ConnectionError:
+        raise Unavailable(f"no Ray cluster answers at {where.ray_address}; start one with `steer up`") from None
+    serve.start(http_options=HTTPOptions(host=where.host, port=where.gateway_port))
+    serve.run(_application(where), name=APPLICATION, route_prefix="/", blocking=False)
+    _wait_until_ready(where)
+
+
+def _application(where: Settings) -> Any:
+    def build() -> Any:
+        origins = [where.console_url, where.gateway_url]
+        return create_app(
+            RayRuns(where),
+            TokenBook.from_file(where.tokens_file),
+            allowed_hosts=[where.host, "localhost"],
+            allowed_origins=origins,
+        )
+
+    @serve.deployment(
+        name="gateway",
+        num_replicas=1,
+        max_ongoing_requests=MAX_ONGOING_REQUESTS,
+        ray_actor_options={"num_cpus": 0},
+    )
+    @serve.ingress(build)
+    class Gateway:
+        """Serve's name for our FastAPI app."""
+
+    return Gateway.bind()  # type: ignore[attr-defined]
+
+
+def _wait_until_ready(where: Settings) -> None:
+    deadline = time.monotonic() + READY_WITHIN_S
+    while time.monotonic() < deadline:
+        try:
+            with urllib.request.urlopen(f"{where.gateway_url}/api/v1/health", timeout=2) as answer:
+                if answer.status == 200:
+                    return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise Unavailable(f"the gateway did not answer at {where.gateway_url} within {READY_WITHIN_S:.0f} s")
+
+
+if __name__ == "__main__":
+    try:
+        deploy(settings())
+    except SteerwayError as error:
+        print(f"steer: {error.reason}", file=sys.stderr)
+        sys.exit(error.exit_code)

@@ -1,0 +1,109 @@
+"""The handle, across Ray.
+
+Ray's calls are at-most-once or at-least-once, never exactly once: a call may have run although it raised. Every
+method of a handle may be repeated, so this one repeats, for as long as an actor takes to be restarted.
+"""
+
+import asyncio
+import logging
+from typing import Any
+from uuid import UUID
+
+from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
+from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
+
+from control_plane.actor import get_or_create
+from control_plane.core.commands import Command
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.errors import SteerwayError, Unavailable
+from control_plane.core.records import Ending, Entry
+from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
+from control_plane.storage.layout import RunFiles
+
+log = logging.getLogger(__name__)
+
+CALL_TIMEOUT_S = 10.0
+"""A call that waits for nothing is answered in milliseconds; beyond this the actor is gone or stuck."""
+
+RETRY_FOR_S = 15.0
+"""Ray restarts an actor in one to a few seconds; whoever still gets no answer is told so."""
+
+
+class RayHandle:
+    """A run's control server, wherever Ray runs it. Satisfies `handle.RunHandle`."""
+
+    def __init__(self, files: RunFiles, retry_for_s: float = RETRY_FOR_S) -> None:
+        self._files, self._retry_for_s = files, retry_for_s
+        self._actor: Any = None
+
+    async def _call(self, method: str, *args: Any, wait_s: float = 0.0) -> Any:
+        retrying = AsyncRetrying(
+            retry=retry_if_exception_type(Unavailable),
+            stop=stop_after_delay(self._retry_for_s),
+            wait=wait_exponential(multiplier=0.05, max=1.0),
+            reraise=True,
+        )
+        return await retrying(self._call_once, method, args, wait_s)
+
+    async def _call_once(self, method: str, args: tuple[Any, ...], wait_s: float) -> Any:
+        try:
+            if self._actor is None:
+                # Blocks for milliseconds; a thread keeps it from holding up everybody else's calls.
+                self._actor = await asyncio.to_thread(get_or_create, self._files)
+            call = getattr(self._actor, method).remote(*args)
+            return await asyncio.wait_for(call, wait_s + CALL_TIMEOUT_S)
+        except RayTaskError as error:
+            if isinstance(error.cause, SteerwayError):
+                raise error.cause from None
+            log.exception("%s of run %s", method, self._files.run)
+            raise Unavailable(f"the control server of run {self._files.run} failed: {error.cause!r}") from error
+        except (RayActorError, GetTimeoutError, TimeoutError) as error:
+            self._actor = None
+            raise Unavailable(f"the control server of run {self._files.run} does not answer") from error
+        except (RayError, ValueError, ConnectionError) as error:
+            self._actor = None
+            raise Unavailable(f"the control server of run {self._files.run} cannot be reached: {error}") from error
+
+    async def submit(self, command: Command) -> Receipt:
+        """See `RunHandle.submit`."""
+        return await self._call("submit", command)
+
+    async def command(self, uuid: UUID) -> CommandView:
+        """See `RunHandle.command`."""
+        return await self._call("command", uuid)
+
+    async def snapshot(self) -> Snapshot:
+        """See `RunHandle.snapshot`."""
+        return await self._call("snapshot")
+
+    async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
+        """See `RunHandle.tail`."""
+        return await self._call("tail", after_seq, limit, wait_s, wait_s=wait_s)
+
+    async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
+        """See `RunHandle.measurements`."""
+        return await self._call("measurements", after, limit, names)
+
+    async def start_generation(self, start: GenerationStart) -> int:
+        """See `RunHandle.start_generation`."""
+        return await self._call("start_generation", start)
+
+    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
+        """See `RunHandle.offers`."""
+        return await self._call("offers", generation, seen_revision, wait_s, wait_s=wait_s)
+
+    async def report(self, report: Report) -> None:
+        """See `RunHandle.report`."""
+        await self._call("report", report)
+
+    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+        """See `RunHandle.end_generation`."""
+        await self._call("end_generation", generation, ending, step, reason)
+
+    async def close(self, ending: Ending, reason: str | None) -> None:
+        """See `RunHandle.close`."""
+        await self._call("close", ending, reason)
+
+    async def pid(self) -> int:
+        """The process of the control server."""
+        return int(await self._call("pid"))

@@ -1,0 +1,87 @@
+"""Boundary effects on torch.distributed, in a gloo group of their own.
+
+The group is on the CPU also where training uses NCCL, so that control traffic never waits for a GPU and never mixes
+with the training's collectives. All ranks participate in every method that is marked as a collective.
+"""
+
+import json
+from collections.abc import Callable
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from pydantic import TypeAdapter
+
+from control_plane.core.boundary import AllGather, AllReduceMin, Broadcast, Effect
+from control_plane.core.commands import Command
+
+BOUNDARY_TIMEOUT_S = 600.0
+"""How long a rank waits for the others at a boundary: DeepSpeed's own patience, so that neither gives up first."""
+
+COMMANDS: TypeAdapter[tuple[Command, ...]] = TypeAdapter(tuple[Command, ...])
+
+
+class Collectives:
+    """Carries out the collective effects of a boundary for one rank."""
+
+    def __init__(self, timeout_s: float = BOUNDARY_TIMEOUT_S) -> None:
+        """Make the group. Collective: every rank of the training's world builds one."""
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+        self._group = dist.new_group(backend="gloo", timeout=timedelta(seconds=timeout_s))
+        # One int64: the size in bytes of the proposal that follows; 0, nearly always, means a quiet boundary.
+        self._header = torch.zeros(1, dtype=torch.int64)
+
+    def start_broadcast(self, effect: Broadcast) -> Callable[[], tuple[Command, ...]]:
+        """Collective. Issue the proposal's header; the answer waits for it, and for the proposal if there is one."""
+        payload = COMMANDS.dump_json(effect.commands) if effect.commands else b""
+        self._header[0] = len(payload)
+        work = dist.broadcast(self._header, src=0, group=self._group, async_op=True)
+
+        def finish() -> tuple[Command, ...]:
+            work.wait()
+            size_bytes = int(self._header.item())
+            return self._receive(payload, size_bytes) if size_bytes else ()
+
+        return finish
+
+    def _receive(self, payload: bytes, size_bytes: int) -> tuple[Command, ...]:
+        proposal = torch.zeros(size_bytes, dtype=torch.uint8)
+        if self.rank == 0:
+            proposal = torch.frombuffer(bytearray(payload), dtype=torch.uint8)
+        dist.broadcast(proposal, src=0, group=self._group)
+        # Rank 0 decodes its own bytes too: then every rank holds the very same values.
+        return COMMANDS.validate_json(proposal.numpy().tobytes())
+
+    def all_reduce_min(self, value: int) -> int:
+        """Collective. The least value of all ranks."""
+        least = torch.tensor([value], dtype=torch.int64)
+        dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self._group)
+        return int(least.item())
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Collective. Every rank's value, in rank order."""
+        values: list[Any] = [None] * self.world_size
+        dist.all_gather_object(values, value, group=self._group)
+        return values
+
+    def broadcast_json(self, value: Any) -> Any:
+        """Collective. Rank 0's value, as plain JSON."""
+        box = [json.dumps(value) if self.rank == 0 else None]
+        dist.broadcast_object_list(box, src=0, group=self._group)
+        return json.loads(str(box[0]))
+
+    def barrier(self) -> None:
+        """Collective. Wait for every rank."""
+        dist.barrier(group=self._group)
+
+    def perform(self, effect: Effect) -> Any:
+        """Carry out one collective effect, and wait for it."""
+        match effect:
+            case Broadcast():
+                return self.start_broadcast(effect)()
+            case AllReduceMin(value):
+                return self.all_reduce_min(value)
+            case AllGather(value):
+                return self.all_gather(value)
+        raise TypeError(f"{effect!r} is not a collective effect")

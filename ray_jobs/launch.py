@@ -1,0 +1,106 @@
+"""The driver: Ray Train's worker group; one start is one generation.
+
+    python -m ray_jobs.launch RUN_FOLDER
+
+This is the entry point of the Ray job. It creates the run's control actor, starts the worker group, waits, and closes
+the run. It imports neither DeepSpeed nor the workload.
+"""
+
+import asyncio
+import logging
+import sys
+from pathlib import Path
+
+import ray
+from ray.train import FailureConfig, RunConfig, ScalingConfig
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from control_plane.core.errors import SteerwayError
+from control_plane.core.records import Ending
+from control_plane.ray_handle import RayHandle
+from control_plane.storage.layout import RunFiles
+from ray_jobs import config as run_config
+
+log = logging.getLogger("steerway.driver")
+
+TORCH_TIMEOUT_S = 600
+"""DeepSpeed's own patience for a collective; torch's is three times as long."""
+
+
+def main(root: Path) -> int:
+    """Run the job. Answers the exit status: 0 if the training ended as it should, 1 if it failed."""
+    files = RunFiles(root)
+    settings = run_config.RunConfig.from_yaml(files.config.read_text(), str(files.config))
+    ray.init(ignore_reinit_error=True, log_to_driver=True, logging_level=logging.WARNING)
+    handle = RayHandle(files, retry_for_s=60.0)
+    asyncio.run(handle.snapshot())
+    ending, reason = _fit(files, settings)
+    asyncio.run(_close(handle, ending, reason))
+    log.info("run %s: %s%s", files.run, ending, f": {reason}" if reason else "")
+    return 0 if ending != "failed" else 1
+
+
+def use_gpu(settings: run_config.RunConfig) -> bool:
+    """GPUs if the config says so, or if it leaves the choice and the cluster has one for every rank."""
+    wanted = settings.scaling.use_gpu
+    if wanted == "auto":
+        return ray.cluster_resources().get("GPU", 0) >= settings.scaling.ranks
+    return bool(wanted)
+
+
+def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str | None]:
+    from ray_jobs import train
+
+    gpu = use_gpu(settings)
+    scaling = ScalingConfig(
+        num_workers=settings.scaling.ranks,
+        use_gpu=gpu,
+        resources_per_worker={"CPU": settings.scaling.cpus_per_rank} | ({"GPU": 1} if gpu else {}),
+    )
+    trainer = TorchTrainer(
+        train.main,
+        train_loop_config={"root": str(files.root), "use_gpu": gpu},
+        scaling_config=scaling,
+        run_config=RunConfig(
+            name=files.run,
+            storage_path=str(files.root / "ray_train"),
+            failure_config=FailureConfig(max_failures=0),
+        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=TORCH_TIMEOUT_S),
+    )
+    try:
+        trainer.fit()
+    except Exception as error:
+        log.exception("the worker group failed")
+        return "failed", _first_cause(error)
+    return "finished", None
+
+
+def _first_cause(error: BaseException) -> str:
+    """The workers' own complaint, without the layers around it."""
+    failures = getattr(error, "worker_failures", None)
+    if failures:
+        rank, failure = sorted(failures.items())[0]
+        return f"rank {rank}: {_last_line(str(failure))}"
+    return f"{type(error).__name__}: {_last_line(str(error))}"
+
+
+def _last_line(text: str) -> str:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else "no reason was given"
+
+
+async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> None:
+    state = await handle.snapshot()
+    if ending == "finished" and any(view.what == "stop" and view.status == "applied" for view in state.commands):
+        ending = "stopped"
+    await handle.close(ending, reason)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    try:
+        sys.exit(main(Path(sys.argv[1])))
+    except SteerwayError as error:
+        log.error("%s", error.reason)
+        sys.exit(1)

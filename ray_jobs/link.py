@@ -1,0 +1,192 @@
+"""Rank 0's thread to the control server; training never waits for it.
+
+Two loops share one thread: one holds a long poll for offers, the other pushes outcomes, checkpoints, measurements
+and progress. The training thread only exchanges values with them. An outcome is kept until the control server has
+confirmed it, however long that server is away; a measurement may be dropped.
+"""
+
+import asyncio
+import logging
+import threading
+from collections.abc import Callable
+from contextlib import suppress
+
+from control_plane.core.commands import Command
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.errors import Refused, SteerwayError
+from control_plane.core.records import CheckpointCommitted, CommandSettled, Ending
+from control_plane.handle import Phase, Point, Progress, Report, RunHandle
+from ray_jobs.telemetry import Telemetry
+
+log = logging.getLogger(__name__)
+
+POLL_WAIT_S = 10.0
+"""One long poll. Longer saves calls, shorter notices a lost control server sooner."""
+
+PUSH_EVERY_S = 0.5
+"""Measurements are pushed this often; outcomes at once."""
+
+RETRY_S = 0.5
+"""Pause after a call that failed."""
+
+START_WAIT_S = 60.0
+"""How long the start of the trainers may wait for the control server: its actor may just be restarting."""
+
+FLUSH_WAIT_S = 30.0
+"""How long the end of the training may wait until every outcome is confirmed."""
+
+
+class Link:
+    """Rank 0's connection. `connect` is called in the link's own thread."""
+
+    def __init__(self, connect: Callable[[], RunHandle]) -> None:
+        self._connect = connect
+        self._telemetry = Telemetry()
+        self._offers: tuple[Command, ...] = ()
+        self._outcomes: list[CommandSettled] = []
+        self._checkpoints: list[CheckpointCommitted] = []
+        self._where: tuple[int, int, Phase, float | None] = (0, 0, "starting", None)
+        self._lock = threading.Lock()
+        self._generation = 0
+        self._closing = False
+        self._loop = asyncio.new_event_loop()
+        self._wake = asyncio.Event()
+        self._pushing = asyncio.Lock()
+        self._thread = threading.Thread(target=self._run, name="steerway-link", daemon=True)
+
+    # The training thread's side: none of these waits, but for `start` and `close`
+
+    def start(self, start: GenerationStart) -> tuple[int, str | None]:
+        """Announce the trainers, then go on in the background. Answers the generation's number, or why not."""
+        self._thread.start()
+        future = asyncio.run_coroutine_threadsafe(self._announce(start), self._loop)
+        try:
+            self._generation = future.result(START_WAIT_S + 1)
+        except (SteerwayError, TimeoutError) as error:
+            self._stop_loop()
+            return 0, f"the run's control server did not take the start of the trainers: {error}"
+        self.progress(start.step, start.total_steps, "training", None)
+        for loop in (self._poll, self._push):
+            asyncio.run_coroutine_threadsafe(loop(), self._loop)
+        return self._generation, None
+
+    def offers(self) -> tuple[Command, ...]:
+        """The unsettled commands as last heard. May be stale: the ledger knows what is already decided."""
+        return self._offers
+
+    def report(self, outcomes: list[CommandSettled]) -> None:
+        """Decisions, in order. They reach the journal, or this link is still trying."""
+        with self._lock:
+            self._outcomes += outcomes
+        self._nudge()
+
+    def checkpoint(self, checkpoint: CheckpointCommitted) -> None:
+        """A manifest is in place."""
+        with self._lock:
+            self._checkpoints.append(checkpoint)
+        self._nudge()
+
+    def measure(self, points: list[Point]) -> None:
+        """Measurements, for charts."""
+        self._telemetry.put(points)
+
+    def progress(self, step: int, total_steps: int, phase: Phase, steps_per_s: float | None) -> None:
+        """Where the training is. One assignment: this is called at every step."""
+        self._where = (step, total_steps, phase, steps_per_s)
+
+    def phase(self, phase: Phase) -> None:
+        """What the training is doing."""
+        step, total_steps, _, steps_per_s = self._where
+        self._where = (step, total_steps, phase, steps_per_s)
+
+    def close(self, ending: Ending, step: int, reason: str | None) -> None:
+        """Flush, announce the end, and stop. Says so in the log if the control server could not be told."""
+        self._closing = True
+        future = asyncio.run_coroutine_threadsafe(self._finish(ending, step, reason), self._loop)
+        try:
+            future.result(FLUSH_WAIT_S)
+        except (SteerwayError, TimeoutError) as error:
+            log.error("the control server was not told of the end: %s; %d outcomes lost", error, len(self._outcomes))
+        self._stop_loop()
+
+    # The link's thread
+
+    def _run(self) -> None:
+        asyncio.set_event_loop(self._loop)
+        self._handle = self._connect()
+        self._loop.run_forever()
+
+    def _stop_loop(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(timeout=5)
+
+    def _nudge(self) -> None:
+        self._loop.call_soon_threadsafe(self._wake.set)
+
+    async def _announce(self, start: GenerationStart) -> int:
+        async with asyncio.timeout(START_WAIT_S):
+            while True:
+                try:
+                    return await self._handle.start_generation(start)
+                except Refused:
+                    raise
+                except SteerwayError as error:
+                    log.warning("waiting for the control server: %s", error)
+                    await asyncio.sleep(RETRY_S)
+
+    async def _poll(self) -> None:
+        seen_revision = -1
+        while not self._closing:
+            try:
+                offer = await self._handle.offers(self._generation, seen_revision, POLL_WAIT_S)
+            except Refused as refusal:
+                log.error("offers end here: %s", refusal.reason)
+                self._offers = ()
+                return
+            except SteerwayError as error:
+                log.warning("no offers for now: %s", error)
+                await asyncio.sleep(RETRY_S)
+            else:
+                self._offers, seen_revision = offer.commands, offer.revision
+
+    async def _push(self) -> None:
+        while not self._closing:
+            with suppress(TimeoutError):  # nothing urgent: push what has gathered
+                await asyncio.wait_for(self._wake.wait(), PUSH_EVERY_S)
+            self._wake.clear()
+            if not await self._push_once():
+                await asyncio.sleep(RETRY_S)
+
+    async def _push_once(self) -> bool:
+        """Push what there is; answers whether it was taken. What was not confirmed is pushed again."""
+        async with self._pushing:
+            return await self._push_what_there_is()
+
+    async def _push_what_there_is(self) -> bool:
+        with self._lock:
+            outcomes, checkpoints = tuple(self._outcomes), tuple(self._checkpoints)
+        points, dropped = self._telemetry.take()
+        step, total_steps, phase, steps_per_s = self._where
+        report = Report(
+            generation=self._generation,
+            outcomes=outcomes,
+            checkpoints=checkpoints,
+            points=points,
+            dropped_points=dropped,
+            progress=Progress(step=step, total_steps=total_steps, phase=phase, steps_per_s=steps_per_s),
+        )
+        try:
+            await self._handle.report(report)
+        except SteerwayError as error:
+            log.warning("the control server did not take a report of %d outcomes: %s", len(outcomes), error)
+            self._telemetry.put(list(points))
+            return False
+        with self._lock:
+            del self._outcomes[: len(outcomes)]
+            del self._checkpoints[: len(checkpoints)]
+        return True
+
+    async def _finish(self, ending: Ending, step: int, reason: str | None) -> None:
+        while not await self._push_once() or self._outcomes or len(self._telemetry):
+            await asyncio.sleep(RETRY_S if self._outcomes else 0)
+        await self._handle.end_generation(self._generation, ending, step, reason)

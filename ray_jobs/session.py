@@ -1,0 +1,191 @@
+"""One rank's part in a steered run: it drives the boundary and keeps what the boundary needs.
+
+    before a step   begin_step   the boundary's generator starts; its broadcast is issued and not awaited
+    after the step  end_step     the broadcast is awaited; commands, if any, are settled; a pause is held here
+
+Training calls nothing else. On rank 0 a `Link` brings offers and takes outcomes; elsewhere there is none.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+from control_plane.core.boundary import (
+    AllGather,
+    AllReduceMin,
+    Apply,
+    Broadcast,
+    Check,
+    Effect,
+    Failure,
+    Replica,
+    Steps,
+    TakeOffers,
+    Undo,
+    Wait,
+    boundary,
+)
+from control_plane.core.commands import Command
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.errors import Unavailable
+from control_plane.core.records import CheckpointCommitted, CommandSettled, RankPlace, Reading
+from control_plane.handle import Phase
+from ray_jobs.appliers import Applier
+from ray_jobs.collectives import Collectives
+from ray_jobs.link import Link
+
+log = logging.getLogger(__name__)
+
+SPEED_WINDOW_STEPS = 20
+"""Steps over which the speed is averaged: long enough to be steady, short enough to show a change."""
+
+
+@dataclass(slots=True)
+class _Open:
+    """A boundary between `begin_step` and `end_step`."""
+
+    steps: Steps
+    step: int
+    finish_broadcast: Callable[[], tuple[Command, ...]]
+
+
+@dataclass
+class TrainingSession:
+    """One rank's session. `link` is given on rank 0 and nowhere else."""
+
+    collectives: Collectives
+    link: Link | None
+    appliers: dict[str, Applier] = field(default_factory=dict)
+    replica: Replica = field(default_factory=lambda: Replica(generation=0))
+    total_steps: int = 0
+    _open: _Open | None = None
+    _reported: int = 0
+    _step_times_s: list[float] = field(default_factory=list)
+
+    @property
+    def rank(self) -> int:
+        """This rank."""
+        return self.collectives.rank
+
+    def register(self, kind: str, applier: Applier) -> None:
+        """Say who carries out the commands of one kind on this rank."""
+        self.appliers[kind] = applier
+
+    def start(self, place: RankPlace, step: int, total_steps: int, knobs: Reading, facts: Reading) -> int:
+        """Collective. Announce this start of the trainers; answers the generation's number.
+
+        Raises `Unavailable` on every rank if the control server could not be reached.
+        """
+        self.total_steps = total_steps
+        places = tuple(self.collectives.all_gather(place))
+        error: str | None = None
+        generation = 0
+        if self.link is not None:
+            start = GenerationStart(uuid4(), places, step, total_steps, knobs, facts)
+            generation, error = self.link.start(start)
+        generation, error = self.collectives.broadcast_json([generation, error])
+        if error:
+            raise Unavailable(error)
+        self.replica.generation = generation
+        return int(generation)
+
+    def begin_step(self, step: int) -> None:
+        """Collective. Issue the boundary's broadcast for the end of optimizer step `step`; returns at once."""
+        steps = boundary(self.replica, step)
+        effect = next(steps)
+        effect = steps.send(self._perform(effect))
+        assert isinstance(effect, Broadcast), effect
+        self._open = _Open(steps, step, self.collectives.start_broadcast(effect))
+
+    def end_step(self, step: int) -> None:
+        """Collective. The boundary after step `step`: settle what was proposed, and hold here while paused.
+
+        Raises `Diverged` on every rank if the ranks could not be brought back to agreement.
+        """
+        if self._open is None or self._open.step != step:
+            self.begin_step(step)
+        assert self._open is not None
+        opened, self._open = self._open, None
+        answer: Any = opened.finish_broadcast()
+        try:
+            while True:
+                answer = self._perform(opened.steps.send(answer))
+        except StopIteration:
+            pass
+        self._report_outcomes()
+        self._progress(step, "training")
+
+    def _perform(self, effect: Effect) -> Any:
+        match effect:
+            case TakeOffers():
+                return self.link.offers() if self.link is not None else ()
+            case Check(command):
+                return self._check(command)
+            case Apply(command, step):
+                return self._apply(command, step)
+            case Undo(command):
+                return self._undo(command)
+            case Wait(wait_s):
+                self._report_outcomes()
+                self.phase("paused")
+                time.sleep(wait_s)
+                return None
+            case Broadcast() | AllReduceMin() | AllGather():
+                return self.collectives.perform(effect)
+        raise TypeError(effect)
+
+    def _check(self, command: Command) -> str | None:
+        applier = self.appliers.get(command.intent.kind)
+        if applier is None:
+            return f"this run cannot '{command.describe()}': nothing in it carries that out"
+        try:
+            return applier.check(command)
+        except Exception as error:
+            log.exception("checking %s", command.describe())
+            return f"{type(error).__name__}: {error}"
+
+    def _apply(self, command: Command, step: int) -> Any:
+        try:
+            return self.appliers[command.intent.kind].apply(command, step)
+        except Exception as error:
+            log.exception("applying %s at step %d", command.describe(), step)
+            return Failure(f"{type(error).__name__}: {error}")
+
+    def _undo(self, command: Command) -> str | None:
+        try:
+            self.appliers[command.intent.kind].undo(command)
+        except Exception as error:
+            log.exception("undoing %s", command.describe())
+            return f"{type(error).__name__}: {error}"
+        return None
+
+    def _report_outcomes(self) -> None:
+        """Hand new decisions to the link; the ledger is in the order of decision."""
+        if self.link is None or len(self.replica.ledger) == self._reported:
+            return
+        new: list[CommandSettled] = list(self.replica.ledger.values())[self._reported :]
+        self._reported = len(self.replica.ledger)
+        self.link.report(new)
+
+    def _progress(self, step: int, phase: Phase) -> None:
+        if self.link is None:
+            return
+        self._step_times_s.append(time.monotonic())
+        del self._step_times_s[:-SPEED_WINDOW_STEPS]
+        elapsed_s = self._step_times_s[-1] - self._step_times_s[0]
+        speed = (len(self._step_times_s) - 1) / elapsed_s if elapsed_s > 0 else None
+        self.link.progress(step, self.total_steps, phase, speed)
+
+    def phase(self, phase: Phase) -> None:
+        """Say what this run is doing, between two steps. Time that is not training does not count as speed."""
+        if self.link is not None:
+            self._step_times_s.clear()
+            self.link.phase(phase)
+
+    def commit_checkpoint(self, checkpoint: CheckpointCommitted) -> None:
+        """A manifest is in place: rank 0 tells the control server."""
+        if self.link is not None:
+            self.link.checkpoint(checkpoint)

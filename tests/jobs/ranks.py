@@ -1,0 +1,73 @@
+"""Real ranks for tests: processes with torch.distributed over gloo, each running the same function.
+
+    results = run_ranks("tests.jobs.trials:steer_learning_rate", world_size=2, spec={...}, folder=tmp_path)
+
+The function gets `(rank, spec)` and answers JSON; the answers come back in rank order. A rank that fails shows its
+log in the error.
+"""
+
+import importlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+TIMEOUT_S = 240
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def run_ranks(function: str, world_size: int, spec: dict[str, Any], folder: Path) -> list[Any]:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.json").write_text(json.dumps({"function": function, "spec": spec}))
+    shared = {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(free_port()),
+        "DS_ACCELERATOR": "cpu",
+        "ACCELERATE_USE_CPU": "true",
+        "OMP_NUM_THREADS": "1",
+        "TOKENIZERS_PARALLELISM": "false",
+    }
+    ranks = []
+    for rank in range(world_size):
+        log = (folder / f"rank-{rank}.out").open("w")
+        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+        command = [sys.executable, "-m", "tests.jobs.ranks", str(folder)]
+        ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    try:
+        statuses = [rank.wait(TIMEOUT_S) for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+            rank.wait()
+    logs = [(folder / f"rank-{rank}.out").read_text() for rank in range(world_size)]
+    assert statuses == [0] * world_size, "\n".join(f"--- rank {r}\n{log[-4000:]}" for r, log in enumerate(logs))
+    return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
+
+
+def main(folder: Path) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    given = json.loads((folder / "spec.json").read_text())
+    module, name = given["function"].split(":")
+    answer = getattr(importlib.import_module(module), name)(rank, given["spec"])
+    (folder / f"rank-{rank}.json").write_text(json.dumps(answer))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
