@@ -1,0 +1,1 @@
+"""The Streamlit console: an HTTP client that uses the core's words."""

@@ -1,0 +1,167 @@
+"""The real gateway over real control servers, in a thread, with trainings that cost nothing."""
+
+import argparse
+import asyncio
+import socket
+import threading
+from collections.abc import Coroutine, Sequence
+from types import TracebackType
+from typing import Any, TypeVar
+from uuid import uuid4
+
+import uvicorn
+
+from control_plane.core.commands import Command, Intent, SetLearningRate
+from control_plane.core.errors import NotFound
+from control_plane.core.records import RunCreated
+from control_plane.gateway.app import create_app
+from control_plane.gateway.auth import TokenBook, TokenRecord, digest
+from control_plane.handle import RunHandle, RunSummary
+from control_plane.server import ControlServer
+from control_plane.storage.layout import RunFiles, check_run_id
+from tests.ui.fake_trainer import FakeTrainer, JournalInMemory, MetricsInMemory
+
+TOKEN = "a-token-of-the-tests"
+START_WITHIN_S = 20.0
+Answer = TypeVar("Answer")
+
+
+class RunsInMemory:
+    """A directory of control servers in this process."""
+
+    def __init__(self) -> None:
+        self.servers: dict[str, ControlServer] = {}
+
+    async def list(self) -> Sequence[RunSummary]:
+        """Every run."""
+        return [RunSummary.of(await server.snapshot()) for server in self.servers.values()]
+
+    async def handle(self, run: str) -> RunHandle:
+        """The run's control server."""
+        if check_run_id(run) not in self.servers:
+            raise NotFound(f"there is no run {run!r}")
+        return self.servers[run]
+
+    def files(self, run: str) -> RunFiles:
+        """Nothing of these runs is on a disk."""
+        raise NotFound(f"run {run!r} has no files: it lives in memory only")
+
+
+def free_port() -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+class FakeCluster:
+    """Gateway, control servers and trainers, on one event loop in a thread of its own."""
+
+    def __init__(self, port: int | None = None) -> None:
+        self.port = port or free_port()
+        self.runs = RunsInMemory()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="fake-cluster")
+        self._serving: Any = None
+        self._tasks: list[Any] = []
+        self._gateway: uvicorn.Server | None = None
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What a console needs to find this gateway."""
+        return {"STEERWAY_URL": f"http://127.0.0.1:{self.port}", "STEERWAY_TOKEN": TOKEN}
+
+    def __enter__(self) -> "FakeCluster":
+        self._thread.start()
+        self.open_gateway()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for task in self._tasks:
+            self._loop.call_soon_threadsafe(task.cancel)
+        self.close_gateway()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join(10)
+        self._loop.close()
+
+    def open_gateway(self) -> None:
+        """Listen. Returns when it does."""
+        book = TokenBook(tokens=(TokenRecord(id="ada", role="operator", sha256=digest(TOKEN)),))
+        app = create_app(self.runs, book, allowed_hosts=["127.0.0.1", "localhost"], allowed_origins=[])
+        config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", timeout_graceful_shutdown=1)
+        self._gateway = uvicorn.Server(config)
+        self._serving = asyncio.run_coroutine_threadsafe(self._gateway.serve(), self._loop)
+        self.do(asyncio.wait_for(self._until_started(self._gateway), START_WITHIN_S))
+
+    async def _until_started(self, gateway: uvicorn.Server) -> None:
+        while not gateway.started:
+            await asyncio.sleep(0.02)
+
+    def close_gateway(self) -> None:
+        """Listen no more; trainings go on."""
+        if self._gateway is not None:
+            self._gateway.should_exit = True
+            self._serving.result(10)
+            self._gateway = None
+
+    def do(self, work: Coroutine[Any, Any, Answer]) -> Answer:
+        """Run something on the loop and wait for it."""
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
+
+    def create(self, run: str, name: str = "", **trainer: Any) -> FakeTrainer:
+        """A run whose trainer has not started."""
+        return self.do(self._create(run, name or run, **trainer))
+
+    async def _create(self, run: str, name: str, **trainer: Any) -> FakeTrainer:
+        created = RunCreated(run=run, name=name, author="ada", config_sha256="0" * 64)
+        self.runs.servers[run] = ControlServer(created, JournalInMemory(), MetricsInMemory())
+        return FakeTrainer(self.runs.servers[run], **trainer)
+
+    def train(self, trainer: FakeTrainer, steps: int, plan: dict[int, tuple[Intent, str]] | None = None) -> None:
+        """Start the trainer and make `steps` steps at once; `plan` says which command is sent after which step."""
+        self.do(self._train(trainer, steps, plan or {}))
+
+    async def _train(self, trainer: FakeTrainer, steps: int, plan: dict[int, tuple[Intent, str]]) -> None:
+        await trainer.start()
+        for number in range(1, steps + 1):
+            await trainer.step()
+            if number in plan:
+                intent, reason = plan[number]
+                author = "autopilot" if isinstance(intent, SetLearningRate) and intent.factor else "ada"
+                await trainer.server.submit(Command(uuid=uuid4(), author=author, intent=intent, reason=reason))
+
+    def go_on(self, trainer: FakeTrainer, steps_per_s: float) -> None:
+        """Let it train at this speed until it ends."""
+        self._tasks.append(asyncio.run_coroutine_threadsafe(trainer.run(steps_per_s), self._loop))
+
+
+def _demo() -> None:
+    """Serve a few runs for somebody who wants to look at the console."""
+    from control_plane.core.commands import Evaluate, SaveCheckpoint
+
+    parser = argparse.ArgumentParser(description=_demo.__doc__)
+    parser.add_argument("--port", type=int, default=8700)
+    parser.add_argument("--steps-per-s", type=float, default=8.0)
+    port, speed = parser.parse_args().port, parser.parse_args().steps_per_s
+    with FakeCluster(port) as cluster:
+        print("; ".join(f"export {name}={value}" for name, value in cluster.environment.items()), flush=True)
+        trainer = cluster.create("gpt2-7c1e", "gpt2-local")
+        plan: dict[int, tuple[Intent, str]] = {
+            420: (SetLearningRate(factor=0.5), "loss spiked twice within 50 steps"),
+            600: (SaveCheckpoint(), "before the next change"),
+            800: (SetLearningRate(value=2e-4, group=1), "biases and norms may go faster"),
+            900: (SetLearningRate(value=9.0), "a typing error"),
+            950: (Evaluate(), ""),
+        }
+        cluster.train(trainer, 1000, plan)
+        short = cluster.create("gpt2-05aa", "gpt2-local", ranks=2, total_steps=300)
+        cluster.train(short, 300)
+        cluster.create("gpt2-e0f3", "gpt2-wikitext", ranks=2)
+        cluster.go_on(trainer, speed)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    _demo()

@@ -1,0 +1,187 @@
+"""The live charts of a run: all panels in one ECharts component, whose zoom outlives every refresh.
+
+The component is mounted once under a fixed key and told to replace its series and nothing else, so what the reader
+did to it stays. See docs/decisions/0002-live-charts.md for the alternatives that were measured.
+"""
+
+from dataclasses import dataclass
+
+from ui.bins import bin_width
+from ui.history import History
+from ui.lines import Axis, Canvas, Options, panel_series
+from ui.palette import DARK, LIGHT, Palette
+from ui.panels import PANELS, Mark, Panel
+
+MAX_BINS = 600
+"""Bins across a chart. Two points a bin are more than a chart of half a screen has pixels."""
+
+HEIGHT = "max(600px, calc(1420px - 140vw))"
+"""Two rows of charts on a desktop; four rows, and taller, on a phone."""
+
+NARROW_PX = 640
+"""A component of less than this width shows its panels one below the other."""
+
+FOOT_PX = 52
+"""Room for the zoom slider below the charts."""
+
+PIN_ZOOM = """
+(event) => {
+  const zoom = (event.batch || [event])[0];
+  if (zoom.start === undefined) return;
+  const range = chart.getOption().dataZoom[0];
+  if (range.start <= 0 && range.end >= 100) return;
+  chart.dispatchAction({ type: 'dataZoom', dataZoomIndex: 0, startValue: range.startValue, endValue: range.endValue });
+}
+"""
+"""ECharts keeps a zoom as per cent of an axis that grows, so the window would creep: pin it to its values instead."""
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How the reader wants to see the charts. `smoothing` is the weight of the past, from 0 (none) to 0.99."""
+
+    smoothing: float = 0.0
+    log_y: bool = False
+    axis: Axis = "step"
+    dark: bool = False
+
+    @property
+    def palette(self) -> Palette:
+        """The colours for the page's theme."""
+        return DARK if self.dark else LIGHT
+
+
+def chart_options(history: History, marks: list[Mark], view: View) -> Options:
+    """The ECharts options of all panels."""
+    extent = history.extent(view.axis) or (0.0, 1.0)
+    panels = list(enumerate(PANELS))
+    return {
+        "baseOption": {
+            "animation": False,
+            "textStyle": {"color": view.palette.text},
+            "title": [_title(history, panel, view) for _, panel in panels],
+            "grid": [{"id": f"grid {at}"} for at, _ in panels],
+            "xAxis": [_x_axis(at, view, extent) for at, _ in panels],
+            "yAxis": [_y_axis(at, panel, view) for at, panel in panels] + [_hidden_axis(at) for at, _ in panels],
+            "axisPointer": {"link": [{"xAxisIndex": "all"}], "label": {"show": False}},
+            "tooltip": {"trigger": "axis", "confine": True, "textStyle": {"fontSize": 12}},
+            "dataZoom": _zoom(view.palette),
+            "toolbox": _toolbox(view.palette),
+            "series": [
+                one
+                for at, panel in panels
+                for one in panel_series(history, panel, marks, _canvas(at, panel, view, extent))
+            ],
+        },
+        "media": [{"query": {"maxWidth": NARROW_PX}, "option": _one_column()}, {"option": _two_columns()}],
+    }
+
+
+def _canvas(at: int, panel: Panel, view: View, extent: tuple[float, float]) -> Canvas:
+    """A minute is cut finer than a step: 1/64 of it is about a second."""
+    span, cuts = extent[1] - extent[0], 1 if view.axis == "step" else 64
+    return Canvas(
+        at=at,
+        count=len(PANELS),
+        bin_width=bin_width(span * cuts, MAX_BINS) / cuts,
+        axis=view.axis,
+        smoothing=view.smoothing,
+        log_y=view.log_y and panel.may_be_log,
+        palette=view.palette,
+    )
+
+
+def _title(history: History, panel: Panel, view: View) -> Options:
+    """The panel's name and the newest value of each of its metrics, in the colour of its line."""
+    parts, styles = [panel.title], {}
+    for number, name in enumerate(panel.metrics(history.series)):
+        style = f"line{number}"
+        parts.append(f"{{{style}|{name} {history.series[name].values[-1]:.4g}}}")
+        styles[style] = {"color": view.palette.lines[number % len(view.palette.lines)], "fontSize": 12}
+    return {"text": "   ".join(parts), "textStyle": {"fontSize": 13, "fontWeight": 600, "rich": styles}, "padding": 0}
+
+
+def _x_axis(at: int, view: View, extent: tuple[float, float]) -> Options:
+    return {
+        "gridIndex": at,
+        "type": "value",
+        "min": extent[0],
+        "max": max(extent[1], extent[0] + 1e-3),
+        "splitLine": {"show": False},
+        "axisLine": {"onZero": False, "lineStyle": {"color": view.palette.grid}},
+        "axisTick": {"show": False},
+        "axisLabel": {"color": view.palette.text, "fontSize": 11, "hideOverlap": True, "showMaxLabel": False},
+        "splitNumber": 5,
+    }
+
+
+def _y_axis(at: int, panel: Panel, view: View) -> Options:
+    return {
+        "gridIndex": at,
+        "type": "log" if view.log_y and panel.may_be_log else "value",
+        "scale": True,
+        "splitNumber": 4,
+        "splitLine": {"lineStyle": {"color": view.palette.grid}},
+        "axisLine": {"show": False},
+        "axisLabel": {"color": view.palette.text, "fontSize": 11},
+    }
+
+
+def _hidden_axis(at: int) -> Options:
+    """From 0 at the bottom to 1 at the top of a chart, for marks that have no value."""
+    return {"gridIndex": at, "type": "value", "min": 0, "max": 1, "show": False}
+
+
+def _zoom(palette: Palette) -> list[Options]:
+    """One range for all panels: a slider below them; inside, drag moves it and Ctrl with the wheel changes it."""
+    every = list(range(len(PANELS)))
+    common = {"xAxisIndex": every, "filterMode": "filter"}
+    slider = {
+        "type": "slider",
+        "height": 18,
+        "bottom": 8,
+        "left": 56,
+        "right": 16,
+        "showDataShadow": False,
+        "brushSelect": True,
+        "borderColor": palette.grid,
+        "fillerColor": palette.lines[0] + "2e",
+        "handleSize": "120%",
+        "textStyle": {"fontSize": 11, "color": palette.text},
+        "labelPrecision": 0,
+    }
+    return [common | slider, common | {"type": "inside", "zoomOnMouseWheel": "ctrl", "moveOnMouseMove": True}]
+
+
+def _toolbox(palette: Palette) -> Options:
+    save = {"title": "Save as PNG", "name": "steerway-charts", "pixelRatio": 2}
+    return {"right": 4, "top": 0, "itemSize": 13, "iconStyle": {"borderColor": palette.text}} | {
+        "feature": {"saveAsImage": save}
+    }
+
+
+def _two_columns() -> Options:
+    """Two charts a row."""
+    titles, grids = [], []
+    for at in range(len(PANELS)):
+        row, column = divmod(at, 2)
+        top = f"{row * 46}%"
+        titles.append({"top": top if row else 2, "left": 8 if column == 0 else "51%"})
+        grids.append(
+            {
+                "top": 42 if row == 0 else "53%",
+                "bottom": "57%" if row == 0 else FOOT_PX + 24,
+                "left": 52 if column == 0 else "55%",
+                "right": "53%" if column == 0 else 18,
+            }
+        )
+    return {"title": titles, "grid": grids}
+
+
+def _one_column() -> Options:
+    """One chart a row."""
+    titles, grids = [], []
+    for at in range(len(PANELS)):
+        titles.append({"top": f"{at * 23.5 + 0.2:g}%", "left": 4})
+        grids.append({"top": f"{at * 23.5 + 4.2:g}%", "height": "16%", "bottom": "auto", "left": 46, "right": 14})
+    return {"title": titles, "grid": grids}

@@ -1,0 +1,23 @@
+"""The console: `streamlit run ui/console.py`."""
+
+import gc
+
+import streamlit as st
+
+from ui import pages
+from ui.style import CSS
+
+
+@st.cache_resource(show_spinner=False)
+def _freeze_start_up() -> bool:
+    """Streamlit runs a full collection after every refresh; what start-up made need not be walked each time."""
+    import streamlit_echarts  # noqa: F401
+
+    gc.freeze()
+    return True
+
+
+st.set_page_config(page_title="Steerway", page_icon=":material/monitoring:", layout="wide")
+_freeze_start_up()
+st.html(CSS)
+st.navigation([pages.runs(), pages.run()], position="top").run()

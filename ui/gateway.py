@@ -1,0 +1,57 @@
+"""The console's line to the gateway, and what a page says when it is down."""
+
+import streamlit as st
+
+from control_plane.client import SteerwayClient
+from control_plane.config import settings
+from control_plane.core.errors import NotAllowed, NotFound, SteerwayError, Unavailable
+
+TIMEOUT_S = 4.0
+"""A page that waits longer for the gateway feels dead; it says so and tries again."""
+
+
+def client() -> SteerwayClient:
+    """The client of this process. Raises `NotAllowed` without a token, `Invalid` for settings that make no sense."""
+    found = settings()
+    token = found.token
+    if token is None:
+        path = found.token_file("operator")
+        if not path.is_file():
+            raise NotAllowed(f"There is no token at {path}.")
+        token = path.read_text(encoding="ascii")
+    return _client(found.gateway_url, token)
+
+
+@st.cache_resource(show_spinner=False, max_entries=8)
+def _client(url: str, token: str) -> SteerwayClient:
+    """One client, with its connections, for all pages; a new token or address makes a new one."""
+    return SteerwayClient(url, token, timeout_s=TIMEOUT_S)
+
+
+def explain(error: SteerwayError) -> str:
+    """What is wrong and what to do about it."""
+    if isinstance(error, Unavailable):
+        return (
+            f"**The gateway does not answer.** {_sentence(error.reason)} Training goes on without it, and what was "
+            "accepted stays accepted. This page tries again by itself."
+        )
+    if isinstance(error, NotAllowed):
+        return (
+            f"**The gateway does not let this console in.** {_sentence(error.reason)} `steer up` writes the tokens of "
+            "a local cluster; for another cluster set `STEERWAY_URL` and `STEERWAY_TOKEN` before starting the console."
+        )
+    return _sentence(error.reason)
+
+
+def banner(error: SteerwayError) -> None:
+    """Show what is wrong, in place of or above what a page would show."""
+    if isinstance(error, NotFound):
+        st.warning(explain(error), icon=":material/search_off:")
+    else:
+        st.error(explain(error), icon=":material/cloud_off:")
+
+
+def _sentence(reason: str) -> str:
+    said = reason.strip()
+    said = said[:1].upper() + said[1:]
+    return said if said.endswith((".", "!", "?", "`")) else said + "."

@@ -1,0 +1,19 @@
+"""The journal as a log at the bottom of the page: one line a record."""
+
+import streamlit as st
+
+from ui.live import LiveRun
+from ui.words import line
+from ui.zone import reader_zone
+
+HEIGHT_PX = 150
+MAX_LINES = 300
+
+
+def journal(live: LiveRun) -> None:
+    """The last records in plain words, the newest at the bottom and in sight."""
+    entries = live.refresh_journal()
+    commands, zone = live.commands(), reader_zone()
+    lines = [line(entry, commands, zone) for entry in entries[-MAX_LINES:]]
+    with st.container(height=HEIGHT_PX, autoscroll=True, border=True, key="journal"):
+        st.text("\n".join(lines) or "The journal is empty.")

@@ -1,0 +1,157 @@
+"""From measurements to the series of one chart: lines, marks of interventions, marks of what is not finite."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ui.bins import Floats, extremes, last_of_bins
+from ui.history import History, Series
+from ui.palette import Palette
+from ui.panels import Mark, Panel
+
+Axis = Literal["step", "time"]
+Options = dict[str, Any]
+Pairs = list[list[float | None]]
+
+MAX_FAULTS = 60
+"""Marks of values that are not finite, per metric: one a bin, and the newest ones."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """One chart of several: its number, how many there are, its bins' width in units of x, and how it is drawn."""
+
+    at: int
+    count: int
+    bin_width: float
+    axis: Axis
+    smoothing: float
+    log_y: bool
+    palette: Palette
+
+
+def panel_series(history: History, panel: Panel, marks: list[Mark], canvas: Canvas) -> list[Options]:
+    """Every ECharts series of one panel."""
+    drawn: list[Options] = []
+    for number, name in enumerate(panel.metrics(history.series)):
+        series, colour = history.series[name], canvas.palette.lines[number % len(canvas.palette.lines)]
+        x = history.x(series, canvas.axis)
+        drawn += _metric(name, panel, series, x, colour, canvas)
+        drawn.append(_faults(name, series, x, canvas))
+    return [*drawn, _interventions(marks, canvas)]
+
+
+def _metric(name: str, panel: Panel, series: Series, x: Floats, colour: str, canvas: Canvas) -> list[Options]:
+    """A metric as it was measured; if it is smoothed, that line is faint and the smooth one is on top of it."""
+    sparse = name.startswith("eval")
+    raw = _line(name, colour, _raw(series, x, canvas), canvas)
+    raw |= {"showSymbol": sparse, "step": False if panel.smooth else "end"}
+    if sparse or not panel.smooth or canvas.smoothing <= 0:
+        return [raw]
+    raw |= {"lineStyle": {"width": 1, "color": colour, "opacity": 0.28}, "tooltip": {"show": False}, "z": 2}
+    smooth = _line(name, colour, _smoothed(series, x, canvas), canvas)
+    return [raw, smooth | {"id": f"{canvas.at}/{name}/smooth"}]
+
+
+def _line(name: str, colour: str, data: Pairs, canvas: Canvas) -> Options:
+    return {
+        "id": f"{canvas.at}/{name}",
+        "name": name,
+        "type": "line",
+        "xAxisIndex": canvas.at,
+        "yAxisIndex": canvas.at,
+        "data": data,
+        "showSymbol": False,
+        "symbol": "circle",
+        "symbolSize": 6,
+        "silent": True,
+        "itemStyle": {"color": colour},
+        "lineStyle": {"width": 1.6, "color": colour},
+        "z": 3,
+    }
+
+
+def _raw(series: Series, x: Floats, canvas: Canvas) -> Pairs:
+    y = _drawable(np.array(series.values), canvas)
+    return _joined([extremes(x[cut], y[cut], canvas.bin_width) for cut in series.segments()])
+
+
+def _smoothed(series: Series, x: Floats, canvas: Canvas) -> Pairs:
+    y = _drawable(series.smoothed(canvas.smoothing), canvas)
+    parts = []
+    for cut in series.segments():
+        finite = np.isfinite(y[cut])
+        parts.append(last_of_bins(x[cut][finite], y[cut][finite], canvas.bin_width))
+    return _joined(parts)
+
+
+def _drawable(y: Floats, canvas: Canvas) -> Floats:
+    """A logarithmic axis has no place for what is not positive."""
+    return np.where(y > 0, y, np.nan) if canvas.log_y else y
+
+
+def _joined(parts: list[tuple[Floats, Floats]]) -> Pairs:
+    """Segments one after the other, with a gap between them."""
+    points: Pairs = []
+    for x, y in parts:
+        if points and len(x):
+            points.append([_short(float(x[0])), None])
+        points += [[_short(a), _short(b)] for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+    return points
+
+
+def _short(value: float) -> float:
+    """Six digits are more than a screen shows; whole steps stay exact."""
+    return value if value.is_integer() and abs(value) < 1e15 else float(f"{value:.6g}")
+
+
+def _faults(name: str, series: Series, x: Floats, canvas: Canvas) -> Options:
+    """Values that are not finite, as triangles at the top of the chart: a line cannot show them."""
+    y = np.array(series.values)
+    bad = np.flatnonzero(~np.isfinite(y))
+    _, first = np.unique(np.floor_divide(x[bad], canvas.bin_width), return_index=True)
+    shown = bad[np.sort(first)][-MAX_FAULTS:]
+    return {
+        "id": f"{canvas.at}/{name}/faults",
+        "name": f"{name} not finite",
+        "type": "scatter",
+        "xAxisIndex": canvas.at,
+        "yAxisIndex": canvas.count + canvas.at,
+        "data": [{"value": [_short(float(x[i])), 0.96], "name": _fault(float(y[i]))} for i in shown],
+        "symbol": "triangle",
+        "symbolRotate": 180,
+        "symbolSize": 8,
+        "itemStyle": {"color": canvas.palette.fault},
+        "label": {"show": True, "formatter": "{b}", "position": "bottom", "fontSize": 10, "color": "inherit"},
+        "labelLayout": {"hideOverlap": True},
+        "tooltip": {"show": False},
+        "silent": True,
+        "z": 5,
+    }
+
+
+def _fault(value: float) -> str:
+    return "NaN" if math.isnan(value) else "+inf" if value > 0 else "-inf"
+
+
+def _interventions(marks: list[Mark], canvas: Canvas) -> Options:
+    """A dashed line, with a short label above it, where commands took effect."""
+    data = [{"xAxis": _short(mark.x), "name": mark.label, "label": {"show": bool(mark.label)}} for mark in marks]
+    return {
+        "id": f"{canvas.at}/interventions",
+        "name": "interventions",
+        "type": "line",
+        "xAxisIndex": canvas.at,
+        "yAxisIndex": canvas.at,
+        "data": [],
+        "markLine": {
+            "symbol": "none",
+            "silent": True,
+            "animation": False,
+            "lineStyle": {"type": [4, 3], "width": 1, "color": canvas.palette.mark},
+            "label": {"formatter": "{b}", "position": "end", "fontSize": 10, "color": canvas.palette.mark},
+            "data": data,
+        },
+    }

@@ -1,0 +1,22 @@
+"""The console's pages and their addresses. A page object belongs to one run of the script, so each is made anew."""
+
+from typing import TYPE_CHECKING
+
+import streamlit as st
+
+if TYPE_CHECKING:
+    from streamlit.navigation.page import StreamlitPage
+
+
+def runs() -> "StreamlitPage":
+    """The list of runs."""
+    from ui.runs_page import runs_page
+
+    return st.Page(runs_page, title="Runs", icon=":material/list:", url_path="runs", default=True)
+
+
+def run() -> "StreamlitPage":
+    """One run; its address ends in `?run=ID`."""
+    from ui.run_page import run_page
+
+    return st.Page(run_page, title="Run", icon=":material/monitoring:", url_path="run")

@@ -1,0 +1,30 @@
+"""The colours of the charts, for a light and for a dark page."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Palette:
+    """Colours that are told apart on their background, also with the common kinds of colour blindness."""
+
+    text: str
+    grid: str
+    mark: str
+    fault: str
+    lines: tuple[str, ...]
+
+
+LIGHT = Palette(
+    text="#57534e",
+    grid="#eceae8",
+    mark="#be123c",
+    fault="#b91c1c",
+    lines=("#4338ca", "#b45309", "#0f766e", "#a21caf", "#57534e"),
+)
+DARK = Palette(
+    text="#a8a29e",
+    grid="#22262f",
+    mark="#fb7185",
+    fault="#fb7185",
+    lines=("#8b85ff", "#fbbf24", "#2dd4bf", "#f0abfc", "#d6d3d1"),
+)

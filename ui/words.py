@@ -1,0 +1,153 @@
+"""What the console says: statuses, lives of commands, journal lines and durations, in plain words."""
+
+from collections.abc import Mapping
+from datetime import datetime, tzinfo
+from typing import Any, Literal
+from uuid import UUID
+
+from pydantic import ValidationError
+
+from control_plane.core.commands import Command, describe
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CommandAccepted,
+    CommandSettled,
+    Entry,
+    GenerationEnded,
+    GenerationStarted,
+    Reading,
+    Record,
+    RunClosed,
+    RunCreated,
+    TermStarted,
+)
+from control_plane.handle import CommandView
+
+Colour = Literal["green", "orange", "blue", "violet", "red", "gray"]
+
+STATUS_LOOKS: Mapping[str, tuple[Colour, str]] = {
+    "waiting": ("gray", ":material/hourglass_empty:"),
+    "running": ("green", ":material/play_arrow:"),
+    "paused": ("orange", ":material/pause:"),
+    "finished": ("blue", ":material/check:"),
+    "stopped": ("violet", ":material/stop:"),
+    "failed": ("red", ":material/error:"),
+    "accepted": ("blue", ":material/schedule:"),
+    "applied": ("green", ":material/check:"),
+    "rejected": ("red", ":material/block:"),
+    "expired": ("gray", ":material/timer_off:"),
+    "cancelled": ("gray", ":material/close:"),
+}
+"""Colour and icon of every status: the icon and the word say it too, for whoever does not see the colour."""
+
+
+def looks(status: str) -> tuple[Colour, str]:
+    """The colour and the icon of a status of a run or of a command."""
+    return STATUS_LOOKS.get(status, ("gray", ":material/help:"))
+
+
+def life(view: CommandView) -> str:
+    """What has become of a command, as a sentence."""
+    settled = view.settled
+    if settled is None:
+        until = view.command.not_before_step
+        waits = f"waits for step {until}" if until else "waits for the next step boundary"
+        return f"accepted as record {view.accepted_seq}; {waits}"
+    return _ending(settled)
+
+
+def _ending(settled: CommandSettled) -> str:
+    if settled.status == "applied":
+        ranks = f" on {settled.world_size} of {settled.world_size} ranks" if settled.world_size else ""
+        return f"applied at step {settled.step}{ranks}"
+    at = f" at step {settled.step}" if settled.step is not None else ""
+    return f"{settled.status}{at}: {settled.reason or 'no reason was given'}"
+
+
+def read_back(settled: CommandSettled) -> list[str]:
+    """What the ranks read back from their live objects: one line if they agree, else one line a rank."""
+    if settled.status != "applied" or not settled.after:
+        return []
+    before = f"{reading(settled.before)} before, " if settled.before else ""
+    if all(rank == settled.after for rank in settled.ranks):
+        return [f"{before}{reading(settled.after)} now, read back on every rank"]
+    return [f"rank {number}: {reading(rank)}" for number, rank in enumerate(settled.ranks)]
+
+
+def reading(values: Reading | None) -> str:
+    """What a rank read, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are said once."""
+    return "; ".join(f"{name} {_value(value)}" for name, value in (values or {}).items() if name != "groups")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        said = [_value(item) for item in value]
+        return said[0] if said and len(set(said)) == 1 else ", ".join(said)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def what(record: Record, commands: Mapping[UUID, Command]) -> str:
+    """A journal record in plain words. `commands` are those known so far, for the records that only name a uuid."""
+    match record:
+        case RunCreated():
+            return f"run {record.name} created"
+        case TermStarted():
+            return f"control server started, term {record.term}"
+        case GenerationStarted():
+            return f"training started on {record.world_size} ranks from step {record.step}"
+        case CommandAccepted():
+            return record.command.describe()
+        case CommandSettled():
+            asked = commands.get(record.uuid)
+            return f"{describe(asked.intent) if asked else record.uuid}: {_ending(record)}"
+        case CheckpointCommitted():
+            label = f" ({record.label})" if record.label else ""
+            return f"checkpoint {record.checkpoint}{label} at step {record.step}"
+        case GenerationEnded():
+            return f"training {record.ending} at step {record.step}" + (f": {record.reason}" if record.reason else "")
+        case RunClosed():
+            return f"run {record.ending}" + (f": {record.reason}" if record.reason else "")
+
+
+def line(entry: Entry, commands: Mapping[UUID, Command], zone: tzinfo | None = None) -> str:
+    """One line of the log: time, seq, type, what, author, reason."""
+    record = entry.record
+    asked = record.command if isinstance(record, CommandAccepted) else None
+    asked = commands.get(record.uuid) if isinstance(record, CommandSettled) else asked
+    author = asked.author if asked else record.author if isinstance(record, RunCreated) else ""
+    said = f"{clock(entry.time, zone)} {entry.seq:>5}  {record.type:<19} {what(record, commands)}"
+    said += f"  by {author}" if author else ""
+    why = asked.reason if asked and isinstance(record, CommandAccepted) else None
+    return said + (f"  “{why}”" if why else "")
+
+
+def clock(time: str, zone: tzinfo | None = None) -> str:
+    """The time of day of an ISO 8601 time, in the reader's zone."""
+    return datetime.fromisoformat(time).astimezone(zone).strftime("%H:%M:%S")
+
+
+def day(time: str, zone: tzinfo | None = None) -> str:
+    """Date and time of an ISO 8601 time, in the reader's zone."""
+    return datetime.fromisoformat(time).astimezone(zone).strftime("%Y-%m-%d %H:%M") if time else ""
+
+
+def duration(seconds: float) -> str:
+    """`40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`: as exact as an estimate deserves."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
+
+
+def complaint(error: ValidationError) -> str:
+    """The core's first objection to a request, as a sentence."""
+    first = error.errors()[0]
+    said = first["msg"].removeprefix("Value error, ")
+    names = [str(part) for part in first["loc"] if str(part) != "set_learning_rate"]
+    if not names:
+        return said
+    return f"{names[0].capitalize()} {first['input']!r} is refused: {said[0].lower()}{said[1:]}."
