@@ -1,0 +1,1 @@
+"""Files: the journal, the measurements, the checkpoints and where they lie."""

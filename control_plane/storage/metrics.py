@@ -1,0 +1,191 @@
+"""Measurements, kept apart from decisions: one long table in SQLite.
+
+Measurements may be lost and never stop a run. A database that cannot be read is moved aside, with its companions
+(`metrics.sqlite.damaged-1`), and a new one is begun; where no file can be had at all, the points live in memory until
+the end of the term. Points that cannot be kept (disk full) are dropped, and the log says so.
+
+A point's place is its row number, and that is the cursor of `read`. After a loss of power the newest points may be
+missing and their numbers given again. NaN is NULL in the table: SQLite has no other way to keep it.
+"""
+
+import itertools
+import logging
+import math
+import sqlite3
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from control_plane.core.commands import MAX_STEP
+from control_plane.handle import Measurements, Point
+
+MAX_POINTS_PER_READ = 20_000
+"""About 2 MB of JSON and 0.1 s of work: a chart of one series of a long run in one answer."""
+
+MAX_SERIES = 2_000
+"""Every snapshot carries each series' newest value. 8 measurements on each of 250 ranks; further names are dropped."""
+
+MAX_BUSY_S = 0.5
+"""How long to wait for a predecessor's last write. The control server answers nobody meanwhile."""
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS points (
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, step INTEGER NOT NULL, value REAL, time_s REAL NOT NULL);
+CREATE INDEX IF NOT EXISTS points_by_name ON points (name, id);
+CREATE TABLE IF NOT EXISTS latest (name TEXT PRIMARY KEY, value REAL) WITHOUT ROWID;
+"""
+
+_DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_ERROR}
+"""Errors of the file itself. A full disk or a file in use is none: the points in it are good."""
+
+log = logging.getLogger(__name__)
+
+
+class MetricsStore:
+    """The points of one run. One writer; calls may come from any thread, but not from two at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Open or create the database. Never raises: see above for what is done instead."""
+        self._path = path
+        # Invariant: the newest value of every series in the table.
+        self._latest: dict[str, float] = {}
+        self._last_id = 0
+        self._database = self._open_something()
+
+    def add(self, points: Sequence[Point]) -> None:
+        """Keep these points, in this order. Points that cannot be kept are dropped, all or none of a call."""
+        kept = self._within_limits(points)
+        database = self._database
+        kept_now = not kept or self._insert(kept)
+        replaced = self._database is not database
+        if not kept_now and not (replaced and self._insert(kept)):
+            log.warning("%d measurements were dropped", len(kept))
+
+    def read(self, after: int, limit: int, names: Sequence[str] = ()) -> Measurements:
+        """At most `limit` points after the cursor, oldest first; only these series, if any are named.
+
+        Asking again with `after=cursor` loses nothing and repeats nothing. A cursor from beyond the end belongs to a
+        database that was lost: the answer begins at the first point.
+        """
+        after = max(after, 0) if after <= self._last_id else 0
+        limit = min(max(limit, 0), MAX_POINTS_PER_READ)
+        with self._surviving_errors("read"):
+            rows = self._select(after, limit, names)
+            cursor = rows[-1][0] if len(rows) == limit and rows else (self._last_id if limit else after)
+            return Measurements(points=tuple(_point(row) for row in rows), cursor=cursor)
+        return Measurements(points=(), cursor=after)
+
+    def latest(self) -> dict[str, float]:
+        """The value of each series that arrived last."""
+        return dict(self._latest)
+
+    def close(self) -> None:
+        """Give the file back."""
+        self._database.close()
+
+    def _within_limits(self, points: Sequence[Point]) -> list[Point]:
+        names = set(self._latest)
+        kept = list[Point]()
+        for point in points:
+            sane = abs(point.step) <= MAX_STEP and math.isfinite(point.time_s)
+            if sane and (point.name in names or len(names) < MAX_SERIES):
+                names.add(point.name)
+                kept.append(point)
+        if len(kept) < len(points):
+            log.warning(
+                "%d measurements were dropped: over %d series, or an impossible step or time",
+                len(points) - len(kept),
+                MAX_SERIES,
+            )
+        return kept
+
+    def _insert(self, points: Sequence[Point]) -> bool:
+        newest = {point.name: point.value for point in points}
+        numbered = [(self._last_id + n, p.name, p.step, _stored(p.value), p.time_s) for n, p in enumerate(points, 1)]
+        with self._surviving_errors("written"):
+            with self._database:
+                self._database.executemany("INSERT INTO points VALUES (?, ?, ?, ?, ?)", numbered)
+                values = [(name, _stored(value)) for name, value in newest.items()]
+                self._database.executemany("INSERT OR REPLACE INTO latest VALUES (?, ?)", values)
+            self._latest |= newest
+            self._last_id += len(points)
+            return True
+        return False
+
+    def _select(self, after: int, limit: int, names: Sequence[str]) -> list[tuple[int, str, int, float | None, float]]:
+        if not names:
+            query = "SELECT * FROM points WHERE id > ? ORDER BY id LIMIT ?"
+            return self._database.execute(query, (after, limit)).fetchall()
+        query = "SELECT * FROM points WHERE name = ? AND id > ? ORDER BY id LIMIT ?"
+        known = [name for name in dict.fromkeys(names) if name in self._latest]
+        rows = itertools.chain(*(self._database.execute(query, (name, after, limit)) for name in known))
+        return sorted(rows)[:limit]
+
+    @contextmanager
+    def _surviving_errors(self, doing: str) -> Iterator[None]:
+        """Swallow an error of the database, with a word in the log; replace the database if it is damaged."""
+        try:
+            yield
+        except sqlite3.Error as error:
+            log.warning("the measurements could not be %s: %s", doing, error)
+            if _is_damage(error):
+                self._database.close()
+                self._database = self._open_something()
+
+    def _open_something(self) -> sqlite3.Connection:
+        try:
+            return self._open(self._path)
+        except sqlite3.Error as error:
+            log.warning("the measurements in %s cannot be opened: %s", self._path.name, error)
+            damaged = _is_damage(error)
+        try:
+            if damaged:
+                _move_aside(self._path)
+                return self._open(self._path)
+        except (sqlite3.Error, OSError) as error:
+            log.warning("a new %s cannot be begun: %s", self._path.name, error)
+        log.warning("the measurements are kept in memory only, until the control server ends")
+        return self._open(":memory:")
+
+    def _open(self, path: Path | str) -> sqlite3.Connection:
+        # A Ray actor may be built in one thread and called in another.
+        database = sqlite3.connect(path, timeout=MAX_BUSY_S, check_same_thread=False)
+        try:
+            database.execute("PRAGMA journal_mode=WAL")
+            database.execute("PRAGMA synchronous=NORMAL")
+            database.executescript(_SCHEMA)
+            rows = database.execute("SELECT name, value FROM latest").fetchall()
+            (last_id,) = database.execute("SELECT max(id) FROM points").fetchone()
+        except BaseException:
+            database.close()
+            raise
+        self._latest = {name: _loaded(value) for name, value in rows}
+        # A cursor that was given out before the file was replaced must not point past what comes now.
+        self._last_id = max(self._last_id, last_id or 0)
+        return database
+
+
+def _is_damage(error: sqlite3.Error) -> bool:
+    # The low byte is the kind; the rest of an extended code tells more about it. 0: no code, so not from the file.
+    return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
+
+
+def _move_aside(path: Path) -> None:
+    number = next(n for n in itertools.count(1) if not path.with_name(f"{path.name}.damaged-{n}").exists())
+    for companion in ("", "-wal", "-shm"):
+        part = path.with_name(path.name + companion)
+        if part.exists():
+            part.rename(path.with_name(f"{path.name}.damaged-{number}{companion}"))
+
+
+def _stored(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _loaded(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _point(row: tuple[int, str, int, float | None, float]) -> Point:
+    _, name, step, value, time_s = row
+    return Point(name=name, step=step, value=_loaded(value), time_s=time_s)

@@ -1,0 +1,195 @@
+"""The journal's files: their lines, their headers, and what of them is honoured.
+
+`000001.jsonl`, `000002.jsonl`, ... hold one JSON object a line, in ASCII, without blanks, ended by LF. A line is
+`Entry.line()` and then three keys:
+
+    batch   the seq of the first record of the write that this line was part of
+    prev    SHA-256 (hex) of the line before, without its LF; 64 zeros before the first line of all
+    crc     eight hex digits, always the last key: the CRC-32 of the line's bytes with `,"crc":"xxxxxxxx"` taken out
+
+Floats are written as `repr` does, so they come back exact. JSON has no NaN: in a reading, `NaN`, `Infinity` and
+`-Infinity` are those strings, on disk and in the entries that `append` returns, so a live server and one that
+read the journal hold the same state.
+
+The first line of a segment is its header, not a record: `type` "Segment", `version`, `term`, and the pin `after`, how
+far the newest older segment is honoured (`segment`, `size_bytes`, `seq`; its last line's hash is the header's `prev`).
+A segment between the two is void: its writer died or was overtaken before it could confirm anything. A reader walks
+the pins back from the newest header, so bytes that a fenced writer adds later are never seen.
+
+The order makes the fence: a new writer first creates its segment, then reads the older ones, then writes its pin; an
+old writer writes, syncs, and then looks for a newer segment. So what the old one confirmed, the new one has read.
+
+After a crash only the end of the newest segment may be incomplete, and only as one interrupted write leaves it: cut
+short, or with zeros where a sector never arrived. That is left out (pinned off, never overwritten). All else that
+does not verify is `Damaged`. Not covered: whole lines, or a whole newest segment, removed by hand from the end.
+"""
+
+import json
+import math
+import os
+import re
+import zlib
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from control_plane.core.errors import Damaged
+from control_plane.core.records import Entry
+
+FORMAT_VERSION = 1
+SEGMENT_NAME = re.compile(r"(\d{6,})\.jsonl")
+SECTOR_BYTES = 512
+"""What a disk writes whole or not at all."""
+
+MAX_HEADER_BYTES = 224
+"""No header is longer (a test fills every field), and none leaves room for a record below this size."""
+
+_SEAL_BYTES = len(',"crc":"00000000"}')
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """A place in the journal: after the first `size_bytes` of `segment`, whose last line has hash `digest`."""
+
+    segment: int = 0
+    size_bytes: int = 0
+    seq: int = 0
+    digest: str = "0" * 64
+
+
+def seal(line: dict[str, Any]) -> bytes:
+    """A line's canonical bytes, with its checksum, without LF. Raises `ValueError` or `TypeError` if not JSON."""
+    text = json.dumps(line, separators=(",", ":"), allow_nan=False).encode("ascii")
+    return text[:-1] + b',"crc":"%08x"}' % zlib.crc32(text)
+
+
+def unseal(raw: bytes) -> dict[str, Any]:
+    """The line that these bytes hold. Raises `ValueError` unless they are exactly what `seal` wrote."""
+    text = raw[:-_SEAL_BYTES] + b"}"
+    if raw != text[:-1] + b',"crc":"%08x"}' % zlib.crc32(text):
+        raise ValueError("the checksum does not match")
+    line = json.loads(text)
+    if not isinstance(line, dict):
+        raise ValueError("it is not a JSON object")
+    return line
+
+
+def _is_sealed(raw: bytes) -> bool:
+    try:
+        unseal(raw)
+    except ValueError:
+        return False
+    return True
+
+
+def segment_name(number: int) -> str:
+    """A segment's file name."""
+    return f"{number:06d}.jsonl"
+
+
+def list_segments(directory: Path) -> list[int]:
+    """The numbers of the segments, ascending. Files with other names are none of ours."""
+    return sorted(int(match[1]) for name in os.listdir(directory) if (match := SEGMENT_NAME.fullmatch(name)))
+
+
+def _torn(data: bytes, start: int, seq: int) -> bool:
+    """Whether one interrupted write, after record `seq`, can have left `data[start:]`. A changed bit cannot.
+
+    Lines of a later write may not follow: it was begun only because this one had been confirmed.
+    """
+    tail = data[start:]
+    if b"\n" not in tail:
+        return not _is_sealed(tail[:-1])
+    sectors = range(start - start % SECTOR_BYTES, len(data), SECTOR_BYTES)
+    zeros = any(not data[max(at, start) : at + SECTOR_BYTES].strip(b"\0") for at in sectors)
+    later = [unseal(raw).get("batch", 0) for raw in tail.split(b"\n") if _is_sealed(raw)]
+    return (zeros or tail.endswith(b"\0")) and max(later, default=0) <= seq + 1
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The bytes of one segment, up to where they are honoured."""
+
+    number: int
+    data: bytes
+
+    def damaged(self, line: int, what: str) -> Damaged:
+        """The error that names this file and line."""
+        name = segment_name(self.number)
+        return Damaged(f"the journal's {name}, line {line}: {what}; nothing was changed", file=name, line=line)
+
+    def is_unborn(self) -> bool:
+        """Whether its writer died before the header was durable. Then it cannot have confirmed anything."""
+        return len(self.data) <= MAX_HEADER_BYTES and _torn(self.data, 0, 0)
+
+    def header(self) -> tuple[Pin, Pin]:
+        """What the header pins, and the place after the header."""
+        raw = self.data[: max(self.data.find(b"\n"), 0)]
+        try:
+            header = unseal(raw)
+            if (header["type"], header["version"], header["term"]) != ("Segment", FORMAT_VERSION, self.number):
+                raise ValueError("it is not this segment's, or its version is not known here")
+            pin = Pin(**header["after"], digest=header["prev"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged(1, f"the header cannot be read: {error}") from error
+        if not 0 <= pin.segment < self.number:
+            raise self.damaged(1, f"the header follows segment {pin.segment}, which is not older")
+        return pin, Pin(self.number, len(raw) + 1, pin.seq, sha256(raw).hexdigest())
+
+    def records(self, may_be_torn: bool) -> tuple[list[Entry], Pin]:
+        """The records and the place after the last. Raises `Damaged`."""
+        entries = list[Entry]()
+        _, end = self.header()
+        while end.size_bytes < len(self.data):
+            line_end = self.data.find(b"\n", end.size_bytes)
+            raw = self.data[end.size_bytes : line_end] if line_end >= 0 else b""
+            try:
+                line = unseal(raw)
+            except ValueError as error:
+                if may_be_torn and _torn(self.data, end.size_bytes, end.seq):
+                    break
+                what = str(error) if line_end >= 0 else "it has no end"
+                raise self.damaged(len(entries) + 2, what) from error
+            entries.append(self._entry(line, end, len(entries) + 2))
+            end = Pin(self.number, line_end + 1, end.seq + 1, sha256(raw).hexdigest())
+        return entries, end
+
+    def _entry(self, line: dict[str, Any], end: Pin, number: int) -> Entry:
+        if line.get("prev") != end.digest:
+            raise self.damaged(number, "it does not continue the line before (prev is another line's hash)")
+        if line.get("seq") != end.seq + 1:
+            raise self.damaged(number, f"record {line.get('seq')} cannot follow record {end.seq}")
+        try:
+            return Entry.from_line(line)
+        except (ValueError, KeyError, TypeError) as error:
+            raise self.damaged(number, f"it is not a record of a kind that is known here: {error}") from error
+
+
+def load(directory: Path, below: float = math.inf) -> tuple[list[Entry], Pin]:
+    """Everything that is honoured in the segments under `below`, verified, and where it ends."""
+    honoured = list[Segment]()
+    for number in reversed([number for number in list_segments(directory) if number < below]):
+        newest = Segment(number, (directory / segment_name(number)).read_bytes())
+        if not newest.is_unborn():
+            honoured.append(newest)
+            break
+    while honoured and (pin := honoured[-1].header()[0]).segment:
+        honoured.append(_pinned(directory, pin, honoured[-1]))
+    entries, end = list[Entry](), Pin()
+    for segment in reversed(honoured):
+        if segment.header()[0] != end:
+            raise segment.damaged(1, f"it pins another history than {segment_name(end.segment)} holds")
+        found, end = segment.records(may_be_torn=segment is honoured[0])
+        entries += found
+    return entries, end
+
+
+def _pinned(directory: Path, pin: Pin, by: Segment) -> Segment:
+    path = directory / segment_name(pin.segment)
+    if not path.exists():
+        raise by.damaged(1, f"it follows {path.name}, which is missing")
+    segment = Segment(pin.segment, path.read_bytes()[: pin.size_bytes])
+    if len(segment.data) < pin.size_bytes:
+        raise by.damaged(1, f"it follows {pin.size_bytes} bytes of {path.name}, which has {len(segment.data)}")
+    return segment
