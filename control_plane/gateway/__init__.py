@@ -1,0 +1,1 @@
+"""The gateway: FastAPI, holding no state of any run."""

@@ -1,0 +1,128 @@
+"""A run that nobody serves any more, read from its files.
+
+Satisfies `handle.RunHandle`, and writes nothing: what was recorded can be looked at, and a command that is already in
+the journal answers its retry; everything else is refused with `RunEnded`.
+"""
+
+import asyncio
+from functools import cached_property
+from uuid import UUID
+
+from control_plane.core import decisions
+from control_plane.core.commands import Command
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.errors import NotFound, RunEnded
+from control_plane.core.records import Ending, Entry
+from control_plane.core.state import RunState, fold
+from control_plane.handle import (
+    MAX_TAIL_ENTRIES,
+    MAX_WAIT_S,
+    CommandView,
+    Measurements,
+    Offer,
+    Receipt,
+    Report,
+    Snapshot,
+)
+from control_plane.storage import journal
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.metrics import MetricsStore
+from control_plane.views import snapshot_of, view_of
+
+
+class ArchivedRun:
+    """One run's files as a handle. The journal is read once: it does not grow any more.
+
+    Every method raises `Damaged` if the journal does not verify.
+    """
+
+    def __init__(self, files: RunFiles) -> None:
+        self._files = files
+
+    @cached_property
+    def _entries(self) -> list[Entry]:
+        return journal.read(self._files.journal)
+
+    @cached_property
+    def _state(self) -> RunState:
+        return fold(self._entries)
+
+    @property
+    def closed(self) -> bool:
+        """Whether the journal ends with the run's end. Reads the journal when it is first asked."""
+        return self._state.closed is not None
+
+    async def _load(self) -> RunState:
+        """The state; a long journal is read beside the event loop."""
+        return await asyncio.to_thread(lambda: self._state)
+
+    async def submit(self, command: Command) -> Receipt:
+        """The receipt of a command that is in the journal. Raises `RunEnded` for every other, `Conflict` as ever."""
+        state = await self._load()
+        if decisions.accept(state, command):
+            raise self._over()
+        life = state.commands[command.uuid]
+        return Receipt(uuid=command.uuid, run=state.run, seq=life.accepted_seq, status=life.status)
+
+    async def command(self, uuid: UUID) -> CommandView:
+        """One command's life. Raises `NotFound`."""
+        state = await self._load()
+        if uuid not in state.commands:
+            raise NotFound(f"run {state.run} has no command {uuid}")
+        return view_of(state.commands[uuid])
+
+    async def snapshot(self) -> Snapshot:
+        """The run as its journal left it."""
+        state = await self._load()
+        latest = await asyncio.to_thread(self._latest)
+        snapshot = snapshot_of(state, latest, progress=None, progress_age_s=None)
+        if snapshot.closed:
+            return snapshot
+        return snapshot.model_copy(update={"phase": None, "reason": self._over().reason})
+
+    async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
+        """Entries after `after_seq`. Past the end nothing will come, and it takes `wait_s` to say so."""
+        await self._load()
+        start = max(after_seq, 0)
+        found = tuple(self._entries[start : start + min(limit, MAX_TAIL_ENTRIES)])
+        if not found:
+            await asyncio.sleep(min(max(wait_s, 0.0), MAX_WAIT_S))
+        return found
+
+    async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
+        """Points after the cursor; none if the run never measured anything."""
+        return await asyncio.to_thread(self._measurements, after, limit, names)
+
+    def _measurements(self, after: int, limit: int, names: tuple[str, ...]) -> Measurements:
+        if not self._files.metrics.is_file():
+            return Measurements(points=(), cursor=after)
+        return MetricsStore(self._files.metrics).read(after, limit, names)
+
+    def _latest(self) -> dict[str, float]:
+        return MetricsStore(self._files.metrics).latest() if self._files.metrics.is_file() else {}
+
+    def _over(self) -> RunEnded:
+        return RunEnded(
+            f"run {self._files.run} is served from its files, because its control server is gone; it takes commands "
+            "again when it is resumed"
+        )
+
+    async def start_generation(self, start: GenerationStart) -> int:
+        """Raises `RunEnded`."""
+        raise self._over()
+
+    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
+        """Raises `RunEnded`."""
+        raise self._over()
+
+    async def report(self, report: Report) -> None:
+        """Raises `RunEnded`."""
+        raise self._over()
+
+    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+        """Raises `RunEnded`."""
+        raise self._over()
+
+    async def close(self, ending: Ending, reason: str | None) -> None:
+        """Raises `RunEnded`."""
+        raise self._over()

@@ -1,0 +1,181 @@
+"""The gateway's ASGI app: the front door, then who asks, then the routes.
+
+Everything is built inside `create_app`, so that a deployment may build it wherever it runs. The app holds no state of
+any run: a `RunDirectory` says where the runs are.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any, Protocol
+
+from fastapi import Depends, FastAPI, Response
+
+from control_plane.gateway.auth import Seats, TokenBook, authorize
+from control_plane.gateway.problems import install_problems, internal_problem, problem
+from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
+from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
+from control_plane.handle import RunHandle, RunSummary
+from control_plane.storage.layout import RunFiles
+
+MAX_BODY_BYTES = 256 * 1024
+"""A command is a few hundred bytes; a thousand times that is nobody's command."""
+
+BODY_DEADLINE_S = 10.0
+"""A client that takes longer to send a body of this size is holding the door open on purpose."""
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[MutableMapping[str, Any], Receive, Send], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+class RunDirectory(Protocol):
+    """Where the gateway finds runs."""
+
+    async def list(self) -> Sequence[RunSummary]:
+        """Every run."""
+        ...
+
+    async def handle(self, run: str) -> RunHandle:
+        """The run's control server, or what its files say. Raises `NotFound`, or `Invalid` for a malformed id."""
+        ...
+
+    def files(self, run: str) -> RunFiles:
+        """The run's files. Raises `NotFound` or `Invalid`."""
+        ...
+
+
+class FrontDoor:
+    """ASGI middleware: which host was asked for, how large and how slow a body may be, and the last resort.
+
+    A page of a stranger that resolves its own name to this address (DNS rebinding) is turned away by its Host.
+    The body is read here, up to the limit, and handed on in one piece.
+    """
+
+    def __init__(self, app: AsgiApp, allowed_hosts: Sequence[str]) -> None:
+        """`allowed_hosts` are host names without a port."""
+        self._app, self._allowed_hosts = app, frozenset(host.lower() for host in allowed_hosts)
+
+    async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        """One connection."""
+        if scope["type"] == "websocket" and not self._knows_host(scope):
+            await send({"type": "websocket.close", "code": 4403, "reason": "wrong host"})
+        elif scope["type"] == "http":
+            await self._http(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+    async def _http(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        started = False
+
+        async def remember_start(message: Message) -> None:
+            nonlocal started
+            started = started or message["type"] == "http.response.start"
+            await send(message)
+
+        try:
+            if not self._knows_host(scope):
+                refusal: Response | None = problem(421, "wrong-host", "this gateway does not answer to that Host name")
+            else:
+                receive, refusal = await _take_body(scope, receive)
+            await (refusal or self._app)(scope, receive, remember_start)
+        except Exception:
+            log.exception("a request failed in a way that nobody foresaw")
+            if not started:
+                await internal_problem()(scope, receive, send)
+
+    def _knows_host(self, scope: MutableMapping[str, Any]) -> bool:
+        hosts = [value for name, value in scope["headers"] if name == b"host"]
+        return len(hosts) == 1 and _host_name(hosts[0].decode("latin-1")) in self._allowed_hosts
+
+
+def _host_name(host: str) -> str:
+    """`localhost:8700` -> `localhost`, `[::1]:8700` -> `::1`."""
+    if host.startswith("["):
+        return host[1:].partition("]")[0].lower()
+    return host.partition(":")[0].lower()
+
+
+async def _take_body(scope: MutableMapping[str, Any], receive: Receive) -> tuple[Receive, Response | None]:
+    """The whole body as the next message, or the refusal."""
+    too_large = problem(
+        413,
+        "too-large",
+        f"a body may have {MAX_BODY_BYTES} bytes at most",
+        {"Connection": "close"},
+        limit=MAX_BODY_BYTES,
+    )
+    declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
+    if not declared.isdigit() or int(declared) > MAX_BODY_BYTES:
+        return receive, too_large
+    body = bytearray()
+    try:
+        async with asyncio.timeout(BODY_DEADLINE_S):
+            message = await receive()
+            while message["type"] == "http.request":
+                body += message.get("body", b"")
+                if len(body) > MAX_BODY_BYTES:
+                    return receive, too_large
+                if not message.get("more_body", False):
+                    message = {"type": "http.request", "body": bytes(body), "more_body": False}
+                    break
+                message = await receive()
+    except TimeoutError:
+        reason = f"the body did not arrive within {BODY_DEADLINE_S:g} s"
+        return receive, problem(408, "too-slow", reason, {"Connection": "close"})
+    return _then(message, receive), None
+
+
+def _then(first: Message, rest: Receive) -> Receive:
+    handed_on = False
+
+    async def receive() -> Message:
+        nonlocal handed_on
+        if handed_on:
+            return await rest()
+        handed_on = True
+        return first
+
+    return receive
+
+
+def create_app(
+    runs: RunDirectory, tokens: TokenBook, *, allowed_hosts: Sequence[str], allowed_origins: Sequence[str]
+) -> FastAPI:
+    """The app.
+
+    `allowed_hosts` are the names under which the gateway may be asked for (no ports). `allowed_origins` are the
+    origins of pages that may open a stream (`http://127.0.0.1:8701`); programs send no Origin and need not be listed.
+    There are no CORS headers: a browser's page talks to the console, and the console to the gateway.
+    """
+    app = FastAPI(
+        title="Steerway",
+        summary="Steer training runs while they train.",
+        version=_version(),
+        dependencies=[Depends(authorize)],
+        generate_unique_id_function=lambda route: route.name,
+        openapi_url=None,  # it is a route of ours, behind a token like every other
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+    )
+    app.state.runs, app.state.tokens = runs, tokens
+    app.state.allowed_origins = frozenset(allowed_origins)
+    app.state.long_polls = Seats(MAX_LONG_POLLS_PER_TOKEN, "long polls")
+    app.state.streams = Seats(MAX_STREAMS_PER_TOKEN, "streams")
+    install_problems(app, CommandRequest)
+    add_routes(app)
+    add_stream(app)
+    app.add_middleware(FrontDoor, allowed_hosts=allowed_hosts)
+    return app
+
+
+def _version() -> str:
+    try:
+        return version("steerway")
+    except PackageNotFoundError:
+        return "0"

@@ -1,0 +1,146 @@
+"""Every way to be refused, as `application/problem+json` (RFC 9457).
+
+A problem has `type` (`/problems/<slug>`), `title`, `status` and `detail`, which is the reason as a sentence. A body or
+a parameter that does not fit adds `errors`: where, what was wrong, what is allowed. Input is never repeated back,
+because it may hold a token. Whatever was not raised on purpose is a 500 without any inner text; the log has it.
+"""
+
+from collections.abc import Mapping
+from typing import Any, get_args
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from pydantic import BaseModel
+from pydantic_core import to_json
+from starlette.exceptions import HTTPException
+
+from control_plane.core.commands import Intent
+from control_plane.core.errors import Overloaded, SteerwayError, Unavailable
+
+MEDIA_TYPE = "application/problem+json"
+
+RETRY_AFTER_S = 1
+"""A control server restarts, and a queue of commands moves, within about a second."""
+
+MAX_ERRORS_LISTED = 10
+"""A hostile body can be wrong in a quarter of a million ways; the answer stays small."""
+
+MAX_WHERE_CHARS = 120
+MAX_WHAT_CHARS = 500
+
+_INTENTS: dict[str, type[BaseModel]] = {
+    kind.model_fields["kind"].default: kind for kind in get_args(get_args(Intent)[0])
+}
+
+_TITLES = {
+    400: "Bad request",
+    401: "Who are you?",
+    403: "Not allowed",
+    404: "Not found",
+    405: "Method not allowed",
+    408: "Too slow",
+    409: "Refused",
+    413: "Too large",
+    421: "Wrong host",
+    422: "Invalid request",
+    429: "Too many",
+    503: "Unavailable",
+}
+_HTTP_ERRORS = {
+    400: ("invalid", "the request could not be read"),
+    404: ("not-found", "there is nothing at this address; runs are under /api/v1/runs"),
+    405: ("method-not-allowed", "this address does not take that method; the Allow header lists what it takes"),
+}
+_RESERVED = frozenset({"type", "title", "status", "detail", "instance"})
+
+
+def problem(
+    status: int, slug: str, detail: str, headers: Mapping[str, str] | None = None, **members: object
+) -> Response:
+    """One problem as a response."""
+    content = {"type": f"/problems/{slug}", "title": _TITLES.get(status, "Error"), "status": status, "detail": detail}
+    content |= {name: value for name, value in members.items() if name not in _RESERVED}
+    return Response(
+        to_json(content, inf_nan_mode="strings", fallback=str),
+        status_code=status,
+        media_type=MEDIA_TYPE,
+        headers={"Cache-Control": "no-store", **(headers or {})},
+    )
+
+
+def internal_problem() -> Response:
+    """What the world hears of a failure that nobody foresaw."""
+    return problem(500, "error", "something went wrong inside the gateway; its log says what")
+
+
+def problem_of(error: SteerwayError) -> Response:
+    """An error of our own tree: the slug names its class."""
+    headers = {}
+    if isinstance(error, Unavailable | Overloaded):
+        headers["Retry-After"] = str(RETRY_AFTER_S)
+    if error.status_hint == 401:
+        headers["WWW-Authenticate"] = 'Bearer realm="steerway"'
+    return problem(error.status_hint, error.slug, error.reason, headers, **error.detail)
+
+
+def install_problems(app: FastAPI, request_model: type[BaseModel]) -> None:
+    """Let every error of `app` become a problem. `request_model` is the body whose members may be named as allowed."""
+
+    async def on_our_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, SteerwayError)
+        return problem_of(error)
+
+    async def on_http_error(request: Request, error: Exception) -> Response:
+        assert isinstance(error, HTTPException)
+        slug, detail = _HTTP_ERRORS.get(error.status_code, ("refused", "the request was refused"))
+        return problem(error.status_code, slug, detail, error.headers)
+
+    async def on_invalid(request: Request, error: Exception) -> Response:
+        assert isinstance(error, RequestValidationError)
+        return invalid_problem([_explain(found, request_model) for found in error.errors()])
+
+    app.add_exception_handler(SteerwayError, on_our_error)
+    app.add_exception_handler(HTTPException, on_http_error)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+
+
+def invalid_problem(errors: list[dict[str, str]]) -> Response:
+    """A 422 from `{where, what}` pairs."""
+    listed = errors[:MAX_ERRORS_LISTED]
+    detail = "; ".join(f"{error['where']}: {error['what']}" for error in listed)
+    unlisted = len(errors) - len(listed)
+    return problem(422, "invalid", detail + (f"; and {unlisted} more" if unlisted else ""), errors=listed)
+
+
+def _explain(error: Mapping[str, Any], request_model: type[BaseModel]) -> dict[str, str]:
+    """One of pydantic's errors without the input that caused it."""
+    loc = tuple(error["loc"])
+    places = [str(part) for part in loc if not (part in _INTENTS and "intent" in loc)]
+    return {
+        "where": ".".join(places)[:MAX_WHERE_CHARS],
+        "what": _what(error, loc, request_model)[:MAX_WHAT_CHARS],
+    }
+
+
+def _what(error: Mapping[str, Any], loc: tuple[Any, ...], request_model: type[BaseModel]) -> str:
+    context = error.get("ctx", {})
+    match error["type"]:
+        case "json_invalid":
+            return f"this is not JSON: {context.get('error', 'it cannot be read')}"
+        case "union_tag_invalid":
+            return f"there is no such kind; allowed are {', '.join(_INTENTS)}"
+        case "union_tag_not_found":
+            return f"'kind' is missing; allowed are {', '.join(_INTENTS)}"
+        case "extra_forbidden":
+            return f"there is no such member; allowed are {', '.join(_allowed_members(loc, request_model))}"
+        case "missing" if loc == ("body",):
+            return 'a JSON object is needed, such as {"intent": {"kind": "pause"}}'
+        case "model_attributes_type" | "model_type" | "dict_type" | "dict_attributes_type":
+            return "this must be a JSON object, sent with Content-Type: application/json"
+        case _:
+            return str(error["msg"]).removeprefix("Value error, ")
+
+
+def _allowed_members(loc: tuple[Any, ...], request_model: type[BaseModel]) -> list[str]:
+    kind = next((part for part in loc if part in _INTENTS), None) if "intent" in loc else None
+    return list((_INTENTS[kind] if kind else request_model).model_fields)

@@ -1,0 +1,312 @@
+"""The REST routes under `/api/v1`: what a client may ask of a run.
+
+Commands are resources: POST answers 202 once the command is durable, and its `Location` says what became of it.
+Answers are written by pydantic itself, because JSON has no NaN and a diverged loss must arrive as "NaN", not as null.
+"""
+
+import asyncio
+import json
+import math
+import os
+import re
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from uuid import UUID, uuid4
+
+from fastapi import FastAPI, Header, Query, Request, Response
+from fastapi.routing import APIRoute
+from pydantic import Field
+
+from control_plane.core.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent, Words
+from control_plane.core.errors import Invalid, NotFound
+from control_plane.core.records import CommandSettled
+from control_plane.gateway.auth import PREFIX, Identity, authorize, check_may_command
+from control_plane.handle import (
+    MAX_TAIL_ENTRIES,
+    MAX_WAIT_S,
+    CommandView,
+    Measurements,
+    Receipt,
+    RunHandle,
+    RunSummary,
+    Snapshot,
+)
+from control_plane.storage.layout import RunFiles
+
+if TYPE_CHECKING:
+    from control_plane.gateway.app import RunDirectory
+
+MAX_LONG_POLLS_PER_TOKEN = 64
+"""A console with a few tabs holds a handful; each costs a task and a place in the control server's queue."""
+
+MAX_POINTS = 20_000
+"""Points in one answer: about 1.5 MB of JSON."""
+
+MAX_NAMES = 64
+MAX_LOG_LINES = 2_000
+MAX_LOG_BYTES = 256 * 1024
+"""The end of a log, for people. The whole file is on the disk of the run."""
+
+_LOG_NAME = re.compile(r"([a-z0-9][a-z0-9_-]{0,63})\.log")
+
+Seq = Annotated[int, Query(ge=0, le=MAX_STEP)]
+WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
+
+
+class Health(Words):
+    """The gateway answers."""
+
+    status: str = "ok"
+    version: str
+
+
+class RunList(Words):
+    """Every run."""
+
+    runs: tuple[RunSummary, ...]
+
+
+class CommandRequest(Words):
+    """The body of a command. The author is whoever's token it is, so it cannot be said here."""
+
+    intent: Intent
+    uuid: UUID | None = None
+    reason: str | None = Field(default=None, max_length=MAX_REASON_CHARS)
+    not_before_step: int | None = Field(default=None, ge=0, le=MAX_STEP, strict=True)
+
+
+class JournalPage(Words):
+    """Lines of the journal, as `steer journal --json` prints them. `last_seq` is where to go on from."""
+
+    entries: tuple[dict[str, Any], ...]
+    last_seq: int
+
+
+class LogTail(Words):
+    """The last lines of one log, and which logs there are."""
+
+    source: str
+    text: str
+    sources: tuple[str, ...]
+
+
+class StrictRequest(Request):
+    """A request whose JSON is JSON: Python's reader would also take NaN, 1e999 and the same key twice."""
+
+    async def json(self) -> Any:
+        """Raises `json.JSONDecodeError` with the sentence."""
+        return parse_strictly(await self.body())
+
+
+class StrictRoute(APIRoute):
+    """FastAPI reads a body before it asks its dependencies; here nobody's body is parsed before we know who asks."""
+
+    def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
+        """The handler behind the check."""
+        handle = super().get_route_handler()
+
+        async def handle_strictly(request: Request) -> Response:
+            authorize(request)
+            return await handle(StrictRequest(request.scope, request.receive))
+
+        return handle_strictly
+
+
+def parse_strictly(body: bytes) -> Any:
+    """JSON as RFC 8259 has it. Raises `json.JSONDecodeError` for everything else."""
+
+    def refuse(why: str) -> NoReturn:
+        raise json.JSONDecodeError(why, "", 0)
+
+    def no_constant(name: str) -> NoReturn:
+        refuse(f"{name} is not a number in JSON; a finite number is needed")
+
+    def finite(text: str) -> float:
+        value = float(text)
+        return value if math.isfinite(value) else refuse("a number is too large; a finite number is needed")
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        members = dict(pairs)
+        return members if len(members) == len(pairs) else refuse("a member is given twice in one object")
+
+    try:
+        return json.loads(body.decode("utf-8"), parse_constant=no_constant, parse_float=finite, object_pairs_hook=once)
+    except json.JSONDecodeError:
+        raise
+    except UnicodeDecodeError:
+        refuse("it is not UTF-8")
+    except RecursionError:
+        refuse("it is nested too deeply")
+    except ValueError:
+        refuse("an integer has too many digits")
+
+
+def _directory(request: Request) -> "RunDirectory":
+    directory: RunDirectory = request.app.state.runs
+    return directory
+
+
+def _answer(answer: Words, status: int = 200, **headers: str) -> Response:
+    named = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Response(
+        answer.model_dump_json(),
+        status_code=status,
+        media_type="application/json",
+        headers={"Cache-Control": "no-store"} | named,
+    )
+
+
+async def health(request: Request) -> Response:
+    """Whether the gateway answers, and its version. Needs no token."""
+    return _answer(Health(version=request.app.version))
+
+
+async def openapi_schema(request: Request) -> Response:
+    """This API, as OpenAPI 3.1."""
+    return Response(json.dumps(request.app.openapi()), media_type="application/json")
+
+
+async def list_runs(request: Request) -> Response:
+    """Every run."""
+    return _answer(RunList(runs=tuple(await _directory(request).list())))
+
+
+async def read_run(request: Request, run: str) -> Response:
+    """The run as it is now. The ETag is the position of its journal."""
+    snapshot = await (await _directory(request).handle(run)).snapshot()
+    return _answer(snapshot, ETag=f'"{snapshot.seq}"')
+
+
+async def submit_command(
+    request: Request, run: str, body: CommandRequest, idempotency_key: Annotated[str | None, Header()] = None
+) -> Response:
+    """Ask for something. 202 means that the command is durable; sending it again with the same uuid is harmless."""
+    identity: Identity = request.state.identity
+    check_may_command(identity, body.intent)
+    command = Command(
+        uuid=_chosen_uuid(body.uuid, idempotency_key),
+        author=identity.id,
+        intent=body.intent,
+        reason=body.reason,
+        not_before_step=body.not_before_step,
+    )
+    receipt = await (await _directory(request).handle(run)).submit(command)
+    root = request.scope.get("root_path", "")
+    return _answer(receipt, 202, Location=f"{root}{PREFIX}/runs/{run}/commands/{receipt.uuid}")
+
+
+def _chosen_uuid(in_body: UUID | None, in_header: str | None) -> UUID:
+    if in_header is None:
+        return in_body or uuid4()
+    try:
+        key = UUID(in_header.strip().strip('"'))
+    except ValueError:
+        raise Invalid("the Idempotency-Key must be a UUID: it becomes the command's uuid") from None
+    if in_body not in (None, key):
+        raise Invalid("the Idempotency-Key and the body's uuid differ; give one of them, or the same twice")
+    return key
+
+
+async def read_command(request: Request, run: str, uuid: UUID, wait_s: WaitS = 0.0) -> Response:
+    """What became of a command; waits up to `wait_s` for its end."""
+    handle = await _directory(request).handle(run)
+    view = await handle.command(uuid)
+    if view.settled is None and wait_s > 0:
+        with request.app.state.long_polls.take(request.state.identity):
+            await _wait_for_end(handle, view, wait_s)
+        view = await handle.command(uuid)
+    return _answer(view)
+
+
+async def _wait_for_end(handle: RunHandle, view: CommandView, wait_s: float) -> None:
+    """Follow the journal from where the command was accepted: its end cannot lie before that."""
+    now = asyncio.get_running_loop().time
+    deadline, cursor = now() + wait_s, view.accepted_seq
+    while (left_s := deadline - now()) > 0:
+        entries = await handle.tail(cursor, MAX_TAIL_ENTRIES, left_s)
+        for entry in entries:
+            if isinstance(entry.record, CommandSettled) and entry.record.uuid == view.command.uuid:
+                return
+        cursor = entries[-1].seq if entries else cursor
+
+
+async def read_journal(
+    request: Request,
+    run: str,
+    after: Seq = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_TAIL_ENTRIES)] = MAX_TAIL_ENTRIES,
+    wait_s: WaitS = 0.0,
+) -> Response:
+    """Lines after `after`; waits up to `wait_s` for the first."""
+    handle = await _directory(request).handle(run)
+    if wait_s > 0:
+        with request.app.state.long_polls.take(request.state.identity):
+            entries = await handle.tail(after, limit, wait_s)
+    else:
+        entries = await handle.tail(after, limit, 0.0)
+    lines = tuple(entry.line() for entry in entries)
+    return _answer(JournalPage(entries=lines, last_seq=entries[-1].seq if entries else after))
+
+
+async def read_metrics(
+    request: Request,
+    run: str,
+    after: Seq = 0,
+    limit: Annotated[int, Query(ge=1, le=MAX_POINTS)] = MAX_POINTS,
+    name: Annotated[tuple[str, ...], Query(max_length=MAX_NAMES)] = (),
+) -> Response:
+    """Points after the cursor, of these names or of all."""
+    handle = await _directory(request).handle(run)
+    return _answer(await handle.measurements(after, limit, name))
+
+
+async def read_logs(
+    request: Request,
+    run: str,
+    source: str = "driver",
+    lines: Annotated[int, Query(ge=1, le=MAX_LOG_LINES)] = 200,
+) -> Response:
+    """The last lines that the driver (`driver`) or a rank (`rank-0`) printed."""
+    files = _directory(request).files(run)
+    return _answer(await asyncio.to_thread(read_log_tail, files, source, lines))
+
+
+def read_log_tail(files: RunFiles, source: str, lines: int) -> LogTail:
+    """The last `lines` lines, of at most `MAX_LOG_BYTES`. Raises `NotFound`.
+
+    The source is only looked up in the folder's own listing; it never becomes part of a path.
+    """
+    found = files.logs.iterdir() if files.logs.is_dir() else ()
+    paths = {match[1]: path for path in found if (match := _LOG_NAME.fullmatch(path.name)) and not path.is_symlink()}
+    sources = tuple(sorted(paths, key=_by_rank))
+    if source not in paths:
+        raise NotFound(f"this run has no log of that name; it has {', '.join(sources) or 'none yet'}", sources=sources)
+    with os.fdopen(os.open(paths[source], os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        size_bytes = file.seek(0, os.SEEK_END)
+        file.seek(max(0, size_bytes - MAX_LOG_BYTES))
+        text = file.read(MAX_LOG_BYTES).decode("utf-8", errors="replace")
+    return LogTail(source=source, text="".join(text.splitlines(keepends=True)[-lines:]), sources=sources)
+
+
+def _by_rank(source: str) -> tuple[str, int]:
+    """`rank-2` before `rank-10`."""
+    name, _, number = source.rpartition("-")
+    return (name, int(number)) if number.isdecimal() else (source, -1)
+
+
+def add_routes(app: FastAPI) -> None:
+    """Add every REST route. Their names are the operation ids; who may use them stands in `auth.ACCESS`."""
+    app.router.route_class = StrictRoute
+    routes: list[tuple[str, str, Callable[..., Awaitable[Response]], int, type[Words] | None]] = [
+        ("GET", "/health", health, 200, Health),
+        ("GET", "/openapi.json", openapi_schema, 200, None),
+        ("GET", "/runs", list_runs, 200, RunList),
+        ("GET", "/runs/{run}", read_run, 200, Snapshot),
+        ("POST", "/runs/{run}/commands", submit_command, 202, Receipt),
+        ("GET", "/runs/{run}/commands/{uuid}", read_command, 200, CommandView),
+        ("GET", "/runs/{run}/journal", read_journal, 200, JournalPage),
+        ("GET", "/runs/{run}/metrics", read_metrics, 200, Measurements),
+        ("GET", "/runs/{run}/logs", read_logs, 200, LogTail),
+    ]
+    for method, path, endpoint, status, model in routes:
+        app.add_api_route(PREFIX + path, endpoint, methods=[method], status_code=status, response_model=model)

@@ -1,0 +1,193 @@
+"""The WebSocket: the journal's tail, resumable by seq.
+
+    client                                  gateway
+    connect /runs/RUN/stream?after=811      accepts
+    {"token": "..."}  (within 5 s)          {"type": "entry", "entry": {"seq": 812, ...}}, each once and in order
+                                            {"type": "progress", "snapshot": {...}}, every few seconds
+
+Close codes: 1000 the run is over, 4401 no or unknown token, 4403 Origin or role, 4404 no such run, 4422 `after` is not
+a position, 4429 too many streams; 1013 means: come again with `after` = the last seq. The connection pulls from the
+journal only after the last message went out, so a slow reader holds one batch and no more. Not covered: a server that
+takes messages faster than it sends them (Ray Serve's proxy queue); `MAX_STREAM_BYTES` bounds what may pile up there.
+"""
+
+import asyncio
+import json
+import logging
+from typing import Any
+
+from fastapi import FastAPI, WebSocket
+from pydantic_core import to_json
+from starlette.websockets import WebSocketDisconnect
+
+from control_plane.core.errors import NotAllowed, Overloaded, Refused, SteerwayError
+from control_plane.core.records import RunClosed
+from control_plane.gateway.auth import PREFIX, Identity, Unauthenticated, access_key, admit
+from control_plane.handle import RunHandle
+
+AUTH_DEADLINE_S = 5.0
+"""A program sends its token at once; a connection without one must not cost anything for long."""
+
+PROGRESS_PERIOD_S = 2.0
+"""How often a watcher hears that the run is alive."""
+
+SEND_DEADLINE_S = 20.0
+"""A reader that takes no message for this long is gone or stuck; it may come again."""
+
+BATCH_ENTRIES = 100
+MAX_STREAMS_PER_TOKEN = 16
+"""A console with several tabs, the CLI and an agent, under one token."""
+
+MAX_MESSAGE_CHARS = 4096
+"""The only message that a client has to send is its token."""
+
+MAX_STREAM_BYTES = 16 * 1024 * 1024
+"""After so much the connection is closed with 1013, and the client resumes."""
+
+OVER, TRY_AGAIN, TOO_BIG = 1000, 1013, 1009
+UNAUTHENTICATED, FORBIDDEN, NO_RUN, BAD_CURSOR, TOO_MANY = 4401, 4403, 4404, 4422, 4429
+MAX_CLOSE_REASON_BYTES = 123
+"""What RFC 6455 leaves for a reason."""
+
+log = logging.getLogger(__name__)
+
+
+class Closing(Exception):
+    """The connection ends now, with this code and sentence."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason
+
+
+def add_stream(app: FastAPI) -> None:
+    """Add the WebSocket route."""
+    app.add_api_websocket_route(f"{PREFIX}/runs/{{run}}/stream", stream_journal)
+
+
+async def stream_journal(websocket: WebSocket, run: str) -> None:
+    """One watcher, from its first message to its last."""
+    await websocket.accept()
+    try:
+        await _serve(websocket, run)
+    except Closing as closing:
+        await _close(websocket, closing.code, closing.reason)
+    except WebSocketDisconnect:
+        log.debug("a watcher of %s left", run)
+    except SteerwayError as error:
+        await _close(websocket, _close_code(error), error.reason)
+    except Exception:
+        log.exception("a stream failed in a way that nobody foresaw")
+        await _close(websocket, TRY_AGAIN, "something went wrong inside the gateway")
+
+
+async def _serve(websocket: WebSocket, run: str) -> None:
+    origin = websocket.headers.get("origin")
+    if origin is not None and origin not in websocket.app.state.allowed_origins:
+        raise Closing(FORBIDDEN, "pages of this origin may not open a stream")
+    identity = await _identify(websocket)
+    after = _cursor(websocket.query_params.get("after", "0"))
+    handle = await websocket.app.state.runs.handle(run)
+    with websocket.app.state.streams.take(identity):
+        listening = asyncio.create_task(_listen(websocket))
+        sending = asyncio.create_task(_send_all(websocket, handle, after))
+        try:
+            done, _ = await asyncio.wait((listening, sending), return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in (listening, sending):
+                task.cancel()
+            await asyncio.gather(listening, sending, return_exceptions=True)
+        for task in done:
+            task.result()
+
+
+async def _identify(websocket: WebSocket) -> Identity:
+    """Who watches, from the first message."""
+    try:
+        async with asyncio.timeout(AUTH_DEADLINE_S):
+            message = await _receive(websocket)
+    except TimeoutError:
+        raise Closing(UNAUTHENTICATED, f"no token came within {AUTH_DEADLINE_S:g} s") from None
+    try:
+        token = json.loads(message)["token"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        token = None
+    if not isinstance(token, str):
+        raise Closing(UNAUTHENTICATED, 'the first message must be {"token": "..."}')
+    return admit(websocket.app.state.tokens, token, access_key(websocket))
+
+
+async def _receive(websocket: WebSocket) -> str:
+    """One message as text. Raises `WebSocketDisconnect`, or `Closing` if it is too big."""
+    message = await websocket.receive()
+    if message["type"] == "websocket.disconnect":
+        raise WebSocketDisconnect(message.get("code", OVER))
+    text = message.get("text") or (message.get("bytes") or b"").decode("utf-8", errors="replace")
+    if len(text) > MAX_MESSAGE_CHARS:
+        raise Closing(TOO_BIG, f"a message may have {MAX_MESSAGE_CHARS} characters at most")
+    return text
+
+
+async def _listen(websocket: WebSocket) -> None:
+    """Notice that the watcher leaves. What it says after its token is not for us."""
+    while True:
+        await _receive(websocket)
+
+
+def _cursor(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 16):
+        raise Closing(BAD_CURSOR, "'after' must be a position in the journal: 0, 1, 2, ...")
+    return int(text)
+
+
+async def _send_all(websocket: WebSocket, handle: RunHandle, after: int) -> None:
+    """Entries as they become durable, and progress in between. Ends with the run, or after `MAX_STREAM_BYTES`."""
+    now = asyncio.get_running_loop().time
+    cursor, sent_bytes, progress_at = after, 0, now()
+    while sent_bytes < MAX_STREAM_BYTES:
+        entries = await handle.tail(cursor, BATCH_ENTRIES, max(0.0, progress_at - now()))
+        for entry in entries:
+            sent_bytes += await _send(websocket, {"type": "entry", "entry": entry.line()})
+            cursor = entry.seq
+        if now() < progress_at and not (entries and isinstance(entries[-1].record, RunClosed)):
+            continue
+        snapshot = await handle.snapshot()
+        sent_bytes += await _send(websocket, {"type": "progress", "snapshot": snapshot})
+        if snapshot.closed and cursor >= snapshot.seq:
+            raise Closing(OVER, f"the run has {snapshot.status}")
+        progress_at = now() + PROGRESS_PERIOD_S
+    raise Closing(TRY_AGAIN, "this connection has carried enough; come again with the last seq")
+
+
+async def _send(websocket: WebSocket, message: dict[str, Any]) -> int:
+    """Answers how many bytes went out. NaN goes as a string: JSON has no other way."""
+    text = to_json(message, inf_nan_mode="strings")
+    try:
+        async with asyncio.timeout(SEND_DEADLINE_S):
+            await websocket.send_text(text.decode())
+    except TimeoutError:
+        raise Closing(TRY_AGAIN, f"no message was taken for {SEND_DEADLINE_S:g} s") from None
+    return len(text)
+
+
+def _close_code(error: SteerwayError) -> int:
+    match error:
+        case Unauthenticated():
+            return UNAUTHENTICATED
+        case NotAllowed():
+            return FORBIDDEN
+        case Overloaded():
+            return TOO_MANY
+        case Refused():
+            return NO_RUN
+        case _:
+            return TRY_AGAIN
+
+
+async def _close(websocket: WebSocket, code: int, reason: str) -> None:
+    short = reason.encode()[:MAX_CLOSE_REASON_BYTES].decode(errors="ignore")
+    try:
+        async with asyncio.timeout(AUTH_DEADLINE_S):
+            await websocket.close(code, short)
+    except (RuntimeError, WebSocketDisconnect, TimeoutError) as error:
+        log.debug("a stream was gone before it could be closed: %s", type(error).__name__)

@@ -1,0 +1,71 @@
+"""Fixtures: the app in process, and on a socket."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+
+from control_plane.config import Role
+from control_plane.gateway.app import create_app
+from control_plane.server import ControlServer
+from control_plane.storage.layout import RunFiles
+from tests.gateway.house import (
+    API,
+    HOST,
+    ORIGIN,
+    RUN,
+    LiveGateway,
+    Runs,
+    bearer,
+    live_gateway,
+    open_server,
+    start_trainers,
+    token_book,
+)
+
+
+@dataclass
+class House:
+    """The app in process, with one run whose trainers have started."""
+
+    app: FastAPI
+    web: TestClient
+    runs: Runs
+    server: ControlServer
+
+    def call(self, work: Any, *args: Any) -> Any:
+        """Run a coroutine function where the control server lives."""
+        assert self.web.portal is not None
+        return self.web.portal.call(work, *args)
+
+    def get(self, path: str, role: Role = "operator", **options: Any) -> Any:
+        """GET below the API."""
+        return self.web.get(API + path, headers=bearer(role), **options)
+
+    def post(self, path: str, role: Role = "operator", headers: dict[str, str] | None = None, **options: Any) -> Any:
+        """POST below the API."""
+        return self.web.post(API + path, headers=bearer(role) | (headers or {}), **options)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    """The app in process."""
+    runs = Runs(tmp_path)
+    app = create_app(runs, token_book(), allowed_hosts=[HOST, "::1"], allowed_origins=[ORIGIN])
+    with TestClient(app, base_url=f"http://{HOST}:8700") as web:
+        server = open_server(RunFiles(tmp_path / RUN))
+        runs.handles[RUN] = server
+        found = House(app, web, runs, server)
+        found.call(start_trainers, server)
+        yield found
+
+
+@pytest.fixture
+def live(tmp_path: Path) -> Iterator[LiveGateway]:
+    """The app on a real socket."""
+    with live_gateway(tmp_path) as gateway:
+        yield gateway
