@@ -15,9 +15,6 @@ from control_plane.core.errors import Invalid
 MAX_EXPLANATION_CHARS = 300
 """Of a proposer's own words; with the autopilot's name in front they stay below the limit of a command's reason."""
 
-SAME_LR_TOLERANCE = 0.25
-"""A schedule moves the learning rate a little while a model thinks; more than this is somebody's command."""
-
 
 class Action(StrEnum):
     """Everything that the autopilot can answer."""
@@ -110,13 +107,9 @@ def _stale(seen: Observation, now: Observation, bounds: Bounds) -> str | None:
         return "the run was restarted or rolled back since it was looked at"
     if now.step - seen.step > bounds.max_age_steps:
         return f"the answer is about step {seen.step}, and the run is at step {now.step}"
-    if len(seen.lr) != len(now.lr) or any(_differ(a, b) for a, b in zip(seen.lr, now.lr, strict=True)):
+    if seen.changed_at != now.changed_at:
         return "the learning rate was changed since it was looked at"
     return None
-
-
-def _differ(before: float, after: float) -> bool:
-    return not math.isclose(before, after, rel_tol=SAME_LR_TOLERANCE, abs_tol=1e-12)
 
 
 def _too_soon(now: Observation, bounds: Bounds) -> str | None:

@@ -25,7 +25,7 @@ class Patience:
 
     bad_looks: int = 2
     good_looks: int = 4
-    improvement: float = 0.005
+    improvement: float = 0.002
     """The share of the loss by which a look must beat the best one to count as good."""
     blow_up: float = 1.1
     """A look above this many times the best ever is a divergence, not noise."""
@@ -48,7 +48,11 @@ class Memory:
 
 
 def look(memory: Memory, seen: Observation, patience: Patience = Patience()) -> tuple[Memory, Decision]:
-    """Fold one observation into the memory and say what to do. Pure; proposes, and does not assume it was obeyed."""
+    """Fold one observation into the memory and say what to do.
+
+    A proposal may be refused by the gate, so the memory does not assume that it was obeyed: only a change that shows
+    in the observation starts the count again.
+    """
     if seen.generation != memory.generation or seen.step < memory.step:
         memory = Memory(generation=seen.generation)  # restarted or rolled back: another stretch of training
     losses = [loss for step, loss in seen.losses if step > memory.step]
@@ -83,12 +87,12 @@ def _judge(memory: Memory, loss: float, changed: bool, patience: Patience) -> tu
         return _good(replace(memory, best=loss, best_ever=best_ever, bad=0), memory.best, loss, recovered, patience)
     memory = replace(memory, best_ever=best_ever, good=0, bad=memory.bad + 1)
     if blown_up:
-        return replace(memory, bad=0), Decision(
+        return memory, Decision(
             Action.HALVE, f"loss {loss:.4g} is far above its best, {best_ever:.4g}, and does not fall"
         )
     if memory.bad >= patience.bad_looks:
-        return replace(memory, bad=0), Decision(
-            Action.HALVE, f"loss {loss:.4g} has not beaten {memory.best:.4g} for {patience.bad_looks} looks"
+        return memory, Decision(
+            Action.HALVE, f"loss {loss:.4g} has not beaten {memory.best:.4g} for {memory.bad} looks"
         )
     return memory, Decision(Action.KEEP, f"loss {loss:.4g} did not beat {memory.best:.4g}; waiting one more look")
 
@@ -96,9 +100,7 @@ def _judge(memory: Memory, loss: float, changed: bool, patience: Patience) -> tu
 def _good(memory: Memory, before: float, loss: float, recovered: bool, patience: Patience) -> tuple[Memory, Decision]:
     memory = replace(memory, good=memory.good + 1 if recovered else 0)
     if memory.good >= patience.good_looks:
-        return replace(memory, good=0), Decision(
-            Action.DOUBLE, f"loss has fallen for {patience.good_looks} looks, to {loss:.4g}"
-        )
+        return memory, Decision(Action.DOUBLE, f"loss has fallen for {memory.good} looks, to {loss:.4g}")
     return memory, Decision(Action.KEEP, f"loss falls: {before:.4g} to {loss:.4g}")
 
 

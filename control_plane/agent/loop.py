@@ -1,0 +1,331 @@
+"""`steer agent`: looks at a run every few steps, proposes, passes the gate, and submits like any operator.
+
+    observe -> propose (a model or the rule) -> observe again if that took time -> decide -> submit -> wait for the end
+
+It holds nothing that matters: it may be killed and started again at any step. Training never waits for it, and while
+nobody answers it waits and looks again. It ends with the run, after its last decision, or by Ctrl-C.
+"""
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, Protocol
+from uuid import UUID, uuid4
+
+from control_plane.agent import rules
+from control_plane.agent.model import DEFAULT_TIMEOUT_S, ChatModel, ModelUnavailable, endpoint
+from control_plane.agent.policy import Action, Bounds, Decision, Observation, decide, explain
+from control_plane.core.commands import Intent, SetLearningRate
+from control_plane.core.errors import Invalid, NotAllowed, Refused, Unavailable
+from control_plane.handle import CommandView, Measurements, Receipt, Snapshot
+
+METRIC_NAMES = ("loss", "eval_loss", "lr")
+MEASUREMENTS_PER_PAGE = 5000
+MAX_PAGES_PER_POLL = 20
+"""Joining a long run late reads its past in a few polls, without holding up Ctrl-C."""
+
+MAX_WAIT_S = 15.0
+"""Between two looks for a gateway that is away: a restart is noticed soon, a long absence is not hammered."""
+
+RULE = "GreedyLR"
+
+
+class Client(Protocol):
+    """What the autopilot needs of `client.SteerwayClient`. Every method may raise `Unavailable` or `Refused`."""
+
+    def snapshot(self, run: str) -> Snapshot:
+        """The run as it is now."""
+        ...
+
+    def metrics(self, run: str, after: int = 0, limit: int = ..., names: tuple[str, ...] = ()) -> Measurements:
+        """Points after the cursor `after`."""
+        ...
+
+    def submit(self, run: str, intent: Intent, *, reason: str | None = None, uuid: UUID | None = None) -> Receipt:
+        """Make a command durable; repeating it with the same uuid is harmless."""
+        ...
+
+    def wait_settled(self, run: str, uuid: UUID, timeout_s: float) -> CommandView:
+        """The command once it has ended; `Unavailable` if that takes longer."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class AgentOptions:
+    """How to fly. Raises `Invalid` for what makes no sense.
+
+    `policy`: "auto" asks a model if a key is set and follows the rule otherwise. `fallback`: what to do when the model
+    gives no decision. `max_decisions` bounds what a model may cost: each decision is at most two calls.
+    """
+
+    every_steps: int = 25
+    window_points: int = 200
+    bounds: Bounds = field(default_factory=Bounds)
+    policy: Literal["auto", "model", "rule"] = "auto"
+    fallback: Literal["keep", "rule"] = "keep"
+    max_decisions: int = 1000
+    dry_run: bool = False
+    poll_s: float = 1.0
+    settle_timeout_s: float = 60.0
+    model_timeout_s: float = DEFAULT_TIMEOUT_S
+    patience: rules.Patience = field(default_factory=rules.Patience)
+
+    def __post_init__(self) -> None:
+        if self.policy not in ("auto", "model", "rule"):
+            raise Invalid(f"the policy is {self.policy!r}; allowed is auto, model or rule")
+        if self.fallback not in ("keep", "rule"):
+            raise Invalid(f"the fallback is {self.fallback!r}; allowed is keep or rule")
+        for name in ("every_steps", "window_points", "max_decisions", "poll_s", "settle_timeout_s", "model_timeout_s"):
+            value = getattr(self, name)
+            if not (math.isfinite(value) and value > 0):
+                raise Invalid(f"{name} is {value:g}; it must be above 0")
+
+
+def run_agent(
+    client: Client,
+    run: str,
+    options: AgentOptions | None = None,
+    say: Callable[[str], None] = print,
+    *,
+    environ: Mapping[str, str] = os.environ,
+    wait: Callable[[float], None] = time.sleep,
+) -> int:
+    """Steer a run until it is over; returns the number of changes that were applied.
+
+    Raises: `NotFound`, `NotAllowed`, `Invalid` (the environment names no usable model). Ctrl-C ends it cleanly.
+    """
+    options = options or AgentOptions()
+    autopilot = Autopilot(client, run, options, say, choose_model(options, environ))
+    say(f"steering {run} every {options.every_steps} steps with {autopilot.pilot}; Ctrl-C ends the autopilot only")
+    try:
+        _fly(autopilot, options, say, wait)
+    except KeyboardInterrupt:
+        say("the autopilot was stopped by hand; the run goes on")
+    say(f"{autopilot.decisions} decisions, {autopilot.applied} changes applied")
+    return autopilot.applied
+
+
+def choose_model(options: AgentOptions, environ: Mapping[str, str]) -> ChatModel | None:
+    """The model to ask, or None for the rule. Raises `Invalid` if a model was asked for and there is no key."""
+    where = None if options.policy == "rule" else endpoint(environ, options.model_timeout_s)
+    if where is None and options.policy == "model":
+        raise Invalid("the policy is 'model', but OPENAI_API_KEY is not set; set it, or choose the policy 'rule'")
+    return ChatModel(where) if where else None
+
+
+def _fly(
+    autopilot: "Autopilot", options: AgentOptions, say: Callable[[str], None], wait: Callable[[float], None]
+) -> None:
+    lost = 0
+    while autopilot.decisions < options.max_decisions:
+        try:
+            ended = autopilot.poll()
+        except Unavailable as absence:
+            if lost == 0:
+                say(f"{absence.reason}; waiting")
+            lost += 1
+            wait(min(options.poll_s * 2 ** min(lost, 10), MAX_WAIT_S))
+            continue
+        if lost:
+            say("the control server answers again")
+            lost = 0
+        if ended:
+            say(f"the run is over: {ended}")
+            return
+        wait(options.poll_s)
+    say(f"all of the {options.max_decisions} decisions are made")
+
+
+class Autopilot:
+    """One run's steering: what was measured, what was sent and what became of it."""
+
+    def __init__(
+        self, client: Client, run: str, options: AgentOptions, say: Callable[[str], None], model: ChatModel | None
+    ) -> None:
+        self._client, self._run, self._options, self._say, self._model = client, run, options, say, model
+        self._measured = Measured(max(options.window_points, options.every_steps))
+        self._memory = rules.Memory()
+        self._generation: int | None = None
+        self._next_step = options.every_steps
+        # Invariant: a uuid that this autopilot sent is in one of the two, or was refused or not applied.
+        self._unsettled: set[UUID] = set()
+        self._applied: set[UUID] = set()
+        self.decisions = 0
+
+    @property
+    def pilot(self) -> str:
+        """Who proposes: the model's name, or the rule's."""
+        return self._model.name if self._model else RULE
+
+    @property
+    def applied(self) -> int:
+        """Changes that every rank has confirmed."""
+        return len(self._applied)
+
+    def poll(self) -> str | None:
+        """Look once, and decide if it is time. Answers how the run ended, None while it lives.
+
+        Raises `Unavailable` if nobody answers; looking again later is all that this needs.
+        """
+        snapshot = self._snapshot()
+        if snapshot.closed:
+            return snapshot.status
+        self._follow(snapshot)
+        caught_up = self._measured.read(self._client, self._run)
+        if snapshot.status == "running" and caught_up and self._is_due(snapshot):
+            self._act(self._observe(snapshot))
+        return None
+
+    def _follow(self, snapshot: Snapshot) -> None:
+        """A new generation begins elsewhere: it is given its own first look."""
+        if self._generation not in (None, snapshot.generation):
+            self._next_step = snapshot.step + self._options.every_steps
+            self._memory = rules.Memory()
+            self._measured.losses.clear()
+        self._generation = snapshot.generation
+
+    def _is_due(self, snapshot: Snapshot) -> bool:
+        newest = self._measured.newest_step
+        return snapshot.step >= self._next_step and newest is not None and newest > self._memory.step
+
+    def _act(self, seen: Observation) -> None:
+        self.decisions += 1
+        self._next_step = seen.step + self._options.every_steps
+        self._memory, by_rule = rules.look(self._memory, seen, self._options.patience)
+        pilot, decision = self._propose(seen, by_rule)
+        reason = explain(pilot, decision)
+        outcome = "kept" if decision.action is Action.KEEP else self._pass_gate(decision, seen, reason)
+        loss = f"{seen.losses[-1][1]:.4g}" if seen.losses else "?"
+        lr = ", ".join(f"{lr:.3g}" for lr in seen.lr) or "?"
+        self._say(f"step {seen.step}: loss {loss}, lr {lr}: {decision.action.value}: {reason} -> {outcome}")
+
+    def _propose(self, seen: Observation, by_rule: Decision) -> tuple[str, Decision]:
+        if self._model is None:
+            return RULE, by_rule
+        try:
+            return self._model.name, self._model.propose(seen, self._options.bounds)
+        except ModelUnavailable as failure:
+            if self._options.fallback == "rule":
+                return RULE, replace(by_rule, reason=f"{by_rule.reason} ({failure.reason})")
+            return self._model.name, Decision(Action.KEEP, failure.reason)
+
+    def _pass_gate(self, decision: Decision, seen: Observation, reason: str) -> str:
+        """From a proposal to what became of it, as a sentence."""
+        try:
+            snapshot = self._snapshot()  # a model takes its time, and people steer meanwhile
+        except Unavailable as absence:
+            return f"not done: {absence.reason}"
+        if snapshot.status != "running":
+            return f"not done: the run is {snapshot.status} by now"
+        ruling = decide(decision, seen, self._observe(snapshot), self._options.bounds)
+        if ruling.intent is None:
+            return ruling.sentence
+        if self._options.dry_run:
+            return f"dry run, not sent: {ruling.sentence}"
+        return self._submit(ruling.intent, reason)
+
+    def _submit(self, intent: SetLearningRate, reason: str) -> str:
+        uuid = uuid4()
+        self._unsettled.add(uuid)
+        try:
+            self._client.submit(self._run, intent, reason=reason, uuid=uuid)
+            view = self._client.wait_settled(self._run, uuid, self._options.settle_timeout_s)
+        except NotAllowed:
+            raise
+        except Refused as refusal:
+            self._unsettled.discard(uuid)
+            return f"refused: {refusal.reason}"
+        except Unavailable as absence:  # it may have happened: the next snapshots will tell, and it counts until then
+            return f"not settled yet: {absence.reason}"
+        self._settle(view)
+        if view.settled is None:
+            return view.status
+        why = f" ({view.settled.reason})" if view.settled.reason else ""
+        return f"{view.what}: {view.status} at step {view.settled.step}{why}"
+
+    def _snapshot(self) -> Snapshot:
+        snapshot = self._client.snapshot(self._run)
+        for view in snapshot.commands:
+            self._settle(view)
+        return snapshot
+
+    def _settle(self, view: CommandView) -> None:
+        uuid = view.command.uuid
+        if uuid in self._unsettled and view.settled is not None:
+            self._unsettled.discard(uuid)
+            if view.settled.status == "applied":
+                self._applied.add(uuid)
+
+    def _observe(self, snapshot: Snapshot) -> Observation:
+        changes = [view for view in snapshot.commands if isinstance(view.command.intent, SetLearningRate)]
+        changed_at = _last_change(changes, snapshot.generation)
+        return Observation(
+            step=snapshot.step,
+            total_steps=snapshot.total_steps,
+            losses=tuple(self._measured.losses),
+            lr=self._measured.live_lr(tuple(snapshot.knobs.get("lr", ())), changed_at),
+            eval_loss=self._measured.eval_loss,
+            generation=snapshot.generation,
+            changed_at=changed_at,
+            changes=len(self._applied) + len(self._unsettled),
+            pending=any(view.settled is None for view in changes),
+        )
+
+
+def _last_change(changes: list[CommandView], generation: int) -> int | None:
+    """The step of the last learning rate that anyone set in this generation."""
+    settled = [view.settled for view in changes if view.settled and view.settled.status == "applied"]
+    steps = [one.step for one in settled if one.generation == generation and one.step is not None]
+    return max(steps, default=None)
+
+
+class Measured:
+    """The newest losses of a run, read by cursor. Invariant: the steps of `losses` rise."""
+
+    def __init__(self, window_points: int) -> None:
+        self.losses: deque[tuple[int, float]] = deque(maxlen=window_points)
+        self.eval_loss: float | None = None
+        self._lr: tuple[int, float] | None = None
+        self._cursor = 0
+
+    @property
+    def newest_step(self) -> int | None:
+        """The step of the newest loss, None before the first."""
+        return self.losses[-1][0] if self.losses else None
+
+    def read(self, client: Client, run: str) -> bool:
+        """Take in what came since the last call; whether that was all there is."""
+        for _ in range(MAX_PAGES_PER_POLL):
+            page = client.metrics(run, after=self._cursor, limit=MEASUREMENTS_PER_PAGE, names=METRIC_NAMES)
+            self._cursor = page.cursor
+            for point in page.points:
+                self._take(point.name, point.step, point.value)
+            if len(page.points) < MEASUREMENTS_PER_PAGE:
+                return True
+        return False
+
+    def _take(self, name: str, step: int, value: float) -> None:
+        if name == "loss":
+            while self.losses and self.losses[-1][0] >= step:
+                self.losses.pop()  # the run went back: this part of its past did not happen
+            self.losses.append((step, value))
+        elif name == "eval_loss":
+            self.eval_loss = value
+        elif name == "lr":
+            self._lr = (step, value)
+
+    def live_lr(self, knobs: tuple[float, ...], changed_at: int | None) -> tuple[float, ...]:
+        """The learning rate of every group now.
+
+        `knobs` are as of the last command; since then a schedule may have moved them, which shows in the measured `lr`
+        of group 0. The other groups are taken to have moved alike.
+        """
+        if self._lr is None or (changed_at is not None and self._lr[0] <= changed_at):
+            return knobs
+        measured = self._lr[1]
+        if not knobs or knobs[0] <= 0:
+            return (measured,) * max(1, len(knobs))
+        return tuple(lr * measured / knobs[0] for lr in knobs)

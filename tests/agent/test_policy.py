@@ -1,0 +1,82 @@
+"""The gate, as a table: what a proposal becomes, whoever made it."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from control_plane.agent.policy import (
+    MAX_EXPLANATION_CHARS,
+    Action,
+    Bounds,
+    Decision,
+    decide,
+    explain,
+)
+from control_plane.core.commands import MAX_REASON_CHARS, SetLearningRate
+from control_plane.core.errors import Invalid
+from tests.agent.simulated import observed
+
+SEEN = observed([3.0] * 100, lr=1e-3)
+BOUNDS = Bounds(min_lr=1e-5, max_lr=1e-2, cooldown_steps=20, max_changes=3, max_age_steps=50)
+
+
+@pytest.mark.parametrize(
+    ("action", "now", "factor", "words"),
+    [
+        (Action.KEEP, {}, None, "kept"),
+        (Action.DOUBLE, {}, 2.0, "lr x 2"),
+        (Action.HALVE, {}, 0.5, "lr x 0.5"),
+        (Action.DOUBLE, {"lr": (5e-3,)}, 2.0, "lr x 2"),
+        (Action.DOUBLE, {"lr": (5.1e-3,)}, None, "above the autopilot's bound of 0.01"),
+        (Action.DOUBLE, {"lr": (1e-3, 9e-3)}, None, "above"),
+        (Action.HALVE, {"lr": (1.9e-5,)}, None, "below the autopilot's bound of 1e-05"),
+        (Action.HALVE, {"lr": (1e-3, 1.5e-5)}, None, "below"),
+        (Action.HALVE, {"lr": (5e-2,)}, 0.5, "lr x 0.5"),  # from above the bounds, down is the way
+        (Action.DOUBLE, {"lr": (1e-6,)}, 2.0, "lr x 2"),  # from below them, up
+        (Action.DOUBLE, {"lr": (0.0, 1e-3)}, 2.0, "lr x 2"),  # a frozen group binds nothing
+        (Action.DOUBLE, {"lr": (0.0,)}, None, "positive learning rate"),
+        (Action.DOUBLE, {"lr": ()}, None, "positive learning rate"),
+        (Action.HALVE, {"lr": (math.nan,)}, None, "positive learning rate"),
+        (Action.HALVE, {"lr": (math.inf,)}, None, "positive learning rate"),
+        (Action.HALVE, {"lr": (-1e-3,)}, None, "positive learning rate"),
+        (Action.HALVE, {"pending": True}, None, "not settled yet"),
+        (Action.HALVE, {"changes": 3}, None, "all of its 3 changes"),
+        (Action.HALVE, {"generation": 1}, None, "restarted or rolled back"),
+        (Action.HALVE, {"step": 99}, None, "restarted or rolled back"),
+        (Action.HALVE, {"step": 151}, None, "the run is at step 151"),
+        (Action.HALVE, {"changed_at": 90}, None, "changed since it was looked at"),
+    ],
+)
+def test_decide_each_proposal_becomes_one_factor_or_a_sentence(
+    action: Action, now: dict[str, object], factor: float | None, words: str
+) -> None:
+    ruling = decide(Decision(action, "because"), SEEN, replace(SEEN, **now), BOUNDS)  # type: ignore[arg-type]
+    expected = None if factor is None else SetLearningRate(factor=factor, schedule="keep")
+    assert ruling.intent == expected
+    assert words in ruling.sentence
+
+
+@pytest.mark.parametrize(("since", "allowed"), [(0, False), (19, False), (20, True)])
+def test_decide_within_the_cooldown_of_anyones_change_refuses(since: int, allowed: bool) -> None:
+    seen = replace(SEEN, changed_at=SEEN.step - since)
+    ruling = decide(Decision(Action.HALVE, ""), seen, seen, BOUNDS)
+    assert (ruling.intent is not None) == allowed
+    assert allowed or f"{since} steps ago" in ruling.sentence
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"min_lr": 0.0}, {"min_lr": 1.0}, {"max_lr": 11.0}, {"max_lr": math.nan}, {"cooldown_steps": -1}],
+)
+def test_bounds_that_contradict_each_other_are_refused(wrong: dict[str, float]) -> None:
+    with pytest.raises(Invalid):
+        Bounds(**wrong)  # type: ignore[arg-type]
+
+
+def test_explain_hostile_words_become_one_short_printable_line() -> None:
+    words = "\x1b[2J\x1b]0;owned\x07 line\r\nline \u202e evil" + "x" * 10_000
+    reason = explain("model", Decision(Action.HALVE, words))
+    assert reason.isprintable()
+    assert reason.startswith("autopilot (model): ")
+    assert len(reason) <= MAX_EXPLANATION_CHARS + len("autopilot (model): ") <= MAX_REASON_CHARS
