@@ -85,7 +85,7 @@ def from_yaml(text: str, source: str) -> Any:
 
 def to_yaml(value: Any) -> str:
     """Text that `from_yaml` turns into an equal value."""
-    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+    return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False)
 
 
 def from_json(text: str, source: str) -> Any:
