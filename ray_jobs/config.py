@@ -241,8 +241,8 @@ def _fits(hint: Any, value: object) -> bool:
 
 def _choices(hint: Any) -> list[str]:
     """A choice is annotated `SchedulerType | str`, which would let any text through: the members decide."""
-    members = [member for kind in (hint, *get_args(hint)) if isinstance(kind, EnumType) for member in kind]
-    return [str(member.value) for member in members]
+    kinds: list[Any] = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, EnumType)]
+    return [str(member.value) for kind in kinds for member in kind]
 
 
 def _taken(hint: Any) -> str:

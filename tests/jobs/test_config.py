@@ -66,9 +66,9 @@ def test_config_shipped_run_has_training_keys_that_transformers_takes(path: Path
 
 @pytest.mark.parametrize("path", DEEPSPEED, ids=lambda path: path.name)
 def test_config_shipped_deepspeed_file_goes_inline_untouched(path: Path) -> None:
-    config = load(CONFIGS / "gpt2-local.yaml", [f"deepspeed=deepspeed/{path.name}"])
-    assert config.deepspeed == json.loads(path.read_text())
-    assert config.deepspeed["optimizer"]["params"]["torch_adam"] is True
+    written_there = json.loads(path.read_text())
+    assert load(CONFIGS / "gpt2-local.yaml", [f"deepspeed=deepspeed/{path.name}"]).deepspeed == written_there
+    assert written_there["optimizer"]["params"]["torch_adam"] is True
 
 
 def test_config_import_brings_no_framework() -> None:
@@ -279,7 +279,7 @@ def test_config_script_that_does_not_exist_is_refused(tmp_path: Path) -> None:
 def test_config_cannot_be_changed_after_loading(good: Path) -> None:
     config = load(good)
     with pytest.raises(ValueError, match="frozen"):
-        config.seed = 8  # type: ignore[misc]
+        config.seed = 8
 
 
 @pytest.mark.parametrize(
