@@ -14,10 +14,12 @@ import socket
 import time
 from typing import Any
 
+import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from control_plane.core.boundary import Applied
 from control_plane.core.commands import Command, SaveCheckpoint
+from control_plane.core.errors import Invalid
 from control_plane.core.records import Ending, RankPlace
 from control_plane.handle import Point
 from ray_jobs import checkpoint_io
@@ -51,7 +53,20 @@ class InteractiveCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Collective. Steer the schedule, open the session."""
+        """Collective. Steer the schedule, open the session.
+
+        Raises: `Invalid` if DeepSpeed was asked for and is not in force, or if the ranks would not share the data.
+        """
+        if args.world_size != dist.get_world_size():
+            raise Invalid(
+                f"accelerate sees {args.world_size} processes where torch.distributed has {dist.get_world_size()} "
+                "ranks: each rank would train on the same samples"
+            )
+        if args.deepspeed and getattr(self.trainer, "deepspeed", None) is None:
+            raise Invalid(
+                "the training arguments name a DeepSpeed config, but accelerate left DeepSpeed out: `use_cpu=True` and "
+                "ACCELERATE_USE_CPU do that; on a CPU, set DS_ACCELERATOR=cpu instead"
+            )
         collectives = Collectives()
         self.session = TrainingSession(collectives, Link(self.context.connect) if collectives.rank == 0 else None)
         self.learning_rate = LearningRateApplier(self.trainer, steer_schedule(self.trainer))

@@ -115,6 +115,11 @@ class Link:
         asyncio.set_event_loop(self._loop)
         self._handle = self._connect()
         self._loop.run_forever()
+        loops = asyncio.all_tasks(self._loop)
+        for task in loops:
+            task.cancel()
+        self._loop.run_until_complete(asyncio.gather(*loops, return_exceptions=True))
+        self._loop.close()
 
     def _stop_loop(self) -> None:
         self._loop.call_soon_threadsafe(self._loop.stop)

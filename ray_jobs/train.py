@@ -52,19 +52,21 @@ def _train(files: RunFiles, use_gpu: bool) -> None:
         context.enter(run)
         _run_script(config.workload)
     else:
-        _run_workload(config, run, use_gpu)
+        _run_workload(config, run)
 
 
 def _prepare_process(config: RunConfig, use_gpu: bool) -> None:
     """Everything that must be set before torch and DeepSpeed are used."""
     if not use_gpu:
+        # Not `use_cpu` and not ACCELERATE_USE_CPU: with either, accelerate leaves DeepSpeed out without a word.
         os.environ["DS_ACCELERATOR"] = "cpu"
-        os.environ["ACCELERATE_USE_CPU"] = "true"
-    # Two versions of one truth: the launcher's rank variables must be there before DeepSpeed looks for them.
-    os.environ.setdefault("CROSS_RANK", os.environ.get("NODE_RANK", "0"))
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
 
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_rank)))
+    from ray_jobs.cpu_ranks import show_ranks_to_accelerate
+
+    show_ranks_to_accelerate()
 
 
 def _run_script(workload: ScriptWorkload) -> None:
@@ -75,7 +77,7 @@ def _run_script(workload: ScriptWorkload) -> None:
     runpy.run_path(str(path), run_name="__main__")
 
 
-def _run_workload(config: RunConfig, run: context.RunContext, use_gpu: bool) -> None:
+def _run_workload(config: RunConfig, run: context.RunContext) -> None:
     from dataclasses import replace
 
     from transformers import TrainingArguments, set_seed
@@ -93,7 +95,6 @@ def _run_workload(config: RunConfig, run: context.RunContext, use_gpu: bool) -> 
             output_dir=str(run.files.root / "trainer"),
             deepspeed=_plain(config.deepspeed),
             seed=config.seed,
-            use_cpu=not use_gpu,
             report_to="none",
             disable_tqdm=True,
             save_strategy="no",

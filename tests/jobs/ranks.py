@@ -33,7 +33,6 @@ def run_ranks(function: str, world_size: int, spec: dict[str, Any], folder: Path
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
         "DS_ACCELERATOR": "cpu",
-        "ACCELERATE_USE_CPU": "true",
         "OMP_NUM_THREADS": "1",
         "TOKENIZERS_PARALLELISM": "false",
     }
@@ -58,8 +57,11 @@ def main(folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
+    from ray_jobs.cpu_ranks import show_ranks_to_accelerate
+
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
+    show_ranks_to_accelerate()
     rank = dist.get_rank()
     given = json.loads((folder / "spec.json").read_text())
     module, name = given["function"].split(":")
