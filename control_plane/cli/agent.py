@@ -1,0 +1,28 @@
+"""`steer agent`: an operator that happens to be a language model, or a rule."""
+
+from typing import Annotated, Any
+
+import typer
+
+from control_plane.cli.refusals import Misused, say
+from control_plane.cli.target import active_run
+from control_plane.config import settings
+
+
+def agent(
+    run: Annotated[str | None, typer.Argument(help="The run. Without it: the one that is active.")] = None,
+    policy: Annotated[str, typer.Option(help="auto, model or rule.")] = "auto",
+    every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Look every so many steps.")] = 25,
+    max_decisions: Annotated[int, typer.Option(min=1, help="Stop after so many; bounds what a model may cost.")] = 1000,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Propose, but change nothing.")] = False,
+) -> None:
+    """Let a model, or a rule, tune the learning rate within fixed bounds."""
+    from control_plane.agent.loop import AgentOptions, run_agent
+    from control_plane.client import SteerwayClient
+
+    if policy not in ("auto", "model", "rule"):
+        raise Misused(f"--policy is {policy!r}; allowed is auto, model or rule")
+    chosen: Any = policy
+    options = AgentOptions(every_steps=every, policy=chosen, max_decisions=max_decisions, dry_run=dry_run)
+    with SteerwayClient.from_settings(settings(), role="agent") as client:
+        run_agent(client, active_run(client, run), options, say=say)

@@ -1,0 +1,162 @@
+"""What changes nothing: runs, status, journal, logs."""
+
+import json
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from control_plane.cli import wording
+from control_plane.cli.refusals import RUN_FAILED
+from control_plane.cli.target import any_run, connect
+from control_plane.handle import Snapshot
+
+if TYPE_CHECKING:
+    from control_plane.client import SteerwayClient
+
+FOLLOW_WAIT_S = 20.0
+LOG_POLL_S = 1.0
+FOLLOWED_LOG_LINES = 1000
+JOURNAL_PAGE = 1000
+COMMANDS_SHOWN = 10
+
+Run = Annotated[
+    str | None,
+    typer.Argument(help="The run, or the beginning of its id. Without it: the active one, else the newest."),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+
+
+def runs(as_json: AsJson = False) -> None:
+    """List the runs."""
+    with connect() as client:
+        found = sorted(client.runs(), key=lambda run: run.created_at)
+    if as_json:
+        typer.echo(json.dumps([run.model_dump(mode="json") for run in found]))
+        return
+    rows = [
+        (run.run, run.status, f"{run.step}/{run.total_steps or '?'}", str(run.world_size or "-"), run.created_at)
+        for run in found
+    ]
+    _print_table(("RUN", "STATUS", "STEP", "RANKS", "CREATED"), rows)
+
+
+def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+    """Columns that a person can read and `awk` can split."""
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def status(
+    run: Run = None,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until the run is over.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show a run: progress, learning rates, ranks, the latest commands. Exits with 7 if it has failed."""
+    with connect() as client:
+        chosen = any_run(client, run)
+        snapshot = _watch(client, chosen, as_json) if watch else client.snapshot(chosen)
+    if not as_json:
+        typer.echo("\n".join(_describe(snapshot)))
+    elif not watch:
+        typer.echo(snapshot.model_dump_json())
+    if snapshot.status == "failed":
+        raise typer.Exit(RUN_FAILED)
+
+
+def _watch(client: "SteerwayClient", run: str, as_json: bool) -> Snapshot:
+    from control_plane.cli.following import JsonLines, Lines, Panel, follow, wants_panel
+
+    if as_json:
+        return follow(client, run, JsonLines(typer.echo))
+    if not wants_panel():
+        return follow(client, run, Lines(typer.echo))
+    with Panel() as panel:
+        return follow(client, run, panel)
+
+
+def _describe(snapshot: Snapshot) -> list[str]:
+    lines = [f"run         {snapshot.run}"]
+    lines += [f"{label:<11} {value}" for label, value in wording.progress(snapshot).items() if value != wording.UNKNOWN]
+    if snapshot.reason:
+        lines.append(f"reason      {snapshot.reason}")
+    if snapshot.progress_age_s is not None and not snapshot.closed:
+        lines.append(f"last heard  {wording.duration(snapshot.progress_age_s)} ago")
+    groups = snapshot.knobs.get("groups") or []
+    rates = snapshot.knobs.get("lr") or []
+    if isinstance(rates, list | tuple) and len(rates) > 1:
+        lines += [
+            f"lr group {index} ({name}): {wording.exact(rate)}"
+            for index, (name, rate) in enumerate(zip(groups or map(str, range(len(rates))), rates, strict=False))
+        ]
+    lines += [f"rank {place.rank:<6} {place.device} on {place.node}, pid {place.pid}" for place in snapshot.ranks]
+    lines += [
+        f"checkpoint  {checkpoint.checkpoint} at step {checkpoint.step}" for checkpoint in snapshot.checkpoints[-3:]
+    ]
+    lines += [f"command     {wording.settled_line(view)}" for view in snapshot.commands[-COMMANDS_SHOWN:]]
+    return lines
+
+
+def journal(
+    run: Run = None,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Only what came after this record.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Print a run's journal: what was decided, by whom, and when it took effect."""
+    with connect() as client:
+        chosen = any_run(client, run)
+        entries = client.stream(chosen, after=after) if follow else _pages(client, chosen, after)
+        for entry in entries:
+            typer.echo(json.dumps(entry.line()) if as_json else wording.journal_line(entry))
+
+
+def _pages(client: "SteerwayClient", run: str, after: int) -> Iterator[wording.Entry]:
+    while page := client.journal(run, after=after, limit=JOURNAL_PAGE):
+        yield from page
+        after = page[-1].seq
+        if len(page) < JOURNAL_PAGE:
+            return
+
+
+def logs(
+    run: Run = None,
+    source: Annotated[str, typer.Option("--source", "-s", help="driver, rank-0, rank-1, ...")] = "driver",
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=2000, help="How many of the last lines.")] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+) -> None:
+    """Print the end of what the driver or a rank has printed."""
+    with connect() as client:
+        chosen = any_run(client, run)
+        seen = client.logs(chosen, source, lines).splitlines()
+        _print_lines(seen)
+        while follow:
+            over = client.snapshot(chosen).closed  # asked before the log: what was written last is not missed
+            latest = client.logs(chosen, source, FOLLOWED_LOG_LINES).splitlines()
+            _print_lines(news(seen, latest))
+            seen = latest or seen
+            if over:
+                return
+            time.sleep(LOG_POLL_S)
+
+
+def news(seen: list[str], latest: list[str]) -> list[str]:
+    """The lines of `latest` that came after `seen`; both are the end of one growing log.
+
+    A log that repeats its last lines word for word is told the shortest way: a repetition may be left out.
+    """
+    for start in range(len(latest) - len(seen), -1, -1):
+        if latest[start : start + len(seen)] == seen:
+            return latest[start + len(seen) :]
+    # More than what `seen` holds has scrolled by, in part: the end of one is then the beginning of the other.
+    for count in range(min(len(seen), len(latest)), 0, -1):
+        if latest[:count] == seen[-count:]:
+            return latest[count:]
+    return latest
+
+
+def _print_lines(lines: list[str]) -> None:
+    for line in lines:
+        typer.echo(line)

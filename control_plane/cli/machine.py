@@ -1,0 +1,103 @@
+"""The machine's cluster and its jobs: up, down, submit. Each is another program, so that no Ray is imported here."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from typing import Annotated, Any
+
+import typer
+
+from control_plane.cli.refusals import say
+from control_plane.config import Settings, settings
+from control_plane.core.errors import SteerwayError
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
+Config = Annotated[str, typer.Argument(help="A run's YAML file.")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, e.g. training.max_steps=200.")
+]
+
+CLEAN_UP_S = 40.0
+"""What a child gets to take down what it started, once it has been interrupted with us."""
+
+
+def up(as_json: AsJson = False) -> None:
+    """Start this machine's cluster: Ray, the gateway and the console."""
+    raise typer.Exit(call(local("up", as_json)))
+
+
+def down(as_json: AsJson = False) -> None:
+    """End this machine's cluster and everything that runs on it."""
+    raise typer.Exit(call(local("down", as_json)))
+
+
+def submit(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Submit a run to the cluster."""
+    where = settings()
+    code = call(submission(config, overrides or [], as_json), submitter_environment(where))
+    if code == 0:
+        say(f"watch it with `steer status --watch`, or at {where.console_url}")
+    raise typer.Exit(code)
+
+
+def local(verb: str, as_json: bool = False) -> list[str]:
+    """The command that does `verb` to this machine's cluster."""
+    return [sys.executable, "-m", "cluster.local", verb, *(["--json"] if as_json else [])]
+
+
+def submission(config: str, overrides: Sequence[str], as_json: bool) -> list[str]:
+    """The command that submits a run."""
+    return [sys.executable, "-m", "ray_jobs.submit", config, *overrides, *(["--json"] if as_json else [])]
+
+
+def cluster_record(where: Settings) -> dict[str, Any]:
+    """What `steer up` wrote down about the cluster; empty if there is nothing."""
+    try:
+        record = json.loads(where.cluster_file.read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def submitter_environment(where: Settings) -> dict[str, str]:
+    """The environment of a process that talks to the cluster's Ray: it asks for a token, read from a file."""
+    return dict(os.environ) | where.environment() | cluster_record(where).get("ray_environment", {})
+
+
+def call(command: Sequence[str], environment: dict[str, str] | None = None) -> int:
+    """Run a command on this terminal; its exit code. Ctrl-C reaches it too: it ends in its own way."""
+    with subprocess.Popen(command, env=environment) as process:
+        return _wait(process)
+
+
+def call_for_json(command: Sequence[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
+    """Run a command and read the JSON object that it prints.
+
+    Raises `typer.Exit` with its exit code if it fails (it has said why on stderr), `SteerwayError` for no JSON.
+    """
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            printed = process.communicate()[0]
+        except KeyboardInterrupt:
+            # It cleans up after itself; what we do next would get in its way.
+            process.terminate()
+            process.wait(CLEAN_UP_S)
+            raise
+    if process.returncode:
+        raise typer.Exit(process.returncode)
+    try:
+        answer = json.loads(printed.strip().splitlines()[-1])
+    except (ValueError, IndexError):
+        raise SteerwayError(f"{command[2]} printed no JSON") from None
+    return dict(answer)
+
+
+def _wait(process: "subprocess.Popen[Any]") -> int:
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        code = process.wait(CLEAN_UP_S)
+    # Killed by a signal: as a shell says it.
+    return code if code >= 0 else 128 - code

@@ -1,0 +1,76 @@
+"""`steer`: the command line.
+
+It talks to the gateway over HTTP, and to this machine's cluster by starting other programs; it imports neither Ray nor
+torch, and what a command does not need is not imported for it.
+"""
+
+from typing import Annotated
+
+import typer
+
+from control_plane.cli import asking, looking, machine
+from control_plane.cli.agent import agent
+from control_plane.cli.refusals import SteerGroup
+
+app = typer.Typer(
+    cls=SteerGroup,
+    name="steer",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Steer distributed training while it runs.",
+    epilog="Exit codes: 0 ok, 1 error, 2 usage, 3 not found, 4 not allowed, 5 conflict, 6 refused or rejected, "
+    "7 the run failed, 124 timeout, 130 Ctrl-C.",
+)
+
+TRAIN, STEER, LOOK = "Train", "Steer", "Look"
+
+
+def _run(
+    config: machine.Config,
+    overrides: machine.Overrides = None,
+    unattended: Annotated[
+        bool, typer.Option("--unattended", help="Nobody watches: plain lines, also on a terminal.")
+    ] = False,
+) -> None:
+    """Bring up a cluster, train, show the progress, and take everything down at the end or on Ctrl-C."""
+    from control_plane.cli.run import run
+
+    run(config, overrides or [], unattended)
+
+
+def _version() -> None:
+    """Print the version."""
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        typer.echo(version("steerway"))
+    except PackageNotFoundError:
+        typer.echo("unknown: Steerway is not installed as a package")
+
+
+app.command("run", rich_help_panel=TRAIN)(_run)
+app.command(rich_help_panel=TRAIN)(machine.up)
+app.command(rich_help_panel=TRAIN)(machine.down)
+app.command(rich_help_panel=TRAIN)(machine.submit)
+app.command("set", rich_help_panel=STEER)(asking.set_knob)
+app.command(rich_help_panel=STEER)(asking.pause)
+app.command(rich_help_panel=STEER)(asking.resume)
+app.command(rich_help_panel=STEER)(asking.stop)
+app.command(rich_help_panel=STEER)(asking.save)
+app.command(rich_help_panel=STEER)(asking.evaluate)
+app.command(rich_help_panel=STEER)(agent)
+app.command(rich_help_panel=LOOK)(looking.runs)
+app.command(rich_help_panel=LOOK)(looking.status)
+app.command(rich_help_panel=LOOK)(looking.journal)
+app.command(rich_help_panel=LOOK)(looking.logs)
+app.command("version", rich_help_panel=LOOK)(_version)
+
+
+def main() -> None:
+    """The entry point of `steer`."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

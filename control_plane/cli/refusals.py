@@ -1,0 +1,51 @@
+"""How a refusal leaves the command line: one line on stderr and an exit code, never a traceback.
+
+0 ok   1 error   2 usage   3 not found   4 not allowed   5 conflict   6 refused or rejected   7 the run failed
+124 timeout   130 Ctrl-C
+"""
+
+import os
+import sys
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from control_plane.core.errors import SteerwayError
+
+USAGE = 2
+REJECTED = 6
+RUN_FAILED = 7
+TIMED_OUT = 124
+INTERRUPTED = 130
+
+
+class Misused(SteerwayError):
+    """The command line makes no sense as it stands; nobody was asked."""
+
+    exit_code = USAGE
+    slug = "misused"
+
+
+class SteerGroup(TyperGroup):
+    """The commands, with one place where errors become exit codes."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command."""
+        try:
+            return super().invoke(ctx)
+        except SteerwayError as error:
+            say(f"steer: {error.reason}")
+            raise typer.Exit(error.exit_code) from None
+        except KeyboardInterrupt:
+            say("steer: interrupted")
+            raise typer.Exit(INTERRUPTED) from None
+        except BrokenPipeError:
+            # `steer journal | head`: nobody reads any more. Python would complain again when it flushes at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise typer.Exit(0) from None
+
+
+def say(text: str) -> None:
+    """For a person, on stderr: stdout is for data."""
+    typer.echo(text, err=True)

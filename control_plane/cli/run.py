@@ -1,0 +1,144 @@
+"""`steer run`: the cluster, one run on it, its progress on the terminal, and everything down again at the end."""
+
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+from typing import TYPE_CHECKING
+
+import typer
+
+from control_plane.cli import wording
+from control_plane.cli.following import Lines, Panel, RunDied, follow, wants_panel
+from control_plane.cli.machine import (
+    call_for_json,
+    cluster_record,
+    local,
+    submission,
+    submitter_environment,
+)
+from control_plane.cli.ray_job import JobWatch
+from control_plane.cli.refusals import INTERRUPTED, RUN_FAILED, say
+from control_plane.cli.target import connect
+from control_plane.config import Settings, settings
+from control_plane.core.errors import Refused, SteerwayError, Unavailable
+from control_plane.handle import Snapshot
+
+if TYPE_CHECKING:
+    from control_plane.client import SteerwayClient
+
+STOP_WAIT_S = 20.0
+"""After Ctrl-C the run is stopped at a step boundary, so that its journal says how it ended. Then it is killed."""
+
+LOG_LINES_SHOWN = 20
+
+
+def run(config: str, overrides: Sequence[str], unattended: bool) -> None:
+    """Bring up a cluster, train, show the progress, and take everything down at the end or on Ctrl-C.
+
+    Raises `typer.Exit` with 7 if the run failed, with 130 after Ctrl-C.
+    """
+    where = settings()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal leaves no cluster behind either
+        signal.signal(number, _interrupt)
+    with _cluster(where):
+        told = call_for_json(submission(config, overrides, as_json=True), submitter_environment(where))
+        chosen = str(told["run"])
+        say("\n".join(invitation(where, chosen, unattended)))
+        with connect() as client:
+            snapshot = _attend(client, chosen, JobWatch(where, str(told["job"])), unattended)
+            for line in (*wording.summary(snapshot), f"journal: {where.runs_dir / chosen / 'journal'}"):
+                typer.echo(line)
+            if snapshot.status == "failed":
+                say(last_log_lines(client, snapshot))
+                raise typer.Exit(RUN_FAILED)
+
+
+def invitation(where: Settings, run: str, unattended: bool) -> list[str]:
+    """What a person can do while the run trains, ready to paste."""
+    lines = [f"run      {run}", f"console  {where.console_url}"]
+    if unattended:
+        return lines
+    return [
+        *lines,
+        "steer it from another terminal:",
+        f"  steer set {run} 'lr*=0.5' --reason 'loss is noisy'",
+        f"  steer pause {run}; steer resume {run}",
+        f"  steer save {run} --label before-the-change",
+        f"  steer status {run} --watch",
+    ]
+
+
+@contextmanager
+def _cluster(where: Settings) -> Iterator[None]:
+    """A cluster for as long as the block. One that was up before is used and left as it was."""
+    status = subprocess.run(local("status"), capture_output=True, check=False)
+    if status.returncode == 0:
+        since = cluster_record(where).get("started_at", "earlier")
+        say(f"using the cluster that is up since {since}; it is left up at the end")
+        yield
+        return
+    try:
+        call_for_json(local("up", as_json=True))
+        yield
+    finally:
+        # Not to be interrupted by a second Ctrl-C; the child ignores it as well.
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+        code = subprocess.run(local("down"), check=False, start_new_session=True).returncode
+        signal.signal(signal.SIGINT, before)
+        if code:
+            say(f"steer: the cluster could not be taken down (exit code {code}); try `steer down`")
+
+
+def _attend(client: "SteerwayClient", run: str, job: JobWatch, unattended: bool) -> Snapshot:
+    """Follow the run to its end. Ctrl-C stops the run first, and raises `typer.Exit`."""
+    try:
+        if unattended or not wants_panel():
+            return follow(client, run, Lines(say), dead=job.dead)
+        with Panel() as panel:
+            return follow(client, run, panel, dead=job.dead)
+    except KeyboardInterrupt:
+        say("stopping at the next step boundary; Ctrl-C again to kill the run")
+        _stop(client, run)
+        raise typer.Exit(INTERRUPTED) from None
+    except RunDied:
+        say(_driver_log(client, run))
+        raise
+
+
+def _stop(client: "SteerwayClient", run: str) -> None:
+    from control_plane.core.commands import Stop
+
+    try:
+        receipt = client.submit(run, Stop(), reason="Ctrl-C on the terminal that started it")
+        client.wait_settled(run, receipt.uuid, STOP_WAIT_S)
+        follow(client, run, Lines(say))
+    except (Refused, Unavailable) as nobody:
+        say(f"it is killed instead: {nobody.reason}")
+    except KeyboardInterrupt:
+        say("killed")
+
+
+def last_log_lines(client: "SteerwayClient", snapshot: Snapshot) -> str:
+    """The ends of the logs of a run that failed: the driver's, and each rank's."""
+    sources = ["driver", *(f"rank-{place.rank}" for place in snapshot.ranks)]
+    parts = []
+    for source in sources:
+        try:
+            text = client.logs(snapshot.run, source, LOG_LINES_SHOWN)
+        except SteerwayError as nothing:
+            text = f"({nothing.reason})"
+        parts.append(f"--- {source} ---\n{text.rstrip()}")
+    return "\n".join(parts)
+
+
+def _driver_log(client: "SteerwayClient", run: str) -> str:
+    try:
+        return f"--- driver ---\n{client.logs(run, 'driver', LOG_LINES_SHOWN).rstrip()}"
+    except SteerwayError as nothing:
+        return f"(there is no log of the driver: {nothing.reason})"
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

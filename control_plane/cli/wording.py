@@ -1,0 +1,159 @@
+"""What the terminal says about commands and runs: data in, sentences out."""
+
+import math
+from typing import Any
+
+from control_plane.core.records import CommandSettled, Entry, Reading
+from control_plane.handle import CommandView, Snapshot
+
+UNKNOWN = "-"
+
+
+def number(value: float | None) -> str:
+    """A measurement, short. A diverged one is said as it is."""
+    if value is None:
+        return UNKNOWN
+    return f"{value:.4g}"
+
+
+def exact(value: Any) -> str:
+    """A value that was read back: all of its digits that matter to a person comparing two of them."""
+    return f"{value:.10g}" if isinstance(value, float) else str(value)
+
+
+def duration(seconds: float) -> str:
+    """`47s`, `4m28s`, `2h05m`."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return UNKNOWN
+    whole = round(seconds)
+    minutes, rest = divmod(whole, 60)
+    if minutes >= 60:
+        return f"{minutes // 60}h{minutes % 60:02d}m"
+    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
+
+
+def learning_rate(reading: Reading | None) -> str:
+    """The learning rates of a reading: one number if all groups agree."""
+    rates = (reading or {}).get("lr")
+    if rates is None:
+        return UNKNOWN
+    if not isinstance(rates, list | tuple):
+        return exact(rates)
+    distinct = list(dict.fromkeys(exact(rate) for rate in rates))
+    return distinct[0] if len(distinct) == 1 else "[" + ", ".join(exact(rate) for rate in rates) + "]"
+
+
+def outcome(view: CommandView) -> str:
+    """What has become of a command: `applied at step 412 on 2 of 2 ranks: lr 0.0005 -> 0.0001 (rank 0: ...)`."""
+    settled = view.settled
+    if settled is None:
+        return f"accepted as record {view.accepted_seq}, not settled yet: {view.what}"
+    if settled.status != "applied":
+        at = f" at step {settled.step}" if settled.step is not None else ""
+        return f"{settled.status}{at}: {settled.reason or 'no reason was given'}"
+    return f"applied at step {settled.step} on {settled.world_size} of {settled.world_size} ranks: " + change(
+        view.what, settled
+    )
+
+
+def change(what: str, settled: CommandSettled) -> str:
+    """What an applied command changed, as the ranks read it."""
+    after = settled.after or {}
+    if "lr" not in after:
+        known = {"loss": "loss", "eval_loss": "eval loss", "checkpoint": "checkpoint", "step": "step"}
+        told = [f"{label} {exact(after[key])}" for key, label in known.items() if after.get(key) is not None]
+        return what + (f" ({', '.join(told)})" if told else "")
+    ranks = ", ".join(f"rank {rank}: {learning_rate(reading)}" for rank, reading in enumerate(settled.ranks))
+    return f"lr {learning_rate(settled.before)} -> {learning_rate(after)}" + (f" ({ranks})" if ranks else "")
+
+
+def settled_line(view: CommandView) -> str:
+    """One settled command among the progress: who asked, what became of it, and why."""
+    reason = f" because {view.command.reason!r}" if view.command.reason else ""
+    return f"{view.command.author}: {view.what}{reason}: {outcome(view)}"
+
+
+def seconds_left(snapshot: Snapshot) -> float | None:
+    """Until the last step at the present speed; None if nobody knows."""
+    if not snapshot.steps_per_s or snapshot.status != "running":
+        return None
+    return max(0, snapshot.total_steps - snapshot.step) / snapshot.steps_per_s
+
+
+def progress(snapshot: Snapshot) -> dict[str, str]:
+    """A run's progress by label, in the order of reading."""
+    left_s = seconds_left(snapshot)
+    status = snapshot.status
+    if snapshot.phase in ("evaluating", "saving", "starting") and status == "running":
+        status = str(snapshot.phase)
+    return {
+        "status": status,
+        "step": f"{snapshot.step}/{snapshot.total_steps or '?'}",
+        "loss": number(snapshot.latest.get("loss")),
+        "eval loss": number(snapshot.latest.get("eval_loss")),
+        "lr": learning_rate(snapshot.knobs) if "lr" not in snapshot.latest else number(snapshot.latest["lr"]),
+        "steps/s": number(snapshot.steps_per_s),
+        "ranks": str(len(snapshot.ranks) or UNKNOWN),
+        "generation": str(snapshot.generation or UNKNOWN),
+        "time left": duration(left_s) if left_s is not None else UNKNOWN,
+    }
+
+
+def progress_line(snapshot: Snapshot) -> str:
+    """The progress on one line."""
+    return "  ".join(f"{label} {value}" for label, value in progress(snapshot).items() if value != UNKNOWN)
+
+
+def summary(snapshot: Snapshot) -> list[str]:
+    """How a run ended, for the person who started it."""
+    applied = sum(1 for view in snapshot.commands if view.status == "applied")
+    return [
+        f"run {snapshot.run} {snapshot.status} at step {snapshot.step} of {snapshot.total_steps or '?'}"
+        + (f": {snapshot.reason}" if snapshot.reason else ""),
+        f"loss {number(snapshot.latest.get('loss'))}, {compared_eval_loss(snapshot)}",
+        f"{applied} commands applied, {len(snapshot.checkpoints)} checkpoints, {snapshot.generation} generation"
+        + ("" if snapshot.generation == 1 else "s"),
+    ]
+
+
+def compared_eval_loss(snapshot: Snapshot) -> str:
+    """The evaluation loss beside what counting words alone would reach."""
+    measured, unigram = snapshot.latest.get("eval_loss"), snapshot.facts.get("unigram_entropy_nats")
+    if measured is None:
+        return "eval loss not measured"
+    if not isinstance(unigram, int | float):
+        return f"eval loss {number(measured)}"
+    verdict = "below" if measured < unigram else "not below"
+    return f"eval loss {number(measured)} nats, {verdict} the unigram entropy of {number(float(unigram))} nats"
+
+
+def journal_line(entry: Entry) -> str:
+    """An entry on one line."""
+    line = entry.line()
+    body = line["body"]
+    if line["type"] == "CommandAccepted":
+        command = body["command"]
+        told = f"{command['author']}: {_intent(command['intent'])}" + (
+            f" ({command['reason']})" if command.get("reason") else ""
+        )
+    elif isinstance(entry.record, CommandSettled):
+        told = _settled(entry.record)
+    else:
+        told = " ".join(f"{key}={value}" for key, value in body.items() if _is_plain(value))
+    return f"{line['seq']:>6}  {line['time']}  {line['type']:<19}  {told}"
+
+
+def _settled(settled: CommandSettled) -> str:
+    at = f" at step {settled.step}" if settled.step is not None else ""
+    what = change("", settled) if settled.status == "applied" else settled.reason or ""
+    return f"{str(settled.uuid)[:8]} {settled.status}{at} {what}".rstrip()
+
+
+def _intent(body: dict[str, Any]) -> str:
+    from control_plane.core.commands import INTENT, describe
+
+    return describe(INTENT.validate_python(body))
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, str | int | float) and value != ""
