@@ -1,10 +1,11 @@
 """A run that nobody serves any more, read from its files.
 
-Satisfies `handle.RunHandle`, and writes nothing: what was recorded can be looked at, and a command that is already in
-the journal answers its retry; everything else is refused with `RunEnded`.
+Satisfies `handle.RunHandle`, and adds nothing to the run: what was recorded can be looked at, and a command that is
+already in the journal answers its retry; everything else is refused with `RunEnded`.
 """
 
 import asyncio
+from contextlib import closing
 from functools import cached_property
 from uuid import UUID
 
@@ -96,10 +97,14 @@ class ArchivedRun:
     def _measurements(self, after: int, limit: int, names: tuple[str, ...]) -> Measurements:
         if not self._files.metrics.is_file():
             return Measurements(points=(), cursor=after)
-        return MetricsStore(self._files.metrics).read(after, limit, names)
+        with closing(MetricsStore(self._files.metrics)) as store:
+            return store.read(after, limit, names)
 
     def _latest(self) -> dict[str, float]:
-        return MetricsStore(self._files.metrics).latest() if self._files.metrics.is_file() else {}
+        if not self._files.metrics.is_file():
+            return {}
+        with closing(MetricsStore(self._files.metrics)) as store:
+            return store.latest()
 
     def _over(self) -> RunEnded:
         return RunEnded(

@@ -69,6 +69,8 @@ STREAM_CLOSE_ERRORS: dict[int, type[SteerwayError]] = {
 }
 """The gateway's close codes (`gateway/stream.py`): asking again would not help. Every other code is a reconnect."""
 
+_PROBLEM_MEMBERS = frozenset({"type", "title", "status", "detail", "instance"})
+
 Model = TypeVar("Model", bound=BaseModel)
 
 
@@ -121,7 +123,7 @@ class SteerwayClient:
 
     def runs(self) -> list[RunSummary]:
         """Every run that the gateway knows."""
-        return [_parse(RunSummary, run) for run in _member(self._get_json("/runs"), "runs")]
+        return [_parse(RunSummary, run) for run in _listed(self._get_json("/runs"), "runs")]
 
     def snapshot(self, run: str) -> Snapshot:
         """The run as it is now. Raises `NotFound`."""
@@ -146,7 +148,7 @@ class SteerwayClient:
         tries = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             stop=tenacity.stop_after_attempt(MAX_SUBMIT_TRIES) | tenacity.stop_after_delay(2 * self._timeout_s),
-            wait=tenacity.wait_exponential_jitter(initial=SUBMIT_BACKOFF_S, max=2.0, jitter=SUBMIT_BACKOFF_S),
+            wait=tenacity.wait_exponential(multiplier=SUBMIT_BACKOFF_S) + tenacity.wait_random(0, SUBMIT_BACKOFF_S),
             reraise=True,
         )
         headers = {"Idempotency-Key": str(chosen)}
@@ -176,7 +178,7 @@ class SteerwayClient:
     def journal(self, run: str, after: int = 0, limit: int = 1000, wait_s: float = 0.0) -> list[Entry]:
         """Entries after `after`; waits up to `wait_s` for the first."""
         answer = self._get_json(_path(run, "journal"), wait_s=wait_s, after=after, limit=limit)
-        return [_entry(line) for line in _member(answer, "entries")]
+        return [_entry(line) for line in _listed(answer, "entries")]
 
     def metrics(self, run: str, after: int = 0, limit: int = 20000, names: Sequence[str] = ()) -> Measurements:
         """Points after the cursor `after`, of these names or of all."""
@@ -267,14 +269,15 @@ def _error_of(answer: "httpx.Response", base_url: str) -> SteerwayError:
     problem = _parse_json(answer.content, base_url)
     slug = str(problem.get("type", "")).rsplit("/", 1)[-1]
     kind = _kinds_by_slug(SteerwayError).get(slug) or _kind_by_status(answer.status_code)
-    detail = {str(k): v for k, v in problem.items() if k not in ("type", "title", "status", "detail", "reason")}
-    return kind(str(problem.get("detail") or problem.get("title") or "refused without a word"), **detail)
+    error = kind(str(problem.get("detail") or problem.get("title") or "refused without a word"))
+    error.detail = {name: value for name, value in problem.items() if name not in _PROBLEM_MEMBERS}
+    return error
 
 
 def _kinds_by_slug(kind: type[SteerwayError]) -> dict[str, type[SteerwayError]]:
     found = {kind.slug: kind}
     for below in kind.__subclasses__():
-        found |= _kinds_by_slug(below)
+        found = _kinds_by_slug(below) | found  # where two share a slug, the one nearer to the root speaks for both
     return found
 
 
@@ -324,6 +327,10 @@ def _understand(read: Callable[[], Value], what: str) -> Value:
 
 def _member(answer: dict[str, Any], name: str) -> Any:
     return _understand(lambda: answer[name], f"answer without '{name}'")
+
+
+def _listed(answer: dict[str, Any], name: str) -> list[Any]:
+    return _understand(lambda: list(answer[name]), f"list of {name}")
 
 
 def _path(run: str, *below: str) -> str:

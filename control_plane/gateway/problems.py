@@ -115,7 +115,8 @@ def invalid_problem(errors: list[dict[str, str]]) -> Response:
 def _explain(error: Mapping[str, Any], request_model: type[BaseModel]) -> dict[str, str]:
     """One of pydantic's errors without the input that caused it."""
     loc = tuple(error["loc"])
-    places = [str(part) for part in loc if not (part in _INTENTS and "intent" in loc)]
+    shown = loc[:1] if error["type"] == "json_invalid" else loc
+    places = [str(part) for part in shown if not (part in _INTENTS and "intent" in loc)]
     return {
         "where": ".".join(places)[:MAX_WHERE_CHARS],
         "what": _what(error, loc, request_model)[:MAX_WHAT_CHARS],
@@ -126,7 +127,8 @@ def _what(error: Mapping[str, Any], loc: tuple[Any, ...], request_model: type[Ba
     context = error.get("ctx", {})
     match error["type"]:
         case "json_invalid":
-            return f"this is not JSON: {context.get('error', 'it cannot be read')}"
+            at = f" (at character {loc[-1]})" if loc[-1] else ""
+            return f"this is not JSON: {context.get('error', 'it cannot be read')}{at}"
         case "union_tag_invalid":
             return f"there is no such kind; allowed are {', '.join(_INTENTS)}"
         case "union_tag_not_found":

@@ -32,15 +32,13 @@ from control_plane.handle import (
     Snapshot,
 )
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.metrics import MAX_POINTS_PER_READ
 
 if TYPE_CHECKING:
     from control_plane.gateway.app import RunDirectory
 
 MAX_LONG_POLLS_PER_TOKEN = 64
 """A console with a few tabs holds a handful; each costs a task and a place in the control server's queue."""
-
-MAX_POINTS = 20_000
-"""Points in one answer: about 1.5 MB of JSON."""
 
 MAX_NAMES = 64
 MAX_LOG_LINES = 2_000
@@ -252,7 +250,7 @@ async def read_metrics(
     request: Request,
     run: str,
     after: Seq = 0,
-    limit: Annotated[int, Query(ge=1, le=MAX_POINTS)] = MAX_POINTS,
+    limit: Annotated[int, Query(ge=1, le=MAX_POINTS_PER_READ)] = MAX_POINTS_PER_READ,
     name: Annotated[tuple[str, ...], Query(max_length=MAX_NAMES)] = (),
 ) -> Response:
     """Points after the cursor, of these names or of all."""

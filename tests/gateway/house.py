@@ -115,6 +115,21 @@ async def settle(server: ControlServer, uuid: UUID, step: int = 10, after: dict[
     await server.report(Report(generation=1, outcomes=(outcome,)))
 
 
+class DeadHandle:
+    """A control server that is away, or broken."""
+
+    def __init__(self, error: Exception) -> None:
+        self.error = error
+
+    async def snapshot(self) -> None:
+        """Raises."""
+        raise self.error
+
+    async def tail(self, after_seq: int, limit: int, wait_s: float) -> None:
+        """Raises."""
+        raise self.error
+
+
 @dataclass
 class LiveGateway:
     """A gateway on a real socket. `call` runs a coroutine where its control servers live."""
