@@ -7,8 +7,8 @@ after a patient run of improvements, lower it after a patient run without one, a
 What differs here, because a factor is 2 and a change is a command that people see:
 
 - The loss is smoothed by the mean over one *look*, the points since the last look; patience is counted in looks.
-- After a change, by anyone, the best loss is forgotten: a run that blew up and recovers is judged against where it is,
-  not against a loss that it may not reach for hundreds of steps. To go *up*, it must also be near its best ever.
+- After a change, by anyone, the run is measured from where it is: one that blew up and recovers would not reach its
+  best loss for hundreds of steps. To go *up*, it must also be near its best ever.
 - A loss that is not finite, or far above the best ever, is bad at once, without patience.
 - No reset to the first learning rate: that one may be the mistake.
 """
@@ -25,12 +25,15 @@ class Patience:
 
     bad_looks: int = 2
     good_looks: int = 4
-    improvement: float = 0.002
-    """The share of the loss by which a look must beat the best one to count as good."""
+    improvement: float = 0.01
+    """The share of the loss by which a look must beat the best one to count as good. A run whose learning rate is far
+    too high still creeps downhill, by less than this."""
     blow_up: float = 1.1
     """A look above this many times the best ever is a divergence, not noise."""
     hopeless_halvings: int = 3
     """After so many halvings without one finite loss the weights are lost, and no learning rate brings them back."""
+    fruitless_changes: int = 6
+    """After so many changes without a good look (a factor of 64) the learning rate is not what holds the run up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,7 @@ class Memory:
     good: int = 0
     bad: int = 0
     changes_not_finite: int = 0
+    fruitless: int = 0
 
 
 def look(memory: Memory, seen: Observation, patience: Patience = Patience()) -> tuple[Memory, Decision]:
@@ -77,31 +81,37 @@ def _not_finite(memory: Memory, lost: int, of: int, changed: bool, patience: Pat
 
 
 def _judge(memory: Memory, loss: float, changed: bool, patience: Patience) -> tuple[Memory, Decision]:
-    best_ever = min(memory.best_ever, loss)
     blown_up = loss > _above(memory.best_ever, patience.blow_up - 1)
-    if changed or memory.best == math.inf:
-        memory = replace(memory, best=loss, best_ever=best_ever, good=0, bad=0)
-        return memory, Decision(Action.KEEP, f"loss {loss:.4g} is what the next looks are measured by")
-    if loss < _below(memory.best, patience.improvement):
-        recovered = loss <= _above(memory.best_ever, patience.improvement)
-        return _good(replace(memory, best=loss, best_ever=best_ever, bad=0), memory.best, loss, recovered, patience)
-    memory = replace(memory, best_ever=best_ever, good=0, bad=memory.bad + 1)
-    if blown_up:
-        return memory, Decision(
-            Action.HALVE, f"loss {loss:.4g} is far above its best, {best_ever:.4g}, and does not fall"
-        )
-    if memory.bad >= patience.bad_looks:
-        return memory, Decision(
-            Action.HALVE, f"loss {loss:.4g} has not beaten {memory.best:.4g} for {memory.bad} looks"
-        )
-    return memory, Decision(Action.KEEP, f"loss {loss:.4g} did not beat {memory.best:.4g}; waiting one more look")
+    before, best_ever = memory.best, min(memory.best_ever, loss)
+    memory = replace(memory, best_ever=best_ever)
+    if changed:
+        memory = replace(memory, good=0, bad=0, fruitless=memory.fruitless + 1)
+    if before == math.inf:
+        return replace(memory, best=loss), Decision(Action.KEEP, f"loss {loss:.4g} is the first to measure by")
+    if loss < _below(before, patience.improvement):
+        recovered = loss <= _above(best_ever, patience.improvement)
+        memory = replace(memory, best=loss, bad=0, fruitless=0, good=memory.good + 1 if recovered else 0)
+        return memory, _after_good(memory, before, patience)
+    memory = replace(memory, best=loss if changed else before, good=0, bad=memory.bad + 1)
+    return memory, _after_bad(memory, loss, blown_up and not changed, patience)
 
 
-def _good(memory: Memory, before: float, loss: float, recovered: bool, patience: Patience) -> tuple[Memory, Decision]:
-    memory = replace(memory, good=memory.good + 1 if recovered else 0)
+def _after_good(memory: Memory, before: float, patience: Patience) -> Decision:
     if memory.good >= patience.good_looks:
-        return memory, Decision(Action.DOUBLE, f"loss has fallen for {memory.good} looks, to {loss:.4g}")
-    return memory, Decision(Action.KEEP, f"loss falls: {before:.4g} to {loss:.4g}")
+        return Decision(Action.DOUBLE, f"loss has fallen for {memory.good} looks, to {memory.best:.4g}")
+    return Decision(Action.KEEP, f"loss falls: {before:.4g} to {memory.best:.4g}")
+
+
+def _after_bad(memory: Memory, loss: float, blown_up: bool, patience: Patience) -> Decision:
+    if not blown_up and memory.bad < patience.bad_looks:
+        return Decision(Action.KEEP, f"loss {loss:.4g} did not fall below {memory.best:.4g}; waiting one more look")
+    if memory.fruitless >= patience.fruitless_changes:
+        return Decision(
+            Action.KEEP, f"loss {loss:.4g} does not fall, and {memory.fruitless} changes did not help: look elsewhere"
+        )
+    if blown_up:
+        return Decision(Action.HALVE, f"loss {loss:.4g} is far above its best, {memory.best_ever:.4g}")
+    return Decision(Action.HALVE, f"loss {loss:.4g} has not fallen below {memory.best:.4g} for {memory.bad} looks")
 
 
 def _below(loss: float, share: float) -> float:

@@ -74,6 +74,13 @@ def test_look_when_halving_brought_no_finite_loss_back_asks_for_a_checkpoint() -
     assert "restore a checkpoint" in decisions[-1].reason
 
 
+def test_look_when_many_changes_did_not_help_stops_changing() -> None:
+    changes = (None, None, None, *[at for at in range(3, 30) for _ in range(2)])
+    seen = actions(*[[6.0]] * 24, changed_at=changes)
+    assert seen.count("halve") == 6
+    assert seen[-6:] == ["keep"] * 6
+
+
 def test_look_without_new_losses_keeps() -> None:
     memory, _ = look(Memory(), observed([3.0, 3.0]))
     again, decision = look(memory, observed([3.0, 3.0]))
