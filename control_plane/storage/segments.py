@@ -100,7 +100,8 @@ def _torn(data: bytes, start: int, seq: int) -> bool:
     """
     tail = data[start:]
     if b"\n" not in tail:
-        return not _is_sealed(tail[:-1])
+        # A whole line whose LF has become another byte was not cut short: that is a changed bit.
+        return tail.endswith(b"\0") or not _is_sealed(tail[:-1])
     sectors = range(start - start % SECTOR_BYTES, len(data), SECTOR_BYTES)
     zeros = any(not data[max(at, start) : at + SECTOR_BYTES].strip(b"\0") for at in sectors)
     later = [unseal(raw).get("batch", 0) for raw in tail.split(b"\n") if _is_sealed(raw)]

@@ -1,0 +1,1 @@
+"""The files: what is confirmed survives, and what does not verify is never guessed."""
