@@ -15,7 +15,7 @@ from ui.panels import PANELS, Mark, Panel
 MAX_BINS = 600
 """Bins across a chart. Two points a bin are more than a chart of half a screen has pixels."""
 
-HEIGHT = "max(600px, calc(1420px - 140vw))"
+HEIGHT = "max(560px, calc(1420px - 140vw))"
 """Two rows of charts on a desktop; four rows, and taller, on a phone."""
 
 NARROW_PX = 640
@@ -26,14 +26,22 @@ FOOT_PX = 52
 
 PIN_ZOOM = """
 (event) => {
-  const zoom = (event.batch || [event])[0];
-  if (zoom.start === undefined) return;
-  const range = chart.getOption().dataZoom[0];
-  if (range.start <= 0 && range.end >= 100) return;
-  chart.dispatchAction({ type: 'dataZoom', dataZoomIndex: 0, startValue: range.startValue, endValue: range.endValue });
+  if ((event.batch || [event])[0].start === undefined) return;
+  const { start, end, startValue, endValue } = chart.getModel().getComponent('dataZoom', 0).option;
+  if (start > 0 || end < 100) chart.dispatchAction({ type: 'dataZoom', dataZoomIndex: 0, startValue, endValue });
 }
 """
 """ECharts keeps a zoom as per cent of an axis that grows, so the window would creep: pin it to its values instead."""
+
+SAY_RANGE = """
+() => { chart.getDom().dataset.range = chart.getModel().getComponent('dataZoom', 0).getValueRange().join(' '); }
+"""
+"""What is on a canvas cannot be read from outside: say on its element which range of x is drawn."""
+
+SHOW_ALL = "() => { chart.dispatchAction({ type: 'dataZoom', dataZoomIndex: 0, start: 0, end: 100 }); }"
+"""A double click ends a zoom; from then on the charts follow the run again."""
+
+EVENTS = {"datazoom": PIN_ZOOM, "finished": SAY_RANGE, "zr:dblclick": SHOW_ALL}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +63,9 @@ def chart_options(history: History, marks: list[Mark], view: View) -> Options:
     """The ECharts options of all panels."""
     extent = history.extent(view.axis) or (0.0, 1.0)
     panels = list(enumerate(PANELS))
+    series = [
+        one for at, panel in panels for one in panel_series(history, panel, marks, _canvas(at, panel, view, extent))
+    ]
     return {
         "baseOption": {
             "animation": False,
@@ -67,14 +78,18 @@ def chart_options(history: History, marks: list[Mark], view: View) -> Options:
             "tooltip": {"trigger": "axis", "confine": True, "textStyle": {"fontSize": 12}},
             "dataZoom": _zoom(view.palette),
             "toolbox": _toolbox(view.palette),
-            "series": [
-                one
-                for at, panel in panels
-                for one in panel_series(history, panel, marks, _canvas(at, panel, view, extent))
-            ],
+            "series": series,
         },
-        "media": [{"query": {"maxWidth": NARROW_PX}, "option": _one_column()}, {"option": _two_columns()}],
+        "media": [
+            {"query": {"maxWidth": NARROW_PX}, "option": _one_column() | _keep(series)},
+            {"option": _two_columns() | _keep(series)},
+        ],
     }
+
+
+def _keep(series: list[Options]) -> Options:
+    """Series that an option does not name are taken away, also by the option of a layout; so it names them."""
+    return {"series": [{"id": one["id"], "type": one["type"]} for one in series]}
 
 
 def _canvas(at: int, panel: Panel, view: View, extent: tuple[float, float]) -> Canvas:
@@ -155,7 +170,7 @@ def _zoom(palette: Palette) -> list[Options]:
 
 def _toolbox(palette: Palette) -> Options:
     save = {"title": "Save as PNG", "name": "steerway-charts", "pixelRatio": 2}
-    return {"right": 4, "top": 0, "itemSize": 13, "iconStyle": {"borderColor": palette.text}} | {
+    return {"right": 10, "top": -2, "itemSize": 13, "showTitle": False, "iconStyle": {"borderColor": palette.text}} | {
         "feature": {"saveAsImage": save}
     }
 
@@ -165,13 +180,12 @@ def _two_columns() -> Options:
     titles, grids = [], []
     for at in range(len(PANELS)):
         row, column = divmod(at, 2)
-        top = f"{row * 46}%"
-        titles.append({"top": top if row else 2, "left": 8 if column == 0 else "51%"})
+        titles.append({"top": "49%" if row else 2, "left": 8 if column == 0 else "51%"})
         grids.append(
             {
-                "top": 42 if row == 0 else "53%",
-                "bottom": "57%" if row == 0 else FOOT_PX + 24,
-                "left": 52 if column == 0 else "55%",
+                "top": "56%" if row else 40,
+                "bottom": FOOT_PX + 18 if row else "57%",
+                "left": 52 if column == 0 else "55.5%",
                 "right": "53%" if column == 0 else 18,
             }
         )

@@ -1,11 +1,15 @@
 """The console: `streamlit run ui/console.py`."""
 
 import gc
+from pathlib import Path
 
 import streamlit as st
 
 from ui import pages
 from ui.style import CSS
+
+# A file of ours: an icon of Material's would be fetched from a stranger's server.
+ICON = Path(__file__).with_name("icon.svg")
 
 
 @st.cache_resource(show_spinner=False)
@@ -17,7 +21,7 @@ def _freeze_start_up() -> bool:
     return True
 
 
-st.set_page_config(page_title="Steerway", page_icon=":material/monitoring:", layout="wide")
+st.set_page_config(page_title="Steerway", page_icon=str(ICON), layout="wide")
 _freeze_start_up()
 st.html(CSS)
 st.navigation([pages.runs(), pages.run()], position="top").run()

@@ -16,7 +16,7 @@ class Average:
     """An exponential moving average, without the bias towards zero at the start, that goes on where it stopped."""
 
     weight: float
-    values: array[float] = field(default_factory=lambda: array("d"))
+    values: "array[float]" = field(default_factory=lambda: array("d"))
     moment: float = 0.0
     count: int = 0
 
@@ -38,9 +38,9 @@ class Series:
     checkpoint some steps come again, and a line must not be drawn backwards from one life to the next.
     """
 
-    steps: array[float] = field(default_factory=lambda: array("d"))
-    values: array[float] = field(default_factory=lambda: array("d"))
-    times_s: array[float] = field(default_factory=lambda: array("d"))
+    steps: "array[float]" = field(default_factory=lambda: array("d"))
+    values: "array[float]" = field(default_factory=lambda: array("d"))
+    times_s: "array[float]" = field(default_factory=lambda: array("d"))
     starts: list[int] = field(default_factory=lambda: [0])
     average: Average = field(default_factory=lambda: Average(0.0))
 

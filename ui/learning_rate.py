@@ -56,8 +56,9 @@ def form(live: LiveRun) -> None:
         return
     names = groups(snapshot)
     with st.form("learning_rate", border=False):
-        how = st.segmented_control("Change", [TO, BY], default=TO, required=True, key="lr_how", width="stretch")
-        text = st.text_input("Value", key="lr_value", placeholder="for example 3e-5, or 0.5 to halve it")
+        left, right = st.columns([3, 2], vertical_alignment="bottom", gap="small")
+        how = left.segmented_control("Change", [TO, BY], default=TO, required=True, key="lr_how", width="stretch")
+        text = right.text_input("Value", key="lr_value", placeholder="3e-5")
         group: str | None = ALL
         if len(names) > 1:
             group = st.selectbox("Parameter group", [ALL, *names], key="lr_group")

@@ -104,7 +104,7 @@ def _joined(parts: list[tuple[Floats, Floats]]) -> Pairs:
 
 def _short(value: float) -> float:
     """Six digits are more than a screen shows; whole steps stay exact."""
-    return value if value.is_integer() and abs(value) < 1e15 else float(f"{value:.6g}")
+    return value if float(value).is_integer() and abs(value) < 1e15 else float(f"{value:.6g}")
 
 
 def _faults(name: str, series: Series, x: Floats, canvas: Canvas) -> Options:

@@ -6,8 +6,12 @@ from datetime import datetime
 
 from control_plane.handle import CommandView
 
-LABEL_GAP = 0.11
-"""Labels of marks that are closer than this part of the axis would cover each other: the newer one is kept."""
+CHAR_WIDTH = 0.0135
+"""The part of a chart's width that one character of a label takes; labels that would touch are left out."""
+
+LABEL_MARGIN = 0.015
+MINOR = ("checkpoint", "evaluate")
+"""Commands that change nothing in the training give way to the others where labels are crowded."""
 
 MAX_LABEL_CHARS = 16
 
@@ -65,10 +69,16 @@ def short(what: str) -> str:
 
 
 def _with_room(found: list[Mark], extent: tuple[float, float] | None) -> list[Mark]:
+    """Labels only where they do not touch: the newest first, and those of commands that change nothing last."""
     low, high = extent or (0.0, 1.0)
-    room, kept, nearest = (high - low) * LABEL_GAP, [], float("inf")
-    for mark in reversed(found):
-        fits = nearest - mark.x >= room
-        nearest = mark.x if fits else nearest
-        kept.append(mark if fits else Mark(mark.x, ""))
-    return kept[::-1]
+    span = max(high - low, 1e-9)
+    shown: list[Mark] = []
+    for mark in sorted(found, key=lambda mark: (mark.label not in MINOR, mark.x), reverse=True):
+        if all(abs(mark.x - other.x) / span > _reach(mark) + _reach(other) for other in shown):
+            shown.append(mark)
+    return [mark if mark in shown else Mark(mark.x, "") for mark in found]
+
+
+def _reach(mark: Mark) -> float:
+    """How far a label reaches to each side of its line, as part of a chart's width."""
+    return len(mark.label) * CHAR_WIDTH / 2 + LABEL_MARGIN / 2

@@ -5,7 +5,7 @@ import streamlit as st
 from control_plane.core.errors import SteerwayError
 from control_plane.handle import Snapshot
 from ui import commands, learning_rate, pages
-from ui.charts import HEIGHT, PIN_ZOOM, View, chart_options
+from ui.charts import EVENTS, HEIGHT, View, chart_options
 from ui.gateway import banner
 from ui.header import header
 from ui.journal import journal
@@ -87,7 +87,7 @@ def _charts(live: LiveRun, view: View) -> None:
         options=chart_options(history, found, view),
         height=HEIGHT,
         replace_merge=["series"],
-        events={"datazoom": PIN_ZOOM},
+        events=EVENTS,
         key=f"charts/{live.run}/{view.axis}",
     )
 

@@ -55,5 +55,5 @@ def _row(run: RunSummary) -> None:
         step.progress(min(1.0, run.step / run.total_steps), text=f"{run.step:,} / {run.total_steps:,}")
     else:
         step.caption("not started")
-    ranks.write(str(run.world_size or "-"))
-    created.write(day(run.created_at, reader_zone()))
+    ranks.text(str(run.world_size or ""))
+    created.text(day(run.created_at, reader_zone()))

@@ -1,9 +1,19 @@
 """What the theme cannot say: a denser page, and a log that looks like one."""
 
 CSS = """<style>
-[data-testid="stMainBlockContainer"] { padding-top: 4.2rem; padding-bottom: 1rem; max-width: 1700px; }
+[data-testid="stMainBlockContainer"] { padding-top: 4rem; padding-bottom: 1rem; max-width: 1700px; }
 [data-testid="stBottomBlockContainer"] { padding-top: 0.25rem; padding-bottom: 0.75rem; max-width: 1700px; }
-.st-key-journal [data-testid="stText"] { font-family: var(--st-code-font, monospace); font-size: 0.8rem;
-  line-height: 1.5; white-space: pre; }
+[data-testid="stForm"] [data-testid="stVerticalBlock"] { gap: 0.6rem; }
+.st-key-journal [data-testid="stText"], .st-key-journal [data-testid="stText"] * {
+  font-family: "Source Code Pro", ui-monospace, monospace; font-size: 0.8rem; line-height: 1.5; white-space: pre;
+}
 .st-key-recent_commands p { font-size: 0.85rem; line-height: 1.45; }
+@media (max-width: 640px) {
+  [data-testid="stBottomBlockContainer"] .st-key-journal { height: 96px !important; }
+  .st-key-journal [data-testid="stText"], .st-key-journal [data-testid="stText"] * {
+    font-size: 0.72rem; white-space: pre-wrap;
+  }
+  .st-key-run_header, .st-key-chart_view { gap: 0.5rem; }
+  .st-key-run_header button { padding: 0.2rem 0.6rem; }
+}
 </style>"""

@@ -147,7 +147,7 @@ def _demo() -> None:
     port, speed = parser.parse_args().port, parser.parse_args().steps_per_s
     with FakeCluster(port) as cluster:
         print("; ".join(f"export {name}={value}" for name, value in cluster.environment.items()), flush=True)
-        trainer = cluster.create("gpt2-7c1e", "gpt2-local")
+        trainer = cluster.create("gpt2-7c1e", "gpt2-local", total_steps=5000)
         plan: dict[int, tuple[Intent, str]] = {
             420: (SetLearningRate(factor=0.5), "loss spiked twice within 50 steps"),
             600: (SaveCheckpoint(), "before the next change"),

@@ -1,0 +1,79 @@
+"""A gateway in a thread, a console in a process, a browser without a window."""
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.ui.fake_cluster import FakeCluster, free_port
+
+CHROMIUM = Path("/usr/bin/chromium")
+CHROMIUM_FLAGS = [
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-quic",
+]
+CONSOLE = Path(__file__).resolve().parents[2] / "ui" / "console.py"
+START_WITHIN_S = 40.0
+
+
+@pytest.fixture
+def cluster() -> Iterator[FakeCluster]:
+    """A gateway without runs."""
+    with FakeCluster() as made:
+        yield made
+
+
+@pytest.fixture
+def console_url(cluster: FakeCluster, tmp_path: Path) -> Iterator[str]:
+    """The console of that gateway, as users start it."""
+    port = free_port()
+    command = [sys.executable, "-m", "streamlit", "run", str(CONSOLE), "--server.port", str(port)]
+    log = tmp_path / "console.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, env=os.environ | cluster.environment, stdout=output, stderr=output)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/_stcore/health", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        try:
+            process.wait(10)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait(10)
+
+
+def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    deadline = time.monotonic() + START_WITHIN_S
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(url, trust_env=False).is_success:
+                return
+        except httpx.HTTPError:
+            time.sleep(0.1)
+    pytest.fail(f"the console did not start:\n{log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture
+def browser() -> Iterator[Any]:
+    """Debian's Chromium, driven by Playwright. Fails, never skips, where it is not installed."""
+    if not CHROMIUM.is_file():
+        pytest.fail(f"there is no {CHROMIUM}: install it with `apt-get install chromium`")
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=str(CHROMIUM), args=CHROMIUM_FLAGS)
+        yield opened
+        opened.close()

@@ -1,0 +1,104 @@
+"""The console in a real browser: what no test without a canvas can see."""
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from tests.ui.fake_cluster import FakeCluster
+
+pytestmark = pytest.mark.browser
+
+PATIENCE_MS = 20_000
+CHART = ".echarts-container"
+
+INK = """(selector) => {
+  const canvas = document.querySelector(selector + ' canvas');
+  const pixels = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data;
+  const seen = new Set();
+  for (let i = 0; i < pixels.length; i += 4) seen.add((pixels[i] << 16) | (pixels[i + 1] << 8) | pixels[i + 2]);
+  return [...seen];
+}"""
+"""Every colour on the canvas."""
+
+STEP_IS_BEYOND = "(n) => Number(document.body.innerText.match(/step ([\\d,]+) of/)[1].replace(',', '')) > n"
+RANGE_IS = "([selector, test]) => new Function('a', 'b', 'return ' + test)"
+RANGE_IS += "(...(document.querySelector(selector).dataset.range || '0 0').split(' ').map(Number))"
+
+
+def open_page(browser: Any, complaints: list[str], **options: Any) -> Page:
+    """A page that writes down what the browser complains about."""
+    page: Page = browser.new_context(viewport={"width": 1500, "height": 1000}, **options).new_page()
+    page.set_default_timeout(PATIENCE_MS)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on("requestfailed", lambda request: complaints.append(f"no answer from {request.url}"))
+    page.on("console", lambda said: complaints.append(f"{said.text} {said.location}") if said.type == "error" else None)
+    return page
+
+
+def serious(complaints: list[str]) -> list[str]:
+    """Without those about Streamlit's own probing for its base path, which a page below `/` answers with 404."""
+    return [said for said in complaints if "_stcore/health" not in said and "_stcore/host-config" not in said]
+
+
+def shown_range(page: Page) -> tuple[float, float]:
+    """The range of x that the charts show."""
+    low, high = page.locator(CHART).get_attribute("data-range").split(" ")
+    return float(low), float(high)
+
+
+def wait_for_range(page: Page, test: str) -> None:
+    """Wait until the range from `a` to `b` passes this test (a JavaScript expression)."""
+    page.wait_for_function(RANGE_IS, arg=[CHART, test])
+
+
+def halve_the_range(page: Page) -> None:
+    """Drag the slider's right handle to the middle."""
+    box = page.locator(CHART).bounding_box()
+    assert box is not None
+    y, left, right = box["y"] + box["height"] - 17, box["x"] + 56, box["x"] + box["width"] - 16
+    page.mouse.move(right, y)
+    page.mouse.down()
+    page.mouse.move((left + right) / 2, y, steps=4)
+    page.mouse.up()
+
+
+def test_live_run_in_a_browser_is_steered_and_keeps_its_zoom(
+    cluster: FakeCluster, console_url: str, browser: Any
+) -> None:
+    complaints: list[str] = []
+    trainer = cluster.create("gpt2-1", "gpt2-local", total_steps=5000)
+    cluster.train(trainer, 300)
+    cluster.go_on(trainer, steps_per_s=10)
+    page = open_page(browser, complaints, color_scheme="light")
+
+    page.goto(f"{console_url}/run?run=gpt2-1&smooth=0.3")
+    page.wait_for_selector(f"{CHART} canvas")
+    wait_for_range(page, "b > 300")
+    before_change = set(page.evaluate(INK, CHART))
+    assert len(before_change) > 20, "the canvas is as good as empty"
+    _, end = shown_range(page)
+    wait_for_range(page, f"b > {end}")  # not zoomed: the charts follow the run
+
+    halve_the_range(page)
+    wait_for_range(page, "b < 260")
+    zoomed = shown_range(page)
+
+    page.get_by_label("Value").fill("1e-4")
+    page.get_by_role("button", name="Apply").click()
+    expect(page.get_by_text("applied at step").first).to_be_visible()
+    expect(page.get_by_text("on 4 of 4 ranks").first).to_be_visible()
+    expect(page.get_by_text("read back on every rank").first).to_be_visible()
+    expect(page.get_by_label("Value")).to_have_value("1e-4")  # what was typed is not overwritten
+
+    seen_to = trainer.done
+    page.wait_for_function(
+        "(n) => Number(document.body.innerText.match(/step ([\\d,]+) of/)[1].replace(',', '')) > n", arg=seen_to + 50
+    )
+    assert shown_range(page) == zoomed, "the zoom did not outlive the refreshes"
+
+    page.locator(CHART).dblclick(position={"x": 200, "y": 120})
+    wait_for_range(page, f"b > {seen_to}")
+    red = {(0xBE << 16) | (0x12 << 8) | 0x3C}
+    assert red <= set(page.evaluate(INK, CHART)) - before_change, "there is no mark of the intervention"
+    assert serious(complaints) == []

@@ -1,0 +1,111 @@
+"""What the charts are told to draw."""
+
+import json
+import math
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from control_plane.core.commands import Command, Intent, Pause, SaveCheckpoint, SetLearningRate
+from control_plane.core.records import CommandSettled
+from control_plane.handle import CommandView, Measurements, Point
+from ui.charts import View, chart_options
+from ui.history import History
+from ui.panels import Mark, marks
+
+
+def heard(name: str, values: dict[int, float]) -> Measurements:
+    """Measurements of one metric, by step."""
+    points = [Point(step=step, name=name, value=value, time_s=1000.0 + 60 * step) for step, value in values.items()]
+    return Measurements(points=tuple(points), cursor=len(points))
+
+
+def history(name: str, values: dict[int, float]) -> History:
+    """A history with one metric."""
+    made = History()
+    made.extend(heard(name, values))
+    return made
+
+
+def series(options: dict[str, Any], id: str) -> dict[str, Any]:
+    """The series of this id."""
+    return next(one for one in options["baseOption"]["series"] if one["id"] == id)
+
+
+def applied(number: int, intent: Intent, step: int, status: str = "applied") -> CommandView:
+    """A command with its end."""
+    command = Command(uuid=UUID(int=number), author="ada", intent=intent)
+    settled = CommandSettled.model_validate({"uuid": command.uuid, "status": status, "step": step, "reason": "no"})
+    return CommandView(
+        command=command,
+        what=command.describe(),
+        status=status,
+        accepted_seq=number,
+        accepted_at="2026-01-01T00:00:00Z",
+        settled=settled,
+        settled_at="2026-01-01T00:01:00Z",
+    )
+
+
+def test_history_with_a_restart_does_not_draw_backwards() -> None:
+    made = history("loss", {1: 5.0, 2: 4.0, 3: 3.0})
+    made.extend(heard("loss", {2: 4.1, 3: 3.1}))
+    data = series(chart_options(made, [], View()), "0/loss")["data"]
+    assert data == [[1, 5], [2, 4], [3, 3], [2, None], [2, 4.1], [3, 3.1]]
+
+
+def test_chart_of_values_that_are_not_finite_marks_them() -> None:
+    options = chart_options(history("loss", {1: 2.0, 2: math.nan, 3: math.inf, 4: 2.5}), [], View())
+    assert series(options, "0/loss")["data"] == [[1, 2], [4, 2.5]]
+    assert [mark["name"] for mark in series(options, "0/loss/faults")["data"]] == ["NaN", "+inf"]
+
+
+def test_chart_options_are_json_without_nan() -> None:
+    made = history("loss", dict.fromkeys(range(5), math.nan))
+    json.dumps(chart_options(made, [Mark(2, "pause")], View(smoothing=0.9, log_y=True)), allow_nan=False)
+
+
+def test_chart_with_smoothing_keeps_the_raw_line_faint() -> None:
+    options = chart_options(history("loss", {1: 4.0, 2: 2.0}), [], View(smoothing=0.5))
+    assert series(options, "0/loss")["lineStyle"]["opacity"] < 0.5
+    assert series(options, "0/loss/smooth")["data"] == [[1, 4], [2, pytest.approx(2.66667)]]
+
+
+def test_smoothing_over_several_refreshes_is_smoothing_at_once() -> None:
+    values = {step: math.sin(step) for step in range(50)}
+    at_once, piecewise = history("loss", values), History()
+    for step, value in values.items():
+        piecewise.extend(heard("loss", {step: value}))
+        piecewise.series["loss"].smoothed(0.8)
+    assert piecewise.series["loss"].smoothed(0.8).tolist() == at_once.series["loss"].smoothed(0.8).tolist()
+
+
+def test_chart_of_a_long_run_sends_few_points() -> None:
+    options = chart_options(history("loss", {step: 1 / (step + 1) for step in range(40_000)}), [], View())
+    assert len(series(options, "0/loss")["data"]) <= 1300
+
+
+def test_layouts_name_every_series_or_they_would_vanish() -> None:
+    options = chart_options(history("loss", {1: 1.0}), [], View(smoothing=0.5))
+    ids = [one["id"] for one in options["baseOption"]["series"]]
+    assert [[one["id"] for one in layout["option"]["series"]] for layout in options["media"]] == [ids, ids]
+
+
+def test_marks_stand_where_commands_took_effect_and_nowhere_else() -> None:
+    commands = [
+        applied(1, SetLearningRate(factor=0.5), 40),
+        applied(2, SetLearningRate(value=2.0), 60, status="rejected"),
+        applied(3, Pause(), 90),
+    ]
+    assert marks(commands, "step", 0.0, (0.0, 100.0)) == [Mark(40, "lr x 0.5"), Mark(90, "pause")]
+
+
+def test_marks_that_are_crowded_label_what_changed_the_training() -> None:
+    commands = [applied(1, SetLearningRate(factor=0.5), 40), applied(2, SaveCheckpoint(), 41)]
+    assert marks(commands, "step", 0.0, (0.0, 100.0)) == [Mark(40, "lr x 0.5"), Mark(41, "")]
+
+
+def test_marks_on_a_time_axis_are_minutes_after_the_first_measurement() -> None:
+    found = marks([applied(1, Pause(), 40)], "time", 1767225600.0, (0.0, 10.0))
+    assert found == [Mark(1.0, "pause")]
