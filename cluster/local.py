@@ -13,7 +13,7 @@ import shutil
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -34,7 +34,7 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """A closed terminal or a `kill` must not leave half a cluster behind, no more than Ctrl-C."""
 
 
-def up(where: Settings) -> ClusterRecord:
+def up(where: Settings, say: Callable[[str], None] = lambda line: None) -> ClusterRecord:
     """Start the cluster and wait until it answers.
 
     Raises `Conflict` if it is up already, `SteerwayError` (with the end of a log) if a part does not start.
@@ -44,6 +44,7 @@ def up(where: Settings) -> ClusterRecord:
         if where.host in ("0.0.0.0", "::"):
             raise Invalid(f"STEERWAY_HOST={where.host}: Ray wants the one address by which others reach this machine")
         parts.check_ports(where)
+        say("starting Ray, the gateway and the console ...")
         record = _new_record(where)
         write_record(where, record)
         try:
@@ -167,8 +168,7 @@ def _say(line: str) -> None:
 
 
 def _up(where: Settings, as_json: bool) -> int:
-    _say("starting Ray, the gateway and the console ...")
-    record = up(where)
+    record = up(where, _say)
     print(record.model_dump_json() if as_json else describe(where, record), flush=True)
     return 0
 

@@ -1,5 +1,6 @@
 """The parts of one machine's cluster: Ray's head node, the gateway, the console; how each starts and shows its life."""
 
+import json
 import os
 import socket
 import subprocess
@@ -30,6 +31,7 @@ CONSOLE_START_S = 90.0
 POLL_S = 0.25
 LOG_LINES_SHOWN = 15
 
+FIRST_INNER_PORT = 20100
 FIRST_EPHEMERAL_PORT = 32768
 """From here on Linux hands ports out to outgoing connections; a listener placed there may find its place taken."""
 
@@ -85,16 +87,16 @@ def _bind(host: str, port: int) -> None:
         probe.listen(1)  # two sockets with SO_REUSEADDR may bind one port; only one may listen
 
 
-def free_port(host: str, above: int, taken: set[int]) -> int:
-    """A free port above `above`. Raises `SteerwayError` if there is none."""
-    for port in (*range(above + 1, FIRST_EPHEMERAL_PORT), *range(10001, above)):
+def free_port(host: str, taken: set[int]) -> int:
+    """A free port for something that nobody needs to find. Raises `SteerwayError` if there is none."""
+    for port in range(FIRST_INNER_PORT, FIRST_EPHEMERAL_PORT):
         if port not in taken:
             try:
                 _bind(host, port)
             except OSError:
                 continue
             return port
-    raise SteerwayError(f"no port above {above} is free")
+    raise SteerwayError(f"no port from {FIRST_INNER_PORT} to {FIRST_EPHEMERAL_PORT - 1} is free")
 
 
 def ray_head(settings: Settings, temp_dir: str) -> Launch:
@@ -104,7 +106,7 @@ def ray_head(settings: Settings, temp_dir: str) -> Launch:
     for: the replica of the gateway opens an internal gRPC port on all interfaces. It asks for the token, too.
     """
     # Ray Client cannot be left out; it gets a port that is free, so that two clusters may share a machine.
-    client_port = free_port(settings.host, 10000, set(named_ports(settings).values()))
+    client_port = free_port(settings.host, set(named_ports(settings).values()))
     options = {
         "node-ip-address": settings.host,
         "port": settings.ray_port,
@@ -112,6 +114,9 @@ def ray_head(settings: Settings, temp_dir: str) -> Launch:
         "dashboard-port": settings.dashboard_port,
         "include-dashboard": "true",
         "ray-client-server-port": client_port,
+        # Workers take what is free. Their usual range (10002-19999) is every other cluster's of the machine, too.
+        "min-worker-port": 0,
+        "max-worker-port": 0,
         # The agent takes the Jobs API's work. Its usual port (52365) may be some outgoing connection's; 0 = any.
         "dashboard-agent-listen-port": 0,
         "num-cpus": max(os.cpu_count() or 1, MIN_LOGICAL_CPUS),
@@ -183,20 +188,33 @@ def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", la
         time.sleep(POLL_S)
 
 
-def answers(url: str, bearer: str | None = None) -> bool:
+def answers(url: str) -> bool:
     """Whether an HTTP GET is answered with success."""
+    return fetch(url) is not None
+
+
+def fetch(url: str, bearer: str | None = None) -> bytes | None:
+    """What an HTTP GET is answered with, or None unless it succeeds."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
     try:
         # No proxy: these are this machine's own addresses, and one of them is shown a token.
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
-            return bool(200 <= answer.status < 300)
+            return bytes(answer.read())
     except (URLError, OSError, ValueError):
-        return False
+        return None
 
 
 def ray_answers(settings: Settings) -> bool:
-    """Whether the Jobs API takes our token."""
-    return answers(f"{settings.dashboard_url}/api/jobs/", ray_token_file(settings).read_text())
+    """Whether the head node is alive and the dashboard, which serves the Jobs API, takes our token.
+
+    The dashboard alone may answer for many seconds before the node has joined.
+    """
+    answer = fetch(f"{settings.dashboard_url}/nodes?view=summary", ray_token_file(settings).read_text())
+    try:
+        nodes = json.loads(answer or b"{}")["data"]["summary"]
+        return any(node["raylet"].get("state") == "ALIVE" for node in nodes)
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return False
 
 
 def last_lines(log_file: Path, lines: int = LOG_LINES_SHOWN) -> str:
