@@ -118,7 +118,8 @@ class ControlServer:
             self._revision += 1
 
     async def _wait_until(self, ready: Callable[[], bool], wait_s: float) -> None:
-        deadline = self._clock() + min(wait_s, MAX_WAIT_S)
+        # In this order a NaN counts as the longest wait.
+        deadline = self._clock() + min(MAX_WAIT_S, wait_s)
         while not ready():
             left_s = deadline - self._clock()
             if left_s <= 0:
@@ -152,7 +153,7 @@ class ControlServer:
         """Entries after `after_seq`. Entry `seq` sits at index `seq - 1`: there are no gaps."""
         await self._wait_until(lambda: self._state.seq > after_seq, wait_s)
         start = max(after_seq, 0)
-        return tuple(self._entries[start : start + min(limit, MAX_TAIL_ENTRIES)])
+        return tuple(self._entries[start : start + min(max(limit, 0), MAX_TAIL_ENTRIES)])
 
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
         """Points after the cursor."""
@@ -162,15 +163,19 @@ class ControlServer:
 
     async def start_generation(self, start: GenerationStart) -> int:
         """The trainers begin."""
-        self._commit(decisions.start_generation(self._state, start))
-        self._progress = Progress(step=start.step, total_steps=start.total_steps)
-        self._progress_at = self._clock()
+        begun = decisions.start_generation(self._state, start)
+        self._commit(begun)
+        if begun:
+            self._progress = Progress(step=start.step, total_steps=start.total_steps)
+            self._progress_at = self._clock()
         return self._state.generation_number
 
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
         """The unsettled commands, as soon as there is something that the caller has not seen."""
         decisions.check_generation(self._state, generation)
-        await self._wait_until(lambda: self._revision != seen_revision, wait_s)
+        await self._wait_until(
+            lambda: self._revision != seen_revision or self._state.generation_number != generation, wait_s
+        )
         decisions.check_generation(self._state, generation)
         return Offer(commands=self._state.pending_commands(), revision=self._revision)
 
