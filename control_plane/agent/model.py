@@ -134,6 +134,9 @@ class ChatModel:
     """Asks one endpoint for decisions. Holds no state but whether the endpoint takes JSON mode."""
 
     def __init__(self, where: Endpoint) -> None:
+        import openai  # takes a second: only for those who ask a model, and not inside a call's deadline
+
+        self._sdk = openai
         self._where = where
         self._json_mode = True
 
@@ -163,11 +166,9 @@ class ChatModel:
         return await self._complete(seen, bounds)
 
     async def _complete(self, seen: Observation, bounds: Bounds) -> bytes:
-        import openai  # takes a second to import: only for those who ask a model
-
         where = self._where
         on_loopback = is_loopback(urlsplit(where.base_url).hostname or "")
-        http = openai.DefaultAsyncHttpxClient(
+        http = self._sdk.DefaultAsyncHttpxClient(
             follow_redirects=False,
             trust_env=not on_loopback,  # a proxy would see what goes to the loopback in the clear
             timeout=where.timeout_s,
@@ -182,7 +183,9 @@ class ChatModel:
         if self._json_mode:
             request["response_format"] = {"type": "json_object"}
         async with (
-            openai.AsyncOpenAI(api_key=where.key, base_url=where.base_url, http_client=http, max_retries=0) as client,
+            self._sdk.AsyncOpenAI(
+                api_key=where.key, base_url=where.base_url, http_client=http, max_retries=0
+            ) as client,
             client.chat.completions.with_streaming_response.create(**request) as response,
         ):
             return await _bounded(response.iter_bytes(4096))

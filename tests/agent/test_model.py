@@ -27,7 +27,7 @@ SEEN = observed([3.0, 2.9, 2.8])
 GOOD = '{"action": "halve", "reason": "the loss rises"}'
 
 
-def ask(answer: Answer, timeout_s: float = 5.0) -> Decision:
+def ask(answer: Answer, timeout_s: float = 60.0) -> Decision:
     """One decision from an endpoint that answers so."""
     with chat_server(answer) as server:
         return ChatModel(Endpoint(server.base_url, "m", KEY, timeout_s)).propose(SEEN, Bounds())
@@ -134,7 +134,7 @@ def test_propose_to_nobody_is_model_unavailable() -> None:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: the connection is refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         with pytest.raises(ModelUnavailable, match="could not be reached"):
-            ChatModel(Endpoint(url, "m", KEY, 5.0)).propose(SEEN, Bounds())
+            ChatModel(Endpoint(url, "m", KEY, 60.0)).propose(SEEN, Bounds())
 
 
 def test_propose_a_redirect_is_not_followed() -> None:
