@@ -132,6 +132,10 @@ class FakeCluster:
                 author = "autopilot" if isinstance(intent, SetLearningRate) and intent.factor else "ada"
                 await trainer.server.submit(Command(uuid=uuid4(), author=author, intent=intent, reason=reason))
 
+    def send(self, trainer: FakeTrainer, intent: Intent) -> None:
+        """A command of somebody else's."""
+        self.do(trainer.server.submit(Command(uuid=uuid4(), author="bob", intent=intent)))
+
     def go_on(self, trainer: FakeTrainer, steps_per_s: float) -> None:
         """Let it train at this speed until it ends."""
         self._tasks.append(asyncio.run_coroutine_threadsafe(trainer.run(steps_per_s), self._loop))
