@@ -16,7 +16,7 @@ or repeated offer (the ledger). Not covered: a rank that dies inside a collectiv
 import json
 from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 from uuid import UUID
 
 from control_plane.core.commands import Command, Pause, Resume, Stop
@@ -161,7 +161,7 @@ def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, 
     results: list[Applied | Failure] = yield AllGather(result)
     disagreement = _disagreement(results)
     if disagreement is None:
-        return _applied(replica, command, step, results)
+        return _applied(replica, command, step, cast(list[Applied], results))
     failed_to_undo: str | None = yield Undo(command)
     failures: list[str | None] = yield AllGather(failed_to_undo)
     if any(failure is not None for failure in failures):
@@ -173,9 +173,7 @@ def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, 
     return _unapplied(replica, command, step, "failed", f"{disagreement}; undone on all ranks")
 
 
-def _applied(replica: Replica, command: Command, step: int, results: list[Applied | Failure]) -> CommandSettled:
-    readings = [result for result in results if isinstance(result, Applied)]
-    few = len(readings) <= MAX_RANKS_LISTED
+def _applied(replica: Replica, command: Command, step: int, readings: list[Applied]) -> CommandSettled:
     return CommandSettled(
         uuid=command.uuid,
         status="applied",
@@ -184,7 +182,7 @@ def _applied(replica: Replica, command: Command, step: int, results: list[Applie
         before=readings[0].before,
         after=readings[0].after,
         world_size=len(readings),
-        ranks=tuple(reading.after for reading in readings) if few else (),
+        ranks=tuple(reading.after for reading in readings) if len(readings) <= MAX_RANKS_LISTED else (),
     )
 
 
@@ -194,12 +192,14 @@ def _unapplied(replica: Replica, command: Command, step: int, status: Any, reaso
 
 def _disagreement(results: list[Applied | Failure]) -> str | None:
     """Why these results are not one result; None if they are."""
-    failures = [result.reason if isinstance(result, Failure) else None for result in results]
-    if any(failure is not None for failure in failures):
-        return _name_ranks(failures)
-    readings = [result for result in results if isinstance(result, Applied)]
+    # Every rank goes through the results of all ranks: with thousands of them this must stay cheap.
+    if Failure in map(type, results):
+        return _name_ranks([result.reason if isinstance(result, Failure) else None for result in results])
+    readings = cast(list[Applied], results)
     first = readings[0]
     for rank, reading in enumerate(readings):
+        if reading is first:
+            continue
         if not _same(reading.after, first.after):
             return f"rank {rank} read {reading.after} back, rank 0 read {first.after}"
         if not _same(reading.before, first.before):
@@ -209,7 +209,7 @@ def _disagreement(results: list[Applied | Failure]) -> str | None:
 
 def _same(one: Reading, other: Reading) -> bool:
     """Equal as JSON: so a NaN that every rank read (a diverged eval loss) counts as agreement."""
-    return one is other or json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
 
 
 def _name_ranks(reasons: list[str | None]) -> str:

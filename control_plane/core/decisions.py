@@ -197,9 +197,14 @@ def end_generation(state: RunState, generation: int, ending: Ending, step: int, 
 
 
 def close_run(state: RunState, ending: Ending, reason: str | None) -> list[Record]:
-    """The run is over. Whatever was accepted and never applied expires: nothing is left without an end."""
+    """The run is over. Whatever was accepted and never applied expires: nothing is left without an end.
+
+    A training that ended well after a stop was applied is `stopped`, whatever the driver calls it.
+    """
     if state.closed is not None:
         return []
+    if ending == "finished" and state.stopping:
+        ending = "stopped"
     why = f"the run {ending} at step {state.step} before this command was applied"
     expired: list[Record] = [
         CommandSettled(uuid=uuid, status="expired", generation=state.generation_number, reason=why)

@@ -1,0 +1,63 @@
+"""Random histories: what operators, faults and luck do to a world, from one seed."""
+
+from typing import Any
+
+from tests.simulation.faults import Faults
+from tests.simulation.world import Parts, World
+
+KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("set_learning_rate", {"value": 1e-4}),
+    ("set_learning_rate", {"factor": 0.5}),
+    ("set_learning_rate", {"factor": 2.0, "group": "decay"}),
+    ("set_learning_rate", {"value": 3e-4, "group": 1}),
+    ("set_learning_rate", {"factor": 0.9, "group": "unheard of"}),
+    ("evaluate", {}),
+    ("save_checkpoint", {}),
+    ("pause", {}),
+    ("resume", {}),
+)
+
+
+def troubles(seed: int) -> Faults:
+    """Everything that can go wrong, each seed in another mixture."""
+    heavy, light = (seed % 3) / 10, (seed % 5) / 100
+    faults = Faults().crash_server(rate=light).drop(heavy).duplicate(heavy).delay(seed % 13)
+    return faults.trouble_ranks(rate=0.05 + light, stuck=light / 2, killed=light * 2)
+
+
+def act(world: World) -> None:
+    """One random action."""
+    luck = world.dice.random()
+    if luck < 0.35:
+        submit_something(world)
+    elif luck < 0.40 and world.unanswered:
+        command = world.dice.choice(list(world.unanswered.values()))
+        world.try_send(command)
+    elif luck < 0.43:
+        world.crash_server()
+    elif luck < 0.53 and world.server is None:
+        world.restart_server()
+    elif luck < 0.55:
+        world.kill_trainers()
+    elif world.fleet is None:
+        world.start_trainers()
+    world.tick()
+
+
+def submit_something(world: World) -> None:
+    """A random command; sometimes one for a later step, and now and then the end."""
+    kind, body = world.dice.choice(KINDS)
+    if world.dice.random() < 0.01:
+        kind, body = "stop", {}
+    step = world.fleet.step if world.fleet else 0
+    later = step + world.dice.randint(0, 6) if kind != "resume" and world.dice.random() < 0.3 else None
+    world.try_submit(kind, not_before_step=later, **body)
+
+
+def live_through(seed: int, actions: int = 60, ranks: int = 3, parts: Parts = Parts()) -> World:
+    """A whole history, healed and brought to its end. Raises `Violation`."""
+    world = World(seed, ranks, troubles(seed), parts)
+    for _ in range(actions):
+        act(world)
+    world.finish()
+    return world

@@ -1,0 +1,135 @@
+"""The invariants, kept by books of their own: a deliberately dumb second reading of the journal."""
+
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from control_plane.core.commands import Command
+from control_plane.core.records import (
+    CommandAccepted,
+    CommandSettled,
+    Entry,
+    GenerationStarted,
+    Reading,
+)
+from control_plane.core.state import RunState
+from tests.simulation.fleet import Fleet, Violation
+from tests.simulation.server import Disk
+
+
+@dataclass(slots=True)
+class Books:
+    """What was promised to operators, and what the durable journal says, entry by entry."""
+
+    acknowledged: dict[UUID, int] = field(default_factory=dict)
+    generations: dict[int, Fleet] = field(default_factory=dict)
+    read: list[Entry] = field(default_factory=list)
+    accepted: dict[UUID, Command] = field(default_factory=dict)
+    settled: dict[UUID, CommandSettled] = field(default_factory=dict)
+    starts: list[UUID] = field(default_factory=list)
+    knobs: Reading = field(default_factory=dict)
+
+    def check(self, disk: Disk, state: RunState | None, fleet: Fleet | None) -> None:
+        """All invariants that hold at any time."""
+        self._check_journal(disk)
+        self._check_promises(disk)
+        if state is not None and not disk.written:
+            self._check_state(state)
+        if fleet is not None:
+            check_agreement(fleet)
+
+    def _check_journal(self, disk: Disk) -> None:
+        if len(disk.entries) < len(self.read) or (self.read and disk.entries[len(self.read) - 1] is not self.read[-1]):
+            raise Violation("I2 durability: the journal lost or changed what was durable")
+        for entry in disk.entries[len(self.read) :]:
+            if entry.seq != len(self.read) + 1:
+                raise Violation(f"I3 order: record {entry.seq} follows record {len(self.read)}")
+            self.read.append(entry)
+            self._note(entry)
+
+    def _note(self, entry: Entry) -> None:
+        match entry.record:
+            case CommandAccepted(command=command):
+                if command.uuid in self.accepted:
+                    raise Violation(f"I1 exactly once: record {entry.seq} accepts {command.uuid} again")
+                self.accepted[command.uuid] = command
+            case CommandSettled() as outcome:
+                self._check_outcome(entry.seq, outcome)
+                self.settled[outcome.uuid] = outcome
+            case GenerationStarted() as start:
+                if start.uuid in self.starts:
+                    raise Violation(f"I1 exactly once: record {entry.seq} starts {start.uuid} again")
+                self.starts.append(start.uuid)
+                self.knobs = dict(start.knobs)
+
+    def _check_outcome(self, seq: int, outcome: CommandSettled) -> None:
+        if outcome.uuid in self.settled:
+            raise Violation(f"I1 exactly once: record {seq} settles {outcome.uuid} again")
+        if outcome.uuid not in self.accepted:
+            raise Violation(f"I3 order: record {seq} settles what was never accepted")
+        if outcome.status == "expired":
+            return
+        command = self.accepted[outcome.uuid]
+        if (outcome.step or 0) < (command.not_before_step or 0):
+            raise Violation(f"I3 order: settled at step {outcome.step}, not to be before {command.not_before_step}")
+        fleet = self.generations.get(len(self.starts))
+        if fleet is None or fleet.replicas[0].ledger.get(outcome.uuid) != outcome:
+            raise Violation(f"I13 honest ack: record {seq} is not what the ranks of its generation decided")
+        if outcome.status == "applied":
+            self._check_live(seq, outcome, fleet)
+            self.knobs |= outcome.after if outcome.after and "lr" in outcome.after else {}
+
+    def _check_live(self, seq: int, outcome: CommandSettled, fleet: Fleet) -> None:
+        if any(rank.effects.count(outcome.uuid) != 1 for rank in fleet.ranks):
+            raise Violation(f"I13 honest ack: record {seq} says applied, but not every rank carries it once")
+        decision = fleet.decisions.get(outcome.uuid)
+        if decision and any(live != outcome.after for live in decision.live):
+            raise Violation(f"I13 honest ack: record {seq} says {outcome.after}, live was {decision.live}")
+
+    def _check_promises(self, disk: Disk) -> None:
+        for uuid, seq in self.acknowledged.items():
+            entry = disk.entries[seq - 1] if seq <= len(disk.entries) else None
+            if entry is None or not isinstance(entry.record, CommandAccepted) or entry.record.command.uuid != uuid:
+                raise Violation(f"I2 durability: command {uuid} was acknowledged as record {seq} and is not there")
+
+    def _check_state(self, state: RunState) -> None:
+        pending = [uuid for uuid in self.accepted if uuid not in self.settled]
+        if list(state.pending) != pending:
+            raise Violation(f"I2 durability: the server holds {len(state.pending)} pending, the journal {len(pending)}")
+        if (state.seq, state.generation_number) != (len(self.read), len(self.starts)):
+            raise Violation(f"I3 order: the server is at record {state.seq}, the journal at {len(self.read)}")
+        if state.knobs != self.knobs:
+            raise Violation(f"I13 honest ack: the server says {state.knobs}, the journal {self.knobs}")
+
+    def check_settled(self, disk: Disk, fleet: Fleet, state: RunState) -> None:
+        """At rest: what the ranks decided, the journal says; what the journal says, the ranks have live."""
+        for uuid, outcome in fleet.replicas[0].ledger.items():
+            if uuid not in self.settled:
+                raise Violation(f"I1 exactly once: {uuid} was {outcome.status} by the ranks and is still pending")
+        if any(rank.rates != state.knobs["lr"] for rank in fleet.ranks):
+            raise Violation(f"I13 honest ack: the server says {state.knobs['lr']}, live is {fleet.ranks[0].rates}")
+        if len(disk.entries) != state.seq:
+            raise Violation("I2 durability: the server is ahead of its journal")
+
+    def check_finished(self, disk: Disk) -> None:
+        """After the end: every accepted command has exactly one end."""
+        self._check_journal(disk)
+        left = [uuid for uuid in self.accepted if uuid not in self.settled]
+        if left:
+            raise Violation(f"I1 exactly once: {len(left)} commands were left without an end")
+
+
+def check_agreement(fleet: Fleet) -> None:
+    """I4: knobs, effects, ledgers and holds are equal on all ranks, and effects are the applied part of the ledger."""
+    first, lead = fleet.ranks[0], fleet.replicas[0]
+    fresh = list(lead.ledger.items())[fleet.agreed :]
+    for rank, replica in zip(fleet.ranks, fleet.replicas, strict=True):
+        if (rank.rates, rank.effects) != (first.rates, first.effects):
+            raise Violation(f"I4 agreement: rank {rank.rank} has {rank.rates} live, rank 0 has {first.rates}")
+        if (replica.paused, replica.stopping) != (lead.paused, lead.stopping) or not (
+            len(replica.ledger) == len(lead.ledger) and all(replica.ledger.get(uuid) == mine for uuid, mine in fresh)
+        ):
+            raise Violation(f"I4 agreement: rank {rank.rank} and rank 0 have taken different decisions")
+    applied = [uuid for uuid, outcome in lead.ledger.items() if outcome.status == "applied"]
+    if first.effects != applied:
+        raise Violation("I13 honest ack: what the ranks carry is not what they decided")
+    fleet.agreed = len(lead.ledger)

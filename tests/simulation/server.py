@@ -1,0 +1,115 @@
+"""A control server made of decisions and `evolve`, over a disk in memory that forgets what was not synced."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from control_plane.core import decisions
+from control_plane.core.commands import Command
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.records import CommandSettled, Ending, Entry, Record, RunCreated
+from control_plane.core.state import RunState, evolve, fold
+from tests.simulation.faults import Faults
+
+CREATED = RunCreated(run="sim", name="simulated", author="ann", config_sha256="c0ffee")
+
+
+class Crashed(Exception):
+    """The control server died in the middle of a request."""
+
+
+@dataclass(slots=True)
+class Disk:
+    """What survives a crash is `entries`; what was written and not synced is `written`."""
+
+    entries: list[Entry] = field(default_factory=list)
+    written: list[Entry] = field(default_factory=list)
+
+    def write(self, records: Sequence[Record]) -> list[Entry]:
+        """Hand records to the operating system. They are not durable yet."""
+        first = len(self.entries) + len(self.written) + 1
+        fresh = [Entry(seq=seq, time=f"t{seq}", record=record) for seq, record in enumerate(records, start=first)]
+        self.written += fresh
+        return fresh
+
+    def sync(self) -> None:
+        """Make durable what was written."""
+        self.entries += self.written
+        self.written = []
+
+    def lose_power(self) -> None:
+        """Forget what is not durable."""
+        self.written = []
+
+
+def recover(entries: list[Entry]) -> RunState:
+    """The state that a journal means, through its own text."""
+    return fold([Entry.from_line(entry.line()) for entry in entries])
+
+
+@dataclass(frozen=True, slots=True)
+class Rules:
+    """The rules that a server goes by: those of the core, unless a mutant changes one."""
+
+    accept: Callable[[RunState, Command], list[Record]] = decisions.accept
+    start_generation: Callable[[RunState, GenerationStart], list[Record]] = decisions.start_generation
+    check_generation: Callable[[RunState, int], None] = decisions.check_generation
+    settle: Callable[[RunState, CommandSettled], list[Record]] = decisions.settle
+    recover: Callable[[list[Entry]], RunState] = recover
+
+
+class SimServer:
+    """One life of the control server. Any method may raise `Crashed`; then this life is over."""
+
+    def __init__(self, disk: Disk, faults: Faults, rules: Rules) -> None:
+        """Recover from the disk and begin a term."""
+        self._disk, self._faults, self._rules = disk, faults, rules
+        self.state = rules.recover(disk.entries)
+        self._commit(decisions.create(self.state, CREATED))
+        self._commit(decisions.start_term(self.state, self.state.term + 1))
+
+    def _commit(self, records: list[Record]) -> None:
+        if not records:
+            return
+        self._may_crash("before_append")
+        fresh = self._disk.write(records)
+        self._may_crash("before_sync")
+        self._disk.sync()
+        self._may_crash("after_sync")
+        for entry in fresh:
+            evolve(self.state, entry)
+        self._may_crash("after_evolve")
+
+    def _may_crash(self, point: str) -> None:
+        if self._faults.server_crashes(point):  # type: ignore[arg-type]
+            raise Crashed(point)
+
+    def submit(self, command: Command) -> int:
+        """Accept a command; answers its seq. Raises `Refused`."""
+        self._commit(self._rules.accept(self.state, command))
+        return self.state.commands[command.uuid].accepted_seq
+
+    def start_generation(self, start: GenerationStart) -> int:
+        """The trainers begin; answers the generation. Raises `Refused`."""
+        self._commit(self._rules.start_generation(self.state, start))
+        return self.state.generation_number
+
+    def offers(self, generation: int) -> tuple[Command, ...]:
+        """The unsettled commands. Raises `Conflict` for an earlier generation."""
+        self._rules.check_generation(self.state, generation)
+        return self.state.pending_commands()
+
+    def report(self, generation: int, outcomes: Sequence[CommandSettled]) -> list[UUID]:
+        """Outcomes become records; answers which of them are durable. Raises `Refused`."""
+        self._rules.check_generation(self.state, generation)
+        for outcome in outcomes:
+            self._commit(self._rules.settle(self.state, outcome))
+        return [outcome.uuid for outcome in outcomes]
+
+    def end_generation(self, generation: int, ending: Ending, step: int) -> None:
+        """The trainers ended."""
+        self._commit(decisions.end_generation(self.state, generation, ending, step, None))
+
+    def close(self, ending: Ending) -> None:
+        """The run is over."""
+        self._commit(decisions.close_run(self.state, ending, None))
