@@ -5,14 +5,12 @@ segment. After each fsync it looks for a newer one: if there is one, it confirms
 """
 
 import itertools
-import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from control_plane.core.errors import Fenced, Invalid, NotFound, Unavailable
 from control_plane.core.records import Entry, Record
@@ -47,17 +45,6 @@ class Disk:
             self.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def _spell_out(value: Any) -> Any:
-    """The same value without the three floats that JSON cannot hold."""
-    if isinstance(value, dict):
-        return {key: _spell_out(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_spell_out(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
-    return value
 
 
 def read(directory: Path) -> list[Entry]:
@@ -153,7 +140,7 @@ class Journal:
         end, data, entries = self._end, bytearray(), list[Entry]()
         for record in records:
             try:
-                line = _spell_out(Entry(seq=end.seq + 1, time=now, record=record).line())
+                line = Entry(seq=end.seq + 1, time=now, record=record).line()
                 raw = seal(line | {"batch": self._end.seq + 1, "prev": end.digest})
                 entries.append(Entry.from_line(unseal(raw)))
             except (ValueError, TypeError, RecursionError) as error:

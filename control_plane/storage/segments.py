@@ -7,9 +7,8 @@
     prev    SHA-256 (hex) of the line before, without its LF; 64 zeros before the first line of all
     crc     eight hex digits, always the last key: the CRC-32 of the line's bytes with `,"crc":"xxxxxxxx"` taken out
 
-Floats are written as `repr` does, so they come back exact. JSON has no NaN: in a reading, `NaN`, `Infinity` and
-`-Infinity` are those strings, on disk and in the entries that `append` returns, so a live server and one that
-read the journal hold the same state.
+Floats are written as `repr` does, so they come back exact. JSON has no NaN and no infinity; readings spell them as
+strings (see `records.Reading`), and a float that is not finite anywhere else is refused before it is written.
 
 The first line of a segment is its header, not a record: `type` "Segment", `version`, `term`, and the pin `after`, how
 far the newest older segment is honoured (`segment`, `size_bytes`, `seq`; its last line's hash is the header's `prev`).

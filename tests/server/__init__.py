@@ -1,0 +1,1 @@
+"""A control server over a real journal, on a virtual clock."""

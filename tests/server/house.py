@@ -1,0 +1,62 @@
+"""What the stories about a control server are made of."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+from uuid import UUID
+
+from control_plane.core.commands import Command, Intent, SetLearningRate
+from control_plane.core.decisions import GenerationStart
+from control_plane.core.records import CommandSettled, RankPlace, RunCreated
+from control_plane.handle import Report
+from control_plane.server import ControlServer
+from control_plane.storage.journal import Disk, Journal, read
+from control_plane.storage.metrics import MetricsStore
+from tests.server.virtual_time import now_s
+
+CREATED = RunCreated(run="demo", name="Demo", author="ada", config_sha256="c" * 64)
+
+
+class House:
+    """One run's folder. `serve` begins a new term over it, as a restarted actor does."""
+
+    def __init__(self, root: Path, disk: Disk = Disk(fsync=lambda descriptor: None)) -> None:
+        self.journal_dir, self._root, self._disk = root / "journal", root, disk
+
+    def serve(self, created: RunCreated = CREATED) -> ControlServer:
+        journal = Journal.open(self.journal_dir, self._disk)
+        metrics = MetricsStore(self._root / "metrics.sqlite")
+        return ControlServer(created, journal, metrics, lambda: datetime.fromtimestamp(now_s(), UTC), now_s)
+
+    def journal_bytes(self) -> bytes:
+        return b"".join(path.read_bytes() for path in sorted(self.journal_dir.iterdir()))
+
+    def record_types(self) -> list[str]:
+        return [entry.record.type for entry in read(self.journal_dir)]
+
+
+def command(number: int, intent: Intent | None = None) -> Command:
+    return Command(uuid=UUID(int=number), author="ada", intent=intent or SetLearningRate(value=1e-4))
+
+
+def start(number: int = 1, step: int = 0) -> GenerationStart:
+    rank = RankPlace(rank=0, node="here", pid=1, device="cpu")
+    knobs = {"lr": [1e-3], "groups": ["all"]}
+    return GenerationStart(
+        uuid=UUID(int=10_000 + number), ranks=(rank,), step=step, total_steps=100, knobs=knobs, facts={}
+    )
+
+
+def applied(number: int, generation: int = 1, step: int = 5) -> CommandSettled:
+    return CommandSettled(
+        uuid=UUID(int=number),
+        status="applied",
+        step=step,
+        generation=generation,
+        before={"lr": [1e-3]},
+        after={"lr": [1e-4]},
+        world_size=1,
+    )
+
+
+def outcome(*settled: CommandSettled, generation: int = 1) -> Report:
+    return Report(generation=generation, outcomes=settled)
