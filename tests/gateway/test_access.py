@@ -11,7 +11,7 @@ from control_plane.config import ROLES, Role
 from control_plane.gateway.auth import ACCESS, PUBLIC
 from tests.core.examples import EVERY_INTENT
 from tests.gateway.conftest import House
-from tests.gateway.house import API, RUN, TOKENS, bearer
+from tests.gateway.house import API, HOST, RUN, TOKENS, bearer
 
 EVERYBODY = "viewer operator agent admin"
 TABLE = {
@@ -82,9 +82,9 @@ def test_websocket_that_is_planted_is_open_to_nobody(house: House) -> None:
         await websocket.send_text("leaked")
 
     house.app.add_api_websocket_route(f"{API}/planted", leak)
-    with pytest.raises(WebSocketDisconnect) as closed, house.web.websocket_connect(f"{API}/planted"):
+    with pytest.raises(WebSocketDisconnect) as closed, house.web.websocket_connect(f"ws://{HOST}{API}/planted"):
         raise AssertionError("it was accepted")
-    assert closed.value.code == 4403
+    assert (closed.value.code, closed.value.reason) == (4403, "this route is open to nobody")
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -37,6 +37,12 @@ def test_tokens_are_readable_by_their_owner_only(home: Settings) -> None:
         assert (mode(home.token_file(role)), mode(home.token_file(role).parent)) == (0o600, 0o700)
 
 
+def test_tokens_are_private_from_their_first_moment(home: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "chmod", lambda path, mode: None)
+    create_tokens(home)
+    assert {mode(path) for path in (home.tokens_file, *map(home.token_file, ROLES))} == {0o600}
+
+
 def test_tokens_that_others_could_read_are_closed_again(home: Settings) -> None:
     create_tokens(home)
     home.token_file("admin").chmod(0o644)
