@@ -157,9 +157,13 @@ class EvaluateApplier:
         return None if self._trainer.eval_dataset is not None else "this run has no evaluation set"
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Collective: every rank evaluates its part. The training's random state is left as it was."""
+        """Collective: every rank evaluates its part. The training's random state and plans are left as they were."""
+        control = self._trainer.control
+        planned = control.should_log, control.should_evaluate, control.should_save
         with random_state_kept():
             metrics = self._trainer.evaluate()
+        # Logging the evaluation's own numbers crosses out what this step was going to log.
+        control.should_log, control.should_evaluate, control.should_save = planned
         return Applied(before={}, after={"eval_loss": metrics.get("eval_loss")})
 
     def undo(self, command: Command) -> None:

@@ -35,8 +35,7 @@ def main(root: Path) -> int:
     handle = RayHandle(files, retry_for_s=60.0)
     asyncio.run(handle.snapshot())
     ending, reason = _fit(files, settings)
-    asyncio.run(_close(handle, ending, reason))
-    log.info("run %s: %s%s", files.run, ending, f": {reason}" if reason else "")
+    log.info("run %s: %s%s", files.run, asyncio.run(_close(handle, ending, reason)), f": {reason}" if reason else "")
     return 0 if ending != "failed" else 1
 
 
@@ -90,11 +89,9 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no reason was given"
 
 
-async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> None:
-    state = await handle.snapshot()
-    if ending == "finished" and any(view.what == "stop" and view.status == "applied" for view in state.commands):
-        ending = "stopped"
+async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> str:
     await handle.close(ending, reason)
+    return (await handle.snapshot()).status
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from control_plane.core.boundary import (
 )
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import Unavailable
+from control_plane.core.errors import Invalid, Unavailable
 from control_plane.core.records import CheckpointCommitted, CommandSettled, RankPlace, Reading
 from control_plane.handle import Phase
 from ray_jobs.appliers import Applier
@@ -77,10 +77,18 @@ class TrainingSession:
     def start(self, place: RankPlace, step: int, total_steps: int, knobs: Reading, facts: Reading) -> int:
         """Collective. Announce this start of the trainers; answers the generation's number.
 
-        Raises `Unavailable` on every rank if the control server could not be reached.
+        Raises, on every rank: `Unavailable` if the control server could not be reached, `Invalid` if the facts
+        (which include a digest of the data) differ between ranks.
         """
         self.total_steps = total_steps
-        places = tuple(self.collectives.all_gather(place))
+        gathered = self.collectives.all_gather((place, facts))
+        for other, theirs in gathered:
+            if theirs != facts:
+                keys = sorted(key for key in facts if theirs.get(key) != facts[key])
+                raise Invalid(
+                    f"rank {place.rank} on {place.node} and rank {other.rank} on {other.node} differ in {keys}"
+                )
+        places = tuple(other for other, _ in gathered)
         error: str | None = None
         generation = 0
         if self.link is not None:

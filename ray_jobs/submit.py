@@ -8,6 +8,7 @@ Jobs API with the run's id as its submission id.
 
 import argparse
 import json
+import os
 import secrets
 import shlex
 import sys
@@ -42,6 +43,8 @@ def prepare(config: RunConfig, runs_dir: Path, run: str) -> RunFiles:
 
 def submit(files: RunFiles, where: Settings) -> str:
     """Hand the run to Ray's Jobs API; answers the job's submission id. Raises `Unavailable` if no Ray answers."""
+    os.environ.update(ray_environment(where))  # Ray reads it when it is imported
+    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
     entrypoint = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root)])
@@ -55,11 +58,20 @@ def submit(files: RunFiles, where: Settings) -> str:
                 runtime_env={"env_vars": where.environment() | worker_environment()},
             )
         )
-    except (ConnectionError, RuntimeError) as error:
+    except (ConnectionError, RuntimeError, RayError) as error:
         raise Unavailable(
             f"no Ray cluster took the job at {where.dashboard_url}: {str(error).splitlines()[0]}; "
             "start one with `steer up`"
         ) from None
+
+
+def ray_environment(where: Settings) -> dict[str, str]:
+    """What `steer up` wrote down for whoever talks to its Ray: above all, where Ray's own token lies."""
+    try:
+        recorded = json.loads(where.cluster_file.read_text())["ray_environment"]
+    except (OSError, ValueError, KeyError):
+        return {}  # another Ray, or none: the connection will tell
+    return {str(name): str(value) for name, value in recorded.items()}
 
 
 def worker_environment() -> dict[str, str]:

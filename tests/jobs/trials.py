@@ -6,14 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from control_plane.storage.journal import Journal
-from control_plane.storage.metrics import MetricsStore
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments, set_seed
 
 from control_plane.core.commands import Command
 from control_plane.core.records import RunCreated
 from control_plane.server import ControlServer
+from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.metrics import MetricsStore
 from ray_jobs import context
 
 BLOCK_TOKENS, VOCABULARY = 16, 64
@@ -130,3 +130,32 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
 def train_each(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
     """Several trainings one after the other in the same processes: importing everything costs more than training."""
     return [train(rank, one) for one in spec["trainings"]]
+
+
+def train_with_a_broken_rank(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """A training in which one rank's optimizer does not take one value."""
+    from ray_jobs.schedule import SteeredSchedule
+
+    take = SteeredSchedule.set
+
+    def refuse_one_value(self: SteeredSchedule, index: int, value: float, mode: Any) -> None:
+        take(self, index, value * 2 if value == spec["broken_value"] else value, mode)
+
+    if rank == spec["broken_rank"]:
+        SteeredSchedule.set = refuse_one_value  # type: ignore[method-assign]
+    return train(rank, spec)
+
+
+def train_unseen_by_accelerate(rank: int, spec: dict[str, Any]) -> str:
+    """A training in which accelerate believes that each rank is alone."""
+    from accelerate.state import PartialState
+
+    from control_plane.core.errors import Invalid
+
+    ours = PartialState._prepare_backend
+    PartialState._prepare_backend = ours.__closure__[0].cell_contents  # type: ignore[method-assign,index]
+    try:
+        train(rank, spec | {"stage": 1, "scheduler": "hf", "optimizer": "deepspeed", "steps": 2, "commands": []})
+    except Invalid as refusal:
+        return refusal.reason
+    return "nobody complained"

@@ -1,0 +1,43 @@
+"""Ranks that cannot, ranks that fail, ranks that do not share the data: never half of them, never in silence."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_plane.core.records import CommandSettled
+from control_plane.storage.journal import read
+from tests.jobs.ranks import run_ranks
+from tests.jobs.test_steering import command
+
+pytestmark = pytest.mark.jobs
+
+
+def test_a_value_that_one_rank_cannot_hold_is_undone_on_all(tmp_path: Path) -> None:
+    training: dict[str, Any] = {
+        "root": str(tmp_path / "run"),
+        "stage": 2,
+        "scheduler": "hf",
+        "optimizer": "deepspeed",
+        "steps": 8,
+        "commands": [
+            command(3, kind="set_learning_rate", value=1e-3),
+            command(5, kind="set_learning_rate", value=2e-3),
+        ],
+        "broken_rank": 1,
+        "broken_value": 1e-3,
+    }
+    seen = run_ranks("tests.jobs.trials:train_with_a_broken_rank", 2, training, tmp_path / "ranks")
+    failed, applied = [e.record for e in read(tmp_path / "run" / "journal") if isinstance(e.record, CommandSettled)]
+    assert failed.status == "failed"
+    assert "rank 1" in failed.reason
+    assert "undone on all ranks" in failed.reason
+    assert applied.status == "applied"
+    assert seen[0]["used"] == seen[1]["used"]
+    assert seen[0]["used"]["4"][0] != 1e-3
+    assert seen[0]["used"]["6"][0] == 2e-3
+
+
+def test_ranks_that_would_all_train_on_the_same_samples_are_refused(tmp_path: Path) -> None:
+    seen = run_ranks("tests.jobs.trials:train_unseen_by_accelerate", 2, {"root": str(tmp_path / "run")}, tmp_path / "r")
+    assert all("each rank would train on the same samples" in complaint for complaint in seen)
