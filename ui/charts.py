@@ -127,6 +127,7 @@ def _x_axis(at: int, view: View, extent: tuple[float, float]) -> Options:
         "axisTick": {"show": False},
         "axisLabel": {"color": view.palette.text, "fontSize": 11, "hideOverlap": True, "showMaxLabel": False},
         "splitNumber": 5,
+        "axisPointer": {"label": {"precision": 0 if view.axis == "step" else 1}},
     }
 
 
@@ -170,9 +171,14 @@ def _zoom(palette: Palette) -> list[Options]:
 
 def _toolbox(palette: Palette) -> Options:
     save = {"title": "Save as PNG", "name": "steerway-charts", "pixelRatio": 2}
-    return {"right": 10, "top": -2, "itemSize": 13, "showTitle": False, "iconStyle": {"borderColor": palette.text}} | {
-        "feature": {"saveAsImage": save}
-    }
+    return {
+        "right": 10,
+        "top": 0,
+        "padding": 0,
+        "itemSize": 13,
+        "showTitle": False,
+        "iconStyle": {"borderColor": palette.text},
+    } | {"feature": {"saveAsImage": save}}
 
 
 def _two_columns() -> Options:

@@ -15,5 +15,6 @@ def journal(live: LiveRun) -> None:
     entries = live.refresh_journal()
     commands, zone = live.commands(), reader_zone()
     lines = [line(entry, commands, zone) for entry in entries[-MAX_LINES:]]
-    with st.container(height=HEIGHT_PX, autoscroll=True, border=True, key="journal"):
+    # The style sheet keeps the newest line in sight: `autoscroll` follows new elements, not an element that grows.
+    with st.container(height=HEIGHT_PX, border=True, key="journal"):
         st.text("\n".join(lines) or "The journal is empty.")

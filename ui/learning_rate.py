@@ -44,8 +44,8 @@ def now(snapshot: Snapshot) -> str:
         return "The learning rate is not known before the first step."
     if len(set(values)) == 1:
         everywhere = f" in all {len(values)} groups" if len(values) > 1 else ""
-        return f"Now **{values[0]:.6g}**{everywhere}"
-    return "Now " + " · ".join(f"**{value:.6g}** {name}" for value, name in zip(values, names, strict=True))
+        return f"Now **{values[0]:.4g}**{everywhere}"
+    return "Now " + " · ".join(f"**{value:.4g}** {name}" for value, name in zip(values, names, strict=True))
 
 
 @st.fragment

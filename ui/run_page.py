@@ -46,7 +46,7 @@ def _page(live: LiveRun, snapshot: Snapshot) -> None:
         st.fragment(_charts, run_every=charts_s)(live, view)
     with right:
         st.markdown("**Learning rate**")
-        st.fragment(_now, run_every=fast_s)(live)
+        st.fragment(_now, run_every=charts_s)(live)
         learning_rate.form(live)
         st.fragment(_commands, run_every=fast_s)(live)
     with st.bottom:

@@ -7,6 +7,7 @@ CSS = """<style>
 .st-key-journal [data-testid="stText"], .st-key-journal [data-testid="stText"] * {
   font-family: "Source Code Pro", ui-monospace, monospace; font-size: 0.8rem; line-height: 1.5; white-space: pre;
 }
+.st-key-journal { flex-direction: column-reverse; justify-content: flex-start !important; }
 .st-key-recent_commands p { font-size: 0.85rem; line-height: 1.45; }
 @media (max-width: 640px) {
   [data-testid="stBottomBlockContainer"] .st-key-journal { height: 96px !important; }
