@@ -1,0 +1,1 @@
+"""The architecture as failing checks: floors, captions, sizes, vocabulary."""
