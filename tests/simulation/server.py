@@ -65,10 +65,11 @@ class SimServer:
         """Recover from the disk and begin a term."""
         self._disk, self._faults, self._rules = disk, faults, rules
         self.state = rules.recover(disk.entries)
-        self._commit(decisions.create(self.state, CREATED))
-        self._commit(decisions.start_term(self.state, self.state.term + 1))
+        self.commit(decisions.create(self.state, CREATED))
+        self.commit(decisions.start_term(self.state, self.state.term + 1))
 
-    def _commit(self, records: list[Record]) -> None:
+    def commit(self, records: list[Record]) -> None:
+        """Durable first, then visible."""
         if not records:
             return
         self._may_crash("before_append")
@@ -86,12 +87,12 @@ class SimServer:
 
     def submit(self, command: Command) -> int:
         """Accept a command; answers its seq. Raises `Refused`."""
-        self._commit(self._rules.accept(self.state, command))
+        self.commit(self._rules.accept(self.state, command))
         return self.state.commands[command.uuid].accepted_seq
 
     def start_generation(self, start: GenerationStart) -> int:
         """The trainers begin; answers the generation. Raises `Refused`."""
-        self._commit(self._rules.start_generation(self.state, start))
+        self.commit(self._rules.start_generation(self.state, start))
         return self.state.generation_number
 
     def offers(self, generation: int) -> tuple[Command, ...]:
@@ -103,13 +104,13 @@ class SimServer:
         """Outcomes become records; answers which of them are durable. Raises `Refused`."""
         self._rules.check_generation(self.state, generation)
         for outcome in outcomes:
-            self._commit(self._rules.settle(self.state, outcome))
+            self.commit(self._rules.settle(self.state, outcome))
         return [outcome.uuid for outcome in outcomes]
 
     def end_generation(self, generation: int, ending: Ending, step: int) -> None:
         """The trainers ended."""
-        self._commit(decisions.end_generation(self.state, generation, ending, step, None))
+        self.commit(decisions.end_generation(self.state, generation, ending, step, None))
 
     def close(self, ending: Ending) -> None:
         """The run is over."""
-        self._commit(decisions.close_run(self.state, ending, None))
+        self.commit(decisions.close_run(self.state, ending, None))

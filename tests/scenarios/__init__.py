@@ -1,0 +1,1 @@
+"""Transcripts: what is done to a run, and everything that comes of it."""

@@ -1,0 +1,58 @@
+"""Every transcript ends as it is written. STEERWAY_REWRITE=1 writes them anew: read the difference before you keep it.
+
+A transcript is a list of scenes, parted by an empty line: directives, then `----`, then everything that was printed.
+"""
+
+import difflib
+import os
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from control_plane.core.commands import Intent
+from control_plane.core.records import Record, Status
+from tests.scenarios.stage import Stage
+
+FOLDER = Path(__file__).parent
+TRANSCRIPTS = sorted(FOLDER.glob("*.txt"))
+REWRITE = os.environ.get("STEERWAY_REWRITE") == "1"
+
+
+def play(transcript: str) -> str:
+    """The transcript with what is really printed. Lines that begin with `#` above the first scene are its title."""
+    stage, scenes = Stage(), []
+    for scene in transcript.strip().split("\n\n"):
+        script = scene.split("\n----")[0].splitlines()
+        if all(line.startswith("#") for line in script):
+            scenes.append("\n".join(script))
+            continue
+        printed = [line for directive in script for line in stage.play(directive)]
+        scenes.append("\n".join([*script, "----", *printed]))
+    return "\n\n".join(scenes) + "\n"
+
+
+@pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
+def test_transcript_ends_as_it_is_written(path: Path) -> None:
+    written = path.read_text(encoding="utf-8")
+    played = play(written)
+    if REWRITE:
+        path.write_text(played, encoding="utf-8")
+    elif played != written:
+        difference = difflib.unified_diff(written.splitlines(), played.splitlines(), "written", "played", lineterm="")
+        pytest.fail("\n".join(difference), pytrace=False)
+
+
+def test_transcripts_cover_every_command_record_and_status() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in TRANSCRIPTS)
+    kinds = [intent.model_fields["kind"].default for intent in get_args(get_args(Intent)[0])]
+    records = [record.model_fields["type"].default for record in get_args(get_args(Record)[0])]
+    # Nothing cancels a command yet.
+    statuses = [f'"status": "{status}"' for status in get_args(Status) if status != "cancelled"]
+    assert [word for word in (*kinds, *records, *statuses) if word not in text] == []
+
+
+def test_transcript_that_is_wrong_is_noticed() -> None:
+    sound = TRANSCRIPTS[0].read_text(encoding="utf-8")
+    assert play(sound) == sound or REWRITE
+    assert play(sound.replace("\n#1 RunCreated", "\n#1 RunInvented")) == play(sound)
