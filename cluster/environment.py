@@ -38,6 +38,8 @@ def ray_environment(settings: Settings) -> dict[str, str]:
     variables = {
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(ray_token_file(settings)),
+        # Parts of Ray look for "the" cluster of the machine by its processes, and give up when they find two.
+        "RAY_API_SERVER_ADDRESS": settings.dashboard_url,
         "RAY_USAGE_STATS_ENABLED": "0",
         # Ranks say nearly the same at the same time; a log that leaves one of them out misleads.
         "RAY_DEDUP_LOGS": "0",

@@ -15,7 +15,7 @@ DEFAULT_TIMEOUT_S = 120.0
 """An evaluation or a checkpoint may stand before the command."""
 
 Run = Annotated[
-    str | None, typer.Argument(help="The run, or the beginning of its id. Without it: the one that is active.")
+    str | None, typer.Argument(help="The run, or the beginning or the end of its id. Without it: the active one.")
 ]
 Reason = Annotated[str | None, typer.Option(help="Why; kept in the journal.")]
 NotBefore = Annotated[

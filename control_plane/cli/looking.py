@@ -23,7 +23,7 @@ COMMANDS_SHOWN = 10
 
 Run = Annotated[
     str | None,
-    typer.Argument(help="The run, or the beginning of its id. Without it: the active one, else the newest."),
+    typer.Argument(help="The run, or the beginning or the end of its id. Without it: the active one, else the newest."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
@@ -147,6 +147,8 @@ def news(seen: list[str], latest: list[str]) -> list[str]:
 
     A log that repeats its last lines word for word is told the shortest way: a repetition may be left out.
     """
+    if not seen:
+        return latest
     for start in range(len(latest) - len(seen), -1, -1):
         if latest[start : start + len(seen)] == seen:
             return latest[start + len(seen) :]

@@ -23,7 +23,7 @@ def connect() -> "SteerwayClient":
 
 
 def active_run(client: "SteerwayClient", given: str | None) -> str:
-    """The run that is meant: its id, a prefix that only it has, or the only one that is active if none is given.
+    """The run that is meant: its id, a beginning or an end that only it has, or, if none is given, the only active one.
 
     Raises: `NotFound` if there is none, `Misused` if there are several.
     """
@@ -56,10 +56,10 @@ def _named(client: "SteerwayClient", given: str) -> str:
     try:
         return client.snapshot(given).run or given
     except (NotFound, Invalid) as refusal:
-        found = [run.run for run in client.runs() if given and run.run.startswith(given)]
+        found = [run.run for run in client.runs() if given and (run.run.startswith(given) or run.run.endswith(given))]
         if not found:
             raise refusal from None
-        return _only(found, f"runs begin with {given!r}; say more of the one you mean")
+        return _only(found, f"runs begin or end with {given!r}; say more of the one you mean")
 
 
 def _only(runs: list[str], several: str) -> str:

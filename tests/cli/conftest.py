@@ -1,0 +1,89 @@
+"""A gateway on a socket, over a real control server, with a rank 0 that settles what it is offered."""
+
+import asyncio
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from control_plane.cli.main import app
+from control_plane.core.commands import Command, SetLearningRate
+from control_plane.core.records import CommandSettled
+from control_plane.handle import Report
+from control_plane.server import ControlServer
+from tests.gateway.house import TOKENS, LiveGateway, live_gateway
+
+HIGHEST_LR = 1.0
+
+
+class Answer:
+    """What a command left behind."""
+
+    def __init__(self, exit_code: int, stdout: str, stderr: str) -> None:
+        self.exit_code, self.stdout, self.stderr = exit_code, stdout, stderr
+
+
+Steer = Callable[..., Answer]
+
+
+@pytest.fixture
+def steer() -> Steer:
+    """Run `steer` with these words."""
+
+    def run(*words: str) -> Answer:
+        result = CliRunner().invoke(app, list(words))
+        assert result.exception is None or isinstance(result.exception, SystemExit), result.exception
+        return Answer(result.exit_code, result.stdout, result.stderr)
+
+    return run
+
+
+@pytest.fixture
+def idle_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveGateway]:
+    """A gateway with one run of two ranks, which settle nothing."""
+    monkeypatch.setenv("STEERWAY_HOME", str(tmp_path))
+    monkeypatch.setenv("STEERWAY_TOKEN", TOKENS["operator"])
+    with live_gateway(tmp_path / "runs") as live:
+        monkeypatch.setenv("STEERWAY_URL", live.url)
+        yield live
+
+
+@pytest.fixture
+def gateway(idle_gateway: LiveGateway) -> Iterator[LiveGateway]:
+    """The same, and the ranks apply every learning rate up to `HIGHEST_LR`."""
+    training = asyncio.run_coroutine_threadsafe(settle_everything(idle_gateway.server), idle_gateway.loop)
+    yield idle_gateway
+    training.cancel()
+
+
+async def settle_everything(server: ControlServer) -> None:
+    """Be rank 0 for as long as the loop lives."""
+    revision = 0
+    while True:
+        offer = await server.offers(1, revision, 1.0)
+        revision = offer.revision
+        for command in offer.commands:
+            await server.report(Report(generation=1, outcomes=(outcome(command),)))
+
+
+def outcome(command: Command) -> CommandSettled:
+    """What two ranks would decide."""
+    intent = command.intent
+    if not isinstance(intent, SetLearningRate):
+        return CommandSettled(uuid=command.uuid, status="applied", step=7, generation=1, before={}, world_size=2)
+    value = intent.value if intent.value is not None else 5e-4 * (intent.factor or 1)
+    if value > HIGHEST_LR:
+        why = f"{value:g} is above what this optimizer takes"
+        return CommandSettled(uuid=command.uuid, status="rejected", step=7, generation=1, reason=why)
+    after = {"lr": [value]}
+    return CommandSettled(
+        uuid=command.uuid,
+        status="applied",
+        step=7,
+        generation=1,
+        before={"lr": [5e-4]},
+        after=after,
+        world_size=2,
+        ranks=(after, after),
+    )

@@ -1,0 +1,134 @@
+"""Up and down: what is refused before anything starts, and one real cluster."""
+
+import os
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from cluster.environment import MARK, cluster_environment, ray_environment
+from cluster.local import down, up
+from cluster.processes import ProcessMark, find_members
+from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_record
+from control_plane.config import Settings
+from control_plane.core.errors import Conflict, Damaged, Invalid, SteerwayError
+
+
+def record(where: Settings, **changes: object) -> ClusterRecord:
+    body = {
+        "cluster": "0123456789abcdef",
+        "started_at": utc_now(),
+        "ready": True,
+        "temp_dir": "/nowhere/steerway-test",
+        "gateway_url": where.gateway_url,
+        "console_url": where.console_url,
+        "dashboard_url": where.dashboard_url,
+        "ray_address": where.ray_address,
+        "ports": {},
+        "ray_environment": {},
+    }
+    return ClusterRecord.model_validate(body | changes)
+
+
+def test_up_with_a_port_in_use_names_it_and_starts_nothing(where: Settings) -> None:
+    with (
+        socket.create_server(("127.0.0.1", where.dashboard_port)),
+        pytest.raises(
+            SteerwayError, match=rf"port {where.dashboard_port} \(dashboard\).*STEERWAY_DASHBOARD_PORT"
+        ) as no,
+    ):
+        up(where)
+    assert no.value.exit_code == 1
+    assert read_record(where) is None
+
+
+def test_up_with_one_port_for_two_is_refused(where: Settings) -> None:
+    twice = where.model_copy(update={"console_port": where.gateway_port})
+    with pytest.raises(Invalid, match="wanted by the gateway and the console"):
+        up(twice)
+
+
+def test_up_on_a_foreign_address_is_refused(where: Settings) -> None:
+    with pytest.raises(Invalid, match="STEERWAY_HOST"):
+        up(where.model_copy(update={"host": "203.0.113.7"}))
+
+
+def test_up_while_one_is_up_is_a_conflict(where: Settings) -> None:
+    make_home(where)
+    write_record(where, record(where, processes={"ray": ProcessMark.of(os.getppid())}))
+    with pytest.raises(Conflict, match="a cluster is already up") as no:
+        up(where)
+    assert no.value.exit_code == 5
+
+
+def test_up_while_another_is_at_work_is_a_conflict(where: Settings) -> None:
+    with cluster_lock(where), pytest.raises(Conflict, match="at work"):
+        up(where)
+
+
+def test_down_without_a_cluster_does_nothing_twice(where: Settings) -> None:
+    assert down(where) is None
+    assert down(where) is None
+
+
+def test_down_removes_the_record_of_dead_processes(where: Settings) -> None:
+    make_home(where)
+    write_record(where, record(where, processes={"ray": ProcessMark(pid=os.getpid(), created_s=1.0)}))
+    assert down(where) is not None
+    assert not where.cluster_file.exists()
+
+
+def test_damaged_record_is_said_and_kept(where: Settings) -> None:
+    make_home(where)
+    where.cluster_file.write_text("{")
+    with pytest.raises(Damaged, match=r"cluster\.json"):
+        down(where)
+    assert where.cluster_file.exists()
+
+
+def test_record_is_private(where: Settings) -> None:
+    make_home(where)
+    write_record(where, record(where))
+    assert where.cluster_file.stat().st_mode & 0o777 == 0o600
+
+
+def test_environment_holds_no_token_of_the_caller(where: Settings) -> None:
+    callers = {"STEERWAY_TOKEN": "canary", "RAY_ADDRESS": "elsewhere:1", "PATH": "/bin"}
+    environment = cluster_environment(where, "0123456789abcdef", callers)
+    assert "canary" not in environment.values()
+    assert "RAY_ADDRESS" not in environment
+    assert (environment["PATH"], environment[MARK]) == ("/bin", "0123456789abcdef")
+
+
+def test_ray_outside_the_loopback_is_not_told_to_stay_there(where: Settings) -> None:
+    outside = where.model_copy(update={"host": "192.0.2.1"})
+    assert set(ray_environment(where)) - set(ray_environment(outside)) == {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"}
+
+
+@pytest.mark.ray
+@pytest.mark.timeout(240)
+def test_cluster_comes_up_and_leaves_nothing_behind(where: Settings) -> None:
+    def cluster(verb: str) -> "subprocess.CompletedProcess[str]":
+        environment = dict(os.environ) | where.environment()
+        command = [sys.executable, "-m", "cluster.local", verb]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
+
+    try:
+        started = cluster("up")
+        assert started.returncode == 0, started.stderr
+        found = read_record(where)
+        assert found is not None
+        assert found.ready
+        token = (where.home / "ray-token").read_text()
+        assert token not in started.stdout + started.stderr
+        assert cluster("status").returncode == 0
+        again = cluster("up")
+        assert (again.returncode, "already up" in again.stderr) == (5, True)
+        assert find_members(found.cluster) != []
+    finally:
+        ended = cluster("down")
+    assert ended.returncode == 0, ended.stderr
+    assert find_members(found.cluster, found.processes.values(), found.temp_dir) == []
+    assert not os.path.exists(found.temp_dir)
+    assert cluster("down").returncode == 0
