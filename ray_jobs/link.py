@@ -182,6 +182,9 @@ class Link:
         )
         try:
             await self._handle.report(report)
+        except Refused as refusal:
+            log.error("a report was refused, and is sent once more piece by piece: %s", refusal.reason)
+            await self._push_pieces(report)
         except SteerwayError as error:
             log.warning("the control server did not take a report of %d outcomes: %s", len(outcomes), error)
             self._telemetry.put(list(points))
@@ -190,6 +193,20 @@ class Link:
             del self._outcomes[: len(outcomes)]
             del self._checkpoints[: len(checkpoints)]
         return True
+
+    async def _push_pieces(self, report: Report) -> None:
+        """One piece that is refused must not hold up the others for ever: it is logged and left out."""
+        alone = Report(generation=report.generation)
+        pieces = [alone.model_copy(update={"checkpoints": (checkpoint,)}) for checkpoint in report.checkpoints]
+        pieces += [alone.model_copy(update={"outcomes": (outcome,)}) for outcome in report.outcomes]
+        pieces.append(alone.model_copy(update={"points": report.points, "progress": report.progress}))
+        for piece in pieces:
+            try:
+                await self._handle.report(piece)
+            except Refused as refusal:
+                log.error(
+                    "refused for good: %s: %s", refusal.reason, piece.model_dump_json(exclude_defaults=True)[:500]
+                )
 
     async def _finish(self, ending: Ending, step: int, reason: str | None) -> None:
         while not await self._push_once() or self._outcomes or len(self._telemetry):

@@ -1,0 +1,151 @@
+"""A real run on a real cluster: the README's three-line script, steered, while its control server is killed."""
+
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from control_plane.client import SteerwayClient
+from control_plane.core.commands import Pause, Resume, SetLearningRate
+from control_plane.core.errors import NotFound, SteerwayError
+from control_plane.core.records import CommandAccepted, CommandSettled, GenerationStarted, RunClosed, TermStarted
+from tests.ray.cluster import (
+    REPOSITORY,
+    Cluster,
+    kill,
+    running,
+    wait_closed,
+    wait_for,
+    wait_for_step,
+    whole_journal,
+)
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+STEPS = 1500
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    with running(tmp_path_factory.mktemp("home")) as cluster:
+        yield cluster
+
+
+@pytest.fixture(scope="module")
+def client(cluster: Cluster) -> Iterator[SteerwayClient]:
+    with cluster.client() as client:
+        yield client
+
+
+@pytest.fixture(scope="module")
+def run(cluster: Cluster, client: SteerwayClient) -> str:
+    run = cluster.submit(str(REPOSITORY / "configs/own-script.yaml"), f'workload.args=[trainer-output, "{STEPS}"]')
+    wait_for_step(cluster, client, run, 5)
+    return run
+
+
+def test_three_lines_make_a_script_steerable() -> None:
+    plain, steerable = (
+        (REPOSITORY / "examples" / name).read_text().split('"""', 2)[2].strip().splitlines()
+        for name in ("plain_trainer.py", "steerable_trainer.py")
+    )
+    changed = [line for line in steerable if line not in plain and line.strip()]
+    assert [line.rsplit("  # ", 1)[-1] for line in changed] == ["1", "2", "3"]
+    assert len(steerable) - len(plain) <= 3
+
+
+def test_a_live_rate_is_applied_at_one_step_on_both_ranks(run: str, client: SteerwayClient) -> None:
+    receipt = client.submit(run, SetLearningRate(value=3e-4, schedule="hold"), reason="slower, please")
+    settled = client.wait_settled(run, receipt.uuid, 60).settled
+    assert settled is not None
+    assert settled.status == "applied"
+    assert [reading["lr"] for reading in settled.ranks] == [[3e-4], [3e-4]]
+    rates = wait_for(
+        "a logged step after the change",
+        lambda: [p.value for p in client.metrics(run, names=("lr",)).points if p.step > (settled.step or 0)],
+    )
+    assert set(rates) == {3e-4}
+
+
+def test_an_unknown_run_is_not_found(run: str, client: SteerwayClient) -> None:
+    with pytest.raises(NotFound, match="no run"):
+        client.snapshot("nobody-knows-it")
+
+
+def test_a_pause_takes_commands_and_ends(run: str, client: SteerwayClient) -> None:
+    paused = client.wait_settled(run, client.submit(run, Pause()).uuid, 60).settled
+    changed = client.wait_settled(
+        run, client.submit(run, SetLearningRate(factor=2.0, schedule="hold")).uuid, 60
+    ).settled
+    resumed = client.wait_settled(run, client.submit(run, Resume()).uuid, 60).settled
+    assert paused is not None
+    assert changed is not None
+    assert resumed is not None
+    assert paused.step == changed.step == resumed.step
+    assert changed.after is not None
+    assert changed.after["lr"] == [6e-4]
+
+
+class Sender(threading.Thread):
+    """Sends learning rates, one after the other, and keeps what was acknowledged."""
+
+    def __init__(self, cluster: Cluster, run: str, count: int) -> None:
+        super().__init__(daemon=True)
+        self.cluster, self.run_id, self.count = cluster, run, count
+        self.acknowledged: dict[UUID, float] = {}
+        self.failed: list[str] = []
+
+    def run(self) -> None:
+        with self.cluster.client() as client:
+            for index in range(self.count):
+                rate = 1e-4 + index * 1e-6
+                try:
+                    receipt = client.submit(self.run_id, SetLearningRate(value=rate, schedule="hold"))
+                except SteerwayError as error:
+                    self.failed.append(error.reason)
+                else:
+                    self.acknowledged[receipt.uuid] = rate
+
+
+def test_killing_the_control_server_loses_no_command_and_stops_no_training(
+    run: str, cluster: Cluster, client: SteerwayClient
+) -> None:
+    sender = Sender(cluster, run, count=40)
+    step_before = client.snapshot(run).step
+    sender.start()
+    for acknowledged in (5, 15, 25):
+        wait_for("some commands", lambda wanted=acknowledged: len(sender.acknowledged) >= wanted, 60)
+        (actor,) = wait_for("the control actor", cluster.control_actors, 60)
+        kill(actor)
+    sender.join(120)
+    assert not sender.is_alive()
+    assert len(sender.acknowledged) >= 30
+    for uuid in sender.acknowledged:
+        client.wait_settled(run, uuid, 60)
+    entries = whole_journal(client, run)
+    records = [entry.record for entry in entries]
+    settled = {r.uuid: r for r in records if isinstance(r, CommandSettled)}
+    assert len(settled) == sum(isinstance(record, CommandSettled) for record in records)
+    for uuid, rate in sender.acknowledged.items():
+        assert settled[uuid].status == "applied", settled[uuid]
+        assert settled[uuid].after["lr"] == [rate]  # type: ignore[index]
+    accepted = [r.command.uuid for r in records if isinstance(r, CommandAccepted)]
+    assert len(set(accepted)) == len(accepted)
+    assert [entry.seq for entry in entries] == list(range(1, len(entries) + 1))
+    assert sum(isinstance(record, TermStarted) for record in records) >= 4
+    assert sum(isinstance(record, GenerationStarted) for record in records) == 1
+    assert client.snapshot(run).step > step_before
+
+
+def test_the_run_ends_and_its_journal_says_so(run: str, cluster: Cluster, client: SteerwayClient) -> None:
+    from control_plane.core.commands import Stop
+
+    client.submit(run, Stop())
+    snapshot = wait_closed(client, run)
+    assert snapshot.status == "stopped", cluster.logs(run)
+    assert isinstance(whole_journal(client, run)[-1].record, RunClosed)
+    with pytest.raises(SteerwayError, match="takes no more commands"):
+        client.submit(run, SetLearningRate(value=1e-4))
+    assert Path(cluster.settings.runs_dir / run / "journal").is_dir()
