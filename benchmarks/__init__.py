@@ -1,0 +1,8 @@
+"""What Steerway costs and how fast it answers: each benchmark measures both arms in one run.
+
+    python -m benchmarks --list
+    python -m benchmarks overhead --json
+
+Times depend on the machine; so wherever a target is set, its figure is a ratio against the other arm of the same run,
+a number of steps, or a count.
+"""

@@ -1,0 +1,112 @@
+"""The command line of the benchmarks.
+
+    python -m benchmarks NAME [--json] [--n N] [--quick]
+    python -m benchmarks --list
+
+Progress goes to stderr. With `--json` the last line on stdout is one JSON object. The exit code is 0 if every target is
+met, 1 if not, 2 for a request that makes no sense, 130 after Ctrl-C.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import FrameType
+
+from benchmarks.catalogue import BENCHMARKS, Benchmark, listing
+from benchmarks.result import Result
+from control_plane.core.errors import SteerwayError
+
+INTERRUPTED = 130
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Answers the exit code."""
+    parser = argparse.ArgumentParser(prog="benchmarks", description="Measure Steerway.", epilog=listing())
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.add_argument("name", nargs="?", help="one of the benchmarks below")
+    parser.add_argument("--list", action="store_true", help="one line for each benchmark")
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--n", type=int, help="how often to repeat; each benchmark has its own unit")
+    parser.add_argument("--quick", action="store_true", help="a smoke run: too short for its figures to mean anything")
+    given = parser.parse_args(arguments)
+    if given.list:
+        print(listing())
+        return 0
+    benchmark = BENCHMARKS.get(given.name)
+    if benchmark is None:
+        what = f"there is no benchmark {given.name!r}" if given.name else "name a benchmark"
+        say(f"{what}; there are:\n{listing()}")
+        return 2
+    if given.n is not None and given.n < 1:
+        say(f"--n is {given.n}, but {benchmark.name} needs at least 1 of its {benchmark.unit}")
+        return 2
+    return _run(benchmark, given.n, given.quick, given.json)
+
+
+def _run(benchmark: Benchmark, n: int | None, quick: bool, as_json: bool) -> int:
+    from benchmarks import conditions
+
+    _end_in_good_order()
+    machine = conditions.machine()  # now: the load of others, before our own
+    try:
+        with stdout_kept_clean():
+            result = benchmark.measure(n, quick, say)
+    except SteerwayError as error:
+        say(f"{benchmark.name}: {error.reason}")
+        return error.exit_code
+    except KeyboardInterrupt:
+        say(f"{benchmark.name}: interrupted")
+        return INTERRUPTED
+    if as_json:
+        print(json.dumps(result.to_json(benchmark.name, machine, conditions.versions()), allow_nan=False), flush=True)
+    else:
+        _show(benchmark.name, result)
+    return 0 if result.met else 1
+
+
+def _show(name: str, result: Result) -> None:
+    from rich.console import Console
+
+    from benchmarks.report import show
+
+    show(name, result, Console())
+
+
+def say(line: str) -> None:
+    """Progress and complaints."""
+    print(line, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def stdout_kept_clean() -> Iterator[None]:
+    """Whatever libraries and child processes print goes to stderr, so that stdout holds the result alone."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    os.dup2(2, 1)
+    try:
+        yield
+    finally:
+        sys.stdout.flush()
+        os.dup2(kept, 1)
+        os.close(kept)
+
+
+def _end_in_good_order() -> None:
+    """A closed terminal or a `kill` takes down what was started, no less than Ctrl-C."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _interrupt)
+
+
+def _interrupt(_signum: int, _frame: FrameType | None) -> None:
+    # Whoever presses Ctrl-C twice must not interrupt the taking down.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    raise KeyboardInterrupt
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,49 @@
+"""The benchmarks by name: what each one measures, what it repeats, and where it is. Imports none of them."""
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from benchmarks.result import Result
+
+Say = Callable[[str], None]
+"""Takes a line about what is going on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Benchmark:
+    """One benchmark. Its module has `measure(n, quick, say)`, which answers a `Result` and leaves nothing running."""
+
+    name: str
+    caption: str
+    unit: str
+    default_n: int
+    quick_n: int
+
+    def measure(self, n: int | None, quick: bool, say: Say) -> Result:
+        """Run it. Raises `SteerwayError` if it could not be run."""
+        module = importlib.import_module(f"benchmarks.{self.name}")
+        count = n if n is not None else self.quick_n if quick else self.default_n
+        result: Result = module.measure(count, quick, say)
+        return result
+
+
+BENCHMARKS = {
+    benchmark.name: benchmark
+    for benchmark in (
+        Benchmark("boundary", "cost of the quiet boundary per step: none, blocking, prefetched", "rounds", 8, 2),
+        Benchmark("overhead", "steps per second with Steerway against the plain Trainer", "pairs", 6, 1),
+        Benchmark(
+            "latency", "steps and milliseconds from the gateway's 202 to the live optimizer", "commands", 200, 20
+        ),
+    )
+}
+
+
+def listing() -> str:
+    """One line for each benchmark."""
+    width = max(map(len, BENCHMARKS))
+    return "\n".join(
+        f"{name:<{width}}  {benchmark.caption} (n: {benchmark.unit}, {benchmark.default_n} unless given)"
+        for name, benchmark in BENCHMARKS.items()
+    )

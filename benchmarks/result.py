@@ -1,0 +1,67 @@
+"""What a benchmark answers: figures, the targets they are held against, and the verdict.
+
+A target is a `Bound`: `{"max": 1.0}` or `{"min": 0.99}`, or both. It names the figure that it bounds. The verdict is
+computed from these two alone, in `met`, for every benchmark alike.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, TypedDict
+
+
+class Bound(TypedDict, total=False):
+    """Both ends are allowed values."""
+
+    max: float
+    min: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """The arms side by side, for people: `rows` are a name and one text for each of `arms`."""
+
+    title: str
+    arms: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
+class Result:
+    """One benchmark's outcome. `n` counts what the benchmark repeats; the catalogue says what that is."""
+
+    figures: Mapping[str, float]
+    targets: Mapping[str, Bound]
+    n: int
+    tables: tuple[Table, ...] = ()
+
+    @property
+    def met(self) -> bool:
+        """Whether every target is met."""
+        return met(self.figures, self.targets)
+
+    def to_json(self, benchmark: str, machine: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
+        """The one object that `--json` prints. A figure that is not a finite number is null."""
+        figures = {name: value if _finite(value) else None for name, value in self.figures.items()}
+        answer = {"benchmark": benchmark, "figures": figures, "targets": dict(self.targets), "met": self.met}
+        return answer | {"n": self.n, "machine": dict(machine), "versions": dict(versions)}
+
+
+def met(figures: Mapping[str, float | None], targets: Mapping[str, Bound]) -> bool:
+    """Whether there is a target, and each one's figure was measured, is a finite number and lies within its bound.
+
+    Raises `ValueError` for a target that bounds nothing: it would always be met.
+    """
+    return bool(targets) and all(_within(figures.get(name), bound) for name, bound in targets.items())
+
+
+def _within(figure: float | None, bound: Bound) -> bool:
+    if not bound or not set(bound) <= {"max", "min"} or not all(_finite(end) for end in bound.values()):
+        raise ValueError(f"{bound} is not a bound: give 'max', 'min' or both, as finite numbers")
+    if figure is None or not _finite(figure):
+        return False
+    return bound.get("min", -math.inf) <= figure <= bound.get("max", math.inf)
+
+
+def _finite(value: Any) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)

@@ -1,0 +1,1 @@
+"""Training scripts that benchmarks submit, as a user would submit their own."""

@@ -1,0 +1,96 @@
+"""The training that is measured: the model and settings of `configs/gpt2-local.yaml`, on CPU ranks."""
+
+import copy
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from control_plane.core.errors import NotFound
+from ray_jobs.config import RunConfig, load
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Trainer, TrainingArguments
+
+CONFIG = Path(__file__).parents[1] / "configs" / "gpt2-local.yaml"
+
+
+def shipped_config() -> RunConfig:
+    """The config whose speed people see first. Raises `NotFound` where only the packages are installed."""
+    if not CONFIG.is_file():
+        raise NotFound(f"the benchmarks train {CONFIG.name}, but there is no {CONFIG}; run them in a clone")
+    return load(CONFIG)
+
+
+def prepare_rank() -> None:
+    """What `ray_jobs.train` sets up in a rank without a GPU, before torch and DeepSpeed are used."""
+    os.environ["DS_ACCELERATOR"] = "cpu"
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    import torch
+
+    from ray_jobs.cpu_ranks import show_ranks_to_accelerate
+
+    torch.set_num_threads(1)
+    show_ranks_to_accelerate()
+
+
+def arguments(config: RunConfig, output_dir: Path, max_steps: int) -> "TrainingArguments":
+    """The config's settings for a training of `max_steps` steps, with its logging and without evaluations."""
+    from transformers import TrainingArguments
+
+    settings = {name: value for name, value in config.training.items() if not name.startswith("eval_")}
+    settings["max_steps"] = max_steps
+    return TrainingArguments(
+        output_dir=str(output_dir),
+        deepspeed=copy.deepcopy(dict(config.deepspeed)) if config.deepspeed else None,
+        seed=config.seed,
+        report_to="none",
+        disable_tqdm=True,
+        save_strategy="no",
+        **settings,  # type: ignore[arg-type]
+    )
+
+
+def fresh_model(config: RunConfig) -> Any:
+    """A GPT-2 of the config's shape, with weights from its seed."""
+    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+
+    assert config.model is not None
+    assert config.data is not None
+    shape, data = config.model, config.data
+    set_seed(config.seed)
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=data.vocab_size,
+            n_positions=data.block_size,
+            n_layer=shape.n_layer,
+            n_head=shape.n_head,
+            n_embd=shape.n_embd,
+            resid_pdrop=shape.dropout,
+            embd_pdrop=shape.dropout,
+            attn_pdrop=shape.dropout,
+            use_cache=False,
+        )
+    )
+
+
+def random_blocks(config: RunConfig, size: int) -> "list[dict[str, torch.Tensor]]":
+    """Blocks of the config's size with nothing to learn in them: a step costs the same, and no text is read."""
+    import torch
+
+    assert config.data is not None
+    generator = torch.Generator().manual_seed(config.seed)
+    ids = torch.randint(0, config.data.vocab_size, (size, config.data.block_size), generator=generator)
+    return [{"input_ids": block, "labels": block} for block in ids]
+
+
+def forget_trainer(trainer: "Trainer") -> None:
+    """Make room for the next trainer of this process: accelerate keeps its DeepSpeed settings in the class."""
+    import gc
+
+    from accelerate.state import AcceleratorState
+
+    AcceleratorState._reset_state()
+    trainer.callback_handler.callbacks.clear()
+    gc.collect()
