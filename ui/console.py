@@ -14,7 +14,7 @@ ICON = Path(__file__).with_name("icon.svg")
 
 @st.cache_resource(show_spinner=False)
 def _freeze_start_up() -> bool:
-    """Streamlit runs a full collection after every refresh; what start-up made need not be walked each time."""
+    """What start-up made stays for good: the garbage collector need not walk it again and again."""
     import streamlit_echarts  # noqa: F401
 
     gc.freeze()

@@ -37,10 +37,12 @@ def _runs() -> None:
         st.code(HOW_TO_SUBMIT, language="bash")
         return
     newest_first = sorted(found, key=lambda run: run.created_at, reverse=True)
-    for column, title in zip(st.columns(WIDTHS), ("run", "status", "step", "ranks", "created"), strict=True):
-        column.caption(title)
-    for run in newest_first[:MAX_LISTED]:
-        _row(run)
+    with st.container(key="runs_head"):
+        for column, title in zip(st.columns(WIDTHS), ("run", "status", "step", "ranks", "created"), strict=True):
+            column.caption(title)
+    with st.container(key="runs_rows"):
+        for run in newest_first[:MAX_LISTED]:
+            _row(run)
     if len(found) > MAX_LISTED:
         st.caption(f"The {MAX_LISTED} newest of {len(found)} runs. `steer runs` lists them all.")
 
@@ -55,5 +57,5 @@ def _row(run: RunSummary) -> None:
         step.progress(min(1.0, run.step / run.total_steps), text=f"{run.step:,} / {run.total_steps:,}")
     else:
         step.caption("not started")
-    ranks.text(str(run.world_size or ""))
+    ranks.text(f"{run.world_size} ranks" if run.world_size else "")
     created.text(day(run.created_at, reader_zone()))

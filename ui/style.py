@@ -15,6 +15,13 @@ CSS = """<style>
     font-size: 0.72rem; white-space: pre-wrap;
   }
   .st-key-run_header, .st-key-chart_view { gap: 0.5rem; }
+  .st-key-runs_head { display: none; }
+  .st-key-runs_rows [data-testid="stHorizontalBlock"] {
+    flex-direction: row; flex-wrap: wrap; gap: 0.1rem 1rem; padding-bottom: 0.6rem;
+    border-bottom: 1px solid rgba(128, 128, 128, 0.3);
+  }
+  .st-key-runs_rows [data-testid="stColumn"] { flex: 0 0 auto; width: auto; min-width: 0; }
+  .st-key-runs_rows [data-testid="stColumn"]:nth-child(3) { flex: 1 0 100%; }
   .st-key-run_header button { padding: 0.2rem 0.6rem; }
 }
 </style>"""
