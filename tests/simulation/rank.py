@@ -56,7 +56,8 @@ class SimRank:
             self.rates = [rate * 1.0000001 for rate in self.rates]
         after = self.truth(command)
         return Applied(
-            before, {"odd": self.rank} if kind in ("misread", "misapply") and not after else _odd(kind, after)
+            before,
+            {"odd": self.rank} if kind in ("misread", "misapply") and not after else _odd(kind, self.rank, after),
         )
 
     def _take_effect(self, command: Command) -> None:
@@ -85,5 +86,6 @@ class SimRank:
         return {"rates": list(self.rates), "effects": list(self.effects)}
 
 
-def _odd(kind: str, reading: Reading) -> Reading:
-    return {"lr": [rate * 2 for rate in reading["lr"]]} if kind == "misread" else reading
+def _odd(kind: str, rank: int, reading: Reading) -> Reading:
+    # Each rank is wrong in its own way: the same lie told by all of them is agreement, and nobody could tell.
+    return {"lr": [rate * (2 + rank) for rate in reading["lr"]]} if kind == "misread" else reading
