@@ -4,7 +4,7 @@ import streamlit as st
 
 from control_plane.handle import CommandView, Snapshot
 from ui.sending import last_sent
-from ui.words import Colour, clock, life, looks, read_back
+from ui.words import Colour, clock, life, looks, plain, read_back
 from ui.zone import reader_zone
 
 MAX_LISTED = 12
@@ -18,9 +18,9 @@ def sent_command(snapshot: Snapshot) -> None:
         return
     colour, icon = looks(view.status)
     box = {"green": st.success, "red": st.error, "gray": st.warning}.get(colour, st.info)
-    said = f"**{view.what}**: {life(view)}"
+    said = f"**{plain(view.what)}**: {plain(life(view))}"
     if view.settled is not None:
-        said += "".join(f"  \n{line}" for line in read_back(view.settled)[:MAX_RANKS_SHOWN])
+        said += "".join(f"  \n{plain(line)}" for line in read_back(view.settled)[:MAX_RANKS_SHOWN])
     box(said, icon=icon)
 
 
@@ -40,10 +40,5 @@ def _row(view: CommandView) -> None:
     reason = f" “{view.command.reason}”" if view.command.reason else ""
     told = f"{clock(view.accepted_at, reader_zone())} by {view.command.author}{reason}"
     st.markdown(
-        f":{colour}-badge[{icon} {view.status}] **{_plain(view.what)}**  \n:gray[{_plain(life(view))} · {_plain(told)}]"
+        f":{colour}-badge[{icon} {view.status}] **{plain(view.what)}**  \n:gray[{plain(life(view))} · {plain(told)}]"
     )
-
-
-def _plain(text: str) -> str:
-    """Text of other people, without a meaning in Markdown."""
-    return "".join("\\" + char if char in "\\`*_{}[]<>()#+!|$~:" else char for char in " ".join(text.split()))

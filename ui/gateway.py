@@ -52,6 +52,6 @@ def banner(error: SteerwayError) -> None:
 
 
 def _sentence(reason: str) -> str:
-    said = reason.strip()
+    said = reason.strip().replace("[", "\\[")  # an address may hold a link in Markdown; it must not become one
     said = said[:1].upper() + said[1:]
     return said if said.endswith((".", "!", "?", "`")) else said + "."

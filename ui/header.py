@@ -7,7 +7,7 @@ from control_plane.handle import Snapshot
 from ui.gateway import banner
 from ui.live import LiveRun
 from ui.sending import send
-from ui.words import duration, looks
+from ui.words import duration, looks, plain
 
 SILENT_AFTER_S = 15.0
 """Rank 0 reports about once a second; after this long without a word the page says so."""
@@ -20,7 +20,7 @@ def header(live: LiveRun, snapshot: Snapshot) -> None:
     if live.problem is not None:
         banner(live.problem)
     with st.container(horizontal=True, vertical_alignment="center", key="run_header"):
-        st.subheader(snapshot.name or snapshot.run, anchor=False, width="content")
+        st.subheader(plain(snapshot.name or snapshot.run), anchor=False, width="content")
         _badges(snapshot)
         if not snapshot.closed:
             st.space("stretch")
@@ -72,7 +72,7 @@ def _progress(snapshot: Snapshot) -> None:
     step, total = min(snapshot.step, snapshot.total_steps), snapshot.total_steps
     st.progress(step / total, text=_progress_words(snapshot, step, total))
     if snapshot.closed and snapshot.reason:
-        st.caption(f"{snapshot.status.capitalize()}: {snapshot.reason}")
+        st.caption(f"{snapshot.status.capitalize()}: {plain(snapshot.reason)}")
 
 
 def _progress_words(snapshot: Snapshot, step: int, total: int) -> str:

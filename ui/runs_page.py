@@ -6,7 +6,7 @@ from control_plane.core.errors import SteerwayError
 from control_plane.handle import RunSummary
 from ui import pages
 from ui.gateway import banner, client
-from ui.words import day, looks
+from ui.words import day, looks, plain
 from ui.zone import reader_zone
 
 EVERY_S = 2.0
@@ -51,7 +51,7 @@ def _row(run: RunSummary) -> None:
     colour, icon = looks(run.status)
     name, status, step, ranks, created = st.columns(WIDTHS, vertical_alignment="center")
     label = run.name if run.name == run.run or not run.name else f"{run.name} · {run.run}"
-    name.page_link(pages.run(), label=label, query_params={"run": run.run})
+    name.page_link(pages.run(), label=plain(label), query_params={"run": run.run})
     status.badge(run.status, icon=icon, color=colour)
     if run.total_steps:
         step.progress(min(1.0, run.step / run.total_steps), text=f"{run.step:,} / {run.total_steps:,}")

@@ -151,3 +151,8 @@ def complaint(error: ValidationError) -> str:
     if not names:
         return said
     return f"{names[0].capitalize()} {first['input']!r} is refused: {said[0].lower()}{said[1:]}."
+
+
+def plain(text: str) -> str:
+    """Text of other people, in one line and without a meaning in Markdown."""
+    return "".join("\\" + char if char in "\\`*_{}[]<>()#+!|$~:" else char for char in " ".join(text.split()))

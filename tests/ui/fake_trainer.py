@@ -169,11 +169,10 @@ class FakeTrainer:
         values = {
             "loss": self.loss + noise(0, 0.12),
             "lr": self.lr[0],
+            "lr/1": self.lr[1],
             "grad_norm": 0.6 + 2.2 * math.exp(-step / 150) + abs(noise(0, 0.15)) + (6 if step % 389 == 0 else 0),
             "steps_per_s": 8.2 + noise(0, 0.25) - (3 if step % 200 == 0 else 0),
         }
-        if self.lr[1] != self.lr[0]:
-            values["lr/1"] = self.lr[1]
         if step % 100 == 0:
             values["eval_loss"] = self.loss + 0.15 + noise(0, 0.02)
         if step in (431, 432):

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 from control_plane.core.commands import Command, SetLearningRate
 from control_plane.core.records import CommandAccepted, CommandSettled, Entry
 from control_plane.handle import CommandView
-from ui.words import complaint, duration, life, line, read_back
+from ui.words import complaint, duration, life, line, plain, read_back
 
 COMMAND = Command(uuid=UUID(int=1), author="ada", intent=SetLearningRate(value=1e-4), reason="loss is flat")
 
@@ -67,3 +67,7 @@ def test_complaint_about_a_number_names_it(value: object) -> None:
     with pytest.raises(ValidationError) as refused:
         SetLearningRate.model_validate({"value": value})
     assert complaint(refused.value).startswith(f"Value {value!r} is refused: input should be ")
+
+
+def test_plain_text_cannot_become_a_link() -> None:
+    assert plain("[here](http://x)") == "\\[here\\]\\(http\\://x\\)"
