@@ -122,11 +122,7 @@ def _start_parts(where: Settings, record: ClusterRecord) -> ClusterRecord:
 
     create_tokens(where)
     environment = cluster_environment(where, record.cluster)
-    ray = parts.ray_head(where, record.temp_dir)
-    ray_process = parts.start(ray, environment)
-    record = _with_process(where, record, "ray", ray_process.pid)
-    parts.wait_until(lambda: parts.ray_answers(where), ray_process, ray, parts.RAY_START_S)
-
+    record = _start_ray(where, record, environment)
     console = parts.console(where)
     console_process = parts.start(console, environment)
     record = _with_process(where, record, "console", console_process.pid)
@@ -143,6 +139,21 @@ def _start_parts(where: Settings, record: ClusterRecord) -> ClusterRecord:
     parts.wait_until(lambda: parts.answers(health), console_process, console, parts.CONSOLE_START_S)
     record = record.model_copy(update={"ready": True})
     write_record(where, record)
+    return record
+
+
+def _start_ray(where: Settings, record: ClusterRecord, environment: dict[str, str]) -> ClusterRecord:
+    for left in reversed(range(parts.RAY_STARTS)):
+        ray = parts.ray_head(where, record.temp_dir)
+        process = parts.start(ray, environment)
+        record = _with_process(where, record, "ray", process.pid)
+        try:
+            parts.wait_until(lambda: parts.ray_answers(where), process, ray, parts.RAY_START_S)
+            break
+        except parts.PartDied:
+            if not left:
+                raise
+            end_members(record.cluster, record.processes.values(), record.temp_dir)
     return record
 
 

@@ -23,6 +23,9 @@ two cores must be able to hold the smallest run that has anything to agree on.""
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Commands and metrics are small and batches never pass through Ray; its default is 30 % of the memory."""
 
+RAY_STARTS = 2
+"""Ray gives its raylet a fixed 30 s; on two cores beside other trainings it has needed more, and then gives up."""
+
 RAY_START_S = 90.0
 GATEWAY_START_S = 180.0
 CONSOLE_START_S = 90.0
@@ -34,6 +37,12 @@ LOG_LINES_SHOWN = 15
 FIRST_INNER_PORT = 20100
 FIRST_EPHEMERAL_PORT = 32768
 """From here on Linux hands ports out to outgoing connections; a listener placed there may find its place taken."""
+
+
+class PartDied(SteerwayError):
+    """A part of the cluster ended before it answered."""
+
+    slug = "part-died"
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,13 +137,13 @@ def ray_head(settings: Settings, temp_dir: str) -> Launch:
     # The entry point of the same installation, whatever `ray` the PATH has.
     run_ray = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; sys.exit(main())"
     command = [sys.executable, "-c", run_ray, "start", "--head", "--block", "--disable-usage-stats", *flags]
-    return Launch("ray", command, settings.home / "logs" / "ray.log")
+    return Launch("Ray", command, settings.home / "logs" / "ray.log")
 
 
 def gateway(settings: Settings) -> Launch:
     """What deploys the gateway on Ray Serve and ends when it answers."""
     return Launch(
-        "gateway",
+        "the gateway",
         [sys.executable, "-m", "control_plane.gateway.deploy"],
         settings.home / "logs" / "gateway.log",
     )
@@ -154,7 +163,7 @@ def console(settings: Settings) -> Launch:
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     command = [sys.executable, "-m", "streamlit", "run", str(script), *flags]
-    return Launch("console", command, settings.home / "logs" / "console.log")
+    return Launch("the console", command, settings.home / "logs" / "console.log")
 
 
 def start(launch: Launch, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
@@ -172,17 +181,17 @@ def start(launch: Launch, environment: dict[str, str]) -> "subprocess.Popen[byte
 
 
 def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", launch: Launch, wait_s: float) -> None:
-    """Wait for a part. Raises `SteerwayError` with the end of its log if it died or took too long."""
+    """Wait for a part. Raises, with the end of its log, `PartDied`, or `SteerwayError` if it took too long."""
     deadline = time.monotonic() + wait_s
     while not ready():
         if process.poll() not in (None, 0):
-            raise SteerwayError(
-                f"the {launch.name} ended with exit code {process.returncode}; {launch.log_file} ends:\n"
+            raise PartDied(
+                f"{launch.name} ended with exit code {process.returncode}; {launch.log_file} ends:\n"
                 + last_lines(launch.log_file)
             )
         if time.monotonic() > deadline:
             raise SteerwayError(
-                f"the {launch.name} did not answer within {wait_s:g} s; {launch.log_file} ends:\n"
+                f"{launch.name} did not answer within {wait_s:g} s; {launch.log_file} ends:\n"
                 + last_lines(launch.log_file)
             )
         time.sleep(POLL_S)

@@ -107,12 +107,16 @@ def progress_line(snapshot: Snapshot) -> str:
 def summary(snapshot: Snapshot) -> list[str]:
     """How a run ended, for the person who started it."""
     applied = sum(1 for view in snapshot.commands if view.status == "applied")
+    counts = (
+        (applied, "applied command"),
+        (len(snapshot.checkpoints), "checkpoint"),
+        (snapshot.generation, "generation"),
+    )
     return [
         f"run {snapshot.run} {snapshot.status} at step {snapshot.step} of {snapshot.total_steps or '?'}"
         + (f": {snapshot.reason}" if snapshot.reason else ""),
         f"loss {number(snapshot.latest.get('loss'))}, {compared_eval_loss(snapshot)}",
-        f"{applied} commands applied, {len(snapshot.checkpoints)} checkpoints, {snapshot.generation} generation"
-        + ("" if snapshot.generation == 1 else "s"),
+        ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts),
     ]
 
 
