@@ -10,7 +10,6 @@ CSS = """<style>
 .st-key-journal { flex-direction: column-reverse; justify-content: flex-start !important; }
 .st-key-recent_commands p { font-size: 0.85rem; line-height: 1.45; }
 @media (max-width: 640px) {
-  :has(> .st-key-journal), .st-key-journal { height: 100px !important; min-height: 0 !important; }
   .st-key-journal [data-testid="stText"], .st-key-journal [data-testid="stText"] * {
     font-size: 0.72rem; white-space: pre-wrap;
   }
