@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import shlex
+import shutil
 import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -96,7 +97,11 @@ def main(arguments: Sequence[str]) -> int:
         where = settings()
         config = load(given.config, given.overrides)
         files = prepare(config, where.runs_dir, given.run or new_run_id(config.name))
-        job = submit(files, where)
+        try:
+            job = submit(files, where)
+        except SteerwayError:
+            shutil.rmtree(files.root, ignore_errors=True)  # a run that was never taken is not a run
+            raise
     except SteerwayError as error:
         print(f"steer: {error.reason}", file=sys.stderr)
         return error.exit_code
