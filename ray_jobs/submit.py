@@ -7,6 +7,7 @@ Jobs API with the run's id as its submission id.
 """
 
 import argparse
+import importlib.util
 import json
 import os
 import secrets
@@ -20,7 +21,7 @@ from pathlib import Path
 from control_plane.config import Settings, settings
 from control_plane.core.errors import Conflict, SteerwayError, Unavailable
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id
-from ray_jobs.config import RunConfig, load
+from ray_jobs.config import RunConfig, check_training_keys, load
 
 
 def new_run_id(name: str) -> str:
@@ -40,6 +41,12 @@ def prepare(config: RunConfig, runs_dir: Path, run: str) -> RunFiles:
         raise Conflict(f"there is a run {run!r} already; choose another id") from None
     files.config.write_text(config.to_yaml())
     return files
+
+
+def _check_training(config: RunConfig) -> None:
+    """A few seconds here, where the mistake was made, instead of a minute later in a worker's log."""
+    if importlib.util.find_spec("transformers") is not None:
+        check_training_keys(config)
 
 
 def submit(files: RunFiles, where: Settings) -> str:
@@ -96,6 +103,7 @@ def main(arguments: Sequence[str]) -> int:
     try:
         where = settings()
         config = load(given.config, given.overrides)
+        _check_training(config)
         files = prepare(config, where.runs_dir, given.run or new_run_id(config.name))
         try:
             job = submit(files, where)

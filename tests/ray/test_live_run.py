@@ -1,7 +1,6 @@
 """A real run on a real cluster: the README's three-line script, steered, while its control server is killed."""
 
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from uuid import UUID
 
@@ -15,7 +14,6 @@ from tests.ray.cluster import (
     REPOSITORY,
     Cluster,
     kill,
-    running,
     wait_closed,
     wait_for,
     wait_for_step,
@@ -25,18 +23,6 @@ from tests.ray.cluster import (
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 STEPS = 1500
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(tmp_path_factory.mktemp("home")) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def client(cluster: Cluster) -> Iterator[SteerwayClient]:
-    with cluster.client() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")

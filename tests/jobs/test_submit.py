@@ -1,0 +1,72 @@
+"""What is wrong with a submission is said before anything is started, and leaves nothing behind."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from control_plane.core.errors import Conflict, Invalid
+from ray_jobs import submit
+from ray_jobs.config import load
+from tests.ray.cluster import REPOSITORY, free_ports
+
+CONFIG = str(REPOSITORY / "configs" / "gpt2-local.yaml")
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("STEERWAY_HOME", str(tmp_path))
+    monkeypatch.setenv("STEERWAY_DASHBOARD_PORT", str(free_ports(1)[0]))
+    return tmp_path
+
+
+def test_submit_without_a_cluster_says_so_and_leaves_no_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert submit.main([CONFIG, "--json"]) == 1
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "no Ray cluster took the job" in told.err
+    assert "steer up" in told.err
+    assert "Traceback" not in told.err
+    assert not list((home / "runs").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("training.learning_rat=1e-3", "did you mean learning_rate"),
+        ("training.lr_scheduler_type=linaer", "lr_scheduler_type"),
+        ("scaling.rank=2", "ranks"),
+        ("training.learning_rate=.nan", "finite"),
+        ("scaling.ranks=-1", "scaling.ranks"),
+        ("deepspeed=nowhere.json", "nowhere.json"),
+    ],
+)
+def test_submit_with_a_wrong_key_names_it(
+    home: Path, capsys: pytest.CaptureFixture[str], override: str, complaint: str
+) -> None:
+    assert submit.main([CONFIG, override]) == Invalid.exit_code
+    told = capsys.readouterr().err
+    assert complaint in told
+    assert "Traceback" not in told
+    assert not (home / "runs").exists()
+
+
+def test_submit_with_a_taken_id_conflicts_and_keeps_the_first(home: Path) -> None:
+    config = load(CONFIG)
+    first = submit.prepare(config, home / "runs", "taken")
+    with pytest.raises(Conflict, match="already"):
+        submit.prepare(config, home / "runs", "taken")
+    assert first.config.read_text() == config.to_yaml()
+
+
+def test_run_ids_are_unique_and_valid_also_for_the_longest_name() -> None:
+    ids = {submit.new_run_id("n" * 64) for _ in range(20)}
+    assert len(ids) == 20
+    assert all(len(run) <= 64 for run in ids)
+
+
+def test_ray_environment_is_what_the_cluster_wrote_down(home: Path) -> None:
+    where = submit.settings()
+    assert submit.ray_environment(where) == {}
+    where.cluster_file.write_text(json.dumps({"ray_environment": {"RAY_AUTH_MODE": "token"}}))
+    assert submit.ray_environment(where) == {"RAY_AUTH_MODE": "token"}
