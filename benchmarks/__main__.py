@@ -13,7 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 
 from benchmarks.catalogue import BENCHMARKS, Benchmark, listing
@@ -50,7 +50,6 @@ def main(arguments: Sequence[str]) -> int:
 def _run(benchmark: Benchmark, n: int | None, quick: bool, as_json: bool) -> int:
     from benchmarks import conditions
 
-    _end_in_good_order()
     machine = conditions.machine()  # now: the load of others, before our own
     try:
         with stdout_kept_clean():
@@ -88,14 +87,14 @@ def stdout_kept_clean() -> Iterator[None]:
     kept = os.dup(1)
     os.dup2(2, 1)
     try:
-        yield
+        with redirect_stdout(sys.stderr):
+            yield
     finally:
-        sys.stdout.flush()
         os.dup2(kept, 1)
         os.close(kept)
 
 
-def _end_in_good_order() -> None:
+def end_in_good_order() -> None:
     """A closed terminal or a `kill` takes down what was started, no less than Ctrl-C."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
@@ -109,4 +108,5 @@ def _interrupt(_signum: int, _frame: FrameType | None) -> None:
 
 
 if __name__ == "__main__":
+    end_in_good_order()
     sys.exit(main(sys.argv[1:]))

@@ -16,7 +16,7 @@ from benchmarks.quantiles import median, midpoint, quantile
 from benchmarks.ranks import run_ranks
 from benchmarks.result import Bound, Result, Table
 
-BLOCK_STEPS = 50
+BLOCK_STEPS = 25
 WARM_UP_STEPS = 20
 QUICK_STEPS = 4
 TIMEOUT_S = 900.0

@@ -28,7 +28,7 @@ from control_plane.core.errors import SteerwayError
 from control_plane.storage.layout import RunFiles
 
 RANKS = 2
-STEPS = 100
+STEPS = 80
 WARM_UP_STEPS = 10
 QUICK_STEPS = 10
 LOGICAL_CPUS = 4
