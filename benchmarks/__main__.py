@@ -57,7 +57,7 @@ def _run(benchmark: Benchmark, n: int | None, quick: bool, as_json: bool) -> int
     except SteerwayError as error:
         say(f"{benchmark.name}: {error.reason}")
         return error.exit_code
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SystemExit):  # Ray puts in handlers of its own, which leave by SystemExit
         say(f"{benchmark.name}: interrupted")
         return INTERRUPTED
     if as_json:

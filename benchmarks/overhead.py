@@ -10,6 +10,7 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
@@ -69,6 +70,7 @@ def own_ray(folder: Path) -> Iterator[None]:
     os.environ |= ray_environment(where) | {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}  # Ray reads it when imported
     import ray
 
+    ours = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address="local",
@@ -81,6 +83,8 @@ def own_ray(folder: Path) -> Iterator[None]:
             _node_ip_address=where.host,
             _temp_dir=str(folder / "ray"),
         )
+        # Ray puts in a handler that ends this process with a dump of its stack.
+        signal.signal(signal.SIGTERM, ours)
         yield
     finally:
         ray.shutdown()

@@ -29,10 +29,10 @@ def prepare_rank() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
-    from ray_jobs.cpu_ranks import show_ranks_to_accelerate
+    from ray_jobs.cpu_ranks import prepare_cpu_ranks
 
     torch.set_num_threads(1)
-    show_ranks_to_accelerate()
+    prepare_cpu_ranks()
 
 
 def arguments(config: RunConfig, output_dir: Path, max_steps: int) -> "TrainingArguments":
