@@ -64,9 +64,9 @@ def _prepare_process(config: RunConfig, use_gpu: bool) -> None:
     import torch
 
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_rank)))
-    from ray_jobs.cpu_ranks import show_ranks_to_accelerate
+    from ray_jobs.cpu_ranks import prepare_cpu_ranks
 
-    show_ranks_to_accelerate()
+    prepare_cpu_ranks()
 
 
 def _run_script(workload: ScriptWorkload) -> None:

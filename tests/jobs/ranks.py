@@ -57,11 +57,11 @@ def main(folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from ray_jobs.cpu_ranks import show_ranks_to_accelerate
+    from ray_jobs.cpu_ranks import prepare_cpu_ranks
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")
-    show_ranks_to_accelerate()
+    prepare_cpu_ranks()
     rank = dist.get_rank()
     given = json.loads((folder / "spec.json").read_text())
     module, name = given["function"].split(":")
