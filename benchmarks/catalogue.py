@@ -36,6 +36,7 @@ BENCHMARKS = {
         Benchmark(
             "latency", "steps and milliseconds from the gateway's 202 to the live optimizer", "commands", 200, 20
         ),
+        Benchmark("control_loss", "what training and commands notice when the control server is killed", "kills", 5, 1),
     )
 }
 
