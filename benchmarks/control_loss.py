@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from dataclasses import dataclass
 from itertools import pairwise
+from uuid import UUID
 
 import psutil
 
@@ -38,6 +39,7 @@ ACTOR_TITLE = "ray::ControlActor"
 
 TARGETS: dict[str, Bound] = {
     "acknowledged_lost": {"max": 0},
+    "values_not_used": {"max": 0},
     "applied_twice": {"max": 0},
     "steps_lost": {"max": 0},
     "generations": {"max": 1},
@@ -135,36 +137,41 @@ def _result(
     diary: dict[int, Page],
 ) -> Result:
     ends = [page.end_s for page in diary.values()]
-    before = _speed(ends, [(begun_s, losses[0].killed_s)])
-    during = _speed(ends, [(loss.killed_s, loss.answered_s) for loss in losses])
-    after = _speed(ends, [(losses[-1].answered_s, losses[-1].answered_s + CALM_S)])
+    before = speed(ends, [(begun_s, losses[0].killed_s)])
+    during = speed(ends, [(loss.killed_s, loss.answered_s) for loss in losses])
+    after = speed(ends, [(losses[-1].answered_s, losses[-1].answered_s + CALM_S)])
     away = [loss.answered_s - loss.killed_s for loss in losses]
-    used = Counter(page.rate for page in diary.values())
-    applied = {outcome.uuid for outcome in outcomes if outcome.status == "applied"}
+    applied = {outcome.uuid: outcome.step or 0 for outcome in outcomes if outcome.status == "applied"}
     figures: dict[str, float] = {
         "acknowledged": len(sent),
-        "acknowledged_lost": sum(one.uuid not in applied or one.rate not in used for one in sent),
-        "applied_twice": _comebacks(diary, {one.rate for one in sent})
-        + len(outcomes)
-        - len({o.uuid for o in outcomes}),
+        "acknowledged_lost": sum(one.uuid not in applied for one in sent),
+        "values_not_used": not_used(diary, {one.uuid: one.rate for one in sent}, applied),
+        "applied_twice": comebacks(diary, {one.rate for one in sent}) + len(outcomes) - len({o.uuid for o in outcomes}),
         "steps_lost": max(diary) - len(diary),
         "generations": generations,
         "speed_during_over_before": during / before,
         "speed_after_over_before": after / before,
         "away_median_s": median(away),
         "away_max_s": max(away),
-        "longest_step_during_s": _longest_gap(ends, losses),
+        "longest_step_during_s": longest_gap(ends, losses),
     }
     rows = tuple((name, f"{value:.2f}") for name, value in (("before", before), ("during", during), ("after", after)))
     return Result(figures, TARGETS, n, (Table("steps per second, control server", ("steps/s",), rows),))
 
 
-def _speed(ends: list[float], spans: list[tuple[float, float]]) -> float:
+def speed(ends: list[float], spans: list[tuple[float, float]]) -> float:
+    """Steps per second within these spans of Unix time."""
     steps = sum(any(first <= end < last for first, last in spans) for end in ends)
     return steps / sum(last - first for first, last in spans)
 
 
-def _comebacks(diary: dict[int, Page], rates: set[float]) -> int:
+def not_used(diary: dict[int, Page], rates: dict[UUID, float], applied: dict[UUID, int]) -> int:
+    """Values that the step after theirs did not use. Of several applied at one boundary, the last one counts."""
+    last_at = {step: rates[uuid] for uuid, step in applied.items()}  # in the journal's order
+    return sum(step + 1 in diary and diary[step + 1].rate != rate for step, rate in last_at.items())
+
+
+def comebacks(diary: dict[int, Page], rates: set[float]) -> int:
     """How often a value came back after another had taken its place: an effect that happened twice."""
     stretches = Counter[float]()
     last = None
@@ -175,7 +182,8 @@ def _comebacks(diary: dict[int, Page], rates: set[float]) -> int:
     return sum(count - 1 for count in stretches.values() if count > 1)
 
 
-def _longest_gap(ends: list[float], losses: list[Loss]) -> float:
+def longest_gap(ends: list[float], losses: list[Loss]) -> float:
+    """The longest time between two steps, of those that touch a loss."""
     pairs = pairwise(ends)
     return max(
         (b - a for a, b in pairs if any(loss.killed_s <= b and a <= loss.answered_s for loss in losses)), default=0.0
