@@ -153,6 +153,7 @@ class Autopilot:
         # Invariant: a uuid that this autopilot sent is in one of the two, or was refused or not applied.
         self._unsettled: set[UUID] = set()
         self._applied: set[UUID] = set()
+        self._peak_lr = 0.0
         self.decisions = 0
 
     @property
@@ -262,16 +263,19 @@ class Autopilot:
     def _observe(self, snapshot: Snapshot) -> Observation:
         changes = [view for view in snapshot.commands if isinstance(view.command.intent, SetLearningRate)]
         changed_at = _last_change(changes, snapshot.generation)
+        live_lr = self._measured.live_lr(tuple(snapshot.knobs.get("lr", ())), changed_at)
+        self._peak_lr = max(self._peak_lr, *(lr for lr in live_lr if math.isfinite(lr)), 0.0)
         return Observation(
             step=snapshot.step,
             total_steps=snapshot.total_steps,
             losses=tuple(self._measured.losses),
-            lr=self._measured.live_lr(tuple(snapshot.knobs.get("lr", ())), changed_at),
+            lr=live_lr,
             eval_loss=self._measured.eval_loss,
             generation=snapshot.generation,
             changed_at=changed_at,
             changes=len(self._applied) + len(self._unsettled),
             pending=any(view.settled is None for view in changes),
+            peak_lr=self._peak_lr,
         )
 
 

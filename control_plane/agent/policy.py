@@ -53,6 +53,8 @@ class Observation:
     changed_at: int | None = None
     changes: int = 0
     pending: bool = False
+    peak_lr: float = 0.0
+    """The highest live learning rate that the autopilot has seen in this run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,13 +62,16 @@ class Bounds:
     """What no proposal may exceed, whoever makes it. Raises `Invalid` if the bounds contradict each other.
 
     `min_lr`: below it a run stands still and nobody notices. `max_lr`: above it AdamW trains no transformer; a run that
-    is above may only go down. `cooldown_steps`: the loss needs that long to show what the last change did.
-    `max_changes`: an autopilot that needs more than this is not steering but hunting, and a person should look.
-    `max_age_steps`: a decision about a run that has since gone on for longer is about another run.
+    is above may only go down. `max_drop`: nor may it go further down than to this fraction of the highest learning
+    rate that it saw: on a plateau each halving helps a little, until the run stands still.
+    `cooldown_steps`: the loss needs that long to show what the last change did. `max_changes`: an autopilot that needs
+    more than this is not steering but hunting, and a person should look. `max_age_steps`: a decision about a run that
+    has since gone on for longer is about another run.
     """
 
     min_lr: float = 1e-6
     max_lr: float = 1e-2
+    max_drop: float = 16.0
     cooldown_steps: int = 20
     max_changes: int = 40
     max_age_steps: int = 100
@@ -77,6 +82,8 @@ class Bounds:
                 f"the autopilot's learning rates go from {self.min_lr:g} to {self.max_lr:g}; "
                 f"allowed is 0 < min_lr < max_lr <= {MAX_LEARNING_RATE:g}"
             )
+        if not (math.isfinite(self.max_drop) and self.max_drop >= 1):
+            raise Invalid(f"max_drop is {self.max_drop:g}; it is a finite number of at least 1")
         for name in ("cooldown_steps", "max_changes", "max_age_steps"):
             if getattr(self, name) < 0:
                 raise Invalid(f"{name} is {getattr(self, name)}; it counts from 0")
@@ -134,6 +141,9 @@ def _out_of_bounds(action: Action, now: Observation, bounds: Bounds) -> str | No
         return f"it would set {highest:g}, above the autopilot's bound of {bounds.max_lr:g}"
     if action is Action.HALVE and lowest < bounds.min_lr:
         return f"it would set {lowest:g}, below the autopilot's bound of {bounds.min_lr:g}"
+    # A schedule may end near zero; what counts is how far the autopilot has brought the run down from its best.
+    if action is Action.HALVE and lowest < now.peak_lr / bounds.max_drop:
+        return f"it would set {lowest:g}, less than a {bounds.max_drop:g}th of the highest rate seen, {now.peak_lr:g}"
     return None
 
 

@@ -194,9 +194,11 @@ def test_run_agent_beside_a_person_leaves_their_change_time_to_show() -> None:
 def test_run_agent_with_a_model_does_what_it_answers_within_the_gate() -> None:
     run = SimulatedRun(2e-2, total_steps=150)
     changes, said, requests = fly_with(run, says('{"action": "halve", "reason": "a high plateau"}'))
-    assert changes == len(run.views) == len(requests) == 5
+    # Five times asked; the fifth halving would be below the gate's floor, a 16th of where the run began.
+    assert changes == len(run.views) == 4
+    assert len(requests) == 5
     assert {view.command.reason for view in run.views} == {"autopilot (tiny): a high plateau"}
-    assert run.lr == pytest.approx(2e-2 / 2**5)
+    assert run.lr == pytest.approx(2e-2 / 2**4)
     assert said[0].startswith("steering r every 25 steps with tiny")
 
 

@@ -80,3 +80,19 @@ def test_explain_hostile_words_become_one_short_printable_line() -> None:
     assert reason.isprintable()
     assert reason.startswith("autopilot (model): ")
     assert len(reason) <= MAX_EXPLANATION_CHARS + len("autopilot (model): ") <= MAX_REASON_CHARS
+
+
+def test_gate_does_not_bring_a_run_further_down_than_max_drop() -> None:
+    at_the_floor = observed([3.0], lr=2e-2 / 16, peak_lr=2e-2)
+    above_it = observed([3.0], lr=2e-2 / 8, peak_lr=2e-2)
+    halve = Decision(Action.HALVE, "flat")
+    refused = decide(halve, at_the_floor, at_the_floor, Bounds())
+    assert refused.intent is None
+    assert "16th of the highest rate seen" in refused.sentence
+    assert decide(halve, above_it, above_it, Bounds()).intent is not None
+
+
+@pytest.mark.parametrize("max_drop", [0.5, float("nan"), float("inf"), -1.0])
+def test_bounds_refuse_a_max_drop_that_makes_no_sense(max_drop: float) -> None:
+    with pytest.raises(Invalid, match="max_drop"):
+        Bounds(max_drop=max_drop)
