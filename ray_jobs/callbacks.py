@@ -216,8 +216,12 @@ class LoggingCallback(TrainerCallback):
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Rank 0's numbers; Transformers has already averaged the loss over the ranks."""
-        link = self._interactive.opened().link
+        """Rank 0's numbers; Transformers has already averaged the loss over the ranks.
+
+        A script may evaluate before it trains: what it logs then belongs to no step of the run.
+        """
+        session = self._interactive.session
+        link = session.link if session is not None else None
         if link is None or not logs:
             return
         values = {name: value for name, value in logs.items() if _is_measurement(name, value)}
