@@ -110,3 +110,20 @@ def get_or_create(files: RunFiles) -> Any:
         max_concurrency=MAX_CONCURRENT_CALLS,
         num_cpus=0,
     ).remote(str(files.root))
+
+
+def is_serving(files: RunFiles) -> bool:
+    """Whether the run has a control actor, living or restarting. Asks Ray by name; makes none."""
+    try:
+        ray.get_actor(actor_name(files.run), namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def retire(files: RunFiles) -> None:
+    """End the actor of a closed run: its files say everything, and a process for each old run would add up."""
+    try:
+        ray.kill(ray.get_actor(actor_name(files.run), namespace=NAMESPACE), no_restart=True)
+    except ValueError:
+        return  # nobody serves it

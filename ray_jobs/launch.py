@@ -9,12 +9,14 @@ the run. It imports neither DeepSpeed nor the workload.
 import asyncio
 import logging
 import sys
+import time
 from pathlib import Path
 
 import ray
 from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
 
+from control_plane.actor import retire
 from control_plane.core.errors import SteerwayError
 from control_plane.core.records import Ending
 from control_plane.ray_handle import RayHandle
@@ -22,6 +24,9 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs import config as run_config
 
 log = logging.getLogger("steerway.driver")
+
+LAST_WORDS_S = 1.0
+"""Those who watch a run hear of its end from its control server before that one is retired."""
 
 TORCH_TIMEOUT_S = 600
 """DeepSpeed's own patience for a collective; torch's is three times as long."""
@@ -36,6 +41,8 @@ def main(root: Path) -> int:
     asyncio.run(handle.snapshot())
     ending, reason = _fit(files, settings)
     log.info("run %s: %s%s", files.run, asyncio.run(_close(handle, ending, reason)), f": {reason}" if reason else "")
+    time.sleep(LAST_WORDS_S)
+    retire(files)
     return 0 if ending != "failed" else 1
 
 

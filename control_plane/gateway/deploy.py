@@ -18,6 +18,7 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions
 
+from control_plane.actor import is_serving
 from control_plane.archive import ArchivedRun
 from control_plane.config import Settings, settings
 from control_plane.core.errors import SteerwayError, Unavailable
@@ -46,9 +47,14 @@ class RayRuns:
         return find_run(self._where.runs_dir, run)
 
     async def handle(self, run: str) -> RunHandle:
-        """The run's control server; a closed run is served from its files. Raises `NotFound` or `Invalid`."""
+        """The run's control server; a closed run is served from its files. Raises `NotFound` or `Invalid`.
+
+        Whoever closes a run retires its actor, so a live handle is good as long as Ray knows the actor's name.
+        """
         files = self.files(run)
         known = self._handles.get(run)
+        if isinstance(known, RayHandle) and not await asyncio.to_thread(is_serving, files):
+            known = None
         if known is None:
             archived = await asyncio.to_thread(_archived, files)
             known = self._handles[run] = archived or RayHandle(files)

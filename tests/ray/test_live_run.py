@@ -1,7 +1,6 @@
 """A real run on a real cluster: the README's three-line script, steered, while its control server is killed."""
 
 import threading
-from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -134,4 +133,8 @@ def test_the_run_ends_and_its_journal_says_so(run: str, cluster: Cluster, client
     assert isinstance(whole_journal(client, run)[-1].record, RunClosed)
     with pytest.raises(SteerwayError, match="takes no more commands"):
         client.submit(run, SetLearningRate(value=1e-4))
-    assert Path(cluster.settings.runs_dir / run / "journal").is_dir()
+    entries = whole_journal(client, run)
+    wait_for("the control actor's retirement", lambda: not cluster.control_actors(), 60)
+    assert whole_journal(client, run) == entries
+    assert client.snapshot(run).status == "stopped"
+    assert not cluster.control_actors()
