@@ -9,6 +9,7 @@ Training calls nothing else. On rank 0 a `Link` brings offers and takes outcomes
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -118,11 +119,9 @@ class TrainingSession:
         assert self._open is not None
         opened, self._open = self._open, None
         answer: Any = opened.finish_broadcast()
-        try:
+        with suppress(StopIteration):  # that is how a generator says that the boundary is over
             while True:
                 answer = self._perform(opened.steps.send(answer))
-        except StopIteration:
-            pass
         self._report_outcomes()
         self._progress(step, "training")
 

@@ -142,6 +142,7 @@ def test_link_start_waits_for_a_control_server_that_restarts(monkeypatch: pytest
     threading.Timer(0.1, handle.away.clear).start()
     link = opened(handle)
     link.close("finished", 0, None)
+    assert handle.ended == (3, "finished", 0, None)
 
 
 def test_telemetry_that_overflows_drops_the_oldest_and_counts_them() -> None:
