@@ -142,11 +142,15 @@ def _result(
     after = speed(ends, [(losses[-1].answered_s, losses[-1].answered_s + CALM_S)])
     away = [loss.answered_s - loss.killed_s for loss in losses]
     applied = {outcome.uuid: outcome.step or 0 for outcome in outcomes if outcome.status == "applied"}
+    # A warm-up passes through values of its own, and one of them may be one that is sent later.
+    steered = {step: page for step, page in diary.items() if step > min(applied.values(), default=0)}
     figures: dict[str, float] = {
         "acknowledged": len(sent),
         "acknowledged_lost": sum(one.uuid not in applied for one in sent),
         "values_not_used": not_used(diary, {one.uuid: one.rate for one in sent}, applied),
-        "applied_twice": comebacks(diary, {one.rate for one in sent}) + len(outcomes) - len({o.uuid for o in outcomes}),
+        "applied_twice": comebacks(steered, {one.rate for one in sent})
+        + len(outcomes)
+        - len({o.uuid for o in outcomes}),
         "steps_lost": max(diary) - len(diary),
         "generations": generations,
         "speed_during_over_before": during / before,
