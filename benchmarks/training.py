@@ -54,25 +54,14 @@ def arguments(config: RunConfig, output_dir: Path, max_steps: int) -> "TrainingA
 
 def fresh_model(config: RunConfig) -> Any:
     """A GPT-2 of the config's shape, with weights from its seed."""
-    from transformers import GPT2Config, GPT2LMHeadModel, set_seed
+    from transformers import set_seed
+
+    from ray_jobs.workloads import gpt2
 
     assert config.model is not None
     assert config.data is not None
-    shape, data = config.model, config.data
     set_seed(config.seed)
-    return GPT2LMHeadModel(
-        GPT2Config(
-            vocab_size=data.vocab_size,
-            n_positions=data.block_size,
-            n_layer=shape.n_layer,
-            n_head=shape.n_head,
-            n_embd=shape.n_embd,
-            resid_pdrop=shape.dropout,
-            embd_pdrop=shape.dropout,
-            attn_pdrop=shape.dropout,
-            use_cache=False,
-        )
-    )
+    return gpt2.fresh_model(config.model, config.data, config.data.vocab_size, config.seed)
 
 
 def random_blocks(config: RunConfig, size: int) -> "list[dict[str, torch.Tensor]]":

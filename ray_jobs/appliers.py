@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from control_plane.core.boundary import Applied
-from control_plane.core.commands import Command, Evaluate, SetLearningRate, Stop
+from control_plane.core.commands import MAX_LEARNING_RATE, Command, Evaluate, SetLearningRate, Stop
 from control_plane.core.decisions import find_group
 from control_plane.core.records import Reading
 from ray_jobs.schedule import SteeredSchedule, group_names, live_groups
@@ -57,8 +57,11 @@ class LearningRateApplier:
         if not indices:
             return f"there is no parameter group {intent.group!r}; this run has {group_names(self._groups())}"
         for index, value in self._targets(intent):
-            if not 0 < value <= 10.0:
-                return f"group {index} would get the learning rate {value:g}; allowed is above 0 and at most 10"
+            if not 0 < value <= MAX_LEARNING_RATE:
+                return (
+                    f"group {index} would get the learning rate {value:g}; "
+                    f"allowed is above 0 and at most {MAX_LEARNING_RATE:g}"
+                )
             refusal = self._schedule.refusal(index, value, intent.schedule)
             if refusal:
                 return refusal

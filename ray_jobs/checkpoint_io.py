@@ -8,6 +8,7 @@ A failure on any rank is everyone's: no manifest, and the folder is removed.
 import random
 import re
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,9 +51,8 @@ def save(trainer: Any, files: RunFiles, collectives: Collectives, about: dict[st
         committed = _reason(problems) or _commit(root, name, files, trainer, shards, about)
         if isinstance(committed, str):
             shutil.rmtree(root, ignore_errors=True)
-    answer = collectives.all_gather(committed)[0]
-    assert answer is not None
-    return answer if isinstance(answer, str) else CheckpointCommitted.model_validate(answer)
+    answer: CheckpointCommitted | str = collectives.all_gather(committed)[0]
+    return answer
 
 
 def space_refusal(trainer: Any, files: RunFiles) -> str | None:
@@ -77,7 +77,7 @@ def _numbered(name: str, taken: int) -> str:
     return f"{name}-{taken + 1}" if taken else name
 
 
-def _guarded(write: Any) -> str | None:
+def _guarded(write: Callable[[], None]) -> str | None:
     try:
         write()
     except Exception as error:

@@ -123,7 +123,7 @@ class TrainingSession:
             while True:
                 answer = self._perform(opened.steps.send(answer))
         self._report_outcomes()
-        self._progress(step, "training")
+        self._progress(step)
 
     def _perform(self, effect: Effect) -> Any:
         match effect:
@@ -177,14 +177,14 @@ class TrainingSession:
         self._reported = len(self.replica.ledger)
         self.link.report(new)
 
-    def _progress(self, step: int, phase: Phase) -> None:
+    def _progress(self, step: int) -> None:
         if self.link is None:
             return
         self._step_times_s.append(time.monotonic())
         del self._step_times_s[:-SPEED_WINDOW_STEPS]
         elapsed_s = self._step_times_s[-1] - self._step_times_s[0]
         speed = (len(self._step_times_s) - 1) / elapsed_s if elapsed_s > 0 else None
-        self.link.progress(step, self.total_steps, phase, speed)
+        self.link.progress(step, self.total_steps, "training", speed)
 
     def phase(self, phase: Phase) -> None:
         """Say what this run is doing, between two steps. Time that is not training does not count as speed."""

@@ -22,7 +22,7 @@ def build(config: RunConfig) -> Workload:
     if config.model is None or config.data is None:
         raise Invalid(f"{config.name}: workload.kind is gpt2, which also needs model and data.")
     tokens = tokenized(_corpus(config.data), config.data.vocab_size)
-    model = _model(config.model, config.data, tokens.vocab_size, config.seed)
+    model = fresh_model(config.model, config.data, tokens.vocab_size, config.seed)
     train = _blocks(tokens.train, config.data, "train")
     evaluation = _blocks(tokens.evaluation, config.data, "evaluation")
     facts: dict[str, float | str] = {
@@ -41,7 +41,8 @@ def _corpus(data: DataSettings) -> Corpus:
     return stdlib_text.read(data) if data.source == "stdlib" else wikitext2.read(data)
 
 
-def _model(shape: ModelSettings, data: DataSettings, vocab_size: int, seed: int) -> GPT2LMHeadModel:
+def fresh_model(shape: ModelSettings, data: DataSettings, vocab_size: int, seed: int) -> GPT2LMHeadModel:
+    """A GPT-2 of this shape. Its weights follow from the seed alone, on every rank alike."""
     gpt2 = GPT2Config(
         vocab_size=vocab_size,
         n_positions=data.block_size,
