@@ -62,8 +62,8 @@ def cluster_record(where: Settings) -> dict[str, Any]:
 
 
 def submitter_environment(where: Settings) -> dict[str, str]:
-    """The environment of a process that talks to the cluster's Ray: it asks for a token, read from a file."""
-    return dict(os.environ) | where.environment() | cluster_record(where).get("ray_environment", {})
+    """The environment of the submitter, which finds by itself what the cluster wrote down for those who talk to it."""
+    return dict(os.environ) | where.environment()
 
 
 def call(command: Sequence[str], environment: dict[str, str] | None = None) -> int:
