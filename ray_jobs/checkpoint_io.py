@@ -15,8 +15,9 @@ from typing import Any
 import numpy
 import torch
 
+from control_plane.core.errors import SteerwayError
 from control_plane.core.records import CheckpointCommitted
-from control_plane.storage.checkpoints import Manifest, Shard, commit, hash_shard
+from control_plane.storage.checkpoints import Manifest, Shard, SigningKey, commit, hash_shard
 from control_plane.storage.layout import RunFiles
 from ray_jobs.collectives import Collectives
 
@@ -145,8 +146,8 @@ def _commit(
         **about,
     )
     try:
-        digest = commit(root, manifest)
-    except OSError as error:
+        digest = commit(root, manifest, SigningKey.of_installation(files.root.parent.parent / "checkpoint-key"))
+    except (OSError, SteerwayError) as error:
         return f"the manifest could not be written: {error}"
     return CheckpointCommitted(
         checkpoint=name,

@@ -1,122 +1,248 @@
 """A checkpoint exists when its manifest does.
 
-Every rank writes and hashes its shards; the manifest, which names them all, is written last: to a temporary name,
-synced, renamed, and the folder synced. A folder without a manifest is the remains of a save that did not finish.
+Every rank writes and hashes its shards; the manifest, which names them all and is signed, is written last: to a
+temporary name, synced, renamed, and the folder synced. A folder without a manifest is what a save that did not finish
+has left, or a removal that did not. Nothing here unpickles anything: first `verify`, then load.
 
-Covered: a process or machine that dies anywhere during a save. Not covered: storage that reorders a rename before
-the data it names, in spite of fsync.
+Covered: a process or machine that dies anywhere during a save or a removal; files that are damaged, missing, swapped,
+linked or planted. Not covered: storage that reorders a rename before the data it names, in spite of fsync; whoever
+changes files between `verify` and their use; a whole older checkpoint of the same name put in the place of a newer
+one, which the digest of the manifest in the journal tells.
 """
 
 import hashlib
 import json
 import os
+import stat
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
-from control_plane.core.commands import Words
-from control_plane.core.errors import Damaged
+from control_plane.core.errors import Damaged, Invalid
+from control_plane.storage.manifests import FORMAT, MANIFEST, MAX_MANIFEST_BYTES, Manifest, RankState, Shard
+from control_plane.storage.room import discard, folders, leftovers, room_refusal
+from control_plane.storage.shards import ShardFile, hash_file, hash_shard, read_through, sync_folder, write_all
+from control_plane.storage.signing import SigningKey
 
-MANIFEST = "manifest.json"
-READ_BYTES = 1 << 20
-
-
-class Shard(Words):
-    """One file of a checkpoint. `path` is relative to the checkpoint's folder."""
-
-    path: str
-    rank: int
-    size_bytes: int
-    sha256: str
-
-
-class Manifest(Words):
-    """The file that makes a checkpoint."""
-
-    format: int = 1
-    checkpoint: str
-    run: str
-    generation: int
-    step: int
-    world_size: int
-    label: str | None = None
-    shards: tuple[Shard, ...]
-    samples_consumed: int
-    knobs: dict[str, Any] = {}
-    settled: tuple[str, ...] = Field(default=(), description="uuids of the commands that this state contains")
-    versions: dict[str, str] = {}
-
-    @property
-    def size_bytes(self) -> int:
-        """All shards together."""
-        return sum(shard.size_bytes for shard in self.shards)
+__all__ = [
+    "MANIFEST",
+    "Examined",
+    "Manifest",
+    "RankState",
+    "Shard",
+    "ShardFile",
+    "SigningKey",
+    "commit",
+    "discard",
+    "examine",
+    "hash_file",
+    "hash_shard",
+    "leftovers",
+    "list_checkpoints",
+    "newest_good",
+    "read_manifest",
+    "room_refusal",
+    "verify",
+]
 
 
-def hash_shard(root: Path, path: Path, rank: int) -> Shard:
-    """Make one file durable, and describe it."""
-    digest, size_bytes = hashlib.sha256(), 0
-    with path.open("rb") as file:
-        while block := file.read(READ_BYTES):
-            digest.update(block)
-            size_bytes += len(block)
-        os.fsync(file.fileno())
-    return Shard(path=str(path.relative_to(root)), rank=rank, size_bytes=size_bytes, sha256=digest.hexdigest())
+def commit(root: Path, manifest: Manifest, key: SigningKey) -> str:
+    """Sign the manifest and write it, last and atomically; from here on the checkpoint exists. Answers its SHA-256.
 
-
-def commit(root: Path, manifest: Manifest) -> str:
-    """Write the manifest, last and atomically; from here on the checkpoint exists. Answers its SHA-256."""
-    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True, allow_nan=False).encode()
-    for folder in {(root / shard.path).parent for shard in manifest.shards}:
-        sync_folder(folder)
+    Raises: `Invalid` if no checkpoint can look like this manifest, `Damaged` if the folder does not hold the shards
+    that it names, each in its size, and nothing else besides; `OSError`. Then there is no checkpoint.
+    """
+    problem = manifest.problem() or _name_problem(root, manifest) or (None if manifest.shards else "names no shards")
+    if problem:
+        raise Invalid(f"the manifest of {manifest.checkpoint} {problem}")
+    text = key.sign(manifest).text()
+    if len(text) > MAX_MANIFEST_BYTES:
+        raise Invalid(f"the manifest of {manifest.checkpoint} has {len(text)} bytes; the limit is {MAX_MANIFEST_BYTES}")
+    for folder in sorted({folder for shard in manifest.shards for folder in _folders(shard.path)}, reverse=True):
+        sync_folder(root / folder)
+    _compare_files(root, manifest)
     temporary = root / f".{MANIFEST}.tmp"
-    with temporary.open("wb") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(root / MANIFEST)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    try:
+        write_all(descriptor, text)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    os.rename(temporary, root / MANIFEST)
     sync_folder(root)
     sync_folder(root.parent)
     return hashlib.sha256(text).hexdigest()
 
 
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+def read_manifest(root: Path, key: SigningKey | None) -> Manifest:
+    """The manifest of a checkpoint's folder. Without a key its signature is not looked at: somebody trusts it.
+
+    Raises `Damaged` if there is none, if it makes no sense, or if this installation did not sign it.
+    """
+    data = _read_bounded(root)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def read_manifest(root: Path) -> Manifest:
-    """The manifest of a checkpoint's folder. Raises `Damaged` if there is none, or if it makes no sense."""
-    try:
-        return Manifest.model_validate_json((root / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        raise Damaged(f"{root.name} has no manifest: the save did not finish, so this is not a checkpoint") from None
-    except (OSError, ValidationError) as error:
-        raise Damaged(f"the manifest of {root.name} cannot be read: {str(error).splitlines()[0]}") from None
-
-
-def verify(root: Path) -> Manifest:
-    """The manifest, after every shard's size and hash was compared. Raises `Damaged`, naming the file."""
-    manifest = read_manifest(root)
-    for shard in manifest.shards:
-        path = root / shard.path
-        if not path.resolve().is_relative_to(root.resolve()):
-            raise Damaged(f"checkpoint {root.name} names a file outside of itself: {shard.path}")
-        if not path.is_file():
-            raise Damaged(f"checkpoint {root.name} lacks {shard.path}")
-        found = hash_shard(root, path, shard.rank)
-        if found != shard:
-            raise Damaged(f"{shard.path} of checkpoint {root.name} is not what was saved ({found.size_bytes} bytes)")
+        plain = json.loads(data, parse_constant=_refuse_constant)
+        if isinstance(plain, dict) and plain.get("format", FORMAT) != FORMAT:
+            told = repr(plain["format"])[:40]
+            raise Damaged(f"the manifest of {root.name} has format {told}; this program understands format {FORMAT}")
+        manifest = Manifest.model_validate(plain)
+        spelled = manifest.text()
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))
+        raise Damaged(f"the manifest of {root.name} makes no sense at {where or 'its top'}: {first['msg']}") from None
+    except (ValueError, RecursionError, Invalid) as error:
+        raise Damaged(f"the manifest of {root.name} cannot be read: {str(error)[:200]}") from None
+    if problem := manifest.problem() or _name_problem(root, manifest):
+        raise Damaged(f"the manifest of {root.name} {problem}")
+    if key is not None:
+        key.check(manifest, root)
+    if spelled != data:
+        raise Damaged(f"the manifest of {root.name} was edited: it is not spelled as it was written")
     return manifest
 
 
-def list_checkpoints(folder: Path) -> list[Manifest]:
-    """Every checkpoint that exists, by step. Unfinished saves are not checkpoints and are left out."""
-    if not folder.is_dir():
-        return []
-    roots = [root for root in folder.iterdir() if (root / MANIFEST).is_file()]
-    return sorted((read_manifest(root) for root in roots), key=lambda manifest: manifest.step)
+def verify(root: Path, key: SigningKey | None, ranks: Collection[int] | None = None) -> Manifest:
+    """The manifest, after every file was compared with it; none is unpickled. Raises `Damaged`, naming the file.
+
+    With `ranks`, only what these ranks of the *saving* job wrote is read and hashed, so that ranks can share the work:
+    together they must cover `range(manifest.world_size)`. Which files there are is compared in any case.
+    """
+    manifest = read_manifest(root, key)
+    _compare_files(root, manifest)
+    for shard in manifest.shards:
+        if ranks is None or shard.rank in ranks:
+            _compare_content(root, shard)
+    return manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A folder among the checkpoints, for people: what it holds, or why it is no checkpoint of ours."""
+
+    name: str
+    manifest: Manifest | None = None
+    problem: str | None = None
+
+
+def examine(folder: Path, key: SigningKey | None) -> list[Examined]:
+    """Every folder among the checkpoints, by step and name; those that cannot be used come last. Reads no shard."""
+    found = [_examined(root, key) for root in folders(folder)]
+    return sorted(found, key=lambda one: (one.manifest is None, one.manifest.step if one.manifest else 0, one.name))
+
+
+def list_checkpoints(folder: Path, key: SigningKey | None) -> list[Manifest]:
+    """Every checkpoint that exists, by step, then name. What did not finish, is damaged or is foreign is left out."""
+    return [one.manifest for one in examine(folder, key) if one.manifest is not None]
+
+
+def newest_good(
+    folder: Path, key: SigningKey | None, candidates: Sequence[str]
+) -> tuple[Manifest | None, list[tuple[str, str]]]:
+    """The first of `candidates` (names, best first) of which every byte verifies.
+
+    Also answers the name of, and the reason against, each one that was refused before it.
+    """
+    refused = list[tuple[str, str]]()
+    for name in candidates:
+        try:
+            if not _is_name(name):
+                raise Damaged(f"{name[:80]!r} is not the name of a checkpoint")
+            return verify(folder / name, key), refused
+        except Damaged as error:
+            refused.append((name, error.reason))
+    return None, refused
+
+
+def _folders(path: str) -> Iterator[Path]:
+    yield from Path(path).parents
+
+
+def _name_problem(root: Path, manifest: Manifest) -> str | None:
+    name = root.absolute().name
+    return None if manifest.checkpoint == name else f"is of checkpoint {manifest.checkpoint[:80]!r}, not of {name!r}"
+
+
+def _is_name(name: str) -> bool:
+    return bool(name) and name == os.path.basename(name) and name.isprintable() and not name.startswith(".")
+
+
+def _read_bounded(root: Path) -> bytes:
+    path = root / MANIFEST
+    try:
+        if stat.S_ISLNK(path.lstat().st_mode):
+            raise Damaged(f"the manifest of {root.name} is a symbolic link")
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise Damaged(f"the manifest of {root.name} is not a regular file")
+            data = file.read(MAX_MANIFEST_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        raise Damaged(f"{root.name} has no manifest: the save did not finish, so this is not a checkpoint") from None
+    except (OSError, ValueError) as error:
+        raise Damaged(f"the manifest of {root.name} cannot be read: {error}") from None
+    if len(data) > MAX_MANIFEST_BYTES:
+        raise Damaged(f"the manifest of {root.name} is longer than {MAX_MANIFEST_BYTES:,} bytes")
+    return data
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _compare_files(root: Path, manifest: Manifest) -> None:
+    """Raises `Damaged` unless the folder holds what the manifest names, and nothing else that a loader would find."""
+    try:
+        found = {entry.path: entry.size_bytes for entry in _files(root, "")}
+    except OSError as error:
+        raise Damaged(f"checkpoint {root.name} cannot be read: {error}") from None
+    for shard in manifest.shards:
+        if shard.path not in found:
+            raise Damaged(f"checkpoint {root.name} lacks {shard.path}, or it is out of sight from here")
+        if found[shard.path] != shard.size_bytes:
+            raise Damaged(
+                f"{shard.path} of checkpoint {root.name} has {found[shard.path]} bytes; {shard.size_bytes} were saved"
+            )
+    # Beside the manifest lie things for people, e.g. DeepSpeed's script; no loader looks there.
+    unknown = sorted(path for path in found.keys() - {shard.path for shard in manifest.shards} if "/" in path)
+    if unknown:
+        raise Damaged(f"checkpoint {root.name} holds {unknown[0]!r}, which its manifest does not name")
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    path: str
+    size_bytes: int
+
+
+def _files(root: Path, within: str) -> Iterator[_File]:
+    """Every regular file below, by its path from `root`. Raises `Damaged` for what is neither file nor folder."""
+    with os.scandir(root / within) as entries:
+        for entry in entries:
+            path = f"{within}{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                yield from _files(root, f"{path}/")
+            elif entry.is_file(follow_symlinks=False):
+                yield _File(path, entry.stat(follow_symlinks=False).st_size)
+            else:
+                kind = "a symbolic link" if entry.is_symlink() else "not a regular file"
+                raise Damaged(f"{path!r} of checkpoint {root.name} is {kind}")
+
+
+def _compare_content(root: Path, shard: Shard) -> None:
+    try:
+        found = read_through(root / shard.path)
+    except OSError as error:
+        raise Damaged(f"{shard.path} of checkpoint {root.name} cannot be read: {error.strerror or error}") from None
+    if found != (shard.size_bytes, shard.sha256):
+        raise Damaged(f"{shard.path} of checkpoint {root.name} is not what was saved ({found[0]} bytes)")
+
+
+def _examined(root: Path, key: SigningKey | None) -> Examined:
+    try:
+        return Examined(root.name, manifest=read_manifest(root, key))
+    except Damaged as error:
+        return Examined(root.name, problem=error.reason)

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from control_plane.core.records import CheckpointCommitted, CommandSettled, Entry, GenerationStarted
-from control_plane.storage.checkpoints import verify
+from control_plane.storage.checkpoints import SigningKey, verify
 from control_plane.storage.journal import read
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
@@ -133,7 +133,9 @@ def test_the_logged_rate_is_the_one_the_step_used(runs: dict[str, Run], arm: str
 @each_arm
 def test_a_saved_checkpoint_has_every_ranks_shard_and_verifies(runs: dict[str, Run], arm: str) -> None:
     (committed,) = runs[arm].of(CheckpointCommitted)
-    manifest = verify(runs[arm].files.root / committed.path)
+    root = runs[arm].files.root
+    key = SigningKey.of_installation(root.parent.parent / "checkpoint-key")
+    manifest = verify(root / committed.path, key)
     assert (manifest.step, manifest.world_size, manifest.label) == (SAVE_AT, 2, "kept")
     assert {shard.rank for shard in manifest.shards} == {0, 1}
     assert not list((runs[arm].files.root / committed.path).rglob("latest"))

@@ -1,0 +1,77 @@
+"""Room for checkpoints: their removal, what crashes have left of them, and how much is free."""
+
+import os
+import shutil
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from control_plane.core.errors import Unavailable
+from control_plane.storage.manifests import MANIFEST
+from control_plane.storage.shards import sync_folder
+
+RESERVE_BYTES = 256 * 2**20
+"""A save leaves so much free: a journal that cannot be written stops everything."""
+
+
+def discard(root: Path) -> None:
+    """Remove a checkpoint, or what is left of one. It is no checkpoint any more from the first step on.
+
+    Repeating it, also after a crash or at the same time elsewhere, is harmless. A reader at work notices that files
+    are gone. Raises `Unavailable` if something could not be removed; `leftovers` will find it.
+    """
+    try:
+        if root.is_symlink():
+            root.unlink()
+            return
+        with suppress(FileNotFoundError):
+            os.unlink(root / MANIFEST)
+            sync_folder(root)
+        shutil.rmtree(root, onerror=_pass_over_missing)
+        with suppress(FileNotFoundError):
+            sync_folder(root.parent)
+    except OSError as error:
+        raise Unavailable(f"checkpoint {root.name} could not be removed wholly: {error.strerror or error}") from error
+
+
+def leftovers(folder: Path, older_than_s: float) -> list[Path]:
+    """Folders without a manifest in which nothing has changed for so long: unfinished saves and removals."""
+    before = time.time() - older_than_s
+    roots = (root for root in folders(folder) if not os.path.lexists(root / MANIFEST))
+    return sorted(root for root in roots if _last_change(root) < before)
+
+
+def room_refusal(folder: Path, needed_bytes: int) -> str | None:
+    """Why the disk cannot take so many bytes more, or None. `folder` need not exist yet. Raises `OSError`."""
+    place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
+    free_bytes = shutil.disk_usage(place).free
+    if free_bytes >= needed_bytes + RESERVE_BYTES:
+        return None
+    return (
+        f"a checkpoint needs about {needed_bytes:,} bytes and must leave {RESERVE_BYTES:,} free; "
+        f"{free_bytes:,} are free in {folder}"
+    )
+
+
+def folders(folder: Path) -> list[Path]:
+    """Every folder that may be a checkpoint, by name."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _pass_over_missing(function: Any, path: str, error: tuple[Any, BaseException, Any]) -> None:
+    """What somebody else has removed meanwhile is what was wanted."""
+    if not isinstance(error[1], FileNotFoundError):
+        raise error[1]
+
+
+def _last_change(root: Path) -> float:
+    """The newest change below, as Unix time; what vanishes meanwhile is changing now."""
+    try:
+        folders = [*os.walk(root)]
+        paths = [path for folder, _, files in folders for path in (folder, *(os.path.join(folder, f) for f in files))]
+        return max(os.lstat(path).st_mtime for path in paths)
+    except FileNotFoundError:
+        return time.time()

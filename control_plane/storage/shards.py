@@ -1,0 +1,140 @@
+"""The files of a checkpoint: written and hashed in one pass, durable before they have their name."""
+
+import hashlib
+import os
+import stat
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from control_plane.core.errors import Damaged, Invalid
+from control_plane.storage.manifests import Shard, is_inside
+
+READ_BYTES = 1 << 20
+
+
+class ShardFile:
+    """A shard on its way: a binary file to write to, e.g. by `torch.save`. It gets its name when it is durable.
+
+        with ShardFile(root, "state/rank-0-random.pt", rank=0) as file:
+            torch.save(state, file)
+        shard = file.shard
+
+    If the block raises, nothing is left under the shard's name. Every call may raise `OSError`.
+    """
+
+    def __init__(self, root: Path, relative_path: str, rank: int) -> None:
+        """Begin the file, and the folders on its way. Raises `Invalid` if the path leaves the checkpoint."""
+        if not is_inside(relative_path):
+            raise Invalid(f"{relative_path!r} is not the path of a shard: give one below the checkpoint, without '..'")
+        self._root, self._path, self._rank = root, root / relative_path, rank
+        self._temporary = self._path.with_name(f".{self._path.name}.tmp")
+        self._digest, self._size_bytes = hashlib.sha256(), 0
+        self._shard: Shard | None = None
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
+        self._descriptor: int | None = os.open(self._temporary, flags, 0o644)
+
+    def write(self, data: Any) -> int:
+        """Take any contiguous buffer; answers its size in bytes."""
+        if self._descriptor is None:
+            raise ValueError(f"{self._path.name} is closed")
+        block = memoryview(data).cast("B")
+        write_all(self._descriptor, block)
+        self._digest.update(block)
+        self._size_bytes += block.nbytes
+        return block.nbytes
+
+    def flush(self) -> None:
+        """Nothing is held back."""
+
+    def tell(self) -> int:
+        """Bytes written so far."""
+        return self._size_bytes
+
+    def close(self) -> None:
+        """Make the file durable, then give it its name. Closing twice is harmless."""
+        if self._descriptor is None:
+            return
+        try:
+            # An error of fsync may mean that the data is gone: it is not tried again.
+            os.fsync(self._descriptor)
+            os.rename(self._temporary, self._path)
+        except BaseException:
+            self.abandon()
+            raise
+        os.close(self._descriptor)
+        self._descriptor = None
+        sync_folder(self._path.parent)
+        path = self._path.relative_to(self._root).as_posix()
+        self._shard = Shard(path=path, rank=self._rank, size_bytes=self._size_bytes, sha256=self._digest.hexdigest())
+
+    def abandon(self) -> None:
+        """Remove what was written. Does nothing after `close`."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+            with suppress(FileNotFoundError):
+                os.unlink(self._temporary)
+
+    @property
+    def shard(self) -> Shard:
+        """What was written. Raises `ValueError` before `close`, and if the file was abandoned."""
+        if self._shard is None:
+            raise ValueError(f"{self._path.name} is not complete")
+        return self._shard
+
+    def __enter__(self) -> "ShardFile":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self.close()
+        else:
+            self.abandon()
+
+
+def hash_shard(root: Path, path: Path, rank: int) -> Shard:
+    """Make one file durable, and describe it. Raises `OSError`, and `Damaged` if it is not a regular file."""
+    size_bytes, sha256 = read_through(path, durable=True)
+    return Shard(path=path.relative_to(root).as_posix(), rank=rank, size_bytes=size_bytes, sha256=sha256)
+
+
+hash_file = hash_shard
+
+
+def read_through(path: Path, durable: bool = False) -> tuple[int, str]:
+    """Size in bytes and SHA-256 of a regular file; a symbolic link is none. Raises `OSError`, `Damaged`."""
+    # Without O_NONBLOCK, opening a named pipe would wait for somebody to write into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise Damaged(f"{path.name} is not a regular file")
+        digest, size_bytes = hashlib.sha256(), 0
+        while block := os.read(descriptor, READ_BYTES):
+            digest.update(block)
+            size_bytes += len(block)
+        if durable:
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    return size_bytes, digest.hexdigest()
+
+
+def write_all(descriptor: int, data: "bytes | memoryview") -> None:
+    """Write every byte: one call may write only some."""
+    rest = memoryview(data)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def sync_folder(folder: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,132 @@
+"""Who committed a checkpoint: HMAC-SHA256 with the installation's key.
+
+Loading a checkpoint unpickles it, so whoever can forge one runs code. Hashes find damage; only the signature finds
+somebody who changes a shard and its hash. The key is one file of the installation, readable by its owner alone.
+
+Not covered: whoever can read the key, or can change files between their verification and their use.
+"""
+
+import hashlib
+import hmac
+import os
+import re
+import secrets
+import stat
+from contextlib import suppress
+from pathlib import Path
+
+from control_plane.core.errors import Damaged, SteerwayError, Unavailable
+from control_plane.storage.manifests import Manifest, complete
+from control_plane.storage.shards import sync_folder, write_all
+
+KEY_BYTES = 32
+KEY_TEXT = re.compile(rb"([0-9a-f]{64})\n?")
+NAME_CHARS = 16
+"""So much of a digest of the key stands before a signature, to tell another installation's from a forged one."""
+
+TRUST = "load it with --trust if you know where it comes from"
+
+
+class SigningKey:
+    """The installation's key. Build it with `of_installation`."""
+
+    __slots__ = ("_name", "_secret")
+
+    def __init__(self, secret: bytes) -> None:
+        """Take `KEY_BYTES` secret bytes. Raises `Damaged` if they are too few."""
+        if len(secret) != KEY_BYTES:
+            raise Damaged(f"a signing key has {KEY_BYTES} bytes, not {len(secret)}")
+        self._secret = secret
+        self._name = self._mac(b"the name of this key")[:NAME_CHARS]
+
+    @classmethod
+    def of_installation(cls, path: Path) -> "SigningKey":
+        """Read the key, or make it if there is none. Processes that race to make it all get the same one.
+
+        Raises: `Damaged` if the file is not a key or others than its owner have access, `Unavailable` if the disk
+        fails.
+        """
+        try:
+            if not os.path.lexists(path):
+                _create(path)
+            return cls(_read(path))
+        except OSError as error:
+            raise Unavailable(f"the signing key {path} could not be read or made: {error.strerror or error}") from error
+
+    def sign(self, manifest: Manifest) -> Manifest:
+        """The manifest with this key's signature. Raises `Invalid` if JSON cannot hold it."""
+        manifest.canonical()
+        whole = complete(manifest)
+        return whole.model_copy(update={"signature": self._signature(whole)})
+
+    def check(self, manifest: Manifest, root: Path) -> None:
+        """Raises `Damaged` unless this key signed exactly this manifest. `root` is the checkpoint, for the sentence."""
+        told = manifest.signature
+        if hmac.compare_digest(told.encode(), self._signature(manifest).encode()):
+            return
+        if not told:
+            raise Damaged(f"checkpoint {root.name} is not signed: {TRUST}")
+        name, _, mac = told.partition(":")
+        if re.fullmatch(rf"[0-9a-f]{{{NAME_CHARS}}}:[0-9a-f]{{64}}", told) and name != self._name and mac:
+            raise Damaged(
+                f"checkpoint {root.name} was signed by another installation (key {name}, this one is {self._name}): "
+                f"{TRUST}"
+            )
+        raise Damaged(f"the manifest of {root.name} was changed after it was signed; restoring it needs --trust")
+
+    def _signature(self, manifest: Manifest) -> str:
+        return f"{self._name}:{self._mac(manifest.canonical())}"
+
+    def _mac(self, data: bytes) -> str:
+        return hmac.new(self._secret, data, hashlib.sha256).hexdigest()
+
+    def __repr__(self) -> str:
+        """Names the key and does not show it."""
+        return f"SigningKey({self._name})"
+
+
+def _create(path: Path) -> None:
+    """Make the key under another name, whole and durable, and link it: whoever sees the name sees a whole key."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            write_all(descriptor, secrets.token_hex(KEY_BYTES).encode() + b"\n")
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        with suppress(FileExistsError):  # another process was faster: its key is the installation's
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def _read(path: Path) -> bytes:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if path.is_symlink():
+            raise Damaged(f"the signing key {path} is a symbolic link; it has to be a file of its own") from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        _refuse_shared(path, status)
+        text = os.read(descriptor, 4096)
+    finally:
+        os.close(descriptor)
+    match = KEY_TEXT.fullmatch(text)
+    if not match:
+        raise Damaged(f"{path} is not a signing key: {2 * KEY_BYTES} hexadecimal digits are expected in it")
+    return bytes.fromhex(match[1].decode())
+
+
+def _refuse_shared(path: Path, status: os.stat_result) -> None:
+    if not stat.S_ISREG(status.st_mode):
+        raise Damaged(f"the signing key {path} is not a regular file")
+    if status.st_mode & 0o077:
+        raise SteerwayError(
+            f"others than its owner have access to the signing key {path} (mode {stat.S_IMODE(status.st_mode):04o}), "
+            "so its signatures prove nothing: `chmod 600` it if nobody has used that, or remove it to get a new one"
+        )
