@@ -1,165 +1,147 @@
-"""Shards out, manifest last. All ranks participate in a save.
+"""Saving at a step boundary: agree on a name, copy the state to host memory, and leave the rest to the writer.
 
-DeepSpeed writes each rank's share (never its `latest` file, which can name an incomplete checkpoint); every rank adds
-its random state, then makes its own files durable and hashes them; when all have, rank 0 writes the manifest.
-A failure on any rank is everyone's: no manifest, and the folder is removed.
+Training waits for the copy alone. Every collective is here, and none in the writer's threads. A problem on any rank,
+up to the moment when all begin to write, is everyone's: then nothing was begun.
 """
 
-import random
-import re
-import shutil
+import logging
+import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
-
-import numpy
-import torch
 
 from control_plane.core.errors import SteerwayError
 from control_plane.core.records import CheckpointCommitted
-from control_plane.storage.checkpoints import Manifest, Shard, SigningKey, commit, hash_shard
+from control_plane.storage.checkpoints import SigningKey, discard, room_refusal
 from control_plane.storage.layout import RunFiles
+from ray_jobs.capture import FileStates, capture, copied
+from ray_jobs.checkpoint_writer import CheckpointWriter
 from ray_jobs.collectives import Collectives
 
-STATE = "state"
-"""DeepSpeed's tag: the subfolder that holds its files."""
+log = logging.getLogger(__name__)
 
-SHARD_OF_RANK = re.compile(r"zero_pp_rank_(\d+)_|rank-(\d+)-")
 FREE_SPACE_FACTOR = 1.2
 """A save is refused unless this many times its estimated size is free."""
 
 BYTES_PER_PARAMETER = 16
 """fp32 weights, their master copy and Adam's two moments."""
 
+ROUND_S = 1.0
+"""While they wait for a save's end, ranks meet so often: far within the patience of a collective."""
 
-def save(trainer: Any, files: RunFiles, collectives: Collectives, about: dict[str, Any]) -> CheckpointCommitted | str:
-    """Collective. Save the trainer's state. `about` holds the manifest's generation, step, label, knobs and settled.
+
+def begin_save(
+    trainer: Any, files: RunFiles, collectives: Collectives, writer: CheckpointWriter, about: dict[str, Any]
+) -> str:
+    """Collective, at a step boundary. Begin a checkpoint; answers its name. `writer.finished` tells how it ended.
+
+    `about` holds the manifest's generation, step and all else that it says about this save; rank 0's counts.
+    Raises `RuntimeError` on every rank alike if it could not be begun; then there is nothing left of it.
+    """
+    began_s = time.monotonic()
+    name, problem = _agreed_name(files, collectives, about, writer)
+    _raise_together(collectives, files, name, problem)
+    states: FileStates = {}
+
+    def take() -> None:
+        states.update(copied(capture(trainer), writer.buffers))
+
+    _raise_together(collectives, files, name, _guarded(take))
+    writer.start(name, states, about)
+    log.info("checkpoint %s: training waited %.3f s", name, time.monotonic() - began_s)
+    return name
+
+
+def save_now(
+    trainer: Any, files: RunFiles, collectives: Collectives, writer: CheckpointWriter, about: dict[str, Any]
+) -> CheckpointCommitted | str:
+    """Collective. Save, and wait until that has ended, and what was being written before it too.
 
     Answers the committed checkpoint, or, on every rank alike, the reason why there is none.
     """
-    name = _free_name(files, collectives, f"step-{about['step']:08d}-g{about['generation']}")
-    root = files.checkpoints / name
-    problem = _guarded(lambda: (root / STATE).mkdir(parents=True, exist_ok=True))
-    if not any(problems := collectives.all_gather(problem)):
-        problems = collectives.all_gather(_guarded(lambda: _write_shards(trainer, root, collectives.rank)))
-    shards: list[Shard] = []
-    if not any(problems):
-        described = collectives.all_gather(_describe(root, collectives.rank))
-        problems = [part if isinstance(part, str) else None for part in described]
-        shards = [shard for part in described if not isinstance(part, str) for shard in part]
-    committed: CheckpointCommitted | str | None = None
-    if collectives.rank == 0:
-        committed = _reason(problems) or _commit(root, name, files, trainer, shards, about)
-        if isinstance(committed, str):
-            shutil.rmtree(root, ignore_errors=True)
-    answer: CheckpointCommitted | str = collectives.all_gather(committed)[0]
-    return answer
+    _drain_together(collectives, writer)
+    try:
+        name = begin_save(trainer, files, collectives, writer, about)
+    except RuntimeError as error:
+        return str(error)
+    _drain_together(collectives, writer)
+    ended = writer.take(name)
+    answer = (ended.committed or ended.reason) if ended else f"{name} was begun, and its end was told to somebody else"
+    whole: CheckpointCommitted | str = collectives.all_gather(answer)[0]
+    return whole
+
+
+def save(trainer: Any, files: RunFiles, collectives: Collectives, about: dict[str, Any]) -> CheckpointCommitted | str:
+    """Collective. Save with a writer of its own, and wait for the end."""
+    args = trainer.args
+    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+    key = SigningKey.of_installation(files.root.parent.parent / "checkpoint-key")
+    writer = CheckpointWriter(files, collectives.rank, collectives.world_size, key)
+    return save_now(trainer, files, collectives, writer, {"samples_consumed": batch * int(about["step"]), **about})
+
+
+def busy_anywhere(collectives: Collectives, writer: CheckpointWriter) -> bool:
+    """Collective. Whether any rank is still writing."""
+    return collectives.all_reduce_min(0 if writer.busy else 1) == 0
 
 
 def space_refusal(trainer: Any, files: RunFiles) -> str | None:
     """Why the disk cannot take a checkpoint, or None."""
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
-    needed_bytes = int(parameters * BYTES_PER_PARAMETER * FREE_SPACE_FACTOR)
-    free_bytes = shutil.disk_usage(files.root).free
-    if free_bytes < needed_bytes:
-        return f"a checkpoint needs about {needed_bytes:,} bytes, and {free_bytes:,} are free in {files.checkpoints}"
-    return None
+    return room_refusal(files.checkpoints, int(parameters * BYTES_PER_PARAMETER * FREE_SPACE_FACTOR))
 
 
-def _free_name(files: RunFiles, collectives: Collectives, name: str) -> str:
-    """Saving twice at one step makes two checkpoints. Rank 0 looks; what it saw is what all use."""
-    taken = 0
-    while collectives.rank == 0 and (files.checkpoints / _numbered(name, taken)).exists():
-        taken += 1
-    return _numbered(name, int(collectives.broadcast_json(taken)))
+def _agreed_name(
+    files: RunFiles, collectives: Collectives, about: dict[str, Any], writer: CheckpointWriter
+) -> tuple[str, str | None]:
+    """The name that all use, whose folder rank 0 has made, and this rank's problem. Saving twice makes two."""
+    wanted = f"step-{about['step']:08d}-g{about['generation']}"
+    name, problem = "", f"checkpoint {writer.busy} is still being written" if writer.busy else None
+    if collectives.rank == 0 and problem is None:
+        try:
+            name = _new_folder(files, wanted)
+        except OSError as error:
+            problem = f"its folder could not be made: {error}"
+    return str(collectives.broadcast_json(name)), problem
 
 
-def _numbered(name: str, taken: int) -> str:
-    return f"{name}-{taken + 1}" if taken else name
+def _new_folder(files: RunFiles, wanted: str) -> str:
+    files.checkpoints.mkdir(parents=True, exist_ok=True)
+    number = 1
+    while True:
+        name = wanted if number == 1 else f"{wanted}-{number}"
+        try:
+            (files.checkpoints / name).mkdir()
+        except FileExistsError:
+            number += 1
+        else:
+            return name
 
 
-def _guarded(write: Callable[[], None]) -> str | None:
+def _raise_together(collectives: Collectives, files: RunFiles, name: str, problem: str | None) -> None:
+    """Collective. If any rank has a problem, rank 0 removes the folder, and all raise `RuntimeError`."""
+    told = [f"rank {rank}: {each}" for rank, each in enumerate(collectives.all_gather(problem)) if each]
+    if not told:
+        return
+    if collectives.rank == 0 and name:
+        try:
+            discard(files.checkpoints / name)
+        except SteerwayError as error:
+            log.warning("what is left of a save: %s", error.reason)
+    raise RuntimeError("; ".join(told))
+
+
+def _drain_together(collectives: Collectives, writer: CheckpointWriter) -> None:
+    """Collective. Wait until no rank is writing. Bounded by the writer, which waits for nothing without a bound."""
+    while True:
+        idle = writer.drain(ROUND_S)
+        if collectives.all_reduce_min(int(idle)):
+            return
+
+
+def _guarded(take: Callable[[], None]) -> str | None:
     try:
-        write()
+        take()
     except Exception as error:
+        log.exception("the state could not be copied")
         return f"{type(error).__name__}: {error}"
     return None
-
-
-def _write_shards(trainer: Any, root: Path, rank: int) -> None:
-    engine = getattr(trainer, "deepspeed", None)
-    if engine is not None:
-        engine.save_checkpoint(str(root), tag=STATE, save_latest=False, exclude_frozen_parameters=False)
-    elif rank == 0:
-        state = {"model": trainer.model.state_dict(), "optimizer": trainer.optimizer.state_dict()}
-        torch.save(state | {"lr_scheduler": trainer.lr_scheduler.state_dict()}, root / STATE / "model.pt")
-    torch.save(random_state(), root / STATE / f"rank-{rank}-random.pt")
-    if rank == 0:
-        trainer.state.save_to_json(str(root / STATE / "trainer_state.json"))
-
-
-def random_state() -> dict[str, Any]:
-    """The state of every generator that training draws from, on this rank."""
-    state: dict[str, Any] = {
-        "python": random.getstate(),
-        "numpy": numpy.random.get_state(),
-        "torch": torch.get_rng_state(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state()
-    return state
-
-
-def _describe(root: Path, rank: int) -> list[Shard] | str:
-    """Hash and sync the files that this rank wrote; files that name no rank are rank 0's."""
-    try:
-        paths = sorted(path for path in (root / STATE).rglob("*") if path.is_file())
-        return [hash_shard(root, path, rank) for path in paths if _writer(path) == rank]
-    except OSError as error:
-        return f"{type(error).__name__}: {error}"
-
-
-def _writer(path: Path) -> int:
-    match = SHARD_OF_RANK.search(path.name)
-    return int(match[1] or match[2]) if match else 0
-
-
-def _commit(
-    root: Path, name: str, files: RunFiles, trainer: Any, shards: list[Shard], about: dict[str, Any]
-) -> CheckpointCommitted | str:
-    import deepspeed
-    import transformers
-
-    args = trainer.args
-    samples_per_step = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    manifest = Manifest(
-        checkpoint=name,
-        run=files.run,
-        world_size=args.world_size,
-        shards=tuple(shards),
-        samples_consumed=samples_per_step * int(about["step"]),
-        versions={
-            "torch": str(torch.__version__),
-            "deepspeed": str(deepspeed.__version__),
-            "transformers": str(transformers.__version__),
-        },
-        **about,
-    )
-    try:
-        digest = commit(root, manifest, SigningKey.of_installation(files.root.parent.parent / "checkpoint-key"))
-    except (OSError, SteerwayError) as error:
-        return f"the manifest could not be written: {error}"
-    return CheckpointCommitted(
-        checkpoint=name,
-        step=manifest.step,
-        generation=manifest.generation,
-        path=str(root.relative_to(files.root)),
-        label=manifest.label,
-        size_bytes=manifest.size_bytes,
-        manifest_sha256=digest,
-    )
-
-
-def _reason(problems: list[str | None]) -> str | None:
-    told = [f"rank {rank}: {problem}" for rank, problem in enumerate(problems) if problem]
-    return "; ".join(told) or None
