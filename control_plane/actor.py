@@ -16,7 +16,8 @@ import ray
 
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.records import Ending, Entry, RunCreated
+from control_plane.core.records import Death, Ending, Entry, RunCreated
+from control_plane.core.recovery import ResumePoint
 from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
 from control_plane.server import ControlServer
 from control_plane.storage.journal import Journal
@@ -70,6 +71,18 @@ class ControlActor:
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
         """See `RunHandle.measurements`."""
         return await self._server.measurements(after, limit, names)
+
+    async def resume_point(self) -> ResumePoint:
+        """See `RunHandle.resume_point`."""
+        return await self._server.resume_point()
+
+    async def resume(self, author: str) -> None:
+        """See `RunHandle.resume`."""
+        await self._server.resume(author)
+
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...]) -> None:
+        """See `RunHandle.lose_generation`."""
+        await self._server.lose_generation(generation, deaths)
 
     async def start_generation(self, start: GenerationStart) -> int:
         """See `RunHandle.start_generation`."""

@@ -13,7 +13,8 @@ from control_plane.core import decisions
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import NotFound, RunEnded
-from control_plane.core.records import Ending, Entry
+from control_plane.core.records import Death, Ending, Entry
+from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import RunState, fold
 from control_plane.handle import (
     MAX_TAIL_ENTRIES,
@@ -111,6 +112,18 @@ class ArchivedRun:
             f"run {self._files.run} is served from its files, because its control server is gone; it takes commands "
             "again when it is resumed"
         )
+
+    async def resume_point(self) -> ResumePoint:
+        """Raises `RunEnded`."""
+        raise self._over()
+
+    async def resume(self, author: str) -> None:
+        """Raises `RunEnded`."""
+        raise self._over()
+
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...]) -> None:
+        """Raises `RunEnded`."""
+        raise self._over()
 
     async def start_generation(self, start: GenerationStart) -> int:
         """Raises `RunEnded`."""

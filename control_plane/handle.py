@@ -12,7 +12,17 @@ from pydantic import Field
 
 from control_plane.core.commands import Command, Words
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.records import CheckpointCommitted, CommandSettled, Ending, Entry, RankPlace, Reading
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CheckpointFailed,
+    CommandSettled,
+    Death,
+    Ending,
+    Entry,
+    RankPlace,
+    Reading,
+)
+from control_plane.core.recovery import ResumePoint
 
 MAX_TAIL_ENTRIES = 1000
 """Entries in one answer of `tail`."""
@@ -57,12 +67,23 @@ class Measurements(Words):
     cursor: int
 
 
+class Restart(Words):
+    """What a generation that resumes measured of its own start; times are Unix times, of rank 0's node."""
+
+    started_at_s: float
+    loaded_s: float = Field(ge=0, description="from rank 0's first line to a restored state")
+    first_step_s: float = Field(ge=0, description="from there to the end of the first step")
+    step: int
+
+
 class Report(Words):
     """What rank 0's link tells the control server."""
 
     generation: int
     outcomes: tuple[CommandSettled, ...] = ()
     checkpoints: tuple[CheckpointCommitted, ...] = ()
+    failed_checkpoints: tuple[CheckpointFailed, ...] = ()
+    restart: Restart | None = None
     points: tuple[Point, ...] = ()
     progress: Progress | None = None
     dropped_points: int = 0
@@ -87,6 +108,26 @@ class CommandView(Words):
     settled_at: str | None = None
 
 
+class RecoveryView(Words):
+    """One loss of the trainers and the way back. `phases_s` and `lost_steps` are known when it is over."""
+
+    generation: int
+    lost_at: str
+    step: int
+    silent_s: float = 0.0
+    deaths: tuple[Death, ...] = ()
+    checkpoint: str | None = None
+    resumed_step: int | None = None
+    world_size: int | None = None
+    lost_steps: int | None = None
+    phases_s: dict[str, float] = {}
+
+    @property
+    def over(self) -> bool:
+        """Whether the run makes steps again."""
+        return self.lost_steps is not None
+
+
 class Snapshot(Words):
     """A run as it is now, for people. `progress_age_s` says how long ago rank 0 was last heard."""
 
@@ -108,6 +149,7 @@ class Snapshot(Words):
     latest: dict[str, float] = {}
     commands: tuple[CommandView, ...] = ()
     checkpoints: tuple[CheckpointCommitted, ...] = ()
+    recoveries: tuple[RecoveryView, ...] = ()
     reason: str | None = None
 
     @property
@@ -162,6 +204,18 @@ class RunHandle(Protocol):
 
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
         """Points after the cursor `after`, at most `limit`."""
+        ...
+
+    async def resume_point(self) -> ResumePoint:
+        """What new trainers start from. Raises `RunEnded` if the run is closed, or if starting again is hopeless."""
+        ...
+
+    async def resume(self, author: str) -> None:
+        """Have the run go on after its driver or its cluster was lost. Raises `Conflict` if it has finished."""
+        ...
+
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...]) -> None:
+        """The driver found the trainers of this generation dead. Raises `Conflict` if another has begun."""
         ...
 
     async def start_generation(self, start: GenerationStart) -> int:

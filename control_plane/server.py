@@ -12,11 +12,20 @@ from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
-from control_plane.core import decisions
+from control_plane.core import decisions, recovery
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import NotFound
-from control_plane.core.records import Ending, Entry, Record, RunCreated
+from control_plane.core.errors import NotFound, RunEnded
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CheckpointDiscarded,
+    Death,
+    Ending,
+    Entry,
+    Record,
+    RunCreated,
+)
+from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import RunState, evolve
 from control_plane.handle import (
     MAX_TAIL_ENTRIES,
@@ -30,7 +39,7 @@ from control_plane.handle import (
     Report,
     Snapshot,
 )
-from control_plane.views import snapshot_of, view_of
+from control_plane.views import measured, retired_checkpoints, snapshot_of, view_of
 
 
 class JournalWriter(Protocol):
@@ -77,13 +86,14 @@ class ControlServer:
         metrics: MeasurementStore,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
+        discard: Callable[[CheckpointCommitted], None] = lambda checkpoint: None,
     ) -> None:
-        """Rebuild the state from the journal and begin a term.
+        """Rebuild the state from the journal and begin a term. `discard` removes the files of a checkpoint.
 
         Raises: `Conflict` if the journal is another run's.
         """
         self._journal, self._metrics = journal, metrics
-        self._utc_now, self._clock = utc_now, clock
+        self._utc_now, self._clock, self._discard = utc_now, clock, discard
         self._state = RunState()
         self._entries: list[Entry] = []
         self._progress: Progress | None = None
@@ -161,6 +171,24 @@ class ControlServer:
 
     # What rank 0 and the driver say
 
+    async def resume_point(self) -> ResumePoint:
+        """The run's history, for new trainers. Closes the run as failed when starting again is hopeless."""
+        if self._state.closed is None and (reason := recovery.reason_to_give_up(self._state)):
+            self._commit(decisions.close_run(self._state, "failed", reason))
+        if self._state.closed is not None:
+            raise RunEnded(f"run {self._state.run} has {self._state.closed.ending}: {self._state.closed.reason}")
+        return recovery.resume_point(self._state)
+
+    async def resume(self, author: str) -> None:
+        """Somebody has the run go on."""
+        self._commit(decisions.resume_run(self._state, author))
+
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...]) -> None:
+        """The trainers are dead; the step that rank 0 was heard at last counts as reached."""
+        step = self._progress.step if self._progress else 0
+        silent_s = self._clock() - self._progress_at if self._progress else 0.0
+        self._commit(decisions.lose_generation(self._state, generation, step, round(silent_s, 3), deaths))
+
     async def start_generation(self, start: GenerationStart) -> int:
         """The trainers begin."""
         begun = decisions.start_generation(self._state, start)
@@ -182,14 +210,28 @@ class ControlServer:
     async def report(self, report: Report) -> None:
         """Outcomes become records; measurements and progress are kept apart."""
         decisions.check_generation(self._state, report.generation)
-        for checkpoint in report.checkpoints:
-            self._commit(decisions.commit_checkpoint(self._state, checkpoint))
+        # In this order: a checkpoint that may be restored contains no decision that the journal does not know.
         for outcome in report.outcomes:
             self._commit(decisions.settle(self._state, outcome))
+        for checkpoint in report.checkpoints:
+            self._commit(decisions.commit_checkpoint(self._state, checkpoint))
+        for failed in report.failed_checkpoints:
+            self._commit(decisions.fail_checkpoint(self._state, failed))
+        if report.restart is not None:
+            self._commit(decisions.recover_generation(self._state, measured(self._state, report.restart)))
+        if report.checkpoints:
+            self._retire_checkpoints()
         if report.points:
             self._metrics.add(report.points)
         if report.progress is not None:
             self._progress, self._progress_at = report.progress, self._clock()
+
+    def _retire_checkpoints(self) -> None:
+        """Which checkpoints are kept is a decision: it is durable before the first file is removed."""
+        retired = retired_checkpoints(self._state)
+        self._commit([CheckpointDiscarded(checkpoint=each.checkpoint, reason=reason) for each, reason in retired])
+        for each, _ in retired:
+            self._discard(each)
 
     async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
         """The trainers ended."""

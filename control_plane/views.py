@@ -1,8 +1,14 @@
 """What people are shown of a run's state: pure functions from the fold to `handle`'s words."""
 
-from control_plane.core.state import CommandLife, RunState
-from control_plane.handle import CommandView, Progress, Snapshot
+from datetime import datetime
 
+from control_plane.core.records import CheckpointCommitted, GenerationRecovered
+from control_plane.core.recovery import PHASES
+from control_plane.core.retention import CheckpointFacts, Retention, to_discard
+from control_plane.core.state import CommandLife, Loss, RunState
+from control_plane.handle import CommandView, Progress, RecoveryView, Restart, Snapshot
+
+MAX_RECOVERIES_IN_SNAPSHOT = 10
 MAX_COMMANDS_IN_SNAPSHOT = 50
 """A snapshot is for people; the journal has the rest."""
 
@@ -46,5 +52,56 @@ def snapshot_of(
         latest=latest,
         commands=tuple(view_of(life) for life in lives),
         checkpoints=tuple(state.checkpoints),
+        recoveries=tuple(_recovery_of(loss) for loss in state.losses[-MAX_RECOVERIES_IN_SNAPSHOT:]),
         reason=ended.reason if ended else None,
     )
+
+
+def _recovery_of(loss: Loss) -> RecoveryView:
+    restarted, recovered = loss.restarted, loss.recovered
+    return RecoveryView(
+        generation=loss.lost.generation,
+        lost_at=loss.lost_at,
+        step=loss.lost.step,
+        silent_s=loss.lost.silent_s,
+        deaths=loss.lost.deaths,
+        checkpoint=restarted.checkpoint if restarted else None,
+        resumed_step=restarted.step if restarted else None,
+        world_size=restarted.world_size if restarted else None,
+        lost_steps=recovered.lost_steps if recovered else None,
+        phases_s=recovered.phases_s if recovered else {},
+    )
+
+
+def measured(state: RunState, restart: Restart) -> GenerationRecovered:
+    """The phases of the recovery that `restart` ends. The clocks of two nodes may differ: no phase is negative."""
+    loss = state.losses[-1] if state.losses else None
+    resumed_step = state.generation.step if state.generation else 0
+    lost_at_s = datetime.fromisoformat(loss.lost_at).timestamp() if loss else restart.started_at_s
+    seconds = (
+        loss.lost.silent_s if loss else 0.0,
+        max(0.0, restart.started_at_s - lost_at_s),
+        restart.loaded_s,
+        restart.first_step_s,
+    )
+    return GenerationRecovered(
+        generation=state.generation_number,
+        step=restart.step,
+        lost_steps=max(0, loss.lost.step - resumed_step) if loss else 0,
+        phases_s={phase: round(value, 3) for phase, value in zip(PHASES, seconds, strict=True)},
+    )
+
+
+def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]]:
+    """The checkpoints that the run's retention lets go, each with the reason. None without a retention."""
+    wanted = state.generation.retention if state.generation else {}
+    if not wanted:
+        return []
+    in_use = [state.generation.checkpoint] if state.generation and state.generation.checkpoint else []
+    facts = [
+        CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics, base_of=0)
+        for each in state.checkpoints
+    ]
+    by_name = {each.checkpoint: each for each in state.checkpoints}
+    discarded = to_discard(facts, Retention.model_validate(wanted), in_use)
+    return [(by_name[name], reason) for name, reason in discarded]

@@ -125,16 +125,16 @@ class FlagApplier:
 class StopApplier:
     """Ends the training after this boundary, with a last checkpoint if one is asked for."""
 
-    def __init__(self, stop: Callable[[bool], None], save: Applier) -> None:
-        self._stop, self._save = stop, save
+    def __init__(self, stop: Callable[[bool], None], save_now: Callable[[int], Reading]) -> None:
+        self._stop, self._save_now = stop, save_now
 
     def check(self, command: Command) -> str | None:
-        """Possible, if the checkpoint is."""
-        return self._save.check(command) if _saves(command) else None
+        """Always possible; whether the checkpoint is turns out when it is made."""
+        return None
 
     def apply(self, command: Command, step: int) -> Applied:
         """Save first: a stop that cannot save as asked does not stop."""
-        saved = self._save.apply(command, step).after if _saves(command) else {}
+        saved = self._save_now(step) if _saves(command) else {}
         self._stop(True)
         return Applied(before={}, after={"stopping": True} | saved)
 

@@ -2,7 +2,7 @@
 
     InteractiveCallback   the boundary itself, the live learning rate, evaluation
     RunPauseCallback      pause, resume, stop
-    CheckpointCallback    saving, when asked and every k steps
+    CheckpointCallback    saving, when asked and every k steps (see `saving`)
     LoggingCallback       measurements to the control server
 
 They are added in this order, and Transformers calls them in it. All ranks have all of them.
@@ -17,32 +17,46 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from control_plane.core.boundary import Applied
-from control_plane.core.commands import Command, SaveCheckpoint
 from control_plane.core.errors import Invalid
-from control_plane.core.records import Ending, RankPlace
-from control_plane.handle import Point
-from ray_jobs import checkpoint_io
+from control_plane.core.records import Ending, RankPlace, Reading
+from control_plane.handle import Point, Restart
+from ray_jobs import restore
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, StopApplier
+from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import Collectives
 from ray_jobs.context import RunContext
-from ray_jobs.link import Link
+from ray_jobs.elastic import apply_batch_plan
+from ray_jobs.link import FAILED_WAIT_S, Link
+from ray_jobs.plan import Plan, make_plan
+from ray_jobs.saving import CheckpointCallback
 from ray_jobs.schedule import live_groups, steer_schedule
 from ray_jobs.session import TrainingSession
+from ray_jobs.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
+
+EXIT_SUPERSEDED = 76
+"""The status of a rank that found another generation in its place."""
 
 NOT_FORWARDED = {"learning_rate", "epoch", "step", "total_flos"}
 """What Transformers logs and we do not: its learning rate is sometimes the next step's, so we measure our own."""
 
 
+class AlreadyOver(Exception):
+    """What was restored is the end of the training: it had made its last step, or had been stopped."""
+
+
 class InteractiveCallback(TrainerCallback):
-    """Opens the session, and holds a boundary after every optimizer step."""
+    """Opens the session, restores what there is to restore, and holds a boundary after every optimizer step."""
 
     def __init__(self, trainer: Any, context: RunContext) -> None:
         self.trainer, self.context = trainer, context
         self.session: TrainingSession | None = None
-        self.learning_rate: LearningRateApplier | None = None
+        self.plan: Plan | None = None
+        self._learning_rate: LearningRateApplier | None = None
+        self._watchdog: Watchdog | None = None
+        # Loaded at, while the first step after a restart has not been made (monotonic).
+        self._restarting_s: float | None = None
 
     def opened(self) -> TrainingSession:
         """The session. Raises `RuntimeError` outside of training."""
@@ -50,42 +64,88 @@ class InteractiveCallback(TrainerCallback):
             raise RuntimeError("the training has not begun")
         return self.session
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Collective. Steer the schedule, open the session.
+    def knobs(self) -> Reading:
+        """What can be steered, read from the live objects."""
+        assert self._learning_rate is not None
+        return self._learning_rate.knobs()
 
-        Raises: `Invalid` if DeepSpeed was asked for and is not in force, or if the ranks would not share the data.
+    def open(self) -> Plan:
+        """Collective, before anything is built: ask where to begin, and keep the global batch on these ranks.
+
+        Raises: `SteerwayError` if the run may not start, `Invalid` if these ranks cannot share the global batch.
         """
+        args, first = self.trainer.args, self.plan is None
         if args.world_size != dist.get_world_size():
             raise Invalid(
                 f"accelerate sees {args.world_size} processes where torch.distributed has {dist.get_world_size()} "
                 "ranks: each rank would train on the same samples"
             )
+        collectives = Collectives()
+        if self.context.hang_after_s is not None:
+            last_words = self.context.files.logs / f"rank-{collectives.rank}.died.json"
+            self._watchdog = Watchdog(self.context.hang_after_s, last_words)
+            self._watchdog.start()
+        link = Link(self.context.connect, self._superseded) if collectives.rank == 0 else None
+        self.session = TrainingSession(collectives, link, beat=self._beat)
+        plan = make_plan(collectives, link, self.context)
+        if not first and plan.checkpoint:
+            log.warning("this script trains a second time: its second training begins at the beginning")
+            plan = Plan(plan.replay)
+        self._keep_the_batch(plan)
+        self.plan = plan
+        return plan
+
+    def _keep_the_batch(self, plan: Plan) -> None:
+        args = self.trainer.args
+        per_rank = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        wanted = per_rank * (self.context.ranks or args.world_size)
+        if plan.manifest is not None and plan.manifest.global_batch_samples:
+            wanted = plan.manifest.global_batch_samples
+        if wanted != per_rank * args.world_size:
+            shared = plan_batch(wanted, args.per_device_train_batch_size, args.world_size)
+            log.warning("%d ranks share a global batch of %d samples: %s", args.world_size, wanted, shared)
+            apply_batch_plan(self.trainer, shared)
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Collective. Steer the schedule, and restore.
+
+        Raises: `Invalid` if DeepSpeed was asked for and is not in force, `Diverged` if what is restored differs.
+        """
         if args.deepspeed and getattr(self.trainer, "deepspeed", None) is None:
             raise Invalid(
                 "the training arguments name a DeepSpeed config, but accelerate left DeepSpeed out: `use_cpu=True` and "
                 "ACCELERATE_USE_CPU do that; on a CPU, set DS_ACCELERATOR=cpu instead"
             )
-        collectives = Collectives()
-        self.session = TrainingSession(collectives, Link(self.context.connect) if collectives.rank == 0 else None)
-        self.learning_rate = LearningRateApplier(self.trainer, steer_schedule(self.trainer))
-        self.session.register("set_learning_rate", self.learning_rate)
-        self.session.register("evaluate", EvaluateApplier(self.trainer))
+        session = self.opened()
+        self._learning_rate = LearningRateApplier(self.trainer, steer_schedule(self.trainer))
+        if self.plan is not None and self.plan.checkpoint:
+            restore.finish(self.trainer, self.plan, session.collectives)
+        session.register("set_learning_rate", self._learning_rate)
+        session.register("evaluate", EvaluateApplier(self.trainer))
 
     def begin(self, state: TrainerState) -> None:
-        """Collective. Announce the trainers; the last callback calls this when every applier is registered."""
-        assert self.learning_rate is not None
+        """Collective. Announce the trainers; the last callback calls this when every applier is registered.
+
+        Raises `AlreadyOver` if there is nothing left to train.
+        """
+        session, plan = self.opened(), self.plan
+        assert plan is not None
         place = RankPlace(
-            rank=self.opened().rank,
+            rank=session.rank,
             node=socket.gethostname(),
             pid=os.getpid(),
             device=str(self.trainer.args.device),
         )
-        generation = self.opened().start(
-            place, state.global_step, state.max_steps, self.learning_rate.knobs(), self._facts()
-        )
-        log.info("generation %d: steered from step %d to %d", generation, state.global_step, state.max_steps)
+        step, total_steps = state.global_step, state.max_steps
+        generation = session.start(place, step, total_steps, self.knobs(), self._facts(), plan, self.context.retention)
+        log.info("generation %d: steered from step %d to %d", generation, step, total_steps)
+        self._restarting_s = time.monotonic() if generation > 1 else None
+        self._loaded_s = max(0.0, time.time() - self.context.started_at_s)
+        session.hold(step)
+        if step >= total_steps or session.replica.stopping:
+            raise AlreadyOver
 
     def _facts(self) -> dict[str, Any]:
         engine = getattr(self.trainer, "deepspeed", None)
@@ -99,26 +159,71 @@ class InteractiveCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Collective. Issue the boundary's broadcast, which hides behind the step."""
+        self._beat("training")
         self.opened().begin_step(state.global_step + 1)
 
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Collective. The boundary."""
-        self.opened().end_step(state.global_step)
+    def on_substep_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A micro-batch of several is done."""
+        self._beat("training")
+
+    def on_prediction_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A batch of an evaluation is done."""
+        self._beat("evaluating")
+
+    def boundary(self, step: int) -> None:
+        """Collective. The boundary after `step`, when all that belongs to the step is done."""
+        session = self.opened()
+        session.end_step(step)
+        if self._restarting_s is not None and session.link is not None:
+            first_step_s, started_at_s = time.monotonic() - self._restarting_s, self.context.started_at_s
+            session.link.restarted(
+                Restart(started_at_s=started_at_s, loaded_s=self._loaded_s, first_step_s=first_step_s, step=step)
+            )
+        self._restarting_s = None
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        """The control server is told later, see `close`: what is still being saved belongs to the training, too."""
+        self._beat("ending")
+
+    def close(self, step: int) -> None:
         """Rank 0 tells the control server, and waits until it knows everything."""
         session = self.opened()
         ending: Ending = "stopped" if session.replica.stopping else "finished"
         if session.link is not None:
-            session.link.close(ending, state.global_step, None)
+            session.link.close(ending, step, None)
+        self._end_watch()
+
+    def fail(self, step: int, error: Exception) -> None:
+        """Tell the control server that the training raised, if this rank has a link. Others wait to be restarted."""
+        if self.session is not None and self.session.link is not None:
+            self.session.link.close("failed", step, f"{type(error).__name__}: {error}", FAILED_WAIT_S)
+        self._end_watch()
+
+    def _end_watch(self) -> None:
+        if self._watchdog is not None:
+            self._watchdog.stop()
+
+    def _beat(self, phase: str) -> None:
+        if self._watchdog is not None:
+            self._watchdog.beat(phase)
+
+    def _superseded(self, reason: str) -> None:
+        """Another generation trains in this one's place: two must not write into one run."""
+        log.error("superseded: %s", reason)
+        if self.context.hang_after_s is not None:
+            os._exit(EXIT_SUPERSEDED)
 
 
 class RunPauseCallback(TrainerCallback):
     """Pause, resume and stop. The pause itself is held inside the boundary."""
 
-    def __init__(self, interactive: InteractiveCallback, saving: "CheckpointCallback") -> None:
+    def __init__(self, interactive: InteractiveCallback, saving: CheckpointCallback) -> None:
         self._interactive, self._saving = interactive, saving
 
     def on_train_begin(
@@ -127,68 +232,12 @@ class RunPauseCallback(TrainerCallback):
         """Register."""
 
         def stop(stopping: bool) -> None:
-            control.should_training_stop = stopping
+            self._interactive.trainer.control.should_training_stop = stopping
 
         session = self._interactive.opened()
         session.register("pause", FlagApplier("paused", True))
         session.register("resume", FlagApplier("paused", False))
-        session.register("stop", StopApplier(stop, self._saving))
-
-
-class CheckpointCallback(TrainerCallback):
-    """Saves when asked, and every `every_steps` steps. Is itself the applier of `save_checkpoint`."""
-
-    def __init__(self, interactive: InteractiveCallback, every_steps: int) -> None:
-        self._interactive, self._every_steps = interactive, every_steps
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Register."""
-        self._interactive.opened().register("save_checkpoint", self)
-
-    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        """Collective, when it is time: the step number is the same on all ranks."""
-        if self._every_steps and state.global_step % self._every_steps == 0:
-            saved = self._save(state.global_step, None)
-            if isinstance(saved, str):
-                log.error("no checkpoint at step %d: %s", state.global_step, saved)
-
-    def check(self, command: Command) -> str | None:
-        """Needs room on the disk."""
-        return checkpoint_io.space_refusal(self._interactive.trainer, self._interactive.context.files)
-
-    def apply(self, command: Command, step: int) -> Applied:
-        """Collective. Raises `RuntimeError` on every rank if there is no checkpoint in the end."""
-        label = command.intent.label if isinstance(command.intent, SaveCheckpoint) else None
-        saved = self._save(step, label)
-        if isinstance(saved, str):
-            raise RuntimeError(saved)
-        return Applied(before={}, after={"checkpoint": saved.checkpoint, "size_bytes": saved.size_bytes})
-
-    def undo(self, command: Command) -> None:
-        """A checkpoint that exists does no harm, and one that failed has been removed."""
-
-    def _save(self, step: int, label: str | None) -> Any:
-        session, learning_rate = self._interactive.opened(), self._interactive.learning_rate
-        assert learning_rate is not None
-        session.phase("saving")
-        saved = checkpoint_io.save(
-            self._interactive.trainer,
-            self._interactive.context.files,
-            session.collectives,
-            {
-                "generation": session.replica.generation,
-                "step": step,
-                "label": label,
-                "knobs": learning_rate.knobs(),
-                "settled": tuple(str(uuid) for uuid in session.replica.ledger),
-            },
-        )
-        session.phase("training")
-        if not isinstance(saved, str):
-            session.commit_checkpoint(saved)
-        return saved
+        session.register("stop", StopApplier(stop, self._saving.apply_now))
 
 
 class LoggingCallback(TrainerCallback):
@@ -245,10 +294,3 @@ class LoggingCallback(TrainerCallback):
 
 def _is_measurement(name: str, value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and name not in NOT_FORWARDED
-
-
-def close_failed(callbacks: list[Any], step: int, reason: str) -> None:
-    """Tell the control server that the training raised, on the rank that has a link."""
-    for callback in callbacks:
-        if isinstance(callback, InteractiveCallback) and callback.session and callback.session.link:
-            callback.session.link.close("failed", step, reason)

@@ -1,21 +1,45 @@
 """What a worker knows about the run that it belongs to, before any trainer exists."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 
 from control_plane.core.records import Reading
 from control_plane.handle import RunHandle
+from control_plane.storage.checkpoints import SigningKey
 from control_plane.storage.layout import RunFiles
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Set by `train.main` on every rank. `connect` makes a handle; rank 0's link calls it in its own thread."""
+    """Set by `train.main` on every rank. `connect` makes a handle; rank 0's link calls it in its own thread.
+
+    `key_file` holds the key that checkpoints are signed with; by default it lies beside the folder of all runs.
+    `hang_after_s` is how long a rank may be without a sign of progress; None means: no watchdog.
+    """
 
     files: RunFiles
     connect: Callable[[], RunHandle]
     checkpoint_every_steps: int = 0
+    # The number of ranks that the batch sizes of the arguments are meant for; None: as many as there are.
+    ranks: int | None = None
+    retention: Reading = field(default_factory=dict)
+    key_file: Path | None = None
+    hang_after_s: float | None = None
+    # When this process began to work for the run (Unix time): recovery is measured from here.
+    started_at_s: float = field(default_factory=time.time)
     facts: Reading = field(default_factory=dict)
+
+    @property
+    def key_path(self) -> Path:
+        """Where the key lies."""
+        return self.key_file or self.files.signing_key
+
+    @property
+    def key(self) -> SigningKey:
+        """The key of this installation; made when it is first asked for."""
+        return SigningKey.of_installation(self.key_path)
 
 
 _current: RunContext | None = None

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, Sampler
 
+from control_plane.core.errors import Invalid
+
 Ids = npt.NDArray[np.int32]
 
 
@@ -51,21 +53,29 @@ def sample_order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
 
 
 class SampleOrder(Sampler[int]):
-    """`sample_order` as a sampler. `set_epoch` is called by the Trainer at the start of an epoch."""
+    """`sample_order` as a sampler. `set_epoch` is called by the Trainer at the start of an epoch.
 
-    def __init__(self, n: int, seed: int) -> None:
+    With `global_batch_samples` an epoch is cut to whole global batches, so that step `k` consumes the same samples on
+    any number of ranks; otherwise the last step of an epoch is filled up by rules that depend on that number. Which
+    samples are left over differs from epoch to epoch. Raises `Invalid` if the samples do not fill one global batch.
+    """
+
+    def __init__(self, n: int, seed: int, global_batch_samples: int = 1) -> None:
+        if n < global_batch_samples:
+            raise Invalid(f"{n} samples do not fill a global batch of {global_batch_samples}")
         self.n = n
         self.seed = seed
         self.epoch = 0
+        self._length = n // global_batch_samples * global_batch_samples
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return self.n
+        return self._length
 
     def __iter__(self) -> Iterator[int]:
-        return iter(sample_order(self.seed, self.epoch, self.n).tolist())
+        return iter(sample_order(self.seed, self.epoch, self.n)[: self._length].tolist())
 
 
 class TokenBlocks(Dataset[dict[str, torch.Tensor]]):

@@ -8,17 +8,21 @@ confirmed it, however long that server is away; a measurement may be dropped.
 import asyncio
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
+from typing import TypeVar
 
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import Refused, SteerwayError
-from control_plane.core.records import CheckpointCommitted, CommandSettled, Ending
-from control_plane.handle import Phase, Point, Progress, Report, RunHandle
+from control_plane.core.errors import Conflict, Refused, SteerwayError, Unavailable
+from control_plane.core.records import CheckpointCommitted, CheckpointFailed, CommandSettled, Ending
+from control_plane.core.recovery import ResumePoint
+from control_plane.handle import Phase, Point, Progress, Report, Restart, RunHandle
 from ray_jobs.telemetry import Telemetry
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 POLL_WAIT_S = 10.0
 """One long poll. Longer saves calls, shorter notices a lost control server sooner."""
@@ -32,6 +36,9 @@ RETRY_S = 0.5
 START_WAIT_S = 60.0
 """How long the start of the trainers may wait for the control server: its actor may just be restarting."""
 
+FAILED_WAIT_S = 2.0
+"""The same after a failure: every second here is a second of the recovery."""
+
 FLUSH_WAIT_S = 30.0
 """How long the end of the training may wait until every outcome is confirmed."""
 
@@ -39,8 +46,9 @@ FLUSH_WAIT_S = 30.0
 class Link:
     """Rank 0's connection. `connect` is called in the link's own thread."""
 
-    def __init__(self, connect: Callable[[], RunHandle]) -> None:
-        self._connect = connect
+    def __init__(self, connect: Callable[[], RunHandle], on_superseded: Callable[[str], None] = log.error) -> None:
+        """`on_superseded` is called, in the link's thread, when another generation has taken this one's place."""
+        self._connect, self._on_superseded = connect, on_superseded
         self._telemetry = Telemetry()
         self._offers: tuple[Command, ...] = ()
         self._outcomes: list[CommandSettled] = []
@@ -52,17 +60,21 @@ class Link:
         self._loop = asyncio.new_event_loop()
         self._wake = asyncio.Event()
         self._pushing = asyncio.Lock()
+        self._failed: list[CheckpointFailed] = []
+        self._restart: Restart | None = None
         self._thread = threading.Thread(target=self._run, name="steerway-link", daemon=True)
 
-    # The training thread's side: none of these waits, but for `start` and `close`
+    # The training thread's side: none of these waits, but for `resume_point`, `start` and `close`
+
+    def resume_point(self) -> ResumePoint:
+        """What the trainers start from. Raises `Refused` if they may not start, `Unavailable` if nobody answers."""
+        return self._ask(lambda: self._handle.resume_point())
 
     def start(self, start: GenerationStart) -> tuple[int, str | None]:
         """Announce the trainers, then go on in the background. Answers the generation's number, or why not."""
-        self._thread.start()
-        future = asyncio.run_coroutine_threadsafe(self._announce(start), self._loop)
         try:
-            self._generation = future.result(START_WAIT_S + 1)
-        except (SteerwayError, TimeoutError) as error:
+            self._generation = self._ask(lambda: self._handle.start_generation(start))
+        except SteerwayError as error:
             self._stop_loop()
             return 0, f"the run's control server did not take the start of the trainers: {error}"
         self.progress(start.step, start.total_steps, "training", None)
@@ -86,6 +98,18 @@ class Link:
             self._checkpoints.append(checkpoint)
         self._nudge()
 
+    def failed_checkpoint(self, failed: CheckpointFailed) -> None:
+        """A save came to nothing."""
+        with self._lock:
+            self._failed.append(failed)
+        self._nudge()
+
+    def restarted(self, restart: Restart) -> None:
+        """The first step after a loss has been made."""
+        with self._lock:
+            self._restart = restart
+        self._nudge()
+
     def measure(self, points: list[Point]) -> None:
         """Measurements, for charts."""
         self._telemetry.put(points)
@@ -99,12 +123,14 @@ class Link:
         step, total_steps, _, steps_per_s = self._where
         self._where = (step, total_steps, phase, steps_per_s)
 
-    def close(self, ending: Ending, step: int, reason: str | None) -> None:
+    def close(self, ending: Ending, step: int, reason: str | None, wait_s: float = FLUSH_WAIT_S) -> None:
         """Flush, announce the end, and stop. Says so in the log if the control server could not be told."""
         self._closing = True
+        if not self._thread.is_alive():
+            return
         future = asyncio.run_coroutine_threadsafe(self._finish(ending, step, reason), self._loop)
         try:
-            future.result(FLUSH_WAIT_S)
+            future.result(wait_s)
         except (SteerwayError, TimeoutError) as error:
             log.error("the control server was not told of the end: %s; %d outcomes lost", error, len(self._outcomes))
         self._stop_loop()
@@ -128,11 +154,20 @@ class Link:
     def _nudge(self) -> None:
         self._loop.call_soon_threadsafe(self._wake.set)
 
-    async def _announce(self, start: GenerationStart) -> int:
+    def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
+        """Ask until there is an answer; the control server's actor may just be restarting."""
+        if not self._thread.is_alive():
+            self._thread.start()
+        try:
+            return asyncio.run_coroutine_threadsafe(self._persist(call), self._loop).result(START_WAIT_S + 1)
+        except TimeoutError:
+            raise Unavailable(f"the run's control server did not answer within {START_WAIT_S:g} s") from None
+
+    async def _persist(self, call: Callable[[], Awaitable[T]]) -> T:
         async with asyncio.timeout(START_WAIT_S):
             while True:
                 try:
-                    return await self._handle.start_generation(start)
+                    return await call()
                 except Refused:
                     raise
                 except SteerwayError as error:
@@ -144,6 +179,10 @@ class Link:
         while not self._closing:
             try:
                 offer = await self._handle.offers(self._generation, seen_revision, POLL_WAIT_S)
+            except Conflict as conflict:
+                self._offers = ()
+                self._on_superseded(conflict.reason)
+                return
             except Refused as refusal:
                 log.error("offers end here: %s", refusal.reason)
                 self._offers = ()
@@ -170,12 +209,15 @@ class Link:
     async def _push_what_there_is(self) -> bool:
         with self._lock:
             outcomes, checkpoints = tuple(self._outcomes), tuple(self._checkpoints)
+            failed, restart = tuple(self._failed), self._restart
         points, dropped = self._telemetry.take()
         step, total_steps, phase, steps_per_s = self._where
         report = Report(
             generation=self._generation,
             outcomes=outcomes,
             checkpoints=checkpoints,
+            failed_checkpoints=failed,
+            restart=restart,
             points=points,
             dropped_points=dropped,
             progress=Progress(step=step, total_steps=total_steps, phase=phase, steps_per_s=steps_per_s),
@@ -192,14 +234,18 @@ class Link:
         with self._lock:
             del self._outcomes[: len(outcomes)]
             del self._checkpoints[: len(checkpoints)]
+            del self._failed[: len(failed)]
+            self._restart = None if self._restart is restart else self._restart
         return True
 
     async def _push_pieces(self, report: Report) -> None:
         """One piece that is refused must not hold up the others for ever: it is logged and left out."""
         alone = Report(generation=report.generation)
-        pieces = [alone.model_copy(update={"checkpoints": (checkpoint,)}) for checkpoint in report.checkpoints]
-        pieces += [alone.model_copy(update={"outcomes": (outcome,)}) for outcome in report.outcomes]
-        pieces.append(alone.model_copy(update={"points": report.points, "progress": report.progress}))
+        pieces = [alone.model_copy(update={"outcomes": (outcome,)}) for outcome in report.outcomes]
+        pieces += [alone.model_copy(update={"checkpoints": (checkpoint,)}) for checkpoint in report.checkpoints]
+        pieces += [alone.model_copy(update={"failed_checkpoints": (failed,)}) for failed in report.failed_checkpoints]
+        rest = {"points": report.points, "progress": report.progress, "restart": report.restart}
+        pieces.append(alone.model_copy(update=rest))
         for piece in pieces:
             try:
                 await self._handle.report(piece)

@@ -1,4 +1,12 @@
-"""What a training knows beside DeepSpeed's state: random generators, schedule, loss sums, the Trainer's own counters."""
+"""What a training knows beside DeepSpeed's state: random generators, schedule, loss sums, parameter groups.
+
+    saved = captured(trainer)                 at a step boundary, after the step's logging and evaluation
+    restore(trainer, saved)                   in a new trainer, when its loop is about to begin
+    restore_random(saved)                     after the first batch was fetched, right before the first forward
+
+Neither DeepSpeed nor Transformers restores these exactly: Transformers' loss sums begin at zero, and what was steered
+is known to nobody else.
+"""
 
 import random
 from typing import Any
@@ -6,15 +14,68 @@ from typing import Any
 import numpy
 import torch
 
+from control_plane.core.errors import Diverged
+from ray_jobs.elastic import plain_groups
+from ray_jobs.schedule import SteeredSchedule, live_groups
 
-def captured(trainer: Any) -> dict[str, Any]:
+Progress = dict[str, Any]
+
+
+def captured(trainer: Any) -> Progress:
     """This rank's progress, as plain values and tensors that `torch.save` takes."""
-    return {"random": random_state()}
+    schedule: SteeredSchedule | None = getattr(trainer, "steered_schedule", None)
+    return {
+        "random": random_state(),
+        "tr_loss": float(getattr(trainer, "_tr_loss", 0.0)),
+        "total_loss_scalar": float(getattr(trainer, "_total_loss_scalar", 0.0)),
+        "globalstep_last_logged": int(getattr(trainer, "_globalstep_last_logged", 0)),
+        "current_flos": float(getattr(trainer, "current_flos", 0.0)),
+        "schedule": schedule.memory() if schedule is not None else None,
+        "lr_scheduler": _plain(schedule.state_dict()) if schedule is not None else None,
+        "groups": plain_groups(live_groups(trainer)()),
+    }
 
 
-def random_state() -> dict[str, Any]:
+def _plain(state: dict[str, Any]) -> dict[str, Any]:
+    """A scheduler's state without functions: a new scheduler has its own, and they are not to be unpickled."""
+    return {key: value for key, value in state.items() if not callable(value)}
+
+
+def restore(trainer: Any, saved: Progress) -> None:
+    """Put back everything but the random generators. The schedule must be steered already.
+
+    Raises `Diverged` if a parameter group does not hold what was saved.
+    """
+    schedule: SteeredSchedule = trainer.steered_schedule
+    if saved["lr_scheduler"] and schedule.inner is not None:
+        schedule.inner.load_state_dict(saved["lr_scheduler"])
+    schedule.recall(saved["schedule"])
+    groups = live_groups(trainer)()
+    for group, values in zip(groups, saved["groups"], strict=True):
+        group.update({key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+    for index, (found, wanted) in enumerate(zip(plain_groups(groups), saved["groups"], strict=True)):
+        wrong = sorted(key for key in wanted if found.get(key) != wanted[key])
+        if wrong:
+            raise Diverged(f"{wrong[0]} of group {index} was {wanted[wrong[0]]} and reads {found.get(wrong[0])}")
+    trainer._tr_loss.fill_(saved["tr_loss"])
+    trainer._total_loss_scalar = saved["total_loss_scalar"]
+    trainer._globalstep_last_logged = saved["globalstep_last_logged"]
+    trainer.current_flos = saved["current_flos"]
+
+
+def restore_random(saved: Progress) -> None:
+    """Put back every generator of this rank."""
+    state = saved["random"]
+    random.setstate(state["python"])
+    numpy.random.set_state(state["numpy"])
+    torch.set_rng_state(state["torch"])
+    if "cuda" in state and torch.cuda.is_available():
+        torch.cuda.set_rng_state(state["cuda"])
+
+
+def random_state() -> Progress:
     """The state of every generator that training draws from, on this rank."""
-    state: dict[str, Any] = {
+    state: Progress = {
         "python": random.getstate(),
         "numpy": numpy.random.get_state(),
         "torch": torch.get_rng_state(),

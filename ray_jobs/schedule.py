@@ -96,6 +96,18 @@ class SteeredSchedule:
         """What `restore` needs to put everything back as it is now."""
         return list(self._steering), [group["lr"] for group in self._groups()]
 
+    def memory(self) -> dict[str, Any]:
+        """What a checkpoint keeps of the steering: each group's scheduled value, mode and factor or held value."""
+        return {
+            "scheduled": list(self._scheduled),
+            "steering": [[steering.mode, steering.value] for steering in self._steering],
+        }
+
+    def recall(self, memory: dict[str, Any]) -> None:
+        """Steer as it was when `memory` was taken. The groups' live values are restored with the groups."""
+        self._scheduled = [float(value) for value in memory["scheduled"]]
+        self._steering = [Steering(mode, float(value)) for mode, value in memory["steering"]]
+
     def restore(self, memory: tuple[list[Steering], list[float]]) -> None:
         """Put back what `remember` saw."""
         steering, rates = memory
@@ -126,6 +138,7 @@ def steer_schedule(trainer: Any) -> SteeredSchedule:
         outer.scheduler = steered
     else:
         trainer.lr_scheduler = trainer.callback_handler.lr_scheduler = steered
+    trainer.steered_schedule = steered
     return steered
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from control_plane.core.boundary import (
     AllGather,
@@ -32,11 +32,12 @@ from control_plane.core.boundary import (
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Invalid, Unavailable
-from control_plane.core.records import CheckpointCommitted, CommandSettled, RankPlace, Reading
+from control_plane.core.records import CheckpointCommitted, CheckpointFailed, CommandSettled, RankPlace, Reading
 from control_plane.handle import Phase
 from ray_jobs.appliers import Applier
 from ray_jobs.collectives import Collectives
 from ray_jobs.link import Link
+from ray_jobs.plan import FROM_THE_BEGINNING, Plan
 
 log = logging.getLogger(__name__)
 
@@ -55,13 +56,17 @@ class _Open:
 
 @dataclass
 class TrainingSession:
-    """One rank's session. `link` is given on rank 0 and nowhere else."""
+    """One rank's session. `link` is given on rank 0 and nowhere else. `beat` is told what goes on, on every rank."""
 
     collectives: Collectives
     link: Link | None
     appliers: dict[str, Applier] = field(default_factory=dict)
     replica: Replica = field(default_factory=lambda: Replica(generation=0))
     total_steps: int = 0
+    beat: Callable[[str], None] = lambda phase: None
+    # Commands whose outcome is not known at their own boundary: a save goes on in the background.
+    deferred: set[UUID] = field(default_factory=set)
+    chores: list[Callable[[], None]] = field(default_factory=list)
     _open: _Open | None = None
     _reported: int = 0
     _step_times_s: list[float] = field(default_factory=list)
@@ -75,13 +80,25 @@ class TrainingSession:
         """Say who carries out the commands of one kind on this rank."""
         self.appliers[kind] = applier
 
-    def start(self, place: RankPlace, step: int, total_steps: int, knobs: Reading, facts: Reading) -> int:
+    def start(
+        self,
+        place: RankPlace,
+        step: int,
+        total_steps: int,
+        knobs: Reading,
+        facts: Reading,
+        plan: Plan = FROM_THE_BEGINNING,
+        retention: Reading | None = None,
+    ) -> int:
         """Collective. Announce this start of the trainers; answers the generation's number.
 
         Raises, on every rank: `Unavailable` if the control server could not be reached, `Invalid` if the facts
         (which include a digest of the data) differ between ranks.
         """
         self.total_steps = total_steps
+        self.replica.ledger, self.replica.repeats = dict(plan.replay.ledger), plan.replay.repeats
+        self.replica.paused, self.replica.stopping = plan.replay.paused, plan.replay.stopping
+        self._reported = len(self.replica.ledger)
         gathered = self.collectives.all_gather((place, facts))
         for other, theirs in gathered:
             if theirs != facts:
@@ -93,13 +110,19 @@ class TrainingSession:
         error: str | None = None
         generation = 0
         if self.link is not None:
-            start = GenerationStart(uuid4(), places, step, total_steps, knobs, facts)
+            start = GenerationStart(
+                uuid4(), places, step, total_steps, knobs, facts, plan.checkpoint, plan.refused, retention or {}
+            )
             generation, error = self.link.start(start)
         generation, error = self.collectives.broadcast_json([generation, error])
         if error:
             raise Unavailable(error)
         self.replica.generation = generation
         return int(generation)
+
+    def is_open(self, step: int) -> bool:
+        """Whether the boundary after `step` has been begun and not held."""
+        return self._open is not None and self._open.step == step
 
     def begin_step(self, step: int) -> None:
         """Collective. Issue the boundary's broadcast for the end of optimizer step `step`; returns at once."""
@@ -124,6 +147,12 @@ class TrainingSession:
                 answer = self._perform(opened.steps.send(answer))
         self._report_outcomes()
         self._progress(step)
+
+    def hold(self, step: int) -> None:
+        """Collective. The boundary at which a restored state begins: a pause stays a pause, and what was decided at
+        the very step of the checkpoint is decided again."""
+        if self.replica.paused or self.replica.is_behind(step):
+            self.end_step(step)
 
     def _perform(self, effect: Effect) -> Any:
         match effect:
@@ -170,12 +199,31 @@ class TrainingSession:
         return None
 
     def _report_outcomes(self) -> None:
-        """Hand new decisions to the link; the ledger is in the order of decision."""
+        """Hand new decisions to the link; the ledger is in the order of decision.
+
+        A decision that is deferred is handed over when what it began has ended, see `conclude`.
+        """
+        for chore in self.chores:
+            chore()
         if self.link is None or len(self.replica.ledger) == self._reported:
             return
         new: list[CommandSettled] = list(self.replica.ledger.values())[self._reported :]
         self._reported = len(self.replica.ledger)
-        self.link.report(new)
+        self.link.report([outcome for outcome in new if outcome.uuid not in self.deferred])
+
+    def conclude(self, uuid: UUID, reason: str | None, after: Reading) -> None:
+        """What a deferred command began has ended: with `after`, or, if there is a `reason`, with nothing."""
+        self.deferred.discard(uuid)
+        outcome = self.replica.ledger.get(uuid)
+        if self.link is None or outcome is None:
+            return
+        if reason is None:
+            told = outcome.model_copy(update={"after": after, "ranks": (after,) * len(outcome.ranks)})
+        else:
+            told = CommandSettled(
+                uuid=uuid, status="failed", step=outcome.step, generation=outcome.generation, reason=reason
+            )
+        self.link.report([told])
 
     def _progress(self, step: int) -> None:
         if self.link is None:
@@ -188,6 +236,7 @@ class TrainingSession:
 
     def phase(self, phase: Phase) -> None:
         """Say what this run is doing, between two steps. Time that is not training does not count as speed."""
+        self.beat(phase)
         if self.link is not None:
             self._step_times_s.clear()
             self.link.phase(phase)
@@ -196,3 +245,12 @@ class TrainingSession:
         """A manifest is in place: rank 0 tells the control server."""
         if self.link is not None:
             self.link.checkpoint(checkpoint)
+
+    def fail_checkpoint(self, checkpoint: str, step: int, reason: str) -> None:
+        """A save came to nothing: rank 0 tells the control server, and training goes on."""
+        log.error("no checkpoint at step %d: %s", step, reason)
+        if self.link is not None:
+            generation = self.replica.generation
+            self.link.failed_checkpoint(
+                CheckpointFailed(checkpoint=checkpoint, step=step, generation=generation, reason=reason)
+            )

@@ -104,27 +104,41 @@ Effect = TakeOffers | Broadcast | Check | AllReduceMin | Apply | Undo | AllGathe
 Steps = Generator[Effect, Any, None]
 
 
+@dataclass(frozen=True, slots=True)
+class Repeat:
+    """A command that took effect after step `step` before a crash, and has to do so again."""
+
+    command: Command
+    step: int
+
+
 @dataclass(slots=True)
 class Replica:
     """What a rank carries from one boundary to the next.
 
     The ledger holds *decisions*, not only effects: a rejected command stays rejected when a stale offer brings it
-    back. Invariant: ledgers are equal on all ranks after every boundary.
+    back. Invariant: ledgers are equal on all ranks after every boundary, and so are the repeats that are left.
     """
 
     generation: int
     paused: bool = False
     stopping: bool = False
     ledger: dict[UUID, CommandSettled] = field(default_factory=dict)
+    repeats: tuple[Repeat, ...] = ()
 
     def decide(self, command: Command, outcome: CommandSettled) -> None:
         """Enter a decision. The only place where a replica changes."""
         self.ledger[command.uuid] = outcome
+        self.repeats = tuple(each for each in self.repeats if each.command.uuid != command.uuid)
         if outcome.status != "applied":
             return
         if isinstance(command.intent, Pause | Resume | Stop):
             self.paused = isinstance(command.intent, Pause)
             self.stopping = self.stopping or isinstance(command.intent, Stop)
+
+    def is_behind(self, step: int) -> bool:
+        """Whether there is still something to repeat at the boundary after `step`."""
+        return any(each.step <= step for each in self.repeats)
 
 
 def boundary(replica: Replica, step: int) -> Steps:
@@ -139,13 +153,22 @@ def boundary(replica: Replica, step: int) -> Steps:
         for command in proposal:
             outcome = yield from _settle(replica, command, step)
             replica.decide(command, outcome)
+        if replica.is_behind(step):
+            continue
         if not replica.paused or replica.stopping:
             return
         yield Wait(PAUSE_POLL_S)
 
 
 def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[Command, ...]:
-    """Which of the offers may be settled at this boundary, oldest first, each once."""
+    """Which commands may be settled at this boundary, oldest first, each once.
+
+    Until history has repeated itself no new offer is taken: it would come before commands that are older, and the
+    last word would not be the last.
+    """
+    if replica.repeats:
+        again = [each.command for each in replica.repeats if each.step <= step]
+        return tuple(again[:MAX_COMMANDS_PER_PROPOSAL])
     undecided = {command.uuid: command for command in offers if command.uuid not in replica.ledger}
     due = [command for command in undecided.values() if (command.not_before_step or 0) <= step]
     return tuple(due[:MAX_COMMANDS_PER_PROPOSAL])

@@ -89,10 +89,11 @@ class Stop(Words):
 
 
 class SaveCheckpoint(Words):
-    """Save a checkpoint at the next step boundary."""
+    """Save a checkpoint at the next step boundary. With `pin` it is kept until somebody removes it."""
 
     kind: Literal["save_checkpoint"] = "save_checkpoint"
     label: str | None = Field(default=None, max_length=MAX_LABEL_CHARS)
+    pin: bool = False
 
 
 class Evaluate(Words):

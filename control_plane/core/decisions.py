@@ -4,26 +4,33 @@ Every function here is pure. An empty list means that the request is already in 
 the answer to the first try. After a refusal nothing has changed.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core.commands import Command, Pause, Resume, SetLearningRate, Stop
 from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
 from control_plane.core.records import (
     CheckpointCommitted,
+    CheckpointFailed,
     CommandAccepted,
+    CommandRepeated,
     CommandSettled,
+    Death,
     Ending,
     GenerationEnded,
+    GenerationLost,
+    GenerationRecovered,
     GenerationStarted,
     RankPlace,
     Reading,
     Record,
+    RefusedCheckpoint,
     RunClosed,
     RunCreated,
+    RunResumed,
     TermStarted,
 )
-from control_plane.core.state import RunState
+from control_plane.core.state import CommandLife, RunState
 
 MAX_PENDING_COMMANDS = 256
 """Accepted and not yet settled. A boundary settles at least 16, so a queue this long means that nobody trains."""
@@ -39,6 +46,9 @@ class GenerationStart:
     total_steps: int
     knobs: Reading
     facts: Reading
+    checkpoint: str | None = None
+    refused: tuple[RefusedCheckpoint, ...] = ()
+    retention: Reading = field(default_factory=dict)
 
 
 def create(state: RunState, created: RunCreated) -> list[Record]:
@@ -152,6 +162,9 @@ def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
             total_steps=start.total_steps,
             knobs=start.knobs,
             facts=start.facts,
+            checkpoint=start.checkpoint,
+            refused=start.refused,
+            retention=start.retention,
         )
     ]
 
@@ -168,24 +181,81 @@ def check_generation(state: RunState, generation: int) -> None:
 def settle(state: RunState, outcome: CommandSettled) -> list[Record]:
     """What the ranks decided about a command. Told twice, it is recorded once.
 
-    Raises `NotFound` for a command that was never accepted, `Conflict` if it was settled otherwise before.
+    What an earlier generation decided and this one applied again, after a loss, is recorded as a repetition.
+    Raises `NotFound` for a command that was never accepted, `Conflict` if this generation settled it otherwise.
     """
     life = state.commands.get(outcome.uuid)
     if life is None:
         raise NotFound(f"no command {outcome.uuid} was ever accepted by run {state.run}")
-    if life.settled is None:
+    before = life.settled
+    if before is None:
         return [outcome]
-    if (life.settled.status, life.settled.step) != (outcome.status, outcome.step):
-        raise Conflict(
-            f"command {outcome.uuid} is already settled as {life.settled.status} at step {life.settled.step}"
-        )
+    if outcome.generation is not None and (before.generation or 0) < outcome.generation:
+        return _repeat(life, outcome)
+    if (before.status, before.step) != (outcome.status, outcome.step):
+        raise Conflict(f"command {outcome.uuid} is already settled as {before.status} at step {before.step}")
     return []
+
+
+def _repeat(life: CommandLife, outcome: CommandSettled) -> list[Record]:
+    generation = outcome.generation or 0
+    if life.repeated is not None and life.repeated.generation >= generation:
+        return []
+    return [
+        CommandRepeated(
+            uuid=outcome.uuid,
+            generation=generation,
+            step=outcome.step or 0,
+            status=outcome.status,
+            after=outcome.after,
+            reason=outcome.reason,
+        )
+    ]
 
 
 def commit_checkpoint(state: RunState, checkpoint: CheckpointCommitted) -> list[Record]:
     """A manifest is in place. Told twice, it is recorded once."""
     known = any(c.checkpoint == checkpoint.checkpoint for c in state.checkpoints)
     return [] if known else [checkpoint]
+
+
+def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
+    """A save came to nothing. Told twice, it may be recorded twice: nothing depends on it."""
+    known = any(each.checkpoint == failed.checkpoint for each in state.checkpoints)
+    return [] if known else [failed]
+
+
+def lose_generation(
+    state: RunState, generation: int, step: int, silent_s: float, deaths: tuple[Death, ...]
+) -> list[Record]:
+    """The driver found the trainers dead. Told twice, it is recorded once.
+
+    Raises `Conflict` for an earlier generation, `RunEnded` if the run is closed.
+    """
+    if state.closed is not None:
+        raise RunEnded(f"run {state.run} has {state.closed.ending}")
+    check_generation(state, generation)
+    if state.generation is None or state.lost:
+        return []
+    reached = max(step, state.step)
+    return [GenerationLost(generation=generation, step=reached, silent_s=max(0.0, silent_s), deaths=deaths)]
+
+
+def recover_generation(state: RunState, recovered: GenerationRecovered) -> list[Record]:
+    """The first step after a loss. Told twice, it is recorded once."""
+    last = state.losses[-1] if state.losses else None
+    if last is None or last.restarted is None or last.recovered is not None:
+        return []
+    return [recovered]
+
+
+def resume_run(state: RunState, author: str) -> list[Record]:
+    """Somebody wants the run to go on. Raises `Conflict` if it has finished or was never started."""
+    if not state.run:
+        raise Conflict("this run has no journal to resume from")
+    if state.closed is not None and state.closed.ending == "finished":
+        raise Conflict(f"run {state.run} has finished at step {state.step}: there is nothing left to resume")
+    return [RunResumed(author=author)]
 
 
 def end_generation(state: RunState, generation: int, ending: Ending, step: int, reason: str | None) -> list[Record]:

@@ -61,8 +61,18 @@ class TermStarted(Words):
     recovered: int
 
 
+class RefusedCheckpoint(Words):
+    """A checkpoint that did not verify when the trainers wanted to start from it."""
+
+    checkpoint: str
+    reason: str
+
+
 class GenerationStarted(Words):
-    """The trainers began, from `step`, with these ranks and knobs. `uuid` makes announcing it twice harmless."""
+    """The trainers began, from `step`, with these ranks and knobs. `uuid` makes announcing it twice harmless.
+
+    `checkpoint` is what they restored; without one they began at the beginning. `refused` did not verify.
+    """
 
     type: Literal["GenerationStarted"] = "GenerationStarted"
     uuid: UUID
@@ -72,6 +82,9 @@ class GenerationStarted(Words):
     total_steps: int
     knobs: Reading
     facts: Reading = {}
+    checkpoint: str | None = None
+    refused: tuple[RefusedCheckpoint, ...] = ()
+    retention: Reading = Field(default={}, description="a `core.retention.Retention`; empty: every checkpoint is kept")
 
     @property
     def world_size(self) -> int:
@@ -105,6 +118,21 @@ class CommandSettled(Words):
     ranks: tuple[Reading, ...] = ()
 
 
+class CommandRepeated(Words):
+    """A command that was applied before a failure was applied again, at the step where it first took effect.
+
+    `status` and `after` must be what they were; a difference is recorded and not hidden.
+    """
+
+    type: Literal["CommandRepeated"] = "CommandRepeated"
+    uuid: UUID
+    generation: int
+    step: int
+    status: Status
+    after: Reading | None = None
+    reason: str | None = None
+
+
 class CheckpointCommitted(Words):
     """A checkpoint exists: its manifest is in place and every shard is durable. `path` is relative to the run."""
 
@@ -114,8 +142,57 @@ class CheckpointCommitted(Words):
     generation: int
     path: str
     label: str | None = None
+    pinned: bool = False
     size_bytes: int = 0
+    world_size: int = 0
+    metrics: dict[str, float] = {}
     manifest_sha256: str = ""
+
+
+class CheckpointFailed(Words):
+    """A save that was begun came to nothing. Training went on."""
+
+    type: Literal["CheckpointFailed"] = "CheckpointFailed"
+    checkpoint: str
+    step: int
+    generation: int
+    reason: str
+
+
+class CheckpointDiscarded(Words):
+    """A checkpoint may no longer be used; its files are being removed."""
+
+    type: Literal["CheckpointDiscarded"] = "CheckpointDiscarded"
+    checkpoint: str
+    reason: str
+
+
+class Death(Words):
+    """One rank that was lost, as the driver saw it. `rank` is None if it was lost before it had one."""
+
+    rank: int | None
+    node: str = ""
+    reason: str
+
+
+class GenerationLost(Words):
+    """Trainers died or hung. `step` is the last that was heard of; what came after the checkpoint is undone."""
+
+    type: Literal["GenerationLost"] = "GenerationLost"
+    generation: int
+    step: int
+    silent_s: float = Field(default=0.0, description="from the last sign of life of rank 0 to the discovery")
+    deaths: tuple[Death, ...] = ()
+
+
+class GenerationRecovered(Words):
+    """The first step after a loss. Each phase in seconds: see `core.recovery.PHASES`."""
+
+    type: Literal["GenerationRecovered"] = "GenerationRecovered"
+    generation: int
+    step: int
+    lost_steps: int
+    phases_s: dict[str, float] = {}
 
 
 class GenerationEnded(Words):
@@ -136,15 +213,28 @@ class RunClosed(Words):
     reason: str | None = None
 
 
+class RunResumed(Words):
+    """Somebody had the run go on, with a new driver and perhaps on a new cluster. A stop is not repeated."""
+
+    type: Literal["RunResumed"] = "RunResumed"
+    author: str
+
+
 Record = Annotated[
     RunCreated
     | TermStarted
     | GenerationStarted
     | CommandAccepted
     | CommandSettled
+    | CommandRepeated
     | CheckpointCommitted
+    | CheckpointFailed
+    | CheckpointDiscarded
+    | GenerationLost
+    | GenerationRecovered
     | GenerationEnded
-    | RunClosed,
+    | RunClosed
+    | RunResumed,
     Field(discriminator="type"),
 ]
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)
@@ -164,9 +254,9 @@ class Entry(Words):
         if isinstance(self.record, CommandAccepted):
             command = self.record.command
             line |= {"uuid": str(command.uuid), "status": "accepted", "author": command.author}
-        elif isinstance(self.record, CommandSettled):
+        elif isinstance(self.record, CommandSettled | CommandRepeated):
             line |= {"uuid": str(self.record.uuid), "status": self.record.status}
-        elif isinstance(self.record, RunCreated):
+        elif isinstance(self.record, RunCreated | RunResumed):
             line |= {"author": self.record.author}
         return line | {"body": body}
 

@@ -5,21 +5,27 @@ and the run itself (waiting, running, paused, closed). Rule 1: whatever changes 
 this file does not know whether it is live, replaying a journal, in a console or inside a simulation.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from control_plane.core.commands import Command
 from control_plane.core.records import (
     CheckpointCommitted,
+    CheckpointDiscarded,
+    CheckpointFailed,
     CommandAccepted,
+    CommandRepeated,
     CommandSettled,
     Entry,
     GenerationEnded,
+    GenerationLost,
+    GenerationRecovered,
     GenerationStarted,
     Reading,
     Record,
     RunClosed,
     RunCreated,
+    RunResumed,
     TermStarted,
 )
 
@@ -34,11 +40,22 @@ class CommandLife:
     settled: CommandSettled | None = None
     settled_seq: int | None = None
     settled_at: str | None = None
+    repeated: CommandRepeated | None = None
 
     @property
     def status(self) -> str:
         """`accepted`, or how it was settled."""
         return self.settled.status if self.settled else "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One loss of the trainers, and how the run came back from it; `recovered` is None while it has not."""
+
+    lost: GenerationLost
+    lost_at: str
+    restarted: GenerationStarted | None = None
+    recovered: GenerationRecovered | None = None
 
 
 @dataclass(slots=True)
@@ -64,15 +81,28 @@ class RunState:
     commands: dict[UUID, CommandLife] = field(default_factory=dict)
     # Invariant: pending holds exactly the uuids of `commands` that are not settled, in the order of acceptance.
     pending: dict[UUID, None] = field(default_factory=dict)
+    # In the order of their commits. Invariant: every one of them may be restored, as far as the journal knows.
     checkpoints: list[CheckpointCommitted] = field(default_factory=list)
+    losses: list[Loss] = field(default_factory=list)
+    # The highest step that the journal knows to have been made, by any generation.
+    reached_step: int = 0
+    # Stops up to this record are over and done with: the run was resumed after them.
+    resumed_seq: int = 0
+
+    @property
+    def lost(self) -> bool:
+        """Whether the current generation was lost, and no other has begun."""
+        return bool(self.losses) and self.losses[-1].restarted is None
 
     @property
     def status(self) -> str:
-        """`waiting` (no trainers yet), `running`, `paused`, or how the run was closed."""
+        """`waiting` (no trainers yet), `running`, `paused`, `recovering`, or how the run was closed."""
         if self.closed:
             return self.closed.ending
-        if self.generation is None or self.ended is not None:
+        if self.generation is None:
             return "waiting"
+        if self.lost or self.ended is not None:
+            return "recovering" if self.lost or (self.ended and self.ended.ending == "failed") else "waiting"
         return "paused" if self.paused else "running"
 
     @property
@@ -104,35 +134,68 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case TermStarted():
             state.term = record.term
         case GenerationStarted():
-            state.generation, state.ended, state.step = record, None, record.step
-            state.starts[record.uuid] = record.generation
-            state.knobs = dict(record.knobs)
-            state.paused = state.stopping = False
+            _start_generation(state, record)
         case CommandAccepted():
             uuid = record.command.uuid
             state.commands[uuid] = CommandLife(record.command, entry.seq, entry.time)
             state.pending[uuid] = None
         case CommandSettled():
             _settle(state, entry, record)
+        case CommandRepeated():
+            life = state.commands[record.uuid]
+            life.repeated = record
+            _take_effect(state, life.command, record)
         case CheckpointCommitted():
             state.checkpoints.append(record)
+            state.reached_step = max(state.reached_step, record.step)
+        case CheckpointDiscarded():
+            state.checkpoints = [each for each in state.checkpoints if each.checkpoint != record.checkpoint]
+        case CheckpointFailed():
+            pass  # for people: what was never committed was never there
+        case GenerationLost():
+            state.losses.append(Loss(record, entry.time))
+            state.reached_step = max(state.reached_step, record.step)
+        case GenerationRecovered():
+            state.losses[-1] = replace(state.losses[-1], recovered=record)
         case GenerationEnded():
-            state.ended, state.step = record, record.step
-            state.paused = False
+            _end_generation(state, record)
         case RunClosed():
             state.closed, state.paused = record, False
+        case RunResumed():
+            state.closed, state.stopping, state.resumed_seq = None, False, entry.seq
+
+
+def _start_generation(state: RunState, record: GenerationStarted) -> None:
+    # A pause, or a stop, outlives the trainers: what was decided before a loss is repeated after it.
+    state.generation, state.ended, state.step = record, None, record.step
+    state.starts[record.uuid] = record.generation
+    state.knobs = dict(record.knobs)
+    if state.lost:
+        state.losses[-1] = replace(state.losses[-1], restarted=record)
+
+
+def _end_generation(state: RunState, record: GenerationEnded) -> None:
+    state.ended, state.step = record, record.step
+    state.reached_step = max(state.reached_step, record.step)
+    if record.ending != "failed":
+        state.paused = False
 
 
 def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:
     life = state.commands[record.uuid]
     life.settled, life.settled_seq, life.settled_at = record, entry.seq, entry.time
     del state.pending[record.uuid]
-    if record.status != "applied":
+    _take_effect(state, life.command, record)
+
+
+def _take_effect(state: RunState, command: Command, outcome: CommandSettled | CommandRepeated) -> None:
+    if outcome.status != "applied":
         return
-    state.step = max(state.step, record.step or 0)
-    match life.command.intent.kind:
+    state.step = max(state.step, outcome.step or 0)
+    state.reached_step = max(state.reached_step, state.step)
+    match command.intent.kind:
         case "set_learning_rate":
-            state.knobs |= record.after or {}
+            state.knobs |= outcome.after or {}
         case "pause":
             state.paused = True
         case "resume":

@@ -62,6 +62,11 @@ class RunFiles:
         """What the driver and the ranks printed."""
         return self.root / "logs"
 
+    @property
+    def signing_key(self) -> Path:
+        """The installation's key for checkpoints: one for all its runs."""
+        return self.root.parent.parent / "checkpoint-key"
+
 
 def find_run(runs_dir: Path, run: str) -> RunFiles:
     """The files of a run. Raises `Invalid` for a malformed id, `NotFound` if there is no such run."""

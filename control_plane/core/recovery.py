@@ -1,0 +1,118 @@
+"""After a death: where to resume, and what to do again.
+
+    history = resume_point(state)                                   the control server, from its journal
+    replay = replay_after(history, manifest.settled)                every rank, when it has chosen a checkpoint
+
+Law: after a crash, history repeats itself. A command that was applied after the checkpoint is applied again at the
+step where it first took effect; until that is done no new command is taken, so that the last word stays the last.
+What changes nothing in the training (a save, an evaluation, a refusal) is not repeated.
+"""
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from control_plane.core.boundary import Repeat
+from control_plane.core.commands import Command, Pause, Resume, SetLearningRate, Stop, Words
+from control_plane.core.records import CheckpointCommitted, CommandSettled
+from control_plane.core.state import RunState
+
+PHASES = ("detect", "re-form", "load", "first step")
+"""The phases of a recovery: from the last sign of life to the discovery, to the new ranks' first line, to a restored
+state, to the end of the first new step."""
+
+MAX_LOSSES_WITHOUT_PROGRESS = 4
+"""So many losses at the same step are not the machines' fault."""
+
+MAX_CANDIDATES = 16
+"""Checkpoints that a start may try. With more than that damaged, somebody has to look."""
+
+
+class Decided(Words):
+    """A command with its outcome."""
+
+    command: Command
+    outcome: CommandSettled
+
+
+class ResumePoint(Words):
+    """What the trainers must know before they start.
+
+    `candidates` are the checkpoints to try, the newest first; without any, or when none verifies, training begins at
+    the beginning. `decided` is every settled command in the order of settlement.
+    """
+
+    generation: int
+    candidates: tuple[CheckpointCommitted, ...]
+    decided: tuple[Decided, ...]
+    reached_step: int
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What a replica is given before its first step: the decisions that its state contains, and those to repeat."""
+
+    ledger: dict[UUID, CommandSettled]
+    repeats: tuple[Repeat, ...]
+    paused: bool
+    stopping: bool
+
+
+def reason_to_give_up(state: RunState) -> str | None:
+    """Why it makes no sense to start the trainers once more, or None.
+
+    A machine that dies is no reason; trainers that are lost again and again without one new step are.
+    """
+    lately = state.losses[-MAX_LOSSES_WITHOUT_PROGRESS:]
+    stuck = len({loss.lost.step for loss in lately}) == 1 and all(
+        loss.lost.step >= state.reached_step for loss in lately
+    )
+    if len(lately) < MAX_LOSSES_WITHOUT_PROGRESS or not stuck:
+        return None
+    last = lately[-1].lost
+    reasons = "; ".join(dict.fromkeys(death.reason for death in last.deaths)) or "no reason is known"
+    return f"the trainers were lost {len(lately)} times at step {last.step} without a new step in between: {reasons}"
+
+
+def resume_point(state: RunState) -> ResumePoint:
+    """The run's history, as far as new trainers need it."""
+    newest_first = sorted(state.checkpoints, key=lambda each: each.step)[::-1]
+    settled = (life for life in state.commands.values() if life.settled is not None)
+    in_order = sorted(settled, key=lambda life: life.settled_seq or 0)
+    return ResumePoint(
+        generation=state.generation_number,
+        candidates=tuple(newest_first[:MAX_CANDIDATES]),
+        decided=tuple(
+            Decided(command=life.command, outcome=life.settled)
+            for life in in_order
+            if life.settled is not None and not _is_over(state, life.command, life.settled_seq or 0)
+        ),
+        reached_step=state.reached_step,
+    )
+
+
+def _is_over(state: RunState, command: Command, settled_seq: int) -> bool:
+    """A stop after which somebody resumed the run: to repeat it would stop the run again."""
+    return isinstance(command.intent, Stop) and settled_seq < state.resumed_seq
+
+
+def replay_after(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
+    """Split the history at a checkpoint. `contained`: the uuids (as text) that the checkpoint's state contains."""
+    ledger: dict[UUID, CommandSettled] = {}
+    repeats: list[Repeat] = []
+    paused = stopping = False
+    for each in decided:
+        intent = each.command.intent
+        if str(each.command.uuid) in contained:
+            if each.outcome.status == "applied" and isinstance(intent, Pause | Resume | Stop):
+                paused, stopping = isinstance(intent, Pause), stopping or isinstance(intent, Stop)
+        elif _is_to_be_repeated(each):
+            repeats.append(Repeat(each.command, each.outcome.step or 0))
+            continue
+        ledger[each.command.uuid] = each.outcome
+    return Replay(ledger, tuple(repeats), paused, stopping)
+
+
+def _is_to_be_repeated(each: Decided) -> bool:
+    changes = isinstance(each.command.intent, SetLearningRate | Pause | Resume | Stop)
+    return changes and each.outcome.status == "applied" and each.outcome.step is not None

@@ -1,0 +1,65 @@
+"""The same global batch on another number of ranks: how many samples a rank takes at once, and how often.
+
+    plan = plan_batch(global_batch_samples=48, micro_batch_per_rank=8, ranks=3)     # 8 at once, 2 times
+
+An optimizer step always consumes the global batch, so the learning rate, the schedule and the step's number mean the
+same on any number of ranks. What changes is accumulated: rank r of W takes micro-batch m * W + r of the step.
+"""
+
+from dataclasses import dataclass
+
+from control_plane.core.errors import Invalid
+
+SIZES_TOLD = 8
+"""So many numbers of ranks are named in a refusal."""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchPlan:
+    """How each rank does its share of one optimizer step."""
+
+    micro_batch_per_rank: int
+    accumulation_steps: int
+
+    def global_batch_samples(self, ranks: int) -> int:
+        """Samples of one optimizer step over all ranks."""
+        return self.micro_batch_per_rank * self.accumulation_steps * ranks
+
+
+def plan_batch(
+    global_batch_samples: int, micro_batch_per_rank: int, ranks: int, bounds: tuple[int, int] | None = None
+) -> BatchPlan:
+    """Keep the global batch on `ranks` ranks, with the largest micro-batch that divides a rank's share.
+
+    Never more samples at once than `micro_batch_per_rank`, which is what fits into memory. Raises `Invalid` if the
+    ranks do not divide the global batch; the sentence names numbers that do, within `bounds` (least, most) if given.
+    """
+    if min(global_batch_samples, micro_batch_per_rank, ranks) < 1:
+        raise Invalid(
+            f"a batch of {global_batch_samples} samples, {micro_batch_per_rank} at once, on {ranks} ranks makes no "
+            "sense: each has to be at least 1"
+        )
+    if global_batch_samples % ranks:
+        raise Invalid(_refusal(global_batch_samples, ranks, bounds or (1, global_batch_samples)))
+    share = global_batch_samples // ranks
+    micro = next(size for size in range(min(micro_batch_per_rank, share), 0, -1) if share % size == 0)
+    return BatchPlan(micro_batch_per_rank=micro, accumulation_steps=share // micro)
+
+
+def sizes_that_can(global_batch_samples: int, min_ranks: int, max_ranks: int) -> tuple[int, ...]:
+    """The numbers of ranks from `min_ranks` to `max_ranks` that can share the global batch, ascending.
+
+    Any micro-batch will do: a smaller one is always found.
+    """
+    most = min(max_ranks, global_batch_samples)
+    return tuple(ranks for ranks in range(max(1, min_ranks), most + 1) if global_batch_samples % ranks == 0)
+
+
+def _refusal(global_batch_samples: int, ranks: int, bounds: tuple[int, int]) -> str:
+    sizes = sizes_that_can(global_batch_samples, *bounds)
+    nearest = sorted(sorted(sizes, key=lambda size: (abs(size - ranks), size))[:SIZES_TOLD])
+    told = f"{'nearest that can' if len(sizes) > SIZES_TOLD else 'those that can'}: {', '.join(map(str, nearest))}"
+    return (
+        f"{ranks} ranks cannot share a global batch of {global_batch_samples} samples evenly; of {bounds[0]} to "
+        f"{bounds[1]} ranks, {told if nearest else 'none can'}"
+    )

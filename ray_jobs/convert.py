@@ -1,0 +1,300 @@
+"""A checkpoint for any number of ranks: DeepSpeed's universal format, made by a process of its own.
+
+    python -m ray_jobs.convert RUN_FOLDER CHECKPOINT --key-file KEY [--json]
+
+The source is verified wholly before anything of it is unpickled. The result is a checkpoint of its own, signed and
+committed as any other, in a folder below `.converting`, where nobody looks for checkpoints; then one rename gives it
+its place. So a crash leaves nothing that could be selected, and of conversions that race one wins.
+"""
+
+import argparse
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from control_plane.core.errors import Damaged, Invalid, Refused, SteerwayError, Unavailable
+from control_plane.storage.checkpoints import Manifest, SigningKey, commit, discard, hash_shard, read_manifest, verify
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.room import room_refusal
+from control_plane.storage.shards import sync_folder
+
+SUFFIX = "-universal"
+STATE = "state"
+WORKSHOP = ".converting"
+"""Where conversions are at work, beside the checkpoints; a hidden folder is never taken for a checkpoint."""
+
+OPTIMIZER_FILES, MODEL_FILES = "*_optim_states.pt", "*_model_states.pt"
+
+MAX_WORKERS = 8
+"""More do not help: they wait for the same disk, and each holds one rank's share in memory."""
+
+ROOM_FACTOR = 2.5
+"""So many times the source's size is on disk at most: fragments, merged tensors, and copies of the model's files."""
+
+TIMEOUT_S = 3600.0
+"""A conversion reads and writes the checkpoint about three times; one that takes longer has hung."""
+
+TOLD_CHARS = 2000
+
+
+def universal_name(name: str) -> str:
+    """The name of the universal checkpoint that is converted from `name`."""
+    return f"{name}{SUFFIX}"
+
+
+def ensure_universal(
+    files: RunFiles, name: str, key_file: Path, say: Callable[[str], None], timeout_s: float = TIMEOUT_S
+) -> str:
+    """Convert in a process of its own; answers the name of what can be loaded on any number of ranks.
+
+    That is `name` itself if it can be already. `say` is told before and after. Raises `Damaged` or `Refused` with
+    the converter's sentence, `Unavailable` if it did not end within `timeout_s` seconds or died.
+    """
+    say(f"converting checkpoint {name} for another number of ranks")
+    command = [sys.executable, "-m", "ray_jobs.convert", str(files.root), name, "--key-file", str(key_file), "--json"]
+    began_s = time.monotonic()
+    status, out, err = _run_bounded(command, timeout_s)
+    answer = _answer(out)
+    if status == 0 and "checkpoint" in answer:
+        say(f"checkpoint {answer['checkpoint']} is ready after {time.monotonic() - began_s:.1f} s")
+        return str(answer["checkpoint"])
+    if "reason" in answer:
+        raise (Damaged if answer.get("slug") == Damaged.slug else Refused)(str(answer["reason"]))
+    last = err.strip()[-TOLD_CHARS:]
+    raise Unavailable(f"converting checkpoint {name} ended with status {status} and no answer; it said last: {last}")
+
+
+def convert(files: RunFiles, name: str, key: SigningKey) -> str:
+    """Convert here; answers the name of what can be loaded on any number of ranks. Imports DeepSpeed.
+
+    Repeating it is harmless. Raises `Damaged` if the source does not verify (then nothing of it was unpickled),
+    `Refused` if it cannot be converted or the disk is too full, `Unavailable` if the disk fails.
+    """
+    source = files.checkpoints / name
+    manifest = read_manifest(source, key)
+    if manifest.kind == "universal" or not _is_partitioned(source):
+        verify(source, key)
+        return name
+    target = files.checkpoints / universal_name(name)
+    if _is_ready(target, manifest, key):
+        return target.name
+    manifest = verify(source, key)
+    if refusal := room_refusal(files.checkpoints, int(manifest.size_bytes * ROOM_FACTOR)):
+        raise Refused(refusal)
+    try:
+        with _workplace(files.checkpoints) as place:
+            made = place / target.name
+            with contextlib.redirect_stdout(sys.stderr):  # DeepSpeed's loggers and converter print
+                _build(source, made)
+            _commit(made, manifest, key)
+            _take_place(made, target, manifest, key)
+    except OSError as error:
+        raise Unavailable(f"checkpoint {name} could not be converted: {error}") from error
+    return target.name
+
+
+def _is_partitioned(source: Path) -> bool:
+    """Without ZeRO every rank has everything, and the checkpoint is for any number of ranks as it is."""
+    return any((source / STATE).glob(OPTIMIZER_FILES))
+
+
+def _is_ready(target: Path, source: Manifest, key: SigningKey) -> bool:
+    """Whether somebody has converted this very source already, and the result is whole."""
+    try:
+        found = verify(target, key)
+    except Damaged:
+        return False
+    same = all(getattr(found, field) == getattr(source, field) for field in ("run", "generation", "step", "saved_at"))
+    return same and found.kind == "universal" and found.converted_from == source.checkpoint
+
+
+# --- Building ---
+
+
+def _build(source: Path, made: Path) -> None:
+    """DeepSpeed's conversion, then what it does not carry over."""
+    (made / STATE).mkdir(parents=True)
+    _convert_state(source / STATE, made / STATE)
+    left_out = {path.name for pattern in (OPTIMIZER_FILES, MODEL_FILES) for path in (source / STATE).glob(pattern)}
+    for path in sorted((source / STATE).iterdir()):
+        if path.is_file() and path.name not in left_out:
+            shutil.copy2(path, made / STATE)
+    _describe(made)
+
+
+def _convert_state(source: Path, made: Path) -> None:
+    from deepspeed.checkpoint import ds_to_universal
+
+    workers = max(1, min(MAX_WORKERS, len(os.sched_getaffinity(0)), len(list(source.glob(OPTIMIZER_FILES)))))
+    settings = argparse.Namespace(
+        input_folder=str(source),
+        output_folder=str(made),
+        num_extract_workers=workers,
+        num_merge_workers=workers,
+        keep_temp_folder=False,
+        inject_missing_state=False,
+        strict=True,
+    )
+    try:
+        ds_to_universal.main(settings)
+    except (AssertionError, NotImplementedError, RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
+        told = f"{type(error).__name__}: {error}"[:TOLD_CHARS]
+        raise Refused(f"DeepSpeed cannot convert checkpoint {source.parent.name}: {told}") from error
+    # It names the newest of several, which the manifests do.
+    (made.parent / "latest_universal").unlink(missing_ok=True)
+    if (made / "tmp").exists():
+        raise Unavailable(f"DeepSpeed left its fragments of {source.parent.name} behind")
+
+
+def _describe(made: Path) -> None:
+    """What a load is held against, from the files that it will read."""
+    import torch
+
+    from ray_jobs.elastic import CONSOLIDATED, consolidated_files, digest, plain_groups
+
+    about = torch.load(made / STATE / "zero" / "optimizer_state.pt", map_location="cpu", weights_only=False)
+    described = {
+        "zero_stage": int(about["zero_stage"]),
+        "sha256": digest(consolidated_files(made)),
+        "groups": plain_groups(about["param_groups"]),
+    }
+    (made / CONSOLIDATED).write_text(json.dumps(described, indent=1, sort_keys=True, allow_nan=False))
+
+
+# --- Committing ---
+
+
+def _commit(made: Path, source: Manifest, key: SigningKey) -> None:
+    """A checkpoint of its own, which says everything that the source's manifest says of the training."""
+    paths = sorted(path for path in made.rglob("*") if path.is_file())
+    changed = {
+        "checkpoint": made.name,
+        "kind": "universal",
+        "converted_from": source.checkpoint,
+        "shards": tuple(hash_shard(made, path, rank=0) for path in paths),
+        # They are of ranks' shares, of which there are none here; see CONSOLIDATED.
+        "ranks": (),
+        "signature": "",
+    }
+    commit(made, source.model_copy(update=changed), key)
+
+
+def _take_place(made: Path, target: Path, source: Manifest, key: SigningKey) -> None:
+    """Rename, unless somebody was faster. What lies there and is no checkpoint makes room."""
+    if os.path.lexists(target) and not _is_ready(target, source, key):
+        discard(target)
+    try:
+        os.rename(made, target)
+    except OSError:
+        if not _is_ready(target, source, key):
+            raise
+    sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _workplace(checkpoints: Path) -> Iterator[Path]:
+    """A folder of our own to work in; those of processes that died are removed first."""
+    workshop = checkpoints / WORKSHOP
+    workshop.mkdir(exist_ok=True)
+    with contextlib.ExitStack() as held:
+        with _locked(workshop, wait=True):  # nobody takes our folder for an abandoned one before it is locked
+            for abandoned in workshop.iterdir():
+                _remove_abandoned(abandoned)
+            place = Path(tempfile.mkdtemp(dir=workshop))
+            held.enter_context(_locked(place))
+        try:
+            yield place
+        finally:
+            shutil.rmtree(place, ignore_errors=True)
+
+
+def _remove_abandoned(place: Path) -> None:
+    try:
+        with _locked(place) as free:
+            if free:
+                shutil.rmtree(place, ignore_errors=True)
+    except (FileNotFoundError, NotADirectoryError):
+        return  # its owner is done, or it is no work of ours
+
+
+@contextlib.contextmanager
+def _locked(place: Path, wait: bool = False) -> Iterator[bool]:
+    """Hold the lock of a folder; answers whether it is held. The kernel lets go of it when its process dies."""
+    descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+    finally:
+        os.close(descriptor)
+
+
+# --- A process of its own ---
+
+
+def _run_bounded(command: list[str], timeout_s: float) -> tuple[int, str, str]:
+    """Exit status, stdout and stderr; the process and its workers are ended when the time is over."""
+    # Converting needs no accelerator, and must not take memory of one that is training.
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    # Into files: the workers of a converter that was killed would hold pipes open.
+    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+        process = subprocess.Popen(command, env=environment, stdout=out, stderr=err, start_new_session=True)
+        try:
+            status = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            raise Unavailable(f"converting a checkpoint did not end within {timeout_s:g} s and was stopped") from None
+        finally:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        return status, _text(out), _text(err)
+
+
+def _text(file: IO[bytes]) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
+
+
+def _answer(out: str) -> dict[str, Any]:
+    try:
+        answer = json.loads(out)
+    except ValueError:
+        return {}
+    return answer if isinstance(answer, dict) else {}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """The command line; answers the exit code. stdout has the result alone."""
+    parser = argparse.ArgumentParser(prog="python -m ray_jobs.convert", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("run_folder", type=Path)
+    parser.add_argument("checkpoint")
+    parser.add_argument("--key-file", type=Path, required=True, help="the installation's signing key")
+    parser.add_argument("--json", action="store_true", help="answer with one JSON object, also when refusing")
+    given = parser.parse_args(arguments)
+    try:
+        if given.checkpoint != Path(given.checkpoint).name or given.checkpoint.startswith("."):
+            raise Invalid(f"{given.checkpoint!r} is not the name of a checkpoint")
+        name = convert(RunFiles(given.run_folder), given.checkpoint, SigningKey.of_installation(given.key_file))
+    except SteerwayError as error:
+        print(json.dumps({"slug": error.slug, "reason": error.reason}) if given.json else "", end="")
+        print(error.reason, file=sys.stderr)
+        return error.exit_code
+    print(json.dumps({"checkpoint": name}) if given.json else name)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Where a start of the trainers begins: the checkpoint that all ranks have verified, and what is to be repeated.
+
+All ranks share the work: rank r hashes the shards that rank r wrote (and those of ranks that are no more). Nothing of
+a checkpoint is unpickled before every rank has agreed that all of it is what was saved.
+"""
+
+import hashlib
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from control_plane.core.errors import Damaged, SteerwayError, Unavailable
+from control_plane.core.records import CheckpointCommitted, RefusedCheckpoint
+from control_plane.core.recovery import Replay, ResumePoint, replay_after
+from control_plane.storage.checkpoints import MANIFEST, Manifest, SigningKey, read_manifest, verify
+from ray_jobs.collectives import Collectives
+from ray_jobs.context import RunContext
+from ray_jobs.convert import ensure_universal
+from ray_jobs.link import Link
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The same on every rank. Without a checkpoint the training begins at the beginning."""
+
+    replay: Replay
+    checkpoint: str | None = None
+    root: Path | None = None
+    manifest: Manifest | None = None
+    refused: tuple[RefusedCheckpoint, ...] = ()
+
+    @property
+    def state_folder(self) -> Path:
+        """Where the state's files lie. Only for a plan with a checkpoint."""
+        assert self.root is not None
+        return self.root / "state"
+
+
+FROM_THE_BEGINNING = Plan(Replay(ledger={}, repeats=(), paused=False, stopping=False))
+
+
+def make_plan(collectives: Collectives, link: Link | None, context: RunContext) -> Plan:
+    """Collective. Ask the control server for the run's history, and choose the newest checkpoint that verifies.
+
+    Raises, on every rank: `SteerwayError` with the control server's reason if the trainers may not start.
+    """
+    point, problem, refusal = None, None, None
+    if link is not None:
+        try:
+            point = link.resume_point().model_dump(mode="json")
+        except SteerwayError as error:
+            problem, refusal = error.reason, type(error)
+    point, problem = collectives.broadcast_json([point, problem])
+    if problem is not None:
+        raise (refusal or Unavailable)(problem)
+    return _choose(collectives, ResumePoint.model_validate(point), context)
+
+
+def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -> Plan:
+    refused: list[RefusedCheckpoint] = []
+    for candidate in point.candidates:
+        chosen = _try(collectives, candidate, context)
+        if isinstance(chosen, Manifest):
+            replay = replay_after(point.decided, set(chosen.settled))
+            root = context.files.checkpoints / chosen.checkpoint
+            return Plan(replay, chosen.checkpoint, root, chosen, tuple(refused))
+        log.error("checkpoint %s is left out: %s", candidate.checkpoint, chosen)
+        refused.append(RefusedCheckpoint(checkpoint=candidate.checkpoint, reason=chosen))
+    return Plan(replay_after(point.decided, ()), refused=tuple(refused))
+
+
+def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunContext) -> Manifest | str:
+    """Collective. The manifest to restore from, or, on every rank alike, why it cannot be this one."""
+    root, key = context.files.checkpoints / candidate.checkpoint, context.key
+    if problem := _told(collectives, _problem(root, key, collectives, candidate.manifest_sha256)):
+        return problem
+    manifest = read_manifest(root, key)
+    if manifest.world_size == collectives.world_size:
+        return manifest
+    converted, problem = None, None
+    if collectives.rank == 0:
+        try:
+            converted = ensure_universal(context.files, candidate.checkpoint, context.key_path, log.info)
+        except SteerwayError as error:
+            problem = error.reason
+    converted, problem = collectives.broadcast_json([converted, problem])
+    if problem is None:
+        root = context.files.checkpoints / str(converted)
+        problem = _told(collectives, _problem(root, key, collectives, None))
+    return problem or read_manifest(root, key)
+
+
+def _problem(root: Path, key: SigningKey, collectives: Collectives, manifest_sha256: str | None) -> str | None:
+    """What this rank finds wrong with its part of the checkpoint."""
+    try:
+        if manifest_sha256 and hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest() != manifest_sha256:
+            return f"the manifest of {root.name} is not the one that was committed"
+        writers = read_manifest(root, key).world_size
+        verify(root, key, {rank for rank in range(writers) if rank % collectives.world_size == collectives.rank})
+    except Damaged as damage:
+        return damage.reason
+    except OSError as error:
+        return f"{root.name} cannot be read: {error.strerror or error}"
+    return None
+
+
+def _told(collectives: Collectives, problem: str | None) -> str | None:
+    """Collective. The first problem of any rank."""
+    return next((found for found in collectives.all_gather(problem) if found), None)

@@ -1,0 +1,97 @@
+"""Restore equals saved: a checkpoint that was verified becomes the live state of a new trainer, and that is proved.
+
+    load(trainer, plan)                  the engine has been built: weights, optimizer, DeepSpeed's scheduler
+    finish(trainer, plan, collectives)   the loop is about to begin: schedule, loss sums, groups; then the digest
+    random_generators(trainer, plan)     the first batch has been fetched
+
+The digest of what is live afterwards must be the one in the manifest. After a change of the number of ranks it cannot
+be: there DeepSpeed's universal format is loaded, and `elastic` compares the consolidated state instead.
+"""
+
+import hashlib
+import logging
+from typing import Any
+
+import torch
+
+from control_plane.core.errors import Damaged, Diverged
+from ray_jobs import progress
+from ray_jobs.capture import STATE, capture, progress_path, random_digest, state_digest
+from ray_jobs.collectives import Collectives
+from ray_jobs.elastic import load_universal
+from ray_jobs.plan import Plan
+
+log = logging.getLogger(__name__)
+
+
+def load(trainer: Any, plan: Plan) -> None:
+    """Collective. Load the weights and the optimizer. Raises `Damaged` if DeepSpeed finds nothing to load."""
+    assert plan.root is not None
+    assert plan.manifest is not None
+    engine = getattr(trainer, "deepspeed", None)
+    if engine is None:
+        state = torch.load(plan.root / STATE / "model.pt", map_location="cpu", weights_only=True)
+        trainer.model.load_state_dict(state["model"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+    elif plan.manifest.kind == "universal":
+        load_universal(engine, plan.root)
+    else:
+        loaded, _ = engine.load_checkpoint(str(plan.root), tag=STATE)
+        if loaded is None:
+            raise Damaged(f"DeepSpeed found nothing to load in {plan.checkpoint}")
+
+
+def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
+    """Collective. Restore the rest, and compare. Raises `Diverged` on every rank if any rank's state differs."""
+    assert plan.manifest is not None
+    problem = None
+    try:
+        progress.restore(trainer, _progress(plan, collectives.rank))
+    except Diverged as difference:
+        problem = difference.reason
+    states = capture(trainer)
+    if problem is None and plan.manifest.kind == "saved":
+        saved = {each.rank: each.state_sha256 for each in plan.manifest.ranks}.get(collectives.rank)
+        found = state_digest(states)
+        if found != saved:
+            problem = f"its state has the digest {found[:12]}, and {str(saved)[:12]} was saved"
+    told = [f"rank {rank}: {each}" for rank, each in enumerate(collectives.all_gather(problem)) if each]
+    if told:
+        raise Diverged(f"what was restored from {plan.checkpoint} is not what was saved: {'; '.join(told)}")
+    log.info("restored %s: step %d, digest compared", plan.checkpoint, plan.manifest.step)
+
+
+def random_generators(trainer: Any, plan: Plan, rank: int) -> None:
+    """Restore this rank's random generators; a rank that the checkpoint does not know gets its own.
+
+    Raises `Diverged` if they are not what was saved.
+    """
+    assert plan.manifest is not None
+    manifest = plan.manifest
+    progress.restore_random(_progress(plan, rank))
+    if manifest.kind == "universal" and rank >= manifest.world_size:
+        seed = hashlib.sha256(f"{trainer.args.seed}:{manifest.step}:{rank}".encode()).digest()
+        torch.manual_seed(int.from_bytes(seed[:8], "big"))
+        return
+    saved = {each.rank: each.random_sha256 for each in manifest.ranks}.get(rank)
+    found = random_digest({progress_path(rank): {"random": progress.random_state()}})
+    if manifest.kind == "saved" and found != saved:
+        raise Diverged(f"the random generators of rank {rank} are not what {manifest.checkpoint} holds")
+
+
+def _progress(plan: Plan, rank: int) -> progress.Progress:
+    """This rank's progress; on another number of ranks, with the mean of the loss sums, which are per rank."""
+    assert plan.root is not None
+    assert plan.manifest is not None
+    writers = plan.manifest.world_size
+    saved = _read(plan, rank % writers)
+    if plan.manifest.kind == "universal":
+        everyone = [_read(plan, writer) for writer in range(writers)]
+        saved["tr_loss"] = sum(each["tr_loss"] for each in everyone) / writers
+    return saved
+
+
+def _read(plan: Plan, rank: int) -> progress.Progress:
+    assert plan.root is not None
+    # The whole checkpoint was verified, by every rank's word, before the plan was made.
+    return dict(torch.load(plan.root / progress_path(rank), map_location="cpu", weights_only=False))

@@ -1,0 +1,167 @@
+"""Saving, when asked and every k steps: begun at a boundary, ended in the background, told when it is known."""
+
+import logging
+import math
+from typing import Any
+from uuid import UUID
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from control_plane.core.boundary import Applied
+from control_plane.core.commands import Command, SaveCheckpoint
+from control_plane.core.records import CheckpointCommitted, Reading
+from ray_jobs import checkpoint_io
+from ray_jobs.checkpoint_writer import CheckpointWriter
+
+log = logging.getLogger(__name__)
+
+LAST_SAVE_WAIT_S = 600.0
+"""How long the end of the training waits for a save that is still being written."""
+
+
+class CheckpointCallback(TrainerCallback):
+    """Saves when asked, and every `every_steps` steps. Is itself the applier of `save_checkpoint`."""
+
+    def __init__(self, interactive: Any, every_steps: int) -> None:
+        self._interactive, self._every_steps = interactive, every_steps
+        self._writer: CheckpointWriter | None = None
+        # The command that asked for a checkpoint, by the checkpoint's name.
+        self._asked: dict[str, UUID] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Register."""
+        session = self._interactive.opened()
+        context = self._interactive.context
+        self._writer = CheckpointWriter(context.files, session.rank, session.collectives.world_size, context.key)
+        session.register("save_checkpoint", self)
+        session.chores.append(self._tell_what_ended)
+
+    @property
+    def writer(self) -> CheckpointWriter:
+        """This rank's writer. Raises `RuntimeError` outside of training."""
+        if self._writer is None:
+            raise RuntimeError("the training has not begun")
+        return self._writer
+
+    def after_step(self, step: int) -> None:
+        """Collective, when it is time: the step number is the same on all ranks."""
+        if not self._every_steps or step % self._every_steps:
+            return
+        session = self._interactive.opened()
+        if checkpoint_io.busy_anywhere(session.collectives, self.writer):
+            session.fail_checkpoint(f"step-{step:08d}", step, "the one before it is still being written")
+            return
+        refusal = next(iter(filter(None, session.collectives.all_gather(self._space_refusal()))), None)
+        if refusal:
+            session.fail_checkpoint(f"step-{step:08d}", step, refusal)
+            return
+        try:
+            self._begin(step, None, False)
+        except RuntimeError as error:
+            session.fail_checkpoint(f"step-{step:08d}", step, str(error))
+
+    def check(self, command: Command) -> str | None:
+        """Needs room on the disk, and no other save on its way."""
+        busy = self.writer.busy
+        return f"checkpoint {busy} is still being written; ask again when it is done" if busy else self._space_refusal()
+
+    def apply(self, command: Command, step: int) -> Applied:
+        """Collective. Begin; the command is settled when the checkpoint is committed, or has failed.
+
+        Raises `RuntimeError` on every rank if it cannot begin.
+        """
+        assert isinstance(command.intent, SaveCheckpoint)
+        name = self._begin(step, command.intent.label, command.intent.pin)
+        self._asked[name] = command.uuid
+        self._interactive.opened().deferred.add(command.uuid)
+        return Applied(before={}, after={"checkpoint": name})
+
+    def apply_now(self, step: int) -> Reading:
+        """Collective. Save and wait for the end. Raises `RuntimeError` on every rank if there is no checkpoint."""
+        session = self._interactive.opened()
+        session.phase("saving")
+        saved = checkpoint_io.save_now(
+            self._interactive.trainer,
+            self._interactive.context.files,
+            session.collectives,
+            self.writer,
+            self._about(step, None, False),
+        )
+        session.phase("training")
+        if isinstance(saved, str):
+            raise RuntimeError(saved)
+        session.commit_checkpoint(saved)
+        return {"checkpoint": saved.checkpoint, "size_bytes": saved.size_bytes}
+
+    def undo(self, command: Command) -> None:
+        """A checkpoint that exists does no harm, and one that failed has been removed."""
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """What is still being written is waited for."""
+        if not self.writer.drain(LAST_SAVE_WAIT_S):
+            log.error("checkpoint %s was not finished in time", self.writer.busy)
+        self._tell_what_ended()
+
+    def _space_refusal(self) -> str | None:
+        return checkpoint_io.space_refusal(self._interactive.trainer, self._interactive.context.files)
+
+    def _begin(self, step: int, label: str | None, pinned: bool) -> str:
+        session = self._interactive.opened()
+        session.phase("saving")
+        try:
+            return checkpoint_io.begin_save(
+                self._interactive.trainer,
+                self._interactive.context.files,
+                session.collectives,
+                self.writer,
+                self._about(step, label, pinned),
+            )
+        finally:
+            session.phase("training")
+
+    def _about(self, step: int, label: str | None, pinned: bool) -> dict[str, Any]:
+        session, args = self._interactive.opened(), self._interactive.trainer.args
+        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        return {
+            "generation": session.replica.generation,
+            "step": step,
+            "label": label,
+            "pinned": pinned,
+            "knobs": self._interactive.knobs(),
+            "settled": tuple(str(uuid) for uuid in session.replica.ledger),
+            "metrics": _metrics(self._interactive.trainer.state.log_history),
+            "samples_consumed": batch * step,
+            "global_batch_samples": batch,
+            "accumulation_steps": args.gradient_accumulation_steps,
+        }
+
+    def _tell_what_ended(self) -> None:
+        for ended in self.writer.finished():
+            session, asked = self._interactive.opened(), self._asked.pop(ended.name, None)
+            if ended.committed is not None:
+                self._tell_committed(ended.committed, asked)
+            elif ended.reason is not None and asked is None:
+                session.fail_checkpoint(ended.name, int(ended.about["step"]), ended.reason)
+            elif asked is not None:
+                session.conclude(asked, ended.reason, {})
+
+    def _tell_committed(self, committed: CheckpointCommitted, asked: UUID | None) -> None:
+        session = self._interactive.opened()
+        if asked is not None:
+            after = {"checkpoint": committed.checkpoint, "size_bytes": committed.size_bytes}
+            session.conclude(asked, None, after)
+        session.commit_checkpoint(committed)
+
+
+def _metrics(history: list[dict[str, Any]]) -> dict[str, float]:
+    """The newest value of everything that was evaluated, for those who keep the best checkpoints."""
+    newest: dict[str, float] = {}
+    for logged in history:
+        newest |= {name: value for name, value in logged.items() if name.startswith("eval_")}
+    return {
+        name: float(value) for name, value in newest.items() if isinstance(value, int | float) and math.isfinite(value)
+    }
