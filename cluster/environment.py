@@ -10,8 +10,24 @@ from control_plane.config import Settings
 MARK = "STEERWAY_CLUSTER"
 """Names the cluster that a process belongs to. A job's driver leaves its parents' sessions, but not this."""
 
-NOT_INHERITED = ("STEERWAY_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", MARK)
+NODE_MARK = "STEERWAY_NODE"
+"""Names the Ray node that a process belongs to, inside its cluster."""
+
+NOT_INHERITED = ("STEERWAY_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", MARK, NODE_MARK)
 """The caller's own token is none of the workers' business; another cluster's address would lead them astray."""
+
+HEALTH_CHECK = {
+    "RAY_health_check_initial_delay_ms": "2000",
+    "RAY_health_check_period_ms": "500",
+    "RAY_health_check_timeout_ms": "2000",
+    "RAY_health_check_failure_threshold": "5",
+}
+"""How the GCS notices that a raylet is gone; `RAY_` variables reach it, being read by every one of Ray's programs.
+
+A raylet that was killed refuses the connection at once: 5 checks, 0.5 s apart, about 3 s. One that is only silent is
+given 5 answers' time, about 12 s: on two cores under load a raylet may well take a second or two to answer, and to
+declare a living node dead costs every rank on it, which is worse than to learn of a death later.
+"""
 
 
 def ray_token_file(settings: Settings) -> Path:
@@ -45,7 +61,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         # After SIGTERM Ray drains a node for 30 s. Journal and checkpoints are made to survive a kill.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    }
+    } | HEALTH_CHECK
     if is_loopback(settings.host):
         variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     return variables
@@ -55,3 +71,8 @@ def cluster_environment(settings: Settings, cluster: str, environ: Mapping[str, 
     """The environment of a process of the cluster `cluster`."""
     inherited = {name: value for name, value in environ.items() if name not in NOT_INHERITED}
     return inherited | settings.environment() | ray_environment(settings) | {MARK: cluster}
+
+
+def node_environment(cluster: Mapping[str, str], node: str) -> dict[str, str]:
+    """The environment of a process of the Ray node `node`, from that of its cluster."""
+    return dict(cluster) | {NODE_MARK: node}

@@ -1,13 +1,16 @@
 """One machine's cluster: up, down, status.
 
-    python -m cluster.local up [--json] | down | status [--json]
+    python -m cluster.local up [--nodes N] [--json] | down | status [--json] | nodes [--json] | add-node
 
-`up` starts Ray's head node, the gateway on it and the console beside it, each in a session of its own, and returns
-when all three answer; whatever goes wrong on the way, what was started is taken down again. `down` ends every process
-of this cluster, those of its jobs included, and nothing else. Other Ray clusters of the machine are left alone.
+`up` starts Ray's head node, the gateway on it and the console beside it, then the other Ray nodes, each in a session
+of its own, and returns when all answer; whatever goes wrong on the way, what was started is taken down again. `down`
+ends every process of this cluster, those of its jobs included, and nothing else. Other Ray clusters of the machine
+are left alone.
 """
 
 import argparse
+import dataclasses
+import json
 import secrets
 import shutil
 import signal
@@ -17,16 +20,22 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from cluster import parts
-from cluster.environment import cluster_environment, is_loopback, ray_environment, ray_token_file
-from cluster.processes import ProcessMark, end_members
+from cluster import nodes, parts
+from cluster.environment import (
+    cluster_environment,
+    is_loopback,
+    node_environment,
+    ray_environment,
+    ray_token_file,
+)
+from cluster.processes import ProcessMark, end_members, end_processes
 from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_private, write_record
 from control_plane.config import Settings, settings
-from control_plane.core.errors import Conflict, Invalid, SteerwayError
+from control_plane.core.errors import Conflict, Invalid, NotFound, SteerwayError
 
 TEMP_PREFIX = "steerway-"
-MAX_TEMP_DIR_CHARS = 40
-"""A Unix socket's path holds 107 bytes, and Ray adds up to 66 of its own to this folder."""
+MAX_TEMP_DIR_CHARS = 36
+"""A Unix socket's path holds 107 bytes; Ray adds up to 66 of its own to this folder, and a further node's name 4."""
 
 INTERRUPTED = 130
 
@@ -34,21 +43,28 @@ ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 """A closed terminal or a `kill` must not leave half a cluster behind, no more than Ctrl-C."""
 
 
-def up(where: Settings, say: Callable[[str], None] = lambda line: None) -> ClusterRecord:
-    """Start the cluster and wait until it answers.
+def _silent(line: str) -> None:
+    """For callers that tell nobody."""
 
-    Raises `Conflict` if it is up already, `SteerwayError` (with the end of a log) if a part does not start.
+
+def up(where: Settings, say: Callable[[str], None] = _silent, count: int = 1) -> ClusterRecord:
+    """Start a cluster of `count` Ray nodes and wait until all of it answers.
+
+    Raises `Invalid` for a count that cannot be, `Conflict` if it is up already, `SteerwayError` (with the end of a
+    log) if a part does not start.
     """
+    if not 1 <= count <= nodes.MAX_NODES:
+        raise Invalid(f"a cluster of {count} nodes cannot be: 1 to {nodes.MAX_NODES} on one machine")
     with cluster_lock(where):
         _refuse_if_up(where)
         if where.host in ("0.0.0.0", "::"):
             raise Invalid(f"STEERWAY_HOST={where.host}: Ray wants the one address by which others reach this machine")
         parts.check_ports(where)
-        say("starting Ray, the gateway and the console ...")
+        say(f"starting Ray{f' on {count} nodes' if count > 1 else ''}, the gateway and the console ...")
         record = _new_record(where)
         write_record(where, record)
         try:
-            return _start_parts(where, record)
+            return _start_parts(where, record, count)
         except BaseException:
             # Also for Ctrl-C: half a cluster is worse than none.
             end_cluster(where, read_record(where) or record)
@@ -117,12 +133,13 @@ def _make_temp_dir() -> str:
     return tempfile.mkdtemp(prefix=TEMP_PREFIX, dir="/tmp")
 
 
-def _start_parts(where: Settings, record: ClusterRecord) -> ClusterRecord:
+def _start_parts(where: Settings, record: ClusterRecord, count: int) -> ClusterRecord:
     from control_plane.gateway.auth import create_tokens
 
     create_tokens(where)
     environment = cluster_environment(where, record.cluster)
-    record = _start_ray(where, record, environment)
+    head = nodes.ray_head(where, record.temp_dir, count)
+    record = _start_node(where, record, nodes.HEAD_PROCESS, head, environment)
     console = parts.console(where)
     console_process = parts.start(console, environment)
     record = _with_process(where, record, "console", console_process.pid)
@@ -137,23 +154,64 @@ def _start_parts(where: Settings, record: ClusterRecord) -> ClusterRecord:
     )
     health = f"{where.console_url}/_stcore/health"
     parts.wait_until(lambda: parts.answers(health), console_process, console, parts.CONSOLE_START_S)
+    # One after the other: two cores that start three raylets at once take longer for each than Ray gives a raylet.
+    for number in range(2, count + 1):
+        record = _join(where, record, nodes.node_name(number), environment)
     record = record.model_copy(update={"ready": True})
     write_record(where, record)
     return record
 
 
-def _start_ray(where: Settings, record: ClusterRecord, environment: dict[str, str]) -> ClusterRecord:
+def _join(where: Settings, record: ClusterRecord, name: str, environment: dict[str, str]) -> ClusterRecord:
+    launch = nodes.ray_node(where, name, nodes.node_temp_dir(record, name))
+    return _start_node(where, record, name, launch, environment)
+
+
+def _start_node(
+    where: Settings, record: ClusterRecord, name: str, launch: parts.Launch, environment: dict[str, str]
+) -> ClusterRecord:
+    """Start a Ray node and wait until Ray calls it alive. Its raylet may have to be started twice."""
+    node = nodes.HEAD if name == nodes.HEAD_PROCESS else name
     for left in reversed(range(parts.RAY_STARTS)):
-        ray = parts.ray_head(where, record.temp_dir)
-        process = parts.start(ray, environment)
-        record = _with_process(where, record, "ray", process.pid)
+        process = parts.start(launch, node_environment(environment, node))
+        record = _with_process(where, record, name, process.pid)
         try:
-            parts.wait_until(lambda: parts.ray_answers(where), process, ray, parts.RAY_START_S)
+            parts.wait_until(lambda: node in nodes.living_nodes(where), process, launch, parts.RAY_START_S)
             break
         except parts.PartDied:
             if not left:
                 raise
-            end_members(record.cluster, record.processes.values(), record.temp_dir)
+            end_processes(lambda: nodes.node_members(record, node))  # noqa: B023
+    return record
+
+
+def add_node(where: Settings) -> str:
+    """Join one more node to the cluster that is up; its name. If it does not start, the cluster stays as it was.
+
+    Raises `NotFound` if no cluster is up, `Conflict` if it has as many nodes as it may have, `SteerwayError` (with
+    the end of a log) if the node does not start.
+    """
+    with cluster_lock(where):
+        record = require_up(where)
+        living = [name for name, mark in nodes.recorded_nodes(record).items() if mark.process() is not None]
+        name = nodes.node_name(nodes.next_number(record))
+        if len(living) >= nodes.MAX_NODES:
+            raise Conflict(f"this cluster has {len(living)} nodes, and one machine carries no more than that")
+        try:
+            _join(where, record, name, cluster_environment(where, record.cluster))
+        except BaseException:
+            broken = read_record(where) or record
+            if name in broken.processes:
+                end_processes(lambda: nodes.node_members(broken, name))
+            raise
+        return name
+
+
+def require_up(where: Settings) -> ClusterRecord:
+    """The record of the cluster that is up. Raises `NotFound` if there is none."""
+    record = read_record(where)
+    if record is None or nodes.HEAD_PROCESS not in record.living():
+        raise NotFound(f"no cluster is up on {where.home}: `steer up --nodes 3` brings one up")
     return record
 
 
@@ -178,8 +236,8 @@ def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
 
 
-def _up(where: Settings, as_json: bool) -> int:
-    record = up(where, _say)
+def _up(where: Settings, as_json: bool, count: int) -> int:
+    record = up(where, _say, count)
     print(record.model_dump_json() if as_json else describe(where, record), flush=True)
     return 0
 
@@ -187,6 +245,20 @@ def _up(where: Settings, as_json: bool) -> int:
 def _down(where: Settings, _: bool) -> int:
     record = down(where)
     _say("no cluster is up" if record is None else f"the cluster of {record.started_at} is down")
+    return 0
+
+
+def _nodes(where: Settings, as_json: bool) -> int:
+    views = nodes.describe_nodes(where, require_up(where))
+    print(json.dumps([dataclasses.asdict(view) for view in views]) if as_json else nodes.table(views), flush=True)
+    return 0
+
+
+def _add_node(where: Settings, as_json: bool) -> int:
+    name = add_node(where)
+    process = require_up(where).processes[name]
+    told = {"node": name, "pid": process.pid}
+    print(json.dumps(told) if as_json else f"{name} has joined: `ray start` is process {process.pid}", flush=True)
     return 0
 
 
@@ -200,7 +272,9 @@ def _status(where: Settings, as_json: bool) -> int:
     if as_json:
         print(record.model_dump_json())
     else:
-        print(f"up since   {record.started_at}\n{describe(where, record)}")
+        named = nodes.recorded_nodes(record)
+        told = ", ".join(name if mark.process() else f"{name} (dead)" for name, mark in named.items())
+        print(f"up since   {record.started_at}\n{describe(where, record)}\nnodes      {told}")
     if missing or not record.ready:
         _say(f"incomplete: {', '.join(missing) or 'it is still starting'}; `steer down` cleans up")
     return 0
@@ -216,20 +290,35 @@ def _interrupt(_signum: int, _frame: FrameType | None) -> None:
 def main(arguments: Sequence[str]) -> int:
     """The command line. Errors are a sentence on stderr and an exit code."""
     parser = argparse.ArgumentParser(prog="cluster.local", description="One machine's cluster.")
-    parser.add_argument("verb", choices=["up", "down", "status"])
+    parser.add_argument("verb", choices=["up", *VERBS])
+    parser.add_argument("--nodes", type=int, metavar="N", help=f"Ray nodes for `up`, 1 to {nodes.MAX_NODES}")
     parser.add_argument("--json", action="store_true", help="print the cluster's record as one JSON line")
     given = parser.parse_args(arguments)
+    if given.nodes is not None and given.verb != "up":
+        parser.error(f"--nodes belongs to `up`, not to `{given.verb}`")
     for number in ENDING_SIGNALS:
         signal.signal(number, _interrupt)
-    verbs = {"up": _up, "down": _down, "status": _status}
+    count = 1 if given.nodes is None else given.nodes
+    return answered(lambda: _up(settings(), given.json, count) if given.verb == "up" else _do(given.verb, given.json))
+
+
+def _do(verb: str, as_json: bool) -> int:
+    return VERBS[verb](settings(), as_json)
+
+
+def answered(do: Callable[[], int]) -> int:
+    """What `do` answers, or the exit code of its refusal, which is said on stderr."""
     try:
-        return verbs[given.verb](settings(), given.json)
+        return do()
     except SteerwayError as error:
         _say(f"steer: {error.reason}")
         return error.exit_code
     except KeyboardInterrupt:
         _say("steer: interrupted")
         return INTERRUPTED
+
+
+VERBS = {"down": _down, "status": _status, "nodes": _nodes, "add-node": _add_node}
 
 
 if __name__ == "__main__":

@@ -1,6 +1,5 @@
-"""The parts of one machine's cluster: Ray's head node, the gateway, the console; how each starts and shows its life."""
+"""The parts of one machine's cluster: how a process of it starts, shows its life, and finds its ports."""
 
-import json
 import os
 import socket
 import subprocess
@@ -12,16 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.error import URLError
 
-from cluster.environment import ray_token_file
 from control_plane.config import Settings
 from control_plane.core.errors import Invalid, SteerwayError
-
-MIN_LOGICAL_CPUS = 4
-"""Ray counts CPUs, it does not bind them. Two ranks take one each and the driver's controller another: a machine of
-two cores must be able to hold the smallest run that has anything to agree on."""
-
-OBJECT_STORE_BYTES = 256 * 1024**2
-"""Commands and metrics are small and batches never pass through Ray; its default is 30 % of the memory."""
 
 RAY_STARTS = 2
 """Ray gives its raylet a fixed 30 s; on two cores beside other trainings it has needed more, and then gives up."""
@@ -108,38 +99,6 @@ def free_port(host: str, taken: set[int]) -> int:
     raise SteerwayError(f"no port from {FIRST_INNER_PORT} to {FIRST_EPHEMERAL_PORT - 1} is free")
 
 
-def ray_head(settings: Settings, temp_dir: str) -> Launch:
-    """Ray's head node.
-
-    With `ray_environment` everything listens on `settings.host` only, with one exception that Ray offers no setting
-    for: the replica of the gateway opens an internal gRPC port on all interfaces. It asks for the token, too.
-    """
-    # Ray Client cannot be left out; it gets a port that is free, so that two clusters may share a machine.
-    client_port = free_port(settings.host, set(named_ports(settings).values()))
-    options = {
-        "node-ip-address": settings.host,
-        "port": settings.ray_port,
-        "dashboard-host": settings.host,
-        "dashboard-port": settings.dashboard_port,
-        "include-dashboard": "true",
-        "ray-client-server-port": client_port,
-        # Workers take what is free. Their usual range (10002-19999) is every other cluster's of the machine, too.
-        "min-worker-port": 0,
-        "max-worker-port": 0,
-        # The agent takes the Jobs API's work. Its usual port (52365) may be some outgoing connection's; 0 = any.
-        "dashboard-agent-listen-port": 0,
-        "num-cpus": max(os.cpu_count() or 1, MIN_LOGICAL_CPUS),
-        "object-store-memory": OBJECT_STORE_BYTES,
-        "temp-dir": temp_dir,
-        "log-style": "record",
-    }
-    flags = [f"--{name}={value}" for name, value in options.items()]
-    # The entry point of the same installation, whatever `ray` the PATH has.
-    run_ray = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; sys.exit(main())"
-    command = [sys.executable, "-c", run_ray, "start", "--head", "--block", "--disable-usage-stats", *flags]
-    return Launch("Ray", command, settings.home / "logs" / "ray.log")
-
-
 def gateway(settings: Settings) -> Launch:
     """What deploys the gateway on Ray Serve and ends when it answers."""
     return Launch(
@@ -211,19 +170,6 @@ def fetch(url: str, bearer: str | None = None) -> bytes | None:
             return bytes(answer.read())
     except (URLError, OSError, ValueError):
         return None
-
-
-def ray_answers(settings: Settings) -> bool:
-    """Whether the head node is alive and the dashboard, which serves the Jobs API, takes our token.
-
-    The dashboard alone may answer for many seconds before the node has joined.
-    """
-    answer = fetch(f"{settings.dashboard_url}/nodes?view=summary", ray_token_file(settings).read_text())
-    try:
-        nodes = json.loads(answer or b"{}")["data"]["summary"]
-        return any(node["raylet"].get("state") == "ALIVE" for node in nodes)
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return False
 
 
 def last_lines(log_file: Path, lines: int = LOG_LINES_SHOWN) -> str:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import psutil
 from pydantic import BaseModel, ConfigDict
@@ -44,7 +44,14 @@ class ProcessMark(BaseModel):
 
 
 def find_members(cluster: str, roots: Iterable[ProcessMark] = (), temp_dir: str | None = None) -> list[psutil.Process]:
-    """Every living process of a cluster, other than this one and those above it.
+    """Every living process of a cluster, other than this one and those above it: see `find_carriers`."""
+    return find_carriers({MARK: cluster}, roots, temp_dir)
+
+
+def find_carriers(
+    marks: Mapping[str, str], roots: Iterable[ProcessMark] = (), temp_dir: str | None = None
+) -> list[psutil.Process]:
+    """Every living process with these variables in its environment, or a root's descendant, or with the folder in view.
 
     Three traces, because each can be missing: the mark in the environment (a process title may overwrite it), the
     descent from a known root (a driver whose parent died has none), the private folder in the command line.
@@ -53,7 +60,7 @@ def find_members(cluster: str, roots: Iterable[ProcessMark] = (), temp_dir: str 
     for root in roots:
         found |= {process.pid: process for process in _with_descendants(root)}
     for process in _own_processes():
-        if process.pid not in found and _carries(process, cluster, temp_dir):
+        if process.pid not in found and _carries(process, marks, temp_dir):
             found[process.pid] = process
     this = psutil.Process()
     for process in (this, *this.parents()):
@@ -64,16 +71,44 @@ def find_members(cluster: str, roots: Iterable[ProcessMark] = (), temp_dir: str 
 def end_members(cluster: str, roots: Iterable[ProcessMark] = (), temp_dir: str | None = None) -> list[int]:
     """End every process of a cluster, politely and then not. Answers the pids that are still there."""
     roots = list(roots)
-    members = find_members(cluster, roots, temp_dir)
+    return end_processes(lambda: find_members(cluster, roots, temp_dir))
+
+
+def end_processes(find: Callable[[], list[psutil.Process]]) -> list[int]:
+    """End whatever `find` finds, politely and then not, until it finds nothing. Answers the pids still there."""
+    members = find()
     _signal(members, psutil.Process.terminate)
     psutil.wait_procs(members, timeout=TERM_WAIT_S)
+    return kill_processes(lambda: [*members, *find()])
+
+
+def kill_processes(find: Callable[[], list[psutil.Process]]) -> list[int]:
+    """Kill whatever `find` finds until it finds nothing. Answers the pids still there."""
+    members: list[psutil.Process] = []
     for _ in range(KILL_ROUNDS):
-        members = _living({*members, *find_members(cluster, roots, temp_dir)})
+        members = _living({*members, *find()})
         if not members:
             return []
         _signal(members, psutil.Process.kill)
         psutil.wait_procs(members, timeout=KILL_WAIT_S)
     return [process.pid for process in _living(members)]
+
+
+def stop_processes(find: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
+    """Stop whatever `find` finds (SIGSTOP), also what was started meanwhile. Answers what has been stopped."""
+    stopped: set[psutil.Process] = set()
+    for _ in range(KILL_ROUNDS):
+        running = [process for process in find() if process not in stopped]
+        if not running:
+            break
+        _signal(running, psutil.Process.suspend)
+        stopped |= set(running)
+    return sorted(_living(stopped), key=lambda process: process.pid)
+
+
+def continue_processes(processes: Iterable[psutil.Process]) -> None:
+    """Let stopped processes go on (SIGCONT)."""
+    _signal(processes, psutil.Process.resume)
 
 
 def _with_descendants(root: ProcessMark) -> list[psutil.Process]:
@@ -94,9 +129,9 @@ def _own_processes() -> Iterator[psutil.Process]:
                 yield process
 
 
-def _carries(process: psutil.Process, cluster: str, temp_dir: str | None) -> bool:
+def _carries(process: psutil.Process, marks: Mapping[str, str], temp_dir: str | None) -> bool:
     try:
-        if process.environ().get(MARK) == cluster:
+        if marks.items() <= process.environ().items():
             return True
         return temp_dir is not None and any(temp_dir in word for word in process.cmdline())
     except (psutil.Error, OSError):

@@ -1,4 +1,4 @@
-"""The machine's cluster and its jobs: up, down, submit. Each is another program, so that no Ray is imported here."""
+"""The machine's cluster and its jobs: up, down, nodes, submit. Each is another program: no Ray is imported here."""
 
 import json
 import os
@@ -18,19 +18,36 @@ Config = Annotated[str, typer.Argument(help="A run's YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, e.g. training.max_steps=200.")
 ]
+MAX_NODES = 64
+"""As many as the cluster itself takes; said here too, because the cluster is another program."""
+
+Nodes = Annotated[
+    int,
+    typer.Option(
+        "--nodes",
+        min=1,
+        max=MAX_NODES,
+        help="Ray nodes on this machine. With more than one, ranks lie on the nodes 2, 3, ..; see `steer chaos`.",
+    ),
+]
 
 CLEAN_UP_S = 40.0
 """What a child gets to take down what it started, once it has been interrupted with us."""
 
 
-def up(as_json: AsJson = False) -> None:
+def up(nodes: Nodes = 1, as_json: AsJson = False) -> None:
     """Start this machine's cluster: Ray, the gateway and the console."""
-    raise typer.Exit(call(local("up", as_json)))
+    raise typer.Exit(call([*local("up", as_json), f"--nodes={nodes}"]))
 
 
 def down(as_json: AsJson = False) -> None:
     """End this machine's cluster and everything that runs on it."""
     raise typer.Exit(call(local("down", as_json)))
+
+
+def nodes(as_json: AsJson = False) -> None:
+    """The Ray nodes of this machine's cluster, and what each of them carries."""
+    raise typer.Exit(call(local("nodes", as_json)))
 
 
 def submit(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:

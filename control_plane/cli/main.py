@@ -10,6 +10,7 @@ import typer
 
 from control_plane.cli import asking, looking, machine
 from control_plane.cli.agent import agent
+from control_plane.cli.chaos import chaos
 from control_plane.cli.refusals import SteerGroup
 
 app = typer.Typer(
@@ -64,7 +65,9 @@ app.command(rich_help_panel=LOOK)(looking.runs)
 app.command(rich_help_panel=LOOK)(looking.status)
 app.command(rich_help_panel=LOOK)(looking.journal)
 app.command(rich_help_panel=LOOK)(looking.logs)
+app.command(rich_help_panel=LOOK)(machine.nodes)
 app.command("version", rich_help_panel=LOOK)(_version)
+app.add_typer(chaos, rich_help_panel=TRAIN)
 
 
 def main() -> None:

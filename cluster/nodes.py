@@ -1,0 +1,222 @@
+"""The Ray nodes of one machine's cluster: their names, how each starts, what Ray and the machine say about each."""
+
+import json
+import os
+import re
+import sys
+from collections import Counter
+from dataclasses import dataclass
+
+import psutil
+
+from cluster.environment import MARK, NODE_MARK, is_loopback, ray_token_file
+from cluster.parts import Launch, fetch, free_port, named_ports
+from cluster.processes import ProcessMark, find_carriers
+from cluster.record import ClusterRecord
+from control_plane.config import Settings
+from control_plane.core.errors import NotFound
+
+HEAD = "node-1"
+HEAD_PROCESS = "ray"
+"""The head's name in the record of processes. Whoever reads records knew it before there were other nodes."""
+
+MAX_NODES = 64
+"""Each is a raylet and two agents, about 300 MB; more of them on one machine show nothing new."""
+
+MIN_LOGICAL_CPUS = 4
+"""Ray counts CPUs, it does not bind them. Two ranks take one each and the driver's controller another: a machine of
+two cores must be able to hold the smallest run that has anything to agree on."""
+
+MIN_NODE_CPUS = 2
+"""What a further node offers at the least: a node that is left over must be able to take two ranks."""
+
+OBJECT_STORE_BYTES = 256 * 1024**2
+"""Commands and metrics are small and batches never pass through Ray; its default is 30 % of the memory."""
+
+SHOWN_ID_CHARS = 8
+
+EVERY_NODE_HAS = {"IDLE", "DashboardAgent", "RuntimeEnvAgent"}
+"""Titles that say nothing about one node."""
+
+
+@dataclass(frozen=True, slots=True)
+class NodeView:
+    """One node. `state` is Ray's word, `unknown` if Ray knows nothing of it; `carries` are its actors' titles."""
+
+    name: str
+    node_id: str
+    state: str
+    cpus: float
+    stopped: bool
+    carries: tuple[str, ...]
+
+
+def node_name(number: int) -> str:
+    """The name of a node, counted from 1, which is the head."""
+    return f"node-{number}"
+
+
+def node_number(name: str) -> int:
+    """The number in a node's name. Raises `ValueError`."""
+    return int(name.removeprefix("node-"))
+
+
+def recorded_nodes(record: ClusterRecord) -> dict[str, ProcessMark]:
+    """The nodes of a cluster by name, the dead ones too, with the process that each began with."""
+    named = {HEAD if name == HEAD_PROCESS else name: mark for name, mark in record.processes.items()}
+    nodes = {name: mark for name, mark in named.items() if name.startswith("node-")}
+    return dict(sorted(nodes.items(), key=lambda item: node_number(item[0])))
+
+
+def next_number(record: ClusterRecord) -> int:
+    """The number of the next node. None is used twice, so that a name means one node, also of those that died."""
+    return max((node_number(name) for name in recorded_nodes(record)), default=1) + 1
+
+
+def node_temp_dir(record: ClusterRecord, name: str) -> str:
+    """The folder for a node's sockets and logs. It lies in the cluster's own and goes with it."""
+    return record.temp_dir if name == HEAD else f"{record.temp_dir}/n{node_number(name)}"
+
+
+def node_members(record: ClusterRecord, name: str) -> list[psutil.Process]:
+    """Every living process of a node: raylet, agents, workers, and what those have started.
+
+    Raises `NotFound` if the cluster never had such a node.
+    """
+    nodes = recorded_nodes(record)
+    if name not in nodes:
+        raise NotFound(f"this cluster has no node {name!r}; it has {', '.join(nodes) or 'none'} (see `steer nodes`)")
+    # All the nodes' folders lie in the head's, so only those of the others tell a node's processes apart.
+    folder = None if name == HEAD else node_temp_dir(record, name) + "/"
+    return find_carriers({MARK: record.cluster, NODE_MARK: name}, [nodes[name]], folder)
+
+
+def cpus_of_head(nodes: int) -> int:
+    """The logical CPUs that the head offers.
+
+    Alone, it carries the ranks too. With other nodes it offers none: the gateway, the control servers and the drivers
+    ask Ray for none, and ranks then lie on nodes that may be killed while those who must see it live on.
+    """
+    return max(os.cpu_count() or 1, MIN_LOGICAL_CPUS) if nodes == 1 else 0
+
+
+def cpus_of_node() -> int:
+    """The logical CPUs that each further node offers: the machine's, as if it were a machine of its own."""
+    return max(os.cpu_count() or 1, MIN_NODE_CPUS)
+
+
+def ray_head(settings: Settings, temp_dir: str, nodes: int = 1) -> Launch:
+    """Ray's head node, for a cluster of so many nodes.
+
+    With `ray_environment` everything listens on `settings.host` only, with one exception that Ray offers no setting
+    for: the replica of the gateway opens an internal gRPC port on all interfaces. It asks for the token, too.
+    """
+    options = _options(settings, HEAD, temp_dir, cpus_of_head(nodes)) | {
+        "port": settings.ray_port,
+        "dashboard-host": settings.host,
+        "dashboard-port": settings.dashboard_port,
+        "include-dashboard": "true",
+        # Ray Client cannot be left out; it gets a port that is free, so that two clusters may share a machine.
+        "ray-client-server-port": free_port(settings.host, set(named_ports(settings).values())),
+    }
+    # The entry point of the same installation, whatever `ray` the PATH has.
+    run_ray = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; sys.exit(main())"
+    command = [sys.executable, "-c", run_ray, "start", "--head", *_flags(options)]
+    return Launch("Ray", command, settings.home / "logs" / "ray.log")
+
+
+def ray_node(settings: Settings, name: str, temp_dir: str) -> Launch:
+    """One more node: a raylet with its agents and workers, on the head's address. All its ports are any free ones."""
+    options = _options(settings, name, temp_dir, cpus_of_node()) | {"address": settings.ray_address}
+    module = "cluster.join" if is_loopback(settings.host) else "ray.scripts.scripts"
+    command = [sys.executable, "-m", module, "start", *_flags(options)]
+    return Launch(name, command, settings.home / "logs" / f"{name}.log")
+
+
+def _options(settings: Settings, name: str, temp_dir: str, cpus: int) -> dict[str, object]:
+    return {
+        "node-ip-address": settings.host,
+        "node-name": name,
+        # Workers take what is free. Their usual range (10002-19999) is every other cluster's of the machine, too.
+        "min-worker-port": 0,
+        "max-worker-port": 0,
+        # The agent takes the Jobs API's work. Its usual port (52365) may be some outgoing connection's; 0 = any.
+        "dashboard-agent-listen-port": 0,
+        "num-cpus": cpus,
+        "object-store-memory": OBJECT_STORE_BYTES,
+        "temp-dir": temp_dir,
+        "log-style": "record",
+    }
+
+
+def _flags(options: dict[str, object]) -> list[str]:
+    return ["--block", "--disable-usage-stats", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def living_nodes(settings: Settings) -> set[str]:
+    """The names of the nodes that Ray calls alive; none while the dashboard does not take our token.
+
+    The dashboard alone may answer for many seconds before any node has joined.
+    """
+    return {name for name, node in _asked(settings).items() if node["state"] == "ALIVE"}
+
+
+def describe_nodes(settings: Settings, record: ClusterRecord) -> list[NodeView]:
+    """Every node that this cluster has had, in the order of their names."""
+    known = _asked(settings)
+    return [_view(record, name, known.get(name, {})) for name in recorded_nodes(record)]
+
+
+def table(views: list[NodeView]) -> str:
+    """The nodes for a person, one line each."""
+    rows = [("NODE", "ID", "STATE", "CPUS", "CARRIES"), *(_row(view) for view in views)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def _row(view: NodeView) -> tuple[str, ...]:
+    state = f"{view.state}, stopped" if view.stopped else view.state
+    return view.name, view.node_id[:SHOWN_ID_CHARS] or "-", state, f"{view.cpus:g}", ", ".join(view.carries) or "-"
+
+
+def _view(record: ClusterRecord, name: str, node: dict[str, object]) -> NodeView:
+    root = recorded_nodes(record)[name].process()
+    return NodeView(
+        name=name,
+        node_id=str(node.get("id", "")),
+        state=str(node.get("state", "unknown")),
+        cpus=float(str(node.get("cpus", 0))),
+        stopped=root is not None and root.status() == psutil.STATUS_STOPPED,
+        carries=_carried(node_members(record, name)),
+    )
+
+
+def _carried(members: list[psutil.Process]) -> tuple[str, ...]:
+    titles: Counter[str] = Counter()
+    for process in members:
+        try:
+            words = " ".join(process.cmdline()).split()
+        except psutil.Error:
+            continue
+        # `ray::RayTrainWorker.execute` while a method runs, `ray::ServeReplica:gateway:gateway` for a replica.
+        if words and words[0].startswith("ray::"):
+            titles[re.split(r"[:.(]", words[0].removeprefix("ray::"))[0]] += 1
+    named = sorted((title, count) for title, count in titles.items() if title not in EVERY_NODE_HAS)
+    return tuple(f"{title} x{count}" if count > 1 else title for title, count in named)
+
+
+def _asked(settings: Settings) -> dict[str, dict[str, object]]:
+    """What Ray says of its nodes, by name: `id`, `state`, `cpus`. Empty if it does not answer."""
+    try:
+        bearer = ray_token_file(settings).read_text()
+        # The state API goes to the GCS; the summary of the dashboard's own page is some seconds older.
+        answer = fetch(f"{settings.dashboard_url}/api/v0/nodes?limit=1000&detail=1", bearer)
+        rows = json.loads(answer or b"{}")["data"]["result"]["result"]
+        return {str(row["node_name"]): _node(row) for row in rows}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _node(row: dict[str, dict[str, object]]) -> dict[str, object]:
+    cpus = (row.get("resources_total") or {}).get("CPU", 0)
+    return {"id": row["node_id"], "state": row["state"], "cpus": cpus}
