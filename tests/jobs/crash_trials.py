@@ -1,0 +1,138 @@
+"""One generation of a training that may be killed at a given rank, step and phase, and what was seen of its end."""
+
+import logging
+import os
+import signal
+import threading
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments, set_seed
+
+from control_plane.storage import journal
+from control_plane.storage.layout import RunFiles
+from ray_jobs import checkpoint_writer, context
+from ray_jobs.capture import capture, random_digest, state_digest
+from tests.jobs.trials import BLOCK_TOKENS, VOCABULARY, Blocks, Witness, deepspeed_config, open_server
+
+PHASES = ("forward", "backward", "boundary", "save")
+
+
+def die() -> None:
+    """As a machine that loses its power: nothing is flushed, nothing is told."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    threading.Event().wait()
+
+
+class Killer(TrainerCallback):
+    """Kills this rank in one phase of one step."""
+
+    def __init__(self, trainer: Any, step: int, phase: str) -> None:
+        self.trainer, self.step, self.phase = trainer, step, phase
+        if phase == "save":
+            # The first file of the next save that begins at `step` or later is cut in two.
+            write = checkpoint_writer._write_shard
+
+            def half(root: Path, path: str, *rest: Any) -> Any:
+                if int(root.name.split("-")[1]) >= step:
+                    (root / path).parent.mkdir(parents=True, exist_ok=True)
+                    (root / path).write_bytes(b"half of a")
+                    die()
+                return write(root, path, *rest)
+
+            checkpoint_writer._write_shard = half
+        if phase == "boundary":
+            end_step = trainer._steering.boundary
+
+            def boundary(at: int) -> None:
+                if at == step:
+                    die()
+                end_step(at)
+
+            trainer._steering.boundary = boundary
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.step and self.phase in ("forward", "backward"):
+            module = self.trainer.model.transformer.h[-1]
+            if self.phase == "forward":
+                module.register_forward_hook(lambda *_: die())
+            else:
+                module.register_full_backward_hook(lambda *_: die())
+
+
+def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """One generation, from where the run was."""
+    from ray_jobs.trainer import OrderedTrainer
+
+    logging.basicConfig(level=logging.INFO)
+    files = RunFiles(Path(spec["root"]) / "runs" / "crashed")
+    if rank == 0:
+        files.root.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    known = _known(files)
+    new = [command for command in spec["commands"] if command["uuid"] not in known]
+    server = open_server(files, new) if rank == 0 else None
+    context.enter(
+        context.RunContext(
+            files=files,
+            connect=lambda: server,  # type: ignore[arg-type,return-value]
+            checkpoint_every_steps=spec.get("every_steps", 0),
+            ranks=spec.get("ranks"),
+        )
+    )
+    set_seed(5)
+    shape = GPT2Config(vocab_size=VOCABULARY, n_positions=BLOCK_TOKENS, n_embd=16, n_layer=1, n_head=2)
+    optimizer, scheduler, stage = spec["optimizer"], spec["scheduler"], spec["stage"]
+    args = TrainingArguments(
+        output_dir=str(files.root / "trainer"),
+        max_steps=spec["steps"],
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=spec.get("accumulation", 1),
+        learning_rate=1e-2,
+        warmup_steps=2,
+        weight_decay=0.1,
+        logging_steps=spec.get("logging_steps", 1),
+        eval_strategy="steps" if spec.get("eval_steps") else "no",
+        eval_steps=spec.get("eval_steps"),
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=stage is None,
+        deepspeed=deepspeed_config(stage, scheduler, optimizer) if stage is not None else None,
+    )
+    trainer = OrderedTrainer(
+        model=GPT2LMHeadModel(shape), args=args, train_dataset=Blocks(spec.get("samples", 50)), eval_dataset=Blocks(8)
+    )
+    witness = Witness(trainer)
+    trainer.add_callback(witness)
+    if spec.get("kill") and spec["kill"][0] == rank:
+        trainer.add_callback(Killer(trainer, *spec["kill"][1:]))
+    trainer.train()
+    return _seen(trainer, witness)
+
+
+def _known(files: RunFiles) -> set[str]:
+    """The uuids that the journal holds already; it is looked at before the server opens it."""
+    if not files.journal.is_dir():
+        return set()
+    return {str(entry.line().get("uuid")) for entry in journal.read(files.journal)}
+
+
+def _seen(trainer: Any, witness: Witness) -> dict[str, Any]:
+    """Digests of weights, optimizer, schedule and random generators at the end, and what each step logged and used."""
+    states = capture(trainer)
+    history = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
+    evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    return {
+        "state": state_digest(states),
+        "random": random_digest(states),
+        "step": trainer.state.global_step,
+        "losses": history,
+        "evaluated": evaluated,
+        "used": witness.used,
+        "began_at": min(witness.used, default=None),
+        "weights": float(sum(float(p.double().sum()) for p in trainer.model.parameters())),
+        "torch": torch.get_rng_state().sum().item(),
+    }

@@ -1,0 +1,141 @@
+"""Trainings that are killed and started again, as Ray Train would do it, in processes that are forked from one that has
+imported everything: so a start costs a second and not twenty.
+
+    python -m tests.jobs.crashes FOLDER      FOLDER/spec.json: {"world_size": .., "trainings": [..]}
+
+Each training: root, stage, scheduler, optimizer, steps, every_steps, commands, and `kills`, one for each generation
+that shall be killed: [rank, step, phase]. Answers, per training, what `crash_trials.train` saw in the last generation.
+"""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+GENERATION_S = 120.0
+"""No generation of these trainings needs longer, even on a busy machine."""
+
+
+def run_crashes(trainings: list[dict[str, Any]], world_size: int, folder: Path) -> list[dict[str, Any]]:
+    """Run these trainings; answers for each `{"ranks": [...], "generations": n, "died": [...]}`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "spec.json").write_text(json.dumps({"world_size": world_size, "trainings": trainings}))
+    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    with (folder / "out").open("w") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.jobs.crashes", str(folder)],
+            env=environment,
+            stdout=out,
+            stderr=out,
+            timeout=GENERATION_S * 40,
+            check=False,
+        )
+    assert done.returncode == 0, (folder / "out").read_text()[-6000:]
+    return list(json.loads((folder / "answers.json").read_text()))
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def main(folder: Path) -> None:
+    import accelerate  # noqa: F401
+    import deepspeed  # noqa: F401
+    import torch
+    import transformers.models.gpt2.modeling_gpt2
+    import transformers.trainer  # noqa: F401
+
+    import tests.jobs.crash_trials  # noqa: F401
+
+    torch.set_num_threads(1)
+    given = json.loads((folder / "spec.json").read_text())
+    answers = []
+    for number, training in enumerate(given["trainings"]):
+        answers.append(_survive(training, given["world_size"], folder / f"training-{number}"))
+        (folder / "answers.json").write_text(json.dumps(answers))
+
+
+def _survive(training: dict[str, Any], world_size: int, folder: Path) -> dict[str, Any]:
+    """Start the trainers again until a generation ends by itself."""
+    folder.mkdir(parents=True, exist_ok=True)
+    died = []
+    for generation, kill in enumerate([*training.get("kills", []), None]):
+        statuses = _generation({**training, "kill": kill}, world_size, folder / f"generation-{generation}")
+        if all(status == 0 for status in statuses):
+            break
+        assert kill is not None, _logs(folder / f"generation-{generation}")
+        died.append({"kill": kill, "statuses": statuses})
+    last = folder / f"generation-{generation}"
+    ranks = [json.loads((last / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
+    return {"ranks": ranks, "generations": generation + 1, "died": died}
+
+
+def _generation(training: dict[str, Any], world_size: int, folder: Path) -> list[int]:
+    folder.mkdir(parents=True, exist_ok=True)
+    port = free_port()
+    pids = [_fork(training, rank, world_size, port, folder) for rank in range(world_size)]
+    statuses: dict[int, int] = {}
+    deadline = time.monotonic() + GENERATION_S
+    while len(statuses) < world_size:
+        for pid in [pid for pid in pids if pid not in statuses]:
+            done, status = os.waitpid(pid, os.WNOHANG)
+            if done:
+                statuses[pid] = os.waitstatus_to_exitcode(status)
+        if any(statuses.values()) or time.monotonic() > deadline:
+            # As Ray Train does it: one death is the death of the group.
+            for pid in [pid for pid in pids if pid not in statuses]:
+                os.kill(pid, signal.SIGKILL)
+                statuses[pid] = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+        time.sleep(0.005)
+    return [statuses[pid] for pid in pids]
+
+
+def _fork(training: dict[str, Any], rank: int, world_size: int, port: int, folder: Path) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 1
+    try:
+        log = os.open(folder / f"rank-{rank}.out", os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        shared = {"WORLD_SIZE": world_size, "LOCAL_WORLD_SIZE": world_size, "RANK": rank, "LOCAL_RANK": rank}
+        os.environ.update({name: str(value) for name, value in shared.items()})
+        os.environ.update({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)})
+        _rank(training, rank, folder)
+        status = 0
+    except BaseException:
+        import traceback
+
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)
+
+
+def _rank(training: dict[str, Any], rank: int, folder: Path) -> None:
+    import torch.distributed as dist
+
+    from ray_jobs.cpu_ranks import prepare_cpu_ranks
+    from tests.jobs import crash_trials
+
+    dist.init_process_group("gloo")
+    prepare_cpu_ranks()
+    answer = crash_trials.train(rank, training)
+    (folder / f"rank-{rank}.json").write_text(json.dumps(answer))
+
+
+def _logs(folder: Path) -> str:
+    return "\n".join(f"--- {path}\n{path.read_text()[-4000:]}" for path in sorted(folder.glob("*.out")))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
