@@ -180,8 +180,7 @@ class CheckpointWriter:
             part = self._part(root, save)
             _report(root, self._rank, "done", self._key.sign(part).text())
         except Exception as error:
-            with suppress(OSError):  # if not even this can be written, rank 0 stops waiting after a while
-                _report(root, self._rank, "failed", _told(error).encode())
+            _report_failure(root, self._rank, _told(error))
             raise
 
     def _part(self, root: Path, save: _Save) -> Manifest:
@@ -236,7 +235,7 @@ class CheckpointWriter:
         try:
             text = path.read_bytes()
             if not done:
-                return text.decode(errors="replace")
+                return text.decode(errors="replace") or "could not write its part, nor why"
             part = Manifest.model_validate_json(text)
             self._key.check(part, path)
         except (OSError, ValidationError, SteerwayError) as error:
@@ -276,14 +275,32 @@ def _write_shard(root: Path, path: str, state: Any, rank: int) -> Shard:
         if isinstance(state, bytes | str):
             file.write(state.encode() if isinstance(state, str) else state)
         else:
-            torch.save(state, file)  # type: ignore[arg-type]
+            _pickle(state, file)
     return file.shard
+
+
+def _pickle(state: Any, file: ShardFile) -> None:
+    """`torch.save`, which complains about its own unfinished archive where a write has failed: tell the first cause."""
+    try:
+        torch.save(state, file)  # type: ignore[arg-type]
+    except RuntimeError as error:
+        raise error.__context__ if isinstance(error.__context__, OSError) else error from None
 
 
 def _report(root: Path, rank: int, kind: str, content: bytes) -> None:
     """Durable, whole, and under its name in one move: the same way as a shard."""
     with ShardFile(root, f"rank-{rank}.{kind}.json", rank) as file:
         file.write(content)
+
+
+def _report_failure(root: Path, rank: int, reason: str) -> None:
+    """The bare name needs no room for content on a full disk. Without any report rank 0 waits its whole time."""
+    try:
+        _report(root, rank, "failed", reason.encode())
+    except OSError as error:
+        log.warning("rank %d cannot write why there is no checkpoint: %s", rank, error)
+        with suppress(OSError):
+            (root / f"rank-{rank}.failed.json").touch()
 
 
 def _unseen(root: Path, parts: dict[int, Manifest | str]) -> bool:
