@@ -36,7 +36,9 @@ BENCHMARKS = {
         Benchmark(
             "latency", "steps and milliseconds from the gateway's 202 to the live optimizer", "commands", 200, 20
         ),
+        Benchmark("checkpoint", "how long a step waits for a checkpoint, against stock DeepSpeed", "rounds", 3, 1),
         Benchmark("control_loss", "what training and commands notice when the control server is killed", "kills", 5, 1),
+        Benchmark("torn_saves", "what a restart chooses after a death during a save", "saves a protocol", 12, 1),
     )
 }
 
