@@ -57,6 +57,7 @@ class InteractiveCallback(TrainerCallback):
         self._watchdog: Watchdog | None = None
         # Loaded at, while the first step after a restart has not been made (monotonic).
         self._restarting_s: float | None = None
+        self._stepped = False
 
     def opened(self) -> TrainingSession:
         """The session. Raises `RuntimeError` outside of training."""
@@ -184,6 +185,9 @@ class InteractiveCallback(TrainerCallback):
                 Restart(started_at_s=started_at_s, loaded_s=self._loaded_s, first_step_s=first_step_s, step=step)
             )
         self._restarting_s = None
+        if not self._stepped:
+            self._stepped = True
+            self.context.on_first_step()
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -12,125 +12,27 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from enum import EnumType
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, model_validator
-from typing_extensions import TypedDict
+from pydantic import Field, TypeAdapter, ValidationError, model_validator
 
 from control_plane.core.errors import Invalid
 from ray_jobs import config_text
+from ray_jobs.config_sections import (
+    CheckpointSettings,
+    DataSettings,
+    DeepSpeedSettings,
+    Gpt2Workload,
+    ModelSettings,
+    RecoverySettings,
+    ScalingSettings,
+    ScriptWorkload,
+    Section,
+    TrainingSettings,
+)
 from ray_jobs.config_text import shown
 
-MOST_RANKS = 4096  # what the boundary protocol is simulated with
-
 Raw = dict[str, Any]
-Count = Annotated[int, Field(ge=1)]
-Positive = Annotated[float, Field(gt=0)]
-NotNegative = Annotated[float, Field(ge=0)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Section(BaseModel):
-    """A group of keys: unknown ones are refused, values are not coerced, nothing changes after loading."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
-
-
-class ScalingSettings(Section):
-    """How many ranks, and on what."""
-
-    ranks: int = Field(default=2, ge=1, le=MOST_RANKS)
-    cpus_per_rank: float = Field(default=1, gt=0)
-    # auto: GPUs with NCCL when the cluster has any, else CPUs with gloo
-    use_gpu: Literal["auto", True, False] = "auto"
-
-
-class Gpt2Workload(Section):
-    """A GPT-2 built from `model`, on the text of `data`."""
-
-    kind: Literal["gpt2"]
-
-
-class ScriptWorkload(Section):
-    """The user's own training script, which builds its own Trainer."""
-
-    kind: Literal["script"]
-    path: str
-    args: list[str] = []
-
-
-class ModelSettings(Section):
-    """The shape of the GPT-2."""
-
-    n_layer: Count
-    n_head: Count
-    n_embd: Count
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-
-    @model_validator(mode="after")
-    def _heads_divide_width(self) -> Self:
-        if self.n_embd % self.n_head:
-            raise ValueError(f"n_embd is {self.n_embd}, but must be a multiple of n_head, which is {self.n_head}")
-        return self
-
-
-class DataSettings(Section):
-    """Where the text comes from and how it is cut. Sizes in bytes of UTF-8 text, blocks in tokens."""
-
-    source: Literal["stdlib", "wikitext2"]
-    path: str | None = None
-    block_size: int = Field(default=128, ge=2, le=65_536)
-    vocab_size: int = Field(default=2048, ge=257, le=1_000_000)  # 256 bytes and the end-of-text token
-    max_train_bytes: Count | None = None
-    max_eval_bytes: Count | None = None
-
-    @model_validator(mode="after")
-    def _path_has_a_reader(self) -> Self:
-        if self.source == "stdlib" and self.path is not None:
-            raise ValueError("path is only for source wikitext2; the text of source stdlib is the interpreter's own")
-        return self
-
-
-class CheckpointSettings(Section):
-    """When a checkpoint is saved without being asked for. 0: never."""
-
-    every_steps: int = Field(default=0, ge=0)
-
-
-_OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
-
-
-class TrainingSettings(TypedDict, total=False):
-    """Arguments of `transformers.TrainingArguments`: the common ones have bounds, all go through untouched."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-    max_steps: Count
-    num_train_epochs: Positive
-    per_device_train_batch_size: Count
-    per_device_eval_batch_size: Count
-    gradient_accumulation_steps: Count
-    learning_rate: Positive
-    lr_scheduler_type: str
-    warmup_steps: NotNegative
-    weight_decay: NotNegative
-    adam_beta1: Beta
-    adam_beta2: Beta
-    adam_epsilon: Positive
-    max_grad_norm: NotNegative
-    logging_steps: Positive
-    eval_steps: Positive
-
-
-class ZeroSettings(TypedDict):
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-    stage: Annotated[int, Field(ge=0, le=3)]
-
-
-class DeepSpeedSettings(TypedDict):
-    """A DeepSpeed config, which DeepSpeed reads itself; only the ZeRO stage is looked at here."""
-
-    __pydantic_config__ = _OPEN  # type: ignore[misc]
-    zero_optimization: ZeroSettings
 
 
 class RunConfig(Section):
@@ -145,6 +47,7 @@ class RunConfig(Section):
     training: TrainingSettings = {}
     deepspeed: DeepSpeedSettings | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
+    recovery: RecoverySettings = RecoverySettings()
 
     @model_validator(mode="after")
     def _sections_fit_the_workload(self) -> Self:
@@ -378,6 +281,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "model": ModelSettings,
     "data": DataSettings,
     "checkpoint": CheckpointSettings,
+    "recovery": RecoverySettings,
 }
 _WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWorkload}
 

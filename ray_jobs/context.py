@@ -29,6 +29,7 @@ class RunContext:
     hang_after_s: float | None = None
     # When this process began to work for the run (Unix time): recovery is measured from here.
     started_at_s: float = field(default_factory=time.time)
+    on_first_step: Callable[[], None] = lambda: None
     facts: Reading = field(default_factory=dict)
 
     @property

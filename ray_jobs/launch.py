@@ -1,9 +1,10 @@
 """The driver: Ray Train's worker group; one start is one generation.
 
-    python -m ray_jobs.launch RUN_FOLDER
+    python -m ray_jobs.launch RUN_FOLDER [--resume AUTHOR]
 
 This is the entry point of the Ray job. It creates the run's control actor, starts the worker group, waits, and closes
-the run. It imports neither DeepSpeed nor the workload.
+the run. A group that is lost is started again by Ray Train, for as long as the control server lets the trainers start
+(see `core.recovery`). The driver imports neither DeepSpeed nor the workload.
 """
 
 import asyncio
@@ -11,10 +12,11 @@ import logging
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import ray
-from ray.train import FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from control_plane.actor import retire
 from control_plane.core.errors import SteerwayError
@@ -22,6 +24,8 @@ from control_plane.core.records import Ending
 from control_plane.ray_handle import RayHandle
 from control_plane.storage.layout import RunFiles
 from ray_jobs import config as run_config
+from ray_jobs.deaths import DeathWatch
+from ray_jobs.spares import worker_environment
 
 log = logging.getLogger("steerway.driver")
 
@@ -32,13 +36,16 @@ TORCH_TIMEOUT_S = 600
 """DeepSpeed's own patience for a collective; torch's is three times as long."""
 
 
-def main(root: Path) -> int:
-    """Run the job. Answers the exit status: 0 if the training ended as it should, 1 if it failed."""
+def main(root: Path, resumed_by: str | None = None) -> int:
+    """Run the job. Answers the exit status: 0 if the training ended as it should, 1 if it failed.
+
+    `resumed_by` says who has the run go on after its driver or its cluster was lost.
+    """
     files = RunFiles(root)
     settings = run_config.RunConfig.from_yaml(files.config.read_text(), str(files.config))
     ray.init(ignore_reinit_error=True, log_to_driver=True, logging_level=logging.WARNING)
     handle = RayHandle(files, retry_for_s=60.0)
-    asyncio.run(handle.snapshot())
+    asyncio.run(handle.resume(resumed_by) if resumed_by else handle.snapshot())
     ending, reason = _fit(files, settings)
     log.info("run %s: %s%s", files.run, asyncio.run(_close(handle, ending, reason)), f": {reason}" if reason else "")
     time.sleep(LAST_WORDS_S)
@@ -50,7 +57,7 @@ def use_gpu(settings: run_config.RunConfig) -> bool:
     """GPUs if the config says so, or if it leaves the choice and the cluster has one for every rank."""
     wanted = settings.scaling.use_gpu
     if wanted == "auto":
-        return ray.cluster_resources().get("GPU", 0) >= settings.scaling.ranks
+        return ray.cluster_resources().get("GPU", 0) >= settings.scaling.bounds[0]
     return bool(wanted)
 
 
@@ -58,20 +65,26 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
     from ray_jobs import train
 
     gpu = use_gpu(settings)
+    least, most = settings.scaling.bounds
     scaling = ScalingConfig(
-        num_workers=settings.scaling.ranks,
+        num_workers=(least, most) if least < most else most,
         use_gpu=gpu,
         resources_per_worker={"CPU": settings.scaling.cpus_per_rank} | ({"GPU": 1} if gpu else {}),
+    )
+    # Ray declares another class here than the one that it takes.
+    run_config_of_ray: Any = RunConfig(
+        name=f"{files.run}-{time.time_ns():x}",
+        storage_path=str(files.root / "ray_train"),
+        # Whether to go on is the control server's decision: it knows whether there was any progress.
+        failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
+        callbacks=[DeathWatch(str(files.root))],
+        worker_runtime_env={"env_vars": worker_environment("cuda" if gpu else "cpu")},
     )
     trainer = TorchTrainer(
         train.main,
         train_loop_config={"root": str(files.root), "use_gpu": gpu},
         scaling_config=scaling,
-        run_config=RunConfig(
-            name=files.run,
-            storage_path=str(files.root / "ray_train"),
-            failure_config=FailureConfig(max_failures=0),
-        ),
+        run_config=run_config_of_ray,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=TORCH_TIMEOUT_S),
     )
     try:
@@ -104,7 +117,7 @@ async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> str:
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     try:
-        sys.exit(main(Path(sys.argv[1])))
+        sys.exit(main(Path(sys.argv[1]), sys.argv[3] if sys.argv[2:3] == ["--resume"] else None))
     except SteerwayError as error:
         log.error("%s", error.reason)
         sys.exit(1)

@@ -4,7 +4,6 @@ All ranks share the work: rank r hashes the shards that rank r wrote (and those 
 a checkpoint is unpickled before every rank has agreed that all of it is what was saved.
 """
 
-import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from pathlib import Path
 from control_plane.core.errors import Damaged, SteerwayError, Unavailable
 from control_plane.core.records import CheckpointCommitted, RefusedCheckpoint
 from control_plane.core.recovery import Replay, ResumePoint, replay_after
-from control_plane.storage.checkpoints import MANIFEST, Manifest, SigningKey, read_manifest, verify
+from control_plane.storage.checkpoints import Manifest, SigningKey, read_manifest, verify
 from ray_jobs.collectives import Collectives
 from ray_jobs.context import RunContext
 from ray_jobs.convert import ensure_universal
@@ -74,7 +73,7 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
 def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunContext) -> Manifest | str:
     """Collective. The manifest to restore from, or, on every rank alike, why it cannot be this one."""
     root, key = context.files.checkpoints / candidate.checkpoint, context.key
-    if problem := _told(collectives, _problem(root, key, collectives, candidate.manifest_sha256)):
+    if problem := _told(collectives, _problem(root, key, collectives, context.files.run)):
         return problem
     manifest = read_manifest(root, key)
     if manifest.world_size == collectives.world_size:
@@ -88,16 +87,17 @@ def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunC
     converted, problem = collectives.broadcast_json([converted, problem])
     if problem is None:
         root = context.files.checkpoints / str(converted)
-        problem = _told(collectives, _problem(root, key, collectives, None))
+        problem = _told(collectives, _problem(root, key, collectives, context.files.run))
     return problem or read_manifest(root, key)
 
 
-def _problem(root: Path, key: SigningKey, collectives: Collectives, manifest_sha256: str | None) -> str | None:
+def _problem(root: Path, key: SigningKey, collectives: Collectives, run: str) -> str | None:
     """What this rank finds wrong with its part of the checkpoint."""
     try:
-        if manifest_sha256 and hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest() != manifest_sha256:
-            return f"the manifest of {root.name} is not the one that was committed"
-        writers = read_manifest(root, key).world_size
+        manifest = read_manifest(root, key)
+        if manifest.run != run:
+            return f"{root.name} belongs to run {manifest.run}"
+        writers = manifest.world_size
         verify(root, key, {rank for rank in range(writers) if rank % collectives.world_size == collectives.rank})
     except Damaged as damage:
         return damage.reason

@@ -29,6 +29,7 @@ def captured(trainer: Any) -> Progress:
         "tr_loss": float(getattr(trainer, "_tr_loss", 0.0)),
         "total_loss_scalar": float(getattr(trainer, "_total_loss_scalar", 0.0)),
         "globalstep_last_logged": int(getattr(trainer, "_globalstep_last_logged", 0)),
+        "initial_global_step": int(getattr(trainer, "_initial_global_step", 0)),
         "current_flos": float(getattr(trainer, "current_flos", 0.0)),
         "schedule": schedule.memory() if schedule is not None else None,
         "lr_scheduler": _plain(schedule.state_dict()) if schedule is not None else None,
@@ -60,6 +61,8 @@ def restore(trainer: Any, saved: Progress) -> None:
     trainer._tr_loss.fill_(saved["tr_loss"])
     trainer._total_loss_scalar = saved["total_loss_scalar"]
     trainer._globalstep_last_logged = saved["globalstep_last_logged"]
+    # The mean loss that Transformers tells at the end is over all steps, not over those since the restart.
+    trainer._initial_global_step = saved["initial_global_step"]
     trainer.current_flos = saved["current_flos"]
 
 

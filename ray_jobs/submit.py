@@ -1,15 +1,18 @@
 """A config becomes a Ray job.
 
     python -m ray_jobs.submit configs/gpt2-local.yaml [key=value ...] [--run ID] [--json]
+    python -m ray_jobs.submit --resume RUN [--json]       a run goes on, on a brand-new cluster, too
 
 The config is checked and resolved before anything is started; the run's folder is made; the job is handed to Ray's
 Jobs API with the run's id as its submission id.
 """
 
 import argparse
+import getpass
 import importlib.util
 import json
 import os
+import re
 import secrets
 import shlex
 import shutil
@@ -17,10 +20,14 @@ import sys
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from control_plane.config import Settings, settings
-from control_plane.core.errors import Conflict, SteerwayError, Unavailable
-from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id
+from control_plane.core.errors import Conflict, Invalid, SteerwayError, Unavailable
+from control_plane.core.state import fold
+from control_plane.storage import journal
+from control_plane.storage.checkpoints import MANIFEST, SigningKey, commit, verify
+from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run
 from ray_jobs.config import RunConfig, check_training_keys, load
 
 
@@ -49,21 +56,27 @@ def _check_training(config: RunConfig) -> None:
         check_training_keys(config)
 
 
-def submit(files: RunFiles, where: Settings) -> str:
-    """Hand the run to Ray's Jobs API; answers the job's submission id. Raises `Unavailable` if no Ray answers."""
+def submit(files: RunFiles, where: Settings, resumed_by: str | None = None) -> str:
+    """Hand the run to Ray's Jobs API; answers the job's submission id.
+
+    Raises `Unavailable` if no Ray answers, `Conflict` if the run's job is still at work.
+    """
     os.environ.update(ray_environment(where))  # Ray reads it when it is imported
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
-    entrypoint = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root)])
+    resume = ["--resume", resumed_by] if resumed_by else []
+    entrypoint = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root), *resume])
+    settings_of_run = RunConfig.from_yaml(files.config.read_text(), str(files.config))
+    start_timeout_s = settings_of_run.recovery.start_timeout_s
     log_file = shlex.quote(str(files.logs / "driver.log"))
     try:
         client = JobSubmissionClient(where.dashboard_url)
         return str(
             client.submit_job(
                 entrypoint=f"bash -c {shlex.quote(f'set -o pipefail; {entrypoint} 2>&1 | tee -a {log_file}')}",
-                submission_id=files.run,
-                runtime_env={"env_vars": where.environment() | worker_environment()},
+                submission_id=_free_job_id(client, files.run),
+                runtime_env={"env_vars": where.environment() | worker_environment(start_timeout_s)},
             )
         )
     except (ConnectionError, RuntimeError, RayError) as error:
@@ -71,6 +84,21 @@ def submit(files: RunFiles, where: Settings) -> str:
             f"no Ray cluster took the job at {where.dashboard_url}: {str(error).splitlines()[0]}; "
             "start one with `steer up`"
         ) from None
+
+
+JOB_NUMBER = "-r"
+"""A run's second job, when it is resumed, is called `<run>-r2`."""
+
+
+def _free_job_id(client: Any, run: str) -> str:
+    """The run's id for its first job here, then `<run>-r2`, ... Raises `Conflict` if one of them is at work."""
+    own = re.compile(re.escape(run) + rf"(?:{JOB_NUMBER}(\d+))?")
+    jobs = [job for job in client.list_jobs() if job.submission_id and own.fullmatch(job.submission_id)]
+    for job in jobs:
+        if not job.status.is_terminal():
+            raise Conflict(f"run {run} is at work as Ray job {job.submission_id} ({job.status.value.lower()})")
+    numbers = [int((own.fullmatch(job.submission_id) or [0, None])[1] or 1) for job in jobs]
+    return f"{run}{JOB_NUMBER}{max(numbers) + 1}" if numbers else run
 
 
 def ray_environment(where: Settings) -> dict[str, str]:
@@ -82,26 +110,42 @@ def ray_environment(where: Settings) -> dict[str, str]:
     return {str(name): str(value) for name, value in recorded.items()}
 
 
-def worker_environment() -> dict[str, str]:
-    """What every process of the job finds in its environment."""
+def worker_environment(start_timeout_s: float) -> dict[str, str]:
+    """What every process of the job finds in its environment.
+
+    `start_timeout_s`: how long Ray Train waits for the resources of all ranks before it makes do with fewer.
+    """
     return {
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
+        # Ray Train looks after its workers this often; by default every 2 s.
+        "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+        # It asks workers that may be dead to take leave of each other, and waits for them 30 s by default.
+        "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",
+        # A second net beneath the ranks' own watchdogs, for a worker that does not even answer Ray.
+        "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{start_timeout_s:g}",
     }
 
 
 def main(arguments: Sequence[str]) -> int:
     """The command line. Errors are a sentence on stderr and an exit code."""
     parser = argparse.ArgumentParser(prog="ray_jobs.submit", description="Submit a run to Ray.")
-    parser.add_argument("config", help="a run's YAML file")
+    parser.add_argument("config", nargs="?", help="a run's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--run", help="the run's id; made from the config's name if left out")
+    parser.add_argument("--resume", metavar="RUN", help="have a run go on whose driver or cluster was lost")
+    parser.add_argument("--trust", action="store_true", help="take checkpoints of another installation")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     given = parser.parse_args(arguments)
     try:
         where = settings()
+        if given.resume:
+            return _tell(resume(where, given.resume, given.trust), where.runs_dir / given.resume, given.json, "resumed")
+        if given.config is None:
+            raise Invalid("name a run's YAML file, or a run with --resume")
         config = load(given.config, given.overrides)
         _check_training(config)
         files = prepare(config, where.runs_dir, given.run or new_run_id(config.name))
@@ -113,8 +157,35 @@ def main(arguments: Sequence[str]) -> int:
     except SteerwayError as error:
         print(f"steer: {error.reason}", file=sys.stderr)
         return error.exit_code
-    told = {"run": files.run, "job": job, "run_dir": str(files.root)}
-    print(json.dumps(told) if given.json else f"submitted run {files.run}")
+    return _tell(job, files.root, given.json, "submitted")
+
+
+def resume(where: Settings, run: str, trust: bool) -> str:
+    """Have a run go on from its newest checkpoint; answers the job's submission id. Needs the run's folder only.
+
+    Raises `NotFound` if there is no such run, `Conflict` if it is at work or has finished, `Damaged` if its journal
+    does not verify.
+    """
+    files = find_run(where.runs_dir, run)
+    state = fold(journal.read(files.journal))
+    if state.closed is not None and state.closed.ending == "finished":
+        raise Conflict(f"run {run} has finished at step {state.step}: there is nothing left to resume")
+    if trust:
+        trust_checkpoints(files)
+    return submit(files, where, resumed_by=getpass.getuser())
+
+
+def trust_checkpoints(files: RunFiles) -> None:
+    """Sign what lies here with this installation's key, whoever signed it before. Hashes are compared first."""
+    key = SigningKey.of_installation(files.signing_key)
+    for root in sorted(files.checkpoints.iterdir()) if files.checkpoints.is_dir() else []:
+        if (root / MANIFEST).is_file():
+            commit(root, verify(root, None), key)
+
+
+def _tell(job: str, root: Path, as_json: bool, done: str) -> int:
+    told = {"run": root.name, "job": job, "run_dir": str(root)}
+    print(json.dumps(told) if as_json else f"{done} run {root.name}")
     return 0
 
 

@@ -8,16 +8,20 @@ import logging
 import os
 import runpy
 import sys
+import time
 import warnings
 from pathlib import Path
 from typing import Any
 
-from control_plane.core.errors import Invalid, SteerwayError
+from control_plane.core.errors import Invalid, Refused, RunEnded, SteerwayError
 from control_plane.storage.layout import RunFiles
 from ray_jobs import context
 from ray_jobs.config import RunConfig, ScriptWorkload, check_training_keys
 
 log = logging.getLogger(__name__)
+
+SPARES_AFTER_S = 1.0
+"""From the first step to the start of the spares: what is loaded first is what trains."""
 
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
@@ -27,8 +31,13 @@ def main(loop_config: dict[str, Any]) -> None:
     files, use_gpu = RunFiles(Path(loop_config["root"])), bool(loop_config["use_gpu"])
     rank = int(os.environ.get("RANK", "0"))
     _log_to_file(files, rank)
+    started_at_s = time.time()
     try:
-        _train(files, use_gpu)
+        _train(files, use_gpu, started_at_s)
+    except Refused as refusal:
+        # Nothing that another start would change: the run ends here, and Ray Train is not asked to try again.
+        log.error("%s", refusal.reason)
+        _close(files, refusal)
     except SteerwayError as error:
         # The sentence says it all; a traceback of ours would bury it.
         log.error("%s", error.reason)
@@ -38,7 +47,17 @@ def main(loop_config: dict[str, Any]) -> None:
         raise
 
 
-def _train(files: RunFiles, use_gpu: bool) -> None:
+def _close(files: RunFiles, refusal: Refused) -> None:
+    """Every rank says so: it is recorded once."""
+    import asyncio
+
+    from control_plane.ray_handle import RayHandle
+
+    if not isinstance(refusal, RunEnded):
+        asyncio.run(RayHandle(files).close("failed", refusal.reason))
+
+
+def _train(files: RunFiles, use_gpu: bool, started_at_s: float) -> None:
     config = RunConfig.from_yaml(files.config.read_text(), str(files.config))
     _prepare_process(config, use_gpu)
     from control_plane.ray_handle import RayHandle
@@ -47,12 +66,30 @@ def _train(files: RunFiles, use_gpu: bool) -> None:
         files=files,
         connect=lambda: RayHandle(files),
         checkpoint_every_steps=config.checkpoint.every_steps,
+        ranks=config.scaling.ranks,
+        retention=config.checkpoint.retention(),
+        hang_after_s=config.recovery.hang_after_s,
+        started_at_s=started_at_s,
+        on_first_step=lambda: _keep_spares(config),
     )
     if isinstance(config.workload, ScriptWorkload):
         context.enter(run)
         _run_script(config.workload)
     else:
         _run_workload(config, run)
+
+
+def _keep_spares(config: RunConfig) -> None:
+    """Called on every rank after the first step; one rank of the group asks for all nodes."""
+    import ray.train
+
+    from ray_jobs.spares import keep_warm_later
+
+    group = ray.train.get_context()
+    wanted = config.recovery.spares
+    count = group.get_local_world_size() if wanted == "auto" else wanted
+    if group.get_world_rank() == 0 and count:
+        keep_warm_later(count, after=lambda: time.sleep(SPARES_AFTER_S))
 
 
 def _prepare_process(config: RunConfig, use_gpu: bool) -> None:

@@ -1,0 +1,159 @@
+"""The sections of a run's config: their keys, their bounds and their defaults."""
+
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from typing_extensions import TypedDict
+
+MOST_RANKS = 4096  # what the boundary protocol is simulated with
+
+Count = Annotated[int, Field(ge=1)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Section(BaseModel):
+    """A group of keys: unknown ones are refused, values are not coerced, nothing changes after loading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
+
+
+class ScalingSettings(Section):
+    """How many ranks, and on what.
+
+    `ranks` is what the batch sizes are meant for. With `min_ranks` the run goes on with fewer when nodes are lost, and
+    with up to `max_ranks` (by default `ranks`) when there are some; the global batch stays the same.
+    """
+
+    ranks: int = Field(default=2, ge=1, le=MOST_RANKS)
+    min_ranks: int | None = Field(default=None, ge=1, le=MOST_RANKS)
+    max_ranks: int | None = Field(default=None, ge=1, le=MOST_RANKS)
+    cpus_per_rank: float = Field(default=1, gt=0)
+    # auto: GPUs with NCCL when the cluster has any, else CPUs with gloo
+    use_gpu: Literal["auto", True, False] = "auto"
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """The fewest and the most ranks."""
+        return self.min_ranks or self.ranks, self.max_ranks or self.ranks
+
+    @model_validator(mode="after")
+    def _bounds_hold_the_ranks(self) -> Self:
+        least, most = self.bounds
+        if not least <= self.ranks <= most:
+            raise ValueError(f"ranks is {self.ranks}, but must be from min_ranks {least} to max_ranks {most}")
+        return self
+
+
+class Gpt2Workload(Section):
+    """A GPT-2 built from `model`, on the text of `data`."""
+
+    kind: Literal["gpt2"]
+
+
+class ScriptWorkload(Section):
+    """The user's own training script, which builds its own Trainer."""
+
+    kind: Literal["script"]
+    path: str
+    args: list[str] = []
+
+
+class ModelSettings(Section):
+    """The shape of the GPT-2."""
+
+    n_layer: Count
+    n_head: Count
+    n_embd: Count
+    dropout: float = Field(default=0.1, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _heads_divide_width(self) -> Self:
+        if self.n_embd % self.n_head:
+            raise ValueError(f"n_embd is {self.n_embd}, but must be a multiple of n_head, which is {self.n_head}")
+        return self
+
+
+class DataSettings(Section):
+    """Where the text comes from and how it is cut. Sizes in bytes of UTF-8 text, blocks in tokens."""
+
+    source: Literal["stdlib", "wikitext2"]
+    path: str | None = None
+    block_size: int = Field(default=128, ge=2, le=65_536)
+    vocab_size: int = Field(default=2048, ge=257, le=1_000_000)  # 256 bytes and the end-of-text token
+    max_train_bytes: Count | None = None
+    max_eval_bytes: Count | None = None
+
+    @model_validator(mode="after")
+    def _path_has_a_reader(self) -> Self:
+        if self.source == "stdlib" and self.path is not None:
+            raise ValueError("path is only for source wikitext2; the text of source stdlib is the interpreter's own")
+        return self
+
+
+class CheckpointSettings(Section):
+    """When a checkpoint is saved without being asked for (0: never), and which are kept.
+
+    The newest `keep_last` are kept, of every `keep_every_steps` steps the first one, the `keep_best` best by
+    `best_metric`, and those that are pinned.
+    """
+
+    every_steps: int = Field(default=100, ge=0)
+    keep_last: Count = 3
+    keep_every_steps: int = Field(default=0, ge=0)
+    keep_best: int = Field(default=0, ge=0)
+    best_metric: str = "eval_loss"
+    best_mode: Literal["min", "max"] = "min"
+
+    def retention(self) -> dict[str, Any]:
+        """What is kept, in the words of `core.retention.Retention`."""
+        return self.model_dump(exclude={"every_steps"})
+
+
+class RecoverySettings(Section):
+    """How a loss is noticed, and how fast the way back is.
+
+    A rank that makes no progress for `hang_after_s` seconds, or for ten times its slowest step if that is longer, ends
+    itself. `spares` are processes on each node that have imported everything; auto: as many as ranks on one node.
+    """
+
+    hang_after_s: float = Field(default=8, ge=2)
+    spares: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
+    start_timeout_s: float = Field(default=20, ge=1)
+
+
+_OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
+
+
+class TrainingSettings(TypedDict, total=False):
+    """Arguments of `transformers.TrainingArguments`: the common ones have bounds, all go through untouched."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    max_steps: Count
+    num_train_epochs: Positive
+    per_device_train_batch_size: Count
+    per_device_eval_batch_size: Count
+    gradient_accumulation_steps: Count
+    learning_rate: Positive
+    lr_scheduler_type: str
+    warmup_steps: NotNegative
+    weight_decay: NotNegative
+    adam_beta1: Beta
+    adam_beta2: Beta
+    adam_epsilon: Positive
+    max_grad_norm: NotNegative
+    logging_steps: Positive
+    eval_steps: Positive
+
+
+class ZeroSettings(TypedDict):
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    stage: Annotated[int, Field(ge=0, le=3)]
+
+
+class DeepSpeedSettings(TypedDict):
+    """A DeepSpeed config, which DeepSpeed reads itself; only the ZeRO stage is looked at here."""
+
+    __pydantic_config__ = _OPEN  # type: ignore[misc]
+    zero_optimization: ZeroSettings

@@ -1,0 +1,79 @@
+"""Who died: what Ray Train's controller finds out is told to the run's control server, in a sentence for each rank.
+
+`DeathWatch` runs in Ray Train's controller process. It tells and does not wait: every second there is a second of the
+recovery.
+"""
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import ActorUnavailableError, RayActorError
+from ray.train import UserCallback
+
+from control_plane.core.errors import SteerwayError
+from control_plane.core.records import Death
+from control_plane.ray_handle import RayHandle
+from control_plane.storage.layout import RunFiles
+
+log = logging.getLogger(__name__)
+
+LAST_WORDS_AGE_S = 60.0
+"""Older last words are an earlier generation's."""
+
+TELL_WITHIN_S = 10.0
+
+
+class DeathWatch(UserCallback):
+    """Called by Ray Train when one or more workers of a group have failed."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+
+    def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
+        """Tell the control server, beside the controller's event loop."""
+        files = RunFiles(Path(self._root))
+        deaths = tuple(describe(files, rank, error) for rank, error in sorted(worker_exceptions.items()))
+        threading.Thread(target=_tell, args=(files, deaths), name="steerway-deaths", daemon=True).start()
+
+
+def describe(files: RunFiles, rank: int, error: Exception) -> Death:
+    """One rank's death. What the rank wrote down itself comes first; then what Ray knows."""
+    return Death(rank=rank, reason=_last_words(files, rank) or _reason(error))
+
+
+def _last_words(files: RunFiles, rank: int) -> str | None:
+    try:
+        told = json.loads((files.logs / f"rank-{rank}.died.json").read_text())
+        return str(told["reason"]) if time.time() - float(told["time_s"]) < LAST_WORDS_AGE_S else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _reason(error: Exception) -> str:
+    cause = getattr(error, "health_check_failure", None) or error.__cause__ or error
+    if isinstance(cause, ActorUnavailableError):
+        return "it does not answer"
+    if isinstance(cause, RayActorError) or "ActorDiedError" in str(error):
+        node_died = "node" in str(cause).lower() and "died" in str(cause).lower()
+        return "its node died" if node_died else "its process was killed or has crashed"
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__)[:500]
+
+
+def _tell(files: RunFiles, deaths: tuple[Death, ...]) -> None:
+    async def lose() -> None:
+        handle = RayHandle(files, retry_for_s=TELL_WITHIN_S)
+        snapshot = await handle.snapshot()
+        nodes = {place.rank: place.node for place in snapshot.ranks}
+        placed = tuple(death.model_copy(update={"node": nodes.get(death.rank or 0, "")}) for death in deaths)
+        await handle.lose_generation(snapshot.generation, placed)
+
+    try:
+        asyncio.run(lose())
+    except SteerwayError as error:
+        log.warning("the control server was not told of %d deaths: %s", len(deaths), error.reason)
