@@ -202,7 +202,12 @@ class ControlServer:
         """The unsettled commands, as soon as there is something that the caller has not seen."""
         decisions.check_generation(self._state, generation)
         await self._wait_until(
-            lambda: self._revision != seen_revision or self._state.generation_number != generation, wait_s
+            lambda: (
+                self._revision != seen_revision
+                or self._state.generation_number != generation
+                or not self._state.listens
+            ),
+            wait_s,
         )
         decisions.check_generation(self._state, generation)
         return Offer(commands=self._state.pending_commands(), revision=self._revision)

@@ -101,6 +101,8 @@ def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]
     facts = [
         CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics, base_of=0)
         for each in state.checkpoints
+        # An abandoned one must not push out, as the newer one, what the run can really be restored from.
+        if each.checkpoint not in state.abandoned
     ]
     by_name = {each.checkpoint: each for each in state.checkpoints}
     discarded = to_discard(facts, Retention.model_validate(wanted), in_use)

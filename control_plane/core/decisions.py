@@ -170,7 +170,17 @@ def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
 
 
 def check_generation(state: RunState, generation: int) -> None:
-    """Raises `Conflict` unless `generation` is the current one: trainers of an earlier start are not listened to."""
+    """Raises `Conflict` unless `generation` is the current one: trainers of an earlier start are not listened to.
+
+    Nor are those of a start that was lost. Their successors may already have been told the run's history: what were
+    added to it now, nobody would repeat.
+    """
+    _check_current(state, generation)
+    if not state.listens:
+        raise Conflict(f"generation {generation} was given up for lost", generation=generation)
+
+
+def _check_current(state: RunState, generation: int) -> None:
     if generation != state.generation_number:
         raise Conflict(
             f"generation {generation} is over; generation {state.generation_number} is the current one",
@@ -216,7 +226,7 @@ def _repeat(life: CommandLife, outcome: CommandSettled) -> list[Record]:
 def commit_checkpoint(state: RunState, checkpoint: CheckpointCommitted) -> list[Record]:
     """A manifest is in place. Told twice, it is recorded once."""
     known = any(c.checkpoint == checkpoint.checkpoint for c in state.checkpoints)
-    return [] if known else [checkpoint]
+    return [] if known or checkpoint.checkpoint in state.discarded else [checkpoint]
 
 
 def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
@@ -234,7 +244,7 @@ def lose_generation(
     """
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending}")
-    check_generation(state, generation)
+    _check_current(state, generation)
     if state.generation is None or state.lost:
         return []
     reached = max(step, state.step)

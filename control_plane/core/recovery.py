@@ -61,9 +61,10 @@ class Replay:
 def reason_to_give_up(state: RunState) -> str | None:
     """Why it makes no sense to start the trainers once more, or None.
 
-    A machine that dies is no reason; trainers that are lost again and again without one new step are.
+    A machine that dies is no reason; trainers that are lost again and again without one new step are. Losses before
+    somebody had the run go on do not count.
     """
-    lately = state.losses[-MAX_LOSSES_WITHOUT_PROGRESS:]
+    lately = state.losses[state.losses_before_resume :][-MAX_LOSSES_WITHOUT_PROGRESS:]
     stuck = len({loss.lost.step for loss in lately}) == 1 and all(
         loss.lost.step >= state.reached_step for loss in lately
     )
@@ -76,7 +77,9 @@ def reason_to_give_up(state: RunState) -> str | None:
 
 def resume_point(state: RunState) -> ResumePoint:
     """The run's history, as far as new trainers need it."""
-    newest_first = sorted(state.checkpoints, key=lambda each: each.step)[::-1]
+    usable = (each for each in state.checkpoints if each.checkpoint not in state.abandoned)
+    newest_first = sorted(usable, key=lambda each: each.step)[::-1]
+    over_seq = _last_stop_that_is_over(state)
     settled = (life for life in state.commands.values() if life.settled is not None)
     in_order = sorted(settled, key=lambda life: life.settled_seq or 0)
     return ResumePoint(
@@ -85,15 +88,21 @@ def resume_point(state: RunState) -> ResumePoint:
         decided=tuple(
             Decided(command=life.command, outcome=life.settled)
             for life in in_order
-            if life.settled is not None and not _is_over(state, life.command, life.settled_seq or 0)
+            if life.settled is not None
+            and not (isinstance(life.command.intent, Pause | Resume | Stop) and (life.settled_seq or 0) <= over_seq)
         ),
         reached_step=state.reached_step,
     )
 
 
-def _is_over(state: RunState, command: Command, settled_seq: int) -> bool:
-    """A stop after which somebody resumed the run: to repeat it would stop the run again."""
-    return isinstance(command.intent, Stop) and settled_seq < state.resumed_seq
+def _last_stop_that_is_over(state: RunState) -> int:
+    """The seq of the last stop after which somebody resumed the run; 0 if there is none.
+
+    To repeat it would stop the run again. A pause before it was ended by it, and must not hold the run either.
+    """
+    stops = (life for life in state.commands.values() if isinstance(life.command.intent, Stop))
+    applied = (life.settled_seq or 0 for life in stops if life.status == "applied")
+    return max((seq for seq in applied if seq < state.resumed_seq), default=0)
 
 
 def replay_after(decided: Sequence[Decided], contained: Collection[str]) -> Replay:

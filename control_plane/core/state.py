@@ -81,18 +81,29 @@ class RunState:
     commands: dict[UUID, CommandLife] = field(default_factory=dict)
     # Invariant: pending holds exactly the uuids of `commands` that are not settled, in the order of acceptance.
     pending: dict[UUID, None] = field(default_factory=dict)
-    # In the order of their commits. Invariant: every one of them may be restored, as far as the journal knows.
+    # In the order of their commits, without those that were discarded.
     checkpoints: list[CheckpointCommitted] = field(default_factory=list)
+    discarded: set[str] = field(default_factory=set)
+    # Checkpoints that lie beyond a later start: the run went on from before them, and history took another way.
+    abandoned: set[str] = field(default_factory=set)
     losses: list[Loss] = field(default_factory=list)
     # The highest step that the journal knows to have been made, by any generation.
     reached_step: int = 0
+    started_seq: int = 0
     # Stops up to this record are over and done with: the run was resumed after them.
     resumed_seq: int = 0
+    # So many losses came before that: somebody has looked since.
+    losses_before_resume: int = 0
 
     @property
     def lost(self) -> bool:
         """Whether the current generation was lost, and no other has begun."""
         return bool(self.losses) and self.losses[-1].restarted is None
+
+    @property
+    def listens(self) -> bool:
+        """Whether the current generation may still report: its successors have not been told history without it."""
+        return not self.lost and self.resumed_seq <= self.started_seq
 
     @property
     def status(self) -> str:
@@ -134,7 +145,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case TermStarted():
             state.term = record.term
         case GenerationStarted():
-            _start_generation(state, record)
+            _start_generation(state, entry, record)
         case CommandAccepted():
             uuid = record.command.uuid
             state.commands[uuid] = CommandLife(record.command, entry.seq, entry.time)
@@ -150,6 +161,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             state.reached_step = max(state.reached_step, record.step)
         case CheckpointDiscarded():
             state.checkpoints = [each for each in state.checkpoints if each.checkpoint != record.checkpoint]
+            state.discarded.add(record.checkpoint)
         case CheckpointFailed():
             pass  # for people: what was never committed was never there
         case GenerationLost():
@@ -160,14 +172,17 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case GenerationEnded():
             _end_generation(state, record)
         case RunClosed():
-            state.closed, state.paused = record, False
+            state.closed = record
         case RunResumed():
             state.closed, state.stopping, state.resumed_seq = None, False, entry.seq
+            state.losses_before_resume = len(state.losses)
 
 
-def _start_generation(state: RunState, record: GenerationStarted) -> None:
+def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) -> None:
     # A pause, or a stop, outlives the trainers: what was decided before a loss is repeated after it.
     state.generation, state.ended, state.step = record, None, record.step
+    state.started_seq = entry.seq
+    state.abandoned |= {each.checkpoint for each in state.checkpoints if each.step > record.step}
     state.starts[record.uuid] = record.generation
     state.knobs = dict(record.knobs)
     if state.lost:
@@ -177,8 +192,6 @@ def _start_generation(state: RunState, record: GenerationStarted) -> None:
 def _end_generation(state: RunState, record: GenerationEnded) -> None:
     state.ended, state.step = record, record.step
     state.reached_step = max(state.reached_step, record.step)
-    if record.ending != "failed":
-        state.paused = False
 
 
 def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:

@@ -7,15 +7,23 @@ from control_plane.core.commands import INTENT, Command, Intent
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.records import (
     CheckpointCommitted,
+    CheckpointDiscarded,
+    CheckpointFailed,
     CommandAccepted,
+    CommandRepeated,
     CommandSettled,
+    Death,
     Entry,
     GenerationEnded,
+    GenerationLost,
+    GenerationRecovered,
     GenerationStarted,
     RankPlace,
     Record,
+    RefusedCheckpoint,
     RunClosed,
     RunCreated,
+    RunResumed,
     TermStarted,
 )
 from control_plane.core.state import RunState, evolve
@@ -65,15 +73,11 @@ def created(run: str = "run-1", config_sha256: str = "c0ffee") -> RunCreated:
     return RunCreated(run=run, name="a run", author="ann", config_sha256=config_sha256)
 
 
-def started(number: int = 900, generation: int = 1, ranks: int = 2) -> GenerationStarted:
+def started(number: int = 900, generation: int = 1, ranks: int = 2, **changes: Any) -> GenerationStarted:
     """A generation of trainers with 2 parameter groups and 100 steps."""
+    fields: dict[str, Any] = {"step": 0, "total_steps": 100, "knobs": KNOBS} | changes
     return GenerationStarted(
-        uuid=uuid(number),
-        generation=generation,
-        ranks=tuple(place(rank) for rank in range(ranks)),
-        step=0,
-        total_steps=100,
-        knobs=KNOBS,
+        uuid=uuid(number), generation=generation, ranks=tuple(place(rank) for rank in range(ranks)), **fields
     )
 
 
@@ -84,7 +88,33 @@ def accepted(number: int, kind: str = "evaluate", **body: Any) -> CommandAccepte
 
 def settled(number: int, status: Any = "applied", step: int | None = 10, **changes: Any) -> CommandSettled:
     """Command `number` has its end."""
-    return CommandSettled(uuid=uuid(number), status=status, step=step, generation=1, **changes)
+    fields: dict[str, Any] = {"generation": 1} | changes
+    return CommandSettled(uuid=uuid(number), status=status, step=step, **fields)
+
+
+def repeated(number: int, generation: int = 2, step: int = 10, status: Any = "applied", **body: Any) -> CommandRepeated:
+    """Command `number` was carried out again."""
+    return CommandRepeated(uuid=uuid(number), generation=generation, step=step, status=status, **body)
+
+
+def committed(step: int, generation: int = 1, **body: Any) -> CheckpointCommitted:
+    """A checkpoint of the state after this step."""
+    name = f"step-{step}-g{generation}"
+    return CheckpointCommitted(
+        checkpoint=name, step=step, generation=generation, path=f"checkpoints/{name}", size_bytes=5, **body
+    )
+
+
+def lost(step: int, generation: int = 1, silent_s: float = 0.25) -> GenerationLost:
+    """The trainers died."""
+    death = Death(rank=1, node="10.0.0.2", reason="SIGKILL")
+    return GenerationLost(generation=generation, step=step, silent_s=silent_s, deaths=(death,))
+
+
+def recovered(step: int, generation: int = 2, lost_steps: int = 0) -> GenerationRecovered:
+    """The first step after a loss."""
+    phases_s = {"detect": 0.25, "re-form": 3.0, "load": 1.5, "first step": 0.1}
+    return GenerationRecovered(generation=generation, step=step, lost_steps=lost_steps, phases_s=phases_s)
 
 
 def every_record() -> tuple[Record, ...]:
@@ -103,8 +133,16 @@ def every_record() -> tuple[Record, ...]:
         settled(2, "rejected", reason="rank 1: no such group"),
         settled(3, "expired", None),
         CheckpointCommitted(checkpoint="c1", step=10, generation=1, path="checkpoints/c1", label="x", size_bytes=5),
-        GenerationEnded(generation=1, ending="stopped", step=12, reason="asked to"),
+        committed(11, pinned=True, metrics={"loss": 0.1 + 0.2}, world_size=2, manifest_sha256="ab" * 32),
+        CheckpointFailed(checkpoint="step-12-g1", step=12, generation=1, reason="the disk is full"),
+        CheckpointDiscarded(checkpoint="c1", reason="older than the last 1"),
+        lost(14),
+        started(901, 2, step=0, checkpoint=None, refused=(RefusedCheckpoint(checkpoint="step-11-g1", reason="a bit"),)),
+        repeated(1, after=applied.after),
+        recovered(1, lost_steps=14),
+        GenerationEnded(generation=2, ending="stopped", step=12, reason="asked to"),
         RunClosed(ending="stopped", reason=None),
+        RunResumed(author="ann"),
     )
 
 

@@ -45,7 +45,7 @@ def test_reading_that_is_not_finite_is_spelled_the_same_live_and_from_the_file()
 
 def test_line_names_the_command_it_is_about() -> None:
     lines = [Entry(seq=1, time="t", record=record).line() for record in every_record()]
-    about = [line for line in lines if line["type"] in ("CommandAccepted", "CommandSettled")]
+    about = [line for line in lines if line["type"] in ("CommandAccepted", "CommandSettled", "CommandRepeated")]
     assert about
     assert all(line["uuid"] and line["status"] for line in about)
     assert all("type" not in line["body"] for line in lines)
