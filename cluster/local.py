@@ -14,6 +14,7 @@ import json
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
@@ -64,7 +65,7 @@ def up(where: Settings, say: Callable[[str], None] = _silent, count: int = 1) ->
         record = _new_record(where)
         write_record(where, record)
         try:
-            return _start_parts(where, record, count)
+            return _start_all(where, record, count, say)
         except BaseException:
             # Also for Ctrl-C: half a cluster is worse than none.
             end_cluster(where, read_record(where) or record)
@@ -133,13 +134,29 @@ def _make_temp_dir() -> str:
     return tempfile.mkdtemp(prefix=TEMP_PREFIX, dir="/tmp")
 
 
+def _start_all(where: Settings, record: ClusterRecord, count: int, say: Callable[[str], None]) -> ClusterRecord:
+    try:
+        return _start_parts(where, record, count)
+    except parts.PartDied as died:
+        if died.detail.get("part") != nodes.HEAD_LAUNCH:
+            raise
+        # On a busy machine the head's smaller servers give up after 30 s and take it with them, seconds after it has
+        # answered. All else stands on it: once more, from the beginning.
+        say("Ray's head has died; starting everything once more ...")
+        started = read_record(where) or record
+        end_members(started.cluster, started.processes.values(), started.temp_dir)
+        return _start_parts(where, record, count)
+
+
 def _start_parts(where: Settings, record: ClusterRecord, count: int) -> ClusterRecord:
     from control_plane.gateway.auth import create_tokens
 
     create_tokens(where)
     environment = cluster_environment(where, record.cluster)
     head = nodes.ray_head(where, record.temp_dir, count)
-    record = _start_node(where, record, nodes.HEAD_PROCESS, head, environment)
+    record, ray = _start_node(where, record, nodes.HEAD_PROCESS, head, environment)
+    # Whoever waits for Ray waits for minutes; a head that has died meanwhile is said at once, with its own log.
+    beneath = [(ray, head)]
     console = parts.console(where)
     console_process = parts.start(console, environment)
     record = _with_process(where, record, "console", console_process.pid)
@@ -151,38 +168,50 @@ def _start_parts(where: Settings, record: ClusterRecord, count: int) -> ClusterR
         deployment,
         gateway,
         parts.GATEWAY_START_S,
+        beneath,
     )
     health = f"{where.console_url}/_stcore/health"
     parts.wait_until(lambda: parts.answers(health), console_process, console, parts.CONSOLE_START_S)
     # One after the other: two cores that start three raylets at once take longer for each than Ray gives a raylet.
     for number in range(2, count + 1):
-        record = _join(where, record, nodes.node_name(number), environment)
+        record = _join(where, record, nodes.node_name(number), environment, beneath)
     record = record.model_copy(update={"ready": True})
     write_record(where, record)
     return record
 
 
-def _join(where: Settings, record: ClusterRecord, name: str, environment: dict[str, str]) -> ClusterRecord:
+def _join(
+    where: Settings,
+    record: ClusterRecord,
+    name: str,
+    environment: dict[str, str],
+    beneath: Sequence[parts.Part] = (),
+) -> ClusterRecord:
     launch = nodes.ray_node(where, name, nodes.node_temp_dir(record, name))
-    return _start_node(where, record, name, launch, environment)
+    return _start_node(where, record, name, launch, environment, beneath)[0]
 
 
 def _start_node(
-    where: Settings, record: ClusterRecord, name: str, launch: parts.Launch, environment: dict[str, str]
-) -> ClusterRecord:
+    where: Settings,
+    record: ClusterRecord,
+    name: str,
+    launch: parts.Launch,
+    environment: dict[str, str],
+    beneath: Sequence[parts.Part] = (),
+) -> tuple[ClusterRecord, "subprocess.Popen[bytes]"]:
     """Start a Ray node and wait until Ray calls it alive. Its raylet may have to be started twice."""
     node = nodes.HEAD if name == nodes.HEAD_PROCESS else name
     for left in reversed(range(parts.RAY_STARTS)):
         process = parts.start(launch, node_environment(environment, node))
         record = _with_process(where, record, name, process.pid)
         try:
-            parts.wait_until(lambda: node in nodes.living_nodes(where), process, launch, parts.RAY_START_S)
+            parts.wait_until(lambda: node in nodes.living_nodes(where), process, launch, parts.RAY_START_S, beneath)
             break
         except parts.PartDied:
-            if not left:
+            if not left or process.poll() is None:
                 raise
             end_processes(lambda: nodes.node_members(record, node))  # noqa: B023
-    return record
+    return record, process
 
 
 def add_node(where: Settings) -> str:

@@ -20,6 +20,9 @@ HEAD = "node-1"
 HEAD_PROCESS = "ray"
 """The head's name in the record of processes. Whoever reads records knew it before there were other nodes."""
 
+HEAD_LAUNCH = "Ray"
+"""What the head is called to a person who waits for it."""
+
 MAX_NODES = 64
 """Each is a raylet and two agents, about 300 MB; more of them on one machine show nothing new."""
 
@@ -122,7 +125,7 @@ def ray_head(settings: Settings, temp_dir: str, nodes: int = 1) -> Launch:
     # The entry point of the same installation, whatever `ray` the PATH has.
     run_ray = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; sys.exit(main())"
     command = [sys.executable, "-c", run_ray, "start", "--head", *_flags(options)]
-    return Launch("Ray", command, settings.home / "logs" / "ray.log")
+    return Launch(HEAD_LAUNCH, command, settings.home / "logs" / "ray.log")
 
 
 def ray_node(settings: Settings, name: str, temp_dir: str) -> Launch:

@@ -31,7 +31,7 @@ FIRST_EPHEMERAL_PORT = 32768
 
 
 class PartDied(SteerwayError):
-    """A part of the cluster ended before it answered."""
+    """A part of the cluster ended before all of it answered; `detail["part"]` is its name."""
 
     slug = "part-died"
 
@@ -139,15 +139,29 @@ def start(launch: Launch, environment: dict[str, str]) -> "subprocess.Popen[byte
         )
 
 
-def wait_until(ready: Callable[[], bool], process: "subprocess.Popen[bytes]", launch: Launch, wait_s: float) -> None:
-    """Wait for a part. Raises, with the end of its log, `PartDied`, or `SteerwayError` if it took too long."""
+Part = tuple["subprocess.Popen[bytes]", Launch]
+
+
+def wait_until(
+    ready: Callable[[], bool],
+    process: "subprocess.Popen[bytes]",
+    launch: Launch,
+    wait_s: float,
+    beneath: Sequence[Part] = (),
+) -> None:
+    """Wait for a part that stands on the living parts `beneath`.
+
+    Raises, with the end of its log, `PartDied` if one of them has ended, or `SteerwayError` if it took too long.
+    """
     deadline = time.monotonic() + wait_s
     while not ready():
-        if process.poll() not in (None, 0):
-            raise PartDied(
-                f"{launch.name} ended with exit code {process.returncode}; {launch.log_file} ends:\n"
-                + last_lines(launch.log_file)
-            )
+        for part, started in ((process, launch), *beneath):
+            if part.poll() not in (None, 0):
+                raise PartDied(
+                    f"{started.name} ended with exit code {part.returncode}; {started.log_file} ends:\n"
+                    + last_lines(started.log_file),
+                    part=started.name,
+                )
         if time.monotonic() > deadline:
             raise SteerwayError(
                 f"{launch.name} did not answer within {wait_s:g} s; {launch.log_file} ends:\n"

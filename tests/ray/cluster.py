@@ -73,6 +73,12 @@ class Cluster:
             if _title(process).startswith(CONTROL_ACTOR) and _environ(process).get("STEERWAY_CLUSTER") == mark
         ]
 
+    def nodes(self) -> dict[str, dict[str, Any]]:
+        """What `steer nodes` says, by name."""
+        done = self.command("cluster.local", "nodes", "--json")
+        assert done.returncode == 0, done.stderr
+        return {str(node["name"]): node for node in json.loads(done.stdout)}
+
     def logs(self, run: str) -> str:
         folder = self.settings.runs_dir / run / "logs"
         return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in sorted(folder.glob("*.log")))
@@ -93,11 +99,11 @@ def _environ(process: psutil.Process) -> dict[str, str]:
 
 
 @contextmanager
-def running(home: Path) -> Iterator[Cluster]:
-    """Up, and down again whatever happens."""
+def running(home: Path, nodes: int = 1) -> Iterator[Cluster]:
+    """Up with so many Ray nodes, and down again whatever happens."""
     cluster = Cluster(home)
-    up = cluster.command("cluster.local", "up")
     try:
+        up = cluster.command("cluster.local", "up", f"--nodes={nodes}")
         assert up.returncode == 0, up.stderr
         yield cluster
     finally:
