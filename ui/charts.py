@@ -4,13 +4,14 @@ The component is mounted once under a fixed key and told to replace its series a
 did to it stays. See docs/decisions/0002-live-charts.md for the alternatives that were measured.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ui.bins import bin_width
 from ui.history import History
 from ui.lines import Axis, Canvas, Options, panel_series
 from ui.palette import DARK, LIGHT, Palette
-from ui.panels import PANELS, Mark, Panel
+from ui.panels import PANELS, Band, Mark, Panel
 
 MAX_BINS = 600
 """Bins across a chart. Two points a bin are more than a chart of half a screen has pixels."""
@@ -59,12 +60,14 @@ class View:
         return DARK if self.dark else LIGHT
 
 
-def chart_options(history: History, marks: list[Mark], view: View) -> Options:
+def chart_options(history: History, marks: list[Mark], view: View, bands: Sequence[Band] = ()) -> Options:
     """The ECharts options of all panels."""
     extent = history.extent(view.axis) or (0.0, 1.0)
     panels = list(enumerate(PANELS))
     series = [
-        one for at, panel in panels for one in panel_series(history, panel, marks, _canvas(at, panel, view, extent))
+        one
+        for at, panel in panels
+        for one in panel_series(history, panel, marks, list(bands), _canvas(at, panel, view, extent))
     ]
     return {
         "baseOption": {
@@ -103,6 +106,7 @@ def _canvas(at: int, panel: Panel, view: View, extent: tuple[float, float]) -> C
         smoothing=view.smoothing,
         log_y=view.log_y and panel.may_be_log,
         palette=view.palette,
+        extent=extent,
     )
 
 

@@ -14,6 +14,9 @@ SILENT_AFTER_S = 15.0
 
 REFUSAL = "header_refusal"
 
+PAUSABLE = ("running", "recovering")
+"""A run without trainers takes commands too: they wait for the first step of the next ones."""
+
 
 def header(live: LiveRun, snapshot: Snapshot) -> None:
     """Name, badges, buttons and progress. Called again and again inside a fragment."""
@@ -46,11 +49,11 @@ def _buttons(run: str, snapshot: Snapshot) -> None:
     if snapshot.status == "paused":
         _button(run, "Resume", Resume(), ":material/play_arrow:", primary=True)
     else:
-        _button(run, "Pause", Pause(), ":material/pause:", disabled=snapshot.status != "running")
+        _button(run, "Pause", Pause(), ":material/pause:", disabled=snapshot.status not in PAUSABLE)
     _button(run, "Checkpoint", SaveCheckpoint(), ":material/save:", disabled=snapshot.generation == 0)
     _button(run, "Evaluate", Evaluate(), ":material/query_stats:", disabled=snapshot.generation == 0)
     with st.popover("Stop", icon=":material/stop:", key="stop_popover"):
-        st.write("The training ends at the next step boundary and cannot be resumed from this page.")
+        st.write("The training ends at the next step boundary. `steer resume` can have it go on later.")
         save = st.checkbox("Save a last checkpoint", value=True, key="stop_save")
         _button(run, "Stop this run", Stop(save=save), ":material/stop:", primary=True)
 
@@ -73,12 +76,14 @@ def _progress(snapshot: Snapshot) -> None:
     st.progress(step / total, text=_progress_words(snapshot, step, total))
     if snapshot.closed and snapshot.reason:
         st.caption(f"{snapshot.status.capitalize()}: {plain(snapshot.reason)}")
+    if snapshot.status in ("stopped", "failed"):
+        st.caption(f"To have it go on from its newest checkpoint: `steer resume {snapshot.run}`")
 
 
 def _progress_words(snapshot: Snapshot, step: int, total: int) -> str:
     words = [f"step {step:,} of {total:,}", f"{100 * step / total:.1f} %"]
     speed = snapshot.steps_per_s
-    if speed and not snapshot.closed:
+    if speed and not snapshot.closed and snapshot.status != "recovering":
         words.append(f"{speed:.3g} steps/s")
         if snapshot.status == "running":
             words.append(f"{duration((total - step) / speed)} left")

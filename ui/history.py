@@ -2,8 +2,10 @@
 
 import math
 from array import array
+from bisect import bisect_left
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 import numpy as np
 
@@ -32,25 +34,33 @@ class Average:
 
 @dataclass(slots=True)
 class Series:
-    """One metric: steps, values and Unix times, in the order of arrival.
+    """One metric: steps, values and Unix times.
 
-    `starts` holds the index where each segment begins. Steps only rise within a segment: after a restart from a
-    checkpoint some steps come again, and a line must not be drawn backwards from one life to the next.
+    Invariant: `steps` rises. After a restart from a checkpoint some steps come again: what was measured there before
+    is undone, as the steps themselves are, so that the last value of a step stands and no line is drawn backwards.
+    `restarts` holds the indices where that happened: before them time has passed of which nothing is left.
     """
 
     steps: "array[float]" = field(default_factory=lambda: array("d"))
     values: "array[float]" = field(default_factory=lambda: array("d"))
     times_s: "array[float]" = field(default_factory=lambda: array("d"))
-    starts: list[int] = field(default_factory=lambda: [0])
+    restarts: list[int] = field(default_factory=list)
     average: Average = field(default_factory=lambda: Average(0.0))
 
     def append(self, point: Point) -> None:
         """One more measurement."""
         if self.steps and point.step <= self.steps[-1]:
-            self.starts.append(len(self.steps))
+            self._undo(bisect_left(self.steps, point.step))
         self.steps.append(point.step)
         self.values.append(point.value)
         self.times_s.append(point.time_s)
+
+    def _undo(self, kept: int) -> None:
+        """Keep the first `kept` measurements."""
+        del self.steps[kept:], self.values[kept:], self.times_s[kept:]
+        self.restarts = [*(index for index in self.restarts if index < kept), kept]
+        if len(self.average.values) > kept:
+            self.average = Average(self.average.weight)
 
     def smoothed(self, weight: float) -> Floats:
         """The moving average at every point; only new points are computed."""
@@ -59,10 +69,10 @@ class Series:
         self.average.extend(self.values[len(self.average.values) :])
         return np.array(self.average.values)
 
-    def segments(self) -> list[slice]:
-        """One slice a segment."""
-        ends = [*self.starts[1:], len(self.steps)]
-        return [slice(start, end) for start, end in zip(self.starts, ends, strict=True) if end > start]
+    def pieces(self) -> list[slice]:
+        """The measurements between one restart and the next."""
+        edges = [0, *self.restarts, len(self.steps)]
+        return [slice(start, end) for start, end in pairwise(edges) if end > start]
 
 
 class History:

@@ -9,7 +9,7 @@ import numpy as np
 from ui.bins import Floats, extremes, last_of_bins
 from ui.history import History, Series
 from ui.palette import Palette
-from ui.panels import Mark, Panel
+from ui.panels import Band, Mark, Panel
 
 Axis = Literal["step", "time"]
 Options = dict[str, Any]
@@ -18,10 +18,13 @@ Pairs = list[list[float | None]]
 MAX_FAULTS = 60
 """Marks of values that are not finite, per metric: one a bin, and the newest ones."""
 
+NEAR_THE_EDGE = 0.07
+"""This near to the right edge of a chart, as part of its width, a label in the middle of its line would be cut off."""
+
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """One chart of several: its number, how many there are, its bins' width in units of x, and how it is drawn."""
+    """One chart of several: its number, how many there are, its bins' width and its x axis, and how it is drawn."""
 
     at: int
     count: int
@@ -30,9 +33,10 @@ class Canvas:
     smoothing: float
     log_y: bool
     palette: Palette
+    extent: tuple[float, float] = (0.0, 1.0)
 
 
-def panel_series(history: History, panel: Panel, marks: list[Mark], canvas: Canvas) -> list[Options]:
+def panel_series(history: History, panel: Panel, marks: list[Mark], bands: list[Band], canvas: Canvas) -> list[Options]:
     """Every ECharts series of one panel."""
     drawn: list[Options] = []
     for number, name in enumerate(panel.metrics(history.series)):
@@ -40,7 +44,7 @@ def panel_series(history: History, panel: Panel, marks: list[Mark], canvas: Canv
         x = history.x(series, canvas.axis)
         drawn += _metric(name, panel, series, x, colour, canvas)
         drawn.append(_faults(name, series, x, canvas))
-    return [*drawn, _interventions(marks, canvas)]
+    return [*drawn, _interventions(marks, bands, canvas)]
 
 
 def _metric(name: str, panel: Panel, series: Series, x: Floats, colour: str, canvas: Canvas) -> list[Options]:
@@ -75,16 +79,21 @@ def _line(name: str, colour: str, data: Pairs, canvas: Canvas) -> Options:
 
 def _raw(series: Series, x: Floats, canvas: Canvas) -> Pairs:
     y = _drawable(np.array(series.values), canvas)
-    return _joined([extremes(x[cut], y[cut], canvas.bin_width) for cut in series.segments()])
+    return _joined([extremes(x[cut], y[cut], canvas.bin_width) for cut in _pieces(series, canvas)])
 
 
 def _smoothed(series: Series, x: Floats, canvas: Canvas) -> Pairs:
     y = _drawable(series.smoothed(canvas.smoothing), canvas)
     parts = []
-    for cut in series.segments():
+    for cut in _pieces(series, canvas):
         finite = np.isfinite(y[cut])
         parts.append(last_of_bins(x[cut][finite], y[cut][finite], canvas.bin_width))
     return _joined(parts)
+
+
+def _pieces(series: Series, canvas: Canvas) -> list[slice]:
+    """A line over steps goes on after a restart; a line over time has a gap where nothing is left of it."""
+    return series.pieces() if canvas.axis == "time" else [slice(0, len(series.steps))]
 
 
 def _drawable(y: Floats, canvas: Canvas) -> Floats:
@@ -93,7 +102,7 @@ def _drawable(y: Floats, canvas: Canvas) -> Floats:
 
 
 def _joined(parts: list[tuple[Floats, Floats]]) -> Pairs:
-    """Segments one after the other, with a gap between them."""
+    """Pieces one after the other, with a gap between them."""
     points: Pairs = []
     for x, y in parts:
         if points and len(x):
@@ -136,9 +145,11 @@ def _fault(value: float) -> str:
     return "NaN" if math.isnan(value) else "+inf" if value > 0 else "-inf"
 
 
-def _interventions(marks: list[Mark], canvas: Canvas) -> Options:
-    """A dashed line, with a short label above it, where commands took effect."""
-    data = [{"xAxis": _short(mark.x), "name": mark.label, "label": {"show": bool(mark.label)}} for mark in marks]
+def _interventions(marks: list[Mark], bands: list[Band], canvas: Canvas) -> Options:
+    """A dashed line where commands took effect, a solid one where trainers were lost, each with a short label above.
+
+    The band beside a loss is what it cost.
+    """
     return {
         "id": f"{canvas.at}/interventions",
         "name": "interventions",
@@ -152,6 +163,24 @@ def _interventions(marks: list[Mark], canvas: Canvas) -> Options:
             "animation": False,
             "lineStyle": {"type": [4, 3], "width": 1, "color": canvas.palette.mark},
             "label": {"formatter": "{b}", "position": "end", "fontSize": 10, "color": canvas.palette.mark},
-            "data": data,
+            "data": [_mark(mark, canvas) for mark in marks],
+        },
+        "markArea": {
+            "silent": True,
+            "animation": False,
+            "itemStyle": {"color": canvas.palette.band},
+            "data": [[{"xAxis": _short(band.low)}, {"xAxis": _short(band.high)}] for band in bands],
         },
     }
+
+
+def _mark(mark: Mark, canvas: Canvas) -> Options:
+    label: Options = {"show": bool(mark.label)}
+    drawn: Options = {"xAxis": _short(mark.x), "name": mark.label, "label": label}
+    low, high = canvas.extent
+    if mark.x > high - NEAR_THE_EDGE * (high - low):
+        label["align"] = "right"
+    if mark.loss:
+        label |= {"color": canvas.palette.loss, "fontWeight": 600}
+        drawn["lineStyle"] = {"type": "solid", "width": 1.4, "color": canvas.palette.loss}
+    return drawn

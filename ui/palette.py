@@ -11,6 +11,9 @@ class Palette:
     grid: str
     mark: str
     fault: str
+    loss: str
+    band: str
+    phases: tuple[str, ...]
     lines: tuple[str, ...]
 
 
@@ -19,6 +22,9 @@ LIGHT = Palette(
     grid="#eceae8",
     mark="#be123c",
     fault="#b91c1c",
+    loss="#292524",
+    band="rgba(87, 83, 78, 0.14)",
+    phases=("#b45309", "#4338ca", "#0f766e", "#a21caf"),
     lines=("#4338ca", "#b45309", "#0f766e", "#a21caf", "#57534e"),
 )
 DARK = Palette(
@@ -26,5 +32,8 @@ DARK = Palette(
     grid="#22262f",
     mark="#fb7185",
     fault="#fb7185",
+    loss="#e7e5e4",
+    band="rgba(214, 211, 209, 0.16)",
+    phases=("#fbbf24", "#8b85ff", "#2dd4bf", "#f0abfc"),
     lines=("#8b85ff", "#fbbf24", "#2dd4bf", "#f0abfc", "#d6d3d1"),
 )

@@ -1,10 +1,11 @@
 """Which charts a run has, and the marks on them."""
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
+from itertools import chain
 
-from control_plane.handle import CommandView
+from control_plane.handle import CommandView, RecoveryView
 
 CHAR_WIDTH = 0.0135
 """The part of a chart's width that one character of a label takes; labels that would touch are left out."""
@@ -40,26 +41,71 @@ PANELS = (
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """An intervention: where it took effect and what it was. `label` is empty where there is no room for it."""
+    """Where a command took effect, or where trainers were lost. `label` is empty where there is no room for it."""
 
     x: float
     label: str
+    loss: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Band:
+    """What a loss cost, from x to x: on a step axis the steps that were made twice, on a time axis the way back."""
+
+    low: float
+    high: float
 
 
 def marks(
-    commands: Iterable[CommandView], axis: str, started_at_s: float, extent: tuple[float, float] | None
+    commands: Iterable[CommandView],
+    axis: str,
+    started_at_s: float,
+    extent: tuple[float, float] | None,
+    recoveries: Iterable[RecoveryView] = (),
 ) -> list[Mark]:
-    """One mark for every place where commands were applied, oldest first."""
+    """One mark for every place where commands were applied, and one for every loss of the trainers, oldest first."""
     words: dict[float, list[str]] = {}
     for command in commands:
         settled = command.settled
         if settled is None or settled.status != "applied" or settled.step is None:
             continue
-        x = float(settled.step)
-        if axis == "time":
-            x = (datetime.fromisoformat(command.settled_at or "").timestamp() - started_at_s) / 60
+        x = float(settled.step) if axis == "step" else _minutes(command.settled_at or "", started_at_s)
         words.setdefault(round(x, 4), []).append(short(command.what))
-    return _with_room([Mark(x, ", ".join(dict.fromkeys(labels))) for x, labels in sorted(words.items())], extent)
+    applied = (Mark(x, ", ".join(dict.fromkeys(labels))) for x, labels in words.items())
+    lost = (Mark(_lost_at(view, axis, started_at_s), _the_lost(view), loss=True) for view in recoveries)
+    return _with_room(sorted(chain(applied, lost), key=lambda mark: mark.x), extent)
+
+
+def bands(
+    recoveries: Iterable[RecoveryView], axis: str, started_at_s: float, extent: tuple[float, float] | None
+) -> list[Band]:
+    """One band for every loss, no further than the charts reach; a recovery that is going on has no end yet."""
+    low, high = extent or (0.0, 1.0)
+    found = []
+    for view in recoveries:
+        lost_at = _lost_at(view, axis, started_at_s)
+        if axis == "step":
+            begin, end = float(view.step if view.resumed_step is None else view.resumed_step), lost_at
+        else:
+            begin, end = lost_at, lost_at + sum(view.phases_s.values()) / 60 if view.over else high
+        begin, end = max(begin, low), min(end, high)
+        if end > begin:
+            found.append(Band(begin, end))
+    return found
+
+
+def _lost_at(view: RecoveryView, axis: str, started_at_s: float) -> float:
+    """Where a loss stands on the x axis; in time, where the trainers were heard last."""
+    return float(view.step) if axis == "step" else _minutes(view.lost_at, started_at_s + view.silent_s)
+
+
+def _minutes(time: str, since_s: float) -> float:
+    return (datetime.fromisoformat(time).timestamp() - since_s) / 60
+
+
+def _the_lost(view: RecoveryView) -> str:
+    ranks = [death.rank for death in view.deaths if death.rank is not None]
+    return f"lost rank {ranks[0]}" if len(ranks) == 1 else f"lost {len(ranks)} ranks" if ranks else "trainers lost"
 
 
 def short(what: str) -> str:
@@ -69,14 +115,14 @@ def short(what: str) -> str:
 
 
 def _with_room(found: list[Mark], extent: tuple[float, float] | None) -> list[Mark]:
-    """Labels only where they do not touch: the newest first, and those of commands that change nothing last."""
+    """Labels only where they do not touch: losses and the newest first, commands that change nothing last."""
     low, high = extent or (0.0, 1.0)
     span = max(high - low, 1e-9)
     shown: list[Mark] = []
-    for mark in sorted(found, key=lambda mark: (mark.label not in MINOR, mark.x), reverse=True):
+    for mark in sorted(found, key=lambda mark: (mark.loss, mark.label not in MINOR, mark.x), reverse=True):
         if all(abs(mark.x - other.x) / span > _reach(mark) + _reach(other) for other in shown):
             shown.append(mark)
-    return [mark if mark in shown else Mark(mark.x, "") for mark in found]
+    return [mark if mark in shown else replace(mark, label="") for mark in found]
 
 
 def _reach(mark: Mark) -> float:

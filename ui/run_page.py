@@ -4,13 +4,14 @@ import streamlit as st
 
 from control_plane.core.errors import SteerwayError
 from control_plane.handle import Snapshot
-from ui import commands, learning_rate, pages
+from ui import commands, learning_rate, pages, recovery
 from ui.charts import EVENTS, HEIGHT, View, chart_options
+from ui.checkpoints import checkpoints
 from ui.gateway import banner
 from ui.header import header
 from ui.journal import journal
 from ui.live import LiveRun, live_run
-from ui.panels import marks
+from ui.panels import bands, marks
 
 FAST_S, CHARTS_S = 1.0, 2.0
 """How often the head and the commands, and how often charts and journal, look again."""
@@ -44,6 +45,7 @@ def _page(live: LiveRun, snapshot: Snapshot) -> None:
     with left:
         view = _view()
         st.fragment(_charts, run_every=charts_s)(live, view)
+        st.fragment(_aftermath, run_every=charts_s)(live, view)
     with right:
         st.markdown("**Learning rate**")
         st.fragment(_now, run_every=charts_s)(live)
@@ -61,6 +63,7 @@ def _header(live: LiveRun, was_closed: bool) -> None:
         live.refresh_metrics()
         st.rerun()
     header(live, snapshot)
+    recovery.notice(snapshot)
 
 
 def _view() -> View:
@@ -82,14 +85,33 @@ def _charts(live: LiveRun, view: View) -> None:
     if not history.series:
         st.info("No measurements yet: the charts appear with the first step.", icon=":material/monitoring:")
         return
-    found = marks(snapshot.commands if snapshot else (), view.axis, history.started_at_s(), history.extent(view.axis))
+    asked, recoveries = (snapshot.commands, snapshot.recoveries) if snapshot else ((), ())
+    started_at_s, extent = history.started_at_s(), history.extent(view.axis)
+    found = marks(asked, view.axis, started_at_s, extent, recoveries)
+    lost = bands(recoveries, view.axis, started_at_s, extent)
     st_echarts(
-        options=chart_options(history, found, view),
+        options=chart_options(history, found, view, lost),
         height=HEIGHT,
         replace_merge=["series"],
         events=EVENTS,
         key=f"charts/{live.run}/{view.axis}",
     )
+
+
+def _aftermath(live: LiveRun, view: View) -> None:
+    """What the run could fall back on, and how often it had to."""
+    snapshot = live.refresh()
+    if snapshot is None:
+        return
+    live.refresh_journal()
+    if not snapshot.recoveries:
+        checkpoints(live, snapshot)
+        return
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        recovery.recoveries(live, snapshot, view.palette, view.axis)
+    with right:
+        checkpoints(live, snapshot)
 
 
 def _now(live: LiveRun) -> None:

@@ -9,6 +9,25 @@ CSS = """<style>
 }
 .st-key-journal { flex-direction: column-reverse; justify-content: flex-start !important; }
 .st-key-recent_commands p { font-size: 0.85rem; line-height: 1.45; }
+.recovery { padding: 0.35rem 0 0.6rem; font-size: 0.875rem; line-height: 1.5; overflow-wrap: anywhere; }
+.recovery + .recovery { border-top: 1px solid rgba(128, 128, 128, 0.25); }
+.recovery .lost span { opacity: 0.65; white-space: nowrap; margin-left: 0.4rem; }
+.phases { display: flex; gap: 1px; height: 0.6rem; margin: 0.4rem 0 0.25rem; min-width: 3rem; }
+.phases i { flex-basis: 2px; min-width: 2px; }
+.phases i:first-child { border-radius: 3px 0 0 3px; }
+.phases i:last-child { border-radius: 0 3px 3px 0; }
+.legend { display: flex; flex-wrap: wrap; gap: 0 1rem; font-size: 0.8rem; font-variant-numeric: tabular-nums; }
+.legend span { white-space: nowrap; }
+.legend i { display: inline-block; width: 0.6rem; height: 0.6rem; border-radius: 2px; margin-right: 0.35rem; }
+.checkpoints { width: 100%; border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
+.checkpoints th { font-weight: 400; opacity: 0.65; text-align: right; padding: 0.15rem 0 0.15rem 0.75rem; }
+.checkpoints td { text-align: right; vertical-align: top; white-space: nowrap; padding: 0.3rem 0 0.3rem 0.75rem;
+  border-top: 1px solid rgba(128, 128, 128, 0.25); }
+.checkpoints th:first-child, .checkpoints td:first-child { text-align: left; padding-left: 0; }
+.checkpoints td:first-child { white-space: normal; overflow-wrap: anywhere; }
+.checkpoints td span { display: block; opacity: 0.65; font-size: 0.8rem; }
+.checkpoints td em { font-style: normal; font-size: 0.72rem; padding: 0.05rem 0.4rem; border-radius: 0.6rem;
+  background: rgba(128, 128, 128, 0.22); white-space: nowrap; }
 @media (max-width: 640px) {
   .st-key-journal [data-testid="stText"], .st-key-journal [data-testid="stText"] * {
     font-size: 0.72rem; white-space: pre-wrap;

@@ -2,33 +2,30 @@
 
 from collections.abc import Mapping
 from datetime import datetime, tzinfo
-from typing import Any, Literal
+from typing import Literal
 from uuid import UUID
 
 from pydantic import ValidationError
 
-from control_plane.core.commands import Command, describe
+from control_plane.core.commands import Command
 from control_plane.core.records import (
-    CheckpointCommitted,
     CommandAccepted,
+    CommandRepeated,
     CommandSettled,
     Entry,
-    GenerationEnded,
-    GenerationStarted,
-    Reading,
-    Record,
-    RunClosed,
     RunCreated,
-    TermStarted,
+    RunResumed,
 )
 from control_plane.handle import CommandView
+from control_plane.telling import ending, reading, what
 
-Colour = Literal["green", "orange", "blue", "violet", "red", "gray"]
+Colour = Literal["green", "orange", "yellow", "blue", "violet", "red", "gray"]
 
 STATUS_LOOKS: Mapping[str, tuple[Colour, str]] = {
     "waiting": ("gray", ":material/hourglass_empty:"),
     "running": ("green", ":material/play_arrow:"),
     "paused": ("orange", ":material/pause:"),
+    "recovering": ("yellow", ":material/restart_alt:"),
     "finished": ("blue", ":material/check:"),
     "stopped": ("violet", ":material/stop:"),
     "failed": ("red", ":material/error:"),
@@ -53,15 +50,7 @@ def life(view: CommandView) -> str:
         until = view.command.not_before_step
         waits = f"waits for step {until}" if until else "waits for the next step boundary"
         return f"accepted as record {view.accepted_seq}; {waits}"
-    return _ending(settled)
-
-
-def _ending(settled: CommandSettled) -> str:
-    if settled.status == "applied":
-        ranks = f" on {settled.world_size} of {settled.world_size} ranks" if settled.world_size else ""
-        return f"applied at step {settled.step}{ranks}"
-    at = f" at step {settled.step}" if settled.step is not None else ""
-    return f"{settled.status}{at}: {settled.reason or 'no reason was given'}"
+    return ending(settled)
 
 
 def read_back(settled: CommandSettled) -> list[str]:
@@ -74,47 +63,12 @@ def read_back(settled: CommandSettled) -> list[str]:
     return [f"rank {number}: {reading(rank)}" for number, rank in enumerate(settled.ranks)]
 
 
-def reading(values: Reading | None) -> str:
-    """What a rank read, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are said once."""
-    return "; ".join(f"{name} {_value(value)}" for name, value in (values or {}).items() if name != "groups")
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        said = [_value(item) for item in value]
-        return said[0] if said and len(set(said)) == 1 else ", ".join(said)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
-
-
-def what(record: Record, commands: Mapping[UUID, Command]) -> str:
-    """A journal record in plain words. `commands` are those known so far, for the records that only name a uuid."""
-    match record:
-        case RunCreated():
-            return f"run {record.name} created"
-        case TermStarted():
-            return f"control server started, term {record.term}"
-        case GenerationStarted():
-            return f"training started on {record.world_size} ranks from step {record.step}"
-        case CommandAccepted():
-            return record.command.describe()
-        case CommandSettled():
-            asked = commands.get(record.uuid)
-            return f"{describe(asked.intent) if asked else record.uuid}: {_ending(record)}"
-        case CheckpointCommitted():
-            label = f" ({record.label})" if record.label else ""
-            return f"checkpoint {record.checkpoint}{label} at step {record.step}"
-        case GenerationEnded():
-            return f"training {record.ending} at step {record.step}" + (f": {record.reason}" if record.reason else "")
-        case RunClosed():
-            return f"run {record.ending}" + (f": {record.reason}" if record.reason else "")
-
-
 def line(entry: Entry, commands: Mapping[UUID, Command], zone: tzinfo | None = None) -> str:
     """One line of the log: time, seq, type, what, author, reason."""
     record = entry.record
     asked = record.command if isinstance(record, CommandAccepted) else None
-    asked = commands.get(record.uuid) if isinstance(record, CommandSettled) else asked
-    author = asked.author if asked else record.author if isinstance(record, RunCreated) else ""
+    asked = commands.get(record.uuid) if isinstance(record, CommandSettled | CommandRepeated) else asked
+    author = asked.author if asked else record.author if isinstance(record, RunCreated | RunResumed) else ""
     said = f"{clock(entry.time, zone)} {entry.seq:>5}  {record.type:<19} {what(record, commands)}"
     said += f"  by {author}" if author else ""
     why = asked.reason if asked and isinstance(record, CommandAccepted) else None

@@ -1,4 +1,4 @@
-"""What changes a run: set, pause, resume, stop, save, evaluate. Each waits until it is applied, unless told not to."""
+"""What changes a run: set, pause, stop, save, evaluate. Each waits until it is applied, unless told not to."""
 
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -75,17 +75,6 @@ def pause(
     ask(run, _intent(kind="pause"), reason, not_before, detach, timeout, as_json)
 
 
-def resume(
-    run: Run = None,
-    reason: Reason = None,
-    detach: Detach = False,
-    timeout: Timeout = DEFAULT_TIMEOUT_S,
-    as_json: AsJson = False,
-) -> None:
-    """Let a paused run go on."""
-    ask(run, _intent(kind="resume"), reason, None, detach, timeout, as_json)
-
-
 def stop(
     run: Run = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
@@ -96,9 +85,9 @@ def stop(
     timeout: Timeout = DEFAULT_TIMEOUT_S,
     as_json: AsJson = False,
 ) -> None:
-    """End a run at the next step boundary."""
+    """End a run at the next step boundary. `steer resume` can have it go on later."""
     if not yes and not sys.stdin.isatty():
-        raise Misused("a stop ends the run for good; say -y if that is meant")
+        raise Misused("a stop ends the training; say -y if that is meant")
     with connect() as client:
         chosen = active_run(client, run)
     if not yes and not typer.confirm(f"Stop {chosen}?", err=True):
@@ -109,6 +98,7 @@ def stop(
 def save(
     run: Run = None,
     label: Annotated[str | None, typer.Option(help="A name for the checkpoint.")] = None,
+    pin: Annotated[bool, typer.Option("--pin", help="Keep it, whatever the run's retention lets go.")] = False,
     reason: Reason = None,
     not_before: NotBefore = None,
     detach: Detach = False,
@@ -116,7 +106,7 @@ def save(
     as_json: AsJson = False,
 ) -> None:
     """Save a checkpoint at the next step boundary."""
-    ask(run, _intent(kind="save_checkpoint", label=label), reason, not_before, detach, timeout, as_json)
+    ask(run, _intent(kind="save_checkpoint", label=label, pin=pin), reason, not_before, detach, timeout, as_json)
 
 
 def evaluate(

@@ -2,9 +2,8 @@
 
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Protocol
-from uuid import UUID
 
 from control_plane.cli import wording
 from control_plane.cli.refusals import RUN_FAILED
@@ -144,12 +143,12 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Snapshot:
-    """Show a run until it is over, and each command once when it is settled. Answers the last snapshot.
+    """Show a run until it is over; each settled command, loss and recovery once. Answers the last snapshot.
 
     Raises: `RunDied` with the sentence that `dead`, asked after each look, answers; `Unavailable` for a gateway that
     stays away for `UNHEARD_FOR_S`.
     """
-    told: set[UUID] = set()
+    told: set[Hashable] = set()
     heard_at = clock()
     while True:
         try:
@@ -161,10 +160,10 @@ def follow(
             screen.tell(f"({nobody.reason}; trying again)")
             sleep(POLL_S)
             continue
-        for view in snapshot.commands:
-            if view.settled is not None and view.command.uuid not in told:
-                told.add(view.command.uuid)
-                screen.tell(wording.settled_line(view))
+        for event, line in events(snapshot):
+            if event not in told:
+                told.add(event)
+                screen.tell(line)
         screen.show(snapshot)
         if snapshot.closed:
             return snapshot
@@ -172,6 +171,17 @@ def follow(
         if reason:
             raise RunDied(reason)
         sleep(POLL_S)
+
+
+def events(snapshot: Snapshot) -> Iterator[tuple[Hashable, str]]:
+    """What has happened to a run, each with a name of its own and a line."""
+    for view in snapshot.commands:
+        if view.settled is not None:
+            yield view.command.uuid, wording.settled_line(view)
+    for loss in snapshot.recoveries:
+        yield (loss.generation, "lost"), wording.loss_line(loss)
+        if loss.over:
+            yield (loss.generation, "recovered"), wording.recovery_line(loss)
 
 
 def wants_panel() -> bool:

@@ -1,15 +1,18 @@
-"""What changes nothing: runs, status, journal, logs."""
+"""What changes nothing: runs, status, checkpoints, journal, logs."""
 
 import json
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
 
 import typer
 
 from control_plane.cli import wording
 from control_plane.cli.refusals import RUN_FAILED
 from control_plane.cli.target import any_run, connect
+from control_plane.core.commands import Command
+from control_plane.core.records import CommandAccepted
 from control_plane.handle import Snapshot
 
 if TYPE_CHECKING:
@@ -20,6 +23,7 @@ LOG_POLL_S = 1.0
 FOLLOWED_LOG_LINES = 1000
 JOURNAL_PAGE = 1000
 COMMANDS_SHOWN = 10
+RECOVERIES_SHOWN = 3
 
 Run = Annotated[
     str | None,
@@ -54,7 +58,7 @@ def status(
     watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until the run is over.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a run: progress, learning rates, ranks, the latest commands. Exits with 7 if it has failed."""
+    """Show a run: progress, learning rates, ranks, losses, the latest commands. Exits with 7 if it has failed."""
     with connect() as client:
         chosen = any_run(client, run)
         snapshot = _watch(client, chosen, as_json) if watch else client.snapshot(chosen)
@@ -95,8 +99,20 @@ def _describe(snapshot: Snapshot) -> list[str]:
     lines += [
         f"checkpoint  {checkpoint.checkpoint} at step {checkpoint.step}" for checkpoint in snapshot.checkpoints[-3:]
     ]
+    for view in snapshot.recoveries[-RECOVERIES_SHOWN:]:
+        lines += [f"lost        {wording.loss_line(view)}", f"            {wording.recovery_line(view)}"]
     lines += [f"command     {wording.settled_line(view)}" for view in snapshot.commands[-COMMANDS_SHOWN:]]
     return lines
+
+
+def checkpoints(run: Run = None, as_json: AsJson = False) -> None:
+    """List the checkpoints that a run could be restored from, oldest first."""
+    with connect() as client:
+        found = client.snapshot(any_run(client, run)).checkpoints
+    if as_json:
+        typer.echo(json.dumps([each.model_dump(mode="json", exclude={"type"}) for each in found]))
+        return
+    _print_table(("CHECKPOINT", "STEP", "SIZE", "PINNED", "LABEL"), [wording.checkpoint_row(each) for each in found])
 
 
 def journal(
@@ -109,8 +125,11 @@ def journal(
     with connect() as client:
         chosen = any_run(client, run)
         entries = client.stream(chosen, after=after) if follow else _pages(client, chosen, after)
+        asked: dict[UUID, Command] = {}
         for entry in entries:
-            typer.echo(json.dumps(entry.line()) if as_json else wording.journal_line(entry))
+            if isinstance(entry.record, CommandAccepted):
+                asked[entry.record.command.uuid] = entry.record.command
+            typer.echo(json.dumps(entry.line()) if as_json else wording.journal_line(entry, asked))
 
 
 def _pages(client: "SteerwayClient", run: str, after: int) -> Iterator[wording.Entry]:

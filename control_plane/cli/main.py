@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import asking, looking, machine
+from control_plane.cli import asking, looking, machine, resuming
 from control_plane.cli.agent import agent
 from control_plane.cli.chaos import chaos
 from control_plane.cli.refusals import SteerGroup
@@ -56,13 +56,14 @@ app.command(rich_help_panel=TRAIN)(machine.down)
 app.command(rich_help_panel=TRAIN)(machine.submit)
 app.command("set", rich_help_panel=STEER)(asking.set_knob)
 app.command(rich_help_panel=STEER)(asking.pause)
-app.command(rich_help_panel=STEER)(asking.resume)
+app.command(rich_help_panel=STEER)(resuming.resume)
 app.command(rich_help_panel=STEER)(asking.stop)
 app.command(rich_help_panel=STEER)(asking.save)
 app.command(rich_help_panel=STEER)(asking.evaluate)
 app.command(rich_help_panel=STEER)(agent)
 app.command(rich_help_panel=LOOK)(looking.runs)
 app.command(rich_help_panel=LOOK)(looking.status)
+app.command(rich_help_panel=LOOK)(looking.checkpoints)
 app.command(rich_help_panel=LOOK)(looking.journal)
 app.command(rich_help_panel=LOOK)(looking.logs)
 app.command(rich_help_panel=LOOK)(machine.nodes)

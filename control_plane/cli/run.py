@@ -47,7 +47,7 @@ def run(config: str, overrides: Sequence[str], unattended: bool) -> None:
         chosen = str(told["run"])
         say("\n".join(invitation(where, chosen, unattended)))
         with connect() as client:
-            snapshot = _attend(client, chosen, JobWatch(where, str(told["job"])), unattended)
+            snapshot = _attend(client, chosen, JobWatch(where, chosen), unattended)
             for line in (*wording.summary(snapshot), f"journal: {where.runs_dir / chosen / 'journal'}"):
                 typer.echo(line)
             if snapshot.status == "failed":

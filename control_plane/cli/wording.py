@@ -1,10 +1,14 @@
 """What the terminal says about commands and runs: data in, sentences out."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
+from uuid import UUID
 
-from control_plane.core.records import CommandSettled, Entry, Reading
-from control_plane.handle import CommandView, Snapshot
+from control_plane import telling
+from control_plane.core.commands import Command
+from control_plane.core.records import CheckpointCommitted, CommandAccepted, CommandSettled, Entry, Reading
+from control_plane.handle import CommandView, RecoveryView, Snapshot
 
 UNKNOWN = "-"
 
@@ -73,6 +77,24 @@ def settled_line(view: CommandView) -> str:
     return f"{view.command.author}: {view.what}{reason}: {outcome(view)}"
 
 
+def loss_line(view: RecoveryView) -> str:
+    """The trainers were lost: who, and how long nothing had been heard of them."""
+    silent = f", after {telling.seconds(view.silent_s)} without a word" if view.silent_s >= 0.05 else ""
+    return telling.loss(view.step, view.deaths) + silent
+
+
+def recovery_line(view: RecoveryView) -> str:
+    """The way back, and what it has cost."""
+    return f"recovered: {telling.recovery(view)}" if view.over else f"recovering: {telling.recovery(view)}"
+
+
+def checkpoint_row(found: CheckpointCommitted) -> tuple[str, ...]:
+    """Name, step, size, label and whether it is pinned, as cells."""
+    held = telling.size(found.size_bytes) if found.size_bytes else UNKNOWN
+    label = telling.clean(found.label) if found.label else UNKNOWN
+    return (found.checkpoint, str(found.step), held, "yes" if found.pinned else "no", label)
+
+
 def seconds_left(snapshot: Snapshot) -> float | None:
     """Until the last step at the present speed; None if nobody knows."""
     if not snapshot.steps_per_s or snapshot.status != "running":
@@ -131,33 +153,20 @@ def compared_eval_loss(snapshot: Snapshot) -> str:
     return f"eval loss {number(measured)} nats, {verdict} the unigram entropy of {number(float(unigram))} nats"
 
 
-def journal_line(entry: Entry) -> str:
-    """An entry on one line."""
-    line = entry.line()
-    body = line["body"]
-    if line["type"] == "CommandAccepted":
-        command = body["command"]
-        told = f"{command['author']}: {_intent(command['intent'])}" + (
-            f" ({command['reason']})" if command.get("reason") else ""
-        )
-    elif isinstance(entry.record, CommandSettled):
-        told = _settled(entry.record)
+def journal_line(entry: Entry, asked: Mapping[UUID, Command]) -> str:
+    """An entry on one line. `asked`: the commands known so far, for the records that only name a uuid."""
+    record = entry.record
+    if isinstance(record, CommandAccepted):
+        reason = f" ({record.command.reason})" if record.command.reason else ""
+        told = f"{record.command.author}: {record.command.describe()}{reason}"
+    elif isinstance(record, CommandSettled):
+        told = _settled(record)
     else:
-        told = " ".join(f"{key}={value}" for key, value in body.items() if _is_plain(value))
-    return f"{line['seq']:>6}  {line['time']}  {line['type']:<19}  {told}"
+        told = telling.what(record, asked)
+    return f"{entry.seq:>6}  {entry.time}  {record.type:<19}  {told}"
 
 
 def _settled(settled: CommandSettled) -> str:
     at = f" at step {settled.step}" if settled.step is not None else ""
     what = change("", settled) if settled.status == "applied" else settled.reason or ""
     return f"{str(settled.uuid)[:8]} {settled.status}{at} {what}".rstrip()
-
-
-def _intent(body: dict[str, Any]) -> str:
-    from control_plane.core.commands import INTENT, describe
-
-    return describe(INTENT.validate_python(body))
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, str | int | float) and value != ""

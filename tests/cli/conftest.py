@@ -44,6 +44,7 @@ def idle_gateway(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Li
     """A gateway with one run of two ranks, which settle nothing."""
     monkeypatch.setenv("STEERWAY_HOME", str(tmp_path))
     monkeypatch.setenv("STEERWAY_TOKEN", TOKENS["operator"])
+    monkeypatch.setenv("STEERWAY_DASHBOARD_PORT", "9")  # no Ray of this machine is asked
     with live_gateway(tmp_path / "runs") as live:
         monkeypatch.setenv("STEERWAY_URL", live.url)
         yield live

@@ -4,14 +4,16 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+from streamlit.testing.v1 import AppTest
 
 from tests.ui.fake_cluster import FakeCluster, free_port
+from tests.ui.fake_trainer import FakeTrainer
 
 CHROMIUM = Path("/usr/bin/chromium")
 CHROMIUM_FLAGS = [
@@ -26,6 +28,7 @@ CHROMIUM_FLAGS = [
 ]
 CONSOLE = Path(__file__).resolve().parents[2] / "ui" / "console.py"
 START_WITHIN_S = 40.0
+Visit = Callable[..., AppTest]
 
 
 @pytest.fixture
@@ -33,6 +36,29 @@ def cluster() -> Iterator[FakeCluster]:
     """A gateway without runs."""
     with FakeCluster() as made:
         yield made
+
+
+@pytest.fixture
+def visit(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Visit:
+    """Opens the console at an address, as a reader of that gateway."""
+    for name, value in cluster.environment.items():
+        monkeypatch.setenv(name, value)
+
+    def open_at(**query: str) -> AppTest:
+        app = AppTest.from_file(str(CONSOLE), default_timeout=60)
+        for name, value in query.items():
+            app.query_params[name] = value
+        return app.run()
+
+    return open_at
+
+
+@pytest.fixture
+def trainer(cluster: FakeCluster) -> FakeTrainer:
+    """A run of 500 steps that has made 50 of them and makes the next one when it is told to."""
+    made = cluster.create("gpt2-1", "gpt2-local", total_steps=500)
+    cluster.train(made, 50)
+    return made
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from control_plane.gateway.auth import TokenBook, TokenRecord, digest
 from control_plane.handle import RunHandle, RunSummary
 from control_plane.server import ControlServer
 from control_plane.storage.layout import RunFiles, check_run_id
-from tests.ui.fake_trainer import FakeTrainer, JournalInMemory, MetricsInMemory
+from tests.ui.fake_trainer import STEPS_PER_S, Clock, FakeTrainer, JournalInMemory, MetricsInMemory
 
 TOKEN = "a-token-of-the-tests"
 START_WITHIN_S = 20.0
@@ -110,22 +110,25 @@ class FakeCluster:
         """Run something on the loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
-    def create(self, run: str, name: str = "", **trainer: Any) -> FakeTrainer:
+    def create(self, run: str, name: str = "", began_s_ago: float = 0.0, **trainer: Any) -> FakeTrainer:
         """A run whose trainer has not started."""
-        return self.do(self._create(run, name or run, **trainer))
+        return self.do(self._create(run, name or run, Clock(began_s_ago), **trainer))
 
-    async def _create(self, run: str, name: str, **trainer: Any) -> FakeTrainer:
+    async def _create(self, run: str, name: str, clock: Clock, **trainer: Any) -> FakeTrainer:
         created = RunCreated(run=run, name=name, author="ada", config_sha256="0" * 64)
-        self.runs.servers[run] = ControlServer(created, JournalInMemory(), MetricsInMemory())
-        return FakeTrainer(self.runs.servers[run], **trainer)
+        server = ControlServer(created, JournalInMemory(), MetricsInMemory(), clock.utc_now, clock.monotonic_s)
+        self.runs.servers[run] = server
+        return FakeTrainer(server, clock=clock, **trainer)
 
     def train(self, trainer: FakeTrainer, steps: int, plan: dict[int, tuple[Intent, str]] | None = None) -> None:
-        """Start the trainer and make `steps` steps at once; `plan` says which command is sent after which step."""
+        """Make `steps` steps at once, from a start if need be; `plan` says which command is sent after how many."""
         self.do(self._train(trainer, steps, plan or {}))
 
     async def _train(self, trainer: FakeTrainer, steps: int, plan: dict[int, tuple[Intent, str]]) -> None:
-        await trainer.start()
+        if trainer.generation == 0:
+            await trainer.start()
         for number in range(1, steps + 1):
+            trainer.clock.skip(1 / STEPS_PER_S)
             await trainer.step()
             if number in plan:
                 intent, reason = plan[number]
@@ -148,22 +151,34 @@ def _demo() -> None:
     parser = argparse.ArgumentParser(description=_demo.__doc__)
     parser.add_argument("--port", type=int, default=8700)
     parser.add_argument("--steps-per-s", type=float, default=8.0)
-    port, speed = parser.parse_args().port, parser.parse_args().steps_per_s
-    with FakeCluster(port) as cluster:
+    parser.add_argument("--away", action="store_true", help="leave the run without trainers")
+    given = parser.parse_args()
+    with FakeCluster(given.port) as cluster:
         print("; ".join(f"export {name}={value}" for name, value in cluster.environment.items()), flush=True)
-        trainer = cluster.create("gpt2-7c1e", "gpt2-local", total_steps=5000)
+        trainer = cluster.create(
+            "gpt2-7c1e", "gpt2-local", began_s_ago=190, total_steps=5000, ranks_per_node=2, save_every=200
+        )
         plan: dict[int, tuple[Intent, str]] = {
             420: (SetLearningRate(factor=0.5), "loss spiked twice within 50 steps"),
-            600: (SaveCheckpoint(), "before the next change"),
-            800: (SetLearningRate(value=2e-4, group=1), "biases and norms may go faster"),
-            900: (SetLearningRate(value=9.0), "a typing error"),
-            950: (Evaluate(), ""),
+            650: (SaveCheckpoint(label="before the next change", pin=True), "before the next change"),
+            670: (SetLearningRate(value=2e-4, group=1), "biases and norms may go faster"),
+            700: (SetLearningRate(value=9.0), "a typing error"),
         }
-        cluster.train(trainer, 1000, plan)
+        cluster.train(trainer, 737, plan)
+        cluster.do(trainer.lose([1], "its process ended", silent_s=0.4))
+        cluster.do(trainer.come_back(form_s=3.1))
+        cluster.train(trainer, 500, {400: (Evaluate(), "")})
+        cluster.do(trainer.fail_a_save("no space left on device"))
+        cluster.do(trainer.lose([2, 3], "the node does not answer", silent_s=4.2))
+        if not given.away:
+            damaged = {"step-00001000-g2": "shard rank-1 is 81,920 bytes long, its manifest says 118,784"}
+            cluster.do(trainer.come_back(ranks=2, form_s=5.6, load_s=1.7, refuse=damaged))
+            cluster.train(trainer, 150)
         short = cluster.create("gpt2-05aa", "gpt2-local", ranks=2, total_steps=300)
         cluster.train(short, 300)
         cluster.create("gpt2-e0f3", "gpt2-wikitext", ranks=2)
-        cluster.go_on(trainer, speed)
+        if not given.away:
+            cluster.go_on(trainer, given.steps_per_s)
         threading.Event().wait()
 
 

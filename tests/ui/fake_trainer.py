@@ -5,15 +5,52 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from uuid import uuid4
 
-from control_plane.core.commands import Command, SetLearningRate
+from control_plane.core.boundary import Repeat
+from control_plane.core.commands import Command, SaveCheckpoint, SetLearningRate
 from control_plane.core.decisions import GenerationStart, find_group
-from control_plane.core.records import CheckpointCommitted, CommandSettled, Entry, RankPlace, Reading, Record
-from control_plane.handle import Measurements, Point, Progress, Report
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CheckpointFailed,
+    CommandSettled,
+    Death,
+    Entry,
+    RankPlace,
+    Reading,
+    Record,
+    RefusedCheckpoint,
+)
+from control_plane.core.recovery import replay_after
+from control_plane.handle import Measurements, Point, Progress, Report, Restart
 from control_plane.server import ControlServer
 
 GROUPS = ["decay", "no_decay"]
+STEPS_PER_S = 8.2
+
+
+class Clock:
+    """The real time, minus `behind_s`; `skip` makes it as late as if the steps had taken their time."""
+
+    def __init__(self, behind_s: float = 0.0) -> None:
+        self._behind_s = behind_s
+
+    def unix_s(self) -> float:
+        """Unix time."""
+        return time.time() - self._behind_s
+
+    def utc_now(self) -> datetime:
+        """The same, for a journal."""
+        return datetime.fromtimestamp(self.unix_s(), UTC)
+
+    def monotonic_s(self) -> float:
+        """For measuring how long nobody was heard."""
+        return time.monotonic() - self._behind_s
+
+    def skip(self, seconds: float) -> None:
+        """Let this much time pass at once, but never into the future of the real one."""
+        self._behind_s = max(0.0, self._behind_s - seconds)
 
 
 class JournalInMemory:
@@ -54,23 +91,68 @@ class MetricsInMemory:
 class FakeTrainer:
     """Rank 0 and the ranks it speaks for. Every `step` makes one step, or holds if paused, and settles commands."""
 
-    def __init__(self, server: ControlServer, ranks: int = 4, total_steps: int = 2000, seed: int = 7) -> None:
+    def __init__(
+        self,
+        server: ControlServer,
+        ranks: int = 4,
+        total_steps: int = 2000,
+        seed: int = 7,
+        ranks_per_node: int = 4,
+        save_every: int = 0,
+        clock: Clock | None = None,
+    ) -> None:
         self.server, self.world_size, self.total_steps = server, ranks, total_steps
-        self.done, self.paused, self.ending = 0, False, ""
+        self.ranks_per_node, self.save_every, self.clock = ranks_per_node, save_every, clock or Clock()
+        self.done, self.paused, self.ending, self.away = 0, False, "", False
         self.lr, self.scale = [3e-4, 3e-4], [1.0, 1.0]
         self.loss = 10.4
         self.generation = 0
-        self.started_s = time.time()
+        self._restored: tuple[float, float] | None = None
+        self._saved: dict[str, tuple[float, list[float]]] = {}
+        self._repeats: list[Repeat] = []
         self._random = random.Random(seed)
 
-    async def start(self) -> None:
+    async def start(self, checkpoint: str | None = None, refused: Sequence[RefusedCheckpoint] = ()) -> None:
         """Announce the generation."""
         places = tuple(
-            RankPlace(rank=r, node=f"node-{r // 4}", pid=4000 + r, device="cpu") for r in range(self.world_size)
+            RankPlace(rank=r, node=f"node-{r // self.ranks_per_node}", pid=4000 + r, device="cpu")
+            for r in range(self.world_size)
         )
+        facts: Reading = {"model": "gpt2"}
         self.generation = await self.server.start_generation(
-            GenerationStart(uuid4(), places, 0, self.total_steps, self._knobs(), {"model": "gpt2"})
+            GenerationStart(
+                uuid4(), places, self.done, self.total_steps, self._knobs(), facts, checkpoint, tuple(refused)
+            )
         )
+
+    async def lose(self, ranks: Sequence[int], reason: str, silent_s: float = 0.0) -> None:
+        """These ranks die, and the driver notices after a while. Nobody trains until `come_back`."""
+        self.away = True
+        self.clock.skip(silent_s)
+        deaths = tuple(Death(rank=r, node=f"node-{r // self.ranks_per_node}", reason=reason) for r in ranks)
+        await self.server.lose_generation(self.generation, deaths)
+
+    async def come_back(
+        self, ranks: int | None = None, form_s: float = 0.0, load_s: float = 1.0, refuse: dict[str, str] | None = None
+    ) -> None:
+        """Restore the newest checkpoint that is not refused, repeat what was decided after it, and go on."""
+        point = await self.server.resume_point()
+        self.clock.skip(form_s)
+        self._restored = (self.clock.unix_s(), load_s)
+        self.clock.skip(load_s)
+        self.world_size = ranks or self.world_size
+        usable = [each for each in point.candidates if each.checkpoint not in (refuse or {})]
+        refused = [RefusedCheckpoint(checkpoint=name, reason=why) for name, why in (refuse or {}).items()]
+        chosen = usable[0] if usable else None
+        self.done = chosen.step if chosen else 0
+        self.loss, self.scale = self._saved[chosen.checkpoint] if chosen else (10.4, [1.0, 1.0])
+        self.scale = list(self.scale)
+        contained = [
+            str(each.command.uuid) for each in point.decided if chosen and (each.outcome.step or 0) <= chosen.step
+        ]
+        self._repeats = list(replay_after(point.decided, contained).repeats)
+        await self.start(chosen.checkpoint if chosen else None, refused)
+        self.away = False
 
     def _knobs(self) -> Reading:
         return {"lr": list(self.lr), "groups": GROUPS}
@@ -78,17 +160,24 @@ class FakeTrainer:
     async def step(self) -> None:
         """One step boundary and, unless paused, one step."""
         offer = await self.server.offers(self.generation, -1, 0.0)
-        outcomes = [self._settle(command) for command in offer.commands if self._is_due(command)]
+        due = [each.command for each in self._repeats if each.step <= self.done]
+        self._repeats = [each for each in self._repeats if each.step > self.done]
+        if not self._repeats:
+            due += [command for command in offer.commands if self._is_due(command)]
+        outcomes = [self._settle(command) for command in due]
+        asked = [command.intent for command in due if isinstance(command.intent, SaveCheckpoint)]
+        checkpoints = [self._checkpoint(intent) for intent in asked]
         points: list[Point] = []
         if not self.paused and not self.ending:
             self.done += 1
             points = self._measure()
-        checkpoints = [self._checkpoint()] if any(o.after == {"saved": True} for o in outcomes) else []
+            if self.save_every and self.done % self.save_every == 0:
+                checkpoints.append(self._checkpoint(SaveCheckpoint()))
         progress = Progress(
             step=self.done,
             total_steps=self.total_steps,
             phase="paused" if self.paused else "training",
-            steps_per_s=8.2,
+            steps_per_s=STEPS_PER_S,
         )
         await self.server.report(
             Report(
@@ -96,6 +185,7 @@ class FakeTrainer:
                 outcomes=tuple(outcomes),
                 points=tuple(points),
                 checkpoints=tuple(checkpoints),
+                restart=self._first_step(),
                 progress=progress,
             )
         )
@@ -105,10 +195,23 @@ class FakeTrainer:
             await self.server.close(ending, None)
             self.ending = ending
 
+    def _first_step(self) -> Restart | None:
+        """What is told once, after the first step of a generation that has come back."""
+        if self._restored is None:
+            return None
+        (started_at_s, load_s), self._restored = self._restored, None
+        return Restart(started_at_s=started_at_s, loaded_s=load_s, first_step_s=5 / STEPS_PER_S, step=self.done)
+
+    async def fail_a_save(self, reason: str) -> None:
+        """A save that comes to nothing."""
+        failed = CheckpointFailed(checkpoint=self._name(), step=self.done, generation=self.generation, reason=reason)
+        await self.server.report(Report(generation=self.generation, failed_checkpoints=(failed,)))
+
     async def run(self, steps_per_s: float) -> None:
         """Step until the end."""
         while not self.ending:
-            await self.step()
+            if not self.away:
+                await self.step()
             await asyncio.sleep(1 / steps_per_s)
 
     def _is_due(self, command: Command) -> bool:
@@ -129,8 +232,6 @@ class FakeTrainer:
                 self.paused = intent.kind == "pause"
             case "stop":
                 self.ending = "stopped"
-            case "save_checkpoint":
-                after = {"saved": True}
         return self._outcome(command, "applied", before=before, after=after)
 
     def _outcome(self, command: Command, status: str, **more: object) -> CommandSettled:
@@ -155,9 +256,20 @@ class FakeTrainer:
             self.scale[index] *= live / self.lr[index]
             self.lr[index] = live
 
-    def _checkpoint(self) -> CheckpointCommitted:
+    def _name(self) -> str:
+        return f"step-{self.done:08d}-g{self.generation}"
+
+    def _checkpoint(self, intent: SaveCheckpoint) -> CheckpointCommitted:
+        self._saved[self._name()] = (self.loss, list(self.scale))
         return CheckpointCommitted(
-            checkpoint=f"step-{self.done:06d}", step=self.done, generation=1, path=f"checkpoints/step-{self.done:06d}"
+            checkpoint=self._name(),
+            step=self.done,
+            generation=self.generation,
+            path=f"checkpoints/{self._name()}",
+            label=intent.label,
+            pinned=intent.pin,
+            size_bytes=1_493_172_224,
+            world_size=self.world_size,
         )
 
     def _measure(self) -> list[Point]:
@@ -178,5 +290,5 @@ class FakeTrainer:
         if step in (431, 432):
             values["grad_norm"] = math.inf
             values["loss"] = math.nan
-        at = self.started_s + step / 8.2
-        return [Point(step=step, name=name, value=value, time_s=at) for name, value in values.items()]
+        at_s = self.clock.unix_s()
+        return [Point(step=step, name=name, value=value, time_s=at_s) for name, value in values.items()]

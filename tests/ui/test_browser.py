@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
+from control_plane.core.commands import SaveCheckpoint
 from tests.ui.fake_cluster import FakeCluster
 
 pytestmark = pytest.mark.browser
@@ -101,4 +102,27 @@ def test_live_run_in_a_browser_is_steered_and_keeps_its_zoom(
     wait_for_range(page, f"b > {seen_to}")
     red = {(0xBE << 16) | (0x12 << 8) | 0x3C}
     assert red <= set(page.evaluate(INK, CHART)) - before_change, "there is no mark of the intervention"
+    assert serious(complaints) == []
+
+
+def test_live_run_that_loses_its_trainers_says_so_and_shows_the_way_back(
+    cluster: FakeCluster, console_url: str, browser: Any
+) -> None:
+    complaints: list[str] = []
+    trainer = cluster.create("gpt2-1", "gpt2-local", total_steps=5000)
+    cluster.train(trainer, 250, {200: (SaveCheckpoint(), "")})
+    cluster.go_on(trainer, steps_per_s=10)
+    page = open_page(browser, complaints, color_scheme="light")
+    page.goto(f"{console_url}/run?run=gpt2-1")
+    page.wait_for_selector(f"{CHART} canvas")
+    wait_for_range(page, "b > 250")
+
+    cluster.do(trainer.lose([1], "its process ended"))
+    expect(page.get_by_text("re-form and load").first).to_be_visible()
+    expect(page.get_by_text("recovering").first).to_be_visible()
+
+    cluster.do(trainer.come_back())
+    expect(page.get_by_text("restored step-00000200-g1 (step 200) · 4 ranks as before").first).to_be_visible()
+    expect(page.get_by_text("re-form and load").first).to_be_hidden()
+    wait_for_range(page, "b > 255")
     assert serious(complaints) == []

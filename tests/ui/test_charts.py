@@ -2,17 +2,18 @@
 
 import json
 import math
+import random
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from control_plane.core.commands import Command, Intent, Pause, SaveCheckpoint, SetLearningRate
-from control_plane.core.records import CommandSettled
-from control_plane.handle import CommandView, Measurements, Point
+from control_plane.core.records import CommandSettled, Death
+from control_plane.handle import CommandView, Measurements, Point, RecoveryView
 from ui.charts import View, chart_options
 from ui.history import History
-from ui.panels import Mark, marks
+from ui.panels import Band, Mark, bands, marks
 
 
 def heard(name: str, values: dict[int, float]) -> Measurements:
@@ -48,11 +49,40 @@ def applied(number: int, intent: Intent, step: int, status: str = "applied") -> 
     )
 
 
-def test_history_with_a_restart_does_not_draw_backwards() -> None:
+def test_chart_of_steps_that_came_again_draws_the_last_value_of_each() -> None:
+    made = history("loss", {1: 5.0, 2: 4.0, 3: 3.0, 4: 2.0})
+    made.extend(heard("loss", {3: 3.1}))
+    assert series(chart_options(made, [], View()), "0/loss")["data"] == [[1, 5], [2, 4], [3, 3.1]]
+    made.extend(heard("loss", {4: 2.1, 5: 1.9}))
+    assert series(chart_options(made, [], View()), "0/loss")["data"] == [[1, 5], [2, 4], [3, 3.1], [4, 2.1], [5, 1.9]]
+
+
+def test_chart_of_steps_that_came_again_never_goes_back() -> None:
+    made, choice = History(), random.Random(4)
+    step = 0
+    for _ in range(300):
+        step = max(1, step - choice.randrange(9)) if choice.random() < 0.1 else step + 1
+        made.extend(heard("loss", {step: step + choice.random()}))
+        made.series["loss"].smoothed(0.5)
+    for data in (one["data"] for one in chart_options(made, [], View(smoothing=0.5))["baseOption"]["series"]):
+        steps = [x for x, _ in data] if data and isinstance(data[0], list) else []
+        assert steps == sorted(set(steps))
+    assert int(made.series["loss"].values[-1]) == step
+
+
+def test_chart_over_time_has_a_gap_where_nothing_is_left() -> None:
     made = history("loss", {1: 5.0, 2: 4.0, 3: 3.0})
-    made.extend(heard("loss", {2: 4.1, 3: 3.1}))
-    data = series(chart_options(made, [], View()), "0/loss")["data"]
-    assert data == [[1, 5], [2, 4], [3, 3], [2, None], [2, 4.1], [3, 3.1]]
+    again = Point(step=3, name="loss", value=3.1, time_s=1000.0 + 60 * 9)
+    made.extend(Measurements(points=(again,), cursor=4))
+    data = series(chart_options(made, [], View(axis="time")), "0/loss")["data"]
+    assert data == [[0, 5], [1, 4], [8, None], [8, 3.1]]
+
+
+def test_smoothing_of_steps_that_came_again_is_smoothing_of_what_is_left() -> None:
+    made, left = history("loss", {1: 5.0, 2: 4.0, 3: 9.0}), history("loss", {1: 5.0, 2: 4.5, 3: 3.0})
+    made.series["loss"].smoothed(0.8)
+    made.extend(heard("loss", {2: 4.5, 3: 3.0}))
+    assert made.series["loss"].smoothed(0.8).tolist() == left.series["loss"].smoothed(0.8).tolist()
 
 
 def test_chart_of_values_that_are_not_finite_marks_them() -> None:
@@ -109,3 +139,49 @@ def test_marks_that_are_crowded_label_what_changed_the_training() -> None:
 def test_marks_on_a_time_axis_are_minutes_after_the_first_measurement() -> None:
     found = marks([applied(1, Pause(), 40)], "time", 1767225600.0, (0.0, 10.0))
     assert found == [Mark(1.0, "pause")]
+
+
+LOST = RecoveryView(
+    generation=1,
+    lost_at="2026-01-01T00:01:00Z",
+    step=50,
+    silent_s=6.0,
+    deaths=(Death(rank=1, node="node-3", reason="its process ended"),),
+)
+BACK = LOST.model_copy(
+    update={"resumed_step": 40, "lost_steps": 10, "phases_s": {"detect": 6.0, "re-form": 20.0, "load": 4.0}}
+)
+NEW_YEAR_S = 1767225600.0
+
+
+def test_loss_is_marked_where_it_happened_and_gives_way_to_nothing() -> None:
+    found = marks([applied(1, SetLearningRate(factor=0.5), 49)], "step", 0.0, (0.0, 100.0), (LOST,))
+    assert found == [Mark(49, ""), Mark(50, "lost rank 1", loss=True)]
+
+
+def test_loss_on_a_time_axis_is_marked_at_the_last_sign_of_life() -> None:
+    assert marks([], "time", NEW_YEAR_S, (0.0, 5.0), (LOST,)) == [Mark(0.9, "lost rank 1", loss=True)]
+
+
+@pytest.mark.parametrize(
+    ("view", "axis", "band"),
+    [
+        (LOST, "step", None),
+        (BACK, "step", Band(40, 50)),
+        (LOST, "time", Band(0.9, 5.0)),
+        (BACK, "time", Band(0.9, 1.4)),
+    ],
+)
+def test_band_is_what_a_loss_has_cost(view: RecoveryView, axis: str, band: Band | None) -> None:
+    extent = (0.0, 100.0) if axis == "step" else (0.0, 5.0)
+    assert bands([view], axis, NEW_YEAR_S, extent) == ([band] if band else [])
+
+
+def test_chart_draws_losses_unlike_commands() -> None:
+    made = history("loss", {1: 5.0, 100: 4.0})
+    options = chart_options(made, [Mark(40, "pause"), Mark(99, "lost rank 1", loss=True)], View(), [Band(90, 99)])
+    drawn = series(options, "0/interventions")
+    pause, lost = drawn["markLine"]["data"]
+    assert "lineStyle" not in pause
+    assert (lost["lineStyle"]["type"], lost["label"]["align"]) == ("solid", "right")
+    assert drawn["markArea"]["data"] == [[{"xAxis": 90}, {"xAxis": 99}]]

@@ -1,40 +1,14 @@
 """The console without a browser: inputs are set, buttons are pressed, and what it says is read."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
 from control_plane.core.commands import Pause, SetLearningRate
+from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
 from tests.ui.fake_trainer import FakeTrainer
-
-CONSOLE = str(Path(__file__).resolve().parents[2] / "ui" / "console.py")
-Visit = Callable[..., AppTest]
-
-
-@pytest.fixture
-def visit(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Visit:
-    """Opens the console at an address, as a reader of that gateway."""
-    for name, value in cluster.environment.items():
-        monkeypatch.setenv(name, value)
-
-    def open_at(**query: str) -> AppTest:
-        app = AppTest.from_file(CONSOLE, default_timeout=60)
-        for name, value in query.items():
-            app.query_params[name] = value
-        return app.run()
-
-    return open_at
-
-
-@pytest.fixture
-def trainer(cluster: FakeCluster) -> FakeTrainer:
-    """A run of 500 steps that has made 50 of them and makes the next one when it is told to."""
-    made = cluster.create("gpt2-1", "gpt2-local", total_steps=500)
-    cluster.train(made, 50)
-    return made
 
 
 def text(app: AppTest) -> str:

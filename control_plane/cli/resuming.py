@@ -1,0 +1,84 @@
+"""`steer resume`: a paused run goes on; a run that ended early, or whose job is gone, is given a new job."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from control_plane.cli import asking, machine
+from control_plane.cli.ray_job import job_is_gone
+from control_plane.cli.refusals import say
+from control_plane.cli.target import active_run, connect
+from control_plane.config import settings
+from control_plane.core.errors import NotFound
+
+if TYPE_CHECKING:
+    from control_plane.client import SteerwayClient
+    from control_plane.config import Settings
+    from control_plane.handle import Snapshot
+
+HEARD_LATELY_S = 15.0
+"""Rank 0 reports about once a second, also while it is paused: a run that was heard lately has its job."""
+
+
+def resume(
+    run: Annotated[
+        str | None,
+        typer.Argument(help="The run, or the beginning or the end of its id. Without it: the active one."),
+    ] = None,
+    trust: Annotated[
+        bool, typer.Option("--trust", help="For a new job: take checkpoints that another installation has signed.")
+    ] = False,
+    reason: asking.Reason = None,
+    detach: asking.Detach = False,
+    timeout: asking.Timeout = asking.DEFAULT_TIMEOUT_S,
+    as_json: asking.AsJson = False,
+) -> None:
+    """Have a run go on: release a pause, or start again from the newest checkpoint what was stopped, failed or lost."""
+    where = settings()
+    with connect() as client:
+        chosen = _chosen(client, run)
+        snapshot = client.snapshot(chosen)
+    why = needs_a_job(snapshot, where)
+    if why is None:
+        from control_plane.core.commands import Resume
+
+        asking.ask(chosen, Resume(), reason, None, detach, timeout, as_json)
+        return
+    if snapshot.status != "finished":
+        say(f"{why}; submitting a new job that goes on from its newest checkpoint")
+    if reason is not None:
+        say("the reason is not kept: only commands have one")
+    code = machine.call(resumption(chosen, trust, as_json), machine.submitter_environment(where))
+    if code == 0:
+        say(f"watch it with `steer status {chosen} --watch`, or at {where.console_url}")
+    raise typer.Exit(code)
+
+
+def _chosen(client: "SteerwayClient", run: str | None) -> str:
+    """Raises `NotFound` with a hint: a run that is over is not resumed unless it is named."""
+    try:
+        return active_run(client, run)
+    except NotFound:
+        if run is not None:
+            raise
+        raise NotFound("no run is active; name the one that shall go on: steer resume RUN (see `steer runs`)") from None
+
+
+def needs_a_job(snapshot: "Snapshot", where: "Settings") -> str | None:
+    """Why a command cannot have this run go on, as a sentence; None if its trainers are there to take one.
+
+    Where Ray does not answer nobody knows, and the run is asked: its refusal is a sentence too.
+    """
+    if snapshot.closed:
+        return f"run {snapshot.run} has {snapshot.status} at step {snapshot.step}"
+    heard_lately = snapshot.progress_age_s is not None and snapshot.progress_age_s < HEARD_LATELY_S
+    if not heard_lately and job_is_gone(where, snapshot.run):
+        return f"run {snapshot.run} is not over, but no Ray job executes it"
+    return None
+
+
+def resumption(run: str, trust: bool, as_json: bool) -> list[str]:
+    """The command that submits a new job for a run that there is already."""
+    flags = [*(["--trust"] if trust else []), *(["--json"] if as_json else [])]
+    return [sys.executable, "-m", "ray_jobs.submit", "--resume", run, *flags]

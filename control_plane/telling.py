@@ -1,0 +1,207 @@
+"""What happened to a run, in sentences: the terminal and the console say it in the same words.
+
+Pure: records and views in, plain text out, each in one line and without characters that a terminal would obey.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+from uuid import UUID
+
+from control_plane.core.commands import Command, describe
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CheckpointDiscarded,
+    CheckpointFailed,
+    CommandAccepted,
+    CommandRepeated,
+    CommandSettled,
+    Death,
+    GenerationEnded,
+    GenerationLost,
+    GenerationRecovered,
+    GenerationStarted,
+    Reading,
+    Record,
+    RunClosed,
+    RunCreated,
+    RunResumed,
+    TermStarted,
+)
+from control_plane.core.recovery import PHASES
+from control_plane.handle import RecoveryView
+
+MAX_REASON_CHARS = 240
+"""A death may be told with a whole traceback; a sentence has room for its beginning."""
+
+
+def what(record: Record, asked: Mapping[UUID, Command]) -> str:
+    """A journal record in plain words. `asked`: the commands known so far, for records that only name a uuid."""
+    match record:
+        case RunCreated():
+            return f"run {record.name} created"
+        case RunResumed():
+            return "run resumed"
+        case RunClosed():
+            return f"run {record.ending}{_because(record.reason)}"
+        case TermStarted():
+            return f"control server started, term {record.term}"
+        case CommandAccepted():
+            return record.command.describe()
+        case CommandSettled():
+            return f"{_name(record.uuid, asked)}: {ending(record)}"
+        case CommandRepeated():
+            return repetition(record, _name(record.uuid, asked))
+        case CheckpointCommitted() | CheckpointFailed() | CheckpointDiscarded():
+            return checkpoint(record)
+        case GenerationStarted() | GenerationLost() | GenerationRecovered() | GenerationEnded():
+            return generation(record)
+
+
+def generation(record: GenerationStarted | GenerationLost | GenerationRecovered | GenerationEnded) -> str:
+    """How the trainers began, were lost, came back and ended."""
+    match record:
+        case GenerationStarted():
+            said = start(record.generation, record.checkpoint, record.step, record.world_size)
+            refused = [f"{each.checkpoint} was refused: {clean(each.reason)}" for each in record.refused]
+            return "; ".join([said, *refused])
+        case GenerationLost():
+            return loss(record.step, record.deaths)
+        case GenerationRecovered():
+            return f"training again at step {record.step}: {price(record.lost_steps, record.phases_s)}"
+        case GenerationEnded():
+            return f"training {record.ending} at step {record.step}{_because(record.reason)}"
+
+
+def checkpoint(record: CheckpointCommitted | CheckpointFailed | CheckpointDiscarded) -> str:
+    """What became of a checkpoint."""
+    match record:
+        case CheckpointCommitted():
+            label = f" ({record.label})" if record.label else ""
+            notes = [size(record.size_bytes)] if record.size_bytes else []
+            notes += ["pinned"] if record.pinned else []
+            return ", ".join([f"checkpoint {record.checkpoint}{label} at step {record.step}", *notes])
+        case CheckpointFailed():
+            return f"no checkpoint at step {record.step}: {clean(record.reason)}"
+        case CheckpointDiscarded():
+            return f"checkpoint {record.checkpoint} discarded: {clean(record.reason)}"
+
+
+def ending(settled: CommandSettled) -> str:
+    """The end of a command's life."""
+    if settled.status == "applied":
+        ranks = f" on {settled.world_size} of {settled.world_size} ranks" if settled.world_size else ""
+        return f"applied at step {settled.step}{ranks}"
+    at = f" at step {settled.step}" if settled.step is not None else ""
+    return f"{settled.status}{at}: {settled.reason or 'no reason was given'}"
+
+
+def repetition(record: CommandRepeated, name: str) -> str:
+    """A command that was applied before a failure, and what became of it the second time."""
+    if record.status == "applied":
+        return f"{name} applied again at step {record.step}"
+    return f"{name} could not be applied again at step {record.step}: {record.status}{_because(record.reason)}"
+
+
+def start(generation: int, checkpoint: str | None, step: int, world_size: int) -> str:
+    """From where, and on how many ranks, a generation began."""
+    ranks = _count(world_size, "rank")
+    if checkpoint is not None:
+        return f"generation {generation} restored {checkpoint} (step {step}) on {ranks}"
+    if generation > 1:
+        return f"generation {generation} started on {ranks} from step {step}, without a checkpoint"
+    return f"training started on {ranks} from step {step}"
+
+
+def loss(step: int, deaths: Iterable[Death]) -> str:
+    """Who was lost where: `lost the trainers at step 137: rank 1 on node-3 died (its process ended)`."""
+    died = the_dead(deaths)
+    return f"lost the trainers at step {step}" + (f": {died}" if died else "")
+
+
+def the_dead(deaths: Iterable[Death]) -> str:
+    """Ranks that died of one reason are named together, and within that those of one node."""
+    together: dict[str, dict[str, list[int]]] = {}
+    for death in deaths:
+        ranks = together.setdefault(clean(death.reason), {}).setdefault(death.node, [])
+        ranks += [] if death.rank is None else [death.rank]
+    return "; ".join(f"{_places(places)} died ({reason})" for reason, places in together.items())
+
+
+def _places(places: Mapping[str, list[int]]) -> str:
+    return _and([_ranks(sorted(ranks)) + (f" on {node}" if node else "") for node, ranks in places.items()])
+
+
+def _ranks(ranks: list[int]) -> str:
+    if not ranks:
+        return "a worker without a rank"
+    return f"rank{'s' if len(ranks) > 1 else ''} {_and([str(rank) for rank in ranks])}"
+
+
+def _and(parts: list[str]) -> str:
+    return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+def recovery(view: RecoveryView) -> str:
+    """The way back from a loss, as far as it is known: `generation 2 restored ...; 17 steps lost; detect 0.4 s`."""
+    if view.resumed_step is None:
+        return "new trainers have not started yet"
+    begun = start(view.generation + 1, view.checkpoint, view.resumed_step, view.world_size or 0)
+    return f"{begun}; {price(view.lost_steps, view.phases_s)}" if view.lost_steps is not None else begun
+
+
+def price(lost_steps: int, phases_s: Mapping[str, float]) -> str:
+    """What a recovery took: `17 steps lost; detect 0.4 s, re-form 3.1 s, load 1.0 s, first step 0.6 s`."""
+    spent = ", ".join(f"{name} {seconds(value)}" for name, value in phases(phases_s))
+    return f"{_count(lost_steps, 'step') if lost_steps else 'no step'} lost" + (f"; {spent}" if spent else "")
+
+
+def phases(phases_s: Mapping[str, float]) -> list[tuple[str, float]]:
+    """The phases of a recovery with their seconds, in the order in which they happen."""
+    known = [name for name in PHASES if name in phases_s]
+    return [(name, phases_s[name]) for name in (*known, *(name for name in phases_s if name not in known))]
+
+
+def reading(values: Reading | None) -> str:
+    """What a rank read, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are said once."""
+    return "; ".join(f"{name} {_value(value)}" for name, value in (values or {}).items() if name != "groups")
+
+
+def _value(value: Any) -> str:
+    if isinstance(value, list):
+        said = [_value(item) for item in value]
+        return said[0] if said and len(set(said)) == 1 else ", ".join(said)
+    return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def seconds(value_s: float) -> str:
+    """`0.4 s`, `12.3 s`, `140 s`: phases stay comparable in one unit."""
+    return f"{value_s:.1f} s" if value_s < 100 else f"{value_s:.0f} s"
+
+
+def size(size_bytes: int) -> str:
+    """`512 B`, `1.3 MB`, `2.4 TB`: powers of 1000, as disks are sold."""
+    amount, unit = float(size_bytes), "B"
+    for larger in ("kB", "MB", "GB", "TB", "PB"):
+        if amount < 999.5:
+            break
+        amount, unit = amount / 1000, larger
+    return f"{amount:.0f} {unit}" if unit == "B" or amount >= 99.5 else f"{amount:.1f} {unit}"
+
+
+def clean(reason: str) -> str:
+    """Somebody's reason as the middle of a sentence."""
+    words = " ".join("".join(char if char.isprintable() else " " for char in reason).split())
+    return words if len(words) <= MAX_REASON_CHARS else words[: MAX_REASON_CHARS - 1] + "…"
+
+
+def _because(reason: str | None) -> str:
+    return f": {clean(reason)}" if reason else ""
+
+
+def _name(uuid: UUID, asked: Mapping[UUID, Command]) -> str:
+    command = asked.get(uuid)
+    return describe(command.intent) if command else f"command {str(uuid)[:8]}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"
