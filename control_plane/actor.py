@@ -8,23 +8,35 @@ uuids that make repeating harmless.
 import hashlib
 import logging
 import os
+import threading
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
+from control_plane.core.errors import SteerwayError
 from control_plane.core.records import Death, Ending, Entry, RunCreated
 from control_plane.core.recovery import ResumePoint
 from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
 from control_plane.server import ControlServer
+from control_plane.storage.checkpoints import discard
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 
+log = logging.getLogger(__name__)
+
 NAMESPACE = "steerway"
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks its head node."""
+
+UNIVERSAL = "-universal"
+"""Added to a checkpoint's name: the same for another number of ranks."""
+
 MAX_CONCURRENT_CALLS = 1000
 """Long polls hold a place each: one for the run's link, one for everybody who watches."""
 
@@ -38,7 +50,25 @@ def open_server(files: RunFiles) -> ControlServer:
     created = RunCreated(
         run=files.run, name=files.run, author="steerway", config_sha256=hashlib.sha256(config).hexdigest()
     )
-    return ControlServer(created, Journal.open(files.journal), MetricsStore(files.metrics))
+    return ControlServer(
+        created,
+        Journal.open(files.journal),
+        MetricsStore(files.metrics),
+        discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
+    )
+
+
+def remove_later(files: RunFiles, checkpoint: str) -> None:
+    """Remove a checkpoint's files, and what was converted from them, beside the event loop: it may take seconds."""
+
+    def remove() -> None:
+        for name in (checkpoint, f"{checkpoint}{UNIVERSAL}"):
+            try:
+                discard(files.checkpoints / name)
+            except SteerwayError as error:
+                log.error("checkpoint %s was not removed: %s", name, error.reason)
+
+    threading.Thread(target=remove, name=f"discard-{checkpoint}", daemon=True).start()
 
 
 class ControlActor:
@@ -122,7 +152,15 @@ def get_or_create(files: RunFiles) -> Any:
         max_task_retries=0,
         max_concurrency=MAX_CONCURRENT_CALLS,
         num_cpus=0,
+        scheduling_strategy=_on_the_head(),
     ).remote(str(files.root))
+
+
+def _on_the_head() -> Any:
+    """Where the cluster's own control plane lives, if it can be: a node that is lost then takes ranks with it or the
+    control server, and not both."""
+    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD in node.get("Resources", {})]
+    return NodeAffinitySchedulingStrategy(node_id=heads[0], soft=True) if heads else "DEFAULT"
 
 
 def is_serving(files: RunFiles) -> bool:

@@ -38,6 +38,9 @@ log = logging.getLogger(__name__)
 EXIT_SUPERSEDED = 76
 """The status of a rank that found another generation in its place."""
 
+NODE_NAME = "STEERWAY_NODE"
+"""Where several nodes share a machine, its name does not tell them apart; they find theirs here."""
+
 NOT_FORWARDED = {"learning_rate", "epoch", "step", "total_flos"}
 """What Transformers logs and we do not: its learning rate is sometimes the next step's, so we measure our own."""
 
@@ -135,7 +138,7 @@ class InteractiveCallback(TrainerCallback):
         assert plan is not None
         place = RankPlace(
             rank=session.rank,
-            node=socket.gethostname(),
+            node=os.environ.get(NODE_NAME) or socket.gethostname(),
             pid=os.getpid(),
             device=str(self.trainer.args.device),
         )

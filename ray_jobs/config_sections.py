@@ -32,6 +32,8 @@ class ScalingSettings(Section):
     cpus_per_rank: float = Field(default=1, gt=0)
     # auto: GPUs with NCCL when the cluster has any, else CPUs with gloo
     use_gpu: Literal["auto", True, False] = "auto"
+    # pack: as few nodes as possible; spread: as many
+    placement: Literal["pack", "spread"] = "pack"
 
     @property
     def bounds(self) -> tuple[int, int]:

@@ -59,7 +59,7 @@ def _reason(error: Exception) -> str:
     if isinstance(cause, ActorUnavailableError):
         return "it does not answer"
     if isinstance(cause, RayActorError) or "ActorDiedError" in str(error):
-        node_died = "node" in str(cause).lower() and "died" in str(cause).lower()
+        node_died = "its node has died" in str(cause)
         return "its node died" if node_died else "its process was killed or has crashed"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:500]

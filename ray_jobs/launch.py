@@ -69,6 +69,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
     scaling = ScalingConfig(
         num_workers=(least, most) if least < most else most,
         use_gpu=gpu,
+        placement_strategy=settings.scaling.placement.upper(),
         resources_per_worker={"CPU": settings.scaling.cpus_per_rank} | ({"GPU": 1} if gpu else {}),
     )
     # Ray declares another class here than the one that it takes.

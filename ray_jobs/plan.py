@@ -19,6 +19,9 @@ from ray_jobs.link import Link
 
 log = logging.getLogger(__name__)
 
+CONVERT_WITHIN_S = 3600.0
+"""A conversion reads and writes the checkpoint about three times. Meanwhile the other ranks wait for rank 0."""
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -81,7 +84,9 @@ def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunC
     converted, problem = None, None
     if collectives.rank == 0:
         try:
-            converted = ensure_universal(context.files, candidate.checkpoint, context.key_path, log.info)
+            converted = ensure_universal(
+                context.files, candidate.checkpoint, context.key_path, log.info, CONVERT_WITHIN_S
+            )
         except SteerwayError as error:
             problem = error.reason
     converted, problem = collectives.broadcast_json([converted, problem])

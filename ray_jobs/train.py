@@ -119,7 +119,7 @@ def _run_workload(config: RunConfig, run: context.RunContext) -> None:
 
     from transformers import TrainingArguments, set_seed
 
-    from ray_jobs.trainer import OrderedTrainer
+    from ray_jobs.trainer import InteractiveTrainer
     from ray_jobs.workloads import build
 
     check_training_keys(config)
@@ -139,7 +139,7 @@ def _run_workload(config: RunConfig, run: context.RunContext) -> None:
         )
     except (TypeError, ValueError) as error:
         raise Invalid(f"{config.name}: the settings under 'training' do not go together: {error}") from None
-    trainer = OrderedTrainer(
+    trainer = InteractiveTrainer(
         model=workload.model,
         args=args,
         train_dataset=workload.train_dataset,

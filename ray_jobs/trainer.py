@@ -7,9 +7,9 @@ Started by `steer submit`, the trainer can be steered. Started by hand, it is th
 """
 
 import logging
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
-from transformers import Trainer
+from transformers import Trainer, TrainingArguments
 
 from ray_jobs import context, restore
 from ray_jobs.callbacks import (
@@ -19,6 +19,7 @@ from ray_jobs.callbacks import (
     RunPauseCallback,
 )
 from ray_jobs.data import SampleOrder
+from ray_jobs.plan import Plan
 from ray_jobs.saving import CheckpointCallback
 
 log = logging.getLogger(__name__)
@@ -26,92 +27,119 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", bound=type[Trainer])
 
 
-def make_interactive(trainer_class: T) -> T:
-    """A subclass of `trainer_class` that can be steered, and that begins where the run was.
+class Steered:
+    """What a Trainer's subclass needs to be steered, and to begin where the run was. Stands before the Trainer.
 
-    Of Transformers' Trainer it extends `train`, and the four places inside of it where a checkpoint is loaded and
-    where a step is over: after the optimizer's step, its logging and its evaluation, before the next step.
+    Of Transformers' Trainer it extends `train`, and the places inside of it where a checkpoint is loaded, where the
+    samples are ordered, and where a step is over: after its logging and its evaluation, before the next step.
     """
 
-    class Interactive(trainer_class):  # type: ignore[misc, valid-type]
-        """Adds the callbacks when the process works for a run, and reports how the training ended."""
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._steering: InteractiveCallback | None = None
+        self._order: SampleOrder | None = None
+        run = context.current()
+        if run is None:
+            log.warning("not started by `steer submit`: this trainer runs, but nobody can steer it")
+            return
+        self._steering = InteractiveCallback(self, run)
+        self._saving = CheckpointCallback(self._steering, run.checkpoint_every_steps)
+        for callback in (
+            self._steering,
+            RunPauseCallback(self._steering, self._saving),
+            self._saving,
+            LoggingCallback(self._steering),
+        ):
+            self.add_callback(callback)  # type: ignore[attr-defined]
 
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            self._steering: InteractiveCallback | None = None
-            run = context.current()
-            if run is None:
-                log.warning("not started by `steer submit`: this trainer runs, but nobody can steer it")
-                return
-            self._steering = InteractiveCallback(self, run)
-            self._saving = CheckpointCallback(self._steering, run.checkpoint_every_steps)
-            for callback in (
-                self._steering,
-                RunPauseCallback(self._steering, self._saving),
-                self._saving,
-                LoggingCallback(self._steering),
-            ):
-                self.add_callback(callback)
+    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+        """As before, from where the run was. A failure is told to the control server before it goes its way."""
+        steering, training = self._steering, cast(Any, super())
+        if steering is None:
+            return training.train(resume_from_checkpoint, *args, **kwargs)
+        output = None
+        try:
+            plan = steering.open()
+            begin_at = str(plan.state_folder) if plan.checkpoint else resume_from_checkpoint
+            output = training.train(begin_at, *args, **kwargs)
+        except AlreadyOver:
+            log.info("the last step was made before: nothing is left to train")
+        except Exception as error:
+            steering.fail(self._step, error)
+            raise
+        steering.close(self._step)
+        return output
 
-        def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-            """As before, from where the run was. A failure is told to the control server before it goes its way."""
-            steering = self._steering
-            if steering is None:
-                return super().train(resume_from_checkpoint, *args, **kwargs)
-            output = None
-            try:
-                plan = steering.open()
-                begin_at = str(plan.state_folder) if plan.checkpoint else resume_from_checkpoint
-                output = super().train(begin_at, *args, **kwargs)
-            except AlreadyOver:
-                log.info("step %d was the last: nothing is left to train", self.state.global_step)
-            except Exception as error:
-                steering.fail(self.state.global_step, error)
-                raise
-            steering.close(self.state.global_step)
-            return output
+    @property
+    def _step(self) -> int:
+        return int(cast(Any, self).state.global_step)
 
-        def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
-            if not self._restores():
-                return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
-            prepared = super()._prepare_for_training(max_steps, train_dataloader, None)
-            restore.load(self, self._steering.plan)  # type: ignore[union-attr, arg-type]
-            return prepared
+    @property
+    def _plan(self) -> Plan | None:
+        """Where this training begins, if that is a checkpoint."""
+        plan = self._steering.plan if self._steering is not None else None
+        return plan if plan is not None and plan.checkpoint else None
 
-        def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-            if not self._restores():
-                super()._load_from_checkpoint(resume_from_checkpoint, model)
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        plan, training = self._plan, cast(Any, super())
+        if plan is None:
+            return training._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        prepared = training._prepare_for_training(max_steps, train_dataloader, None)
+        restore.load(self, plan)
+        return prepared
 
-        def _load_rng_state(self, checkpoint: str | None) -> None:
-            if not self._restores():
-                super()._load_rng_state(checkpoint)
-                return
-            assert self._steering is not None
-            assert self._steering.plan is not None
-            restore.random_generators(self, self._steering.plan, self._steering.opened().rank)
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        if self._plan is None:
+            cast(Any, super())._load_from_checkpoint(resume_from_checkpoint, model)
 
-        def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-            super()._maybe_log_save_evaluate(*args, **kwargs)
-            # Transformers also calls this at the end of an epoch, when the step is over already.
-            if self._steering is not None and self._steering.opened().is_open(self.state.global_step):
-                self._saving.after_step(self.state.global_step)
-                self._steering.boundary(self.state.global_step)
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        plan = self._plan
+        if plan is None:
+            cast(Any, super())._load_rng_state(checkpoint)
+        elif self._steering is not None:
+            restore.random_generators(self, plan, self._steering.opened().rank)
 
-        def _restores(self) -> bool:
-            return (
-                self._steering is not None and self._steering.plan is not None and bool(self._steering.plan.checkpoint)
-            )
+    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
+        cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
+        # Transformers also calls this at the end of an epoch, when the step is over already.
+        if self._steering is not None and self._steering.opened().is_open(self._step):
+            self._saving.after_step(self._step)
+            self._steering.boundary(self._step)
 
-    Interactive.__name__ = f"Interactive{trainer_class.__name__.removeprefix('Interactive')}"
-    Interactive.__qualname__ = Interactive.__name__
-    return Interactive  # type: ignore[return-value]
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        this = cast(Any, self)
+        data = train_dataset if train_dataset is not None else this.train_dataset
+        if self._steering is None or not _takes_our_order(type(this), data, this.args):
+            return cast(Any, super())._get_train_sampler(train_dataset)
+        seed = this.args.seed if this.args.data_seed is None else this.args.data_seed
+        self._order = SampleOrder(len(data), seed, global_batch_samples(this.args))
+        return self._order
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        # In the middle of an epoch, what skips the batches that are done hides the sampler from `set_epoch`.
+        if self._order is not None:
+            self._order.set_epoch(kwargs["epoch"])
+        return cast(Any, super())._run_epoch(*args, **kwargs)
+
+
+def make_interactive(trainer_class: T) -> T:
+    """A subclass of `trainer_class` that can be steered, and that begins where the run was."""
+    name = f"Interactive{trainer_class.__name__.removeprefix('Interactive')}"
+    return type(name, (Steered, trainer_class), {"__doc__": Steered.__doc__})  # type: ignore[return-value]
+
+
+def global_batch_samples(args: TrainingArguments) -> int:
+    """Samples of one optimizer step over all ranks."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
+
+
+def _takes_our_order(trainer_class: type[Trainer], data: Any, args: TrainingArguments) -> bool:
+    """Whether the order of samples is the Trainer's own choice, a random one of a sized dataset: then it may as well
+    be one that does not depend on the number of ranks. A sampler of the user's, or another strategy, stays."""
+    theirs = next(each for each in trainer_class.__mro__ if each is not Steered and "_get_train_sampler" in vars(each))
+    own = theirs is Trainer
+    random = getattr(args, "train_sampling_strategy", "random") == "random"
+    return own and random and hasattr(data, "__len__") and len(data) >= global_batch_samples(args)
 
 
 InteractiveTrainer = make_interactive(Trainer)
-
-
-class OrderedTrainer(InteractiveTrainer):  # type: ignore[misc, valid-type]
-    """For the shipped workloads: the order of samples is a pure function of seed and epoch, whatever the world size."""
-
-    def _get_train_sampler(self, train_dataset: Any = None) -> SampleOrder:
-        return SampleOrder(len(train_dataset or self.train_dataset), self.args.seed)

@@ -62,9 +62,19 @@ class Killer(TrainerCallback):
                 module.register_full_backward_hook(lambda *_: die())
 
 
+class Patient(TrainerCallback):
+    """Waits for each save before the next step, so that it is known which checkpoints there are."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.trainer._saving.writer.drain(60)
+
+
 def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     """One generation, from where the run was."""
-    from ray_jobs.trainer import OrderedTrainer
+    from ray_jobs.trainer import InteractiveTrainer
 
     logging.basicConfig(level=logging.INFO)
     files = RunFiles(Path(spec["root"]) / "runs" / "crashed")
@@ -102,11 +112,13 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
         use_cpu=stage is None,
         deepspeed=deepspeed_config(stage, scheduler, optimizer) if stage is not None else None,
     )
-    trainer = OrderedTrainer(
+    trainer = InteractiveTrainer(
         model=GPT2LMHeadModel(shape), args=args, train_dataset=Blocks(spec.get("samples", 50)), eval_dataset=Blocks(8)
     )
     witness = Witness(trainer)
     trainer.add_callback(witness)
+    if spec.get("patient"):
+        trainer.add_callback(Patient(trainer))
     if spec.get("kill") and spec["kill"][0] == rank:
         trainer.add_callback(Killer(trainer, *spec["kill"][1:]))
     trainer.train()

@@ -17,6 +17,10 @@ import time
 from pathlib import Path
 from typing import Any
 
+from control_plane.core.records import CheckpointCommitted
+from control_plane.storage import journal
+from control_plane.storage.layout import RunFiles
+
 GENERATION_S = 120.0
 """No generation of these trainings needs longer, even on a busy machine."""
 
@@ -67,6 +71,7 @@ def _survive(training: dict[str, Any], world_size: int, folder: Path) -> dict[st
     folder.mkdir(parents=True, exist_ok=True)
     died = []
     for generation, kill in enumerate([*training.get("kills", []), None]):
+        _damage(training, generation)
         statuses = _generation({**training, "kill": kill}, world_size, folder / f"generation-{generation}")
         if all(status == 0 for status in statuses):
             break
@@ -75,6 +80,21 @@ def _survive(training: dict[str, Any], world_size: int, folder: Path) -> dict[st
     last = folder / f"generation-{generation}"
     ranks = [json.loads((last / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
     return {"ranks": ranks, "generations": generation + 1, "died": died}
+
+
+def _damage(training: dict[str, Any], generation: int) -> None:
+    """Flip a bit in a shard of the newest checkpoints, before a given generation starts."""
+    wanted = training.get("damage")
+    if not wanted or wanted["generation"] != generation:
+        return
+    files = RunFiles(Path(training["root"]) / "runs" / "crashed")
+    records = [entry.record for entry in journal.read(files.journal)]
+    whole = [files.root / record.path for record in records if isinstance(record, CheckpointCommitted)]
+    for folder in whole[-wanted["newest"] :]:
+        shard = max((folder / "state").glob("*.pt"), key=lambda path: path.stat().st_size)
+        content = bytearray(shard.read_bytes())
+        content[len(content) // 2] ^= 1
+        shard.write_bytes(content)
 
 
 def _generation(training: dict[str, Any], world_size: int, folder: Path) -> list[int]:
