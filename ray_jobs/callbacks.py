@@ -26,6 +26,7 @@ from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import Collectives
 from ray_jobs.context import RunContext
 from ray_jobs.elastic import apply_batch_plan
+from ray_jobs.heartbeat import Heartbeat
 from ray_jobs.link import FAILED_WAIT_S, Link
 from ray_jobs.plan import Plan, make_plan
 from ray_jobs.saving import CheckpointCallback
@@ -86,9 +87,7 @@ class InteractiveCallback(TrainerCallback):
             )
         collectives = Collectives()
         if self.context.hang_after_s is not None:
-            last_words = self.context.files.logs / f"rank-{collectives.rank}.died.json"
-            self._watchdog = Watchdog(self.context.hang_after_s, last_words)
-            self._watchdog.start()
+            self._watch(collectives, self.context.hang_after_s)
         link = Link(self.context.connect, self._superseded) if collectives.rank == 0 else None
         self.session = TrainingSession(collectives, link, beat=self._beat)
         plan = make_plan(collectives, link, self.context)
@@ -98,6 +97,13 @@ class InteractiveCallback(TrainerCallback):
         self._keep_the_batch(plan)
         self.plan = plan
         return plan
+
+    def _watch(self, collectives: Collectives, silence_s: float) -> None:
+        last_words = self.context.files.logs / f"rank-{collectives.rank}.died.json"
+        heartbeat = Heartbeat(collectives.store(), collectives.rank, collectives.world_size)
+        self._watchdog = Watchdog(silence_s, last_words, heartbeat.silent_s, heartbeat.watched)
+        heartbeat.start()
+        self._watchdog.start()
 
     def _keep_the_batch(self, plan: Plan) -> None:
         args = self.trainer.args

@@ -71,6 +71,16 @@ class Collectives:
         dist.broadcast_object_list(box, src=0, group=self._group)
         return json.loads(str(box[0]))
 
+    def store(self) -> dist.Store:
+        """The key-value store by which the ranks found each other; it lives in rank 0. Not a collective.
+
+        A connection of its own, where the store allows that: a request that hangs must not hold up others.
+        """
+        store = dist.distributed_c10d._get_default_store()
+        while isinstance(store, dist.PrefixStore):
+            store = store.underlying_store
+        return store.clone() if hasattr(store, "clone") else store
+
     def barrier(self) -> None:
         """Collective. Wait for every rank."""
         dist.barrier(group=self._group)

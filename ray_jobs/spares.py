@@ -21,8 +21,11 @@ HOOK = "ray_jobs.spares.preload"
 PRELOADED = (
     "torch",
     "deepspeed",
+    # Imported when an engine is built; drags in all of PyTorch's compiler.
+    "deepspeed.runtime.zero.muon.original_muon",
     "accelerate",
     "transformers.trainer",
+    "transformers.integrations.deepspeed",
     "transformers.models.gpt2.modeling_gpt2",
     "ray.train.torch",
     "ray.train.v2._internal.execution.worker_group.worker",

@@ -247,7 +247,8 @@ def lose_generation(
     _check_current(state, generation)
     if state.generation is None or state.lost:
         return []
-    reached = max(step, state.step)
+    saved = (each.step for each in state.checkpoints if each.generation == generation)
+    reached = max(step, state.step, *saved)
     return [GenerationLost(generation=generation, step=reached, silent_s=max(0.0, silent_s), deaths=deaths)]
 
 

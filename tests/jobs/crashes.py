@@ -51,7 +51,7 @@ def free_port() -> int:
 
 def main(folder: Path) -> None:
     import accelerate  # noqa: F401
-    import deepspeed  # noqa: F401
+    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
     import torch
     import transformers.models.gpt2.modeling_gpt2
     import transformers.trainer  # noqa: F401
