@@ -284,7 +284,11 @@ def _canonical_container(value: Any) -> Iterator[Any]:
 
 def _canonical_object(value: Any) -> Iterator[Any]:
     """An object by what pickle would say about it: whose it is, its arguments, its state, its items."""
-    make, arguments, *rest = value.__reduce_ex__(4)
+    said = value.__reduce_ex__(4)
+    if isinstance(said, str):  # a global of its module
+        yield f"N{type(value).__module__}.{said};".encode()
+        return
+    make, arguments, *rest = said
     state, items, pairs = (*rest, None, None, None)[:3]
     yield b"O"
     yield from _canonical((make, arguments, state, list(items or ()), dict(pairs or ())))
