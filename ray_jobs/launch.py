@@ -77,7 +77,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         name=f"{files.run}-{time.time_ns():x}",
         storage_path=str(files.root / "ray_train"),
         # Whether to go on is the control server's decision: it knows whether there was any progress.
-        failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1),
+        failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1, max_preemption_failures=-1),
         callbacks=[DeathWatch(str(files.root))],
         worker_runtime_env={"env_vars": worker_environment("cuda" if gpu else "cpu")},
     )

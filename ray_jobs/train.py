@@ -72,11 +72,22 @@ def _train(files: RunFiles, use_gpu: bool, started_at_s: float) -> None:
         started_at_s=started_at_s,
         on_first_step=lambda: _keep_spares(config),
     )
+    _watch_for_preemption(files)
     if isinstance(config.workload, ScriptWorkload):
         context.enter(run)
         _run_script(config.workload)
     else:
         _run_workload(config, run)
+
+
+def _watch_for_preemption(files: RunFiles) -> None:
+    import ray
+
+    from control_plane.ray_handle import RayHandle
+    from ray_jobs import preemption
+
+    node = ray.get_runtime_context().get_node_id()
+    preemption.watch(node, files.run, lambda: RayHandle(files), ray._private.state.state.get_draining_nodes)
 
 
 def _keep_spares(config: RunConfig) -> None:
