@@ -38,6 +38,12 @@ BENCHMARKS = {
         ),
         Benchmark("checkpoint", "how long a step waits for a checkpoint, against stock DeepSpeed", "rounds", 3, 1),
         Benchmark("control_loss", "what training and commands notice when the control server is killed", "kills", 5, 1),
+        Benchmark("recovery", "SIGKILL of a rank's node: seconds to the next step, beside stock", "kills an arm", 5, 1),
+        Benchmark("recovery_rank", "SIGKILL of one rank: seconds to the next step, beside stock", "kills an arm", 5, 1),
+        Benchmark("recovery_stop", "SIGSTOP of one rank: seconds to the next step, beside stock", "stops", 5, 1),
+        Benchmark(
+            "false_alarms", "losses of a run that nothing happens to, with evaluations and saves", "minutes", 30, 1
+        ),
         Benchmark("torn_saves", "what a restart chooses after a death during a save", "saves a protocol", 12, 1),
     )
 }
