@@ -70,7 +70,7 @@ def train(given: dict[str, Any]) -> None:
 
     from benchmarks.recovery_training import build_trainer
 
-    with tempfile.TemporaryDirectory(prefix="stock-recovery-") as own:
+    with tempfile.TemporaryDirectory(prefix="rank-", dir=given["folder"]) as own:
         trainer = build_trainer(
             Trainer, pen, Path(own), save_strategy="steps", save_steps=given["save_steps"], save_on_each_node=True
         )
