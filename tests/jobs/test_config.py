@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_plane.core.errors import Invalid
+from control_plane.core.retention import Retention
 from ray_jobs.config import OWN_TRAINING_KEYS, RunConfig, check_training_keys, load
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -81,7 +82,54 @@ def test_config_import_brings_no_framework() -> None:
 def test_config_defaults_are_two_ranks_on_what_there_is(good: Path) -> None:
     config = load(good)
     assert (config.scaling.ranks, config.scaling.use_gpu) == (2, "auto")
-    assert config.checkpoint.every_steps == 0
+    assert config.scaling.bounds == (2, 2)
+
+
+def test_config_defaults_save_and_recover_without_being_asked(good: Path) -> None:
+    config = load(good)
+    assert config.checkpoint.every_steps == 100
+    assert Retention.model_validate(config.checkpoint.retention()) == Retention()
+    assert (config.recovery.hang_after_s, config.recovery.spares, config.recovery.start_timeout_s) == (8, "auto", 20)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "bounds"),
+    [
+        ((), (4, 4)),
+        (("scaling.min_ranks=2",), (2, 4)),
+        (("scaling.max_ranks=6",), (4, 6)),
+        (("scaling.min_ranks=1", "scaling.max_ranks=8"), (1, 8)),
+        (("scaling.min_ranks=4", "scaling.max_ranks=4"), (4, 4)),
+        (("scaling.min_ranks=",), (4, 4)),
+    ],
+)
+def test_config_bounds_of_ranks_are_the_ranks_where_they_are_left_out(
+    good: Path, overrides: tuple[str, ...], bounds: tuple[int, int]
+) -> None:
+    assert load(good, ["scaling.ranks=4", *overrides]).scaling.bounds == bounds
+
+
+def test_config_retention_is_told_in_the_words_of_the_core(good: Path) -> None:
+    wanted = {
+        "keep_last": 2,
+        "keep_every_steps": 500,
+        "keep_best": 3,
+        "best_metric": "eval_accuracy",
+        "best_mode": "max",
+    }
+    config = load(good, [f"checkpoint.{key}={value}" for key, value in wanted.items()])
+    assert Retention.model_validate(config.checkpoint.retention()) == Retention.model_validate(wanted)
+
+
+@pytest.mark.parametrize("spares", [0, 1, 64])
+def test_config_number_of_spares_may_be_said(good: Path, spares: int) -> None:
+    assert load(good, [f"recovery.spares={spares}"]).recovery.spares == spares
+
+
+def test_config_recovery_and_scaling_survive_the_round_trip(good: Path) -> None:
+    overrides = ["recovery.spares=2", "recovery.hang_after_s=30", "scaling.min_ranks=1", "scaling.placement=spread"]
+    config = load(good, overrides)
+    assert RunConfig.from_yaml(config.to_yaml()) == config
 
 
 @pytest.mark.parametrize(
@@ -193,10 +241,15 @@ BAD_VALUES = {
     "scaling.ranks=2.5": "scaling.ranks is 2.5 (a number), but must be an integer",
     "scaling.ranks=true": "scaling.ranks is True (true or false), but must be an integer",
     "scaling.ranks=": "scaling.ranks is empty (null), but must be an integer",
-    "scaling.rank=2": "did you mean ranks? Allowed in scaling: ranks, cpus_per_rank, use_gpu",
+    "scaling.rank=2": "did you mean ranks? Allowed in scaling: ranks, min_ranks, max_ranks, cpus_per_rank",
     "scaling.use_gpu=yes": "scaling.use_gpu is 'yes' (text), but must be one of 'auto', True or False",
     "scaling.cpus_per_rank=0": "scaling.cpus_per_rank is 0 (an integer), but must be greater than 0",
     "scaling.cpus_per_rank=.inf": "scaling.cpus_per_rank is inf, but must be a finite number",
+    "scaling.min_ranks=3": "scaling: ranks is 2, but must be from min_ranks 3 to max_ranks 2",
+    "scaling.max_ranks=1": "scaling: ranks is 2, but must be from min_ranks 2 to max_ranks 1",
+    "scaling.min_ranks=0": "scaling.min_ranks is 0 (an integer), but must be at least 1",
+    "scaling.max_ranks=4097": "scaling.max_ranks is 4097 (an integer), but must be at most 4096",
+    "scaling.placement=PACK": "scaling.placement is 'PACK' (text), but must be one of 'pack' or 'spread'",
     "scaling=3": "scaling is 3 (an integer), but must be a mapping of keys to values",
     "ranks=2": "ranks is not a known key; did you mean scaling.ranks?",
     "modle={}": "modle is not a known key; did you mean model? Allowed: name, seed",
@@ -209,7 +262,7 @@ BAD_VALUES = {
     "workload=gpt2": "workload is 'gpt2' (text), but must be a mapping",
     "workload={}": "workload.kind is missing; allowed: 'gpt2', 'script'",
     "workload.kind=bert": "workload.kind is 'bert' (text), but must be one of 'gpt2', 'script'",
-    "workload.args=[]": "workload.args is not a known key; allowed in workload: kind",
+    "workload.args=[]": "Allowed in workload: kind.",
     "workload={kind: script}": "workload.path is missing",
     "workload={kind: script, path: a.py}": "leave out data and model",
     "workload={kind: script, path: a.py, args: [1]}": "workload.args.0 is 1 (an integer), but must be text",
@@ -233,6 +286,18 @@ BAD_VALUES = {
     "deepspeed=run.yaml": "run.yaml, which is not JSON",
     "deepspeed={1: 2}": "deepspeed.1 has the key 1 (an integer), but keys must be text",
     "checkpoint.every_steps=-5": "checkpoint.every_steps is -5 (an integer), but must be at least 0",
+    "checkpoint.every_steps=often": "checkpoint.every_steps is 'often' (text), but must be an integer",
+    "checkpoint.keep_last=0": "checkpoint.keep_last is 0 (an integer), but must be at least 1",
+    "checkpoint.keep_every_steps=-1": "checkpoint.keep_every_steps is -1 (an integer), but must be at least 0",
+    "checkpoint.keep_best=-1": "checkpoint.keep_best is -1 (an integer), but must be at least 0",
+    "checkpoint.best_mode=lowest": "checkpoint.best_mode is 'lowest' (text), but must be one of 'min' or 'max'",
+    "checkpoint.keep=3": "checkpoint.keep is not a known key",
+    "recovery.hang_after_s=1": "recovery.hang_after_s is 1 (an integer), but must be at least 2",
+    "recovery.hang_after_s=.inf": "recovery.hang_after_s is inf, but must be a finite number",
+    "recovery.start_timeout_s=0": "recovery.start_timeout_s is 0 (an integer), but must be at least 1",
+    "recovery.hang_after=8": "did you mean hang_after_s?",
+    "hang_after_s=8": "hang_after_s is not a known key; did you mean recovery.hang_after_s?",
+    "recovery=fast": "recovery is 'fast' (text), but must be a mapping",
 }
 
 
