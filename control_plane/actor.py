@@ -27,15 +27,13 @@ from control_plane.storage.checkpoints import discard
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
+from control_plane.views import UNIVERSAL
 
 log = logging.getLogger(__name__)
 
 NAMESPACE = "steerway"
 HEAD = "node:__internal_head__"
 """The resource by which Ray marks its head node."""
-
-UNIVERSAL = "-universal"
-"""Added to a checkpoint's name: the same for another number of ranks."""
 
 MAX_CONCURRENT_CALLS = 1000
 """Long polls hold a place each: one for the run's link, one for everybody who watches."""

@@ -97,7 +97,7 @@ class ControlServer:
         self._state = RunState()
         self._entries: list[Entry] = []
         self._progress: Progress | None = None
-        self._progress_at = clock()
+        self._progress_at = self._moved_at = clock()
         self._revision = 0
         self._changed = asyncio.Event()
         for entry in journal.entries:
@@ -184,9 +184,9 @@ class ControlServer:
         self._commit(decisions.resume_run(self._state, author))
 
     async def lose_generation(self, generation: int, deaths: tuple[Death, ...]) -> None:
-        """The trainers are dead; the step that rank 0 was heard at last counts as reached."""
+        """The trainers are dead; the last step that rank 0 told counts as reached. Silence is time without a step."""
         step = self._progress.step if self._progress else 0
-        silent_s = self._clock() - self._progress_at if self._progress else 0.0
+        silent_s = self._clock() - self._moved_at if self._progress else 0.0
         self._commit(decisions.lose_generation(self._state, generation, step, round(silent_s, 3), deaths))
 
     async def start_generation(self, start: GenerationStart) -> int:
@@ -195,7 +195,7 @@ class ControlServer:
         self._commit(begun)
         if begun:
             self._progress = Progress(step=start.step, total_steps=start.total_steps)
-            self._progress_at = self._clock()
+            self._progress_at = self._moved_at = self._clock()
         return self._state.generation_number
 
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
@@ -229,6 +229,8 @@ class ControlServer:
         if report.points:
             self._metrics.add(report.points)
         if report.progress is not None:
+            if self._progress is None or report.progress.step != self._progress.step:
+                self._moved_at = self._clock()
             self._progress, self._progress_at = report.progress, self._clock()
 
     def _retire_checkpoints(self) -> None:

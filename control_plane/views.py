@@ -8,6 +8,9 @@ from control_plane.core.retention import CheckpointFacts, Retention, to_discard
 from control_plane.core.state import CommandLife, Loss, RunState
 from control_plane.handle import CommandView, Progress, RecoveryView, Restart, Snapshot
 
+UNIVERSAL = "-universal"
+"""Added to a checkpoint's name: the same for another number of ranks."""
+
 MAX_RECOVERIES_IN_SNAPSHOT = 10
 MAX_COMMANDS_IN_SNAPSHOT = 50
 """A snapshot is for people; the journal has the rest."""
@@ -95,9 +98,10 @@ def measured(state: RunState, restart: Restart) -> GenerationRecovered:
 def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]]:
     """The checkpoints that the run's retention lets go, each with the reason. None without a retention."""
     wanted = state.generation.retention if state.generation else {}
-    if not wanted:
+    if not wanted or state.generation is None:
         return []
-    in_use = [state.generation.checkpoint] if state.generation and state.generation.checkpoint else []
+    # What was converted for another number of ranks belongs to what it was converted from.
+    in_use = [state.generation.checkpoint.removesuffix(UNIVERSAL)] if state.generation.checkpoint else []
     facts = [
         CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics, base_of=0)
         for each in state.checkpoints

@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
+MOST_STEPS = 2**31
 MOST_RANKS = 4096  # what the boundary protocol is simulated with
 
 Count = Annotated[int, Field(ge=1)]
@@ -101,10 +102,10 @@ class CheckpointSettings(Section):
     `best_metric`, and those that are pinned.
     """
 
-    every_steps: int = Field(default=100, ge=0)
-    keep_last: Count = 3
-    keep_every_steps: int = Field(default=0, ge=0)
-    keep_best: int = Field(default=0, ge=0)
+    every_steps: int = Field(default=100, ge=0, le=MOST_STEPS)
+    keep_last: int = Field(default=3, ge=1, le=MOST_STEPS)
+    keep_every_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
+    keep_best: int = Field(default=0, ge=0, le=MOST_STEPS)
     best_metric: str = "eval_loss"
     best_mode: Literal["min", "max"] = "min"
 
@@ -116,7 +117,7 @@ class CheckpointSettings(Section):
 class RecoverySettings(Section):
     """How a loss is noticed, and how fast the way back is.
 
-    A rank that makes no progress for `hang_after_s` seconds, or for ten times its slowest step if that is longer, ends
+    A rank that makes no progress and hears nothing of the rank that it watches, for `hang_after_s` seconds, ends
     itself. `spares` are processes on each node that have imported everything; auto: as many as ranks on one node.
     """
 

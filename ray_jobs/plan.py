@@ -8,16 +8,22 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from control_plane.core.errors import Damaged, SteerwayError, Unavailable
+from control_plane.core.errors import Damaged, Refused, SteerwayError, Unavailable
 from control_plane.core.records import CheckpointCommitted, RefusedCheckpoint
 from control_plane.core.recovery import Replay, ResumePoint, replay_after
-from control_plane.storage.checkpoints import Manifest, SigningKey, read_manifest, verify
+from control_plane.storage.checkpoints import Manifest, SigningKey, discard, leftovers, read_manifest, verify
 from ray_jobs.collectives import Collectives
 from ray_jobs.context import RunContext
 from ray_jobs.convert import ensure_universal
 from ray_jobs.link import Link
 
 log = logging.getLogger(__name__)
+
+MAX_TOLD = 3
+"""Refused checkpoints that are named in a sentence; the journal and the log have the others."""
+
+LEFTOVER_AFTER_S = 300.0
+"""A folder without a manifest in which nothing has changed for so long is nobody's work any more."""
 
 CONVERT_WITHIN_S = 3600.0
 """A conversion reads and writes the checkpoint about three times. Meanwhile the other ranks wait for rank 0."""
@@ -50,6 +56,7 @@ def make_plan(collectives: Collectives, link: Link | None, context: RunContext) 
     """
     point, problem, refusal = None, None, None
     if link is not None:
+        _clear_leftovers(context)
         try:
             point = link.resume_point().model_dump(mode="json")
         except SteerwayError as error:
@@ -58,6 +65,15 @@ def make_plan(collectives: Collectives, link: Link | None, context: RunContext) 
     if problem is not None:
         raise (refusal or Unavailable)(problem)
     return _choose(collectives, ResumePoint.model_validate(point), context)
+
+
+def _clear_leftovers(context: RunContext) -> None:
+    """What saves that did not finish have left behind: the trainers that wrote it are dead, or will be told so."""
+    for root in leftovers(context.files.checkpoints, LEFTOVER_AFTER_S):
+        try:
+            discard(root)
+        except SteerwayError as error:
+            log.warning("%s", error.reason)
 
 
 def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -> Plan:
@@ -70,6 +86,10 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
             return Plan(replay, chosen.checkpoint, root, chosen, tuple(refused))
         log.error("checkpoint %s is left out: %s", candidate.checkpoint, chosen)
         refused.append(RefusedCheckpoint(checkpoint=candidate.checkpoint, reason=chosen))
+    if refused:
+        # To begin at the beginning would throw away what somebody may still be able to save.
+        told = "; ".join(f"{each.checkpoint}: {each.reason}" for each in refused[:MAX_TOLD])
+        raise Refused(f"none of the {len(refused)} checkpoints of run {context.files.run} can be restored: {told}")
     return Plan(replay_after(point.decided, ()), refused=tuple(refused))
 
 
@@ -81,15 +101,19 @@ def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunC
     manifest = read_manifest(root, key)
     if manifest.world_size == collectives.world_size:
         return manifest
-    converted, problem = None, None
+    converted, problem, unavailable = None, None, None
     if collectives.rank == 0:
         try:
             converted = ensure_universal(
                 context.files, candidate.checkpoint, context.key_path, log.info, CONVERT_WITHIN_S
             )
+        except Unavailable as error:
+            unavailable = error.reason
         except SteerwayError as error:
             problem = error.reason
-    converted, problem = collectives.broadcast_json([converted, problem])
+    converted, problem, unavailable = collectives.broadcast_json([converted, problem, unavailable])
+    if unavailable is not None:
+        raise Unavailable(unavailable)  # nothing is wrong with the checkpoint: another start may convert it
     if problem is None:
         root = context.files.checkpoints / str(converted)
         problem = _told(collectives, _problem(root, key, collectives, context.files.run))

@@ -10,7 +10,7 @@ import importlib
 import logging
 import os
 import threading
-from collections.abc import Callable
+import time
 from typing import Any, cast
 
 log = logging.getLogger(__name__)
@@ -36,6 +36,8 @@ PRELOADED = (
 KEPT_FOR_S = 7 * 24 * 3600
 """Ray ends idle workers after a while. A spare that is never needed costs its memory, until its run ends."""
 
+LOOK_FOR_NODES_EVERY_S = 5.0
+
 REQUEST_TIMEOUT_S = 10.0
 
 
@@ -58,37 +60,35 @@ def worker_environment(accelerator: str) -> dict[str, str]:
     return {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: HOOK, "STEERWAY_ACCELERATOR": accelerator}
 
 
-def keep_warm_later(count: int, after: Callable[[], Any], only_if: Callable[[], bool] = lambda: True) -> None:
-    """Ask for spares in the background, once `after` has returned: a start must not compete with its own spares."""
+def keep_warm(count: int, after_s: float) -> None:
+    """Have `count` idle workers like this one on every node that can take ranks, also on those that join later.
 
-    def wait_and_ask() -> None:
-        after()
-        if only_if():
-            keep_warm(count)
-
-    threading.Thread(target=wait_and_ask, name="steerway-spares", daemon=True).start()
-
-
-def keep_warm(count: int) -> list[str]:
-    """Have `count` idle workers like this one on every living node; answers the nodes that took the request.
-
-    Called in a worker: its spares get its own runtime environment, and belong to its own job.
+    Called in a worker: its spares get its own runtime environment, and belong to its own job. Works in the background,
+    for as long as this process lives; begins after `after_s`, for a start must not compete with its own spares.
     """
+    threading.Thread(target=_ask_every_node, args=(count, after_s), name="steerway-spares", daemon=True).start()
+
+
+def _ask_every_node(count: int, after_s: float) -> None:
     import ray
 
     context = ray.get_runtime_context()
-    asked = []
-    for node in ray.nodes():
-        if not node["Alive"]:
-            continue
-        try:
-            _prestart(node, context.get_runtime_env_string(), context.get_job_id(), count)
-        except Exception as error:
-            log.warning("no spares on %s: %s", node["NodeManagerAddress"], str(error).splitlines()[0])
-        else:
-            asked.append(node["NodeID"])
-    log.info("%d spares asked for on each of %d nodes", count, len(asked))
-    return asked
+    runtime_env, job = context.get_runtime_env_string(), context.get_job_id()
+    asked: set[str] = set()
+    time.sleep(after_s)
+    while True:
+        for node in ray.nodes():
+            # A node without CPUs, as a head often is, gets no ranks.
+            if node["NodeID"] in asked or not node["Alive"] or not node["Resources"].get("CPU"):
+                continue
+            asked.add(node["NodeID"])
+            try:
+                _prestart(node, runtime_env, job, count)
+            except Exception as error:
+                log.warning("no spares on %s: %s", node["NodeManagerAddress"], str(error).splitlines()[0])
+            else:
+                log.info("%d spares asked for on node %s", count, node["NodeID"][:8])
+        time.sleep(LOOK_FOR_NODES_EVERY_S)
 
 
 def _prestart(node: dict[str, Any], runtime_env: str, job: str, count: int) -> None:

@@ -28,7 +28,9 @@ from control_plane.core.state import fold
 from control_plane.storage import journal
 from control_plane.storage.checkpoints import MANIFEST, SigningKey, commit, verify
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run
+from ray_jobs.batch import sizes_that_can
 from ray_jobs.config import RunConfig, check_training_keys, load
+from ray_jobs.config_sections import ScriptWorkload
 
 
 def new_run_id(name: str) -> str:
@@ -54,6 +56,22 @@ def _check_training(config: RunConfig) -> None:
     """A few seconds here, where the mistake was made, instead of a minute later in a worker's log."""
     if importlib.util.find_spec("transformers") is not None:
         check_training_keys(config)
+
+
+def _check_scaling(config: RunConfig) -> None:
+    """Refuse bounds with sizes that cannot share the global batch: Ray Train may choose any size within them."""
+    least, most = config.scaling.bounds
+    if least == most or isinstance(config.workload, ScriptWorkload):
+        return
+    micro = int(config.training.get("per_device_train_batch_size", DEFAULT_MICRO_BATCH))
+    batch = micro * int(config.training.get("gradient_accumulation_steps", 1)) * config.scaling.ranks
+    can = sizes_that_can(batch, least, most)
+    if len(can) < most - least + 1:
+        told = ", ".join(map(str, can)) or "none"
+        raise Invalid(
+            f"{config.name}: a global batch of {batch} samples cannot be shared evenly by every number of ranks from "
+            f"{least} to {most}; those that can: {told}"
+        )
 
 
 def submit(files: RunFiles, where: Settings, resumed_by: str | None = None) -> str:
@@ -85,6 +103,9 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None) -> s
             "start one with `steer up`"
         ) from None
 
+
+DEFAULT_MICRO_BATCH = 8
+"""What Transformers takes if a config does not say."""
 
 JOB_NUMBER = "-r"
 """A run's second job, when it is resumed, is called `<run>-r2`."""
@@ -148,6 +169,7 @@ def main(arguments: Sequence[str]) -> int:
             raise Invalid("name a run's YAML file, or a run with --resume")
         config = load(given.config, given.overrides)
         _check_training(config)
+        _check_scaling(config)
         files = prepare(config, where.runs_dir, given.run or new_run_id(config.name))
         try:
             job = submit(files, where)

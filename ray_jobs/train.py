@@ -94,13 +94,13 @@ def _keep_spares(config: RunConfig) -> None:
     """Called on every rank after the first step; one rank of the group asks for all nodes."""
     import ray.train
 
-    from ray_jobs.spares import keep_warm_later
+    from ray_jobs.spares import keep_warm
 
     group = ray.train.get_context()
     wanted = config.recovery.spares
     count = group.get_local_world_size() if wanted == "auto" else wanted
     if group.get_world_rank() == 0 and count:
-        keep_warm_later(count, after=lambda: time.sleep(SPARES_AFTER_S))
+        keep_warm(count, SPARES_AFTER_S)
 
 
 def _prepare_process(config: RunConfig, use_gpu: bool) -> None:

@@ -142,8 +142,16 @@ def test_a_saved_checkpoint_has_every_ranks_shard_and_verifies(runs: dict[str, R
 
 
 @each_arm
+def test_a_save_is_settled_when_the_checkpoint_is_committed(runs: dict[str, Run], arm: str) -> None:
+    (settled,) = (each for each in runs[arm].of(CommandSettled) if "checkpoint" in (each.after or {}))
+    (committed,) = runs[arm].of(CheckpointCommitted)
+    assert (settled.status, settled.step) == ("applied", SAVE_AT)
+    assert settled.after == {"checkpoint": committed.checkpoint, "size_bytes": committed.size_bytes}
+
+
+@each_arm
 def test_evaluating_now_reads_one_loss_on_all_ranks(runs: dict[str, Run], arm: str) -> None:
-    evaluated = runs[arm].of(CommandSettled)[-1]
+    (evaluated,) = (each for each in runs[arm].of(CommandSettled) if "eval_loss" in (each.after or {}))
     first, second = (reading["eval_loss"] for reading in evaluated.ranks)
     assert evaluated.status == "applied"
     assert first == second > 0
