@@ -7,10 +7,14 @@ A scene is a few directives; what is printed is what the journal got, what was r
     boundary step=10 [waits=3]            all ranks go through it              settle       rank 0 reports
     refuse|fail|misapply|misread rank=1 reason=...     stick rank=1            restart      a new control server
     checkpoint id=c1 step=10    end ending=finished step=100    close ending=finished    show
+    failed id=c2 step=20 reason=..        discard id=c1 reason=..              lose step=12 reason=..
+    restore [id=c1] [refused=c2]          new trainers, from this checkpoint   recovered step=11 | resume author=bo
 """
 
 import json
 from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
 from uuid import UUID
 
 from pydantic import ValidationError
@@ -20,7 +24,18 @@ from control_plane.core.boundary import Replica, boundary
 from control_plane.core.commands import INTENT, Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Diverged, Refused
-from control_plane.core.records import CheckpointCommitted, CommandSettled, Entry, RankPlace
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CheckpointDiscarded,
+    CheckpointFailed,
+    CommandSettled,
+    Death,
+    Entry,
+    GenerationRecovered,
+    RankPlace,
+    RefusedCheckpoint,
+)
+from control_plane.core.recovery import replay_after
 from tests.simulation.faults import Faults
 from tests.simulation.fleet import Fleet
 from tests.simulation.rank import SimRank
@@ -40,6 +55,7 @@ class Stage:
         self.generation = 0
         self.commands: dict[int, Command] = {}
         self.reported: set[UUID] = set()
+        self.saved: dict[str, tuple[int, list[dict[str, Any]], set[str]]] = {}
         self.shown = 0
 
     def play(self, directive: str) -> list[str]:
@@ -98,7 +114,7 @@ class Stage:
         """All ranks go through the boundary after a step; if it waits, they go on with it."""
         words, fleet = pairs(rest), self._fleet()
         if not fleet.held:
-            fleet.step = int(words["step"]) - 1
+            fleet.step, fleet.begun = int(words["step"]) - 1, True
         before = len(fleet.decisions)
         try:
             fleet.advance()
@@ -162,6 +178,70 @@ class Stage:
             checkpoint=name, step=step, generation=self.generation, path=f"checkpoints/{name}", size_bytes=1024
         )
         self.server.commit(decisions.commit_checkpoint(self.server.state, committed))
+        if self.fleet is not None:
+            contained = {str(uuid) for uuid in self.fleet.replicas[0].ledger}
+            self.saved[name] = (step, [rank.saved() for rank in self.fleet.ranks], contained)
+        return []
+
+    def do_failed(self, rest: str) -> list[str]:
+        """A save came to nothing."""
+        words = pairs(rest)
+        failed = CheckpointFailed(
+            checkpoint=words["id"], step=int(words["step"]), generation=self.generation, reason=words["reason"]
+        )
+        self.server.commit(decisions.fail_checkpoint(self.server.state, failed))
+        return []
+
+    def do_discard(self, rest: str) -> list[str]:
+        """A checkpoint may go."""
+        words = pairs(rest)
+        self.server.commit([CheckpointDiscarded(checkpoint=words["id"], reason=words["reason"])])
+        return []
+
+    def do_lose(self, rest: str) -> list[str]:
+        """The driver found the trainers dead."""
+        words = pairs(rest)
+        death = Death(rank=1, node="10.0.0.2", reason=words["reason"])
+        generation = int(words.get("generation", str(self.generation)))
+        records = decisions.lose_generation(self.server.state, generation, int(words["step"]), 0.5, (death,))
+        self.server.commit(records)
+        return []
+
+    def do_restore(self, rest: str) -> list[str]:
+        """New trainers ask where to start, and start from this checkpoint, or from the beginning."""
+        words = pairs(rest)
+        point = self.server.resume_point()
+        step, values, contained = self.saved[words["id"]] if "id" in words else (0, [{}, {}], set())
+        replay = replay_after(point.decided, contained)
+        ranks = [SimRank(rank, self.faults, **deepcopy(value)) for rank, value in enumerate(values)]
+        places = tuple(RankPlace(rank=rank.rank, node="10.0.0.1", pid=200 + rank.rank, device="cpu") for rank in ranks)
+        refused = tuple(
+            RefusedCheckpoint(checkpoint=each, reason="a bit flipped") for each in words.get("refused", "").split()
+        )
+        uuid = UUID(int=900 + self.server.state.generation_number)
+        self.generation = self.server.start_generation(
+            GenerationStart(uuid, places, step, 100, ranks[0].knobs(), {}, words.get("id"), refused)
+        )
+        replicas = [
+            Replica(self.generation, replay.paused, replay.stopping, dict(replay.ledger), replay.repeats) for _ in ranks
+        ]
+        self.reported = set(replay.ledger)
+        self.fleet = Fleet(uuid, ranks, replicas, step, boundary)
+        candidates = ", ".join(each.checkpoint for each in point.candidates) or "nothing"
+        again = ", ".join(f"{each.command.uuid.int} at {each.step}" for each in replay.repeats) or "nothing"
+        return [f"candidates {candidates}; to repeat: {again}"]
+
+    def do_recovered(self, rest: str) -> list[str]:
+        """The first step after a loss."""
+        step = int(pairs(rest)["step"])
+        phases = {"detect": 0.5, "re-form": 3.0, "load": 1.5, "first step": 0.25}
+        told = GenerationRecovered(generation=self.generation, step=step, lost_steps=2, phases_s=phases)
+        self.server.commit(decisions.recover_generation(self.server.state, told))
+        return []
+
+    def do_resume(self, rest: str) -> list[str]:
+        """Somebody has the run go on."""
+        self.server.commit(decisions.resume_run(self.server.state, pairs(rest)["author"]))
         return []
 
     def do_end(self, rest: str) -> list[str]:

@@ -121,6 +121,10 @@ class Faults:
             return True
         return self._happens(self.crash_rate / len(CRASH_POINTS))
 
+    def crash_takes_the_trainers_along(self) -> bool:
+        """Does the control server's machine die with it, and the trainers on that one? Only where dice are thrown."""
+        return self._happens(0.3 if self.crash_rate else 0.0)
+
     def delays(self) -> list[int]:
         """After how many ticks each copy of a message arrives; no copy, if it is lost."""
         if self._happens(self.drop_rate):

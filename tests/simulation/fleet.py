@@ -52,6 +52,9 @@ class Fleet:
         self.decisions: dict[UUID, Decision] = {}
         # How many decisions were found equal on all ranks; they are not compared again.
         self.agreed = 0
+        self._to_repeat = {each.command.uuid for each in self.replicas[0].repeats}
+        # Whether the boundary of the restored step itself was looked at.
+        self.begun = False
         self._run = run
         self._boundaries: list[Steps] = []
         self._answers: list[Any] = []
@@ -74,7 +77,10 @@ class Fleet:
         Raises `GroupDied` at effect number `die_at_effect`, `Diverged` as the boundaries do.
         """
         if not self._boundaries:
-            self.step += 1
+            # A pause stays a pause, and what was decided at the restored step itself is decided there again.
+            restored_behind = not self.begun and (self.replicas[0].paused or self.replicas[0].is_behind(self.step))
+            self.step += 0 if restored_behind else 1
+            self.begun = True
             self._boundaries = [self._run(replica, self.step) for replica in self.replicas]
             self._answers = [None] * len(self.ranks)
         effects = self._next_effects()
@@ -130,7 +136,7 @@ class Fleet:
             case TakeOffers():
                 return self.offers if rank.rank == 0 else ()
             case Check(command):
-                reason = rank.check(command, self.step)
+                reason = rank.check(command, self.step, is_repeat=command.uuid in self._to_repeat)
                 if reason is not None:
                     self._refused[command.uuid] = rank.rank
                 return reason

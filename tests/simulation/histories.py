@@ -39,6 +39,12 @@ def act(world: World) -> None:
         world.restart_server()
     elif luck < 0.55:
         world.kill_trainers()
+    elif luck < 0.565:
+        world.lose_everything()
+    elif luck < 0.59:
+        world.damage_checkpoint()
+    elif luck < 0.595:
+        world.resume_run()
     elif world.fleet is None:
         world.start_trainers()
     world.tick()
@@ -54,10 +60,36 @@ def submit_something(world: World) -> None:
     world.try_submit(kind, not_before_step=later, **body)
 
 
-def live_through(seed: int, actions: int = 60, ranks: int = 3, parts: Parts = Parts()) -> World:
-    """A whole history, healed and brought to its end. Raises `Violation`."""
+def live_through(seed: int, actions: int = 60, ranks: int = 3, parts: Parts = Parts(), deadly: bool = False) -> World:
+    """A whole history, healed and brought to its end; a deadly one is about losses. Raises `Violation`."""
     world = World(seed, ranks, troubles(seed), parts)
     for _ in range(actions):
-        act(world)
+        if deadly:
+            act_among_losses(world)
+        else:
+            act(world)
     world.finish()
     return world
+
+
+def act_among_losses(world: World) -> None:
+    """One random action: many commands, many checkpoints, and a loss every dozen steps."""
+    world.save_rate = 0.2
+    luck = world.dice.random()
+    if luck < 0.3:
+        submit_something(world)
+    elif luck < 0.32:
+        world.submit_many()
+    elif luck < 0.40:
+        world.lose_everything()
+    elif luck < 0.46:
+        world.kill_trainers()
+    elif luck < 0.52:
+        world.damage_checkpoint()
+    elif luck < 0.55:
+        world.resume_run()
+    elif world.server is None:
+        world.restart_server()
+    elif world.fleet is None:
+        world.start_trainers()
+    world.tick()

@@ -1,19 +1,23 @@
 """The invariants, kept by books of their own: a deliberately dumb second reading of the journal."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core.commands import Command
 from control_plane.core.records import (
     CommandAccepted,
+    CommandRepeated,
     CommandSettled,
     Entry,
     GenerationStarted,
     Reading,
+    RunResumed,
 )
 from control_plane.core.state import RunState
 from tests.simulation.fleet import Fleet, Violation
 from tests.simulation.server import Disk
+from tests.simulation.undisturbed import Undisturbed, is_repeatable
 
 
 @dataclass(slots=True)
@@ -27,6 +31,7 @@ class Books:
     settled: dict[UUID, CommandSettled] = field(default_factory=dict)
     starts: list[UUID] = field(default_factory=list)
     knobs: Reading = field(default_factory=dict)
+    history: Undisturbed = field(default_factory=Undisturbed)
 
     def check(self, disk: Disk, state: RunState | None, fleet: Fleet | None) -> None:
         """All invariants that hold at any time."""
@@ -35,7 +40,8 @@ class Books:
         if state is not None and not disk.written:
             self._check_state(state)
         if fleet is not None:
-            check_agreement(fleet)
+            self._check_agreement(fleet)
+            self._check_undisturbed(fleet)
 
     def _check_journal(self, disk: Disk) -> None:
         if len(disk.entries) < len(self.read) or (self.read and disk.entries[len(self.read) - 1] is not self.read[-1]):
@@ -60,6 +66,11 @@ class Books:
                     raise Violation(f"I1 exactly once: record {entry.seq} starts {start.uuid} again")
                 self.starts.append(start.uuid)
                 self.knobs = dict(start.knobs)
+            case CommandRepeated() as again:
+                self._check_repetition(entry.seq, again)
+                self.knobs |= again.after if again.after and "lr" in again.after else {}
+            case RunResumed():
+                self.history.go_on()
 
     def _check_outcome(self, seq: int, outcome: CommandSettled) -> None:
         if outcome.uuid in self.settled:
@@ -76,7 +87,36 @@ class Books:
             raise Violation(f"I13 honest ack: record {seq} is not what the ranks of its generation decided")
         if outcome.status == "applied":
             self._check_live(seq, outcome, fleet)
+            self.history.tell(command, outcome)
             self.knobs |= outcome.after if outcome.after and "lr" in outcome.after else {}
+
+    def _check_repetition(self, seq: int, again: CommandRepeated) -> None:
+        first, command = self.settled.get(again.uuid), self.accepted.get(again.uuid)
+        if first is None or command is None or first.status != "applied" or not is_repeatable(command):
+            raise Violation(f"I6 replay: record {seq} repeats what was not applied before, or changes nothing")
+        if (again.status, again.step, again.after) != (first.status, first.step, first.after):
+            raise Violation(
+                f"I6 replay: record {seq} repeats {first.status} at step {first.step} "
+                f"as {again.status} at step {again.step}"
+            )
+        if again.generation != len(self.starts):
+            raise Violation(f"I6 replay: record {seq} is of generation {again.generation}, which is over")
+
+    def _check_undisturbed(self, fleet: Fleet) -> None:
+        """I6: the ranks are what they would be if nobody had ever died."""
+        if not fleet.begun:
+            return
+        fresh = [
+            (self.accepted[uuid], decision.outcome)
+            for uuid, decision in fleet.decisions.items()
+            if uuid not in self.settled
+        ]
+        expected = self.history.at(fleet.step, fresh)
+        first, lead = fleet.ranks[0], fleet.replicas[0]
+        if (self._changes(first.effects), first.rates) != (expected.effects, expected.rates):
+            raise Violation(f"I6 replay: at step {fleet.step} live is {first.rates}, undisturbed {expected.rates}")
+        if (lead.paused, lead.stopping) != (expected.paused, expected.stopping):
+            raise Violation(f"I6 replay: at step {fleet.step} the ranks' pause or stop is not that of their history")
 
     def _check_live(self, seq: int, outcome: CommandSettled, fleet: Fleet) -> None:
         if any(rank.effects.count(outcome.uuid) != 1 for rank in fleet.ranks):
@@ -100,11 +140,36 @@ class Books:
         if state.knobs != self.knobs:
             raise Violation(f"I13 honest ack: the server says {state.knobs}, the journal {self.knobs}")
 
+    def _check_agreement(self, fleet: Fleet) -> None:
+        """I4: knobs, effects, ledgers and holds are equal on all ranks; effects are the applied part of the ledger."""
+        first, lead = fleet.ranks[0], fleet.replicas[0]
+        fresh = list(lead.ledger.items())[fleet.agreed :]
+        for rank, replica in zip(fleet.ranks, fleet.replicas, strict=True):
+            if (rank.rates, rank.effects) != (first.rates, first.effects):
+                raise Violation(f"I4 agreement: rank {rank.rank} has {rank.rates} live, rank 0 has {first.rates}")
+            same_ledger = len(replica.ledger) == len(lead.ledger)
+            if not same_ledger or any(replica.ledger.get(uuid) != mine for uuid, mine in fresh):
+                raise Violation(f"I4 agreement: rank {rank.rank} and rank 0 have taken different decisions")
+            if (replica.paused, replica.stopping, replica.repeats) != (lead.paused, lead.stopping, lead.repeats):
+                raise Violation(f"I4 agreement: rank {rank.rank} and rank 0 differ about what holds them")
+        if self._changes(first.effects) != self._changes(u for u, o in lead.ledger.items() if o.status == "applied"):
+            raise Violation("I13 honest ack: what the ranks carry is not what they decided")
+        fleet.agreed = len(lead.ledger)
+
+    def _changes(self, uuids: Iterable[UUID]) -> list[UUID]:
+        # What changes nothing in the training is not repeated: after a loss it is in the ledger and not in the ranks.
+        over = self.history.over
+        return [uuid for uuid in uuids if uuid not in over and is_repeatable(self.accepted[uuid])]
+
     def check_settled(self, disk: Disk, fleet: Fleet, state: RunState) -> None:
         """At rest: what the ranks decided, the journal says; what the journal says, the ranks have live."""
         for uuid, outcome in fleet.replicas[0].ledger.items():
             if uuid not in self.settled:
                 raise Violation(f"I1 exactly once: {uuid} was {outcome.status} by the ranks and is still pending")
+        if fleet.replicas[0].repeats:
+            raise Violation("I6 replay: at the end there is still something to repeat")
+        if fleet.replicas[0].paused != state.paused or fleet.stopping != state.stopping:
+            raise Violation("I13 honest ack: the server and the ranks differ about a pause or a stop")
         if any(rank.rates != state.knobs["lr"] for rank in fleet.ranks):
             raise Violation(f"I13 honest ack: the server says {state.knobs['lr']}, live is {fleet.ranks[0].rates}")
         if len(disk.entries) != state.seq:
@@ -116,20 +181,3 @@ class Books:
         left = [uuid for uuid in self.accepted if uuid not in self.settled]
         if left:
             raise Violation(f"I1 exactly once: {len(left)} commands were left without an end")
-
-
-def check_agreement(fleet: Fleet) -> None:
-    """I4: knobs, effects, ledgers and holds are equal on all ranks, and effects are the applied part of the ledger."""
-    first, lead = fleet.ranks[0], fleet.replicas[0]
-    fresh = list(lead.ledger.items())[fleet.agreed :]
-    for rank, replica in zip(fleet.ranks, fleet.replicas, strict=True):
-        if (rank.rates, rank.effects) != (first.rates, first.effects):
-            raise Violation(f"I4 agreement: rank {rank.rank} has {rank.rates} live, rank 0 has {first.rates}")
-        if (replica.paused, replica.stopping) != (lead.paused, lead.stopping) or not (
-            len(replica.ledger) == len(lead.ledger) and all(replica.ledger.get(uuid) == mine for uuid, mine in fresh)
-        ):
-            raise Violation(f"I4 agreement: rank {rank.rank} and rank 0 have taken different decisions")
-    applied = [uuid for uuid, outcome in lead.ledger.items() if outcome.status == "applied"]
-    if first.effects != applied:
-        raise Violation("I13 honest ack: what the ranks carry is not what they decided")
-    fleet.agreed = len(lead.ledger)

@@ -6,7 +6,7 @@ from uuid import UUID
 
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.records import CommandSettled
+from control_plane.core.records import CheckpointCommitted, CommandSettled
 from tests.simulation.faults import Faults
 
 
@@ -27,11 +27,12 @@ class Poll:
 
 @dataclass(frozen=True, slots=True)
 class Outcomes:
-    """To the server: what was decided."""
+    """To the server: what was decided, and what was saved."""
 
     link: UUID
     generation: int
     outcomes: tuple[CommandSettled, ...]
+    checkpoints: tuple[CheckpointCommitted, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,11 @@ class Over:
 
 @dataclass(frozen=True, slots=True)
 class Recorded:
-    """To the link: these outcomes are durable."""
+    """To the link: these outcomes and checkpoints are durable."""
 
     link: UUID
     uuids: tuple[UUID, ...]
+    checkpoints: tuple[str, ...] = ()
 
 
 @dataclass(slots=True)
@@ -91,15 +93,17 @@ class Link:
     generation: int | None = None
     offers: tuple[Command, ...] = ()
     outbox: dict[UUID, CommandSettled] = field(default_factory=dict)
+    saved: dict[str, CheckpointCommitted] = field(default_factory=dict)
 
     def messages(self) -> list[Any]:
         """What there is to say now."""
         if self.generation is None:
             return [Announce(self.start)]
         poll = Poll(self.start.uuid, self.generation)
-        if not self.outbox:
+        if not self.outbox and not self.saved:
             return [poll]
-        return [poll, Outcomes(self.start.uuid, self.generation, tuple(self.outbox.values()))]
+        told, saved = tuple(self.outbox.values()), tuple(self.saved.values())
+        return [poll, Outcomes(self.start.uuid, self.generation, told, saved)]
 
     def receive(self, message: Any, ledger: dict[UUID, CommandSettled]) -> None:
         """Take an answer. A command that is offered although it was decided tells that its report was lost."""
@@ -112,3 +116,5 @@ class Link:
             case Recorded():
                 for uuid in message.uuids:
                     self.outbox.pop(uuid, None)
+                for name in message.checkpoints:
+                    self.saved.pop(name, None)

@@ -34,9 +34,9 @@ class SimRank:
         """The live values that this command is about, whatever the rank may say about them."""
         return {"lr": list(self.rates)} if isinstance(command.intent, SetLearningRate) else {}
 
-    def check(self, command: Command, step: int) -> str | None:
-        """Why not, or None."""
-        self.trouble = self.faults.of_rank(self.rank, step)
+    def check(self, command: Command, step: int, is_repeat: bool = False) -> str | None:
+        """Why not, or None. What went well once goes well when it is repeated: the same on the same state."""
+        self.trouble = None if is_repeat else self.faults.of_rank(self.rank, step)
         if self.trouble and self.trouble[0] == "refuse":
             return self.trouble[1]
         intent = command.intent
@@ -53,7 +53,8 @@ class SimRank:
         before = self.truth(command)
         self._take_effect(command)
         if kind == "misapply":
-            self.rates = [rate * 1.0000001 for rate in self.rates]
+            # Each rank is wrong in its own way, see `_odd`.
+            self.rates = [rate * (1 + 1e-7 * (self.rank or -1)) for rate in self.rates]
         after = self.truth(command)
         return Applied(
             before,

@@ -4,10 +4,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from control_plane.core import decisions
+from control_plane.core import decisions, recovery
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.records import CommandSettled, Ending, Entry, Record, RunCreated
+from control_plane.core.errors import RunEnded
+from control_plane.core.records import CheckpointCommitted, CommandSettled, Ending, Entry, Record, RunCreated
+from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import RunState, evolve, fold
 from tests.simulation.faults import Faults
 
@@ -56,6 +58,9 @@ class Rules:
     check_generation: Callable[[RunState, int], None] = decisions.check_generation
     settle: Callable[[RunState, CommandSettled], list[Record]] = decisions.settle
     recover: Callable[[list[Entry]], RunState] = recover
+    evolve: Callable[[RunState, Entry], None] = evolve
+    resume_point: Callable[[RunState], ResumePoint] = recovery.resume_point
+    checkpoints_first: bool = False
 
 
 class SimServer:
@@ -78,7 +83,7 @@ class SimServer:
         self._disk.sync()
         self._may_crash("after_sync")
         for entry in fresh:
-            evolve(self.state, entry)
+            self._rules.evolve(self.state, entry)
         self._may_crash("after_evolve")
 
     def _may_crash(self, point: str) -> None:
@@ -100,12 +105,37 @@ class SimServer:
         self._rules.check_generation(self.state, generation)
         return self.state.pending_commands()
 
-    def report(self, generation: int, outcomes: Sequence[CommandSettled]) -> list[UUID]:
-        """Outcomes become records; answers which of them are durable. Raises `Refused`."""
+    def report(
+        self, generation: int, outcomes: Sequence[CommandSettled], checkpoints: Sequence[CheckpointCommitted] = ()
+    ) -> list[UUID]:
+        """Outcomes, then checkpoints become records; answers which outcomes are durable. Raises `Refused`."""
         self._rules.check_generation(self.state, generation)
+        if self._rules.checkpoints_first:
+            self._commit_checkpoints(checkpoints)
         for outcome in outcomes:
             self.commit(self._rules.settle(self.state, outcome))
+        self._commit_checkpoints(checkpoints)
         return [outcome.uuid for outcome in outcomes]
+
+    def _commit_checkpoints(self, checkpoints: Sequence[CheckpointCommitted]) -> None:
+        for checkpoint in checkpoints:
+            self.commit(decisions.commit_checkpoint(self.state, checkpoint))
+
+    def lose_generation(self, step: int) -> None:
+        """The driver found the trainers dead, at this step as far as it has heard. Raises `Refused`."""
+        self.commit(decisions.lose_generation(self.state, self.state.generation_number, step, 0.0, ()))
+
+    def resume_point(self) -> ResumePoint:
+        """The run's history, for new trainers. Raises `RunEnded` when starting again is hopeless."""
+        if self.state.closed is None and (reason := recovery.reason_to_give_up(self.state)):
+            self.commit(decisions.close_run(self.state, "failed", reason))
+        if self.state.closed is not None:
+            raise RunEnded(f"run {self.state.run} has {self.state.closed.ending}")
+        return self._rules.resume_point(self.state)
+
+    def resume(self) -> None:
+        """Somebody has the run go on. Raises `Refused`."""
+        self.commit(decisions.resume_run(self.state, "bo"))
 
     def end_generation(self, generation: int, ending: Ending, step: int) -> None:
         """The trainers ended."""

@@ -18,4 +18,4 @@ def test_mutant_is_caught_by_an_invariant(mutant: str) -> None:
 
 def live_through_seeds(parts: Parts) -> None:
     for seed in range(MAX_SEEDS_TO_CATCH):
-        live_through(seed, actions=40, parts=parts)
+        live_through(seed, actions=50, ranks=2, parts=parts, deadly=seed % 2 == 1)

@@ -1,17 +1,17 @@
 """The world: operators, a control server, a network and a fleet, one tick after another, from one seed."""
 
 import random
-from collections.abc import Callable
-from copy import deepcopy
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
 
-from control_plane.core.boundary import Replica, boundary
+from control_plane.core.boundary import MAX_COMMANDS_PER_PROPOSAL, Replica, boundary
 from control_plane.core.commands import INTENT, Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Diverged, Refused
-from control_plane.core.records import RankPlace
+from control_plane.core.records import CheckpointCommitted, RankPlace, RefusedCheckpoint
+from control_plane.core.recovery import Decided, Replay, ResumePoint, replay_after
 from tests.simulation.faults import Faults
 from tests.simulation.fleet import Boundary, Fleet, GroupDied, Violation
 from tests.simulation.invariants import Books
@@ -32,15 +32,20 @@ class Parts:
     boundary: Boundary = boundary
     replica: type[Replica] = Replica
     rank: Callable[..., SimRank] = SimRank
+    replay: Callable[[Sequence[Decided], Collection[str]], Replay] = replay_after
 
 
 @dataclass(frozen=True, slots=True)
 class Saved:
-    """A checkpoint: the step, every rank's values, and the ledger."""
+    """A checkpoint's files: the step, every rank's values, and which commands they contain."""
 
     step: int = 0
     ranks: tuple[dict[str, Any], ...] = ()
-    ledger: dict[UUID, Any] = field(default_factory=dict)
+    contained: frozenset[str] = frozenset()
+    is_damaged: bool = False
+
+
+BEGINNING = Saved()
 
 
 class World:
@@ -58,10 +63,15 @@ class World:
         self.disk = parts.disk()
         self.books = Books()
         self.unanswered: dict[UUID, Command] = {}
-        self.saved = Saved()
+        self.files: dict[str, Saved] = {}
+        self.reached_step = 0
+        self.save_rate, self.eager_save_rate = 0.04, 0.3
         self.server: SimServer | None = None
         self.fleet: Fleet | None = None
         self.link: Link | None = None
+        self._heard_step = 0
+        self._writing: list[tuple[int, CheckpointCommitted]] = []
+        self._resumed = False
         self.restart_server()
 
     # What may happen
@@ -87,19 +97,71 @@ class World:
         self.check()
 
     def start_trainers(self) -> None:
-        """New trainers begin from the last checkpoint, or from the start; those there were are gone."""
-        saved = deepcopy(self.saved)
+        """New trainers begin where the journal says; those there were are gone. Without a server nobody begins."""
+        self.kill_trainers()
+        try:
+            self._ask(lambda server: server.lose_generation(self._heard_step))
+            point: ResumePoint | None = self._ask(lambda server: server.resume_point())
+        except Refused:
+            point = None
+        if point is not None:
+            self._start_from(point)
+        self.check()
+
+    def _start_from(self, point: ResumePoint) -> None:
+        refused = [each.checkpoint for each in point.candidates if self.files[each.checkpoint].is_damaged]
+        name = next((each.checkpoint for each in point.candidates if each.checkpoint not in refused), None)
+        saved = self.files[name] if name else BEGINNING
+        replay = self._parts.replay(point.decided, saved.contained)
         blank: tuple[dict[str, Any], ...] = ({},) * self._world_size
-        ranks = [self._parts.rank(rank, self.faults, **values) for rank, values in enumerate(saved.ranks or blank)]
+        ranks = [
+            self._parts.rank(rank, self.faults, **{key: list(value) for key, value in values.items()})
+            for rank, values in enumerate(saved.ranks or blank)
+        ]
         places = tuple(RankPlace(rank=rank.rank, node="node", pid=rank.rank, device="cpu") for rank in ranks)
-        start = GenerationStart(self._uuid(), places, saved.step, self.total_steps, ranks[0].knobs(), {})
-        replicas = [self._parts.replica(generation=0, ledger=dict(saved.ledger)) for _ in ranks]
+        why = tuple(RefusedCheckpoint(checkpoint=each, reason="damaged") for each in refused)
+        knobs = ranks[0].knobs()
+        start = GenerationStart(self._uuid(), places, saved.step, self.total_steps, knobs, {}, name, why)
+        replicas = [
+            self._parts.replica(0, replay.paused, replay.stopping, dict(replay.ledger), replay.repeats) for _ in ranks
+        ]
         self.link = Link(start)
         self.fleet = Fleet(start.uuid, ranks, replicas, saved.step, self._parts.boundary)
 
     def kill_trainers(self) -> None:
         """A rank dies, and the group with it."""
+        self._heard_step = self.fleet.step if self.fleet else 0
         self.fleet = self.link = None
+        self._writing = []
+
+    def lose_everything(self) -> None:
+        """The machine dies: trainers, control server and all."""
+        self.kill_trainers()
+        self.crash_server()
+
+    def resume_run(self) -> None:
+        """The driver is gone, and somebody has the run go on."""
+        self.kill_trainers()
+        try:
+            self._ask(lambda server: server.resume())
+        except Refused:
+            return
+        self.check()
+
+    def damage_checkpoint(self, name: str | None = None) -> None:
+        """This checkpoint, or one of the newest, cannot be read; if it could not be before, it can be again."""
+        if self.files:
+            name = name or self.dice.choice(list(self.files)[-2:])
+            self.files[name] = replace(self.files[name], is_damaged=not self.files[name].is_damaged)
+
+    def save(self) -> str:
+        """Take a checkpoint now, written at once; answers its name."""
+        assert self.fleet is not None
+        assert self.link is not None
+        self._save(self.fleet, self.link)
+        _, committed = self._writing.pop()
+        self.link.saved[committed.checkpoint] = committed
+        return committed.checkpoint
 
     def crash_server(self) -> None:
         """The control server dies, and with it what was not durable."""
@@ -143,6 +205,8 @@ class World:
             return request(self.server)
         except Crashed:
             self.crash_server()
+            if self.faults.crash_takes_the_trainers_along():
+                self.kill_trainers()
             return None
         except (KeyError, ValueError) as error:
             raise Violation(f"I3 order: the server's own records do not fold: {error!r}") from error
@@ -156,14 +220,17 @@ class World:
                 case Poll(link, generation):
                     offers = self._ask(lambda server: server.offers(generation))
                     self._answer(Offered(link, offers) if offers is not None else None)
-                case Outcomes(link, generation, outcomes):
-                    durable = self._ask(lambda server: server.report(generation, outcomes))
-                    self._answer(Recorded(link, tuple(durable)) if durable else None)
+                case Outcomes(link, generation, outcomes, checkpoints):
+                    durable = self._ask(lambda server: server.report(generation, outcomes, checkpoints))
+                    names = tuple(each.checkpoint for each in checkpoints)
+                    self._answer(Recorded(link, tuple(durable), names) if durable is not None else None)
                 case _:
                     self._receive(message)
         except Refused:
             if isinstance(message, Poll):
                 self._answer(Over(message.link))
+            elif isinstance(message, Announce):
+                self._answer(Over(message.start.uuid))
 
     def _answer(self, message: Any) -> None:
         if message is not None:
@@ -194,15 +261,24 @@ class World:
             return
         fresh = [d.outcome for uuid, d in fleet.decisions.items() if uuid not in known]
         link.outbox |= {outcome.uuid: outcome for outcome in fresh}
-        if any(outcome.status == "applied" for outcome in fresh) and self.dice.random() < 0.3:
-            self._save(fleet)
+        self.reached_step = max(self.reached_step, fleet.step)
+        eager = any(outcome.status == "applied" for outcome in fresh)
+        if self.dice.random() < (self.eager_save_rate if eager else self.save_rate):
+            self._save(fleet, link)
+        link.saved |= {each.checkpoint: each for due, each in self._writing if due <= self.now}
+        self._writing = [(due, each) for due, each in self._writing if due > self.now]
 
     def _at_the_end(self, fleet: Fleet) -> bool:
         return not fleet.held and (fleet.stopping or fleet.step >= self.total_steps)
 
-    def _save(self, fleet: Fleet) -> None:
-        ledger = dict(fleet.replicas[0].ledger)
-        self.saved = deepcopy(Saved(fleet.step, tuple(rank.saved() for rank in fleet.ranks), ledger))
+    def _save(self, fleet: Fleet, link: Link) -> None:
+        """The state is taken now, and written in the background: a death before that leaves nothing."""
+        name, contained = f"{len(self.files)}", frozenset(str(uuid) for uuid in fleet.replicas[0].ledger)
+        self.files[name] = Saved(fleet.step, tuple(rank.saved() for rank in fleet.ranks), contained)
+        committed = CheckpointCommitted(
+            checkpoint=name, step=fleet.step, generation=link.generation or 0, path=f"checkpoints/{name}"
+        )
+        self._writing.append((self.now + self.dice.choice((0, 0, 1, 3)), committed))
 
     # The end of the story
 
@@ -227,8 +303,9 @@ class World:
             self.restart_server()
         if self.fleet is None:
             self.start_trainers()
-        assert self.fleet is not None
-        self.total_steps = min(self.total_steps, self.fleet.step + 10)
+        if self.fleet is None:
+            return
+        self.total_steps = min(self.total_steps, self.reached_step + 10)
         if self.fleet.held and self.dice.random() < 0.2:
             self.try_submit("resume")
 
@@ -248,6 +325,11 @@ class World:
             return refusal.reason
         return None
 
+    def submit_many(self) -> None:
+        """More commands at once than one proposal takes."""
+        for number in range(MAX_COMMANDS_PER_PROPOSAL + 2):
+            self.try_submit("set_learning_rate", factor=0.5 if number % 2 else 2.0)
+
     def _retry(self) -> None:
         for command in list(self.unanswered.values()):
             self.try_send(command)
@@ -257,7 +339,10 @@ class World:
         if fleet is None or link is None or link.generation is None or not self._at_the_end(fleet):
             return
         self.check()
-        if not link.outbox and self.server is not None:
+        if self.server is not None and self.server.state.generation_number != link.generation:
+            self.kill_trainers()  # A late announcement of dead trainers came between: begin again.
+            return
+        if not link.outbox and not link.saved and self.server is not None:
             self.books.check_settled(self.disk, fleet, self.server.state)
             generation, step = link.generation, fleet.step
             try:
@@ -266,3 +351,6 @@ class World:
                 self.kill_trainers()
                 return
             self._ask(lambda server: server.close("finished"))
+            if self._closed() and self.dice.random() < 0.3 and not self._resumed:
+                self._resumed = True
+                self.resume_run()

@@ -1,0 +1,73 @@
+"""The run that nobody ever killed: what its ranks would hold, computed from the journal's settlements alone."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from control_plane.core.commands import Command
+from control_plane.core.records import CommandSettled
+from tests.simulation.rank import FIRST_RATES, GROUPS
+
+REPEATABLE = ("set_learning_rate", "pause", "resume", "stop")
+FLAGS = ("pause", "resume", "stop")
+
+
+def is_repeatable(command: Command) -> bool:
+    """Does it change the training?"""
+    return command.intent.kind in REPEATABLE
+
+
+@dataclass(slots=True)
+class Expected:
+    """What every rank must hold."""
+
+    effects: list[UUID] = field(default_factory=list)
+    rates: list[float] = field(default_factory=lambda: list(FIRST_RATES))
+    paused: bool = False
+    stopping: bool = False
+
+    def take(self, command: Command) -> None:
+        """One effect more."""
+        body = command.intent.model_dump()
+        self.effects.append(command.uuid)
+        if body["kind"] == "set_learning_rate":
+            group = body["group"]
+            for index, name in enumerate(GROUPS):
+                if group is None or group in (index, name, str(index)):
+                    old = self.rates[index]
+                    self.rates[index] = body["value"] if body["factor"] is None else old * body["factor"]
+        elif body["kind"] == "stop":
+            self.paused, self.stopping = False, True
+        else:
+            self.paused = body["kind"] == "pause"
+
+
+@dataclass(slots=True)
+class Undisturbed:
+    """The changes of the training in the order of the journal, each with its step."""
+
+    told: list[tuple[Command, int]] = field(default_factory=list)
+    # The pauses and stops that have no effect any more: the run was resumed after them.
+    over: set[UUID] = field(default_factory=set)
+
+    def tell(self, command: Command, outcome: CommandSettled) -> None:
+        """The journal says that this command was applied."""
+        if is_repeatable(command):
+            self.told.append((command, outcome.step or 0))
+
+    def go_on(self) -> None:
+        """Somebody had the run go on: its last stop is over, and so is what that one ended."""
+        stops = [place for place, (command, _) in enumerate(self.told, start=1) if command.intent.kind == "stop"]
+        ended = self.told[: max(stops, default=0)]
+        self.over = {command.uuid for command, _ in ended if command.intent.kind in FLAGS}
+
+    def at(self, step: int, fresh: Sequence[tuple[Command, CommandSettled]]) -> Expected:
+        """What the ranks hold after `step`; `fresh` are decisions that the journal does not know yet."""
+        expected = Expected()
+        for command, at_step in self.told:
+            if at_step <= step and command.uuid not in self.over:
+                expected.take(command)
+        for command, outcome in fresh:
+            if outcome.status == "applied" and is_repeatable(command):
+                expected.take(command)
+        return expected
