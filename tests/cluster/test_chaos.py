@@ -42,6 +42,14 @@ class Node:
         return {state for pid in self.pids for state in state_of(pid)}
 
 
+def comes_to(pid: int, state: set[str]) -> bool:
+    """A signal is on its way for a moment."""
+    deadline = time.monotonic() + 20
+    while state_of(pid) != state and time.monotonic() < deadline:
+        time.sleep(0.02)
+    return state_of(pid) == state
+
+
 def state_of(pid: int) -> set[str]:
     try:
         status = psutil.Process(pid).status()
@@ -123,11 +131,11 @@ def test_an_unknown_node_is_named_with_those_that_are(where: Settings, nodes: di
 def test_a_signal_reaches_a_process_of_the_cluster(where: Settings, nodes: dict[str, Node]) -> None:
     rank = nodes["node-2"].pids[1]
     assert send(where, rank, "stop") == f"SIGSTOP to process {rank}"
-    assert state_of(rank) == {"stopped"}
+    assert comes_to(rank, {"stopped"})
     send(where, rank, "continue")
-    assert state_of(rank) == {"awake"}
+    assert comes_to(rank, {"awake"})
     send(where, rank, "kill")
-    assert state_of(rank) == set()
+    assert comes_to(rank, set())
 
 
 def test_a_process_of_somebody_else_is_never_signalled(where: Settings, nodes: dict[str, Node]) -> None:

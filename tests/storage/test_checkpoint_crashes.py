@@ -130,9 +130,7 @@ def test_save_that_was_confirmed_survives_a_loss_of_power(tmp_path: Path, key: S
 
 
 @pytest.mark.parametrize("forgotten", ["fsync of files", "fsync of folders"])
-def test_save_without_fsync_does_not_survive_a_loss_of_power(
-    tmp_path: Path, key: SigningKey, forgotten: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_save_without_fsync_does_not_survive_a_loss_of_power(tmp_path: Path, key: SigningKey, forgotten: str) -> None:
     """Guards the two tests above."""
     power, sync = Power(tmp_path / "checkpoints"), os.fsync
 
@@ -144,8 +142,9 @@ def test_save_without_fsync_does_not_survive_a_loss_of_power(
     with power.watched():
         watched = os.fsync
         sync = watched
-        monkeypatch.setattr(os, "fsync", forgetful)
-        root = save(tmp_path / "checkpoints", NEW, key)
-        monkeypatch.setattr(os, "fsync", watched)
+        # Undone within the block: what is put back is what was watched, and is itself put back by the watch.
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(os, "fsync", forgetful)
+            root = save(tmp_path / "checkpoints", NEW, key)
     with pytest.raises(Damaged):
         verify(power.certain(tmp_path / "after") / root.name, key)
