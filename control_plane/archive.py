@@ -121,7 +121,7 @@ class ArchivedRun:
         """Raises `RunEnded`."""
         raise self._over()
 
-    async def lose_generation(self, generation: int, deaths: tuple[Death, ...]) -> None:
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
         """Raises `RunEnded`."""
         raise self._over()
 

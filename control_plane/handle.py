@@ -214,8 +214,11 @@ class RunHandle(Protocol):
         """Have the run go on after its driver or its cluster was lost. Raises `Conflict` if it has finished."""
         ...
 
-    async def lose_generation(self, generation: int, deaths: tuple[Death, ...]) -> None:
-        """The driver found the trainers of this generation dead. Raises `Conflict` if another has begun."""
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
+        """The driver found the trainers of this generation dead; `loss` makes telling it twice harmless.
+
+        Raises `Conflict` if another generation has begun. Closes the run if to start once more makes no sense.
+        """
         ...
 
     async def start_generation(self, start: GenerationStart) -> int:

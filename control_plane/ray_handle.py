@@ -93,9 +93,9 @@ class RayHandle:
         """See `RunHandle.resume`."""
         await self._call("resume", author)
 
-    async def lose_generation(self, generation: int, deaths: tuple[Death, ...]) -> None:
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
         """See `RunHandle.lose_generation`."""
-        await self._call("lose_generation", generation, deaths)
+        await self._call("lose_generation", generation, deaths, loss)
 
     async def start_generation(self, start: GenerationStart) -> int:
         """See `RunHandle.start_generation`."""

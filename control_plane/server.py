@@ -183,11 +183,13 @@ class ControlServer:
         """Somebody has the run go on."""
         self._commit(decisions.resume_run(self._state, author))
 
-    async def lose_generation(self, generation: int, deaths: tuple[Death, ...]) -> None:
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
         """The trainers are dead; the last step that rank 0 told counts as reached. Silence is time without a step."""
         step = self._progress.step if self._progress else 0
         silent_s = self._clock() - self._moved_at if self._progress else 0.0
-        self._commit(decisions.lose_generation(self._state, generation, step, round(silent_s, 3), deaths))
+        self._commit(decisions.lose_generation(self._state, generation, step, round(silent_s, 3), deaths, loss))
+        if self._state.closed is None and (reason := recovery.reason_to_give_up(self._state)):
+            self._commit(decisions.close_run(self._state, "failed", reason))
 
     async def start_generation(self, start: GenerationStart) -> int:
         """The trainers begin."""

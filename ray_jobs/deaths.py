@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.train import UserCallback
@@ -66,12 +67,14 @@ def _reason(error: Exception) -> str:
 
 
 def _tell(files: RunFiles, deaths: tuple[Death, ...]) -> None:
+    loss = uuid4()
+
     async def lose() -> None:
         handle = RayHandle(files, retry_for_s=TELL_WITHIN_S)
         snapshot = await handle.snapshot()
         nodes = {place.rank: place.node for place in snapshot.ranks}
         placed = tuple(death.model_copy(update={"node": nodes.get(death.rank or 0, "")}) for death in deaths)
-        await handle.lose_generation(snapshot.generation, placed)
+        await handle.lose_generation(snapshot.generation, placed, loss)
 
     try:
         asyncio.run(lose())

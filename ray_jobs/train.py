@@ -32,6 +32,9 @@ def main(loop_config: dict[str, Any]) -> None:
     rank = int(os.environ.get("RANK", "0"))
     _log_to_file(files, rank)
     started_at_s = time.time()
+    if _is_closed(files):
+        log.error("run %s is over: there is nothing to start for", files.run)
+        return
     try:
         _train(files, use_gpu, started_at_s)
     except Refused as refusal:
@@ -45,6 +48,15 @@ def main(loop_config: dict[str, Any]) -> None:
     except Exception:
         log.exception("rank %d failed", rank)
         raise
+
+
+def _is_closed(files: RunFiles) -> bool:
+    """Whether the control server has given the run up; then Ray Train is not given another failure to try again for."""
+    import asyncio
+
+    from control_plane.ray_handle import RayHandle
+
+    return asyncio.run(RayHandle(files).snapshot()).closed
 
 
 def _close(files: RunFiles, refusal: Refused) -> None:

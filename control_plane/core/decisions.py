@@ -236,20 +236,25 @@ def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
 
 
 def lose_generation(
-    state: RunState, generation: int, step: int, silent_s: float, deaths: tuple[Death, ...]
+    state: RunState, generation: int, step: int, silent_s: float, deaths: tuple[Death, ...], loss: UUID | None = None
 ) -> list[Record]:
-    """The driver found the trainers dead. Told twice, it is recorded once.
+    """The driver found the trainers dead. Told twice (by the same `loss`), it is recorded once.
+
+    Trainers that die before they have announced themselves are a loss of their own: they count, too, for those who
+    have to give up.
 
     Raises `Conflict` for an earlier generation, `RunEnded` if the run is closed.
     """
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending}")
     _check_current(state, generation)
-    if state.generation is None or state.lost:
+    told = any(each.lost.loss == loss for each in state.losses) if loss is not None else state.lost
+    if told or (loss is None and state.generation is None):
         return []
     saved = (each.step for each in state.checkpoints if each.generation == generation)
     reached = max(step, state.step, *saved)
-    return [GenerationLost(generation=generation, step=reached, silent_s=max(0.0, silent_s), deaths=deaths)]
+    silent_s = 0.0 if state.lost else max(0.0, silent_s)
+    return [GenerationLost(loss=loss, generation=generation, step=reached, silent_s=silent_s, deaths=deaths)]
 
 
 def recover_generation(state: RunState, recovered: GenerationRecovered) -> list[Record]:

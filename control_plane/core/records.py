@@ -179,6 +179,7 @@ class GenerationLost(Words):
     """Trainers died or hung. `step` is the last that was heard of; what came after the checkpoint is undone."""
 
     type: Literal["GenerationLost"] = "GenerationLost"
+    loss: UUID | None = None
     generation: int
     step: int
     silent_s: float = Field(default=0.0, description="from the last sign of life of rank 0 to the discovery")

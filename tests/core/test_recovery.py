@@ -32,6 +32,7 @@ from tests.core.examples import (
     accepted,
     command,
     committed,
+    created,
     lost,
     recovered,
     repeated,
@@ -214,9 +215,27 @@ def test_run_that_is_lost_at_one_step_again_and_again_is_given_up() -> None:
     assert reason == "the trainers were lost 4 times at step 7 without a new step in between: SIGKILL"
 
 
-@pytest.mark.parametrize("steps", [(7, 7, 7, 8), (7, 8, 7, 7, 7), (6, 7, 8, 9), (7, 7, 7, 7, 8)])
+@pytest.mark.parametrize("steps", [(7, 7, 7, 8), (7, 8, 7, 7), (6, 7, 8, 9), (7, 7, 7, 7, 8)])
 def test_run_that_makes_new_steps_between_its_losses_is_not_given_up(steps: tuple[int, ...]) -> None:
     assert reason_to_give_up(losses(*steps)) is None
+
+
+@pytest.mark.parametrize("steps", [(7, 7, 7, 7), (7, 8, 7, 7, 7), (9, 7, 8, 9)])
+def test_run_that_never_gets_beyond_its_losses_is_given_up(steps: tuple[int, ...]) -> None:
+    assert "without a new step" in str(reason_to_give_up(losses(*steps)))
+
+
+def test_trainers_that_die_before_they_begin_are_given_up_soon() -> None:
+    records: list[Record] = [created()]
+    broken = (Death(rank=0, reason="ImportError: no module"),)
+    for number in range(2):
+        assert reason_to_give_up(state_after(*records)) is None
+        records += decisions.lose_generation(state_after(*records), 0, 0, 0.0, broken, uuid(number))
+        again = decisions.lose_generation(state_after(*records), 0, 0, 0.0, broken, uuid(number))
+        assert again == [], "told twice, it is recorded once"
+    state = state_after(*records)
+    assert len(state.losses) == 2
+    assert "before they had begun: ImportError" in str(reason_to_give_up(state))
 
 
 def test_run_that_was_given_up_may_be_resumed_and_gets_all_its_chances_again() -> None:
