@@ -21,6 +21,8 @@ HOOK = "ray_jobs.spares.preload"
 PRELOADED = (
     "torch",
     "deepspeed",
+    # Looks with a compiler for what can be built, when it is first imported.
+    "deepspeed.ops",
     # Imported when an engine is built; drags in all of PyTorch's compiler.
     "deepspeed.runtime.zero.muon.original_muon",
     "accelerate",

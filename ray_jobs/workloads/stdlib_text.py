@@ -1,8 +1,9 @@
 """Text that every machine has: the source of the running Python's standard library."""
 
 import hashlib
+import os
 import sysconfig
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from control_plane.core.errors import Invalid
@@ -23,7 +24,7 @@ def read(data: DataSettings, root: Path | None = None) -> Corpus:
     The files come in the order of the hash of their path, so that a cap takes a sample of the whole library.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
-    files = sorted((_hash(path.relative_to(root)), path) for path in root.rglob("*.py") if _wanted(path, root))
+    files = sorted((_hash(path.relative_to(root)), path) for path in _sources(root))
     train = _documents((path for digest, path in files if digest[0] % EVALUATION_SHARE), data.max_train_bytes)
     evaluation = _documents((path for digest, path in files if not digest[0] % EVALUATION_SHARE), data.max_eval_bytes)
     if not train or not evaluation:
@@ -34,9 +35,16 @@ def read(data: DataSettings, root: Path | None = None) -> Corpus:
     return Corpus(train, evaluation)
 
 
-def _wanted(path: Path, root: Path) -> bool:
-    """_sysconfigdata holds the paths of the machine that built this Python."""
-    return not LEFT_OUT & set(path.relative_to(root).parts) and not path.name.startswith("_sysconfigdata")
+def _sources(root: Path) -> Iterator[Path]:
+    """Folders that are left out are not walked: what is installed beside the library may be many times larger.
+
+    _sysconfigdata holds the paths of the machine that built this Python.
+    """
+    for folder, folders, names in os.walk(root):
+        folders[:] = [name for name in folders if name not in LEFT_OUT]
+        for name in names:
+            if name.endswith(".py") and not name.startswith("_sysconfigdata"):
+                yield Path(folder, name)
 
 
 def _hash(relative: Path) -> bytes:
