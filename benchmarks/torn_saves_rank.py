@@ -17,11 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.storage.checkpoints import Manifest, Shard, SigningKey, commit, hash_shard, newest_good
+from control_plane.storage.layout import STATE
 
 PROTOCOLS = ("stock", "steerway")
 OUTCOMES = ("new", "old", "torn", "none")
 OLD, NEW = "step-1", "step-2"
-STATE = "state"
 SLOW_S = 0.005
 """Each file operation of the slow rank waits so long; in turns it is the last rank, the first one, or none."""
 

@@ -19,7 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import SteerwayError
-from control_plane.core.records import Death, Ending, Entry, RunCreated
+from control_plane.core.records import UNIVERSAL, Death, Ending, Entry, RunCreated
 from control_plane.core.recovery import ResumePoint
 from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
 from control_plane.server import ControlServer
@@ -27,7 +27,6 @@ from control_plane.storage.checkpoints import discard
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
-from control_plane.views import UNIVERSAL
 
 log = logging.getLogger(__name__)
 

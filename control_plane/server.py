@@ -173,8 +173,7 @@ class ControlServer:
 
     async def resume_point(self) -> ResumePoint:
         """The run's history, for new trainers. Closes the run as failed when starting again is hopeless."""
-        if self._state.closed is None and (reason := recovery.reason_to_give_up(self._state)):
-            self._commit(decisions.close_run(self._state, "failed", reason))
+        self._give_up_if_hopeless()
         if self._state.closed is not None:
             raise RunEnded(f"run {self._state.run} has {self._state.closed.ending}: {self._state.closed.reason}")
         return recovery.resume_point(self._state)
@@ -188,6 +187,9 @@ class ControlServer:
         step = self._progress.step if self._progress else 0
         silent_s = self._clock() - self._moved_at if self._progress else 0.0
         self._commit(decisions.lose_generation(self._state, generation, step, round(silent_s, 3), deaths, loss))
+        self._give_up_if_hopeless()
+
+    def _give_up_if_hopeless(self) -> None:
         if self._state.closed is None and (reason := recovery.reason_to_give_up(self._state)):
             self._commit(decisions.close_run(self._state, "failed", reason))
 

@@ -2,14 +2,11 @@
 
 from datetime import datetime
 
-from control_plane.core.records import CheckpointCommitted, GenerationRecovered
+from control_plane.core.records import UNIVERSAL, CheckpointCommitted, GenerationRecovered
 from control_plane.core.recovery import PHASES
 from control_plane.core.retention import CheckpointFacts, Retention, to_discard
 from control_plane.core.state import CommandLife, Loss, RunState
 from control_plane.handle import CommandView, Progress, RecoveryView, Restart, Snapshot
-
-UNIVERSAL = "-universal"
-"""Added to a checkpoint's name: the same for another number of ranks."""
 
 MAX_RECOVERIES_IN_SNAPSHOT = 10
 MAX_COMMANDS_IN_SNAPSHOT = 50

@@ -7,6 +7,7 @@ same on any number of ranks. What changes is accumulated: rank r of W takes micr
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 from control_plane.core.errors import Invalid
 
@@ -24,6 +25,11 @@ class BatchPlan:
     def global_batch_samples(self, ranks: int) -> int:
         """Samples of one optimizer step over all ranks."""
         return self.micro_batch_per_rank * self.accumulation_steps * ranks
+
+
+def global_batch_samples(args: Any) -> int:
+    """Samples of one optimizer step over all ranks, of Transformers' training arguments."""
+    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def plan_batch(

@@ -99,7 +99,7 @@ class InteractiveCallback(TrainerCallback):
         return plan
 
     def _watch(self, collectives: Collectives, silence_s: float) -> None:
-        last_words = self.context.files.logs / f"rank-{collectives.rank}.died.json"
+        last_words = self.context.files.last_words(collectives.rank)
         heartbeat = Heartbeat(collectives.store(), collectives.rank, collectives.world_size)
         self._watchdog = Watchdog(silence_s, last_words, heartbeat.silent_s, heartbeat.watched)
         heartbeat.start()

@@ -21,12 +21,10 @@ import numpy
 import torch
 import torch.distributed as dist
 
+from control_plane.storage.layout import STATE
 from ray_jobs import progress
 from ray_jobs.elastic import universal_checkpoint_info
 from ray_jobs.host_memory import HostBuffers, copied_tensors
-
-STATE = "state"
-"""DeepSpeed's tag: the subfolder of a checkpoint that holds its files."""
 
 FileStates = dict[str, Any]
 """What one rank writes: by path relative to the checkpoint's folder, an object for `torch.save`, or bytes or text."""

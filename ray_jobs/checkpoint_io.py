@@ -11,7 +11,7 @@ from typing import Any
 
 from control_plane.core.errors import SteerwayError
 from control_plane.core.records import CheckpointCommitted
-from control_plane.storage.checkpoints import SigningKey, discard, room_refusal
+from control_plane.storage.checkpoints import discard, room_refusal
 from control_plane.storage.layout import RunFiles
 from ray_jobs.capture import FileStates, capture, copied
 from ray_jobs.checkpoint_writer import CheckpointWriter
@@ -70,15 +70,6 @@ def save_now(
     return whole
 
 
-def save(trainer: Any, files: RunFiles, collectives: Collectives, about: dict[str, Any]) -> CheckpointCommitted | str:
-    """Collective. Save with a writer of its own, and wait for the end."""
-    args = trainer.args
-    batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
-    key = SigningKey.of_installation(files.root.parent.parent / "checkpoint-key")
-    writer = CheckpointWriter(files, collectives.rank, collectives.world_size, key)
-    return save_now(trainer, files, collectives, writer, {"samples_consumed": batch * int(about["step"]), **about})
-
-
 def busy_anywhere(collectives: Collectives, writer: CheckpointWriter) -> bool:
     """Collective. Whether any rank is still writing."""
     return collectives.all_reduce_min(0 if writer.busy else 1) == 0
@@ -119,7 +110,7 @@ def _new_folder(files: RunFiles, wanted: str) -> str:
 
 def _raise_together(collectives: Collectives, files: RunFiles, name: str, problem: str | None) -> None:
     """Collective. If any rank has a problem, rank 0 removes the folder, and all raise `RuntimeError`."""
-    told = [f"rank {rank}: {each}" for rank, each in enumerate(collectives.all_gather(problem)) if each]
+    told = collectives.problems(problem)
     if not told:
         return
     if collectives.rank == 0 and name:

@@ -65,6 +65,14 @@ class Collectives:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def problems(self, problem: str | None) -> list[str]:
+        """Collective. What is wrong on any rank, each with the rank's name; the same on all."""
+        return [f"rank {rank}: {each}" for rank, each in enumerate(self.all_gather(problem)) if each]
+
+    def first_problem(self, problem: str | None) -> str | None:
+        """Collective. What is wrong on the first rank on which anything is; the same on all."""
+        return next((each for each in self.all_gather(problem) if each), None)
+
     def broadcast_json(self, value: Any) -> Any:
         """Collective. Rank 0's value, as plain JSON."""
         box = [json.dumps(value) if self.rank == 0 else None]

@@ -23,13 +23,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from control_plane.core.errors import Damaged, Invalid, Refused, SteerwayError, Unavailable
+from control_plane.core.records import UNIVERSAL
 from control_plane.storage.checkpoints import Manifest, SigningKey, commit, discard, hash_shard, read_manifest, verify
-from control_plane.storage.layout import RunFiles
+from control_plane.storage.layout import STATE, RunFiles
 from control_plane.storage.room import room_refusal
 from control_plane.storage.shards import sync_folder
 
-SUFFIX = "-universal"
-STATE = "state"
 WORKSHOP = ".converting"
 """Where conversions are at work, beside the checkpoints; a hidden folder is never taken for a checkpoint."""
 
@@ -49,7 +48,7 @@ TOLD_CHARS = 2000
 
 def universal_name(name: str) -> str:
     """The name of the universal checkpoint that is converted from `name`."""
-    return f"{name}{SUFFIX}"
+    return f"{name}{UNIVERSAL}"
 
 
 def ensure_universal(

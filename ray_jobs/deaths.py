@@ -49,7 +49,7 @@ def describe(files: RunFiles, rank: int, error: Exception) -> Death:
 
 def _last_words(files: RunFiles, rank: int) -> str | None:
     try:
-        told = json.loads((files.logs / f"rank-{rank}.died.json").read_text())
+        told = json.loads(files.last_words(rank).read_text())
         return str(told["reason"]) if time.time() - float(told["time_s"]) < LAST_WORDS_AGE_S else None
     except (OSError, ValueError, KeyError, TypeError):
         return None

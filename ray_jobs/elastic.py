@@ -19,10 +19,8 @@ from typing import Any
 import torch
 
 from control_plane.core.errors import Damaged, Diverged, Invalid
+from control_plane.storage.layout import STATE
 from ray_jobs.batch import BatchPlan
-
-STATE = "state"
-"""DeepSpeed's tag: the subfolder that holds its files."""
 
 CONSOLIDATED = f"{STATE}/consolidated.json"
 """Of a universal checkpoint: its ZeRO stage, the digest of its consolidated state, and its parameter groups."""

@@ -12,6 +12,7 @@ from control_plane.core.errors import Damaged, Refused, SteerwayError, Unavailab
 from control_plane.core.records import CheckpointCommitted, RefusedCheckpoint
 from control_plane.core.recovery import Replay, ResumePoint, replay_after
 from control_plane.storage.checkpoints import Manifest, SigningKey, discard, leftovers, read_manifest, verify
+from control_plane.storage.layout import STATE
 from ray_jobs.collectives import Collectives
 from ray_jobs.context import RunContext
 from ray_jobs.convert import ensure_universal
@@ -43,7 +44,7 @@ class Plan:
     def state_folder(self) -> Path:
         """Where the state's files lie. Only for a plan with a checkpoint."""
         assert self.root is not None
-        return self.root / "state"
+        return self.root / STATE
 
 
 FROM_THE_BEGINNING = Plan(Replay(ledger={}, repeats=(), paused=False, stopping=False))
@@ -96,7 +97,7 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
 def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunContext) -> Manifest | str:
     """Collective. The manifest to restore from, or, on every rank alike, why it cannot be this one."""
     root, key = context.files.checkpoints / candidate.checkpoint, context.key
-    if problem := _told(collectives, _problem(root, key, collectives, context.files.run)):
+    if problem := collectives.first_problem(_problem(root, key, collectives, context.files.run)):
         return problem
     manifest = read_manifest(root, key)
     if manifest.world_size == collectives.world_size:
@@ -116,7 +117,7 @@ def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunC
         raise Unavailable(unavailable)  # nothing is wrong with the checkpoint: another start may convert it
     if problem is None:
         root = context.files.checkpoints / str(converted)
-        problem = _told(collectives, _problem(root, key, collectives, context.files.run))
+        problem = collectives.first_problem(_problem(root, key, collectives, context.files.run))
     return problem or read_manifest(root, key)
 
 
@@ -133,8 +134,3 @@ def _problem(root: Path, key: SigningKey, collectives: Collectives, run: str) ->
     except OSError as error:
         return f"{root.name} cannot be read: {error.strerror or error}"
     return None
-
-
-def _told(collectives: Collectives, problem: str | None) -> str | None:
-    """Collective. The first problem of any rank."""
-    return next((found for found in collectives.all_gather(problem) if found), None)

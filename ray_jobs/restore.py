@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from control_plane.core.errors import Damaged, Diverged
+from control_plane.storage.layout import STATE
 from ray_jobs import progress
-from ray_jobs.capture import STATE, capture, progress_path, random_digest, state_digest
+from ray_jobs.capture import capture, progress_path, random_digest, state_digest
 from ray_jobs.collectives import Collectives
 from ray_jobs.elastic import load_universal
 from ray_jobs.plan import Plan
@@ -55,7 +56,7 @@ def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
         found = state_digest(states)
         if found != saved:
             problem = f"its state has the digest {found[:12]}, and {str(saved)[:12]} was saved"
-    told = [f"rank {rank}: {each}" for rank, each in enumerate(collectives.all_gather(problem)) if each]
+    told = collectives.problems(problem)
     if told:
         raise Diverged(f"what was restored from {plan.checkpoint} is not what was saved: {'; '.join(told)}")
     log.info("restored %s: step %d, digest compared", plan.checkpoint, plan.manifest.step)
@@ -68,7 +69,7 @@ def random_generators(trainer: Any, plan: Plan, rank: int) -> None:
     """
     assert plan.manifest is not None
     manifest = plan.manifest
-    progress.restore_random(_progress(plan, rank))
+    progress.restore_random(_read(plan, rank % manifest.world_size))
     if manifest.kind == "universal" and rank >= manifest.world_size:
         seed = hashlib.sha256(f"{trainer.args.seed}:{manifest.step}:{rank}".encode()).digest()
         torch.manual_seed(int.from_bytes(seed[:8], "big"))

@@ -11,6 +11,7 @@ from control_plane.core.boundary import Applied
 from control_plane.core.commands import Command, SaveCheckpoint
 from control_plane.core.records import CheckpointCommitted, Reading
 from ray_jobs import checkpoint_io
+from ray_jobs.batch import global_batch_samples
 from ray_jobs.checkpoint_writer import CheckpointWriter
 
 log = logging.getLogger(__name__)
@@ -53,8 +54,7 @@ class CheckpointCallback(TrainerCallback):
         if checkpoint_io.busy_anywhere(session.collectives, self.writer):
             session.fail_checkpoint(f"step-{step:08d}", step, "the one before it is still being written")
             return
-        refusal = next(iter(filter(None, session.collectives.all_gather(self._space_refusal()))), None)
-        if refusal:
+        if refusal := session.collectives.first_problem(self._space_refusal()):
             session.fail_checkpoint(f"step-{step:08d}", step, refusal)
             return
         try:
@@ -125,7 +125,7 @@ class CheckpointCallback(TrainerCallback):
 
     def _about(self, step: int, label: str | None, pinned: bool) -> dict[str, Any]:
         session, args = self._interactive.opened(), self._interactive.trainer.args
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size
+        batch = global_batch_samples(args)
         return {
             "generation": session.replica.generation,
             "step": step,

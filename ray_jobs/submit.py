@@ -12,7 +12,6 @@ import getpass
 import importlib.util
 import json
 import os
-import re
 import secrets
 import shlex
 import shutil
@@ -27,7 +26,7 @@ from control_plane.core.errors import Conflict, Invalid, SteerwayError, Unavaila
 from control_plane.core.state import fold
 from control_plane.storage import journal
 from control_plane.storage.checkpoints import MANIFEST, SigningKey, commit, verify
-from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run
+from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
 from ray_jobs.batch import sizes_that_can
 from ray_jobs.config import RunConfig, check_training_keys, load
 from ray_jobs.config_sections import ScriptWorkload
@@ -107,19 +106,18 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None) -> s
 DEFAULT_MICRO_BATCH = 8
 """What Transformers takes if a config does not say."""
 
-JOB_NUMBER = "-r"
-"""A run's second job, when it is resumed, is called `<run>-r2`."""
-
 
 def _free_job_id(client: Any, run: str) -> str:
     """The run's id for its first job here, then `<run>-r2`, ... Raises `Conflict` if one of them is at work."""
-    own = re.compile(re.escape(run) + rf"(?:{JOB_NUMBER}(\d+))?")
-    jobs = [job for job in client.list_jobs() if job.submission_id and own.fullmatch(job.submission_id)]
-    for job in jobs:
+    taken = [0]
+    for job in client.list_jobs():
+        number = job_number(run, job.submission_id or "")
+        if number is None:
+            continue
         if not job.status.is_terminal():
             raise Conflict(f"run {run} is at work as Ray job {job.submission_id} ({job.status.value.lower()})")
-    numbers = [int((own.fullmatch(job.submission_id) or [0, None])[1] or 1) for job in jobs]
-    return f"{run}{JOB_NUMBER}{max(numbers) + 1}" if numbers else run
+        taken.append(number)
+    return job_name(run, max(taken) + 1)
 
 
 def ray_environment(where: Settings) -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, cast
 from transformers import Trainer, TrainingArguments
 
 from ray_jobs import context, restore
+from ray_jobs.batch import global_batch_samples
 from ray_jobs.callbacks import (
     AlreadyOver,
     InteractiveCallback,
@@ -126,11 +127,6 @@ def make_interactive(trainer_class: T) -> T:
     """A subclass of `trainer_class` that can be steered, and that begins where the run was."""
     name = f"Interactive{trainer_class.__name__.removeprefix('Interactive')}"
     return type(name, (Steered, trainer_class), {"__doc__": Steered.__doc__})  # type: ignore[return-value]
-
-
-def global_batch_samples(args: TrainingArguments) -> int:
-    """Samples of one optimizer step over all ranks."""
-    return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def _takes_our_order(trainer_class: type[Trainer], data: Any, args: TrainingArguments) -> bool:

@@ -1,6 +1,5 @@
 """Whether a Ray job that executes a run is still there: a driver that died cannot close its run."""
 
-import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 from control_plane.cli.machine import cluster_record
 from control_plane.config import Settings
 from control_plane.handle import Snapshot
+from control_plane.storage.layout import job_number
 
 ENDED = ("SUCCEEDED", "FAILED", "STOPPED")
 
@@ -53,19 +53,15 @@ def job_is_gone(where: Settings, run: str) -> bool:
 
 
 def jobs_of(where: Settings, run: str) -> dict[str, str] | None:
-    """The run's jobs and their statuses in Ray's words, the first one first; None if Ray does not answer.
-
-    A run's first job is called as the run is; when it is resumed, `<run>-r2`, `<run>-r3`, ...
-    """
-    own = re.compile(re.escape(run) + r"(?:-r(\d+))?")
+    """The run's jobs and their statuses in Ray's words, the first one first; None if Ray does not answer."""
     listed = _list_jobs(where)
     if listed is None:
         return None
     found: list[tuple[int, str, str]] = []
     for job in listed:
-        name = own.fullmatch(str(job.get("submission_id") or ""))
-        if name is not None:
-            found.append((int(name[1] or 1), name[0], str(job.get("status"))))
+        name = str(job.get("submission_id") or "")
+        if (number := job_number(run, name)) is not None:
+            found.append((number, name, str(job.get("status"))))
     return {name: status for _, name, status in sorted(found)}
 
 

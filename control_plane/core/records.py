@@ -29,6 +29,9 @@ JSON has no NaN and no infinity: in a record they are spelled "NaN", "Infinity" 
 Status = Literal["applied", "rejected", "failed", "expired", "cancelled"]
 Ending = Literal["finished", "stopped", "failed"]
 
+UNIVERSAL = "-universal"
+"""Added to a checkpoint's name: the same for another number of ranks."""
+
 MAX_RANKS_LISTED = 8
 """Readings are journalled rank by rank up to this world size; beyond it, agreement makes one reading enough."""
 

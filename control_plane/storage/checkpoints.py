@@ -24,7 +24,7 @@ from pydantic import ValidationError
 from control_plane.core.errors import Damaged, Invalid
 from control_plane.storage.manifests import FORMAT, MANIFEST, MAX_MANIFEST_BYTES, Manifest, RankState, Shard
 from control_plane.storage.room import discard, folders, leftovers, room_refusal
-from control_plane.storage.shards import ShardFile, hash_file, hash_shard, read_through, sync_folder, write_all
+from control_plane.storage.shards import ShardFile, hash_shard, read_through, sync_folder, write_all
 from control_plane.storage.signing import SigningKey
 
 __all__ = [
@@ -38,7 +38,6 @@ __all__ = [
     "commit",
     "discard",
     "examine",
-    "hash_file",
     "hash_shard",
     "leftovers",
     "list_checkpoints",

@@ -13,6 +13,9 @@ from pathlib import Path
 
 from control_plane.core.errors import Invalid, NotFound
 
+STATE = "state"
+"""A checkpoint's subfolder for what the trainers save; DeepSpeed calls it a tag."""
+
 RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 """A run's id becomes a folder, an actor's name and a part of URLs; so it is harmless in all of them."""
 
@@ -62,10 +65,25 @@ class RunFiles:
         """What the driver and the ranks printed."""
         return self.root / "logs"
 
+    def last_words(self, rank: int) -> Path:
+        """Where a rank that ends itself writes why, for whoever finds it dead."""
+        return self.logs / f"rank-{rank}.died.json"
+
     @property
     def signing_key(self) -> Path:
         """The installation's key for checkpoints: one for all its runs."""
         return self.root.parent.parent / "checkpoint-key"
+
+
+def job_name(run: str, number: int) -> str:
+    """The submission id of a run's Ray job: the run's own id for the first, `<run>-r2` when it is resumed, ..."""
+    return run if number == 1 else f"{run}-r{number}"
+
+
+def job_number(run: str, job: str) -> int | None:
+    """The inverse of `job_name`: from 1; None if the job is not one of this run's."""
+    found = re.fullmatch(re.escape(run) + r"(?:-r(\d+))?", job)
+    return None if found is None else int(found[1] or 1)
 
 
 def find_run(runs_dir: Path, run: str) -> RunFiles:

@@ -103,9 +103,6 @@ def hash_shard(root: Path, path: Path, rank: int) -> Shard:
     return Shard(path=path.relative_to(root).as_posix(), rank=rank, size_bytes=size_bytes, sha256=sha256)
 
 
-hash_file = hash_shard
-
-
 def read_through(path: Path, durable: bool = False) -> tuple[int, str]:
     """Size in bytes and SHA-256 of a regular file; a symbolic link is none. Raises `OSError`, `Damaged`."""
     # Without O_NONBLOCK, opening a named pipe would wait for somebody to write into it.

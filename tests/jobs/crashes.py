@@ -10,7 +10,6 @@ that shall be killed: [rank, step, phase]. Answers, per training, what `crash_tr
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -20,6 +19,7 @@ from typing import Any
 from control_plane.core.records import CheckpointCommitted
 from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
+from tests.jobs.ranks import free_port
 
 GENERATION_S = 120.0
 """No generation of these trainings needs longer, even on a busy machine."""
@@ -41,12 +41,6 @@ def run_crashes(trainings: list[dict[str, Any]], world_size: int, folder: Path) 
         )
     assert done.returncode == 0, (folder / "out").read_text()[-6000:]
     return list(json.loads((folder / "answers.json").read_text()))
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main(folder: Path) -> None:
