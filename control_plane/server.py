@@ -173,6 +173,7 @@ class ControlServer:
 
     async def resume_point(self) -> ResumePoint:
         """The run's history, for new trainers. Closes the run as failed when starting again is hopeless."""
+        self._commit(decisions.succeed_generation(self._state, *self._heard()))
         self._give_up_if_hopeless()
         if self._state.closed is not None:
             raise RunEnded(f"run {self._state.run} has {self._state.closed.ending}: {self._state.closed.reason}")
@@ -184,10 +185,14 @@ class ControlServer:
 
     async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
         """The trainers are dead; the last step that rank 0 told counts as reached. Silence is time without a step."""
-        step = self._progress.step if self._progress else 0
-        silent_s = self._clock() - self._moved_at if self._progress else 0.0
-        self._commit(decisions.lose_generation(self._state, generation, step, round(silent_s, 3), deaths, loss))
+        self._commit(decisions.lose_generation(self._state, generation, *self._heard(), deaths, loss))
         self._give_up_if_hopeless()
+
+    def _heard(self) -> tuple[int, float]:
+        """The last step that rank 0 told, and the seconds since then."""
+        if self._progress is None:
+            return 0, 0.0
+        return self._progress.step, round(self._clock() - self._moved_at, 3)
 
     def _give_up_if_hopeless(self) -> None:
         if self._state.closed is None and (reason := recovery.reason_to_give_up(self._state)):

@@ -257,6 +257,13 @@ def lose_generation(
     return [GenerationLost(loss=loss, generation=generation, step=reached, silent_s=silent_s, deaths=deaths)]
 
 
+def succeed_generation(state: RunState, step: int, silent_s: float) -> list[Record]:
+    """New trainers ask where to begin: those before are gone, even if the driver's word of it was lost on its way."""
+    if state.closed is not None or state.generation is None or state.ended is not None or not state.listens:
+        return []
+    return lose_generation(state, state.generation_number, step, silent_s, ())
+
+
 def recover_generation(state: RunState, recovered: GenerationRecovered) -> list[Record]:
     """The first step after a loss. Told twice, it is recorded once."""
     last = state.losses[-1] if state.losses else None

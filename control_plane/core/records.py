@@ -188,6 +188,11 @@ class GenerationLost(Words):
     silent_s: float = Field(default=0.0, description="from the last sign of life of rank 0 to the discovery")
     deaths: tuple[Death, ...] = ()
 
+    @property
+    def is_inferred(self) -> bool:
+        """Nobody told of it: new trainers came."""
+        return self.loss is None and not self.deaths
+
 
 class GenerationRecovered(Words):
     """The first step after a loss. Each phase in seconds: see `core.recovery.PHASES`."""

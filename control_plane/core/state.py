@@ -165,7 +165,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case CheckpointFailed():
             pass  # for people: what was never committed was never there
         case GenerationLost():
-            state.losses.append(Loss(record, entry.time))
+            _lose(state, entry, record)
             state.reached_step = max(state.reached_step, record.step)
         case GenerationRecovered():
             state.losses[-1] = replace(state.losses[-1], recovered=record)
@@ -187,6 +187,14 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     state.knobs = dict(record.knobs)
     if state.lost:
         state.losses[-1] = replace(state.losses[-1], restarted=record)
+
+
+def _lose(state: RunState, entry: Entry, record: GenerationLost) -> None:
+    last = state.losses[-1] if state.lost else None
+    if last is not None and last.lost.is_inferred and not record.is_inferred:
+        state.losses[-1] = replace(last, lost=record)  # the driver's word of what was known already
+    else:
+        state.losses.append(Loss(record, entry.time))
 
 
 def _end_generation(state: RunState, record: GenerationEnded) -> None:

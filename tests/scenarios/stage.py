@@ -210,7 +210,7 @@ class Stage:
     def do_restore(self, rest: str) -> list[str]:
         """New trainers ask where to start, and start from this checkpoint, or from the beginning."""
         words = pairs(rest)
-        point = self.server.resume_point()
+        point = self.server.resume_point(0)
         step, values, contained = self.saved[words["id"]] if "id" in words else (0, [{}, {}], set())
         replay = replay_after(point.decided, contained)
         ranks = [SimRank(rank, self.faults, **deepcopy(value)) for rank, value in enumerate(values)]

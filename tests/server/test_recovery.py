@@ -60,6 +60,28 @@ def test_report_records_outcomes_before_checkpoints(house: House) -> None:
     run(story())
 
 
+def test_resume_point_whose_loss_nobody_told_of_is_a_loss_and_the_late_word_completes_it(house: House) -> None:
+    """The driver's message may be lost, or come after the new trainers' question."""
+
+    async def story() -> None:
+        server = await steered(house)
+        await server.report(Report(generation=1, progress=Progress(step=8, total_steps=100)))
+        await server.resume_point()
+        await server.resume_point()
+        snapshot = await server.snapshot()
+        assert (snapshot.status, [(each.step, each.deaths) for each in snapshot.recoveries]) == (
+            "recovering",
+            [(8, ())],
+        )
+        with pytest.raises(Conflict, match="given up for lost"):
+            await server.report(Report(generation=1, progress=Progress(step=9, total_steps=100)))
+        await server.lose_generation(1, DEATHS, UUID(int=7))
+        for living in (server, house.serve()):
+            assert [(each.step, each.deaths) for each in (await living.snapshot()).recoveries] == [(8, DEATHS)]
+
+    run(story())
+
+
 def test_lose_generation_counts_what_rank_0_was_heard_of_and_is_recorded_once(house: House) -> None:
     async def story() -> None:
         server = await steered(house)

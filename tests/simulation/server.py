@@ -125,8 +125,9 @@ class SimServer:
         """The driver found the trainers dead, at this step as far as it has heard. Raises `Refused`."""
         self.commit(decisions.lose_generation(self.state, self.state.generation_number, step, 0.0, ()))
 
-    def resume_point(self) -> ResumePoint:
+    def resume_point(self, heard_step: int) -> ResumePoint:
         """The run's history, for new trainers. Raises `RunEnded` when starting again is hopeless."""
+        self.commit(decisions.succeed_generation(self.state, heard_step, 0.0))
         if self.state.closed is None and (reason := recovery.reason_to_give_up(self.state)):
             self.commit(decisions.close_run(self.state, "failed", reason))
         if self.state.closed is not None:

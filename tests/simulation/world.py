@@ -20,6 +20,9 @@ from tests.simulation.rank import SimRank
 from tests.simulation.server import Crashed, Disk, Rules, SimServer
 
 MAX_TICKS_TO_FINISH = 400
+
+DRIVER_IS_HEARD = 0.8
+"""How often the driver's word of a loss arrives before the new trainers ask where to begin."""
 """A healed world that is not done after so many ticks never will be."""
 
 
@@ -100,8 +103,9 @@ class World:
         """New trainers begin where the journal says; those there were are gone. Without a server nobody begins."""
         self.kill_trainers()
         try:
-            self._ask(lambda server: server.lose_generation(self._heard_step))
-            point: ResumePoint | None = self._ask(lambda server: server.resume_point())
+            if self.dice.random() < DRIVER_IS_HEARD:
+                self._ask(lambda server: server.lose_generation(self._heard_step))
+            point: ResumePoint | None = self._ask(lambda server: server.resume_point(self._heard_step))
         except Refused:
             point = None
         if point is not None:
