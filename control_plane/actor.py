@@ -14,7 +14,6 @@ from typing import Any
 from uuid import UUID
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
@@ -32,7 +31,9 @@ log = logging.getLogger(__name__)
 
 NAMESPACE = "steerway"
 HEAD = "node:__internal_head__"
-"""The resource by which Ray marks its head node."""
+"""The resource by which Ray marks its head node; there is 1.0 of it."""
+
+SHARE_OF_THE_HEAD = 0.001
 
 MAX_CONCURRENT_CALLS = 1000
 """Long polls hold a place each: one for the run's link, one for everybody who watches."""
@@ -149,15 +150,15 @@ def get_or_create(files: RunFiles) -> Any:
         max_task_retries=0,
         max_concurrency=MAX_CONCURRENT_CALLS,
         num_cpus=0,
-        scheduling_strategy=_on_the_head(),
+        resources=_of_the_head(),
     ).remote(str(files.root))
 
 
-def _on_the_head() -> Any:
-    """Where the cluster's own control plane lives, if it can be: a node that is lost then takes ranks with it or the
-    control server, and not both."""
-    heads = [node["NodeID"] for node in ray.nodes() if node["Alive"] and HEAD in node.get("Resources", {})]
-    return NodeAffinitySchedulingStrategy(node_id=heads[0], soft=True) if heads else "DEFAULT"
+def _of_the_head() -> dict[str, float]:
+    """Ties the actor to the node of the cluster's own control plane: a node that is lost then takes ranks with it or
+    the control server, and not both. An affinity would not do: Ray forgets a soft one, and a hard one names a node."""
+    heads = [node for node in ray.nodes() if node["Alive"] and HEAD in node.get("Resources", {})]
+    return {HEAD: SHARE_OF_THE_HEAD} if heads else {}
 
 
 def is_serving(files: RunFiles) -> bool:

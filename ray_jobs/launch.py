@@ -25,7 +25,7 @@ from control_plane.ray_handle import RayHandle
 from control_plane.storage.layout import RunFiles
 from ray_jobs import config as run_config
 from ray_jobs.deaths import DeathWatch
-from ray_jobs.spares import worker_environment
+from ray_jobs.spares import HelpersStandBy, worker_environment
 
 log = logging.getLogger("steerway.driver")
 
@@ -72,13 +72,14 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         placement_strategy=settings.scaling.placement.upper(),
         resources_per_worker={"CPU": settings.scaling.cpus_per_rank} | ({"GPU": 1} if gpu else {}),
     )
-    # Ray declares another class here than the one that it takes.
+    # Ray declares other classes here than those that it takes.
+    callbacks: list[Any] = [DeathWatch(str(files.root)), HelpersStandBy()]
     run_config_of_ray: Any = RunConfig(
         name=f"{files.run}-{time.time_ns():x}",
         storage_path=str(files.root / "ray_train"),
         # Whether to go on is the control server's decision: it knows whether there was any progress.
         failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1, max_preemption_failures=-1),
-        callbacks=[DeathWatch(str(files.root))],
+        callbacks=callbacks,
         worker_runtime_env={"env_vars": worker_environment("cuda" if gpu else "cpu")},
     )
     trainer = TorchTrainer(

@@ -1,4 +1,7 @@
-"""Warm spares: worker processes that have imported everything, kept idle on every node for the next start.
+"""Warm spares: worker processes that have imported everything, kept idle for the next start.
+
+    keep_warm           in a rank: spares for the ranks, on every node
+    HelpersStandBy      in Ray Train's controller: plain ones beside it, for the actors that it makes at each start
 
 A fresh rank spends most of its start-up on imports: seconds on a large machine, tens of seconds on a small one. Ray
 keeps idle worker processes, and hands one out to an actor with the same runtime environment; it can be asked to start
@@ -12,6 +15,8 @@ import os
 import threading
 import time
 from typing import Any, cast
+
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 log = logging.getLogger(__name__)
 
@@ -39,6 +44,9 @@ KEPT_FOR_S = 7 * 24 * 3600
 """Ray ends idle workers after a while. A spare that is never needed costs its memory, until its run ends."""
 
 LOOK_FOR_NODES_EVERY_S = 5.0
+
+HELPERS_AFTER_S = 10.0
+"""From the ranks' first line: by then they make steps."""
 
 REQUEST_TIMEOUT_S = 10.0
 
@@ -74,8 +82,6 @@ def keep_warm(count: int, after_s: float) -> None:
 def _ask_every_node(count: int, after_s: float) -> None:
     import ray
 
-    context = ray.get_runtime_context()
-    runtime_env, job = context.get_runtime_env_string(), context.get_job_id()
     asked: set[str] = set()
     time.sleep(after_s)
     while True:
@@ -84,19 +90,27 @@ def _ask_every_node(count: int, after_s: float) -> None:
             if node["NodeID"] in asked or not node["Alive"] or not node["Resources"].get("CPU"):
                 continue
             asked.add(node["NodeID"])
-            try:
-                _prestart(node, runtime_env, job, count)
-            except Exception as error:
-                log.warning("no spares on %s: %s", node["NodeManagerAddress"], str(error).splitlines()[0])
-            else:
-                log.info("%d spares asked for on node %s", count, node["NodeID"][:8])
+            _ask(node, count)
         time.sleep(LOOK_FOR_NODES_EVERY_S)
 
 
-def _prestart(node: dict[str, Any], runtime_env: str, job: str, count: int) -> None:
+def _ask(node: dict[str, Any], count: int) -> None:
+    try:
+        _prestart(node, count)
+    except Exception as error:
+        log.warning("no spares on %s: %s", node["NodeManagerAddress"], str(error).splitlines()[0])
+    else:
+        log.info("%d spares asked for on node %s", count, node["NodeID"][:8])
+
+
+def _prestart(node: dict[str, Any], count: int) -> None:
+    """Workers with the environment of this process, and of its job."""
+    import ray
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc, runtime_environment_pb2
 
+    context = ray.get_runtime_context()
+    runtime_env, job = context.get_runtime_env_string(), context.get_job_id()
     common, manager, environment = (cast(Any, stub) for stub in (common_pb2, node_manager_pb2, runtime_environment_pb2))
     channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
     request = manager.PrestartWorkersRequest(
@@ -108,3 +122,26 @@ def _prestart(node: dict[str, Any], runtime_env: str, job: str, count: int) -> N
     )
     with channel:
         node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=REQUEST_TIMEOUT_S)
+
+
+class HelpersStandBy(WorkerGroupCallback):
+    """A callback of Ray Train's: when the ranks train, have idle workers ready for what their next start needs.
+
+    At each start the controller makes a `SynchronizationActor` and a `DatasetManager` on its own node. Two processes
+    that import Ray at that moment take the cores from the ranks that are being restored.
+    """
+
+    COUNT = 2
+
+    def after_worker_group_training_start(self, worker_group: Any) -> None:
+        """Ask for them beside the controller's event loop, once the ranks have begun."""
+        threading.Thread(target=self._ask_here, name="steerway-helpers", daemon=True).start()
+
+    def _ask_here(self) -> None:
+        import ray
+
+        time.sleep(HELPERS_AFTER_S)
+        own = ray.get_runtime_context().get_node_id()
+        for node in ray.nodes():
+            if node["NodeID"] == own:
+                _ask(node, self.COUNT)

@@ -141,6 +141,8 @@ def worker_environment(start_timeout_s: float) -> dict[str, str]:
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
         # Ray Train looks after its workers this often; by default every 2 s.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
+        # One process less at every start of the ranks: `preemption` looks after nodes that are taken away.
+        "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
         # It asks workers that may be dead to take leave of each other, and waits for them 30 s by default.
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",
         # A second net beneath the ranks' own watchdogs, for a worker that does not even answer Ray.
