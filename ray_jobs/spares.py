@@ -30,6 +30,8 @@ PRELOADED = (
     "deepspeed.ops",
     # Imported when an engine is built; drags in all of PyTorch's compiler.
     "deepspeed.runtime.zero.muon.original_muon",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.module_inject.auto_ep_layer",
     "accelerate",
     "transformers.trainer",
     "transformers.integrations.deepspeed",
@@ -127,11 +129,11 @@ def _prestart(node: dict[str, Any], count: int) -> None:
 class HelpersStandBy(WorkerGroupCallback):
     """A callback of Ray Train's: when the ranks train, have idle workers ready for what their next start needs.
 
-    At each start the controller makes a `SynchronizationActor` and a `DatasetManager` on its own node. Two processes
+    At each start the controller makes a `SynchronizationActor` and a `DatasetManager` on its own node. Processes
     that import Ray at that moment take the cores from the ranks that are being restored.
     """
 
-    COUNT = 2
+    COUNT = 3
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
         """Ask for them beside the controller's event loop, once the ranks have begun."""
