@@ -25,7 +25,7 @@ from control_plane.core.records import Ending, RankPlace
 from control_plane.handle import Offer, Report, RunHandle
 from ray_jobs.collectives import Collectives
 from ray_jobs.link import Link
-from ray_jobs.session import TrainingSession
+from ray_jobs.session import RankSession
 
 VARIANTS = ("none", "blocking", "prefetched", "synchronised")
 WARM_UP = -1
@@ -58,7 +58,7 @@ class QuietControl:
 class Alternation(TrainerCallback):
     """Holds the boundary of each step as `plan` has it: (round, variant) by step. Times are in microseconds."""
 
-    session: TrainingSession
+    session: RankSession
     plan: list[tuple[int, str]]
     seen: list[tuple[int, str, float, float]] = field(default_factory=list)
 
@@ -115,9 +115,9 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     return {"steps": [step for step in alternation.seen if step[0] != WARM_UP], "bare_us": bare_us}
 
 
-def _session(rank: int, total_steps: int) -> TrainingSession:
+def _session(rank: int, total_steps: int) -> RankSession:
     link = Link(lambda: cast(RunHandle, QuietControl())) if rank == 0 else None
-    session = TrainingSession(Collectives(), link)
+    session = RankSession(Collectives(), link)
     place = RankPlace(rank=rank, node="local", pid=os.getpid(), device="cpu")
     session.start(place, 0, total_steps, {}, {})
     return session

@@ -143,7 +143,12 @@ class ControlServer:
 
     async def submit(self, command: Command) -> Receipt:
         """Make a command durable, or refuse it with a reason."""
-        self._commit(decisions.accept(self._state, command))
+        records = decisions.accept(self._state, command, self._utc_now())
+        deleted = {record.checkpoint for record in records if isinstance(record, CheckpointDiscarded)}
+        gone = [each for each in self._state.checkpoints if each.checkpoint in deleted]
+        self._commit(records)
+        for each in gone:
+            self._discard(each)
         life = self._state.commands[command.uuid]
         return Receipt(uuid=command.uuid, run=self._state.run, seq=life.accepted_seq, status=life.status)
 

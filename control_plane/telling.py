@@ -12,6 +12,7 @@ from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
     CheckpointFailed,
+    CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
     CommandSettled,
@@ -51,7 +52,7 @@ def what(record: Record, asked: Mapping[UUID, Command]) -> str:
             return f"{_name(record.uuid, asked)}: {ending(record)}"
         case CommandRepeated():
             return repetition(record, _name(record.uuid, asked))
-        case CheckpointCommitted() | CheckpointFailed() | CheckpointDiscarded():
+        case CheckpointCommitted() | CheckpointPinned() | CheckpointFailed() | CheckpointDiscarded():
             return checkpoint(record)
         case GenerationStarted() | GenerationLost() | GenerationRecovered() | GenerationEnded():
             return generation(record)
@@ -72,7 +73,7 @@ def generation(record: GenerationStarted | GenerationLost | GenerationRecovered 
             return f"training {record.ending} at step {record.step}{_because(record.reason)}"
 
 
-def checkpoint(record: CheckpointCommitted | CheckpointFailed | CheckpointDiscarded) -> str:
+def checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed | CheckpointDiscarded) -> str:
     """What became of a checkpoint."""
     match record:
         case CheckpointCommitted():
@@ -80,6 +81,8 @@ def checkpoint(record: CheckpointCommitted | CheckpointFailed | CheckpointDiscar
             notes = [size(record.size_bytes)] if record.size_bytes else []
             notes += ["pinned"] if record.pinned else []
             return ", ".join([f"checkpoint {record.checkpoint}{label} at step {record.step}", *notes])
+        case CheckpointPinned():
+            return f"checkpoint {record.checkpoint} {'pinned' if record.pinned else 'no longer pinned'}"
         case CheckpointFailed():
             return f"no checkpoint at step {record.step}: {clean(record.reason)}"
         case CheckpointDiscarded():

@@ -27,11 +27,12 @@ from ray_jobs.collectives import Collectives
 from ray_jobs.context import RunContext
 from ray_jobs.elastic import apply_batch_plan
 from ray_jobs.heartbeat import Heartbeat
+from ray_jobs.knobs import KnobsApplier
 from ray_jobs.link import FAILED_WAIT_S, Link
 from ray_jobs.plan import Plan, make_plan
 from ray_jobs.saving import CheckpointCallback
 from ray_jobs.schedule import live_groups, steer_schedule
-from ray_jobs.session import TrainingSession
+from ray_jobs.session import RankSession
 from ray_jobs.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,7 @@ class InteractiveCallback(TrainerCallback):
 
     def __init__(self, trainer: Any, context: RunContext) -> None:
         self.trainer, self.context = trainer, context
-        self.session: TrainingSession | None = None
+        self.session: RankSession | None = None
         self.plan: Plan | None = None
         self._learning_rate: LearningRateApplier | None = None
         self._watchdog: Watchdog | None = None
@@ -63,7 +64,7 @@ class InteractiveCallback(TrainerCallback):
         self._restarting_s: float | None = None
         self._stepped = False
 
-    def opened(self) -> TrainingSession:
+    def opened(self) -> RankSession:
         """The session. Raises `RuntimeError` outside of training."""
         if self.session is None:
             raise RuntimeError("the training has not begun")
@@ -72,7 +73,7 @@ class InteractiveCallback(TrainerCallback):
     def knobs(self) -> Reading:
         """What can be steered, read from the live objects."""
         assert self._learning_rate is not None
-        return self._learning_rate.knobs()
+        return self._learning_rate.knobs() | self.opened().knobs.readings()
 
     def open(self) -> Plan:
         """Collective, before anything is built: ask where to begin, and keep the global batch on these ranks.
@@ -89,7 +90,7 @@ class InteractiveCallback(TrainerCallback):
         if self.context.hang_after_s is not None:
             self._watch(collectives, self.context.hang_after_s)
         link = Link(self.context.connect, self._superseded) if collectives.rank == 0 else None
-        self.session = TrainingSession(collectives, link, beat=self._beat)
+        self.session = RankSession(collectives, link, beat=self._beat)
         plan = make_plan(collectives, link, self.context)
         if not first and plan.checkpoint:
             log.warning("this script trains a second time: its second training begins at the beginning")
@@ -133,6 +134,7 @@ class InteractiveCallback(TrainerCallback):
         if self.plan is not None and self.plan.checkpoint:
             restore.finish(self.trainer, self.plan, session.collectives)
         session.register("set_learning_rate", self._learning_rate)
+        session.register("set_knobs", KnobsApplier(session.knobs))
         session.register("evaluate", EvaluateApplier(self.trainer))
 
     def begin(self, state: TrainerState) -> None:

@@ -36,6 +36,7 @@ from control_plane.core.records import CheckpointCommitted, CheckpointFailed, Co
 from control_plane.handle import Phase
 from ray_jobs.appliers import Applier
 from ray_jobs.collectives import Collectives
+from ray_jobs.knobs import Knobs
 from ray_jobs.link import Link
 from ray_jobs.plan import FROM_THE_BEGINNING, Plan
 
@@ -55,12 +56,13 @@ class _Open:
 
 
 @dataclass
-class TrainingSession:
+class RankSession:
     """One rank's session. `link` is given on rank 0 and nowhere else. `beat` is told what goes on, on every rank."""
 
     collectives: Collectives
     link: Link | None
     appliers: dict[str, Applier] = field(default_factory=dict)
+    knobs: Knobs = field(default_factory=Knobs)
     replica: Replica = field(default_factory=lambda: Replica(generation=0))
     total_steps: int = 0
     beat: Callable[[str], None] = lambda phase: None

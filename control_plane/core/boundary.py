@@ -21,6 +21,7 @@ from uuid import UUID
 
 from control_plane.core.commands import Command, Pause, Resume, Stop
 from control_plane.core.errors import Diverged
+from control_plane.core.intents import Cancel
 from control_plane.core.records import MAX_RANKS_LISTED, CommandSettled, Reading
 
 MAX_COMMANDS_PER_PROPOSAL = 16
@@ -127,7 +128,7 @@ class Replica:
     repeats: tuple[Repeat, ...] = ()
 
     def decide(self, command: Command, outcome: CommandSettled) -> None:
-        """Enter a decision. The only place where a replica changes."""
+        """Enter a decision about a command that was proposed."""
         self.ledger[command.uuid] = outcome
         self.repeats = tuple(each for each in self.repeats if each.command.uuid != command.uuid)
         if outcome.status != "applied":
@@ -151,8 +152,10 @@ def boundary(replica: Replica, step: int) -> Steps:
         offers: tuple[Command, ...] = yield TakeOffers()
         proposal: tuple[Command, ...] = yield Broadcast(propose(replica, offers, step))
         for command in proposal:
-            outcome = yield from _settle(replica, command, step)
-            replica.decide(command, outcome)
+            # A cancel before it in this proposal may have decided it.
+            if command.uuid not in replica.ledger:
+                outcome = yield from _settle(replica, command, step)
+                replica.decide(command, outcome)
         if replica.is_behind(step):
             continue
         if not replica.paused or replica.stopping:
@@ -171,10 +174,17 @@ def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[C
         return tuple(again[:MAX_COMMANDS_PER_PROPOSAL])
     undecided = {command.uuid: command for command in offers if command.uuid not in replica.ledger}
     due = [command for command in undecided.values() if (command.not_before_step or 0) <= step]
+    # What takes back comes before what it takes back, though it was sent after it.
+    due.sort(key=lambda command: not isinstance(command.intent, Cancel))
     return tuple(due[:MAX_COMMANDS_PER_PROPOSAL])
 
 
 def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, Any, CommandSettled]:
+    if command.not_after_step is not None and step > command.not_after_step:
+        reason = f"this is the boundary after step {step}, and it was for step {command.not_after_step} at the latest"
+        return _unapplied(replica, command, step, "expired", reason)
+    if isinstance(command.intent, Cancel):
+        return _cancel(replica, command, command.intent.command, step)
     refusal: str | None = yield Check(command)
     everyone_can = yield AllReduceMin(1 if refusal is None else 0)
     if not everyone_can:
@@ -194,6 +204,19 @@ def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, 
             step=step,
         )
     return _unapplied(replica, command, step, "failed", f"{disagreement}; undone on all ranks")
+
+
+def _cancel(replica: Replica, command: Command, target: UUID, step: int) -> CommandSettled:
+    """Decide the target, if nobody has: every rank knows the same decisions, and needs no other's word."""
+    decided = replica.ledger.get(target)
+    if decided is not None:
+        return _unapplied(replica, command, step, "rejected", f"it was already {decided.status} at step {decided.step}")
+    generation, reason = replica.generation, f"cancelled by {command.author}"
+    replica.ledger[target] = CommandSettled(
+        uuid=target, status="cancelled", step=step, generation=generation, reason=reason
+    )
+    after = {"cancelled": str(target)}
+    return CommandSettled(uuid=command.uuid, status="applied", step=step, generation=generation, after=after)
 
 
 def _applied(replica: Replica, command: Command, step: int, readings: list[Applied]) -> CommandSettled:

@@ -5,13 +5,19 @@ the answer to the first try. After a refusal nothing has changed.
 """
 
 from dataclasses import dataclass, field
+from datetime import datetime
 from uuid import UUID
 
-from control_plane.core.commands import Command, Pause, Resume, SetLearningRate, Stop
+from control_plane.core import limits
+from control_plane.core.commands import Command, Pause, Resume, SetKnobs, SetLearningRate, Stop
 from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
+from control_plane.core.intents import NEEDS_NO_RANK, Cancel, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.records import (
+    UNIVERSAL,
     CheckpointCommitted,
+    CheckpointDiscarded,
     CheckpointFailed,
+    CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
     CommandSettled,
@@ -31,6 +37,8 @@ from control_plane.core.records import (
     TermStarted,
 )
 from control_plane.core.state import CommandLife, RunState
+
+MAX_NAMES_TOLD = 5
 
 MAX_PENDING_COMMANDS = 256
 """Accepted and not yet settled. A boundary settles at least 16, so a queue this long means that nobody trains."""
@@ -68,19 +76,24 @@ def start_term(state: RunState, term: int) -> list[Record]:
     return [TermStarted(term=term, recovered=state.seq)]
 
 
-def accept(state: RunState, command: Command) -> list[Record]:
-    """Take a command, or refuse it.
+def accept(state: RunState, command: Command, now: datetime | None = None) -> list[Record]:
+    """Take a command, or refuse it. What needs no rank, or nobody can apply any more, is settled at once.
 
-    Raises: `Conflict` if the uuid names another command or the run is not in a state for it, `RunEnded`,
-    `Overloaded` at `MAX_PENDING_COMMANDS`, `NotFound` for an unknown parameter group.
+    Raises: `Conflict` if the uuid names another command, if the run is not in a state for it, or if the sender's view
+    of it is stale; `RunEnded`; `Overloaded` at `MAX_PENDING_COMMANDS`; `NotFound` for an unknown parameter group,
+    command or checkpoint; `Invalid` beyond one of the run's limits.
     """
     known = state.commands.get(command.uuid)
     if known is not None:
         if known.command != command:
             raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
         return []
+    if isinstance(command.intent, NEEDS_NO_RANK):
+        return [CommandAccepted(command=command), *_keep_or_delete(state, command)]
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
+    if isinstance(command.intent, Cancel):
+        return [CommandAccepted(command=command), *_cancel(state, command)]
     if state.stopping or _stop_is_pending(state):
         raise RunEnded(f"run {state.run} is stopping and takes no more commands")
     if len(state.pending) >= MAX_PENDING_COMMANDS:
@@ -89,7 +102,14 @@ def accept(state: RunState, command: Command) -> list[Record]:
             f"{MAX_PENDING_COMMANDS}, try again later",
             limit=MAX_PENDING_COMMANDS,
         )
+    if command.based_on_seq is not None and command.based_on_seq < state.course_seq:
+        raise Conflict(
+            f"this is based on entry {command.based_on_seq} of the journal, and the run has changed since: "
+            f"{state.course} (entry {state.course_seq}); look again",
+            course_seq=state.course_seq,
+        )
     _check_intent(state, command)
+    _check_limits(state, command, now)
     return [CommandAccepted(command=command)]
 
 
@@ -102,7 +122,10 @@ def _stop_is_pending(state: RunState) -> bool:
 def _check_intent(state: RunState, command: Command) -> None:
     intent = command.intent
     if isinstance(intent, SetLearningRate):
-        _check_group(state, intent)
+        _check_group(state, intent.group)
+    elif isinstance(intent, SetKnobs):
+        for change in intent.changes:
+            _check_group(state, change.group)
     elif isinstance(intent, Pause) and _will_be_paused(state):
         raise Conflict(f"run {state.run} is already paused, or a pause is on its way")
     elif isinstance(intent, Resume) and not _will_be_paused(state):
@@ -115,13 +138,67 @@ def _check_intent(state: RunState, command: Command) -> None:
         )
 
 
-def _check_group(state: RunState, intent: SetLearningRate) -> None:
-    if intent.group is None or state.generation is None:
+def _check_limits(state: RunState, command: Command, now: datetime | None) -> None:
+    ago_s = {
+        knob: (now - datetime.fromisoformat(moment)).total_seconds() if now else 0.0
+        for knob, moment in state.changed_at.items()
+    }
+    if problem := limits.refusal(state.limits, command.intent, command.role, ago_s):
+        raise Invalid(problem)
+
+
+def _cancel(state: RunState, command: Command) -> list[Record]:
+    """Nothing, while trainers may already have been offered what is to be cancelled: they settle both."""
+    assert isinstance(command.intent, Cancel)
+    life = state.commands.get(command.intent.command)
+    if life is None:
+        raise NotFound(f"no command {command.intent.command} was ever accepted by run {state.run}")
+    if life.settled is not None:
+        raise Conflict(f"'{life.command.describe()}' is already {life.status}: there is nothing left to cancel")
+    if isinstance(life.command.intent, Cancel):
+        raise Conflict("a cancel cannot be cancelled")
+    if state.generation is not None and state.listens:
+        return []
+    return [
+        CommandSettled(uuid=life.command.uuid, status="cancelled", reason=cancelled_by(command)),
+        CommandSettled(uuid=command.uuid, status="applied", after={"cancelled": str(life.command.uuid)}),
+    ]
+
+
+def cancelled_by(command: Command) -> str:
+    """Why a command is no more, told to whoever sent it."""
+    return f"cancelled by {command.author}" + (f": {command.reason}" if command.reason else "")
+
+
+def _keep_or_delete(state: RunState, command: Command) -> list[Record]:
+    intent = command.intent
+    assert isinstance(intent, PinCheckpoint | DeleteCheckpoint)
+    names = [each.checkpoint for each in state.checkpoints]
+    found = next((each for each in state.checkpoints if each.checkpoint == intent.checkpoint), None)
+    if found is None:
+        listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
+        raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}; the newest are {listed}")
+    if isinstance(intent, PinCheckpoint):
+        pinned = CheckpointPinned(checkpoint=found.checkpoint, pinned=intent.pinned)
+        after = {"checkpoint": found.checkpoint, "pinned": intent.pinned}
+        return [pinned, CommandSettled(uuid=command.uuid, status="applied", after=after)]
+    restored_from = state.generation.checkpoint if state.generation else None
+    if found.pinned:
+        raise Conflict(f"checkpoint {found.checkpoint} is pinned; unpin it first")
+    if found.checkpoint == names[-1] or found.checkpoint == (restored_from or "").removesuffix(UNIVERSAL):
+        raise Conflict(f"checkpoint {found.checkpoint} is the newest, or what the run stands on: it stays")
+    gone = CheckpointDiscarded(checkpoint=found.checkpoint, reason=f"deleted by {command.author}")
+    after = {"checkpoint": found.checkpoint, "deleted": True}
+    return [gone, CommandSettled(uuid=command.uuid, status="applied", after=after)]
+
+
+def _check_group(state: RunState, group: int | str | None) -> None:
+    if group is None or state.generation is None:
         return
     groups = state.knobs.get("groups") or [str(i) for i in range(len(state.knobs.get("lr", [])))]
-    if find_group(groups, intent.group) is None:
+    if find_group(groups, group) is None:
         listed = ", ".join(f"{index} ({name})" for index, name in enumerate(groups))
-        raise NotFound(f"there is no parameter group {intent.group!r}; this run has {listed}", groups=groups)
+        raise NotFound(f"there is no parameter group {group!r}; this run has {listed}", groups=groups)
 
 
 def find_group(groups: list[str], group: int | str) -> int | None:

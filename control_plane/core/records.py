@@ -11,6 +11,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from control_plane.core.commands import Command, Words
+from control_plane.core.limits import Limit
 
 
 def _spelled(value: Any) -> Any:
@@ -54,6 +55,7 @@ class RunCreated(Words):
     author: str
     config_sha256: str
     model: str = ""
+    limits: dict[str, Limit] = {}
 
 
 class TermStarted(Words):
@@ -145,11 +147,20 @@ class CheckpointCommitted(Words):
     generation: int
     path: str
     label: str | None = None
+    note: str | None = None
     pinned: bool = False
     size_bytes: int = 0
     world_size: int = 0
     metrics: dict[str, float] = {}
     manifest_sha256: str = ""
+
+
+class CheckpointPinned(Words):
+    """A checkpoint is kept whatever the retention says, or, if not `pinned`, no longer."""
+
+    type: Literal["CheckpointPinned"] = "CheckpointPinned"
+    checkpoint: str
+    pinned: bool
 
 
 class CheckpointFailed(Words):
@@ -237,6 +248,7 @@ Record = Annotated[
     | CommandSettled
     | CommandRepeated
     | CheckpointCommitted
+    | CheckpointPinned
     | CheckpointFailed
     | CheckpointDiscarded
     | GenerationLost

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from control_plane.core.boundary import Repeat
-from control_plane.core.commands import Command, Pause, Resume, SetLearningRate, Stop, Words
+from control_plane.core.commands import Command, Pause, Resume, Stop, Words
+from control_plane.core.intents import CHANGES_TRAINING
 from control_plane.core.records import CheckpointCommitted, CommandSettled
 from control_plane.core.state import RunState
 
@@ -127,5 +128,5 @@ def replay_after(decided: Sequence[Decided], contained: Collection[str]) -> Repl
 
 
 def _is_to_be_repeated(each: Decided) -> bool:
-    changes = isinstance(each.command.intent, SetLearningRate | Pause | Resume | Stop)
+    changes = isinstance(each.command.intent, CHANGES_TRAINING)
     return changes and each.outcome.status == "applied" and each.outcome.step is not None

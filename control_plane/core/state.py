@@ -9,10 +9,13 @@ from dataclasses import dataclass, field, replace
 from uuid import UUID
 
 from control_plane.core.commands import Command
+from control_plane.core.intents import CHANGES_TRAINING
+from control_plane.core.limits import Limit, knobs_of
 from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
     CheckpointFailed,
+    CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
     CommandSettled,
@@ -94,6 +97,12 @@ class RunState:
     resumed_seq: int = 0
     # So many losses came before that: somebody has looked since.
     losses_before_resume: int = 0
+    limits: dict[str, Limit] = field(default_factory=dict)
+    # When each knob was last changed, as its record says it.
+    changed_at: dict[str, str] = field(default_factory=dict)
+    # The last entry that changed the run's course, or announced that it will, and what that was.
+    course_seq: int = 0
+    course: str = "its beginning"
 
     @property
     def lost(self) -> bool:
@@ -141,7 +150,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
     match record:
         case RunCreated():
             state.run, state.name, state.config_sha256 = record.run, record.name, record.config_sha256
-            state.created_at = entry.time
+            state.created_at, state.limits = entry.time, dict(record.limits)
         case TermStarted():
             state.term = record.term
         case GenerationStarted():
@@ -150,18 +159,25 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             uuid = record.command.uuid
             state.commands[uuid] = CommandLife(record.command, entry.seq, entry.time)
             state.pending[uuid] = None
+            if isinstance(record.command.intent, CHANGES_TRAINING):
+                state.course_seq, state.course = entry.seq, f"{record.command.author}: {record.command.describe()}"
         case CommandSettled():
             _settle(state, entry, record)
         case CommandRepeated():
             life = state.commands[record.uuid]
             life.repeated = record
-            _take_effect(state, life.command, record)
+            _take_effect(state, entry, life.command, record)
         case CheckpointCommitted():
             state.checkpoints.append(record)
             state.reached_step = max(state.reached_step, record.step)
         case CheckpointDiscarded():
             state.checkpoints = [each for each in state.checkpoints if each.checkpoint != record.checkpoint]
             state.discarded.add(record.checkpoint)
+        case CheckpointPinned():
+            state.checkpoints = [
+                each.model_copy(update={"pinned": record.pinned}) if each.checkpoint == record.checkpoint else each
+                for each in state.checkpoints
+            ]
         case CheckpointFailed():
             pass  # for people: what was never committed was never there
         case GenerationLost():
@@ -182,6 +198,7 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     # A pause, or a stop, outlives the trainers: what was decided before a loss is repeated after it.
     state.generation, state.ended, state.step = record, None, record.step
     state.started_seq = entry.seq
+    state.course_seq, state.course = entry.seq, f"the trainers began at step {record.step}"
     state.abandoned |= {each.checkpoint for each in state.checkpoints if each.step > record.step}
     state.starts[record.uuid] = record.generation
     state.knobs = dict(record.knobs)
@@ -206,16 +223,18 @@ def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:
     life = state.commands[record.uuid]
     life.settled, life.settled_seq, life.settled_at = record, entry.seq, entry.time
     del state.pending[record.uuid]
-    _take_effect(state, life.command, record)
+    _take_effect(state, entry, life.command, record)
 
 
-def _take_effect(state: RunState, command: Command, outcome: CommandSettled | CommandRepeated) -> None:
+def _take_effect(state: RunState, entry: Entry, command: Command, outcome: CommandSettled | CommandRepeated) -> None:
     if outcome.status != "applied":
         return
     state.step = max(state.step, outcome.step or 0)
     state.reached_step = max(state.reached_step, state.step)
+    for knob in knobs_of(command.intent):
+        state.changed_at[knob] = entry.time
     match command.intent.kind:
-        case "set_learning_rate":
+        case "set_learning_rate" | "set_knobs" | "set_schedule" | "freeze" | "unfreeze":
             state.knobs |= outcome.after or {}
         case "pause":
             state.paused = True

@@ -9,6 +9,7 @@ from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
     CheckpointFailed,
+    CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
     CommandSettled,
@@ -37,6 +38,18 @@ EVERY_INTENT: tuple[dict[str, Any], ...] = (
     {"kind": "stop", "save": True},
     {"kind": "save_checkpoint", "label": "before the change"},
     {"kind": "evaluate"},
+    {
+        "kind": "set_knobs",
+        "changes": [{"knob": "weight_decay", "value": 0.1, "group": 0}, {"knob": "x", "factor": 2.0}],
+    },
+    {"kind": "set_schedule", "shape": "cosine", "end": 0.1, "warmup_steps": 10, "peak": 2.0, "over_steps": 100},
+    {"kind": "freeze", "parameters": "transformer.h.0.*"},
+    {"kind": "unfreeze", "parameters": "*"},
+    {"kind": "reset_parameters", "modules": "lm_head", "seed": 7},
+    {"kind": "run_action", "name": "reshuffle", "arguments": {"seed": 7, "all": True}},
+    {"kind": "pin_checkpoint", "checkpoint": "c1", "pinned": False},
+    {"kind": "delete_checkpoint", "checkpoint": "c1"},
+    {"kind": "cancel", "command": "00000000-0000-0000-0000-000000000001"},
 )
 
 
@@ -135,6 +148,7 @@ def every_record() -> tuple[Record, ...]:
         CheckpointCommitted(checkpoint="c1", step=10, generation=1, path="checkpoints/c1", label="x", size_bytes=5),
         committed(11, pinned=True, metrics={"loss": 0.1 + 0.2}, world_size=2, manifest_sha256="ab" * 32),
         CheckpointFailed(checkpoint="step-12-g1", step=12, generation=1, reason="the disk is full"),
+        CheckpointPinned(checkpoint="c1", pinned=True),
         CheckpointDiscarded(checkpoint="c1", reason="older than the last 1"),
         lost(14),
         started(901, 2, step=0, checkpoint=None, refused=(RefusedCheckpoint(checkpoint="step-11-g1", reason="a bit"),)),

@@ -1,0 +1,328 @@
+"""The vocabulary of steering: every intent, with its bounds. Imperatives; each is checked when it is built.
+
+    a run's course     Pause, Resume, Stop, Evaluate
+    its knobs          SetLearningRate, SetSchedule, SetKnobs
+    its parameters     Freeze, Unfreeze, ResetParameters
+    its own actions    RunAction
+    checkpoints        SaveCheckpoint, PinCheckpoint, DeleteCheckpoint
+    other commands     Cancel
+
+Whether an intent *may* happen is decided in `decisions`, and whether every rank *can* do it is voted on at the step
+boundary. Pinning and deleting a checkpoint need no rank: the control server does them itself.
+"""
+
+from typing import Annotated, Literal
+from uuid import UUID
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    StrictBool,
+    StrictInt,
+    StrictStr,
+    TypeAdapter,
+    field_validator,
+    model_validator,
+)
+
+MAX_LEARNING_RATE = 10.0
+"""Above this no optimizer trains anything; such a value is a typing error (1e4 for 1e-4)."""
+
+MAX_FACTOR = 1000.0
+"""One change may multiply a value by at most this, and divide it by as much."""
+
+MAX_LABEL_CHARS = 80
+MAX_NOTE_CHARS = 2000
+MAX_NAME_CHARS = 200
+MAX_CHANGES = 32
+"""Changes of one command: more than a person means at once, and bounded in time at the boundary."""
+
+MAX_ARGUMENTS = 16
+MAX_VALUES = 8
+"""Numbers in one value: betas have two."""
+
+MAX_SEED = 2**63 - 1
+MAX_SCHEDULE_STEPS = 2**31
+
+
+class Words(BaseModel):
+    """Base of every immutable value that crosses a process: unknown keys are refused, not ignored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
+
+
+# Strict: a JSON `true` is not a learning rate of 1.0.
+Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
+Factor = Annotated[float, Field(ge=1 / MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False, strict=True)]
+Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS, strict=True)]
+Scalar = StrictBool | StrictInt | Finite | Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
+KnobValue = StrictBool | StrictInt | Finite | Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_VALUES)]
+GroupChoice = StrictInt | StrictStr | None
+
+
+def check_group(group: int | str | None) -> int | str | None:
+    """A parameter group is an index from 0 or a name."""
+    if isinstance(group, int) and group < 0:
+        raise ValueError("a parameter group is counted from 0")
+    if isinstance(group, str) and not 0 < len(group) <= MAX_LABEL_CHARS:
+        raise ValueError(f"a group name has 1 to {MAX_LABEL_CHARS} characters")
+    return group
+
+
+class SetLearningRate(Words):
+    """Set the learning rate from the next step on.
+
+    Give `value` (absolute) or `factor` (times the live value of each group). `schedule="keep"` keeps the shape of
+    what is left of the schedule, starting from the new value; `"hold"` keeps the new value until the next change.
+    `group` is the index or the name of one parameter group; without it every group is set.
+    """
+
+    kind: Literal["set_learning_rate"] = "set_learning_rate"
+    value: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE, allow_inf_nan=False, strict=True)
+    factor: Factor | None = None
+    group: GroupChoice = None
+    schedule: Literal["keep", "hold"] = "keep"
+
+    _group = field_validator("group")(check_group)
+
+    @model_validator(mode="after")
+    def _one_of_value_and_factor(self) -> "SetLearningRate":
+        if (self.value is None) == (self.factor is None):
+            raise ValueError("give either 'value' (an absolute learning rate) or 'factor', not both and not neither")
+        return self
+
+
+class Change(Words):
+    """One knob's new value: `value`, or `factor` times what it is.
+
+    `knob` is a name that the run lists (`weight_decay`, `gradient_clipping`, `eval_steps`, one of the script's own), or
+    `PATTERN:ATTRIBUTE` for a number that modules of the model hold (`transformer.h.*.attn*:p`). `group` narrows a knob
+    of the optimizer to one parameter group.
+    """
+
+    knob: Name
+    value: KnobValue | None = None
+    factor: Factor | None = None
+    group: GroupChoice = None
+
+    _group = field_validator("group")(check_group)
+
+    @model_validator(mode="after")
+    def _one_of_value_and_factor(self) -> "Change":
+        if (self.value is None) == (self.factor is None):
+            raise ValueError("give either 'value' or 'factor', not both and not neither")
+        return self
+
+    @property
+    def target(self) -> tuple[str, str]:
+        """What is changed: the knob and the group."""
+        return self.knob, "" if self.group is None else str(self.group)
+
+    def describe(self) -> str:
+        """`weight_decay = 0.1 (group decay)`, `lr x 0.5`."""
+        change = f"= {_spelled(self.value)}" if self.value is not None else f"x {self.factor:g}"
+        return f"{self.knob} {change}" + (f" (group {self.group})" if self.group is not None else "")
+
+
+class SetKnobs(Words):
+    """Change one knob or several, all together at one step boundary or none of them."""
+
+    kind: Literal["set_knobs"] = "set_knobs"
+    changes: tuple[Change, ...] = Field(min_length=1, max_length=MAX_CHANGES)
+
+    @model_validator(mode="after")
+    def _each_once(self) -> "SetKnobs":
+        targets = [change.target for change in self.changes]
+        twice = next((change.knob for change in self.changes if targets.count(change.target) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice} is changed twice in one command")
+        return self
+
+
+class SetSchedule(Words):
+    """Replace what is left of the learning rate's schedule, from the next step on, in every group.
+
+    Each group goes from its live value: up or down to `peak` times it within `warmup_steps`, if there are any; then, in
+    `shape`, to `end` times that within `over_steps` (by default: the steps that are left); then it stays.
+    """
+
+    kind: Literal["set_schedule"] = "set_schedule"
+    shape: Literal["constant", "linear", "cosine"]
+    end: float = Field(default=0.0, ge=0, le=MAX_FACTOR, allow_inf_nan=False, strict=True)
+    warmup_steps: int = Field(default=0, ge=0, le=MAX_SCHEDULE_STEPS, strict=True)
+    peak: Factor = 1.0
+    over_steps: int | None = Field(default=None, ge=1, le=MAX_SCHEDULE_STEPS, strict=True)
+
+
+class Freeze(Words):
+    """Keep the parameters whose names match a pattern (`transformer.h.0.*`) as they are from the next step on."""
+
+    kind: Literal["freeze"] = "freeze"
+    parameters: Name
+
+
+class Unfreeze(Words):
+    """Train the parameters whose names match a pattern again."""
+
+    kind: Literal["unfreeze"] = "unfreeze"
+    parameters: Name
+
+
+class ResetParameters(Words):
+    """Give the modules whose names match a pattern fresh weights, the same on every rank; their moments become zero.
+
+    The weights follow from `seed` and the modules' names alone.
+    """
+
+    kind: Literal["reset_parameters"] = "reset_parameters"
+    modules: Name
+    seed: int = Field(default=0, ge=0, le=MAX_SEED, strict=True)
+
+
+class RunAction(Words):
+    """Carry out an action that the training script has registered."""
+
+    kind: Literal["run_action"] = "run_action"
+    name: Name
+    arguments: dict[Name, Scalar] = Field(default={}, max_length=MAX_ARGUMENTS)
+
+
+class Pause(Words):
+    """Hold every rank at the next step boundary. Commands are still taken while the run is paused."""
+
+    kind: Literal["pause"] = "pause"
+
+
+class Resume(Words):
+    """Let a paused run go on."""
+
+    kind: Literal["resume"] = "resume"
+
+
+class Stop(Words):
+    """End the training at the next step boundary, with a last checkpoint if `save` is set."""
+
+    kind: Literal["stop"] = "stop"
+    save: bool = False
+
+
+class Evaluate(Words):
+    """Evaluate on the evaluation set at the next step boundary."""
+
+    kind: Literal["evaluate"] = "evaluate"
+
+
+class SaveCheckpoint(Words):
+    """Save a checkpoint at the next step boundary. With `pin` it is kept until somebody removes it."""
+
+    kind: Literal["save_checkpoint"] = "save_checkpoint"
+    label: str | None = Field(default=None, max_length=MAX_LABEL_CHARS)
+    note: str | None = Field(default=None, max_length=MAX_NOTE_CHARS)
+    pin: bool = False
+
+
+class PinCheckpoint(Words):
+    """Keep a checkpoint whatever the retention says; with `pinned=false`, leave it to the retention again."""
+
+    kind: Literal["pin_checkpoint"] = "pin_checkpoint"
+    checkpoint: Name
+    pinned: bool = True
+
+
+class DeleteCheckpoint(Words):
+    """Remove a checkpoint. One that is pinned, in use, or the newest is refused."""
+
+    kind: Literal["delete_checkpoint"] = "delete_checkpoint"
+    checkpoint: Name
+
+
+class Cancel(Words):
+    """Take back a command that has not been settled. What was applied first stays applied, and this is rejected."""
+
+    kind: Literal["cancel"] = "cancel"
+    command: UUID
+
+
+Intent = Annotated[
+    SetLearningRate
+    | SetKnobs
+    | SetSchedule
+    | Freeze
+    | Unfreeze
+    | ResetParameters
+    | RunAction
+    | Pause
+    | Resume
+    | Stop
+    | Evaluate
+    | SaveCheckpoint
+    | PinCheckpoint
+    | DeleteCheckpoint
+    | Cancel,
+    Field(discriminator="kind"),
+]
+INTENT: TypeAdapter[Intent] = TypeAdapter(Intent)
+
+CHANGES_TRAINING = (
+    SetLearningRate,
+    SetKnobs,
+    SetSchedule,
+    Freeze,
+    Unfreeze,
+    ResetParameters,
+    RunAction,
+    Pause,
+    Resume,
+    Stop,
+)
+"""After a crash these are repeated at the step where they took effect; what is left changes nothing in the training."""
+
+NEEDS_NO_RANK = (PinCheckpoint, DeleteCheckpoint)
+"""The control server does these itself."""
+
+
+def describe(intent: Intent) -> str:
+    """An intent in a few words: `lr = 0.0001`, `lr x 0.5 (group 1, hold)`, `weight_decay = 0.1, betas = ...`."""
+    match intent:
+        case SetLearningRate():
+            return _learning_rate(intent)
+        case SetKnobs():
+            return ", ".join(change.describe() for change in intent.changes)
+        case SetSchedule():
+            return _schedule(intent)
+        case Freeze() | Unfreeze():
+            return f"{intent.kind} {intent.parameters}"
+        case ResetParameters():
+            return f"reset {intent.modules} (seed {intent.seed})"
+        case RunAction():
+            told = ", ".join(f"{name} = {_spelled(value)}" for name, value in intent.arguments.items())
+            return f"run {intent.name}" + (f" ({told})" if told else "")
+        case PinCheckpoint():
+            return f"{'pin' if intent.pinned else 'unpin'} {intent.checkpoint}"
+        case DeleteCheckpoint():
+            return f"delete {intent.checkpoint}"
+        case Cancel():
+            return f"cancel {intent.command}"
+        case _:
+            return intent.kind.replace("_", " ")
+
+
+def _learning_rate(intent: SetLearningRate) -> str:
+    change = f"= {intent.value:g}" if intent.value is not None else f"x {intent.factor:g}"
+    notes = [] if intent.group is None else [f"group {intent.group}"]
+    notes += ["hold"] if intent.schedule == "hold" else []
+    return f"lr {change}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _schedule(intent: SetSchedule) -> str:
+    notes = [f"warm-up {intent.warmup_steps} to x {intent.peak:g}"] if intent.warmup_steps else []
+    notes += [] if intent.shape == "constant" else [f"to x {intent.end:g}"]
+    notes += [f"over {intent.over_steps} steps"] if intent.over_steps else []
+    return f"schedule {intent.shape}" + (f" ({', '.join(notes)})" if notes else "")
+
+
+def _spelled(value: object) -> str:
+    if isinstance(value, tuple):
+        return f"({', '.join(_spelled(each) for each in value)})"
+    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,110 @@
+"""What a run's owner allows: bounds per knob, from the run's config.
+
+    limits:
+      lr: {min: 1e-6, max: 1e-2, max_factor: 10, cool_down_s: 30, roles: [operator, admin]}
+      "*:p": {max: 0.5}
+
+A name may be a pattern; the first that fits counts. Bounds of what is asked for are checked when a command comes in;
+what the value becomes is known to the ranks alone, and is checked by all of them at the step boundary, see `breach`.
+"""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from control_plane.core.intents import Intent, SetKnobs, SetLearningRate, SetSchedule, Words
+
+LEARNING_RATE = "lr"
+
+
+class Limit(Words):
+    """What one knob may become, how fast, how often, and at whose word. What is not said is not bounded."""
+
+    min: float | None = Field(default=None, allow_inf_nan=False)
+    max: float | None = Field(default=None, allow_inf_nan=False)
+    max_factor: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    cool_down_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    roles: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> "Limit":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min:g}, which is above max {self.max:g}")
+        return self
+
+
+def limit_of(limits: Mapping[str, Limit], knob: str) -> Limit | None:
+    """The knob's own limit, or that of the first pattern that fits."""
+    own = limits.get(knob)
+    return own or next((limit for pattern, limit in limits.items() if fnmatchcase(knob, pattern)), None)
+
+
+def knobs_of(intent: Intent) -> tuple[str, ...]:
+    """The knobs that an intent changes."""
+    if isinstance(intent, SetLearningRate | SetSchedule):
+        return (LEARNING_RATE,)
+    return tuple(change.knob for change in intent.changes) if isinstance(intent, SetKnobs) else ()
+
+
+def refusal(
+    limits: Mapping[str, Limit], intent: Intent, role: str | None, changed_s_ago: Mapping[str, float]
+) -> str | None:
+    """Why this may not be asked for, or None. `changed_s_ago`: seconds since each knob was last changed."""
+    for knob in knobs_of(intent):
+        limit = limit_of(limits, knob)
+        if limit is None:
+            continue
+        if limit.roles is not None and role is not None and role not in limit.roles:
+            return f"{knob} may be changed by {', '.join(limit.roles)}, not by {role}"
+        ago_s = changed_s_ago.get(knob)
+        if limit.cool_down_s is not None and ago_s is not None and ago_s < limit.cool_down_s:
+            return (
+                f"{knob} was changed {ago_s:.0f} s ago and may be changed again after {limit.cool_down_s:g} s; "
+                f"try again in {limit.cool_down_s - ago_s:.0f} s"
+            )
+        for value, factor in _asked(intent, knob):
+            if problem := _beyond(knob, limit, value, factor):
+                return problem
+    return None
+
+
+def breach(limits: Mapping[str, Limit], knob: str, before: Any, after: Any) -> str | None:
+    """Why a knob may not go from one value to another, or None. Values: numbers, or lists of them of equal length."""
+    limit = limit_of(limits, knob)
+    if limit is None:
+        return None
+    for was, becomes in zip(_numbers(before), _numbers(after), strict=False):
+        if problem := _beyond(knob, limit, becomes, becomes / was if was and becomes != was else None):
+            return problem
+    return None
+
+
+def _asked(intent: Intent, knob: str) -> Iterable[tuple[float | None, float | None]]:
+    """Pairs of value and factor, one of which is None."""
+    if isinstance(intent, SetLearningRate):
+        yield intent.value, intent.factor
+    elif isinstance(intent, SetKnobs):
+        for change in intent.changes:
+            if change.knob == knob:
+                values = _numbers(change.value) if change.value is not None else []
+                yield from ((value, None) for value in values)
+                yield None, change.factor
+
+
+def _beyond(knob: str, limit: Limit, value: float | None, factor: float | None) -> str | None:
+    if value is not None and limit.min is not None and value < limit.min:
+        return f"{knob} would be {value:g}; this run allows at least {limit.min:g}"
+    if value is not None and limit.max is not None and value > limit.max:
+        return f"{knob} would be {value:g}; this run allows at most {limit.max:g}"
+    most = limit.max_factor
+    if factor is not None and most is not None and not 1 / most <= abs(factor) <= most:
+        return f"{knob} would be multiplied by {factor:g}; this run allows at most {most:g} and at least {1 / most:g}"
+    return None
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list | tuple):
+        return [number for each in value for number in _numbers(each)]
+    return [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
