@@ -121,7 +121,7 @@ class RecoverySettings(Section):
     itself. `spares` are processes on each node that have imported everything; auto: as many as ranks on one node.
     """
 
-    hang_after_s: float = Field(default=8, ge=2)
+    hang_after_s: float = Field(default=5, ge=2)
     spares: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     start_timeout_s: float = Field(default=20, ge=1)
 

@@ -12,10 +12,11 @@ import logging
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import ray
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from control_plane.actor import retire
@@ -25,7 +26,7 @@ from control_plane.ray_handle import RayHandle
 from control_plane.storage.layout import RunFiles
 from ray_jobs import config as run_config
 from ray_jobs.deaths import DeathWatch
-from ray_jobs.spares import HelpersStandBy, worker_environment
+from ray_jobs.spares import HelperStandsBy, worker_environment
 
 log = logging.getLogger("steerway.driver")
 
@@ -34,6 +35,15 @@ LAST_WORDS_S = 1.0
 
 TORCH_TIMEOUT_S = 600
 """DeepSpeed's own patience for a collective; torch's is three times as long."""
+
+
+class RanksTrainer(TorchTrainer):
+    """Ray Train's, without its datasets: ranks read their own data, and an actor for those would be made, and import
+    its libraries, at every start of the ranks, at the moment when these are restored."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        theirs: list[Any] = cast(Any, super())._create_default_callbacks()
+        return [each for each in theirs if not isinstance(each, DatasetsCallback)]
 
 
 def main(root: Path, resumed_by: str | None = None) -> int:
@@ -73,7 +83,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         resources_per_worker={"CPU": settings.scaling.cpus_per_rank} | ({"GPU": 1} if gpu else {}),
     )
     # Ray declares other classes here than those that it takes.
-    callbacks: list[Any] = [DeathWatch(str(files.root)), HelpersStandBy()]
+    callbacks: list[Any] = [DeathWatch(str(files.root)), HelperStandsBy()]
     run_config_of_ray: Any = RunConfig(
         name=f"{files.run}-{time.time_ns():x}",
         storage_path=str(files.root / "ray_train"),
@@ -82,7 +92,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         callbacks=callbacks,
         worker_runtime_env={"env_vars": worker_environment("cuda" if gpu else "cpu")},
     )
-    trainer = TorchTrainer(
+    trainer = RanksTrainer(
         train.main,
         train_loop_config={"root": str(files.root), "use_gpu": gpu},
         scaling_config=scaling,

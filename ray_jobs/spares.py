@@ -1,7 +1,7 @@
 """Warm spares: worker processes that have imported everything, kept idle for the next start.
 
     keep_warm           in a rank: spares for the ranks, on every node
-    HelpersStandBy      in Ray Train's controller: plain ones beside it, for the actors that it makes at each start
+    HelperStandsBy      in Ray Train's controller: a plain one beside it, for the actor that it makes at each start
 
 A fresh rank spends most of its start-up on imports: seconds on a large machine, tens of seconds on a small one. Ray
 keeps idle worker processes, and hands one out to an actor with the same runtime environment; it can be asked to start
@@ -47,7 +47,7 @@ KEPT_FOR_S = 7 * 24 * 3600
 
 LOOK_FOR_NODES_EVERY_S = 5.0
 
-HELPERS_AFTER_S = 10.0
+HELPER_AFTER_S = 10.0
 """From the ranks' first line: by then they make steps."""
 
 REQUEST_TIMEOUT_S = 10.0
@@ -126,24 +126,23 @@ def _prestart(node: dict[str, Any], count: int) -> None:
         node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=REQUEST_TIMEOUT_S)
 
 
-class HelpersStandBy(WorkerGroupCallback):
-    """A callback of Ray Train's: when the ranks train, have idle workers ready for what their next start needs.
+class HelperStandsBy(WorkerGroupCallback):
+    """A callback of Ray Train's: when the ranks train, have an idle worker ready for what their next start needs.
 
-    At each start the controller makes a `SynchronizationActor` and a `DatasetManager` on its own node. Processes
-    that import Ray at that moment take the cores from the ranks that are being restored.
+    At each start the controller makes a `SynchronizationActor` on its own node. A process that has to be started for
+    it at that moment takes a core from the ranks that are being restored.
     """
 
-    COUNT = 3
-
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        """Ask for them beside the controller's event loop, once the ranks have begun."""
-        threading.Thread(target=self._ask_here, name="steerway-helpers", daemon=True).start()
+        """Ask for it beside the controller's event loop, once the ranks have begun."""
+        threading.Thread(target=_ask_for_a_helper, name="steerway-helper", daemon=True).start()
 
-    def _ask_here(self) -> None:
-        import ray
 
-        time.sleep(HELPERS_AFTER_S)
-        own = ray.get_runtime_context().get_node_id()
-        for node in ray.nodes():
-            if node["NodeID"] == own:
-                _ask(node, self.COUNT)
+def _ask_for_a_helper() -> None:
+    import ray
+
+    time.sleep(HELPER_AFTER_S)
+    own = ray.get_runtime_context().get_node_id()
+    for node in ray.nodes():
+        if node["NodeID"] == own:
+            _ask(node, 1)

@@ -89,7 +89,7 @@ def test_config_defaults_save_and_recover_without_being_asked(good: Path) -> Non
     config = load(good)
     assert config.checkpoint.every_steps == 100
     assert Retention.model_validate(config.checkpoint.retention()) == Retention()
-    assert (config.recovery.hang_after_s, config.recovery.spares, config.recovery.start_timeout_s) == (8, "auto", 20)
+    assert (config.recovery.hang_after_s, config.recovery.spares, config.recovery.start_timeout_s) == (5, "auto", 20)
 
 
 @pytest.mark.parametrize(
