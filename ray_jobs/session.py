@@ -22,6 +22,7 @@ from control_plane.core.boundary import (
     Check,
     Effect,
     Failure,
+    ReadKnobs,
     Replica,
     Steps,
     TakeOffers,
@@ -66,6 +67,8 @@ class RankSession:
     replica: Replica = field(default_factory=lambda: Replica(generation=0))
     total_steps: int = 0
     beat: Callable[[str], None] = lambda phase: None
+    # Everything that can be set on this rank, read from the live objects.
+    read_knobs: Callable[[], Reading] = dict
     # Commands whose outcome is not known at their own boundary: a save goes on in the background.
     deferred: set[UUID] = field(default_factory=set)
     chores: list[Callable[[], None]] = field(default_factory=list)
@@ -166,6 +169,8 @@ class RankSession:
                 return self._apply(command, step)
             case Undo(command):
                 return self._undo(command)
+            case ReadKnobs():
+                return self.read_knobs()
             case Wait(wait_s):
                 self._report_outcomes()
                 self.phase("paused")

@@ -7,12 +7,13 @@ collective.
 
     TakeOffers -> Broadcast -> for each command: Check, AllReduceMin (the vote), Apply, AllGather (the readings)
 
-A quiet boundary is one `Broadcast` of nothing. A driver may start that broadcast before the step and await it after.
+A quiet boundary is one `Broadcast` of nothing, and, now and then, a comparison of the knobs. A driver may start that broadcast before the step and await it after.
 
 Covered: a rank that cannot (none does), a rank that failed to (all undo), a reading that differs (all undo), a stale
 or repeated offer (the ledger). Not covered: a rank that dies inside a collective; the collective's timeout ends it.
 """
 
+import hashlib
 import json
 from collections.abc import Generator
 from dataclasses import dataclass, field
@@ -26,6 +27,9 @@ from control_plane.core.records import MAX_RANKS_LISTED, CommandSettled, Reading
 
 MAX_COMMANDS_PER_PROPOSAL = 16
 """Bounds the time that one boundary may take; the rest waits for the next step."""
+
+COMPARE_EVERY_STEPS = 25
+"""So often all ranks compare the knobs that they hold, whether or not a command has come: two small collectives."""
 
 PAUSE_POLL_S = 0.1
 """How often a paused run looks for commands: fast enough for a person, slow enough to leave the cores alone."""
@@ -88,6 +92,11 @@ class Undo:
 
 
 @dataclass(frozen=True, slots=True)
+class ReadKnobs:
+    """Local. The live value of everything that can be set on this rank."""
+
+
+@dataclass(frozen=True, slots=True)
 class AllGather:
     """Collective. Every rank is sent the list of all ranks' values, in rank order."""
 
@@ -101,7 +110,7 @@ class Wait:
     wait_s: float
 
 
-Effect = TakeOffers | Broadcast | Check | AllReduceMin | Apply | Undo | AllGather | Wait
+Effect = TakeOffers | Broadcast | Check | AllReduceMin | Apply | Undo | ReadKnobs | AllGather | Wait
 Steps = Generator[Effect, Any, None]
 
 
@@ -152,15 +161,35 @@ def boundary(replica: Replica, step: int) -> Steps:
         offers: tuple[Command, ...] = yield TakeOffers()
         proposal: tuple[Command, ...] = yield Broadcast(propose(replica, offers, step))
         for command in proposal:
-            # A cancel before it in this proposal may have decided it.
-            if command.uuid not in replica.ledger:
-                outcome = yield from _settle(replica, command, step)
-                replica.decide(command, outcome)
+            outcome = yield from _settle(replica, command, step)
+            replica.decide(command, outcome)
         if replica.is_behind(step):
             continue
         if not replica.paused or replica.stopping:
-            return
+            break
         yield Wait(PAUSE_POLL_S)
+    if step % COMPARE_EVERY_STEPS == 0:
+        yield from _compare_knobs(step)
+
+
+def _compare_knobs(step: int) -> Steps:
+    """Raises `Diverged`, on every rank alike, if a rank holds other knobs than rank 0."""
+    mine: Reading = yield ReadKnobs()
+    digests: list[str] = yield AllGather(hashlib.sha256(_canonical(mine).encode()).hexdigest())
+    if len(set(digests)) == 1:
+        return
+    readings: list[Reading] = yield AllGather(mine)
+    first = readings[0]
+    for rank, reading in enumerate(readings):
+        for knob in sorted(first.keys() | reading.keys()):
+            theirs, ours = reading.get(knob), first.get(knob)
+            if _canonical(theirs) != _canonical(ours):
+                raise Diverged(
+                    f"after step {step} rank {rank} holds {knob} {theirs}, rank 0 holds {ours}",
+                    rank=rank,
+                    knob=knob,
+                    step=step,
+                )
 
 
 def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[Command, ...]:
@@ -175,6 +204,8 @@ def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[C
     undecided = {command.uuid: command for command in offers if command.uuid not in replica.ledger}
     due = [command for command in undecided.values() if (command.not_before_step or 0) <= step]
     # What takes back comes before what it takes back, though it was sent after it.
+    taken_back = {command.intent.command for command in due if isinstance(command.intent, Cancel)}
+    due = [command for command in due if command.uuid not in taken_back]
     due.sort(key=lambda command: not isinstance(command.intent, Cancel))
     return tuple(due[:MAX_COMMANDS_PER_PROPOSAL])
 
@@ -255,7 +286,11 @@ def _disagreement(results: list[Applied | Failure]) -> str | None:
 
 def _same(one: Reading, other: Reading) -> bool:
     """Equal as JSON: so a NaN that every rank read (a diverged eval loss) counts as agreement."""
-    return json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    return _canonical(one) == _canonical(other)
+
+
+def _canonical(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)
 
 
 def _name_ranks(reasons: list[str | None]) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from control_plane.core.boundary import (
+    COMPARE_EVERY_STEPS,
     MAX_COMMANDS_PER_PROPOSAL,
     PAUSE_POLL_S,
     AllGather,
@@ -17,6 +18,7 @@ from control_plane.core.boundary import (
     Check,
     Effect,
     Failure,
+    ReadKnobs,
     Replica,
     TakeOffers,
     Undo,
@@ -233,3 +235,22 @@ def test_proposal_takes_the_oldest_up_to_its_limit_and_the_rest_later() -> None:
     for asked in first:
         script.settle(asked)
     assert propose(replica, offers, 11) == offers[MAX_COMMANDS_PER_PROPOSAL : 2 * MAX_COMMANDS_PER_PROPOSAL]
+
+
+def test_ranks_compare_their_knobs_now_and_then_and_go_on_if_they_are_equal() -> None:
+    script = Script(Replica(generation=1), step=COMPARE_EVERY_STEPS).propose().expect(ReadKnobs(), {"lr": [math.nan]})
+    assert isinstance(script.effect, AllGather)
+    digest = script.effect.value
+    assert script.expect(AllGather(digest), [digest, digest]).effect == FINISHED
+    assert Script(Replica(generation=1), step=COMPARE_EVERY_STEPS + 1).propose().effect == FINISHED
+
+
+def test_knob_that_one_rank_holds_otherwise_is_named_with_the_rank_and_both_values() -> None:
+    script = Script(Replica(generation=1), step=2 * COMPARE_EVERY_STEPS).propose()
+    mine = {"lr": [1e-3], "weight_decay": [0.1]}
+    script.expect(ReadKnobs(), mine)
+    assert isinstance(script.effect, AllGather)
+    digest = script.effect.value
+    script.expect(AllGather(digest), [digest, digest, "another"])
+    with pytest.raises(Diverged, match=r"rank 2 holds weight_decay \[0.2\], rank 0 holds \[0.1\]"):
+        script.expect(AllGather(mine), [mine, mine, {"lr": [1e-3], "weight_decay": [0.2]}])

@@ -90,9 +90,11 @@ class Stage:
         kind, _, given = rest.partition(" ")
         words: dict[str, object] = {key: literal(value) for key, value in pairs(given).items()}
         number = len(self.commands) + 1
-        author, later = words.pop("author", "ann"), words.pop("not_before", None)
+        about = {"author": words.pop("author", "ann"), "role": words.pop("role", None)}
+        about |= {"not_before_step": words.pop("not_before", None), "not_after_step": words.pop("not_after", None)}
+        about |= {"based_on_seq": words.pop("based_on", None)}
         self.commands[number] = Command.model_validate(
-            {"uuid": UUID(int=number), "author": author, "not_before_step": later, "intent": {"kind": kind, **words}}
+            {"uuid": UUID(int=number), "intent": {"kind": kind, **words}} | about
         )
         return [f"acknowledged as record {self.server.submit(self.commands[number])}"]
 

@@ -12,6 +12,7 @@ from control_plane.core.boundary import (
     Broadcast,
     Check,
     Effect,
+    ReadKnobs,
     Replica,
     Steps,
     TakeOffers,
@@ -20,6 +21,7 @@ from control_plane.core.boundary import (
 )
 from control_plane.core.commands import Command
 from control_plane.core.errors import Diverged
+from control_plane.core.intents import Cancel
 from control_plane.core.records import CommandSettled, Reading
 from tests.simulation.rank import SimRank
 
@@ -148,10 +150,14 @@ class Fleet:
                 return rank.apply(command)
             case Undo():
                 return rank.undo()
+            case ReadKnobs():
+                return rank.held()
         raise Violation(f"I4 lock-step: nobody can carry out {effect}")
 
     def _note_decisions(self) -> None:
         for command in self._proposal:
+            if isinstance(command.intent, Cancel):
+                self._note_cancelled(command.intent.command)
             outcome = self.replicas[0].ledger.get(command.uuid)
             known = self.decisions.get(command.uuid)
             if outcome is None or (known and known.outcome is outcome):
@@ -159,3 +165,9 @@ class Fleet:
             if known:
                 raise Violation(f"I1 exactly once: the ranks decided twice about '{command.describe()}'")
             self.decisions[command.uuid] = Decision(outcome, tuple(rank.truth(command) for rank in self.ranks))
+
+    def _note_cancelled(self, target: UUID) -> None:
+        """A command that was taken back need not have been proposed."""
+        outcome = self.replicas[0].ledger.get(target)
+        if outcome is not None and outcome.status == "cancelled" and target not in self.decisions:
+            self.decisions[target] = Decision(outcome, ())

@@ -11,6 +11,10 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("set_learning_rate", {"factor": 2.0, "group": "decay"}),
     ("set_learning_rate", {"value": 3e-4, "group": 1}),
     ("set_learning_rate", {"factor": 0.9, "group": "unheard of"}),
+    ("set_knobs", {"changes": [{"knob": "weight_decay", "value": 0.3, "group": "decay"}]}),
+    ("set_knobs", {"changes": [{"knob": "gradient_clipping", "factor": 0.5}, {"knob": "weight_decay", "factor": 2.0}]}),
+    ("set_knobs", {"changes": [{"knob": "gradient_clipping", "value": 2.0}, {"knob": "unheard of", "value": 1.0}]}),
+    ("freeze", {"parameters": "*"}),
     ("evaluate", {}),
     ("save_checkpoint", {}),
     ("pause", {}),
@@ -30,7 +34,9 @@ def act(world: World) -> None:
     luck = world.dice.random()
     if luck < 0.35:
         submit_something(world)
-    elif luck < 0.40 and world.unanswered:
+    elif luck < 0.38:
+        cancel_something(world)
+    elif luck < 0.41 and world.unanswered:
         command = world.dice.choice(list(world.unanswered.values()))
         world.try_send(command)
     elif luck < 0.43:
@@ -57,7 +63,15 @@ def submit_something(world: World) -> None:
         kind, body = "stop", {}
     step = world.fleet.step if world.fleet else 0
     later = step + world.dice.randint(0, 6) if kind != "resume" and world.dice.random() < 0.3 else None
-    world.try_submit(kind, not_before_step=later, **body)
+    latest = max(step, later or 0) + world.dice.randint(0, 3) if world.dice.random() < 0.1 else None
+    world.try_submit(kind, not_before_step=later, not_after_step=latest, **body)
+
+
+def cancel_something(world: World) -> None:
+    """Take back one of the last commands, settled or not."""
+    lately = list(world.books.accepted)[-6:]
+    if lately:
+        world.try_submit("cancel", command=str(world.dice.choice(lately)))
 
 
 def live_through(seed: int, actions: int = 60, ranks: int = 3, parts: Parts = Parts(), deadly: bool = False) -> World:
@@ -80,6 +94,8 @@ def act_among_losses(world: World) -> None:
         submit_something(world)
     elif luck < 0.32:
         world.submit_many()
+    elif luck < 0.34:
+        cancel_something(world)
     elif luck < 0.40:
         world.lose_everything()
     elif luck < 0.46:

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from control_plane.core.commands import Command
+from control_plane.core.commands import Command, SetKnobs, SetLearningRate
+from control_plane.core.intents import Cancel
 from control_plane.core.records import (
     CommandAccepted,
     CommandRepeated,
@@ -68,7 +69,7 @@ class Books:
                 self.knobs = dict(start.knobs)
             case CommandRepeated() as again:
                 self._check_repetition(entry.seq, again)
-                self.knobs |= again.after if again.after and "lr" in again.after else {}
+                self.knobs |= again.after or {} if _is_about_knobs(self.accepted[again.uuid]) else {}
             case RunResumed():
                 self.history.go_on()
 
@@ -77,18 +78,28 @@ class Books:
             raise Violation(f"I1 exactly once: record {seq} settles {outcome.uuid} again")
         if outcome.uuid not in self.accepted:
             raise Violation(f"I3 order: record {seq} settles what was never accepted")
-        if outcome.status == "expired":
-            return
         command = self.accepted[outcome.uuid]
+        if outcome.status == "expired" or outcome.generation is None:
+            self._check_without_ranks(seq, outcome, command)
+            return
         if (outcome.step or 0) < (command.not_before_step or 0):
             raise Violation(f"I3 order: settled at step {outcome.step}, not to be before {command.not_before_step}")
         fleet = self.generations.get(len(self.starts))
         if fleet is None or fleet.replicas[0].ledger.get(outcome.uuid) != outcome:
             raise Violation(f"I13 honest ack: record {seq} is not what the ranks of its generation decided")
         if outcome.status == "applied":
-            self._check_live(seq, outcome, fleet)
+            if not isinstance(command.intent, Cancel):
+                self._check_live(seq, outcome, fleet)
             self.history.tell(command, outcome)
-            self.knobs |= outcome.after if outcome.after and "lr" in outcome.after else {}
+            self.knobs |= outcome.after or {} if _is_about_knobs(command) else {}
+
+    def _check_without_ranks(self, seq: int, outcome: CommandSettled, command: Command) -> None:
+        """What was settled without being carried out: its time had passed, or nobody was there to do it."""
+        if outcome.status == "expired" and outcome.step is not None:
+            if command.not_after_step is None or outcome.step <= command.not_after_step:
+                raise Violation(f"I3 order: record {seq} says that a command expired before its time")
+        elif outcome.status == "applied" and not isinstance(command.intent, Cancel):
+            raise Violation(f"I13 honest ack: record {seq} says applied, and there were no ranks")
 
     def _check_repetition(self, seq: int, again: CommandRepeated) -> None:
         first, command = self.settled.get(again.uuid), self.accepted.get(again.uuid)
@@ -115,6 +126,8 @@ class Books:
         first, lead = fleet.ranks[0], fleet.replicas[0]
         if (self._changes(first.effects), first.rates) != (expected.effects, expected.rates):
             raise Violation(f"I6 replay: at step {fleet.step} live is {first.rates}, undisturbed {expected.rates}")
+        if first.values != expected.values:
+            raise Violation(f"I6 replay: at step {fleet.step} live is {first.values}, undisturbed {expected.values}")
         if (lead.paused, lead.stopping) != (expected.paused, expected.stopping):
             raise Violation(f"I6 replay: at step {fleet.step} the ranks' pause or stop is not that of their history")
 
@@ -145,7 +158,7 @@ class Books:
         first, lead = fleet.ranks[0], fleet.replicas[0]
         fresh = list(lead.ledger.items())[fleet.agreed :]
         for rank, replica in zip(fleet.ranks, fleet.replicas, strict=True):
-            if (rank.rates, rank.effects) != (first.rates, first.effects):
+            if (rank.rates, rank.values, rank.effects) != (first.rates, first.values, first.effects):
                 raise Violation(f"I4 agreement: rank {rank.rank} has {rank.rates} live, rank 0 has {first.rates}")
             same_ledger = len(replica.ledger) == len(lead.ledger)
             if not same_ledger or any(replica.ledger.get(uuid) != mine for uuid, mine in fresh):
@@ -181,3 +194,7 @@ class Books:
         left = [uuid for uuid in self.accepted if uuid not in self.settled]
         if left:
             raise Violation(f"I1 exactly once: {len(left)} commands were left without an end")
+
+
+def _is_about_knobs(command: Command) -> bool:
+    return isinstance(command.intent, SetLearningRate | SetKnobs)

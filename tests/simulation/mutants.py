@@ -1,6 +1,7 @@
 """Planted mutants: worlds with one part that is wrong in a way that somebody might really write."""
 
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,7 @@ from control_plane.core.boundary import (
     AllGather,
     AllReduceMin,
     Applied,
+    Apply,
     Broadcast,
     Effect,
     Failure,
@@ -18,7 +20,7 @@ from control_plane.core.boundary import (
     Undo,
     boundary,
 )
-from control_plane.core.commands import Command
+from control_plane.core.commands import Command, SetKnobs
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.records import CommandAccepted, CommandSettled, Entry, Record
 from control_plane.core.state import RunState
@@ -125,7 +127,7 @@ class LazyRank(SimRank):
         """Do it, answer, and put it back."""
         result = super().apply(command)
         if self.rank > 0:
-            self.rates, self.effects = self.before
+            self.rates, self.values, self.effects = self.before
         return result
 
 
@@ -136,7 +138,7 @@ class HopefulRank(SimRank):
 
     def apply(self, command: Command) -> Applied | Failure:
         """Say what should be live."""
-        would = SimRank(self.rank, self.faults, list(self.rates), list(self.effects))
+        would = SimRank(self.rank, self.faults, **self.saved())
         result = super().apply(command)
         return would.apply(command) if isinstance(result, Applied) else result
 
@@ -190,7 +192,53 @@ def start_again(state: RunState, start: GenerationStart) -> list[Record]:
     return [] if start.uuid == newest else decisions.start_generation(replace(state, starts={}), start)
 
 
+def cancelled_and_applied(replica: Replica, command: Command, step: int) -> bool:
+    """What is taken back in the same proposal is proposed all the same."""
+    return _is_due(replica, command, step) and _is_new(replica, command, step)
+
+
+def expiry_ignored(replica: Replica, step: int) -> Steps:
+    """The commands that come out of the broadcast have no last step any more."""
+
+    def forget(effect: Effect, answer: Any) -> Any:
+        if not isinstance(effect, Broadcast):
+            return answer
+        return tuple(command.model_copy(update={"not_after_step": None}) for command in answer)
+
+    return altered(replica, step, change_answer=forget)
+
+
+def one_change_of_many(replica: Replica, step: int) -> Steps:
+    """Of several changes in one command only the first is carried out."""
+
+    def first(effect: Effect) -> Effect:
+        if not isinstance(effect, Apply) or not isinstance(effect.command.intent, SetKnobs):
+            return effect
+        intent = effect.command.intent.model_copy(update={"changes": effect.command.intent.changes[:1]})
+        return Apply(effect.command.model_copy(update={"intent": intent}), effect.step)
+
+    return altered(replica, step, change_effect=first)
+
+
+def knobs_not_undone(rank: type[SimRank] = SimRank) -> type[SimRank]:
+    """Undo puts back the learning rates, and forgets the other knobs."""
+
+    class Forgetful(rank):  # type: ignore[misc, valid-type]
+        def undo(self) -> str | None:
+            kept = deepcopy(self.values)
+            problem: str | None = super().undo()
+            if problem is None:
+                self.values = kept
+            return problem
+
+    return Forgetful
+
+
 MUTANTS: dict[str, Parts] = {
+    "what is taken back is proposed all the same": Parts(boundary=careless_propose(cancelled_and_applied)),
+    "a command that is too late is carried out": Parts(boundary=expiry_ignored),
+    "one change of many is carried out": Parts(boundary=one_change_of_many),
+    "knobs are not put back": Parts(rank=knobs_not_undone()),
     "the ledger is ignored in propose": Parts(boundary=careless_propose(_is_due)),
     "not_before_step is ignored": Parts(boundary=careless_propose(_is_new)),
     "the vote is ignored": Parts(boundary=vote_ignored),

@@ -1,37 +1,47 @@
 """A rank with live knobs. It does what a command says, unless its faults say otherwise."""
 
+from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from control_plane.core.boundary import Applied, Failure
-from control_plane.core.commands import Command, SetLearningRate
+from control_plane.core.commands import Change, Command, SetKnobs, SetLearningRate
 from control_plane.core.decisions import find_group
 from control_plane.core.records import Reading
 from tests.simulation.faults import Faults
 
 GROUPS = ["decay", "no_decay"]
 FIRST_RATES = (1e-3, 5e-4)
+FIRST_VALUES = {"weight_decay": [0.1, 0.0], "gradient_clipping": [1.0]}
+"""Knobs beside the learning rate: one per parameter group, and one for the whole run."""
 
 
 @dataclass(slots=True)
 class SimRank:
-    """One rank. `rates` are the live learning rates; `effects` are the commands that they carry, in order."""
+    """One rank. `rates` and `values` are its live knobs; `effects` are the commands that they carry, in order."""
 
     rank: int
     faults: Faults
     rates: list[float] = field(default_factory=lambda: list(FIRST_RATES))
+    values: dict[str, list[float]] = field(default_factory=lambda: deepcopy(FIRST_VALUES))
     effects: list[UUID] = field(default_factory=list)
     refused: set[UUID] = field(default_factory=set)
     trouble: tuple[str, str] | None = None
-    before: tuple[list[float], list[UUID]] = field(default_factory=lambda: ([], []))
+    before: tuple[list[float], dict[str, list[float]], list[UUID]] = field(default_factory=lambda: ([], {}, []))
 
     def knobs(self) -> Reading:
         """What an announcement says about the knobs."""
         return {"lr": list(self.rates), "groups": GROUPS}
 
+    def held(self) -> Reading:
+        """Every knob that is live."""
+        return {"lr": list(self.rates), **deepcopy(self.values)}
+
     def truth(self, command: Command) -> Reading:
         """The live values that this command is about, whatever the rank may say about them."""
+        if isinstance(command.intent, SetKnobs):
+            return {change.knob: list(self.values.get(change.knob, [])) for change in command.intent.changes}
         return {"lr": list(self.rates)} if isinstance(command.intent, SetLearningRate) else {}
 
     def check(self, command: Command, step: int, is_repeat: bool = False) -> str | None:
@@ -40,14 +50,23 @@ class SimRank:
         if self.trouble and self.trouble[0] == "refuse":
             return self.trouble[1]
         intent = command.intent
-        if isinstance(intent, SetLearningRate) and intent.group is not None and self._group(intent) is None:
-            return f"there is no parameter group {intent.group!r}"
+        changes: tuple[SetLearningRate | Change, ...] = ()
+        if isinstance(intent, SetLearningRate):
+            changes = (intent,)
+        elif isinstance(intent, SetKnobs):
+            changes = intent.changes
+            unknown = [change.knob for change in intent.changes if change.knob not in self.values]
+            if unknown:
+                return f"there is no knob {unknown[0]!r}"
+        for change in changes:
+            if change.group is not None and find_group(GROUPS, change.group) is None:
+                return f"there is no parameter group {change.group!r}"
         return None
 
     def apply(self, command: Command) -> Applied | Failure:
         """Do it, and read it back."""
         kind, reason = self.trouble or ("", "")
-        self.before = (list(self.rates), list(self.effects))
+        self.before = (list(self.rates), deepcopy(self.values), list(self.effects))
         if kind == "fail":
             return Failure(reason)
         before = self.truth(command)
@@ -55,6 +74,9 @@ class SimRank:
         if kind == "misapply":
             # Each rank is wrong in its own way, see `_odd`.
             self.rates = [rate * (1 + 1e-7 * (self.rank or -1)) for rate in self.rates]
+            self.values = {
+                name: [value + 1e-7 * (self.rank or -1) for value in values] for name, values in self.values.items()
+            }
         after = self.truth(command)
         return Applied(
             before,
@@ -64,29 +86,35 @@ class SimRank:
     def _take_effect(self, command: Command) -> None:
         intent = command.intent
         self.effects.append(command.uuid)
-        if not isinstance(intent, SetLearningRate):
-            return
-        chosen = range(len(self.rates)) if intent.group is None else [self._group(intent)]
-        for index in chosen:
-            assert index is not None
-            old = self.rates[index]
-            self.rates[index] = intent.value if intent.value is not None else old * (intent.factor or 1.0)
-
-    def _group(self, intent: SetLearningRate) -> int | None:
-        return find_group(GROUPS, intent.group) if intent.group is not None else None
+        if isinstance(intent, SetLearningRate):
+            _turn(self.rates, intent)
+        elif isinstance(intent, SetKnobs):
+            for change in intent.changes:
+                _turn(self.values[change.knob], change)
 
     def undo(self) -> str | None:
         """Put back what the last `apply` changed."""
         if self.faults.is_stuck(self.rank):
             return "it is stuck"
-        self.rates, self.effects = self.before
+        self.rates, self.values, self.effects = self.before
         return None
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of this rank."""
-        return {"rates": list(self.rates), "effects": list(self.effects)}
+        return {"rates": list(self.rates), "values": deepcopy(self.values), "effects": list(self.effects)}
+
+
+def _turn(values: list[float], change: SetLearningRate | Change) -> None:
+    """Set one value, or all of them."""
+    only = find_group(GROUPS, change.group) if change.group is not None else None
+    for index, old in enumerate(values):
+        if change.group is None or index == only:
+            new = change.value if isinstance(change.value, float) else old * (change.factor or 1.0)
+            values[index] = float(new)
 
 
 def _odd(kind: str, rank: int, reading: Reading) -> Reading:
     # Each rank is wrong in its own way: the same lie told by all of them is agreement, and nobody could tell.
-    return {"lr": [rate * (2 + rank) for rate in reading["lr"]]} if kind == "misread" else reading
+    if kind != "misread":
+        return reading
+    return {name: [value * (2 + rank) for value in values] for name, values in reading.items()}

@@ -1,14 +1,16 @@
 """The run that nobody ever killed: what its ranks would hold, computed from the journal's settlements alone."""
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from control_plane.core.commands import Command
 from control_plane.core.records import CommandSettled
-from tests.simulation.rank import FIRST_RATES, GROUPS
+from tests.simulation.rank import FIRST_RATES, FIRST_VALUES, GROUPS
 
-REPEATABLE = ("set_learning_rate", "pause", "resume", "stop")
+REPEATABLE = ("set_learning_rate", "set_knobs", "freeze", "pause", "resume", "stop")
 FLAGS = ("pause", "resume", "stop")
 
 
@@ -23,6 +25,7 @@ class Expected:
 
     effects: list[UUID] = field(default_factory=list)
     rates: list[float] = field(default_factory=lambda: list(FIRST_RATES))
+    values: dict[str, list[float]] = field(default_factory=lambda: deepcopy(FIRST_VALUES))
     paused: bool = False
     stopping: bool = False
 
@@ -31,15 +34,21 @@ class Expected:
         body = command.intent.model_dump()
         self.effects.append(command.uuid)
         if body["kind"] == "set_learning_rate":
-            group = body["group"]
-            for index, name in enumerate(GROUPS):
-                if group is None or group in (index, name, str(index)):
-                    old = self.rates[index]
-                    self.rates[index] = body["value"] if body["factor"] is None else old * body["factor"]
+            _change(self.rates, body)
+        elif body["kind"] == "set_knobs":
+            for change in body["changes"]:
+                _change(self.values[change["knob"]], change)
         elif body["kind"] == "stop":
             self.paused, self.stopping = False, True
-        else:
+        elif body["kind"] in FLAGS:
             self.paused = body["kind"] == "pause"
+
+
+def _change(values: list[float], body: dict[str, Any]) -> None:
+    group = body["group"]
+    for index, name in enumerate(GROUPS[: len(values)]):
+        if group is None or group in (index, name, str(index)):
+            values[index] = body["value"] if body["factor"] is None else values[index] * body["factor"]
 
 
 @dataclass(slots=True)

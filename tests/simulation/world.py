@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Collection, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID
@@ -79,10 +80,13 @@ class World:
 
     # What may happen
 
-    def submit(self, kind: str, not_before_step: int | None = None, **body: Any) -> Command:
+    def submit(
+        self, kind: str, not_before_step: int | None = None, not_after_step: int | None = None, **body: Any
+    ) -> Command:
         """An operator sends a new command. Raises `Refused`; without an answer the operator keeps asking."""
         intent = INTENT.validate_python({"kind": kind, **body})
-        command = Command(uuid=self._uuid(), author="ann", intent=intent, not_before_step=not_before_step)
+        times = {"not_before_step": not_before_step, "not_after_step": not_after_step}
+        command = Command.model_validate({"uuid": self._uuid(), "author": "ann", "intent": intent, **times})
         self.send(command)
         return command
 
@@ -119,7 +123,7 @@ class World:
         replay = self._parts.replay(point.decided, saved.contained)
         blank: tuple[dict[str, Any], ...] = ({},) * self._world_size
         ranks = [
-            self._parts.rank(rank, self.faults, **{key: list(value) for key, value in values.items()})
+            self._parts.rank(rank, self.faults, **deepcopy(values))
             for rank, values in enumerate(saved.ranks or blank)
         ]
         places = tuple(RankPlace(rank=rank.rank, node="node", pid=rank.rank, device="cpu") for rank in ranks)

@@ -1,0 +1,86 @@
+"""Limits: what a run's owner allows is said in the refusal, and nothing beyond it gets through."""
+
+import math
+
+import pytest
+from pydantic import ValidationError
+
+from control_plane.core.limits import Limit, breach, knobs_of, limit_of, refusal
+from tests.core.examples import EVERY_INTENT, intent
+
+LIMITS = {
+    "lr": Limit(min=1e-6, max=1e-2, max_factor=10, cool_down_s=30, roles=("operator", "admin")),
+    "*:p": Limit(max=0.5),
+    "betas": Limit(min=0.5, max=0.999),
+}
+
+
+def asked(kind: str, role: str | None = "operator", ago_s: dict[str, float] | None = None, **body: object) -> str:
+    return refusal(LIMITS, intent(kind, **body), role, ago_s or {}) or ""
+
+
+@pytest.mark.parametrize(
+    ("body", "bound"),
+    [
+        ({"value": 0.5}, "at most 0.01"),
+        ({"value": 1e-7}, "at least 1e-06"),
+        ({"factor": 11.0}, "at most 10"),
+        ({"factor": 0.05}, "at least 0.1"),
+    ],
+)
+def test_learning_rate_beyond_a_limit_is_refused_with_the_bound(body: dict[str, float], bound: str) -> None:
+    assert bound in asked("set_learning_rate", **body)
+
+
+@pytest.mark.parametrize("body", [{"value": 1e-2}, {"value": 1e-6}, {"factor": 10.0}, {"factor": 0.1}])
+def test_learning_rate_at_a_limit_is_taken(body: dict[str, float]) -> None:
+    assert asked("set_learning_rate", **body) == ""
+
+
+def test_knob_of_a_pattern_has_the_pattern_s_limit() -> None:
+    changes = [{"knob": "weight_decay", "value": 9.0}, {"knob": "h.0.drop:p", "value": 0.6}]
+    assert asked("set_knobs", changes=changes) == "h.0.drop:p would be 0.6; this run allows at most 0.5"
+    assert asked("set_knobs", changes=changes[:1]) == ""
+
+
+def test_each_number_of_a_value_is_within_the_limit() -> None:
+    assert "0.9999" in asked("set_knobs", changes=[{"knob": "betas", "value": [0.9, 0.9999]}])
+
+
+@pytest.mark.parametrize(("role", "words"), [("agent", "not by agent"), ("admin", ""), (None, "")])
+def test_role_that_is_not_listed_is_refused(role: str | None, words: str) -> None:
+    assert words in asked("set_learning_rate", role=role, value=1e-3) or not words
+    assert bool(asked("set_learning_rate", role=role, value=1e-3)) == bool(words)
+
+
+def test_change_within_the_cool_down_is_refused_with_the_time_that_is_left() -> None:
+    assert "try again in 20 s" in asked("set_learning_rate", ago_s={"lr": 10.0}, value=1e-3)
+    assert asked("set_learning_rate", ago_s={"lr": 30.0}, value=1e-3) == ""
+    assert "was changed" in asked("set_schedule", ago_s={"lr": 1.0}, shape="linear")
+
+
+def test_breach_is_about_what_a_value_becomes() -> None:
+    assert breach(LIMITS, "lr", [1e-3, 1e-4], [5e-3, 5e-4]) is None
+    assert "at most 0.01" in (breach(LIMITS, "lr", [5e-3], [2e-2]) or "")
+    assert "multiplied by 20" in (breach(LIMITS, "lr", [1e-4], [2e-3]) or "")
+    assert breach(LIMITS, "lr", [0.0], [1e-3]) is None
+    assert breach(LIMITS, "unlimited", 1, 1e9) is None
+
+
+def test_own_limit_comes_before_a_pattern() -> None:
+    limits = {"*": Limit(max=1), "lr": Limit(max=2)}
+    assert limit_of(limits, "lr") == Limit(max=2)
+    assert limit_of(limits, "eps") == Limit(max=1)
+
+
+@pytest.mark.parametrize(
+    "body", [{"min": 2, "max": 1}, {"max_factor": 0.5}, {"cool_down_s": 0}, {"max": math.nan}, {"mx": 1}, {"roles": []}]
+)
+def test_limit_that_makes_no_sense_is_refused(body: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        Limit.model_validate(body)
+
+
+def test_every_intent_says_which_knobs_it_changes() -> None:
+    told = {body["kind"]: knobs_of(intent(**body)) for body in EVERY_INTENT}
+    assert {kind for kind, knobs in told.items() if knobs} == {"set_learning_rate", "set_schedule", "set_knobs"}
