@@ -1,0 +1,270 @@
+"""What the ranks of a test of `TrainingSession` run: loops in plain PyTorch and with DeepSpeed, and what they saw."""
+
+import hashlib
+import importlib
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from control_plane.core.commands import Command
+from control_plane.handle import Report
+from control_plane.storage.layout import RunFiles
+from ray_jobs import context
+from ray_jobs.training_session import TrainingSession
+from tests.jobs.trials import open_server
+
+SAMPLES = 8
+SAVE_EVERY_STEPS = 3
+WAIT_S = 30.0
+
+
+class Operator:
+    """Stands before the control server, and lets a paused run go on as soon as it is seen to be paused."""
+
+    def __init__(self, server: Any) -> None:
+        self._server, self.resumed = server, 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._server, name)
+
+    async def report(self, report: Report) -> Any:
+        answer = await self._server.report(report)
+        if report.progress is not None and report.progress.phase == "paused" and not self.resumed:
+            self.resumed += 1
+            resume = {"uuid": str(uuid4()), "author": "operator", "intent": {"kind": "resume"}}
+            await self._server.submit(Command.model_validate(resume))
+        return answer
+
+
+class Training:
+    """A small net, its data, and what of them can be steered; the same for every way to drive it."""
+
+    def __init__(self, rank: int, engine: bool, steps: int) -> None:
+        torch.manual_seed(5)
+        net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Dropout(0.2), nn.Linear(8, 1))
+        groups = [
+            {"params": net[0].parameters(), "lr": 0.25, "name": "body"},
+            {"params": net[3].parameters(), "lr": 0.125, "name": "head"},
+        ]
+        optimizer = torch.optim.SGD(groups, momentum=0.5)
+        self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 64)
+        self.rank, self.weight, self.seed, self.net, self.optimizer = rank, 1.0, 0, net, optimizer
+        self.used: dict[int, list[float]] = {}
+        self.engine: Any = _engine(net, optimizer, self.scheduler) if engine else None
+        torch.manual_seed(5 + rank)
+        if engine:
+            self.session = TrainingSession(engine=self.engine, total_steps=steps)
+        else:
+            self.session = TrainingSession(net, optimizer, scheduler=self.scheduler, total_steps=steps)
+        self._register()
+
+    def _register(self) -> None:
+        session = self.session
+
+        def set_weight(value: float) -> None:
+            self.weight = value
+
+        session.register_knob("loss/weight", get=lambda: self.weight, set=set_weight, least=0.0, most=8.0)
+        session.register_knob("stuck", get=lambda: 1.0, set=lambda value: None)
+
+        @session.action("reshuffle", description="other samples")
+        def reshuffle(seed: int = 0) -> dict[str, int]:
+            self.seed = session.state["seed"] = seed
+            return {"seed": seed}
+
+    @property
+    def groups(self) -> list[dict[str, Any]]:
+        return list((self.engine.optimizer if self.engine is not None else self.optimizer).param_groups)
+
+    def train(self, at_step: Callable[[int], None] = lambda step: None) -> dict[str, Any]:
+        """Train to the end. `at_step` is called after each step with the number of steps made."""
+        began_at = None
+        with self.session as session:
+            self.seed = session.state.get("seed", self.seed)
+            for step in session.steps():
+                began_at = step if began_at is None else began_at
+                self.used[step + 1] = [float(group["lr"]) for group in self.groups]
+                loss = self._step(step)
+                session.step({"loss": loss})
+                at_step(step + 1)
+        return {
+            "began_at": began_at,
+            "step": session.global_step,
+            "used": self.used,
+            "weights": self.digest(),
+            "weight": self.weight,
+            "seed": self.seed,
+        }
+
+    def _step(self, step: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(1000 * self.seed + 10 * step + self.rank)
+        samples = torch.randn(SAMPLES, 4, generator=generator)
+        model = self.engine if self.engine is not None else self.net
+        loss = self.weight * (model(samples) - samples.sum(1, keepdim=True)).square().mean()
+        if self.engine is not None:
+            self.engine.backward(loss)
+            self.engine.step()
+            return loss.detach()
+        self.optimizer.zero_grad()
+        loss.backward()
+        for parameter in self.net.parameters():
+            assert parameter.grad is not None
+            dist.all_reduce(parameter.grad)
+            parameter.grad.div_(dist.get_world_size())
+        self.optimizer.step()
+        self.scheduler.step()
+        return loss.detach()
+
+    def digest(self) -> str:
+        digest = hashlib.sha256()
+        for tensor in self.net.state_dict().values():
+            digest.update(tensor.detach().contiguous().numpy().tobytes())
+        return digest.hexdigest()
+
+
+def _engine(net: nn.Module, optimizer: Any, scheduler: Any) -> Any:
+    import deepspeed
+
+    config = {
+        "train_micro_batch_size_per_gpu": SAMPLES,
+        "gradient_accumulation_steps": 1,
+        "zero_optimization": {"stage": 2, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }
+    engine, *_ = deepspeed.initialize(model=net, optimizer=optimizer, lr_scheduler=scheduler, config=config)
+    return engine
+
+
+def _enter(files: RunFiles, server: Any, every_steps: int = 0) -> None:
+    run = context.RunContext(files=files, connect=lambda: server, checkpoint_every_steps=every_steps)
+    context.enter(run)
+
+
+def _serve(rank: int, root: str, commands: list[dict[str, Any]]) -> tuple[RunFiles, Any]:
+    files = RunFiles(Path(root))
+    if rank == 0:
+        files.root.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    return files, open_server(files, commands) if rank == 0 else None
+
+
+def steered(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """One steered training to its end."""
+    files, server = _serve(rank, spec["root"], spec["commands"])
+    _enter(files, Operator(server) if server is not None else None)
+    try:
+        return Training(rank, spec["engine"], spec["steps"]).train()
+    finally:
+        context.enter(None)
+
+
+def by_hand(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """The same training with nobody to steer it; the script does by itself what the commands asked for."""
+    training = Training(rank, spec["engine"], spec["steps"])
+
+    def at_step(step: int) -> None:
+        if step == spec["rate_at"]:
+            training.scheduler.base_lrs[1] *= 0.5
+            training.groups[1]["lr"] *= 0.5
+        if step == spec["weight_at"]:
+            training.weight = 2.0
+        if step == spec["action_at"]:
+            training.seed = 3
+
+    return training.train(at_step)
+
+
+def lost_and_restored(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """A training that fails after a checkpoint, and the one that goes on from there."""
+    files, server = _serve(rank, spec["root"], spec["commands"])
+    _enter(files, server, SAVE_EVERY_STEPS)
+
+    def fail(step: int) -> None:
+        if step == spec["fail_at"]:
+            raise ZeroDivisionError("as planned")
+        _wait_for_saves(files, step)
+
+    try:
+        failed = Training(rank, spec["engine"], spec["steps"])
+        try:
+            failed.train(fail)
+        except ZeroDivisionError:
+            dist.barrier()
+        return [Training(rank, spec["engine"], spec["steps"]).train()]
+    finally:
+        context.enter(None)
+
+
+def _wait_for_saves(files: RunFiles, step: int) -> None:
+    """Until everything that was begun is a checkpoint, on every rank: then it is known what there is to restore."""
+    began_s = time.monotonic()
+    while len(list(files.checkpoints.glob("*/manifest.json"))) < step // SAVE_EVERY_STEPS:
+        assert time.monotonic() - began_s < WAIT_S, "the checkpoint was not written"
+        time.sleep(0.02)
+    dist.barrier()
+
+
+def with_a_trainer(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """A Trainer with a knob and an action of the script's own."""
+    from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments, set_seed
+
+    from ray_jobs.trainer import InteractiveTrainer
+    from tests.jobs.trials import BLOCK_TOKENS, VOCABULARY, Blocks
+
+    files, server = _serve(rank, spec["root"], spec["commands"])
+    _enter(files, server)
+    set_seed(5)
+    own = {"weight": 1.0, "calls": 0}
+    args = TrainingArguments(
+        output_dir=str(files.root / "trainer"),
+        max_steps=spec["steps"],
+        per_device_train_batch_size=2,
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=True,
+    )
+    shape = GPT2Config(vocab_size=VOCABULARY, n_positions=BLOCK_TOKENS, n_embd=16, n_layer=1, n_head=2)
+    trainer: Any = InteractiveTrainer(model=GPT2LMHeadModel(shape), args=args, train_dataset=Blocks(64))
+    trainer.register_knob("loss/weight", get=lambda: own["weight"], set=lambda value: own.update(weight=value))
+
+    @trainer.action("count")
+    def count(by: int) -> int:
+        own["calls"] += by
+        return int(own["calls"])
+
+    trainer.train()
+    context.enter(None)
+    return own
+
+
+def shipped(rank: int, spec: dict[str, Any]) -> None:
+    """A script that is shipped with a config, as it is."""
+    files, server = _serve(rank, spec["root"], spec["commands"])
+    _enter(files, server)
+    arguments, sys.argv = sys.argv, [spec["script"], *spec["arguments"]]
+    try:
+        importlib.import_module(f"ray_jobs.workloads.{spec['script']}").main()
+    finally:
+        sys.argv = arguments
+        context.enter(None)
+
+
+def everything(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """Several trainings in the same processes: importing everything costs more than training."""
+    trials: dict[str, Callable[[int, dict[str, Any]], Any]] = {
+        "steered": steered,
+        "by_hand": by_hand,
+        "restored": lost_and_restored,
+        "trainer": with_a_trainer,
+        "shipped": shipped,
+    }
+    return {name: trials[one["trial"]](rank, one) for name, one in spec["trainings"].items()}
