@@ -18,7 +18,9 @@ from control_plane.core.records import (
 from control_plane.storage.journal import read
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
-from ray_jobs.training_session import TrainingSession
+from ray_jobs.actions import OwnVocabulary
+from ray_jobs.schedule import Course, steer_schedule
+from ray_jobs.training_session import Loop, TrainingSession
 from tests.jobs.ranks import run_ranks
 from tests.jobs.test_steering import command
 
@@ -39,6 +41,7 @@ def steering() -> list[dict[str, Any]]:
         command(ACTION_AT, kind="run_action", name="reshuffle", arguments={"seed": 3}),
         command(ACTION_AT, kind="run_action", name="reshuffle", arguments={"seed": "three"}),
         command(ACTION_AT, kind="run_action", name="rewind"),
+        command(WEIGHT_AT, kind="save_checkpoint", label="kept"),
         command(PAUSE_AT, kind="pause"),
         command(STUCK_AT, kind="set_knobs", changes=[change("loss/weight", 4.0), change("stuck", 2.0)]),
         command(STOP_AT, kind="stop"),
@@ -215,6 +218,15 @@ def test_measurements_of_every_step_come_with_the_rate_that_it_used(ranks: Ranks
 
 @on_ranks
 @each_arm
+def test_a_checkpoint_is_saved_when_asked(ranks: Ranks, arm: str) -> None:
+    (outcome,) = ranks.settled(f"{arm}-steered", "save_checkpoint")
+    (saved,) = ranks.records(f"{arm}-steered", CheckpointCommitted)
+    assert (outcome.status, outcome.step) == ("applied", WEIGHT_AT)
+    assert (saved.step, saved.label) == (WEIGHT_AT, "kept")
+
+
+@on_ranks
+@each_arm
 def test_a_lost_loop_goes_on_from_its_checkpoint_and_ends_bit_for_bit_as_without_the_loss(
     ranks: Ranks, arm: str
 ) -> None:
@@ -312,6 +324,23 @@ def test_what_is_no_measurement_is_refused(metrics: dict[str, Any]) -> None:
 def test_a_session_without_anything_to_train_is_refused() -> None:
     with pytest.raises(Invalid, match="an engine, or a model and its optimizer"):
         TrainingSession(nn.Linear(1, 1), total_steps=1)
+
+
+def test_a_loop_without_a_schedule_keeps_its_own_rates_until_a_course_is_set() -> None:
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    loop = Loop(net, optimizer, None, None, 8, 0, OwnVocabulary())
+    steered = steer_schedule(loop)
+    loop.steer()
+    optimizer.param_groups[0]["lr"] = 0.25
+    loop.step_schedule()
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    steered.follow([Course(0.25, "linear", 0.0, 0, 1.0, 4)])
+    rates = []
+    for _ in range(4):
+        loop.step_schedule()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [0.1875, 0.125, 0.0625, 0.0]
 
 
 def test_a_knob_whose_name_is_taken_is_refused() -> None:
