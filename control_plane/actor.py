@@ -14,10 +14,13 @@ from typing import Any
 from uuid import UUID
 
 import ray
+import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import SteerwayError
+from control_plane.core.errors import Damaged, SteerwayError
+from control_plane.core.limits import Limit
 from control_plane.core.records import UNIVERSAL, Death, Ending, Entry, RunCreated
 from control_plane.core.recovery import ResumePoint
 from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
@@ -28,6 +31,8 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 
 log = logging.getLogger(__name__)
+
+LIMITS = TypeAdapter(dict[str, Limit])
 
 NAMESPACE = "steerway"
 HEAD = "node:__internal_head__"
@@ -42,11 +47,16 @@ MAX_CONCURRENT_CALLS = 1000
 def open_server(files: RunFiles) -> ControlServer:
     """A control server over a run's folder, in a new term.
 
-    Raises: `Damaged` if the journal does not verify, `Conflict` if it is another run's.
+    Raises: `Damaged` if the journal does not verify or the config cannot be read, `Conflict` if the journal is another
+    run's.
     """
     config = files.config.read_bytes()
     created = RunCreated(
-        run=files.run, name=files.run, author="steerway", config_sha256=hashlib.sha256(config).hexdigest()
+        run=files.run,
+        name=files.run,
+        author="steerway",
+        config_sha256=hashlib.sha256(config).hexdigest(),
+        limits=limits_in(config, str(files.config)),
     )
     return ControlServer(
         created,
@@ -54,6 +64,25 @@ def open_server(files: RunFiles) -> ControlServer:
         MetricsStore(files.metrics),
         discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
     )
+
+
+def limits_in(config: bytes, source: str) -> dict[str, Limit]:
+    """What a run's resolved config allows, in its order. Raises `Damaged` if it cannot be read.
+
+    It was checked when the run was submitted; a limit that got lost on the way would be one that nobody enforces.
+    """
+    try:
+        # As text: whether `1e-6` and `on` are text or not, YAML's dialects disagree. The limits know what they are.
+        raw = yaml.load(config, Loader=yaml.BaseLoader)
+        found = raw.get("limits") if isinstance(raw, dict) else None
+        said = {knob: _without_nulls(limit) for knob, limit in (found or {}).items()}
+        return LIMITS.validate_python(said)
+    except (yaml.YAMLError, ValidationError, AttributeError) as error:
+        raise Damaged(f"the limits in {source} cannot be read ({type(error).__name__})") from None
+
+
+def _without_nulls(limit: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in limit.items() if value != "null"}
 
 
 def remove_later(files: RunFiles, checkpoint: str) -> None:

@@ -136,15 +136,26 @@ class SteerwayClient:
         *,
         reason: str | None = None,
         not_before_step: int | None = None,
+        not_after_step: int | None = None,
+        based_on_seq: int | None = None,
         uuid: UUID | None = None,
     ) -> Receipt:
-        """Ask for something; when this returns, it is durable. Raises `Refused`, or `Unavailable` after a few tries."""
+        """Ask for something; when this returns, it is durable. Raises `Refused`, or `Unavailable` after a few tries.
+
+        `based_on_seq` is the `seq` of the snapshot that the wish is based on: if somebody has changed the run's course
+        since then, it is refused with `Conflict`.
+        """
         import tenacity
 
         chosen = uuid or uuid4()
         body: dict[str, Any] = {"intent": intent.model_dump(mode="json"), "uuid": str(chosen)}
-        body |= {} if reason is None else {"reason": reason}
-        body |= {} if not_before_step is None else {"not_before_step": not_before_step}
+        said = {
+            "reason": reason,
+            "not_before_step": not_before_step,
+            "not_after_step": not_after_step,
+            "based_on_seq": based_on_seq,
+        }
+        body |= {name: value for name, value in said.items() if value is not None}
         tries = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
             stop=tenacity.stop_after_attempt(MAX_SUBMIT_TRIES) | tenacity.stop_after_delay(2 * self._timeout_s),

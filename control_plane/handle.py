@@ -12,6 +12,7 @@ from pydantic import Field
 
 from control_plane.core.commands import Command, Words
 from control_plane.core.decisions import GenerationStart
+from control_plane.core.limits import Limit
 from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointFailed,
@@ -129,7 +130,10 @@ class RecoveryView(Words):
 
 
 class Snapshot(Words):
-    """A run as it is now, for people. `progress_age_s` says how long ago rank 0 was last heard."""
+    """A run as it is now, for people. `progress_age_s` says how long ago rank 0 was last heard.
+
+    `seq` is the entry of the journal up to which this is true: a command may say that it is based on it.
+    """
 
     run: str
     name: str
@@ -145,6 +149,8 @@ class Snapshot(Words):
     progress_age_s: float | None = None
     ranks: tuple[RankPlace, ...] = ()
     knobs: Reading = {}
+    knob_facts: Reading = Field(default={}, description="type, bounds and description of each knob, by name")
+    limits: dict[str, Limit] = Field(default={}, description="what the run's owner allows, by knob or pattern")
     facts: Reading = {}
     latest: dict[str, float] = {}
     commands: tuple[CommandView, ...] = ()

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from control_plane.core.commands import Command, describe
+from control_plane.core.intents import Cancel
 from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
@@ -47,7 +48,7 @@ def what(record: Record, asked: Mapping[UUID, Command]) -> str:
         case TermStarted():
             return f"control server started, term {record.term}"
         case CommandAccepted():
-            return record.command.describe()
+            return name(record.command, asked)
         case CommandSettled():
             return f"{_name(record.uuid, asked)}: {ending(record)}"
         case CommandRepeated():
@@ -80,7 +81,8 @@ def checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed
             label = f" ({record.label})" if record.label else ""
             notes = [size(record.size_bytes)] if record.size_bytes else []
             notes += ["pinned"] if record.pinned else []
-            return ", ".join([f"checkpoint {record.checkpoint}{label} at step {record.step}", *notes])
+            said = ", ".join([f"checkpoint {record.checkpoint}{label} at step {record.step}", *notes])
+            return said + _because(record.note)
         case CheckpointPinned():
             return f"checkpoint {record.checkpoint} {'pinned' if record.pinned else 'no longer pinned'}"
         case CheckpointFailed():
@@ -91,11 +93,14 @@ def checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed
 
 def ending(settled: CommandSettled) -> str:
     """The end of a command's life."""
-    if settled.status == "applied":
-        ranks = f" on {settled.world_size} of {settled.world_size} ranks" if settled.world_size else ""
-        return f"applied at step {settled.step}{ranks}"
     at = f" at step {settled.step}" if settled.step is not None else ""
-    return f"{settled.status}{at}: {settled.reason or 'no reason was given'}"
+    if settled.status == "applied":
+        # What needs no rank is done by the control server when it takes the command, at no step.
+        ranks = f" on {settled.world_size} of {settled.world_size} ranks" if settled.world_size else ""
+        return f"applied{at or ' at once'}{ranks}"
+    reason = settled.reason or "no reason was given"
+    by = reason.removeprefix(f"{settled.status} by ")
+    return f"{settled.status}{at}: {reason}" if by == reason else f"{settled.status}{at} by {by}"
 
 
 def repetition(record: CommandRepeated, name: str) -> str:
@@ -166,14 +171,32 @@ def phases(phases_s: Mapping[str, float]) -> list[tuple[str, float]]:
 
 def reading(values: Reading | None) -> str:
     """What a rank read, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are said once."""
-    return "; ".join(f"{name} {_value(value)}" for name, value in (values or {}).items() if name != "groups")
+    return "; ".join(f"{name} {spelled(value)}" for name, value in (values or {}).items() if name != "groups")
 
 
-def _value(value: Any) -> str:
-    if isinstance(value, list):
-        said = [_value(item) for item in value]
-        return said[0] if said and len(set(said)) == 1 else ", ".join(said)
-    return f"{value:.6g}" if isinstance(value, float) else str(value)
+def change(before: Reading | None, after: Reading | None) -> str:
+    """What became of what: `weight_decay 0.01 -> 0.1; betas (0.9, 0.999) -> (0.9, 0.95)`. What stayed is left out."""
+    was, now = before or {}, after or {}
+    changed = [key for key, value in now.items() if key in was and was[key] != value]
+    return "; ".join(f"{key} {spelled(was[key])} -> {spelled(now[key])}" for key in changed)
+
+
+def spelled(value: Any) -> str:
+    """A knob's value: of several groups if it is a list, and then said once if all have the same."""
+    if isinstance(value, list | tuple):
+        said = [_single(item) for item in value]
+        return said[0] if said and len(set(said)) == 1 else ", ".join(said) or "none"
+    return _single(value)
+
+
+def _single(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"({', '.join(_single(item) for item in value)})"
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_single(item)}" for key, item in value.items())
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "true", False: "false"}[value]
+    return f"{value:.6g}" if isinstance(value, float) else clean(str(value))
 
 
 def seconds(value_s: float) -> str:
@@ -201,9 +224,16 @@ def _because(reason: str | None) -> str:
     return f": {clean(reason)}" if reason else ""
 
 
+def name(command: Command, asked: Mapping[UUID, Command]) -> str:
+    """What a command asks for; a cancel names the command that it takes back."""
+    if isinstance(command.intent, Cancel):
+        return f"cancel '{_name(command.intent.command, asked)}'"
+    return describe(command.intent)
+
+
 def _name(uuid: UUID, asked: Mapping[UUID, Command]) -> str:
     command = asked.get(uuid)
-    return describe(command.intent) if command else f"command {str(uuid)[:8]}"
+    return name(command, asked) if command else f"command {str(uuid)[:8]}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -33,6 +33,7 @@ def snapshot_of(
     generation = state.generation
     lives = list(state.commands.values())[-MAX_COMMANDS_IN_SNAPSHOT:]
     ended = state.closed or state.ended
+    facts = generation.facts if generation else {}
     return Snapshot(
         run=state.run,
         name=state.name,
@@ -48,7 +49,9 @@ def snapshot_of(
         progress_age_s=progress_age_s,
         ranks=generation.ranks if generation else (),
         knobs=state.knobs,
-        facts=generation.facts if generation else {},
+        knob_facts=facts.get("knobs", {}),
+        limits=state.limits,
+        facts={name: value for name, value in facts.items() if name != "knobs"},
         latest=latest,
         commands=tuple(view_of(life) for life in lives),
         checkpoints=tuple(state.checkpoints),

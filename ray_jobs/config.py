@@ -14,7 +14,7 @@ from enum import EnumType
 from pathlib import Path
 from typing import Annotated, Any, Self, get_args
 
-from pydantic import Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
 from control_plane.core.errors import Invalid
 from ray_jobs import config_text
@@ -23,6 +23,7 @@ from ray_jobs.config_sections import (
     DataSettings,
     DeepSpeedSettings,
     Gpt2Workload,
+    LimitSettings,
     ModelSettings,
     RecoverySettings,
     ScalingSettings,
@@ -48,6 +49,7 @@ class RunConfig(Section):
     deepspeed: DeepSpeedSettings | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
     recovery: RecoverySettings = RecoverySettings()
+    limits: dict[str, LimitSettings] = {}
 
     @model_validator(mode="after")
     def _sections_fit_the_workload(self) -> Self:
@@ -264,7 +266,8 @@ _WANTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda _: "an integer",
     "float_type": lambda _: "a number",
     "string_type": lambda _: "text",
-    "list_type": lambda _: "a list",
+    **dict.fromkeys(("list_type", "tuple_type"), lambda _: "a list"),
+    "too_short": lambda context: f"a list of at least {context['min_length']}",
     **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), lambda _: "a mapping of keys to values"),
     "literal_error": lambda context: f"one of {context['expected']}",
     "greater_than": lambda context: f"greater than {context['gt']}",
@@ -286,9 +289,15 @@ _SECTIONS: dict[str, type[Section]] = {
 _WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWorkload}
 
 
+def _section_at(location: tuple[str, ...], loc: tuple[int | str, ...]) -> type[BaseModel]:
+    if location[:1] == ("limits",):
+        return LimitSettings  # the name of the knob stands between
+    return _WORKLOADS[str(loc[1])] if location == ("workload",) else _SECTIONS[".".join(location)]
+
+
 def _unknown_key(location: tuple[str, ...], loc: tuple[str, ...]) -> str:
     section, key = ".".join(location[:-1]), location[-1]
-    allowed = list((_WORKLOADS[loc[1]] if section == "workload" else _SECTIONS[section]).model_fields)
+    allowed = list(_section_at(location[:-1], loc).model_fields)
     elsewhere = {field: f"{name}.{field}" for name, its in _SECTIONS.items() if name for field in its.model_fields}
     nearest = [elsewhere[key]] if key in elsewhere else difflib.get_close_matches(key, allowed, n=1)
     nearest += [elsewhere[near] for near in difflib.get_close_matches(key, elsewhere, n=1)]

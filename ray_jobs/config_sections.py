@@ -5,6 +5,8 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
+from control_plane.core.limits import Limit
+
 MOST_STEPS = 2**31
 MOST_RANKS = 4096  # what the boundary protocol is simulated with
 
@@ -124,6 +126,18 @@ class RecoverySettings(Section):
     hang_after_s: float = Field(default=5, ge=2)
     spares: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     start_timeout_s: float = Field(default=20, ge=1)
+
+
+class LimitSettings(Limit):
+    """What the run's owner allows for one knob, or for every knob that a pattern fits. What is left out is free.
+
+    `min` and `max` bound the value, `max_factor` one change, and `cool_down_s` the time between two changes; `roles`
+    says whose tokens may change it. The first entry that fits counts, a knob's own name before any pattern.
+    """
+
+    model_config = ConfigDict(strict=True)
+    # Strict would take nothing but a tuple, and YAML has lists. Viewers change nothing, whatever stands here.
+    roles: Annotated[tuple[Literal["operator", "agent", "admin"], ...], Field(min_length=1, strict=False)] | None = None
 
 
 _OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)

@@ -6,13 +6,16 @@ from html import escape
 
 import streamlit as st
 
+from control_plane.core.intents import DeleteCheckpoint, Intent, PinCheckpoint
 from control_plane.core.records import CheckpointCommitted, CheckpointFailed, Entry, GenerationStarted
 from control_plane.handle import Snapshot
 from control_plane.telling import checkpoint, size
 from ui.live import LiveRun
+from ui.sending import send
 from ui.words import duration, plain
 
 MAX_LISTED = 6
+REFUSAL = "keeping_refusal"
 
 
 def checkpoints(live: LiveRun, snapshot: Snapshot) -> None:
@@ -29,6 +32,33 @@ def checkpoints(live: LiveRun, snapshot: Snapshot) -> None:
     older = len(snapshot.checkpoints) - MAX_LISTED
     if older > 0:
         st.caption(f"And {older} older: `steer checkpoints {snapshot.run}`")
+    _keeping(live, snapshot)
+
+
+def _keeping(live: LiveRun, snapshot: Snapshot) -> None:
+    """Pin, unpin and delete. Which checkpoint may go is for the run to say: its refusal is shown as it is."""
+    found = {each.checkpoint: each for each in reversed(snapshot.checkpoints)}
+    with st.popover("Pin or delete", icon=":material/keep:", key="keeping"):
+        name = st.selectbox("Checkpoint", list(found), key="keeping_checkpoint")
+        if name in found and found[name].pinned:
+            st.caption("Pinned: it stays until somebody unpins it.")
+            _button(live, "Unpin", PinCheckpoint(checkpoint=name, pinned=False), ":material/keep_off:")
+        elif name in found:
+            _button(live, "Pin", PinCheckpoint(checkpoint=name), ":material/keep:")
+            _button(live, "Delete for good", DeleteCheckpoint(checkpoint=name), ":material/delete:")
+    refusal = st.session_state.get(REFUSAL)
+    if refusal:
+        st.warning(plain(refusal), icon=":material/block:")
+
+
+def _button(live: LiveRun, label: str, intent: Intent, icon: str) -> None:
+    # Sent before the page is drawn again: the table shows what has become of it.
+    st.button(label, icon=icon, key=f"do_{label}", on_click=_keep, args=(live, intent))
+
+
+def _keep(live: LiveRun, intent: Intent) -> None:
+    st.session_state[REFUSAL] = send(live.run, intent)
+    live.refresh(max_age_s=0)
 
 
 def _sentence(failed: CheckpointFailed) -> str:
@@ -72,7 +102,7 @@ def table(found: Sequence[CheckpointCommitted], ages_s: dict[str, float], refuse
 
 
 def _row(found: CheckpointCommitted, age_s: float | None, refused: bool) -> str:
-    label = f"<span>{escape(found.label)}</span>" if found.label else ""
+    label = "".join(f"<span>{escape(text)}</span>" for text in (found.label, found.note) if text)
     notes = ("<em>pinned</em> " if found.pinned else "") + ("<em>refused</em> " if refused else "")
     age = duration(age_s) if age_s is not None else ""
     held = size(found.size_bytes) if found.size_bytes else ""

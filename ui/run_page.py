@@ -4,7 +4,7 @@ import streamlit as st
 
 from control_plane.core.errors import SteerwayError
 from control_plane.handle import Snapshot
-from ui import commands, learning_rate, pages, recovery
+from ui import commands, knobs, learning_rate, pages, recovery
 from ui.charts import EVENTS, HEIGHT, View, chart_options
 from ui.checkpoints import checkpoints
 from ui.gateway import banner
@@ -50,6 +50,10 @@ def _page(live: LiveRun, snapshot: Snapshot) -> None:
         st.markdown("**Learning rate**")
         st.fragment(_now, run_every=charts_s)(live)
         learning_rate.form(live)
+        st.markdown("**Knobs**")
+        known = bool(knobs.listed(snapshot))
+        st.fragment(knobs.now, run_every=charts_s)(live, known)
+        knobs.form(live)
         st.fragment(_commands, run_every=fast_s)(live)
     with st.bottom:
         st.fragment(journal, run_every=charts_s)(live)

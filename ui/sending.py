@@ -10,21 +10,22 @@ from ui.gateway import client
 
 UNANSWERED = "unanswered_commands"
 SENT = "sent_command"
+Request = tuple[str, Intent, str | None]
 
 
-def send(run: str, intent: Intent, reason: str | None = None) -> str | None:
+def send(run: str, intent: Intent, reason: str | None = None, based_on_seq: int | None = None) -> str | None:
     """Send a command. Answers why it was refused; None if it is durable.
 
-    When nobody answered, the same request keeps its uuid, so that pressing the button again cannot make it happen
-    twice.
+    When nobody answered, the same request keeps its uuid and what it was based on, so that pressing the button again
+    sends the same command, and cannot make it happen twice. `based_on_seq`: the `seq` of the snapshot in sight.
     """
-    unanswered: dict[tuple[str, Intent, str | None], UUID] = st.session_state.setdefault(UNANSWERED, {})
+    unanswered: dict[Request, tuple[UUID, int | None]] = st.session_state.setdefault(UNANSWERED, {})
     request = (run, intent, reason)
-    uuid = unanswered.pop(request, None) or uuid4()
+    uuid, based_on_seq = unanswered.pop(request, (uuid4(), based_on_seq))
     try:
-        receipt = client().submit(run, intent, reason=reason, uuid=uuid)
+        receipt = client().submit(run, intent, reason=reason, based_on_seq=based_on_seq, uuid=uuid)
     except Unavailable as error:
-        unanswered[request] = uuid
+        unanswered[request] = uuid, based_on_seq
         return f"{error.reason}. It may or may not have been accepted; sending it again cannot make it happen twice."
     except SteerwayError as error:
         return error.reason

@@ -26,6 +26,7 @@ CSS = """<style>
 .checkpoints th:first-child, .checkpoints td:first-child { text-align: left; padding-left: 0; }
 .checkpoints td:first-child { white-space: normal; overflow-wrap: anywhere; }
 .checkpoints td span { display: block; opacity: 0.65; font-size: 0.8rem; }
+.knobs td { white-space: normal; }
 .checkpoints td em { font-style: normal; font-size: 0.72rem; padding: 0.05rem 0.4rem; border-radius: 0.6rem;
   background: rgba(128, 128, 128, 0.22); white-space: nowrap; }
 @media (max-width: 640px) {

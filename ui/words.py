@@ -47,9 +47,10 @@ def life(view: CommandView) -> str:
     """What has become of a command, as a sentence."""
     settled = view.settled
     if settled is None:
-        until = view.command.not_before_step
+        until, at_last = view.command.not_before_step, view.command.not_after_step
         waits = f"waits for step {until}" if until else "waits for the next step boundary"
-        return f"accepted as record {view.accepted_seq}; {waits}"
+        expires = f", and expires after step {at_last}" if at_last is not None else ""
+        return f"accepted as record {view.accepted_seq}; {waits}{expires}"
     return ending(settled)
 
 
@@ -101,7 +102,7 @@ def complaint(error: ValidationError) -> str:
     """The core's first objection to a request, as a sentence."""
     first = error.errors()[0]
     said = first["msg"].removeprefix("Value error, ")
-    names = [str(part) for part in first["loc"] if str(part) != "set_learning_rate"]
+    names = [part for part in first["loc"] if isinstance(part, str) and part not in ("set_learning_rate", "changes")]
     if not names:
         return said
     return f"{names[0].capitalize()} {first['input']!r} is refused: {said[0].lower()}{said[1:]}."

@@ -1,90 +1,104 @@
-"""What changes a run: set, pause, stop, save, evaluate. Each waits until it is applied, unless told not to."""
+"""What changes a run. Each command waits until it is applied, unless it is told not to.
 
+    @steering
+    def pause(run: Run = None) -> Asked:
+        return run, Pause()
+
+`steering` adds the options that all of them have, sends the intent, waits for its end and says it.
+"""
+
+import inspect
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
+from uuid import UUID
 
 import typer
+from pydantic import ValidationError
 
 from control_plane.cli.refusals import REJECTED, Misused, say
 from control_plane.cli.target import active_run, connect
+from control_plane.core.commands import INTENT, Intent
+from control_plane.core.errors import Invalid, NotFound
+from control_plane.core.intents import MAX_VALUES, NEEDS_NO_RANK, Cancel
+from control_plane.core.records import CommandAccepted
 
 if TYPE_CHECKING:
-    from control_plane.core.commands import Intent
+    from control_plane.client import SteerwayClient
 
 DEFAULT_TIMEOUT_S = 120.0
 """An evaluation or a checkpoint may stand before the command."""
+
+MIN_UUID_CHARS = 8
+"""As many of a uuid as the journal shows to people."""
+
+JOURNAL_PAGE = 1000
 
 Run = Annotated[
     str | None, typer.Argument(help="The run, or the beginning or the end of its id. Without it: the active one.")
 ]
 Reason = Annotated[str | None, typer.Option(help="Why; kept in the journal.")]
-NotBefore = Annotated[
-    int | None, typer.Option("--not-before", metavar="STEP", help="Apply after this step, no earlier.")
-]
 Detach = Annotated[bool, typer.Option("--detach", help="Return when the command is durable; do not wait for its end.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="S", min=0.1, help="Wait this long for its end.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
-
-def set_knob(
-    words: Annotated[list[str], typer.Argument(metavar="[RUN] KNOB=VALUE", help="lr=1e-4, lr*=0.5 or lr=x0.5")],
-    group: Annotated[str | None, typer.Option(help="One parameter group, by index or name; otherwise all.")] = None,
-    hold: Annotated[bool, typer.Option("--hold", help="Keep the value; do not follow the schedule.")] = False,
-    reason: Reason = None,
-    not_before: NotBefore = None,
-    detach: Detach = False,
-    timeout: Timeout = DEFAULT_TIMEOUT_S,
-    as_json: AsJson = False,
-) -> None:
-    """Change the learning rate of a run while it trains."""
-    assignments = [word for word in words if "=" in word]
-    runs = [word for word in words if "=" not in word]
-    if len(assignments) != 1 or len(runs) > 1:
-        raise Misused("give one change and at most one run, for example: steer set RUN lr=1e-4, or: steer set lr*=0.5")
-    intent = parse_assignment(assignments[0], group, hold)
-    ask(runs[0] if runs else None, intent, reason, not_before, detach, timeout, as_json)
+Asked = tuple[str | None, Intent]
+"""The run, as it was named, and what is asked of it."""
 
 
-def parse_assignment(text: str, group: str | None = None, hold: bool = False) -> "Intent":
-    """`lr=1e-4`, `lr*=0.5`, `lr=x0.5`. Raises `Misused` for no number or no knob, `Invalid` for one out of bounds."""
-    knob, _, value = (part.strip() for part in text.partition("="))
-    times = knob.endswith("*") or value[:1] in ("x", "X", "*")
-    knob, value = knob.removesuffix("*").strip(), value.lstrip("xX*").strip()
-    if knob not in ("lr", "learning_rate"):
-        raise Misused(f"there is no knob {knob!r}; what can be set is: lr")
-    try:
-        amount = float(value)
-    except ValueError:
-        raise Misused(f"{value!r} in {text!r} is not a number; for example lr=1e-4, lr*=0.5 or lr=x0.5") from None
-    chosen = int(group) if group is not None and group.isdecimal() else group
-    schedule = "hold" if hold else "keep"
-    return _intent(
-        kind="set_learning_rate", group=chosen, schedule=schedule, **{"factor" if times else "value": amount}
-    )
+@dataclass(frozen=True, slots=True)
+class Manner:
+    """How a command is given: the options that all of them have."""
+
+    reason: Reason = None
+    not_before: Annotated[
+        int | None, typer.Option("--not-before", metavar="STEP", help="Apply after this step, no earlier.")
+    ] = None
+    not_after: Annotated[
+        int | None, typer.Option("--not-after", metavar="STEP", help="Apply after this step at the latest, or not.")
+    ] = None
+    based_on: Annotated[
+        int | None,
+        typer.Option(
+            "--based-on", metavar="SEQ", help="Only if nobody has changed the run since this record of its journal."
+        ),
+    ] = None
+    detach: Detach = False
+    timeout: Timeout = DEFAULT_TIMEOUT_S
+    as_json: AsJson = False
 
 
-def pause(
-    run: Run = None,
-    reason: Reason = None,
-    not_before: NotBefore = None,
-    detach: Detach = False,
-    timeout: Timeout = DEFAULT_TIMEOUT_S,
-    as_json: AsJson = False,
-) -> None:
+def steering(wish: Callable[..., Asked]) -> Callable[..., None]:
+    """A command of `steer`: what `wish` answers is asked, in the manner of its options."""
+    own = inspect.signature(wish, eval_str=True)
+    shared = inspect.signature(Manner, eval_str=True).parameters
+    parameters = [*own.parameters.values(), *shared.values()]
+
+    def command(**given: Any) -> None:
+        manner = Manner(**{name: given.pop(name) for name in shared})
+        run, intent = wish(**given)
+        ask(run, intent, manner)
+
+    command.__name__, command.__doc__ = wish.__name__, wish.__doc__
+    # Typer reads a command's options off its signature.
+    command.__signature__ = own.replace(parameters=parameters, return_annotation=None)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
+
+
+@steering
+def pause(run: Run = None) -> Asked:
     """Hold every rank at the next step boundary."""
-    ask(run, _intent(kind="pause"), reason, not_before, detach, timeout, as_json)
+    return run, intent_of("pause")
 
 
+@steering
 def stop(
     run: Run = None,
     yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
     save: Annotated[bool, typer.Option("--save", help="Save a last checkpoint.")] = False,
-    reason: Reason = None,
-    not_before: NotBefore = None,
-    detach: Detach = False,
-    timeout: Timeout = DEFAULT_TIMEOUT_S,
-    as_json: AsJson = False,
-) -> None:
+) -> Asked:
     """End a run at the next step boundary. `steer resume` can have it go on later."""
     if not yes and not sys.stdin.isatty():
         raise Misused("a stop ends the training; say -y if that is meant")
@@ -92,74 +106,118 @@ def stop(
         chosen = active_run(client, run)
     if not yes and not typer.confirm(f"Stop {chosen}?", err=True):
         raise Misused("nothing was stopped")
-    ask(chosen, _intent(kind="stop", save=save), reason, not_before, detach, timeout, as_json)
+    return chosen, intent_of("stop", save=save)
 
 
+@steering
 def save(
     run: Run = None,
     label: Annotated[str | None, typer.Option(help="A name for the checkpoint.")] = None,
+    note: Annotated[str | None, typer.Option(help="What is worth knowing about it, kept with it.")] = None,
     pin: Annotated[bool, typer.Option("--pin", help="Keep it, whatever the run's retention lets go.")] = False,
-    reason: Reason = None,
-    not_before: NotBefore = None,
-    detach: Detach = False,
-    timeout: Timeout = DEFAULT_TIMEOUT_S,
-    as_json: AsJson = False,
-) -> None:
+) -> Asked:
     """Save a checkpoint at the next step boundary."""
-    ask(run, _intent(kind="save_checkpoint", label=label, pin=pin), reason, not_before, detach, timeout, as_json)
+    return run, intent_of("save_checkpoint", label=label, note=note, pin=pin)
 
 
-def evaluate(
-    run: Run = None,
-    reason: Reason = None,
-    not_before: NotBefore = None,
-    detach: Detach = False,
-    timeout: Timeout = DEFAULT_TIMEOUT_S,
-    as_json: AsJson = False,
-) -> None:
+@steering
+def evaluate(run: Run = None) -> Asked:
     """Evaluate at the next step boundary."""
-    ask(run, _intent(kind="evaluate"), reason, not_before, detach, timeout, as_json)
+    return run, intent_of("evaluate")
 
 
-def ask(
-    run: str | None,
-    intent: "Intent",
-    reason: str | None,
-    not_before: int | None,
-    detach: bool,
-    timeout_s: float,
-    as_json: bool,
-) -> None:
+@steering
+def cancel(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[RUN] UUID", help=f"The command's uuid, or its first {MIN_UUID_CHARS} digits or more."),
+    ],
+) -> Asked:
+    """Take back a command that has not been settled yet. What was applied first stays applied."""
+    run, given = run_and(words, "a command", "steer cancel RUN 1f0c9a7e")
+    with connect() as client:
+        chosen = active_run(client, run)
+        return chosen, Cancel(command=_uuid_of(client, chosen, given))
+
+
+def _uuid_of(client: "SteerwayClient", run: str, given: str) -> UUID:
+    """The uuid, or the only one of the run's commands that begins so. Raises `Misused`, `NotFound`."""
+    try:
+        return UUID(given)
+    except ValueError:
+        digits = given.lower().replace("-", "")
+    if len(digits) < MIN_UUID_CHARS or not set(digits) <= set("0123456789abcdef"):
+        raise Misused(f"{given!r} is not a uuid, nor its first {MIN_UUID_CHARS} digits: `steer journal {run}` has them")
+    found = [uuid for uuid in _commands(client, run) if uuid.hex.startswith(digits)]
+    if not found:
+        raise NotFound(f"run {run} has no command whose uuid begins with {given!r}")
+    if len(found) > 1:
+        raise Misused(f"{len(found)} commands of run {run} begin with {given!r}; say more of the one you mean")
+    return found[0]
+
+
+def _commands(client: "SteerwayClient", run: str) -> list[UUID]:
+    """Every command that the run has ever accepted."""
+    found: list[UUID] = []
+    after = 0
+    while page := client.journal(run, after=after, limit=JOURNAL_PAGE):
+        found += [each.record.command.uuid for each in page if isinstance(each.record, CommandAccepted)]
+        after = page[-1].seq
+    return found
+
+
+def run_and(words: Sequence[str], what: str, example: str) -> tuple[str | None, str]:
+    """`[RUN] WHAT`: the run is left out where it is the only active one. Raises `Misused`."""
+    if not 1 <= len(words) <= 2:
+        raise Misused(f"give {what}, and at most one run before it, for example: {example}")
+    return (words[0] if len(words) == 2 else None), words[-1]
+
+
+def ask(run: str | None, intent: Intent, manner: Manner) -> None:
     """Send a command, wait for its end and say it. Exits with 6 if it was not applied."""
     from control_plane.cli.wording import outcome
 
+    if isinstance(intent, NEEDS_NO_RANK) and not (manner.not_before is manner.not_after is None):
+        raise Misused("this needs no rank and is done at once: leave --not-before and --not-after out")
     with connect() as client:
         chosen = active_run(client, run)
-        receipt = client.submit(chosen, intent, reason=reason, not_before_step=not_before)
-        if detach:
+        receipt = client.submit(
+            chosen,
+            intent,
+            reason=manner.reason,
+            not_before_step=manner.not_before,
+            not_after_step=manner.not_after,
+            based_on_seq=manner.based_on,
+        )
+        if manner.detach:
             seen = f"accepted by {receipt.run} as record {receipt.seq}, uuid {receipt.uuid}"
-            typer.echo(receipt.model_dump_json() if as_json else seen)
+            typer.echo(receipt.model_dump_json() if manner.as_json else seen)
             return
         try:
-            view = client.wait_settled(chosen, receipt.uuid, timeout_s)
+            view = client.wait_settled(chosen, receipt.uuid, manner.timeout)
         except KeyboardInterrupt:
-            say(f"the command is durable and goes on without you (uuid {receipt.uuid}); see: steer status {chosen}")
+            say(f"the command is durable and goes on without you; to take it back: steer cancel {receipt.uuid}")
             raise
-    typer.echo(view.model_dump_json() if as_json else outcome(view))
+    typer.echo(view.model_dump_json() if manner.as_json else outcome(view))
     if view.status != "applied":
         raise typer.Exit(REJECTED)
 
 
-def _intent(**body: Any) -> "Intent":
+def intent_of(kind: str, **body: Any) -> Intent:
     """Raises `Invalid` with a sentence where the core's words refuse a value."""
-    from pydantic import ValidationError
-
-    from control_plane.core.commands import INTENT
-    from control_plane.core.errors import Invalid
-
     try:
-        return INTENT.validate_python(body)
+        return INTENT.validate_python({"kind": kind, **body})
     except ValidationError as error:
-        first = error.errors()[0]
-        what = str(first["loc"][-1]) if first["loc"] else str(body["kind"])
-        raise Invalid(f"{what} = {first['input']!r}: {first['msg'].lower()}") from None
+        raise Invalid(_objection(error, body)) from None
+
+
+def _objection(error: ValidationError, body: dict[str, Any]) -> str:
+    first = error.errors()[0]
+    said, loc = first["msg"].removeprefix("Value error, "), first["loc"][1:]
+    if len(loc) > 1 and loc[0] == "changes":
+        change = body["changes"][loc[1]]
+        if "value" in loc:
+            said = f"a finite number, true or false, or 1 to {MAX_VALUES} finite numbers with commas between are needed"
+            return f"{change['knob']} = {change['value']!r}: {said}"
+        return f"{change['knob']}: {said[0].lower()}{said[1:]}"
+    return f"{loc[0]} = {first['input']!r}: {said.lower()}" if loc else said

@@ -43,10 +43,10 @@ def runs(as_json: AsJson = False) -> None:
         (run.run, run.status, f"{run.step}/{run.total_steps or '?'}", str(run.world_size or "-"), run.created_at)
         for run in found
     ]
-    _print_table(("RUN", "STATUS", "STEP", "RANKS", "CREATED"), rows)
+    print_table(("RUN", "STATUS", "STEP", "RANKS", "CREATED"), rows)
 
 
-def _print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
+def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Columns that a person can read and `awk` can split."""
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
@@ -84,6 +84,7 @@ def _watch(client: "SteerwayClient", run: str, as_json: bool) -> Snapshot:
 def _describe(snapshot: Snapshot) -> list[str]:
     lines = [f"run         {snapshot.run}"]
     lines += [f"{label:<11} {value}" for label, value in wording.progress(snapshot).items() if value != wording.UNKNOWN]
+    lines.append(f"journal     {snapshot.seq} records")
     if snapshot.reason:
         lines.append(f"reason      {snapshot.reason}")
     if snapshot.progress_age_s is not None and not snapshot.closed:
@@ -112,7 +113,8 @@ def checkpoints(run: Run = None, as_json: AsJson = False) -> None:
     if as_json:
         typer.echo(json.dumps([each.model_dump(mode="json", exclude={"type"}) for each in found]))
         return
-    _print_table(("CHECKPOINT", "STEP", "SIZE", "PINNED", "LABEL"), [wording.checkpoint_row(each) for each in found])
+    head = ("CHECKPOINT", "STEP", "SIZE", "PINNED", "LABEL", "NOTE")
+    print_table(head, [wording.checkpoint_row(each) for each in found])
 
 
 def journal(

@@ -8,9 +8,10 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import asking, looking, machine, resuming
+from control_plane.cli import asking, knobs, looking, machine, resuming, surgery
 from control_plane.cli.agent import agent
 from control_plane.cli.chaos import chaos
+from control_plane.cli.keeping import checkpoint
 from control_plane.cli.refusals import SteerGroup
 
 app = typer.Typer(
@@ -54,15 +55,23 @@ app.command("run", rich_help_panel=TRAIN)(_run)
 app.command(rich_help_panel=TRAIN)(machine.up)
 app.command(rich_help_panel=TRAIN)(machine.down)
 app.command(rich_help_panel=TRAIN)(machine.submit)
-app.command("set", rich_help_panel=STEER)(asking.set_knob)
+app.command("set", rich_help_panel=STEER)(knobs.set_knobs)
+app.command(rich_help_panel=STEER)(knobs.schedule)
+app.command(rich_help_panel=STEER)(surgery.freeze)
+app.command(rich_help_panel=STEER)(surgery.unfreeze)
+app.command(rich_help_panel=STEER)(surgery.reset)
+app.command(rich_help_panel=STEER)(surgery.action)
 app.command(rich_help_panel=STEER)(asking.pause)
 app.command(rich_help_panel=STEER)(resuming.resume)
 app.command(rich_help_panel=STEER)(asking.stop)
 app.command(rich_help_panel=STEER)(asking.save)
 app.command(rich_help_panel=STEER)(asking.evaluate)
+app.add_typer(checkpoint, rich_help_panel=STEER)
+app.command(rich_help_panel=STEER)(asking.cancel)
 app.command(rich_help_panel=STEER)(agent)
 app.command(rich_help_panel=LOOK)(looking.runs)
 app.command(rich_help_panel=LOOK)(looking.status)
+app.command(rich_help_panel=LOOK)(knobs.knobs)
 app.command(rich_help_panel=LOOK)(looking.checkpoints)
 app.command(rich_help_panel=LOOK)(looking.journal)
 app.command(rich_help_panel=LOOK)(looking.logs)

@@ -43,7 +43,7 @@ def resume(
     if why is None:
         from control_plane.core.commands import Resume
 
-        asking.ask(chosen, Resume(), reason, None, detach, timeout, as_json)
+        asking.ask(chosen, Resume(), asking.Manner(reason, detach=detach, timeout=timeout, as_json=as_json))
         return
     if snapshot.status != "finished":
         say(f"{why}; submitting a new job that goes on from its newest checkpoint")

@@ -1,7 +1,7 @@
 """What the terminal says about commands and runs: data in, sentences out."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
@@ -11,6 +11,8 @@ from control_plane.core.records import CheckpointCommitted, CommandAccepted, Com
 from control_plane.handle import CommandView, RecoveryView, Snapshot
 
 UNKNOWN = "-"
+OF_THE_LEARNING_RATE = frozenset({"lr", "schedule", "groups"})
+"""What is read after a change of the learning rate, and after no other."""
 
 
 def number(value: float | None) -> str:
@@ -52,23 +54,35 @@ def outcome(view: CommandView) -> str:
     settled = view.settled
     if settled is None:
         return f"accepted as record {view.accepted_seq}, not settled yet: {view.what}"
-    if settled.status != "applied":
-        at = f" at step {settled.step}" if settled.step is not None else ""
-        return f"{settled.status}{at}: {settled.reason or 'no reason was given'}"
-    return f"applied at step {settled.step} on {settled.world_size} of {settled.world_size} ranks: " + change(
-        view.what, settled
-    )
+    said = telling.ending(settled)
+    return f"{said}: {change(view.what, settled)}" if settled.status == "applied" else said
 
 
 def change(what: str, settled: CommandSettled) -> str:
     """What an applied command changed, as the ranks read it."""
     after = settled.after or {}
-    if "lr" not in after:
+    if "lr" not in after or not after.keys() <= OF_THE_LEARNING_RATE or _reshaped(settled):
         known = {"loss": "loss", "eval_loss": "eval loss", "checkpoint": "checkpoint", "step": "step"}
         told = [f"{label} {exact(after[key])}" for key, label in known.items() if after.get(key) is not None]
+        told = [each for each in told if each.split()[-1] not in what.split()]
+        told += [result] if (result := telling.reading(_result(settled, known))) else []
+        told += [changed] if (changed := telling.change(settled.before, after)) else []
         return what + (f" ({', '.join(told)})" if told else "")
     ranks = ", ".join(f"rank {rank}: {learning_rate(reading)}" for rank, reading in enumerate(settled.ranks))
     return f"lr {learning_rate(settled.before)} -> {learning_rate(after)}" + (f" ({ranks})" if ranks else "")
+
+
+def _result(settled: CommandSettled, known: Iterable[str]) -> Reading:
+    """What came out that there was not before, such as the result of an action."""
+    left_out = {*known, *(settled.before or {}), "cancelled"}
+    after = settled.after or {}
+    return {name: value for name, value in after.items() if name not in left_out and not isinstance(value, bool)}
+
+
+def _reshaped(settled: CommandSettled) -> bool:
+    """Whether the learning rates are what they were: then it was their future that was changed."""
+    before, after = settled.before or {}, settled.after or {}
+    return before.get("lr") == after.get("lr") and before.get("schedule") != after.get("schedule")
 
 
 def settled_line(view: CommandView) -> str:
@@ -89,10 +103,11 @@ def recovery_line(view: RecoveryView) -> str:
 
 
 def checkpoint_row(found: CheckpointCommitted) -> tuple[str, ...]:
-    """Name, step, size, label and whether it is pinned, as cells."""
+    """Name, step, size, whether it is pinned, label and note, as cells."""
     held = telling.size(found.size_bytes) if found.size_bytes else UNKNOWN
     label = telling.clean(found.label) if found.label else UNKNOWN
-    return (found.checkpoint, str(found.step), held, "yes" if found.pinned else "no", label)
+    note = telling.clean(found.note) if found.note else UNKNOWN
+    return (found.checkpoint, str(found.step), held, "yes" if found.pinned else "no", label, note)
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
@@ -158,7 +173,7 @@ def journal_line(entry: Entry, asked: Mapping[UUID, Command]) -> str:
     record = entry.record
     if isinstance(record, CommandAccepted):
         reason = f" ({record.command.reason})" if record.command.reason else ""
-        told = f"{record.command.author}: {record.command.describe()}{reason}"
+        told = f"{record.command.author}: {telling.name(record.command, asked)}{reason}"
     elif isinstance(record, CommandSettled):
         told = _settled(record)
     else:
@@ -168,5 +183,5 @@ def journal_line(entry: Entry, asked: Mapping[UUID, Command]) -> str:
 
 def _settled(settled: CommandSettled) -> str:
     at = f" at step {settled.step}" if settled.step is not None else ""
-    what = change("", settled) if settled.status == "applied" else settled.reason or ""
+    what = change("", settled).strip() if settled.status == "applied" else settled.reason or ""
     return f"{str(settled.uuid)[:8]} {settled.status}{at} {what}".rstrip()

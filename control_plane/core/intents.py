@@ -56,8 +56,10 @@ class Words(BaseModel):
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Factor = Annotated[float, Field(ge=1 / MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False, strict=True)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS, strict=True)]
-Scalar = StrictBool | StrictInt | Finite | Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
-KnobValue = StrictBool | StrictInt | Finite | Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_VALUES)]
+# What fits into 64 bits: a bound can be compared with it, and every reader can keep it.
+Whole = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED, strict=True)]
+Scalar = StrictBool | Whole | Finite | Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
+KnobValue = StrictBool | Whole | Finite | Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_VALUES)]
 GroupChoice = StrictInt | StrictStr | None
 
 

@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from control_plane.core.commands import Intent
+from control_plane.core.commands import Change, Intent
 from control_plane.core.errors import Overloaded, SteerwayError, Unavailable
+from control_plane.core.intents import MAX_NAME_CHARS, MAX_VALUES
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -31,6 +32,13 @@ MAX_WHAT_CHARS = 500
 _INTENTS: dict[str, type[BaseModel]] = {
     kind.model_fields["kind"].default: kind for kind in get_args(get_args(Intent)[0])
 }
+
+_OF_SEVERAL_KINDS = {
+    "value": (1, f"a finite number, true or false, or a list of 1 to {MAX_VALUES} finite numbers is needed"),
+    "group": (1, "an index from 0 or a name is needed"),
+    "arguments": (2, f"text of at most {MAX_NAME_CHARS} characters, a finite number, true or false is needed"),
+}
+"""By the member's name: how many parts of a place lead to it, itself included, and what it takes."""
 
 _TITLES = {
     400: "Bad request",
@@ -97,7 +105,8 @@ def install_problems(app: FastAPI, request_model: type[BaseModel]) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        return invalid_problem([_explain(found, request_model) for found in error.errors()])
+        found = [_explain(each, request_model) for each in error.errors()]
+        return invalid_problem(list({(each["where"], each["what"]): each for each in found}.values()))
 
     app.add_exception_handler(SteerwayError, on_our_error)
     app.add_exception_handler(HTTPException, on_http_error)
@@ -114,7 +123,9 @@ def invalid_problem(errors: list[dict[str, str]]) -> Response:
 
 def _explain(error: Mapping[str, Any], request_model: type[BaseModel]) -> dict[str, str]:
     """One of pydantic's errors without the input that caused it."""
-    loc = tuple(error["loc"])
+    loc, needed = _of_one_kind(tuple(error["loc"]))
+    if needed is not None:
+        error = {"type": "mixed", "msg": needed}
     shown = loc[:1] if error["type"] == "json_invalid" else loc
     places = [str(part) for part in shown if not (part in _INTENTS and "intent" in loc)]
     return {
@@ -143,6 +154,18 @@ def _what(error: Mapping[str, Any], loc: tuple[Any, ...], request_model: type[Ba
             return str(error["msg"]).removeprefix("Value error, ")
 
 
+def _of_one_kind(loc: tuple[Any, ...]) -> tuple[tuple[Any, ...], str | None]:
+    """What may be of several kinds is refused once for each of them: its own place, and all kinds in one sentence."""
+    for name, (parts, needed) in _OF_SEVERAL_KINDS.items():
+        if "intent" in loc and name in loc:
+            end = loc.index(name) + parts
+            if len(loc) > end:
+                return loc[:end], needed
+    return loc, None
+
+
 def _allowed_members(loc: tuple[Any, ...], request_model: type[BaseModel]) -> list[str]:
     kind = next((part for part in loc if part in _INTENTS), None) if "intent" in loc else None
+    if kind == "set_knobs" and "changes" in loc:
+        return list(Change.model_fields)
     return list((_INTENTS[kind] if kind else request_model).model_fields)

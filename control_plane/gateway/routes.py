@@ -15,7 +15,7 @@ from uuid import UUID, uuid4
 
 from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.routing import APIRoute
-from pydantic import Field
+from pydantic import Field, ValidationError
 
 from control_plane.core.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent, Words
 from control_plane.core.errors import Invalid, NotFound
@@ -71,6 +71,14 @@ class CommandRequest(Words):
     uuid: UUID | None = None
     reason: str | None = Field(default=None, max_length=MAX_REASON_CHARS)
     not_before_step: int | None = Field(default=None, ge=0, le=MAX_STEP, strict=True)
+    not_after_step: int | None = Field(default=None, ge=0, le=MAX_STEP, strict=True)
+    based_on_seq: int | None = Field(
+        default=None,
+        ge=0,
+        le=MAX_STEP,
+        strict=True,
+        description="the `seq` of the snapshot that this was decided on; refused if the run was changed after it",
+    )
 
 
 class JournalPage(Words):
@@ -181,16 +189,19 @@ async def submit_command(
     """Ask for something. 202 means that the command is durable; sending it again with the same uuid is harmless."""
     identity: Identity = request.state.identity
     check_may_command(identity, body.intent)
-    command = Command(
-        uuid=_chosen_uuid(body.uuid, idempotency_key),
-        author=identity.id,
-        intent=body.intent,
-        reason=body.reason,
-        not_before_step=body.not_before_step,
-    )
+    command = _command_of(body, _chosen_uuid(body.uuid, idempotency_key), identity)
     receipt = await (await _directory(request).handle(run)).submit(command)
     root = request.scope.get("root_path", "")
     return _answer(receipt, 202, Location=f"{root}{PREFIX}/runs/{run}/commands/{receipt.uuid}")
+
+
+def _command_of(body: CommandRequest, uuid: UUID, identity: Identity) -> Command:
+    """Raises `Invalid` where members that are right one by one contradict each other."""
+    members = body.model_dump(include={"reason", "not_before_step", "not_after_step", "based_on_seq"})
+    try:
+        return Command(uuid=uuid, author=identity.id, role=identity.role, intent=body.intent, **members)
+    except ValidationError as error:
+        raise Invalid(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
 def _chosen_uuid(in_body: UUID | None, in_header: str | None) -> UUID:

@@ -8,13 +8,16 @@ import pytest
 from typer.testing import CliRunner
 
 from control_plane.cli.main import app
-from control_plane.core.commands import Command, SetLearningRate
+from control_plane.core.commands import Command, SetKnobs, SetLearningRate
+from control_plane.core.intents import Cancel
 from control_plane.core.records import CommandSettled
 from control_plane.handle import Report
 from control_plane.server import ControlServer
-from tests.gateway.house import TOKENS, LiveGateway, live_gateway
+from tests.gateway.house import KNOBS, TOKENS, LiveGateway, live_gateway
 
 HIGHEST_LR = 1.0
+STEP = 7
+"""Where the ranks stand, and stay."""
 
 
 class Answer:
@@ -65,23 +68,43 @@ async def settle_everything(server: ControlServer) -> None:
         offer = await server.offers(1, revision, 1.0)
         revision = offer.revision
         for command in offer.commands:
-            await server.report(Report(generation=1, outcomes=(outcome(command),)))
+            if (command.not_before_step or 0) <= STEP:
+                await server.report(Report(generation=1, outcomes=(*taken_back(command), outcome(command))))
+
+
+def taken_back(command: Command) -> tuple[CommandSettled, ...]:
+    """What a cancel decides besides itself."""
+    if not isinstance(command.intent, Cancel):
+        return ()
+    target, reason = command.intent.command, f"cancelled by {command.author}"
+    return (CommandSettled(uuid=target, status="cancelled", step=STEP, generation=1, reason=reason),)
+
+
+def changed_knobs(command: Command, intent: SetKnobs) -> CommandSettled:
+    """What two ranks would read of knobs that are one for all parameter groups."""
+    before = {change.knob: KNOBS.get(change.knob) for change in intent.changes}
+    after = {change.knob: change.value for change in intent.changes}
+    return CommandSettled(
+        uuid=command.uuid, status="applied", step=STEP, generation=1, before=before, after=after, world_size=2
+    )
 
 
 def outcome(command: Command) -> CommandSettled:
     """What two ranks would decide."""
     intent = command.intent
+    if isinstance(intent, SetKnobs):
+        return changed_knobs(command, intent)
     if not isinstance(intent, SetLearningRate):
-        return CommandSettled(uuid=command.uuid, status="applied", step=7, generation=1, before={}, world_size=2)
+        return CommandSettled(uuid=command.uuid, status="applied", step=STEP, generation=1, before={}, world_size=2)
     value = intent.value if intent.value is not None else 5e-4 * (intent.factor or 1)
     if value > HIGHEST_LR:
         why = f"{value:g} is above what this optimizer takes"
-        return CommandSettled(uuid=command.uuid, status="rejected", step=7, generation=1, reason=why)
+        return CommandSettled(uuid=command.uuid, status="rejected", step=STEP, generation=1, reason=why)
     after = {"lr": [value]}
     return CommandSettled(
         uuid=command.uuid,
         status="applied",
-        step=7,
+        step=STEP,
         generation=1,
         before={"lr": [5e-4]},
         after=after,

@@ -6,15 +6,19 @@ from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
     CheckpointFailed,
+    CheckpointPinned,
+    CommandAccepted,
     CommandRepeated,
+    CommandSettled,
     Death,
     GenerationLost,
     GenerationRecovered,
+    Reading,
     Record,
     RefusedCheckpoint,
     RunResumed,
 )
-from control_plane.telling import clean, seconds, size, the_dead, what
+from control_plane.telling import change, clean, seconds, size, the_dead, what
 from tests.core import examples
 
 COMMAND = examples.command(1, "set_learning_rate", value=1e-4)
@@ -75,6 +79,26 @@ def death(rank: int | None, node: str = "node-3", reason: str = "its process end
         ),
         (CheckpointDiscarded(checkpoint="c", reason="3 newer ones"), "checkpoint c discarded: 3 newer ones"),
         (RunResumed(author="ann"), "run resumed"),
+        (
+            CheckpointCommitted(checkpoint="c", step=120, generation=1, path="p", note="before\nthe surgery"),
+            "checkpoint c at step 120: before the surgery",
+        ),
+        (CheckpointPinned(checkpoint="c", pinned=True), "checkpoint c pinned"),
+        (CheckpointPinned(checkpoint="c", pinned=False), "checkpoint c no longer pinned"),
+        (
+            CommandAccepted(command=examples.command(3, "cancel", command=COMMAND.uuid)),
+            "cancel 'lr = 0.0001'",
+        ),
+        (
+            CommandAccepted(command=examples.command(3, "cancel", command=examples.uuid(2))),
+            "cancel 'command 00000000'",
+        ),
+        (
+            examples.settled(1, "cancelled", reason="cancelled by ann: it was a mistake"),
+            "lr = 0.0001: cancelled at step 10 by ann: it was a mistake",
+        ),
+        (examples.settled(1, "expired", 30, reason="too late"), "lr = 0.0001: expired at step 30: too late"),
+        (CommandSettled(uuid=COMMAND.uuid, status="applied"), "lr = 0.0001: applied at once"),
     ],
 )
 def test_record_is_told_in_plain_words(record: Record, said: str) -> None:
@@ -112,6 +136,21 @@ def test_size_has_a_unit_that_fits(size_bytes: int, said: str) -> None:
 @pytest.mark.parametrize(("value_s", "said"), [(0.04, "0.0 s"), (12.34, "12.3 s"), (340.6, "341 s")])
 def test_seconds_stay_seconds(value_s: float, said: str) -> None:
     assert seconds(value_s) == said
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "said"),
+    [
+        ({"weight_decay": [0.01, 0.0]}, {"weight_decay": [0.1, 0.0]}, "weight_decay 0.01, 0 -> 0.1, 0"),
+        ({"betas": [[0.9, 0.999]] * 2}, {"betas": [[0.9, 0.95]] * 2}, "betas (0.9, 0.999) -> (0.9, 0.95)"),
+        ({"a": True, "b": 1, "c": None}, {"a": False, "b": 1, "c": "x\ny"}, "a true -> false; c none -> x y"),
+        ({"frozen": {"h.0": 2}}, {"frozen": {"h.0": 2, "h.1": 3}}, "frozen h.0 2 -> h.0 2, h.1 3"),
+        (None, {"loss": 1.0}, ""),
+        ({}, None, ""),
+    ],
+)
+def test_change_tells_what_became_of_what(before: Reading | None, after: Reading | None, said: str) -> None:
+    assert change(before, after) == said
 
 
 def test_clean_reason_is_one_short_line_that_no_terminal_obeys() -> None:

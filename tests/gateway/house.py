@@ -14,6 +14,7 @@ import uvicorn
 
 from control_plane.config import Role
 from control_plane.core.errors import NotFound
+from control_plane.core.limits import Limit
 from control_plane.core.records import CommandSettled
 from control_plane.gateway.app import create_app
 from control_plane.gateway.auth import TokenBook, TokenRecord, digest
@@ -32,6 +33,12 @@ TOKENS: dict[Role, str] = {
     "operator": "canary-operator-71bc",
     "agent": "canary-agent-c04d",
     "admin": "canary-admin-99e2",
+}
+KNOBS = examples.KNOBS | {"weight_decay": [0.1, 0.0], "betas": [[0.9, 0.999]] * 2, "eval_steps": 50}
+KNOB_FACTS = {
+    "weight_decay": {"per_group": True, "kind": "number", "least": 0.0, "most": 1.0, "description": "of the optimizer"},
+    "betas": {"per_group": True, "kind": "numbers", "least": 0.0, "most": 1.0},
+    "eval_steps": {"per_group": False, "kind": "integer", "least": 1},
 }
 Answer = TypeVar("Answer")
 
@@ -92,15 +99,16 @@ class Runs:
         return RunFiles(self.root / run)
 
 
-def open_server(files: RunFiles) -> ControlServer:
+def open_server(files: RunFiles, limits: dict[str, Limit] | None = None) -> ControlServer:
     """A control server over a real journal, whose trainers have not started."""
     files.root.mkdir(parents=True, exist_ok=True)
-    return ControlServer(examples.created(files.run), Journal.open(files.journal), PointList())
+    created = examples.created(files.run).model_copy(update={"limits": limits or {}})
+    return ControlServer(created, Journal.open(files.journal), PointList())
 
 
 async def start_trainers(server: ControlServer) -> None:
     """Two ranks at step 3, with a loss that has diverged."""
-    await server.start_generation(examples.start())
+    await server.start_generation(examples.start(knobs=KNOBS, facts={"model": "tiny", "knobs": KNOB_FACTS}))
     points = (Point(step=3, name="loss", value=2.5, time_s=1.0), Point(step=3, name="lr", value=1e-3, time_s=1.0))
     diverged = Point(step=4, name="loss", value=float("nan"), time_s=2.0)
     progress = Progress(step=4, total_steps=100, steps_per_s=2.0)

@@ -91,10 +91,11 @@ def test_websocket_that_is_planted_is_open_to_nobody(house: House) -> None:
 @pytest.mark.parametrize("intent", EVERY_INTENT, ids=lambda intent: intent["kind"])
 def test_command_is_open_to_the_roles_that_may_give_it(house: House, intent: dict[str, Any], role: Role) -> None:
     answer = house.post(f"/runs/{RUN}/commands", role, json={"intent": intent})
-    tunes = intent["kind"] in ("set_learning_rate", "save_checkpoint", "evaluate")
+    tunes = intent["kind"] in ("set_learning_rate", "set_knobs", "set_schedule", "save_checkpoint", "evaluate")
     allowed = role in ("operator", "admin") or (role == "agent" and tunes)
     assert (answer.status_code != 403) == allowed
-    assert (answer.status_code == 202) == (allowed and intent["kind"] != "resume")
+    of_nothing = ("resume", "cancel", "pin_checkpoint", "delete_checkpoint")
+    assert (answer.status_code == 202) == (allowed and intent["kind"] not in of_nothing)
 
 
 CREDENTIALS = {

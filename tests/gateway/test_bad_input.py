@@ -23,6 +23,11 @@ def rate(value: str) -> str:
     return f'{{"intent": {{"kind": "set_learning_rate", "value": {value}}}}}'
 
 
+def changes(text: str) -> str:
+    """The text of a command with these changes of knobs."""
+    return f'{{"intent": {{"kind": "set_knobs", "changes": [{text}]}}}}'
+
+
 BAD_BODIES = {
     "nothing": ("", "body", "JSON object"),
     "half an object": ('{"intent": ', "body", "not JSON"),
@@ -37,8 +42,8 @@ BAD_BODIES = {
     "same member twice": ('{"reason": "a", "reason": "b"}', "body", "twice"),
     "NaN where nobody looks": ('{"intent": {"kind": "pause"}, "other": NaN}', "body", "NaN"),
     "no intent": ("{}", "body.intent", "required"),
-    "no kind": ('{"intent": {}}', "body.intent", "allowed are set_learning_rate, pause"),
-    "unknown kind": (f'{{"intent": {{"kind": "{CANARY}"}}}}', "body.intent", "allowed are set_learning_rate, pause"),
+    "no kind": ('{"intent": {}}', "body.intent", "allowed are set_learning_rate, set_knobs"),
+    "unknown kind": (f'{{"intent": {{"kind": "{CANARY}"}}}}', "body.intent", "allowed are set_learning_rate, set_kn"),
     "negative rate": (rate("-1"), "body.intent.value", "greater than 0"),
     "huge rate": (rate("11"), "body.intent.value", "less than or equal to 10"),
     "rate as text": (rate(f'"{CANARY}"'), "body.intent.value", "number"),
@@ -53,11 +58,34 @@ BAD_BODIES = {
     "author in the body": (
         f'{{"intent": {{"kind": "pause"}}, "author": "{CANARY}"}}',
         "body.author",
-        "allowed are intent, uuid, reason, not_before_step",
+        "allowed are intent, uuid, reason, not_before_step, not_after_step, based_on_seq",
     ),
     "not a uuid": (f'{{"intent": {{"kind": "pause"}}, "uuid": "{CANARY}"}}', "body.uuid", "UUID"),
     "negative step": ('{"intent": {"kind": "pause"}, "not_before_step": -1}', "body.not_before_step", "equal to 0"),
     "long reason": (f'{{"intent": {{"kind": "pause"}}, "reason": "{"x" * 501}"}}', "body.reason", "500"),
+    "knob without a change": (changes(""), "body.intent.changes", "at least 1 item"),
+    "knob with nothing to become": (changes('{"knob": "x"}'), "body.intent.changes.0", "either 'value' or 'factor'"),
+    "knob as text": (changes(f'{{"knob": "x", "value": "{CANARY}"}}'), "body.intent.changes.0.value", "true or false"),
+    "knob as a list of text": (changes('{"knob": "x", "value": ["a"]}'), "body.intent.changes.0.value", "1 to 8"),
+    "knob of half a group": (
+        changes('{"knob": "x", "value": 1, "group": 0.5}'),
+        "body.intent.changes.0.group",
+        "an index from 0 or a name",
+    ),
+    "knob named twice": (changes('{"knob": "x", "value": 1}, {"knob": "x", "value": 2}'), "body.intent", "twice"),
+    "unknown member of a change": (
+        changes('{"knob": "x", "value": 1, "by": 2}'),
+        "body.intent.changes.0.by",
+        "allowed are knob, value, factor, group",
+    ),
+    "argument of no kind": (
+        '{"intent": {"kind": "run_action", "name": "x", "arguments": {"all": []}}}',
+        "body.intent.arguments.all",
+        "true or false is needed",
+    ),
+    "cancel of no uuid": ('{"intent": {"kind": "cancel", "command": "x"}}', "body.intent.command", "UUID"),
+    "unknown shape": ('{"intent": {"kind": "set_schedule", "shape": "x"}}', "body.intent.shape", "'constant'"),
+    "position of no number": ('{"intent": {"kind": "pause"}, "based_on_seq": true}', "body.based_on_seq", "integer"),
     "lone surrogate": ('{"intent": {"kind": "pause"}, "reason": "\\ud800"}', "body.reason", "unicode"),
 }
 

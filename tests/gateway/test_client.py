@@ -19,7 +19,7 @@ from control_plane.core.commands import Evaluate, Pause, Resume, SetLearningRate
 from control_plane.core.errors import Conflict, Invalid, NotAllowed, NotFound, RunEnded, Unavailable
 from control_plane.core.records import Entry
 from tests.core import examples
-from tests.gateway.house import RUN, TOKENS, LiveGateway, live_gateway, settle
+from tests.gateway.house import KNOBS, RUN, TOKENS, LiveGateway, live_gateway, settle
 
 
 def client_of(live: LiveGateway, role: str = "operator") -> SteerwayClient:
@@ -39,7 +39,7 @@ def test_client_asks_everything_of_a_run(live: LiveGateway) -> None:
     with client_of(live) as client:
         assert client.health()["status"] == "ok"
         assert [run.run for run in client.runs()] == [RUN]
-        assert (client.snapshot(RUN).step, client.snapshot(RUN).knobs) == (4, examples.KNOBS)
+        assert (client.snapshot(RUN).step, client.snapshot(RUN).knobs) == (4, KNOBS)
         assert math.isnan(client.snapshot(RUN).latest["loss"])
         assert [entry.seq for entry in client.journal(RUN, after=1)] == [2, 3]
         assert [point.name for point in client.metrics(RUN, names=["loss"]).points] == ["loss", "loss"]

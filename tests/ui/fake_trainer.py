@@ -6,16 +6,19 @@ import random
 import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
+from typing import Any
 from uuid import uuid4
 
 from control_plane.core.boundary import Repeat
-from control_plane.core.commands import Command, SaveCheckpoint, SetLearningRate
+from control_plane.core.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
 from control_plane.core.decisions import GenerationStart, find_group
+from control_plane.core.intents import Cancel, Change
 from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointFailed,
     CommandSettled,
     Death,
+    Ending,
     Entry,
     RankPlace,
     Reading,
@@ -27,6 +30,20 @@ from control_plane.handle import Measurements, Point, Progress, Report, Restart
 from control_plane.server import ControlServer
 
 GROUPS = ["decay", "no_decay"]
+OTHER_KNOBS: Reading = {
+    "weight_decay": [0.01, 0.0],
+    "betas": [[0.9, 0.999], [0.9, 0.999]],
+    "gradient_clipping": 1.0,
+    "eval_steps": 100,
+    "augment": True,
+}
+KNOB_FACTS: Reading = {
+    "weight_decay": {"per_group": True, "kind": "number", "least": 0.0, "most": 1.0, "description": "of the optimizer"},
+    "betas": {"per_group": True, "kind": "numbers", "least": 0.0, "most": 1.0},
+    "gradient_clipping": {"per_group": False, "kind": "number", "least": 0.0},
+    "eval_steps": {"per_group": False, "kind": "integer", "least": 1, "description": "steps <b>between</b> two"},
+    "augment": {"per_group": False, "kind": "switch"},
+}
 STEPS_PER_S = 8.2
 
 
@@ -105,6 +122,7 @@ class FakeTrainer:
         self.ranks_per_node, self.save_every, self.clock = ranks_per_node, save_every, clock or Clock()
         self.done, self.paused, self.ending, self.away = 0, False, "", False
         self.lr, self.scale = [3e-4, 3e-4], [1.0, 1.0]
+        self.knobs: Reading = dict(OTHER_KNOBS)
         self.loss = 10.4
         self.generation = 0
         self._restored: tuple[float, float] | None = None
@@ -118,7 +136,7 @@ class FakeTrainer:
             RankPlace(rank=r, node=f"node-{r // self.ranks_per_node}", pid=4000 + r, device="cpu")
             for r in range(self.world_size)
         )
-        facts: Reading = {"model": "gpt2"}
+        facts: Reading = {"model": "gpt2", "knobs": KNOB_FACTS}
         self.generation = await self.server.start_generation(
             GenerationStart(
                 uuid4(), places, self.done, self.total_steps, self._knobs(), facts, checkpoint, tuple(refused)
@@ -155,7 +173,7 @@ class FakeTrainer:
         self.away = False
 
     def _knobs(self) -> Reading:
-        return {"lr": list(self.lr), "groups": GROUPS}
+        return {"lr": list(self.lr), "groups": GROUPS} | self.knobs
 
     async def step(self) -> None:
         """One step boundary and, unless paused, one step."""
@@ -164,7 +182,9 @@ class FakeTrainer:
         self._repeats = [each for each in self._repeats if each.step > self.done]
         if not self._repeats:
             due += [command for command in offer.commands if self._is_due(command)]
-        outcomes = [self._settle(command) for command in due]
+        outcomes = self._take_back(due, offer.commands)
+        due = [command for command in due if command.uuid not in {outcome.uuid for outcome in outcomes}]
+        outcomes += [self._settle(command) for command in due]
         asked = [command.intent for command in due if isinstance(command.intent, SaveCheckpoint)]
         checkpoints = [self._checkpoint(intent) for intent in asked]
         points: list[Point] = []
@@ -190,7 +210,7 @@ class FakeTrainer:
             )
         )
         if self.done >= self.total_steps or self.ending:
-            ending = "stopped" if self.ending else "finished"
+            ending: Ending = "stopped" if self.ending else "finished"
             await self.server.end_generation(self.generation, ending, self.done, None)
             await self.server.close(ending, None)
             self.ending = ending
@@ -217,6 +237,15 @@ class FakeTrainer:
     def _is_due(self, command: Command) -> bool:
         return (command.not_before_step or 0) <= self.done
 
+    def _take_back(self, due: Sequence[Command], offered: Sequence[Command]) -> list[CommandSettled]:
+        """A cancel also decides what it takes back."""
+        by = {each.intent.command: each.author for each in due if isinstance(each.intent, Cancel)}
+        return [
+            self._outcome(each, "cancelled", reason=f"cancelled by {by[each.uuid]}", world_size=0)
+            for each in offered
+            if each.uuid in by
+        ]
+
     def _settle(self, command: Command) -> CommandSettled:
         before, after = None, None
         intent = command.intent
@@ -228,6 +257,11 @@ class FakeTrainer:
                     return self._outcome(command, "rejected", reason="rank 2: the optimizer's limit is 1.0")
                 self._set(intent)
                 after = {"lr": list(self.lr)}
+            case "set_knobs":
+                assert isinstance(intent, SetKnobs)
+                before = {change.knob: self.knobs[change.knob] for change in intent.changes}
+                self.knobs |= {change.knob: self._new_value(change) for change in intent.changes}
+                after = {change.knob: self.knobs[change.knob] for change in intent.changes}
             case "pause" | "resume":
                 self.paused = intent.kind == "pause"
             case "stop":
@@ -256,6 +290,14 @@ class FakeTrainer:
             self.scale[index] *= live / self.lr[index]
             self.lr[index] = live
 
+    def _new_value(self, change: Change) -> Any:
+        live = self.knobs[change.knob]
+        value = list(change.value) if isinstance(change.value, tuple) else change.value
+        if not KNOB_FACTS[change.knob]["per_group"]:
+            return value if value is not None else live * change.factor
+        chosen = range(len(GROUPS)) if change.group is None else [find_group(GROUPS, change.group)]
+        return [value if at in chosen else each for at, each in enumerate(live)]
+
     def _name(self) -> str:
         return f"step-{self.done:08d}-g{self.generation}"
 
@@ -267,6 +309,7 @@ class FakeTrainer:
             generation=self.generation,
             path=f"checkpoints/{self._name()}",
             label=intent.label,
+            note=intent.note,
             pinned=intent.pin,
             size_bytes=1_493_172_224,
             world_size=self.world_size,

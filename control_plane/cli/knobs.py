@@ -1,0 +1,189 @@
+"""What can be set on a run: `steer knobs` lists it, `steer set` and `steer schedule` change it."""
+
+import json
+import math
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+import typer
+
+from control_plane import telling
+from control_plane.cli import looking, wording
+from control_plane.cli.asking import Asked, intent_of, run_and, steering
+from control_plane.cli.refusals import Misused
+from control_plane.cli.target import active_run, any_run, connect
+from control_plane.core.errors import NotFound
+from control_plane.core.limits import LEARNING_RATE, Limit, limit_of
+from control_plane.handle import Snapshot
+
+ALIASES = {"learning_rate": LEARNING_RATE}
+EXAMPLES = "for example: steer set RUN lr=1e-4, or: steer set 'lr*=0.5', or: steer set weight_decay=0.1 betas=0.9,0.95"
+
+
+@steering
+def set_knobs(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] KNOB=VALUE...", help="lr=1e-4, lr*=0.5 or lr=x0.5, weight_decay=0.1 betas=0.9,0.95"
+        ),
+    ],
+    group: Annotated[str | None, typer.Option(help="One parameter group, by index or name; otherwise all.")] = None,
+    factor: Annotated[bool, typer.Option("--factor", help="The values are factors.")] = False,
+    hold: Annotated[bool, typer.Option("--hold", help="Keep the learning rate; do not follow the schedule.")] = False,
+) -> Asked:
+    """Change the learning rate or other knobs of a run while it trains: all that are named at once, or none."""
+    assignments = [word for word in words if "=" in word]
+    runs = [word for word in words if "=" not in word]
+    if not assignments or len(runs) > 1:
+        raise Misused(f"give one change or several, and at most one run, {EXAMPLES}")
+    changes = [parse_assignment(word, group, factor) for word in assignments]
+    run = runs[0] if runs else None
+    if len(changes) == 1 and changes[0]["knob"] == LEARNING_RATE:
+        (change,) = changes
+        del change["knob"]
+        return run, intent_of("set_learning_rate", schedule="hold" if hold else "keep", **change)
+    if hold:
+        raise Misused("--hold is for the learning rate, and for nothing else in the same command")
+    intent = intent_of("set_knobs", changes=changes)
+    return _known_to_the_run(run, [change["knob"] for change in changes]), intent
+
+
+def parse_assignment(text: str, group: str | None = None, factor: bool = False) -> dict[str, Any]:
+    """`lr=1e-4`, `lr*=0.5`, `lr=x0.5`, `betas=0.9,0.95`, `use_ema=true`: the members of a change. Raises `Misused`."""
+    name, _, value = (part.strip() for part in text.partition("="))
+    times = factor or name.endswith("*") or value[:1] in ("x", "X", "*")
+    name, value = name.removesuffix("*").strip(), value.lstrip("xX*").strip()
+    knob = ALIASES.get(name, name)
+    amount = _amount(value)
+    if amount is None or (isinstance(amount, bool) and (times or knob == LEARNING_RATE)):
+        raise Misused(f"{value!r} in {text!r} is not a number; {EXAMPLES}")
+    chosen = int(group) if group is not None and group.isdecimal() else group
+    if times or knob == LEARNING_RATE:
+        amount = float(amount) if isinstance(amount, int) else amount
+    return {"knob": knob, "factor" if times else "value": amount, "group": chosen}
+
+
+def _amount(text: str) -> bool | int | float | tuple[float, ...] | None:
+    if text in ("true", "false"):
+        return text == "true"
+    try:
+        if "," in text:
+            return tuple(float(part) for part in text.split(","))
+        return int(text) if text.lstrip("+-").isdecimal() else float(text)
+    except ValueError:
+        return None
+
+
+def _known_to_the_run(run: str | None, names: list[str]) -> str:
+    """The run's id. Raises `NotFound` for a knob that it does not list, with the name that was perhaps meant.
+
+    A pattern is not listed, and a run whose trainers have not told their knobs is asked: its ranks decide.
+    """
+    with connect() as client:
+        chosen = active_run(client, run)
+        snapshot = client.snapshot(chosen)
+    listed = [*snapshot.knob_facts, LEARNING_RATE]
+    for name in names if snapshot.knob_facts else ():
+        if name not in listed and ":" not in name:
+            nearest = get_close_matches(name, listed, n=1)
+            hint = f"did you mean {nearest[0]}? " if nearest else ""
+            raise NotFound(f"run {chosen} has no knob {name!r}; {hint}it lists {', '.join(listed)}")
+    return chosen
+
+
+@steering
+def schedule(
+    words: Annotated[list[str], typer.Argument(metavar="[RUN] SHAPE", help="constant, linear or cosine")],
+    end: Annotated[float, typer.Option(help="Where it leads: this times the value after the warm-up.")] = 0.0,
+    warmup: Annotated[int, typer.Option(metavar="STEPS", help="First go to the peak within so many steps.")] = 0,
+    peak: Annotated[float, typer.Option(help="The peak: this times the live value.")] = 1.0,
+    over: Annotated[
+        int | None, typer.Option(metavar="STEPS", help="Get to the end within so many steps; otherwise all.")
+    ] = None,
+) -> Asked:
+    """Replace what is left of the learning rate's schedule, from the live value on."""
+    run, shape = run_and(words, "a shape (constant, linear or cosine)", "steer schedule RUN cosine --end 0.1")
+    if peak != 1.0 and not warmup:
+        raise Misused("a peak is reached within --warmup STEPS: say how many")
+    return run, intent_of("set_schedule", shape=shape, end=end, warmup_steps=warmup, peak=peak, over_steps=over)
+
+
+def knobs(run: looking.Run = None, as_json: looking.AsJson = False) -> None:
+    """List what can be set: value (per parameter group), type, bounds, and what the run's owner allows."""
+    with connect() as client:
+        snapshot = client.snapshot(any_run(client, run))
+    if as_json:
+        listed = {name: _described(snapshot, name) for name in names_of(snapshot)}
+        typer.echo(json.dumps({"run": snapshot.run, "seq": snapshot.seq, "groups": _groups(snapshot), "knobs": listed}))
+        return
+    head = ("KNOB", "VALUE", "TYPE", "BOUNDS", "LIMITS", "DESCRIPTION")
+    looking.print_table(head, [_row(snapshot, name) for name in names_of(snapshot)])
+
+
+def names_of(snapshot: Snapshot) -> list[str]:
+    """The learning rate, the knobs that the trainers list, and those of modules that were changed."""
+    facts = snapshot.knob_facts
+    modules = [name for name in snapshot.knobs if ":" in name and name not in facts]
+    return [
+        *([LEARNING_RATE] if LEARNING_RATE in snapshot.knobs and LEARNING_RATE not in facts else []),
+        *facts,
+        *modules,
+    ]
+
+
+def _row(snapshot: Snapshot, name: str) -> tuple[str, ...]:
+    facts = snapshot.knob_facts.get(name, {})
+    limit = limit_of(snapshot.limits, name)
+    return (
+        name,
+        value_per_group(_value(snapshot, name), _groups(snapshot), facts.get("per_group", name == LEARNING_RATE)),
+        str(facts.get("kind", "number")),
+        _between(facts.get("least"), facts.get("most")) or wording.UNKNOWN,
+        allowed(limit) if limit else wording.UNKNOWN,
+        telling.clean(str(facts.get("description", ""))) or wording.UNKNOWN,
+    )
+
+
+def _described(snapshot: Snapshot, name: str) -> dict[str, Any]:
+    limit = limit_of(snapshot.limits, name)
+    allows = {"limit": limit.model_dump(mode="json", exclude_none=True)} if limit else {}
+    return {"value": _value(snapshot, name)} | dict(snapshot.knob_facts.get(name, {})) | allows
+
+
+def _value(snapshot: Snapshot, name: str) -> Any:
+    """As last set; a learning rate as last measured, because its schedule moves it at every step."""
+    value = snapshot.knobs.get(name)
+    if name != LEARNING_RATE or not isinstance(value, list):
+        return value
+    measured = [snapshot.latest.get("lr" if at == 0 else f"lr/{at}", math.nan) for at in range(len(value))]
+    return [heard if math.isfinite(heard) else was for heard, was in zip(measured, value, strict=True)]
+
+
+def _groups(snapshot: Snapshot) -> list[str]:
+    return [str(name) for name in snapshot.knobs.get("groups") or []]
+
+
+def value_per_group(value: Any, groups: list[str], per_group: bool) -> str:
+    """`0.1` where all groups agree, else `decay 0.1, no_decay 0`."""
+    if value is None:
+        return wording.UNKNOWN
+    said = [telling.spelled([each]) for each in value] if per_group and isinstance(value, list) else []
+    if len(set(said)) <= 1 or len(said) != len(groups):
+        return telling.spelled(value)
+    return ", ".join(f"{name} {each}" for name, each in zip(groups, said, strict=True))
+
+
+def allowed(limit: Limit) -> str:
+    """A limit in a few words: `1e-06 to 0.01, at most x 10, every 30 s, operator`."""
+    said = [_between(limit.min, limit.max)]
+    said += [f"at most x {limit.max_factor:g}"] if limit.max_factor else []
+    said += [f"every {limit.cool_down_s:g} s"] if limit.cool_down_s else []
+    said += [" or ".join(limit.roles)] if limit.roles else []
+    return ", ".join(each for each in said if each)
+
+
+def _between(least: float | None, most: float | None) -> str:
+    bounds: Mapping[str, float | None] = {"from": least, "to": most}
+    return " ".join(f"{word} {bound:g}" for word, bound in bounds.items() if bound is not None)
