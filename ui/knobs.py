@@ -86,7 +86,7 @@ def form(live: LiveRun) -> None:
             )
         st.text_input("Reason", key=REASON, max_chars=500, placeholder="optional, kept in the journal")
         st.form_submit_button(
-            "Apply knobs",
+            "Set knobs",
             type="primary",
             icon=":material/send:",
             disabled=snapshot.closed,

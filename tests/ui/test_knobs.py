@@ -32,7 +32,7 @@ def test_apply_sends_all_edited_knobs_as_one_command(visit: Visit, cluster: Fake
     app.selectbox(key="knob/augment").set_value("false")
     app.selectbox(key="knobs_group").set_value("decay")
     app.text_input(key="knobs_reason").input("it overfits")
-    app = press(app, "Apply knobs")
+    app = press(app, "Set knobs")
     assert not app.exception
     (view,) = cluster.do(trainer.server.snapshot()).commands
     assert view.command.intent == SetKnobs(
@@ -54,7 +54,7 @@ def test_apply_sends_all_edited_knobs_as_one_command(visit: Visit, cluster: Fake
 def test_what_was_accepted_is_no_longer_in_the_form(visit: Visit, cluster: FakeCluster, trainer: FakeTrainer) -> None:
     app = visit(run="gpt2-1")
     app.number_input(key="knob/weight_decay").set_value(0.1)
-    app = press(app, "Apply knobs")
+    app = press(app, "Set knobs")
     assert app.number_input(key="knob/weight_decay").value is None
     assert not app.error
 
@@ -65,12 +65,12 @@ def test_apply_on_a_view_that_is_stale_is_refused_and_says_who(
     app = visit(run="gpt2-1")
     cluster.send(trainer, SetLearningRate(value=1e-4))
     app.number_input(key="knob/weight_decay").set_value(0.1)
-    app = press(app, "Apply knobs")
+    app = press(app, "Set knobs")
     assert "the run has changed since" in app.error[0].value
     assert "lr = 0.0001" in app.error[0].value
     assert len(cluster.do(trainer.server.snapshot()).commands) == 1
     assert app.number_input(key="knob/weight_decay").value == 0.1
-    assert not press(app, "Apply knobs").error
+    assert not press(app, "Set knobs").error
     assert len(cluster.do(trainer.server.snapshot()).commands) == 2
 
 
@@ -80,7 +80,7 @@ def test_apply_of_no_value_says_so_and_sends_nothing(
 ) -> None:
     app = visit(run="gpt2-1")
     app.text_input(key="knob/betas").input(betas)
-    app = press(app, "Apply knobs")
+    app = press(app, "Set knobs")
     assert len(app.error) == 1
     assert cluster.do(trainer.server.snapshot()).commands == ()
 
@@ -91,10 +91,10 @@ def test_apply_while_nobody_answers_is_the_same_command_when_pressed_again(
     app = visit(run="gpt2-1")
     cluster.close_gateway()
     app.number_input(key="knob/eval_steps").set_value(20)
-    app = press(app, "Apply knobs")
+    app = press(app, "Set knobs")
     assert any("cannot make it happen twice" in part.value for part in app.error)
     cluster.open_gateway()
-    press(app, "Apply knobs")
+    press(app, "Set knobs")
     assert len(cluster.do(trainer.server.snapshot()).commands) == 1
 
 
@@ -102,7 +102,7 @@ def test_run_without_other_knobs_says_so(visit: Visit, cluster: FakeCluster) -> 
     cluster.create("gpt2-1")
     app = visit(run="gpt2-1")
     assert "have not told of any other knob" in text(app)
-    assert "Apply knobs" not in [button.label for button in app.button]
+    assert "Set knobs" not in [button.label for button in app.button]
 
 
 @pytest.mark.parametrize(
