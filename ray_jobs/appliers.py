@@ -4,17 +4,20 @@ An applier is local to its rank and is called at a step boundary. `check` says w
 nothing. `apply` does it and answers what it read before and after. `undo` puts back what the last `apply` changed.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
 import torch
 
+from control_plane.core import limits as rules
 from control_plane.core.boundary import Applied
 from control_plane.core.commands import MAX_LEARNING_RATE, Command, Evaluate, SetLearningRate, Stop
 from control_plane.core.decisions import find_group
+from control_plane.core.intents import SetSchedule
+from control_plane.core.limits import LEARNING_RATE, Limit
 from control_plane.core.records import Reading
-from ray_jobs.schedule import SteeredSchedule, group_names, live_groups
+from ray_jobs.schedule import Course, SteeredSchedule, live_groups
 
 
 class Applier(Protocol):
@@ -36,18 +39,18 @@ class Applier(Protocol):
 class LearningRateApplier:
     """Sets the learning rate of one parameter group or of all, in the live optimizer and in what is to come."""
 
-    def __init__(self, trainer: Any, schedule: SteeredSchedule) -> None:
+    def __init__(self, trainer: Any, schedule: SteeredSchedule, limits: Mapping[str, Limit] | None = None) -> None:
         self._groups = live_groups(trainer)
         self._schedule = schedule
+        self._limits = limits or {}
         self._memory = schedule.remember()
 
     def knobs(self) -> Reading:
         """The learning rate and the steering of each group, read from the live optimizer."""
-        groups = self._groups()
         return {
-            "lr": [float(group["lr"]) for group in groups],
+            "lr": [float(group["lr"]) for group in self._groups()],
             "schedule": self._schedule.modes(),
-            "groups": group_names(groups),
+            "groups": list(self._schedule.names),
         }
 
     def check(self, command: Command) -> str | None:
@@ -55,7 +58,7 @@ class LearningRateApplier:
         intent = _learning_rate(command)
         indices = self._indices(intent)
         if not indices:
-            return f"there is no parameter group {intent.group!r}; this run has {group_names(self._groups())}"
+            return f"there is no parameter group {intent.group!r}; this run has {self._schedule.names}"
         for index, value in self._targets(intent):
             if not 0 < value <= MAX_LEARNING_RATE:
                 return (
@@ -63,7 +66,7 @@ class LearningRateApplier:
                     f"allowed is above 0 and at most {MAX_LEARNING_RATE:g}"
                 )
             refusal = self._schedule.refusal(index, value, intent.schedule)
-            if refusal:
+            if refusal := refusal or rules.breach(self._limits, LEARNING_RATE, self._groups()[index]["lr"], value):
                 return refusal
         return None
 
@@ -88,7 +91,7 @@ class LearningRateApplier:
         groups = self._groups()
         if intent.group is None:
             return list(range(len(groups)))
-        index = find_group(group_names(groups), intent.group)
+        index = find_group(self._schedule.names, intent.group)
         return [] if index is None else [index]
 
     def _targets(self, intent: SetLearningRate) -> list[tuple[int, float]]:
@@ -101,6 +104,67 @@ class LearningRateApplier:
 
 def _learning_rate(command: Command) -> SetLearningRate:
     assert isinstance(command.intent, SetLearningRate)
+    return command.intent
+
+
+class ScheduleApplier:
+    """Carries out `set_schedule`: gives each group a course of its own, from its live value."""
+
+    def __init__(self, trainer: Any, schedule: SteeredSchedule, limits: Mapping[str, Limit] | None = None) -> None:
+        self._trainer, self._schedule, self._limits = trainer, schedule, limits or {}
+        self._memory = schedule.remember()
+
+    def check(self, command: Command) -> str | None:
+        """Needs steps that are left, a learning rate above 0, and a course within the bounds."""
+        intent, left = _planned_schedule(command), self._steps_left()
+        if intent.over_steps is None and intent.shape != "constant" and left <= intent.warmup_steps:
+            return f"a warm-up of {intent.warmup_steps} steps leaves none of the {left} that are to come"
+        courses = self._courses(intent)
+        if all(course.start <= 0 for course in courses):
+            return "the learning rate is 0, and every course from there would stay at 0; set a learning rate first"
+        return next((problem for course in courses if (problem := self._problem(course))), None)
+
+    def apply(self, command: Command, step: int) -> Applied:
+        """Plan, and read back: the next step's learning rates are what they were, and every group follows a course.
+
+        Raises `RuntimeError` if the optimizer holds anything else.
+        """
+        self._memory = self._schedule.remember()
+        before = self._reading()
+        self._schedule.follow(self._courses(_planned_schedule(command)))
+        after = self._reading()
+        if after["lr"] != before["lr"]:
+            raise RuntimeError(f"the learning rates were {before['lr']} and read {after['lr']}")
+        return Applied(before, after)
+
+    def undo(self, command: Command) -> None:
+        """Every group as it was."""
+        self._schedule.restore(self._memory)
+
+    def _reading(self) -> Reading:
+        return {"lr": [float(rate) for rate in self._schedule.get_last_lr()], "schedule": self._schedule.modes()}
+
+    def _steps_left(self) -> int:
+        return int(self._trainer.state.max_steps - self._trainer.state.global_step)
+
+    def _courses(self, intent: SetSchedule) -> list[Course]:
+        over_steps = intent.over_steps or max(1, self._steps_left() - intent.warmup_steps)
+        return [
+            Course(float(rate), intent.shape, intent.end, intent.warmup_steps, intent.peak, over_steps)
+            for rate in self._schedule.get_last_lr()
+        ]
+
+    def _problem(self, course: Course) -> str | None:
+        for value in (course.top, course.last):
+            if value > MAX_LEARNING_RATE:
+                return f"the learning rate would reach {value:g}; allowed is at most {MAX_LEARNING_RATE:g}"
+        # The end is reached in many small steps, so that only the bounds of its value count.
+        reached = rules.breach(self._limits, LEARNING_RATE, course.start, course.top)
+        return reached or rules.breach(self._limits, LEARNING_RATE, course.last, course.last)
+
+
+def _planned_schedule(command: Command) -> SetSchedule:
+    assert isinstance(command.intent, SetSchedule)
     return command.intent
 
 

@@ -21,18 +21,22 @@ from control_plane.core.errors import Invalid
 from control_plane.core.records import Ending, RankPlace, Reading
 from control_plane.handle import Point, Restart
 from ray_jobs import restore
-from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, StopApplier
+from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import Collectives
 from ray_jobs.context import RunContext
 from ray_jobs.elastic import apply_batch_plan
+from ray_jobs.frozen import frozen_parameters
 from ray_jobs.heartbeat import Heartbeat
-from ray_jobs.knobs import KnobsApplier
+from ray_jobs.knobs import Knobs, KnobsApplier
 from ray_jobs.link import FAILED_WAIT_S, Link
+from ray_jobs.module_knobs import register_module_knobs
+from ray_jobs.parameters import register_parameter_appliers
 from ray_jobs.plan import Plan, make_plan
 from ray_jobs.saving import CheckpointCallback
 from ray_jobs.schedule import live_groups, steer_schedule
 from ray_jobs.session import RankSession
+from ray_jobs.trainer_knobs import register_trainer_knobs
 from ray_jobs.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -57,6 +61,7 @@ class InteractiveCallback(TrainerCallback):
     def __init__(self, trainer: Any, context: RunContext) -> None:
         self.trainer, self.context = trainer, context
         self.session: RankSession | None = None
+        self.saving: CheckpointCallback | None = None
         self.plan: Plan | None = None
         self._learning_rate: LearningRateApplier | None = None
         self._watchdog: Watchdog | None = None
@@ -73,7 +78,9 @@ class InteractiveCallback(TrainerCallback):
     def knobs(self) -> Reading:
         """What can be steered, read from the live objects."""
         assert self._learning_rate is not None
-        return self._learning_rate.knobs() | self.opened().knobs.readings()
+        frozen = frozen_parameters(self.trainer)
+        still = frozen.readings() if frozen.names else {}
+        return self._learning_rate.knobs() | self.opened().knobs.readings() | still
 
     def open(self) -> Plan:
         """Collective, before anything is built: ask where to begin, and keep the global batch on these ranks.
@@ -90,7 +97,7 @@ class InteractiveCallback(TrainerCallback):
         if self.context.hang_after_s is not None:
             self._watch(collectives, self.context.hang_after_s)
         link = Link(self.context.connect, self._superseded) if collectives.rank == 0 else None
-        self.session = RankSession(collectives, link, beat=self._beat)
+        self.session = RankSession(collectives, link, knobs=Knobs(self.context.limits), beat=self._beat)
         plan = make_plan(collectives, link, self.context)
         if not first and plan.checkpoint:
             log.warning("this script trains a second time: its second training begins at the beginning")
@@ -130,12 +137,24 @@ class InteractiveCallback(TrainerCallback):
                 "ACCELERATE_USE_CPU do that; on a CPU, set DS_ACCELERATOR=cpu instead"
             )
         session = self.opened()
-        self._learning_rate = LearningRateApplier(self.trainer, steer_schedule(self.trainer))
+        self._make_knobs(session)
         if self.plan is not None and self.plan.checkpoint:
             restore.finish(self.trainer, self.plan, session.collectives)
-        session.register("set_learning_rate", self._learning_rate)
         session.register("set_knobs", KnobsApplier(session.knobs))
+        register_parameter_appliers(session, self.trainer)
+        session.read_knobs = self.knobs
         session.register("evaluate", EvaluateApplier(self.trainer))
+
+    def _make_knobs(self, session: RankSession) -> None:
+        """Everything that a restore may have to put back must exist before it."""
+        schedule, limits = steer_schedule(self.trainer), self.context.limits
+        session.knobs.group_names = lambda: schedule.names
+        register_trainer_knobs(session.knobs, self.trainer, self.saving)
+        register_module_knobs(session.knobs, self.trainer.model)
+        self.trainer.steered_knobs = session.knobs
+        self._learning_rate = LearningRateApplier(self.trainer, schedule, limits)
+        session.register("set_learning_rate", self._learning_rate)
+        session.register("set_schedule", ScheduleApplier(self.trainer, schedule, limits))
 
     def begin(self, state: TrainerState) -> None:
         """Collective. Announce the trainers; the last callback calls this when every applier is registered.
@@ -163,8 +182,10 @@ class InteractiveCallback(TrainerCallback):
         engine = getattr(self.trainer, "deepspeed", None)
         return self.context.facts | {
             "zero_stage": engine.zero_optimization_stage() if engine is not None else None,
-            "optimizer": type(self.trainer.optimizer.optimizer).__name__,
+            "optimizer": type(getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)).__name__,
             "schedule": type(self.trainer.lr_scheduler).__name__,
+            "knobs": self.opened().knobs.facts(),
+            "actions": self.trainer.own_vocabulary.actions.facts(),
         }
 
     def on_step_begin(

@@ -1,10 +1,11 @@
 """What a worker knows about the run that it belongs to, before any trainer exists."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from control_plane.core.limits import Limit
 from control_plane.core.records import Reading
 from control_plane.handle import RunHandle
 from control_plane.storage.checkpoints import SigningKey
@@ -31,6 +32,8 @@ class RunContext:
     started_at_s: float = field(default_factory=time.time)
     on_first_step: Callable[[], None] = lambda: None
     facts: Reading = field(default_factory=dict)
+    # What the run's owner allows. Checked on every rank, too: only there is known what a factor makes of a value.
+    limits: Mapping[str, Limit] = field(default_factory=dict)
 
     @property
     def key_path(self) -> Path:

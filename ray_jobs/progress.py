@@ -1,4 +1,4 @@
-"""What a training knows beside DeepSpeed's state: random generators, schedule, loss sums, parameter groups.
+"""What a training knows beside DeepSpeed's state: random generators, schedule, loss sums, parameter groups, knobs.
 
     saved = captured(trainer)                 at a step boundary, after the step's logging and evaluation
     restore(trainer, saved)                   in a new trainer, when its loop is about to begin
@@ -15,7 +15,10 @@ import numpy
 import torch
 
 from control_plane.core.errors import Diverged
+from ray_jobs.actions import OwnVocabulary
 from ray_jobs.elastic import plain_groups
+from ray_jobs.frozen import FrozenParameters, frozen_parameters
+from ray_jobs.knobs import Knobs
 from ray_jobs.schedule import SteeredSchedule, live_groups
 
 Progress = dict[str, Any]
@@ -24,7 +27,9 @@ Progress = dict[str, Any]
 def captured(trainer: Any) -> Progress:
     """This rank's progress, as plain values and tensors that `torch.save` takes."""
     schedule: SteeredSchedule | None = getattr(trainer, "steered_schedule", None)
-    return {
+    knobs: Knobs | None = getattr(trainer, "steered_knobs", None)
+    memory = knobs.memory() if knobs is not None else {}
+    saved: Progress = {
         "random": random_state(),
         "tr_loss": float(getattr(trainer, "_tr_loss", 0.0)),
         "total_loss_scalar": float(getattr(trainer, "_total_loss_scalar", 0.0)),
@@ -35,6 +40,20 @@ def captured(trainer: Any) -> Progress:
         "lr_scheduler": _plain(schedule.state_dict()) if schedule is not None else None,
         "groups": plain_groups(live_groups(trainer)()),
     }
+    # Left out while no knob was set: then it is what it was before there were knobs, to the last digit of its digest.
+    return saved | ({"knobs": memory} if memory else {}) | _own(trainer) | _frozen(trainer)
+
+
+def _own(trainer: Any) -> Progress:
+    """What the script has added; checkpoints of scripts that add nothing stay as they were."""
+    vocabulary: OwnVocabulary | None = getattr(trainer, "own_vocabulary", None)
+    memory = vocabulary.memory() if vocabulary is not None else {}
+    return {"own": memory} if memory else {}
+
+
+def _frozen(trainer: Any) -> Progress:
+    frozen: FrozenParameters | None = getattr(trainer, "frozen_parameters", None)
+    return {"frozen": frozen.memory()} if frozen is not None and frozen.names else {}
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
@@ -43,9 +62,9 @@ def _plain(state: dict[str, Any]) -> dict[str, Any]:
 
 
 def restore(trainer: Any, saved: Progress) -> None:
-    """Put back everything but the random generators. The schedule must be steered already.
+    """Put back everything but the random generators. The schedule must be steered already, and knobs be registered.
 
-    Raises `Diverged` if a parameter group does not hold what was saved.
+    Raises `Diverged` if a parameter group or a knob does not hold what was saved.
     """
     schedule: SteeredSchedule = trainer.steered_schedule
     if saved["lr_scheduler"] and schedule.inner is not None:
@@ -58,6 +77,14 @@ def restore(trainer: Any, saved: Progress) -> None:
         wrong = sorted(key for key in wanted if found.get(key) != wanted[key])
         if wrong:
             raise Diverged(f"{wrong[0]} of group {index} was {wanted[wrong[0]]} and reads {found.get(wrong[0])}")
+    if saved.get("frozen") or hasattr(trainer, "frozen_parameters"):
+        frozen_parameters(trainer).recall(saved.get("frozen", ()))
+    if getattr(trainer, "own_vocabulary", None) is not None:
+        trainer.own_vocabulary.recall(saved.get("own", {}))
+    knobs: Knobs | None = getattr(trainer, "steered_knobs", None)
+    if knobs is not None:
+        # After the load: ZeRO 1 and 2 have put back the clipping of the checkpoint, and ZeRO 3 has not.
+        knobs.recall(saved.get("knobs", {}))
     trainer._tr_loss.fill_(saved["tr_loss"])
     trainer._total_loss_scalar = saved["total_loss_scalar"]
     trainer._globalstep_last_logged = saved["globalstep_last_logged"]

@@ -13,6 +13,7 @@ from control_plane.core.records import CheckpointCommitted, Reading
 from ray_jobs import checkpoint_io
 from ray_jobs.batch import global_batch_samples
 from ray_jobs.checkpoint_writer import CheckpointWriter
+from ray_jobs.session import RankSession
 
 log = logging.getLogger(__name__)
 
@@ -21,10 +22,10 @@ LAST_SAVE_WAIT_S = 600.0
 
 
 class CheckpointCallback(TrainerCallback):
-    """Saves when asked, and every `every_steps` steps. Is itself the applier of `save_checkpoint`."""
+    """Saves when asked, and every `every_steps` steps (0: never). Is itself the applier of `save_checkpoint`."""
 
     def __init__(self, interactive: Any, every_steps: int) -> None:
-        self._interactive, self._every_steps = interactive, every_steps
+        self._interactive, self.every_steps = interactive, every_steps
         self._writer: CheckpointWriter | None = None
         # The command that asked for a checkpoint, by the checkpoint's name.
         self._asked: dict[str, UUID] = {}
@@ -40,6 +41,12 @@ class CheckpointCallback(TrainerCallback):
         session.chores.append(self._tell_what_ended)
 
     @property
+    def session(self) -> RankSession:
+        """This rank's session. Raises `RuntimeError` outside of training."""
+        session: RankSession = self._interactive.opened()
+        return session
+
+    @property
     def writer(self) -> CheckpointWriter:
         """This rank's writer. Raises `RuntimeError` outside of training."""
         if self._writer is None:
@@ -48,7 +55,7 @@ class CheckpointCallback(TrainerCallback):
 
     def after_step(self, step: int) -> None:
         """Collective, when it is time: the step number is the same on all ranks."""
-        if not self._every_steps or step % self._every_steps:
+        if not self.every_steps or step % self.every_steps:
             return
         session = self._interactive.opened()
         if checkpoint_io.busy_anywhere(session.collectives, self.writer):

@@ -5,26 +5,85 @@ different places (`base_lrs`, `max_lrs`, `org_lrs`, or only in the groups). So t
 wrapped. It goes on computing its own *scheduled* values, undisturbed, and after each of its steps the wrapper turns
 them into live ones: times a factor that keeps the shape of what is left, or a value that is held. This is exact for
 every scheduler with a `step`, also for those that compute each value from the one before, because before the inner
-step the groups are given their scheduled values back.
+step the groups are given their scheduled values back. A `Course` takes the scheduler's place: a new plan from here on.
 """
 
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 ParamGroups = list[dict[str, Any]]
+Mode = Literal["keep", "hold", "course"]
+
+
+@dataclass(frozen=True, slots=True)
+class Course:
+    """A planned learning rate: from `start` to `peak` times it in `warmup_steps`, if there are any; then, in `shape`,
+    to `end` times that in `over_steps` (at least 1); then it stays."""
+
+    start: float
+    shape: Literal["constant", "linear", "cosine"]
+    end: float
+    warmup_steps: int
+    peak: float
+    over_steps: int
+
+    @property
+    def top(self) -> float:
+        """The value at the end of the warm-up."""
+        return self.start * self.peak if self.warmup_steps else self.start
+
+    @property
+    def last(self) -> float:
+        """The value that it ends with."""
+        return self.top if self.shape == "constant" else self.top * self.end
+
+    def at(self, steps: int) -> float:
+        """The learning rate after so many steps of the scheduler."""
+        if steps < self.warmup_steps:
+            return self.start + (self.top - self.start) * (steps / self.warmup_steps)
+        progress = (steps - self.warmup_steps) / self.over_steps
+        if progress <= 0 or self.shape == "constant":
+            return self.top
+        if progress >= 1:
+            return self.last
+        left = 1 - progress if self.shape == "linear" else (1 + math.cos(math.pi * progress)) / 2
+        return self.last + (self.top - self.last) * left
 
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """How one group's live value follows from its scheduled one."""
+    """How one group's live value follows from its scheduled one, or from a course of its own."""
 
-    mode: Literal["keep", "hold"] = "keep"
-    value: float = 1.0  # keep: the factor; hold: the learning rate
+    mode: Mode = "keep"
+    value: float = 1.0  # keep, course: the factor; hold: the learning rate
+    course: Course | None = None
+    steps: int = 0  # of the scheduler, since the course began
 
     def live(self, scheduled: float) -> float:
         """The learning rate that the optimizer gets."""
-        return self.value if self.mode == "hold" else scheduled * self.value
+        if self.mode == "hold":
+            return self.value
+        return self.planned(scheduled) * self.value
+
+    def planned(self, scheduled: float) -> float:
+        """What the plan in force says: the course's, if there is one, or the scheduler's."""
+        return self.course.at(self.steps) if self.course is not None else scheduled
+
+    def stepped(self) -> "Steering":
+        """The same after one more step of the scheduler."""
+        return replace(self, steps=self.steps + 1) if self.course is not None else self
+
+    def memory(self) -> list[Any]:
+        """As a checkpoint keeps it."""
+        kept: list[Any] = [self.mode, self.value]
+        return kept if self.course is None else [*kept, asdict(self.course), self.steps]
+
+    @classmethod
+    def recalled(cls, mode: Mode, value: float, course: dict[str, Any] | None = None, steps: int = 0) -> "Steering":
+        """From what `memory` kept."""
+        return cls(mode, float(value), Course(**course) if course is not None else None, steps)
 
 
 UNSTEERED = Steering()
@@ -41,6 +100,8 @@ class SteeredSchedule:
         self._groups = groups
         self._scheduled = [float(group["lr"]) for group in groups()]
         self._steering = [UNSTEERED] * len(self._scheduled)
+        # Names follow from what the groups hold at first; they must not change when that is steered.
+        self.names = group_names(groups())
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
@@ -58,6 +119,7 @@ class SteeredSchedule:
         if self.inner is not None:
             self.inner.step(*args, **kwargs)
         self._scheduled = [float(group["lr"]) for group in groups]
+        self._steering = [steering.stepped() for steering in self._steering]
         for group, scheduled, steering in zip(groups, self._scheduled, self._steering, strict=True):
             group["lr"] = steering.live(scheduled)
 
@@ -71,25 +133,33 @@ class SteeredSchedule:
 
     def refusal(self, index: int, value: float, mode: Literal["keep", "hold"]) -> str | None:
         """Why group `index` cannot be set, or None."""
-        if mode == "keep" and self._scheduled[index] <= 0 and self.inner is not None:
+        planned = self._steering[index].planned(self._scheduled[index])
+        course = self._steering[index].course is not None
+        if mode == "keep" and planned <= 0 and (self.inner is not None or course):
             return (
-                f"the schedule of group {index} is at {self._scheduled[index]:g} here, so its shape cannot be kept "
+                f"the schedule of group {index} is at {planned:g} here, so its shape cannot be kept "
                 f"from {value:g}; hold the value instead, or wait for the schedule to leave zero"
             )
         return None
 
     def set(self, index: int, value: float, mode: Literal["keep", "hold"]) -> None:
         """Give group `index` exactly `value` for the next step, and steer the steps after it."""
-        scheduled = self._scheduled[index]
-        if mode == "hold" or scheduled <= 0:
+        steering = self._steering[index]
+        planned = steering.planned(self._scheduled[index])
+        if mode == "hold" or planned <= 0:
             self._steering[index] = Steering("hold", value)
         else:
-            self._steering[index] = Steering("keep", value / scheduled)
+            kept: Mode = "keep" if steering.course is None else "course"
+            self._steering[index] = replace(steering, mode=kept, value=value / planned)
         # Not scheduled * (value / scheduled), which may differ in the last bit: the value that was asked for.
         self._groups()[index]["lr"] = value
 
+    def follow(self, courses: list[Course]) -> None:
+        """From the next step on, each group follows its course; the values for the next step stay as they are."""
+        self._steering = [Steering("course", 1.0, course) for course in courses]
+
     def modes(self) -> list[str]:
-        """`keep` or `hold` for each group."""
+        """`keep`, `hold` or `course` for each group."""
         return [steering.mode for steering in self._steering]
 
     def remember(self) -> tuple[list[Steering], list[float]]:
@@ -97,16 +167,21 @@ class SteeredSchedule:
         return list(self._steering), [group["lr"] for group in self._groups()]
 
     def memory(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the steering: each group's scheduled value, mode and factor or held value."""
-        return {
+        """What a checkpoint keeps of the steering: each group's scheduled value, mode, factor or held value, course.
+
+        The names of the groups only where what is live would give others.
+        """
+        kept = {
             "scheduled": list(self._scheduled),
-            "steering": [[steering.mode, steering.value] for steering in self._steering],
+            "steering": [steering.memory() for steering in self._steering],
         }
+        return kept if self.names == group_names(self._groups()) else kept | {"names": list(self.names)}
 
     def recall(self, memory: dict[str, Any]) -> None:
         """Steer as it was when `memory` was taken. The groups' live values are restored with the groups."""
         self._scheduled = [float(value) for value in memory["scheduled"]]
-        self._steering = [Steering(mode, float(value)) for mode, value in memory["steering"]]
+        self._steering = [Steering.recalled(*kept) for kept in memory["steering"]]
+        self.names = list(memory.get("names", self.names))
 
     def restore(self, memory: tuple[list[Steering], list[float]]) -> None:
         """Put back what `remember` saw."""

@@ -83,6 +83,7 @@ def _train(files: RunFiles, use_gpu: bool, started_at_s: float) -> None:
         hang_after_s=config.recovery.hang_after_s,
         started_at_s=started_at_s,
         on_first_step=lambda: _keep_spares(config),
+        limits=config.limits,
     )
     _watch_for_preemption(files)
     if isinstance(config.workload, ScriptWorkload):

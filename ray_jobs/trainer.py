@@ -7,11 +7,13 @@ Started by `steer submit`, the trainer can be steered. Started by hand, it is th
 """
 
 import logging
+import sys
 from typing import Any, TypeVar, cast
 
 from transformers import Trainer, TrainingArguments
 
 from ray_jobs import context, restore
+from ray_jobs.actions import Extensible, OwnVocabulary
 from ray_jobs.batch import global_batch_samples
 from ray_jobs.callbacks import (
     AlreadyOver,
@@ -28,7 +30,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", bound=type[Trainer])
 
 
-class Steered:
+class Steered(Extensible):
     """What a Trainer's subclass needs to be steered, and to begin where the run was. Stands before the Trainer.
 
     Of Transformers' Trainer it extends `train`, and the places inside of it where a checkpoint is loaded, where the
@@ -37,6 +39,7 @@ class Steered:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.own_vocabulary = OwnVocabulary()
         self._steering: InteractiveCallback | None = None
         self._order: SampleOrder | None = None
         run = context.current()
@@ -44,7 +47,7 @@ class Steered:
             log.warning("not started by `steer submit`: this trainer runs, but nobody can steer it")
             return
         self._steering = InteractiveCallback(self, run)
-        self._saving = CheckpointCallback(self._steering, run.checkpoint_every_steps)
+        self._saving = self._steering.saving = CheckpointCallback(self._steering, run.checkpoint_every_steps)
         for callback in (
             self._steering,
             RunPauseCallback(self._steering, self._saving),
@@ -61,6 +64,7 @@ class Steered:
         output = None
         try:
             plan = steering.open()
+            self.own_vocabulary.attach(steering.opened())
             begin_at = str(plan.state_folder) if plan.checkpoint else resume_from_checkpoint
             output = training.train(begin_at, *args, **kwargs)
         except AlreadyOver:
@@ -116,11 +120,26 @@ class Steered:
         self._order = SampleOrder(len(data), seed, global_batch_samples(this.args))
         return self._order
 
+    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
+        """As before; but who moves `total_steps` beyond the last epoch finds another one there, see `_run_epoch`."""
+        epochs, *values, max_steps = cast(Any, super()).set_initial_training_values(args, dataloader)
+        self._planned = int(epochs), int(max_steps)
+        # Without a length Transformers reads on until the planned step, and cannot tell where an epoch ends.
+        self.most_steps = int(max_steps) if epochs == sys.maxsize else None
+        return (epochs if self._steering is None else sys.maxsize, *values, max_steps)
+
+    def _init_training_state(self, max_steps: int, per_epoch: int, epochs: int, *rest: Any) -> Any:
+        return cast(Any, super())._init_training_state(max_steps, per_epoch, self._planned[0], *rest)
+
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
+        this, (epochs, steps) = cast(Any, self), self._planned
         # In the middle of an epoch, what skips the batches that are done hides the sampler from `set_epoch`.
         if self._order is not None:
             self._order.set_epoch(kwargs["epoch"])
-        return cast(Any, super())._run_epoch(*args, **kwargs)
+        ran = cast(Any, super())._run_epoch(*args, **kwargs)
+        if self._steering is not None and kwargs["epoch"] + 1 >= epochs and this.state.max_steps <= steps:
+            this.control.should_training_stop = True
+        return ran
 
 
 def make_interactive(trainer_class: T) -> T:
