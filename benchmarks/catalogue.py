@@ -44,6 +44,8 @@ BENCHMARKS = {
         Benchmark(
             "false_alarms", "losses of a run that nothing happens to, with evaluations and saves", "minutes", 30, 1
         ),
+        Benchmark("scale", "what grows with the ranks: boundary, control server, real gloo", "boundaries", 40, 4),
+        Benchmark("storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5),
         Benchmark("torn_saves", "what a restart chooses after a death during a save", "saves a protocol", 12, 1),
     )
 }

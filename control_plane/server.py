@@ -143,7 +143,9 @@ class ControlServer:
 
     async def submit(self, command: Command) -> Receipt:
         """Make a command durable, or refuse it with a reason."""
-        records = decisions.accept(self._state, command, self._utc_now())
+        now, changed_at = self._utc_now(), self._state.changed_at
+        ago_s = {knob: (now - datetime.fromisoformat(moment)).total_seconds() for knob, moment in changed_at.items()}
+        records = decisions.accept(self._state, command, ago_s)
         deleted = {record.checkpoint for record in records if isinstance(record, CheckpointDiscarded)}
         gone = [each for each in self._state.checkpoints if each.checkpoint in deleted]
         self._commit(records)

@@ -7,7 +7,8 @@ collective.
 
     TakeOffers -> Broadcast -> for each command: Check, AllReduceMin (the vote), Apply, AllGather (the readings)
 
-A quiet boundary is one `Broadcast` of nothing, and, now and then, a comparison of the knobs. A driver may start that broadcast before the step and await it after.
+A quiet boundary is one `Broadcast` of nothing, and, now and then, a comparison of the knobs. A driver may start that
+broadcast before the step and await it after.
 
 Covered: a rank that cannot (none does), a rank that failed to (all undo), a reading that differs (all undo), a stale
 or repeated offer (the ledger). Not covered: a rank that dies inside a collective; the collective's timeout ends it.

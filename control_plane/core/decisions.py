@@ -4,8 +4,8 @@ Every function here is pure. An empty list means that the request is already in 
 the answer to the first try. After a refusal nothing has changed.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
 from uuid import UUID
 
 from control_plane.core import limits
@@ -39,6 +39,8 @@ from control_plane.core.records import (
 from control_plane.core.state import CommandLife, RunState
 
 MAX_NAMES_TOLD = 5
+
+NEVER: Mapping[str, float] = {}
 
 MAX_PENDING_COMMANDS = 256
 """Accepted and not yet settled. A boundary settles at least 16, so a queue this long means that nobody trains."""
@@ -76,8 +78,10 @@ def start_term(state: RunState, term: int) -> list[Record]:
     return [TermStarted(term=term, recovered=state.seq)]
 
 
-def accept(state: RunState, command: Command, now: datetime | None = None) -> list[Record]:
+def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float] = NEVER) -> list[Record]:
     """Take a command, or refuse it. What needs no rank, or nobody can apply any more, is settled at once.
+
+    `changed_s_ago`: seconds since each knob of `state.changed_at` was changed.
 
     Raises: `Conflict` if the uuid names another command, if the run is not in a state for it, or if the sender's view
     of it is stale; `RunEnded`; `Overloaded` at `MAX_PENDING_COMMANDS`; `NotFound` for an unknown parameter group,
@@ -109,7 +113,8 @@ def accept(state: RunState, command: Command, now: datetime | None = None) -> li
             course_seq=state.course_seq,
         )
     _check_intent(state, command)
-    _check_limits(state, command, now)
+    if problem := limits.refusal(state.limits, command.intent, command.role, changed_s_ago):
+        raise Invalid(problem)
     return [CommandAccepted(command=command)]
 
 
@@ -136,15 +141,6 @@ def _check_intent(state: RunState, command: Command) -> None:
             f"not_before_step is {command.not_before_step}, but the run ends at step {total_steps}",
             total_steps=total_steps,
         )
-
-
-def _check_limits(state: RunState, command: Command, now: datetime | None) -> None:
-    ago_s = {
-        knob: (now - datetime.fromisoformat(moment)).total_seconds() if now else 0.0
-        for knob, moment in state.changed_at.items()
-    }
-    if problem := limits.refusal(state.limits, command.intent, command.role, ago_s):
-        raise Invalid(problem)
 
 
 def _cancel(state: RunState, command: Command) -> list[Record]:

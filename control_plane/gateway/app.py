@@ -14,6 +14,7 @@ from fastapi import Depends, FastAPI, Response
 
 from control_plane.gateway.auth import Seats, TokenBook, authorize
 from control_plane.gateway.problems import install_problems, internal_problem, problem
+from control_plane.gateway.rate import Allowance
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
 from control_plane.handle import RunHandle, RunSummary
@@ -165,6 +166,7 @@ def create_app(
     )
     app.state.runs, app.state.tokens = runs, tokens
     app.state.allowed_origins = frozenset(allowed_origins)
+    app.state.allowance = Allowance()
     app.state.long_polls = Seats(MAX_LONG_POLLS_PER_TOKEN, "long polls")
     app.state.streams = Seats(MAX_STREAMS_PER_TOKEN, "streams")
     install_problems(app, CommandRequest)

@@ -16,6 +16,7 @@ from control_plane.core.boundary import (
     Broadcast,
     Check,
     Effect,
+    ReadKnobs,
     Replica,
     TakeOffers,
     Wait,
@@ -75,6 +76,8 @@ class OneRank:
                 return "no" if asked.uuid in self.refusing else None
             case AllReduceMin(value):
                 return value
+            case ReadKnobs():
+                return {}
             case AllGather(value):
                 return [value]
             case Apply(asked, step):

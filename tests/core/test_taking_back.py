@@ -1,7 +1,5 @@
 """Cancels, stale views, last steps, pins and deletions: what is decided about them, and by whom."""
 
-from datetime import UTC, datetime, timedelta
-
 import pytest
 
 from control_plane.core import decisions
@@ -33,9 +31,6 @@ from tests.core.examples import (
 from tests.core.test_boundary import Script
 from tests.core.test_decisions import assert_refused
 
-WRITTEN_AT = datetime(2030, 1, 1, tzinfo=UTC)
-"""Of every entry in these tests."""
-
 
 def cancel(number: int, target: int) -> Command:
     return command(number, "cancel", command=str(uuid(target)))
@@ -56,7 +51,9 @@ def test_cancel_while_nobody_trains_is_settled_at_once(records: tuple) -> None:
 
 
 def test_cancel_of_what_is_settled_unknown_or_a_cancel_is_refused() -> None:
-    state = running(accepted(1), settled(1), accepted(2, not_before_step=9), accepted(3, "cancel", command=str(uuid(2))))
+    state = running(
+        accepted(1), settled(1), accepted(2, not_before_step=9), accepted(3, "cancel", command=str(uuid(2)))
+    )
     assert_refused(Conflict, state, lambda s: decisions.accept(s, cancel(9, 1)), "already applied")
     assert_refused(NotFound, state, lambda s: decisions.accept(s, cancel(9, 8)), "was ever accepted")
     assert_refused(Conflict, state, lambda s: decisions.accept(s, cancel(9, 3)), "cannot be cancelled")
@@ -130,9 +127,9 @@ def test_accept_beyond_a_limit_is_refused_and_says_the_bound() -> None:
 
 def test_accept_within_the_cool_down_is_refused_until_it_is_over() -> None:
     asked, state = command(2, "set_learning_rate", value=1e-3), limited(cool_down_s=60)
-    soon, later = WRITTEN_AT + timedelta(seconds=59), WRITTEN_AT + timedelta(seconds=60)
-    assert_refused(Invalid, state, lambda s: decisions.accept(s, asked, soon), "try again in 1 s")
-    assert decisions.accept(state, asked, later) == [CommandAccepted(command=asked)]
+    assert list(state.changed_at) == ["lr"]
+    assert_refused(Invalid, state, lambda s: decisions.accept(s, asked, {"lr": 59.0}), "try again in 1 s")
+    assert decisions.accept(state, asked, {"lr": 60.0}) == [CommandAccepted(command=asked)]
 
 
 def test_pin_and_unpin_are_settled_at_once_also_after_the_end() -> None:

@@ -192,11 +192,6 @@ def start_again(state: RunState, start: GenerationStart) -> list[Record]:
     return [] if start.uuid == newest else decisions.start_generation(replace(state, starts={}), start)
 
 
-def cancelled_and_applied(replica: Replica, command: Command, step: int) -> bool:
-    """What is taken back in the same proposal is proposed all the same."""
-    return _is_due(replica, command, step) and _is_new(replica, command, step)
-
-
 def expiry_ignored(replica: Replica, step: int) -> Steps:
     """The commands that come out of the broadcast have no last step any more."""
 
@@ -235,7 +230,6 @@ def knobs_not_undone(rank: type[SimRank] = SimRank) -> type[SimRank]:
 
 
 MUTANTS: dict[str, Parts] = {
-    "what is taken back is proposed all the same": Parts(boundary=careless_propose(cancelled_and_applied)),
     "a command that is too late is carried out": Parts(boundary=expiry_ignored),
     "one change of many is carried out": Parts(boundary=one_change_of_many),
     "knobs are not put back": Parts(rank=knobs_not_undone()),

@@ -123,8 +123,7 @@ class World:
         replay = self._parts.replay(point.decided, saved.contained)
         blank: tuple[dict[str, Any], ...] = ({},) * self._world_size
         ranks = [
-            self._parts.rank(rank, self.faults, **deepcopy(values))
-            for rank, values in enumerate(saved.ranks or blank)
+            self._parts.rank(rank, self.faults, **deepcopy(values)) for rank, values in enumerate(saved.ranks or blank)
         ]
         places = tuple(RankPlace(rank=rank.rank, node="node", pid=rank.rank, device="cpu") for rank in ranks)
         why = tuple(RefusedCheckpoint(checkpoint=each, reason="damaged") for each in refused)
