@@ -1,7 +1,7 @@
 """Who died: what Ray Train's controller finds out is told to the run's control server, in a sentence for each rank.
 
-`DeathWatch` runs in Ray Train's controller process. It tells and does not wait: every second there is a second of the
-recovery.
+Both callbacks run in Ray Train's controller process, and neither waits: every second there is a second of the recovery.
+`DeathWatch` tells. `NoFarewell` ends what is left of a group that lost a rank.
 """
 
 import asyncio
@@ -13,8 +13,10 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+import ray
 from ray.exceptions import ActorUnavailableError, RayActorError
 from ray.train import UserCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from control_plane.core.errors import SteerwayError
 from control_plane.core.records import Death
@@ -42,6 +44,34 @@ class DeathWatch(UserCallback):
         threading.Thread(target=_tell, args=(files, deaths), name="steerway-deaths", daemon=True).start()
 
 
+class NoFarewell(WorkerGroupCallback):
+    """Where a rank has died, the others are ended at once. To be called before Ray Train's own callbacks.
+
+    Ray Train would ask them to take leave of each other, and then to end: a rank that is stopped answers neither, and
+    is waited for, six seconds in all. What they hold is in the checkpoint, or lost with the one that died.
+    """
+
+    def __init__(self) -> None:
+        self._died = False
+
+    def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
+        """Note whether a rank has died. One that raised has said why, and may still have something to tell."""
+        self._died = any(is_death(error) for error in worker_group_status.errors.values())
+
+    def before_worker_group_shutdown(self, worker_group: Any) -> None:
+        """Kill the processes."""
+        if not self._died:
+            return
+        for worker in worker_group.get_workers():
+            ray.kill(worker.actor)
+
+
+def is_death(error: Exception) -> bool:
+    """Whether Ray knows the rank's process to be gone or out of reach."""
+    cause = getattr(error, "health_check_failure", None) or error.__cause__ or error
+    return isinstance(cause, RayActorError) or "ActorDiedError" in str(error)
+
+
 def describe(files: RunFiles, rank: int, error: Exception) -> Death:
     """One rank's death. What the rank wrote down itself comes first; then what Ray knows."""
     return Death(rank=rank, reason=_last_words(files, rank) or _reason(error))
@@ -59,7 +89,7 @@ def _reason(error: Exception) -> str:
     cause = getattr(error, "health_check_failure", None) or error.__cause__ or error
     if isinstance(cause, ActorUnavailableError):
         return "it does not answer"
-    if isinstance(cause, RayActorError) or "ActorDiedError" in str(error):
+    if is_death(error):
         node_died = "its node has died" in str(cause)
         return "its node died" if node_died else "its process was killed or has crashed"
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]

@@ -25,7 +25,7 @@ from control_plane.core.records import Ending
 from control_plane.ray_handle import RayHandle
 from control_plane.storage.layout import RunFiles
 from ray_jobs import config as run_config
-from ray_jobs.deaths import DeathWatch
+from ray_jobs.deaths import DeathWatch, NoFarewell
 from ray_jobs.spares import HelperStandsBy, worker_environment
 
 log = logging.getLogger("steerway.driver")
@@ -38,12 +38,12 @@ TORCH_TIMEOUT_S = 600
 
 
 class RanksTrainer(TorchTrainer):
-    """Ray Train's, without its datasets: ranks read their own data, and an actor for those would be made, and import
-    its libraries, at every start of the ranks, at the moment when these are restored."""
+    """Ray Train's, with `NoFarewell` before its callbacks, and without its datasets: ranks read their own data, and an
+    actor for those would be made, and import its libraries, at every start, while ranks are being restored."""
 
     def _create_default_callbacks(self) -> list[Any]:
         theirs: list[Any] = cast(Any, super())._create_default_callbacks()
-        return [each for each in theirs if not isinstance(each, DatasetsCallback)]
+        return [NoFarewell(), *(each for each in theirs if not isinstance(each, DatasetsCallback))]
 
 
 def main(root: Path, resumed_by: str | None = None) -> int:
