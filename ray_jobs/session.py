@@ -147,10 +147,12 @@ class RankSession:
         assert self._open is not None
         opened, self._open = self._open, None
         answer: Any = opened.finish_broadcast()
-        with suppress(StopIteration):  # that is how a generator says that the boundary is over
-            while True:
-                answer = self._perform(opened.steps.send(answer))
-        self._report_outcomes()
+        try:
+            with suppress(StopIteration):  # that is how a generator says that the boundary is over
+                while True:
+                    answer = self._perform(opened.steps.send(answer))
+        finally:
+            self._report_outcomes()  # also what was decided before the ranks fell out
         self._progress(step)
 
     def hold(self, step: int) -> None:

@@ -230,11 +230,10 @@ def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, 
     failed_to_undo: str | None = yield Undo(command)
     failures: list[str | None] = yield AllGather(failed_to_undo)
     if any(failure is not None for failure in failures):
-        raise Diverged(
-            f"'{command.describe()}' at step {step}: {disagreement}; it could not be undone: {_name_ranks(failures)}",
-            uuid=str(command.uuid),
-            step=step,
-        )
+        reason = f"{disagreement}; it could not be undone: {_name_ranks(failures)}"
+        # Decided all the same: left without an end, it would be offered to the next trainers, and end them, too.
+        replica.decide(command, _unapplied(replica, command, step, "failed", reason))
+        raise Diverged(f"'{command.describe()}' at step {step}: {reason}", uuid=str(command.uuid), step=step)
     return _unapplied(replica, command, step, "failed", f"{disagreement}; undone on all ranks")
 
 
