@@ -181,6 +181,7 @@ def consolidated(engine: Any) -> Iterator[tuple[str, Tensors]]:
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+    _link_moments(engine)
     states = _local_states(engine)
     for name, parameter in sorted((name, one) for one, name in engine.param_names.items() if one.requires_grad):
         local = states[parameter]
@@ -193,6 +194,13 @@ def consolidated(engine: Any) -> Iterator[tuple[str, Tensors]]:
         if STEP in local:
             whole[STEP] = torch.tensor(float(local[STEP]))
         yield name, {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in whole.items()}
+
+
+def _link_moments(engine: Any) -> None:
+    """ZeRO 1 and 2 link parameters to their moments once, when the first group has stepped: others have none then."""
+    if getattr(engine.optimizer, "_hp_optimizer_states_linked", False):
+        engine.optimizer._hp_optimizer_states_linked = False
+        engine.optimizer._lazy_init_hp_params_optimizer_state()
 
 
 def consolidated_state(engine: Any) -> dict[str, Tensors]:

@@ -273,6 +273,8 @@ def settle(state: RunState, outcome: CommandSettled) -> list[Record]:
     before = life.settled
     if before is None:
         return [outcome]
+    if before.status == outcome.status == "cancelled":
+        return []  # by two cancels: one while nobody trained, one by the trainers who came
     if outcome.generation is not None and (before.generation or 0) < outcome.generation:
         return _repeat(life, outcome)
     if (before.status, before.step) != (outcome.status, outcome.step):

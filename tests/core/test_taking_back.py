@@ -164,3 +164,9 @@ def test_delete_of_what_must_stay_is_refused(name: str, kind: type[Conflict], wo
     again = started(901, 2, step=5, checkpoint="step-5-g1-universal")
     state = running(committed(5), again, committed(10, pinned=True), committed(20))
     assert_refused(kind, state, lambda s: decisions.accept(s, command(1, "delete_checkpoint", checkpoint=name)), words)
+
+
+def test_settle_of_what_two_cancels_took_back_is_recorded_once() -> None:
+    """Simulated: one while nobody trained, one that waited for the trainers who came."""
+    state = running(accepted(1), settled(1, "cancelled", None, generation=None), started(901, 2))
+    assert decisions.settle(state, settled(1, "cancelled", 3, generation=2)) == []

@@ -82,8 +82,11 @@ class Books:
         if outcome.status == "expired" or outcome.generation is None:
             self._check_without_ranks(seq, outcome, command)
             return
-        if (outcome.step or 0) < (command.not_before_step or 0):
+        if outcome.status != "cancelled" and (outcome.step or 0) < (command.not_before_step or 0):
             raise Violation(f"I3 order: settled at step {outcome.step}, not to be before {command.not_before_step}")
+        latest = command.not_after_step
+        if outcome.status == "applied" and latest is not None and (outcome.step or 0) > latest:
+            raise Violation(f"I3 order: applied at step {outcome.step}, not to be after {latest}")
         fleet = self.generations.get(len(self.starts))
         if fleet is None or fleet.replicas[0].ledger.get(outcome.uuid) != outcome:
             raise Violation(f"I13 honest ack: record {seq} is not what the ranks of its generation decided")

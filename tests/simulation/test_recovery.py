@@ -14,7 +14,7 @@ from tests.simulation.recovery_mutants import BY_STORY, RECOVERY_MUTANTS
 from tests.simulation.test_world import fleet_of, ticks, training
 from tests.simulation.world import Parts, World
 
-MAX_SEEDS_TO_CATCH = 200
+MAX_SEEDS_TO_CATCH = 300
 
 
 def quiet(parts: Parts = Parts()) -> World:
