@@ -12,13 +12,15 @@ from uuid import UUID
 from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskError
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
-from control_plane.actor import get_or_create
+from control_plane.actor import get_or_create, is_serving
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import SteerwayError, Unavailable
 from control_plane.core.records import Death, Ending, Entry
 from control_plane.core.recovery import ResumePoint
+from control_plane.core.state import fold
 from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
+from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class RayHandle:
     def __init__(self, files: RunFiles, retry_for_s: float = RETRY_FOR_S) -> None:
         self._files, self._retry_for_s = files, retry_for_s
         self._actor: Any = None
+        self._had_one = False
 
     async def _call(self, method: str, *args: Any, wait_s: float = 0.0) -> Any:
         retrying = AsyncRetrying(
@@ -50,7 +53,7 @@ class RayHandle:
         try:
             if self._actor is None:
                 # Blocks for milliseconds; a thread keeps it from holding up everybody else's calls.
-                self._actor = await asyncio.to_thread(get_or_create, self._files)
+                self._actor = await asyncio.to_thread(self._find)
             call = getattr(self._actor, method).remote(*args)
             return await asyncio.wait_for(call, wait_s + CALL_TIMEOUT_S)
         except RayTaskError as error:
@@ -64,6 +67,14 @@ class RayHandle:
         except (RayError, ValueError, ConnectionError) as error:
             self._actor = None
             raise Unavailable(f"the control server of run {self._files.run} cannot be reached: {error}") from error
+
+    def _find(self) -> Any:
+        """The run's actor. One that was retired is not made again: it would serve an ended run for ever."""
+        if self._had_one and not is_serving(self._files) and _is_closed(self._files):
+            raise Unavailable(f"run {self._files.run} has ended, and its control server was retired; ask again")
+        actor = get_or_create(self._files)
+        self._had_one = True
+        return actor
 
     async def submit(self, command: Command) -> Receipt:
         """See `RunHandle.submit`."""
@@ -120,3 +131,7 @@ class RayHandle:
     async def pid(self) -> int:
         """The process of the control server."""
         return int(await self._call("pid"))
+
+
+def _is_closed(files: RunFiles) -> bool:
+    return fold(journal.read(files.journal)).closed is not None
