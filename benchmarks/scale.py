@@ -19,6 +19,7 @@ from benchmarks.quantiles import median
 from benchmarks.ranks import run_ranks
 from benchmarks.result import Bound, Result, Table
 from control_plane.core.boundary import (
+    COMPARE_EVERY_STEPS,
     AllGather,
     AllReduceMin,
     Applied,
@@ -32,7 +33,7 @@ from control_plane.core.boundary import (
 )
 from control_plane.core.commands import Command, SetLearningRate
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.records import CommandSettled, RankPlace, RunCreated
+from control_plane.core.records import MAX_RANKS_LISTED, CommandSettled, RankPlace, RunCreated
 from control_plane.handle import Progress, Report
 from control_plane.server import ControlServer
 from control_plane.storage.journal import Journal
@@ -77,7 +78,7 @@ def _of_ranks(ranks: int, n: int) -> dict[str, float]:
     return {
         f"quiet_us_per_rank_{ranks}": _boundary_us(ranks, n, 1, ()),
         f"command_us_per_rank_{ranks}": _boundary_us(ranks, max(1, n // 4), 1, (command,)),
-        f"compare_us_per_rank_{ranks}": _boundary_us(ranks, max(1, n // 4), 25, ()),
+        f"compare_us_per_rank_{ranks}": _boundary_us(ranks, max(1, n // 4), COMPARE_EVERY_STEPS, ()),
     }
 
 
@@ -137,7 +138,7 @@ async def _served(server: ControlServer, ranks: int, files: RunFiles) -> dict[st
     for step in range(1, REPORTS + 1):
         command = _command(step)
         await server.submit(command)
-        listed = tuple(READING.after for _ in range(ranks)) if ranks <= 8 else ()
+        listed = tuple(READING.after for _ in range(ranks)) if ranks <= MAX_RANKS_LISTED else ()
         outcome = CommandSettled(
             uuid=command.uuid,
             status="applied",

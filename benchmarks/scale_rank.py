@@ -5,7 +5,7 @@ import time
 from typing import Any
 from uuid import UUID
 
-from control_plane.core.boundary import Applied
+from control_plane.core.boundary import COMPARE_EVERY_STEPS, Applied
 from control_plane.core.commands import Command, SetLearningRate
 from control_plane.core.records import RankPlace
 from ray_jobs.collectives import Collectives
@@ -67,7 +67,7 @@ def run(rank: int, spec: dict[str, Any]) -> dict[str, list[float]]:
     for number in range(1, WARM_UP + 2 * spec["n"] + 1):
         kind = "command" if number % 2 else "quiet"
         # Not one of the steps at which knobs are compared.
-        step = number * 25 + 1
+        step = number * COMPARE_EVERY_STEPS + 1
         if kind == "command":
             offers.next = (Command(uuid=UUID(int=number), author="b", intent=SetLearningRate(value=number * 1e-6)),)
         session.collectives.barrier()

@@ -68,8 +68,11 @@ class NoFarewell(WorkerGroupCallback):
 
 def is_death(error: Exception) -> bool:
     """Whether Ray knows the rank's process to be gone or out of reach."""
-    cause = getattr(error, "health_check_failure", None) or error.__cause__ or error
-    return isinstance(cause, RayActorError) or "ActorDiedError" in str(error)
+    return isinstance(_cause(error), RayActorError) or "ActorDiedError" in str(error)
+
+
+def _cause(error: Exception) -> BaseException:
+    return getattr(error, "health_check_failure", None) or error.__cause__ or error
 
 
 def describe(files: RunFiles, rank: int, error: Exception) -> Death:
@@ -86,7 +89,7 @@ def _last_words(files: RunFiles, rank: int) -> str | None:
 
 
 def _reason(error: Exception) -> str:
-    cause = getattr(error, "health_check_failure", None) or error.__cause__ or error
+    cause = _cause(error)
     if isinstance(cause, ActorUnavailableError):
         return "it does not answer"
     if is_death(error):
