@@ -17,11 +17,12 @@ import ray
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from control_plane.core.branching import Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Damaged, SteerwayError
 from control_plane.core.limits import Limit
-from control_plane.core.records import UNIVERSAL, Death, Ending, Entry, RunCreated
+from control_plane.core.records import UNIVERSAL, Death, Ending, Entry, GenerationEnding, RunCreated
 from control_plane.core.recovery import ResumePoint
 from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
 from control_plane.server import ControlServer
@@ -63,7 +64,18 @@ def open_server(files: RunFiles) -> ControlServer:
         Journal.open(files.journal),
         MetricsStore(files.metrics),
         discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
+        origin=origin_in(files),
     )
+
+
+def origin_in(files: RunFiles) -> Origin | None:
+    """How a run begins that has a parent. Raises `Damaged` if its file cannot be read."""
+    if not files.origin.is_file():
+        return None
+    try:
+        return Origin.model_validate_json(files.origin.read_bytes())
+    except (OSError, ValidationError) as error:
+        raise Damaged(f"{files.origin} cannot be read ({type(error).__name__})") from None
 
 
 def limits_in(config: bytes, source: str) -> dict[str, Limit]:
@@ -133,9 +145,9 @@ class ControlActor:
         """See `RunHandle.resume_point`."""
         return await self._server.resume_point()
 
-    async def resume(self, author: str) -> None:
+    async def resume(self, author: str, back: bool = False) -> None:
         """See `RunHandle.resume`."""
-        await self._server.resume(author)
+        await self._server.resume(author, back)
 
     async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
         """See `RunHandle.lose_generation`."""
@@ -153,7 +165,7 @@ class ControlActor:
         """See `RunHandle.report`."""
         await self._server.report(report)
 
-    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+    async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
         """See `RunHandle.end_generation`."""
         await self._server.end_generation(generation, ending, step, reason)
 

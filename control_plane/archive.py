@@ -13,7 +13,7 @@ from control_plane.core import decisions
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import NotFound, RunEnded
-from control_plane.core.records import Death, Ending, Entry
+from control_plane.core.records import Death, Ending, Entry, GenerationEnding
 from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import RunState, fold
 from control_plane.handle import (
@@ -117,7 +117,7 @@ class ArchivedRun:
         """Raises `RunEnded`."""
         raise self._over()
 
-    async def resume(self, author: str) -> None:
+    async def resume(self, author: str, back: bool = False) -> None:
         """Raises `RunEnded`."""
         raise self._over()
 
@@ -137,7 +137,7 @@ class ArchivedRun:
         """Raises `RunEnded`."""
         raise self._over()
 
-    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+    async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
         """Raises `RunEnded`."""
         raise self._over()
 

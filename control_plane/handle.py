@@ -14,12 +14,15 @@ from control_plane.core.commands import Command, Words
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.limits import Limit
 from control_plane.core.records import (
+    MAIN,
     CheckpointCommitted,
     CheckpointFailed,
     CommandSettled,
     Death,
     Ending,
     Entry,
+    GenerationEnding,
+    Parent,
     RankPlace,
     Reading,
 )
@@ -59,6 +62,7 @@ class Point(Words):
     name: str = Field(max_length=64)
     value: float
     time_s: float
+    branch: str = MAIN
 
 
 class Measurements(Words):
@@ -129,6 +133,20 @@ class RecoveryView(Words):
         return self.lost_steps is not None
 
 
+class BranchView(Words):
+    """One branch of a run: where it left its parent, what it began with, and how far it has come."""
+
+    branch: str
+    parent: str | None = None
+    checkpoint: str | None = None
+    step: int = 0
+    reached_step: int = 0
+    commands: int = Field(default=0, description="applied on this branch, those that it began with included")
+    first: tuple[str, ...] = Field(default=(), description="the changes that it began with, in words")
+    newest_checkpoint: str | None = None
+    head: bool = False
+
+
 class Snapshot(Words):
     """A run as it is now, for people. `progress_age_s` says how long ago rank 0 was last heard.
 
@@ -157,6 +175,9 @@ class Snapshot(Words):
     checkpoints: tuple[CheckpointCommitted, ...] = ()
     recoveries: tuple[RecoveryView, ...] = ()
     reason: str | None = None
+    branch: str = MAIN
+    branches: tuple[BranchView, ...] = ()
+    parent: Parent | None = None
 
     @property
     def closed(self) -> bool:
@@ -216,8 +237,11 @@ class RunHandle(Protocol):
         """What new trainers start from. Raises `RunEnded` if the run is closed, or if starting again is hopeless."""
         ...
 
-    async def resume(self, author: str) -> None:
-        """Have the run go on after its driver or its cluster was lost. Raises `Conflict` if it has finished."""
+    async def resume(self, author: str, back: bool = False) -> None:
+        """Have the run go on after its driver or its cluster was lost.
+
+        Raises `Conflict` if it has finished, unless it is to go `back`: a rollback follows.
+        """
         ...
 
     async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
@@ -239,7 +263,7 @@ class RunHandle(Protocol):
         """Outcomes, measurements and progress from rank 0. Raises `Conflict` for an earlier generation."""
         ...
 
-    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+    async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
         """The trainers ended."""
         ...
 

@@ -16,7 +16,7 @@ from control_plane.actor import get_or_create, is_serving
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import SteerwayError, Unavailable
-from control_plane.core.records import Death, Ending, Entry
+from control_plane.core.records import Death, Ending, Entry, GenerationEnding
 from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import fold
 from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
@@ -100,9 +100,9 @@ class RayHandle:
         """See `RunHandle.resume_point`."""
         return await self._call("resume_point")
 
-    async def resume(self, author: str) -> None:
+    async def resume(self, author: str, back: bool = False) -> None:
         """See `RunHandle.resume`."""
-        await self._call("resume", author)
+        await self._call("resume", author, back)
 
     async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
         """See `RunHandle.lose_generation`."""
@@ -120,7 +120,7 @@ class RayHandle:
         """See `RunHandle.report`."""
         await self._call("report", report)
 
-    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+    async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
         """See `RunHandle.end_generation`."""
         await self._call("end_generation", generation, ending, step, reason)
 

@@ -13,6 +13,7 @@ from typing import Protocol
 from uuid import UUID
 
 from control_plane.core import decisions, recovery
+from control_plane.core.branching import Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import NotFound, RunEnded
@@ -22,6 +23,7 @@ from control_plane.core.records import (
     Death,
     Ending,
     Entry,
+    GenerationEnding,
     Record,
     RunCreated,
 )
@@ -87,8 +89,11 @@ class ControlServer:
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
         discard: Callable[[CheckpointCommitted], None] = lambda checkpoint: None,
+        origin: Origin | None = None,
     ) -> None:
         """Rebuild the state from the journal and begin a term. `discard` removes the files of a checkpoint.
+
+        `origin` says how a run begins that has a parent.
 
         Raises: `Conflict` if the journal is another run's.
         """
@@ -102,7 +107,7 @@ class ControlServer:
         self._changed = asyncio.Event()
         for entry in journal.entries:
             self._fold(entry)
-        self._commit(decisions.create(self._state, created))
+        self._commit(decisions.create(self._state, created, origin))
         self._commit(decisions.start_term(self._state, journal.term))
 
     @property
@@ -186,9 +191,9 @@ class ControlServer:
             raise RunEnded(f"run {self._state.run} has {self._state.closed.ending}: {self._state.closed.reason}")
         return recovery.resume_point(self._state)
 
-    async def resume(self, author: str) -> None:
+    async def resume(self, author: str, back: bool = False) -> None:
         """Somebody has the run go on."""
-        self._commit(decisions.resume_run(self._state, author))
+        self._commit(decisions.resume_run(self._state, author, back))
 
     async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
         """The trainers are dead; the last step that rank 0 told counts as reached. Silence is time without a step."""
@@ -243,7 +248,8 @@ class ControlServer:
         if report.checkpoints:
             self._retire_checkpoints()
         if report.points:
-            self._metrics.add(report.points)
+            branch = self._state.branch_of_generation[report.generation]
+            self._metrics.add([point.model_copy(update={"branch": branch}) for point in report.points])
         if report.progress is not None:
             if self._progress is None or report.progress.step != self._progress.step:
                 self._moved_at = self._clock()
@@ -256,7 +262,7 @@ class ControlServer:
         for each, _ in retired:
             self._discard(each)
 
-    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+    async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
         """The trainers ended."""
         self._commit(decisions.end_generation(self._state, generation, ending, step, reason))
 

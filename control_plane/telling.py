@@ -10,12 +10,15 @@ from uuid import UUID
 from control_plane.core.commands import Command, describe
 from control_plane.core.intents import Cancel
 from control_plane.core.records import (
+    BranchResumed,
+    BranchStarted,
     CheckpointCommitted,
     CheckpointDiscarded,
     CheckpointFailed,
     CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
+    CommandScheduled,
     CommandSettled,
     Death,
     GenerationEnded,
@@ -40,7 +43,7 @@ def what(record: Record, asked: Mapping[UUID, Command]) -> str:
     """A journal record in plain words. `asked`: the commands known so far, for records that only name a uuid."""
     match record:
         case RunCreated():
-            return f"run {record.name} created"
+            return f"run {record.name} created{_parentage(record)}"
         case RunResumed():
             return "run resumed"
         case RunClosed():
@@ -51,12 +54,27 @@ def what(record: Record, asked: Mapping[UUID, Command]) -> str:
             return name(record.command, asked)
         case CommandSettled():
             return f"{_name(record.uuid, asked)}: {ending(record)}"
+        case CommandScheduled():
+            return f"{_name(record.uuid, asked)}: planned for step {record.step}"
         case CommandRepeated():
             return repetition(record, _name(record.uuid, asked))
+        case BranchStarted():
+            return f"branch {record.branch} began at step {record.step} of {record.parent} ({record.checkpoint})"
+        case BranchResumed():
+            return f"back on branch {record.branch}"
         case CheckpointCommitted() | CheckpointPinned() | CheckpointFailed() | CheckpointDiscarded():
             return checkpoint(record)
         case GenerationStarted() | GenerationLost() | GenerationRecovered() | GenerationEnded():
             return generation(record)
+
+
+def _parentage(record: RunCreated) -> str:
+    parent = record.parent
+    if parent is None:
+        return ""
+    if parent.kind == "replay":
+        return f", to do again what {parent.run} did"
+    return f", a fork of {parent.run} at step {parent.step} ({parent.checkpoint})"
 
 
 def generation(record: GenerationStarted | GenerationLost | GenerationRecovered | GenerationEnded) -> str:
@@ -71,7 +89,8 @@ def generation(record: GenerationStarted | GenerationLost | GenerationRecovered 
         case GenerationRecovered():
             return f"training again at step {record.step}: {price(record.lost_steps, record.phases_s)}"
         case GenerationEnded():
-            return f"training {record.ending} at step {record.step}{_because(record.reason)}"
+            ended = f"training {record.ending} at step {record.step}{_because(record.reason)}"
+            return f"left at step {record.step} for another branch" if record.ending == "left" else ended
 
 
 def checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed | CheckpointDiscarded) -> str:

@@ -2,11 +2,15 @@
 
 from datetime import datetime
 
+from control_plane.core.branches import Branch
+from control_plane.core.branching import stands_on
+from control_plane.core.commands import describe
+from control_plane.core.intents import Rollback
 from control_plane.core.records import UNIVERSAL, CheckpointCommitted, GenerationRecovered
 from control_plane.core.recovery import PHASES
 from control_plane.core.retention import CheckpointFacts, Retention, to_discard
 from control_plane.core.state import CommandLife, Loss, RunState
-from control_plane.handle import CommandView, Progress, RecoveryView, Restart, Snapshot
+from control_plane.handle import BranchView, CommandView, Progress, RecoveryView, Restart, Snapshot
 
 MAX_RECOVERIES_IN_SNAPSHOT = 10
 MAX_COMMANDS_IN_SNAPSHOT = 50
@@ -57,7 +61,33 @@ def snapshot_of(
         checkpoints=tuple(state.checkpoints),
         recoveries=tuple(_recovery_of(loss) for loss in state.losses[-MAX_RECOVERIES_IN_SNAPSHOT:]),
         reason=ended.reason if ended else None,
+        branch=state.head,
+        branches=tuple(_branch_of(state, branch) for branch in state.branches.values()),
+        parent=state.parent,
     )
+
+
+def _branch_of(state: RunState, branch: Branch) -> BranchView:
+    usable = [each for each in state.checkpoints if each.checkpoint not in state.abandoned]
+    own = [each for each in usable if each.branch == branch.name]
+    rollback = state.commands.get(branch.rollback) if branch.rollback else None
+    lives = [life for life in state.commands.values() if life.status == "applied" and life.branch == branch.name]
+    return BranchView(
+        branch=branch.name,
+        parent=branch.parent,
+        checkpoint=branch.checkpoint,
+        step=branch.step,
+        reached_step=state.reached.get(branch.name, branch.step),
+        commands=len(lives),
+        first=_first_of(rollback) if rollback else (),
+        newest_checkpoint=max(own, key=lambda each: each.step).checkpoint if own else None,
+        head=branch.name == state.head,
+    )
+
+
+def _first_of(rollback: CommandLife) -> tuple[str, ...]:
+    intent = rollback.command.intent
+    return tuple(describe(each) for each in intent.first) if isinstance(intent, Rollback) else ()
 
 
 def _recovery_of(loss: Loss) -> RecoveryView:
@@ -101,13 +131,18 @@ def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]
     if not wanted or state.generation is None:
         return []
     # What was converted for another number of ranks belongs to what it was converted from.
-    in_use = [state.generation.checkpoint.removesuffix(UNIVERSAL)] if state.generation.checkpoint else []
-    facts = [
-        CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics, base_of=0)
+    in_use = {state.generation.checkpoint.removesuffix(UNIVERSAL)} if state.generation.checkpoint else set()
+    in_use |= stands_on(state)
+    retention, by_name = Retention.model_validate(wanted), {each.checkpoint: each for each in state.checkpoints}
+    discarded = [gone for branch in state.branches for gone in to_discard(_facts_of(state, branch), retention, in_use)]
+    return [(by_name[name], reason) for name, reason in discarded]
+
+
+def _facts_of(state: RunState, branch: str) -> list[CheckpointFacts]:
+    """Each branch keeps its own: one that begins early must not push out what another can go on from."""
+    return [
+        CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics)
         for each in state.checkpoints
         # An abandoned one must not push out, as the newer one, what the run can really be restored from.
-        if each.checkpoint not in state.abandoned
+        if each.branch == branch and each.checkpoint not in state.abandoned
     ]
-    by_name = {each.checkpoint: each for each in state.checkpoints}
-    discarded = to_discard(facts, Retention.model_validate(wanted), in_use)
-    return [(by_name[name], reason) for name, reason in discarded]

@@ -1,7 +1,7 @@
 """What a steered Trainer does around its steps: four callbacks, each with one concern.
 
     InteractiveCallback   the boundary itself, the live learning rate, evaluation
-    RunPauseCallback      pause, resume, stop
+    RunPauseCallback      pause, resume, stop, roll back
     CheckpointCallback    saving, when asked and every k steps (see `saving`)
     LoggingCallback       measurements to the control server
 
@@ -18,8 +18,9 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from control_plane.core.errors import Invalid
-from control_plane.core.records import Ending, RankPlace, Reading
+from control_plane.core.records import GenerationEnding, RankPlace, Reading
 from control_plane.handle import Point, Restart
+from control_plane.storage.checkpoints import Manifest
 from ray_jobs import restore
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
@@ -32,7 +33,8 @@ from ray_jobs.knobs import Knobs, KnobsApplier
 from ray_jobs.link import FAILED_WAIT_S, Link
 from ray_jobs.module_knobs import register_module_knobs
 from ray_jobs.parameters import register_parameter_appliers
-from ray_jobs.plan import Plan, make_plan
+from ray_jobs.plan import Plan, examine, make_plan
+from ray_jobs.rollback import RollbackApplier
 from ray_jobs.saving import CheckpointCallback
 from ray_jobs.schedule import live_groups, steer_schedule
 from ray_jobs.session import RankSession
@@ -65,6 +67,7 @@ class InteractiveCallback(TrainerCallback):
         self.plan: Plan | None = None
         self._learning_rate: LearningRateApplier | None = None
         self._watchdog: Watchdog | None = None
+        self._heartbeat: Heartbeat | None = None
         # Loaded at, while the first step after a restart has not been made (monotonic).
         self._restarting_s: float | None = None
         self._stepped = False
@@ -74,6 +77,11 @@ class InteractiveCallback(TrainerCallback):
         if self.session is None:
             raise RuntimeError("the training has not begun")
         return self.session
+
+    @property
+    def leaving(self) -> bool:
+        """Whether this training has ended for the run to go on with another branch."""
+        return self.session is not None and self.session.replica.leaving is not None
 
     def knobs(self) -> Reading:
         """What can be steered, read from the live objects."""
@@ -111,6 +119,7 @@ class InteractiveCallback(TrainerCallback):
         heartbeat = Heartbeat(collectives.store(), collectives.rank, collectives.world_size)
         self._watchdog = Watchdog(silence_s, last_words, heartbeat.silent_s, heartbeat.watched)
         heartbeat.start()
+        self._heartbeat = heartbeat
         self._watchdog.start()
 
     def _keep_the_batch(self, plan: Plan) -> None:
@@ -175,7 +184,7 @@ class InteractiveCallback(TrainerCallback):
         self._restarting_s = time.monotonic() if generation > 1 else None
         self._loaded_s = max(0.0, time.time() - self.context.started_at_s)
         session.hold(step)
-        if step >= total_steps or session.replica.stopping:
+        if step >= total_steps or session.replica.stopping or self.leaving:
             raise AlreadyOver
 
     def _facts(self) -> dict[str, Any]:
@@ -230,9 +239,9 @@ class InteractiveCallback(TrainerCallback):
     def close(self, step: int) -> None:
         """Rank 0 tells the control server, and waits until it knows everything."""
         session = self.opened()
-        ending: Ending = "stopped" if session.replica.stopping else "finished"
+        ending: GenerationEnding = "stopped" if session.replica.stopping else "finished"
         if session.link is not None:
-            session.link.close(ending, step, None)
+            session.link.close("left" if self.leaving else ending, step, None)
         self._end_watch()
 
     def fail(self, step: int, error: Exception) -> None:
@@ -244,6 +253,8 @@ class InteractiveCallback(TrainerCallback):
     def _end_watch(self) -> None:
         if self._watchdog is not None:
             self._watchdog.stop()
+        if self._heartbeat is not None:
+            self._heartbeat.stop()
 
     def _beat(self, phase: str) -> None:
         if self._watchdog is not None:
@@ -257,7 +268,7 @@ class InteractiveCallback(TrainerCallback):
 
 
 class RunPauseCallback(TrainerCallback):
-    """Pause, resume and stop. The pause itself is held inside the boundary."""
+    """Pause, resume, stop and roll back. The pause itself is held inside the boundary."""
 
     def __init__(self, interactive: InteractiveCallback, saving: CheckpointCallback) -> None:
         self._interactive, self._saving = interactive, saving
@@ -274,6 +285,14 @@ class RunPauseCallback(TrainerCallback):
         session.register("pause", FlagApplier("paused", True))
         session.register("resume", FlagApplier("paused", False))
         session.register("stop", StopApplier(stop, self._saving.apply_now))
+        session.register("rollback", RollbackApplier(self._find, stop, session.check))
+
+    def _find(self, checkpoint: str) -> Manifest | str:
+        session, context = self._interactive.opened(), self._interactive.context
+        session.beat("saving")  # reading all of it may take longer than a step
+        found = examine(context.files.checkpoints / checkpoint, context.key, session.collectives, context.files.run)
+        session.beat("training")
+        return found
 
 
 class LoggingCallback(TrainerCallback):

@@ -30,15 +30,21 @@ ROUND_S = 1.0
 
 
 def begin_save(
-    trainer: Any, files: RunFiles, collectives: Collectives, writer: CheckpointWriter, about: dict[str, Any]
+    trainer: Any,
+    files: RunFiles,
+    collectives: Collectives,
+    writer: CheckpointWriter,
+    about: dict[str, Any],
+    wanted: str | None = None,
 ) -> str:
     """Collective, at a step boundary. Begin a checkpoint; answers its name. `writer.finished` tells how it ended.
 
-    `about` holds the manifest's generation, step and all else that it says about this save; rank 0's counts.
+    `about` holds the manifest's generation, step and all else that it says about this save; rank 0's counts. Without a
+    `wanted` name it is called by its step and generation.
     Raises `RuntimeError` on every rank alike if it could not be begun; then there is nothing left of it.
     """
     began_s = time.monotonic()
-    name, problem = _agreed_name(files, collectives, about, writer)
+    name, problem = _agreed_name(files, collectives, about, writer, wanted)
     _raise_together(collectives, files, name, problem)
     states: FileStates = {}
 
@@ -52,7 +58,12 @@ def begin_save(
 
 
 def save_now(
-    trainer: Any, files: RunFiles, collectives: Collectives, writer: CheckpointWriter, about: dict[str, Any]
+    trainer: Any,
+    files: RunFiles,
+    collectives: Collectives,
+    writer: CheckpointWriter,
+    about: dict[str, Any],
+    wanted: str | None = None,
 ) -> CheckpointCommitted | str:
     """Collective. Save, and wait until that has ended, and what was being written before it too.
 
@@ -60,7 +71,7 @@ def save_now(
     """
     _drain_together(collectives, writer)
     try:
-        name = begin_save(trainer, files, collectives, writer, about)
+        name = begin_save(trainer, files, collectives, writer, about, wanted)
     except RuntimeError as error:
         return str(error)
     _drain_together(collectives, writer)
@@ -82,10 +93,10 @@ def space_refusal(trainer: Any, files: RunFiles) -> str | None:
 
 
 def _agreed_name(
-    files: RunFiles, collectives: Collectives, about: dict[str, Any], writer: CheckpointWriter
+    files: RunFiles, collectives: Collectives, about: dict[str, Any], writer: CheckpointWriter, wanted: str | None
 ) -> tuple[str, str | None]:
     """The name that all use, whose folder rank 0 has made, and this rank's problem. Saving twice makes two."""
-    wanted = f"step-{about['step']:08d}-g{about['generation']}"
+    wanted = wanted or f"step-{about['step']:08d}-g{about['generation']}"
     name, problem = "", f"checkpoint {writer.busy} is still being written" if writer.busy else None
     if collectives.rank == 0 and problem is None:
         try:

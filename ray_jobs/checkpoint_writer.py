@@ -20,6 +20,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import torch
 from pydantic import ValidationError
@@ -267,6 +268,8 @@ class CheckpointWriter:
             world_size=manifest.world_size,
             metrics=manifest.metrics,
             manifest_sha256=digest,
+            branch=manifest.branch,
+            decided_here=tuple(UUID(uuid) for uuid in manifest.decided_here),
         )
 
 

@@ -15,7 +15,7 @@ from typing import TypeVar
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Conflict, Refused, SteerwayError, Unavailable
-from control_plane.core.records import CheckpointCommitted, CheckpointFailed, CommandSettled, Ending
+from control_plane.core.records import CheckpointCommitted, CheckpointFailed, CommandSettled, GenerationEnding
 from control_plane.core.recovery import ResumePoint
 from control_plane.handle import Phase, Point, Progress, Report, Restart, RunHandle
 from ray_jobs.telemetry import Telemetry
@@ -123,7 +123,7 @@ class Link:
         step, total_steps, _, steps_per_s = self._where
         self._where = (step, total_steps, phase, steps_per_s)
 
-    def close(self, ending: Ending, step: int, reason: str | None, wait_s: float = FLUSH_WAIT_S) -> None:
+    def close(self, ending: GenerationEnding, step: int, reason: str | None, wait_s: float = FLUSH_WAIT_S) -> None:
         """Flush, announce the end, and stop. Says so in the log if the control server could not be told."""
         self._closing = True
         if not self._thread.is_alive():
@@ -254,7 +254,7 @@ class Link:
                     "refused for good: %s: %s", refusal.reason, piece.model_dump_json(exclude_defaults=True)[:500]
                 )
 
-    async def _finish(self, ending: Ending, step: int, reason: str | None) -> None:
+    async def _finish(self, ending: GenerationEnding, step: int, reason: str | None) -> None:
         while not await self._push_once() or self._outcomes or len(self._telemetry):
             await asyncio.sleep(RETRY_S if self._outcomes else 0)
         await self._handle.end_generation(self._generation, ending, step, reason)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from control_plane.core.errors import Damaged, Refused, SteerwayError, Unavailable
-from control_plane.core.records import CheckpointCommitted, RefusedCheckpoint
+from control_plane.core.records import MAIN, CheckpointCommitted, RefusedCheckpoint
 from control_plane.core.recovery import Replay, ResumePoint, replay_after
 from control_plane.storage.checkpoints import Manifest, SigningKey, discard, leftovers, read_manifest, verify
 from control_plane.storage.layout import STATE
@@ -39,6 +39,8 @@ class Plan:
     root: Path | None = None
     manifest: Manifest | None = None
     refused: tuple[RefusedCheckpoint, ...] = ()
+    branch: str = MAIN
+    replays: bool = False
 
     @property
     def state_folder(self) -> Path:
@@ -82,16 +84,17 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
     for candidate in point.candidates:
         chosen = _try(collectives, candidate, context)
         if isinstance(chosen, Manifest):
-            replay = replay_after(point.decided, set(chosen.settled))
+            replay = replay_after(point.decided, set(chosen.settled), point.scheduled)
             root = context.files.checkpoints / chosen.checkpoint
-            return Plan(replay, chosen.checkpoint, root, chosen, tuple(refused))
+            return Plan(replay, chosen.checkpoint, root, chosen, tuple(refused), point.branch, point.replays)
         log.error("checkpoint %s is left out: %s", candidate.checkpoint, chosen)
         refused.append(RefusedCheckpoint(checkpoint=candidate.checkpoint, reason=chosen))
     if refused:
         # To begin at the beginning would throw away what somebody may still be able to save.
         told = "; ".join(f"{each.checkpoint}: {each.reason}" for each in refused[:MAX_TOLD])
         raise Refused(f"none of the {len(refused)} checkpoints of run {context.files.run} can be restored: {told}")
-    return Plan(replay_after(point.decided, ()), refused=tuple(refused))
+    replay = replay_after(point.decided, (), point.scheduled)
+    return Plan(replay, branch=point.branch, replays=point.replays)
 
 
 def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunContext) -> Manifest | str:
@@ -121,8 +124,12 @@ def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunC
     return problem or read_manifest(root, key)
 
 
+def examine(root: Path, key: SigningKey, collectives: Collectives, run: str) -> Manifest | str:
+    """A checkpoint's manifest, or what this rank finds wrong with its part of the checkpoint."""
+    return _problem(root, key, collectives, run) or read_manifest(root, key)
+
+
 def _problem(root: Path, key: SigningKey, collectives: Collectives, run: str) -> str | None:
-    """What this rank finds wrong with its part of the checkpoint."""
     try:
         manifest = read_manifest(root, key)
         if manifest.run != run:

@@ -80,12 +80,15 @@ class CheckpointCallback(TrainerCallback):
         Raises `RuntimeError` on every rank if it cannot begin.
         """
         assert isinstance(command.intent, SaveCheckpoint)
+        if command.intent.name is not None:
+            # A rollback will go there, at a step that is known: it has to be there by then.
+            return Applied(before={}, after=self.apply_now(step, command.intent))
         name = self._begin(step, command.intent.label, command.intent.pin)
         self._asked[name] = command.uuid
         self._interactive.opened().deferred.add(command.uuid)
         return Applied(before={}, after={"checkpoint": name})
 
-    def apply_now(self, step: int) -> Reading:
+    def apply_now(self, step: int, wanted: SaveCheckpoint = SaveCheckpoint()) -> Reading:
         """Collective. Save and wait for the end. Raises `RuntimeError` on every rank if there is no checkpoint."""
         session = self._interactive.opened()
         session.phase("saving")
@@ -94,7 +97,8 @@ class CheckpointCallback(TrainerCallback):
             self._interactive.context.files,
             session.collectives,
             self.writer,
-            self._about(step, None, False),
+            self._about(step, wanted.label, wanted.pin),
+            wanted.name,
         )
         session.phase("training")
         if isinstance(saved, str):
@@ -135,11 +139,13 @@ class CheckpointCallback(TrainerCallback):
         batch = global_batch_samples(args)
         return {
             "generation": session.replica.generation,
+            "branch": self._interactive.plan.branch,
             "step": step,
             "label": label,
             "pinned": pinned,
             "knobs": self._interactive.knobs(),
             "settled": tuple(str(uuid) for uuid in session.replica.ledger),
+            "decided_here": tuple(str(uuid) for uuid in session.replica.decided_at(step)),
             "metrics": _metrics(self._interactive.trainer.state.log_history),
             "samples_consumed": batch * step,
             "global_batch_samples": batch,

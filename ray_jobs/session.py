@@ -103,6 +103,7 @@ class RankSession:
         self.total_steps = total_steps
         self.replica.ledger, self.replica.repeats = dict(plan.replay.ledger), plan.replay.repeats
         self.replica.paused, self.replica.stopping = plan.replay.paused, plan.replay.stopping
+        self.replica.replays = plan.replays
         self._reported = len(self.replica.ledger)
         gathered = self.collectives.all_gather((place, facts))
         for other, theirs in gathered:
@@ -116,7 +117,16 @@ class RankSession:
         generation = 0
         if self.link is not None:
             start = GenerationStart(
-                uuid4(), places, step, total_steps, knobs, facts, plan.checkpoint, plan.refused, retention or {}
+                uuid4(),
+                places,
+                step,
+                total_steps,
+                knobs,
+                facts,
+                plan.checkpoint,
+                plan.refused,
+                retention or {},
+                plan.branch,
             )
             generation, error = self.link.start(start)
         generation, error = self.collectives.broadcast_json([generation, error])
@@ -166,7 +176,7 @@ class RankSession:
             case TakeOffers():
                 return self.link.offers() if self.link is not None else ()
             case Check(command):
-                return self._check(command)
+                return self.check(command)
             case Apply(command, step):
                 return self._apply(command, step)
             case Undo(command):
@@ -182,7 +192,8 @@ class RankSession:
                 return self.collectives.perform(effect)
         raise TypeError(effect)
 
-    def _check(self, command: Command) -> str | None:
+    def check(self, command: Command) -> str | None:
+        """Why this rank cannot do it, or None."""
         applier = self.appliers.get(command.intent.kind)
         if applier is None:
             return f"this run cannot '{command.describe()}': nothing in it carries that out"

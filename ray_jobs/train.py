@@ -10,6 +10,7 @@ import runpy
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,12 @@ def main(loop_config: dict[str, Any]) -> None:
         log.error("run %s is over: there is nothing to start for", files.run)
         return
     try:
-        _train(files, use_gpu, started_at_s)
+        config = RunConfig.from_yaml(files.config.read_text(), str(files.config))
+        _prepare_process(config, use_gpu)
+        _watch_for_preemption(files)
+        spares = _Once(lambda: _keep_spares(config))
+        while not _trained_to_the_end(config, files, started_at_s, spares):
+            started_at_s = time.time()
     except Refused as refusal:
         # Nothing that another start would change: the run ends here, and Ray Train is not asked to try again.
         log.error("%s", refusal.reason)
@@ -48,6 +54,34 @@ def main(loop_config: dict[str, Any]) -> None:
     except Exception:
         log.exception("rank %d failed", rank)
         raise
+
+
+class _Once:
+    """Does it the first time that it is called."""
+
+    def __init__(self, do: Callable[[], None]) -> None:
+        self._do: Callable[[], None] | None = do
+
+    def __call__(self) -> None:
+        do, self._do = self._do, None
+        if do is not None:
+            do()
+
+
+def _trained_to_the_end(
+    config: RunConfig, files: RunFiles, started_at_s: float, on_first_step: Callable[[], None]
+) -> bool:
+    """Train; False if the run was taken to another branch, which these processes are to train next."""
+    from ray_jobs.rollback import LeaveForBranch, forget_training
+
+    try:
+        _train(config, files, started_at_s, on_first_step)
+    except LeaveForBranch:
+        context.enter(None)
+    else:
+        return True
+    forget_training()  # here, where nothing refers to the trainer any more
+    return False
 
 
 def _is_closed(files: RunFiles) -> bool:
@@ -69,9 +103,7 @@ def _close(files: RunFiles, refusal: Refused) -> None:
         asyncio.run(RayHandle(files).close("failed", refusal.reason))
 
 
-def _train(files: RunFiles, use_gpu: bool, started_at_s: float) -> None:
-    config = RunConfig.from_yaml(files.config.read_text(), str(files.config))
-    _prepare_process(config, use_gpu)
+def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_step: Callable[[], None]) -> None:
     from control_plane.ray_handle import RayHandle
 
     run = context.RunContext(
@@ -82,10 +114,9 @@ def _train(files: RunFiles, use_gpu: bool, started_at_s: float) -> None:
         retention=config.checkpoint.retention(),
         hang_after_s=config.recovery.hang_after_s,
         started_at_s=started_at_s,
-        on_first_step=lambda: _keep_spares(config),
+        on_first_step=on_first_step,
         limits=config.limits,
     )
-    _watch_for_preemption(files)
     if isinstance(config.workload, ScriptWorkload):
         context.enter(run)
         _run_script(config.workload)

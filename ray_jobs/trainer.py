@@ -23,6 +23,7 @@ from ray_jobs.callbacks import (
 )
 from ray_jobs.data import SampleOrder
 from ray_jobs.plan import Plan
+from ray_jobs.rollback import LeaveForBranch
 from ray_jobs.saving import CheckpointCallback
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,10 @@ class Steered(Extensible):
             self.add_callback(callback)  # type: ignore[attr-defined]
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As before, from where the run was. A failure is told to the control server before it goes its way."""
+        """As before, from where the run was. A failure is told to the control server before it goes its way.
+
+        Raises `LeaveForBranch` when the run is taken to another branch.
+        """
         steering, training = self._steering, cast(Any, super())
         if steering is None:
             return training.train(resume_from_checkpoint, *args, **kwargs)
@@ -73,6 +77,8 @@ class Steered(Extensible):
             steering.fail(self._step, error)
             raise
         steering.close(self._step)
+        if steering.leaving:
+            raise LeaveForBranch
         return output
 
     @property

@@ -26,6 +26,7 @@ from ray_jobs.actions import Extensible, OwnVocabulary
 from ray_jobs.batch import global_batch_samples
 from ray_jobs.callbacks import AlreadyOver, InteractiveCallback, LoggingCallback, RunPauseCallback
 from ray_jobs.plan import Plan
+from ray_jobs.rollback import LeaveForBranch
 from ray_jobs.saving import CheckpointCallback
 from ray_jobs.session import RankSession
 
@@ -259,7 +260,10 @@ class TrainingSession(Extensible):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Tell the control server how it ended; what is still being saved is waited for."""
+        """Tell the control server how it ended; what is still being saved is waited for.
+
+        Raises `LeaveForBranch` when the run is taken to another branch.
+        """
         self._is_open = False
         steering = self._steering
         if steering is None:
@@ -268,6 +272,8 @@ class TrainingSession(Extensible):
             steering.on_train_end(*self._stand_ins)
             self._saving.on_train_end(*self._stand_ins)
             steering.close(self.global_step)
+            if steering.leaving:
+                raise LeaveForBranch
         else:
             steering.fail(self.global_step, error if isinstance(error, Exception) else RuntimeError(repr(error)))
 

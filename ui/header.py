@@ -83,7 +83,7 @@ def _progress(snapshot: Snapshot) -> None:
 def _progress_words(snapshot: Snapshot, step: int, total: int) -> str:
     words = [f"step {step:,} of {total:,}", f"{100 * step / total:.1f} %"]
     speed = snapshot.steps_per_s
-    if speed and not snapshot.closed and snapshot.status != "recovering":
+    if speed and not snapshot.closed and snapshot.status not in ("recovering", "switching"):
         words.append(f"{speed:.3g} steps/s")
         if snapshot.status == "running":
             words.append(f"{duration((total - step) / speed)} left")

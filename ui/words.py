@@ -26,6 +26,7 @@ STATUS_LOOKS: Mapping[str, tuple[Colour, str]] = {
     "running": ("green", ":material/play_arrow:"),
     "paused": ("orange", ":material/pause:"),
     "recovering": ("yellow", ":material/restart_alt:"),
+    "switching": ("violet", ":material/alt_route:"),
     "finished": ("blue", ":material/check:"),
     "stopped": ("violet", ":material/stop:"),
     "failed": ("red", ":material/error:"),

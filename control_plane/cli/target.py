@@ -10,7 +10,7 @@ from control_plane.handle import RunSummary
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
 
-ACTIVE = ("waiting", "running", "paused", "recovering")
+ACTIVE = ("waiting", "running", "paused", "recovering", "switching")
 MAX_RUNS_NAMED = 8
 """More names than this in a sentence help nobody; `steer runs` has them all."""
 

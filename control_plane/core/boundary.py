@@ -23,7 +23,7 @@ from uuid import UUID
 
 from control_plane.core.commands import Command, Pause, Resume, Stop
 from control_plane.core.errors import Diverged
-from control_plane.core.intents import Cancel
+from control_plane.core.intents import Cancel, Rollback
 from control_plane.core.records import MAX_RANKS_LISTED, CommandSettled, Reading
 
 MAX_COMMANDS_PER_PROPOSAL = 16
@@ -136,6 +136,10 @@ class Replica:
     stopping: bool = False
     ledger: dict[UUID, CommandSettled] = field(default_factory=dict)
     repeats: tuple[Repeat, ...] = ()
+    # What is repeated is another run's history, which nobody may change; this one may be stopped.
+    replays: bool = False
+    # The command that takes the run to another branch: after it these trainers decide nothing any more.
+    leaving: Command | None = None
 
     def decide(self, command: Command, outcome: CommandSettled) -> None:
         """Enter a decision about a command that was proposed."""
@@ -146,6 +150,14 @@ class Replica:
         if isinstance(command.intent, Pause | Resume | Stop):
             self.paused = isinstance(command.intent, Pause)
             self.stopping = self.stopping or isinstance(command.intent, Stop)
+        if isinstance(command.intent, Rollback):
+            self.leaving = command
+
+    def decided_at(self, step: int) -> tuple[UUID, ...]:
+        """What this generation has decided at the boundary after `step` so far."""
+        return tuple(
+            uuid for uuid, each in self.ledger.items() if each.step == step and each.generation == self.generation
+        )
 
     def is_behind(self, step: int) -> bool:
         """Whether there is still something to repeat at the boundary after `step`."""
@@ -164,6 +176,8 @@ def boundary(replica: Replica, step: int) -> Steps:
         for command in proposal:
             outcome = yield from _settle(replica, command, step)
             replica.decide(command, outcome)
+            if replica.leaving is not None:
+                return  # what is left is for those who train the other branch
         if replica.is_behind(step):
             continue
         if not replica.paused or replica.stopping:
@@ -201,6 +215,8 @@ def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[C
     """
     if replica.repeats:
         again = [each.command for each in replica.repeats if each.step <= step]
+        if not again and replica.replays:
+            again = [each for each in offers if isinstance(each.intent, Stop) and each.uuid not in replica.ledger]
         return tuple(again[:MAX_COMMANDS_PER_PROPOSAL])
     undecided = {command.uuid: command for command in offers if command.uuid not in replica.ledger}
     due = [command for command in undecided.values() if (command.not_before_step or 0) <= step]

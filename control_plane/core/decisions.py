@@ -9,10 +9,20 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core import limits
+from control_plane.core.branching import Origin, begin, branch_off, check_rollback, settle_at_once, stands_on
 from control_plane.core.commands import Command, Pause, Resume, SetKnobs, SetLearningRate, Stop
 from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
-from control_plane.core.intents import NEEDS_NO_RANK, Cancel, DeleteCheckpoint, PinCheckpoint
+from control_plane.core.intents import (
+    CHANGES_TRAINING,
+    MAX_NAMES_TOLD,
+    NEEDS_NO_RANK,
+    Cancel,
+    DeleteCheckpoint,
+    PinCheckpoint,
+    Rollback,
+)
 from control_plane.core.records import (
+    MAIN,
     UNIVERSAL,
     CheckpointCommitted,
     CheckpointDiscarded,
@@ -24,6 +34,7 @@ from control_plane.core.records import (
     Death,
     Ending,
     GenerationEnded,
+    GenerationEnding,
     GenerationLost,
     GenerationRecovered,
     GenerationStarted,
@@ -38,12 +49,13 @@ from control_plane.core.records import (
 )
 from control_plane.core.state import CommandLife, RunState
 
-MAX_NAMES_TOLD = 5
-
 NEVER: Mapping[str, float] = {}
 
 MAX_PENDING_COMMANDS = 256
 """Accepted and not yet settled. A boundary settles at least 16, so a queue this long means that nobody trains."""
+
+MAX_PENDING_OF_ONE = MAX_PENDING_COMMANDS // 2
+"""The same for one author: a storm from one leaves room for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +71,15 @@ class GenerationStart:
     checkpoint: str | None = None
     refused: tuple[RefusedCheckpoint, ...] = ()
     retention: Reading = field(default_factory=dict)
+    branch: str = MAIN
 
 
-def create(state: RunState, created: RunCreated) -> list[Record]:
-    """A run gets its first record. Raises `Conflict` if the journal belongs to another run or configuration."""
+def create(state: RunState, created: RunCreated, origin: Origin | None = None) -> list[Record]:
+    """A run gets its first records. Raises `Conflict` if the journal belongs to another run or configuration."""
     if state.seq == 0 or not state.run:
-        return [created]
+        if origin is None:
+            return [created]
+        return [created.model_copy(update={"parent": origin.parent}), *begin(origin)]
     if (state.run, state.config_sha256) != (created.run, created.config_sha256):
         raise Conflict(
             f"the journal belongs to run {state.run} with another configuration; a new run needs a new id",
@@ -100,12 +115,7 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
         return [CommandAccepted(command=command), *_cancel(state, command)]
     if state.stopping or _stop_is_pending(state):
         raise RunEnded(f"run {state.run} is stopping and takes no more commands")
-    if len(state.pending) >= MAX_PENDING_COMMANDS:
-        raise Overloaded(
-            f"run {state.run} has {len(state.pending)} commands that are not settled yet; the limit is "
-            f"{MAX_PENDING_COMMANDS}, try again later",
-            limit=MAX_PENDING_COMMANDS,
-        )
+    _check_room(state, command)
     if command.based_on_seq is not None and command.based_on_seq < state.course_seq:
         raise Conflict(
             f"this is based on entry {command.based_on_seq} of the journal, and the run has changed since: "
@@ -113,9 +123,28 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
             course_seq=state.course_seq,
         )
     _check_intent(state, command)
-    if problem := limits.refusal(state.limits, command.intent, command.role, changed_s_ago):
-        raise Invalid(problem)
-    return [CommandAccepted(command=command)]
+    firsts = command.intent.first if isinstance(command.intent, Rollback) else ()
+    for intent in (command.intent, *firsts):
+        if problem := limits.refusal(state.limits, intent, command.role, changed_s_ago):
+            raise Invalid(problem)
+    accepted = CommandAccepted(command=command)
+    nobody_trains = state.generation is None or state.ended is not None or not state.listens
+    if isinstance(command.intent, Rollback) and nobody_trains:
+        return [accepted, *settle_at_once(state, command)]
+    return [accepted]
+
+
+def _check_room(state: RunState, command: Command) -> None:
+    waiting = state.pending_commands()
+    own = sum(each.author == command.author for each in waiting)
+    if len(waiting) >= MAX_PENDING_COMMANDS or own >= MAX_PENDING_OF_ONE:
+        limit = MAX_PENDING_OF_ONE if own >= MAX_PENDING_OF_ONE else MAX_PENDING_COMMANDS
+        whose = f"of {command.author} " if own >= MAX_PENDING_OF_ONE else ""
+        raise Overloaded(
+            f"run {state.run} has {own if whose else len(waiting)} commands {whose}that are not settled yet; the limit "
+            f"is {limit}, try again later",
+            limit=limit,
+        )
 
 
 def _stop_is_pending(state: RunState) -> bool:
@@ -126,11 +155,12 @@ def _stop_is_pending(state: RunState) -> bool:
 
 def _check_intent(state: RunState, command: Command) -> None:
     intent = command.intent
-    if isinstance(intent, SetLearningRate):
-        _check_group(state, intent.group)
-    elif isinstance(intent, SetKnobs):
-        for change in intent.changes:
-            _check_group(state, change.group)
+    for each in intent.first if isinstance(intent, Rollback) else (intent,):
+        _check_groups(state, each)
+    if state.parent is not None and state.parent.kind == "replay" and state.scheduled:
+        _check_during_replay(state, command)
+    if isinstance(intent, Rollback):
+        check_rollback(state, intent)
     elif isinstance(intent, Pause) and _will_be_paused(state):
         raise Conflict(f"run {state.run} is already paused, or a pause is on its way")
     elif isinstance(intent, Resume) and not _will_be_paused(state):
@@ -140,6 +170,14 @@ def _check_intent(state: RunState, command: Command) -> None:
         raise Invalid(
             f"not_before_step is {command.not_before_step}, but the run ends at step {total_steps}",
             total_steps=total_steps,
+        )
+
+
+def _check_during_replay(state: RunState, command: Command) -> None:
+    if isinstance(command.intent, (*CHANGES_TRAINING, Rollback)) and not isinstance(command.intent, Stop):
+        raise Conflict(
+            f"run {state.run} does again what {state.parent.run if state.parent else 'another run'} did; until that is "
+            f"done ({len(state.scheduled)} commands are left) it can be stopped, and not be changed"
         )
 
 
@@ -179,6 +217,8 @@ def _keep_or_delete(state: RunState, command: Command) -> list[Record]:
         after = {"checkpoint": found.checkpoint, "pinned": intent.pinned}
         return [pinned, CommandSettled(uuid=command.uuid, status="applied", after=after)]
     restored_from = state.generation.checkpoint if state.generation else None
+    if found.checkpoint in stands_on(state) - {names[-1]}:
+        raise Conflict(f"checkpoint {found.checkpoint} is what a branch stands on, or goes on from: it stays")
     if found.pinned:
         raise Conflict(f"checkpoint {found.checkpoint} is pinned; unpin it first")
     if found.checkpoint == names[-1] or found.checkpoint == (restored_from or "").removesuffix(UNIVERSAL):
@@ -186,6 +226,14 @@ def _keep_or_delete(state: RunState, command: Command) -> list[Record]:
     gone = CheckpointDiscarded(checkpoint=found.checkpoint, reason=f"deleted by {command.author}")
     after = {"checkpoint": found.checkpoint, "deleted": True}
     return [gone, CommandSettled(uuid=command.uuid, status="applied", after=after)]
+
+
+def _check_groups(state: RunState, intent: object) -> None:
+    if isinstance(intent, SetLearningRate):
+        _check_group(state, intent.group)
+    elif isinstance(intent, SetKnobs):
+        for change in intent.changes:
+            _check_group(state, change.group)
 
 
 def _check_group(state: RunState, group: int | str | None) -> None:
@@ -226,6 +274,8 @@ def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
         return []
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending}; it cannot start again")
+    if start.branch != state.head:
+        raise Conflict(f"the run was taken to branch {state.head} while trainers got ready for {start.branch}")
     return [
         GenerationStarted(
             uuid=start.uuid,
@@ -238,6 +288,7 @@ def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
             checkpoint=start.checkpoint,
             refused=start.refused,
             retention=start.retention,
+            branch=start.branch,
         )
     ]
 
@@ -272,7 +323,7 @@ def settle(state: RunState, outcome: CommandSettled) -> list[Record]:
         raise NotFound(f"no command {outcome.uuid} was ever accepted by run {state.run}")
     before = life.settled
     if before is None:
-        return [outcome]
+        return [outcome, *branch_off(state, life.command, outcome)]
     if before.status == outcome.status == "cancelled":
         return []  # by two cancels: one while nobody trained, one by the trainers who came
     if outcome.generation is not None and (before.generation or 0) < outcome.generation:
@@ -347,16 +398,21 @@ def recover_generation(state: RunState, recovered: GenerationRecovered) -> list[
     return [recovered]
 
 
-def resume_run(state: RunState, author: str) -> list[Record]:
-    """Somebody wants the run to go on. Raises `Conflict` if it has finished or was never started."""
+def resume_run(state: RunState, author: str, back: bool = False) -> list[Record]:
+    """Somebody wants the run to go on, `back` at an earlier step or from where it was.
+
+    Raises `Conflict` if it has finished and nobody goes back, or if it was never started.
+    """
     if not state.run:
         raise Conflict("this run has no journal to resume from")
-    if state.closed is not None and state.closed.ending == "finished":
+    if state.closed is not None and state.closed.ending == "finished" and not back:
         raise Conflict(f"run {state.run} has finished at step {state.step}: there is nothing left to resume")
     return [RunResumed(author=author)]
 
 
-def end_generation(state: RunState, generation: int, ending: Ending, step: int, reason: str | None) -> list[Record]:
+def end_generation(
+    state: RunState, generation: int, ending: GenerationEnding, step: int, reason: str | None
+) -> list[Record]:
     """The trainers ended. What they left undecided stays pending: a later generation may take it up."""
     check_generation(state, generation)
     if state.ended is not None:

@@ -5,6 +5,7 @@
     its parameters     Freeze, Unfreeze, ResetParameters
     its own actions    RunAction
     checkpoints        SaveCheckpoint, PinCheckpoint, DeleteCheckpoint
+    its branches       Rollback
     other commands     Cancel
 
 Whether an intent *may* happen is decided in `decisions`, and whether every rank *can* do it is voted on at the step
@@ -42,6 +43,12 @@ MAX_ARGUMENTS = 16
 MAX_VALUES = 8
 """Numbers in one value: betas have two."""
 
+MAX_NAMES_TOLD = 5
+"""Names that a refusal lists."""
+
+MAX_FIRST = 8
+"""Changes with which a branch begins."""
+
 MAX_SEED = 2**63 - 1
 MAX_SCHEDULE_STEPS = 2**31
 
@@ -61,6 +68,7 @@ Whole = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED, strict=True)]
 Scalar = StrictBool | Whole | Finite | Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
 KnobValue = StrictBool | Whole | Finite | Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_VALUES)]
 GroupChoice = StrictInt | StrictStr | None
+BranchName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", strict=True)]
 
 
 def check_group(group: int | str | None) -> int | str | None:
@@ -216,12 +224,16 @@ class Evaluate(Words):
 
 
 class SaveCheckpoint(Words):
-    """Save a checkpoint at the next step boundary. With `pin` it is kept until somebody removes it."""
+    """Save a checkpoint at the next step boundary. With `pin` it is kept until somebody removes it.
+
+    `name` is what the checkpoint is called where a recorded run is replayed; others are named by their step.
+    """
 
     kind: Literal["save_checkpoint"] = "save_checkpoint"
     label: str | None = Field(default=None, max_length=MAX_LABEL_CHARS)
     note: str | None = Field(default=None, max_length=MAX_NOTE_CHARS)
     pin: bool = False
+    name: Annotated[str, Field(pattern=r"^step-[0-9]{8,}-g[0-9]+(-[0-9]+)?$", strict=True)] | None = None
 
 
 class PinCheckpoint(Words):
@@ -237,6 +249,32 @@ class DeleteCheckpoint(Words):
 
     kind: Literal["delete_checkpoint"] = "delete_checkpoint"
     checkpoint: Name
+
+
+First = Annotated[SetLearningRate | SetKnobs | SetSchedule | Freeze | Unfreeze, Field(discriminator="kind")]
+"""What a branch may begin with."""
+
+
+class Rollback(Words):
+    """Go back to a checkpoint, and on from there as a new branch; or on with a branch that there is already.
+
+    With `checkpoint`: a new branch begins there, called `branch` or by a number, and its first step is made with the
+    changes of `first`. Without: `branch` is one that there is, and training goes on from its newest checkpoint.
+    What was trained and commanded since then stays where it is, on its own branch.
+    """
+
+    kind: Literal["rollback"] = "rollback"
+    checkpoint: Name | None = None
+    branch: BranchName | None = None
+    first: tuple[First, ...] = Field(default=(), max_length=MAX_FIRST)
+
+    @model_validator(mode="after")
+    def _somewhere_to_go(self) -> "Rollback":
+        if self.checkpoint is None and self.branch is None:
+            raise ValueError("give 'checkpoint' (a new branch begins there) or 'branch' (one that there is goes on)")
+        if self.checkpoint is None and self.first:
+            raise ValueError("a branch that goes on begins with no changes; send them as commands of their own")
+        return self
 
 
 class Cancel(Words):
@@ -261,6 +299,7 @@ Intent = Annotated[
     | SaveCheckpoint
     | PinCheckpoint
     | DeleteCheckpoint
+    | Rollback
     | Cancel,
     Field(discriminator="kind"),
 ]
@@ -304,10 +343,19 @@ def describe(intent: Intent) -> str:
             return f"{'pin' if intent.pinned else 'unpin'} {intent.checkpoint}"
         case DeleteCheckpoint():
             return f"delete {intent.checkpoint}"
+        case Rollback():
+            return _rollback(intent)
         case Cancel():
             return f"cancel {intent.command}"
         case _:
             return intent.kind.replace("_", " ")
+
+
+def _rollback(intent: Rollback) -> str:
+    if intent.checkpoint is None:
+        return f"go on with branch {intent.branch}"
+    named = f" as {intent.branch}" if intent.branch else ""
+    return f"back to {intent.checkpoint}{named}" + "".join(f", {describe(each)}" for each in intent.first)
 
 
 def _learning_rate(intent: SetLearningRate) -> str:

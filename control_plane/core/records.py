@@ -11,6 +11,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from control_plane.core.commands import Command, Words
+from control_plane.core.intents import BranchName
 from control_plane.core.limits import Limit
 
 
@@ -29,6 +30,11 @@ JSON has no NaN and no infinity: in a record they are spelled "NaN", "Infinity" 
 
 Status = Literal["applied", "rejected", "failed", "expired", "cancelled"]
 Ending = Literal["finished", "stopped", "failed"]
+GenerationEnding = Ending | Literal["left"]
+"""`left`: the same processes go on elsewhere, with another branch."""
+
+MAIN = "main"
+"""The branch with which every run begins."""
 
 UNIVERSAL = "-universal"
 """Added to a checkpoint's name: the same for another number of ranks."""
@@ -46,6 +52,20 @@ class RankPlace(Words):
     device: str
 
 
+class Parent(Words):
+    """Where a run comes from that did not begin at nothing.
+
+    A `fork` begins at a checkpoint of another run, of which it has a copy under its own name. A `replay` begins at the
+    beginning and does again what that run did, up to step `step` of its last branch.
+    """
+
+    kind: Literal["fork", "replay"]
+    run: str
+    branch: str = MAIN
+    checkpoint: str | None = None
+    step: int = 0
+
+
 class RunCreated(Words):
     """A run got its journal. `config_sha256` is the digest of the resolved configuration."""
 
@@ -56,6 +76,7 @@ class RunCreated(Words):
     config_sha256: str
     model: str = ""
     limits: dict[str, Limit] = {}
+    parent: Parent | None = None
 
 
 class TermStarted(Words):
@@ -77,6 +98,7 @@ class GenerationStarted(Words):
     """The trainers began, from `step`, with these ranks and knobs. `uuid` makes announcing it twice harmless.
 
     `checkpoint` is what they restored; without one they began at the beginning. `refused` did not verify.
+    `branch` is the one that they train.
     """
 
     type: Literal["GenerationStarted"] = "GenerationStarted"
@@ -90,6 +112,7 @@ class GenerationStarted(Words):
     checkpoint: str | None = None
     refused: tuple[RefusedCheckpoint, ...] = ()
     retention: Reading = Field(default={}, description="a `core.retention.Retention`; empty: every checkpoint is kept")
+    branch: str = MAIN
 
     @property
     def world_size(self) -> int:
@@ -102,6 +125,34 @@ class CommandAccepted(Words):
 
     type: Literal["CommandAccepted"] = "CommandAccepted"
     command: Command
+
+
+class CommandScheduled(Words):
+    """An accepted command takes effect at the boundary after `step`, before any other: a branch begins with it, or the
+    run that is replayed did it there."""
+
+    type: Literal["CommandScheduled"] = "CommandScheduled"
+    uuid: UUID
+    step: int
+
+
+class BranchStarted(Words):
+    """The run goes on from `checkpoint`, as a new branch of that name. `rollback` is the command that asked for it."""
+
+    type: Literal["BranchStarted"] = "BranchStarted"
+    branch: BranchName
+    parent: str
+    checkpoint: str
+    step: int
+    rollback: UUID
+
+
+class BranchResumed(Words):
+    """The run goes on with a branch that there was already."""
+
+    type: Literal["BranchResumed"] = "BranchResumed"
+    branch: BranchName
+    rollback: UUID
 
 
 class CommandSettled(Words):
@@ -139,7 +190,10 @@ class CommandRepeated(Words):
 
 
 class CheckpointCommitted(Words):
-    """A checkpoint exists: its manifest is in place and every shard is durable. `path` is relative to the run."""
+    """A checkpoint exists: its manifest is in place and every shard is durable. `path` is relative to the run.
+
+    `decided_here` are the commands that were decided at the boundary of `step` before it was saved.
+    """
 
     type: Literal["CheckpointCommitted"] = "CheckpointCommitted"
     checkpoint: str
@@ -153,6 +207,8 @@ class CheckpointCommitted(Words):
     world_size: int = 0
     metrics: dict[str, float] = {}
     manifest_sha256: str = ""
+    branch: str = MAIN
+    decided_here: tuple[UUID, ...] = ()
 
 
 class CheckpointPinned(Words):
@@ -220,7 +276,7 @@ class GenerationEnded(Words):
 
     type: Literal["GenerationEnded"] = "GenerationEnded"
     generation: int
-    ending: Ending
+    ending: GenerationEnding
     step: int
     reason: str | None = None
 
@@ -245,8 +301,11 @@ Record = Annotated[
     | TermStarted
     | GenerationStarted
     | CommandAccepted
+    | CommandScheduled
     | CommandSettled
     | CommandRepeated
+    | BranchStarted
+    | BranchResumed
     | CheckpointCommitted
     | CheckpointPinned
     | CheckpointFailed

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from control_plane.core.boundary import Repeat
+from control_plane.core.branches import belongs, candidates
+from control_plane.core.branching import Scheduled
 from control_plane.core.commands import Command, Pause, Resume, Stop, Words
-from control_plane.core.intents import CHANGES_TRAINING
-from control_plane.core.records import CheckpointCommitted, CommandSettled
-from control_plane.core.state import RunState
+from control_plane.core.intents import CHANGES_TRAINING, Rollback
+from control_plane.core.records import MAIN, CheckpointCommitted, CommandSettled
+from control_plane.core.state import CommandLife, RunState
 
 PHASES = ("detect", "re-form", "load", "first step")
 """The phases of a recovery: from the last sign of life to the discovery, to the new ranks' first line, to a restored
@@ -33,23 +35,28 @@ MAX_CANDIDATES = 16
 
 
 class Decided(Words):
-    """A command with its outcome."""
+    """A command with its outcome. `elsewhere`: on a branch, or a part of one, that is not this one's history."""
 
     command: Command
     outcome: CommandSettled
+    elsewhere: bool = False
 
 
 class ResumePoint(Words):
     """What the trainers must know before they start.
 
-    `candidates` are the checkpoints to try, the newest first; without any, or when none verifies, training begins at
-    the beginning. `decided` is every settled command in the order of settlement.
+    `branch` is the one to train. `candidates` are the checkpoints to try, the newest first; without any, or when none
+    verifies, training begins at the beginning. `decided` is every settled command in the order of settlement, and
+    `scheduled` what is to be done at certain steps after that. `replays`: these are what another run did.
     """
 
     generation: int
     candidates: tuple[CheckpointCommitted, ...]
     decided: tuple[Decided, ...]
     reached_step: int
+    branch: str = MAIN
+    scheduled: tuple[Scheduled, ...] = ()
+    replays: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,22 +89,41 @@ def reason_to_give_up(state: RunState) -> str | None:
 
 def resume_point(state: RunState) -> ResumePoint:
     """The run's history, as far as new trainers need it."""
-    usable = (each for each in state.checkpoints if each.checkpoint not in state.abandoned)
-    newest_first = sorted(usable, key=lambda each: each.step)[::-1]
-    over_seq = _last_stop_that_is_over(state)
+    usable = [each for each in state.checkpoints if each.checkpoint not in state.abandoned]
+    best_first = candidates(state.branches, usable, state.head)
+    over_seq = max(_last_stop_that_is_over(state), state.branched_seq)
     settled = (life for life in state.commands.values() if life.settled is not None)
     in_order = sorted(settled, key=lambda life: life.settled_seq or 0)
     return ResumePoint(
         generation=state.generation_number,
-        candidates=tuple(newest_first[:MAX_CANDIDATES]),
+        candidates=tuple(best_first[:MAX_CANDIDATES]),
         decided=tuple(
-            Decided(command=life.command, outcome=life.settled)
+            Decided(command=life.command, outcome=life.settled, elsewhere=not _is_of_this_branch(state, life))
             for life in in_order
             if life.settled is not None
             and not (isinstance(life.command.intent, Pause | Resume | Stop) and (life.settled_seq or 0) <= over_seq)
         ),
         reached_step=state.reached_step,
+        branch=state.head,
+        scheduled=_scheduled(state),
+        replays=state.parent is not None and state.parent.kind == "replay",
     )
+
+
+def _is_of_this_branch(state: RunState, life: CommandLife) -> bool:
+    assert life.settled is not None
+    where = life.branch, life.settled.step or 0
+    return belongs(state.branches, state.checkpoints, state.head, where, life.command.uuid)
+
+
+def _scheduled(state: RunState) -> tuple[Scheduled, ...]:
+    """What these trainers do at certain steps, up to the rollback, if there is one, that ends their branch."""
+    found: list[Scheduled] = []
+    for uuid in (uuid for uuid in state.pending if uuid in state.scheduled):
+        found.append(Scheduled(command=state.commands[uuid].command, step=state.scheduled[uuid]))
+        if isinstance(found[-1].command.intent, Rollback):
+            break
+    return tuple(found)
 
 
 def _last_stop_that_is_over(state: RunState) -> int:
@@ -110,8 +136,11 @@ def _last_stop_that_is_over(state: RunState) -> int:
     return max((seq for seq in applied if seq < state.resumed_seq), default=0)
 
 
-def replay_after(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
-    """Split the history at a checkpoint. `contained`: the uuids (as text) that the checkpoint's state contains."""
+def replay_after(decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()) -> Replay:
+    """Split the history at a checkpoint. `contained`: the uuids (as text) that the checkpoint's state contains.
+
+    What is `scheduled` comes after all that has to be repeated.
+    """
     ledger: dict[UUID, CommandSettled] = {}
     repeats: list[Repeat] = []
     paused = stopping = False
@@ -120,10 +149,11 @@ def replay_after(decided: Sequence[Decided], contained: Collection[str]) -> Repl
         if str(each.command.uuid) in contained:
             if each.outcome.status == "applied" and isinstance(intent, Pause | Resume | Stop):
                 paused, stopping = isinstance(intent, Pause), stopping or isinstance(intent, Stop)
-        elif _is_to_be_repeated(each):
+        elif not each.elsewhere and _is_to_be_repeated(each):
             repeats.append(Repeat(each.command, each.outcome.step or 0))
             continue
         ledger[each.command.uuid] = each.outcome
+    repeats += [Repeat(each.command, each.step) for each in scheduled]
     return Replay(ledger, tuple(repeats), paused, stopping)
 
 

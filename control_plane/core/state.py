@@ -8,22 +8,28 @@ this file does not know whether it is live, replaying a journal, in a console or
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
+from control_plane.core.branches import Branch
 from control_plane.core.commands import Command
-from control_plane.core.intents import CHANGES_TRAINING
+from control_plane.core.intents import CHANGES_TRAINING, Rollback
 from control_plane.core.limits import Limit, knobs_of
 from control_plane.core.records import (
+    MAIN,
+    BranchResumed,
+    BranchStarted,
     CheckpointCommitted,
     CheckpointDiscarded,
     CheckpointFailed,
     CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
+    CommandScheduled,
     CommandSettled,
     Entry,
     GenerationEnded,
     GenerationLost,
     GenerationRecovered,
     GenerationStarted,
+    Parent,
     Reading,
     Record,
     RunClosed,
@@ -44,6 +50,8 @@ class CommandLife:
     settled_seq: int | None = None
     settled_at: str | None = None
     repeated: CommandRepeated | None = None
+    # The branch on which it was settled; until then, that on which it was asked for.
+    branch: str = MAIN
 
     @property
     def status(self) -> str:
@@ -103,6 +111,22 @@ class RunState:
     # The last entry that changed the run's course, or announced that it will, and what that was.
     course_seq: int = 0
     course: str = "its beginning"
+    parent: Parent | None = None
+    branches: dict[str, Branch] = field(default_factory=lambda: {MAIN: Branch()})
+    # The branch that is trained, or that the next trainers will train.
+    head: str = MAIN
+    branch_of_generation: dict[int, str] = field(default_factory=dict)
+    # The highest step that the journal knows of each branch.
+    reached: dict[str, int] = field(default_factory=dict)
+    # When the run was last taken to another branch; pauses and stops before that are over and done with.
+    branched_seq: int = 0
+    # Commands that take effect at a known step, before any other.
+    scheduled: dict[UUID, int] = field(default_factory=dict)
+
+    @property
+    def switching(self) -> bool:
+        """Whether the run is on its way to another branch."""
+        return self.branched_seq > self.started_seq
 
     @property
     def lost(self) -> bool:
@@ -121,6 +145,8 @@ class RunState:
             return self.closed.ending
         if self.generation is None:
             return "waiting"
+        if self.switching and not self.lost:
+            return "switching"
         if self.lost or self.ended is not None:
             return "recovering" if self.lost or (self.ended and self.ended.ending == "failed") else "waiting"
         return "paused" if self.paused else "running"
@@ -131,8 +157,8 @@ class RunState:
         return self.generation.generation if self.generation else 0
 
     def pending_commands(self) -> tuple[Command, ...]:
-        """Accepted and not settled, oldest first."""
-        return tuple(self.commands[uuid].command for uuid in self.pending)
+        """Accepted, not settled and for no certain step, oldest first."""
+        return tuple(self.commands[uuid].command for uuid in self.pending if uuid not in self.scheduled)
 
 
 def evolve(state: RunState, entry: Entry) -> None:
@@ -151,25 +177,30 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case RunCreated():
             state.run, state.name, state.config_sha256 = record.run, record.name, record.config_sha256
             state.created_at, state.limits = entry.time, dict(record.limits)
+            state.parent = record.parent
         case TermStarted():
             state.term = record.term
         case GenerationStarted():
             _start_generation(state, entry, record)
         case CommandAccepted():
             uuid = record.command.uuid
-            state.commands[uuid] = CommandLife(record.command, entry.seq, entry.time)
+            state.commands[uuid] = CommandLife(record.command, entry.seq, entry.time, branch=state.head)
             state.pending[uuid] = None
-            if isinstance(record.command.intent, CHANGES_TRAINING):
+            if isinstance(record.command.intent, (*CHANGES_TRAINING, Rollback)):
                 state.course_seq, state.course = entry.seq, f"{record.command.author}: {record.command.describe()}"
+        case CommandScheduled():
+            state.scheduled[record.uuid] = record.step
         case CommandSettled():
             _settle(state, entry, record)
+        case BranchStarted() | BranchResumed():
+            _take_branch(state, entry, record)
         case CommandRepeated():
             life = state.commands[record.uuid]
             life.repeated = record
             _take_effect(state, entry, life.command, record)
         case CheckpointCommitted():
             state.checkpoints.append(record)
-            state.reached_step = max(state.reached_step, record.step)
+            _reach(state, record.step, record.branch)
         case CheckpointDiscarded():
             state.checkpoints = [each for each in state.checkpoints if each.checkpoint != record.checkpoint]
             state.discarded.add(record.checkpoint)
@@ -182,7 +213,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             pass  # for people: what was never committed was never there
         case GenerationLost():
             _lose(state, entry, record)
-            state.reached_step = max(state.reached_step, record.step)
+            _reach(state, record.step, state.branch_of_generation.get(record.generation, state.head))
         case GenerationRecovered():
             state.losses[-1] = replace(state.losses[-1], recovered=record)
         case GenerationEnded():
@@ -194,12 +225,33 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             state.losses_before_resume = len(state.losses)
 
 
+def _reach(state: RunState, step: int, branch: str) -> None:
+    state.reached_step = max(state.reached_step, step)
+    state.reached[branch] = max(state.reached.get(branch, 0), step)
+
+
+def _take_branch(state: RunState, entry: Entry, record: BranchStarted | BranchResumed) -> None:
+    if isinstance(record, BranchStarted):
+        state.branches[record.branch] = Branch(
+            record.branch, record.parent, record.checkpoint, record.step, entry.seq, record.rollback
+        )
+        _reach(state, record.step, record.branch)
+    state.head, state.branched_seq = record.branch, entry.seq
+    # A branch begins to train, whatever was the matter with the one before, and nothing speaks against it yet.
+    state.paused = state.stopping = False
+    state.losses_before_resume = len(state.losses)
+    state.course_seq, state.course = entry.seq, f"the run was taken to branch {record.branch}"
+
+
 def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) -> None:
     # A pause, or a stop, outlives the trainers: what was decided before a loss is repeated after it.
     state.generation, state.ended, state.step = record, None, record.step
     state.started_seq = entry.seq
     state.course_seq, state.course = entry.seq, f"the trainers began at step {record.step}"
-    state.abandoned |= {each.checkpoint for each in state.checkpoints if each.step > record.step}
+    own = [each for each in state.checkpoints if each.branch == record.branch]
+    state.abandoned |= {each.checkpoint for each in own if each.step > record.step}
+    state.branch_of_generation[record.generation] = record.branch
+    _reach(state, record.step, record.branch)
     state.starts[record.uuid] = record.generation
     state.knobs = dict(record.knobs)
     if state.lost:
@@ -216,13 +268,15 @@ def _lose(state: RunState, entry: Entry, record: GenerationLost) -> None:
 
 def _end_generation(state: RunState, record: GenerationEnded) -> None:
     state.ended, state.step = record, record.step
-    state.reached_step = max(state.reached_step, record.step)
+    _reach(state, record.step, state.branch_of_generation.get(record.generation, state.head))
 
 
 def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:
     life = state.commands[record.uuid]
     life.settled, life.settled_seq, life.settled_at = record, entry.seq, entry.time
     del state.pending[record.uuid]
+    state.scheduled.pop(record.uuid, None)
+    life.branch = state.branch_of_generation.get(record.generation or 0, state.head)
     _take_effect(state, entry, life.command, record)
 
 
@@ -230,7 +284,7 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
     if outcome.status != "applied":
         return
     state.step = max(state.step, outcome.step or 0)
-    state.reached_step = max(state.reached_step, state.step)
+    _reach(state, outcome.step or 0, state.branch_of_generation.get(outcome.generation or 0, state.head))
     for knob in knobs_of(command.intent):
         state.changed_at[knob] = entry.time
     match command.intent.kind:

@@ -4,6 +4,7 @@
                   journal/         one segment per term
                   metrics.sqlite   measurements
                   checkpoints/     one folder per checkpoint; it exists when its manifest does
+                  origin.json      how it begins, if it has a parent: a fork, a replay
                   logs/            driver.log, rank-0.log, rank-1.log, ...
 """
 
@@ -44,6 +45,11 @@ class RunFiles:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.root / "config.yaml"
+
+    @property
+    def origin(self) -> Path:
+        """How a run begins that has a parent; others have none."""
+        return self.root / "origin.json"
 
     @property
     def journal(self) -> Path:

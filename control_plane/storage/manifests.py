@@ -58,6 +58,7 @@ class Manifest(Words):
     accumulation_steps: int = 1
     knobs: dict[str, Any] = {}
     settled: tuple[str, ...] = Field(default=(), description="uuids of the commands that this state contains")
+    decided_here: tuple[str, ...] = Field(default=(), description="those of them that were decided at this very step")
     metrics: dict[str, float] = Field(default={}, description="finite values, for the best checkpoint by a metric")
     versions: dict[str, str] = {}
     saved_at: str = Field(default="", description="UTC, ISO 8601")

@@ -30,10 +30,14 @@ MAX_BUSY_S = 0.5
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (
-    id INTEGER PRIMARY KEY, name TEXT NOT NULL, step INTEGER NOT NULL, value REAL, time_s REAL NOT NULL);
+    id INTEGER PRIMARY KEY, name TEXT NOT NULL, step INTEGER NOT NULL, value REAL, time_s REAL NOT NULL,
+    branch TEXT NOT NULL DEFAULT 'main');
 CREATE INDEX IF NOT EXISTS points_by_name ON points (name, id);
 CREATE TABLE IF NOT EXISTS latest (name TEXT PRIMARY KEY, value REAL) WITHOUT ROWID;
 """
+
+_COLUMNS = "id, name, step, value, time_s, branch"
+Row = tuple[int, str, int, float | None, float, str]
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_ERROR}
 """Errors of the file itself. A full disk or a file in use is none: the points in it are good."""
@@ -101,10 +105,14 @@ class MetricsStore:
 
     def _insert(self, points: Sequence[Point]) -> bool:
         newest = {point.name: point.value for point in points}
-        numbered = [(self._last_id + n, p.name, p.step, _stored(p.value), p.time_s) for n, p in enumerate(points, 1)]
+        numbered = [
+            (self._last_id + n, p.name, p.step, _stored(p.value), p.time_s, p.branch) for n, p in enumerate(points, 1)
+        ]
         with self._surviving_errors("written"):
             with self._database:
-                self._database.executemany("INSERT INTO points VALUES (?, ?, ?, ?, ?)", numbered)
+                self._database.executemany(
+                    "INSERT INTO points (id, name, step, value, time_s, branch) VALUES (?, ?, ?, ?, ?, ?)", numbered
+                )
                 values = [(name, _stored(value)) for name, value in newest.items()]
                 self._database.executemany("INSERT OR REPLACE INTO latest VALUES (?, ?)", values)
             self._latest |= newest
@@ -112,11 +120,11 @@ class MetricsStore:
             return True
         return False
 
-    def _select(self, after: int, limit: int, names: Sequence[str]) -> list[tuple[int, str, int, float | None, float]]:
+    def _select(self, after: int, limit: int, names: Sequence[str]) -> list[Row]:
         if not names:
-            query = "SELECT * FROM points WHERE id > ? ORDER BY id LIMIT ?"
+            query = f"SELECT {_COLUMNS} FROM points WHERE id > ? ORDER BY id LIMIT ?"
             return self._database.execute(query, (after, limit)).fetchall()
-        query = "SELECT * FROM points WHERE name = ? AND id > ? ORDER BY id LIMIT ?"
+        query = f"SELECT {_COLUMNS} FROM points WHERE name = ? AND id > ? ORDER BY id LIMIT ?"
         known = [name for name in dict.fromkeys(names) if name in self._latest]
         rows = itertools.chain(*(self._database.execute(query, (name, after, limit)) for name in known))
         return sorted(rows)[:limit]
@@ -154,6 +162,7 @@ class MetricsStore:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")
             database.executescript(_SCHEMA)
+            _add_branches(database)
             rows = database.execute("SELECT name, value FROM latest").fetchall()
             (last_id,) = database.execute("SELECT max(id) FROM points").fetchone()
         except BaseException:
@@ -186,6 +195,12 @@ def _loaded(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _point(row: tuple[int, str, int, float | None, float]) -> Point:
-    _, name, step, value, time_s = row
-    return Point(name=name, step=step, value=_loaded(value), time_s=time_s)
+def _point(row: Row) -> Point:
+    _, name, step, value, time_s, branch = row
+    return Point(name=name, step=step, value=_loaded(value), time_s=time_s, branch=branch)
+
+
+def _add_branches(database: sqlite3.Connection) -> None:
+    """Databases of the first release know no branches: what they hold is the first one's."""
+    if "branch" not in {row[1] for row in database.execute("PRAGMA table_info(points)")}:
+        database.execute("ALTER TABLE points ADD COLUMN branch TEXT NOT NULL DEFAULT 'main'")

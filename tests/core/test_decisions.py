@@ -96,7 +96,10 @@ def test_accept_after_a_stop_that_was_rejected_records_the_command() -> None:
 
 
 def test_accept_over_the_limit_is_refused_and_a_settlement_makes_room() -> None:
-    full = [accepted(number) for number in range(MAX_PENDING_COMMANDS)]
+    full = [
+        CommandAccepted(command=command(number).model_copy(update={"author": f"ann-{number % 3}"}))
+        for number in range(MAX_PENDING_COMMANDS)
+    ]
     assert_refused(Overloaded, running(*full), lambda s: decisions.accept(s, command(999)), "try again later")
     assert decisions.accept(running(*full, settled(5)), command(999))
 

@@ -1,0 +1,133 @@
+"""The rules of branches: where a rollback may go, what it makes of the run, and how a run begins that has a parent."""
+
+from collections.abc import Sequence
+from uuid import UUID, uuid5
+
+from pydantic import Field
+
+from control_plane.core.branches import free_name
+from control_plane.core.commands import Command, Words
+from control_plane.core.errors import Conflict, NotFound
+from control_plane.core.intents import MAX_NAMES_TOLD, Rollback
+from control_plane.core.records import (
+    BranchResumed,
+    BranchStarted,
+    CheckpointCommitted,
+    CommandAccepted,
+    CommandScheduled,
+    CommandSettled,
+    Parent,
+    Record,
+)
+from control_plane.core.state import RunState
+
+
+class Scheduled(Words):
+    """A command and the step after which it takes effect."""
+
+    command: Command
+    step: int = Field(ge=0)
+
+
+class Origin(Words):
+    """How a run begins that does not begin at nothing: from whom, at which checkpoint, with which commands."""
+
+    parent: Parent
+    checkpoint: CheckpointCommitted | None = None
+    scheduled: tuple[Scheduled, ...] = ()
+
+
+def begin(origin: Origin) -> list[Record]:
+    """The records that follow a run's first one."""
+    saved: list[Record] = [origin.checkpoint] if origin.checkpoint is not None else []
+    return saved + schedule(origin.scheduled)
+
+
+def schedule(commands: Sequence[Scheduled]) -> list[Record]:
+    """Accept commands for certain steps."""
+    return [
+        record
+        for each in commands
+        for record in (
+            CommandAccepted(command=each.command),
+            CommandScheduled(uuid=each.command.uuid, step=each.step),
+        )
+    ]
+
+
+def first_commands(command: Command, step: int) -> list[Scheduled]:
+    """What a branch begins with: each change of a rollback as a command, whose uuid follows from the rollback's."""
+    assert isinstance(command.intent, Rollback)
+    told = command.model_copy(update={"not_before_step": None, "not_after_step": None, "based_on_seq": None})
+    return [
+        Scheduled(command=told.model_copy(update={"uuid": first_uuid(command.uuid, at), "intent": intent}), step=step)
+        for at, intent in enumerate(command.intent.first)
+    ]
+
+
+def first_uuid(rollback: UUID, place: int) -> UUID:
+    """The uuid of the change in this place of a rollback's `first`."""
+    return uuid5(rollback, f"first-{place}")
+
+
+def check_rollback(state: RunState, intent: Rollback) -> None:
+    """Raises `NotFound` for an unknown checkpoint or branch, `Conflict` for one that cannot be gone to."""
+    pending = (state.commands[uuid].command.intent for uuid in state.pending)
+    coming = [each.branch for each in pending if isinstance(each, Rollback) and each.checkpoint and each.branch]
+    if intent.checkpoint is None:
+        if intent.branch not in [*state.branches, *coming]:
+            raise NotFound(f"run {state.run} has no branch {intent.branch!r}; it has {', '.join(state.branches)}")
+        if intent.branch == state.head and not any(isinstance(each, Rollback) for each in pending):
+            raise Conflict(f"run {state.run} is on branch {intent.branch} already")
+        return
+    if intent.branch in [*state.branches, *coming]:
+        raise Conflict(f"run {state.run} has a branch {intent.branch!r} already; choose another name")
+    names = [each.checkpoint for each in state.checkpoints]
+    # While a recorded run is replayed, its rollbacks are known before the checkpoints that they go to.
+    if intent.checkpoint not in names:
+        listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
+        gone = "; it was discarded" if intent.checkpoint in state.discarded else ""
+        raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}{gone}; the newest are {listed}")
+    if intent.checkpoint in state.abandoned:
+        raise Conflict(
+            f"checkpoint {intent.checkpoint} was left behind when the trainers began before it: choose another one"
+        )
+
+
+def settle_at_once(state: RunState, command: Command) -> list[Record]:
+    """A rollback of a run that nobody trains: the next trainers begin there."""
+    assert isinstance(command.intent, Rollback)
+    found = next((each for each in state.checkpoints if each.checkpoint == command.intent.checkpoint), None)
+    after = {"branch": command.intent.branch} if found is None else reading(found.checkpoint, found.step, found.branch)
+    outcome = CommandSettled(uuid=command.uuid, status="applied", step=state.step, after=after)
+    return [outcome, *branch_off(state, command, outcome)]
+
+
+def reading(checkpoint: str, step: int, branch: str) -> dict[str, object]:
+    """What the ranks read of the checkpoint that they go back to."""
+    return {"checkpoint": checkpoint, "step": step, "from_branch": branch}
+
+
+def branch_off(state: RunState, command: Command, outcome: CommandSettled) -> list[Record]:
+    """What an applied rollback makes of the run."""
+    intent = command.intent
+    if not isinstance(intent, Rollback) or outcome.status != "applied":
+        return []
+    if intent.checkpoint is None:
+        return [BranchResumed(branch=intent.branch or state.head, rollback=command.uuid)]
+    found = outcome.after or {}
+    step, parent = int(found["step"]), str(found["from_branch"])
+    name = intent.branch if intent.branch and intent.branch not in state.branches else free_name(state.branches)
+    started = BranchStarted(branch=name, parent=parent, checkpoint=intent.checkpoint, step=step, rollback=command.uuid)
+    return [started, *schedule(first_commands(command, step))]
+
+
+def stands_on(state: RunState) -> set[str]:
+    """The checkpoints that a branch stands on, that a pending rollback goes to, or that a branch could go on from."""
+    pending = (state.commands[uuid].command.intent for uuid in state.pending)
+    wanted = {each.checkpoint for each in pending if isinstance(each, Rollback) and each.checkpoint}
+    bases = {branch.checkpoint for branch in state.branches.values() if branch.checkpoint}
+    usable = (each for each in state.checkpoints if each.checkpoint not in state.abandoned)
+    newest = {each.branch: each.checkpoint for each in sorted(usable, key=lambda each: each.step)}
+    origin = {state.checkpoints[0].checkpoint} if state.parent and state.parent.kind == "fork" else set()
+    return wanted | bases | set(newest.values()) | origin
