@@ -82,4 +82,10 @@ def test_save_says_whether_it_is_to_be_kept(
 ) -> None:
     steer("save", RUN, "--label", "x", "--detach", *flags)
     (view,) = idle_gateway.call(idle_gateway.server.snapshot()).commands
-    assert view.command.intent.model_dump() == {"kind": "save_checkpoint", "label": "x", "note": None, "pin": pin}
+    assert view.command.intent.model_dump() == {
+        "kind": "save_checkpoint",
+        "label": "x",
+        "note": None,
+        "pin": pin,
+        "name": None,
+    }

@@ -1,20 +1,25 @@
 """One generation of a training that may be killed at a given rank, step and phase, and what was seen of its end."""
 
+import asyncio
 import logging
 import os
 import signal
 import threading
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import torch
 import torch.distributed as dist
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments, set_seed
 
+from control_plane.core.commands import Command
+from control_plane.server import ControlServer
 from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
 from ray_jobs import checkpoint_writer, context
 from ray_jobs.capture import capture, random_digest, state_digest
+from ray_jobs.rollback import LeaveForBranch, forget_training
 from tests.jobs.trials import BLOCK_TOKENS, VOCABULARY, Blocks, Witness, deepspeed_config, open_server
 
 PHASES = ("forward", "backward", "boundary", "save")
@@ -72,10 +77,31 @@ class Patient(TrainerCallback):
         self.trainer._saving.writer.drain(60)
 
 
-def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
-    """One generation, from where the run was."""
-    from ray_jobs.trainer import InteractiveTrainer
+class Asker(TrainerCallback):
+    """Asks for the next rollback in its step, on rank 0."""
 
+    def __init__(self, trainer: Any, server: ControlServer, rollbacks: list[list[Any]]) -> None:
+        self.trainer, self.server, self.rollbacks = trainer, server, rollbacks
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        for number, (step, intent) in enumerate(self.rollbacks):
+            uuid = UUID(int=1000 + number)
+            # The first that the journal does not know; those before it have been settled.
+            if uuid not in self.server._state.commands:
+                if state.global_step + 1 >= step:
+                    self._ask(Command(uuid=uuid, author="test", intent={"kind": "rollback", **intent}))
+                return
+
+    def _ask(self, command: Command) -> None:
+        loop = self.trainer._steering.opened().link._loop
+        asyncio.run_coroutine_threadsafe(self.server.submit(command), loop).result(30)
+
+
+def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """One generation, from where the run was, and those that follow it in the same process: one for each rollback.
+
+    `rollbacks`: [step, what] each: in that step rank 0 asks its server for it. With `fresh` the process dies instead.
+    """
     logging.basicConfig(level=logging.INFO)
     files = RunFiles(Path(spec["root"]) / "runs" / "crashed")
     if rank == 0:
@@ -84,6 +110,18 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     known = _known(files)
     new = [command for command in spec["commands"] if command["uuid"] not in known]
     server = open_server(files, new) if rank == 0 else None
+    while True:
+        try:
+            return _train(files, server, rank, spec)
+        except LeaveForBranch:
+            if spec.get("fresh"):
+                die()
+        forget_training()
+
+
+def _train(files: RunFiles, server: ControlServer | None, rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    from ray_jobs.trainer import InteractiveTrainer
+
     context.enter(
         context.RunContext(
             files=files,
@@ -119,6 +157,8 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     trainer.add_callback(witness)
     if spec.get("patient"):
         trainer.add_callback(Patient(trainer))
+    if server is not None and spec.get("rollbacks"):
+        trainer.add_callback(Asker(trainer, server, spec["rollbacks"]))
     if spec.get("kill") and spec["kill"][0] == rank:
         trainer.add_callback(Killer(trainer, *spec["kill"][1:]))
     trainer.train()

@@ -77,14 +77,14 @@ def _survive(training: dict[str, Any], world_size: int, folder: Path) -> dict[st
 
 
 def _damage(training: dict[str, Any], generation: int) -> None:
-    """Flip a bit in a shard of the newest checkpoints, before a given generation starts."""
+    """Flip a bit in a shard of the newest checkpoints, or of the oldest, before a given generation starts."""
     wanted = training.get("damage")
     if not wanted or wanted["generation"] != generation:
         return
     files = RunFiles(Path(training["root"]) / "runs" / "crashed")
     records = [entry.record for entry in journal.read(files.journal)]
     whole = [files.root / record.path for record in records if isinstance(record, CheckpointCommitted)]
-    for folder in whole[-wanted["newest"] :]:
+    for folder in whole[-wanted["newest"] :] if "newest" in wanted else whole[: wanted["oldest"]]:
         shard = max((folder / "state").glob("*.pt"), key=lambda path: path.stat().st_size)
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1

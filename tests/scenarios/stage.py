@@ -311,5 +311,6 @@ def shown(entry: Entry) -> str:
     )
     body.pop("ranks", None) if entry.record.type == "GenerationStarted" else None
     uuid = f" {UUID(body.pop('uuid')).int}" if "uuid" in body else ""
+    body.pop("branch") if body.get("branch") == "main" else None
     kept = {key: value for key, value in body.items() if value not in (None, "", [], {}, 0)}
     return f"#{entry.seq} {entry.record.type}{uuid} {compact(kept)}"
