@@ -14,10 +14,11 @@ from typing import Any
 
 import torch
 
-from control_plane.core.errors import Damaged, Diverged
+from control_plane.core.errors import Damaged, Diverged, Refused
+from control_plane.storage.checkpoints import Manifest
 from control_plane.storage.layout import STATE
 from ray_jobs import progress
-from ray_jobs.capture import capture, progress_path, random_digest, state_digest
+from ray_jobs.capture import capture, model_shapes, progress_path, random_digest, state_digest
 from ray_jobs.collectives import Collectives
 from ray_jobs.elastic import load_universal
 from ray_jobs.plan import Plan
@@ -26,9 +27,13 @@ log = logging.getLogger(__name__)
 
 
 def load(trainer: Any, plan: Plan) -> None:
-    """Collective. Load the weights and the optimizer. Raises `Damaged` if DeepSpeed finds nothing to load."""
+    """Collective. Load the weights and the optimizer.
+
+    Raises: `Refused` if it is another model's, `Damaged` if DeepSpeed finds nothing to load.
+    """
     assert plan.root is not None
     assert plan.manifest is not None
+    _check_model(trainer, plan.manifest)
     engine = getattr(trainer, "deepspeed", None)
     if engine is None:
         state = torch.load(plan.root / STATE / "model.pt", map_location="cpu", weights_only=True)
@@ -40,6 +45,17 @@ def load(trainer: Any, plan: Plan) -> None:
         loaded, _ = engine.load_checkpoint(str(plan.root), tag=STATE)
         if loaded is None:
             raise Damaged(f"DeepSpeed found nothing to load in {plan.checkpoint}")
+
+
+def _check_model(trainer: Any, manifest: Manifest) -> None:
+    """Checkpoints of the first release do not say what model they are of."""
+    shapes, parameters = model_shapes(trainer.model)
+    if manifest.model_sha256 and shapes != manifest.model_sha256:
+        raise Refused(
+            f"checkpoint {manifest.checkpoint} does not fit this model: it is of one with "
+            f"{manifest.model_parameters:,} parameters, and this one has {parameters:,}"
+            + (", of other names or shapes" if parameters == manifest.model_parameters else "")
+        )
 
 
 def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
