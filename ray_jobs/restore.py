@@ -9,6 +9,7 @@ be: there DeepSpeed's universal format is loaded, and `elastic` compares the con
 """
 
 import hashlib
+import json
 import logging
 from typing import Any
 
@@ -18,12 +19,15 @@ from control_plane.core.errors import Damaged, Diverged, Refused
 from control_plane.storage.checkpoints import Manifest
 from control_plane.storage.layout import STATE
 from ray_jobs import progress
-from ray_jobs.capture import capture, model_shapes, progress_path, random_digest, state_digest
+from ray_jobs.capture import TRAINER_STATE, capture, model_shapes, progress_path, random_digest, state_digest
 from ray_jobs.collectives import Collectives
 from ray_jobs.elastic import load_universal
 from ray_jobs.plan import Plan
 
 log = logging.getLogger(__name__)
+
+CONFIGURED = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "train_batch_size")
+"""What Transformers keeps with its state, and takes from the config again at every start."""
 
 
 def load(trainer: Any, plan: Plan) -> None:
@@ -67,6 +71,8 @@ def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
     except Diverged as difference:
         problem = difference.reason
     states = capture(trainer)
+    if TRAINER_STATE in states:
+        states[TRAINER_STATE] = _as_configured_then(states[TRAINER_STATE], plan)
     if problem is None and plan.manifest.kind == "saved":
         saved = {each.rank: each.state_sha256 for each in plan.manifest.ranks}.get(collectives.rank)
         found = state_digest(states)
@@ -76,6 +82,13 @@ def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
     if told:
         raise Diverged(f"what was restored from {plan.checkpoint} is not what was saved: {'; '.join(told)}")
     log.info("restored %s: step %d, digest compared", plan.checkpoint, plan.manifest.step)
+
+
+def _as_configured_then(state: str, plan: Plan) -> str:
+    """The Trainer's state with the settings of the config that was saved: a fork may have other ones, by intention."""
+    assert plan.root is not None
+    saved = json.loads((plan.root / TRAINER_STATE).read_text())
+    return json.dumps(json.loads(state) | {key: saved[key] for key in CONFIGURED if key in saved})
 
 
 def random_generators(trainer: Any, plan: Plan, rank: int) -> None:

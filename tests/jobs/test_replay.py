@@ -33,7 +33,7 @@ ASKED: list[list[Any]] = [
     [9, {"kind": "evaluate"}, {"kind": "freeze", "parameters": "transformer.wpe.*"}],
     [11, {"kind": "rollback", "checkpoint": "step-00000006-g1", "first": [HELD, WEIGHT_DECAY]}],
     [9, {"kind": "save_checkpoint", "label": "by hand"}, knob("eps", 1e-6)],
-    [12, {"kind": "reset_parameters", "modules": "transformer.h.0.mlp", "seed": 3}],
+    [12, {"kind": "reset_parameters", "modules": "transformer.h.0.mlp.c_fc", "seed": 3}],
     [14, {"kind": "rollback", "branch": "main"}],
     [13, {"kind": "set_learning_rate", "value": 0.002}],
     [15, {"kind": "unfreeze", "parameters": "transformer.wpe.*"}],
