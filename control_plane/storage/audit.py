@@ -65,9 +65,10 @@ class Head(Words):
 
 
 class Audit(Words):
-    """What an audit found. `head` is the last record that can be trusted."""
+    """What an audit found. `run` is whose journal it says it is, `head` the last record that can be trusted."""
 
     verdict: Verdict
+    run: str = ""
     records: int
     segments: int
     head: Head
@@ -120,6 +121,7 @@ def _audited(directory: Path) -> tuple[Audit, list[Place]]:
     return (
         Audit(
             verdict="damaged" if wrong else "torn tail" if torn else "intact",
+            run=_run(places),
             records=len(entries),
             segments=len(segments),
             head=_head([place for place in places if place.seq < sound]),
@@ -145,7 +147,14 @@ def _damaged(directory: Path, refusal: Damaged) -> tuple[Audit, list[Place]]:
     records = sum(not place.piece.is_header for place in places)
     wrong = (*findings, *_contradictions(places))
     return (
-        Audit(verdict="damaged", records=records, segments=len(segments), head=_head(places), findings=wrong),
+        Audit(
+            verdict="damaged",
+            run=_run(places),
+            records=records,
+            segments=len(segments),
+            head=_head(places),
+            findings=wrong,
+        ),
         places,
     )
 
@@ -156,6 +165,12 @@ def _as_the_reader_said(refusal: Damaged, places: Sequence[Place]) -> Finding:
     return Finding(
         what="damaged", said=refusal.reason, file=str(file), line=int(str(line)), seq=max(before, default=0) + 1
     )
+
+
+def _run(places: Sequence[Place]) -> str:
+    created = (place.piece.plain or {} for place in places if place.seq == 1 and not place.piece.is_header)
+    body = next(created, {}).get("body")
+    return str(body.get("run", "")) if isinstance(body, dict) else ""
 
 
 def _head(places: Sequence[Place]) -> Head:
@@ -191,9 +206,14 @@ def _notes(directory: Path, numbers: Sequence[int], segments: Sequence[Segment])
         if number not in used and number < newest
     ]
     for number, segment in used.items():
-        more = (directory / segment_name(number)).stat().st_size - len(segment.data)
-        if more > 0 and number != newest:
-            notes.append(f"{more} bytes at the end of {segment_name(number)} were never confirmed; no reader sees them")
+        more = (directory / segment_name(number)).read_bytes()[len(segment.data) :] if number != newest else b""
+        if more:
+            known = any(raw and raw in segment.data for raw in more.split(b"\n"))
+            copy = " (there is a copy of a line among them)" if known else ""
+            notes.append(
+                f"{len(more)} bytes at the end of {segment_name(number)} were never confirmed{copy}; "
+                "no reader sees them"
+            )
     strange = sorted(path.name for path in directory.iterdir() if path.name not in map(segment_name, numbers))
     return (*notes, *(f"{name[:80]!r} is no file of a journal; nobody reads it" for name in strange))
 

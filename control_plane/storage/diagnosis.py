@@ -94,7 +94,7 @@ def diagnose(directory: Path) -> tuple[list[Finding], list[Place]]:
     read = {number: pieces_of(number, data) for number, data in files.items()}
     headers = {_term(piece): piece for piece in itertools.chain(*read.values()) if piece.is_header}
     diagnosis = Diagnosis(*_honoured(read, headers))
-    _name_headers(diagnosis, read)
+    _name_headers(diagnosis, read, headers)
     known = _name_strays(diagnosis, _without_copies(diagnosis, _known(diagnosis)))
     _name_displaced(diagnosis, known)
     _name_breaks(diagnosis, known)
@@ -113,8 +113,9 @@ def _pin(header: Piece | None) -> tuple[int, int, int] | None:
     after = header.plain.get("after") if header and header.plain else None
     if not isinstance(after, dict):
         return None
-    pin = tuple(after.get(key) for key in ("segment", "size_bytes", "seq"))
-    return pin if all(isinstance(value, int) for value in pin) else None
+    segment, size_bytes, seq = (after.get(key) for key in ("segment", "size_bytes", "seq"))
+    whole = isinstance(segment, int) and isinstance(size_bytes, int) and isinstance(seq, int)
+    return (segment, size_bytes, seq) if whole else None
 
 
 def _honoured(read: dict[int, list[Piece]], headers: dict[int, Piece]) -> tuple[list[Piece], list[Finding]]:
@@ -125,23 +126,27 @@ def _honoured(read: dict[int, list[Piece]], headers: dict[int, Piece]) -> tuple[
     if len(numbers) > 1 and number not in headers and all(piece.plain is None for piece in read[number]):
         number = sorted(numbers)[-2]  # the newest was begun and not finished
     while number:
-        if number in read:
-            chosen.append(_within(read[number], pin))
-        else:
-            said = f"{segment_name(number)} is missing, and with it what it held of records up to {pin[2] if pin else '?'}"
-            findings.append(Finding(what="missing segment", said=said, file=segment_name(number), seq=1))
+        chosen.append(_within(read.get(number, []), pin))
+        if not chosen[-1]:
+            findings.append(_gone(number, number in read, pin))
         pin = _pin(headers.get(number))
         older = max((other for other in numbers if other < number), default=0)
         # Without a header nobody says which is the one before: the next older one, then.
         number = older if pin is None or pin[0] >= number else pin[0]
-    for finding_at, finding in enumerate(findings):
-        findings[finding_at] = finding.model_copy(update={"seq": _first_missing(finding, chosen)})
-    return list(itertools.chain(*reversed(chosen))), findings
+    pieces = list(itertools.chain(*reversed(chosen)))
+    return pieces, [finding.model_copy(update={"seq": _first_missing(finding, pieces)}) for finding in findings]
 
 
-def _first_missing(finding: Finding, chosen: list[list[Piece]]) -> int:
-    before = [_stated(piece) for pieces in chosen for piece in pieces if piece.file < (finding.file or "")]
-    return max(before, default=0) + 1
+def _gone(number: int, is_there: bool, pin: tuple[int, int, int] | None) -> Finding:
+    told = f", and with it what it held of records up to {pin[2]}" if pin else ""
+    name = segment_name(number)
+    if is_there:
+        return Finding(what="truncated", said=f"{name} is empty{told}", file=name, offset=0)
+    return Finding(what="missing segment", said=f"{name} is missing{told}", file=name)
+
+
+def _first_missing(finding: Finding, pieces: list[Piece]) -> int:
+    return max((_stated(piece) for piece in pieces if piece.file < (finding.file or "")), default=0) + 1
 
 
 def _within(pieces: list[Piece], pin: tuple[int, int, int] | None) -> list[Piece]:
@@ -161,12 +166,11 @@ def _stated(piece: Piece) -> int:
     return seq if isinstance(seq, int) and not isinstance(seq, bool) else 0
 
 
-def _name_headers(diagnosis: Diagnosis, read: dict[int, list[Piece]]) -> None:
+def _name_headers(diagnosis: Diagnosis, read: dict[int, list[Piece]], headers: dict[int, Piece]) -> None:
     """A segment of which no line is, or can have been, its header."""
     for at, piece in enumerate(diagnosis.pieces):
         first = piece is read[piece.segment][0]
-        held = any(other.is_header for other in read[piece.segment])
-        if first and piece.plain is not None and not held:
+        if first and piece.plain is not None and piece.segment not in headers:
             diagnosis.add("missing lines", at, _stated(piece), f"the header of {piece.file} is missing")
             diagnosis.flawed.discard(at)
         if piece.is_header and piece.plain and piece.plain.get("version") not in READABLE_VERSIONS:
@@ -186,7 +190,9 @@ def _known(diagnosis: Diagnosis) -> list[Known]:
         before, seq = by_digest.get(piece.prev), _stated(piece)
         if before is not None and not piece.is_header and seq != _stated(before) + 1:
             seq = _stated(before) + 1
-            diagnosis.add("edited", at, seq, f"it says that it is record {_stated(piece)}, and follows record {seq - 1}")
+            diagnosis.add(
+                "edited", at, seq, f"it says that it is record {_stated(piece)}, and follows record {seq - 1}"
+            )
         if piece.is_header or seq > 0:
             known.append(Known(piece, seq, at))
         else:
@@ -201,7 +207,7 @@ def _last_seq(known: Sequence[Known]) -> int:
 def _without_copies(diagnosis: Diagnosis, known: list[Known]) -> list[Known]:
     """Each line once: of equal ones, the one that lies behind its predecessor."""
     kept = list[Known]()
-    for digest, equal in itertools.groupby(sorted(known, key=lambda one: one.piece.digest), lambda one: one.piece.digest):
+    for _, equal in itertools.groupby(sorted(known, key=lambda one: one.piece.digest), lambda one: one.piece.digest):
         copies = list(equal)
         original = next((one for one in copies if _lies_behind_its_predecessor(diagnosis, one)), copies[0])
         kept.append(original)
@@ -220,16 +226,18 @@ def _lies_behind_its_predecessor(diagnosis: Diagnosis, one: Known) -> bool:
 def _name_strays(diagnosis: Diagnosis, known: list[Known]) -> list[Known]:
     """Lines that claim a place which another line has with better reason."""
     digests, named = {one.piece.digest for one in known}, {one.piece.prev for one in known}
+
+    def links(one: Known) -> int:
+        return (one.piece.prev in digests) + (one.piece.digest in named)
+
     best = dict[tuple[int, int, int], Known]()
     for one in known:
-        links = [(other.piece.prev in digests) + (other.piece.digest in named) for other in (one, best.get(one.key, one))]
-        if one.key in best and links[0] <= links[1]:
-            stray = one
-        else:
-            stray, best[one.key] = best.get(one.key), one
-        if stray is not None:
-            said = f"it claims to be record {stray.seq}, which {best[one.key].piece.where()} is"
-            diagnosis.add("foreign line", stray.at, stray.seq, said)
+        if one.key not in best or links(one) > links(best[one.key]):
+            best[one.key] = one
+    for one in known:
+        if best[one.key] is not one:
+            said = f"it claims to be record {one.seq}, which {best[one.key].piece.where()} is"
+            diagnosis.add("foreign line", one.at, one.seq, said)
     return [one for one in known if best[one.key] is one]
 
 
@@ -245,16 +253,15 @@ def _name_displaced(diagnosis: Diagnosis, known: list[Known]) -> None:
 
 
 def _longest_ascent(known: list[Known]) -> list[Known]:
-    tails, ends, before = list[tuple[int, int, int]](), list[int](), dict[int, int | None]()
+    tails, ends, before = list[tuple[int, int, int]](), list[int](), list[int]()
     for place, one in enumerate(known):
         at = bisect_left(tails, one.key)
-        before[place] = ends[at - 1] if at else None
-        tails[at:] = [one.key, *tails[at + 1 :]]
-        ends[at:] = [place, *ends[at + 1 :]]
-    found, place = list[Known](), ends[-1] if ends else None
-    while place is not None:
-        found.append(known[place])
-        place = before[place]
+        before.append(ends[at - 1] if at else -1)
+        tails[at : at + 1], ends[at : at + 1] = [one.key], [place]
+    found, last = list[Known](), ends[-1] if ends else -1
+    while last >= 0:
+        found.append(known[last])
+        last = before[last]
     return found
 
 
@@ -287,26 +294,25 @@ def _header_is_missing(diagnosis: Diagnosis, one: Known) -> bool:
 
 
 def _name_gap(diagnosis: Diagnosis, last: Known | None, one: Known, gap: int, unread: int) -> None:
-    if any(finding.what == "missing segment" and (finding.file or "") < one.piece.file for finding in diagnosis.findings):
-        return
+    files = {finding.file for finding in diagnosis.findings if finding.line is None}
+    if any(file is not None and file <= one.piece.file for file in files):
+        return  # a whole segment is not there, which is said
     first = (last.seq if last else 0) + 1
     lost = f"record {first} is" if gap == 1 else f"records {first} to {first + gap - 1} are"
-    if one.piece.is_header and last is not None:
-        _name_truncation(diagnosis, last, one, first, f"{lost} missing at its end")
+    pin = _pin(one.piece) if one.piece.is_header else None
+    behind = [at for at, piece in enumerate(diagnosis.pieces) if pin and piece.segment == pin[0]]
+    if behind and pin:
+        _name_truncation(diagnosis, behind[-1], first, f"{lost} missing at its end", one.piece.file, pin[1])
     else:
         said = f"{lost} missing before it" + (f", or among the {unread} lines that cannot be read" if unread else "")
         diagnosis.add("missing lines", one.at, first, said)
         diagnosis.flawed.discard(one.at)
 
 
-def _name_truncation(diagnosis: Diagnosis, last: Known, one: Known, first: int, said: str) -> None:
-    pin, at = _pin(one.piece), one.at
-    behind = [place for place, piece in enumerate(diagnosis.pieces) if pin and piece.segment == pin[0]]
-    at = max(behind, default=last.at)
+def _name_truncation(diagnosis: Diagnosis, at: int, first: int, said: str, by: str, size_bytes: int) -> None:
     piece = diagnosis.pieces[at]
     end = piece.offset + len(piece.raw) + piece.ended
-    told = f"; {one.piece.file} follows {pin[1]} bytes of it" if pin else ""
-    diagnosis.add("truncated", at, first, said + told, offset=end)
+    diagnosis.add("truncated", at, first, f"{said}; {by} follows {size_bytes} bytes of it", offset=end)
     if piece.plain is not None:
         diagnosis.flawed.discard(at)
 

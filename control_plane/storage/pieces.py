@@ -178,4 +178,3 @@ def _places(size_bytes: int) -> dict[int, tuple[int, int]]:
             differences = [(CRC_TABLE[change & 0xFF] ^ (change >> 8), bit) for change, bit in differences]
         _known_places[size_bytes] = places
     return _known_places[size_bytes]
-

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from control_plane.core.records import Record, RunClosed, TermStarted
 from control_plane.storage.journal import Disk, Journal
-from tests.core.examples import EVERY_INTENT, accepted, created, every_record, settled, started
+from tests.core.examples import EVERY_INTENT, accepted, created, every_record, settled
 
 FAST = Disk(fsync=lambda descriptor: None)
 NOW = "2026-02-03T04:05:06.789Z"
@@ -28,19 +28,28 @@ def write_scenario(directory: Path) -> None:
     third.close()
 
 
-def small_run() -> list[list[list[Record]]]:
-    """Three terms of a small run: their writes, and the records of each."""
-    return [
+def write_small(directory: Path) -> None:
+    """Two terms of a small run: seven records."""
+    _write(
+        directory,
+        [[created(), TermStarted(term=1, recovered=1)], [accepted(1, "pause")]],
+        [[TermStarted(term=2, recovered=3)], [accepted(2, "stop"), settled(1)], [settled(2)]],
+    )
+
+
+def write_three_terms(directory: Path) -> None:
+    """Three terms: ten records, some of which were written together."""
+    _write(
+        directory,
         [[created(), TermStarted(term=1, recovered=1)], [accepted(1, "pause"), accepted(2)]],
         [[TermStarted(term=2, recovered=4)], [settled(1)], [accepted(3, "stop"), settled(2, "rejected", reason="no")]],
         [[TermStarted(term=3, recovered=8)], [settled(3)]],
-    ]
+    )
 
 
-def write_small(directory: Path) -> None:
-    """The small run's journal: three segments, ten records."""
-    for term in small_run():
+def _write(directory: Path, *terms: list[list[Record]]) -> None:
+    for writes in terms:
         journal = Journal.open(directory, FAST)
-        for records in term:
+        for records in writes:
             journal.append(records, NOW)
         journal.close()
