@@ -114,8 +114,9 @@ def _pin(header: Piece | None) -> tuple[int, int, int] | None:
     if not isinstance(after, dict):
         return None
     segment, size_bytes, seq = (after.get(key) for key in ("segment", "size_bytes", "seq"))
-    whole = isinstance(segment, int) and isinstance(size_bytes, int) and isinstance(seq, int)
-    return (segment, size_bytes, seq) if whole else None
+    if isinstance(segment, int) and isinstance(size_bytes, int) and isinstance(seq, int):
+        return segment, size_bytes, seq
+    return None
 
 
 def _honoured(read: dict[int, list[Piece]], headers: dict[int, Piece]) -> tuple[list[Piece], list[Finding]]:
