@@ -115,7 +115,7 @@ def _audited(directory: Path) -> tuple[Audit, list[Place]]:
         return _damaged(directory, refusal)
     places = [place for segment in segments for place in _places(segment, end.size_bytes, segments[-1])]
     places = list(follow([place.piece for place in places]))
-    torn, notes = _torn(directory, segments, end.size_bytes), _notes(directory, numbers, segments)
+    torn, notes = _torn(numbers, segments, end.size_bytes), _notes(directory, numbers, segments)
     wrong = tuple(_contradictions(places))
     sound = min((finding.seq or 1 for finding in wrong), default=len(entries) + 1)
     return (
@@ -178,10 +178,10 @@ def _head(places: Sequence[Place]) -> Head:
     return Head(seq=records[-1].seq, hash=records[-1].piece.digest) if records else Head(seq=0)
 
 
-def _torn(directory: Path, segments: Sequence[Segment], end_bytes: int) -> str | None:
+def _torn(numbers: Sequence[int], segments: Sequence[Segment], end_bytes: int) -> str | None:
     """What an interrupted write has left at the end, as a sentence."""
     newest = segments[-1].number if segments else 0
-    unborn = [number for number in list_segments(directory) if number > newest]
+    unborn = [number for number in numbers if number > newest]
     if unborn:
         return (
             f"the header of {segment_name(unborn[-1])} was not written to its end; its writer confirmed nothing, and "

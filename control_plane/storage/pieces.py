@@ -23,6 +23,9 @@ MAX_REPAIRED_BYTES = 16 * 2**10
 SEAL = re.compile(rb',"crc":"([0-9a-f]{8})"\}')
 SEAL_BYTES = len(b',"crc":"00000000"}')
 LF = ord("\n")
+ZEROS = bytes(16)
+"""What a lost sector leaves, however little of it lies in this line; other damage is hardly ever that."""
+
 ONE_BIT = {1 << bit for bit in range(8)}
 
 
@@ -134,8 +137,8 @@ def _parts(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> I
 
 
 def _unread(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> Piece:
-    flaw = "cut" if not ended else ("zeros" if b"\0" in raw else "bytes")
-    at = len(raw) if flaw == "cut" else max(raw.find(b"\0"), 0)
+    flaw = "cut" if not ended else ("zeros" if ZEROS in raw else "bytes")
+    at = {"cut": len(raw), "zeros": raw.find(ZEROS), "bytes": 0}[flaw]
     return Piece(segment, number, offset, raw, None, flaw=flaw, flaw_at=offset + at, ended=ended)
 
 

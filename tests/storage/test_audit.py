@@ -190,6 +190,12 @@ def test_text_between_the_lines_is_foreign(journal: Path, files: Files, text: by
     assert [(one.what, one.line) for one in found.findings] == [("foreign line", 3)]
 
 
+def test_zeroed_sector_is_told_from_other_changes(journal: Path, files: Files) -> None:
+    zeroed = audited(journal, {OLD: files[OLD][:300] + bytes(60) + files[OLD][360:], NEW: files[NEW]})
+    assert [(one.what, one.line, one.offset) for one in zeroed.findings] == [("changed bytes", 2, 300)]
+    assert "a sector of the disk was lost" in zeroed.findings[0].said
+
+
 def test_missing_segment_is_named(journal: Path, files: Files) -> None:
     found = audited(journal, {NEW: files[NEW]})
     assert [(one.what, one.file) for one in found.findings] == [("missing segment", OLD)]
