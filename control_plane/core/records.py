@@ -133,6 +133,7 @@ class CommandScheduled(Words):
 
     type: Literal["CommandScheduled"] = "CommandScheduled"
     uuid: UUID
+    status: Literal["scheduled"] = "scheduled"
     step: int
 
 
@@ -320,7 +321,7 @@ Record = Annotated[
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
-ABOUT_A_COMMAND = (CommandSettled, CommandRepeated)
+ABOUT_A_COMMAND = (CommandScheduled, CommandSettled, CommandRepeated)
 """Records that say more of a command that was accepted earlier: each has its `uuid` and a `status`."""
 
 

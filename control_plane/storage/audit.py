@@ -20,8 +20,11 @@ from control_plane.core.commands import Words
 from control_plane.core.errors import Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.records import (
     Asked,
+    BranchResumed,
+    BranchStarted,
     CommandAccepted,
     CommandRepeated,
+    CommandScheduled,
     CommandSettled,
     Entry,
     GenerationLost,
@@ -277,9 +280,21 @@ def impossible(state: RunState, entry: Entry) -> str | None:
             return "a recovery without a loss"
         case CommandAccepted() if record.command.uuid in state.commands:
             return f"command {record.command.uuid} was accepted before"
+        case CommandScheduled() if record.uuid not in state.commands:
+            return f"command {record.uuid} was never accepted"
         case CommandSettled() | CommandRepeated():
             return _impossible_end(state, record)
+        case BranchStarted() | BranchResumed():
+            return _impossible_turn(state, record)
     return None
+
+
+def _impossible_turn(state: RunState, record: BranchStarted | BranchResumed) -> str | None:
+    if isinstance(record, BranchResumed):
+        return None if record.branch in state.branches else f"there is no branch {record.branch} to go on with"
+    if record.branch in state.branches:
+        return f"branch {record.branch} begins a second time"
+    return None if record.parent in state.branches else f"there is no branch {record.parent} to stand on"
 
 
 def _impossible_end(state: RunState, record: CommandSettled | CommandRepeated) -> str | None:
