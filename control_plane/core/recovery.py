@@ -14,9 +14,9 @@ from uuid import UUID
 
 from control_plane.core.boundary import Repeat
 from control_plane.core.branches import belongs, candidates
-from control_plane.core.branching import Scheduled
+from control_plane.core.branching import Scheduled, first_uuid
 from control_plane.core.commands import Command, Pause, Resume, Stop, Words
-from control_plane.core.intents import CHANGES_TRAINING, Rollback
+from control_plane.core.intents import CHANGES_TRAINING, MAX_FIRST, Rollback
 from control_plane.core.records import MAIN, CheckpointCommitted, CommandSettled
 from control_plane.core.state import CommandLife, RunState
 
@@ -117,9 +117,15 @@ def _is_of_this_branch(state: RunState, life: CommandLife) -> bool:
 
 
 def _scheduled(state: RunState) -> tuple[Scheduled, ...]:
-    """What these trainers do at certain steps, up to the rollback, if there is one, that ends their branch."""
+    """What these trainers do at certain steps, up to the rollback, if there is one, that ends their branch.
+
+    What a branch begins with comes first, though in a replay what comes later was known before.
+    """
+    rollback = state.branches[state.head].rollback
+    begin_with = {first_uuid(rollback, place) for place in range(MAX_FIRST)} if rollback else set()
+    waiting = [uuid for uuid in state.pending if uuid in state.scheduled]
     found: list[Scheduled] = []
-    for uuid in (uuid for uuid in state.pending if uuid in state.scheduled):
+    for uuid in sorted(waiting, key=lambda uuid: uuid not in begin_with):
         found.append(Scheduled(command=state.commands[uuid].command, step=state.scheduled[uuid]))
         if isinstance(found[-1].command.intent, Rollback):
             break
