@@ -58,7 +58,7 @@ def refusal(
             continue
         if limit.roles is not None and role is not None and role not in limit.roles:
             return f"{knob} may be changed by {', '.join(limit.roles)}, not by {role}"
-        ago_s = changed_s_ago.get(knob)
+        ago_s = max(0.0, changed_s_ago[knob]) if knob in changed_s_ago else None
         if limit.cool_down_s is not None and ago_s is not None and ago_s < limit.cool_down_s:
             return (
                 f"{knob} was changed {ago_s:.0f} s ago and may be changed again after {limit.cool_down_s:g} s; "

@@ -57,6 +57,7 @@ def test_change_within_the_cool_down_is_refused_with_the_time_that_is_left() -> 
     assert "try again in 20 s" in asked("set_learning_rate", ago_s={"lr": 10.0}, value=1e-3)
     assert asked("set_learning_rate", ago_s={"lr": 30.0}, value=1e-3) == ""
     assert "was changed" in asked("set_schedule", ago_s={"lr": 1.0}, shape="linear")
+    assert "try again in 30 s" in asked("set_learning_rate", ago_s={"lr": -3600.0}, value=1e-3)
 
 
 def test_breach_is_about_what_a_value_becomes() -> None:
