@@ -1,6 +1,7 @@
 """Wall clocks that are wrong by an hour, or are set: no order, no expiry and no cool-down depends on them."""
 
 import asyncio
+import contextlib
 import random
 from pathlib import Path
 from typing import Any
@@ -34,11 +35,13 @@ async def steered(house: House) -> ControlServer:
 
 
 async def is_taken(server: ControlServer, number: int) -> bool:
+    """Whether the rate may be changed; the one reason why it may not is the cool-down."""
     try:
         await server.submit(command(number, SetLearningRate(value=2e-4)))
     except Invalid as refusal:
-        assert "may be changed again after 30 s" in refusal.reason
-        return False
+        if "may be changed again after 30 s" in refusal.reason:
+            return False
+        raise
     return True
 
 
@@ -88,29 +91,26 @@ def recorded(house: House, seed: int, jumps: bool) -> list[dict[str, Any]]:
 
 
 async def random_day(house: House, dice: random.Random, jumps: random.Random | None) -> None:
-    server, step = house.serve(LIMITED), 0
+    server = house.serve(LIMITED)
     await server.start_generation(start())
-    for number in range(1, 25):
+    for step in range(1, 25):
         house.skew_s = jumps.choice((-HOUR_S, 0.0, HOUR_S)) if jumps else 0.0
         if dice.random() < 0.1:
             server = house.serve(LIMITED)
-        step += 1
         await asyncio.sleep(dice.choice((1.0, COOL_DOWN_S)))
-        try:
-            await server.submit(something(dice, number, step))
-        except Refused:
-            pass
+        with contextlib.suppress(Refused):
+            await server.submit(something(dice, step))
         offer = await server.offers(1, -1, 0)
         for each in offer.commands[: dice.randint(0, 2)]:
             await server.report(outcome(settled(each, step)))
     await server.close("finished", None)
 
 
-def something(dice: random.Random, number: int, step: int) -> Command:
+def something(dice: random.Random, step: int) -> Command:
     kind, body = dice.choice(
         (("evaluate", {}), ("freeze", {"parameters": "*"}), ("reset_parameters", {"modules": "*"}))
     )
-    asked = example(number, kind, **body)
+    asked = example(step, kind, **body)
     return asked.model_copy(update={"not_after_step": step + dice.randint(-1, 2) if dice.random() < 0.5 else None})
 
 
