@@ -14,6 +14,7 @@ hold beside it, as for everybody.
 
 import json
 import math
+import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,14 @@ MAX_KNOBS, MAX_ACTIONS, MAX_WATCHED = 12, 6, 6
 MAX_FILE_BYTES = 64 * 1024
 ARGUMENT_TYPES = ("int", "float", "bool")
 """What a model may give to an action. Text is not among them: what it says must not become the script's input."""
+
+
+KINDS = {
+    "number": "a finite number",
+    "integer": "a whole number",
+    "switch": "true or false",
+    "numbers": "a list of finite numbers",
+}
 
 
 def is_showable(name: str) -> bool:
@@ -199,7 +208,7 @@ def _unfit_arguments(action: ActionSeen, given: Mapping[str, Any]) -> str | None
             "bool": isinstance(value, bool),
         }
         if not fits[kind]:
-            return f"the argument {name!r} takes {kind}, not {str(value)[:40]!r}"
+            return f"the argument {name!r} takes {kind}, not {_shown(value)}"
     return None
 
 
@@ -226,7 +235,7 @@ def _about_knob(
 def _about_rates(proposal: Scale | SetTo, now: Observation, bounds: Bounds, power: Power) -> str | None:
     given = proposal.value if isinstance(proposal, SetTo) else proposal.factor
     if not _is_number(given) or given <= 0:
-        return f"a learning rate is no {str(given)[:40]!r}"
+        return f"a learning rate is a finite number above 0, not {_shown(given)}"
     chosen = {"value": given} if isinstance(proposal, SetTo) else {"factor": given}
     return _beyond_power(now, power, **chosen) or policy.rates_out_of_bounds(now, bounds, **chosen)
 
@@ -257,7 +266,7 @@ def _wrong_type(name: str, knob: KnobSeen, value: Any) -> str | None:
         "switch": isinstance(value, bool),
         "numbers": isinstance(value, list | tuple) and all(map(_is_number, value)),
     }
-    return None if fits.get(knob.kind, False) else f"{name} takes a {knob.kind}, not {str(value)[:40]!r}"
+    return None if fits.get(knob.kind, False) else f"{name} takes {KINDS.get(knob.kind)}, not {_shown(value)}"
 
 
 def _beyond(name: str, knob: KnobSeen, power: Power, value: Any, factor: float | None = None) -> str | None:
@@ -279,8 +288,9 @@ def _beyond(name: str, knob: KnobSeen, power: Power, value: Any, factor: float |
 
 def _spread(knob: KnobSeen, value: Any, count: int) -> list[float]:
     """What was given for one parameter group is given to each of them."""
-    given = _numbers(value)
-    return given * (count // len(given)) if given and (knob.per_group or knob.kind != "numbers") else given
+    if knob.kind != "numbers":
+        return _numbers(value) * count
+    return _numbers(value) * (sum(each is not None for each in knob.value) if knob.per_group else 1)
 
 
 def _step(name: str, knob: KnobSeen, power: Power, was: float, new: float) -> str | None:
@@ -309,8 +319,13 @@ def _numbers(value: Any) -> list[float]:
     return [float(value)] if _is_number(value) else []
 
 
+def _shown(value: Any) -> str:
+    # A whole number of thousands of digits has no text in Python.
+    return "a number of endless digits" if isinstance(value, int) and abs(value) > MAX_SEED else repr(value)[:40]
+
+
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 # --- What the run has of what was granted ---

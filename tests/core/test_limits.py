@@ -84,4 +84,35 @@ def test_limit_that_makes_no_sense_is_refused(body: dict[str, object]) -> None:
 
 def test_every_intent_says_which_knobs_it_changes() -> None:
     told = {body["kind"]: knobs_of(intent(**body)) for body in EVERY_INTENT}
-    assert {kind for kind, knobs in told.items() if knobs} == {"set_learning_rate", "set_schedule", "set_knobs"}
+    assert {kind for kind, knobs in told.items() if knobs} == {
+        "set_learning_rate",
+        "set_schedule",
+        "set_knobs",
+        "run_action",
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "role", "is_taken"),
+    [
+        ({}, "operator", True),
+        ({}, None, True),
+        ({}, "agent", False),
+        ({"action/*": Limit(cool_down_s=9)}, "agent", False),
+        ({"action/other": Limit(roles=("agent",))}, "agent", False),
+        ({"action/reshuffle": Limit(roles=("agent", "admin"))}, "agent", True),
+        ({"action/*": Limit(roles=("agent",))}, "agent", True),
+        ({"action/reshuffle": Limit(roles=("agent",))}, "operator", False),
+    ],
+)
+def test_action_is_run_by_an_agent_only_where_a_limit_says_so(
+    limits: dict[str, Limit], role: str | None, is_taken: bool
+) -> None:
+    told = refusal(limits, intent("run_action", name="reshuffle"), role, {})
+    assert (told is None) == is_taken
+
+
+def test_action_has_a_cool_down_like_a_knob() -> None:
+    limits = {"action/reshuffle": Limit(cool_down_s=60)}
+    asked = intent("run_action", name="reshuffle")
+    assert "try again in 50 s" in (refusal(limits, asked, "operator", {"action/reshuffle": 10.0}) or "")

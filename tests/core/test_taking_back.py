@@ -74,7 +74,7 @@ def test_propose_a_cancel_that_is_too_late_keeps_nothing_from_its_step() -> None
 
 def test_cancel_says_who_took_it_back_and_why_whoever_decides_it() -> None:
     mistaken = cancel(2, 1).model_copy(update={"reason": "a mistake"})
-    by_rule = [each for each in decisions.accept(state_after(created(), accepted(1)), mistaken)[1:]]
+    by_rule = decisions.accept(state_after(created(), accepted(1)), mistaken)[1:]
     by_ranks = Script(Replica(generation=1)).propose(mistaken).outcome(1)
     assert isinstance(by_rule[0], CommandSettled)
     assert by_rule[0].reason == by_ranks.reason == "cancelled by ann: a mistake"
