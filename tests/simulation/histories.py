@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from tests.simulation.faults import Faults
-from tests.simulation.world import Parts, World
+from control_plane.core.commands import MAX_STEP
+from tests.simulation.faults import CRASH_POINTS, Faults
+from tests.simulation.parts import Parts
+from tests.simulation.world import World
 
 KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("set_learning_rate", {"value": 1e-4}),
@@ -14,7 +16,16 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("set_knobs", {"changes": [{"knob": "weight_decay", "value": 0.3, "group": "decay"}]}),
     ("set_knobs", {"changes": [{"knob": "gradient_clipping", "factor": 0.5}, {"knob": "weight_decay", "factor": 2.0}]}),
     ("set_knobs", {"changes": [{"knob": "gradient_clipping", "value": 2.0}, {"knob": "unheard of", "value": 1.0}]}),
+    ("set_learning_rate", {"value": 0.5}),
+    ("set_schedule", {"shape": "cosine", "end": 0.1}),
+    ("set_schedule", {"shape": "linear"}),
     ("freeze", {"parameters": "*"}),
+    ("freeze", {"parameters": "head"}),
+    ("unfreeze", {"parameters": "head"}),
+    ("unfreeze", {"parameters": "*"}),
+    ("reset_parameters", {"modules": "head", "seed": 7}),
+    ("run_action", {"name": "reshuffle"}),
+    ("run_action", {"name": "unheard of"}),
     ("evaluate", {}),
     ("save_checkpoint", {}),
     ("pause", {}),
@@ -25,7 +36,7 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
 def troubles(seed: int) -> Faults:
     """Everything that can go wrong, each seed in another mixture."""
     heavy, light = (seed % 3) / 10, (seed % 5) / 100
-    faults = Faults().crash_server(rate=light).drop(heavy).duplicate(heavy).delay(seed % 13)
+    faults = Faults().jump_clock(3600.0).crash_server(rate=light).drop(heavy).duplicate(heavy).delay(seed % 13)
     return faults.trouble_ranks(rate=0.05 + light, stuck=light / 2, killed=light * 2)
 
 
@@ -36,11 +47,15 @@ def act(world: World) -> None:
         submit_something(world)
     elif luck < 0.38:
         cancel_something(world)
+    elif luck < 0.39:
+        keep_or_delete_something(world)
     elif luck < 0.41 and world.unanswered:
         command = world.dice.choice(list(world.unanswered.values()))
         world.try_send(command)
     elif luck < 0.43:
         world.crash_server()
+    elif luck < 0.44:
+        world.faults.stop_server(at=world.dice.choice(CRASH_POINTS))
     elif luck < 0.53 and world.server is None:
         world.restart_server()
     elif luck < 0.55:
@@ -64,7 +79,24 @@ def submit_something(world: World) -> None:
     step = world.fleet.step if world.fleet else 0
     later = step + world.dice.randint(0, 6) if kind != "resume" and world.dice.random() < 0.3 else None
     latest = max(step, later or 0) + world.dice.randint(0, 3) if world.dice.random() < 0.1 else None
-    world.try_submit(kind, not_before_step=later, not_after_step=latest, **body)
+    world.try_submit(kind, not_before_step=later, not_after_step=latest, based_on_seq=some_view(world), **body)
+
+
+def some_view(world: World) -> int | None:
+    """Which entry of the journal the operator has seen: mostly it does not say; the last, an old one, or none yet."""
+    newest = len(world.disk.entries)
+    some = (newest, max(0, newest - world.dice.randint(0, 9)), MAX_STEP)
+    return world.dice.choice(some) if world.dice.random() < 0.1 else None
+
+
+def keep_or_delete_something(world: World) -> None:
+    """Pin, unpin or delete a checkpoint."""
+    if world.files:
+        name = world.dice.choice(list(world.files))
+        kind, body = world.dice.choice(
+            (("pin_checkpoint", {}), ("pin_checkpoint", {"pinned": False}), ("delete_checkpoint", {}))
+        )
+        world.try_submit(kind, based_on_seq=some_view(world), checkpoint=name, **body)
 
 
 def cancel_something(world: World) -> None:
@@ -96,6 +128,8 @@ def act_among_losses(world: World) -> None:
         world.submit_many()
     elif luck < 0.34:
         cancel_something(world)
+    elif luck < 0.36:
+        keep_or_delete_something(world)
     elif luck < 0.40:
         world.lose_everything()
     elif luck < 0.46:

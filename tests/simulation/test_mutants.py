@@ -5,7 +5,7 @@ import pytest
 from tests.simulation.fleet import Violation
 from tests.simulation.histories import live_through
 from tests.simulation.mutants import MUTANTS
-from tests.simulation.world import Parts
+from tests.simulation.parts import Parts
 
 MAX_SEEDS_TO_CATCH = 60
 

@@ -10,9 +10,10 @@ from control_plane.core.records import CommandRepeated, CommandSettled, Generati
 from control_plane.core.recovery import MAX_LOSSES_WITHOUT_PROGRESS, ResumePoint, resume_point
 from tests.simulation.fleet import Violation
 from tests.simulation.histories import live_through
+from tests.simulation.parts import Parts
 from tests.simulation.recovery_mutants import BY_STORY, RECOVERY_MUTANTS
 from tests.simulation.test_world import fleet_of, ticks, training
-from tests.simulation.world import Parts, World
+from tests.simulation.world import World
 
 MAX_SEEDS_TO_CATCH = 300
 

@@ -15,7 +15,8 @@ from tests.simulation.faults import CRASH_POINTS, CrashPoint
 from tests.simulation.fleet import Violation
 from tests.simulation.histories import KINDS
 from tests.simulation.mutants import MUTANTS
-from tests.simulation.world import Parts, World
+from tests.simulation.parts import Parts
+from tests.simulation.world import World
 
 RANKS = st.integers(0, 2)
 NORMAL = settings(
