@@ -36,7 +36,7 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
 def troubles(seed: int) -> Faults:
     """Everything that can go wrong, each seed in another mixture."""
     heavy, light = (seed % 3) / 10, (seed % 5) / 100
-    faults = Faults().jump_clock(3600.0).crash_server(rate=light).drop(heavy).duplicate(heavy).delay(seed % 13)
+    faults = Faults().crash_server(rate=light).drop(heavy).duplicate(heavy).delay(seed % 13)
     return faults.trouble_ranks(rate=0.05 + light, stuck=light / 2, killed=light * 2)
 
 
@@ -86,29 +86,32 @@ def some_view(world: World) -> int | None:
     """Which entry of the journal the operator has seen: mostly it does not say; the last, an old one, or none yet."""
     newest = len(world.disk.entries)
     some = (newest, max(0, newest - world.dice.randint(0, 9)), MAX_STEP)
-    return world.dice.choice(some) if world.dice.random() < 0.1 else None
+    return world.dice.choice(some) if world.dice.random() < 0.2 else None
 
 
 def keep_or_delete_something(world: World) -> None:
     """Pin, unpin or delete a checkpoint."""
-    if world.files:
-        name = world.dice.choice(list(world.files))
-        kind, body = world.dice.choice(
-            (("pin_checkpoint", {}), ("pin_checkpoint", {"pinned": False}), ("delete_checkpoint", {}))
+    names = [each.checkpoint for each in world.server.state.checkpoints] if world.server else list(world.files)
+    if names:
+        kind, pinned = world.dice.choice(
+            (("pin_checkpoint", True), ("pin_checkpoint", False), ("delete_checkpoint", None))
         )
-        world.try_submit(kind, based_on_seq=some_view(world), checkpoint=name, **body)
+        body = {"pinned": pinned} if pinned is not None else {}
+        world.try_submit(kind, based_on_seq=some_view(world), checkpoint=world.dice.choice(names[-3:]), **body)
 
 
 def cancel_something(world: World) -> None:
     """Take back one of the last commands, settled or not."""
     lately = list(world.books.accepted)[-6:]
     if lately:
-        world.try_submit("cancel", command=str(world.dice.choice(lately)))
+        world.try_submit("cancel", based_on_seq=some_view(world), command=str(world.dice.choice(lately)))
 
 
-def live_through(seed: int, actions: int = 60, ranks: int = 3, parts: Parts = Parts(), deadly: bool = False) -> World:
+def live_through(
+    seed: int, actions: int = 60, ranks: int = 3, parts: Parts = Parts(), deadly: bool = False, jumps: bool = True
+) -> World:
     """A whole history, healed and brought to its end; a deadly one is about losses. Raises `Violation`."""
-    world = World(seed, ranks, troubles(seed), parts)
+    world = World(seed, ranks, troubles(seed).jump_clock(3600.0 if jumps else 0.0), parts)
     for _ in range(actions):
         if deadly:
             act_among_losses(world)
@@ -128,7 +131,7 @@ def act_among_losses(world: World) -> None:
         world.submit_many()
     elif luck < 0.34:
         cancel_something(world)
-    elif luck < 0.36:
+    elif luck < 0.37:
         keep_or_delete_something(world)
     elif luck < 0.40:
         world.lose_everything()

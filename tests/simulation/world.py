@@ -71,7 +71,7 @@ class World:
         """An operator sends a new command. Raises `Refused`; without an answer the operator keeps asking."""
         intent = INTENT.validate_python({"kind": kind, **body})
         times = {"not_before_step": not_before_step, "not_after_step": not_after_step, "based_on_seq": based_on_seq}
-        command = Command.model_validate({"uuid": self._uuid(), "author": "ann", "intent": intent, **times})
+        command = Command.model_validate({"uuid": self.new_uuid(), "author": "ann", "intent": intent, **times})
         self.send(command)
         return command
 
@@ -115,7 +115,7 @@ class World:
         places = tuple(RankPlace(rank=rank.rank, node="node", pid=rank.rank, device="cpu") for rank in ranks)
         why = tuple(RefusedCheckpoint(checkpoint=each, reason="damaged") for each in refused)
         knobs = ranks[0].knobs()
-        start = GenerationStart(self._uuid(), places, saved.step, self.total_steps, knobs, {}, name, why)
+        start = GenerationStart(self.new_uuid(), places, saved.step, self.total_steps, knobs, {}, name, why)
         replicas = [
             self._parts.replica(0, replay.paused, replay.stopping, dict(replay.ledger), replay.repeats) for _ in ranks
         ]
@@ -183,6 +183,8 @@ class World:
             self.crash_server()
         except Fenced:
             self.fenced += 1  # it was stopped before it had begun: its successor is there
+        except (KeyError, ValueError) as error:
+            raise Violation(f"I3 order: the server's own records do not fold: {error!r}") from error
         else:
             self.server, self.stopped = (begun, self.stopped) if begun.is_current else (self.server, begun)
         self.check()
@@ -205,7 +207,8 @@ class World:
 
     # Inside
 
-    def _uuid(self) -> UUID:
+    def new_uuid(self) -> UUID:
+        """One that nobody has used."""
         self._uuids += 1
         return UUID(int=self._uuids)
 
