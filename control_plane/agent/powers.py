@@ -158,9 +158,7 @@ Proposal = Decision | Scale | SetTo | Run
 def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: Bounds, powers: Powers) -> Ruling:
     """The gate. `seen` is what the proposer looked at, `now` is the run when the answer came."""
     if isinstance(proposal, Decision):
-        factor = policy.FACTORS.get(proposal.action)
-        power = powers.knobs.get(LEARNING_RATE)
-        obstacle = _beyond_power(now, power, factor) if power is not None and factor is not None else None
+        obstacle = _against_power(proposal, seen, now, powers.knobs.get(LEARNING_RATE))
         return Ruling(None, f"not done: {obstacle}") if obstacle else policy.decide(proposal, seen, now, bounds)
     obstacle = policy.gone_on(seen, now, bounds) or policy.too_many(now, bounds)
     if obstacle is None:
@@ -238,6 +236,15 @@ def _about_rates(proposal: Scale | SetTo, now: Observation, bounds: Bounds, powe
         return f"a learning rate is a finite number above 0, not {_shown(given)}"
     chosen = {"value": given} if isinstance(proposal, SetTo) else {"factor": given}
     return _beyond_power(now, power, **chosen) or policy.rates_out_of_bounds(now, bounds, **chosen)
+
+
+def _against_power(proposal: Decision, seen: Observation, now: Observation, power: Power | None) -> str | None:
+    """What was granted of the learning rate binds double and halve as well."""
+    factor, knob = policy.FACTORS.get(proposal.action), now.knobs.get(LEARNING_RATE)
+    if power is None or factor is None or knob is None:
+        return None
+    recently = _recently(LEARNING_RATE, seen.knobs.get(LEARNING_RATE), knob, now.step, power.cool_down_steps)
+    return recently or _beyond_power(now, power, factor)
 
 
 def _beyond_power(

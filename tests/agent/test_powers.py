@@ -7,7 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
 
+from control_plane.agent.model import GRANTED as GRANTED_ANSWER
 from control_plane.agent.policy import Action, ActionSeen, Bounds, Decision, KnobSeen, Observation
 from control_plane.agent.powers import NO_MORE, Powers, Proposal, Run, Scale, SetTo, decide, load
 from control_plane.agent.prompt import GRANTED, MAX_GRANTED_CHARS, MAX_PROMPT_CHARS, messages
@@ -165,6 +169,46 @@ def test_decide_a_power_over_the_learning_rate_binds_double_too() -> None:
     fast = replace(SEEN, lr=(3e-3,))
     assert "above what is allowed" in ruled(Decision(Action.DOUBLE, ""), fast, fast)[1]
     assert decide(Decision(Action.DOUBLE, ""), fast, fast, BOUNDS, NO_MORE).intent == SetLearningRate(factor=2.0)
+    lately = changed("lr", changed_at=SEEN.step - 49)
+    assert "it is given 50 steps" in ruled(Decision(Action.HALVE, ""), lately, lately)[1]
+
+
+NAMES = st.sampled_from(["lr", "reward/goal", "eval_steps", "mixed", "betas", "gone", "secret", "stop", "move_goal"])
+NUMBERS = st.floats() | st.integers() | st.sampled_from([10**400, 1e308, -0.0, 0.5, 1.5, 2, 2.0000001])
+ANY = st.recursive(st.none() | st.booleans() | NUMBERS | st.text(max_size=8), lambda each: st.lists(each, max_size=3))
+ANSWERS = st.one_of(
+    st.fixed_dictionaries({"action": st.just("scale"), "knob": NAMES | st.text(), "factor": NUMBERS | ANY}),
+    st.fixed_dictionaries({"action": st.just("set"), "knob": NAMES | st.text(), "value": NUMBERS | ANY}),
+    st.fixed_dictionaries(
+        {"action": st.just("run"), "name": NAMES | st.text()},
+        optional={"arguments": st.dictionaries(st.sampled_from(["row", "slow", "by", "label", "x"]), ANY, max_size=4)},
+    ),
+    st.dictionaries(st.sampled_from(["action", "knob", "kind", "value"]), ANY | st.sampled_from(["set", "stop"])),
+)
+ALLOWED = {"reward/goal": (0.5, 3.0), "eval_steps": (50.0, 200.0), "lr": (1e-5, 4e-3)}
+"""Where one step from `SEEN` may lead."""
+
+
+@settings(max_examples=600, deadline=None, derandomize=True)
+@given(ANSWERS)
+def test_decide_whatever_is_answered_leads_nowhere_beyond_what_was_granted(answer: dict[str, Any]) -> None:
+    try:
+        proposal = GRANTED_ANSWER.validate_json(json.dumps(answer)).proposal()
+    except (ValidationError, ValueError):
+        return
+    intent, sentence = ruled(proposal)
+    if intent is None:
+        assert sentence.startswith("not done: ") or proposal.what == "keep"
+    elif isinstance(intent, RunAction):
+        assert (intent.name, intent.arguments.keys() <= {"row", "slow", "by"}) == ("move_goal", True)
+    else:
+        given = intent.changes[0] if isinstance(intent, SetKnobs) else intent
+        name = given.knob if isinstance(intent, SetKnobs) else "lr"
+        assert name in ("lr", "reward/goal", "eval_steps", "mixed", "betas", "weight_decay")
+        if name in ALLOWED:
+            was = [KNOBS[name].value] if name != "lr" else [1e-3]
+            becomes = given.value if given.value is not None else was[0] * given.factor
+            assert ALLOWED[name][0] <= becomes <= ALLOWED[name][1]
 
 
 def test_decide_without_powers_knows_no_knob_and_no_action() -> None:
