@@ -355,7 +355,18 @@ def resume_run(state: RunState, author: str) -> list[Record]:
         raise Conflict("this run has no journal to resume from")
     if state.closed is not None and state.closed.ending == "finished":
         raise Conflict(f"run {state.run} has finished at step {state.step}: there is nothing left to resume")
-    return [RunResumed(author=author)]
+    return [*_too_late_cancels(state), RunResumed(author=author)]
+
+
+def _too_late_cancels(state: RunState) -> list[Record]:
+    """Cancels of what was settled first. New trainers are not told of a stop that is over, and would cancel it again."""
+    told: list[Record] = []
+    for cancel in state.pending_commands():
+        target = state.commands.get(cancel.intent.command) if isinstance(cancel.intent, Cancel) else None
+        if target is not None and target.settled is not None:
+            reason = f"'{target.command.describe()}' was already {target.status}"
+            told.append(CommandSettled(uuid=cancel.uuid, status="rejected", reason=reason))
+    return told
 
 
 def end_generation(state: RunState, generation: int, ending: Ending, step: int, reason: str | None) -> list[Record]:
