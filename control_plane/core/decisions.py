@@ -359,7 +359,7 @@ def resume_run(state: RunState, author: str) -> list[Record]:
 
 
 def _too_late_cancels(state: RunState) -> list[Record]:
-    """Cancels of what was settled first. New trainers are not told of a stop that is over, and would cancel it again."""
+    """Cancels of what was settled first. New trainers do not know a stop that is over, and would cancel it."""
     told: list[Record] = []
     for cancel in state.pending_commands():
         target = state.commands.get(cancel.intent.command) if isinstance(cancel.intent, Cancel) else None
