@@ -9,25 +9,20 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core import limits
-from control_plane.core.branching import Origin, begin, branch_off, check_rollback, settle_at_once, stands_on
+from control_plane.core.branching import Origin, begin, branch_off, check_rollback, settle_at_once
 from control_plane.core.commands import Command, Pause, Resume, SetKnobs, SetLearningRate, Stop
 from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
 from control_plane.core.intents import (
     CHANGES_TRAINING,
-    MAX_NAMES_TOLD,
     NEEDS_NO_RANK,
     Cancel,
-    DeleteCheckpoint,
-    PinCheckpoint,
     Rollback,
 )
+from control_plane.core.keeping import cancel, keep_or_delete
 from control_plane.core.records import (
     MAIN,
-    UNIVERSAL,
     CheckpointCommitted,
-    CheckpointDiscarded,
     CheckpointFailed,
-    CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
     CommandSettled,
@@ -96,7 +91,7 @@ def start_term(state: RunState, term: int) -> list[Record]:
 def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float] = NEVER) -> list[Record]:
     """Take a command, or refuse it. What needs no rank, or nobody can apply any more, is settled at once.
 
-    `changed_s_ago`: seconds since each knob of `state.changed_at` was changed.
+    `changed_s_ago`: seconds since each knob of `state.changed_seq` was changed.
 
     Raises: `Conflict` if the uuid names another command, if the run is not in a state for it, or if the sender's view
     of it is stale; `RunEnded`; `Overloaded` at `MAX_PENDING_COMMANDS`; `NotFound` for an unknown parameter group,
@@ -108,20 +103,17 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
             raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
         return []
     if isinstance(command.intent, NEEDS_NO_RANK):
-        return [CommandAccepted(command=command), *_keep_or_delete(state, command)]
+        _check_view(state, command)
+        return [CommandAccepted(command=command), *keep_or_delete(state, command)]
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
     if isinstance(command.intent, Cancel):
-        return [CommandAccepted(command=command), *_cancel(state, command)]
+        _check_view(state, command)
+        return [CommandAccepted(command=command), *cancel(state, command)]
     if state.stopping or _stop_is_pending(state):
         raise RunEnded(f"run {state.run} is stopping and takes no more commands")
     _check_room(state, command)
-    if command.based_on_seq is not None and command.based_on_seq < state.course_seq:
-        raise Conflict(
-            f"this is based on entry {command.based_on_seq} of the journal, and the run has changed since: "
-            f"{state.course} (entry {state.course_seq}); look again",
-            course_seq=state.course_seq,
-        )
+    _check_view(state, command)
     _check_intent(state, command)
     firsts = command.intent.first if isinstance(command.intent, Rollback) else ()
     for intent in (command.intent, *firsts):
@@ -132,6 +124,15 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
     if isinstance(command.intent, Rollback) and nobody_trains:
         return [accepted, *settle_at_once(state, command)]
     return [accepted]
+
+
+def _check_view(state: RunState, command: Command) -> None:
+    if command.based_on_seq is not None and command.based_on_seq < state.course_seq:
+        raise Conflict(
+            f"this is based on entry {command.based_on_seq} of the journal, and the run has changed since: "
+            f"{state.course} (entry {state.course_seq}); look again",
+            course_seq=state.course_seq,
+        )
 
 
 def _check_room(state: RunState, command: Command) -> None:
@@ -149,8 +150,9 @@ def _check_room(state: RunState, command: Command) -> None:
 
 def _stop_is_pending(state: RunState) -> bool:
     # A stop that is planned for a later step does not count: until then the run may have to be resumed.
-    pending = (state.commands[uuid].command for uuid in state.pending)
-    return any(isinstance(command.intent, Stop) and command.not_before_step is None for command in pending)
+    return any(
+        isinstance(command.intent, Stop) and command.not_before_step is None for command in state.pending_commands()
+    )
 
 
 def _check_intent(state: RunState, command: Command) -> None:
@@ -181,53 +183,6 @@ def _check_during_replay(state: RunState, command: Command) -> None:
         )
 
 
-def _cancel(state: RunState, command: Command) -> list[Record]:
-    """Nothing, while trainers may already have been offered what is to be cancelled: they settle both."""
-    assert isinstance(command.intent, Cancel)
-    life = state.commands.get(command.intent.command)
-    if life is None:
-        raise NotFound(f"no command {command.intent.command} was ever accepted by run {state.run}")
-    if life.settled is not None:
-        raise Conflict(f"'{life.command.describe()}' is already {life.status}: there is nothing left to cancel")
-    if isinstance(life.command.intent, Cancel):
-        raise Conflict("a cancel cannot be cancelled")
-    if state.generation is not None and state.listens:
-        return []
-    return [
-        CommandSettled(uuid=life.command.uuid, status="cancelled", reason=cancelled_by(command)),
-        CommandSettled(uuid=command.uuid, status="applied", after={"cancelled": str(life.command.uuid)}),
-    ]
-
-
-def cancelled_by(command: Command) -> str:
-    """Why a command is no more, told to whoever sent it."""
-    return f"cancelled by {command.author}" + (f": {command.reason}" if command.reason else "")
-
-
-def _keep_or_delete(state: RunState, command: Command) -> list[Record]:
-    intent = command.intent
-    assert isinstance(intent, PinCheckpoint | DeleteCheckpoint)
-    names = [each.checkpoint for each in state.checkpoints]
-    found = next((each for each in state.checkpoints if each.checkpoint == intent.checkpoint), None)
-    if found is None:
-        listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
-        raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}; the newest are {listed}")
-    if isinstance(intent, PinCheckpoint):
-        pinned = CheckpointPinned(checkpoint=found.checkpoint, pinned=intent.pinned)
-        after = {"checkpoint": found.checkpoint, "pinned": intent.pinned}
-        return [pinned, CommandSettled(uuid=command.uuid, status="applied", after=after)]
-    restored_from = state.generation.checkpoint if state.generation else None
-    if found.checkpoint in stands_on(state) - {names[-1]}:
-        raise Conflict(f"checkpoint {found.checkpoint} is what a branch stands on, or goes on from: it stays")
-    if found.pinned:
-        raise Conflict(f"checkpoint {found.checkpoint} is pinned; unpin it first")
-    if found.checkpoint == names[-1] or found.checkpoint == (restored_from or "").removesuffix(UNIVERSAL):
-        raise Conflict(f"checkpoint {found.checkpoint} is the newest, or what the run stands on: it stays")
-    gone = CheckpointDiscarded(checkpoint=found.checkpoint, reason=f"deleted by {command.author}")
-    after = {"checkpoint": found.checkpoint, "deleted": True}
-    return [gone, CommandSettled(uuid=command.uuid, status="applied", after=after)]
-
-
 def _check_groups(state: RunState, intent: object) -> None:
     if isinstance(intent, SetLearningRate):
         _check_group(state, intent.group)
@@ -255,12 +210,13 @@ def find_group(groups: list[str], group: int | str) -> int | None:
 
 
 def _will_be_paused(state: RunState) -> bool:
-    """Paused, once everything that is already accepted has been applied."""
+    """Paused, once everything that is already accepted, and due at once, has been applied."""
     paused = state.paused
     for uuid in state.pending:
-        intent = state.commands[uuid].command.intent
-        if isinstance(intent, Pause | Resume):
-            paused = isinstance(intent, Pause)
+        command = state.commands[uuid].command
+        # A pause that is planned for a later step says nothing of until then.
+        if isinstance(command.intent, Pause | Resume) and command.not_before_step is None:
+            paused = isinstance(command.intent, Pause)
     return paused
 
 
@@ -407,7 +363,18 @@ def resume_run(state: RunState, author: str, back: bool = False) -> list[Record]
         raise Conflict("this run has no journal to resume from")
     if state.closed is not None and state.closed.ending == "finished" and not back:
         raise Conflict(f"run {state.run} has finished at step {state.step}: there is nothing left to resume")
-    return [RunResumed(author=author)]
+    return [*_too_late_cancels(state), RunResumed(author=author)]
+
+
+def _too_late_cancels(state: RunState) -> list[Record]:
+    """Cancels of what was settled first. New trainers do not know a stop that is over, and would cancel it."""
+    told: list[Record] = []
+    for cancel in state.pending_commands():
+        target = state.commands.get(cancel.intent.command) if isinstance(cancel.intent, Cancel) else None
+        if target is not None and target.settled is not None:
+            reason = f"'{target.command.describe()}' was already {target.status}"
+            told.append(CommandSettled(uuid=cancel.uuid, status="rejected", reason=reason))
+    return told
 
 
 def end_generation(
