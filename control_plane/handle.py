@@ -22,6 +22,7 @@ from control_plane.core.records import (
     Entry,
     RankPlace,
     Reading,
+    StateDigested,
 )
 from control_plane.core.recovery import ResumePoint
 
@@ -84,6 +85,7 @@ class Report(Words):
     outcomes: tuple[CommandSettled, ...] = ()
     checkpoints: tuple[CheckpointCommitted, ...] = ()
     failed_checkpoints: tuple[CheckpointFailed, ...] = ()
+    digests: tuple[StateDigested, ...] = ()
     restart: Restart | None = None
     points: tuple[Point, ...] = ()
     progress: Progress | None = None

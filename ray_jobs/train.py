@@ -78,6 +78,7 @@ def _train(files: RunFiles, use_gpu: bool, started_at_s: float) -> None:
         files=files,
         connect=lambda: RayHandle(files),
         checkpoint_every_steps=config.checkpoint.every_steps,
+        digest_every_steps=config.digest.every_steps,
         ranks=config.scaling.ranks,
         retention=config.checkpoint.retention(),
         hang_after_s=config.recovery.hang_after_s,

@@ -29,6 +29,7 @@ from control_plane.core.records import (
     RunClosed,
     RunCreated,
     RunResumed,
+    StateDigested,
     TermStarted,
 )
 
@@ -90,6 +91,8 @@ class RunState:
     # Checkpoints that lie beyond a later start: the run went on from before them, and history took another way.
     abandoned: set[str] = field(default_factory=set)
     losses: list[Loss] = field(default_factory=list)
+    # Of the current generation, by step: what is told twice is recorded once.
+    digested: dict[int, StateDigested] = field(default_factory=dict)
     # The highest step that the journal knows to have been made, by any generation.
     reached_step: int = 0
     started_seq: int = 0
@@ -180,6 +183,10 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             ]
         case CheckpointFailed():
             pass  # for people: what was never committed was never there
+        case StateDigested():
+            state.digested[record.step] = record
+            state.step = max(state.step, record.step)
+            state.reached_step = max(state.reached_step, record.step)
         case GenerationLost():
             _lose(state, entry, record)
             state.reached_step = max(state.reached_step, record.step)
@@ -198,6 +205,7 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     # A pause, or a stop, outlives the trainers: what was decided before a loss is repeated after it.
     state.generation, state.ended, state.step = record, None, record.step
     state.started_seq = entry.seq
+    state.digested = {}
     state.course_seq, state.course = entry.seq, f"the trainers began at step {record.step}"
     state.abandoned |= {each.checkpoint for each in state.checkpoints if each.step > record.step}
     state.starts[record.uuid] = record.generation
