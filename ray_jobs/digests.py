@@ -144,7 +144,7 @@ def _entry(label: str, key: str, value: Any, owner: torch.Tensor, shares: list[t
     if not isinstance(value, torch.Tensor):
         is_number = isinstance(value, int | float)
         yield f"optimizer/{label}/{key}", number_digest(value) if is_number else value_digest(value)
-    elif value.numel() == 1 and owner.numel() != 1:
+    elif value.dim() == 0 and owner.dim() != 0:
         yield f"optimizer/{label}/{key}", number_digest(value)
     elif value.shape != owner.shape or not shares:
         yield f"optimizer/{label}/{key}", tensor_digest(value)

@@ -40,7 +40,7 @@ def value_digest(value: Any) -> str:
 def number_digest(value: Any) -> str:
     """The digest of a number that is a tensor in some processes and a plain number in others, as Adam's step is."""
     plain = value.item() if isinstance(value, torch.Tensor) else value
-    if isinstance(plain, int | float) and isfinite(plain):
+    if isinstance(plain, int | float) and isfinite(plain) and float(plain) == plain:
         return value_digest(float(plain))
     return tensor_digest(value) if isinstance(value, torch.Tensor) else value_digest(value)
 
