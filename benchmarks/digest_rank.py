@@ -67,7 +67,6 @@ class Blocks(TrainerCallback):
         arms = [(arm, every) for arm, every in arms if every <= self.spec["steps"]]
         self._order = [arms[(at + turn) % len(arms)] for turn in range(self.spec["rounds"]) for at in range(len(arms))]
         self._made = -WARM_UP_STEPS
-        self._began_s = time.perf_counter()
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Collective. One step of the block is made."""
@@ -78,11 +77,13 @@ class Blocks(TrainerCallback):
             return
         block = self.blocks[-1]
         if block["every"] and self._made % block["every"] == 0:
-            began_s = time.perf_counter()
+            began_s, began_cpu_s = time.perf_counter(), time.thread_time()
             block["digest_bytes"].append(getattr(self, block["arm"])(state.global_step))
             block["digest_ms"].append(1e3 * (time.perf_counter() - began_s))
+            block["digest_cpu_ms"].append(1e3 * (time.thread_time() - began_cpu_s))
         if self._made == self.spec["steps"]:
             block["step_ms"] = 1e3 * (time.perf_counter() - self._began_s) / self._made
+            block["step_cpu_ms"] = 1e3 * (time.process_time() - self._began_cpu_s) / self._made
             self._made = 0
             if len(self.blocks) == len(self._order):
                 control.should_training_stop = True
@@ -91,9 +92,9 @@ class Blocks(TrainerCallback):
 
     def _begin(self) -> None:
         arm, every = self._order[len(self.blocks)]
-        self.blocks.append({"arm": arm, "every": every, "digest_ms": [], "digest_bytes": []})
+        self.blocks.append({"arm": arm, "every": every, "digest_ms": [], "digest_cpu_ms": [], "digest_bytes": []})
         self.collectives.barrier()
-        self._began_s = time.perf_counter()
+        self._began_s, self._began_cpu_s = time.perf_counter(), time.process_time()
 
 
 def train(rank: int, spec: dict[str, Any]) -> list[Block]:
