@@ -106,7 +106,7 @@ def train(rank: int, spec: dict[str, Any]) -> list[Block]:
     trainer: Any = Trainer(
         model=fresh_model(config),
         args=arguments(config, files.root / "trainer", steps),
-        train_dataset=random_blocks(config, SAMPLES),  # type: ignore[arg-type]
+        train_dataset=random_blocks(config, SAMPLES),
         callbacks=[blocks],
     )
     session = RankSession(collectives, None, knobs=Knobs())
@@ -142,7 +142,7 @@ def _ours(trainer: Any, session: RankSession, stream: DigestStream) -> Callable[
 
 def _plain(trainer: Any) -> Callable[[int], int]:
     def digest(step: int) -> int:
-        file = Counting()
+        file: Any = Counting()
         engine = trainer.deepspeed
         torch.save({"model": engine.module.state_dict(), "optimizer": engine.optimizer.state_dict()}, file)
         file.digest.hexdigest()
