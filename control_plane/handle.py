@@ -25,6 +25,7 @@ from control_plane.core.records import (
     Parent,
     RankPlace,
     Reading,
+    StateDigested,
 )
 from control_plane.core.recovery import ResumePoint
 
@@ -88,6 +89,7 @@ class Report(Words):
     outcomes: tuple[CommandSettled, ...] = ()
     checkpoints: tuple[CheckpointCommitted, ...] = ()
     failed_checkpoints: tuple[CheckpointFailed, ...] = ()
+    digests: tuple[StateDigested, ...] = ()
     restart: Restart | None = None
     points: tuple[Point, ...] = ()
     progress: Progress | None = None

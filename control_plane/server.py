@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
-from control_plane.core import decisions, recovery
+from control_plane.core import decisions, digests, recovery
 from control_plane.core.branching import Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
@@ -250,6 +250,8 @@ class ControlServer:
             self._commit(decisions.commit_checkpoint(self._state, checkpoint))
         for failed in report.failed_checkpoints:
             self._commit(decisions.fail_checkpoint(self._state, failed))
+        # All at once: a run that digests every step would wait for the disk once for each of them.
+        self._commit([new for each in report.digests for new in digests.digest_state(self._state, each)])
         if report.restart is not None:
             self._commit(decisions.recover_generation(self._state, measured(self._state, report.restart)))
         if report.checkpoints:

@@ -30,6 +30,7 @@ from control_plane.core.records import (
     RunClosed,
     RunCreated,
     RunResumed,
+    StateDigested,
     TermStarted,
 )
 from control_plane.core.recovery import PHASES
@@ -64,6 +65,8 @@ def what(record: Record, asked: Mapping[UUID, Command]) -> str:
             return f"back on branch {record.branch}"
         case CheckpointCommitted() | CheckpointPinned() | CheckpointFailed() | CheckpointDiscarded():
             return checkpoint(record)
+        case StateDigested():
+            return f"state at step {record.step} digested on {_count(len(record.ranks), 'rank')}"
         case GenerationStarted() | GenerationLost() | GenerationRecovered() | GenerationEnded():
             return generation(record)
 

@@ -26,6 +26,7 @@ from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier,
 from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import Collectives
 from ray_jobs.context import RunContext
+from ray_jobs.digest_stream import DigestStream
 from ray_jobs.elastic import apply_batch_plan
 from ray_jobs.frozen import frozen_parameters
 from ray_jobs.heartbeat import Heartbeat
@@ -68,6 +69,7 @@ class InteractiveCallback(TrainerCallback):
         self._learning_rate: LearningRateApplier | None = None
         self._watchdog: Watchdog | None = None
         self._heartbeat: Heartbeat | None = None
+        self._digests: DigestStream | None = None
         # Loaded at, while the first step after a restart has not been made (monotonic).
         self._restarting_s: float | None = None
         self._stepped = False
@@ -181,6 +183,7 @@ class InteractiveCallback(TrainerCallback):
         step, total_steps = state.global_step, state.max_steps
         generation = session.start(place, step, total_steps, self.knobs(), self._facts(), plan, self.context.retention)
         log.info("generation %d: steered from step %d to %d", generation, step, total_steps)
+        self._digests = DigestStream(self.trainer, session, self.context.files, self.context.digest_every_steps)
         self._restarting_s = time.monotonic() if generation > 1 else None
         self._loaded_s = max(0.0, time.time() - self.context.started_at_s)
         session.hold(step)
@@ -220,6 +223,9 @@ class InteractiveCallback(TrainerCallback):
         """Collective. The boundary after `step`, when all that belongs to the step is done."""
         session = self.opened()
         session.end_step(step)
+        # Here the state is what it will be at this step after a loss: its commands are carried out, whoever gave them.
+        if self._digests is not None:
+            self._digests.after_boundary(step)
         if self._restarting_s is not None and session.link is not None:
             first_step_s, started_at_s = time.monotonic() - self._restarting_s, self.context.started_at_s
             session.link.restarted(
@@ -242,15 +248,17 @@ class InteractiveCallback(TrainerCallback):
         ending: GenerationEnding = "stopped" if session.replica.stopping else "finished"
         if session.link is not None:
             session.link.close("left" if self.leaving else ending, step, None)
-        self._end_watch()
+        self._end()
 
     def fail(self, step: int, error: Exception) -> None:
         """Tell the control server that the training raised, if this rank has a link. Others wait to be restarted."""
         if self.session is not None and self.session.link is not None:
             self.session.link.close("failed", step, f"{type(error).__name__}: {error}", FAILED_WAIT_S)
-        self._end_watch()
+        self._end()
 
-    def _end_watch(self) -> None:
+    def _end(self) -> None:
+        if self._digests is not None:
+            self._digests.close()
         if self._watchdog is not None:
             self._watchdog.stop()
         if self._heartbeat is not None:

@@ -22,6 +22,7 @@ from ray_jobs.config_sections import (
     CheckpointSettings,
     DataSettings,
     DeepSpeedSettings,
+    DigestSettings,
     Gpt2Workload,
     LimitSettings,
     ModelSettings,
@@ -48,6 +49,7 @@ class RunConfig(Section):
     training: TrainingSettings = {}
     deepspeed: DeepSpeedSettings | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
+    digest: DigestSettings = DigestSettings()
     recovery: RecoverySettings = RecoverySettings()
     limits: dict[str, LimitSettings] = {}
 
@@ -296,6 +298,8 @@ _SECTIONS: dict[str, type[Section]] = {
     "scaling": ScalingSettings,
     "model": ModelSettings,
     "data": DataSettings,
+    # Before "checkpoint": a stray `every_steps` is more likely meant for that.
+    "digest": DigestSettings,
     "checkpoint": CheckpointSettings,
     "recovery": RecoverySettings,
 }

@@ -116,6 +116,15 @@ class CheckpointSettings(Section):
         return self.model_dump(exclude={"every_steps"})
 
 
+class DigestSettings(Section):
+    """Every so many steps each rank digests what it has live, and the journal keeps it (0: never).
+
+    Two runs, or a run and its replay, are compared by these.
+    """
+
+    every_steps: int = Field(default=100, ge=0, le=MOST_STEPS)
+
+
 class RecoverySettings(Section):
     """How a loss is noticed, and how fast the way back is.
 

@@ -23,6 +23,7 @@ class RunContext:
     files: RunFiles
     connect: Callable[[], RunHandle]
     checkpoint_every_steps: int = 0
+    digest_every_steps: int = 0
     # The number of ranks that the batch sizes of the arguments are meant for; None: as many as there are.
     ranks: int | None = None
     retention: Reading = field(default_factory=dict)

@@ -110,6 +110,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         files=files,
         connect=lambda: RayHandle(files),
         checkpoint_every_steps=config.checkpoint.every_steps,
+        digest_every_steps=config.digest.every_steps,
         ranks=config.scaling.ranks,
         retention=config.checkpoint.retention(),
         hang_after_s=config.recovery.hang_after_s,

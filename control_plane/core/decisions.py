@@ -18,7 +18,7 @@ from control_plane.core.intents import (
     Cancel,
     Rollback,
 )
-from control_plane.core.keeping import cancel, keep_or_delete
+from control_plane.core.keeping import cancel_command, keep_or_delete
 from control_plane.core.records import (
     MAIN,
     CheckpointCommitted,
@@ -109,7 +109,7 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
         raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
     if isinstance(command.intent, Cancel):
         _check_view(state, command)
-        return [CommandAccepted(command=command), *cancel(state, command)]
+        return [CommandAccepted(command=command), *cancel_command(state, command)]
     if state.stopping or _stop_is_pending(state):
         raise RunEnded(f"run {state.run} is stopping and takes no more commands")
     _check_room(state, command)
@@ -150,9 +150,8 @@ def _check_room(state: RunState, command: Command) -> None:
 
 def _stop_is_pending(state: RunState) -> bool:
     # A stop that is planned for a later step does not count: until then the run may have to be resumed.
-    return any(
-        isinstance(command.intent, Stop) and command.not_before_step is None for command in state.pending_commands()
-    )
+    waiting = state.pending_commands()
+    return any(isinstance(command.intent, Stop) and command.not_before_step is None for command in waiting)
 
 
 def _check_intent(state: RunState, command: Command) -> None:
@@ -212,8 +211,7 @@ def find_group(groups: list[str], group: int | str) -> int | None:
 def _will_be_paused(state: RunState) -> bool:
     """Paused, once everything that is already accepted, and due at once, has been applied."""
     paused = state.paused
-    for uuid in state.pending:
-        command = state.commands[uuid].command
+    for command in state.pending_commands():
         # A pause that is planned for a later step says nothing of until then.
         if isinstance(command.intent, Pause | Resume) and command.not_before_step is None:
             paused = isinstance(command.intent, Pause)

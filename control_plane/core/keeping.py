@@ -8,7 +8,7 @@ from control_plane.core.records import UNIVERSAL, CheckpointDiscarded, Checkpoin
 from control_plane.core.state import RunState
 
 
-def cancel(state: RunState, command: Command) -> list[Record]:
+def cancel_command(state: RunState, command: Command) -> list[Record]:
     """Nothing, while trainers may already have been offered what is to be cancelled: they settle both."""
     assert isinstance(command.intent, Cancel)
     life = state.commands.get(command.intent.command)

@@ -238,6 +238,21 @@ class CheckpointDiscarded(Words):
     reason: str
 
 
+class StateDigested(Words):
+    """What every rank had live after step `step`, as a digest for each rank, in rank order.
+
+    `samples` is the digest of the ids of the step's global batch. Which part of a rank's state a digest came from
+    is in the rank's own file, see `storage.digest_files`.
+    """
+
+    type: Literal["StateDigested"] = "StateDigested"
+    generation: int
+    step: int
+    ranks: tuple[str, ...]
+    samples: str
+    algorithm: str = "xxh3_128"
+
+
 class Death(Words):
     """One rank that was lost, as the driver saw it. `rank` is None if it was lost before it had one."""
 
@@ -311,6 +326,7 @@ Record = Annotated[
     | CheckpointPinned
     | CheckpointFailed
     | CheckpointDiscarded
+    | StateDigested
     | GenerationLost
     | GenerationRecovered
     | GenerationEnded

@@ -35,6 +35,7 @@ from control_plane.core.records import (
     RunClosed,
     RunCreated,
     RunResumed,
+    StateDigested,
     TermStarted,
 )
 
@@ -98,6 +99,8 @@ class RunState:
     # Checkpoints that lie beyond a later start: the run went on from before them, and history took another way.
     abandoned: set[str] = field(default_factory=set)
     losses: list[Loss] = field(default_factory=list)
+    # Of the current generation, by step: what is told twice is recorded once.
+    digested: dict[int, StateDigested] = field(default_factory=dict)
     # The highest step that the journal knows to have been made, by any generation.
     reached_step: int = 0
     started_seq: int = 0
@@ -211,6 +214,10 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             ]
         case CheckpointFailed():
             pass  # for people: what was never committed was never there
+        case StateDigested():
+            state.digested[record.step] = record
+            state.step = max(state.step, record.step)
+            state.reached_step = max(state.reached_step, record.step)
         case GenerationLost():
             _lose(state, entry, record)
             _reach(state, record.step, state.branch_of_generation.get(record.generation, state.head))
@@ -247,6 +254,7 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     # A pause, or a stop, outlives the trainers: what was decided before a loss is repeated after it.
     state.generation, state.ended, state.step = record, None, record.step
     state.started_seq = entry.seq
+    state.digested = {}
     state.course_seq, state.course = entry.seq, f"the trainers began at step {record.step}"
     own = [each for each in state.checkpoints if each.branch == record.branch]
     state.abandoned |= {each.checkpoint for each in own if each.step > record.step}

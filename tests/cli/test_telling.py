@@ -78,6 +78,7 @@ def death(rank: int | None, node: str = "node-3", reason: str = "its process end
             "no checkpoint at step 40: disk full",
         ),
         (CheckpointDiscarded(checkpoint="c", reason="3 newer ones"), "checkpoint c discarded: 3 newer ones"),
+        (examples.digested(100), "state at step 100 digested on 2 ranks"),
         (RunResumed(author="ann"), "run resumed"),
         (
             CheckpointCommitted(checkpoint="c", step=120, generation=1, path="p", note="before\nthe surgery"),

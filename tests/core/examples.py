@@ -25,6 +25,7 @@ from control_plane.core.records import (
     RunClosed,
     RunCreated,
     RunResumed,
+    StateDigested,
     TermStarted,
 )
 from control_plane.core.state import RunState, evolve
@@ -118,6 +119,11 @@ def committed(step: int, generation: int = 1, **body: Any) -> CheckpointCommitte
     )
 
 
+def digested(step: int, generation: int = 1, ranks: tuple[str, ...] | None = None, samples: str = "s") -> StateDigested:
+    """Two ranks have digested what they have live."""
+    return StateDigested(generation=generation, step=step, ranks=ranks or (f"a{step}", f"b{step}"), samples=samples)
+
+
 def lost(step: int, generation: int = 1, silent_s: float = 0.25) -> GenerationLost:
     """The trainers died."""
     death = Death(rank=1, node="10.0.0.2", reason="SIGKILL")
@@ -150,6 +156,7 @@ def every_record() -> tuple[Record, ...]:
         CheckpointFailed(checkpoint="step-12-g1", step=12, generation=1, reason="the disk is full"),
         CheckpointPinned(checkpoint="c1", pinned=True),
         CheckpointDiscarded(checkpoint="c1", reason="older than the last 1"),
+        digested(13),
         lost(14),
         started(901, 2, step=0, checkpoint=None, refused=(RefusedCheckpoint(checkpoint="step-11-g1", reason="a bit"),)),
         repeated(1, after=applied.after),

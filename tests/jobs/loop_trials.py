@@ -142,7 +142,9 @@ def _engine(net: nn.Module, optimizer: Any, scheduler: Any) -> Any:
 
 
 def _enter(files: RunFiles, server: Any, every_steps: int = 0) -> None:
-    run = context.RunContext(files=files, connect=lambda: server, checkpoint_every_steps=every_steps)
+    run = context.RunContext(
+        files=files, connect=lambda: server, checkpoint_every_steps=every_steps, digest_every_steps=1
+    )
     context.enter(run)
 
 

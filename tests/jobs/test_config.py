@@ -88,6 +88,7 @@ def test_config_defaults_are_two_ranks_on_what_there_is(good: Path) -> None:
 def test_config_defaults_save_and_recover_without_being_asked(good: Path) -> None:
     config = load(good)
     assert config.checkpoint.every_steps == 100
+    assert config.digest.every_steps == 100
     assert Retention.model_validate(config.checkpoint.retention()) == Retention()
     assert (config.recovery.hang_after_s, config.recovery.spares, config.recovery.start_timeout_s) == (5, "auto", 20)
 
@@ -292,6 +293,9 @@ BAD_VALUES = {
     "checkpoint.keep_best=-1": "checkpoint.keep_best is -1 (an integer), but must be at least 0",
     "checkpoint.best_mode=lowest": "checkpoint.best_mode is 'lowest' (text), but must be one of 'min' or 'max'",
     "checkpoint.keep=3": "checkpoint.keep is not a known key",
+    "digest.every_steps=-1": "digest.every_steps is -1 (an integer), but must be at least 0",
+    "digest.every_step=5": "digest.every_step is not a known key; did you mean every_steps?",
+    "every_steps=5": "every_steps is not a known key; did you mean checkpoint.every_steps?",
     "recovery.hang_after_s=1": "recovery.hang_after_s is 1 (an integer), but must be at least 2",
     "recovery.hang_after_s=.inf": "recovery.hang_after_s is inf, but must be a finite number",
     "recovery.start_timeout_s=0": "recovery.start_timeout_s is 0 (an integer), but must be at least 1",

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from control_plane.core.digests import compare
 from control_plane.core.errors import Conflict, Invalid
 from control_plane.core.records import (
     CheckpointCommitted,
@@ -14,7 +15,9 @@ from control_plane.core.records import (
     CommandSettled,
     GenerationEnded,
     GenerationStarted,
+    StateDigested,
 )
+from control_plane.storage.digest_files import named
 from control_plane.storage.journal import read
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
@@ -254,6 +257,18 @@ def test_a_lost_loop_goes_on_from_its_checkpoint_and_ends_bit_for_bit_as_without
     assert second.knobs["loss/weight"] == 2.0
     assert [(rank["began_at"], rank["step"], rank["seed"]) for rank in again] == [(6, STEPS, 3)] * 2
     assert {rank["weights"] for rank in again} == {rank["weights"] for rank in ranks.saw(f"{arm}-by-hand-to-the-end")}
+
+
+@on_ranks
+@each_arm
+def test_steps_that_are_made_again_after_a_loss_have_the_digests_that_they_had(ranks: Ranks, arm: str) -> None:
+    told = ranks.records(f"{arm}-restored", StateDigested)
+    assert [each.step for each in told] == [*range(1, FAIL_AT + 1), *range(7, STEPS + 1)]
+    found = compare(told[:FAIL_AT], told[FAIL_AT:])
+    files = ranks.files(f"{arm}-restored")
+    assert found.first is None, named(found.first, files, files)
+    assert found.steps == (7, 8)
+    assert len({root for each in told[FAIL_AT:] for root in each.ranks}) == 2 * (STEPS - 6)
 
 
 @on_ranks
