@@ -40,15 +40,17 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/runs/{{run}}/journal": READERS,
     f"GET {PREFIX}/runs/{{run}}/metrics": READERS,
     f"GET {PREFIX}/runs/{{run}}/logs": READERS,
+    f"GET {PREFIX}/runs/{{run}}/tree": READERS,
+    f"GET {PREFIX}/compare": READERS,
     f"WEBSOCKET {PREFIX}/runs/{{run}}/stream": READERS,
 }
 
 KINDS_OF_AGENT = frozenset({"set_learning_rate", "set_knobs", "set_schedule", "save_checkpoint", "evaluate"})
 """An agent may tune and look: what it changes is a number within the run's limits, and can be set back.
 
-For people: to hold or end a run; to freeze parameters or reset them, and to delete checkpoints, which no command takes
-back; to pin, for pins are what people rely on; to take back other people's commands; and a script's own actions, of
-which nobody here knows what they do.
+For people: to hold or end a run, or to take it to another branch; to freeze parameters or reset them, and to delete
+checkpoints, which no command takes back; to pin, for pins are what people rely on; to take back other people's
+commands; and a script's own actions, of which nobody here knows what they do.
 """
 
 TOKEN_BYTES = 32
