@@ -39,9 +39,12 @@ from control_plane.handle import (
     Progress,
     Receipt,
     Report,
+    Result,
     Snapshot,
+    Stretch,
+    Trajectories,
 )
-from control_plane.views import measured, retired_checkpoints, snapshot_of, view_of
+from control_plane.views import measured, retired_checkpoints, snapshot_of, trajectories_of, view_of
 
 
 class JournalWriter(Protocol):
@@ -75,6 +78,10 @@ class MeasurementStore(Protocol):
 
     def latest(self) -> dict[str, float]:
         """The newest value of each name."""
+        ...
+
+    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch."""
         ...
 
 
@@ -187,6 +194,14 @@ class ControlServer:
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
         """Points after the cursor."""
         return self._metrics.read(after, limit, names)
+
+    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch."""
+        return self._metrics.results(stretches, names)
+
+    async def trajectories(self) -> Trajectories:
+        """Every branch, with what was done on it."""
+        return trajectories_of(self._state)
 
     # What rank 0 and the driver say
 

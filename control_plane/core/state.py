@@ -121,6 +121,8 @@ class RunState:
     branch_of_generation: dict[int, str] = field(default_factory=dict)
     # The highest step that the journal knows of each branch.
     reached: dict[str, int] = field(default_factory=dict)
+    # The knobs as the trainers of each branch have them, or had them last; the head's are `knobs`.
+    knobs_of: dict[str, Reading] = field(default_factory=dict)
     # When the run was last taken to another branch; pauses and stops before that are over and done with.
     branched_seq: int = 0
     # Commands that take effect at a known step, before any other.
@@ -261,7 +263,7 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     state.branch_of_generation[record.generation] = record.branch
     _reach(state, record.step, record.branch)
     state.starts[record.uuid] = record.generation
-    state.knobs = dict(record.knobs)
+    state.knobs = state.knobs_of[record.branch] = dict(record.knobs)
     if state.lost:
         state.losses[-1] = replace(state.losses[-1], restarted=record)
 

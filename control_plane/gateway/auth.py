@@ -40,6 +40,8 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/runs/{{run}}/journal": READERS,
     f"GET {PREFIX}/runs/{{run}}/metrics": READERS,
     f"GET {PREFIX}/runs/{{run}}/logs": READERS,
+    f"GET {PREFIX}/runs/{{run}}/tree": READERS,
+    f"GET {PREFIX}/compare": READERS,
     f"WEBSOCKET {PREFIX}/runs/{{run}}/stream": READERS,
 }
 
@@ -49,8 +51,9 @@ KINDS_OF_AGENT = frozenset(
 """An agent may tune and look: what it changes is a number within the run's limits, and can be set back. A script's own
 actions are for those that the run's limits name for agents, see `core.limits`.
 
-For people: to hold or end a run; to freeze parameters or reset them, and to delete checkpoints, which no command takes
-back; to pin, for pins are what people rely on; and to take back other people's commands.
+For people: to hold or end a run, or to take it to another branch; to freeze parameters or reset them, and to delete
+checkpoints, which no command takes back; to pin, for pins are what people rely on; and to take back other people's
+commands.
 """
 
 TOKEN_BYTES = 32

@@ -26,8 +26,9 @@ from control_plane.core.records import (
     RefusedCheckpoint,
 )
 from control_plane.core.recovery import replay_after
-from control_plane.handle import Measurements, Point, Progress, Report, Restart
+from control_plane.handle import Measurements, Point, Progress, Report, Restart, Result, Stretch
 from control_plane.server import ControlServer
+from tests.storage.plain_results import results_of
 
 GROUPS = ["decay", "no_decay"]
 OTHER_KNOBS: Reading = {
@@ -103,6 +104,10 @@ class MetricsInMemory:
     def latest(self) -> dict[str, float]:
         """The newest value of each name."""
         return {point.name: point.value for point in self._points}
+
+    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch."""
+        return results_of(self._points, stretches, names)
 
 
 class FakeTrainer:
