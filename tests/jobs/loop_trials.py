@@ -25,11 +25,17 @@ SAVE_EVERY_STEPS = 3
 WAIT_S = 30.0
 
 
-class Operator:
-    """Stands before the control server, and lets a paused run go on as soon as it is seen to be paused."""
+RESUME = {"author": "operator", "intent": {"kind": "resume"}}
 
-    def __init__(self, server: Any) -> None:
-        self._server, self.resumed = server, 0
+
+class Operator:
+    """Stands before the control server, and lets a paused run go on as soon as it is seen to be paused.
+
+    `commands`, a resume among them, are what it sends then.
+    """
+
+    def __init__(self, server: Any, commands: tuple[dict[str, Any], ...] = (RESUME,)) -> None:
+        self._server, self._commands, self.resumed = server, commands, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._server, name)
@@ -38,8 +44,8 @@ class Operator:
         answer = await self._server.report(report)
         if report.progress is not None and report.progress.phase == "paused" and not self.resumed:
             self.resumed += 1
-            resume = {"uuid": str(uuid4()), "author": "operator", "intent": {"kind": "resume"}}
-            await self._server.submit(Command.model_validate(resume))
+            for command in self._commands:
+                await self._server.submit(Command.model_validate({"uuid": str(uuid4())} | command))
         return answer
 
 
