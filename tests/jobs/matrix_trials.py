@@ -50,7 +50,7 @@ def weights(trainer: Any) -> str:
 
 
 class MatrixWitness(TrainerCallback):
-    """On each rank: the weights after every step, when all that belongs to the step was over, and what happened when."""
+    """On each rank: the weights after every step, when all that belongs to it was over, and what happened when."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -244,7 +244,7 @@ def put(trainer: Any, name: str, values: dict[str, torch.Tensor]) -> None:
 
 
 def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
-    """One training; `spec`: root, stage, optimizer, scheduler, and either `commands` and `while_paused` or `by_hand`."""
+    """One training; `spec`: root, stage, optimizer, scheduler; then `commands` and `while_paused`, or `by_hand`."""
     from accelerate.state import AcceleratorState
 
     from ray_jobs.trainer import make_interactive
@@ -314,8 +314,6 @@ def _deepspeed(spec: dict[str, Any]) -> dict[str, Any]:
     )
     if spec["optimizer"] == "sgd":
         config["optimizer"] = {"type": "SGD", "params": {"lr": "auto", "weight_decay": "auto", "momentum": 0.9}}
-    if spec["scheduler"] == "deepspeed":
-        config["scheduler"]["params"]["total_num_steps"] = 20
     return config
 
 
