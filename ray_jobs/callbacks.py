@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from control_plane.core.errors import Invalid
 from control_plane.core.records import Ending, RankPlace, Reading
 from control_plane.handle import Point, Restart
-from ray_jobs import restore
+from ray_jobs import restore, skipped
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import Collectives
@@ -143,6 +143,7 @@ class InteractiveCallback(TrainerCallback):
         session.register("set_knobs", KnobsApplier(session.knobs))
         register_parameter_appliers(session, self.trainer)
         session.read_knobs = self.knobs
+        session.beside = lambda: skipped.readings(self.trainer)
         session.register("evaluate", EvaluateApplier(self.trainer))
 
     def _make_knobs(self, session: RankSession) -> None:
@@ -312,6 +313,8 @@ class LoggingCallback(TrainerCallback):
         values = {name: value for name, value in logs.items() if _is_measurement(name, value)}
         if "loss" in values:
             values |= self._rate_values() | self._speed(state.global_step)
+            if count := skipped.skipped_steps(self._interactive.trainer):
+                values[skipped.COUNT] = count
         now_s = time.time()
         link.measure(
             [Point(step=state.global_step, name=name, value=value, time_s=now_s) for name, value in values.items()]

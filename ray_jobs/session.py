@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -69,6 +69,8 @@ class RankSession:
     beat: Callable[[str], None] = lambda phase: None
     # Everything that can be set on this rank, read from the live objects.
     read_knobs: Callable[[], Reading] = dict
+    # What is told beside every reading of an applied command: that its step was skipped, see `skipped`.
+    beside: Callable[[], Reading] = dict
     # Commands whose outcome is not known at their own boundary: a save goes on in the background.
     deferred: set[UUID] = field(default_factory=set)
     chores: list[Callable[[], None]] = field(default_factory=list)
@@ -194,7 +196,8 @@ class RankSession:
 
     def _apply(self, command: Command, step: int) -> Any:
         try:
-            return self.appliers[command.intent.kind].apply(command, step)
+            applied = self.appliers[command.intent.kind].apply(command, step)
+            return replace(applied, after=applied.after | self.beside())
         except Exception as error:
             log.exception("applying %s at step %d", command.describe(), step)
             return Failure(f"{type(error).__name__}: {error}")

@@ -1,7 +1,7 @@
 """The matrix of the vocabulary: run on real ranks, judged cell by cell, and written as docs/vocabulary.md.
 
     python -m tests.jobs.vocabulary_table                 runs everything and writes the table
-    python -m tests.jobs.vocabulary_table "3 ds/ds" ...   runs these arms alone and prints what it found
+    python -m tests.jobs.vocabulary_table "3 ds/ds"       runs this arm alone and says what it found
 
 A cell is `exact`, or the sentence with which all ranks refuse, or what is wrong with it, which begins with WRONG.
 """
@@ -9,7 +9,7 @@ A cell is `exact`, or the sentence with which all ranks refuse, or what is wrong
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,16 @@ from tests.jobs import vocabulary as v
 from tests.jobs.ranks import run_ranks
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "vocabulary.md"
-EXACT, WRONG = "exact", "WRONG"
+EXACT, WRONG, REFUSALS = "exact", "WRONG", "Refusals:"
 ARM_TIMEOUT_S = 1200.0
 """One arm's trainings on a machine that does other things, too; it is there to end a hang, and measures nothing."""
 
-Table = dict[str, dict[str, str]]
+Column = dict[str, str]
+"""Of one arm: each row's cell."""
+
+Table = dict[str, Column]
+"""By arm."""
+
 Seen = list[dict[str, Any]]
 
 INTRODUCTION = """\
@@ -94,31 +99,25 @@ def _cannot_by_hand(arm: v.Arm, trial: v.Trial) -> bool:
     return trial.by_hand[0][1] in (("momentum",) if arm.is_adam else ("betas", "eps"))
 
 
-def run(names: Iterable[str], folder: Path) -> dict[str, dict[str, Trained]]:
-    """Train every arm's trials, all in the same two processes; importing and building cost more than training."""
-    wanted = {name: specs(v.ARMS[name], folder / f"arm-{list(v.ARMS).index(name)}") for name in names}
-    trainings = [spec for arm in wanted.values() for spec in arm.values()]
-    timeout_s = ARM_TIMEOUT_S * len(wanted)
-    answers = run_ranks("tests.jobs.matrix_trials:train_each", 2, {"trainings": trainings}, folder / "ranks", timeout_s)
-    per_training = iter(zip(*answers, strict=True))
+def run(name: str, folder: Path) -> dict[str, Trained]:
+    """One arm's trials, all in the same two processes; importing and building cost more than training."""
+    wanted = specs(v.ARMS[name], folder)
+    trainings = {"trainings": list(wanted.values())}
+    answers = run_ranks("tests.jobs.matrix_trials:train_each", 2, trainings, folder / "ranks", ARM_TIMEOUT_S)
+    seen = [list(per_rank) for per_rank in zip(*answers, strict=True)]
     return {
-        name: {trial: Trained(RunFiles(Path(spec["root"])), list(next(per_training))) for trial, spec in arm.items()}
-        for name, arm in wanted.items()
+        trial: Trained(RunFiles(Path(spec["root"])), each)
+        for (trial, spec), each in zip(wanted.items(), seen, strict=True)
     }
 
 
 # --- Judge ---
 
 
-def judged(runs: dict[str, dict[str, Trained]]) -> Table:
-    """Every row's cell in every arm."""
-    table: Table = {row.name: {} for row in v.rows()}
-    for name, trained in runs.items():
-        for trial in v.TRIALS:
-            for row in trial.rows:
-                if row.name in table:
-                    table[row.name][name] = _cell(v.ARMS[name], trial, row, trained)
-    return table
+def judged(arm: v.Arm, trained: dict[str, Trained]) -> Column:
+    """Every row's cell in this arm."""
+    listed = {row.name for row in v.rows()}
+    return {row.name: _cell(arm, trial, row, trained) for trial in v.TRIALS for row in trial.rows if row.name in listed}
 
 
 def _cell(arm: v.Arm, trial: v.Trial, row: v.Row, trained: dict[str, Trained]) -> str:
@@ -222,15 +221,12 @@ def _evaluations(steered: Trained, by_hand: Trained) -> Iterator[str]:
 def rendered(table: Table) -> str:
     """The document. Refusals are numbered in the order in which they are met."""
     sentences: dict[str, int] = {}
-    lines = [f"| | {' | '.join(v.ARMS)} |", f"|---|{'---|' * len(v.ARMS)}"]
-    for name, cells in table.items():
-        shown = [_shown(cells[arm], sentences) for arm in v.ARMS]
-        lines.append(f"| {name} | {' | '.join(shown)} |")
-    counted = [cell for cells in table.values() for cell in cells.values()]
-    exact = counted.count(EXACT)
+    lines = [f"| | {' | '.join(table)} |", f"|---|{'---|' * len(table)}"]
+    for row in v.rows():
+        shown = [_shown(column[row.name], sentences) for column in table.values()]
+        lines.append(f"| {row.name} | {' | '.join(shown)} |")
     notes = [f"{number}. {sentence}" for sentence, number in sentences.items()]
-    summary = f"{len(counted)} cells: {exact} exact, {len(counted) - exact} refused."
-    return "\n".join([INTRODUCTION, *lines, "", summary, "", "Refusals:", "", *notes]) + "\n"
+    return "\n".join([INTRODUCTION, *lines, "", f"{counted(table)}.", "", REFUSALS, "", *notes]) + "\n"
 
 
 def _shown(cell: str, sentences: dict[str, int]) -> str:
@@ -239,23 +235,40 @@ def _shown(cell: str, sentences: dict[str, int]) -> str:
     return f"refused ({sentences.setdefault(cell, len(sentences) + 1)})"
 
 
+def parsed(page: str) -> Table:
+    """The reverse of `rendered`."""
+    notes = page.partition(REFUSALS)[2].split("\n")
+    sentences = {f"refused ({number})": rest for number, _, rest in (note.partition(". ") for note in notes) if rest}
+    lines = [[cell.strip() for cell in line.split("|")[1:-1]] for line in page.split("\n") if line.startswith("| ")]
+    arms = lines[0][1:]
+    return {
+        arm: {line[0]: sentences.get(line[at], line[at]) for line in lines[1:]} for at, arm in enumerate(arms, start=1)
+    }
+
+
+def counted(table: Table) -> str:
+    """`15 cells: 14 exact, 1 refused`."""
+    cells = [cell for column in table.values() for cell in column.values()]
+    return f"{len(cells)} cells: {cells.count(EXACT)} exact, {len(cells) - cells.count(EXACT)} refused"
+
+
 def wrong(table: Table) -> list[str]:
     """The cells that prove nothing."""
-    return [
-        f"{row}, {arm}: {cell}" for row, cells in table.items() for arm, cell in cells.items() if cell.startswith(WRONG)
-    ]
+    cells = ((f"{arm}: {row}: {cell}", cell) for arm, column in table.items() for row, cell in column.items())
+    return [told for told, cell in cells if cell.startswith(WRONG)]
 
 
 def main(names: list[str]) -> None:
-    begun_s = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
-        table = judged(run(names or v.ARMS, Path(folder)))
-    print("\n".join(wrong(table)) or "no cell is wrong")
-    cells = [cell for row in table.values() for cell in row.values()]
-    refused = len(cells) - cells.count(EXACT) - len(wrong(table))
-    print(f"{len(cells)} cells, {cells.count(EXACT)} exact, {refused} refused, {time.monotonic() - begun_s:.0f} s")
-    if not names and not wrong(table):
+    table: Table = {}
+    for name in names or v.ARMS:
+        begun_s = time.monotonic()
+        with tempfile.TemporaryDirectory() as folder:
+            table[name] = judged(v.ARMS[name], run(name, Path(folder)))
+        told = "\n".join(["", *wrong({name: table[name]})])
+        print(f"{name}: {counted({name: table[name]})}, {time.monotonic() - begun_s:.0f} s{told}", flush=True)
+    if not wrong(table) and set(table) == set(v.ARMS):
         DOCUMENT.write_text(rendered(table), encoding="utf-8")
+        print(f"{DOCUMENT.name}: {counted(table)}")
 
 
 if __name__ == "__main__":
