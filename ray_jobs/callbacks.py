@@ -32,6 +32,7 @@ from ray_jobs.knobs import Knobs, KnobsApplier
 from ray_jobs.link import FAILED_WAIT_S, Link
 from ray_jobs.module_knobs import register_module_knobs
 from ray_jobs.parameters import register_parameter_appliers
+from ray_jobs.paused_memory import PausedMemory
 from ray_jobs.plan import Plan, make_plan
 from ray_jobs.saving import CheckpointCallback
 from ray_jobs.schedule import live_groups, steer_schedule
@@ -144,6 +145,8 @@ class InteractiveCallback(TrainerCallback):
         register_parameter_appliers(session, self.trainer)
         session.read_knobs = self.knobs
         session.beside = lambda: skipped.readings(self.trainer)
+        if self.context.offload_pauses:
+            session.rest = PausedMemory(self.trainer).rest
         session.register("evaluate", EvaluateApplier(self.trainer))
 
     def _make_knobs(self, session: RankSession) -> None:

@@ -71,6 +71,8 @@ class RankSession:
     read_knobs: Callable[[], Reading] = dict
     # What is told beside every reading of an applied command: that its step was skipped, see `skipped`.
     beside: Callable[[], Reading] = dict
+    # Told that the run is held with nothing to do, and that this is over: states may lie elsewhere meanwhile.
+    rest: Callable[[bool], None] = lambda resting: None
     # Commands whose outcome is not known at their own boundary: a save goes on in the background.
     deferred: set[UUID] = field(default_factory=set)
     chores: list[Callable[[], None]] = field(default_factory=list)
@@ -153,6 +155,7 @@ class RankSession:
             with suppress(StopIteration):  # that is how a generator says that the boundary is over
                 while True:
                     answer = self._perform(opened.steps.send(answer))
+            self.rest(False)
         finally:
             self._report_outcomes()  # also what was decided before the ranks fell out
         self._progress(step)
@@ -168,6 +171,8 @@ class RankSession:
             case TakeOffers():
                 return self.link.offers() if self.link is not None else ()
             case Check(command):
+                # Not where a failure would be taken for a refusal: without its states this rank cannot go on.
+                self.rest(False)
                 return self._check(command)
             case Apply(command, step):
                 return self._apply(command, step)
@@ -178,6 +183,7 @@ class RankSession:
             case Wait(wait_s):
                 self._report_outcomes()
                 self.phase("paused")
+                self.rest(True)
                 time.sleep(wait_s)
                 return None
             case Broadcast() | AllReduceMin() | AllGather():

@@ -81,6 +81,7 @@ def _train(files: RunFiles, use_gpu: bool, started_at_s: float) -> None:
         ranks=config.scaling.ranks,
         retention=config.checkpoint.retention(),
         hang_after_s=config.recovery.hang_after_s,
+        offload_pauses=config.pause.offload,
         started_at_s=started_at_s,
         on_first_step=lambda: _keep_spares(config),
         limits=config.limits,

@@ -1,4 +1,4 @@
-"""The whole vocabulary of steering on real ranks: docs/vocabulary.md says what is so, and each of its columns is run."""
+"""The vocabulary of steering on real ranks: docs/vocabulary.md says what is so, and each of its columns is run."""
 
 from pathlib import Path
 
