@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from control_plane.core.errors import Invalid
-from control_plane.core.records import Ending, RankPlace, Reading
+from control_plane.core.records import SKIPPED_STEPS, Ending, RankPlace, Reading
 from control_plane.handle import Point, Restart
 from ray_jobs import restore, skipped
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
@@ -317,7 +317,7 @@ class LoggingCallback(TrainerCallback):
         if "loss" in values:
             values |= self._rate_values() | self._speed(state.global_step)
             if count := skipped.skipped_steps(self._interactive.trainer):
-                values[skipped.COUNT] = count
+                values[SKIPPED_STEPS] = count
         now_s = time.time()
         link.measure(
             [Point(step=state.global_step, name=name, value=value, time_s=now_s) for name, value in values.items()]

@@ -12,14 +12,7 @@ does accelerate with a gradient scaler. What follows from that:
 
 from typing import Any
 
-from control_plane.core.records import Reading
-
-COUNT = "skipped_steps"
-"""In a reading, and among the measurements: how many steps of this training were skipped. Left out while there are
-none, and where nobody counts them (without DeepSpeed)."""
-
-FLAG = "step_was_skipped"
-"""In a reading: the step before this boundary was skipped. Left out if it was not."""
+from control_plane.core.records import SKIPPED_STEPS, STEP_WAS_SKIPPED, Reading
 
 
 def was_skipped(trainer: Any) -> bool:
@@ -31,11 +24,11 @@ def was_skipped(trainer: Any) -> bool:
 
 
 def skipped_steps(trainer: Any) -> int:
-    """How many steps DeepSpeed's engine has skipped in this training."""
+    """How many steps DeepSpeed's engine has skipped in this training; 0 without one, where nobody counts them."""
     return int(getattr(getattr(trainer, "deepspeed", None), "skipped_steps", 0))
 
 
 def readings(trainer: Any) -> Reading:
     """What belongs into the reading of a command that is applied now; nothing, where no step was ever skipped."""
     count, flag = skipped_steps(trainer), was_skipped(trainer)
-    return ({COUNT: count} if count else {}) | ({FLAG: True} if flag else {})
+    return ({SKIPPED_STEPS: count} if count else {}) | ({STEP_WAS_SKIPPED: True} if flag else {})
