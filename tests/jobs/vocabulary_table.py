@@ -9,7 +9,7 @@ A cell is `exact`, or the sentence with which all ranks refuse, or what is wrong
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -57,7 +57,7 @@ each Hugging Face's (`hf`) or DeepSpeed's (`ds`, or `sgd`: torch's SGD, made by 
 """
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Trained:
     """A training's folder, and what each rank's witness saw."""
 
@@ -114,13 +114,13 @@ def run(name: str, folder: Path) -> dict[str, Trained]:
 # --- Judge ---
 
 
-def judged(arm: v.Arm, trained: dict[str, Trained]) -> Column:
+def judged(arm: v.Arm, trained: Mapping[str, Trained], trials: Iterable[v.Trial] = v.TRIALS) -> Column:
     """Every row's cell in this arm."""
     listed = {row.name for row in v.rows()}
-    return {row.name: _cell(arm, trial, row, trained) for trial in v.TRIALS for row in trial.rows if row.name in listed}
+    return {row.name: _cell(arm, trial, row, trained) for trial in trials for row in trial.rows if row.name in listed}
 
 
-def _cell(arm: v.Arm, trial: v.Trial, row: v.Row, trained: dict[str, Trained]) -> str:
+def _cell(arm: v.Arm, trial: v.Trial, row: v.Row, trained: Mapping[str, Trained]) -> str:
     settled = {each.uuid: each for each in trained[trial.name].of(CommandSettled)}.get(row.uuid)
     if settled is None:
         return f"{WRONG}: it was never settled"
@@ -147,7 +147,7 @@ def _outcome(arm: v.Arm, row: v.Row, settled: CommandSettled) -> Iterator[str]:
         yield f"the rates read {(settled.after or {})['lr']}"
 
 
-def _weights(trial: v.Trial, trained: dict[str, Trained], refused: bool) -> Iterator[str]:
+def _weights(trial: v.Trial, trained: Mapping[str, Trained], refused: bool) -> Iterator[str]:
     steered, untouched = trained[trial.name].weights(), trained["undisturbed"].weights()
     steps = v.STEPS if refused else trial.steps
     if sorted(steered) != list(range(steps + 1)):
@@ -175,7 +175,7 @@ def _parts(one: dict[int, str], other: dict[int, str]) -> int | None:
     return next((step for step in sorted(one | other) if one.get(step) != other.get(step)), None)
 
 
-def _consequences(row: v.Row, trained: dict[str, Trained], trial: v.Trial) -> Iterator[str]:
+def _consequences(row: v.Row, trained: Mapping[str, Trained], trial: v.Trial) -> Iterator[str]:
     """What a command is for, where the weights do not tell."""
     steered = trained[trial.name]
     committed = {each.checkpoint: each for each in steered.of(CheckpointCommitted)}
