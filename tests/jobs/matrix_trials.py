@@ -8,6 +8,7 @@ import gc
 import hashlib
 import math
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,23 @@ def weights(trainer: Any) -> str:
     """Collective. One digest of all weights in the live model."""
     seen = [f"{name} {live(one)}" for name, one in sorted(trainer.model.named_parameters())]
     return hashlib.sha256("\n".join(seen).encode()).hexdigest()[:16]
+
+
+OFFERED_WITHIN_S = 60.0
+
+
+class Patience(TrainerCallback):
+    """Before the first step, rank 0 waits until the commands have been offered: training would not wait for them, and
+    on a busy machine its first steps are faster than they are."""
+
+    def __init__(self, trainer: Any) -> None:
+        self.trainer = trainer
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        link, begun_s = self.trainer._steering.opened().link, time.monotonic()
+        while state.global_step == 0 and link is not None and not link.offers():
+            assert time.monotonic() - begun_s < OFFERED_WITHIN_S, "no command was offered"
+            time.sleep(0.01)
 
 
 class MatrixWitness(TrainerCallback):
@@ -264,6 +282,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     )
     if steered:
         _extend(trainer)
+        trainer.add_callback(Patience(trainer))
     else:
         trainer.add_callback(Hand(trainer, spec["by_hand"]))
     witness = MatrixWitness(trainer)

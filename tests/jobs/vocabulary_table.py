@@ -1,7 +1,7 @@
 """The matrix of the vocabulary: run on real ranks, judged cell by cell, and written as docs/vocabulary.md.
 
-    python -m tests.jobs.vocabulary_table                 runs everything and writes the table
-    python -m tests.jobs.vocabulary_table "3 ds/ds"       runs this arm alone and says what it found
+    python -m tests.jobs.vocabulary_table                 runs every arm and writes its column
+    python -m tests.jobs.vocabulary_table "3 ds/ds"       runs this arm alone
 
 A cell is `exact`, or the sentence with which all ranks refuse, or what is wrong with it, which begins with WRONG.
 """
@@ -259,16 +259,21 @@ def wrong(table: Table) -> list[str]:
 
 
 def main(names: list[str]) -> None:
-    table: Table = {}
     for name in names or v.ARMS:
         begun_s = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            table[name] = judged(v.ARMS[name], run(name, Path(folder)))
-        told = "\n".join(["", *wrong({name: table[name]})])
-        print(f"{name}: {counted({name: table[name]})}, {time.monotonic() - begun_s:.0f} s{told}", flush=True)
-    if not wrong(table) and set(table) == set(v.ARMS):
-        DOCUMENT.write_text(rendered(table), encoding="utf-8")
-        print(f"{DOCUMENT.name}: {counted(table)}")
+            column = judged(v.ARMS[name], run(name, Path(folder)))
+        told = "\n".join(["", *wrong({name: column})])
+        print(f"{name}: {counted({name: column})}, {time.monotonic() - begun_s:.0f} s{told}", flush=True)
+        if not wrong({name: column}):
+            write(name, column)
+
+
+def write(name: str, column: Column) -> None:
+    """Put one arm's column into the page."""
+    page = parsed(DOCUMENT.read_text(encoding="utf-8")) if DOCUMENT.exists() else {}
+    page[name] = column
+    DOCUMENT.write_text(rendered({arm: page[arm] for arm in v.ARMS if arm in page}), encoding="utf-8")
 
 
 if __name__ == "__main__":
