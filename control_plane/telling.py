@@ -10,6 +10,7 @@ from uuid import UUID
 from control_plane.core.commands import Command, describe
 from control_plane.core.intents import Cancel
 from control_plane.core.records import (
+    STEP_WAS_SKIPPED,
     BranchResumed,
     BranchStarted,
     CheckpointCommitted,
@@ -119,7 +120,8 @@ def ending(settled: CommandSettled) -> str:
     if settled.status == "applied":
         # What needs no rank is done by the control server when it takes the command, at no step.
         ranks = f" on {settled.world_size} of {settled.world_size} ranks" if settled.world_size else ""
-        return f"applied{at or ' at once'}{ranks}"
+        skipped = " (a step that was skipped)" if (settled.after or {}).get(STEP_WAS_SKIPPED) else ""
+        return f"applied{at or ' at once'}{skipped}{ranks}"
     reason = settled.reason or "no reason was given"
     by = reason.removeprefix(f"{settled.status} by ")
     return f"{settled.status}{at}: {reason}" if by == reason else f"{settled.status}{at} by {by}"

@@ -18,10 +18,10 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from control_plane.core.errors import Invalid
-from control_plane.core.records import GenerationEnding, RankPlace, Reading
+from control_plane.core.records import SKIPPED_STEPS, GenerationEnding, RankPlace, Reading
 from control_plane.handle import Point, Restart
 from control_plane.storage.checkpoints import Manifest
-from ray_jobs import restore
+from ray_jobs import restore, skipped
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import Collectives
@@ -34,6 +34,7 @@ from ray_jobs.knobs import Knobs, KnobsApplier
 from ray_jobs.link import FAILED_WAIT_S, Link
 from ray_jobs.module_knobs import register_module_knobs
 from ray_jobs.parameters import register_parameter_appliers
+from ray_jobs.paused_memory import PausedMemory
 from ray_jobs.plan import Plan, examine, make_plan
 from ray_jobs.rollback import RollbackApplier
 from ray_jobs.saving import CheckpointCallback
@@ -154,6 +155,9 @@ class InteractiveCallback(TrainerCallback):
         session.register("set_knobs", KnobsApplier(session.knobs))
         register_parameter_appliers(session, self.trainer)
         session.read_knobs = self.knobs
+        session.beside = lambda: skipped.readings(self.trainer)
+        if self.context.offload_pauses:
+            session.rest = PausedMemory(self.trainer).rest
         session.register("evaluate", EvaluateApplier(self.trainer))
 
     def _make_knobs(self, session: RankSession) -> None:
@@ -339,6 +343,8 @@ class LoggingCallback(TrainerCallback):
         values = {name: value for name, value in logs.items() if _is_measurement(name, value)}
         if "loss" in values:
             values |= self._rate_values() | self._speed(state.global_step)
+            if count := skipped.skipped_steps(self._interactive.trainer):
+                values[SKIPPED_STEPS] = count
         now_s = time.time()
         link.measure(
             [Point(step=state.global_step, name=name, value=value, time_s=now_s) for name, value in values.items()]

@@ -26,6 +26,7 @@ from ray_jobs.config_sections import (
     Gpt2Workload,
     LimitSettings,
     ModelSettings,
+    PauseSettings,
     RecoverySettings,
     ScalingSettings,
     ScriptWorkload,
@@ -51,6 +52,7 @@ class RunConfig(Section):
     checkpoint: CheckpointSettings = CheckpointSettings()
     digest: DigestSettings = DigestSettings()
     recovery: RecoverySettings = RecoverySettings()
+    pause: PauseSettings = PauseSettings()
     limits: dict[str, LimitSettings] = {}
 
     @model_validator(mode="after")
@@ -280,6 +282,7 @@ def _complaint(detail: Any, location: tuple[str, ...]) -> str:
 _WANTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda _: "an integer",
     "float_type": lambda _: "a number",
+    "bool_type": lambda _: "true or false",
     "string_type": lambda _: "text",
     **dict.fromkeys(("list_type", "tuple_type"), lambda _: "a list"),
     "too_short": lambda context: f"a list of at least {context['min_length']}",
@@ -302,6 +305,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "digest": DigestSettings,
     "checkpoint": CheckpointSettings,
     "recovery": RecoverySettings,
+    "pause": PauseSettings,
 }
 _WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWorkload}
 

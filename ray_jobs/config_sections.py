@@ -137,6 +137,16 @@ class RecoverySettings(Section):
     start_timeout_s: float = Field(default=20, ge=1)
 
 
+class PauseSettings(Section):
+    """What a pause does beside holding the run.
+
+    With `offload` the ranks' states lie in host memory meanwhile, so that their GPUs have room for something else.
+    Where DeepSpeed cannot do that (see `paused_memory`), the ranks' logs say why, and the run is held as without it.
+    """
+
+    offload: bool = False
+
+
 class LimitSettings(Limit):
     """What the run's owner allows for one knob, or for every knob that a pattern fits. What is left out is free.
 

@@ -114,6 +114,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         ranks=config.scaling.ranks,
         retention=config.checkpoint.retention(),
         hang_after_s=config.recovery.hang_after_s,
+        offload_pauses=config.pause.offload,
         started_at_s=started_at_s,
         on_first_step=on_first_step,
         limits=config.limits,

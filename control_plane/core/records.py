@@ -28,6 +28,10 @@ Reading = Annotated[dict[str, Any], AfterValidator(_spelled)]
 
 JSON has no NaN and no infinity: in a record they are spelled "NaN", "Infinity" and "-Infinity"."""
 
+SKIPPED_STEPS, STEP_WAS_SKIPPED = "skipped_steps", "step_was_skipped"
+"""In the reading of an applied command: how many steps the optimizer has not taken because gradients were not finite,
+and that the step before this boundary was one of them. Left out where there is nothing to tell."""
+
 Status = Literal["applied", "rejected", "failed", "expired", "cancelled"]
 Ending = Literal["finished", "stopped", "failed"]
 GenerationEnding = Ending | Literal["left"]

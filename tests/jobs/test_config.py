@@ -129,7 +129,8 @@ def test_config_number_of_spares_may_be_said(good: Path, spares: int) -> None:
 
 def test_config_recovery_and_scaling_survive_the_round_trip(good: Path) -> None:
     overrides = ["recovery.spares=2", "recovery.hang_after_s=30", "scaling.min_ranks=1", "scaling.placement=spread"]
-    config = load(good, overrides)
+    config = load(good, [*overrides, "pause.offload=true"])
+    assert (config.pause.offload, load(good).pause.offload) == (True, False)
     assert RunConfig.from_yaml(config.to_yaml()) == config
 
 
@@ -301,6 +302,8 @@ BAD_VALUES = {
     "recovery.start_timeout_s=0": "recovery.start_timeout_s is 0 (an integer), but must be at least 1",
     "recovery.hang_after=8": "did you mean hang_after_s?",
     "hang_after_s=8": "hang_after_s is not a known key; did you mean recovery.hang_after_s?",
+    "pause.offload=maybe": "pause.offload is 'maybe' (text), but must be true or false",
+    "offload=true": "offload is not a known key; did you mean pause.offload?",
     "recovery=fast": "recovery is 'fast' (text), but must be a mapping",
 }
 

@@ -31,6 +31,13 @@ RATE_AT, WEIGHT_AT, ACTION_AT, PAUSE_AT, STUCK_AT, STOP_AT = 2, 3, 4, 5, 6, 8
 LATE_RATE_AT, FAIL_AT, STEPS = 7, 8, 11
 SHIPPED_AT = 2
 ARMS = {"plain": False, "deepspeed": True}
+SKIP_AT = 3
+# Whether a scheduler halves the rate at each step, or a course lowers it from the skipped step on; and the rate of each
+# step, of which a command halves those after the skipped one.
+SKIPPING = {
+    "skipping-with-a-course": (False, [0.25, 0.25, 0.25, 0.125, 0.09375, 0.0625, 0.03125]),
+    "skipping-with-a-scheduler": (True, [0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]),
+}
 SHIPPED = {"layerwise_lr": ["--samples", "4", "--layers", "2"], "policy_gradient": ["--games", "4"]}
 
 
@@ -77,6 +84,9 @@ def trials(folder: Path) -> dict[str, Any]:
         command(3, kind="run_action", name="count"),
     ]
     every["trainer"] = {"trial": "trainer", "root": str(folder / "trainer"), "steps": 5, "commands": own}
+    for name, (scheduled, _) in SKIPPING.items():
+        skipping = {"trial": "skipping", "stage": 1, "scheduler": scheduled, "skip_at": SKIP_AT, "steps": SKIP_AT + 4}
+        every[name] = skipping | {"root": str(folder / name), "commands": around_a_skipped_step(scheduled)}
     for script, arguments in SHIPPED.items():
         root = str(folder / script)
         shipped = {"trial": "shipped", "root": root, "script": script, "arguments": [*arguments, "--steps", "3"]}
@@ -97,6 +107,15 @@ def steered_shipped(folder: Path) -> dict[str, Any]:
         every[f"{loop}-by-hand"] = one | {"by_hand_at": SHIPPED_AT}
         every[f"{loop}-alone"] = one
     return every
+
+
+def around_a_skipped_step(scheduled: bool) -> list[dict[str, Any]]:
+    course = command(SKIP_AT - 1, kind="set_schedule", shape="linear", over_steps=4)
+    return [
+        *([] if scheduled else [course]),
+        command(SKIP_AT, kind="set_learning_rate", factor=0.5),
+        command(SKIP_AT + 1, kind="set_knobs", changes=[change("momentum", 0.25)]),
+    ]
 
 
 def shipped_commands(script: str) -> list[dict[str, Any]]:
@@ -327,6 +346,26 @@ def test_a_steered_reward_of_the_shipped_game_is_what_it_learns_from(ranks: Rank
     for with_it, without in zip(steered, alone, strict=True):
         assert with_it["worth"][:SHIPPED_AT] == without["worth"][:SHIPPED_AT]
         assert with_it["worth"][SHIPPED_AT] < without["worth"][SHIPPED_AT]  # the same moves, and walls are worth less
+
+
+@on_ranks
+@pytest.mark.parametrize("trial", SKIPPING)
+def test_a_command_at_a_step_that_deepspeed_skipped_says_so_and_a_later_one_counts_it(ranks: Ranks, trial: str) -> None:
+    (rate,), (momentum,) = ranks.settled(trial, "set_learning_rate"), ranks.settled(trial, "set_knobs")
+    assert (rate.status, rate.step, rate.after["lr"]) == ("applied", SKIP_AT, [rate.before["lr"][0] / 2])
+    assert (rate.after["skipped_steps"], rate.after["step_was_skipped"]) == (1, True)
+    assert momentum.after == {"momentum": [0.25], "skipped_steps": 1}
+    measured = MetricsStore(ranks.files(trial).metrics).read(0, 10_000, ["skipped_steps"]).points
+    assert {point.step for point in measured} == set(range(SKIP_AT, SKIP_AT + 5))
+
+
+@on_ranks
+@pytest.mark.parametrize("trial", SKIPPING)
+def test_a_skipped_step_moves_neither_weights_nor_schedule(ranks: Ranks, trial: str) -> None:
+    for rank in ranks.saw(trial):
+        assert list(rank["rates"].values()) == SKIPPING[trial][1]
+        before, skipped, after = (rank["weights"][str(step)] for step in (SKIP_AT - 1, SKIP_AT, SKIP_AT + 1))
+        assert before == skipped != after
 
 
 # --- Without a run: a plain loop ---
