@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import asking, branches, knobs, looking, machine, resuming, surgery, trajectories
+from control_plane.cli import asking, branches, descending, knobs, looking, machine, resuming, surgery, trajectories
 from control_plane.cli.agent import agent
 from control_plane.cli.chaos import chaos
 from control_plane.cli.journals import journals
@@ -56,6 +56,8 @@ app.command("run", rich_help_panel=TRAIN)(_run)
 app.command(rich_help_panel=TRAIN)(machine.up)
 app.command(rich_help_panel=TRAIN)(machine.down)
 app.command(rich_help_panel=TRAIN)(machine.submit)
+app.command(rich_help_panel=TRAIN)(descending.fork)
+app.command(rich_help_panel=TRAIN)(descending.replay)
 app.command("set", rich_help_panel=STEER)(knobs.set_knobs)
 app.command(rich_help_panel=STEER)(knobs.schedule)
 app.command(rich_help_panel=STEER)(surgery.freeze)
