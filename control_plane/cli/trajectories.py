@@ -18,7 +18,7 @@ MAX_CHANGES_SHOWN = 6
 
 
 def tree(run: looking.Run = None, as_json: looking.AsJson = False) -> None:
-    """Show a run's branches: where each began and with what, how far it came, its best loss. * is the one that trains."""
+    """Show a run's branches: where each began, with what, how far it came, its best loss. `*` marks the head."""
     with connect() as client:
         found = client.tree(any_run(client, run))
     typer.echo(found.model_dump_json() if as_json else "\n".join(describe(found)))
