@@ -25,6 +25,7 @@ from control_plane.core.records import (
     RunClosed,
 )
 from control_plane.handle import CommandView, Snapshot
+from control_plane.telling import A_BRANCH_NAME
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
@@ -198,7 +199,4 @@ def _checked(branch: str) -> str:
     try:
         return NAMED.validate_python(branch)
     except ValidationError:
-        raise Misused(
-            f"{branch!r} is no name for a branch: it has 1 to 40 small letters, digits, '.', '_' or '-', and begins "
-            "with a letter or a digit"
-        ) from None
+        raise Misused(f"{branch!r} is no name for a branch: it has {A_BRANCH_NAME}") from None
