@@ -128,7 +128,7 @@ class ArchivedRun:
 
     async def trajectories(self) -> Trajectories:
         """Every branch as the journal left it."""
-        return trajectories_of(await self._load())
+        return trajectories_of(await self._load(), progress=None)
 
     def _over(self) -> RunEnded:
         return RunEnded(

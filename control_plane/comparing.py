@@ -24,6 +24,7 @@ from control_plane.handle import (
     Trajectory,
 )
 from control_plane.lineage import Chosen, Common, Piece, before, is_on_line, line, where_they_part
+from control_plane.telling import spelled
 
 LOSSES = ("eval_loss", "loss")
 """What a branch is judged by: the first that it has measured."""
@@ -294,3 +295,37 @@ def _differences(sides: Sequence[Mapping[str, Any]]) -> list[Difference]:
     names = dict.fromkeys(name for side in sides for name in side)
     rows = [Difference(knob=name, values=tuple(side.get(name) for side in sides)) for name in names]
     return [row for row in rows if any(value != row.values[0] for value in row.values)]
+
+
+# Tables
+
+UNKNOWN = "-"
+
+
+def rows(found: Comparison) -> list[tuple[str, ...]]:
+    """What each side came to, and the knobs that differ: a label, then a cell for each side."""
+    return [*_results(found), *(_row(each) for each in found.knobs)]
+
+
+def _results(found: Comparison) -> list[tuple[str, ...]]:
+    names = dict.fromkeys(outcome.name for side in found.sides for outcome in side.outcomes)
+    made = []
+    for name in names:
+        outcomes = [_outcome(side, name) for side in found.sides]
+        made.append((f"last {name}", *(_spelled(each.last) for each in outcomes)))
+        made.append((f"best {name}", *(_spelled(each.best) for each in outcomes)))
+        made.append((f"{name} at step {found.last_common_step}", *(_spelled(each.at_common) for each in outcomes)))
+    return made
+
+
+def _outcome(side: Side, name: str) -> Outcome:
+    return next((each for each in side.outcomes if each.name == name), Outcome(name=name))
+
+
+def _spelled(found: Measured | None) -> str:
+    return f"{found.value:.4g} (step {found.step})" if found else UNKNOWN
+
+
+def _row(found: Difference) -> tuple[str, ...]:
+    label = found.knob if found.step is None else f"{found.knob} at step {found.step}"
+    return (label, *(UNKNOWN if value is None else spelled(value) for value in found.values))

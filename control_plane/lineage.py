@@ -1,8 +1,10 @@
-"""The line that leads to a branch: its own steps, and its parents' up to where it began; for a fork, its parent's run's.
+"""The line that leads to a branch: its own steps, and its parents' up to where it began.
 
-main ----20----27            the line of branch-2 is main up to step 20, and its own steps from there on;
-          \\                  it parts from main at step 20
-           branch-2 ----60
+    main ----20----27            the line of branch-2 is main up to step 20, and its own steps from there on;
+              \\                  it parts from main at step 20
+               branch-2 ----60
+
+The line of a fork begins with that of its parent, which is a branch of another run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence

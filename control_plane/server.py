@@ -201,7 +201,7 @@ class ControlServer:
 
     async def trajectories(self) -> Trajectories:
         """Every branch, with what was done on it."""
-        return trajectories_of(self._state)
+        return trajectories_of(self._state, self._progress)
 
     # What rank 0 and the driver say
 

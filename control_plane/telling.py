@@ -41,6 +41,10 @@ MAX_REASON_CHARS = 240
 """A death may be told with a whole traceback; a sentence has room for its beginning."""
 
 
+A_BRANCH_NAME = "1 to 40 small letters, digits, '.', '_' or '-', and begins with a letter or a digit"
+"""What a branch's name has, for whoever is told that theirs is none."""
+
+
 def what(record: Record, asked: Mapping[UUID, Command]) -> str:
     """A journal record in plain words. `asked`: the commands known so far, for records that only name a uuid."""
     match record:

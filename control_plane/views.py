@@ -73,22 +73,23 @@ def snapshot_of(
         recoveries=tuple(_recovery_of(state, loss) for loss in state.losses[-MAX_RECOVERIES_IN_SNAPSHOT:]),
         reason=ended.reason if ended else None,
         branch=state.head,
-        branches=tuple(_branch_of(state, branch) for branch in state.branches.values()),
+        branches=tuple(_branch_of(state, branch, progress) for branch in state.branches.values()),
         parent=state.parent,
     )
 
 
-def _branch_of(state: RunState, branch: Branch) -> BranchView:
+def _branch_of(state: RunState, branch: Branch, progress: Progress | None) -> BranchView:
     usable = [each for each in state.checkpoints if each.checkpoint not in state.abandoned]
     own = [each for each in usable if each.branch == branch.name]
     rollback = state.commands.get(branch.rollback) if branch.rollback else None
     lives = [life for life in state.commands.values() if life.status == "applied" and life.branch == branch.name]
+    trained = state.generation is not None and state.generation.branch == branch.name
     return BranchView(
         branch=branch.name,
         parent=branch.parent,
         checkpoint=branch.checkpoint,
         step=branch.step,
-        reached_step=state.reached.get(branch.name, branch.step),
+        reached_step=max(state.reached.get(branch.name, branch.step), progress.step if progress and trained else 0),
         commands=len(lives),
         first=_first_of(rollback) if rollback else (),
         newest_checkpoint=max(own, key=lambda each: each.step).checkpoint if own else None,
@@ -118,26 +119,26 @@ def _recovery_of(state: RunState, loss: Loss) -> RecoveryView:
     )
 
 
-def trajectories_of(state: RunState) -> Trajectories:
-    """Every branch, with what was done on it."""
+def trajectories_of(state: RunState, progress: Progress | None) -> Trajectories:
+    """Every branch, with what was done on it; the one that is trained as far as rank 0 has told (`progress`)."""
     return Trajectories(
         run=state.run,
         status=state.status,
         head=state.head,
         total_steps=state.generation.total_steps if state.generation else 0,
         parent=state.parent,
-        branches=tuple(_trajectory_of(state, branch) for branch in state.branches.values()),
+        branches=tuple(_trajectory_of(state, branch, progress) for branch in state.branches.values()),
         checkpoints=tuple(each for each in state.checkpoints if each.checkpoint not in state.abandoned),
     )
 
 
-def _trajectory_of(state: RunState, branch: Branch) -> Trajectory:
+def _trajectory_of(state: RunState, branch: Branch, progress: Progress | None) -> Trajectory:
     firsts = {first_uuid(branch.rollback, place) for place in range(MAX_FIRST)} if branch.rollback else set()
     changes = (life for life in state.commands.values() if isinstance(life.command.intent, CHANGES_TRAINING))
     applied = (life for life in changes if life.status == "applied" and life.branch == branch.name)
     in_order = sorted(applied, key=lambda life: life.settled_seq or 0)
     return Trajectory(
-        branch=_branch_of(state, branch),
+        branch=_branch_of(state, branch, progress),
         knobs=state.knobs_of.get(branch.name, {}),
         interventions=tuple(_intervention_of(life, life.command.uuid in firsts) for life in in_order),
     )

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ui.bins import bin_width
 from ui.history import History
-from ui.lines import Axis, Canvas, Options, panel_series
+from ui.lines import Axis, Canvas, Options, beside, panel_series
 from ui.palette import DARK, LIGHT, Palette
 from ui.panels import PANELS, Band, Mark, Panel
 
@@ -78,6 +78,7 @@ def chart_options(history: History, marks: list[Mark], view: View, bands: Sequen
             "xAxis": [_x_axis(at, view, extent) for at, _ in panels],
             "yAxis": [_y_axis(at, panel, view) for at, panel in panels] + [_hidden_axis(at) for at, _ in panels],
             "axisPointer": {"link": [{"xAxisIndex": "all"}], "label": {"show": False}},
+            "legend": _legend(history, view.palette),
             "tooltip": {"trigger": "axis", "confine": True, "textStyle": {"fontSize": 12}},
             "dataZoom": _zoom(view.palette),
             "toolbox": _toolbox(view.palette),
@@ -118,6 +119,25 @@ def _title(history: History, panel: Panel, view: View) -> Options:
         parts.append(f"{{{style}|{name} {history.series[name].values[-1]:.4g}}}")
         styles[style] = {"color": view.palette.lines[number % len(view.palette.lines)], "fontSize": 12}
     return {"text": "   ".join(parts), "textStyle": {"fontSize": 13, "fontWeight": 600, "rich": styles}, "padding": 0}
+
+
+def _legend(history: History, palette: Palette) -> Options:
+    """The other branches, below the title of the first chart; a click hides one. The line itself is in the titles."""
+    return {
+        "data": beside(history),
+        "type": "scroll",
+        "left": 4,
+        "top": 20,
+        "width": "44%",
+        "padding": 0,
+        "itemWidth": 26,
+        "itemHeight": 8,
+        "icon": "path://M0 4L26 4L26 5L0 5Z",
+        "textStyle": {"fontSize": 11, "color": palette.text},
+        "inactiveColor": palette.grid,
+        "pageIconSize": 9,
+        "pageTextStyle": {"color": palette.text},
+    }
 
 
 def _x_axis(at: int, view: View, extent: tuple[float, float]) -> Options:

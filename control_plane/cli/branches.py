@@ -25,6 +25,7 @@ from control_plane.core.records import (
     RunClosed,
 )
 from control_plane.handle import CommandView, Snapshot
+from control_plane.telling import A_BRANCH_NAME
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
@@ -85,7 +86,7 @@ def rollback(
     hold: Annotated[bool, typer.Option("--hold", help="Keep the learning rate; do not follow the schedule.")] = False,
     yes: Yes = False,
 ) -> Asked:
-    """Go back to a checkpoint and on from there as a new branch. What was trained since stays, as a branch of its own."""
+    """Go back to a checkpoint and on from there as a new branch. What was trained since stays on the branch it left."""
     run, given = run_and(words, "a checkpoint", EXAMPLE)
     first = first_of(changes or [], hold)
     check_can_ask(yes, "a rollback takes the training back to an earlier step")
@@ -198,7 +199,4 @@ def _checked(branch: str) -> str:
     try:
         return NAMED.validate_python(branch)
     except ValidationError:
-        raise Misused(
-            f"{branch!r} is no name for a branch: it has 1 to 40 small letters, digits, '.', '_' or '-', and begins with "
-            "a letter or a digit"
-        ) from None
+        raise Misused(f"{branch!r} is no name for a branch: it has {A_BRANCH_NAME}") from None

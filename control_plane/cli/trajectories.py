@@ -5,11 +5,11 @@ from typing import Annotated, Any
 import typer
 
 from control_plane import telling
-from control_plane.cli import looking, wording
+from control_plane.cli import looking
 from control_plane.cli.refusals import Misused
 from control_plane.cli.target import any_run, connect
-from control_plane.comparing import Comparison, Difference, Outcome, RunTree, Side, TreeBranch
-from control_plane.handle import BranchView, Intervention, Measured
+from control_plane.comparing import Comparison, RunTree, TreeBranch, rows
+from control_plane.handle import BranchView, Intervention
 from control_plane.lineage import depths
 
 INDENT = "   "
@@ -18,7 +18,7 @@ MAX_CHANGES_SHOWN = 6
 
 
 def tree(run: looking.Run = None, as_json: looking.AsJson = False) -> None:
-    """Show a run's branches: where each began and with what, how far it came, its best loss. * is the one that trains."""
+    """Show a run's branches: where each began, with what, how far it came, its best loss. `*` marks the head."""
     with connect() as client:
         found = client.tree(any_run(client, run))
     typer.echo(found.model_dump_json() if as_json else "\n".join(describe(found)))
@@ -88,7 +88,7 @@ def compare(
         return
     typer.echo(_common(found))
     heads = ("", *(side.name for side in found.sides))
-    looking.print_table(heads, [*_results(found), *(_difference(each) for each in found.knobs)])
+    looking.print_table(heads, rows(found))
     for side in found.sides:
         typer.echo(f"\n{side.name} (branch {side.branch}, step {side.step})")
         typer.echo("\n".join(f"  {change(each)}" for each in side.interventions) or "  no commands since then")
@@ -104,27 +104,3 @@ def _common(found: Comparison) -> str:
     at = found.common
     where = f"in common up to step {at.step} of {at.run}:{at.branch}" if at.run else "nothing in common"
     return f"{where}; all have reached step {found.last_common_step}"
-
-
-def _results(found: Comparison) -> list[tuple[str, ...]]:
-    names = dict.fromkeys(outcome.name for side in found.sides for outcome in side.outcomes)
-    rows = []
-    for name in names:
-        outcomes = [_outcome(side, name) for side in found.sides]
-        rows.append((f"last {name}", *(_measured(each.last) for each in outcomes)))
-        rows.append((f"best {name}", *(_measured(each.best) for each in outcomes)))
-        rows.append((f"{name} at step {found.last_common_step}", *(_measured(each.at_common) for each in outcomes)))
-    return rows
-
-
-def _outcome(side: Side, name: str) -> Outcome:
-    return next((each for each in side.outcomes if each.name == name), Outcome(name=name))
-
-
-def _measured(found: Measured | None) -> str:
-    return f"{found.value:.4g} (step {found.step})" if found else wording.UNKNOWN
-
-
-def _difference(found: Difference) -> tuple[str, ...]:
-    label = found.knob if found.step is None else f"{found.knob} at step {found.step}"
-    return (label, *(wording.UNKNOWN if value is None else telling.spelled(value) for value in found.values))

@@ -66,16 +66,14 @@ async def comparison_of(directory: "RunDirectory", names: Sequence[str]) -> Comp
 
 async def _add_ancestors(directory: "RunDirectory", runs: dict[str, Trajectories]) -> None:
     """The parents of forks, as far as they are still there: without them a line begins at its fork."""
+    gone: set[str] = set()
     for _ in range(MAX_ANCESTORS):
         parents = {run.parent.run for run in runs.values() if run.parent is not None and run.parent.kind == "fork"}
-        missing = parents - set(runs)
-        if not missing:
-            return
-        for name in missing:
+        for name in parents - set(runs) - gone:
             try:
                 runs[name] = await (await directory.handle(name)).trajectories()
             except SteerwayError:
-                return
+                gone.add(name)
 
 
 async def _results(directory: "RunDirectory", pieces: Sequence[Piece], names: tuple[str, ...]) -> tuple[Result, ...]:
