@@ -104,9 +104,11 @@ class ControlServer:
         self._progress: Progress | None = None
         self._progress_at = self._moved_at = clock()
         self._revision = 0
+        # When each knob was last changed, by `clock`: a wall clock that is set meanwhile moves no cool-down.
+        self._turned_at: dict[str, float] = {}
         self._changed = asyncio.Event()
         for entry in journal.entries:
-            self._fold(entry)
+            self._fold(entry, self._age_s)
         self._commit(decisions.create(self._state, created, origin))
         self._commit(decisions.start_term(self._state, journal.term))
 
@@ -125,10 +127,16 @@ class ControlServer:
         self._changed.set()
         self._changed = asyncio.Event()
 
-    def _fold(self, entry: Entry) -> None:
+    def _age_s(self, entry: Entry) -> float:
+        """How old an entry of an earlier life is. Only the wall clock has lived through both: it may have been set."""
+        return max(0.0, (self._utc_now() - datetime.fromisoformat(entry.time)).total_seconds())
+
+    def _fold(self, entry: Entry, age_s: Callable[[Entry], float] = lambda entry: 0.0) -> None:
         pending_before = len(self._state.pending)
         evolve(self._state, entry)
         self._entries.append(entry)
+        if turned := [knob for knob, seq in self._state.changed_seq.items() if seq == entry.seq]:
+            self._turned_at |= dict.fromkeys(turned, self._clock() - age_s(entry))
         if len(self._state.pending) != pending_before:
             self._revision += 1
 
@@ -148,8 +156,7 @@ class ControlServer:
 
     async def submit(self, command: Command) -> Receipt:
         """Make a command durable, or refuse it with a reason."""
-        now, changed_at = self._utc_now(), self._state.changed_at
-        ago_s = {knob: (now - datetime.fromisoformat(moment)).total_seconds() for knob, moment in changed_at.items()}
+        ago_s = {knob: self._clock() - moment for knob, moment in self._turned_at.items()}
         records = decisions.accept(self._state, command, ago_s)
         deleted = {record.checkpoint for record in records if isinstance(record, CheckpointDiscarded)}
         gone = [each for each in self._state.checkpoints if each.checkpoint in deleted]

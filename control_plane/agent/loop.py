@@ -17,7 +17,8 @@ from uuid import UUID, uuid4
 
 from control_plane.agent import rules
 from control_plane.agent.model import DEFAULT_TIMEOUT_S, ChatModel, ModelUnavailable, endpoint
-from control_plane.agent.policy import Action, Bounds, Decision, Observation, decide, explain
+from control_plane.agent.policy import Action, Bounds, Decision, Observation, explain, printable
+from control_plane.agent.powers import NO_MORE, Powers, Proposal, actions_seen, decide, knobs_seen
 from control_plane.core.commands import Intent, SetLearningRate
 from control_plane.core.errors import Invalid, NotAllowed, Refused, Unavailable
 from control_plane.handle import CommandView, Measurements, Receipt, Snapshot
@@ -64,6 +65,7 @@ class AgentOptions:
     every_steps: int = 25
     window_points: int = 200
     bounds: Bounds = field(default_factory=Bounds)
+    powers: Powers = NO_MORE
     policy: Literal["auto", "model", "rule"] = "auto"
     fallback: Literal["keep", "rule"] = "keep"
     max_decisions: int = 1000
@@ -197,23 +199,24 @@ class Autopilot:
         self._next_step = seen.step + self._options.every_steps
         self._memory, by_rule = rules.look(self._memory, seen, self._options.patience)
         pilot, decision = self._propose(seen, by_rule)
-        reason = explain(pilot, decision)
-        outcome = "kept" if decision.action is Action.KEEP else self._pass_gate(decision, seen, reason)
+        reason = explain(pilot, decision.reason)
+        is_kept = isinstance(decision, Decision) and decision.action is Action.KEEP
+        outcome = "kept" if is_kept else self._pass_gate(decision, seen, reason)
         loss = f"{seen.losses[-1][1]:.4g}" if seen.losses else "?"
         lr = ", ".join(f"{lr:.3g}" for lr in seen.lr) or "?"
-        self._say(f"step {seen.step}: loss {loss}, lr {lr}: {decision.action.value}: {reason} -> {outcome}")
+        self._say(f"step {seen.step}: loss {loss}, lr {lr}: {printable(decision.what)}: {reason} -> {outcome}")
 
-    def _propose(self, seen: Observation, by_rule: Decision) -> tuple[str, Decision]:
+    def _propose(self, seen: Observation, by_rule: Decision) -> tuple[str, Proposal]:
         if self._model is None:
             return RULE, by_rule
         try:
-            return self._model.name, self._model.propose(seen, self._options.bounds)
+            return self._model.name, self._model.propose(seen, self._options.bounds, self._options.powers)
         except ModelUnavailable as failure:
             if self._options.fallback == "rule":
                 return RULE, replace(by_rule, reason=f"{by_rule.reason} ({failure.reason})")
             return self._model.name, Decision(Action.KEEP, failure.reason)
 
-    def _pass_gate(self, decision: Decision, seen: Observation, reason: str) -> str:
+    def _pass_gate(self, decision: Proposal, seen: Observation, reason: str) -> str:
         """From a proposal to what became of it, as a sentence."""
         try:
             snapshot = self._snapshot()  # a model takes its time, and people steer meanwhile
@@ -221,14 +224,14 @@ class Autopilot:
             return f"not done: {absence.reason}"
         if snapshot.status != "running":
             return f"not done: the run is {snapshot.status} by now"
-        ruling = decide(decision, seen, self._observe(snapshot), self._options.bounds)
+        ruling = decide(decision, seen, self._observe(snapshot), self._options.bounds, self._options.powers)
         if ruling.intent is None:
-            return ruling.sentence
+            return printable(ruling.sentence)
         if self._options.dry_run:
-            return f"dry run, not sent: {ruling.sentence}"
+            return f"dry run, not sent: {printable(ruling.sentence)}"
         return self._submit(ruling.intent, reason)
 
-    def _submit(self, intent: SetLearningRate, reason: str) -> str:
+    def _submit(self, intent: Intent, reason: str) -> str:
         uuid = uuid4()
         self._unsettled.add(uuid)
         try:
@@ -264,6 +267,7 @@ class Autopilot:
         changes = [view for view in snapshot.commands if isinstance(view.command.intent, SetLearningRate)]
         changed_at = _last_change(changes, snapshot.generation)
         live_lr = self._measured.live_lr(tuple(snapshot.knobs.get("lr", ())), changed_at)
+        powers = self._options.powers
         self._peak_lr = max(self._peak_lr, *(lr for lr in live_lr if math.isfinite(lr)), 0.0)
         return Observation(
             step=snapshot.step,
@@ -276,6 +280,9 @@ class Autopilot:
             changes=len(self._applied) + len(self._unsettled),
             pending=any(view.settled is None for view in changes),
             peak_lr=self._peak_lr,
+            knobs=knobs_seen(snapshot, powers, live_lr),
+            actions=actions_seen(snapshot, powers),
+            watched={name: snapshot.latest[name] for name in powers.watch if name in snapshot.latest},
         )
 
 

@@ -11,15 +11,17 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Any
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from control_plane.agent.policy import Action, Bounds, Decision, Observation
+from control_plane.agent.powers import MAX_NAME_CHARS, NO_MORE, Powers, Proposal, Run, Scale, SetTo
 from control_plane.agent.prompt import messages
 from control_plane.core.commands import Words
 from control_plane.core.errors import Invalid, Unavailable
+from control_plane.core.intents import MAX_ARGUMENTS, Finite, KnobValue, Scalar
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "o4-mini"
@@ -107,6 +109,54 @@ class Answer(Words):
     reason: str = Field(max_length=MAX_ANSWER_BYTES)
 
 
+Told = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+Why = Annotated[str, Field(max_length=MAX_ANSWER_BYTES)]
+
+
+class _Tuned(Words):
+    action: Literal["double", "halve", "keep"]
+    reason: Why = ""
+
+    def proposal(self) -> Proposal:
+        return Decision(Action(self.action), self.reason)
+
+
+class _Scaled(Words):
+    action: Literal["scale"]
+    knob: Told
+    factor: Finite
+    reason: Why = ""
+
+    def proposal(self) -> Proposal:
+        return Scale(self.knob, self.factor, self.reason)
+
+
+class _Set(Words):
+    action: Literal["set"]
+    knob: Told
+    value: KnobValue
+    reason: Why = ""
+
+    def proposal(self) -> Proposal:
+        return SetTo(self.knob, self.value, self.reason)
+
+
+class _Ran(Words):
+    action: Literal["run"]
+    name: Told
+    arguments: dict[Told, Scalar] = Field(default={}, max_length=MAX_ARGUMENTS)
+    reason: Why = ""
+
+    def proposal(self) -> Proposal:
+        return Run(self.name, self.arguments, self.reason)
+
+
+GRANTED: TypeAdapter[_Tuned | _Scaled | _Set | _Ran] = TypeAdapter(
+    Annotated[_Tuned | _Scaled | _Set | _Ran, Field(discriminator="action")]
+)
+"""What a model may answer to which knobs or actions were granted; any other key is refused here, too."""
+
+
 class _Message(BaseModel):
     content: str | None = None
     refusal: str | None = None
@@ -145,27 +195,28 @@ class ChatModel:
         """The model's name, as it may be shown: short and printable."""
         return re.sub(r"[^\w.:/-]", "", self._where.model)[:40] or "model"
 
-    def propose(self, seen: Observation, bounds: Bounds) -> Decision:
+    def propose(self, seen: Observation, bounds: Bounds, powers: Powers = NO_MORE) -> Proposal:
         """One decision. Raises `ModelUnavailable` within the endpoint's timeout, whatever the endpoint does."""
+        chat = messages(seen, bounds, powers)
         try:
-            body = asyncio.run(asyncio.wait_for(self._ask(seen, bounds), self._where.timeout_s))
+            body = asyncio.run(asyncio.wait_for(self._ask(chat), self._where.timeout_s))
         except ModelUnavailable:
             raise
         except Exception as error:  # whatever a hostile endpoint can provoke must not end the loop
             raise ModelUnavailable(self._what_happened(error)) from None
-        return self._read(body)
+        return self._parse(self._read(body), powers)
 
-    async def _ask(self, seen: Observation, bounds: Bounds) -> bytes:
+    async def _ask(self, chat: list[dict[str, str]]) -> bytes:
         try:
-            return await self._complete(seen, bounds)
+            return await self._complete(chat)
         except Exception as error:
             turned = _turned(error)
             if not self._json_mode or turned is None or turned.status not in NO_JSON_MODE:
                 raise
         self._json_mode = False  # an older endpoint does not know `response_format`; the prompt asks for JSON as well
-        return await self._complete(seen, bounds)
+        return await self._complete(chat)
 
-    async def _complete(self, seen: Observation, bounds: Bounds) -> bytes:
+    async def _complete(self, chat: list[dict[str, str]]) -> bytes:
         where = self._where
         on_loopback = is_loopback(urlsplit(where.base_url).hostname or "")
         http = self._sdk.DefaultAsyncHttpxClient(
@@ -176,7 +227,7 @@ class ChatModel:
         )
         request: dict[str, Any] = {
             "model": where.model,
-            "messages": messages(seen, bounds),
+            "messages": chat,
             "max_completion_tokens": MAX_ANSWER_TOKENS,
             "extra_headers": {"Accept-Encoding": "identity"},
         }
@@ -201,24 +252,33 @@ class ChatModel:
             return f"{self.name} could not be reached"
         return f"{self.name} could not be asked ({type(error).__name__})"
 
-    def _read(self, body: bytes) -> Decision:
+    def _read(self, body: bytes) -> str:
         try:
             message = _Completion.model_validate_json(body).choices[0].message
         except (ValidationError, ValueError, RecursionError):
             raise ModelUnavailable(f"{self.name} did not answer with a chat completion") from None
         if message.refusal:
             raise ModelUnavailable(f"{self.name} declined to answer")
-        return self._parse(message.content or "")
+        return message.content or ""
 
-    def _parse(self, text: str) -> Decision:
+    def _parse(self, text: str, powers: Powers) -> Proposal:
         fenced = FENCED.fullmatch(text)
+        text = fenced[1] if fenced else text
         try:
-            answer = Answer.model_validate_json(fenced[1] if fenced else text)
+            if powers.widen:
+                answer = GRANTED.validate_json(text)
+                return GRANTED.validate_python(self._without_key(answer.model_dump())).proposal()
+            tuned = Answer.model_validate_json(text)
+            return Decision(tuned.action, self._without_key(tuned.reason))
         except (ValidationError, ValueError, RecursionError):
-            raise ModelUnavailable(
-                f'{self.name} did not answer {{"action": "double|halve|keep", "reason": "..."}}'
-            ) from None
-        return Decision(answer.action, answer.reason.replace(self._where.key, "***"))
+            allowed = "double|halve|keep" + ("|scale|set|run" if powers.widen else "")
+            raise ModelUnavailable(f'{self.name} did not answer {{"action": "{allowed}", "reason": "..."}}') from None
+
+    def _without_key(self, value: Any) -> Any:
+        """An answer that repeats the key, wherever it does so."""
+        if isinstance(value, dict):
+            return {self._without_key(name): self._without_key(each) for name, each in value.items()}
+        return value.replace(self._where.key, "***") if isinstance(value, str) else value
 
 
 async def _turn_away(response: Any) -> None:

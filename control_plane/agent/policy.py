@@ -1,15 +1,17 @@
 """What the autopilot may do, and the gate that everything it proposes must pass.
 
-The whole of its power is one enum. Whoever proposes (a rule, a model, a model that was talked into something) hands
-in a `Decision`; `decide` turns it into one `SetLearningRate` with a factor of 2 or 1/2, or into nothing, and says why.
-No text can widen that, because no text is looked at here.
+The whole of its power is one enum, unless its operator grants more (see `powers`). Whoever proposes (a rule, a model,
+a model that was talked into something) hands in a `Decision`; `decide` turns it into one `SetLearningRate` with a
+factor of 2 or 1/2, or into nothing, and says why. No text can widen that, because no text is looked at here.
 """
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
-from control_plane.core.commands import MAX_LEARNING_RATE, SetLearningRate
+from control_plane.core.commands import MAX_LEARNING_RATE, Intent, SetLearningRate
 from control_plane.core.errors import Invalid
 
 MAX_EXPLANATION_CHARS = 300
@@ -17,7 +19,7 @@ MAX_EXPLANATION_CHARS = 300
 
 
 class Action(StrEnum):
-    """Everything that the autopilot can answer."""
+    """Everything that the autopilot can answer by itself."""
 
     DOUBLE = "double"
     HALVE = "halve"
@@ -33,6 +35,36 @@ class Decision:
 
     action: Action
     reason: str
+
+    @property
+    def what(self) -> str:
+        """The proposal in a word."""
+        return self.action.value
+
+
+@dataclass(frozen=True, slots=True)
+class KnobSeen:
+    """A knob as the run has it: its live value (one per parameter group, if `per_group`), its type and its bounds."""
+
+    value: Any
+    kind: str = "number"
+    per_group: bool = False
+    least: float | None = None
+    most: float | None = None
+    above: float | None = None
+    below: float | None = None
+    changed_at: int | None = None
+    pending: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ActionSeen:
+    """An action of the script: its arguments' types, those that must be given, and when it was last carried out."""
+
+    types: Mapping[str, str] = field(default_factory=dict)
+    required: frozenset[str] = frozenset()
+    changed_at: int | None = None
+    pending: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +87,10 @@ class Observation:
     pending: bool = False
     peak_lr: float = 0.0
     """The highest live learning rate that the autopilot has seen in this run."""
+    # Only what the operator has granted, by name.
+    knobs: Mapping[str, KnobSeen] = field(default_factory=dict)
+    actions: Mapping[str, ActionSeen] = field(default_factory=dict)
+    watched: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +129,7 @@ class Bounds:
 class Ruling:
     """What the gate made of a proposal: a command or none, and the sentence that says why."""
 
-    intent: SetLearningRate | None
+    intent: Intent | None
     sentence: str
 
 
@@ -101,29 +137,43 @@ def decide(decision: Decision, seen: Observation, now: Observation, bounds: Boun
     """The gate. `seen` is what the proposer looked at, `now` is the run when the answer came."""
     if decision.action is Action.KEEP:
         return Ruling(None, "kept")
-    obstacle = _stale(seen, now, bounds) or _too_soon(now, bounds) or _out_of_bounds(decision.action, now, bounds)
+    factor = FACTORS[decision.action]
+    obstacle = stale(seen, now, bounds) or too_soon(now, bounds) or rates_out_of_bounds(now, bounds, factor=factor)
     if obstacle:
         return Ruling(None, f"not done: {obstacle}")
-    factor = FACTORS[decision.action]
     # "keep" multiplies what is left of the schedule, so that a decay still ends where a decay should: near zero.
     return Ruling(SetLearningRate(factor=factor, schedule="keep"), f"lr x {factor:g}")
 
 
-def _stale(seen: Observation, now: Observation, bounds: Bounds) -> str | None:
+def stale(seen: Observation, now: Observation, bounds: Bounds) -> str | None:
+    """Why a proposal about `seen` is none about `now`, or None."""
+    return gone_on(seen, now, bounds) or (
+        "the learning rate was changed since it was looked at" if seen.changed_at != now.changed_at else None
+    )
+
+
+def gone_on(seen: Observation, now: Observation, bounds: Bounds) -> str | None:
+    """Why what was seen is another stretch of training, or None."""
     if seen.generation != now.generation or now.step < seen.step:
         return "the run was restarted or rolled back since it was looked at"
     if now.step - seen.step > bounds.max_age_steps:
         return f"the answer is about step {seen.step}, and the run is at step {now.step}"
-    if seen.changed_at != now.changed_at:
-        return "the learning rate was changed since it was looked at"
     return None
 
 
-def _too_soon(now: Observation, bounds: Bounds) -> str | None:
-    if now.pending:
-        return "an earlier change of the learning rate is not settled yet"
+def too_many(now: Observation, bounds: Bounds) -> str | None:
+    """Why there is no change left to make, or None."""
     if now.changes >= bounds.max_changes:
         return f"the autopilot has made all of its {bounds.max_changes} changes; a person should look"
+    return None
+
+
+def too_soon(now: Observation, bounds: Bounds) -> str | None:
+    """Why the learning rate cannot be changed now, or None."""
+    if now.pending:
+        return "an earlier change of the learning rate is not settled yet"
+    if (obstacle := too_many(now, bounds)) is not None:
+        return obstacle
     if now.changed_at is not None and now.step - now.changed_at < bounds.cooldown_steps:
         return (
             f"the last change was {now.step - now.changed_at} steps ago; "
@@ -132,28 +182,41 @@ def _too_soon(now: Observation, bounds: Bounds) -> str | None:
     return None
 
 
-def _out_of_bounds(action: Action, now: Observation, bounds: Bounds) -> str | None:
+def rates_out_of_bounds(
+    now: Observation, bounds: Bounds, factor: float | None = None, value: float | None = None
+) -> str | None:
+    """Why the learning rates may not be multiplied by `factor`, or set to `value`, or None."""
     live = [lr for lr in now.lr if lr != 0]  # a frozen group, or the first step of a warm-up: no factor moves it
     if not live or not all(math.isfinite(lr) and lr > 0 for lr in live):
         return "no parameter group has a positive learning rate"
-    lowest, highest = min(live) * FACTORS[action], max(live) * FACTORS[action]
-    if action is Action.DOUBLE and highest > bounds.max_lr:
+    becomes = [value if value is not None else lr * (factor or 1.0) for lr in live]
+    lowest, highest = min(becomes), max(becomes)
+    if _any_above(becomes, live) and highest > bounds.max_lr:
         return f"it would set {highest:g}, above the autopilot's bound of {bounds.max_lr:g}"
-    if action is Action.HALVE and lowest < bounds.min_lr:
+    if not _any_above(live, becomes):
+        return None
+    if lowest < bounds.min_lr:
         return f"it would set {lowest:g}, below the autopilot's bound of {bounds.min_lr:g}"
     # A schedule may end near zero; what counts is how far the autopilot has brought the run down from its best.
-    if action is Action.HALVE and lowest < now.peak_lr / bounds.max_drop:
+    if lowest < now.peak_lr / bounds.max_drop:
         return f"it would set {lowest:g}, less than a {bounds.max_drop:g}th of the highest rate seen, {now.peak_lr:g}"
     return None
 
 
-def explain(pilot: str, decision: Decision) -> str:
+def _any_above(some: Sequence[float], others: Sequence[float]) -> bool:
+    return any(one > other for one, other in zip(some, others, strict=True))
+
+
+def printable(words: str, limit: int = MAX_EXPLANATION_CHARS) -> str:
+    """A proposer's words as one short line. They are untrusted: what a terminal would obey is dropped."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in words).split())
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def explain(pilot: str, reason: str) -> str:
     """The reason for the journal: who decided, and the proposer's words as one short line of printable text.
 
     A model's words are untrusted: control characters (a terminal would obey them) and marks that reverse the
     direction of text are dropped.
     """
-    words = " ".join("".join(c if c.isprintable() else " " for c in decision.reason).split())
-    if len(words) > MAX_EXPLANATION_CHARS:
-        words = words[: MAX_EXPLANATION_CHARS - 3] + "..."
-    return f"autopilot ({pilot}): {words or 'no reason given'}"
+    return f"autopilot ({pilot}): {printable(reason) or 'no reason given'}"

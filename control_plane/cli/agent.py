@@ -1,5 +1,6 @@
 """`steer agent`: an operator that happens to be a language model, or a rule."""
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,15 +15,25 @@ def agent(
     policy: Annotated[str, typer.Option(help="auto, model or rule.")] = "auto",
     every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Look every so many steps.")] = 25,
     max_decisions: Annotated[int, typer.Option(min=1, help="Stop after so many; bounds what a model may cost.")] = 1000,
+    powers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A YAML file of further knobs and actions that it may use.")
+    ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Propose, but change nothing.")] = False,
 ) -> None:
-    """Let a model, or a rule, tune the learning rate within fixed bounds."""
+    """Let a model, or a rule, tune the learning rate within fixed bounds, and with --powers what a file grants."""
     from control_plane.agent.loop import AgentOptions, run_agent
+    from control_plane.agent.powers import NO_MORE, load
     from control_plane.client import SteerwayClient
 
     if policy not in ("auto", "model", "rule"):
         raise Misused(f"--policy is {policy!r}; allowed is auto, model or rule")
     chosen: Any = policy
-    options = AgentOptions(every_steps=every, policy=chosen, max_decisions=max_decisions, dry_run=dry_run)
+    options = AgentOptions(
+        every_steps=every,
+        policy=chosen,
+        max_decisions=max_decisions,
+        dry_run=dry_run,
+        powers=load(powers) if powers else NO_MORE,
+    )
     with SteerwayClient.from_settings(settings(), role="agent") as client:
         run_agent(client, active_run(client, run), options, say=say)

@@ -220,15 +220,21 @@ def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[C
         return tuple(again[:MAX_COMMANDS_PER_PROPOSAL])
     undecided = {command.uuid: command for command in offers if command.uuid not in replica.ledger}
     due = [command for command in undecided.values() if (command.not_before_step or 0) <= step]
-    # What takes back comes before what it takes back, though it was sent after it.
-    taken_back = {command.intent.command for command in due if isinstance(command.intent, Cancel)}
+    # What takes back comes before what it takes back, though it was sent after it; too late, it takes nothing back.
+    taken_back = {
+        command.intent.command for command in due if isinstance(command.intent, Cancel) and not _is_late(command, step)
+    }
     due = [command for command in due if command.uuid not in taken_back]
     due.sort(key=lambda command: not isinstance(command.intent, Cancel))
     return tuple(due[:MAX_COMMANDS_PER_PROPOSAL])
 
 
+def _is_late(command: Command, step: int) -> bool:
+    return command.not_after_step is not None and step > command.not_after_step
+
+
 def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, Any, CommandSettled]:
-    if command.not_after_step is not None and step > command.not_after_step:
+    if _is_late(command, step):
         reason = f"this is the boundary after step {step}, and it was for step {command.not_after_step} at the latest"
         return _unapplied(replica, command, step, "expired", reason)
     if isinstance(command.intent, Cancel):
@@ -257,10 +263,11 @@ def _cancel(replica: Replica, command: Command, target: UUID, step: int) -> Comm
     """Decide the target, if nobody has: every rank knows the same decisions, and needs no other's word."""
     decided = replica.ledger.get(target)
     if decided is not None:
-        return _unapplied(replica, command, step, "rejected", f"it was already {decided.status} at step {decided.step}")
-    generation, reason = replica.generation, f"cancelled by {command.author}"
+        where = f" at step {decided.step}" if decided.step is not None else ""
+        return _unapplied(replica, command, step, "rejected", f"it was already {decided.status}{where}")
+    generation = replica.generation
     replica.ledger[target] = CommandSettled(
-        uuid=target, status="cancelled", step=step, generation=generation, reason=reason
+        uuid=target, status="cancelled", step=step, generation=generation, reason=command.takes_back()
     )
     after = {"cancelled": str(target)}
     return CommandSettled(uuid=command.uuid, status="applied", step=step, generation=generation, after=after)

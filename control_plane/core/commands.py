@@ -85,3 +85,7 @@ class Command(Words):
     def describe(self) -> str:
         """The command in a few words, for logs and charts."""
         return describe(self.intent)
+
+    def takes_back(self) -> str:
+        """Why what this cancel takes back is no more, told to whoever had sent it."""
+        return f"cancelled by {self.author}" + (f": {self.reason}" if self.reason else "")

@@ -96,7 +96,7 @@ def start_term(state: RunState, term: int) -> list[Record]:
 def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float] = NEVER) -> list[Record]:
     """Take a command, or refuse it. What needs no rank, or nobody can apply any more, is settled at once.
 
-    `changed_s_ago`: seconds since each knob of `state.changed_at` was changed.
+    `changed_s_ago`: seconds since each knob of `state.changed_seq` was changed.
 
     Raises: `Conflict` if the uuid names another command, if the run is not in a state for it, or if the sender's view
     of it is stale; `RunEnded`; `Overloaded` at `MAX_PENDING_COMMANDS`; `NotFound` for an unknown parameter group,
@@ -108,20 +108,17 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
             raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
         return []
     if isinstance(command.intent, NEEDS_NO_RANK):
+        _check_view(state, command)
         return [CommandAccepted(command=command), *_keep_or_delete(state, command)]
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
     if isinstance(command.intent, Cancel):
+        _check_view(state, command)
         return [CommandAccepted(command=command), *_cancel(state, command)]
     if state.stopping or _stop_is_pending(state):
         raise RunEnded(f"run {state.run} is stopping and takes no more commands")
     _check_room(state, command)
-    if command.based_on_seq is not None and command.based_on_seq < state.course_seq:
-        raise Conflict(
-            f"this is based on entry {command.based_on_seq} of the journal, and the run has changed since: "
-            f"{state.course} (entry {state.course_seq}); look again",
-            course_seq=state.course_seq,
-        )
+    _check_view(state, command)
     _check_intent(state, command)
     firsts = command.intent.first if isinstance(command.intent, Rollback) else ()
     for intent in (command.intent, *firsts):
@@ -144,6 +141,15 @@ def _check_room(state: RunState, command: Command) -> None:
             f"run {state.run} has {own if whose else len(waiting)} commands {whose}that are not settled yet; the limit "
             f"is {limit}, try again later",
             limit=limit,
+        )
+
+
+def _check_view(state: RunState, command: Command) -> None:
+    if command.based_on_seq is not None and command.based_on_seq < state.course_seq:
+        raise Conflict(
+            f"this is based on entry {command.based_on_seq} of the journal, and the run has changed since: "
+            f"{state.course} (entry {state.course_seq}); look again",
+            course_seq=state.course_seq,
         )
 
 
@@ -194,14 +200,9 @@ def _cancel(state: RunState, command: Command) -> list[Record]:
     if state.generation is not None and state.listens:
         return []
     return [
-        CommandSettled(uuid=life.command.uuid, status="cancelled", reason=cancelled_by(command)),
+        CommandSettled(uuid=life.command.uuid, status="cancelled", reason=command.takes_back()),
         CommandSettled(uuid=command.uuid, status="applied", after={"cancelled": str(life.command.uuid)}),
     ]
-
-
-def cancelled_by(command: Command) -> str:
-    """Why a command is no more, told to whoever sent it."""
-    return f"cancelled by {command.author}" + (f": {command.reason}" if command.reason else "")
 
 
 def _keep_or_delete(state: RunState, command: Command) -> list[Record]:
@@ -255,12 +256,13 @@ def find_group(groups: list[str], group: int | str) -> int | None:
 
 
 def _will_be_paused(state: RunState) -> bool:
-    """Paused, once everything that is already accepted has been applied."""
+    """Paused, once everything that is already accepted, and due at once, has been applied."""
     paused = state.paused
     for uuid in state.pending:
-        intent = state.commands[uuid].command.intent
-        if isinstance(intent, Pause | Resume):
-            paused = isinstance(intent, Pause)
+        command = state.commands[uuid].command
+        # A pause that is planned for a later step says nothing of until then.
+        if isinstance(command.intent, Pause | Resume) and command.not_before_step is None:
+            paused = isinstance(command.intent, Pause)
     return paused
 
 

@@ -12,7 +12,7 @@ Whether an intent *may* happen is decided in `decisions`, and whether every rank
 boundary. Pinning and deleting a checkpoint need no rank: the control server does them itself.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 from uuid import UUID
 
 from pydantic import (
@@ -80,6 +80,16 @@ def check_group(group: int | str | None) -> int | str | None:
     return group
 
 
+ValueOrFactor = TypeVar("ValueOrFactor", "SetLearningRate", "Change")
+
+
+def check_value_or_factor(change: ValueOrFactor) -> ValueOrFactor:
+    """A change says what a value becomes, or what it is multiplied by."""
+    if (change.value is None) == (change.factor is None):
+        raise ValueError("give either 'value' or 'factor', not both and not neither")
+    return change
+
+
 class SetLearningRate(Words):
     """Set the learning rate from the next step on.
 
@@ -95,12 +105,7 @@ class SetLearningRate(Words):
     schedule: Literal["keep", "hold"] = "keep"
 
     _group = field_validator("group")(check_group)
-
-    @model_validator(mode="after")
-    def _one_of_value_and_factor(self) -> "SetLearningRate":
-        if (self.value is None) == (self.factor is None):
-            raise ValueError("give either 'value' (an absolute learning rate) or 'factor', not both and not neither")
-        return self
+    _change = model_validator(mode="after")(check_value_or_factor)
 
 
 class Change(Words):
@@ -117,12 +122,7 @@ class Change(Words):
     group: GroupChoice = None
 
     _group = field_validator("group")(check_group)
-
-    @model_validator(mode="after")
-    def _one_of_value_and_factor(self) -> "Change":
-        if (self.value is None) == (self.factor is None):
-            raise ValueError("give either 'value' or 'factor', not both and not neither")
-        return self
+    _change = model_validator(mode="after")(check_value_or_factor)
 
     @property
     def target(self) -> tuple[str, str]:

@@ -3,9 +3,12 @@
     limits:
       lr: {min: 1e-6, max: 1e-2, max_factor: 10, cool_down_s: 30, roles: [operator, admin]}
       "*:p": {max: 0.5}
+      action/reshuffle: {roles: [operator, admin, agent]}
 
-A name may be a pattern; the first that fits counts. Bounds of what is asked for are checked when a command comes in;
-what the value becomes is known to the ranks alone, and is checked by all of them at the step boundary, see `breach`.
+A name may be a pattern; the first that fits counts. An action of the script is limited as `action/NAME`; an agent may
+run it only if such a limit names the role `agent`: nobody here knows what it does. Bounds of what is asked for are
+checked when a command comes in; what the value becomes is known to the ranks alone, and is checked by all of them at
+the step boundary, see `breach`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,9 +17,11 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from control_plane.core.intents import Intent, SetKnobs, SetLearningRate, SetSchedule, Words
+from control_plane.core.intents import Intent, RunAction, SetKnobs, SetLearningRate, SetSchedule, Words
 
 LEARNING_RATE = "lr"
+ACTION = "action/"
+AGENT = "agent"
 
 
 class Limit(Words):
@@ -42,9 +47,11 @@ def limit_of(limits: Mapping[str, Limit], knob: str) -> Limit | None:
 
 
 def knobs_of(intent: Intent) -> tuple[str, ...]:
-    """The knobs that an intent changes."""
+    """The knobs that an intent changes; an action counts as one."""
     if isinstance(intent, SetLearningRate | SetSchedule):
         return (LEARNING_RATE,)
+    if isinstance(intent, RunAction):
+        return (ACTION + intent.name,)
     return tuple(change.knob for change in intent.changes) if isinstance(intent, SetKnobs) else ()
 
 
@@ -54,11 +61,13 @@ def refusal(
     """Why this may not be asked for, or None. `changed_s_ago`: seconds since each knob was last changed."""
     for knob in knobs_of(intent):
         limit = limit_of(limits, knob)
+        if role == AGENT and isinstance(intent, RunAction) and (limit is None or AGENT not in (limit.roles or ())):
+            return f"{intent.name} may be run by people; for an agent this run's limits have no {knob} with that role"
         if limit is None:
             continue
         if limit.roles is not None and role is not None and role not in limit.roles:
             return f"{knob} may be changed by {', '.join(limit.roles)}, not by {role}"
-        ago_s = changed_s_ago.get(knob)
+        ago_s = max(0.0, changed_s_ago[knob]) if knob in changed_s_ago else None
         if limit.cool_down_s is not None and ago_s is not None and ago_s < limit.cool_down_s:
             return (
                 f"{knob} was changed {ago_s:.0f} s ago and may be changed again after {limit.cool_down_s:g} s; "

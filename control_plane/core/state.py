@@ -106,8 +106,8 @@ class RunState:
     # So many losses came before that: somebody has looked since.
     losses_before_resume: int = 0
     limits: dict[str, Limit] = field(default_factory=dict)
-    # When each knob was last changed, as its record says it.
-    changed_at: dict[str, str] = field(default_factory=dict)
+    # The entry that last changed each knob.
+    changed_seq: dict[str, int] = field(default_factory=dict)
     # The last entry that changed the run's course, or announced that it will, and what that was.
     course_seq: int = 0
     course: str = "its beginning"
@@ -286,7 +286,7 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
     state.step = max(state.step, outcome.step or 0)
     _reach(state, outcome.step or 0, state.branch_of_generation.get(outcome.generation or 0, state.head))
     for knob in knobs_of(command.intent):
-        state.changed_at[knob] = entry.time
+        state.changed_seq[knob] = entry.seq
     match command.intent.kind:
         case "set_learning_rate" | "set_knobs" | "set_schedule" | "freeze" | "unfreeze":
             state.knobs |= outcome.after or {}

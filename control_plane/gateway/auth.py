@@ -43,12 +43,14 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"WEBSOCKET {PREFIX}/runs/{{run}}/stream": READERS,
 }
 
-KINDS_OF_AGENT = frozenset({"set_learning_rate", "set_knobs", "set_schedule", "save_checkpoint", "evaluate"})
-"""An agent may tune and look: what it changes is a number within the run's limits, and can be set back.
+KINDS_OF_AGENT = frozenset(
+    {"set_learning_rate", "set_knobs", "set_schedule", "save_checkpoint", "evaluate", "run_action"}
+)
+"""An agent may tune and look: what it changes is a number within the run's limits, and can be set back. A script's own
+actions are for those that the run's limits name for agents, see `core.limits`.
 
 For people: to hold or end a run; to freeze parameters or reset them, and to delete checkpoints, which no command takes
-back; to pin, for pins are what people rely on; to take back other people's commands; and a script's own actions, of
-which nobody here knows what they do.
+back; to pin, for pins are what people rely on; and to take back other people's commands.
 """
 
 TOKEN_BYTES = 32

@@ -28,7 +28,7 @@ def layer_groups(model: nn.Module, layers: int, rate: float, decay: float) -> li
     groups: dict[str, list[nn.Parameter]] = {"embedding": []}
     groups |= {f"layer{index}": [] for index in range(layers)} | {"head": []}
     for name, parameter in model.named_parameters():
-        groups[_group_of(name)].append(parameter)
+        groups[group_of(name)].append(parameter)
     top = len(groups) - 1
     return [
         {"params": parameters, "name": name, "lr": rate * decay ** (top - depth)}
@@ -36,7 +36,8 @@ def layer_groups(model: nn.Module, layers: int, rate: float, decay: float) -> li
     ]
 
 
-def _group_of(parameter: str) -> str:
+def group_of(parameter: str) -> str:
+    """The group of a parameter, by its name."""
     if ".h." in parameter:
         return f"layer{parameter.split('.h.')[1].split('.')[0]}"
     return "embedding" if ".wte." in parameter or ".wpe." in parameter else "head"

@@ -142,6 +142,33 @@ def make_session(model: nn.Module, optimizer: Any, rewards: Rewards, grid: Grid,
     return session
 
 
+def learn(
+    policy: nn.Module,
+    optimizer: Any,
+    rewards: Rewards,
+    grid: Grid,
+    session: TrainingSession,
+    games: int,
+    entropy: float,
+) -> None:
+    """The loop: each step plays, and learns from, `games` games on each rank."""
+    for _ in session.steps():
+        played = grid.play(policy, games, rewards)
+        loss = policy_loss(played, entropy)
+        optimizer.zero_grad()
+        loss.backward()
+        average_gradients(policy)
+        optimizer.step()
+        gained = float(played.rewards.sum(dim=0).mean())
+        session.step({"loss": loss, "return": gained, "reached": played.reached})
+
+
+def build_policy(rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """From a field to the log-odds of each move, and what trains it."""
+    policy = nn.Sequential(nn.Linear(SIDE * SIDE, 32), nn.Tanh(), nn.Linear(32, len(MOVES)))
+    return policy, torch.optim.Adam([{"params": policy.parameters(), "lr": rate, "name": "policy"}])
+
+
 def main() -> None:
     """Learn, on the ranks that torch.distributed has, or alone."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -152,22 +179,13 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=20260101)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)
-    policy = nn.Sequential(nn.Linear(SIDE * SIDE, 32), nn.Tanh(), nn.Linear(32, len(MOVES)))
-    optimizer = torch.optim.Adam([{"params": policy.parameters(), "lr": arguments.rate, "name": "policy"}])
+    policy, optimizer = build_policy(arguments.rate)
     rewards, grid = Rewards(), Grid()
     session = make_session(policy, optimizer, rewards, grid, arguments.steps)
     torch.manual_seed(arguments.seed + (dist.get_rank() if dist.is_initialized() else 0))  # other games on each rank
     with session:
         grid.goal = tuple(session.state.get("goal", grid.goal))
-        for _ in session.steps():
-            played = grid.play(policy, arguments.games, rewards)
-            loss = policy_loss(played, arguments.entropy)
-            optimizer.zero_grad()
-            loss.backward()
-            average_gradients(policy)
-            optimizer.step()
-            gained = float(played.rewards.sum(dim=0).mean())
-            session.step({"loss": loss, "return": gained, "reached": played.reached})
+        learn(policy, optimizer, rewards, grid, session, arguments.games, arguments.entropy)
     log.info("finished at step %d", session.global_step)
 
 

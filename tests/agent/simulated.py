@@ -4,11 +4,13 @@ import math
 import random
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID, uuid4
 
 from control_plane.agent.policy import Observation
-from control_plane.core.commands import Command, Intent, SetLearningRate
+from control_plane.core.commands import Command, Intent, SetKnobs, SetLearningRate
 from control_plane.core.errors import SteerwayError, Unavailable
+from control_plane.core.intents import RunAction
 from control_plane.core.records import CommandSettled
 from control_plane.handle import CommandView, Measurements, Point, Receipt, Snapshot
 
@@ -90,6 +92,12 @@ class SimulatedRun:
         self.polls = 0
         self.on_poll: Callable[[SimulatedRun], None] = lambda run: None
         self.settles = True
+        # What the script has added: knobs with their facts, actions, and further measurements.
+        self.knobs: dict[str, Any] = {}
+        self.knob_facts: dict[str, Any] = {}
+        self.facts: dict[str, Any] = {}
+        self.latest: dict[str, float] = {}
+        self.calls: list[dict[str, Any]] = []
 
     @property
     def losses(self) -> list[float]:
@@ -117,7 +125,8 @@ class SimulatedRun:
             self.train(self.steps_per_poll)
         return Snapshot(
             run=run, name=self.name, status=self.status, seq=1, term=1, generation=self.generation, created_at=NOON,
-            step=self.step, total_steps=self.total_steps, knobs={"lr": [self.lr]}, commands=tuple(self.views),
+            step=self.step, total_steps=self.total_steps, knobs={"lr": [self.lr]} | self.knobs,
+            knob_facts=self.knob_facts, facts=self.facts, latest=self.latest, commands=tuple(self.views),
         )  # fmt: skip
 
     def metrics(self, run: str, after: int = 0, limit: int = 5000, names: tuple[str, ...] = ()) -> Measurements:
@@ -137,13 +146,23 @@ class SimulatedRun:
     def settle(self) -> None:
         """Apply what is accepted, as the ranks would."""
         for index, view in enumerate(self.views):
-            intent = view.command.intent
-            if view.settled is None and isinstance(intent, SetLearningRate):
-                self.lr = intent.value if intent.value is not None else self.lr * (intent.factor or 1)
+            if view.settled is None:
+                self.take(view.command.intent)
                 outcome = CommandSettled(
                     uuid=view.command.uuid, status="applied", step=self.step, generation=self.generation
                 )
                 self.views[index] = view.model_copy(update={"settled": outcome, "status": "applied"})
+
+    def take(self, intent: Intent) -> None:
+        """As the ranks would."""
+        if isinstance(intent, SetLearningRate):
+            self.lr = intent.value if intent.value is not None else self.lr * (intent.factor or 1)
+        elif isinstance(intent, SetKnobs):
+            for change in intent.changes:
+                was = self.knobs[change.knob]
+                self.knobs[change.knob] = change.value if change.factor is None else was * change.factor
+        elif isinstance(intent, RunAction):
+            self.calls.append({"name": intent.name} | intent.arguments)
 
     def wait_settled(self, run: str, uuid: UUID, timeout_s: float) -> CommandView:
         view = next(view for view in self.views if view.command.uuid == uuid)

@@ -76,7 +76,7 @@ def test_bounds_that_contradict_each_other_are_refused(wrong: dict[str, float]) 
 
 def test_explain_hostile_words_become_one_short_printable_line() -> None:
     words = "\x1b[2J\x1b]0;owned\x07 line\r\nline \u202e evil" + "x" * 10_000
-    reason = explain("model", Decision(Action.HALVE, words))
+    reason = explain("model", words)
     assert reason.isprintable()
     assert reason.startswith("autopilot (model): ")
     assert len(reason) <= MAX_EXPLANATION_CHARS + len("autopilot (model): ") <= MAX_REASON_CHARS

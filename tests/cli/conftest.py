@@ -76,7 +76,7 @@ def taken_back(command: Command) -> tuple[CommandSettled, ...]:
     """What a cancel decides besides itself."""
     if not isinstance(command.intent, Cancel):
         return ()
-    target, reason = command.intent.command, f"cancelled by {command.author}"
+    target, reason = command.intent.command, command.takes_back()
     return (CommandSettled(uuid=target, status="cancelled", step=STEP, generation=1, reason=reason),)
 
 

@@ -57,6 +57,7 @@ def test_change_within_the_cool_down_is_refused_with_the_time_that_is_left() -> 
     assert "try again in 20 s" in asked("set_learning_rate", ago_s={"lr": 10.0}, value=1e-3)
     assert asked("set_learning_rate", ago_s={"lr": 30.0}, value=1e-3) == ""
     assert "was changed" in asked("set_schedule", ago_s={"lr": 1.0}, shape="linear")
+    assert "try again in 30 s" in asked("set_learning_rate", ago_s={"lr": -3600.0}, value=1e-3)
 
 
 def test_breach_is_about_what_a_value_becomes() -> None:
@@ -83,4 +84,35 @@ def test_limit_that_makes_no_sense_is_refused(body: dict[str, object]) -> None:
 
 def test_every_intent_says_which_knobs_it_changes() -> None:
     told = {body["kind"]: knobs_of(intent(**body)) for body in EVERY_INTENT}
-    assert {kind for kind, knobs in told.items() if knobs} == {"set_learning_rate", "set_schedule", "set_knobs"}
+    assert {kind for kind, knobs in told.items() if knobs} == {
+        "set_learning_rate",
+        "set_schedule",
+        "set_knobs",
+        "run_action",
+    }
+
+
+@pytest.mark.parametrize(
+    ("limits", "role", "is_taken"),
+    [
+        ({}, "operator", True),
+        ({}, None, True),
+        ({}, "agent", False),
+        ({"action/*": Limit(cool_down_s=9)}, "agent", False),
+        ({"action/other": Limit(roles=("agent",))}, "agent", False),
+        ({"action/reshuffle": Limit(roles=("agent", "admin"))}, "agent", True),
+        ({"action/*": Limit(roles=("agent",))}, "agent", True),
+        ({"action/reshuffle": Limit(roles=("agent",))}, "operator", False),
+    ],
+)
+def test_action_is_run_by_an_agent_only_where_a_limit_says_so(
+    limits: dict[str, Limit], role: str | None, is_taken: bool
+) -> None:
+    told = refusal(limits, intent("run_action", name="reshuffle"), role, {})
+    assert (told is None) == is_taken
+
+
+def test_action_has_a_cool_down_like_a_knob() -> None:
+    limits = {"action/reshuffle": Limit(cool_down_s=60)}
+    asked = intent("run_action", name="reshuffle")
+    assert "try again in 50 s" in (refusal(limits, asked, "operator", {"action/reshuffle": 10.0}) or "")

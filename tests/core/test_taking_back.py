@@ -66,6 +66,20 @@ def test_cancel_is_taken_while_a_stop_is_pending_and_not_after_the_end() -> None
     assert_refused(RunEnded, closed, lambda s: decisions.accept(s, cancel(2, 1)), "has finished")
 
 
+def test_propose_a_cancel_that_is_too_late_keeps_nothing_from_its_step() -> None:
+    asked = command(1).model_copy(update={"not_after_step": 10})
+    late = cancel(2, 1).model_copy(update={"not_after_step": 9})
+    assert propose(Replica(generation=1), (asked, late), 10) == (late, asked)
+
+
+def test_cancel_says_who_took_it_back_and_why_whoever_decides_it() -> None:
+    mistaken = cancel(2, 1).model_copy(update={"reason": "a mistake"})
+    by_rule = decisions.accept(state_after(created(), accepted(1)), mistaken)[1:]
+    by_ranks = Script(Replica(generation=1)).propose(mistaken).outcome(1)
+    assert isinstance(by_rule[0], CommandSettled)
+    assert by_rule[0].reason == by_ranks.reason == "cancelled by ann: a mistake"
+
+
 def test_propose_takes_back_first_and_leaves_the_target_out() -> None:
     offers = (command(1), command(2), cancel(3, 2))
     assert propose(Replica(generation=1), offers, 10) == (cancel(3, 2), command(1))
@@ -108,6 +122,32 @@ def test_accept_of_a_stale_view_is_a_conflict_that_says_what_changed() -> None:
     assert_refused(Conflict, state, lambda s: decisions.accept(s, stale), "ann: lr = 0.0001 .entry 4.; look again")
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        cancel(9, 1),
+        command(9, "pin_checkpoint", checkpoint="step-10-g1"),
+        command(9, "delete_checkpoint", checkpoint="step-10-g1"),
+    ],
+    ids=["cancel", "pin", "delete"],
+)
+def test_stale_view_counts_for_every_kind_and_a_known_uuid_comes_first(asked: Command) -> None:
+    state = running(committed(10), committed(20), accepted(1, not_before_step=50), accepted(2, "pause"))
+    stale = asked.model_copy(update={"based_on_seq": state.course_seq - 1})
+    assert_refused(Conflict, state, lambda s: decisions.accept(s, stale), "look again")
+    fresh = asked.model_copy(update={"based_on_seq": state.course_seq})
+    told = decisions.accept(state, fresh)
+    assert told[0] == CommandAccepted(command=fresh)
+    after = [committed(10), committed(20), accepted(1, not_before_step=50), accepted(2, "pause"), *told]
+    assert decisions.accept(running(*after, accepted(3, "set_learning_rate", value=1e-4)), fresh) == []
+
+
+def test_pause_that_is_planned_for_later_stands_in_nobodys_way() -> None:
+    planned = running(accepted(1, "pause", not_before_step=50))
+    assert decisions.accept(planned, command(2, "pause")) == [CommandAccepted(command=command(2, "pause"))]
+    assert_refused(Conflict, planned, lambda s: decisions.accept(s, command(2, "resume")), "is not paused")
+
+
 @pytest.mark.parametrize("record", [accepted(1, "evaluate"), committed(10)], ids=["evaluation", "checkpoint"])
 def test_view_is_not_stale_after_what_changes_nothing(record: object) -> None:
     before = running()
@@ -127,7 +167,7 @@ def test_accept_beyond_a_limit_is_refused_and_says_the_bound() -> None:
 
 def test_accept_within_the_cool_down_is_refused_until_it_is_over() -> None:
     asked, state = command(2, "set_learning_rate", value=1e-3), limited(cool_down_s=60)
-    assert list(state.changed_at) == ["lr"]
+    assert state.changed_seq == {"lr": 4}
     assert_refused(Invalid, state, lambda s: decisions.accept(s, asked, {"lr": 59.0}), "try again in 1 s")
     assert decisions.accept(state, asked, {"lr": 60.0}) == [CommandAccepted(command=asked)]
 

@@ -116,9 +116,17 @@ def test_cancel_of_nothing_is_not_found_and_of_a_cancel_a_conflict(house: House)
 
 
 def test_agent_is_told_what_it_may_do(house: House) -> None:
-    answer = house.post(f"/runs/{RUN}/commands", "agent", json={"intent": {"kind": "run_action", "name": "x"}})
+    answer = house.post(f"/runs/{RUN}/commands", "agent", json={"intent": {"kind": "freeze", "parameters": "*"}})
     assert answer.status_code == 403
-    assert "an agent may not run action; it may evaluate, save_checkpoint, set_knobs" in answer.json()["detail"]
+    assert "an agent may not freeze; it may evaluate, run_action, save_checkpoint, set_knobs" in answer.json()["detail"]
+
+
+def test_action_that_the_run_does_not_name_for_agents_is_refused_to_one(house: House) -> None:
+    seq = house.get(f"/runs/{RUN}").json()["seq"]
+    answer = house.post(f"/runs/{RUN}/commands", "agent", json={"intent": {"kind": "run_action", "name": "x"}})
+    assert answer.status_code == 422
+    assert "x may be run by people" in answer.json()["detail"]
+    assert house.get(f"/runs/{RUN}").json()["seq"] == seq
 
 
 def test_openapi_describes_every_intent(house: House) -> None:

@@ -1,5 +1,6 @@
 """What the ranks of a test of `TrainingSession` run: loops in plain PyTorch and with DeepSpeed, and what they saw."""
 
+import argparse
 import hashlib
 import importlib
 import sys
@@ -123,10 +124,7 @@ class Training:
         return loss.detach()
 
     def digest(self) -> str:
-        digest = hashlib.sha256()
-        for tensor in self.net.state_dict().values():
-            digest.update(tensor.detach().contiguous().numpy().tobytes())
-        return digest.hexdigest()
+        return _digest([tensor.detach() for tensor in self.net.state_dict().values()])
 
 
 def _engine(net: nn.Module, optimizer: Any, scheduler: Any) -> Any:
@@ -258,6 +256,89 @@ def shipped(rank: int, spec: dict[str, Any]) -> None:
         context.enter(None)
 
 
+class ByHand:
+    """A session whose script changes something by itself, after a step."""
+
+    def __init__(self, session: TrainingSession, at_step: int, change: Callable[[], None]) -> None:
+        self._session, self._at_step, self._change = session, at_step, change
+
+    def steps(self) -> Any:
+        return self._session.steps()
+
+    def step(self, metrics: dict[str, Any]) -> None:
+        self._session.step(metrics)
+        if self._session.global_step == self._at_step:
+            self._change()
+
+
+def _in_a_run(rank: int, spec: dict[str, Any]) -> None:
+    """With commands there is a run around the loop; without any it is a plain loop."""
+    if "root" in spec:
+        files, server = _serve(rank, spec["root"], spec["commands"])
+        _enter(files, server)
+
+
+def shipped_layers(rank: int, spec: dict[str, Any]) -> dict[str, str]:
+    """The shipped DeepSpeed loop on a small text: what became of each parameter group."""
+    from ray_jobs.workloads import layerwise_lr
+
+    _in_a_run(rank, spec)
+    arguments = argparse.Namespace(samples=4, layers=2, rate=2e-3, decay=0.7, seed=7, steps=spec["steps"])
+    torch.manual_seed(7)
+    engine = layerwise_lr.build_engine(arguments, dist.get_world_size())
+    torch.manual_seed(7 + rank)
+    session: Any = TrainingSession(engine=engine, total_steps=spec["steps"])
+    groups = engine.optimizer.param_groups
+    names = [group["name"] for group in groups]
+
+    def halve() -> None:
+        groups[names.index("layer0")]["lr"] *= 0.5
+
+    with session:
+        loop = ByHand(session, spec["by_hand_at"], halve) if "by_hand_at" in spec else session
+        layerwise_lr.train(engine, torch.arange(5000) % 251, loop, arguments)
+    context.enter(None)
+    parts: dict[str, list[torch.Tensor]] = {name: [] for name in names}
+    for name, parameter in engine.module.named_parameters():
+        parts[layerwise_lr.group_of(name)].append(parameter.detach())
+    return {name: _digest(tensors) for name, tensors in parts.items()}
+
+
+def shipped_game(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """The shipped game: what became of the policy, and what the games of each step were worth."""
+    from ray_jobs.workloads import policy_gradient as game
+
+    _in_a_run(rank, spec)
+    torch.manual_seed(7)
+    policy, optimizer = game.build_policy(3e-2)
+    rewards, grid, worth = game.Rewards(), game.Grid(), []
+    session: Any = game.make_session(policy, optimizer, rewards, grid, spec["steps"])
+    torch.manual_seed(7 + rank)
+    step = session.step
+
+    def told(metrics: dict[str, Any]) -> None:
+        worth.append(float(metrics["return"]))
+        step(metrics)
+
+    session.step = told
+
+    def fear_walls() -> None:
+        rewards.wall = -2.0
+
+    with session:
+        loop = ByHand(session, spec["by_hand_at"], fear_walls) if "by_hand_at" in spec else session
+        game.learn(policy, optimizer, rewards, grid, loop, 8, 0.02)
+    context.enter(None)
+    return {"policy": _digest(list(policy.state_dict().values())), "worth": worth}
+
+
+def _digest(tensors: list[torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def everything(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     """Several trainings in the same processes: importing everything costs more than training."""
     trials: dict[str, Callable[[int, dict[str, Any]], Any]] = {
@@ -266,5 +347,7 @@ def everything(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
         "restored": lost_and_restored,
         "trainer": with_a_trainer,
         "shipped": shipped,
+        "layers": shipped_layers,
+        "game": shipped_game,
     }
     return {name: trials[one["trial"]](rank, one) for name, one in spec["trainings"].items()}

@@ -26,6 +26,7 @@ from tests.jobs.test_steering import command
 
 RATE_AT, WEIGHT_AT, ACTION_AT, PAUSE_AT, STUCK_AT, STOP_AT = 2, 3, 4, 5, 6, 8
 LATE_RATE_AT, FAIL_AT, STEPS = 7, 8, 11
+SHIPPED_AT = 2
 ARMS = {"plain": False, "deepspeed": True}
 SHIPPED = {"layerwise_lr": ["--samples", "4", "--layers", "2"], "policy_gradient": ["--games", "4"]}
 
@@ -77,6 +78,21 @@ def trials(folder: Path) -> dict[str, Any]:
         root = str(folder / script)
         shipped = {"trial": "shipped", "root": root, "script": script, "arguments": [*arguments, "--steps", "3"]}
         every[script] = shipped | {"commands": shipped_commands(script)}
+    return every | steered_shipped(folder)
+
+
+def steered_shipped(folder: Path) -> dict[str, Any]:
+    """Both shipped loops: steered, with the script doing the same by itself, and left alone."""
+    asked = {
+        "layers": command(SHIPPED_AT, kind="set_learning_rate", factor=0.5, group="layer0"),
+        "game": command(SHIPPED_AT, kind="set_knobs", changes=[change("reward/wall", -2.0)]),
+    }
+    every: dict[str, Any] = {}
+    for loop, steering in asked.items():
+        one = {"trial": loop, "steps": 4}
+        every[f"{loop}-steered"] = one | {"root": str(folder / f"{loop}-steered"), "commands": [steering]}
+        every[f"{loop}-by-hand"] = one | {"by_hand_at": SHIPPED_AT}
+        every[f"{loop}-alone"] = one
     return every
 
 
@@ -276,6 +292,26 @@ def test_rewards_and_the_goal_of_the_shipped_game_are_steered(ranks: Ranks) -> N
     assert "counted from 0 to 4" in str(outside.reason)
     (ended,) = ranks.records("policy_gradient", GenerationEnded)
     assert (ended.ending, ended.step) == ("finished", 3)
+
+
+@on_ranks
+def test_a_steered_layer_of_the_shipped_loop_trains_as_if_its_script_had_changed_the_rate(ranks: Ranks) -> None:
+    steered, by_hand, alone = (ranks.saw(f"layers-{arm}") for arm in ("steered", "by-hand", "alone"))
+    assert [outcome.status for outcome in ranks.settled("layers-steered", "set_learning_rate")] == ["applied"]
+    assert steered[0] == steered[1] == by_hand[0] == by_hand[1]
+    assert list(steered[0]) == ["embedding", "layer0", "layer1", "head"]
+    assert steered[0]["layer0"] != alone[0]["layer0"]
+
+
+@on_ranks
+def test_a_steered_reward_of_the_shipped_game_is_what_it_learns_from(ranks: Ranks) -> None:
+    steered, by_hand, alone = (ranks.saw(f"game-{arm}") for arm in ("steered", "by-hand", "alone"))
+    assert [outcome.status for outcome in ranks.settled("game-steered", "set_knobs")] == ["applied"]
+    assert steered == by_hand
+    assert steered[0]["policy"] == steered[1]["policy"] != alone[0]["policy"]
+    for with_it, without in zip(steered, alone, strict=True):
+        assert with_it["worth"][:SHIPPED_AT] == without["worth"][:SHIPPED_AT]
+        assert with_it["worth"][SHIPPED_AT] < without["worth"][SHIPPED_AT]  # the same moves, and walls are worth less
 
 
 # --- Without a run: a plain loop ---

@@ -92,7 +92,7 @@ class Stage:
         number = len(self.commands) + 1
         about = {"author": words.pop("author", "ann"), "role": words.pop("role", None)}
         about |= {"not_before_step": words.pop("not_before", None), "not_after_step": words.pop("not_after", None)}
-        about |= {"based_on_seq": words.pop("based_on", None)}
+        about |= {"based_on_seq": words.pop("based_on", None), "reason": words.pop("reason", None)}
         self.commands[number] = Command.model_validate(
             {"uuid": UUID(int=number), "intent": {"kind": kind, **words}} | about
         )

@@ -21,11 +21,19 @@ class House:
 
     def __init__(self, root: Path, disk: Disk = Disk(fsync=lambda descriptor: None)) -> None:
         self.journal_dir, self._root, self._disk = root / "journal", root, disk
+        # By so much the machine's wall clock is wrong.
+        self.skew_s = 0.0
 
-    def serve(self, created: RunCreated = CREATED) -> ControlServer:
+    def serve(self, created: RunCreated = CREATED, clocked: bool = True) -> ControlServer:
+        """The next term; on virtual time, or, if not `clocked`, on none at all."""
         journal = Journal.open(self.journal_dir, self._disk)
         metrics = MetricsStore(self._root / "metrics.sqlite")
-        return ControlServer(created, journal, metrics, lambda: datetime.fromtimestamp(now_s(), UTC), now_s)
+        if not clocked:
+            return ControlServer(created, journal, metrics)
+        return ControlServer(created, journal, metrics, self.utc_now, now_s)
+
+    def utc_now(self) -> datetime:
+        return datetime.fromtimestamp(now_s() + self.skew_s, UTC)
 
     def journal_bytes(self) -> bytes:
         return b"".join(path.read_bytes() for path in sorted(self.journal_dir.iterdir()))

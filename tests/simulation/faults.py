@@ -6,6 +6,7 @@ A fault is either planned (it names its place and happens once) or a rate (it ha
 """
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -38,6 +39,10 @@ class Faults:
     stuck_rate: float = 0.0
     kill_rate: float = 0.0
     crashes: list[CrashPoint] = field(default_factory=list)
+    stops: list[CrashPoint] = field(default_factory=list)
+    # What the world does while a server is stopped: it has another one take over.
+    take_over: Callable[[], None] = lambda: None
+    clock_jumps_by_s: float = 0.0
     rank_faults: list[PlannedRankFault] = field(default_factory=list)
     kills: list[tuple[int, int]] = field(default_factory=list)
     stuck_ranks: set[int] = field(default_factory=set)
@@ -53,6 +58,16 @@ class Faults:
         """The control server dies once at this point of its next commit, or anywhere at this rate."""
         self.crashes += [at] if at else []
         self.crash_rate = rate or self.crash_rate
+        return self
+
+    def stop_server(self, at: CrashPoint) -> "Faults":
+        """The control server is stopped at this point of its next commit, and goes on after another took over."""
+        self.stops.append(at)
+        return self
+
+    def jump_clock(self, by_s: float) -> "Faults":
+        """The wall clock is set again and again, by as much as this in either direction."""
+        self.clock_jumps_by_s = by_s
         return self
 
     def drop(self, rate: float) -> "Faults":
@@ -107,7 +122,7 @@ class Faults:
 
     def heal(self) -> "Faults":
         """Nothing goes wrong any more."""
-        quiet = Faults(dice=self.dice)
+        quiet = Faults(dice=self.dice, take_over=self.take_over)
         for name in quiet.__dataclass_fields__:
             setattr(self, name, getattr(quiet, name))
         return self
@@ -120,6 +135,12 @@ class Faults:
             self.crashes.remove(point)
             return True
         return self._happens(self.crash_rate / len(CRASH_POINTS))
+
+    def may_stop_server(self, point: CrashPoint) -> None:
+        """If the control server is to be stopped here, the world goes on without it for a while."""
+        if point in self.stops:
+            self.stops.remove(point)
+            self.take_over()
 
     def crash_takes_the_trainers_along(self) -> bool:
         """Does the control server's machine die with it, and the trainers on that one? Only where dice are thrown."""

@@ -55,6 +55,8 @@ class Fleet:
         # How many decisions were found equal on all ranks; they are not compared again.
         self.agreed = 0
         self._to_repeat = {each.command.uuid for each in self.replicas[0].repeats}
+        # Until this step a rank may hold other knobs, as nothing has made it look: see `World.drift`.
+        self.excused_until = -1
         # Whether the boundary of the restored step itself was looked at.
         self.begun = False
         self._run = run

@@ -2,8 +2,10 @@
 
 from typing import Any
 
-from tests.simulation.faults import Faults
-from tests.simulation.world import Parts, World
+from control_plane.core.commands import MAX_STEP
+from tests.simulation.faults import CRASH_POINTS, Faults
+from tests.simulation.parts import Parts
+from tests.simulation.world import World
 
 KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("set_learning_rate", {"value": 1e-4}),
@@ -14,7 +16,16 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("set_knobs", {"changes": [{"knob": "weight_decay", "value": 0.3, "group": "decay"}]}),
     ("set_knobs", {"changes": [{"knob": "gradient_clipping", "factor": 0.5}, {"knob": "weight_decay", "factor": 2.0}]}),
     ("set_knobs", {"changes": [{"knob": "gradient_clipping", "value": 2.0}, {"knob": "unheard of", "value": 1.0}]}),
+    ("set_learning_rate", {"value": 0.5}),
+    ("set_schedule", {"shape": "cosine", "end": 0.1}),
+    ("set_schedule", {"shape": "linear"}),
     ("freeze", {"parameters": "*"}),
+    ("freeze", {"parameters": "head"}),
+    ("unfreeze", {"parameters": "head"}),
+    ("unfreeze", {"parameters": "*"}),
+    ("reset_parameters", {"modules": "head", "seed": 7}),
+    ("run_action", {"name": "reshuffle"}),
+    ("run_action", {"name": "unheard of"}),
     ("evaluate", {}),
     ("save_checkpoint", {}),
     ("pause", {}),
@@ -36,11 +47,15 @@ def act(world: World) -> None:
         submit_something(world)
     elif luck < 0.38:
         cancel_something(world)
+    elif luck < 0.39:
+        keep_or_delete_something(world)
     elif luck < 0.41 and world.unanswered:
         command = world.dice.choice(list(world.unanswered.values()))
         world.try_send(command)
     elif luck < 0.43:
         world.crash_server()
+    elif luck < 0.44:
+        world.faults.stop_server(at=world.dice.choice(CRASH_POINTS))
     elif luck < 0.53 and world.server is None:
         world.restart_server()
     elif luck < 0.55:
@@ -64,19 +79,39 @@ def submit_something(world: World) -> None:
     step = world.fleet.step if world.fleet else 0
     later = step + world.dice.randint(0, 6) if kind != "resume" and world.dice.random() < 0.3 else None
     latest = max(step, later or 0) + world.dice.randint(0, 3) if world.dice.random() < 0.1 else None
-    world.try_submit(kind, not_before_step=later, not_after_step=latest, **body)
+    world.try_submit(kind, not_before_step=later, not_after_step=latest, based_on_seq=some_view(world), **body)
+
+
+def some_view(world: World) -> int | None:
+    """Which entry of the journal the operator has seen: mostly it does not say; the last, an old one, or none yet."""
+    newest = len(world.disk.entries)
+    some = (newest, max(0, newest - world.dice.randint(0, 9)), MAX_STEP)
+    return world.dice.choice(some) if world.dice.random() < 0.2 else None
+
+
+def keep_or_delete_something(world: World) -> None:
+    """Pin, unpin or delete a checkpoint."""
+    names = [each.checkpoint for each in world.server.state.checkpoints] if world.server else list(world.files)
+    if names:
+        kind, pinned = world.dice.choice(
+            (("pin_checkpoint", True), ("pin_checkpoint", False), ("delete_checkpoint", None))
+        )
+        body = {"pinned": pinned} if pinned is not None else {}
+        world.try_submit(kind, based_on_seq=some_view(world), checkpoint=world.dice.choice(names[-3:]), **body)
 
 
 def cancel_something(world: World) -> None:
     """Take back one of the last commands, settled or not."""
     lately = list(world.books.accepted)[-6:]
     if lately:
-        world.try_submit("cancel", command=str(world.dice.choice(lately)))
+        world.try_submit("cancel", based_on_seq=some_view(world), command=str(world.dice.choice(lately)))
 
 
-def live_through(seed: int, actions: int = 60, ranks: int = 3, parts: Parts = Parts(), deadly: bool = False) -> World:
+def live_through(
+    seed: int, actions: int = 60, ranks: int = 3, parts: Parts = Parts(), deadly: bool = False, jumps: bool = True
+) -> World:
     """A whole history, healed and brought to its end; a deadly one is about losses. Raises `Violation`."""
-    world = World(seed, ranks, troubles(seed), parts)
+    world = World(seed, ranks, troubles(seed).jump_clock(3600.0 if jumps else 0.0), parts)
     for _ in range(actions):
         if deadly:
             act_among_losses(world)
@@ -96,6 +131,8 @@ def act_among_losses(world: World) -> None:
         world.submit_many()
     elif luck < 0.34:
         cancel_something(world)
+    elif luck < 0.37:
+        keep_or_delete_something(world)
     elif luck < 0.40:
         world.lose_everything()
     elif luck < 0.46:

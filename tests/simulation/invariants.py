@@ -4,9 +4,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from control_plane.core.commands import Command, SetKnobs, SetLearningRate
-from control_plane.core.intents import Cancel
+from control_plane.core.commands import Command, SetLearningRate
+from control_plane.core.intents import Cancel, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.records import (
+    CheckpointDiscarded,
+    CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
     CommandSettled,
@@ -18,7 +20,11 @@ from control_plane.core.records import (
 from control_plane.core.state import RunState
 from tests.simulation.fleet import Fleet, Violation
 from tests.simulation.server import Disk
-from tests.simulation.undisturbed import Undisturbed, is_repeatable
+from tests.simulation.undisturbed import FLAGS, Undisturbed, is_repeatable
+
+ABOUT_KNOBS = ("set_learning_rate", "set_knobs", "set_schedule", "freeze", "unfreeze")
+MAX_RATE, MAX_DECAY = 2e-3, 1.0
+"""The limits of the simulated run, once more."""
 
 
 @dataclass(slots=True)
@@ -33,6 +39,12 @@ class Books:
     starts: list[UUID] = field(default_factory=list)
     knobs: Reading = field(default_factory=dict)
     history: Undisturbed = field(default_factory=Undisturbed)
+    # The last record that changed the run's course, or said that it will be changed.
+    course_seq: int = 0
+    # The pauses, resumes and stops that took effect, in their order.
+    holds: list[str] = field(default_factory=list)
+    pinned: set[str] = field(default_factory=set)
+    discarded: set[str] = field(default_factory=set)
 
     def check(self, disk: Disk, state: RunState | None, fleet: Fleet | None) -> None:
         """All invariants that hold at any time."""
@@ -40,7 +52,7 @@ class Books:
         self._check_promises(disk)
         if state is not None and not disk.written:
             self._check_state(state)
-        if fleet is not None:
+        if fleet is not None and fleet.step > fleet.excused_until:
             self._check_agreement(fleet)
             self._check_undisturbed(fleet)
 
@@ -58,6 +70,7 @@ class Books:
             case CommandAccepted(command=command):
                 if command.uuid in self.accepted:
                     raise Violation(f"I1 exactly once: record {entry.seq} accepts {command.uuid} again")
+                self._check_acceptance(entry.seq, command)
                 self.accepted[command.uuid] = command
             case CommandSettled() as outcome:
                 self._check_outcome(entry.seq, outcome)
@@ -66,12 +79,47 @@ class Books:
                 if start.uuid in self.starts:
                     raise Violation(f"I1 exactly once: record {entry.seq} starts {start.uuid} again")
                 self.starts.append(start.uuid)
-                self.knobs = dict(start.knobs)
+                self.knobs, self.course_seq = dict(start.knobs), entry.seq
             case CommandRepeated() as again:
                 self._check_repetition(entry.seq, again)
                 self.knobs |= again.after or {} if _is_about_knobs(self.accepted[again.uuid]) else {}
+                self._hold(self.accepted[again.uuid])
             case RunResumed():
                 self.history.go_on()
+            case CheckpointPinned(checkpoint=name, pinned=pinned):
+                self.pinned = self.pinned | {name} if pinned else self.pinned - {name}
+            case CheckpointDiscarded(checkpoint=name):
+                if name in self.pinned:
+                    raise Violation(f"I5 checkpoints: record {entry.seq} discards {name}, which is pinned")
+                self.discarded.add(name)
+
+    def _hold(self, command: Command) -> None:
+        if command.intent.kind in FLAGS:
+            self.holds.append(command.intent.kind)
+
+    def _check_acceptance(self, seq: int, command: Command) -> None:
+        """What should have been refused. `_note` has not entered it yet."""
+        intent = command.intent
+        if command.based_on_seq is not None and command.based_on_seq < self.course_seq:
+            raise Violation(f"I3 order: record {seq} accepts what is based on {command.based_on_seq}, before a change")
+        if isinstance(intent, SetLearningRate) and (intent.value or 0) > MAX_RATE:
+            raise Violation(f"I12 limits: record {seq} accepts a rate of {intent.value}")
+        if intent.kind in ("pause", "resume") and self._will_be_paused() == (intent.kind == "pause"):
+            raise Violation(f"I13 honest ack: record {seq} accepts a {intent.kind} that changes nothing")
+        if is_repeatable(command):
+            self.course_seq = seq
+
+    def _will_be_paused(self) -> bool:
+        """By what took effect, and then by what is waiting for no later step."""
+        waiting = [each for uuid, each in self.accepted.items() if uuid not in self.settled]
+        due = [each.intent.kind for each in waiting if each.not_before_step is None]
+        words = ["resume", *self.holds, *(kind for kind in due if kind in ("pause", "resume"))]
+        return words[-1] == "pause"
+
+    def check_candidates(self, names: Iterable[str]) -> None:
+        """What new trainers are told to start from."""
+        if gone := self.discarded.intersection(names):
+            raise Violation(f"I5 checkpoints: {sorted(gone)} is offered to be restored, and was discarded")
 
     def _check_outcome(self, seq: int, outcome: CommandSettled) -> None:
         if outcome.uuid in self.settled:
@@ -94,6 +142,7 @@ class Books:
             if not isinstance(command.intent, Cancel):
                 self._check_live(seq, outcome, fleet)
             self.history.tell(command, outcome)
+            self._hold(command)
             self.knobs |= outcome.after or {} if _is_about_knobs(command) else {}
 
     def _check_without_ranks(self, seq: int, outcome: CommandSettled, command: Command) -> None:
@@ -101,7 +150,7 @@ class Books:
         if outcome.status == "expired" and outcome.step is not None:
             if command.not_after_step is None or outcome.step <= command.not_after_step:
                 raise Violation(f"I3 order: record {seq} says that a command expired before its time")
-        elif outcome.status == "applied" and not isinstance(command.intent, Cancel):
+        elif outcome.status == "applied" and not isinstance(command.intent, Cancel | PinCheckpoint | DeleteCheckpoint):
             raise Violation(f"I13 honest ack: record {seq} says applied, and there were no ranks")
 
     def _check_repetition(self, seq: int, again: CommandRepeated) -> None:
@@ -131,6 +180,8 @@ class Books:
             raise Violation(f"I6 replay: at step {fleet.step} live is {first.rates}, undisturbed {expected.rates}")
         if first.values != expected.values:
             raise Violation(f"I6 replay: at step {fleet.step} live is {first.values}, undisturbed {expected.values}")
+        if first.marks != expected.marks:
+            raise Violation(f"I6 replay: at step {fleet.step} live is {first.marks}, undisturbed {expected.marks}")
         if (lead.paused, lead.stopping) != (expected.paused, expected.stopping):
             raise Violation(f"I6 replay: at step {fleet.step} the ranks' pause or stop is not that of their history")
 
@@ -161,13 +212,16 @@ class Books:
         first, lead = fleet.ranks[0], fleet.replicas[0]
         fresh = list(lead.ledger.items())[fleet.agreed :]
         for rank, replica in zip(fleet.ranks, fleet.replicas, strict=True):
-            if (rank.rates, rank.values, rank.effects) != (first.rates, first.values, first.effects):
+            mine = (rank.rates, rank.values, rank.marks, rank.effects)
+            if mine != (first.rates, first.values, first.marks, first.effects):
                 raise Violation(f"I4 agreement: rank {rank.rank} has {rank.rates} live, rank 0 has {first.rates}")
             same_ledger = len(replica.ledger) == len(lead.ledger)
             if not same_ledger or any(replica.ledger.get(uuid) != mine for uuid, mine in fresh):
                 raise Violation(f"I4 agreement: rank {rank.rank} and rank 0 have taken different decisions")
             if (replica.paused, replica.stopping, replica.repeats) != (lead.paused, lead.stopping, lead.repeats):
                 raise Violation(f"I4 agreement: rank {rank.rank} and rank 0 differ about what holds them")
+        if max(first.rates) > MAX_RATE or max(first.values["weight_decay"]) > MAX_DECAY:
+            raise Violation(f"I12 limits: live is {first.rates}, {first.values}")
         if self._changes(first.effects) != self._changes(u for u, o in lead.ledger.items() if o.status == "applied"):
             raise Violation("I13 honest ack: what the ranks carry is not what they decided")
         fleet.agreed = len(lead.ledger)
@@ -200,4 +254,4 @@ class Books:
 
 
 def _is_about_knobs(command: Command) -> bool:
-    return isinstance(command.intent, SetLearningRate | SetKnobs)
+    return command.intent.kind in ABOUT_KNOBS

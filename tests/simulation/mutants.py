@@ -24,9 +24,9 @@ from control_plane.core.commands import Command, SetKnobs
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.records import CommandAccepted, CommandSettled, Entry, Record
 from control_plane.core.state import RunState
+from tests.simulation.parts import Parts
 from tests.simulation.rank import SimRank
 from tests.simulation.server import Disk, Rules, recover
-from tests.simulation.world import Parts
 
 MAX_PROPOSED = 16
 
@@ -127,7 +127,7 @@ class LazyRank(SimRank):
         """Do it, answer, and put it back."""
         result = super().apply(command)
         if self.rank > 0:
-            self.rates, self.values, self.effects = self.before
+            self.rates, self.values, self.marks, self.effects = self.before
         return result
 
 

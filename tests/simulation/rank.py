@@ -1,13 +1,17 @@
 """A rank with live knobs. It does what a command says, unless its faults say otherwise."""
 
+from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
+from control_plane.core import limits as rules
 from control_plane.core.boundary import Applied, Failure
 from control_plane.core.commands import Change, Command, SetKnobs, SetLearningRate
 from control_plane.core.decisions import find_group
+from control_plane.core.intents import Freeze, ResetParameters, RunAction, SetSchedule, Unfreeze
+from control_plane.core.limits import Limit
 from control_plane.core.records import Reading
 from tests.simulation.faults import Faults
 
@@ -15,20 +19,31 @@ GROUPS = ["decay", "no_decay"]
 FIRST_RATES = (1e-3, 5e-4)
 FIRST_VALUES = {"weight_decay": [0.1, 0.0], "gradient_clipping": [1.0]}
 """Knobs beside the learning rate: one per parameter group, and one for the whole run."""
+FIRST_MARKS: dict[str, list[Any]] = {"schedule": ["own"], "frozen": [], "weights": [0], "calls": [0]}
+"""What the other commands leave on a rank. `weights` depends on the order of the resets."""
+ACTION = "reshuffle"
+"""The one action that the script has."""
+
+Before = tuple[list[float], dict[str, list[float]], dict[str, list[Any]], list[UUID]]
 
 
 @dataclass(slots=True)
 class SimRank:
-    """One rank. `rates` and `values` are its live knobs; `effects` are the commands that they carry, in order."""
+    """One rank. `rates` and `values` are its live knobs, `marks` what else was done to it.
+
+    `effects` are the commands that they carry, in order. `limits` are the run's, which it votes by.
+    """
 
     rank: int
     faults: Faults
     rates: list[float] = field(default_factory=lambda: list(FIRST_RATES))
     values: dict[str, list[float]] = field(default_factory=lambda: deepcopy(FIRST_VALUES))
+    marks: dict[str, list[Any]] = field(default_factory=lambda: dict(FIRST_MARKS))
     effects: list[UUID] = field(default_factory=list)
+    limits: Mapping[str, Limit] = field(default_factory=dict)
     refused: set[UUID] = field(default_factory=set)
     trouble: tuple[str, str] | None = None
-    before: tuple[list[float], dict[str, list[float]], list[UUID]] = field(default_factory=lambda: ([], {}, []))
+    before: Before = field(default_factory=lambda: ([], {}, {}, []))
 
     def knobs(self) -> Reading:
         """What an announcement says about the knobs."""
@@ -36,12 +51,14 @@ class SimRank:
 
     def held(self) -> Reading:
         """Every knob that is live."""
-        return {"lr": list(self.rates), **deepcopy(self.values)}
+        return {"lr": list(self.rates), **deepcopy(self.values), **self.marks}
 
     def truth(self, command: Command) -> Reading:
         """The live values that this command is about, whatever the rank may say about them."""
         if isinstance(command.intent, SetKnobs):
             return {change.knob: list(self.values.get(change.knob, [])) for change in command.intent.changes}
+        if (mark := mark_of(command)) is not None:
+            return {mark: list(self.marks[mark])}
         return {"lr": list(self.rates)} if isinstance(command.intent, SetLearningRate) else {}
 
     def check(self, command: Command, step: int, is_repeat: bool = False) -> str | None:
@@ -58,15 +75,28 @@ class SimRank:
             unknown = [change.knob for change in intent.changes if change.knob not in self.values]
             if unknown:
                 return f"there is no knob {unknown[0]!r}"
+        elif isinstance(intent, RunAction) and intent.name != ACTION:
+            return f"there is no action {intent.name!r}"
         for change in changes:
             if change.group is not None and find_group(GROUPS, change.group) is None:
                 return f"there is no parameter group {change.group!r}"
+        return self.breach(changes)
+
+    def breach(self, changes: tuple[SetLearningRate | Change, ...]) -> str | None:
+        """Which of the run's limits would be broken."""
+        for change in changes if self.limits else ():
+            knob = change.knob if isinstance(change, Change) else "lr"
+            before = self.values[knob] if isinstance(change, Change) else self.rates
+            after = list(before)
+            _turn(after, change)
+            if problem := rules.breach(self.limits, knob, before, after):
+                return problem
         return None
 
     def apply(self, command: Command) -> Applied | Failure:
         """Do it, and read it back."""
         kind, reason = self.trouble or ("", "")
-        self.before = (list(self.rates), deepcopy(self.values), list(self.effects))
+        self.before = (list(self.rates), deepcopy(self.values), dict(self.marks), list(self.effects))
         if kind == "fail":
             return Failure(reason)
         before = self.truth(command)
@@ -77,6 +107,7 @@ class SimRank:
             self.values = {
                 name: [value + 1e-7 * (self.rank or -1) for value in values] for name, values in self.values.items()
             }
+            self.marks = {name: [*marks, f"odd {self.rank}"] for name, marks in self.marks.items()}
         after = self.truth(command)
         return Applied(
             before,
@@ -91,17 +122,52 @@ class SimRank:
         elif isinstance(intent, SetKnobs):
             for change in intent.changes:
                 _turn(self.values[change.knob], change)
+        elif (mark := mark_of(command)) is not None:
+            self.marks[mark] = marked(command, self.marks[mark])
 
     def undo(self) -> str | None:
         """Put back what the last `apply` changed."""
         if self.faults.is_stuck(self.rank):
             return "it is stuck"
-        self.rates, self.values, self.effects = self.before
+        self.rates, self.values, self.marks, self.effects = self.before
         return None
 
     def saved(self) -> dict[str, Any]:
         """What a checkpoint keeps of this rank."""
-        return {"rates": list(self.rates), "values": deepcopy(self.values), "effects": list(self.effects)}
+        return {
+            "rates": list(self.rates),
+            "values": deepcopy(self.values),
+            "marks": dict(self.marks),
+            "effects": list(self.effects),
+        }
+
+
+def mark_of(command: Command) -> str | None:
+    """Which of a rank's marks a command changes."""
+    match command.intent:
+        case SetSchedule():
+            return "schedule"
+        case Freeze() | Unfreeze():
+            return "frozen"
+        case ResetParameters():
+            return "weights"
+        case RunAction():
+            return "calls"
+    return None
+
+
+def marked(command: Command, now: list[Any]) -> list[Any]:
+    """The mark after the command."""
+    match command.intent:
+        case SetSchedule(shape=shape):
+            return [shape]
+        case Freeze(parameters=pattern):
+            return sorted({*now, pattern})
+        case Unfreeze(parameters=pattern):
+            return [each for each in now if pattern not in ("*", each)]
+        case ResetParameters(seed=seed):
+            return [(now[0] * 31 + seed + 1) % 2**31]
+    return [now[0] + 1]
 
 
 def _turn(values: list[float], change: SetLearningRate | Change) -> None:

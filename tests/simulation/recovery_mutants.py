@@ -11,8 +11,8 @@ from control_plane.core.records import Entry, GenerationStarted, RunResumed
 from control_plane.core.recovery import Decided, Replay, ResumePoint, replay_after
 from control_plane.core.state import RunState, evolve
 from tests.simulation.mutants import altered
+from tests.simulation.parts import Parts
 from tests.simulation.server import Rules
-from tests.simulation.world import Parts
 
 Evolve = Callable[[RunState, Entry], None]
 

@@ -7,13 +7,16 @@ from uuid import UUID
 from control_plane.core import decisions, recovery
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import RunEnded
+from control_plane.core.errors import Fenced, RunEnded
+from control_plane.core.limits import Limit
 from control_plane.core.records import CheckpointCommitted, CommandSettled, Ending, Entry, Record, RunCreated
 from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import RunState, evolve, fold
 from tests.simulation.faults import Faults
 
 CREATED = RunCreated(run="sim", name="simulated", author="ann", config_sha256="c0ffee")
+LIMITS = {"lr": Limit(max=2e-3, max_factor=20), "weight_decay": Limit(max=1.0)}
+LIMITED = CREATED.model_copy(update={"limits": LIMITS})
 
 
 class Crashed(Exception):
@@ -22,17 +25,31 @@ class Crashed(Exception):
 
 @dataclass(slots=True)
 class Disk:
-    """What survives a crash is `entries`; what was written and not synced is `written`."""
+    """What survives a crash is `entries`; what was written and not synced is `written`.
+
+    `writer` counts those who opened it: only the last of them may write. `skew_s` is how wrong the wall clock is.
+    """
 
     entries: list[Entry] = field(default_factory=list)
     written: list[Entry] = field(default_factory=list)
+    writer: int = 0
+    skew_s: float = 0.0
+
+    def open(self) -> int:
+        """Become the writer; answers its number. What an earlier one has not synced is not honoured."""
+        self.writer, self.written = self.writer + 1, []
+        return self.writer
 
     def write(self, records: Sequence[Record]) -> list[Entry]:
         """Hand records to the operating system. They are not durable yet."""
         first = len(self.entries) + len(self.written) + 1
-        fresh = [Entry(seq=seq, time=f"t{seq}", record=record) for seq, record in enumerate(records, start=first)]
+        fresh = [Entry(seq=seq, time=self.time(seq), record=record) for seq, record in enumerate(records, start=first)]
         self.written += fresh
         return fresh
+
+    def time(self, seq: int) -> str:
+        """What the wall clock says: a second an entry, and whatever it is wrong by."""
+        return f"t{seq + self.skew_s:g}"
 
     def sync(self) -> None:
         """Make durable what was written."""
@@ -60,17 +77,19 @@ class Rules:
     recover: Callable[[list[Entry]], RunState] = recover
     evolve: Callable[[RunState, Entry], None] = evolve
     resume_point: Callable[[RunState], ResumePoint] = recovery.resume_point
+    is_fenced: Callable[[int, int], bool] = lambda mine, newest: mine < newest
     checkpoints_first: bool = False
 
 
 class SimServer:
     """One life of the control server. Any method may raise `Crashed`; then this life is over."""
 
-    def __init__(self, disk: Disk, faults: Faults, rules: Rules) -> None:
+    def __init__(self, disk: Disk, faults: Faults, rules: Rules, created: RunCreated = CREATED) -> None:
         """Recover from the disk and begin a term."""
         self._disk, self._faults, self._rules = disk, faults, rules
+        self._writer = disk.open()
         self.state = rules.recover(disk.entries)
-        self.commit(decisions.create(self.state, CREATED))
+        self.commit(decisions.create(self.state, created))
         self.commit(decisions.start_term(self.state, self.state.term + 1))
 
     def commit(self, records: list[Record]) -> None:
@@ -78,15 +97,27 @@ class SimServer:
         if not records:
             return
         self._may_crash("before_append")
+        self._check_fence()
         fresh = self._disk.write(records)
         self._may_crash("before_sync")
+        self._check_fence()
         self._disk.sync()
         self._may_crash("after_sync")
         for entry in fresh:
             self._rules.evolve(self.state, entry)
         self._may_crash("after_evolve")
 
+    @property
+    def is_current(self) -> bool:
+        """Whether no other server has begun after this one."""
+        return self._writer == self._disk.writer
+
+    def _check_fence(self) -> None:
+        if self._rules.is_fenced(self._writer, self._disk.writer):
+            raise Fenced("this control server has been replaced")
+
     def _may_crash(self, point: str) -> None:
+        self._faults.may_stop_server(point)  # type: ignore[arg-type]
         if self._faults.server_crashes(point):  # type: ignore[arg-type]
             raise Crashed(point)
 

@@ -5,17 +5,48 @@ import pytest
 from tests.simulation.fleet import Violation
 from tests.simulation.histories import live_through
 from tests.simulation.mutants import MUTANTS
-from tests.simulation.world import Parts
+from tests.simulation.parts import Parts
+from tests.simulation.recovery_mutants import BY_STORY as RECOVERY_BY_STORY
+from tests.simulation.recovery_mutants import RECOVERY_MUTANTS
+from tests.simulation.test_recovery import quiet
+from tests.simulation.test_world import fleet_of, ticks
+from tests.simulation.vocabulary_mutants import BY_STORY, VOCABULARY_MUTANTS
+from tests.simulation.world import World
 
 MAX_SEEDS_TO_CATCH = 60
+LEAST_MUTANTS = {"the rules of one command": 20, "all": 50}
+"""So many are planted, at least: reliability.md, A11."""
+
+PLANTED = MUTANTS | VOCABULARY_MUTANTS
 
 
-@pytest.mark.parametrize("mutant", MUTANTS)
+@pytest.mark.parametrize("mutant", PLANTED)
 def test_mutant_is_caught_by_an_invariant(mutant: str) -> None:
     with pytest.raises(Violation, match=r"^I\d+ "):
-        live_through_seeds(MUTANTS[mutant])
+        live_through_seeds(PLANTED[mutant])
 
 
 def live_through_seeds(parts: Parts) -> None:
     for seed in range(MAX_SEEDS_TO_CATCH):
         live_through(seed, actions=50, ranks=2, parts=parts, deadly=seed % 2 == 1)
+
+
+def drifted(parts: Parts) -> World:
+    """A rank holds another knob than the others, and nobody has changed it."""
+    world = quiet(parts)
+    world.drift(1)
+    ticks(world, fleet_of(world).excused_until + 2)
+    return world
+
+
+def test_rank_whose_knob_has_drifted_is_found_when_knobs_are_compared() -> None:
+    world = drifted(Parts())
+    assert world.fleet is None
+    with pytest.raises(Violation, match="I4 agreement: rank 1"):
+        drifted(BY_STORY["knobs are never compared"])
+
+
+def test_there_are_as_many_mutants_as_promised() -> None:
+    everything = [*PLANTED, *RECOVERY_MUTANTS, *BY_STORY, *RECOVERY_BY_STORY]
+    assert len(VOCABULARY_MUTANTS | BY_STORY) >= LEAST_MUTANTS["the rules of one command"]
+    assert len(set(everything)) == len(everything) >= LEAST_MUTANTS["all"]

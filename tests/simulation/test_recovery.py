@@ -10,11 +10,18 @@ from control_plane.core.records import CommandRepeated, CommandSettled, Generati
 from control_plane.core.recovery import MAX_LOSSES_WITHOUT_PROGRESS, ResumePoint, resume_point
 from tests.simulation.fleet import Violation
 from tests.simulation.histories import live_through
+from tests.simulation.parts import Parts
 from tests.simulation.recovery_mutants import BY_STORY, RECOVERY_MUTANTS
 from tests.simulation.test_world import fleet_of, ticks, training
-from tests.simulation.world import Parts, World
+from tests.simulation.world import World
 
 MAX_SEEDS_TO_CATCH = 300
+SHOWN_BY = {
+    "a lost generation is listened to": 136,
+    "history is repeated in the order of acceptance": 39,
+    "checkpoints are recorded before outcomes": 44,
+}
+"""Seeds that are tried first: those that show what few seeds show."""
 
 
 def quiet(parts: Parts = Parts()) -> World:
@@ -68,7 +75,7 @@ def test_very_many_random_losses_break_no_invariant(first_seed: int) -> None:
 
 def test_random_losses_reach_every_way_to_come_back() -> None:
     """Guards the test above: histories in which nothing is repeated would prove nothing."""
-    worlds = [live_through(seed, ranks=2, deadly=True) for seed in range(12)]
+    worlds = [live_through(seed, ranks=2, deadly=True) for seed in range(16)]
     begun = [start for world in worlds for start in starts(world)]
     assert sum(len(repetitions(world)) for world in worlds) > 30
     assert any(start.refused and start.checkpoint for start in begun)
@@ -79,11 +86,11 @@ def test_random_losses_reach_every_way_to_come_back() -> None:
 @pytest.mark.parametrize("mutant", RECOVERY_MUTANTS)
 def test_mutant_of_the_recovery_is_caught_by_an_invariant(mutant: str) -> None:
     with pytest.raises(Violation, match=r"^I\d+ "):
-        live_through_seeds(RECOVERY_MUTANTS[mutant])
+        live_through_seeds(RECOVERY_MUTANTS[mutant], SHOWN_BY.get(mutant, 0))
 
 
-def live_through_seeds(parts: Parts) -> None:
-    for seed in range(MAX_SEEDS_TO_CATCH):
+def live_through_seeds(parts: Parts, first: int) -> None:
+    for seed in [first, *range(MAX_SEEDS_TO_CATCH)]:
         live_through(seed, actions=50, ranks=2, parts=parts, deadly=True)
 
 

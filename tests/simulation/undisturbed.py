@@ -8,9 +8,20 @@ from uuid import UUID
 
 from control_plane.core.commands import Command
 from control_plane.core.records import CommandSettled
-from tests.simulation.rank import FIRST_RATES, FIRST_VALUES, GROUPS
+from tests.simulation.rank import FIRST_MARKS, FIRST_RATES, FIRST_VALUES, GROUPS
 
-REPEATABLE = ("set_learning_rate", "set_knobs", "freeze", "pause", "resume", "stop")
+REPEATABLE = (
+    "set_learning_rate",
+    "set_knobs",
+    "set_schedule",
+    "freeze",
+    "unfreeze",
+    "reset_parameters",
+    "run_action",
+    "pause",
+    "resume",
+    "stop",
+)
 FLAGS = ("pause", "resume", "stop")
 
 
@@ -26,6 +37,7 @@ class Expected:
     effects: list[UUID] = field(default_factory=list)
     rates: list[float] = field(default_factory=lambda: list(FIRST_RATES))
     values: dict[str, list[float]] = field(default_factory=lambda: deepcopy(FIRST_VALUES))
+    marks: dict[str, list[Any]] = field(default_factory=lambda: deepcopy(FIRST_MARKS))
     paused: bool = False
     stopping: bool = False
 
@@ -37,11 +49,27 @@ class Expected:
             _change(self.rates, body)
         elif body["kind"] == "set_knobs":
             for change in body["changes"]:
-                _change(self.values[change["knob"]], change)
+                _change(self.values.setdefault(change["knob"], []), change)
         elif body["kind"] == "stop":
             self.paused, self.stopping = False, True
         elif body["kind"] in FLAGS:
             self.paused = body["kind"] == "pause"
+        else:
+            self._mark(body)
+
+    def _mark(self, body: dict[str, Any]) -> None:
+        marks, kind = self.marks, body["kind"]
+        if kind == "set_schedule":
+            marks["schedule"] = [body["shape"]]
+        elif kind == "freeze" and body["parameters"] not in marks["frozen"]:
+            marks["frozen"] = sorted([*marks["frozen"], body["parameters"]])
+        elif kind == "unfreeze":
+            gone = marks["frozen"] if body["parameters"] == "*" else [body["parameters"]]
+            marks["frozen"] = [each for each in marks["frozen"] if each not in gone]
+        elif kind == "reset_parameters":
+            marks["weights"] = [(31 * marks["weights"][0] + 1 + body["seed"]) % 2**31]
+        elif kind == "run_action":
+            marks["calls"] = [1 + marks["calls"][0]]
 
 
 def _change(values: list[float], body: dict[str, Any]) -> None:

@@ -1,55 +1,30 @@
 """The world: operators, a control server, a network and a fleet, one tick after another, from one seed."""
 
 import random
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable
 from copy import deepcopy
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from control_plane.core.boundary import MAX_COMMANDS_PER_PROPOSAL, Replica, boundary
+from control_plane.core.boundary import COMPARE_EVERY_STEPS, MAX_COMMANDS_PER_PROPOSAL
 from control_plane.core.commands import INTENT, Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import Diverged, Refused
+from control_plane.core.errors import Diverged, Fenced, Refused
 from control_plane.core.records import CheckpointCommitted, RankPlace, RefusedCheckpoint
-from control_plane.core.recovery import Decided, Replay, ResumePoint, replay_after
+from control_plane.core.recovery import ResumePoint
 from tests.simulation.faults import Faults
-from tests.simulation.fleet import Boundary, Fleet, GroupDied, Violation
+from tests.simulation.fleet import Fleet, GroupDied, Violation
 from tests.simulation.invariants import Books
 from tests.simulation.link import Announce, Link, Network, Numbered, Offered, Outcomes, Over, Poll, Recorded
-from tests.simulation.rank import SimRank
-from tests.simulation.server import Crashed, Disk, Rules, SimServer
+from tests.simulation.parts import BEGINNING, Parts, Saved
+from tests.simulation.server import LIMITED, LIMITS, Crashed, SimServer
 
 MAX_TICKS_TO_FINISH = 400
+"""A healed world that is not done after so many ticks never will be."""
 
 DRIVER_IS_HEARD = 0.8
 """How often the driver's word of a loss arrives before the new trainers ask where to begin."""
-"""A healed world that is not done after so many ticks never will be."""
-
-
-@dataclass(frozen=True, slots=True)
-class Parts:
-    """What the world is built of. A mutant is a world with one other part."""
-
-    rules: Rules = field(default_factory=Rules)
-    disk: type[Disk] = Disk
-    boundary: Boundary = boundary
-    replica: type[Replica] = Replica
-    rank: Callable[..., SimRank] = SimRank
-    replay: Callable[[Sequence[Decided], Collection[str]], Replay] = replay_after
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A checkpoint's files: the step, every rank's values, and which commands they contain."""
-
-    step: int = 0
-    ranks: tuple[dict[str, Any], ...] = ()
-    contained: frozenset[str] = frozenset()
-    is_damaged: bool = False
-
-
-BEGINNING = Saved()
 
 
 class World:
@@ -71,6 +46,11 @@ class World:
         self.reached_step = 0
         self.save_rate, self.eager_save_rate = 0.04, 0.3
         self.server: SimServer | None = None
+        # An earlier server that was stopped, and goes on, beside its successor; and how often it was fenced.
+        self.stopped: SimServer | None = None
+        self.fenced = 0
+        self.faults.take_over = self.take_over
+        self._clock_dice = random.Random(seed)
         self.fleet: Fleet | None = None
         self.link: Link | None = None
         self._heard_step = 0
@@ -81,12 +61,17 @@ class World:
     # What may happen
 
     def submit(
-        self, kind: str, not_before_step: int | None = None, not_after_step: int | None = None, **body: Any
+        self,
+        kind: str,
+        not_before_step: int | None = None,
+        not_after_step: int | None = None,
+        based_on_seq: int | None = None,
+        **body: Any,
     ) -> Command:
         """An operator sends a new command. Raises `Refused`; without an answer the operator keeps asking."""
         intent = INTENT.validate_python({"kind": kind, **body})
-        times = {"not_before_step": not_before_step, "not_after_step": not_after_step}
-        command = Command.model_validate({"uuid": self._uuid(), "author": "ann", "intent": intent, **times})
+        times = {"not_before_step": not_before_step, "not_after_step": not_after_step, "based_on_seq": based_on_seq}
+        command = Command.model_validate({"uuid": self.new_uuid(), "author": "ann", "intent": intent, **times})
         self.send(command)
         return command
 
@@ -94,7 +79,7 @@ class World:
         """An operator sends this command, perhaps not for the first time. Raises `Refused`."""
         self.unanswered[command.uuid] = command
         try:
-            answer = self._ask(lambda server: server.submit(command))
+            answer = self._ask(lambda server: server.submit(command), self._whom())
         except Refused:
             self.unanswered.pop(command.uuid)
             raise
@@ -118,17 +103,19 @@ class World:
 
     def _start_from(self, point: ResumePoint) -> None:
         refused = [each.checkpoint for each in point.candidates if self.files[each.checkpoint].is_damaged]
+        self.books.check_candidates(each.checkpoint for each in point.candidates)
         name = next((each.checkpoint for each in point.candidates if each.checkpoint not in refused), None)
         saved = self.files[name] if name else BEGINNING
         replay = self._parts.replay(point.decided, saved.contained)
         blank: tuple[dict[str, Any], ...] = ({},) * self._world_size
         ranks = [
-            self._parts.rank(rank, self.faults, **deepcopy(values)) for rank, values in enumerate(saved.ranks or blank)
+            self._parts.rank(rank, self.faults, limits=LIMITS, **deepcopy(values))
+            for rank, values in enumerate(saved.ranks or blank)
         ]
         places = tuple(RankPlace(rank=rank.rank, node="node", pid=rank.rank, device="cpu") for rank in ranks)
         why = tuple(RefusedCheckpoint(checkpoint=each, reason="damaged") for each in refused)
         knobs = ranks[0].knobs()
-        start = GenerationStart(self._uuid(), places, saved.step, self.total_steps, knobs, {}, name, why)
+        start = GenerationStart(self.new_uuid(), places, saved.step, self.total_steps, knobs, {}, name, why)
         replicas = [
             self._parts.replica(0, replay.paused, replay.stopping, dict(replay.ledger), replay.repeats) for _ in ranks
         ]
@@ -175,18 +162,38 @@ class World:
         self.server = None
         self.disk.lose_power()
 
+    def take_over(self) -> None:
+        """The control server is stopped, another one begins; when it goes on there are two."""
+        self.stopped, self.server = self.server, None
+        self.restart_server()
+
+    def drift(self, rank: int) -> None:
+        """A rank holds another knob, and nobody has changed it: that must be found when knobs are compared."""
+        assert self.fleet is not None
+        self.fleet.ranks[rank].values["gradient_clipping"] = [0.125]
+        self.fleet.excused_until = (self.fleet.step // COMPARE_EVERY_STEPS + 1) * COMPARE_EVERY_STEPS
+
     def restart_server(self) -> None:
         """The next life of the control server."""
+        self.server = None
         self.disk.lose_power()
         try:
-            self.server = SimServer(self.disk, self.faults, self._parts.rules)
+            begun = SimServer(self.disk, self.faults, self._parts.rules, LIMITED)
         except Crashed:
             self.crash_server()
+        except Fenced:
+            self.fenced += 1  # it was stopped before it had begun: its successor is there
+        except (KeyError, ValueError) as error:
+            raise Violation(f"I3 order: the server's own records do not fold: {error!r}") from error
+        else:
+            self.server, self.stopped = (begun, self.stopped) if begun.is_current else (self.server, begun)
         self.check()
 
     def tick(self) -> None:
         """Messages arrive, the ranks take a step, and rank 0's link says what it has to say."""
         self.now += 1
+        jump_s = self.faults.clock_jumps_by_s
+        self.disk.skew_s = self._clock_dice.choice((-jump_s, 0.0, jump_s)) if jump_s else 0.0
         for message in self._network.arrivals(self.now):
             self._deliver(message)
         self._advance()
@@ -200,17 +207,29 @@ class World:
 
     # Inside
 
-    def _uuid(self) -> UUID:
+    def new_uuid(self) -> UUID:
+        """One that nobody has used."""
         self._uuids += 1
         return UUID(int=self._uuids)
 
-    def _ask(self, request: Callable[[SimServer], Any]) -> Any:
+    def _whom(self) -> SimServer | None:
+        """Who gets a message: the server, or the one that it replaced, if that is still there."""
+        return self.stopped if self.stopped is not None and self.dice.random() < 0.3 else self.server
+
+    def _ask(self, request: Callable[[SimServer], Any], whom: SimServer | None = None) -> Any:
         """The server's answer; None if there is no server, or none any more. Raises `Refused`."""
-        if self.server is None:
+        server = whom or self.server
+        if server is None:
             return None
         try:
-            return request(self.server)
+            return request(server)
+        except Fenced:
+            self.fenced += 1
+            return None
         except Crashed:
+            if server is not self.server:
+                self.stopped = None
+                return None
             self.crash_server()
             if self.faults.crash_takes_the_trainers_along():
                 self.kill_trainers()
@@ -219,16 +238,17 @@ class World:
             raise Violation(f"I3 order: the server's own records do not fold: {error!r}") from error
 
     def _deliver(self, message: Any) -> None:
+        whom = self._whom()
         try:
             match message:
                 case Announce(start):
-                    number = self._ask(lambda server: server.start_generation(start))
+                    number = self._ask(lambda server: server.start_generation(start), whom)
                     self._answer(Numbered(start.uuid, number) if number else None)
                 case Poll(link, generation):
-                    offers = self._ask(lambda server: server.offers(generation))
+                    offers = self._ask(lambda server: server.offers(generation), whom)
                     self._answer(Offered(link, offers) if offers is not None else None)
                 case Outcomes(link, generation, outcomes, checkpoints):
-                    durable = self._ask(lambda server: server.report(generation, outcomes, checkpoints))
+                    durable = self._ask(lambda server: server.report(generation, outcomes, checkpoints), whom)
                     names = tuple(each.checkpoint for each in checkpoints)
                     self._answer(Recorded(link, tuple(durable), names) if durable is not None else None)
                 case _:
@@ -292,6 +312,7 @@ class World:
     def finish(self) -> None:
         """Heal everything, let the run end, and check that nothing is left without an end."""
         self.faults.heal()
+        self.stopped = None
         for _ in range(MAX_TICKS_TO_FINISH):
             if self._closed():
                 self.books.check_finished(self.disk)

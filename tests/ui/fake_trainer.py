@@ -239,9 +239,9 @@ class FakeTrainer:
 
     def _take_back(self, due: Sequence[Command], offered: Sequence[Command]) -> list[CommandSettled]:
         """A cancel also decides what it takes back."""
-        by = {each.intent.command: each.author for each in due if isinstance(each.intent, Cancel)}
+        by = {each.intent.command: each for each in due if isinstance(each.intent, Cancel)}
         return [
-            self._outcome(each, "cancelled", reason=f"cancelled by {by[each.uuid]}", world_size=0)
+            self._outcome(each, "cancelled", reason=by[each.uuid].takes_back(), world_size=0)
             for each in offered
             if each.uuid in by
         ]
