@@ -17,7 +17,6 @@ import ray
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
-from control_plane.core.branching import Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Damaged, SteerwayError
@@ -27,6 +26,7 @@ from control_plane.core.recovery import ResumePoint
 from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
 from control_plane.server import ControlServer
 from control_plane.storage.checkpoints import discard
+from control_plane.storage.descent import read_origin
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
@@ -64,18 +64,8 @@ def open_server(files: RunFiles) -> ControlServer:
         Journal.open(files.journal),
         MetricsStore(files.metrics),
         discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
-        origin=origin_in(files),
+        origin=read_origin(files),
     )
-
-
-def origin_in(files: RunFiles) -> Origin | None:
-    """How a run begins that has a parent. Raises `Damaged` if its file cannot be read."""
-    if not files.origin.is_file():
-        return None
-    try:
-        return Origin.model_validate_json(files.origin.read_bytes())
-    except (OSError, ValidationError) as error:
-        raise Damaged(f"{files.origin} cannot be read ({type(error).__name__})") from None
 
 
 def limits_in(config: bytes, source: str) -> dict[str, Limit]:

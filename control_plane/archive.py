@@ -54,6 +54,11 @@ class ArchivedRun:
         """Whether the journal ends with the run's end. Reads the journal when it is first asked."""
         return self._state.closed is not None
 
+    @property
+    def renamed(self) -> bool:
+        """Whether this is another run's journal, imported under an id of its own: to be looked at, never resumed."""
+        return self._state.run != self._files.run
+
     async def _load(self) -> RunState:
         """The state; a long journal is read beside the event loop."""
         return await asyncio.to_thread(lambda: self._state)
@@ -64,7 +69,7 @@ class ArchivedRun:
         if decisions.accept(state, command):
             raise self._over()
         life = state.commands[command.uuid]
-        return Receipt(uuid=command.uuid, run=state.run, seq=life.accepted_seq, status=life.status)
+        return Receipt(uuid=command.uuid, run=self._files.run, seq=life.accepted_seq, status=life.status)
 
     async def command(self, uuid: UUID) -> CommandView:
         """One command's life. Raises `NotFound`."""
@@ -77,7 +82,8 @@ class ArchivedRun:
         """The run as its journal left it."""
         state = await self._load()
         latest = await asyncio.to_thread(self._latest)
-        snapshot = snapshot_of(state, latest, progress=None, progress_age_s=None)
+        told = snapshot_of(state, latest, progress=None, progress_age_s=None)
+        snapshot = told.model_copy(update={"run": self._files.run})
         if snapshot.closed:
             return snapshot
         return snapshot.model_copy(update={"phase": None, "reason": self._over().reason})

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import re
@@ -63,6 +64,12 @@ def capture(trainer: Any) -> FileStates:
 def progress_path(rank: int) -> str:
     """Where a rank's progress lies in a checkpoint."""
     return f"{STATE}/rank-{rank}-progress.pt"
+
+
+def model_shapes(model: Any) -> tuple[str, int]:
+    """SHA-256 over the names and whole shapes of the model's parameters, the same on every rank, and their number."""
+    shapes = [(name, tuple(getattr(each, "ds_shape", each.shape))) for name, each in model.named_parameters()]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest(), sum(math.prod(shape) for _, shape in shapes)
 
 
 def _plain_state(trainer: Any) -> dict[str, Any]:

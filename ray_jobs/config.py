@@ -116,6 +116,19 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
+def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """A resolved config with `dotted.key=value` changes; paths in them are taken from where this is called.
+
+    Raises `Invalid`, with one line for each problem.
+    """
+    raw: Raw = config.model_dump(mode="json")
+    for override in overrides:
+        _override(raw, override, Path.cwd())
+    for section in ("data", "workload"):
+        _absolute_path(raw.get(section), Path.cwd())
+    return _validated(raw, config.name)
+
+
 def check_training_keys(config: RunConfig) -> None:
     """Refuse what the installed `transformers.TrainingArguments` does not take. Imports transformers."""
     from transformers import TrainingArguments

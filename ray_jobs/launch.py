@@ -1,16 +1,18 @@
 """The driver: Ray Train's worker group; one start is one generation.
 
-    python -m ray_jobs.launch RUN_FOLDER [--resume AUTHOR]
+    python -m ray_jobs.launch RUN_FOLDER [--resume AUTHOR] [--back COMMAND]
 
 This is the entry point of the Ray job. It creates the run's control actor, starts the worker group, waits, and closes
 the run. A group that is lost is started again by Ray Train, for as long as the control server lets the trainers start
 (see `core.recovery`). The driver imports neither DeepSpeed nor the workload.
 """
 
+import argparse
 import asyncio
 import logging
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,13 +22,17 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from control_plane.actor import retire
+from control_plane.core.commands import Command
 from control_plane.core.errors import SteerwayError
 from control_plane.core.records import Ending
+from control_plane.core.state import fold
 from control_plane.ray_handle import RayHandle
+from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
 from ray_jobs import config as run_config
 from ray_jobs.deaths import DeathWatch, NoFarewell
 from ray_jobs.spares import HelperStandsBy, worker_environment
+from ray_jobs.turns import turn
 
 log = logging.getLogger("steerway.driver")
 
@@ -46,21 +52,51 @@ class RanksTrainer(TorchTrainer):
         return [NoFarewell(), *(each for each in theirs if not isinstance(each, DatasetsCallback))]
 
 
-def main(root: Path, resumed_by: str | None = None) -> int:
+def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> int:
     """Run the job. Answers the exit status: 0 if the training ended as it should, 1 if it failed.
 
-    `resumed_by` says who has the run go on after its driver or its cluster was lost.
+    `resumed_by` says who has the run go on after its driver or its cluster was lost; `back`, a rollback as JSON, where.
     """
     files = RunFiles(root)
     settings = run_config.RunConfig.from_yaml(files.config.read_text(), str(files.config))
     ray.init(ignore_reinit_error=True, log_to_driver=True, logging_level=logging.WARNING)
     handle = RayHandle(files, retry_for_s=60.0)
-    asyncio.run(handle.resume(resumed_by) if resumed_by else handle.snapshot())
-    ending, reason = _fit(files, settings)
+    asyncio.run(_open(handle, resumed_by, Command.model_validate_json(back) if back else None))
+    with turn(
+        files.root.parent / ".turn", _needed(settings), ray.available_resources, ray.cluster_resources, _begins(files)
+    ):
+        ending, reason = _fit(files, settings)
     log.info("run %s: %s%s", files.run, asyncio.run(_close(handle, ending, reason)), f": {reason}" if reason else "")
     time.sleep(LAST_WORDS_S)
     retire(files)
     return 0 if ending != "failed" else 1
+
+
+async def _open(handle: RayHandle, resumed_by: str | None, back: Command | None) -> None:
+    if resumed_by is None:
+        await handle.snapshot()
+        return
+    await handle.resume(resumed_by, back is not None)
+    if back is not None:
+        await handle.submit(back)
+
+
+def _needed(settings: run_config.RunConfig) -> dict[str, float]:
+    """What the fewest ranks that may start take."""
+    least = settings.scaling.bounds[0]
+    gpus = {"GPU": float(least)} if use_gpu(settings) else {}
+    return {"CPU": least * float(settings.scaling.cpus_per_rank)} | gpus
+
+
+def _begins(files: RunFiles) -> Callable[[], bool]:
+    """Whether trainers have begun since now, by the run's journal."""
+    before = fold(journal.read(files.journal)).generation_number
+
+    def begun() -> bool:
+        state = fold(journal.read(files.journal))
+        return state.generation_number > before or state.closed is not None
+
+    return begun
 
 
 def use_gpu(settings: run_config.RunConfig) -> bool:
@@ -128,8 +164,13 @@ async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> str:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    parser = argparse.ArgumentParser(prog="ray_jobs.launch")
+    parser.add_argument("root", type=Path)
+    parser.add_argument("--resume")
+    parser.add_argument("--back")
+    given = parser.parse_args()
     try:
-        sys.exit(main(Path(sys.argv[1]), sys.argv[3] if sys.argv[2:3] == ["--resume"] else None))
+        sys.exit(main(given.root, given.resume, given.back))
     except SteerwayError as error:
         log.error("%s", error.reason)
         sys.exit(1)

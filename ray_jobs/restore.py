@@ -9,26 +9,35 @@ be: there DeepSpeed's universal format is loaded, and `elastic` compares the con
 """
 
 import hashlib
+import json
 import logging
 from typing import Any
 
 import torch
 
-from control_plane.core.errors import Damaged, Diverged
+from control_plane.core.errors import Damaged, Diverged, Refused
+from control_plane.storage.checkpoints import Manifest
 from control_plane.storage.layout import STATE
 from ray_jobs import progress
-from ray_jobs.capture import capture, progress_path, random_digest, state_digest
+from ray_jobs.capture import TRAINER_STATE, capture, model_shapes, progress_path, random_digest, state_digest
 from ray_jobs.collectives import Collectives
 from ray_jobs.elastic import load_universal
 from ray_jobs.plan import Plan
 
 log = logging.getLogger(__name__)
 
+CONFIGURED = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "train_batch_size")
+"""What Transformers keeps with its state, and takes from the config again at every start."""
+
 
 def load(trainer: Any, plan: Plan) -> None:
-    """Collective. Load the weights and the optimizer. Raises `Damaged` if DeepSpeed finds nothing to load."""
+    """Collective. Load the weights and the optimizer.
+
+    Raises: `Refused` if it is another model's, `Damaged` if DeepSpeed finds nothing to load.
+    """
     assert plan.root is not None
     assert plan.manifest is not None
+    _check_model(trainer, plan.manifest)
     engine = getattr(trainer, "deepspeed", None)
     if engine is None:
         state = torch.load(plan.root / STATE / "model.pt", map_location="cpu", weights_only=True)
@@ -42,6 +51,17 @@ def load(trainer: Any, plan: Plan) -> None:
             raise Damaged(f"DeepSpeed found nothing to load in {plan.checkpoint}")
 
 
+def _check_model(trainer: Any, manifest: Manifest) -> None:
+    """Checkpoints of the first release do not say what model they are of."""
+    shapes, parameters = model_shapes(trainer.model)
+    if manifest.model_sha256 and shapes != manifest.model_sha256:
+        raise Refused(
+            f"checkpoint {manifest.checkpoint} does not fit this model: it is of one with "
+            f"{manifest.model_parameters:,} parameters, and this one has {parameters:,}"
+            + (", of other names or shapes" if parameters == manifest.model_parameters else "")
+        )
+
+
 def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
     """Collective. Restore the rest, and compare. Raises `Diverged` on every rank if any rank's state differs."""
     assert plan.manifest is not None
@@ -51,6 +71,8 @@ def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
     except Diverged as difference:
         problem = difference.reason
     states = capture(trainer)
+    if TRAINER_STATE in states:
+        states[TRAINER_STATE] = _as_configured_then(states[TRAINER_STATE], plan)
     if problem is None and plan.manifest.kind == "saved":
         saved = {each.rank: each.state_sha256 for each in plan.manifest.ranks}.get(collectives.rank)
         found = state_digest(states)
@@ -60,6 +82,13 @@ def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
     if told:
         raise Diverged(f"what was restored from {plan.checkpoint} is not what was saved: {'; '.join(told)}")
     log.info("restored %s: step %d, digest compared", plan.checkpoint, plan.manifest.step)
+
+
+def _as_configured_then(state: str, plan: Plan) -> str:
+    """The Trainer's state with the settings of the config that was saved: a fork may have other ones, by intention."""
+    assert plan.root is not None
+    saved = json.loads((plan.root / TRAINER_STATE).read_text())
+    return json.dumps(json.loads(state) | {key: saved[key] for key in CONFIGURED if key in saved})
 
 
 def random_generators(trainer: Any, plan: Plan, rank: int) -> None:

@@ -12,6 +12,7 @@ from control_plane.core.commands import Command, SaveCheckpoint
 from control_plane.core.records import CheckpointCommitted, Reading
 from ray_jobs import checkpoint_io
 from ray_jobs.batch import global_batch_samples
+from ray_jobs.capture import model_shapes
 from ray_jobs.checkpoint_writer import CheckpointWriter
 from ray_jobs.session import RankSession
 
@@ -27,6 +28,7 @@ class CheckpointCallback(TrainerCallback):
     def __init__(self, interactive: Any, every_steps: int) -> None:
         self._interactive, self.every_steps = interactive, every_steps
         self._writer: CheckpointWriter | None = None
+        self._shapes: dict[str, Any] | None = None
         # The command that asked for a checkpoint, by the checkpoint's name.
         self._asked: dict[str, UUID] = {}
 
@@ -150,7 +152,13 @@ class CheckpointCallback(TrainerCallback):
             "samples_consumed": batch * step,
             "global_batch_samples": batch,
             "accumulation_steps": args.gradient_accumulation_steps,
-        }
+        } | self._model()
+
+    def _model(self) -> dict[str, Any]:
+        if self._shapes is None:
+            sha256, parameters = model_shapes(self._interactive.trainer.model)
+            self._shapes = {"model_sha256": sha256, "model_parameters": parameters}
+        return self._shapes
 
     def _tell_what_ended(self) -> None:
         for ended in self.writer.finished():

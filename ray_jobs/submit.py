@@ -21,9 +21,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from control_plane.config import Settings, settings
+from control_plane.core.branching import check_rollback
+from control_plane.core.commands import Command
 from control_plane.core.errors import Conflict, Invalid, SteerwayError, Unavailable
-from control_plane.core.state import fold
+from control_plane.core.intents import Rollback
+from control_plane.core.state import RunState, fold
 from control_plane.storage import journal
 from control_plane.storage.checkpoints import MANIFEST, SigningKey, commit, verify
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
@@ -51,6 +56,17 @@ def prepare(config: RunConfig, runs_dir: Path, run: str) -> RunFiles:
     return files
 
 
+def author() -> str:
+    """Who asks: the name of the user of this machine."""
+    return getpass.getuser()
+
+
+def check(config: RunConfig) -> None:
+    """Refuse what cannot train, here, where the mistake was made. Raises `Invalid`."""
+    _check_training(config)
+    _check_scaling(config)
+
+
 def _check_training(config: RunConfig) -> None:
     """A few seconds here, where the mistake was made, instead of a minute later in a worker's log."""
     if importlib.util.find_spec("transformers") is not None:
@@ -73,8 +89,10 @@ def _check_scaling(config: RunConfig) -> None:
         )
 
 
-def submit(files: RunFiles, where: Settings, resumed_by: str | None = None) -> str:
+def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back: str | None = None) -> str:
     """Hand the run to Ray's Jobs API; answers the job's submission id.
+
+    `back` is a command, as JSON, that takes a resumed run back to a checkpoint before its trainers begin.
 
     Raises `Unavailable` if no Ray answers, `Conflict` if the run's job is still at work.
     """
@@ -82,7 +100,7 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None) -> s
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
-    resume = ["--resume", resumed_by] if resumed_by else []
+    resume = [*(["--resume", resumed_by] if resumed_by else []), *(["--back", back] if back else [])]
     entrypoint = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root), *resume])
     settings_of_run = RunConfig.from_yaml(files.config.read_text(), str(files.config))
     start_timeout_s = settings_of_run.recovery.start_timeout_s
@@ -158,18 +176,19 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--run", help="the run's id; made from the config's name if left out")
     parser.add_argument("--resume", metavar="RUN", help="have a run go on whose driver or cluster was lost")
+    parser.add_argument("--back", metavar="COMMAND", help="with --resume: first go back; a rollback command as JSON")
     parser.add_argument("--trust", action="store_true", help="take checkpoints of another installation")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     given = parser.parse_args(arguments)
     try:
         where = settings()
         if given.resume:
-            return _tell(resume(where, given.resume, given.trust), where.runs_dir / given.resume, given.json, "resumed")
+            job = resume(where, given.resume, given.trust, given.back)
+            return _tell(job, where.runs_dir / given.resume, given.json, "resumed")
         if given.config is None:
             raise Invalid("name a run's YAML file, or a run with --resume")
         config = load(given.config, given.overrides)
-        _check_training(config)
-        _check_scaling(config)
+        check(config)
         files = prepare(config, where.runs_dir, given.run or new_run_id(config.name))
         try:
             job = submit(files, where)
@@ -182,19 +201,32 @@ def main(arguments: Sequence[str]) -> int:
     return _tell(job, files.root, given.json, "submitted")
 
 
-def resume(where: Settings, run: str, trust: bool) -> str:
+def resume(where: Settings, run: str, trust: bool, back: str | None = None) -> str:
     """Have a run go on from its newest checkpoint; answers the job's submission id. Needs the run's folder only.
 
+    With `back` (a rollback command, as JSON) it goes on from another one, and may have finished.
     Raises `NotFound` if there is no such run, `Conflict` if it is at work or has finished, `Damaged` if its journal
-    does not verify.
+    does not verify, and what the rules say of a rollback.
     """
     files = find_run(where.runs_dir, run)
     state = fold(journal.read(files.journal))
-    if state.closed is not None and state.closed.ending == "finished":
+    if back is not None:
+        _check_rollback(state, back)
+    elif state.closed is not None and state.closed.ending == "finished":
         raise Conflict(f"run {run} has finished at step {state.step}: there is nothing left to resume")
     if trust:
         trust_checkpoints(files)
-    return submit(files, where, resumed_by=getpass.getuser())
+    return submit(files, where, resumed_by=author(), back=back)
+
+
+def _check_rollback(state: RunState, back: str) -> None:
+    try:
+        command = Command.model_validate_json(back)
+    except ValidationError as error:
+        raise Invalid(f"--back takes a rollback command as JSON: {error.errors()[0]['msg']}") from None
+    if not isinstance(command.intent, Rollback):
+        raise Invalid(f"--back takes a rollback, not '{command.describe()}'")
+    check_rollback(state, command.intent)
 
 
 def trust_checkpoints(files: RunFiles) -> None:

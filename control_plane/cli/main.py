@@ -11,6 +11,7 @@ import typer
 from control_plane.cli import asking, knobs, looking, machine, resuming, surgery
 from control_plane.cli.agent import agent
 from control_plane.cli.chaos import chaos
+from control_plane.cli.journals import journals
 from control_plane.cli.keeping import checkpoint
 from control_plane.cli.refusals import SteerGroup
 
@@ -73,7 +74,7 @@ app.command(rich_help_panel=LOOK)(looking.runs)
 app.command(rich_help_panel=LOOK)(looking.status)
 app.command(rich_help_panel=LOOK)(knobs.knobs)
 app.command(rich_help_panel=LOOK)(looking.checkpoints)
-app.command(rich_help_panel=LOOK)(looking.journal)
+app.add_typer(journals, rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(looking.logs)
 app.command(rich_help_panel=LOOK)(machine.nodes)
 app.command("version", rich_help_panel=LOOK)(_version)

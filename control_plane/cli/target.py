@@ -32,7 +32,7 @@ def active_run(client: "SteerwayClient", given: str | None) -> str:
     active = [run.run for run in client.runs() if run.status in ACTIVE]
     if not active:
         raise NotFound("no run is active: submit one with `steer submit CONFIG`, or see `steer runs`")
-    return _only(active, "runs are active; say which one")
+    return only(active, "runs are active; say which one")
 
 
 def any_run(client: "SteerwayClient", given: str | None) -> str:
@@ -44,7 +44,7 @@ def any_run(client: "SteerwayClient", given: str | None) -> str:
         raise NotFound("there is no run yet: submit one with `steer submit CONFIG`")
     active = [run.run for run in runs if run.status in ACTIVE]
     if active:
-        return _only(active, "runs are active; say which one")
+        return only(active, "runs are active; say which one")
     return max(runs, key=_age).run
 
 
@@ -59,10 +59,11 @@ def _named(client: "SteerwayClient", given: str) -> str:
         found = [run.run for run in client.runs() if given and (run.run.startswith(given) or run.run.endswith(given))]
         if not found:
             raise refusal from None
-        return _only(found, f"runs begin or end with {given!r}; say more of the one you mean")
+        return only(found, f"runs begin or end with {given!r}; say more of the one you mean")
 
 
-def _only(runs: list[str], several: str) -> str:
+def only(runs: list[str], several: str) -> str:
+    """The one run there is. Raises `Misused` if there are several: `several` says of what kind."""
     if len(runs) == 1:
         return runs[0]
     more = f" and {len(runs) - MAX_RUNS_NAMED} more" if len(runs) > MAX_RUNS_NAMED else ""

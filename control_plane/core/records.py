@@ -133,6 +133,7 @@ class CommandScheduled(Words):
 
     type: Literal["CommandScheduled"] = "CommandScheduled"
     uuid: UUID
+    status: Literal["scheduled"] = "scheduled"
     step: int
 
 
@@ -320,22 +321,53 @@ Record = Annotated[
 RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
+ABOUT_A_COMMAND = (CommandScheduled, CommandSettled, CommandRepeated)
+"""Records that say more of a command that was accepted earlier: each has its `uuid` and a `status`."""
+
+
+class About(Words):
+    """What a command asks, for whoever reads a single line: the intent's kind, and all else that it says.
+
+    What the intent leaves open is left out.
+    """
+
+    command: str
+    arguments: dict[str, Any]
+
+    @classmethod
+    def of(cls, command: Command) -> "About":
+        """What this command asks."""
+        said = command.intent.model_dump(mode="json", exclude={"kind"})
+        return cls(
+            command=command.intent.kind, arguments={key: value for key, value in said.items() if value is not None}
+        )
+
+
 class Entry(Words):
-    """A record in its place: `seq` counts from 1 without gaps; `time` is UTC, ISO 8601, for people only."""
+    """A record in its place: `seq` counts from 1 without gaps; `time` is UTC, ISO 8601, for people only.
+
+    `about` is set where the record says more of an earlier command; an accepted one says it itself.
+    """
 
     seq: int = Field(ge=1)
     time: str
     record: Record
+    about: About | None = None
 
     def line(self) -> dict[str, Any]:
         """The journal's line, without the checksum and the chain that the storage adds."""
         body = self.record.model_dump(mode="json", exclude={"type"})
         line: dict[str, Any] = {"seq": self.seq, "time": self.time, "type": self.record.type}
+        about = self.about
         if isinstance(self.record, CommandAccepted):
-            command = self.record.command
-            line |= {"uuid": str(command.uuid), "status": "accepted", "author": command.author}
-        elif isinstance(self.record, CommandSettled | CommandRepeated):
+            about = About.of(self.record.command)
+            line |= {"uuid": str(self.record.command.uuid), "status": "accepted"}
+        elif isinstance(self.record, ABOUT_A_COMMAND):
             line |= {"uuid": str(self.record.uuid), "status": self.record.status}
+        if about is not None:
+            line |= {"command": about.command, "arguments": about.arguments}
+        if isinstance(self.record, CommandAccepted):
+            line |= {"author": self.record.command.author}
         elif isinstance(self.record, RunCreated | RunResumed):
             line |= {"author": self.record.author}
         return line | {"body": body}
@@ -345,4 +377,28 @@ class Entry(Words):
         """The inverse of `line`. Raises `pydantic.ValidationError` if the line is not one of ours."""
         body = line.get("body")
         record = {**body, "type": line.get("type")} if isinstance(body, dict) else body
-        return cls.model_validate({"seq": line.get("seq"), "time": line.get("time"), "record": record})
+        entry = cls.model_validate({"seq": line.get("seq"), "time": line.get("time"), "record": record})
+        command, arguments = line.get("command"), line.get("arguments")
+        # What stands beside the body is for people: a line without it, as earlier releases wrote them, is complete.
+        if not isinstance(entry.record, ABOUT_A_COMMAND) or not isinstance(command, str):
+            return entry
+        if not isinstance(arguments, dict):
+            return entry
+        return entry.model_copy(update={"about": About(command=command, arguments=arguments)})
+
+
+class Asked:
+    """What each command asks, learnt from the entries in their order: later ones about it say it again."""
+
+    def __init__(self) -> None:
+        """Knows nothing."""
+        self._known = dict[UUID, About]()
+
+    def complete(self, entry: Entry) -> Entry:
+        """The entry, and what its command asks, if that is known."""
+        record = entry.record
+        if isinstance(record, CommandAccepted):
+            self._known[record.command.uuid] = About.of(record.command)
+        elif isinstance(record, ABOUT_A_COMMAND) and entry.about is None and record.uuid in self._known:
+            return entry.model_copy(update={"about": self._known[record.uuid]})
+        return entry

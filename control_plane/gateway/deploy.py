@@ -76,11 +76,11 @@ class RayRuns:
 
 
 def _archived(files: RunFiles) -> RunHandle | None:
-    """A closed run needs no actor."""
+    """A closed run needs no actor, and one that was imported under another id cannot have one."""
     if not files.journal.is_dir():
         return None
     archived = ArchivedRun(files)
-    return archived if archived.closed else None
+    return archived if archived.closed or archived.renamed else None
 
 
 def deploy(where: Settings) -> None:

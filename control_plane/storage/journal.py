@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from control_plane.core.errors import Fenced, Invalid, NotFound, Unavailable
-from control_plane.core.records import Entry, Record
+from control_plane.core.records import Asked, Entry, Record
 from control_plane.storage.segments import FORMAT_VERSION, Pin, list_segments, load, seal, segment_name, unseal
 
 MAX_LINE_BYTES = 8 * 2**20
@@ -74,6 +74,7 @@ class Journal:
         self._directory, self._disk = directory, disk
         self._descriptor: int | None = None
         self._entries = list[Entry]()
+        self._asked = Asked()
         # Everything up to here is durable and may be confirmed; the segment may be longer.
         self._end = Pin()
         self._segment = self._term = 0
@@ -140,7 +141,7 @@ class Journal:
         end, data, entries = self._end, bytearray(), list[Entry]()
         for record in records:
             try:
-                line = Entry(seq=end.seq + 1, time=now, record=record).line()
+                line = self._asked.complete(Entry(seq=end.seq + 1, time=now, record=record)).line()
                 raw = seal(line | {"batch": self._end.seq + 1, "prev": end.digest})
                 entries.append(Entry.from_line(unseal(raw)))
             except (ValueError, TypeError, RecursionError) as error:
@@ -182,6 +183,9 @@ class Journal:
     def _recover(self, number: int) -> None:
         """Read the older segments. What is pinned must be durable, also where its own writer died before its fsync."""
         self._entries, self._end = load(self._directory, below=number)
+        self._asked = Asked()
+        for entry in self._entries:
+            self._asked.complete(entry)
         if self._end.segment:
             self._disk.sync(self._directory / segment_name(self._end.segment))
 

@@ -61,6 +61,8 @@ class Manifest(Words):
     decided_here: tuple[str, ...] = Field(default=(), description="those of them that were decided at this very step")
     metrics: dict[str, float] = Field(default={}, description="finite values, for the best checkpoint by a metric")
     versions: dict[str, str] = {}
+    model_sha256: str = Field(default="", description="of the names and shapes of the model's parameters")
+    model_parameters: int = 0
     saved_at: str = Field(default="", description="UTC, ISO 8601")
     signature: str = Field(default="", description="of everything else, by the installation's key")
 

@@ -7,6 +7,10 @@
     prev    SHA-256 (hex) of the line before, without its LF; 64 zeros before the first line of all
     crc     eight hex digits, always the last key: the CRC-32 of the line's bytes with `,"crc":"xxxxxxxx"` taken out
 
+From version 2 on, every line about a command has its `uuid`, `status`, `command` (the intent's kind) and `arguments`;
+version 1 said the last two only in the body of the accepted one. Both are read, and may be segments of one journal.
+`docs/journal.md` tells the format to other programs.
+
 Floats are written as `repr` does, so they come back exact. JSON has no NaN and no infinity; readings spell them as
 strings (see `records.Reading`), and a float that is not finite anywhere else is refused before it is written.
 
@@ -28,15 +32,19 @@ import math
 import os
 import re
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 from control_plane.core.errors import Damaged
-from control_plane.core.records import Entry
+from control_plane.core.records import Asked, Entry
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""2: every line about a command says what it asks. Readers of version 1 refuse the newer records, too."""
+
+READABLE_VERSIONS = (1, FORMAT_VERSION)
 SEGMENT_NAME = re.compile(r"(\d{6,})\.jsonl")
 SECTOR_BYTES = 512
 """What a disk writes whole or not at all."""
@@ -45,6 +53,7 @@ MAX_HEADER_BYTES = 224
 """No header is longer (a test fills every field), and none leaves room for a record below this size."""
 
 _SEAL_BYTES = len(',"crc":"00000000"}')
+_READABLE = " or ".join(map(str, READABLE_VERSIONS))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,8 +137,10 @@ class Segment:
         raw = self.data[: max(self.data.find(b"\n"), 0)]
         try:
             header = unseal(raw)
-            if (header["type"], header["version"], header["term"]) != ("Segment", FORMAT_VERSION, self.number):
-                raise ValueError("it is not this segment's, or its version is not known here")
+            if header["version"] not in READABLE_VERSIONS:
+                raise ValueError(f"its version is not known here: {header['version']!r}, and not {_READABLE}")
+            if (header["type"], header["term"]) != ("Segment", self.number):
+                raise ValueError("it is not this segment's")
             pin = Pin(**header["after"], digest=header["prev"])
         except (ValueError, KeyError, TypeError) as error:
             raise self.damaged(1, f"the header cannot be read: {error}") from error
@@ -166,23 +177,33 @@ class Segment:
             raise self.damaged(number, f"it is not a record of a kind that is known here: {error}") from error
 
 
-def load(directory: Path, below: float = math.inf) -> tuple[list[Entry], Pin]:
-    """Everything that is honoured in the segments under `below`, verified, and where it ends."""
-    honoured = list[Segment]()
+def honoured(directory: Path, below: float = math.inf) -> list[Segment]:
+    """The segments under `below` that are honoured, as far as they are, oldest first. Only headers are verified."""
+    found = list[Segment]()
     for number in reversed([number for number in list_segments(directory) if number < below]):
         newest = Segment(number, (directory / segment_name(number)).read_bytes())
         if not newest.is_unborn():
-            honoured.append(newest)
+            found.append(newest)
             break
-    while honoured and (pin := honoured[-1].header()[0]).segment:
-        honoured.append(_pinned(directory, pin, honoured[-1]))
-    entries, end = list[Entry](), Pin()
-    for segment in reversed(honoured):
+    while found and (pin := found[-1].header()[0]).segment:
+        found.append(_pinned(directory, pin, found[-1]))
+    return found[::-1]
+
+
+def verify(segments: Sequence[Segment]) -> tuple[list[Entry], Pin]:
+    """The records in these segments, and where they end. Raises `Damaged`."""
+    entries, end, asked = list[Entry](), Pin(), Asked()
+    for segment in segments:
         if segment.header()[0] != end:
             raise segment.damaged(1, f"it pins another history than {segment_name(end.segment)} holds")
-        found, end = segment.records(may_be_torn=segment is honoured[0])
-        entries += found
+        found, end = segment.records(may_be_torn=segment is segments[-1])
+        entries += map(asked.complete, found)
     return entries, end
+
+
+def load(directory: Path, below: float = math.inf) -> tuple[list[Entry], Pin]:
+    """Everything that is honoured in the segments under `below`, verified, and where it ends."""
+    return verify(honoured(directory, below))
 
 
 def _pinned(directory: Path, pin: Pin, by: Segment) -> Segment:

@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from control_plane.core.records import CommandSettled, Entry, Record
-from tests.core.examples import every_record, settled
+from control_plane.core.records import Asked, CommandAccepted, CommandSettled, Entry, Record
+from tests.core.examples import EVERY_INTENT, accepted, command, every_record, repeated, settled, uuid
 
 
 def through_text(entry: Entry) -> Entry:
@@ -49,6 +49,44 @@ def test_line_names_the_command_it_is_about() -> None:
     assert about
     assert all(line["uuid"] and line["status"] for line in about)
     assert all("type" not in line["body"] for line in lines)
+
+
+def test_line_of_an_accepted_command_says_what_it_asks() -> None:
+    for number, body in enumerate(EVERY_INTENT, start=1):
+        line = Entry(seq=1, time="t", record=CommandAccepted(command=command(number, **body))).line()
+        given = {key: value for key, value in body.items() if key != "kind"}
+        assert (line["uuid"], line["status"], line["command"]) == (str(uuid(number)), "accepted", body["kind"])
+        # An intent that leaves a field open leaves it out; one that gives a nested object has its defaults spelled out.
+        assert {key: line["arguments"][key] for key in given if key != "changes"} == {
+            key: value for key, value in given.items() if key != "changes"
+        }
+        assert None not in line["arguments"].values()
+
+
+def test_later_lines_about_a_command_say_again_what_it_asks() -> None:
+    asked = Asked()
+    first = asked.complete(Entry(seq=1, time="t", record=accepted(1, "stop", save=True)))
+    for record in (settled(1), repeated(1)):
+        entry = asked.complete(Entry(seq=2, time="t", record=record))
+        line = entry.line()
+        assert (line["command"], line["arguments"]) == ("stop", {"save": True})
+        assert (first.line()["command"], first.line()["arguments"]) == ("stop", {"save": True})
+        assert through_text(entry) == entry
+
+
+def test_later_lines_about_an_unknown_command_say_what_they_know() -> None:
+    entry = Asked().complete(Entry(seq=2, time="t", record=settled(7)))
+    assert entry.about is None
+    assert "command" not in entry.line()
+
+
+@pytest.mark.parametrize("extra", [{"command": 7}, {"command": "stop"}, {"arguments": []}, {"colour": "red"}], ids=str)
+def test_line_with_strange_keys_beside_the_body_is_read_without_them(extra: dict[str, object]) -> None:
+    for record in every_record():
+        entry = Entry(seq=1, time="t", record=record)
+        line = entry.line()
+        line.pop("arguments", None)
+        assert Entry.from_line(line | extra) == entry
 
 
 @pytest.mark.parametrize("key", ["seq", "time", "type", "body"])

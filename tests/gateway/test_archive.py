@@ -124,3 +124,13 @@ def test_archived_run_with_a_changed_journal_is_damaged(files: RunFiles) -> None
     segment.write_bytes(segment.read_bytes().replace(b'"step":10', b'"step":11', 1))
     with pytest.raises(Damaged):
         asyncio.run(ArchivedRun(files).snapshot())
+
+
+def test_journal_under_another_id_is_shown_under_that_id(files: RunFiles) -> None:
+    asyncio.run(train(files))
+    assert not ArchivedRun(files).renamed
+    other = RunFiles(files.root.rename(files.root.with_name("other")))
+    archived = ArchivedRun(other)
+    assert archived.renamed
+    assert asyncio.run(archived.snapshot()).run == "other"
+    assert asyncio.run(archived.submit(examples.command(1, "pause"))).run == "other"

@@ -78,18 +78,19 @@ class Patient(TrainerCallback):
 
 
 class Asker(TrainerCallback):
-    """Asks for the next rollback in its step, on rank 0."""
+    """Asks for what is next in its step, on rank 0."""
 
-    def __init__(self, trainer: Any, server: ControlServer, rollbacks: list[list[Any]]) -> None:
-        self.trainer, self.server, self.rollbacks = trainer, server, rollbacks
+    def __init__(self, trainer: Any, server: ControlServer, asked: list[list[Any]]) -> None:
+        self.trainer, self.server, self.asked = trainer, server, asked
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        for number, (step, intent) in enumerate(self.rollbacks):
-            uuid = UUID(int=1000 + number)
+        for number, (step, *intents) in enumerate(self.asked):
+            uuid = UUID(int=1000 + 10 * number)
             # The first that the journal does not know; those before it have been settled.
             if uuid not in self.server._state.commands:
                 if state.global_step + 1 >= step:
-                    self._ask(Command(uuid=uuid, author="test", intent={"kind": "rollback", **intent}))
+                    for place, intent in enumerate(intents):
+                        self._ask(Command(uuid=UUID(int=uuid.int + place), author="test", intent=intent))
                 return
 
     def _ask(self, command: Command) -> None:
@@ -100,7 +101,7 @@ class Asker(TrainerCallback):
 def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     """One generation, from where the run was, and those that follow it in the same process: one for each rollback.
 
-    `rollbacks`: [step, what] each: in that step rank 0 asks its server for it. With `fresh` the process dies instead.
+    `asked`: [step, intent, ...] each, in that step asked for on rank 0. With `fresh` a rollback ends the process.
     """
     logging.basicConfig(level=logging.INFO)
     files = RunFiles(Path(spec["root"]) / "runs" / "crashed")
@@ -157,8 +158,8 @@ def _train(files: RunFiles, server: ControlServer | None, rank: int, spec: dict[
     trainer.add_callback(witness)
     if spec.get("patient"):
         trainer.add_callback(Patient(trainer))
-    if server is not None and spec.get("rollbacks"):
-        trainer.add_callback(Asker(trainer, server, spec["rollbacks"]))
+    if server is not None and spec.get("asked"):
+        trainer.add_callback(Asker(trainer, server, spec["asked"]))
     if spec.get("kill") and spec["kill"][0] == rank:
         trainer.add_callback(Killer(trainer, *spec["kill"][1:]))
     trainer.train()

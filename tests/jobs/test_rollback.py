@@ -20,10 +20,10 @@ HELD = {"kind": "set_learning_rate", "value": 0.004, "schedule": "hold"}
 WEIGHT_DECAY = {"kind": "set_knobs", "changes": [{"knob": "weight_decay", "value": 0.3}]}
 
 ROLLBACKS: list[list[Any]] = [
-    [8, {"checkpoint": "step-00000003-g1", "first": [HELD, WEIGHT_DECAY]}],
-    [11, {"checkpoint": "step-00000006-g2", "branch": "second-try"}],
-    [10, {"branch": "main"}],
-    [13, {"checkpoint": "step-00000006-g1", "first": [HALVED]}],
+    [8, {"kind": "rollback", "checkpoint": "step-00000003-g1", "first": [HELD, WEIGHT_DECAY]}],
+    [11, {"kind": "rollback", "checkpoint": "step-00000006-g2", "branch": "second-try"}],
+    [10, {"kind": "rollback", "branch": "main"}],
+    [13, {"kind": "rollback", "checkpoint": "step-00000006-g1", "first": [HALVED]}],
 ]
 """Asked for in which step, and to where; the step at which it is taken is chance.
 
@@ -31,8 +31,8 @@ The third goes on with the first branch, from its newest checkpoint."""
 
 
 def rolled_back(root: Path, stage: int | None, **spec: Any) -> dict[str, Any]:
-    given = {"steps": 16, "patient": True, "rollbacks": ROLLBACKS, "commands": [command(1, 2, **HALVED)]} | spec
-    kills = [[-1, 0, "none"]] * len(given["rollbacks"]) if given.get("fresh") else given.pop("kills", [])
+    given = {"steps": 16, "patient": True, "asked": ROLLBACKS, "commands": [command(1, 2, **HALVED)]} | spec
+    kills = [[-1, 0, "none"]] * len(given["asked"]) if given.get("fresh") else given.pop("kills", [])
     return training(root, stage, kills, **given)
 
 
@@ -108,7 +108,7 @@ def test_rollback_to_a_damaged_checkpoint_is_refused_and_training_goes_on(tmp_pa
     damaged = rolled_back(
         tmp_path / "a",
         2,
-        rollbacks=[[11, {"checkpoint": "step-00000003-g1"}]],
+        asked=[[11, {"kind": "rollback", "checkpoint": "step-00000003-g1"}]],
         kills=[[1, 8, "forward"]],
         damage={"generation": 1, "oldest": 1},
     )
@@ -123,10 +123,10 @@ def test_rollback_to_a_damaged_checkpoint_is_refused_and_training_goes_on(tmp_pa
 
 
 def test_rank_that_dies_on_a_branch_comes_back_to_it(tmp_path: Path) -> None:
-    rollbacks = [[8, {"checkpoint": "step-00000003-g1", "first": [HELD]}]]
+    rollbacks = [[8, {"kind": "rollback", "checkpoint": "step-00000003-g1", "first": [HELD]}]]
     trainings = [
-        rolled_back(tmp_path / "a", 2, rollbacks=rollbacks),
-        rolled_back(tmp_path / "b", 2, rollbacks=rollbacks, kills=[[1, 13, "backward"]]),
+        rolled_back(tmp_path / "a", 2, asked=rollbacks),
+        rolled_back(tmp_path / "b", 2, asked=rollbacks, kills=[[1, 13, "backward"]]),
     ]
     answers = run_crashes(trainings, 2, tmp_path)
     assert [life["kill"] for life in answers[1]["died"]] == [[1, 13, "backward"]]

@@ -1,18 +1,61 @@
 """Journals that earlier releases wrote still open, fold to what they meant then, and go on.
 
-`journals/v0.1` was written by the code of that release: two terms, every record and every kind of command it had.
+`journals/v0.1` was written by the code of that release: two terms, every record and every kind of command it had. It
+is of version 1 of the format. `journals/v2` is of version 2: three terms, with every record and command it began with.
 """
 
+import json
 import shutil
 from pathlib import Path
 from uuid import UUID
 
-from control_plane.core.records import TermStarted
+from control_plane.core.records import CommandRepeated, TermStarted
 from control_plane.core.recovery import replay_after, resume_point
 from control_plane.core.state import fold
 from control_plane.storage.journal import Journal, read
+from control_plane.storage.segments import READABLE_VERSIONS
 
-V0_1 = Path(__file__).parent / "journals" / "v0.1"
+JOURNALS = Path(__file__).parent / "journals"
+V0_1, V2 = JOURNALS / "v0.1", JOURNALS / "v2"
+
+
+def versions_of(directory: Path) -> set[int]:
+    """The versions that the headers of these segments name."""
+    return {json.loads(path.read_bytes().splitlines()[0])["version"] for path in directory.iterdir()}
+
+
+def test_there_is_a_journal_of_every_version_that_is_read() -> None:
+    assert versions_of(V0_1) | versions_of(V2) == set(READABLE_VERSIONS)
+
+
+def test_journal_of_the_second_version_folds_to_what_it_meant() -> None:
+    entries = read(V2)
+    state = fold(entries)
+    statuses = [life.status for life in state.commands.values()]
+    assert statuses == ["applied", "rejected", "expired", "applied", *["accepted"] * 12]
+    assert (state.status, state.term, state.generation_number, len(state.losses)) == ("stopped", 3, 2, 1)
+    assert [each.checkpoint for each in state.checkpoints] == ["step-11-g1"]
+    written = [line for path in sorted(V2.iterdir()) for line in map(json.loads, path.read_bytes().splitlines()[1:])]
+    for entry, line in zip(entries, written, strict=True):
+        known = {key: value for key, value in line.items() if key not in ("batch", "prev", "crc")}
+        assert _only(known, entry.line()) == known, "what came later has its default"
+
+
+def _only(known: object, said: object) -> object:
+    """Of what is said now, what was said then."""
+    if isinstance(known, dict) and isinstance(said, dict):
+        return {key: _only(value, said[key]) for key, value in known.items()}
+    return said
+
+
+def test_journal_of_the_first_version_goes_on_in_the_second(tmp_path: Path) -> None:
+    shutil.copytree(V0_1, tmp_path / "journal")
+    journal = Journal.open(tmp_path / "journal")
+    repeated = CommandRepeated(uuid=UUID(int=4), generation=2, step=13, status="applied")
+    (entry,) = journal.append([repeated], "2026-02-01T00:00:00.000Z")
+    assert (entry.line()["command"], entry.line()["arguments"]) == ("pause", {})
+    assert versions_of(tmp_path / "journal") == {1, 2}
+    assert read(tmp_path / "journal")[-1] == entry
 
 
 def test_journal_of_the_first_release_folds_to_what_it_meant() -> None:

@@ -1,0 +1,333 @@
+"""A run's journal as one file that another machine can read, verify and lay down again.
+
+A ZIP with these members, and no others:
+
+    manifest.json         what is in it: `Manifest`
+    config.yaml           the run's resolved configuration; values of keys that name a secret are replaced
+    journal/000001.jsonl  the segments, as far as they are honoured, byte for byte; ...
+
+Two exports of one journal on one machine are the same bytes. Reading one trusts nothing: names, sizes, hashes and the
+journal's own chain are verified before anything is written, and then the whole run folder appears at once.
+
+Not covered: what people wrote into reasons, labels and arguments of commands. The chain fixes it, so it is exported.
+"""
+
+import io
+import json
+import os
+import re
+import secrets
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import yaml
+from pydantic import Field, ValidationError
+
+from control_plane.core.commands import Words
+from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
+from control_plane.core.records import Entry, RunCreated
+from control_plane.storage.audit import Head, audit
+from control_plane.storage.layout import RunFiles, check_run_id
+from control_plane.storage.provenance import Machine, Trainers, this_machine, trainers_of
+from control_plane.storage.segments import SEGMENT_NAME, Segment, honoured, segment_name, verify
+from control_plane.storage.shards import sync_folder, write_all
+
+FORMAT = 1
+MANIFEST, CONFIG, SEGMENTS = "manifest.json", "config.yaml", "journal/"
+MEMBER = re.compile(rf"config\.yaml|journal/{SEGMENT_NAME.pattern}")
+
+MAX_EXPORT_BYTES = 2 * 2**30
+"""All members together, unpacked: a journal of a million commands is a quarter of that."""
+
+MAX_MEMBERS = 20_000
+"""One segment a life of a control server."""
+
+MAX_MANIFEST_BYTES = 8 * 2**20
+SECRET = re.compile(r"(?:^|_|-)(?:token|secret|password|passwd|api_?key|private_key|credentials?)$", re.IGNORECASE)
+REMOVED = "removed-by-export"
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""The time of every member: the oldest that a ZIP can say."""
+
+
+class Member(Words):
+    """One file in an export."""
+
+    size_bytes: int = Field(ge=0)
+    sha256: str
+
+
+class Manifest(Words):
+    """What an export holds, and where it comes from. `removed` are the keys of the config whose values were secrets."""
+
+    format: int = FORMAT
+    run: str
+    records: int
+    head: Head
+    machine: Machine
+    trainers: Trainers
+    removed: tuple[str, ...] = ()
+    files: dict[str, Member]
+
+
+@dataclass(frozen=True, slots=True)
+class Export:
+    """An export that was read and verified."""
+
+    manifest: Manifest
+    files: dict[str, bytes]
+    entries: list[Entry]
+
+    @property
+    def config_is_the_runs(self) -> bool:
+        """Whether the config is, byte for byte, the one that the run was created with."""
+        created = self.entries[0].record if self.entries else None
+        return isinstance(created, RunCreated) and created.config_sha256 == sha256(self.files[CONFIG]).hexdigest()
+
+
+def export(run: RunFiles, target: Path) -> Manifest:
+    """Write the run's journal to one file. A torn tail is left out.
+
+    Raises: `Damaged` for a journal that does not verify, `Conflict` if there is such a file already, `Unavailable` if
+    the disk fails, `NotFound`.
+    """
+    found = audit(run.journal)
+    if found.verdict == "damaged":
+        raise Damaged(f"run {run.run} is not exported: {found.sentence()}")
+    if target.exists():
+        raise Conflict(f"there is a file {target} already; choose another name with -o, or remove it")
+    try:
+        manifest, data = _packed(run)
+        _write_new(target, data)
+    except FileExistsError:
+        raise Conflict(f"there is a file {target} already; choose another name with -o, or remove it") from None
+    except OSError as error:
+        raise Unavailable(f"the export could not be written: {error.strerror or error}: {target}") from error
+    return manifest
+
+
+def _packed(run: RunFiles) -> tuple[Manifest, bytes]:
+    segments = honoured(run.journal)
+    entries, end = verify(segments)
+    if not entries:
+        raise NotFound(f"the journal of run {run.run} holds no record yet")
+    files = {SEGMENTS + segment_name(one.number): one.data for one in segments}
+    newest = SEGMENTS + segment_name(segments[-1].number)
+    files[newest] = files[newest][: end.size_bytes]
+    config, removed = without_secrets(run.config.read_bytes())
+    files = {CONFIG: config, **files}
+    # The last line's hash, and not the header's of a segment without records behind it.
+    manifest = Manifest(
+        run=_run_of(entries),
+        records=len(entries),
+        head=Head(seq=len(entries), hash=_last_record(segments, end.size_bytes)),
+        machine=this_machine(),
+        trainers=trainers_of(entries),
+        removed=removed,
+        files={name: Member(size_bytes=len(data), sha256=sha256(data).hexdigest()) for name, data in files.items()},
+    )
+    text = json.dumps(manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+    return manifest, _zipped({MANIFEST: text, **files})
+
+
+def _last_record(segments: list[Segment], end_bytes: int) -> str:
+    for segment in reversed(segments):
+        data = segment.data[:end_bytes] if segment is segments[-1] else segment.data
+        lines = data.splitlines()[1:]
+        if lines:
+            return sha256(lines[-1]).hexdigest()
+    return ""
+
+
+def _run_of(entries: list[Entry]) -> str:
+    created = entries[0].record
+    return created.run if isinstance(created, RunCreated) else ""
+
+
+def _zipped(files: dict[str, bytes]) -> bytes:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        for name, data in files.items():
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.compress_type, info.create_system, info.external_attr = zipfile.ZIP_DEFLATED, 3, 0o600 << 16
+            archive.writestr(info, data, compresslevel=6)
+    return buffer.getvalue()
+
+
+def _write_new(path: Path, data: bytes) -> None:
+    """The whole file, durable, or none: under another name first."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        _write(temporary, data)
+        os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.absolute().parent)
+
+
+def _write(path: Path, data: bytes) -> None:
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        write_all(descriptor, data)
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def without_secrets(config: bytes) -> tuple[bytes, tuple[str, ...]]:
+    """The config with the values of keys that name a secret replaced, and those keys. All else stays as it was.
+
+    Raises `Damaged` if it cannot be read.
+    """
+    try:
+        text = config.decode()
+        found = list(_secrets(yaml.compose(text, Loader=yaml.SafeLoader), ""))
+    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
+        raise Damaged(
+            f"the run's config.yaml cannot be read ({type(error).__name__}), so nothing is exported"
+        ) from None
+    for _, start, stop in reversed(found):
+        text = text[:start] + REMOVED + text[stop:]
+    return text.encode(), tuple(name for name, _, _ in found)
+
+
+def _secrets(node: yaml.Node | None, within: str) -> Iterator[tuple[str, int, int]]:
+    """The keys that name a secret and have a value, and where the value lies; in the order of the text."""
+    if isinstance(node, yaml.SequenceNode):
+        for number, inner in enumerate(node.value):
+            yield from _secrets(inner, f"{within}[{number}]")
+    if not isinstance(node, yaml.MappingNode):
+        return
+    for key, value in node.value:
+        name = f"{within}.{key.value}" if within else str(key.value)
+        if isinstance(value, yaml.ScalarNode) and SECRET.search(str(key.value)):
+            if value.tag == "tag:yaml.org,2002:str" and value.value:
+                yield name, value.start_mark.index, value.end_mark.index
+        else:
+            yield from _secrets(value, name)
+
+
+def read_export(path: Path) -> Export:
+    """What this file holds, after all of it was verified. Changes nothing.
+
+    Raises: `NotFound`, `Invalid` for what is no export or one of a later release, `Damaged` if it does not verify.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            manifest = _manifest(archive, path)
+            files = {name: _member(archive, name, told, path) for name, told in manifest.files.items()}
+    except FileNotFoundError:
+        raise NotFound(f"there is no file {path}") from None
+    except zipfile.BadZipFile as error:
+        raise _no_zip(path, error) from None
+    except (OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
+        raise Damaged(f"{path} cannot be read: {error}") from None
+    return Export(manifest, files, _chain(manifest, files, path))
+
+
+def _no_zip(path: Path, error: Exception) -> Invalid | Damaged:
+    with path.open("rb") as file:
+        begins_like_one = file.read(4) == b"PK\x03\x04"
+    if begins_like_one:
+        return Damaged(f"{path} does not verify: it was cut short or changed ({error})")
+    return Invalid(f"{path} is not an export of a journal: it is not a ZIP file")
+
+
+def _manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
+    names = archive.namelist()
+    if MANIFEST not in names:
+        raise Invalid(f"{path} is not an export of a journal: it has no {MANIFEST}")
+    if len(names) > MAX_MEMBERS or archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
+        raise Invalid(f"{path} is larger than an export may be: {len(names)} members")
+    try:
+        plain = json.loads(_bounded(archive, MANIFEST, MAX_MANIFEST_BYTES))
+        if isinstance(plain, dict) and plain.get("format", FORMAT) != FORMAT:
+            told = repr(plain["format"])[:40]
+            raise Invalid(f"{path} has format {told}; this release reads format {FORMAT}: a newer one is needed")
+        manifest = Manifest.model_validate(plain)
+    except (ValidationError, ValueError, RecursionError) as error:
+        first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
+        what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)[:200]
+        raise Damaged(f"the manifest of {path} makes no sense: {what}") from None
+    strange = [name for name in manifest.files if not MEMBER.fullmatch(name)]
+    if strange or sorted(names) != sorted([MANIFEST, *manifest.files]) or CONFIG not in manifest.files:
+        named = (strange or sorted(set(names) ^ {MANIFEST, *manifest.files}) or [CONFIG])[0]
+        raise Damaged(
+            f"{path} does not verify: {named[:80]!r} is in it or in its manifest, and not in both as it should"
+        )
+    if sum(told.size_bytes for told in manifest.files.values()) > MAX_EXPORT_BYTES:
+        raise Invalid(f"{path} is larger than an export may be: the limit is {MAX_EXPORT_BYTES:,} bytes, unpacked")
+    return manifest
+
+
+def _bounded(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
+    with archive.open(name) as file:
+        return file.read(limit + 1)
+
+
+def _member(archive: zipfile.ZipFile, name: str, told: Member, path: Path) -> bytes:
+    data = _bounded(archive, name, told.size_bytes)
+    if (len(data), sha256(data).hexdigest()) != (told.size_bytes, told.sha256):
+        raise Damaged(f"{path} does not verify: {name} is not what its manifest says")
+    return data
+
+
+def _chain(manifest: Manifest, files: dict[str, bytes], path: Path) -> list[Entry]:
+    segments = [
+        Segment(int(match[1]), data)
+        for name, data in files.items()
+        if (match := SEGMENT_NAME.fullmatch(name.removeprefix(SEGMENTS)))
+    ]
+    segments.sort(key=lambda one: one.number)
+    try:
+        entries, end = verify(segments)
+    except Damaged as refusal:
+        raise Damaged(f"{path} does not verify: {refusal.reason}") from None
+    newest_bytes = len(segments[-1].data) if segments else 0
+    head = Head(seq=len(entries), hash=_last_record(segments, end.size_bytes))
+    if not entries or end.size_bytes != newest_bytes or (manifest.records, manifest.head) != (len(entries), head):
+        raise Damaged(f"{path} does not verify: its journal ends at {head}, and its manifest says {manifest.head}")
+    if _run_of(entries) != manifest.run:
+        raise Damaged(f"{path} does not verify: it says that it is of run {manifest.run!r}, and its journal does not")
+    return entries
+
+
+def lay_down(found: Export, runs_dir: Path, run: str | None = None) -> RunFiles:
+    """Make a run folder of an export, under the run's own id or another. It appears whole, or not at all.
+
+    Raises: `Invalid` for a malformed id, `Conflict` if there is such a run, `Damaged` if its journal cannot be a run's,
+    `Unavailable` if the disk fails.
+    """
+    files = RunFiles(runs_dir / check_run_id(run or found.manifest.run))
+    if files.root.exists():
+        raise Conflict(f"there is a run {files.run!r} already, and it is left as it is; choose another id with --run")
+    temporary = RunFiles(runs_dir / f".import-{secrets.token_hex(4)}")
+    try:
+        _fill(temporary, found)
+        wrong = audit(temporary.journal)
+        if wrong.verdict != "intact":
+            raise Damaged(f"nothing is imported: {wrong.sentence()}")
+        os.rename(temporary.root, files.root)
+        sync_folder(runs_dir)
+    except FileExistsError:
+        raise Conflict(f"there is a run {files.run!r} already, and it is left as it is") from None
+    except OSError as error:
+        raise Unavailable(f"the run could not be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(temporary.root, ignore_errors=True)
+    return files
+
+
+def _fill(run: RunFiles, found: Export) -> None:
+    for folder in (run.journal, run.logs):
+        folder.mkdir(parents=True)
+    for name, data in found.files.items():
+        _write(run.root / name, data)
+    told = json.dumps(found.manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+    _write(run.root / "imported.json", told)
+    sync_folder(run.journal)
+    sync_folder(run.root)

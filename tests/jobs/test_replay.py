@@ -1,0 +1,141 @@
+"""A recorded run is done again, rollbacks and a lost rank included, and ends bit for bit as it did."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_plane.core.branching import Origin
+from control_plane.core.records import Parent
+from control_plane.core.replaying import recorded
+from control_plane.core.state import RunState, fold
+from control_plane.storage import journal
+from control_plane.storage.descent import inherit, write_origin
+from control_plane.storage.layout import RunFiles
+from tests.jobs.crashes import run_crashes
+from tests.jobs.test_recovery import assert_equal_ends, training
+from tests.jobs.test_rollback import HALVED, HELD, WEIGHT_DECAY, losses, run_of
+
+pytestmark = pytest.mark.jobs
+
+STEPS = 20
+
+
+def knob(name: str, value: Any) -> dict[str, Any]:
+    return {"kind": "set_knobs", "changes": [{"knob": name, "value": value}]}
+
+
+ASKED: list[list[Any]] = [
+    [2, HALVED],
+    [3, knob("gradient_clipping", 0.5)],
+    [5, {"kind": "set_schedule", "shape": "cosine", "end": 0.1}, knob("dropout", 0.3)],
+    [7, {"kind": "pause"}, knob("betas", [0.8, 0.95]), {"kind": "resume"}],
+    [9, {"kind": "evaluate"}, {"kind": "freeze", "parameters": "transformer.wpe.*"}],
+    [11, {"kind": "rollback", "checkpoint": "step-00000006-g1", "first": [HELD, WEIGHT_DECAY]}],
+    [9, {"kind": "save_checkpoint", "label": "by hand"}, knob("eps", 1e-6)],
+    [12, {"kind": "reset_parameters", "modules": "transformer.h.0.mlp.c_fc", "seed": 3}],
+    [14, {"kind": "rollback", "branch": "main"}],
+    [13, {"kind": "set_learning_rate", "value": 0.002}],
+    [15, {"kind": "unfreeze", "parameters": "transformer.wpe.*"}],
+]
+"""More than a dozen interventions of all kinds; a rank is killed as well."""
+
+
+def again(source: Path, root: Path, until_step: int | None = None) -> RunFiles:
+    """A new run beside the source that is to do the same."""
+    entries = journal.read(run_of(source).journal)
+    files = run_of(root)
+    files.root.mkdir(parents=True)
+    write_origin(files, Origin(parent=Parent(kind="replay", run="crashed"), scheduled=recorded(entries, until_step)))
+    return files
+
+
+def state_of(root: Path) -> RunState:
+    return fold(journal.read(run_of(root).journal))
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+    root = tmp_path_factory.mktemp("replay") / "source"
+    spec = {"steps": STEPS, "patient": True, "asked": ASKED, "commands": []}
+    (answer,) = run_crashes([training(root, 2, [[1, 8, "backward"]], **spec)], 2, root)
+    return root, answer
+
+
+def test_replay_of_a_run_with_rollbacks_and_a_lost_rank_is_identical(
+    source: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root, answer = source
+    kinds = {life.command.intent.kind for life in state_of(root).commands.values() if life.status == "applied"}
+    assert len(kinds) >= 11
+    assert len(answer["died"]) == 1
+    again(root, tmp_path / "again")
+    replayed = training(tmp_path / "again", 2, [], steps=STEPS, every_steps=0, commands=[])
+    (same,) = run_crashes([replayed], 2, tmp_path)
+    assert_equal_ends(answer, same)
+    assert losses(tmp_path / "again") == losses(root)
+    theirs, ours = state_of(root), state_of(tmp_path / "again")
+    assert ours.branches.keys() == theirs.branches.keys()
+    assert {uuid: life.settled.step for uuid, life in ours.commands.items() if life.settled} == {
+        uuid: life.settled.step for uuid, life in theirs.commands.items() if life.settled
+    } | {
+        uuid: life.settled.step
+        for uuid, life in ours.commands.items()
+        if life.command.author == "replay" and life.settled
+    }
+
+
+def test_replay_of_a_journal_in_which_one_value_was_changed_differs_from_that_step_on(
+    source: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root, _ = source
+    files = again(root, tmp_path / "changed")
+    text = files.origin.read_text()
+    assert text.count('"value":0.5') == 1
+    files.origin.write_text(text.replace('"value":0.5', '"value":0.25'))
+    (_,) = run_crashes([training(tmp_path / "changed", 2, [], steps=STEPS, every_steps=0, commands=[])], 2, tmp_path)
+    mine, theirs = losses(tmp_path / "changed"), losses(root)
+    changed_at = next(
+        life.settled.step or 0
+        for life in state_of(root).commands.values()
+        if life.settled and "gradient_clipping" in life.command.describe()
+    )
+    differing = sorted(
+        step for (branch, step), loss in mine.items() if branch == "main" and theirs[branch, step] != loss
+    )
+    # The step after the change is made with other gradients; its loss was computed before.
+    assert differing[0] == changed_at + 2
+
+
+def test_replay_until_a_step_stops_there(source: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    root, _ = source
+    again(root, tmp_path / "until", 5)
+    (answer,) = run_crashes([training(tmp_path / "until", 2, [], steps=STEPS, every_steps=0, commands=[])], 2, tmp_path)
+    assert answer["ranks"][0]["step"] == 5
+    mine = losses(tmp_path / "until")
+    assert mine == {key: loss for key, loss in losses(root).items() if key in mine}
+
+
+def test_fork_goes_on_as_a_branch_with_the_same_changes_does(
+    source: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """A fork from the checkpoint, and a rollback to it, with the same change: the same losses."""
+    root, _ = source
+    parent, forked = run_of(root), run_of(tmp_path / "fork")
+    forked.root.mkdir(parents=True)
+    (base,) = [life for life in state_of(root).commands.values() if "step-00000006-g1" in life.command.describe()]
+    from control_plane.core.branching import first_commands
+
+    origin = Origin(
+        parent=Parent(kind="fork", run="source", checkpoint="step-00000006-g1", step=6),
+        checkpoint=inherit(parent, "step-00000006-g1", forked),
+        scheduled=tuple(first_commands(base.command, 6)),
+    )
+    write_origin(forked, origin)
+    (_,) = run_crashes([training(tmp_path / "fork", 2, [], steps=10, every_steps=0, commands=[])], 2, tmp_path)
+    mine, theirs = losses(tmp_path / "fork"), losses(root)
+    assert min(step for _, step in mine) == 7
+    for step in (7, 8):  # until the branch was given other commands
+        assert mine["main", step] == theirs["branch-2", step]
+    assert state_of(tmp_path / "fork").parent == origin.parent
+    assert (parent.checkpoints / "step-00000006-g1" / "manifest.json").is_file()
