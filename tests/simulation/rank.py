@@ -7,9 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from control_plane.core import limits as rules
+from control_plane.core.acceptance import find_group
 from control_plane.core.boundary import Applied, Failure
 from control_plane.core.commands import Change, Command, SetKnobs, SetLearningRate
-from control_plane.core.decisions import find_group
 from control_plane.core.intents import Freeze, ResetParameters, RunAction, SetSchedule, Unfreeze
 from control_plane.core.limits import Limit
 from control_plane.core.records import Reading
