@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from control_plane.core.branches import Branch, belongs, to_the_root
+from control_plane.core.branches import Branch, to_the_root
 from control_plane.core.intents import Words
 from control_plane.core.records import CheckpointCommitted, Parent
 from control_plane.handle import BranchView, Stretch, Trajectories
@@ -60,8 +60,18 @@ def is_on_line(
     where: tuple[str, int],
     command: UUID,
 ) -> bool:
-    """Whether a command that was decided on a branch at a step is part of the history of `head`."""
-    return belongs(_by_name(branches), checkpoints, head, where, command)
+    """Whether a command that was decided on a branch at a step is part of the history of `head`, as far as views tell.
+
+    Where a run was lost and lineages cross, the journal knows better, see `core.branches`.
+    """
+    branch, step = where
+    for child in to_the_root(_by_name(branches), head):
+        if child.name == branch:
+            return True
+        if child.parent == branch:
+            contained = (each.decided_here for each in checkpoints if each.checkpoint == child.checkpoint)
+            return step < child.step or (step == child.step and command in next(contained, ()))
+    return False
 
 
 def _by_name(branches: Iterable[BranchView]) -> dict[str, Branch]:

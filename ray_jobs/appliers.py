@@ -11,9 +11,9 @@ from typing import Any, Protocol
 import torch
 
 from control_plane.core import limits as rules
+from control_plane.core.acceptance import find_group
 from control_plane.core.boundary import Applied
 from control_plane.core.commands import MAX_LEARNING_RATE, Command, Evaluate, SetLearningRate, Stop
-from control_plane.core.decisions import find_group
 from control_plane.core.intents import SetSchedule
 from control_plane.core.limits import LEARNING_RATE, Limit
 from control_plane.core.records import Reading

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from control_plane.core import limits as rules
+from control_plane.core.acceptance import find_group
 from control_plane.core.boundary import Applied
 from control_plane.core.commands import Change, Command, SetKnobs
-from control_plane.core.decisions import find_group
 from control_plane.core.errors import Conflict, Diverged, Invalid, NotFound
 from control_plane.core.limits import Limit
 from control_plane.core.records import Reading

@@ -40,6 +40,7 @@ class Plan:
     manifest: Manifest | None = None
     refused: tuple[RefusedCheckpoint, ...] = ()
     branch: str = MAIN
+    branched_seq: int | None = None
     replays: bool = False
 
     @property
@@ -86,7 +87,8 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
         if isinstance(chosen, Manifest):
             replay = replay_after(point.decided, set(chosen.settled), point.scheduled)
             root = context.files.checkpoints / chosen.checkpoint
-            return Plan(replay, chosen.checkpoint, root, chosen, tuple(refused), point.branch, point.replays)
+            why = tuple(refused)
+            return Plan(replay, chosen.checkpoint, root, chosen, why, point.branch, point.branched_seq, point.replays)
         log.error("checkpoint %s is left out: %s", candidate.checkpoint, chosen)
         refused.append(RefusedCheckpoint(checkpoint=candidate.checkpoint, reason=chosen))
     if refused:
@@ -94,7 +96,7 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
         told = "; ".join(f"{each.checkpoint}: {each.reason}" for each in refused[:MAX_TOLD])
         raise Refused(f"none of the {len(refused)} checkpoints of run {context.files.run} can be restored: {told}")
     replay = replay_after(point.decided, (), point.scheduled)
-    return Plan(replay, branch=point.branch, replays=point.replays)
+    return Plan(replay, branch=point.branch, branched_seq=point.branched_seq, replays=point.replays)
 
 
 def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunContext) -> Manifest | str:

@@ -131,6 +131,7 @@ class RankSession:
                 plan.refused,
                 retention or {},
                 plan.branch,
+                plan.branched_seq,
             )
             generation, error = self.link.start(start)
         generation, error = self.collectives.broadcast_json([generation, error])

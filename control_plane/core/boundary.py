@@ -154,10 +154,8 @@ class Replica:
             self.leaving = command
 
     def decided_at(self, step: int) -> tuple[UUID, ...]:
-        """What this generation has decided at the boundary after `step` so far."""
-        return tuple(
-            uuid for uuid, each in self.ledger.items() if each.step == step and each.generation == self.generation
-        )
+        """What was decided at the boundary after `step` so far, by an earlier generation too: see `branches.Cut`."""
+        return tuple(uuid for uuid, each in self.ledger.items() if each.step == step)
 
     def is_behind(self, step: int) -> bool:
         """Whether there is still something to repeat at the boundary after `step`."""
@@ -215,9 +213,9 @@ def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[C
     """
     if replica.repeats:
         again = [each.command for each in replica.repeats if each.step <= step]
-        if not again and replica.replays:
-            again = [each for each in offers if isinstance(each.intent, Stop) and each.uuid not in replica.ledger]
-        return tuple(again[:MAX_COMMANDS_PER_PROPOSAL])
+        if again or not replica.replays:
+            return tuple(again[:MAX_COMMANDS_PER_PROPOSAL])
+        offers = tuple(each for each in offers if isinstance(each.intent, Stop | Cancel))
     undecided = {command.uuid: command for command in offers if command.uuid not in replica.ledger}
     due = [command for command in undecided.values() if (command.not_before_step or 0) <= step]
     # What takes back comes before what it takes back, though it was sent after it; too late, it takes nothing back.

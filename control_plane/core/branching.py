@@ -5,7 +5,7 @@ from uuid import UUID, uuid5
 
 from pydantic import Field
 
-from control_plane.core.branches import free_name
+from control_plane.core.branches import candidates, free_name
 from control_plane.core.commands import Command, Words
 from control_plane.core.errors import Conflict, NotFound
 from control_plane.core.intents import MAX_NAMES_TOLD, Rollback
@@ -75,7 +75,8 @@ def check_rollback(state: RunState, intent: Rollback) -> None:
     pending = (state.commands[uuid].command.intent for uuid in state.pending)
     coming = [each.branch for each in pending if isinstance(each, Rollback) and each.checkpoint and each.branch]
     if intent.checkpoint is None:
-        if intent.branch not in [*state.branches, *coming]:
+        if intent.branch not in state.branches:
+            # Not one that a pending rollback is to begin, either: that one may still be refused.
             raise NotFound(f"run {state.run} has no branch {intent.branch!r}; it has {', '.join(state.branches)}")
         if intent.branch == state.head and not any(isinstance(each, Rollback) for each in pending):
             raise Conflict(f"run {state.run} is on branch {intent.branch} already")
@@ -114,10 +115,14 @@ def branch_off(state: RunState, command: Command, outcome: CommandSettled) -> li
     if not isinstance(intent, Rollback) or outcome.status != "applied":
         return []
     if intent.checkpoint is None:
-        return [BranchResumed(branch=intent.branch or state.head, rollback=command.uuid)]
+        there_is = intent.branch is not None and intent.branch in state.branches
+        return [BranchResumed(branch=str(intent.branch) if there_is else state.head, rollback=command.uuid)]
     found = outcome.after or {}
     step, parent = int(found["step"]), str(found["from_branch"])
-    name = intent.branch if intent.branch and intent.branch not in state.branches else free_name(state.branches)
+    others = (state.commands[uuid].command.intent for uuid in state.pending if uuid != command.uuid)
+    wanted = [each.branch for each in others if isinstance(each, Rollback) and each.checkpoint and each.branch]
+    is_free = intent.branch is not None and intent.branch not in state.branches
+    name = str(intent.branch) if is_free else free_name([*state.branches, *wanted])
     started = BranchStarted(branch=name, parent=parent, checkpoint=intent.checkpoint, step=step, rollback=command.uuid)
     return [started, *schedule(first_commands(command, step))]
 
@@ -127,7 +132,7 @@ def stands_on(state: RunState) -> set[str]:
     pending = (state.commands[uuid].command.intent for uuid in state.pending)
     wanted = {each.checkpoint for each in pending if isinstance(each, Rollback) and each.checkpoint}
     bases = {branch.checkpoint for branch in state.branches.values() if branch.checkpoint}
-    usable = (each for each in state.checkpoints if each.checkpoint not in state.abandoned)
-    newest = {each.branch: each.checkpoint for each in sorted(usable, key=lambda each: each.step)}
-    origin = {state.checkpoints[0].checkpoint} if state.parent and state.parent.kind == "fork" else set()
-    return wanted | bases | set(newest.values()) | origin
+    best = {each.checkpoint for branch in state.branches for each in candidates(state, branch)[:1]}
+    # What a run was given at its beginning: before it there is nothing.
+    given = {each.checkpoint for each in state.checkpoints if each.generation == 0}
+    return wanted | bases | best | given

@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core import limits
-from control_plane.core.branching import Origin, begin, branch_off, check_rollback, settle_at_once
-from control_plane.core.commands import Command, Pause, Resume, SetKnobs, SetLearningRate, Stop
+from control_plane.core.acceptance import check_intent, check_view, stop_is_pending
+from control_plane.core.branching import Origin, begin, branch_off, settle_at_once
+from control_plane.core.commands import Command
 from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
 from control_plane.core.intents import (
-    CHANGES_TRAINING,
     NEEDS_NO_RANK,
     Cancel,
     Rollback,
@@ -67,6 +67,8 @@ class GenerationStart:
     refused: tuple[RefusedCheckpoint, ...] = ()
     retention: Reading = field(default_factory=dict)
     branch: str = MAIN
+    # The `branched_seq` of the `ResumePoint` that they were told.
+    branched_seq: int | None = None
 
 
 def create(state: RunState, created: RunCreated, origin: Origin | None = None) -> list[Record]:
@@ -103,36 +105,35 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
             raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
         return []
     if isinstance(command.intent, NEEDS_NO_RANK):
-        _check_view(state, command)
+        check_view(state, command)
         return [CommandAccepted(command=command), *keep_or_delete(state, command)]
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
     if isinstance(command.intent, Cancel):
-        _check_view(state, command)
+        check_view(state, command)
         return [CommandAccepted(command=command), *cancel_command(state, command)]
-    if state.stopping or _stop_is_pending(state):
+    if state.stopping or stop_is_pending(state):
         raise RunEnded(f"run {state.run} is stopping and takes no more commands")
     _check_room(state, command)
-    _check_view(state, command)
-    _check_intent(state, command)
+    check_view(state, command)
+    check_intent(state, command)
     firsts = command.intent.first if isinstance(command.intent, Rollback) else ()
     for intent in (command.intent, *firsts):
         if problem := limits.refusal(state.limits, intent, command.role, changed_s_ago):
             raise Invalid(problem)
     accepted = CommandAccepted(command=command)
-    nobody_trains = state.generation is None or state.ended is not None or not state.listens
-    if isinstance(command.intent, Rollback) and nobody_trains:
+    if isinstance(command.intent, Rollback) and _nobody_trains(state) and not _is_planned(command):
         return [accepted, *settle_at_once(state, command)]
     return [accepted]
 
 
-def _check_view(state: RunState, command: Command) -> None:
-    if command.based_on_seq is not None and command.based_on_seq < state.course_seq:
-        raise Conflict(
-            f"this is based on entry {command.based_on_seq} of the journal, and the run has changed since: "
-            f"{state.course} (entry {state.course_seq}); look again",
-            course_seq=state.course_seq,
-        )
+def _nobody_trains(state: RunState) -> bool:
+    return state.generation is None or state.ended is not None or not state.listens
+
+
+def _is_planned(command: Command) -> bool:
+    """Then the next trainers take it, at its step."""
+    return command.not_before_step is not None or command.not_after_step is not None
 
 
 def _check_room(state: RunState, command: Command) -> None:
@@ -148,76 +149,6 @@ def _check_room(state: RunState, command: Command) -> None:
         )
 
 
-def _stop_is_pending(state: RunState) -> bool:
-    # A stop that is planned for a later step does not count: until then the run may have to be resumed.
-    waiting = state.pending_commands()
-    return any(isinstance(command.intent, Stop) and command.not_before_step is None for command in waiting)
-
-
-def _check_intent(state: RunState, command: Command) -> None:
-    intent = command.intent
-    for each in intent.first if isinstance(intent, Rollback) else (intent,):
-        _check_groups(state, each)
-    if state.parent is not None and state.parent.kind == "replay" and state.scheduled:
-        _check_during_replay(state, command)
-    if isinstance(intent, Rollback):
-        check_rollback(state, intent)
-    elif isinstance(intent, Pause) and _will_be_paused(state):
-        raise Conflict(f"run {state.run} is already paused, or a pause is on its way")
-    elif isinstance(intent, Resume) and not _will_be_paused(state):
-        raise Conflict(f"run {state.run} is not paused")
-    total_steps = state.generation.total_steps if state.generation else None
-    if command.not_before_step is not None and total_steps and command.not_before_step > total_steps:
-        raise Invalid(
-            f"not_before_step is {command.not_before_step}, but the run ends at step {total_steps}",
-            total_steps=total_steps,
-        )
-
-
-def _check_during_replay(state: RunState, command: Command) -> None:
-    if isinstance(command.intent, (*CHANGES_TRAINING, Rollback)) and not isinstance(command.intent, Stop):
-        raise Conflict(
-            f"run {state.run} does again what {state.parent.run if state.parent else 'another run'} did; until that is "
-            f"done ({len(state.scheduled)} commands are left) it can be stopped, and not be changed"
-        )
-
-
-def _check_groups(state: RunState, intent: object) -> None:
-    if isinstance(intent, SetLearningRate):
-        _check_group(state, intent.group)
-    elif isinstance(intent, SetKnobs):
-        for change in intent.changes:
-            _check_group(state, change.group)
-
-
-def _check_group(state: RunState, group: int | str | None) -> None:
-    if group is None or state.generation is None:
-        return
-    groups = state.knobs.get("groups") or [str(i) for i in range(len(state.knobs.get("lr", [])))]
-    if find_group(groups, group) is None:
-        listed = ", ".join(f"{index} ({name})" for index, name in enumerate(groups))
-        raise NotFound(f"there is no parameter group {group!r}; this run has {listed}", groups=groups)
-
-
-def find_group(groups: list[str], group: int | str) -> int | None:
-    """The index of a parameter group given by index or by name; None if there is none."""
-    if isinstance(group, int):
-        return group if 0 <= group < len(groups) else None
-    if group in groups:
-        return groups.index(group)
-    return find_group(groups, int(group)) if group.isdecimal() else None
-
-
-def _will_be_paused(state: RunState) -> bool:
-    """Paused, once everything that is already accepted, and due at once, has been applied."""
-    paused = state.paused
-    for command in state.pending_commands():
-        # A pause that is planned for a later step says nothing of until then.
-        if isinstance(command.intent, Pause | Resume) and command.not_before_step is None:
-            paused = isinstance(command.intent, Pause)
-    return paused
-
-
 def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
     """The trainers begin. Announcing the same start (by uuid) again changes nothing.
 
@@ -228,7 +159,8 @@ def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
         return []
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending}; it cannot start again")
-    if start.branch != state.head:
+    was_told = state.branched_seq if start.branched_seq is None else start.branched_seq
+    if start.branch != state.head or was_told != state.branched_seq:
         raise Conflict(f"the run was taken to branch {state.head} while trainers got ready for {start.branch}")
     return [
         GenerationStarted(
@@ -331,8 +263,12 @@ def lose_generation(
     told = any(each.lost.loss == loss for each in state.losses) if loss is not None else state.lost
     if told or (loss is None and state.generation is None):
         return []
-    saved = (each.step for each in state.checkpoints if each.generation == generation)
-    reached = max(step, state.step, *saved)
+    if state.switching and (state.ended is not None or state.lost):
+        # The trainers before had left: these died on their way to where the other branch is.
+        reached = state.reached.get(state.head, 0)
+    else:
+        saved = (each.step for each in state.checkpoints if each.generation == generation)
+        reached = max(step, state.step, *saved)
     silent_s = 0.0 if state.lost else max(0.0, silent_s)
     return [GenerationLost(loss=loss, generation=generation, step=reached, silent_s=silent_s, deaths=deaths)]
 
@@ -349,6 +285,8 @@ def recover_generation(state: RunState, recovered: GenerationRecovered) -> list[
     last = state.losses[-1] if state.losses else None
     if last is None or last.restarted is None or last.recovered is not None:
         return []
+    if last.restarted.generation != recovered.generation:
+        return []  # those who came after the loss left for another branch before they had told
     return [recovered]
 
 

@@ -18,6 +18,8 @@ def cancel_command(state: RunState, command: Command) -> list[Record]:
         raise Conflict(f"'{life.command.describe()}' is already {life.status}: there is nothing left to cancel")
     if isinstance(life.command.intent, Cancel):
         raise Conflict("a cancel cannot be cancelled")
+    if life.command.uuid in state.scheduled:
+        raise Conflict(f"'{life.command.describe()}' is what a branch begins with, or a replay does: it stays")
     if state.generation is not None and state.listens:
         return []
     return [

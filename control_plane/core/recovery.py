@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from control_plane.core.boundary import Repeat
-from control_plane.core.branches import belongs, candidates
-from control_plane.core.branching import Scheduled, first_uuid
+from control_plane.core.branches import Stretch, belongs, candidates, lineage
+from control_plane.core.branching import Scheduled
 from control_plane.core.commands import Command, Pause, Resume, Stop, Words
-from control_plane.core.intents import CHANGES_TRAINING, MAX_FIRST, Rollback
+from control_plane.core.intents import CHANGES_TRAINING, Rollback
 from control_plane.core.records import MAIN, CheckpointCommitted, CommandSettled
 from control_plane.core.state import CommandLife, RunState
 
@@ -55,6 +55,7 @@ class ResumePoint(Words):
     decided: tuple[Decided, ...]
     reached_step: int
     branch: str = MAIN
+    branched_seq: int = 0
     scheduled: tuple[Scheduled, ...] = ()
     replays: bool = False
 
@@ -89,8 +90,7 @@ def reason_to_give_up(state: RunState) -> str | None:
 
 def resume_point(state: RunState) -> ResumePoint:
     """The run's history, as far as new trainers need it."""
-    usable = [each for each in state.checkpoints if each.checkpoint not in state.abandoned]
-    best_first = candidates(state.branches, usable, state.head)
+    best_first, line = candidates(state, state.head), list(lineage(state, state.head))
     over_seq = max(_last_stop_that_is_over(state), state.branched_seq)
     settled = (life for life in state.commands.values() if life.settled is not None)
     in_order = sorted(settled, key=lambda life: life.settled_seq or 0)
@@ -98,35 +98,41 @@ def resume_point(state: RunState) -> ResumePoint:
         generation=state.generation_number,
         candidates=tuple(best_first[:MAX_CANDIDATES]),
         decided=tuple(
-            Decided(command=life.command, outcome=life.settled, elsewhere=not _is_of_this_branch(state, life))
+            Decided(command=life.command, outcome=life.settled, elsewhere=not _is_of(line, life))
             for life in in_order
             if life.settled is not None
             and not (isinstance(life.command.intent, Pause | Resume | Stop) and (life.settled_seq or 0) <= over_seq)
         ),
         reached_step=state.reached_step,
         branch=state.head,
+        branched_seq=state.branched_seq,
         scheduled=_scheduled(state),
-        replays=state.parent is not None and state.parent.kind == "replay",
+        replays=_replays(state),
     )
 
 
-def _is_of_this_branch(state: RunState, life: CommandLife) -> bool:
+def _replays(state: RunState) -> bool:
+    return state.parent is not None and state.parent.kind == "replay"
+
+
+def _is_of(line: Sequence[Stretch], life: CommandLife) -> bool:
     assert life.settled is not None
-    where = life.branch, life.settled.step or 0
-    return belongs(state.branches, state.checkpoints, state.head, where, life.command.uuid)
+    return belongs(line, life.branch, life.settled.step or 0, life.settled_seq or 0, life.command.uuid)
 
 
 def _scheduled(state: RunState) -> tuple[Scheduled, ...]:
     """What these trainers do at certain steps, up to the rollback, if there is one, that ends their branch.
 
-    What a branch begins with comes first, though in a replay what comes later was known before.
+    What a branch begins with comes first, though in a replay what comes later was known before. What another branch
+    was to begin with waits for somebody to go on with that one.
     """
-    rollback = state.branches[state.head].rollback
-    begin_with = {first_uuid(rollback, place) for place in range(MAX_FIRST)} if rollback else set()
-    waiting = [uuid for uuid in state.pending if uuid in state.scheduled]
+    waiting = [state.commands[uuid] for uuid in state.pending if uuid in state.scheduled]
+    own = [life for life in waiting if life.branch == state.head]
+    if _replays(state) and state.head != MAIN:
+        own += [life for life in waiting if life.branch == MAIN]
     found: list[Scheduled] = []
-    for uuid in sorted(waiting, key=lambda uuid: uuid not in begin_with):
-        found.append(Scheduled(command=state.commands[uuid].command, step=state.scheduled[uuid]))
+    for life in own:
+        found.append(Scheduled(command=life.command, step=state.scheduled[life.command.uuid]))
         if isinstance(found[-1].command.intent, Rollback):
             break
     return tuple(found)

@@ -96,8 +96,13 @@ class RunState:
     # In the order of their commits, without those that were discarded.
     checkpoints: list[CheckpointCommitted] = field(default_factory=list)
     discarded: set[str] = field(default_factory=set)
-    # Checkpoints that lie beyond a later start: the run went on from before them, and history took another way.
-    abandoned: set[str] = field(default_factory=set)
+    # The record of each checkpoint, of the discarded ones too.
+    committed_seq: dict[str, int] = field(default_factory=dict)
+    # Checkpoints that lie beyond a later start of their branch, with the record of that start: the branch went on from
+    # before them, and its history took another way.
+    abandoned: dict[str, int] = field(default_factory=dict)
+    # Of each branch the starts of its trainers: the record, and the step at which they began.
+    begun: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     # Of the current generation, by step: what is told twice is recorded once.
     digested: dict[int, StateDigested] = field(default_factory=dict)
@@ -205,6 +210,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             _take_effect(state, entry, life.command, record)
         case CheckpointCommitted():
             state.checkpoints.append(record)
+            state.committed_seq[record.checkpoint] = entry.seq
             _reach(state, record.step, record.branch)
         case CheckpointDiscarded():
             state.checkpoints = [each for each in state.checkpoints if each.checkpoint != record.checkpoint]
@@ -259,7 +265,9 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     state.digested = {}
     state.course_seq, state.course = entry.seq, f"the trainers began at step {record.step}"
     own = [each for each in state.checkpoints if each.branch == record.branch]
-    state.abandoned |= {each.checkpoint for each in own if each.step > record.step}
+    left = {each.checkpoint: entry.seq for each in own if each.step > record.step}
+    state.abandoned = left | state.abandoned
+    state.begun.setdefault(record.branch, []).append((entry.seq, record.step))
     state.branch_of_generation[record.generation] = record.branch
     _reach(state, record.step, record.branch)
     state.starts[record.uuid] = record.generation
@@ -270,10 +278,14 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
 
 def _lose(state: RunState, entry: Entry, record: GenerationLost) -> None:
     last = state.losses[-1] if state.lost else None
+    # Those who were lost on their way to another branch tell nothing of how it is there.
+    is_of_another_branch = state.switching and state.ended is None and not state.lost
     if last is not None and last.lost.is_inferred and not record.is_inferred:
         state.losses[-1] = replace(last, lost=record)  # the driver's word of what was known already
     else:
         state.losses.append(Loss(record, entry.time))
+    if is_of_another_branch:
+        state.losses_before_resume = len(state.losses)
 
 
 def _end_generation(state: RunState, record: GenerationEnded) -> None:
@@ -293,8 +305,10 @@ def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:
 def _take_effect(state: RunState, entry: Entry, command: Command, outcome: CommandSettled | CommandRepeated) -> None:
     if outcome.status != "applied":
         return
-    state.step = max(state.step, outcome.step or 0)
     _reach(state, outcome.step or 0, state.branch_of_generation.get(outcome.generation or 0, state.head))
+    if state.switching and outcome.generation is not None:
+        return  # told late, of a branch that the run has left
+    state.step = max(state.step, outcome.step or 0)
     for knob in knobs_of(command.intent):
         state.changed_seq[knob] = entry.seq
     match command.intent.kind:

@@ -7,8 +7,9 @@ from functools import partial
 import pytest
 
 from control_plane.core import decisions
+from control_plane.core.acceptance import find_group
 from control_plane.core.commands import Command, Stop
-from control_plane.core.decisions import MAX_PENDING_COMMANDS, GenerationStart, find_group
+from control_plane.core.decisions import MAX_PENDING_COMMANDS, GenerationStart
 from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, Refused, RunEnded
 from control_plane.core.records import (
     CheckpointCommitted,

@@ -1,6 +1,6 @@
 """All ranks of one generation, in lock-step: a loop carries out the effects that their boundaries yield."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
@@ -22,7 +22,7 @@ from control_plane.core.boundary import (
 from control_plane.core.commands import Command
 from control_plane.core.errors import Diverged
 from control_plane.core.intents import Cancel
-from control_plane.core.records import CommandSettled, Reading
+from control_plane.core.records import MAIN, CommandSettled, Reading
 from tests.simulation.rank import SimRank
 
 Boundary = Callable[[Replica, int], Steps]
@@ -47,14 +47,24 @@ class Decision:
 class Fleet:
     """The ranks of one start of the trainers. `offers` is what rank 0 holds when it is asked."""
 
-    def __init__(self, uuid: UUID, ranks: Sequence[SimRank], replicas: Sequence[Replica], step: int, run: Boundary):
-        """`replicas` belong to `ranks`, one by one."""
+    def __init__(
+        self,
+        uuid: UUID,
+        ranks: Sequence[SimRank],
+        replicas: Sequence[Replica],
+        step: int,
+        run: Boundary,
+        branch: str = MAIN,
+        scheduled: Collection[UUID] = (),
+    ):
+        """`replicas` belong to `ranks`, one by one. What is `scheduled` was never done before."""
         self.uuid, self.ranks, self.replicas, self.step = uuid, list(ranks), list(replicas), step
+        self.branch = branch
         self.offers: tuple[Command, ...] = ()
         self.decisions: dict[UUID, Decision] = {}
         # How many decisions were found equal on all ranks; they are not compared again.
         self.agreed = 0
-        self._to_repeat = {each.command.uuid for each in self.replicas[0].repeats}
+        self._to_repeat = {each.command.uuid for each in self.replicas[0].repeats} - set(scheduled)
         # Until this step a rank may hold other knobs, as nothing has made it look: see `World.drift`.
         self.excused_until = -1
         # Whether the boundary of the restored step itself was looked at.
@@ -74,6 +84,11 @@ class Fleet:
     def stopping(self) -> bool:
         """Whether a stop was applied."""
         return self.replicas[0].stopping
+
+    @property
+    def leaving(self) -> bool:
+        """Whether the run was taken to another branch."""
+        return self.replicas[0].leaving is not None
 
     def advance(self, die_at_effect: int | None = None) -> None:
         """Take one step and its boundary, or go on with the boundary that waits.

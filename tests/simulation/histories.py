@@ -146,3 +146,66 @@ def act_among_losses(world: World) -> None:
     elif world.fleet is None:
         world.start_trainers()
     world.tick()
+
+
+FIRST: tuple[dict[str, Any], ...] = (
+    {"kind": "set_learning_rate", "factor": 0.5},
+    {"kind": "set_learning_rate", "factor": 2.0, "group": "decay"},
+    {"kind": "set_knobs", "changes": [{"knob": "weight_decay", "value": 0.3, "group": "decay"}]},
+    {"kind": "set_knobs", "changes": [{"knob": "unheard of", "value": 1.0}]},
+    {"kind": "freeze", "parameters": "head"},
+)
+NAMES = (None, None, None, "x", "y", "branch-3")
+
+
+def go_back_somewhere(world: World) -> None:
+    """To any checkpoint there ever was, or to a branch that there is, or is not; sometimes at a later step."""
+    dice, step = world.dice, world.fleet.step if world.fleet else 0
+    body: dict[str, Any] = {"branch": dice.choice([*world.books.history.lines, "x", "nowhere"])}
+    if world.files and dice.random() < 0.7:
+        body = {"checkpoint": dice.choice(list(world.files)), "first": dice.sample(FIRST, dice.choice((0, 0, 1, 2)))}
+        body |= {"branch": name} if (name := dice.choice(NAMES)) else {}
+    later = step + dice.randint(0, 6) if dice.random() < 0.2 else None
+    world.try_submit("rollback", not_before_step=later, based_on_seq=some_view(world), **body)
+
+
+def wander(world: World) -> None:
+    """One random action in a history of many branches."""
+    world.save_rate = 0.2
+    luck = world.dice.random()
+    if luck < 0.25:
+        submit_something(world)
+    elif luck < 0.33:
+        go_back_somewhere(world)
+    elif luck < 0.36:
+        cancel_something(world)
+    elif luck < 0.38:
+        keep_or_delete_something(world)
+    elif luck < 0.41:
+        world.lose_everything()
+    elif luck < 0.44:
+        world.kill_trainers()
+    elif luck < 0.48:
+        world.damage_checkpoint(world.dice.choice(list(world.files)) if world.files else None)
+    elif luck < 0.50:
+        world.resume_run()
+    elif luck < 0.51:
+        world.faults.stop_server(at=world.dice.choice(CRASH_POINTS))
+    elif luck < 0.53 and world.unanswered:
+        world.try_send(world.dice.choice(list(world.unanswered.values())))
+    elif world.server is None:
+        world.restart_server()
+    elif world.fleet is None:
+        world.start_trainers()
+    world.tick()
+
+
+def wander_through(seed: int, actions: int = 60, ranks: int = 2, parts: Parts = Parts()) -> World:
+    """A whole history of rollbacks among everything else, healed and brought to its end. Raises `Violation`."""
+    world = World(seed, ranks, troubles(seed), parts)
+    world.keep_last = seed % 3
+    world.goes_back_at_the_end = seed % 2 == 0
+    for _ in range(actions):
+        wander(world)
+    world.finish()
+    return world

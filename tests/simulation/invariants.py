@@ -1,12 +1,14 @@
 """The invariants, kept by books of their own: a deliberately dumb second reading of the journal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core.commands import Command, SetLearningRate
-from control_plane.core.intents import Cancel, DeleteCheckpoint, PinCheckpoint
+from control_plane.core.intents import Cancel, DeleteCheckpoint, PinCheckpoint, Rollback
 from control_plane.core.records import (
+    BranchResumed,
+    BranchStarted,
     CheckpointDiscarded,
     CheckpointPinned,
     CommandAccepted,
@@ -20,6 +22,7 @@ from control_plane.core.records import (
 from control_plane.core.state import RunState
 from tests.simulation.fleet import Fleet, Violation
 from tests.simulation.server import Disk
+from tests.simulation.turns import Turns
 from tests.simulation.undisturbed import FLAGS, Undisturbed, is_repeatable
 
 ABOUT_KNOBS = ("set_learning_rate", "set_knobs", "set_schedule", "freeze", "unfreeze")
@@ -45,6 +48,7 @@ class Books:
     holds: list[str] = field(default_factory=list)
     pinned: set[str] = field(default_factory=set)
     discarded: set[str] = field(default_factory=set)
+    turns: Turns = field(default_factory=Turns)
 
     def check(self, disk: Disk, state: RunState | None, fleet: Fleet | None) -> None:
         """All invariants that hold at any time."""
@@ -66,6 +70,7 @@ class Books:
             self._note(entry)
 
     def _note(self, entry: Entry) -> None:
+        self.turns.note(entry.seq, entry.record, self.accepted, self.history)
         match entry.record:
             case CommandAccepted(command=command):
                 if command.uuid in self.accepted:
@@ -82,10 +87,11 @@ class Books:
                 self.knobs, self.course_seq = dict(start.knobs), entry.seq
             case CommandRepeated() as again:
                 self._check_repetition(entry.seq, again)
-                self.knobs |= again.after or {} if _is_about_knobs(self.accepted[again.uuid]) else {}
-                self._hold(self.accepted[again.uuid])
+                self._take_effect(self.accepted[again.uuid], again.after)
             case RunResumed():
                 self.history.go_on()
+            case BranchStarted() | BranchResumed():
+                self.course_seq, self.holds = entry.seq, []
             case CheckpointPinned(checkpoint=name, pinned=pinned):
                 self.pinned = self.pinned | {name} if pinned else self.pinned - {name}
             case CheckpointDiscarded(checkpoint=name):
@@ -93,7 +99,11 @@ class Books:
                     raise Violation(f"I5 checkpoints: record {entry.seq} discards {name}, which is pinned")
                 self.discarded.add(name)
 
-    def _hold(self, command: Command) -> None:
+    def _take_effect(self, command: Command, after: Reading | None) -> None:
+        """What is told late, of a branch that the run has left, says nothing of how it stands."""
+        if self.turns.on_the_way:
+            return
+        self.knobs |= after or {} if _is_about_knobs(command) else {}
         if command.intent.kind in FLAGS:
             self.holds.append(command.intent.kind)
 
@@ -106,7 +116,7 @@ class Books:
             raise Violation(f"I12 limits: record {seq} accepts a rate of {intent.value}")
         if intent.kind in ("pause", "resume") and self._will_be_paused() == (intent.kind == "pause"):
             raise Violation(f"I13 honest ack: record {seq} accepts a {intent.kind} that changes nothing")
-        if is_repeatable(command):
+        if is_repeatable(command) or isinstance(command.intent, Rollback):
             self.course_seq = seq
 
     def _will_be_paused(self) -> bool:
@@ -116,8 +126,13 @@ class Books:
         words = ["resume", *self.holds, *(kind for kind in due if kind in ("pause", "resume"))]
         return words[-1] == "pause"
 
-    def check_candidates(self, names: Iterable[str]) -> None:
+    def check_candidates(self, disk: Disk, names: Sequence[str]) -> None:
         """What new trainers are told to start from."""
+        self._check_journal(disk)
+        for name in names:
+            saved = self.turns.files[name]
+            if not self.history.leads_on(saved.effects, saved.step):
+                raise Violation(f"I6 replay: {name} is offered to {self.history.head}, and is not of its history")
         if gone := self.discarded.intersection(names):
             raise Violation(f"I5 checkpoints: {sorted(gone)} is offered to be restored, and was discarded")
 
@@ -141,16 +156,17 @@ class Books:
         if outcome.status == "applied":
             if not isinstance(command.intent, Cancel):
                 self._check_live(seq, outcome, fleet)
-            self.history.tell(command, outcome)
-            self._hold(command)
-            self.knobs |= outcome.after or {} if _is_about_knobs(command) else {}
+            self.history.tell(self.turns.of_generation[outcome.generation], command, outcome)
+            self._take_effect(command, outcome.after)
 
     def _check_without_ranks(self, seq: int, outcome: CommandSettled, command: Command) -> None:
         """What was settled without being carried out: its time had passed, or nobody was there to do it."""
         if outcome.status == "expired" and outcome.step is not None:
             if command.not_after_step is None or outcome.step <= command.not_after_step:
                 raise Violation(f"I3 order: record {seq} says that a command expired before its time")
-        elif outcome.status == "applied" and not isinstance(command.intent, Cancel | PinCheckpoint | DeleteCheckpoint):
+        elif outcome.status == "applied" and not isinstance(
+            command.intent, Cancel | PinCheckpoint | DeleteCheckpoint | Rollback
+        ):
             raise Violation(f"I13 honest ack: record {seq} says applied, and there were no ranks")
 
     def _check_repetition(self, seq: int, again: CommandRepeated) -> None:
@@ -174,7 +190,7 @@ class Books:
             for uuid, decision in fleet.decisions.items()
             if uuid not in self.settled
         ]
-        expected = self.history.at(fleet.step, fresh)
+        expected = self.history.at(fleet.branch, fleet.step, fresh)
         first, lead = fleet.ranks[0], fleet.replicas[0]
         if (self._changes(first.effects), first.rates) != (expected.effects, expected.rates):
             raise Violation(f"I6 replay: at step {fleet.step} live is {first.rates}, undisturbed {expected.rates}")
@@ -182,7 +198,7 @@ class Books:
             raise Violation(f"I6 replay: at step {fleet.step} live is {first.values}, undisturbed {expected.values}")
         if first.marks != expected.marks:
             raise Violation(f"I6 replay: at step {fleet.step} live is {first.marks}, undisturbed {expected.marks}")
-        if (lead.paused, lead.stopping) != (expected.paused, expected.stopping):
+        if not fleet.leaving and (lead.paused, lead.stopping) != (expected.paused, expected.stopping):
             raise Violation(f"I6 replay: at step {fleet.step} the ranks' pause or stop is not that of their history")
 
     def _check_live(self, seq: int, outcome: CommandSettled, fleet: Fleet) -> None:
@@ -222,7 +238,9 @@ class Books:
                 raise Violation(f"I4 agreement: rank {rank.rank} and rank 0 differ about what holds them")
         if max(first.rates) > MAX_RATE or max(first.values["weight_decay"]) > MAX_DECAY:
             raise Violation(f"I12 limits: live is {first.rates}, {first.values}")
-        if self._changes(first.effects) != self._changes(u for u, o in lead.ledger.items() if o.status == "applied"):
+        elsewhere = self.history.elsewhere(fleet.branch)
+        mine = [uuid for uuid, o in lead.ledger.items() if o.status == "applied" and uuid not in elsewhere]
+        if self._changes(first.effects) != self._changes(mine):
             raise Violation("I13 honest ack: what the ranks carry is not what they decided")
         fleet.agreed = len(lead.ledger)
 

@@ -1,10 +1,10 @@
-"""What a world is built of, and what it keeps of a checkpoint."""
+"""What a world is built of."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from control_plane.core.boundary import Replica, boundary
+from control_plane.core.branching import Scheduled
 from control_plane.core.recovery import Decided, Replay, replay_after
 from tests.simulation.fleet import Boundary
 from tests.simulation.rank import SimRank
@@ -20,17 +20,4 @@ class Parts:
     boundary: Boundary = boundary
     replica: type[Replica] = Replica
     rank: Callable[..., SimRank] = SimRank
-    replay: Callable[[Sequence[Decided], Collection[str]], Replay] = replay_after
-
-
-@dataclass(frozen=True, slots=True)
-class Saved:
-    """A checkpoint's files: the step, every rank's values, and which commands they contain."""
-
-    step: int = 0
-    ranks: tuple[dict[str, Any], ...] = ()
-    contained: frozenset[str] = frozenset()
-    is_damaged: bool = False
-
-
-BEGINNING = Saved()
+    replay: Callable[[Sequence[Decided], Collection[str], Sequence[Scheduled]], Replay] = replay_after

@@ -1,19 +1,20 @@
 """A rank with live knobs. It does what a command says, unless its faults say otherwise."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
 
 from control_plane.core import limits as rules
+from control_plane.core.acceptance import find_group
 from control_plane.core.boundary import Applied, Failure
 from control_plane.core.commands import Change, Command, SetKnobs, SetLearningRate
-from control_plane.core.decisions import find_group
-from control_plane.core.intents import Freeze, ResetParameters, RunAction, SetSchedule, Unfreeze
+from control_plane.core.intents import Freeze, Intent, ResetParameters, Rollback, RunAction, SetSchedule, Unfreeze
 from control_plane.core.limits import Limit
 from control_plane.core.records import Reading
 from tests.simulation.faults import Faults
+from tests.simulation.saved import Saved
 
 GROUPS = ["decay", "no_decay"]
 FIRST_RATES = (1e-3, 5e-4)
@@ -41,6 +42,8 @@ class SimRank:
     marks: dict[str, list[Any]] = field(default_factory=lambda: dict(FIRST_MARKS))
     effects: list[UUID] = field(default_factory=list)
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    # What there is under a checkpoint's name.
+    find: Callable[[str], Saved | None] = lambda name: None
     refused: set[UUID] = field(default_factory=set)
     trouble: tuple[str, str] | None = None
     before: Before = field(default_factory=lambda: ([], {}, {}, []))
@@ -57,6 +60,8 @@ class SimRank:
         """The live values that this command is about, whatever the rank may say about them."""
         if isinstance(command.intent, SetKnobs):
             return {change.knob: list(self.values.get(change.knob, [])) for change in command.intent.changes}
+        if isinstance(command.intent, Rollback):
+            return self._destination(command.intent)
         if (mark := mark_of(command)) is not None:
             return {mark: list(self.marks[mark])}
         return {"lr": list(self.rates)} if isinstance(command.intent, SetLearningRate) else {}
@@ -66,8 +71,13 @@ class SimRank:
         self.trouble = None if is_repeat else self.faults.of_rank(self.rank, step)
         if self.trouble and self.trouble[0] == "refuse":
             return self.trouble[1]
-        intent = command.intent
+        return self._problem(command.intent)
+
+    def _problem(self, intent: Intent) -> str | None:
         changes: tuple[SetLearningRate | Change, ...] = ()
+        if isinstance(intent, Rollback):
+            first = (why for each in intent.first if (why := self._problem(each)))
+            return self._unreachable(intent) or next(first, None)
         if isinstance(intent, SetLearningRate):
             changes = (intent,)
         elif isinstance(intent, SetKnobs):
@@ -81,6 +91,18 @@ class SimRank:
             if change.group is not None and find_group(GROUPS, change.group) is None:
                 return f"there is no parameter group {change.group!r}"
         return self.breach(changes)
+
+    def _unreachable(self, intent: Rollback) -> str | None:
+        if intent.checkpoint is None:
+            return None
+        saved = self.find(intent.checkpoint)
+        return f"checkpoint {intent.checkpoint} is not what was saved" if saved is None or saved.is_damaged else None
+
+    def _destination(self, intent: Rollback) -> Reading:
+        saved = self.find(intent.checkpoint) if intent.checkpoint is not None else None
+        if saved is None or intent.checkpoint is None:
+            return {"branch": intent.branch}
+        return {"checkpoint": intent.checkpoint, "step": saved.step, "from_branch": saved.branch}
 
     def breach(self, changes: tuple[SetLearningRate | Change, ...]) -> str | None:
         """Which of the run's limits would be broken."""
@@ -109,10 +131,9 @@ class SimRank:
             }
             self.marks = {name: [*marks, f"odd {self.rank}"] for name, marks in self.marks.items()}
         after = self.truth(command)
-        return Applied(
-            before,
-            {"odd": self.rank} if kind in ("misread", "misapply") and not after else _odd(kind, self.rank, after),
-        )
+        if kind in ("misread", "misapply") and (not after or isinstance(command.intent, Rollback)):
+            return Applied(before, after | {"odd": self.rank})
+        return Applied(before, _odd(kind, self.rank, after))
 
     def _take_effect(self, command: Command) -> None:
         intent = command.intent

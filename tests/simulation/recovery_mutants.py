@@ -5,6 +5,7 @@ from dataclasses import replace
 
 from control_plane.core import recovery
 from control_plane.core.boundary import Broadcast, Effect, Repeat, Replica, Steps, TakeOffers
+from control_plane.core.branching import Scheduled
 from control_plane.core.commands import Command
 from control_plane.core.errors import Conflict
 from control_plane.core.records import Entry, GenerationStarted, RunResumed
@@ -17,41 +18,55 @@ from tests.simulation.server import Rules
 Evolve = Callable[[RunState, Entry], None]
 
 
-def ledger_forgotten(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
+def ledger_forgotten(
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+) -> Replay:
     """The trainers do not know what their state contains, and neither do their checkpoints."""
-    return replace(replay_after(decided, contained), ledger={})
+    return replace(replay_after(decided, contained, scheduled), ledger={})
 
 
-def repeats_forgotten(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
+def repeats_forgotten(
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+) -> Replay:
     """What came after the checkpoint is gone."""
-    return replace(replay_after(decided, contained), repeats=())
+    return replace(replay_after(decided, contained, scheduled), repeats=())
 
 
-def pause_forgotten(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
+def pause_forgotten(
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+) -> Replay:
     """A restored run always runs."""
-    return replace(replay_after(decided, contained), paused=False)
+    return replace(replay_after(decided, contained, scheduled), paused=False)
 
 
-def repeats_backwards(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
+def repeats_backwards(
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+) -> Replay:
     """The newest command first."""
-    replay = replay_after(decided, contained)
+    replay = replay_after(decided, contained, scheduled)
     return replace(replay, repeats=replay.repeats[::-1])
 
 
-def repeats_a_step_late(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
+def repeats_a_step_late(
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+) -> Replay:
     """At the step after the one where it took effect."""
-    replay = replay_after(decided, contained)
+    replay = replay_after(decided, contained, scheduled)
     return replace(replay, repeats=tuple(Repeat(each.command, each.step + 1) for each in replay.repeats))
 
 
-def repeats_what_is_contained(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
+def repeats_what_is_contained(
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+) -> Replay:
     """Whatever was applied is applied again, whether the checkpoint contains it or not."""
-    return replay_after(decided, ())
+    return replay_after(decided, (), scheduled)
 
 
-def repeats_what_was_rejected(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
+def repeats_what_was_rejected(
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+) -> Replay:
     """A second chance for the rejected."""
-    replay = replay_after(decided, contained)
+    replay = replay_after(decided, contained, scheduled)
     rejected = [
         each for each in decided if each.outcome.status == "rejected" and str(each.command.uuid) not in contained
     ]
@@ -123,7 +138,7 @@ def lost_and_heard(state: RunState, generation: int) -> None:
 
 def abandoned_candidates(state: RunState) -> ResumePoint:
     """Any checkpoint will do, if only it is the newest."""
-    return recovery.resume_point(replace(state, abandoned=set()))
+    return recovery.resume_point(replace(state, abandoned={}))
 
 
 def acceptance_order(state: RunState) -> ResumePoint:

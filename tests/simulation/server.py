@@ -9,9 +9,19 @@ from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Fenced, RunEnded
 from control_plane.core.limits import Limit
-from control_plane.core.records import CheckpointCommitted, CommandSettled, Ending, Entry, Record, RunCreated
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CheckpointDiscarded,
+    CommandSettled,
+    Ending,
+    Entry,
+    GenerationEnding,
+    Record,
+    RunCreated,
+)
 from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import RunState, evolve, fold
+from control_plane.views import retired_checkpoints
 from tests.simulation.faults import Faults
 
 CREATED = RunCreated(run="sim", name="simulated", author="ann", config_sha256="c0ffee")
@@ -78,6 +88,7 @@ class Rules:
     evolve: Callable[[RunState, Entry], None] = evolve
     resume_point: Callable[[RunState], ResumePoint] = recovery.resume_point
     is_fenced: Callable[[int, int], bool] = lambda mine, newest: mine < newest
+    retire: Callable[[RunState], list[tuple[CheckpointCommitted, str]]] = retired_checkpoints
     checkpoints_first: bool = False
 
 
@@ -151,6 +162,9 @@ class SimServer:
     def _commit_checkpoints(self, checkpoints: Sequence[CheckpointCommitted]) -> None:
         for checkpoint in checkpoints:
             self.commit(decisions.commit_checkpoint(self.state, checkpoint))
+        if checkpoints:
+            gone = self._rules.retire(self.state)
+            self.commit([CheckpointDiscarded(checkpoint=each.checkpoint, reason=reason) for each, reason in gone])
 
     def lose_generation(self, step: int) -> None:
         """The driver found the trainers dead, at this step as far as it has heard. Raises `Refused`."""
@@ -165,11 +179,11 @@ class SimServer:
             raise RunEnded(f"run {self.state.run} has {self.state.closed.ending}")
         return self._rules.resume_point(self.state)
 
-    def resume(self) -> None:
+    def resume(self, back: bool = False) -> None:
         """Somebody has the run go on. Raises `Refused`."""
-        self.commit(decisions.resume_run(self.state, "bo"))
+        self.commit(decisions.resume_run(self.state, "bo", back))
 
-    def end_generation(self, generation: int, ending: Ending, step: int) -> None:
+    def end_generation(self, generation: int, ending: GenerationEnding, step: int) -> None:
         """The trainers ended."""
         self.commit(decisions.end_generation(self.state, generation, ending, step, None))
 

@@ -7,7 +7,7 @@ from typing import Any
 from uuid import UUID
 
 from control_plane.core.commands import Command
-from control_plane.core.records import CommandSettled
+from control_plane.core.records import MAIN, CommandSettled
 from tests.simulation.rank import FIRST_MARKS, FIRST_RATES, FIRST_VALUES, GROUPS
 
 REPEATABLE = (
@@ -81,27 +81,60 @@ def _change(values: list[float], body: dict[str, Any]) -> None:
 
 @dataclass(slots=True)
 class Undisturbed:
-    """The changes of the training in the order of the journal, each with its step."""
+    """Of every branch the changes of its training in the order of the journal, each with its step.
 
-    told: list[tuple[Command, int]] = field(default_factory=list)
-    # The pauses and stops that have no effect any more: the run was resumed after them.
+    A branch begins with what the files of its checkpoint really hold: no rule about branches is asked.
+    """
+
+    lines: dict[str, list[tuple[Command, int]]] = field(default_factory=lambda: {MAIN: []})
+    head: str = MAIN
+    # The pauses and stops that have no effect any more: the run was resumed after them, or taken to another branch.
     over: set[UUID] = field(default_factory=set)
 
-    def tell(self, command: Command, outcome: CommandSettled) -> None:
+    def tell(self, branch: str, command: Command, outcome: CommandSettled) -> None:
         """The journal says that this command was applied."""
         if is_repeatable(command):
-            self.told.append((command, outcome.step or 0))
+            self.lines[branch].append((command, outcome.step or 0))
 
     def go_on(self) -> None:
         """Somebody had the run go on: its last stop is over, and so is what that one ended."""
-        stops = [place for place, (command, _) in enumerate(self.told, start=1) if command.intent.kind == "stop"]
-        ended = self.told[: max(stops, default=0)]
-        self.over = {command.uuid for command, _ in ended if command.intent.kind in FLAGS}
+        line = self.lines[self.head]
+        stops = [place for place, (command, _) in enumerate(line, start=1) if command.intent.kind == "stop"]
+        self.over |= {command.uuid for command, _ in line[: max(stops, default=0)] if command.intent.kind in FLAGS}
 
-    def at(self, step: int, fresh: Sequence[tuple[Command, CommandSettled]]) -> Expected:
+    def branch_off(self, branch: str, effects: Sequence[UUID]) -> None:
+        """A branch begins in a state that carries these effects."""
+        told = {command.uuid: (command, step) for line in self.lines.values() for command, step in line}
+        self.lines[branch] = [told[uuid] for uuid in effects if uuid in told]
+        self.turn(branch)
+
+    def turn(self, branch: str) -> None:
+        """The run goes on with this branch, whatever has held it."""
+        self.head = branch
+        told = (command for line in self.lines.values() for command, _ in line)
+        self.over |= {command.uuid for command in told if command.intent.kind in FLAGS}
+
+    def changes(self, branch: str) -> list[tuple[UUID, int]]:
+        """What a branch did, but for pauses and stops, with the steps."""
+        return [(command.uuid, step) for command, step in self.lines[branch] if command.intent.kind not in FLAGS]
+
+    def elsewhere(self, branch: str) -> set[UUID]:
+        """What was only done on other branches."""
+        told = {command.uuid for name, line in self.lines.items() if name != branch for command, _ in line}
+        return told - {command.uuid for command, _ in self.lines[branch]} if told else told
+
+    def leads_on(self, effects: Sequence[UUID], step: int) -> bool:
+        """Whether the head can go on from a state: what it holds came first, and the rest can come in its place."""
+        changes = self.changes(self.head)
+        known = {command.uuid: command for line in self.lines.values() for command, _ in line}
+        held = [uuid for uuid in effects if uuid in known and known[uuid].intent.kind not in FLAGS]
+        rest = changes[len(held) :]
+        return held == [uuid for uuid, _ in changes[: len(held)]] and all(at >= step for _, at in rest)
+
+    def at(self, branch: str, step: int, fresh: Sequence[tuple[Command, CommandSettled]]) -> Expected:
         """What the ranks hold after `step`; `fresh` are decisions that the journal does not know yet."""
         expected = Expected()
-        for command, at_step in self.told:
+        for command, at_step in self.lines[branch]:
             if at_step <= step and command.uuid not in self.over:
                 expected.take(command)
         for command, outcome in fresh:

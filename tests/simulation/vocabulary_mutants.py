@@ -18,6 +18,7 @@ from control_plane.core.boundary import (
     TakeOffers,
     boundary,
 )
+from control_plane.core.branching import Scheduled
 from control_plane.core.commands import Command, Pause, Resume, SetKnobs, Stop
 from control_plane.core.intents import Cancel, ResetParameters, RunAction, SetSchedule, Unfreeze
 from control_plane.core.records import CheckpointDiscarded, CommandSettled, Entry, Record
@@ -272,9 +273,11 @@ def discarded_kept(state: RunState, entry: Entry) -> None:
         state.checkpoints = before
 
 
-def newer_kinds_not_repeated(decided: Sequence[Decided], contained: Collection[str]) -> Replay:
+def newer_kinds_not_repeated(
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+) -> Replay:
     """History repeats itself, but for the kinds that came later."""
-    replay = replay_after(decided, contained)
+    replay = replay_after(decided, contained, scheduled)
     newer = SetSchedule | Unfreeze | ResetParameters | RunAction
     return replace(replay, repeats=tuple(each for each in replay.repeats if not isinstance(each.command.intent, newer)))
 

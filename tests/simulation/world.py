@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -17,11 +18,15 @@ from tests.simulation.faults import Faults
 from tests.simulation.fleet import Fleet, GroupDied, Violation
 from tests.simulation.invariants import Books
 from tests.simulation.link import Announce, Link, Network, Numbered, Offered, Outcomes, Over, Poll, Recorded
-from tests.simulation.parts import BEGINNING, Parts, Saved
+from tests.simulation.parts import Parts
+from tests.simulation.saved import BEGINNING, Saved
 from tests.simulation.server import LIMITED, LIMITS, Crashed, SimServer
 
 MAX_TICKS_TO_FINISH = 400
 """A healed world that is not done after so many ticks never will be."""
+
+LEAVES_UNHEARD = 0.1
+"""How often, at each tick, ranks that leave for another branch wait no longer for the control server."""
 
 DRIVER_IS_HEARD = 0.8
 """How often the driver's word of a loss arrives before the new trainers ask where to begin."""
@@ -43,6 +48,11 @@ class World:
         self.books = Books()
         self.unanswered: dict[UUID, Command] = {}
         self.files: dict[str, Saved] = {}
+        self.books.turns.files = self.files
+        # How many checkpoints of a branch are kept; 0: all of them.
+        self.keep_last = 0
+        # Whether somebody goes back in the run when it has ended.
+        self.goes_back_at_the_end = False
         self.reached_step = 0
         self.save_rate, self.eager_save_rate = 0.04, 0.3
         self.server: SimServer | None = None
@@ -88,11 +98,14 @@ class World:
             self.books.acknowledged[command.uuid] = answer
         self.check()
 
-    def start_trainers(self) -> None:
-        """New trainers begin where the journal says; those there were are gone. Without a server nobody begins."""
+    def start_trainers(self, in_place: bool = False) -> None:
+        """New trainers begin where the journal says; those there were are gone. Without a server nobody begins.
+
+        Those that go on `in_place` with another branch are the same processes: no driver finds anyone dead.
+        """
         self.kill_trainers()
         try:
-            if self.dice.random() < DRIVER_IS_HEARD:
+            if not in_place and self.dice.random() < DRIVER_IS_HEARD:
                 self._ask(lambda server: server.lose_generation(self._heard_step))
             point: ResumePoint | None = self._ask(lambda server: server.resume_point(self._heard_step))
         except Refused:
@@ -103,24 +116,42 @@ class World:
 
     def _start_from(self, point: ResumePoint) -> None:
         refused = [each.checkpoint for each in point.candidates if self.files[each.checkpoint].is_damaged]
-        self.books.check_candidates(each.checkpoint for each in point.candidates)
+        self.books.check_candidates(self.disk, [each.checkpoint for each in point.candidates])
         name = next((each.checkpoint for each in point.candidates if each.checkpoint not in refused), None)
         saved = self.files[name] if name else BEGINNING
-        replay = self._parts.replay(point.decided, saved.contained)
+        replay = self._parts.replay(point.decided, saved.contained, point.scheduled)
         blank: tuple[dict[str, Any], ...] = ({},) * self._world_size
         ranks = [
-            self._parts.rank(rank, self.faults, limits=LIMITS, **deepcopy(values))
+            self._parts.rank(rank, self.faults, limits=LIMITS, find=self.find, **deepcopy(values))
             for rank, values in enumerate(saved.ranks or blank)
         ]
         places = tuple(RankPlace(rank=rank.rank, node="node", pid=rank.rank, device="cpu") for rank in ranks)
         why = tuple(RefusedCheckpoint(checkpoint=each, reason="damaged") for each in refused)
         knobs = ranks[0].knobs()
-        start = GenerationStart(self.new_uuid(), places, saved.step, self.total_steps, knobs, {}, name, why)
+        retention = {"keep_last": self.keep_last} if self.keep_last else {}
+        start = GenerationStart(
+            self.new_uuid(),
+            places,
+            saved.step,
+            self.total_steps,
+            knobs,
+            {},
+            name,
+            why,
+            retention,
+            point.branch,
+            point.branched_seq,
+        )
         replicas = [
             self._parts.replica(0, replay.paused, replay.stopping, dict(replay.ledger), replay.repeats) for _ in ranks
         ]
         self.link = Link(start)
-        self.fleet = Fleet(start.uuid, ranks, replicas, saved.step, self._parts.boundary)
+        scheduled = [each.command.uuid for each in point.scheduled]
+        self.fleet = Fleet(start.uuid, ranks, replicas, saved.step, self._parts.boundary, point.branch, scheduled)
+
+    def find(self, checkpoint: str) -> Saved | None:
+        """What the ranks find under this name."""
+        return self.files.get(checkpoint) if checkpoint not in self.books.discarded else None
 
     def kill_trainers(self) -> None:
         """A rank dies, and the group with it."""
@@ -133,11 +164,11 @@ class World:
         self.kill_trainers()
         self.crash_server()
 
-    def resume_run(self) -> None:
-        """The driver is gone, and somebody has the run go on."""
+    def resume_run(self, back: bool = False) -> None:
+        """The driver is gone, and somebody has the run go on, perhaps to go back in it."""
         self.kill_trainers()
         try:
-            self._ask(lambda server: server.resume())
+            self._ask(lambda server: server.resume(back))
         except Refused:
             return
         self.check()
@@ -199,6 +230,7 @@ class World:
         self._advance()
         for message in self.link.messages() if self.link else []:
             self._network.send(self.now, message)
+        self._go_over()
         self.check()
 
     def check(self) -> None:
@@ -279,6 +311,9 @@ class World:
         fleet, link = self.fleet, self.link
         if fleet is None or link is None or link.generation is None or self._at_the_end(fleet):
             return
+        if fleet.leaving:
+            self._finish_saves(link)
+            return
         fleet.offers = link.offers
         known = set(fleet.decisions)
         try:
@@ -292,8 +327,23 @@ class World:
         eager = any(outcome.status == "applied" for outcome in fresh)
         if self.dice.random() < (self.eager_save_rate if eager else self.save_rate):
             self._save(fleet, link)
+        self._finish_saves(link)
+
+    def _finish_saves(self, link: Link) -> None:
         link.saved |= {each.checkpoint: each for due, each in self._writing if due <= self.now}
         self._writing = [(due, each) for due, each in self._writing if due > self.now]
+
+    def _go_over(self) -> None:
+        """Ranks that leave for another branch tell what they have to tell, and begin there."""
+        fleet, link = self.fleet, self.link
+        if fleet is None or link is None or not fleet.leaving:
+            return
+        if (link.outbox or link.saved or self._writing) and self.dice.random() > LEAVES_UNHEARD:
+            return
+        generation, step = link.generation or 0, fleet.step
+        with suppress(Refused):  # it was given up for lost
+            self._ask(lambda server: server.end_generation(generation, "left", step))
+        self.start_trainers(in_place=True)
 
     def _at_the_end(self, fleet: Fleet) -> bool:
         return not fleet.held and (fleet.stopping or fleet.step >= self.total_steps)
@@ -301,9 +351,14 @@ class World:
     def _save(self, fleet: Fleet, link: Link) -> None:
         """The state is taken now, and written in the background: a death before that leaves nothing."""
         name, contained = f"{len(self.files)}", frozenset(str(uuid) for uuid in fleet.replicas[0].ledger)
-        self.files[name] = Saved(fleet.step, tuple(rank.saved() for rank in fleet.ranks), contained)
+        self.files[name] = Saved(fleet.step, tuple(rank.saved() for rank in fleet.ranks), contained, fleet.branch)
         committed = CheckpointCommitted(
-            checkpoint=name, step=fleet.step, generation=link.generation or 0, path=f"checkpoints/{name}"
+            checkpoint=name,
+            step=fleet.step,
+            generation=link.generation or 0,
+            path=f"checkpoints/{name}",
+            branch=fleet.branch,
+            decided_here=fleet.replicas[0].decided_at(fleet.step),
         )
         self._writing.append((self.now + self.dice.choice((0, 0, 1, 3)), committed))
 
@@ -364,7 +419,7 @@ class World:
 
     def _end_if_through(self) -> None:
         fleet, link = self.fleet, self.link
-        if fleet is None or link is None or link.generation is None or not self._at_the_end(fleet):
+        if fleet is None or link is None or link.generation is None or not self._at_the_end(fleet) or fleet.leaving:
             return
         self.check()
         if self.server is not None and self.server.state.generation_number != link.generation:
@@ -381,4 +436,6 @@ class World:
             self._ask(lambda server: server.close("finished"))
             if self._closed() and self.dice.random() < 0.3 and not self._resumed:
                 self._resumed = True
-                self.resume_run()
+                self.resume_run(back=self.goes_back_at_the_end)
+                if self.goes_back_at_the_end and self.files:
+                    self.try_submit("rollback", checkpoint=self.dice.choice(list(self.files)))

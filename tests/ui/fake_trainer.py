@@ -9,10 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
+from control_plane.core.acceptance import find_group
 from control_plane.core.boundary import Repeat
 from control_plane.core.branching import reading
 from control_plane.core.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
-from control_plane.core.decisions import GenerationStart, find_group
+from control_plane.core.decisions import GenerationStart
 from control_plane.core.intents import Cancel, Change, Rollback
 from control_plane.core.records import (
     MAIN,
