@@ -40,7 +40,8 @@ def branches(live: LiveRun, snapshot: Snapshot) -> None:
 
 
 def _row(found: TreeBranch, depth: int, snapshot: Snapshot) -> None:
-    with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+    key = f"branch_row_{found.branch.branch}"
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key=key):
         st.html(row(found, depth), width="stretch")
         if found.branch.branch != snapshot.branch and not snapshot.closed:
             on_button(found.branch.branch)

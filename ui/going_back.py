@@ -38,13 +38,18 @@ def _button(label: str, key: str, choice: tuple[str, str]) -> None:
 
 def dialog(live: LiveRun, snapshot: Snapshot) -> None:
     """What was chosen, as a question. Called by the page outside of all that refreshes."""
-    what, name = st.session_state.pop(CHOSEN, ("", ""))
+    what, name = st.session_state.get(CHOSEN, ("", ""))
     checkpoint = next((each for each in snapshot.checkpoints if each.checkpoint == name), None)
     branch = next((each for each in snapshot.branches if each.branch == name), None)
     if what == "checkpoint" and checkpoint is not None:
-        st.dialog(f"Go back to step {checkpoint.step:,}", icon=ICON)(_go_back)(live, snapshot, checkpoint)
+        title = f"Go back to step {checkpoint.step:,}"
+        st.dialog(title, icon=ICON, on_dismiss=_forget)(_go_back)(live, snapshot, checkpoint)
     elif what == "branch" and branch is not None:
-        st.dialog(f"Go on with {name}", icon=ICON)(_go_on)(live, snapshot, branch)
+        st.dialog(f"Go on with {name}", icon=ICON, on_dismiss=_forget)(_go_on)(live, snapshot, branch)
+
+
+def _forget() -> None:
+    st.session_state.pop(CHOSEN, None)
 
 
 def _go_back(live: LiveRun, snapshot: Snapshot, found: CheckpointCommitted) -> None:
@@ -107,5 +112,6 @@ def _send(live: LiveRun, intent: Rollback, reason: str) -> None:
         st.error(plain(refusal), icon=":material/block:")
         return
     st.toast(f"{intent.checkpoint or intent.branch}: accepted", icon=ICON)
+    _forget()
     live.refresh(max_age_s=0)
     st.rerun()

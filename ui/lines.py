@@ -73,7 +73,7 @@ def _beside(history: History, panel: Panel, branch: str, number: int, canvas: Ca
         drawn.append(
             _line(branch, canvas.palette.beside, data, canvas)
             | {"id": f"{canvas.at}/{name}/of {branch}", "lineStyle": style, "tooltip": {"show": False}, "z": 1}
-            | {"step": False if panel.smooth else "end"}
+            | {"step": False if panel.smooth else "end", "symbol": "none"}
         )
     return drawn
 

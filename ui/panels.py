@@ -70,9 +70,8 @@ def marks(
 
     Over steps, where the `line` goes on with another branch, that one's name stands, too.
     """
-    words: dict[float, list[str]] = {}
-    if axis == "step":
-        words |= {round(float(stretch.first), 4): [stretch.branch] for stretch in line if stretch.first > 0}
+    began = {round(float(stretch.first), 4): stretch.branch for stretch in line if stretch.first > 0}
+    words: dict[float, list[str]] = {x: [name] for x, name in began.items()} if axis == "step" else {}
     for command in commands:
         settled = command.settled
         if settled is None or settled.status != "applied" or settled.step is None:
@@ -80,7 +79,8 @@ def marks(
         if isinstance(command.command.intent, Rollback):
             continue  # what it led to is marked
         x = float(settled.step) if axis == "step" else _minutes(command.settled_at or "", started_at_s)
-        words.setdefault(round(x, 4), []).append(short(command.what))
+        if axis != "step" or x not in began:  # the name says it: what a branch began with is told beside it
+            words.setdefault(round(x, 4), []).append(short(command.what))
     applied = (Mark(x, ", ".join(dict.fromkeys(labels))) for x, labels in words.items())
     lost = (Mark(_lost_at(view, axis, started_at_s), _the_lost(view), loss=True) for view in recoveries)
     return _with_room(sorted(chain(applied, lost), key=lambda mark: mark.x), extent)

@@ -33,8 +33,9 @@ CSS = """<style>
 .checkpoint em, .branch em { font-style: normal; font-size: 0.72rem; padding: 0.05rem 0.4rem; border-radius: 0.6rem;
   background: rgba(128, 128, 128, 0.22); white-space: nowrap; }
 .st-key-checkpoint_rows > div { border-top: 1px solid rgba(128, 128, 128, 0.25); }
+[class*="st-key-branch_row_"] { flex-wrap: nowrap !important; }
 .compared { overflow-x: auto; }
-.compared th { white-space: nowrap; }
+.compared th, .compared .checkpoints td:first-child { white-space: nowrap; }
 .knobs td { white-space: normal; }
 .checkpoints td em { font-style: normal; font-size: 0.72rem; padding: 0.05rem 0.4rem; border-radius: 0.6rem;
   background: rgba(128, 128, 128, 0.22); white-space: nowrap; }
