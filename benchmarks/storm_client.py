@@ -112,7 +112,7 @@ class Connection(asyncio.Protocol):
             self._outcome.acknowledged.append(uuid)
         elif status == 429:
             self._outcome.refused_s.append(time.monotonic() - begun_s)
-        key = _limit_in(self._body) if status == 429 else str(status)
+        key = _limit_in(bytes(self._body)) if status == 429 else str(status)
         self._outcome.answers[key] = self._outcome.answers.get(key, 0) + 1
         self._body.clear()
 
@@ -153,7 +153,7 @@ async def blow(
     begun_s = time.monotonic()
     while outcome.due < len(requests):
         now_due = min(len(requests), int((time.monotonic() - begun_s) * order.per_s))
-        _offer(outcome, connections, requests[outcome.due : now_due])
+        offer(outcome, connections, requests[outcome.due : now_due])
         outcome.due = now_due
         await asyncio.sleep(TICK_S)
     outcome.sending_s = time.monotonic() - begun_s
@@ -162,7 +162,7 @@ async def blow(
         await asyncio.sleep(TICK_S)
 
 
-def _offer(outcome: Outcome, connections: list[Connection], requests: list[tuple[str, bytes]]) -> None:
+def offer(outcome: Outcome, connections: list[Connection], requests: list[tuple[str, bytes]]) -> None:
     """Each on the connection with the fewest on their way. What is beyond `MAX_OUTSTANDING` is left out."""
     if not requests:
         return

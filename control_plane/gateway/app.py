@@ -159,7 +159,12 @@ def _then(first: Message, rest: Receive) -> Receive:
 
 
 def create_app(
-    runs: RunDirectory, tokens: TokenBook, *, allowed_hosts: Sequence[str], allowed_origins: Sequence[str]
+    runs: RunDirectory,
+    tokens: TokenBook,
+    *,
+    allowed_hosts: Sequence[str],
+    allowed_origins: Sequence[str],
+    turnstile: Turnstile | None = None,
 ) -> FastAPI:
     """The app.
 
@@ -185,7 +190,7 @@ def create_app(
     install_problems(app, CommandRequest)
     add_routes(app)
     add_stream(app)
-    app.add_middleware(FrontDoor, allowed_hosts=allowed_hosts, turnstile=Turnstile(tokens))
+    app.add_middleware(FrontDoor, allowed_hosts=allowed_hosts, turnstile=turnstile or Turnstile(tokens))
     return app
 
 
