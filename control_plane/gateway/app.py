@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from fastapi import Depends, FastAPI, Response
 
 from control_plane.core.errors import SteerwayError
-from control_plane.gateway.auth import Seats, TokenBook, authorize
+from control_plane.gateway.auth import Seats, TokenBook, authorize_each
 from control_plane.gateway.problems import install_problems, internal_problem, problem
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
@@ -176,7 +176,7 @@ def create_app(
         title="Steerway",
         summary="Steer training runs while they train.",
         version=_version(),
-        dependencies=[Depends(authorize)],
+        dependencies=[Depends(authorize_each)],
         generate_unique_id_function=lambda route: route.name,
         openapi_url=None,  # it is a route of ours, behind a token like every other
         docs_url=None,
