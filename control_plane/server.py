@@ -20,6 +20,7 @@ from control_plane.core.errors import NotFound, RunEnded
 from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
+    CommandSettled,
     Death,
     Ending,
     Entry,
@@ -259,8 +260,7 @@ class ControlServer:
         """Outcomes become records; measurements and progress are kept apart."""
         decisions.check_generation(self._state, report.generation)
         # In this order: a checkpoint that may be restored contains no decision that the journal does not know.
-        for outcome in report.outcomes:
-            self._commit(decisions.settle(self._state, outcome))
+        self._settle(report.outcomes)
         for checkpoint in report.checkpoints:
             self._commit(decisions.commit_checkpoint(self._state, checkpoint))
         for failed in report.failed_checkpoints:
@@ -278,6 +278,31 @@ class ControlServer:
             if self._progress is None or report.progress.step != self._progress.step:
                 self._moved_at = self._clock()
             self._progress, self._progress_at = report.progress, self._clock()
+
+    def _settle(self, outcomes: Sequence[CommandSettled]) -> None:
+        """One write for all that a boundary has settled: a disk takes a while for each, and nobody is served meanwhile.
+
+        Outcomes of different commands do not know each other. What follows from one of a rollback is more than that.
+        """
+        together: dict[UUID, Record] = {}
+
+        def write() -> None:
+            records = list(together.values())
+            together.clear()
+            self._commit(records)
+
+        try:
+            for outcome in outcomes:
+                if outcome.uuid in together:
+                    write()
+                decided = decisions.settle(self._state, outcome)
+                if len(decided) > 1:
+                    write()
+                    self._commit(decisions.settle(self._state, outcome))
+                elif decided:
+                    together[outcome.uuid] = decided[0]
+        finally:
+            write()
 
     def _retire_checkpoints(self) -> None:
         """Which checkpoints are kept is a decision: it is durable before the first file is removed."""

@@ -192,7 +192,6 @@ async def submit_command(
     """Ask for something. 202 means that the command is durable; sending it again with the same uuid is harmless."""
     identity: Identity = request.state.identity
     check_may_command(identity, body.intent)
-    request.app.state.allowance.take(identity)
     command = _command_of(body, _chosen_uuid(body.uuid, idempotency_key), identity)
     receipt = await (await _directory(request).handle(run)).submit(command)
     root = request.scope.get("root_path", "")
