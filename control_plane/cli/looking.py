@@ -85,6 +85,9 @@ def _describe(snapshot: Snapshot) -> list[str]:
     lines = [f"run         {snapshot.run}"]
     lines += [f"{label:<11} {value}" for label, value in wording.progress(snapshot).items() if value != wording.UNKNOWN]
     lines.append(f"journal     {snapshot.seq} records")
+    if len(snapshot.branches) > 1:
+        others = ", ".join(each.branch for each in snapshot.branches if not each.head)
+        lines.append(f"branch      {snapshot.branch} (others: {others}; `steer tree` shows them)")
     if snapshot.reason:
         lines.append(f"reason      {snapshot.reason}")
     if snapshot.progress_age_s is not None and not snapshot.closed:

@@ -39,17 +39,17 @@ CREATE TABLE IF NOT EXISTS latest (name TEXT PRIMARY KEY, value REAL) WITHOUT RO
 _COLUMNS = "id, name, step, value, time_s, branch"
 Row = tuple[int, str, int, float | None, float, str]
 
-_RESULT = """
-WITH kept AS MATERIALIZED (
-    SELECT id, step, value FROM (
-        SELECT id, step, value, min(step) OVER (ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) again
-        FROM points WHERE name = ? AND branch = ?)
-    WHERE (again IS NULL OR again > step) AND step BETWEEN ? AND ?)
-SELECT step, value FROM (SELECT * FROM kept ORDER BY id DESC LIMIT 1)
-UNION ALL
-SELECT step, value FROM (SELECT * FROM kept WHERE value > -9e999 AND value < 9e999 ORDER BY value, id LIMIT 1)
+_FALLS = """
+SELECT max(step), max(fell) FROM (
+    SELECT step, step <= lag(step) OVER (ORDER BY id) AS fell FROM points WHERE name = ? AND branch = ?)
 """
-"""The newest and the lowest point. Steps that were made again, after a loss, are undone where they were first made."""
+_KEPT = """(
+    SELECT id, name, branch, step, value FROM (
+        SELECT *, min(step) OVER (ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS again
+        FROM points WHERE name = :name AND branch = :branch)
+    WHERE again IS NULL OR again > step)
+"""
+"""Steps that were made again, after a loss, are undone where they were first made. Four times the work."""
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_ERROR}
 """Errors of the file itself. A full disk or a file in use is none: the points in it are good."""
@@ -66,6 +66,8 @@ class MetricsStore:
         # Invariant: the newest value of every series in the table.
         self._latest: dict[str, float] = {}
         self._last_id = 0
+        # The highest step of a series on a branch, if it was asked about; infinity once a step came again.
+        self._highest: dict[tuple[str, str], float] = {}
         self._database = self._open_something()
 
     def add(self, points: Sequence[Point]) -> None:
@@ -104,12 +106,26 @@ class MetricsStore:
         return ()
 
     def _result(self, stretch: Stretch, name: str) -> Result | None:
+        """The newest and the lowest point."""
         last_step = MAX_STEP if stretch.last is None else stretch.last
-        rows = self._database.execute(_RESULT, (name, stretch.branch, stretch.first, last_step)).fetchall()
-        if not rows:
+        points = _KEPT if self._falls(name, stretch.branch) else "points"
+        where = "name = :name AND branch = :branch AND step BETWEEN :first AND :last"
+        query = f"SELECT step, value FROM {points} WHERE {where}"
+        given = {"name": name, "branch": stretch.branch, "first": stretch.first, "last": last_step}
+        last = self._database.execute(f"{query} ORDER BY id DESC LIMIT 1", given).fetchone()
+        if last is None:
             return None
-        last, *lowest = (Measured(step=step, value=_loaded(value)) for step, value in rows)
-        return Result(name=name, stretch=stretch, last=last, lowest=lowest[0] if lowest else None)
+        finite = f"{query} AND value > -9e999 AND value < 9e999 ORDER BY value, id LIMIT 1"
+        lowest = self._database.execute(finite, given).fetchone()
+        return Result(name=name, stretch=stretch, last=_measured(last), lowest=_measured(lowest) if lowest else None)
+
+    def _falls(self, name: str, branch: str) -> bool:
+        """Whether steps of this series came again. Looked up once; `_insert` notices what comes after that."""
+        key = name, branch
+        if key not in self._highest:
+            highest, fell = self._database.execute(_FALLS, key).fetchone()
+            self._highest[key] = math.inf if fell else (-1 if highest is None else highest)
+        return self._highest[key] == math.inf
 
     def close(self) -> None:
         """Give the file back."""
@@ -145,8 +161,15 @@ class MetricsStore:
                 self._database.executemany("INSERT OR REPLACE INTO latest VALUES (?, ?)", values)
             self._latest |= newest
             self._last_id += len(points)
+            self._note_falls(points)
             return True
         return False
+
+    def _note_falls(self, points: Sequence[Point]) -> None:
+        for point in points:
+            highest = self._highest.get((point.name, point.branch))
+            if highest is not None:
+                self._highest[point.name, point.branch] = point.step if point.step > highest else math.inf
 
     def _select(self, after: int, limit: int, names: Sequence[str]) -> list[Row]:
         if not names:
@@ -197,6 +220,7 @@ class MetricsStore:
             database.close()
             raise
         self._latest = {name: _loaded(value) for name, value in rows}
+        self._highest = {}
         # A cursor that was given out before the file was replaced must not point past what comes now.
         self._last_id = max(self._last_id, last_id or 0)
         return database
@@ -221,6 +245,10 @@ def _stored(value: float) -> float | None:
 
 def _loaded(value: float | None) -> float:
     return math.nan if value is None else value
+
+
+def _measured(row: tuple[int, float | None]) -> Measured:
+    return Measured(step=row[0], value=_loaded(row[1]))
 
 
 def _point(row: Row) -> Point:

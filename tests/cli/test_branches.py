@@ -5,6 +5,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from control_plane.cli.trajectories import describe
+from control_plane.comparing import RunTree, TreeBranch
+from control_plane.core.records import Parent
+from control_plane.handle import BranchView, RunSummary
 from tests.cli.conftest import Steer, measure, save
 from tests.gateway.house import RUN, LiveGateway
 
@@ -108,6 +112,27 @@ def test_tree_shows_branches_their_changes_and_best_losses(saved: LiveGateway, s
     ]
     told = json.loads(steer("tree", RUN, "--json").stdout)
     assert [each["branch"]["branch"] for each in told["branches"]] == ["main", "branch-2"]
+
+
+def test_tree_of_a_fork_names_its_parent_and_lists_its_children() -> None:
+    parent = Parent(kind="fork", run="one", branch="calm", checkpoint="step-8-g2", step=8)
+    child = RunSummary(
+        run="three", name="three", status="running", step=30, total_steps=99, created_at="2026", world_size=2
+    ).model_copy(update={"parent": Parent(kind="fork", run="two", checkpoint="step-20-g1", step=20)})
+    found = RunTree(
+        run="two",
+        status="paused",
+        head="main",
+        total_steps=99,
+        parent=parent,
+        branches=(TreeBranch(branch=BranchView(branch="main", reached_step=24, head=True)),),
+        children=(child,),
+    )
+    assert describe(found) == [
+        "two  paused, a fork of one:calm at step 8 (step-8-g2)",
+        "* main  to step 24  no checkpoint of its own",
+        "   > fork three at step 20: running, step 30",
+    ]
 
 
 def test_compare_of_two_branches_begins_where_they_part(saved: LiveGateway, steer: Steer) -> None:

@@ -147,9 +147,11 @@ def test_openapi_names_every_operation_once(house: House) -> None:
         "list_runs",
         "openapi_schema",
         "read_command",
+        "read_comparison",
         "read_journal",
         "read_logs",
         "read_metrics",
         "read_run",
+        "read_tree",
         "submit_command",
     ]

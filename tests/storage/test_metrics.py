@@ -230,7 +230,11 @@ def test_results_of_many_restarts_and_branches_are_those_of_the_plain_way(path: 
         value = chance.choice([chance.random(), math.inf, -math.inf]) if chance.random() < 0.1 else chance.random()
         name = chance.choice(["loss", "eval_loss"])
         points.append(point(steps[branch], name, value).model_copy(update={"branch": branch}))
-    store.add(points)
+    store.add(points[:10])
+    for at in range(10, len(points), 10):
+        whole = [Stretch(branch=branch) for branch in steps]
+        assert store.results(whole, ["loss"]) == results_of(points[:at], whole, ["loss"])
+        store.add(points[at : at + 10])
     for _ in range(40):
         first = chance.randrange(60)
         branch = chance.choice(list(steps))

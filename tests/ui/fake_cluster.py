@@ -13,7 +13,7 @@ import uvicorn
 
 from control_plane.core.commands import Command, Intent, SetLearningRate
 from control_plane.core.errors import NotFound
-from control_plane.core.records import RunCreated
+from control_plane.core.records import Parent, RunCreated
 from control_plane.gateway.app import create_app
 from control_plane.gateway.auth import TokenBook, TokenRecord, digest
 from control_plane.handle import RunHandle, RunSummary
@@ -110,12 +110,14 @@ class FakeCluster:
         """Run something on the loop and wait for it."""
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
-    def create(self, run: str, name: str = "", began_s_ago: float = 0.0, **trainer: Any) -> FakeTrainer:
+    def create(
+        self, run: str, name: str = "", began_s_ago: float = 0.0, parent: Parent | None = None, **trainer: Any
+    ) -> FakeTrainer:
         """A run whose trainer has not started."""
-        return self.do(self._create(run, name or run, Clock(began_s_ago), **trainer))
+        return self.do(self._create(run, name or run, Clock(began_s_ago), parent, **trainer))
 
-    async def _create(self, run: str, name: str, clock: Clock, **trainer: Any) -> FakeTrainer:
-        created = RunCreated(run=run, name=name, author="ada", config_sha256="0" * 64)
+    async def _create(self, run: str, name: str, clock: Clock, parent: Parent | None, **trainer: Any) -> FakeTrainer:
+        created = RunCreated(run=run, name=name, author="ada", config_sha256="0" * 64, parent=parent)
         server = ControlServer(created, JournalInMemory(), MetricsInMemory(), clock.utc_now, clock.monotonic_s)
         self.runs.servers[run] = server
         return FakeTrainer(server, clock=clock, **trainer)

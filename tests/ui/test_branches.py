@@ -5,6 +5,7 @@ from streamlit.testing.v1 import AppTest
 
 from control_plane.core.commands import SetLearningRate
 from control_plane.core.intents import Rollback
+from control_plane.core.records import Parent
 from control_plane.handle import Measurements, Point, Stretch
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
@@ -46,6 +47,16 @@ def test_run_page_shows_the_tree_with_its_head(visit: Visit, branched: FakeTrain
 
 def test_run_page_of_one_branch_shows_no_tree(visit: Visit, trainer: FakeTrainer) -> None:
     assert "Branches" not in text(visit(run="gpt2-1"))
+
+
+def test_run_page_links_a_run_with_what_was_forked_from_it(
+    visit: Visit, cluster: FakeCluster, trainer: FakeTrainer
+) -> None:
+    parent = Parent(kind="fork", run="gpt2-1", checkpoint="step-00000020-g1", step=20)
+    cluster.create("gpt2-2", parent=parent)
+    links = [str(link.proto.label) for run in ("gpt2-1", "gpt2-2") for link in visit(run=run).get("page_link")]
+    assert "gpt2-2 · fork at step 20 · waiting, step 0" in links
+    assert "A fork of gpt2-1, branch main, at step 20" in links
 
 
 def test_go_back_here_asks_first_then_sends_the_rollback(
