@@ -35,7 +35,8 @@ MAX_CANDIDATES = 16
 
 
 class Decided(Words):
-    """A command with its outcome. `elsewhere`: on a branch, or a part of one, that is not this one's history."""
+    """A command with its outcome. `elsewhere`: it is over, or of a branch that is not this one's history: it is known,
+    and has no effect here."""
 
     command: Command
     outcome: CommandSettled
@@ -98,10 +99,11 @@ def resume_point(state: RunState) -> ResumePoint:
         generation=state.generation_number,
         candidates=tuple(best_first[:MAX_CANDIDATES]),
         decided=tuple(
-            Decided(command=life.command, outcome=life.settled, elsewhere=not _is_of(line, life))
+            Decided(
+                command=life.command, outcome=life.settled, elsewhere=_is_over(life, over_seq) or not _is_of(line, life)
+            )
             for life in in_order
             if life.settled is not None
-            and not (isinstance(life.command.intent, Pause | Resume | Stop) and (life.settled_seq or 0) <= over_seq)
         ),
         reached_step=state.reached_step,
         branch=state.head,
@@ -113,6 +115,10 @@ def resume_point(state: RunState) -> ResumePoint:
 
 def _replays(state: RunState) -> bool:
     return state.parent is not None and state.parent.kind == "replay"
+
+
+def _is_over(life: CommandLife, over_seq: int) -> bool:
+    return isinstance(life.command.intent, Pause | Resume | Stop) and (life.settled_seq or 0) <= over_seq
 
 
 def _is_of(line: Sequence[Stretch], life: CommandLife) -> bool:
@@ -159,7 +165,7 @@ def replay_after(decided: Sequence[Decided], contained: Collection[str], schedul
     for each in decided:
         intent = each.command.intent
         if str(each.command.uuid) in contained:
-            if each.outcome.status == "applied" and isinstance(intent, Pause | Resume | Stop):
+            if not each.elsewhere and each.outcome.status == "applied" and isinstance(intent, Pause | Resume | Stop):
                 paused, stopping = isinstance(intent, Pause), stopping or isinstance(intent, Stop)
         elif not each.elsewhere and _is_to_be_repeated(each):
             repeats.append(Repeat(each.command, each.outcome.step or 0))

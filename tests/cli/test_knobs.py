@@ -83,7 +83,7 @@ def test_learning_rate_among_other_knobs_is_one_of_the_changes(gateway: LiveGate
         ),
         (
             ("save", RUN, "--note", "before the surgery", "--pin"),
-            {"kind": "save_checkpoint", "label": None, "note": "before the surgery", "pin": True},
+            {"kind": "save_checkpoint", "label": None, "note": "before the surgery", "pin": True, "name": None},
         ),
     ],
 )

@@ -6,12 +6,15 @@ from uuid import UUID
 from control_plane.core.commands import INTENT, Command, Intent
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.records import (
+    BranchResumed,
+    BranchStarted,
     CheckpointCommitted,
     CheckpointDiscarded,
     CheckpointFailed,
     CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
+    CommandScheduled,
     CommandSettled,
     Death,
     Entry,
@@ -51,6 +54,13 @@ EVERY_INTENT: tuple[dict[str, Any], ...] = (
     {"kind": "pin_checkpoint", "checkpoint": "c1", "pinned": False},
     {"kind": "delete_checkpoint", "checkpoint": "c1"},
     {"kind": "cancel", "command": "00000000-0000-0000-0000-000000000001"},
+    {"kind": "rollback", "branch": "main"},
+    {
+        "kind": "rollback",
+        "checkpoint": "c1",
+        "branch": "second-try",
+        "first": [{"kind": "freeze", "parameters": "transformer.h.0.*"}],
+    },
 )
 
 
@@ -157,6 +167,9 @@ def every_record() -> tuple[Record, ...]:
         CheckpointPinned(checkpoint="c1", pinned=True),
         CheckpointDiscarded(checkpoint="c1", reason="older than the last 1"),
         digested(13),
+        BranchStarted(branch="second-try", parent="main", checkpoint="step-11-g1", step=11, rollback=uuid(18)),
+        CommandScheduled(uuid=uuid(4), step=11),
+        BranchResumed(branch="main", rollback=uuid(17)),
         lost(14),
         started(901, 2, step=0, checkpoint=None, refused=(RefusedCheckpoint(checkpoint="step-11-g1", reason="a bit"),)),
         repeated(1, after=applied.after),

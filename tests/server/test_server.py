@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from control_plane.core.commands import Pause, Resume, Stop
-from control_plane.core.decisions import MAX_PENDING_COMMANDS
+from control_plane.core.decisions import MAX_PENDING_COMMANDS, MAX_PENDING_OF_ONE
 from control_plane.core.errors import Conflict, NotFound, Overloaded, Refused, RunEnded
 from control_plane.core.records import CheckpointCommitted, CommandSettled
 from control_plane.handle import MAX_TAIL_ENTRIES, MAX_WAIT_S, Point, Progress, Report, Snapshot
@@ -97,10 +97,14 @@ def test_submit_at_the_limit_of_pending_commands_is_overloaded_until_one_is_sett
     async def story() -> None:
         server = house.serve()
         await server.start_generation(start())
-        for number in range(MAX_PENDING_COMMANDS):
-            await server.submit(command(number).model_copy(update={"author": f"author {number % 2}"}))
-        with pytest.raises(Overloaded, match="try again later"):
+        for number in range(MAX_PENDING_OF_ONE):
+            await server.submit(command(number))
+        with pytest.raises(Overloaded, match=r"has 128 commands of .* that are not settled yet; the limit is 128, try"):
             await server.submit(command(1000))
+        for number in range(MAX_PENDING_OF_ONE, MAX_PENDING_COMMANDS):
+            await server.submit(command(number).model_copy(update={"author": "somebody else"}))
+        with pytest.raises(Overloaded, match=r"has 256 commands that are not settled yet; the limit is 256, try again"):
+            await server.submit(command(1000).model_copy(update={"author": "a third"}))
         await server.report(outcome(applied(0)))
         assert (await server.submit(command(1000))).status == "accepted"
         assert len((await server.snapshot()).commands) == MAX_COMMANDS_IN_SNAPSHOT

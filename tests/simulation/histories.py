@@ -161,8 +161,8 @@ NAMES = (None, None, None, "x", "y", "branch-3")
 def go_back_somewhere(world: World) -> None:
     """To any checkpoint there ever was, or to a branch that there is, or is not; sometimes at a later step."""
     dice, step = world.dice, world.fleet.step if world.fleet else 0
-    body: dict[str, Any] = {"branch": dice.choice([*world.books.history.lines, "x", "nowhere"])}
-    if world.files and dice.random() < 0.7:
+    body: dict[str, Any] = {"branch": dice.choice([*world.books.history.lines] * 3 + ["x", "nowhere"])}
+    if world.files and dice.random() < 0.6:
         body = {"checkpoint": dice.choice(list(world.files)), "first": dice.sample(FIRST, dice.choice((0, 0, 1, 2)))}
         body |= {"branch": name} if (name := dice.choice(NAMES)) else {}
     later = step + dice.randint(0, 6) if dice.random() < 0.2 else None
@@ -173,7 +173,7 @@ def wander(world: World) -> None:
     """One random action in a history of many branches."""
     world.save_rate = 0.2
     luck = world.dice.random()
-    if luck < 0.25:
+    if luck < 0.22:
         submit_something(world)
     elif luck < 0.33:
         go_back_somewhere(world)

@@ -59,6 +59,7 @@ class Books:
         if fleet is not None and fleet.step > fleet.excused_until:
             self._check_agreement(fleet)
             self._check_undisturbed(fleet)
+            self.turns.check_fleet(fleet)
 
     def _check_journal(self, disk: Disk) -> None:
         if len(disk.entries) < len(self.read) or (self.read and disk.entries[len(self.read) - 1] is not self.read[-1]):

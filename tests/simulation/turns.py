@@ -17,7 +17,7 @@ from control_plane.core.records import (
     GenerationStarted,
     Record,
 )
-from tests.simulation.fleet import Violation
+from tests.simulation.fleet import Fleet, Violation
 from tests.simulation.saved import Saved
 from tests.simulation.undisturbed import Undisturbed
 
@@ -94,3 +94,12 @@ class Turns:
                 raise Violation(f"I14 branches: record {seq} is of {where}, meant for {self.meant_for[outcome.uuid]}")
         if command is not None and isinstance(command.intent, Rollback) and outcome.status == "applied":
             self.owed, self.owed_by = command.intent, command.uuid
+
+    def check_fleet(self, fleet: Fleet) -> None:
+        """What the ranks have done, whether the journal knows it or not."""
+        lead = fleet.replicas[0]
+        if lead.leaving is not None and next(reversed(lead.ledger)) != lead.leaving.uuid:
+            raise Violation("I14 branches: the ranks went on to decide when they had left")
+        for uuid, (branch, step) in self.meant_for.items():
+            if branch == fleet.branch and fleet.begun and fleet.step > step and uuid not in lead.ledger:
+                raise Violation(f"I14 branches: step {fleet.step} of {branch} was made without what comes first")

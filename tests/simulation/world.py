@@ -338,11 +338,13 @@ class World:
         fleet, link = self.fleet, self.link
         if fleet is None or link is None or not fleet.leaving:
             return
-        if (link.outbox or link.saved or self._writing) and self.dice.random() > LEAVES_UNHEARD:
-            return
-        generation, step = link.generation or 0, fleet.step
-        with suppress(Refused):  # it was given up for lost
-            self._ask(lambda server: server.end_generation(generation, "left", step))
+        if link.outbox or link.saved or self._writing:
+            if self.dice.random() > LEAVES_UNHEARD:
+                return
+        else:
+            generation, step = link.generation or 0, fleet.step
+            with suppress(Refused):  # it was given up for lost
+                self._ask(lambda server: server.end_generation(generation, "left", step))
         self.start_trainers(in_place=True)
 
     def _at_the_end(self, fleet: Fleet) -> bool:
