@@ -41,6 +41,7 @@ from control_plane.core.recovery import replay_after
 from tests.simulation.faults import Faults
 from tests.simulation.fleet import Fleet
 from tests.simulation.rank import SimRank
+from tests.simulation.saved import Saved
 from tests.simulation.server import Disk, Rules, SimServer
 
 Words = dict[str, str]
@@ -76,7 +77,7 @@ class Stage:
     def do_start(self, rest: str) -> list[str]:
         """Trainers are announced; `uuid` names an earlier announcement to repeat."""
         words = pairs(rest)
-        ranks = [SimRank(rank, self.faults) for rank in range(int(words.get("ranks", "2")))]
+        ranks = [SimRank(rank, self.faults, find=self._find) for rank in range(int(words.get("ranks", "2")))]
         places = tuple(RankPlace(rank=rank.rank, node="10.0.0.1", pid=100 + rank.rank, device="cpu") for rank in ranks)
         uuid = UUID(int=int(words.get("uuid", str(900 + self.server.state.generation_number))))
         step, total = int(words.get("step", "0")), int(words.get("total", "100"))
@@ -179,13 +180,22 @@ class Stage:
         words = pairs(rest)
         name, step = words["id"], int(words["step"])
         committed = CheckpointCommitted(
-            checkpoint=name, step=step, generation=self.generation, path=f"checkpoints/{name}", size_bytes=1024
+            checkpoint=name,
+            step=step,
+            generation=self.generation,
+            path=f"checkpoints/{name}",
+            size_bytes=1024,
+            branch=self.server.state.branch_of_generation.get(self.generation, "main"),
         )
         self.server.commit(decisions.commit_checkpoint(self.server.state, committed))
         if self.fleet is not None:
             contained = {str(uuid) for uuid in self.fleet.replicas[0].ledger}
             self.saved[name] = (step, [rank.saved() for rank in self.fleet.ranks], contained)
         return []
+
+    def _find(self, checkpoint: str) -> Saved | None:
+        known = {each.checkpoint: each for each in self.server.state.checkpoints}
+        return Saved(known[checkpoint].step, branch=known[checkpoint].branch) if checkpoint in known else None
 
     def do_failed(self, rest: str) -> list[str]:
         """A save came to nothing."""
@@ -224,15 +234,17 @@ class Stage:
         words = pairs(rest)
         point = self.server.resume_point(0)
         step, values, contained = self.saved[words["id"]] if "id" in words else (0, [{}, {}], set())
-        replay = replay_after(point.decided, contained)
-        ranks = [SimRank(rank, self.faults, **deepcopy(value)) for rank, value in enumerate(values)]
+        replay = replay_after(point.decided, contained, point.scheduled)
+        ranks = [SimRank(rank, self.faults, find=self._find, **deepcopy(value)) for rank, value in enumerate(values)]
         places = tuple(RankPlace(rank=rank.rank, node="10.0.0.1", pid=200 + rank.rank, device="cpu") for rank in ranks)
         refused = tuple(
             RefusedCheckpoint(checkpoint=each, reason="a bit flipped") for each in words.get("refused", "").split()
         )
         uuid = UUID(int=900 + self.server.state.generation_number)
         self.generation = self.server.start_generation(
-            GenerationStart(uuid, places, step, 100, ranks[0].knobs(), {}, words.get("id"), refused)
+            GenerationStart(
+                uuid, places, step, 100, ranks[0].knobs(), {}, words.get("id"), refused, branch=point.branch
+            )
         )
         replicas = [
             Replica(self.generation, replay.paused, replay.stopping, dict(replay.ledger), replay.repeats) for _ in ranks
@@ -240,7 +252,7 @@ class Stage:
         self.reported = set(replay.ledger)
         self.fleet = Fleet(uuid, ranks, replicas, step, boundary)
         candidates = ", ".join(each.checkpoint for each in point.candidates) or "nothing"
-        again = ", ".join(f"{each.command.uuid.int} at {each.step}" for each in replay.repeats) or "nothing"
+        again = ", ".join(f"{number(each.command.uuid)} at {each.step}" for each in replay.repeats) or "nothing"
         return [f"candidates {candidates}; to repeat: {again}"]
 
     def do_recovered(self, rest: str) -> list[str]:
@@ -280,7 +292,8 @@ class Stage:
         return self.fleet
 
     def _name(self, uuid: UUID) -> str:
-        return f"command {uuid.int} ({self.commands[uuid.int].describe()})"
+        command = self.commands.get(uuid.int) or self.server.state.commands[uuid].command
+        return f"command {number(uuid)} ({command.describe()})"
 
     def _names(self, commands: tuple[Command, ...]) -> str:
         return ", ".join(str(command.uuid.int) for command in commands) or "nothing"
@@ -312,6 +325,11 @@ def compact(value: object) -> str:
     return json.dumps(value)
 
 
+def number(uuid: UUID) -> str:
+    """A command's number; what a branch begins with has none of its own."""
+    return str(uuid.int) if uuid.int < 10**6 else "first"
+
+
 def shown(entry: Entry) -> str:
     """A record on one line: without empty fields, times and long uuids."""
     body = entry.line()["body"]
@@ -320,7 +338,7 @@ def shown(entry: Entry) -> str:
         {"uuid": command["uuid"], **command["intent"], "not_before_step": command["not_before_step"]} if command else {}
     )
     body.pop("ranks", None) if entry.record.type == "GenerationStarted" else None
-    uuid = f" {UUID(body.pop('uuid')).int}" if "uuid" in body else ""
+    uuid = f" {number(UUID(body.pop('uuid')))}" if "uuid" in body else ""
     body.pop("branch") if body.get("branch") == "main" else None
     kept = {key: value for key, value in body.items() if value not in (None, "", [], {}, 0)}
     return f"#{entry.seq} {entry.record.type}{uuid} {compact(kept)}"

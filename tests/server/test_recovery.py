@@ -10,7 +10,7 @@ import pytest
 from control_plane.core.commands import Pause, Stop
 from control_plane.core.errors import Conflict, RunEnded
 from control_plane.core.records import CheckpointCommitted, CheckpointFailed, CommandSettled, Death
-from control_plane.core.recovery import MAX_LOSSES_WITHOUT_PROGRESS
+from control_plane.core.recovery import MAX_LOSSES_WITHOUT_PROGRESS, replay_after
 from control_plane.handle import Progress, Report, Restart
 from control_plane.server import ControlServer
 from tests.core.examples import digested
@@ -187,7 +187,10 @@ def test_run_that_was_stopped_while_paused_runs_when_it_is_resumed(house: House)
             await server.resume_point()
         await server.resume("ada")
         point = await server.resume_point()
-        assert [each.command.uuid.int for each in point.decided] == [1]
+        replay = replay_after(point.decided, ())
+        assert [each.command.uuid.int for each in replay.repeats] == [1]
+        assert not replay.paused
+        assert not replay.stopping
         await server.start_generation(start(2, step=3))
         assert (await server.snapshot()).status == "running"
 

@@ -8,8 +8,8 @@ from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
-from control_plane.core.boundary import COMPARE_EVERY_STEPS, MAX_COMMANDS_PER_PROPOSAL
-from control_plane.core.commands import INTENT, Command
+from control_plane.core.boundary import COMPARE_EVERY_STEPS
+from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Diverged, Fenced, Refused
 from control_plane.core.records import CheckpointCommitted, RankPlace, RefusedCheckpoint
@@ -18,6 +18,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.fleet import Fleet, GroupDied, Violation
 from tests.simulation.invariants import Books
 from tests.simulation.link import Announce, Link, Network, Numbered, Offered, Outcomes, Over, Poll, Recorded
+from tests.simulation.operators import Operators
 from tests.simulation.parts import Parts
 from tests.simulation.saved import BEGINNING, Saved
 from tests.simulation.server import LIMITED, LIMITS, Crashed, SimServer
@@ -32,7 +33,7 @@ DRIVER_IS_HEARD = 0.8
 """How often the driver's word of a loss arrives before the new trainers ask where to begin."""
 
 
-class World:
+class World(Operators):
     """One run and everyone around it. After every action all invariants are checked; `Violation` names a broken one."""
 
     def __init__(self, seed: int = 0, ranks: int = 2, faults: Faults | None = None, parts: Parts = Parts()) -> None:
@@ -69,34 +70,6 @@ class World:
         self.restart_server()
 
     # What may happen
-
-    def submit(
-        self,
-        kind: str,
-        not_before_step: int | None = None,
-        not_after_step: int | None = None,
-        based_on_seq: int | None = None,
-        **body: Any,
-    ) -> Command:
-        """An operator sends a new command. Raises `Refused`; without an answer the operator keeps asking."""
-        intent = INTENT.validate_python({"kind": kind, **body})
-        times = {"not_before_step": not_before_step, "not_after_step": not_after_step, "based_on_seq": based_on_seq}
-        command = Command.model_validate({"uuid": self.new_uuid(), "author": "ann", "intent": intent, **times})
-        self.send(command)
-        return command
-
-    def send(self, command: Command) -> None:
-        """An operator sends this command, perhaps not for the first time. Raises `Refused`."""
-        self.unanswered[command.uuid] = command
-        try:
-            answer = self._ask(lambda server: server.submit(command), self._whom())
-        except Refused:
-            self.unanswered.pop(command.uuid)
-            raise
-        if answer is not None:
-            self.unanswered.pop(command.uuid)
-            self.books.acknowledged[command.uuid] = answer
-        self.check()
 
     def start_trainers(self, in_place: bool = False) -> None:
         """New trainers begin where the journal says; those there were are gone. Without a server nobody begins.
@@ -393,31 +366,6 @@ class World:
         self.total_steps = min(self.total_steps, self.reached_step + 10)
         if self.fleet.held and self.dice.random() < 0.2:
             self.try_submit("resume")
-
-    def try_submit(self, kind: str, **body: Any) -> str | None:
-        """Send a command; answers the reason if it was refused."""
-        try:
-            self.submit(kind, **body)
-        except Refused as refusal:
-            return refusal.reason
-        return None
-
-    def try_send(self, command: Command) -> str | None:
-        """Send this command again; answers the reason if it was refused: an honest no is an answer too."""
-        try:
-            self.send(command)
-        except Refused as refusal:
-            return refusal.reason
-        return None
-
-    def submit_many(self) -> None:
-        """More commands at once than one proposal takes."""
-        for number in range(MAX_COMMANDS_PER_PROPOSAL + 2):
-            self.try_submit("set_learning_rate", factor=0.5 if number % 2 else 2.0)
-
-    def _retry(self) -> None:
-        for command in list(self.unanswered.values()):
-            self.try_send(command)
 
     def _end_if_through(self) -> None:
         fleet, link = self.fleet, self.link

@@ -10,6 +10,7 @@ from control_plane.core.intents import Intent
 from control_plane.core.records import (
     ABOUT_A_COMMAND,
     CommandAccepted,
+    CommandScheduled,
     Record,
     RunCreated,
     RunResumed,
@@ -73,7 +74,8 @@ def _line(record: type, version: int = FORMAT_VERSION) -> dict[str, Any]:
     first = {"seq": COUNT | {"minimum": 1}, "time": {"type": "string"}, "type": {"const": record.__name__}}
     about: dict[str, Any] = {}
     if record in COMMANDS:
-        status = {"const": "accepted"} if record is CommandAccepted else {"enum": list(get_args(Status))}
+        at_first = {CommandAccepted: "accepted", CommandScheduled: "scheduled"}
+        status = {"const": at_first[record]} if record in at_first else {"enum": list(get_args(Status))}
         about = {"uuid": {"type": "string", "format": "uuid"}, "status": status}
         about |= {"command": {"enum": KINDS}, "arguments": {"type": "object"}}
     if record in (CommandAccepted, RunCreated, RunResumed):

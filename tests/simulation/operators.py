@@ -1,0 +1,64 @@
+"""The operators of a world: they send commands, and ask again until there is an answer."""
+
+from typing import Any
+
+from control_plane.core.boundary import MAX_COMMANDS_PER_PROPOSAL
+from control_plane.core.commands import INTENT, Command
+from control_plane.core.errors import Refused
+
+
+class Operators:
+    """What a `World` lets its operators do."""
+
+    def submit(
+        self,
+        kind: str,
+        not_before_step: int | None = None,
+        not_after_step: int | None = None,
+        based_on_seq: int | None = None,
+        **body: Any,
+    ) -> Command:
+        """An operator sends a new command. Raises `Refused`; without an answer the operator keeps asking."""
+        intent = INTENT.validate_python({"kind": kind, **body})
+        times = {"not_before_step": not_before_step, "not_after_step": not_after_step, "based_on_seq": based_on_seq}
+        command = Command.model_validate({"uuid": self.new_uuid(), "author": "ann", "intent": intent, **times})
+        self.send(command)
+        return command
+
+    def send(self, command: Command) -> None:
+        """An operator sends this command, perhaps not for the first time. Raises `Refused`."""
+        self.unanswered[command.uuid] = command
+        try:
+            answer = self._ask(lambda server: server.submit(command), self._whom())
+        except Refused:
+            self.unanswered.pop(command.uuid)
+            raise
+        if answer is not None:
+            self.unanswered.pop(command.uuid)
+            self.books.acknowledged[command.uuid] = answer
+        self.check()
+
+    def try_submit(self, kind: str, **body: Any) -> str | None:
+        """Send a command; answers the reason if it was refused."""
+        try:
+            self.submit(kind, **body)
+        except Refused as refusal:
+            return refusal.reason
+        return None
+
+    def try_send(self, command: Command) -> str | None:
+        """Send this command again; answers the reason if it was refused: an honest no is an answer too."""
+        try:
+            self.send(command)
+        except Refused as refusal:
+            return refusal.reason
+        return None
+
+    def submit_many(self) -> None:
+        """More commands at once than one proposal takes."""
+        for number in range(MAX_COMMANDS_PER_PROPOSAL + 2):
+            self.try_submit("set_learning_rate", factor=0.5 if number % 2 else 2.0)
+
+    def _retry(self) -> None:
+        for command in list(self.unanswered.values()):
+            self.try_send(command)
