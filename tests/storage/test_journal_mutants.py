@@ -148,8 +148,8 @@ STORIES: tuple[Story, ...] = (
     segment_whose_header_never_arrived_is_void,
 )
 
-PERSIST = "self._disk.persist(self._descriptor, data)\n            "
-SYNC_HEADER = 'self._disk.persist(descriptor, raw + b"\\n")\n            '
+PERSIST = 'self._disk.persist(self._descriptor, data, "journal.append")\n            '
+SYNC_HEADER = 'self._disk.persist(descriptor, raw + b"\\n", "journal.header")\n            '
 RECOVER = "if self._descriptor is None:\n                self._recover(number)"
 CREATE = "descriptor = self._disk.create(path)"
 
@@ -161,8 +161,10 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "no pin": [(".read_bytes()[: pin.size_bytes]", ".read_bytes()")],
     "no chain": [('if line.get("prev") != end.digest:', "if False:")],
     "no checksum": [("if raw != text[:-1]", "if False and raw != text[:-1]")],
-    "no fsync": [("        self.fsync(descriptor)\n\n    def sync", "\n    def sync")],
-    "no fsync of the folder": [(SYNC_HEADER + "self._disk.sync(self._directory)", SYNC_HEADER.strip())],
+    "no fsync": [("        self.fsync(descriptor)\n", "")],
+    "no fsync of the folder": [
+        (SYNC_HEADER + 'self._disk.sync(self._directory, "journal.segment")', SYNC_HEADER.strip())
+    ],
     "read before the segment is taken": [
         (RECOVER, "pass"),
         (CREATE, "if self._descriptor is None:\n            self._recover(number)\n        " + CREATE),
