@@ -119,6 +119,8 @@ class Journal:
         After a failed write the next call goes on in a new segment that pins this one at its last confirmed record.
         Cutting the tail off instead could cut what a newer writer has read just then.
 
+        After a crash a reader finds all of these records, or none.
+
         Raises: `Fenced`, now and ever after, if there is a newer writer; `Unavailable` if the disk fails; then
         nothing is confirmed. `Invalid`, before anything is written, if a record is too long or is not JSON.
         """
@@ -148,10 +150,11 @@ class Journal:
 
     def _compose(self, records: Sequence[Record], now: str) -> tuple[list[Entry], bytes, Pin]:
         end, data, entries = self._end, bytearray(), list[Entry]()
+        write = {"batch": end.seq + 1} | ({"until": end.seq + len(records)} if len(records) > 1 else {})
         for record in records:
             try:
                 line = Entry(seq=end.seq + 1, time=now, record=record).line()
-                raw = seal(line | {"batch": self._end.seq + 1, "prev": end.digest})
+                raw = seal(line | write | {"prev": end.digest})
                 entries.append(Entry.from_line(unseal(raw)))
             except (ValueError, TypeError, RecursionError) as error:
                 raise Invalid(f"a {record.type} cannot be written as JSON: {error}") from error
