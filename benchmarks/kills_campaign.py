@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Literal
 
 from benchmarks.kills_clients import Client, Operator, Place, Watcher
-from benchmarks.kills_nursery import Being, Nursery
+from benchmarks.kills_nursery import LOOK_S, Being, Nursery
 from benchmarks.kills_power import lose_power
 from benchmarks.kills_rank import Rank, wait_for
 from benchmarks.kills_verdict import Verdict, judge
@@ -103,13 +103,17 @@ def fates(course: Course) -> Iterator[Fate]:
             kind = dice.choice(course.kinds)
             if kind == "stop" and point not in STOP_POINTS:
                 kind = "kill"
+            if kind == "error" and point not in ERROR_POINTS:
+                point = dice.choice(ERROR_POINTS)
             yield _fate(kind, point, dice, dice.random() < course.power)
 
 
 def _fate(kind: Kind, point: str, dice: random.Random, power: bool) -> Fate:
     if kind == "error":
         # Where a life begins, errors would keep it from beginning; what comes after a failure is seldom enough.
-        chances = {each: 0.02 if each.startswith(("journal.segment", "journal.header")) else 0.06 for each in ERROR_POINTS}
+        chances = {
+            each: 0.02 if each.startswith(("journal.segment", "journal.header")) else 0.06 for each in ERROR_POINTS
+        }
         chances[point] = 0.3
         items = [f"{each}=error:{dice.choice(('ENOSPC', 'EIO'))}@{chance}" for each, chance in chances.items()]
         return Fate(kind, f"seed={dice.getrandbits(32)};" + ";".join(items), point, power)
@@ -201,7 +205,7 @@ class Round:
 
     def _live(self, fate: Fate) -> None:
         being = self._begin(fate.failpoints)
-        if being.wait_serving():
+        if being.wait_serving(fate.point if fate.kind == "stop" else None):
             self._place.path = being.life.socket
             assert being.serving_after_s is not None
             self._seen.restarts_s.append(being.serving_after_s)
@@ -230,7 +234,7 @@ class Round:
         """A successor takes over while the old server stands still at its point, and then both go on."""
         deadline = time.monotonic() + LIFE_LIMIT_S
         while fate.point not in old.fired() and old.code is None and time.monotonic() < deadline:
-            time.sleep(0.001)
+            time.sleep(LOOK_S)
         if fate.point not in old.fired():
             self._seen.not_reached[fate.point] += 1
             return

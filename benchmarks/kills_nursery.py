@@ -16,8 +16,8 @@ from typing import Any
 from benchmarks.kills_life import NOT_BEGUN, Life
 from control_plane.core.errors import Unavailable
 
-SERVING = "serving"
 START_LIMIT_S = 60.0
+LOOK_S = 0.002
 
 
 class Being:
@@ -42,11 +42,14 @@ class Being:
         self.code = event.get("code", self.code)
         return True
 
-    def wait_serving(self, limit_s: float = START_LIMIT_S) -> bool:
-        """Wait until it serves. False if it ended before."""
+    def wait_serving(self, stops_at: str | None = None, limit_s: float = START_LIMIT_S) -> bool:
+        """Wait until it serves. False if it ended, or stopped where it was to stop, before."""
         deadline = time.monotonic() + limit_s
         while self.serving_after_s is None and self.code is None:
-            if not self.wait(deadline - time.monotonic()):
+            heard = self.wait(LOOK_S if stops_at else deadline - time.monotonic())
+            if stops_at in self.fired():
+                break
+            if not heard and time.monotonic() > deadline:
                 raise Unavailable(f"a control server neither served nor died within {limit_s:g} s")
         return self.serving_after_s is not None
 

@@ -60,9 +60,7 @@ def judge(root: Path, clients: Sequence[Client]) -> Verdict:
 
 
 def _accepted(entries: Sequence[Entry]) -> dict[UUID, int]:
-    return {
-        entry.record.command.uuid: entry.seq for entry in entries if isinstance(entry.record, CommandAccepted)
-    }
+    return {entry.record.command.uuid: entry.seq for entry in entries if isinstance(entry.record, CommandAccepted)}
 
 
 def _repeated(uuids: Iterable[UUID]) -> list[UUID]:
@@ -89,7 +87,9 @@ def _promised(operator: Operator, entries: Sequence[Entry], verdict: Verdict) ->
     for uuid, seq in operator.acknowledged.items():
         if accepted.get(uuid) != seq:
             verdict.lost += 1
-            verdict.problems.append(f"{uuid} was acknowledged as entry {seq}; the journal has it at {accepted.get(uuid)}")
+            verdict.problems.append(
+                f"{uuid} was acknowledged as entry {seq}; the journal has it at {accepted.get(uuid)}"
+            )
     verdict.problems += [f"{uuid} was refused, and is there" for uuid in operator.refused if uuid in accepted]
     verdict.acknowledged += len(operator.acknowledged)
     verdict.refused += len(operator.refused)
