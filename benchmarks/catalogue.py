@@ -46,6 +46,7 @@ BENCHMARKS = {
         ),
         Benchmark("scale", "what grows with the ranks: boundary, control server, real gloo", "boundaries", 40, 4),
         Benchmark("storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5),
+        Benchmark("kills", "SIGKILL at every named failpoint of a control server, under load", "kills", 1000, 66),
         Benchmark("torn_saves", "what a restart chooses after a death during a save", "saves a protocol", 12, 1),
     )
 }

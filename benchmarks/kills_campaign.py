@@ -21,8 +21,9 @@ from benchmarks.kills_clients import Client, Operator, Place, Watcher
 from benchmarks.kills_nursery import LOOK_S, Being, Nursery
 from benchmarks.kills_power import lose_power
 from benchmarks.kills_rank import Rank, wait_for
-from benchmarks.kills_verdict import Verdict, judge
+from benchmarks.kills_verdict import Verdict, judge, last_words, removed_undecided
 from control_plane.storage.failpoints import POINTS
+from control_plane.storage.journal import read
 
 OPERATORS = 3
 LIVES_A_ROUND = 25
@@ -51,6 +52,8 @@ ERROR_POINTS = tuple(
 AFTER_A_FAILURE = ("journal.segment.", "journal.header.")
 """A segment begins with a life, and after a failed write."""
 
+REMOVAL = ("removal.", "server.retire", "server.delete")
+
 Kind = Literal["kill", "stop", "error"]
 
 
@@ -73,6 +76,13 @@ class Course:
     kinds: Sequence[Kind] = ("kill", "kill", "kill", "kill", "stop")
     power: float = 0.5
     planted: str | None = None
+    passages: int = 4
+
+    def repro(self, kills: int, errors: int) -> str:
+        """The command that plays this plan again. Which request meets which death is up to the machine."""
+        points = "" if self.points == KILL_POINTS else f" --points {','.join(self.points)}"
+        kinds = f" --kinds {','.join(self.kinds)} --power {self.power:g}"
+        return f"python -m benchmarks.kills --seed {self.seed} --kills {kills} --errors {errors}{kinds}{points}"
 
 
 @dataclass
@@ -105,10 +115,10 @@ def fates(course: Course) -> Iterator[Fate]:
                 kind = "kill"
             if kind == "error" and point not in ERROR_POINTS:
                 point = dice.choice(ERROR_POINTS)
-            yield _fate(kind, point, dice, dice.random() < course.power)
+            yield _fate(kind, point, dice, dice.random() < course.power, course.passages)
 
 
-def _fate(kind: Kind, point: str, dice: random.Random, power: bool) -> Fate:
+def _fate(kind: Kind, point: str, dice: random.Random, power: bool, passages: int) -> Fate:
     if kind == "error":
         # Where a life begins, errors would keep it from beginning; what comes after a failure is seldom enough.
         chances = {
@@ -117,14 +127,14 @@ def _fate(kind: Kind, point: str, dice: random.Random, power: bool) -> Fate:
         chances[point] = 0.3
         items = [f"{each}=error:{dice.choice(('ENOSPC', 'EIO'))}@{chance}" for each, chance in chances.items()]
         return Fate(kind, f"seed={dice.getrandbits(32)};" + ";".join(items), point, power)
-    passage, prelude = dice.randint(1, 4), ""
+    passage, prelude = dice.randint(1, passages), ""
     if point.startswith("journal.abandoned"):
         prelude, passage = "journal.header.before_write=error:ENOSPC@1;", 1
     elif point.startswith(AFTER_A_FAILURE) and dice.random() < 0.5:
         prelude, passage = f"journal.append.{dice.choice(('mid_write', 'before_sync'))}=error:EIO@2;", 2
     elif point.startswith(("journal.segment", "journal.header", "journal.folder", "journal.taken_over")):
         passage = 1
-    elif point.startswith(("removal.", "server.retire", "server.delete")):
+    elif point.startswith(REMOVAL):
         passage = dice.randint(1, 2)
     return Fate(kind, f"{prelude}{point}={kind}@{passage}", point, power)
 
@@ -182,6 +192,8 @@ class Round:
             client.start()
         for fate in plan:
             self._live(fate)
+            if any(client.problems for client in self._clients) or last_words(self._root):
+                break
         last = self._begin("")
         if not last.wait_serving():
             self._seen.verdict.problems.append(f"a control server does not start any more (exit code {last.code})")
@@ -224,6 +236,10 @@ class Round:
         if fate.power:
             lose_power(being.life.notes(), self._dice)
             self._seen.power_losses += 1
+        if fate.point.startswith(REMOVAL):
+            # At once: a later life would decide what has been done already, and nobody would see it.
+            gone = removed_undecided(self._root, read(being.life.journal()))
+            self._seen.verdict.problems += [f"{name} was removed, and not let go before" for name in gone]
 
     def _note_errors(self, being: Being, fate: Fate) -> None:
         for point in being.fired():

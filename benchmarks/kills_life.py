@@ -21,7 +21,6 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 from pydantic import TypeAdapter
 
@@ -170,7 +169,6 @@ class Answers:
             "offers": self._offers,
             "report": self._report,
             "tail": self._tail,
-            "command": self._command,
         }
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -206,9 +204,6 @@ class Answers:
 
     async def _tail(self, body: Any) -> Any:
         return [entry.model_dump(mode="json") for entry in await self._server.tail(*body)]
-
-    async def _command(self, body: Any) -> Any:
-        return (await self._server.command(UUID(body))).model_dump(mode="json")
 
 
 if __name__ == "__main__":

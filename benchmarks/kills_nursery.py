@@ -11,9 +11,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
-from benchmarks.kills_life import NOT_BEGUN, Life
+from benchmarks.kills_life import Life
 from control_plane.core.errors import Unavailable
 
 START_LIMIT_S = 60.0
@@ -79,11 +80,6 @@ class Being:
         diary = self.life.diary()
         return diary.read_text().split() if diary.exists() else []
 
-    @property
-    def refused(self) -> bool:
-        """Whether its disk did not let it begin."""
-        return self.code == NOT_BEGUN
-
 
 class Nursery:
     """Where lives begin. Use `nursery()`."""
@@ -119,7 +115,9 @@ class Nursery:
 def nursery() -> Iterator[Nursery]:
     """A nursery; every life in it ends with the block."""
     command = [sys.executable, "-m", "benchmarks.kills_life"]
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    # From here, what is planted by a test can be imported.
+    root = Path(__file__).resolve().parents[1]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
     try:
         yield Nursery(process)
     finally:

@@ -38,9 +38,8 @@ class Verdict:
 def judge(root: Path, clients: Sequence[Client]) -> Verdict:
     """Hold one run's journal against its clients."""
     verdict = Verdict(problems=[problem for client in clients for problem in client.problems])
-    surprises = root / "surprises"
-    if surprises.exists():
-        verdict.problems.append(f"surprises: {surprises.read_text()[-600:]}")
+    if words := last_words(root):
+        verdict.problems.append(f"a control server met what nobody meant to happen: {words}")
     try:
         entries = read(root / "journal")
     except SteerwayError as error:
@@ -55,8 +54,16 @@ def judge(root: Path, clients: Sequence[Client]) -> Verdict:
             _seen(client, entries, verdict)
         elif isinstance(client, Rank):
             _settled(client, entries, verdict)
-    _checkpoints(root, entries, verdict)
+    if gone := removed_undecided(root, entries):
+        verdict.lost += len(gone)
+        verdict.problems.append(f"removed, and never let go: {', '.join(gone)}")
     return verdict
+
+
+def last_words(root: Path) -> str:
+    """The end of what control servers said about errors that nobody meant to raise."""
+    surprises = root / "surprises"
+    return surprises.read_text()[-600:] if surprises.exists() else ""
 
 
 def _accepted(entries: Sequence[Entry]) -> dict[UUID, int]:
@@ -124,9 +131,10 @@ def _settled(rank: Rank, entries: Sequence[Entry], verdict: Verdict) -> None:
     verdict.applied += len(rank.ledger)
 
 
-def _checkpoints(root: Path, entries: Sequence[Entry], verdict: Verdict) -> None:
-    """What the journal still offers for a restore has its files."""
-    for checkpoint in fold(list(entries)).checkpoints:
-        if not (root / checkpoint.path / MANIFEST).exists():
-            verdict.lost += 1
-            verdict.problems.append(f"checkpoint {checkpoint.checkpoint} was removed, and never let go")
+def removed_undecided(root: Path, entries: Sequence[Entry]) -> list[str]:
+    """Checkpoints that the journal still offers for a restore, and that have no manifest any more."""
+    try:
+        offered = fold(list(entries)).checkpoints
+    except (KeyError, ValueError):  # records that contradict each other: told elsewhere, by their uuids
+        return []
+    return [each.checkpoint for each in offered if not (root / each.path / MANIFEST).exists()]
