@@ -27,7 +27,7 @@ from control_plane.storage.journal import read
 
 OPERATORS = 3
 LIVES_A_ROUND = 25
-LIFE_LIMIT_S = 3.0
+LIFE_LIMIT_S = 15.0
 """A life whose moment does not come is killed from outside, and its moment counts as not reached."""
 
 DRAIN_LIMIT_S = 30.0

@@ -23,10 +23,12 @@ ANSWER_LIMIT_S = 5.0
 
 @dataclass
 class Place:
-    """Where the control server is now, and whether the clients shall come to an end."""
+    """Where the control server is now, and how far the clients have come to their end."""
 
     path: str = ""
     ending: threading.Event = field(default_factory=threading.Event)
+    # Set when no operator sends any more: what is pending now is all that there will be.
+    silent: threading.Event = field(default_factory=threading.Event)
     # Set when even that was in vain: whoever still waits for an answer gives up.
     over: threading.Event = field(default_factory=threading.Event)
     # Checkpoints that rank 0 has been told are known; operators delete some.
@@ -160,7 +162,7 @@ class Watcher(Client):
 
     def work(self) -> None:
         """Read until the end."""
-        while not self.place.ending.is_set():
+        while not self.place.silent.is_set():
             answer = self.line.ask("tail", [len(self.seen), 200, 0.02])
             for entry in answer["ok"]:
                 if entry["seq"] != len(self.seen) + 1:

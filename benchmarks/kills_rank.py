@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from benchmarks.kills_clients import ANSWER_LIMIT_S, Client, Place
+from benchmarks.kills_clients import ANSWER_LIMIT_S, Client, Operator, Place
 from control_plane.core.commands import Command
 from control_plane.core.intents import NEEDS_NO_RANK
 from control_plane.core.records import CheckpointCommitted, CommandSettled
 from control_plane.handle import Report
 from control_plane.storage.manifests import MANIFEST
 
-KEPT = 5
+KEPT = 4
 POLL_S = 0.05
+SAVES = 0.6
 OLD_NEWS = 0.1
-"""Such a share of the reports carries an outcome that was told before."""
+"""Such shares of the reports carry a save, and an outcome that was told before."""
 
 
 class Rank(Client):
@@ -39,8 +40,9 @@ class Rank(Client):
     def work(self) -> None:
         """Train until the end, and until nothing is left to settle."""
         self._begin()
-        revision, empty = -1, False
-        while not (self.place.ending.is_set() and empty):
+        revision, empty, silent = -1, False, False
+        while not (silent and empty):
+            silent = self.place.silent.is_set()  # before the question: its answer is then the last word
             answer = self.line.ask("offers", [1, revision, POLL_S])
             if "ok" not in answer:
                 self.problems.append(f"offers: {answer['reason']}")
@@ -82,7 +84,7 @@ class Rank(Client):
         outcomes = [self.ledger[command.uuid] for command in offered]
         if self.told and self.dice.random() < OLD_NEWS:
             outcomes.insert(0, self.ledger[self.dice.choice(sorted(self.told))])
-        saved = self._save() if self.dice.random() < 0.4 else None
+        saved = self._save() if self.dice.random() < SAVES else None
         report = Report(generation=1, outcomes=tuple(outcomes), checkpoints=(saved,) if saved else ())
         answer = self.line.ask("report", report.model_dump(mode="json"))
         if "error" in answer:
@@ -108,9 +110,11 @@ class Rank(Client):
 
 def wait_for(clients: list[Client], place: Place, limit_s: float) -> None:
     """Let them come to an end, each with what it is doing; whoever has not, after so long, gives up."""
-    place.ending.set()
     deadline = time.monotonic() + limit_s
-    for client in clients:
+    place.ending.set()
+    for client in sorted(clients, key=lambda client: not isinstance(client, Operator)):
+        if not isinstance(client, Operator):
+            place.silent.set()
         client.join(max(0.0, deadline - time.monotonic()))
     place.over.set()
     for client in clients:
