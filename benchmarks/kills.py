@@ -12,10 +12,12 @@ import argparse
 import random
 import sys
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import get_args
 
 from benchmarks.catalogue import Say
-from benchmarks.kills_campaign import KILL_POINTS, Campaign, Course, Seen
+from benchmarks.kills_campaign import KILL_POINTS, Campaign, Course, Kind, Seen
 from benchmarks.kills_nursery import nursery
 from benchmarks.quantiles import quantile
 from benchmarks.result import Bound, Result, Table
@@ -81,14 +83,24 @@ def _table(seen: Seen) -> Table:
     return Table(f"{seen.total_kills} kills of the control server", ("Steerway", "Interactive Training"), rows)
 
 
+def _some_of(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
+    def read(text: str) -> tuple[str, ...]:
+        names = tuple(text.split(","))
+        if unknown := [name for name in names if name not in allowed]:
+            raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(allowed)}")
+        return names
+
+    return read
+
+
 def main() -> int:
     """Play one plan. The exit code is 1 if there was a problem."""
     parser = argparse.ArgumentParser(prog="benchmarks.kills", description="Play one plan of kills.")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--errors", type=int, default=0, help="injected errors of the disk; needs the kind 'error'")
-    parser.add_argument("--kinds", type=lambda text: tuple(text.split(",")), default=Course(0).kinds)
-    parser.add_argument("--points", type=lambda text: tuple(text.split(",")), default=KILL_POINTS)
+    parser.add_argument("--kinds", type=_some_of(get_args(Kind)), default=Course(0).kinds)
+    parser.add_argument("--points", type=_some_of(KILL_POINTS), default=KILL_POINTS)
     parser.add_argument("--power", type=float, default=0.5, help="share of the kills after which the power is lost")
     given = parser.parse_args()
     if given.errors and "error" not in given.kinds:
