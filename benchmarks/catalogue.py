@@ -50,6 +50,7 @@ BENCHMARKS = {
             "rollback", "back to a checkpoint on a live run: seconds to the next step", "rollbacks a stage", 7, 2
         ),
         Benchmark("digest", "cost of digesting the live state every 1, 10, 100 steps, beside SHA-256", "rounds", 4, 1),
+        Benchmark("kills", "SIGKILL at every named failpoint of a control server, under load", "kills", 1000, 66),
         Benchmark("torn_saves", "what a restart chooses after a death during a save", "saves a protocol", 12, 1),
     )
 }

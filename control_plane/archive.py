@@ -36,13 +36,19 @@ from control_plane.views import snapshot_of, trajectories_of, view_of
 
 
 class ArchivedRun:
-    """One run's files as a handle. The journal is read once: it does not grow any more.
+    """One run's files as a handle. The journal is read once: it does not grow, unless somebody has the run go on.
 
     Every method raises `Damaged` if the journal does not verify.
     """
 
     def __init__(self, files: RunFiles) -> None:
         self._files = files
+        self._segments = _segments(files)
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a control server has been here since: then the run is not over any more, or ended once more."""
+        return _segments(self._files) != self._segments
 
     @cached_property
     def _entries(self) -> list[Entry]:
@@ -167,3 +173,8 @@ class ArchivedRun:
     async def close(self, ending: Ending, reason: str | None) -> None:
         """Raises `RunEnded`."""
         raise self._over()
+
+
+def _segments(files: RunFiles) -> tuple[str, ...]:
+    """The journal's segments: each life of a control server begins one."""
+    return tuple(sorted(path.name for path in files.journal.iterdir())) if files.journal.is_dir() else ()

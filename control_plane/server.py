@@ -45,6 +45,7 @@ from control_plane.handle import (
     Stretch,
     Trajectories,
 )
+from control_plane.storage.failpoints import reach
 from control_plane.views import measured, retired_checkpoints, snapshot_of, trajectories_of, view_of
 
 
@@ -130,8 +131,12 @@ class ControlServer:
         if not records:
             return
         now = self._utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        for entry in self._journal.append(records, now):
+        reach("server.commit", "before_append")
+        entries = self._journal.append(records, now)
+        reach("server.commit", "after_append")
+        for entry in entries:
             self._fold(entry)
+        reach("server.commit", "after_evolve")
         self._changed.set()
         self._changed = asyncio.Event()
 
@@ -170,8 +175,10 @@ class ControlServer:
         gone = [each for each in self._state.checkpoints if each.checkpoint in deleted]
         self._commit(records)
         for each in gone:
+            reach("server.delete", "before_removal")
             self._discard(each)
         life = self._state.commands[command.uuid]
+        reach("server.submit", "before_reply")
         return Receipt(uuid=command.uuid, run=self._state.run, seq=life.accepted_seq, status=life.status)
 
     async def command(self, uuid: UUID) -> CommandView:
@@ -278,6 +285,7 @@ class ControlServer:
             if self._progress is None or report.progress.step != self._progress.step:
                 self._moved_at = self._clock()
             self._progress, self._progress_at = report.progress, self._clock()
+        reach("server.report", "before_reply")
 
     def _settle(self, outcomes: Sequence[CommandSettled]) -> None:
         """One write for all that a boundary has settled: a disk takes a while for each, and nobody is served meanwhile.
@@ -309,6 +317,7 @@ class ControlServer:
         retired = retired_checkpoints(self._state)
         self._commit([CheckpointDiscarded(checkpoint=each.checkpoint, reason=reason) for each, reason in retired])
         for each, _ in retired:
+            reach("server.retire", "before_removal")
             self._discard(each)
 
     async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:

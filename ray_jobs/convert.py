@@ -25,6 +25,7 @@ from typing import IO, Any
 from control_plane.core.errors import Damaged, Invalid, Refused, SteerwayError, Unavailable
 from control_plane.core.records import UNIVERSAL
 from control_plane.storage.checkpoints import Manifest, SigningKey, commit, discard, hash_shard, read_manifest, verify
+from control_plane.storage.failpoints import reach
 from control_plane.storage.layout import STATE, RunFiles
 from control_plane.storage.room import room_refusal
 from control_plane.storage.shards import sync_folder
@@ -192,12 +193,13 @@ def _take_place(made: Path, target: Path, source: Manifest, key: SigningKey) -> 
     """Rename, unless somebody was faster. What lies there and is no checkpoint makes room."""
     if os.path.lexists(target) and not _is_ready(target, source, key):
         discard(target)
+    reach("conversion.name", "before_rename")
     try:
         os.rename(made, target)
     except OSError:
         if not _is_ready(target, source, key):
             raise
-    sync_folder(target.parent)
+    sync_folder(target.parent, "conversion.name")
 
 
 @contextlib.contextmanager

@@ -50,11 +50,14 @@ class RayRuns:
     async def handle(self, run: str) -> RunHandle:
         """The run's control server; a closed run is served from its files. Raises `NotFound` or `Invalid`.
 
-        Whoever closes a run retires its actor, so a live handle is good as long as Ray knows the actor's name.
+        Whoever closes a run retires its actor, so a live handle is good as long as Ray knows the actor's name; and whoever
+        has it go on begins a segment of its journal, so its files are good as long as there is none that is newer.
         """
         files = self.files(run)
         known = self._handles.get(run)
         if isinstance(known, RayHandle) and not await asyncio.to_thread(is_serving, files):
+            known = None
+        if isinstance(known, ArchivedRun) and await asyncio.to_thread(lambda: known.is_stale):
             known = None
         if known is None:
             archived = await asyncio.to_thread(_archived, files)

@@ -22,9 +22,10 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from control_plane.core.errors import Damaged, Invalid
+from control_plane.storage.failpoints import reach
 from control_plane.storage.manifests import FORMAT, MANIFEST, MAX_MANIFEST_BYTES, Manifest, RankState, Shard
 from control_plane.storage.room import discard, folders, leftovers, room_refusal
-from control_plane.storage.shards import ShardFile, hash_shard, read_through, sync_folder, write_all
+from control_plane.storage.shards import ShardFile, hash_shard, read_through, sync, sync_folder, write_all
 from control_plane.storage.signing import SigningKey
 
 __all__ = [
@@ -61,18 +62,21 @@ def commit(root: Path, manifest: Manifest, key: SigningKey) -> str:
     if len(text) > MAX_MANIFEST_BYTES:
         raise Invalid(f"the manifest of {manifest.checkpoint} has {len(text)} bytes; the limit is {MAX_MANIFEST_BYTES}")
     for folder in sorted({folder for shard in manifest.shards for folder in _folders(shard.path)}, reverse=True):
-        sync_folder(root / folder)
+        sync_folder(root / folder, "checkpoint.folders")
     _compare_files(root, manifest)
     temporary = root / f".{MANIFEST}.tmp"
+    reach("manifest.file", "before_create")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
     try:
-        write_all(descriptor, text)
-        os.fsync(descriptor)
+        write_all(descriptor, text, "manifest.file")
+        sync(descriptor, "manifest.file")
     finally:
         os.close(descriptor)
+    reach("manifest.file", "before_rename")
     os.rename(temporary, root / MANIFEST)
-    sync_folder(root)
-    sync_folder(root.parent)
+    reach("manifest.file", "after_rename")
+    sync_folder(root, "manifest.folder")
+    sync_folder(root.parent, "checkpoint.name")
     return hashlib.sha256(text).hexdigest()
 
 

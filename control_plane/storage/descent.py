@@ -16,7 +16,7 @@ from control_plane.core.errors import Conflict, Damaged, Unavailable
 from control_plane.core.records import MAIN, CheckpointCommitted
 from control_plane.storage.checkpoints import Manifest, SigningKey, commit, discard, verify
 from control_plane.storage.layout import RunFiles
-from control_plane.storage.shards import sync_folder
+from control_plane.storage.shards import sync, sync_folder
 
 
 def inherit(parent: RunFiles, checkpoint: str, child: RunFiles, branch: str = MAIN) -> CheckpointCommitted:
@@ -33,7 +33,7 @@ def inherit(parent: RunFiles, checkpoint: str, child: RunFiles, branch: str = MA
         for shard in manifest.shards:
             (target / shard.path).parent.mkdir(parents=True, exist_ok=True)
             _link(source / shard.path, target / shard.path)
-        sync_folder(child.checkpoints)
+        sync_folder(child.checkpoints, "inherited.folder")
         own = _own(manifest, child.run, branch)
         digest = commit(target, own, SigningKey.of_installation(child.signing_key))
     except OSError as error:
@@ -85,6 +85,6 @@ def _link(source: Path, target: Path) -> None:
         shutil.copyfile(source, target)
         descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            os.fsync(descriptor)
+            sync(descriptor, "inherited.file")
         finally:
             os.close(descriptor)

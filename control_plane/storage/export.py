@@ -35,7 +35,7 @@ from control_plane.storage.audit import Head, audit
 from control_plane.storage.layout import RunFiles, check_run_id
 from control_plane.storage.provenance import Machine, Trainers, this_machine, trainers_of
 from control_plane.storage.segments import SEGMENT_NAME, Segment, honoured, segment_name, verify
-from control_plane.storage.shards import sync_folder, write_all
+from control_plane.storage.shards import sync, sync_folder, write_all
 
 FORMAT = 1
 MANIFEST, CONFIG, SEGMENTS = "manifest.json", "config.yaml", "journal/"
@@ -166,14 +166,14 @@ def _write_new(path: Path, data: bytes) -> None:
         os.link(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
-    sync_folder(path.absolute().parent)
+    sync_folder(path.absolute().parent, "export.folder")
 
 
 def _write(path: Path, data: bytes) -> None:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
-        write_all(descriptor, data)
-        os.fsync(descriptor)
+        write_all(descriptor, data, "export.file")
+        sync(descriptor, "export.file")
     finally:
         os.close(descriptor)
 
@@ -312,7 +312,7 @@ def lay_down(found: Export, runs_dir: Path, run: str | None = None) -> RunFiles:
         if wrong.verdict != "intact":
             raise Damaged(f"nothing is imported: {wrong.sentence()}")
         os.rename(temporary.root, files.root)
-        sync_folder(runs_dir)
+        sync_folder(runs_dir, "import.name")
     except FileExistsError:
         raise Conflict(f"there is a run {files.run!r} already, and it is left as it is") from None
     except OSError as error:
@@ -329,5 +329,5 @@ def _fill(run: RunFiles, found: Export) -> None:
         _write(run.root / name, data)
     told = json.dumps(found.manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
     _write(run.root / "imported.json", told)
-    sync_folder(run.journal)
-    sync_folder(run.root)
+    sync_folder(run.journal, "import.folders")
+    sync_folder(run.root, "import.folders")

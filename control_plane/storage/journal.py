@@ -14,6 +14,7 @@ from pathlib import Path
 
 from control_plane.core.errors import Fenced, Invalid, NotFound, Unavailable
 from control_plane.core.records import Asked, Entry, Record
+from control_plane.storage.failpoints import halves, reach
 from control_plane.storage.segments import FORMAT_VERSION, Pin, list_segments, load, seal, segment_name, unseal
 
 MAX_LINE_BYTES = 8 * 2**20
@@ -32,19 +33,26 @@ class Disk:
     write: Callable[[int, bytes], int] = os.write
     fsync: Callable[[int], None] = os.fsync
 
-    def persist(self, descriptor: int, data: bytes) -> None:
-        """Write all of it, then wait until it is on the disk. Raises `OSError`."""
-        while data:
-            data = data[self.write(descriptor, data) :]
-        self.fsync(descriptor)
+    def persist(self, descriptor: int, data: bytes, at: str) -> None:
+        """Write all of it, then wait until it is on the disk. `at`: the failpoint's site. Raises `OSError`."""
+        reach(at, "before_write")
+        for part in halves(at, data):
+            while part:
+                part = part[self.write(descriptor, part) :]
+        self._settle(descriptor, at)
 
-    def sync(self, path: Path) -> None:
+    def sync(self, path: Path, at: str) -> None:
         """Wait until this file, or this folder's list of files, is on the disk. Raises `OSError`."""
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
-            self.fsync(descriptor)
+            self._settle(descriptor, at)
         finally:
             os.close(descriptor)
+
+    def _settle(self, descriptor: int, at: str) -> None:
+        reach(at, "before_sync")
+        self.fsync(descriptor)
+        reach(at, "after_sync")
 
 
 def read(directory: Path) -> list[Entry]:
@@ -90,8 +98,9 @@ class Journal:
         """
         journal = cls(directory, disk)
         with _disk_errors("opened"):
+            reach("journal.folder", "before_create")
             directory.mkdir(parents=True, exist_ok=True)
-            disk.sync(directory.parent)
+            disk.sync(directory.parent, "journal.folder")
             journal._take_term()
         return journal
 
@@ -111,6 +120,8 @@ class Journal:
         After a failed write the next call goes on in a new segment that pins this one at its last confirmed record.
         Cutting the tail off instead could cut what a newer writer has read just then.
 
+        After a crash a reader finds all of these records, or none.
+
         Raises: `Fenced`, now and ever after, if there is a newer writer; `Unavailable` if the disk fails; then
         nothing is confirmed. `Invalid`, before anything is written, if a record is too long or is not JSON.
         """
@@ -126,8 +137,9 @@ class Journal:
                 self._begin_segment(self._segment + 1)
             entries, data, end = self._compose(records, now)
             self._unsettled = True
-            self._disk.persist(self._descriptor, data)
+            self._disk.persist(self._descriptor, data, "journal.append")
             self._check_fence()
+            reach("journal.append", "after_fence")
         self._unsettled, self._end = False, end
         return entries
 
@@ -139,10 +151,11 @@ class Journal:
 
     def _compose(self, records: Sequence[Record], now: str) -> tuple[list[Entry], bytes, Pin]:
         end, data, entries = self._end, bytearray(), list[Entry]()
+        write = {"batch": end.seq + 1} | ({"until": end.seq + len(records)} if len(records) > 1 else {})
         for record in records:
             try:
                 line = self._asked.complete(Entry(seq=end.seq + 1, time=now, record=record)).line()
-                raw = seal(line | {"batch": self._end.seq + 1, "prev": end.digest})
+                raw = seal(line | write | {"prev": end.digest})
                 entries.append(Entry.from_line(unseal(raw)))
             except (ValueError, TypeError, RecursionError) as error:
                 raise Invalid(f"a {record.type} cannot be written as JSON: {error}") from error
@@ -162,16 +175,18 @@ class Journal:
     def _begin_segment(self, number: int) -> None:
         """Create a segment, pin the older ones, and go on there. `FileExistsError` if it is another writer's."""
         path = self._directory / segment_name(number)
+        reach("journal.segment", "before_create")
         descriptor = self._disk.create(path)
         try:
+            reach("journal.segment", "after_create")
             if self._descriptor is None:
                 self._recover(number)
             end = self._end
             pin = {"segment": end.segment, "size_bytes": end.size_bytes, "seq": end.seq}
             header = {"type": "Segment", "version": FORMAT_VERSION, "term": number, "after": pin, "prev": end.digest}
             raw = seal(header)
-            self._disk.persist(descriptor, raw + b"\n")
-            self._disk.sync(self._directory)
+            self._disk.persist(descriptor, raw + b"\n", "journal.header")
+            self._disk.sync(self._directory, "journal.segment")
         except BaseException:
             self._abandon(descriptor, number)
             raise
@@ -179,6 +194,7 @@ class Journal:
         self._descriptor, self._segment = descriptor, number
         self._end = Pin(number, len(raw) + 1, end.seq, sha256(raw).hexdigest())
         self._check_fence()
+        reach("journal.segment", "after_fence")
 
     def _recover(self, number: int) -> None:
         """Read the older segments. What is pinned must be durable, also where its own writer died before its fsync."""
@@ -187,11 +203,12 @@ class Journal:
         for entry in self._entries:
             self._asked.complete(entry)
         if self._end.segment:
-            self._disk.sync(self._directory / segment_name(self._end.segment))
+            self._disk.sync(self._directory / segment_name(self._end.segment), "journal.taken_over")
 
     def _abandon(self, descriptor: int, number: int) -> None:
         """Leave a segment that could not be begun. Only an empty one may be removed: no other writer can pin it."""
         if os.fstat(descriptor).st_size == 0:
+            reach("journal.abandoned", "before_unlink")
             (self._directory / segment_name(number)).unlink(missing_ok=True)
         else:
             self._segment = number

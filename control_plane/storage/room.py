@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.core.errors import Unavailable
+from control_plane.storage.failpoints import reach
 from control_plane.storage.manifests import MANIFEST
 from control_plane.storage.shards import sync_folder
 
@@ -23,14 +24,17 @@ def discard(root: Path) -> None:
     """
     try:
         if root.is_symlink():
+            reach("removal.link", "before_unlink")
             root.unlink()
             return
+        reach("removal.manifest", "before_unlink")
         with suppress(FileNotFoundError):
             os.unlink(root / MANIFEST)
-            sync_folder(root)
+            sync_folder(root, "removal.manifest")
+        reach("removal.files", "before_removal")
         shutil.rmtree(root, onerror=_pass_over_missing)
         with suppress(FileNotFoundError):
-            sync_folder(root.parent)
+            sync_folder(root.parent, "removal.files")
     except OSError as error:
         raise Unavailable(f"checkpoint {root.name} could not be removed wholly: {error.strerror or error}") from error
 

@@ -1,9 +1,10 @@
 """The journal's files: their lines, their headers, and what of them is honoured.
 
 `000001.jsonl`, `000002.jsonl`, ... hold one JSON object a line, in ASCII, without blanks, ended by LF. A line is
-`Entry.line()` and then three keys:
+`Entry.line()` and then these keys:
 
     batch   the seq of the first record of the write that this line was part of
+    until   the seq of its last record, where it has several: they are honoured together or not at all
     prev    SHA-256 (hex) of the line before, without its LF; 64 zeros before the first line of all
     crc     eight hex digits, always the last key: the CRC-32 of the line's bytes with `,"crc":"xxxxxxxx"` taken out
 
@@ -23,8 +24,9 @@ The order makes the fence: a new writer first creates its segment, then reads th
 old writer writes, syncs, and then looks for a newer segment. So what the old one confirmed, the new one has read.
 
 After a crash only the end of the newest segment may be incomplete, and only as one interrupted write leaves it: cut
-short, or with zeros where a sector never arrived. That is left out (pinned off, never overwritten). All else that
-does not verify is `Damaged`. Not covered: whole lines, or a whole newest segment, removed by hand from the end.
+short, or with zeros where a sector never arrived. That is left out (pinned off, never overwritten), and with it what
+arrived of a write of several records: it was one decision. All else that does not verify is `Damaged`. Not covered:
+whole lines, or a whole newest segment, removed by hand from the end.
 """
 
 import json
@@ -116,6 +118,11 @@ def _torn(data: bytes, start: int, seq: int) -> bool:
     return (zeros or tail.endswith(b"\0")) and max(later, default=0) <= seq + 1
 
 
+def _ends_its_write(line: dict[str, Any], seq: int) -> bool:
+    until = line.get("until")
+    return not isinstance(until, int) or until <= seq
+
+
 @dataclass(frozen=True, slots=True)
 class Segment:
     """The bytes of one segment, up to where they are honoured."""
@@ -152,6 +159,7 @@ class Segment:
         """The records and the place after the last. Raises `Damaged`."""
         entries = list[Entry]()
         _, end = self.header()
+        whole = len(entries), end
         while end.size_bytes < len(self.data):
             line_end = self.data.find(b"\n", end.size_bytes)
             raw = self.data[end.size_bytes : line_end] if line_end >= 0 else b""
@@ -164,7 +172,9 @@ class Segment:
                 raise self.damaged(len(entries) + 2, what) from error
             entries.append(self._entry(line, end, len(entries) + 2))
             end = Pin(self.number, line_end + 1, end.seq + 1, sha256(raw).hexdigest())
-        return entries, end
+            if _ends_its_write(line, end.seq):
+                whole = len(entries), end
+        return (entries[: whole[0]], whole[1]) if may_be_torn else (entries, end)
 
     def _entry(self, line: dict[str, Any], end: Pin, number: int) -> Entry:
         if line.get("prev") != end.digest:

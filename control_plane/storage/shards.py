@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any
 
 from control_plane.core.errors import Damaged, Invalid
+from control_plane.storage.failpoints import halves, reach
 from control_plane.storage.manifests import Shard, is_inside
 
 READ_BYTES = 1 << 20
@@ -32,16 +33,18 @@ class ShardFile:
         self._temporary = self._path.with_name(f".{self._path.name}.tmp")
         self._digest, self._size_bytes = hashlib.sha256(), 0
         self._shard: Shard | None = None
+        reach("shard.file", "before_create")
         self._path.parent.mkdir(parents=True, exist_ok=True)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
         self._descriptor: int | None = os.open(self._temporary, flags, 0o644)
+        reach("shard.file", "after_create")
 
     def write(self, data: Any) -> int:
         """Take any contiguous buffer; answers its size in bytes."""
         if self._descriptor is None:
             raise ValueError(f"{self._path.name} is closed")
         block = memoryview(data).cast("B")
-        write_all(self._descriptor, block)
+        write_all(self._descriptor, block, "shard.file")
         self._digest.update(block)
         self._size_bytes += block.nbytes
         return block.nbytes
@@ -59,14 +62,16 @@ class ShardFile:
             return
         try:
             # An error of fsync may mean that the data is gone: it is not tried again.
-            os.fsync(self._descriptor)
+            sync(self._descriptor, "shard.file")
+            reach("shard.file", "before_rename")
             os.rename(self._temporary, self._path)
+            reach("shard.file", "after_rename")
         except BaseException:
             self.abandon()
             raise
         os.close(self._descriptor)
         self._descriptor = None
-        sync_folder(self._path.parent)
+        sync_folder(self._path.parent, "shard.folder")
         path = self._path.relative_to(self._root).as_posix()
         self._shard = Shard(path=path, rank=self._rank, size_bytes=self._size_bytes, sha256=self._digest.hexdigest())
 
@@ -75,6 +80,7 @@ class ShardFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+            reach("shard.abandoned", "before_unlink")
             with suppress(FileNotFoundError):
                 os.unlink(self._temporary)
 
@@ -115,23 +121,31 @@ def read_through(path: Path, durable: bool = False) -> tuple[int, str]:
             digest.update(block)
             size_bytes += len(block)
         if durable:
-            os.fsync(descriptor)
+            sync(descriptor, "shard.found")
     finally:
         os.close(descriptor)
     return size_bytes, digest.hexdigest()
 
 
-def write_all(descriptor: int, data: "bytes | memoryview") -> None:
-    """Write every byte: one call may write only some."""
-    rest = memoryview(data)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
+def write_all(descriptor: int, data: "bytes | memoryview", at: str) -> None:
+    """Write every byte: one call may write only some. `at`: the failpoint's site, here and below."""
+    reach(at, "before_write")
+    for rest in halves(at, memoryview(data)):
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
 
 
-def sync_folder(folder: Path) -> None:
+def sync(descriptor: int, at: str) -> None:
+    """Wait until what was written is on the disk."""
+    reach(at, "before_sync")
+    os.fsync(descriptor)
+    reach(at, "after_sync")
+
+
+def sync_folder(folder: Path, at: str) -> None:
     """Make the names in a folder durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        sync(descriptor, at)
     finally:
         os.close(descriptor)

@@ -16,8 +16,9 @@ from contextlib import suppress
 from pathlib import Path
 
 from control_plane.core.errors import Damaged, SteerwayError, Unavailable
+from control_plane.storage.failpoints import reach
 from control_plane.storage.manifests import Manifest, complete
-from control_plane.storage.shards import sync_folder, write_all
+from control_plane.storage.shards import sync, sync_folder, write_all
 
 KEY_BYTES = 32
 KEY_TEXT = re.compile(rb"([0-9a-f]{64})\n?")
@@ -87,20 +88,23 @@ class SigningKey:
 
 def _create(path: Path) -> None:
     """Make the key under another name, whole and durable, and link it: whoever sees the name sees a whole key."""
+    reach("key.file", "before_create")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
-            write_all(descriptor, secrets.token_hex(KEY_BYTES).encode() + b"\n")
-            os.fsync(descriptor)
+            write_all(descriptor, secrets.token_hex(KEY_BYTES).encode() + b"\n", "key.file")
+            sync(descriptor, "key.file")
         finally:
             os.close(descriptor)
+        reach("key.file", "before_link")
         with suppress(FileExistsError):  # another process was faster: its key is the installation's
             os.link(temporary, path)
     finally:
+        reach("key.file", "before_unlink")
         temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
+    sync_folder(path.parent, "key.folder")
 
 
 def _read(path: Path) -> bytes:

@@ -79,7 +79,7 @@ def test_a_run_is_rolled_back_killed_forked_and_replayed(tmp_path: Path) -> None
         back = Command(uuid=uuid4(), author="test", intent=Rollback(checkpoint=base.checkpoint))
         resumed = cluster.command("ray_jobs.submit", "--resume", run, "--back", back.model_dump_json(), "--json")
         assert resumed.returncode == 0, resumed.stderr
-        wait_for("its trainers", lambda: client.snapshot(run).branch == "branch-3" or None)
+        wait_for("its trainers", lambda: client.snapshot(run).branch == "branch-3" or None, PATIENCE_S)
         assert ended(client, run).status == "finished", cluster.logs(run)
 
         replayed = cluster.command("control_plane.cli.main", "replay", run, "--json")

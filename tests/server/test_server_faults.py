@@ -9,11 +9,14 @@ from uuid import UUID
 import pytest
 
 from control_plane.core.errors import Fenced, NotFound, Unavailable
+from control_plane.core.intents import DeleteCheckpoint
+from control_plane.core.records import CheckpointCommitted
+from control_plane.handle import Report
 from control_plane.server import ControlServer
 from control_plane.storage.journal import read
 from tests.server.house import House, applied, command, outcome, start
 from tests.server.virtual_time import now_s, run
-from tests.storage.disks import FailingDisk
+from tests.storage.disks import Crash, FailingDisk
 
 Request = Callable[[ControlServer], Awaitable[object]]
 
@@ -105,6 +108,40 @@ def test_retry_at_a_new_server_after_an_unanswered_submit_happens_once(tmp_path:
         assert house.record_types().count("CommandAccepted") == 2
 
     run(story())
+
+
+def test_delete_torn_by_a_death_at_any_byte_has_not_happened_and_can_be_sent_again(tmp_path: Path) -> None:
+    """Found by kills at `journal.append.mid_write`: half of it was there, and the ranks were offered a delete."""
+
+    def saved(step: int) -> CheckpointCommitted:
+        return CheckpointCommitted(checkpoint=f"c{step}", step=step, generation=1, path=f"checkpoints/c{step}")
+
+    delete = command(7, DeleteCheckpoint(checkpoint="c1"))
+
+    async def story(root: Path, room_bytes: int) -> bool:
+        failing = FailingDisk(lambda descriptor: None)
+        house = House(root, failing.disk)
+        server = await begun(house)
+        await server.report(Report(generation=1, checkpoints=(saved(1), saved(2))))
+        failing.room_bytes, failing.crash = room_bytes, True
+        try:
+            await server.submit(delete)
+        except Crash:
+            pass
+        else:
+            return False
+        mend(failing)
+        restarted = house.serve()
+        assert (await restarted.offers(1, -1, 0)).commands == (command(1),), "nobody is offered a delete"
+        with pytest.raises(NotFound):
+            await restarted.command(delete.uuid)
+        assert (await restarted.submit(delete)).status == "applied"
+        return True
+
+    sizes = range(0, 2000, 40)
+    torn = [run(story(tmp_path / str(room_bytes), room_bytes)) for room_bytes in sizes]
+    assert True in torn
+    assert False in torn
 
 
 @pytest.mark.parametrize("request_name", REQUESTS)

@@ -33,6 +33,11 @@ def line_ends(data: bytes) -> list[int]:
     return [offset + 1 for offset, byte in enumerate(data) if byte == ord("\n")]
 
 
+def records_in(lines: int) -> int:
+    """How many records so many whole lines of the second segment make: 6 and 7 count together or not at all."""
+    return 3 + {4: 2}.get(lines, max(lines - 1, 0))
+
+
 def every_bit(data: bytes, start: int, stop: int) -> Iterator[bytes]:
     for offset in range(start, stop):
         for bit in range(8):
@@ -53,7 +58,7 @@ def test_newest_segment_cut_at_every_byte_keeps_the_exact_prefix(journal: Path) 
     ends = line_ends(data)
     for size_bytes in range(len(data) + 1):
         lines = sum(end <= size_bytes for end in ends)
-        assert kept(path, data[:size_bytes]) == whole[: 3 + max(lines - 1, 0)], f"cut after {size_bytes} bytes"
+        assert kept(path, data[:size_bytes]) == whole[: records_in(lines)], f"cut after {size_bytes} bytes"
 
 
 def test_newest_segment_cut_at_every_byte_can_be_continued(journal: Path, tmp_path: Path) -> None:
@@ -63,7 +68,7 @@ def test_newest_segment_cut_at_every_byte_can_be_continued(journal: Path, tmp_pa
         copy = tmp_path / str(size_bytes)
         shutil.copytree(journal, copy)
         (copy / "000002.jsonl").write_bytes(data[:size_bytes])
-        prefix = whole[: 3 + max(sum(end <= size_bytes for end in ends) - 1, 0)]
+        prefix = whole[: records_in(sum(end <= size_bytes for end in ends))]
         successor = Journal.open(copy, FAST)
         assert list(successor.entries) == prefix
         added = successor.append([accepted(9)], NOW)
@@ -122,7 +127,7 @@ def test_tail_zeroed_from_every_byte_keeps_the_exact_prefix(journal: Path) -> No
     for offset in range(ends[0], len(data)):
         zeroed = data[:offset] + bytes(len(data) - offset)
         lines = sum(end <= offset for end in ends)
-        assert kept(path, zeroed) == whole[: 3 + lines - 1], f"zeroed from byte {offset}"
+        assert kept(path, zeroed) == whole[: records_in(lines)], f"zeroed from byte {offset}"
 
 
 def test_every_sector_zeroed_is_damaged_unless_it_could_be_the_last_write(tmp_path: Path) -> None:
@@ -140,7 +145,7 @@ def test_every_sector_zeroed_is_damaged_unless_it_could_be_the_last_write(tmp_pa
         assert found == whole[: sum(end <= start for end in ends) - 1]
 
 
-def test_write_of_many_records_with_a_missing_sector_is_cut_off_whole_or_in_part(tmp_path: Path) -> None:
+def test_write_of_many_records_with_a_missing_sector_is_cut_off_whole(tmp_path: Path) -> None:
     writer = Journal.open(tmp_path, FAST)
     whole = writer.append([accepted(0)], NOW)
     path = tmp_path / "000001.jsonl"
@@ -150,8 +155,7 @@ def test_write_of_many_records_with_a_missing_sector_is_cut_off_whole_or_in_part
     for sector in range(0, len(data), SECTOR_BYTES):
         start, stop = max(sector, confirmed_bytes), min(sector + SECTOR_BYTES, len(data))
         if start < stop:
-            found = kept(path, data[:start] + bytes(stop - start) + data[stop:])
-            assert found == whole[: sum(end <= start for end in line_ends(data)) - 1]
+            assert kept(path, data[:start] + bytes(stop - start) + data[stop:]) == whole[:1]
 
 
 def test_two_records_exchanged_with_good_checksums_are_damaged(journal: Path) -> None:

@@ -135,6 +135,19 @@ def segment_whose_header_never_arrived_is_void(journal: ModuleType, segments: Mo
     assert numbers(journal.read(folder)) == [1]
 
 
+def half_of_a_write_is_none(journal: ModuleType, segments: ModuleType, folder: Path) -> None:
+    writer = journal.Journal.open(folder)
+    writer.append([accepted(1)], NOW)
+    writer.append([accepted(2), accepted(3)], NOW)
+    path = folder / "000001.jsonl"
+    lines = path.read_bytes().splitlines(keepends=True)
+    assert numbers(journal.read(folder)) == [1, 2, 3]
+    path.write_bytes(b"".join(lines[:-1]))
+    assert numbers(journal.read(folder)) == [1]
+    journal.Journal.open(folder).append([accepted(4)], NOW)
+    assert numbers(journal.read(folder)) == [1, 4]
+
+
 STORIES: tuple[Story, ...] = (
     older_writer_confirms_nothing,
     write_on_its_way_during_a_takeover_is_not_confirmed,
@@ -146,10 +159,11 @@ STORIES: tuple[Story, ...] = (
     zeroed_sectors_under_confirmed_records_are_damage,
     torn_write_is_cut_off,
     segment_whose_header_never_arrived_is_void,
+    half_of_a_write_is_none,
 )
 
-PERSIST = "self._disk.persist(self._descriptor, data)\n            "
-SYNC_HEADER = 'self._disk.persist(descriptor, raw + b"\\n")\n            '
+PERSIST = 'self._disk.persist(self._descriptor, data, "journal.append")\n            '
+SYNC_HEADER = 'self._disk.persist(descriptor, raw + b"\\n", "journal.header")\n            '
 RECOVER = "if self._descriptor is None:\n                self._recover(number)"
 CREATE = "descriptor = self._disk.create(path)"
 
@@ -161,8 +175,10 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "no pin": [(".read_bytes()[: pin.size_bytes]", ".read_bytes()")],
     "no chain": [('if line.get("prev") != end.digest:', "if False:")],
     "no checksum": [("if raw != text[:-1]", "if False and raw != text[:-1]")],
-    "no fsync": [("        self.fsync(descriptor)\n\n    def sync", "\n    def sync")],
-    "no fsync of the folder": [(SYNC_HEADER + "self._disk.sync(self._directory)", SYNC_HEADER.strip())],
+    "no fsync": [("        self.fsync(descriptor)\n", "")],
+    "no fsync of the folder": [
+        (SYNC_HEADER + 'self._disk.sync(self._directory, "journal.segment")', SYNC_HEADER.strip())
+    ],
     "read before the segment is taken": [
         (RECOVER, "pass"),
         (CREATE, "if self._descriptor is None:\n            self._recover(number)\n        " + CREATE),
@@ -172,6 +188,8 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "any bad end is torn": [("(zeros or tail.endswith", "(True or tail.endswith")],
     "a changed line end is torn": [('tail.endswith(b"\\0") or not _is_sealed(tail[:-1])', "True")],
     "zeros before a later write are torn": [("max(later, default=0) <= seq + 1", "True")],
+    "half of a write counts": [("if _ends_its_write(line, end.seq):", "if True:")],
+    "a write does not say where it ends": [('{"until": end.seq + len(records)}', "{}")],
     "nothing is torn": [("if may_be_torn and _torn(", "if False and _torn(")],
     "zeros are not torn": [("(zeros or tail.endswith", "(False and tail.endswith")],
     "any unreadable header is void": [

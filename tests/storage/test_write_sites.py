@@ -1,0 +1,92 @@
+"""Every durable write of storage and of the control server has a failpoint beside it, and the catalogue is complete."""
+
+from pathlib import Path
+
+import pytest
+
+from control_plane.storage.failpoints import POINTS
+from tests.architecture.tree import ROOT
+from tests.storage.write_sites import points, sites
+
+STORAGE = sorted((ROOT / "control_plane" / "storage").glob("*.py"))
+WALKED = [*(path for path in STORAGE if path.name != "failpoints.py"), ROOT / "control_plane" / "server.py"]
+ELSEWHERE = [ROOT / "ray_jobs" / "convert.py"]
+"""Passes failpoints, too; what else it writes is its workshop, which no restart looks at."""
+
+WITHOUT: dict[tuple[str, str], str] = {
+    ("journal.py", "_create"): "the segment's birth: `_begin_segment` has a point before it and one after it",
+    ("journal.py", "<module>"): "the three calls by their names; whoever calls them has the points",
+    ("descent.py", "write_origin"): "nobody knows of the run before it is submitted, and one that was not is removed",
+    ("metrics.py", "_open"): "measurements may be lost, and no decision depends on one",
+    ("metrics.py", "_move_aside"): "measurements may be lost, and no decision depends on one",
+}
+
+
+def uncovered(module: str, source: str) -> list[str]:
+    """The functions that write, have no failpoint, and no reason to have none."""
+    return [
+        f"{site.module}: {site.function} writes by {', '.join(site.writes)}"
+        for site in sites(module, source)
+        if not site.covered and (site.module, site.function) not in WITHOUT
+    ]
+
+
+def test_every_durable_write_has_a_failpoint_beside_it_or_a_reason() -> None:
+    found = [line for path in WALKED for line in uncovered(path.name, path.read_text(encoding="utf-8"))]
+    assert found == [], "give it a failpoint in `control_plane/storage/failpoints.py`, or a reason here"
+
+
+def test_every_reason_belongs_to_a_write_that_is_there() -> None:
+    bare = {
+        (site.module, site.function)
+        for path in WALKED
+        for site in sites(path.name, path.read_text(encoding="utf-8"))
+        if not site.covered
+    }
+    assert set(WITHOUT) == bare
+
+
+def test_catalogue_holds_exactly_the_points_that_the_code_can_reach() -> None:
+    reached = points(path.read_text(encoding="utf-8") for path in [*WALKED, *ELSEWHERE])
+    assert reached == set(POINTS)
+    assert len(POINTS) == len(set(POINTS)) == 86
+
+
+@pytest.mark.parametrize(
+    "write",
+    [
+        "os.fsync(descriptor)",
+        "os.write(descriptor, b'')",
+        "os.rename(old, new)",
+        "os.open(path, os.O_WRONLY | os.O_CREAT)",
+        "open(path, 'w').write('')",
+        "path.open(mode='ab')",
+        "path.write_text('')",
+        "path.rename(new)",
+        "path.replace(new)",
+        "shutil.rmtree(path)",
+        "self._disk.persist(descriptor, data)",
+        "self._disk.create(path)",
+        "self._journal.append(records, now)",
+        "self._discard(checkpoint)",
+        "sync_folder(path)",
+        "write_all(descriptor, data)",
+    ],
+)
+def test_planted_write_without_a_failpoint_is_named(write: str) -> None:
+    planted = f"class Keeper:\n    def keep(self, path):\n        {write}\n"
+    [line] = uncovered("planted.py", planted)
+    assert line.startswith("planted.py: keep writes by ")
+    guarded = planted.replace(write, f"reach('journal.append', 'before_write')\n        {write}")
+    assert uncovered("planted.py", guarded) == []
+
+
+@pytest.mark.parametrize("read", ["os.read(descriptor, 1)", "open(path)", "text.replace('a', 'b')", "names.append(1)"])
+def test_what_writes_nothing_needs_no_failpoint(read: str) -> None:
+    assert uncovered("planted.py", f"def look(path):\n    {read}\n") == []
+
+
+def test_planted_point_that_the_catalogue_lacks_is_found() -> None:
+    source = Path(WALKED[0]).read_text(encoding="utf-8") + "\ndef f():\n    sync_folder(p, 'new.site')\n"
+    everything = [path.read_text(encoding="utf-8") for path in [*WALKED[1:], *ELSEWHERE]]
+    assert points([source, *everything]) - set(POINTS) == {"new.site.before_sync", "new.site.after_sync"}
