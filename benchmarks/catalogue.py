@@ -46,6 +46,10 @@ BENCHMARKS = {
         ),
         Benchmark("scale", "what grows with the ranks: boundary, control server, real gloo", "boundaries", 40, 4),
         Benchmark("storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5),
+        Benchmark(
+            "rollback", "back to a checkpoint on a live run: seconds to the next step", "rollbacks a stage", 7, 2
+        ),
+        Benchmark("digest", "cost of digesting the live state every 1, 10, 100 steps, beside SHA-256", "rounds", 4, 1),
         Benchmark("torn_saves", "what a restart chooses after a death during a save", "saves a protocol", 12, 1),
     )
 }

@@ -29,6 +29,9 @@ given 5 answers' time, about 11 s: on two cores under load a raylet may well tak
 declare a living node dead costs every rank on it, which is worse than to learn of a death later.
 """
 
+PROXY_CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "control_plane.gateway.proxy.middlewares"}
+"""What Ray Serve asks for each of its proxies. It has no other way in: a proxy is started by Serve's controller."""
+
 
 def ray_token_file(settings: Settings) -> Path:
     """Where the token of Ray's own interfaces lies, mode 0600. Whoever reads it may run code on the cluster."""
@@ -70,7 +73,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
 def cluster_environment(settings: Settings, cluster: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a process of the cluster `cluster`."""
     inherited = {name: value for name, value in environ.items() if name not in NOT_INHERITED}
-    return inherited | settings.environment() | ray_environment(settings) | {MARK: cluster}
+    return inherited | settings.environment() | ray_environment(settings) | PROXY_CALLBACK | {MARK: cluster}
 
 
 def node_environment(cluster: Mapping[str, str], node: str) -> dict[str, str]:

@@ -23,7 +23,17 @@ from control_plane.core.errors import Damaged, SteerwayError
 from control_plane.core.limits import Limit
 from control_plane.core.records import UNIVERSAL, Death, Ending, Entry, GenerationEnding, RunCreated
 from control_plane.core.recovery import ResumePoint
-from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
+from control_plane.handle import (
+    CommandView,
+    Measurements,
+    Offer,
+    Receipt,
+    Report,
+    Result,
+    Snapshot,
+    Stretch,
+    Trajectories,
+)
 from control_plane.server import ControlServer
 from control_plane.storage.checkpoints import discard
 from control_plane.storage.descent import read_origin
@@ -130,6 +140,14 @@ class ControlActor:
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
         """See `RunHandle.measurements`."""
         return await self._server.measurements(after, limit, names)
+
+    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+        """See `RunHandle.results`."""
+        return await self._server.results(stretches, names)
+
+    async def trajectories(self) -> Trajectories:
+        """See `RunHandle.trajectories`."""
+        return await self._server.trajectories()
 
     async def resume_point(self) -> ResumePoint:
         """See `RunHandle.resume_point`."""

@@ -24,12 +24,15 @@ from control_plane.handle import (
     Offer,
     Receipt,
     Report,
+    Result,
     Snapshot,
+    Stretch,
+    Trajectories,
 )
 from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
-from control_plane.views import snapshot_of, view_of
+from control_plane.views import snapshot_of, trajectories_of, view_of
 
 
 class ArchivedRun:
@@ -112,6 +115,20 @@ class ArchivedRun:
             return {}
         with closing(MetricsStore(self._files.metrics)) as store:
             return store.latest()
+
+    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+        """What these metrics came to; nothing if the run never measured anything."""
+        return await asyncio.to_thread(self._results, stretches, names)
+
+    def _results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+        if not self._files.metrics.is_file():
+            return ()
+        with closing(MetricsStore(self._files.metrics)) as store:
+            return store.results(stretches, names)
+
+    async def trajectories(self) -> Trajectories:
+        """Every branch as the journal left it."""
+        return trajectories_of(await self._load(), progress=None)
 
     def _over(self) -> RunEnded:
         return RunEnded(

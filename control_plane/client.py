@@ -19,6 +19,7 @@ from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ValidationError
 
+from control_plane.comparing import Comparison, RunTree
 from control_plane.config import Role, Settings
 from control_plane.core.commands import Intent
 from control_plane.core.errors import (
@@ -199,6 +200,14 @@ class SteerwayClient:
     def logs(self, run: str, source: str = "driver", lines: int = 200) -> str:
         """The last lines that the driver or a rank (`rank-0`) printed. Raises `NotFound`."""
         return str(_member(self._get_json(_path(run, "logs"), source=source, lines=lines), "text"))
+
+    def tree(self, run: str) -> RunTree:
+        """The run's branches, and the runs that were begun from it. Raises `NotFound`."""
+        return _parse(RunTree, self._get_json(_path(run, "tree")))
+
+    def compare(self, names: Sequence[str]) -> Comparison:
+        """`RUN`, `RUN:BRANCH`, `RUN@STEP` or `RUN@CHECKPOINT`, two or more. Raises `NotFound`, `Invalid`."""
+        return _parse(Comparison, self._get_json("/compare", of=list(names)))
 
     def stream(self, run: str, after: int = 0) -> Iterator[Entry]:
         """Entries after `after` as they become durable, each once and in order, until the run is over.

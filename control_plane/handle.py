@@ -25,6 +25,7 @@ from control_plane.core.records import (
     Parent,
     RankPlace,
     Reading,
+    StateDigested,
 )
 from control_plane.core.recovery import ResumePoint
 
@@ -88,10 +89,35 @@ class Report(Words):
     outcomes: tuple[CommandSettled, ...] = ()
     checkpoints: tuple[CheckpointCommitted, ...] = ()
     failed_checkpoints: tuple[CheckpointFailed, ...] = ()
+    digests: tuple[StateDigested, ...] = ()
     restart: Restart | None = None
     points: tuple[Point, ...] = ()
     progress: Progress | None = None
     dropped_points: int = 0
+
+
+class Stretch(Words):
+    """Part of a branch: from step `first` to step `last`, both included; to its end without `last`."""
+
+    branch: str = MAIN
+    first: int = 0
+    last: int | None = None
+
+
+class Measured(Words):
+    """A measurement where it was made."""
+
+    step: int
+    value: float
+
+
+class Result(Words):
+    """What a metric came to on a stretch: the newest value, and the lowest one that is a number."""
+
+    name: str
+    stretch: Stretch
+    last: Measured
+    lowest: Measured | None = None
 
 
 class Offer(Words):
@@ -111,6 +137,7 @@ class CommandView(Words):
     accepted_at: str
     settled: CommandSettled | None = None
     settled_at: str | None = None
+    branch: str = Field(default=MAIN, description="where it was settled; until then, where it was asked for")
 
 
 class RecoveryView(Words):
@@ -126,6 +153,7 @@ class RecoveryView(Words):
     world_size: int | None = None
     lost_steps: int | None = None
     phases_s: dict[str, float] = {}
+    branch: str = MAIN
 
     @property
     def over(self) -> bool:
@@ -145,6 +173,42 @@ class BranchView(Words):
     first: tuple[str, ...] = Field(default=(), description="the changes that it began with, in words")
     newest_checkpoint: str | None = None
     head: bool = False
+
+
+class Intervention(Words):
+    """A command that changed the training of a branch, at the boundary after `step`.
+
+    `first`: the branch began with it. `before` and `after` are what the ranks read.
+    """
+
+    uuid: UUID
+    step: int
+    what: str
+    author: str
+    reason: str | None = None
+    first: bool = False
+    before: Reading = {}
+    after: Reading = {}
+
+
+class Trajectory(Words):
+    """A branch, what was done on it, oldest first, and the knobs as its trainers had them last."""
+
+    branch: BranchView
+    knobs: Reading = {}
+    interventions: tuple[Intervention, ...] = ()
+
+
+class Trajectories(Words):
+    """Everything that a run has tried."""
+
+    run: str
+    status: str
+    head: str
+    total_steps: int
+    parent: Parent | None = None
+    branches: tuple[Trajectory, ...]
+    checkpoints: tuple[CheckpointCommitted, ...] = ()
 
 
 class Snapshot(Words):
@@ -186,7 +250,10 @@ class Snapshot(Words):
 
 
 class RunSummary(Words):
-    """One line of the list of runs. `world_size` counts the ranks of the current or last generation."""
+    """One line of the list of runs. `world_size` counts the ranks of the current or last generation.
+
+    `branch` is the one that is trained, of `branches`.
+    """
 
     run: str
     name: str
@@ -195,6 +262,9 @@ class RunSummary(Words):
     total_steps: int
     created_at: str
     world_size: int
+    branch: str = MAIN
+    branches: tuple[str, ...] = (MAIN,)
+    parent: Parent | None = None
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> "RunSummary":
@@ -207,6 +277,9 @@ class RunSummary(Words):
             total_steps=snapshot.total_steps,
             created_at=snapshot.created_at,
             world_size=len(snapshot.ranks),
+            branch=snapshot.branch,
+            branches=tuple(each.branch for each in snapshot.branches),
+            parent=snapshot.parent,
         )
 
 
@@ -231,6 +304,14 @@ class RunHandle(Protocol):
 
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
         """Points after the cursor `after`, at most `limit`."""
+        ...
+
+    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch; nothing for one without a measurement."""
+        ...
+
+    async def trajectories(self) -> Trajectories:
+        """Every branch, with what was done on it."""
         ...
 
     async def resume_point(self) -> ResumePoint:

@@ -19,7 +19,17 @@ from control_plane.core.errors import SteerwayError, Unavailable
 from control_plane.core.records import Death, Ending, Entry, GenerationEnding
 from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import fold
-from control_plane.handle import CommandView, Measurements, Offer, Receipt, Report, Snapshot
+from control_plane.handle import (
+    CommandView,
+    Measurements,
+    Offer,
+    Receipt,
+    Report,
+    Result,
+    Snapshot,
+    Stretch,
+    Trajectories,
+)
 from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
 
@@ -95,6 +105,14 @@ class RayHandle:
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
         """See `RunHandle.measurements`."""
         return await self._call("measurements", after, limit, names)
+
+    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+        """See `RunHandle.results`."""
+        return await self._call("results", stretches, names)
+
+    async def trajectories(self) -> Trajectories:
+        """See `RunHandle.trajectories`."""
+        return await self._call("trajectories")
 
     async def resume_point(self) -> ResumePoint:
         """See `RunHandle.resume_point`."""

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
-from control_plane.core import decisions, recovery
+from control_plane.core import decisions, digests, recovery
 from control_plane.core.branching import Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
@@ -20,6 +20,7 @@ from control_plane.core.errors import NotFound, RunEnded
 from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
+    CommandSettled,
     Death,
     Ending,
     Entry,
@@ -39,9 +40,12 @@ from control_plane.handle import (
     Progress,
     Receipt,
     Report,
+    Result,
     Snapshot,
+    Stretch,
+    Trajectories,
 )
-from control_plane.views import measured, retired_checkpoints, snapshot_of, view_of
+from control_plane.views import measured, retired_checkpoints, snapshot_of, trajectories_of, view_of
 
 
 class JournalWriter(Protocol):
@@ -75,6 +79,10 @@ class MeasurementStore(Protocol):
 
     def latest(self) -> dict[str, float]:
         """The newest value of each name."""
+        ...
+
+    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch."""
         ...
 
 
@@ -188,6 +196,14 @@ class ControlServer:
         """Points after the cursor."""
         return self._metrics.read(after, limit, names)
 
+    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch."""
+        return self._metrics.results(stretches, names)
+
+    async def trajectories(self) -> Trajectories:
+        """Every branch, with what was done on it."""
+        return trajectories_of(self._state, self._progress)
+
     # What rank 0 and the driver say
 
     async def resume_point(self) -> ResumePoint:
@@ -244,12 +260,13 @@ class ControlServer:
         """Outcomes become records; measurements and progress are kept apart."""
         decisions.check_generation(self._state, report.generation)
         # In this order: a checkpoint that may be restored contains no decision that the journal does not know.
-        for outcome in report.outcomes:
-            self._commit(decisions.settle(self._state, outcome))
+        self._settle(report.outcomes)
         for checkpoint in report.checkpoints:
             self._commit(decisions.commit_checkpoint(self._state, checkpoint))
         for failed in report.failed_checkpoints:
             self._commit(decisions.fail_checkpoint(self._state, failed))
+        # All at once: a run that digests every step would wait for the disk once for each of them.
+        self._commit([new for each in report.digests for new in digests.digest_state(self._state, each)])
         if report.restart is not None:
             self._commit(decisions.recover_generation(self._state, measured(self._state, report.restart)))
         if report.checkpoints:
@@ -261,6 +278,31 @@ class ControlServer:
             if self._progress is None or report.progress.step != self._progress.step:
                 self._moved_at = self._clock()
             self._progress, self._progress_at = report.progress, self._clock()
+
+    def _settle(self, outcomes: Sequence[CommandSettled]) -> None:
+        """One write for all that a boundary has settled: a disk takes a while for each, and nobody is served meanwhile.
+
+        Outcomes of different commands do not know each other. What follows from one of a rollback is more than that.
+        """
+        together: dict[UUID, Record] = {}
+
+        def write() -> None:
+            records = list(together.values())
+            together.clear()
+            self._commit(records)
+
+        try:
+            for outcome in outcomes:
+                if outcome.uuid in together:
+                    write()
+                decided = decisions.settle(self._state, outcome)
+                if len(decided) > 1:
+                    write()
+                    self._commit(decisions.settle(self._state, outcome))
+                elif decided:
+                    together[outcome.uuid] = decided[0]
+        finally:
+            write()
 
     def _retire_checkpoints(self) -> None:
         """Which checkpoints are kept is a decision: it is durable before the first file is removed."""

@@ -10,6 +10,7 @@ from uuid import UUID
 from control_plane.core.commands import Command, describe
 from control_plane.core.intents import Cancel
 from control_plane.core.records import (
+    STEP_WAS_SKIPPED,
     BranchResumed,
     BranchStarted,
     CheckpointCommitted,
@@ -30,6 +31,7 @@ from control_plane.core.records import (
     RunClosed,
     RunCreated,
     RunResumed,
+    StateDigested,
     TermStarted,
 )
 from control_plane.core.recovery import PHASES
@@ -37,6 +39,10 @@ from control_plane.handle import RecoveryView
 
 MAX_REASON_CHARS = 240
 """A death may be told with a whole traceback; a sentence has room for its beginning."""
+
+
+A_BRANCH_NAME = "1 to 40 small letters, digits, '.', '_' or '-', and begins with a letter or a digit"
+"""What a branch's name has, for whoever is told that theirs is none."""
 
 
 def what(record: Record, asked: Mapping[UUID, Command]) -> str:
@@ -64,6 +70,8 @@ def what(record: Record, asked: Mapping[UUID, Command]) -> str:
             return f"back on branch {record.branch}"
         case CheckpointCommitted() | CheckpointPinned() | CheckpointFailed() | CheckpointDiscarded():
             return checkpoint(record)
+        case StateDigested():
+            return f"state at step {record.step} digested on {_count(len(record.ranks), 'rank')}"
         case GenerationStarted() | GenerationLost() | GenerationRecovered() | GenerationEnded():
             return generation(record)
 
@@ -116,7 +124,8 @@ def ending(settled: CommandSettled) -> str:
     if settled.status == "applied":
         # What needs no rank is done by the control server when it takes the command, at no step.
         ranks = f" on {settled.world_size} of {settled.world_size} ranks" if settled.world_size else ""
-        return f"applied{at or ' at once'}{ranks}"
+        skipped = " (a step that was skipped)" if (settled.after or {}).get(STEP_WAS_SKIPPED) else ""
+        return f"applied{at or ' at once'}{skipped}{ranks}"
     reason = settled.reason or "no reason was given"
     by = reason.removeprefix(f"{settled.status} by ")
     return f"{settled.status}{at}: {reason}" if by == reason else f"{settled.status}{at} by {by}"

@@ -3,14 +3,24 @@
 from datetime import datetime
 
 from control_plane.core.branches import Branch
-from control_plane.core.branching import stands_on
+from control_plane.core.branching import first_uuid, stands_on
 from control_plane.core.commands import describe
-from control_plane.core.intents import Rollback
-from control_plane.core.records import UNIVERSAL, CheckpointCommitted, GenerationRecovered
+from control_plane.core.intents import CHANGES_TRAINING, MAX_FIRST, Rollback
+from control_plane.core.records import MAIN, UNIVERSAL, CheckpointCommitted, GenerationRecovered
 from control_plane.core.recovery import PHASES
 from control_plane.core.retention import CheckpointFacts, Retention, to_discard
 from control_plane.core.state import CommandLife, Loss, RunState
-from control_plane.handle import BranchView, CommandView, Progress, RecoveryView, Restart, Snapshot
+from control_plane.handle import (
+    BranchView,
+    CommandView,
+    Intervention,
+    Progress,
+    RecoveryView,
+    Restart,
+    Snapshot,
+    Trajectories,
+    Trajectory,
+)
 
 MAX_RECOVERIES_IN_SNAPSHOT = 10
 MAX_COMMANDS_IN_SNAPSHOT = 50
@@ -27,6 +37,7 @@ def view_of(life: CommandLife) -> CommandView:
         accepted_at=life.accepted_at,
         settled=life.settled,
         settled_at=life.settled_at,
+        branch=life.branch,
     )
 
 
@@ -59,25 +70,26 @@ def snapshot_of(
         latest=latest,
         commands=tuple(view_of(life) for life in lives),
         checkpoints=tuple(state.checkpoints),
-        recoveries=tuple(_recovery_of(loss) for loss in state.losses[-MAX_RECOVERIES_IN_SNAPSHOT:]),
+        recoveries=tuple(_recovery_of(state, loss) for loss in state.losses[-MAX_RECOVERIES_IN_SNAPSHOT:]),
         reason=ended.reason if ended else None,
         branch=state.head,
-        branches=tuple(_branch_of(state, branch) for branch in state.branches.values()),
+        branches=tuple(_branch_of(state, branch, progress) for branch in state.branches.values()),
         parent=state.parent,
     )
 
 
-def _branch_of(state: RunState, branch: Branch) -> BranchView:
+def _branch_of(state: RunState, branch: Branch, progress: Progress | None) -> BranchView:
     usable = [each for each in state.checkpoints if each.checkpoint not in state.abandoned]
     own = [each for each in usable if each.branch == branch.name]
     rollback = state.commands.get(branch.rollback) if branch.rollback else None
     lives = [life for life in state.commands.values() if life.status == "applied" and life.branch == branch.name]
+    trained = state.generation is not None and state.generation.branch == branch.name
     return BranchView(
         branch=branch.name,
         parent=branch.parent,
         checkpoint=branch.checkpoint,
         step=branch.step,
-        reached_step=state.reached.get(branch.name, branch.step),
+        reached_step=max(state.reached.get(branch.name, branch.step), progress.step if progress and trained else 0),
         commands=len(lives),
         first=_first_of(rollback) if rollback else (),
         newest_checkpoint=max(own, key=lambda each: each.step).checkpoint if own else None,
@@ -90,7 +102,7 @@ def _first_of(rollback: CommandLife) -> tuple[str, ...]:
     return tuple(describe(each) for each in intent.first) if isinstance(intent, Rollback) else ()
 
 
-def _recovery_of(loss: Loss) -> RecoveryView:
+def _recovery_of(state: RunState, loss: Loss) -> RecoveryView:
     restarted, recovered = loss.restarted, loss.recovered
     return RecoveryView(
         generation=loss.lost.generation,
@@ -103,6 +115,46 @@ def _recovery_of(loss: Loss) -> RecoveryView:
         world_size=restarted.world_size if restarted else None,
         lost_steps=recovered.lost_steps if recovered else None,
         phases_s=recovered.phases_s if recovered else {},
+        branch=state.branch_of_generation.get(loss.lost.generation, MAIN),
+    )
+
+
+def trajectories_of(state: RunState, progress: Progress | None) -> Trajectories:
+    """Every branch, with what was done on it; the one that is trained as far as rank 0 has told (`progress`)."""
+    return Trajectories(
+        run=state.run,
+        status=state.status,
+        head=state.head,
+        total_steps=state.generation.total_steps if state.generation else 0,
+        parent=state.parent,
+        branches=tuple(_trajectory_of(state, branch, progress) for branch in state.branches.values()),
+        checkpoints=tuple(each for each in state.checkpoints if each.checkpoint not in state.abandoned),
+    )
+
+
+def _trajectory_of(state: RunState, branch: Branch, progress: Progress | None) -> Trajectory:
+    firsts = {first_uuid(branch.rollback, place) for place in range(MAX_FIRST)} if branch.rollback else set()
+    changes = (life for life in state.commands.values() if isinstance(life.command.intent, CHANGES_TRAINING))
+    applied = (life for life in changes if life.status == "applied" and life.branch == branch.name)
+    in_order = sorted(applied, key=lambda life: life.settled_seq or 0)
+    return Trajectory(
+        branch=_branch_of(state, branch, progress),
+        knobs=state.knobs_of.get(branch.name, {}),
+        interventions=tuple(_intervention_of(life, life.command.uuid in firsts) for life in in_order),
+    )
+
+
+def _intervention_of(life: CommandLife, first: bool) -> Intervention:
+    assert life.settled is not None, "it was applied"
+    return Intervention(
+        uuid=life.command.uuid,
+        step=life.settled.step or 0,
+        what=life.command.describe(),
+        author=life.command.author,
+        reason=life.command.reason,
+        first=first,
+        before=life.settled.before or {},
+        after=life.settled.after or {},
     )
 
 

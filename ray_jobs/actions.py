@@ -14,7 +14,7 @@ import json
 import logging
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from control_plane.core.boundary import Applied
@@ -211,7 +211,7 @@ class OwnVocabulary:
         """Make everything known to a rank's session. Raises `Conflict` if a name means something else there."""
         self._is_closed = True
         for knob in self.knobs:
-            session.knobs.register(knob)
+            session.knobs.register(replace(knob, is_own=True))
         session.register("run_action", ActionsApplier(self.actions))
 
     def memory(self) -> dict[str, Any]:

@@ -18,14 +18,15 @@ import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from control_plane.core.errors import Invalid
-from control_plane.core.records import GenerationEnding, RankPlace, Reading
+from control_plane.core.records import SKIPPED_STEPS, GenerationEnding, RankPlace, Reading
 from control_plane.handle import Point, Restart
 from control_plane.storage.checkpoints import Manifest
-from ray_jobs import restore
+from ray_jobs import restore, skipped
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import Collectives
 from ray_jobs.context import RunContext
+from ray_jobs.digest_stream import DigestStream
 from ray_jobs.elastic import apply_batch_plan
 from ray_jobs.frozen import frozen_parameters
 from ray_jobs.heartbeat import Heartbeat
@@ -33,6 +34,7 @@ from ray_jobs.knobs import Knobs, KnobsApplier
 from ray_jobs.link import FAILED_WAIT_S, Link
 from ray_jobs.module_knobs import register_module_knobs
 from ray_jobs.parameters import register_parameter_appliers
+from ray_jobs.paused_memory import PausedMemory
 from ray_jobs.plan import Plan, examine, make_plan
 from ray_jobs.rollback import RollbackApplier
 from ray_jobs.saving import CheckpointCallback
@@ -68,6 +70,7 @@ class InteractiveCallback(TrainerCallback):
         self._learning_rate: LearningRateApplier | None = None
         self._watchdog: Watchdog | None = None
         self._heartbeat: Heartbeat | None = None
+        self._digests: DigestStream | None = None
         # Loaded at, while the first step after a restart has not been made (monotonic).
         self._restarting_s: float | None = None
         self._stepped = False
@@ -152,6 +155,9 @@ class InteractiveCallback(TrainerCallback):
         session.register("set_knobs", KnobsApplier(session.knobs))
         register_parameter_appliers(session, self.trainer)
         session.read_knobs = self.knobs
+        session.beside = lambda: skipped.readings(self.trainer)
+        if self.context.offload_pauses:
+            session.rest = PausedMemory(self.trainer).rest
         session.register("evaluate", EvaluateApplier(self.trainer))
 
     def _make_knobs(self, session: RankSession) -> None:
@@ -181,6 +187,7 @@ class InteractiveCallback(TrainerCallback):
         step, total_steps = state.global_step, state.max_steps
         generation = session.start(place, step, total_steps, self.knobs(), self._facts(), plan, self.context.retention)
         log.info("generation %d: steered from step %d to %d", generation, step, total_steps)
+        self._digests = DigestStream(self.trainer, session, self.context.files, self.context.digest_every_steps)
         self._restarting_s = time.monotonic() if generation > 1 else None
         self._loaded_s = max(0.0, time.time() - self.context.started_at_s)
         session.hold(step)
@@ -220,6 +227,9 @@ class InteractiveCallback(TrainerCallback):
         """Collective. The boundary after `step`, when all that belongs to the step is done."""
         session = self.opened()
         session.end_step(step)
+        # Here the state is what it will be at this step after a loss: its commands are carried out, whoever gave them.
+        if self._digests is not None:
+            self._digests.after_boundary(step)
         if self._restarting_s is not None and session.link is not None:
             first_step_s, started_at_s = time.monotonic() - self._restarting_s, self.context.started_at_s
             session.link.restarted(
@@ -242,15 +252,17 @@ class InteractiveCallback(TrainerCallback):
         ending: GenerationEnding = "stopped" if session.replica.stopping else "finished"
         if session.link is not None:
             session.link.close("left" if self.leaving else ending, step, None)
-        self._end_watch()
+        self._end()
 
     def fail(self, step: int, error: Exception) -> None:
         """Tell the control server that the training raised, if this rank has a link. Others wait to be restarted."""
         if self.session is not None and self.session.link is not None:
             self.session.link.close("failed", step, f"{type(error).__name__}: {error}", FAILED_WAIT_S)
-        self._end_watch()
+        self._end()
 
-    def _end_watch(self) -> None:
+    def _end(self) -> None:
+        if self._digests is not None:
+            self._digests.close()
         if self._watchdog is not None:
             self._watchdog.stop()
         if self._heartbeat is not None:
@@ -331,6 +343,8 @@ class LoggingCallback(TrainerCallback):
         values = {name: value for name, value in logs.items() if _is_measurement(name, value)}
         if "loss" in values:
             values |= self._rate_values() | self._speed(state.global_step)
+            if count := skipped.skipped_steps(self._interactive.trainer):
+                values[SKIPPED_STEPS] = count
         now_s = time.time()
         link.measure(
             [Point(step=state.global_step, name=name, value=value, time_s=now_s) for name, value in values.items()]

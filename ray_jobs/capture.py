@@ -238,12 +238,12 @@ def _without_random(path: str, state: Any) -> Any:
 def _digest(parts: Iterable[Any]) -> str:
     digest = hashlib.sha256()
     for part in parts:
-        for block in _canonical(part):
+        for block in canonical(part):
             digest.update(block)
     return digest.hexdigest()
 
 
-def _canonical(value: Any) -> Iterator[Any]:
+def canonical(value: Any) -> Iterator[Any]:
     """The value as bytes: its kind, its size where it has one, its content."""
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu().contiguous()
@@ -269,18 +269,18 @@ def _canonical(value: Any) -> Iterator[Any]:
 
 def _canonical_container(value: Any) -> Iterator[Any]:
     if isinstance(value, dict):
-        entries = sorted((b"".join(_canonical(key)), part) for key, part in value.items() if key not in NOT_STATE)
+        entries = sorted((b"".join(canonical(key)), part) for key, part in value.items() if key not in NOT_STATE)
         yield b"M%d:" % len(entries)
         for key, part in entries:
             yield key
-            yield from _canonical(part)
+            yield from canonical(part)
     elif isinstance(value, list | tuple):
         yield b"L%d:" % len(value)
         for part in value:
-            yield from _canonical(part)
+            yield from canonical(part)
     elif isinstance(value, set | frozenset):
         yield b"S%d:" % len(value)
-        yield from sorted(b"".join(_canonical(part)) for part in value)
+        yield from sorted(b"".join(canonical(part)) for part in value)
     elif callable(value) and hasattr(value, "__qualname__"):
         yield f"N{value.__module__}.{value.__qualname__};".encode()
     else:
@@ -296,4 +296,4 @@ def _canonical_object(value: Any) -> Iterator[Any]:
     make, arguments, *rest = said
     state, items, pairs = (*rest, None, None, None)[:3]
     yield b"O"
-    yield from _canonical((make, arguments, state, list(items or ()), dict(pairs or ())))
+    yield from canonical((make, arguments, state, list(items or ()), dict(pairs or ())))

@@ -65,6 +65,13 @@ class Collectives:
         dist.all_gather_object(values, value, group=self._group)
         return values
 
+    def all_gather_bytes(self, value: bytes) -> list[bytes]:
+        """Collective. Every rank's value, in rank order; all have the same length. Cheaper than `all_gather`."""
+        mine = torch.frombuffer(bytearray(value), dtype=torch.uint8)
+        values = [torch.empty_like(mine) for _ in range(self.world_size)]
+        dist.all_gather(values, mine, group=self._group)
+        return [each.numpy().tobytes() for each in values]
+
     def problems(self, problem: str | None) -> list[str]:
         """Collective. What is wrong on any rank, each with the rank's name; the same on all."""
         return [f"rank {rank}: {each}" for rank, each in enumerate(self.all_gather(problem)) if each]

@@ -22,9 +22,11 @@ from ray_jobs.config_sections import (
     CheckpointSettings,
     DataSettings,
     DeepSpeedSettings,
+    DigestSettings,
     Gpt2Workload,
     LimitSettings,
     ModelSettings,
+    PauseSettings,
     RecoverySettings,
     ScalingSettings,
     ScriptWorkload,
@@ -48,7 +50,9 @@ class RunConfig(Section):
     training: TrainingSettings = {}
     deepspeed: DeepSpeedSettings | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
+    digest: DigestSettings = DigestSettings()
     recovery: RecoverySettings = RecoverySettings()
+    pause: PauseSettings = PauseSettings()
     limits: dict[str, LimitSettings] = {}
 
     @model_validator(mode="after")
@@ -278,6 +282,7 @@ def _complaint(detail: Any, location: tuple[str, ...]) -> str:
 _WANTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda _: "an integer",
     "float_type": lambda _: "a number",
+    "bool_type": lambda _: "true or false",
     "string_type": lambda _: "text",
     **dict.fromkeys(("list_type", "tuple_type"), lambda _: "a list"),
     "too_short": lambda context: f"a list of at least {context['min_length']}",
@@ -296,8 +301,11 @@ _SECTIONS: dict[str, type[Section]] = {
     "scaling": ScalingSettings,
     "model": ModelSettings,
     "data": DataSettings,
+    # Before "checkpoint": a stray `every_steps` is more likely meant for that.
+    "digest": DigestSettings,
     "checkpoint": CheckpointSettings,
     "recovery": RecoverySettings,
+    "pause": PauseSettings,
 }
 _WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWorkload}
 

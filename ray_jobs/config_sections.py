@@ -116,6 +116,15 @@ class CheckpointSettings(Section):
         return self.model_dump(exclude={"every_steps"})
 
 
+class DigestSettings(Section):
+    """Every so many steps each rank digests what it has live, and the journal keeps it (0: never).
+
+    Two runs, or a run and its replay, are compared by these.
+    """
+
+    every_steps: int = Field(default=100, ge=0, le=MOST_STEPS)
+
+
 class RecoverySettings(Section):
     """How a loss is noticed, and how fast the way back is.
 
@@ -126,6 +135,16 @@ class RecoverySettings(Section):
     hang_after_s: float = Field(default=5, ge=2)
     spares: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     start_timeout_s: float = Field(default=20, ge=1)
+
+
+class PauseSettings(Section):
+    """What a pause does beside holding the run.
+
+    With `offload` the ranks' states lie in host memory meanwhile, so that their GPUs have room for something else.
+    Where DeepSpeed cannot do that (see `paused_memory`), the ranks' logs say why, and the run is held as without it.
+    """
+
+    offload: bool = False
 
 
 class LimitSettings(Limit):

@@ -23,11 +23,14 @@ class RunContext:
     files: RunFiles
     connect: Callable[[], RunHandle]
     checkpoint_every_steps: int = 0
+    digest_every_steps: int = 0
     # The number of ranks that the batch sizes of the arguments are meant for; None: as many as there are.
     ranks: int | None = None
     retention: Reading = field(default_factory=dict)
     key_file: Path | None = None
     hang_after_s: float | None = None
+    # Whether a pause moves DeepSpeed's states to host memory, see `paused_memory`.
+    offload_pauses: bool = False
     # When this process began to work for the run (Unix time): recovery is measured from here.
     started_at_s: float = field(default_factory=time.time)
     on_first_step: Callable[[], None] = lambda: None

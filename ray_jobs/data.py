@@ -67,12 +67,23 @@ class SampleOrder(Sampler[int]):
         self.seed = seed
         self.epoch = 0
         self._length = n // global_batch_samples * global_batch_samples
+        self._global_batch_samples = global_batch_samples
+        # The epoch that `batch` was last asked about, and its order: to make it takes long where there are many.
+        self._kept: tuple[int, npt.NDArray[np.int64]] | None = None
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
     def __len__(self) -> int:
         return self._length
+
+    def batch(self, step: int) -> npt.NDArray[np.int64]:
+        """The samples of the global batch that optimizer step `step` (from 1) consumes, in order."""
+        epoch, at = divmod(step - 1, self._length // self._global_batch_samples)
+        if self._kept is None or self._kept[0] != epoch:
+            self._kept = epoch, sample_order(self.seed, epoch, self.n)
+        first = at * self._global_batch_samples
+        return self._kept[1][first : first + self._global_batch_samples]
 
     def __iter__(self) -> Iterator[int]:
         return iter(sample_order(self.seed, self.epoch, self.n)[: self._length].tolist())

@@ -61,6 +61,8 @@ class Knob:
     # Names of knobs that this one sets all together, and names of knobs whose limits bind it beside its own.
     covers: tuple[str, ...] = ()
     limited_as: tuple[str, ...] = ()
+    # A knob of the script's own: `actions.OwnVocabulary` keeps its value in a checkpoint, whether it was set or not.
+    is_own: bool = False
 
     def facts(self) -> Reading:
         """What a person or an agent must know to set it."""
@@ -76,7 +78,7 @@ class Knobs:
         self._sources: list[Callable[[str], list[Knob]]] = []
         self._limits = dict(limits or {})
         self.group_names = group_names
-        # Those that were set, and are not in the optimizer's groups: a checkpoint has to hold them.
+        # Those that were set, and that nobody else keeps: a checkpoint has to hold them.
         self._set: dict[str, Knob] = {}
         # What a checkpoint held of knobs that nobody has registered yet.
         self._awaited: Reading = {}
@@ -109,7 +111,8 @@ class Knobs:
         return {name: knob.facts() for name, knob in self._knobs.items()}
 
     def memory(self) -> Reading:
-        """What a checkpoint keeps: the value of every knob that was set and is not in the optimizer's groups."""
+        """What a checkpoint keeps: the value of every knob that was set, but for those that are kept elsewhere: in the
+        optimizer's groups, or as the script's own."""
         return {name: knob.get() for name, knob in self._set.items() if knob.get() is not None} | self._awaited
 
     def recall(self, memory: Mapping[str, Any]) -> None:
@@ -129,11 +132,15 @@ class Knobs:
         knob.set(value)
         if knob.get() != value:
             raise Diverged(f"{knob.name} was {value!r} and reads {knob.get()!r}")
-        self.was_set([knob])
+        # Also one of the script's own, as older checkpoints have it: what is saved next must be what was restored.
+        self._enter([knob])
 
     def was_set(self, knobs: Sequence[Knob]) -> list[str]:
         """Enter knobs that are now to be kept with the training; answers the names that are new among them."""
-        parts = [part for knob in knobs if not knob.per_group for part in self._parts(knob)]
+        return self._enter([knob for knob in knobs if not knob.per_group and not knob.is_own])
+
+    def _enter(self, knobs: Sequence[Knob]) -> list[str]:
+        parts = [part for knob in knobs for part in self._parts(knob)]
         new = [part.name for part in parts if part.name not in self._set]
         self._set |= {part.name: part for part in parts}
         return new

@@ -63,7 +63,7 @@ def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> 
     handle = RayHandle(files, retry_for_s=60.0)
     asyncio.run(_open(handle, resumed_by, Command.model_validate_json(back) if back else None))
     with turn(
-        files.root.parent / ".turn", _needed(settings), ray.available_resources, ray.cluster_resources, _begins(files)
+        files.root.parent / ".turns", _needed(settings), ray.available_resources, ray.cluster_resources, _begins(files)
     ):
         ending, reason = _fit(files, settings)
     log.info("run %s: %s%s", files.run, asyncio.run(_close(handle, ending, reason)), f": {reason}" if reason else "")

@@ -15,7 +15,13 @@ from typing import TypeVar
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Conflict, Refused, SteerwayError, Unavailable
-from control_plane.core.records import CheckpointCommitted, CheckpointFailed, CommandSettled, GenerationEnding
+from control_plane.core.records import (
+    CheckpointCommitted,
+    CheckpointFailed,
+    CommandSettled,
+    GenerationEnding,
+    StateDigested,
+)
 from control_plane.core.recovery import ResumePoint
 from control_plane.handle import Phase, Point, Progress, Report, Restart, RunHandle
 from ray_jobs.telemetry import Telemetry
@@ -39,6 +45,12 @@ START_WAIT_S = 60.0
 FAILED_WAIT_S = 2.0
 """The same after a failure: every second here is a second of the recovery."""
 
+MAX_DIGESTS = 10_000
+"""Digests kept while the control server is away. Those beyond are lost: nothing of the training depends on them."""
+
+MAX_DIGESTS_PER_REPORT = 200
+"""So many of them make one write of the journal."""
+
 FLUSH_WAIT_S = 30.0
 """How long the end of the training may wait until every outcome is confirmed."""
 
@@ -61,6 +73,7 @@ class Link:
         self._wake = asyncio.Event()
         self._pushing = asyncio.Lock()
         self._failed: list[CheckpointFailed] = []
+        self._digests: list[StateDigested] = []
         self._restart: Restart | None = None
         self._thread = threading.Thread(target=self._run, name="steerway-link", daemon=True)
 
@@ -103,6 +116,12 @@ class Link:
         with self._lock:
             self._failed.append(failed)
         self._nudge()
+
+    def digest(self, digested: StateDigested) -> None:
+        """What the ranks had live. Nobody waits for it: it is told with the next report."""
+        with self._lock:
+            if len(self._digests) < MAX_DIGESTS:
+                self._digests.append(digested)
 
     def restarted(self, restart: Restart) -> None:
         """The first step after a loss has been made."""
@@ -210,6 +229,7 @@ class Link:
         with self._lock:
             outcomes, checkpoints = tuple(self._outcomes), tuple(self._checkpoints)
             failed, restart = tuple(self._failed), self._restart
+            digests = tuple(self._digests[:MAX_DIGESTS_PER_REPORT])
         points, dropped = self._telemetry.take()
         step, total_steps, phase, steps_per_s = self._where
         report = Report(
@@ -217,6 +237,7 @@ class Link:
             outcomes=outcomes,
             checkpoints=checkpoints,
             failed_checkpoints=failed,
+            digests=digests,
             restart=restart,
             points=points,
             dropped_points=dropped,
@@ -235,6 +256,7 @@ class Link:
             del self._outcomes[: len(outcomes)]
             del self._checkpoints[: len(checkpoints)]
             del self._failed[: len(failed)]
+            del self._digests[: len(digests)]
             self._restart = None if self._restart is restart else self._restart
         return True
 
@@ -244,6 +266,7 @@ class Link:
         pieces = [alone.model_copy(update={"outcomes": (outcome,)}) for outcome in report.outcomes]
         pieces += [alone.model_copy(update={"checkpoints": (checkpoint,)}) for checkpoint in report.checkpoints]
         pieces += [alone.model_copy(update={"failed_checkpoints": (failed,)}) for failed in report.failed_checkpoints]
+        pieces += [alone.model_copy(update={"digests": (digested,)}) for digested in report.digests]
         rest = {"points": report.points, "progress": report.progress, "restart": report.restart}
         pieces.append(alone.model_copy(update=rest))
         for piece in pieces:
@@ -255,6 +278,6 @@ class Link:
                 )
 
     async def _finish(self, ending: GenerationEnding, step: int, reason: str | None) -> None:
-        while not await self._push_once() or self._outcomes or len(self._telemetry):
+        while not await self._push_once() or self._outcomes or self._digests or len(self._telemetry):
             await asyncio.sleep(RETRY_S if self._outcomes else 0)
         await self._handle.end_generation(self._generation, ending, step, reason)

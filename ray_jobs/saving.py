@@ -3,7 +3,6 @@
 import logging
 import math
 from typing import Any
-from uuid import UUID
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
@@ -30,7 +29,7 @@ class CheckpointCallback(TrainerCallback):
         self._writer: CheckpointWriter | None = None
         self._shapes: dict[str, Any] | None = None
         # The command that asked for a checkpoint, by the checkpoint's name.
-        self._asked: dict[str, UUID] = {}
+        self._asked: dict[str, Command] = {}
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -86,7 +85,7 @@ class CheckpointCallback(TrainerCallback):
             # A rollback will go there, at a step that is known: it has to be there by then.
             return Applied(before={}, after=self.apply_now(step, command.intent))
         name = self._begin(step, command.intent.label, command.intent.pin)
-        self._asked[name] = command.uuid
+        self._asked[name] = command
         self._interactive.opened().deferred.add(command.uuid)
         return Applied(before={}, after={"checkpoint": name})
 
@@ -168,13 +167,16 @@ class CheckpointCallback(TrainerCallback):
             elif ended.reason is not None and asked is None:
                 session.fail_checkpoint(ended.name, int(ended.about["step"]), ended.reason)
             elif asked is not None:
-                session.conclude(asked, ended.reason, {})
+                session.conclude(asked.uuid, ended.reason, {})
 
-    def _tell_committed(self, committed: CheckpointCommitted, asked: UUID | None) -> None:
+    def _tell_committed(self, committed: CheckpointCommitted, asked: Command | None) -> None:
         session = self._interactive.opened()
         if asked is not None:
             after = {"checkpoint": committed.checkpoint, "size_bytes": committed.size_bytes}
-            session.conclude(asked, None, after)
+            session.conclude(asked.uuid, None, after)
+            assert isinstance(asked.intent, SaveCheckpoint)
+            # People's words are for people: the journal has them, and the manifest, which is signed, does not.
+            committed = committed.model_copy(update={"note": asked.intent.note})
         session.commit_checkpoint(committed)
 
 

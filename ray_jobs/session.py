@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -69,6 +69,10 @@ class RankSession:
     beat: Callable[[str], None] = lambda phase: None
     # Everything that can be set on this rank, read from the live objects.
     read_knobs: Callable[[], Reading] = dict
+    # What is told beside every reading of an applied command: that its step was skipped, see `skipped`.
+    beside: Callable[[], Reading] = dict
+    # Told that the run is held with nothing to do, and that this is over: states may lie elsewhere meanwhile.
+    rest: Callable[[bool], None] = lambda resting: None
     # Commands whose outcome is not known at their own boundary: a save goes on in the background.
     deferred: set[UUID] = field(default_factory=set)
     chores: list[Callable[[], None]] = field(default_factory=list)
@@ -162,6 +166,7 @@ class RankSession:
             with suppress(StopIteration):  # that is how a generator says that the boundary is over
                 while True:
                     answer = self._perform(opened.steps.send(answer))
+            self.rest(False)
         finally:
             self._report_outcomes()  # also what was decided before the ranks fell out
         self._progress(step)
@@ -177,6 +182,8 @@ class RankSession:
             case TakeOffers():
                 return self.link.offers() if self.link is not None else ()
             case Check(command):
+                # Not where a failure would be taken for a refusal: without its states this rank cannot go on.
+                self.rest(False)
                 return self.check(command)
             case Apply(command, step):
                 return self._apply(command, step)
@@ -187,6 +194,7 @@ class RankSession:
             case Wait(wait_s):
                 self._report_outcomes()
                 self.phase("paused")
+                self.rest(True)
                 time.sleep(wait_s)
                 return None
             case Broadcast() | AllReduceMin() | AllGather():
@@ -206,7 +214,8 @@ class RankSession:
 
     def _apply(self, command: Command, step: int) -> Any:
         try:
-            return self.appliers[command.intent.kind].apply(command, step)
+            applied = self.appliers[command.intent.kind].apply(command, step)
+            return replace(applied, after=applied.after | self.beside())
         except Exception as error:
             log.exception("applying %s at step %d", command.describe(), step)
             return Failure(f"{type(error).__name__}: {error}")

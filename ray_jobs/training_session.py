@@ -21,7 +21,7 @@ from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from control_plane.core.errors import Invalid
 from control_plane.core.records import Reading
-from ray_jobs import context, progress, restore
+from ray_jobs import context, progress, restore, skipped
 from ray_jobs.actions import Extensible, OwnVocabulary
 from ray_jobs.batch import global_batch_samples
 from ray_jobs.callbacks import AlreadyOver, InteractiveCallback, LoggingCallback, RunPauseCallback
@@ -99,9 +99,9 @@ class Loop:
     def step_schedule(self) -> None:
         """Nobody steps a schedule where none was given. A course that was set since then is followed nevertheless.
 
-        Without one the rates are left alone: the script may set them by itself.
+        Without one the rates are left alone: the script may set them by itself. A step that was skipped moves nothing.
         """
-        if self._given is None and "course" in self.steered_schedule.modes():
+        if self._given is None and "course" in self.steered_schedule.modes() and not skipped.was_skipped(self):
             self.steered_schedule.step()
 
 

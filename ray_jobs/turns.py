@@ -1,7 +1,8 @@
 """Runs wait for their turn: one that the cluster has no room for yet does not begin to start its ranks.
 
-Drivers that wait share a lock beside the runs' folders. Who holds it waits for room, starts, and gives it back when
-its ranks have begun, so that two runs never take half of the same room each. Whoever dies lets it go.
+Every driver takes a ticket, a file beside the runs' folders that it keeps locked. The one with the oldest ticket waits
+for room, starts, and gives its ticket back when its ranks have begun, so that two runs never take half of the same room
+each. The system unlocks the ticket of a driver that dies, and the next one to look removes it.
 """
 
 import fcntl
@@ -24,7 +25,7 @@ Resources = dict[str, float]
 
 @contextmanager
 def turn(
-    lock: Path,
+    tickets: Path,
     needed: Resources,
     free: Callable[[], Resources],
     total: Callable[[], Resources],
@@ -34,36 +35,61 @@ def turn(
 
     What the cluster does not have in all (`total`) is not waited for: Ray says so, and nodes may still come.
     """
-    descriptor = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    _lock(descriptor)
-    _wait_for_room(needed, free, total)
-    threading.Thread(target=_give_back, args=(descriptor, has_begun), name="steerway-turn", daemon=True).start()
+    try:
+        ticket = Ticket(tickets)
+    except OSError as error:
+        log.warning("runs cannot take turns here (%s): this one starts at once", error)
+        yield
+        return
+    _wait_until("its turn: runs that came before are starting, or wait for room", ticket.is_oldest)
+    _wait_until(f"room: its ranks need {needed}", lambda: not _lacks(needed, free()) or _lacks(needed, total()))
+    threading.Thread(target=_give_back, args=(ticket, has_begun), name="steerway-turn", daemon=True).start()
     yield
 
 
-def _lock(descriptor: int) -> None:
-    said = False
-    while True:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if not said:
-                log.info("another run is starting, or waits for room: this one comes after it")
-            said = True
-            time.sleep(LOOK_EVERY_S)
-        except OSError as error:
-            log.warning("runs cannot take turns here (%s): this one starts at once", error)
-            return
-        else:
-            return
+class Ticket:
+    """One driver's place in the row."""
+
+    def __init__(self, folder: Path) -> None:
+        """Take the next one. Raises `OSError` where files cannot be locked."""
+        folder.mkdir(exist_ok=True)
+        self._path = folder / f"{time.time_ns():020d}-{os.getpid()}"
+        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def is_oldest(self) -> bool:
+        """Whether nobody who lives came before."""
+        elder = (path for path in sorted(self._path.parent.iterdir()) if path.name < self._path.name)
+        return not any(_is_held(path) for path in elder)
+
+    def give_back(self) -> None:
+        """The next one, please."""
+        self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
 
 
-def _wait_for_room(needed: Resources, free: Callable[[], Resources], total: Callable[[], Resources]) -> None:
-    said = False
-    while _lacks(needed, free()) and not _lacks(needed, total()):
-        if not said:
-            log.info("waits for room: its ranks need %s, and %s is free", needed, free())
-        said = True
+def _is_held(path: Path) -> bool:
+    """Whether the driver lives; the ticket of one that died is removed."""
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    else:
+        path.unlink(missing_ok=True)
+        return False
+    finally:
+        os.close(descriptor)
+
+
+def _wait_until(what: str, ready: Callable[[], bool]) -> None:
+    if ready():
+        return
+    log.info("waits for %s", what)
+    while not ready():
         time.sleep(LOOK_EVERY_S)
 
 
@@ -72,8 +98,8 @@ def _lacks(needed: Resources, there: Resources) -> bool:
     return any(there.get(name, 0.0) + 1e-4 < amount for name, amount in needed.items())
 
 
-def _give_back(descriptor: int, has_begun: Callable[[], bool]) -> None:
+def _give_back(ticket: Ticket, has_begun: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + BEGIN_WITHIN_S
     while time.monotonic() < deadline_s and not has_begun():
         time.sleep(LOOK_EVERY_S)
-    os.close(descriptor)
+    ticket.give_back()

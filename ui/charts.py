@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ui.bins import bin_width
 from ui.history import History
-from ui.lines import Axis, Canvas, Options, panel_series
+from ui.lines import Axis, Canvas, Options, beside, panel_series
 from ui.palette import DARK, LIGHT, Palette
 from ui.panels import PANELS, Band, Mark, Panel
 
@@ -24,6 +24,9 @@ NARROW_PX = 640
 
 FOOT_PX = 52
 """Room for the zoom slider below the charts."""
+
+LEGEND_PX = 20
+"""More room, where other branches have a legend below the slider."""
 
 PIN_ZOOM = """
 (event) => {
@@ -63,6 +66,8 @@ class View:
 def chart_options(history: History, marks: list[Mark], view: View, bands: Sequence[Band] = ()) -> Options:
     """The ECharts options of all panels."""
     extent = history.extent(view.axis) or (0.0, 1.0)
+    others = beside(history)
+    foot_px = LEGEND_PX if others else 0
     panels = list(enumerate(PANELS))
     series = [
         one
@@ -78,14 +83,15 @@ def chart_options(history: History, marks: list[Mark], view: View, bands: Sequen
             "xAxis": [_x_axis(at, view, extent) for at, _ in panels],
             "yAxis": [_y_axis(at, panel, view) for at, panel in panels] + [_hidden_axis(at) for at, _ in panels],
             "axisPointer": {"link": [{"xAxisIndex": "all"}], "label": {"show": False}},
+            "legend": _legend(others, view.palette),
             "tooltip": {"trigger": "axis", "confine": True, "textStyle": {"fontSize": 12}},
-            "dataZoom": _zoom(view.palette),
+            "dataZoom": _zoom(view.palette, foot_px),
             "toolbox": _toolbox(view.palette),
             "series": series,
         },
         "media": [
             {"query": {"maxWidth": NARROW_PX}, "option": _one_column() | _keep(series)},
-            {"option": _two_columns() | _keep(series)},
+            {"option": _two_columns(foot_px) | _keep(series)},
         ],
     }
 
@@ -120,6 +126,22 @@ def _title(history: History, panel: Panel, view: View) -> Options:
     return {"text": "   ".join(parts), "textStyle": {"fontSize": 13, "fontWeight": 600, "rich": styles}, "padding": 0}
 
 
+def _legend(others: list[str], palette: Palette) -> Options:
+    """The other branches, at the foot; a click hides one. The line itself is in the titles."""
+    return {
+        "data": others,
+        "type": "scroll",
+        "bottom": 0,
+        "padding": 0,
+        "itemWidth": 30,
+        "itemStyle": {"opacity": 0},
+        "textStyle": {"fontSize": 11, "color": palette.text},
+        "inactiveColor": palette.grid,
+        "pageIconSize": 9,
+        "pageTextStyle": {"color": palette.text},
+    }
+
+
 def _x_axis(at: int, view: View, extent: tuple[float, float]) -> Options:
     return {
         "gridIndex": at,
@@ -152,14 +174,14 @@ def _hidden_axis(at: int) -> Options:
     return {"gridIndex": at, "type": "value", "min": 0, "max": 1, "show": False}
 
 
-def _zoom(palette: Palette) -> list[Options]:
+def _zoom(palette: Palette, above_px: int) -> list[Options]:
     """One range for all panels: a slider below them; inside, drag moves it and Ctrl with the wheel changes it."""
     every = list(range(len(PANELS)))
     common = {"xAxisIndex": every, "filterMode": "filter"}
     slider = {
         "type": "slider",
         "height": 18,
-        "bottom": 8,
+        "bottom": 8 + above_px,
         "left": 56,
         "right": 16,
         "showDataShadow": False,
@@ -185,7 +207,7 @@ def _toolbox(palette: Palette) -> Options:
     } | {"feature": {"saveAsImage": save}}
 
 
-def _two_columns() -> Options:
+def _two_columns(above_px: int) -> Options:
     """Two charts a row."""
     titles, grids = [], []
     for at in range(len(PANELS)):
@@ -194,7 +216,7 @@ def _two_columns() -> Options:
         grids.append(
             {
                 "top": "56%" if row else 40,
-                "bottom": FOOT_PX + 18 if row else "57%",
+                "bottom": FOOT_PX + 18 + above_px if row else "57%",
                 "left": 52 if column == 0 else "55.5%",
                 "right": "53%" if column == 0 else 18,
             }

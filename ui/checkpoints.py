@@ -1,6 +1,6 @@
 """The checkpoints of a run on its page: what could be restored, and the saves that came to nothing."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from html import escape
 
@@ -10,6 +10,7 @@ from control_plane.core.intents import DeleteCheckpoint, Intent, PinCheckpoint
 from control_plane.core.records import CheckpointCommitted, CheckpointFailed, Entry, GenerationStarted
 from control_plane.handle import Snapshot
 from control_plane.telling import checkpoint, size
+from ui.going_back import back_button
 from ui.live import LiveRun
 from ui.sending import send
 from ui.words import duration, plain
@@ -28,7 +29,14 @@ def checkpoints(live: LiveRun, snapshot: Snapshot) -> None:
     if not snapshot.checkpoints:
         st.caption("None yet. If the trainers are lost now, the run begins again at step 0.")
         return
-    st.html(table(snapshot.checkpoints, ages(live.entries), refused(live.entries)))
+    known, bad = ages(live.entries), refused(live.entries)
+    with st.container(gap=None, key="checkpoint_rows"):
+        for each in newest(snapshot.checkpoints):
+            with st.container(horizontal=True, vertical_alignment="center", gap="small"):
+                name = each.checkpoint
+                st.html(row(each, known.get(name), name in bad, snapshot.branch), width="stretch")
+                if not snapshot.closed:
+                    back_button(name)
     older = len(snapshot.checkpoints) - MAX_LISTED
     if older > 0:
         st.caption(f"And {older} older: `steer checkpoints {snapshot.run}`")
@@ -93,20 +101,18 @@ def refused(entries: Sequence[Entry]) -> set[str]:
     return {each.checkpoint for start in starts for each in start.refused}
 
 
-def table(found: Sequence[CheckpointCommitted], ages_s: dict[str, float], refused: Collection[str] = ()) -> str:
-    """The newest checkpoints, newest first, as HTML."""
-    newest_first = sorted(found, key=lambda each: each.step)[::-1][:MAX_LISTED]
-    head = "".join(f"<th>{title}</th>" for title in ("name", "step", "age", "size"))
-    rows = "".join(_row(each, ages_s.get(each.checkpoint), each.checkpoint in refused) for each in newest_first)
-    return f'<table class="checkpoints"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+def newest(found: Sequence[CheckpointCommitted]) -> list[CheckpointCommitted]:
+    """Those that are listed, newest first."""
+    return sorted(found, key=lambda each: (each.step, each.generation))[::-1][:MAX_LISTED]
 
 
-def _row(found: CheckpointCommitted, age_s: float | None, refused: bool) -> str:
-    label = "".join(f"<span>{escape(text)}</span>" for text in (found.label, found.note) if text)
+def row(found: CheckpointCommitted, age_s: float | None, refused: bool, branch: str) -> str:
+    """One checkpoint as HTML; its branch is said if it is not `branch`, the one that is trained."""
     notes = ("<em>pinned</em> " if found.pinned else "") + ("<em>refused</em> " if refused else "")
-    age = duration(age_s) if age_s is not None else ""
-    held = size(found.size_bytes) if found.size_bytes else ""
-    return (
-        f"<tr><td>{escape(found.checkpoint)} {notes}{label}</td><td>{found.step:,}</td><td>{age}</td>"
-        f"<td>{held}</td></tr>"
-    )
+    facts = [f"step {found.step:,}"]
+    facts += [duration(age_s)] if age_s is not None else []
+    facts += [size(found.size_bytes)] if found.size_bytes else []
+    facts += [escape(found.branch)] if found.branch != branch else []
+    label = "".join(f"<span>{escape(text)}</span>" for text in (found.label, found.note) if text)
+    said = f"{escape(found.checkpoint)} {notes}<span>{' · '.join(facts)}</span>{label}"
+    return f'<div class="checkpoint">{said}</div>'

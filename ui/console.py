@@ -22,7 +22,7 @@ def _freeze_start_up() -> bool:
 
 
 st.set_page_config(page_title="Steerway", page_icon=str(ICON), layout="wide")
-chosen = st.navigation([pages.runs(), pages.run()], position="top")
+chosen = st.navigation([pages.runs(), pages.run(), pages.compare()], position="top")
 _freeze_start_up()
 st.html(CSS)
 chosen.run()

@@ -18,6 +18,12 @@ Pairs = list[list[float | None]]
 MAX_FAULTS = 60
 """Marks of values that are not finite, per metric: one a bin, and the newest ones."""
 
+MAX_BESIDE = 6
+"""Other branches behind the line: the newest. More grey lines say nothing."""
+
+DASHES: tuple[str | list[int], ...] = ("solid", [6, 3], [2, 2], [10, 3, 2, 3])
+"""What tells grey lines apart."""
+
 NEAR_THE_EDGE = 0.07
 """This near to the right edge of a chart, as part of its width, a label in the middle of its line would be cut off."""
 
@@ -44,15 +50,46 @@ def panel_series(history: History, panel: Panel, marks: list[Mark], bands: list[
         x = history.x(series, canvas.axis)
         drawn += _metric(name, panel, series, x, colour, canvas)
         drawn.append(_faults(name, series, x, canvas))
+    for number, branch in enumerate(beside(history)):
+        drawn += _beside(history, panel, branch, number, canvas)
     return [*drawn, _interventions(marks, bands, canvas)]
 
 
+def beside(history: History) -> list[str]:
+    """The other branches that are drawn, the newest last."""
+    others = history.others
+    return sorted(others, key=lambda name: max(series.times_s[-1] for series in others[name].values()))[-MAX_BESIDE:]
+
+
+def _beside(history: History, panel: Panel, branch: str, number: int, canvas: Canvas) -> list[Options]:
+    """Another branch, thin and grey behind the line. All that is of one branch has its name, as the legend has it."""
+    others = history.others[branch]
+    drawn = []
+    for name in panel.metrics(others):
+        series, x = others[name], history.x(others[name], canvas.axis)
+        is_smooth = panel.smooth and canvas.smoothing > 0 and not name.startswith("eval")
+        data = _smoothed(series, x, canvas) if is_smooth else _raw(series, x, canvas)
+        style = {"width": 1, "color": canvas.palette.beside, "opacity": 0.7, "type": DASHES[number % len(DASHES)]}
+        drawn.append(
+            _line(branch, canvas.palette.beside, data, canvas)
+            | {"id": f"{canvas.at}/{name}/of {branch}", "lineStyle": style, "tooltip": {"show": False}, "z": 1}
+            | {"step": False if panel.smooth else "end", "symbol": "none"}
+        )
+    return drawn
+
+
 def _metric(name: str, panel: Panel, series: Series, x: Floats, colour: str, canvas: Canvas) -> list[Options]:
+    drawn = metric(name, series, x, colour, canvas, may_be_smooth=panel.smooth, sparse=name.startswith("eval"))
+    drawn[0]["step"] = False if panel.smooth else "end"
+    return drawn
+
+
+def metric(
+    name: str, series: Series, x: Floats, colour: str, canvas: Canvas, *, may_be_smooth: bool, sparse: bool
+) -> list[Options]:
     """A metric as it was measured; if it is smoothed, that line is faint and the smooth one is on top of it."""
-    sparse = name.startswith("eval")
-    raw = _line(name, colour, _raw(series, x, canvas), canvas)
-    raw |= {"showSymbol": sparse, "step": False if panel.smooth else "end"}
-    if sparse or not panel.smooth or canvas.smoothing <= 0:
+    raw = _line(name, colour, _raw(series, x, canvas), canvas) | {"showSymbol": sparse}
+    if sparse or not may_be_smooth or canvas.smoothing <= 0:
         return [raw]
     raw |= {"lineStyle": {"width": 1, "color": colour, "opacity": 0.28}, "tooltip": {"show": False}, "z": 2}
     smooth = _line(name, colour, _smoothed(series, x, canvas), canvas)

@@ -5,15 +5,20 @@ from uuid import UUID
 
 import streamlit as st
 
+from control_plane.comparing import RunTree
 from control_plane.core.commands import Command
 from control_plane.core.errors import NotAllowed, SteerwayError, Unavailable
 from control_plane.core.records import CommandAccepted, Entry
 from control_plane.handle import Snapshot
+from control_plane.lineage import lineage
 from ui.gateway import client
 from ui.history import History
 
 SNAPSHOT_AGE_S = 0.7
 """Several parts of a page ask for the snapshot in the same second; one answer serves them all."""
+
+TREE_AGE_S = 10.0
+"""A tree takes the control server some work: it looks at every loss that was measured."""
 
 MAX_ENTRIES = 500
 """Journal records kept by a page; the journal has the rest."""
@@ -32,7 +37,9 @@ class LiveRun:
         self.snapshot: Snapshot | None = None
         self.entries: list[Entry] = []
         self.history = History()
+        self.tree: RunTree | None = None
         self.problem: SteerwayError | None = None
+        self._tree_asked_at = float("-inf")
         self._asked_at = float("-inf")
 
     def refresh(self, max_age_s: float = SNAPSHOT_AGE_S) -> Snapshot | None:
@@ -73,7 +80,23 @@ class LiveRun:
             self.history.extend(heard)
             if len(heard.points) < POINTS_PER_CALL:
                 break
+        if self.snapshot is not None and self.snapshot.branches:
+            self.history.follow(lineage(self.snapshot.branches, self.snapshot.branch))
         return self.history
+
+    def refresh_tree(self) -> RunTree | None:
+        """The branches: asked for again now and then, and at once when there is another one or another head."""
+        snapshot = self.snapshot
+        shown = {each.branch.branch for each in self.tree.branches} if self.tree else set()
+        changed = snapshot is not None and {each.branch for each in snapshot.branches} != shown
+        changed = changed or (snapshot is not None and self.tree is not None and snapshot.branch != self.tree.head)
+        if self.problem is None and (changed or time.monotonic() - self._tree_asked_at >= TREE_AGE_S):
+            self._tree_asked_at = time.monotonic()
+            try:
+                self.tree = client().tree(self.run)
+            except (Unavailable, NotAllowed) as problem:
+                self.problem = problem
+        return self.tree
 
     def commands(self) -> dict[UUID, Command]:
         """The commands that this page has heard of, by uuid."""

@@ -20,3 +20,10 @@ def run() -> "StreamlitPage":
     from ui.run_page import run_page
 
     return st.Page(run_page, title="Run", icon=":material/monitoring:", url_path="run")
+
+
+def compare() -> "StreamlitPage":
+    """Runs and branches beside each other; its address ends in `?of=RUN&of=RUN:BRANCH`."""
+    from ui.compare_page import compare_page
+
+    return st.Page(compare_page, title="Compare", icon=":material/compare_arrows:", url_path="compare")

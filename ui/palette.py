@@ -13,6 +13,7 @@ class Palette:
     fault: str
     loss: str
     band: str
+    beside: str
     phases: tuple[str, ...]
     lines: tuple[str, ...]
 
@@ -24,6 +25,7 @@ LIGHT = Palette(
     fault="#b91c1c",
     loss="#292524",
     band="rgba(87, 83, 78, 0.14)",
+    beside="#78716c",
     phases=("#b45309", "#4338ca", "#0f766e", "#a21caf"),
     lines=("#4338ca", "#b45309", "#0f766e", "#a21caf", "#57534e"),
 )
@@ -34,6 +36,7 @@ DARK = Palette(
     fault="#fb7185",
     loss="#e7e5e4",
     band="rgba(214, 211, 209, 0.16)",
+    beside="#a8a29e",
     phases=("#fbbf24", "#8b85ff", "#2dd4bf", "#f0abfc"),
     lines=("#8b85ff", "#fbbf24", "#2dd4bf", "#f0abfc", "#d6d3d1"),
 )

@@ -5,7 +5,9 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 
-from control_plane.handle import CommandView, RecoveryView
+from control_plane.core.intents import Rollback
+from control_plane.handle import CommandView, RecoveryView, Snapshot, Stretch
+from control_plane.lineage import is_on_line
 
 CHAR_WIDTH = 0.0135
 """The part of a chart's width that one character of a label takes; labels that would touch are left out."""
@@ -62,18 +64,44 @@ def marks(
     started_at_s: float,
     extent: tuple[float, float] | None,
     recoveries: Iterable[RecoveryView] = (),
+    line: Iterable[Stretch] = (),
 ) -> list[Mark]:
-    """One mark for every place where commands were applied, and one for every loss of the trainers, oldest first."""
-    words: dict[float, list[str]] = {}
+    """One mark for every place where commands were applied, and one for every loss of the trainers, oldest first.
+
+    Over steps, where the `line` goes on with another branch, that one's name stands, too.
+    """
+    began = {round(float(stretch.first), 4): stretch.branch for stretch in line if stretch.first > 0}
+    words: dict[float, list[str]] = {x: [name] for x, name in began.items()} if axis == "step" else {}
     for command in commands:
         settled = command.settled
         if settled is None or settled.status != "applied" or settled.step is None:
             continue
+        if isinstance(command.command.intent, Rollback):
+            continue  # what it led to is marked
         x = float(settled.step) if axis == "step" else _minutes(command.settled_at or "", started_at_s)
-        words.setdefault(round(x, 4), []).append(short(command.what))
+        if axis != "step" or x not in began:  # the name says it: what a branch began with is told beside it
+            words.setdefault(round(x, 4), []).append(short(command.what))
     applied = (Mark(x, ", ".join(dict.fromkeys(labels))) for x, labels in words.items())
     lost = (Mark(_lost_at(view, axis, started_at_s), _the_lost(view), loss=True) for view in recoveries)
     return _with_room(sorted(chain(applied, lost), key=lambda mark: mark.x), extent)
+
+
+def on_the_line(snapshot: Snapshot, line: Iterable[Stretch]) -> tuple[list[CommandView], list[RecoveryView]]:
+    """The commands and the losses that the line of the head has seen: those of other branches are no part of it."""
+    ends = {stretch.branch: stretch.last for stretch in line}
+    commands = [
+        view
+        for view in snapshot.commands
+        if view.settled is not None and _is_seen(snapshot, view, view.settled.step or 0)
+    ]
+    lost = [view for view in snapshot.recoveries if view.branch in ends]
+    ends_at = {view.generation: ends[view.branch] for view in lost}
+    return commands, [view for view in lost if (last := ends_at[view.generation]) is None or view.step <= last]
+
+
+def _is_seen(snapshot: Snapshot, view: CommandView, step: int) -> bool:
+    where = view.branch, step
+    return is_on_line(snapshot.branches, snapshot.checkpoints, snapshot.branch, where, view.command.uuid)
 
 
 def bands(

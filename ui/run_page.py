@@ -4,14 +4,16 @@ import streamlit as st
 
 from control_plane.core.errors import SteerwayError
 from control_plane.handle import Snapshot
-from ui import commands, knobs, learning_rate, pages, recovery
+from control_plane.lineage import lineage
+from ui import commands, going_back, knobs, learning_rate, pages, recovery
+from ui.branches import branches
 from ui.charts import EVENTS, HEIGHT, View, chart_options
 from ui.checkpoints import checkpoints
 from ui.gateway import banner
 from ui.header import header
 from ui.journal import journal
 from ui.live import LiveRun, live_run
-from ui.panels import bands, marks
+from ui.panels import bands, marks, on_the_line
 
 FAST_S, CHARTS_S = 1.0, 2.0
 """How often the head and the commands, and how often charts and journal, look again."""
@@ -55,6 +57,7 @@ def _page(live: LiveRun, snapshot: Snapshot) -> None:
         st.fragment(knobs.now, run_every=charts_s)(live, known)
         knobs.form(live)
         st.fragment(_commands, run_every=fast_s)(live)
+    going_back.dialog(live, snapshot)
     with st.bottom:
         st.fragment(journal, run_every=charts_s)(live)
 
@@ -89,9 +92,10 @@ def _charts(live: LiveRun, view: View) -> None:
     if not history.series:
         st.info("No measurements yet: the charts appear with the first step.", icon=":material/monitoring:")
         return
-    asked, recoveries = (snapshot.commands, snapshot.recoveries) if snapshot else ((), ())
+    line = lineage(snapshot.branches, snapshot.branch) if snapshot else ()
+    asked, recoveries = on_the_line(snapshot, line) if snapshot else ([], [])
     started_at_s, extent = history.started_at_s(), history.extent(view.axis)
-    found = marks(asked, view.axis, started_at_s, extent, recoveries)
+    found = marks(asked, view.axis, started_at_s, extent, recoveries, line)
     lost = bands(recoveries, view.axis, started_at_s, extent)
     st_echarts(
         options=chart_options(history, found, view, lost),
@@ -108,6 +112,7 @@ def _aftermath(live: LiveRun, view: View) -> None:
     if snapshot is None:
         return
     live.refresh_journal()
+    branches(live, snapshot)
     if not snapshot.recoveries:
         checkpoints(live, snapshot)
         return

@@ -17,7 +17,9 @@ HOW_TO_SUBMIT = "steer submit configs/gpt2-local.yaml"
 
 
 def runs_page() -> None:
-    """The list of runs. A link with `?run=ID` goes on to that run."""
+    """The list of runs. A link with `?run=ID` goes on to that run, one with `?of=A&of=B` to the comparison."""
+    if sides := st.query_params.get_all("of"):
+        st.switch_page(pages.compare(), query_params={"of": sides})
     run = st.query_params.get("run")
     if run:
         st.switch_page(pages.run(), query_params=dict(st.query_params))

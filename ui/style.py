@@ -26,6 +26,16 @@ CSS = """<style>
 .checkpoints th:first-child, .checkpoints td:first-child { text-align: left; padding-left: 0; }
 .checkpoints td:first-child { white-space: normal; overflow-wrap: anywhere; }
 .checkpoints td span { display: block; opacity: 0.65; font-size: 0.8rem; }
+.checkpoint, .branch { font-size: 0.875rem; line-height: 1.45; padding: 0.3rem 0; overflow-wrap: anywhere;
+  font-variant-numeric: tabular-nums; }
+.checkpoint span, .branch span { display: block; opacity: 0.65; font-size: 0.8rem; }
+.branch { border-left: 2px solid rgba(128, 128, 128, 0.45); padding-left: 0.7rem; }
+.checkpoint em, .branch em { font-style: normal; font-size: 0.72rem; padding: 0.05rem 0.4rem; border-radius: 0.6rem;
+  background: rgba(128, 128, 128, 0.22); white-space: nowrap; }
+.st-key-checkpoint_rows > div { border-top: 1px solid rgba(128, 128, 128, 0.25); }
+[class*="st-key-branch_row_"] { flex-wrap: nowrap !important; }
+.compared { overflow-x: auto; }
+.compared th, .compared .checkpoints td:first-child { white-space: nowrap; }
 .knobs td { white-space: normal; }
 .checkpoints td em { font-style: normal; font-size: 0.72rem; padding: 0.05rem 0.4rem; border-radius: 0.6rem;
   background: rgba(128, 128, 128, 0.22); white-space: nowrap; }

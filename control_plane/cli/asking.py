@@ -8,7 +8,9 @@
 """
 
 import inspect
+import json
 import sys
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
@@ -23,6 +25,7 @@ from control_plane.core.commands import INTENT, Intent
 from control_plane.core.errors import Invalid, NotFound
 from control_plane.core.intents import MAX_VALUES, NEEDS_NO_RANK, Cancel
 from control_plane.core.records import CommandAccepted
+from control_plane.handle import CommandView
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
@@ -41,6 +44,7 @@ Run = Annotated[
 Reason = Annotated[str | None, typer.Option(help="Why; kept in the journal.")]
 Detach = Annotated[bool, typer.Option("--detach", help="Return when the command is durable; do not wait for its end.")]
 Timeout = Annotated[float, typer.Option("--timeout", metavar="S", min=0.1, help="Wait this long for its end.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 Asked = tuple[str | None, Intent]
@@ -69,8 +73,15 @@ class Manner:
     as_json: AsJson = False
 
 
-def steering(wish: Callable[..., Asked]) -> Callable[..., None]:
-    """A command of `steer`: what `wish` answers is asked, in the manner of its options."""
+Arrive = Callable[["SteerwayClient", str, CommandView, float], tuple[dict[str, Any], str]]
+"""Waits for what an applied command of a run leads to, for some seconds: members for the JSON, and a sentence."""
+
+
+def steering(wish: Callable[..., Asked], arrive: Arrive | None = None) -> Callable[..., None]:
+    """A command of `steer`: what `wish` answers is asked, in the manner of its options.
+
+    With `arrive`, the command has done its work only when that has happened, too.
+    """
     own = inspect.signature(wish, eval_str=True)
     shared = inspect.signature(Manner, eval_str=True).parameters
     parameters = [*own.parameters.values(), *shared.values()]
@@ -78,7 +89,7 @@ def steering(wish: Callable[..., Asked]) -> Callable[..., None]:
     def command(**given: Any) -> None:
         manner = Manner(**{name: given.pop(name) for name in shared})
         run, intent = wish(**given)
-        ask(run, intent, manner)
+        ask(run, intent, manner, arrive)
 
     command.__name__, command.__doc__ = wish.__name__, wish.__doc__
     # Typer reads a command's options off its signature.
@@ -96,17 +107,27 @@ def pause(run: Run = None) -> Asked:
 @steering
 def stop(
     run: Run = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    yes: Yes = False,
     save: Annotated[bool, typer.Option("--save", help="Save a last checkpoint.")] = False,
 ) -> Asked:
     """End a run at the next step boundary. `steer resume` can have it go on later."""
-    if not yes and not sys.stdin.isatty():
-        raise Misused("a stop ends the training; say -y if that is meant")
+    check_can_ask(yes, "a stop ends the training")
     with connect() as client:
         chosen = active_run(client, run)
-    if not yes and not typer.confirm(f"Stop {chosen}?", err=True):
-        raise Misused("nothing was stopped")
+    confirm(yes, f"Stop {chosen}?", "nothing was stopped")
     return chosen, intent_of("stop", save=save)
+
+
+def check_can_ask(yes: bool, because: str) -> None:
+    """Raises `Misused` where nobody can be asked and nobody has said yes."""
+    if not yes and not sys.stdin.isatty():
+        raise Misused(f"{because}; say -y if that is meant")
+
+
+def confirm(yes: bool, question: str, otherwise: str) -> None:
+    """Ask, unless it was said already. Raises `Misused` for a no."""
+    if not yes and not typer.confirm(question, err=True):
+        raise Misused(otherwise)
 
 
 @steering
@@ -173,7 +194,7 @@ def run_and(words: Sequence[str], what: str, example: str) -> tuple[str | None, 
     return (words[0] if len(words) == 2 else None), words[-1]
 
 
-def ask(run: str | None, intent: Intent, manner: Manner) -> None:
+def ask(run: str | None, intent: Intent, manner: Manner, arrive: Arrive | None = None) -> None:
     """Send a command, wait for its end and say it. Exits with 6 if it was not applied."""
     from control_plane.cli.wording import outcome
 
@@ -193,12 +214,17 @@ def ask(run: str | None, intent: Intent, manner: Manner) -> None:
             seen = f"accepted by {receipt.run} as record {receipt.seq}, uuid {receipt.uuid}"
             typer.echo(receipt.model_dump_json() if manner.as_json else seen)
             return
+        until = time.monotonic() + manner.timeout
         try:
             view = client.wait_settled(chosen, receipt.uuid, manner.timeout)
         except KeyboardInterrupt:
             say(f"the command is durable and goes on without you; to take it back: steer cancel {receipt.uuid}")
             raise
-    typer.echo(view.model_dump_json() if manner.as_json else outcome(view))
+        members, said = dict[str, Any](), outcome(view)
+        if arrive is not None and view.status == "applied":
+            say(said)
+            members, said = arrive(client, chosen, view, max(0.0, until - time.monotonic()))
+    typer.echo(json.dumps(json.loads(view.model_dump_json()) | members) if manner.as_json else said)
     if view.status != "applied":
         raise typer.Exit(REJECTED)
 

@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -83,14 +83,18 @@ def _known_to_the_run(run: str | None, names: list[str]) -> str:
     """
     with connect() as client:
         chosen = active_run(client, run)
-        snapshot = client.snapshot(chosen)
+        check_known(client.snapshot(chosen), names)
+    return chosen
+
+
+def check_known(snapshot: Snapshot, names: Iterable[str]) -> None:
+    """Raises `NotFound` for a knob that the run does not list, with the name that was perhaps meant."""
     listed = [*snapshot.knob_facts, LEARNING_RATE]
     for name in names if snapshot.knob_facts else ():
         if name not in listed and ":" not in name:
             nearest = get_close_matches(name, listed, n=1)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
-            raise NotFound(f"run {chosen} has no knob {name!r}; {hint}it lists {', '.join(listed)}")
-    return chosen
+            raise NotFound(f"run {snapshot.run} has no knob {name!r}; {hint}it lists {', '.join(listed)}")
 
 
 @steering

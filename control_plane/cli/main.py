@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import asking, knobs, looking, machine, resuming, surgery
+from control_plane.cli import asking, branches, descending, knobs, looking, machine, resuming, surgery, trajectories
 from control_plane.cli.agent import agent
 from control_plane.cli.chaos import chaos
 from control_plane.cli.journals import journals
@@ -56,6 +56,8 @@ app.command("run", rich_help_panel=TRAIN)(_run)
 app.command(rich_help_panel=TRAIN)(machine.up)
 app.command(rich_help_panel=TRAIN)(machine.down)
 app.command(rich_help_panel=TRAIN)(machine.submit)
+app.command(rich_help_panel=TRAIN)(descending.fork)
+app.command(rich_help_panel=TRAIN)(descending.replay)
 app.command("set", rich_help_panel=STEER)(knobs.set_knobs)
 app.command(rich_help_panel=STEER)(knobs.schedule)
 app.command(rich_help_panel=STEER)(surgery.freeze)
@@ -67,12 +69,17 @@ app.command(rich_help_panel=STEER)(resuming.resume)
 app.command(rich_help_panel=STEER)(asking.stop)
 app.command(rich_help_panel=STEER)(asking.save)
 app.command(rich_help_panel=STEER)(asking.evaluate)
+app.command(rich_help_panel=STEER)(branches.rollback)
+app.command(rich_help_panel=STEER)(branches.switch)
+app.command(rich_help_panel=STEER)(branches.adopt)
 app.add_typer(checkpoint, rich_help_panel=STEER)
 app.command(rich_help_panel=STEER)(asking.cancel)
 app.command(rich_help_panel=STEER)(agent)
 app.command(rich_help_panel=LOOK)(looking.runs)
 app.command(rich_help_panel=LOOK)(looking.status)
 app.command(rich_help_panel=LOOK)(knobs.knobs)
+app.command(rich_help_panel=LOOK)(trajectories.tree)
+app.command(rich_help_panel=LOOK)(trajectories.compare)
 app.command(rich_help_panel=LOOK)(looking.checkpoints)
 app.add_typer(journals, rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(looking.logs)

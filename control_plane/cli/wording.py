@@ -7,11 +7,22 @@ from uuid import UUID
 
 from control_plane import telling
 from control_plane.core.commands import Command
-from control_plane.core.records import CheckpointCommitted, CommandAccepted, CommandSettled, Entry, Reading
+from control_plane.core.records import (
+    SKIPPED_STEPS,
+    STEP_WAS_SKIPPED,
+    CheckpointCommitted,
+    CommandAccepted,
+    CommandSettled,
+    Entry,
+    Reading,
+)
 from control_plane.handle import CommandView, RecoveryView, Snapshot
 
 UNKNOWN = "-"
-OF_THE_LEARNING_RATE = frozenset({"lr", "schedule", "groups"})
+BESIDE = frozenset({SKIPPED_STEPS, STEP_WAS_SKIPPED})
+"""What may be read beside the result of any command."""
+
+OF_THE_LEARNING_RATE = frozenset({"lr", "schedule", "groups"}) | BESIDE
 """What is read after a change of the learning rate, and after no other."""
 
 
@@ -74,7 +85,7 @@ def change(what: str, settled: CommandSettled) -> str:
 
 def _result(settled: CommandSettled, known: Iterable[str]) -> Reading:
     """What came out that there was not before, such as the result of an action."""
-    left_out = {*known, *(settled.before or {}), "cancelled"}
+    left_out = {*known, *(settled.before or {}), *BESIDE, "cancelled"}
     after = settled.after or {}
     return {name: value for name, value in after.items() if name not in left_out and not isinstance(value, bool)}
 

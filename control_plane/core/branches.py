@@ -87,14 +87,20 @@ class Stretch:
     cuts: tuple[Cut, ...]
 
 
+def to_the_root(branches: Mapping[str, Branch], name: str) -> Iterator[Branch]:
+    """The branch and those that it stands on, itself first."""
+    branch: Branch | None = branches[name]
+    while branch is not None:
+        yield branch
+        branch = branches[branch.parent] if branch.parent is not None else None
+
+
 def lineage(tree: Tree, head: str) -> Iterator[Stretch]:
     """The branch itself, then what it stands on, to the root."""
     cuts: tuple[Cut, ...] = ()
-    branch: Branch | None = tree.branches[head]
-    while branch is not None:
+    for branch in to_the_root(tree.branches, head):
         yield Stretch(branch.name, cuts)
         cuts = (_cut(tree, branch, cuts[0].seq if cuts else NEVER), *cuts)
-        branch = tree.branches[branch.parent] if branch.parent is not None else None
 
 
 def _cut(tree: Tree, branch: Branch, until_seq: int) -> Cut:

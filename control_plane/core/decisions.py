@@ -10,24 +10,19 @@ from uuid import UUID
 
 from control_plane.core import limits
 from control_plane.core.acceptance import check_intent, check_view, stop_is_pending
-from control_plane.core.branching import Origin, begin, branch_off, settle_at_once, stands_on
+from control_plane.core.branching import Origin, begin, branch_off, settle_at_once
 from control_plane.core.commands import Command
 from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
 from control_plane.core.intents import (
-    MAX_NAMES_TOLD,
     NEEDS_NO_RANK,
     Cancel,
-    DeleteCheckpoint,
-    PinCheckpoint,
     Rollback,
 )
+from control_plane.core.keeping import cancel_command, keep_or_delete
 from control_plane.core.records import (
     MAIN,
-    UNIVERSAL,
     CheckpointCommitted,
-    CheckpointDiscarded,
     CheckpointFailed,
-    CheckpointPinned,
     CommandAccepted,
     CommandRepeated,
     CommandSettled,
@@ -111,12 +106,12 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
         return []
     if isinstance(command.intent, NEEDS_NO_RANK):
         check_view(state, command)
-        return [CommandAccepted(command=command), *_keep_or_delete(state, command)]
+        return [CommandAccepted(command=command), *keep_or_delete(state, command)]
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
     if isinstance(command.intent, Cancel):
         check_view(state, command)
-        return [CommandAccepted(command=command), *_cancel(state, command)]
+        return [CommandAccepted(command=command), *cancel_command(state, command)]
     if state.stopping or stop_is_pending(state):
         raise RunEnded(f"run {state.run} is stopping and takes no more commands")
     _check_room(state, command)
@@ -152,50 +147,6 @@ def _check_room(state: RunState, command: Command) -> None:
             f"is {limit}, try again later",
             limit=limit,
         )
-
-
-def _cancel(state: RunState, command: Command) -> list[Record]:
-    """Nothing, while trainers may already have been offered what is to be cancelled: they settle both."""
-    assert isinstance(command.intent, Cancel)
-    life = state.commands.get(command.intent.command)
-    if life is None:
-        raise NotFound(f"no command {command.intent.command} was ever accepted by run {state.run}")
-    if life.settled is not None:
-        raise Conflict(f"'{life.command.describe()}' is already {life.status}: there is nothing left to cancel")
-    if isinstance(life.command.intent, Cancel):
-        raise Conflict("a cancel cannot be cancelled")
-    if life.command.uuid in state.scheduled:
-        raise Conflict(f"'{life.command.describe()}' is what a branch begins with, or a replay does: it stays")
-    if state.generation is not None and state.listens:
-        return []
-    return [
-        CommandSettled(uuid=life.command.uuid, status="cancelled", reason=command.takes_back()),
-        CommandSettled(uuid=command.uuid, status="applied", after={"cancelled": str(life.command.uuid)}),
-    ]
-
-
-def _keep_or_delete(state: RunState, command: Command) -> list[Record]:
-    intent = command.intent
-    assert isinstance(intent, PinCheckpoint | DeleteCheckpoint)
-    names = [each.checkpoint for each in state.checkpoints]
-    found = next((each for each in state.checkpoints if each.checkpoint == intent.checkpoint), None)
-    if found is None:
-        listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
-        raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}; the newest are {listed}")
-    if isinstance(intent, PinCheckpoint):
-        pinned = CheckpointPinned(checkpoint=found.checkpoint, pinned=intent.pinned)
-        after = {"checkpoint": found.checkpoint, "pinned": intent.pinned}
-        return [pinned, CommandSettled(uuid=command.uuid, status="applied", after=after)]
-    restored_from = state.generation.checkpoint if state.generation else None
-    if found.checkpoint in stands_on(state) - {names[-1]}:
-        raise Conflict(f"checkpoint {found.checkpoint} is what a branch stands on, or goes on from: it stays")
-    if found.pinned:
-        raise Conflict(f"checkpoint {found.checkpoint} is pinned; unpin it first")
-    if found.checkpoint == names[-1] or found.checkpoint == (restored_from or "").removesuffix(UNIVERSAL):
-        raise Conflict(f"checkpoint {found.checkpoint} is the newest, or what the run stands on: it stays")
-    gone = CheckpointDiscarded(checkpoint=found.checkpoint, reason=f"deleted by {command.author}")
-    after = {"checkpoint": found.checkpoint, "deleted": True}
-    return [gone, CommandSettled(uuid=command.uuid, status="applied", after=after)]
 
 
 def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
@@ -348,7 +299,18 @@ def resume_run(state: RunState, author: str, back: bool = False) -> list[Record]
         raise Conflict("this run has no journal to resume from")
     if state.closed is not None and state.closed.ending == "finished" and not back:
         raise Conflict(f"run {state.run} has finished at step {state.step}: there is nothing left to resume")
-    return [RunResumed(author=author)]
+    return [*_too_late_cancels(state), RunResumed(author=author)]
+
+
+def _too_late_cancels(state: RunState) -> list[Record]:
+    """Cancels of what was settled first. New trainers do not know a stop that is over, and would cancel it."""
+    told: list[Record] = []
+    for cancel in state.pending_commands():
+        target = state.commands.get(cancel.intent.command) if isinstance(cancel.intent, Cancel) else None
+        if target is not None and target.settled is not None:
+            reason = f"'{target.command.describe()}' was already {target.status}"
+            told.append(CommandSettled(uuid=cancel.uuid, status="rejected", reason=reason))
+    return told
 
 
 def end_generation(

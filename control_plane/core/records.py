@@ -13,6 +13,14 @@ from pydantic import AfterValidator, Field, TypeAdapter
 from control_plane.core.commands import Command, Words
 from control_plane.core.intents import BranchName
 from control_plane.core.limits import Limit
+from control_plane.core.saves import (
+    MAIN,
+    CheckpointCommitted,
+    CheckpointDiscarded,
+    CheckpointFailed,
+    CheckpointPinned,
+    StateDigested,
+)
 
 
 def _spelled(value: Any) -> Any:
@@ -28,13 +36,14 @@ Reading = Annotated[dict[str, Any], AfterValidator(_spelled)]
 
 JSON has no NaN and no infinity: in a record they are spelled "NaN", "Infinity" and "-Infinity"."""
 
+SKIPPED_STEPS, STEP_WAS_SKIPPED = "skipped_steps", "step_was_skipped"
+"""In the reading of an applied command: how many steps the optimizer has not taken because gradients were not finite,
+and that the step before this boundary was one of them. Left out where there is nothing to tell."""
+
 Status = Literal["applied", "rejected", "failed", "expired", "cancelled"]
 Ending = Literal["finished", "stopped", "failed"]
 GenerationEnding = Ending | Literal["left"]
 """`left`: the same processes go on elsewhere, with another branch."""
-
-MAIN = "main"
-"""The branch with which every run begins."""
 
 UNIVERSAL = "-universal"
 """Added to a checkpoint's name: the same for another number of ranks."""
@@ -190,54 +199,6 @@ class CommandRepeated(Words):
     reason: str | None = None
 
 
-class CheckpointCommitted(Words):
-    """A checkpoint exists: its manifest is in place and every shard is durable. `path` is relative to the run.
-
-    `decided_here` are the commands that were decided at the boundary of `step` before it was saved.
-    """
-
-    type: Literal["CheckpointCommitted"] = "CheckpointCommitted"
-    checkpoint: str
-    step: int
-    generation: int
-    path: str
-    label: str | None = None
-    note: str | None = None
-    pinned: bool = False
-    size_bytes: int = 0
-    world_size: int = 0
-    metrics: dict[str, float] = {}
-    manifest_sha256: str = ""
-    branch: str = MAIN
-    decided_here: tuple[UUID, ...] = ()
-
-
-class CheckpointPinned(Words):
-    """A checkpoint is kept whatever the retention says, or, if not `pinned`, no longer."""
-
-    type: Literal["CheckpointPinned"] = "CheckpointPinned"
-    checkpoint: str
-    pinned: bool
-
-
-class CheckpointFailed(Words):
-    """A save that was begun came to nothing. Training went on."""
-
-    type: Literal["CheckpointFailed"] = "CheckpointFailed"
-    checkpoint: str
-    step: int
-    generation: int
-    reason: str
-
-
-class CheckpointDiscarded(Words):
-    """A checkpoint may no longer be used; its files are being removed."""
-
-    type: Literal["CheckpointDiscarded"] = "CheckpointDiscarded"
-    checkpoint: str
-    reason: str
-
-
 class Death(Words):
     """One rank that was lost, as the driver saw it. `rank` is None if it was lost before it had one."""
 
@@ -311,6 +272,7 @@ Record = Annotated[
     | CheckpointPinned
     | CheckpointFailed
     | CheckpointDiscarded
+    | StateDigested
     | GenerationLost
     | GenerationRecovered
     | GenerationEnded

@@ -54,7 +54,9 @@ def recorded(entries: Sequence[Entry], until_step: int | None = None) -> tuple[S
 def _open_end(state: RunState) -> int | None:
     """Where a run stops that does again what one did that has no end of its own, or not yet."""
     ended = state.closed is not None and state.closed.ending in ("finished", "stopped")
-    return None if ended else state.reached.get(state.head, state.step)
+    reached = state.reached.get(state.head, state.step)
+    total_steps = state.generation.total_steps if state.generation else 0
+    return None if ended or reached >= total_steps else reached
 
 
 def _bases(state: RunState) -> dict[str, UUID]:

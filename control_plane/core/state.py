@@ -35,6 +35,7 @@ from control_plane.core.records import (
     RunClosed,
     RunCreated,
     RunResumed,
+    StateDigested,
     TermStarted,
 )
 
@@ -103,6 +104,8 @@ class RunState:
     # Of each branch the starts of its trainers: the record, and the step at which they began.
     begun: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
+    # Of the current generation, by step: what is told twice is recorded once.
+    digested: dict[int, StateDigested] = field(default_factory=dict)
     # The highest step that the journal knows to have been made, by any generation.
     reached_step: int = 0
     started_seq: int = 0
@@ -123,6 +126,8 @@ class RunState:
     branch_of_generation: dict[int, str] = field(default_factory=dict)
     # The highest step that the journal knows of each branch.
     reached: dict[str, int] = field(default_factory=dict)
+    # The knobs as the trainers of each branch have them, or had them last; the head's are `knobs`.
+    knobs_of: dict[str, Reading] = field(default_factory=dict)
     # When the run was last taken to another branch; pauses and stops before that are over and done with.
     branched_seq: int = 0
     # Commands that take effect at a known step, before any other.
@@ -217,6 +222,10 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             ]
         case CheckpointFailed():
             pass  # for people: what was never committed was never there
+        case StateDigested():
+            state.digested[record.step] = record
+            state.step = max(state.step, record.step)
+            state.reached_step = max(state.reached_step, record.step)
         case GenerationLost():
             _lose(state, entry, record)
             _reach(state, record.step, state.branch_of_generation.get(record.generation, state.head))
@@ -253,6 +262,7 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     # A pause, or a stop, outlives the trainers: what was decided before a loss is repeated after it.
     state.generation, state.ended, state.step = record, None, record.step
     state.started_seq = entry.seq
+    state.digested = {}
     state.course_seq, state.course = entry.seq, f"the trainers began at step {record.step}"
     own = [each for each in state.checkpoints if each.branch == record.branch]
     left = {each.checkpoint: entry.seq for each in own if each.step > record.step}
@@ -261,7 +271,7 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     state.branch_of_generation[record.generation] = record.branch
     _reach(state, record.step, record.branch)
     state.starts[record.uuid] = record.generation
-    state.knobs = dict(record.knobs)
+    state.knobs = state.knobs_of[record.branch] = dict(record.knobs)
     if state.lost:
         state.losses[-1] = replace(state.losses[-1], restarted=record)
 

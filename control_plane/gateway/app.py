@@ -12,11 +12,12 @@ from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI, Response
 
-from control_plane.gateway.auth import Seats, TokenBook, authorize
+from control_plane.core.errors import SteerwayError
+from control_plane.gateway.auth import Seats, TokenBook, authorize_each
 from control_plane.gateway.problems import install_problems, internal_problem, problem
-from control_plane.gateway.rate import Allowance
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
+from control_plane.gateway.turnstile import Turnstile, turned_away
 from control_plane.handle import RunHandle, RunSummary
 from control_plane.storage.layout import RunFiles
 
@@ -51,15 +52,16 @@ class RunDirectory(Protocol):
 
 
 class FrontDoor:
-    """ASGI middleware: which host was asked for, how large and how slow a body may be, and the last resort.
+    """ASGI middleware: which host was asked for, the turnstile, how large and how slow a body may be, the last resort.
 
     A page of a stranger that resolves its own name to this address (DNS rebinding) is turned away by its Host.
     The body is read here, up to the limit, and handed on in one piece.
     """
 
-    def __init__(self, app: AsgiApp, allowed_hosts: Sequence[str]) -> None:
+    def __init__(self, app: AsgiApp, allowed_hosts: Sequence[str], turnstile: Turnstile) -> None:
         """`allowed_hosts` are host names without a port."""
         self._app, self._allowed_hosts = app, frozenset(host.lower() for host in allowed_hosts)
+        self._turnstile = turnstile
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """One connection."""
@@ -79,15 +81,27 @@ class FrontDoor:
             await send(message)
 
         try:
-            if not self._knows_host(scope):
-                refusal: Response | None = problem(421, "wrong-host", "this gateway does not answer to that Host name")
+            if self._knows_host(scope):
+                await self._let_in(scope, receive, remember_start)
             else:
-                receive, refusal = await _take_body(scope, receive)
-            await (refusal or self._app)(scope, receive, remember_start)
+                wrong_host = problem(421, "wrong-host", "this gateway does not answer to that Host name")
+                await wrong_host(scope, receive, remember_start)
         except Exception:
             log.exception("a request failed in a way that nobody foresaw")
             if not started:
                 await internal_problem()(scope, receive, send)
+
+    async def _let_in(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+        try:
+            owner = self._turnstile.enter(scope)
+        except SteerwayError as error:
+            await turned_away(scope, error)(scope, receive, send)
+            return
+        try:
+            receive, refusal = await _take_body(scope, receive)
+            await (refusal or self._app)(scope, receive, send)
+        finally:
+            self._turnstile.leave(owner)
 
     def _knows_host(self, scope: MutableMapping[str, Any]) -> bool:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
@@ -145,7 +159,12 @@ def _then(first: Message, rest: Receive) -> Receive:
 
 
 def create_app(
-    runs: RunDirectory, tokens: TokenBook, *, allowed_hosts: Sequence[str], allowed_origins: Sequence[str]
+    runs: RunDirectory,
+    tokens: TokenBook,
+    *,
+    allowed_hosts: Sequence[str],
+    allowed_origins: Sequence[str],
+    turnstile: Turnstile | None = None,
 ) -> FastAPI:
     """The app.
 
@@ -157,7 +176,7 @@ def create_app(
         title="Steerway",
         summary="Steer training runs while they train.",
         version=_version(),
-        dependencies=[Depends(authorize)],
+        dependencies=[Depends(authorize_each)],
         generate_unique_id_function=lambda route: route.name,
         openapi_url=None,  # it is a route of ours, behind a token like every other
         docs_url=None,
@@ -166,13 +185,12 @@ def create_app(
     )
     app.state.runs, app.state.tokens = runs, tokens
     app.state.allowed_origins = frozenset(allowed_origins)
-    app.state.allowance = Allowance()
     app.state.long_polls = Seats(MAX_LONG_POLLS_PER_TOKEN, "long polls")
     app.state.streams = Seats(MAX_STREAMS_PER_TOKEN, "streams")
     install_problems(app, CommandRequest)
     add_routes(app)
     add_stream(app)
-    app.add_middleware(FrontDoor, allowed_hosts=allowed_hosts)
+    app.add_middleware(FrontDoor, allowed_hosts=allowed_hosts, turnstile=turnstile or Turnstile(tokens))
     return app
 
 

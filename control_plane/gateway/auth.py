@@ -24,6 +24,7 @@ from control_plane.core.commands import MAX_LABEL_CHARS, Intent
 from control_plane.core.errors import Damaged, NotAllowed, NotFound, Overloaded
 
 PREFIX = "/api/v1"
+COMMANDS_PATH = f"{PREFIX}/runs/{{run}}/commands"
 
 READERS = frozenset(ROLES)
 COMMANDERS: frozenset[Role] = frozenset({"operator", "admin", "agent"})
@@ -35,11 +36,13 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/openapi.json": READERS,
     f"GET {PREFIX}/runs": READERS,
     f"GET {PREFIX}/runs/{{run}}": READERS,
-    f"POST {PREFIX}/runs/{{run}}/commands": COMMANDERS,
+    f"POST {COMMANDS_PATH}": COMMANDERS,
     f"GET {PREFIX}/runs/{{run}}/commands/{{uuid}}": READERS,
     f"GET {PREFIX}/runs/{{run}}/journal": READERS,
     f"GET {PREFIX}/runs/{{run}}/metrics": READERS,
     f"GET {PREFIX}/runs/{{run}}/logs": READERS,
+    f"GET {PREFIX}/runs/{{run}}/tree": READERS,
+    f"GET {PREFIX}/compare": READERS,
     f"WEBSOCKET {PREFIX}/runs/{{run}}/stream": READERS,
 }
 
@@ -49,8 +52,9 @@ KINDS_OF_AGENT = frozenset(
 """An agent may tune and look: what it changes is a number within the run's limits, and can be set back. A script's own
 actions are for those that the run's limits name for agents, see `core.limits`.
 
-For people: to hold or end a run; to freeze parameters or reset them, and to delete checkpoints, which no command takes
-back; to pin, for pins are what people rely on; and to take back other people's commands.
+For people: to hold or end a run, or to take it to another branch; to freeze parameters or reset them, and to delete
+checkpoints, which no command takes back; to pin, for pins are what people rely on; and to take back other people's
+commands.
 """
 
 TOKEN_BYTES = 32
@@ -117,7 +121,7 @@ def digest(token: str) -> str:
 
 
 def authorize(connection: HTTPConnection) -> None:
-    """The dependency of the whole app. Raises `Unauthenticated` or `NotAllowed`; remembers who asks.
+    """For every request of the app. Raises `Unauthenticated` or `NotAllowed`; remembers who asks.
 
     A WebSocket brings its token in its first message; here it is only checked that its route stands in `ACCESS`.
     """
@@ -132,6 +136,11 @@ def authorize(connection: HTTPConnection) -> None:
     connection.state.identity = identity
 
 
+async def authorize_each(connection: HTTPConnection) -> None:
+    """`authorize` as a dependency: FastAPI would hand a plain function to a thread, for every request."""
+    authorize(connection)
+
+
 def access_key(connection: HTTPConnection) -> str:
     """`GET /api/v1/runs/{run}`: how `ACCESS` names a route."""
     method = connection.scope.get("method", "WEBSOCKET")
@@ -140,13 +149,19 @@ def access_key(connection: HTTPConnection) -> str:
 
 def admit(tokens: TokenBook, token: str | None, key: str) -> Identity:
     """Whose token this is, if its role may use the route. Raises `Unauthenticated` or `NotAllowed`."""
+    identity = known(tokens, token)
+    if identity.role not in ACCESS.get(key, frozenset()):
+        raise NotAllowed(f"a token of role {identity.role} may not do this", role=identity.role)
+    return identity
+
+
+def known(tokens: TokenBook, token: str | None) -> Identity:
+    """Whose token this is. Raises `Unauthenticated`."""
     if token is None:
         raise Unauthenticated("this needs a token: send it as 'Authorization: Bearer <token>'")
     identity = tokens.identify(token)
     if identity is None:
         raise Unauthenticated("this gateway does not know that token")
-    if identity.role not in ACCESS.get(key, frozenset()):
-        raise NotAllowed(f"a token of role {identity.role} may not do this", role=identity.role)
     return identity
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import ray
 from ray import serve
-from ray.serve.config import HTTPOptions
+from ray.serve.config import HTTPOptions, ProxyLocation
 
 from control_plane.actor import is_serving
 from control_plane.archive import ArchivedRun
@@ -24,6 +24,7 @@ from control_plane.config import Settings, settings
 from control_plane.core.errors import SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
 from control_plane.gateway.auth import TokenBook
+from control_plane.gateway.priority import give_way
 from control_plane.handle import RunHandle, RunSummary
 from control_plane.ray_handle import RayHandle
 from control_plane.storage.layout import RunFiles, find_run, list_runs
@@ -89,13 +90,17 @@ def deploy(where: Settings) -> None:
         ray.init(address=where.ray_address, namespace="serve", logging_level=logging.WARNING, log_to_driver=False)
     except ConnectionError:
         raise Unavailable(f"no Ray cluster answers at {where.ray_address}; start one with `steer up`") from None
-    serve.start(http_options=HTTPOptions(host=where.host, port=where.gateway_port))
+    # One proxy, as there is one replica: each has a turnstile, and several would let several times as much through.
+    serve.start(
+        proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=where.host, port=where.gateway_port)
+    )
     serve.run(_application(where), name=APPLICATION, route_prefix="/", blocking=False)
     _wait_until_ready(where)
 
 
 def _application(where: Settings) -> Any:
     def build() -> Any:
+        give_way()
         origins = [where.console_url, where.gateway_url]
         return create_app(
             RayRuns(where),

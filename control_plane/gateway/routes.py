@@ -17,10 +17,12 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import Field, ValidationError
 
+from control_plane.comparing import MAX_SIDES, Comparison, RunTree
 from control_plane.core.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent, Words
 from control_plane.core.errors import Invalid, NotFound
 from control_plane.core.records import CommandSettled
 from control_plane.gateway.auth import PREFIX, Identity, authorize, check_may_command
+from control_plane.gateway.trajectories import comparison_of, tree_of
 from control_plane.handle import (
     MAX_TAIL_ENTRIES,
     MAX_WAIT_S,
@@ -41,6 +43,7 @@ MAX_LONG_POLLS_PER_TOKEN = 64
 """A console with a few tabs holds a handful; each costs a task and a place in the control server's queue."""
 
 MAX_NAMES = 64
+MAX_SIDE_CHARS = 400
 MAX_LOG_LINES = 2_000
 MAX_LOG_BYTES = 256 * 1024
 """The end of a log, for people. The whole file is on the disk of the run."""
@@ -189,7 +192,6 @@ async def submit_command(
     """Ask for something. 202 means that the command is durable; sending it again with the same uuid is harmless."""
     identity: Identity = request.state.identity
     check_may_command(identity, body.intent)
-    request.app.state.allowance.take(identity)
     command = _command_of(body, _chosen_uuid(body.uuid, idempotency_key), identity)
     receipt = await (await _directory(request).handle(run)).submit(command)
     root = request.scope.get("root_path", "")
@@ -270,6 +272,22 @@ async def read_metrics(
     return _answer(await handle.measurements(after, limit, name))
 
 
+async def read_tree(request: Request, run: str) -> Response:
+    """The run's branches with their changes and best losses, and the runs that were begun from it."""
+    return _answer(await tree_of(_directory(request), run))
+
+
+async def read_comparison(
+    request: Request,
+    of: Annotated[
+        tuple[Annotated[str, Field(max_length=MAX_SIDE_CHARS)], ...],
+        Query(min_length=2, max_length=MAX_SIDES, description="`RUN`, `RUN:BRANCH`, `RUN@STEP`, `RUN@CHECKPOINT`"),
+    ],
+) -> Response:
+    """Runs or branches beside each other, from where they part: knobs, commands, losses."""
+    return _answer(await comparison_of(_directory(request), of))
+
+
 async def read_logs(
     request: Request,
     run: str,
@@ -317,6 +335,8 @@ def add_routes(app: FastAPI) -> None:
         ("GET", "/runs/{run}/journal", read_journal, 200, JournalPage),
         ("GET", "/runs/{run}/metrics", read_metrics, 200, Measurements),
         ("GET", "/runs/{run}/logs", read_logs, 200, LogTail),
+        ("GET", "/runs/{run}/tree", read_tree, 200, RunTree),
+        ("GET", "/compare", read_comparison, 200, Comparison),
     ]
     for method, path, endpoint, status, model in routes:
         app.add_api_route(PREFIX + path, endpoint, methods=[method], status_code=status, response_model=model)

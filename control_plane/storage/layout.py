@@ -5,6 +5,7 @@
                   metrics.sqlite   measurements
                   checkpoints/     one folder per checkpoint; it exists when its manifest does
                   origin.json      how it begins, if it has a parent: a fork, a replay
+                  digests/         what each rank's digests of its live state were made of
                   logs/            driver.log, rank-0.log, rank-1.log, ...
 """
 
@@ -65,6 +66,11 @@ class RunFiles:
     def checkpoints(self) -> Path:
         """One folder per checkpoint."""
         return self.root / "checkpoints"
+
+    @property
+    def digests(self) -> Path:
+        """One file per rank and generation: see `digest_files`."""
+        return self.root / "digests"
 
     @property
     def logs(self) -> Path:

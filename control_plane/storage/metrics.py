@@ -17,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from control_plane.core.commands import MAX_STEP
-from control_plane.handle import Measurements, Point
+from control_plane.handle import Measured, Measurements, Point, Result, Stretch
 
 MAX_POINTS_PER_READ = 20_000
 """About 2 MB of JSON and 0.1 s of work: a chart of one series of a long run in one answer."""
@@ -38,6 +38,18 @@ CREATE TABLE IF NOT EXISTS latest (name TEXT PRIMARY KEY, value REAL) WITHOUT RO
 
 _COLUMNS = "id, name, step, value, time_s, branch"
 Row = tuple[int, str, int, float | None, float, str]
+
+_RESULT = """
+WITH kept AS MATERIALIZED (
+    SELECT id, step, value FROM (
+        SELECT id, step, value, min(step) OVER (ORDER BY id DESC ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) again
+        FROM points WHERE name = ? AND branch = ?)
+    WHERE (again IS NULL OR again > step) AND step BETWEEN ? AND ?)
+SELECT step, value FROM (SELECT * FROM kept ORDER BY id DESC LIMIT 1)
+UNION ALL
+SELECT step, value FROM (SELECT * FROM kept WHERE value > -9e999 AND value < 9e999 ORDER BY value, id LIMIT 1)
+"""
+"""The newest and the lowest point. Steps that were made again, after a loss, are undone where they were first made."""
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_ERROR}
 """Errors of the file itself. A full disk or a file in use is none: the points in it are good."""
@@ -82,6 +94,22 @@ class MetricsStore:
     def latest(self) -> dict[str, float]:
         """The value of each series that arrived last."""
         return dict(self._latest)
+
+    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch; nothing for one without a measurement."""
+        with self._surviving_errors("read"):
+            known = [name for name in dict.fromkeys(names) if name in self._latest]
+            found = [self._result(stretch, name) for stretch in stretches for name in known]
+            return tuple(result for result in found if result is not None)
+        return ()
+
+    def _result(self, stretch: Stretch, name: str) -> Result | None:
+        last_step = MAX_STEP if stretch.last is None else stretch.last
+        rows = self._database.execute(_RESULT, (name, stretch.branch, stretch.first, last_step)).fetchall()
+        if not rows:
+            return None
+        last, *lowest = (Measured(step=step, value=_loaded(value)) for step, value in rows)
+        return Result(name=name, stretch=stretch, last=last, lowest=lowest[0] if lowest else None)
 
     def close(self) -> None:
         """Give the file back."""

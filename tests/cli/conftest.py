@@ -2,18 +2,22 @@
 
 import asyncio
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
 
 from control_plane.cli.main import app
+from control_plane.core.branching import reading
 from control_plane.core.commands import Command, SetKnobs, SetLearningRate
-from control_plane.core.intents import Cancel
+from control_plane.core.intents import Cancel, Rollback
 from control_plane.core.records import CommandSettled
-from control_plane.handle import Report
+from control_plane.handle import Point, Progress, Report
 from control_plane.server import ControlServer
-from tests.gateway.house import KNOBS, TOKENS, LiveGateway, live_gateway
+from tests.core import examples
+from tests.gateway.house import KNOB_FACTS, KNOBS, TOKENS, LiveGateway, live_gateway
 
 HIGHEST_LR = 1.0
 STEP = 7
@@ -62,14 +66,54 @@ def gateway(idle_gateway: LiveGateway) -> Iterator[LiveGateway]:
 
 
 async def settle_everything(server: ControlServer) -> None:
-    """Be rank 0 for as long as the loop lives."""
-    revision = 0
+    """Be rank 0 for as long as the loop lives, and its successors on other branches."""
+    revision, generation = 0, 1
     while True:
-        offer = await server.offers(1, revision, 1.0)
+        offer = await server.offers(generation, revision, 1.0)
         revision = offer.revision
         for command in offer.commands:
+            if isinstance(command.intent, Rollback):
+                generation, revision = await leave(server, generation, command), 0
+                break
             if (command.not_before_step or 0) <= STEP:
-                await server.report(Report(generation=1, outcomes=(*taken_back(command), outcome(command))))
+                outcomes = (*taken_back(command), outcome(command))
+                told = tuple(each.model_copy(update={"generation": generation}) for each in outcomes)
+                await server.report(Report(generation=generation, outcomes=told))
+
+
+async def leave(server: ControlServer, generation: int, command: Command) -> int:
+    """Go where the rollback says, begin there, and settle what the branch begins with: the new generation's number."""
+    assert isinstance(command.intent, Rollback)
+    found = next(
+        (each for each in (await server.snapshot()).checkpoints if each.checkpoint == command.intent.checkpoint), None
+    )
+    after = {"branch": command.intent.branch} if found is None else reading(found.checkpoint, found.step, found.branch)
+    settled = CommandSettled(
+        uuid=command.uuid, status="applied", step=STEP, generation=generation, before={}, after=after, world_size=2
+    )
+    await server.report(Report(generation=generation, outcomes=(settled,)))
+    await server.end_generation(generation, "left", STEP, None)
+    point = await server.resume_point()
+    at = point.candidates[0]
+    start = examples.start(1000 + generation, knobs=KNOBS, facts={"knobs": KNOB_FACTS}, step=at.step)
+    begun = await server.start_generation(replace(start, checkpoint=at.checkpoint, branch=point.branch))
+    for each in point.scheduled:
+        first = outcome(each.command).model_copy(update={"generation": begun, "step": at.step})
+        await server.report(Report(generation=begun, outcomes=(first,)))
+    return begun
+
+
+async def save(server: ControlServer, step: int, generation: int = 1, branch: str = "main", **body: Any) -> None:
+    """A checkpoint is there."""
+    found = examples.committed(step, generation, branch=branch, **body)
+    await server.report(Report(generation=generation, checkpoints=(found,)))
+
+
+async def measure(server: ControlServer, generation: int, values: dict[int, float], name: str = "loss") -> None:
+    """These values were measured, by step."""
+    points = tuple(Point(step=step, name=name, value=value, time_s=float(step)) for step, value in values.items())
+    progress = Progress(step=max(values), total_steps=100)
+    await server.report(Report(generation=generation, points=points, progress=progress))
 
 
 def taken_back(command: Command) -> tuple[CommandSettled, ...]:

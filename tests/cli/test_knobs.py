@@ -198,6 +198,14 @@ def test_limit_is_told_in_a_few_words() -> None:
             "reset a (seed 0) (reset a.b; digest ab)",
         ),
         ("run_action", {"name": "count"}, {}, {"count": 7}, "run count (count 7)"),
+        ("run_action", {"name": "count"}, {}, {"count": 7, "skipped_steps": 1}, "run count (count 7)"),
+        (
+            "set_learning_rate",
+            {"value": 0.1},
+            {"lr": [0.2]},
+            {"lr": [0.1], "skipped_steps": 1, "step_was_skipped": True},
+            "lr 0.2 -> 0.1",
+        ),
         ("stop", {}, {}, {"stopping": True}, "stop"),
         ("freeze", {"parameters": "h.*"}, {"frozen": []}, {"frozen": ["h.0"]}, "freeze h.* (frozen none -> h.0)"),
         (

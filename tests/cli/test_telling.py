@@ -78,6 +78,7 @@ def death(rank: int | None, node: str = "node-3", reason: str = "its process end
             "no checkpoint at step 40: disk full",
         ),
         (CheckpointDiscarded(checkpoint="c", reason="3 newer ones"), "checkpoint c discarded: 3 newer ones"),
+        (examples.digested(100), "state at step 100 digested on 2 ranks"),
         (RunResumed(author="ann"), "run resumed"),
         (
             CheckpointCommitted(checkpoint="c", step=120, generation=1, path="p", note="before\nthe surgery"),
@@ -99,6 +100,12 @@ def death(rank: int | None, node: str = "node-3", reason: str = "its process end
         ),
         (examples.settled(1, "expired", 30, reason="too late"), "lr = 0.0001: expired at step 30: too late"),
         (CommandSettled(uuid=COMMAND.uuid, status="applied"), "lr = 0.0001: applied at once"),
+        (
+            examples.settled(
+                1, step=30, world_size=2, after={"lr": [1e-4], "skipped_steps": 3, "step_was_skipped": True}
+            ),
+            "lr = 0.0001: applied at step 30 (a step that was skipped) on 2 of 2 ranks",
+        ),
     ],
 )
 def test_record_is_told_in_plain_words(record: Record, said: str) -> None:

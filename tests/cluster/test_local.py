@@ -1,5 +1,6 @@
 """Up and down: what is refused before anything starts, and one real cluster."""
 
+import importlib
 import os
 import socket
 import subprocess
@@ -13,6 +14,7 @@ from cluster.processes import ProcessMark, find_members
 from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_record
 from control_plane.config import Settings
 from control_plane.core.errors import Conflict, Damaged, Invalid, SteerwayError
+from control_plane.gateway.proxy import middlewares
 
 
 def record(where: Settings, **changes: object) -> ClusterRecord:
@@ -99,6 +101,12 @@ def test_environment_holds_no_token_of_the_caller(where: Settings) -> None:
     assert "canary" not in environment.values()
     assert "RAY_ADDRESS" not in environment
     assert (environment["PATH"], environment[MARK]) == ("/bin", "0123456789abcdef")
+
+
+def test_proxy_of_serve_finds_what_it_is_told_to_call(where: Settings) -> None:
+    environment = cluster_environment(where, "0123456789abcdef", {})
+    module, _, name = environment["RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH"].rpartition(".")
+    assert getattr(importlib.import_module(module), name) is middlewares
 
 
 def test_ray_outside_the_loopback_is_not_told_to_stay_there(where: Settings) -> None:

@@ -28,6 +28,7 @@ from control_plane.core.records import (
     RunClosed,
     RunCreated,
     RunResumed,
+    StateDigested,
     TermStarted,
 )
 from control_plane.core.state import RunState, evolve
@@ -128,6 +129,11 @@ def committed(step: int, generation: int = 1, **body: Any) -> CheckpointCommitte
     )
 
 
+def digested(step: int, generation: int = 1, ranks: tuple[str, ...] | None = None, samples: str = "s") -> StateDigested:
+    """Two ranks have digested what they have live."""
+    return StateDigested(generation=generation, step=step, ranks=ranks or (f"a{step}", f"b{step}"), samples=samples)
+
+
 def lost(step: int, generation: int = 1, silent_s: float = 0.25) -> GenerationLost:
     """The trainers died."""
     death = Death(rank=1, node="10.0.0.2", reason="SIGKILL")
@@ -163,6 +169,7 @@ def every_record() -> tuple[Record, ...]:
         BranchStarted(branch="second-try", parent="main", checkpoint="step-11-g1", step=11, rollback=uuid(18)),
         CommandScheduled(uuid=uuid(4), step=11),
         BranchResumed(branch="main", rollback=uuid(17)),
+        digested(13),
         lost(14),
         started(901, 2, step=0, checkpoint=None, refused=(RefusedCheckpoint(checkpoint="step-11-g1", reason="a bit"),)),
         repeated(1, after=applied.after),

@@ -13,6 +13,7 @@ from control_plane.core.records import (
     CommandAccepted,
     CommandSettled,
     RunClosed,
+    RunResumed,
 )
 from control_plane.core.state import RunState
 from tests.core.examples import (
@@ -78,6 +79,16 @@ def test_cancel_says_who_took_it_back_and_why_whoever_decides_it() -> None:
     by_ranks = Script(Replica(generation=1)).propose(mistaken).outcome(1)
     assert isinstance(by_rule[0], CommandSettled)
     assert by_rule[0].reason == by_ranks.reason == "cancelled by ann: a mistake"
+
+
+def test_cancel_that_came_too_late_for_a_stop_is_rejected_when_the_run_is_resumed() -> None:
+    """Simulated: new trainers are not told of a stop that is over, and would have said that it was taken back."""
+    state = running(accepted(1, "stop"), accepted(2, "cancel", command=str(uuid(1))), accepted(3), settled(1))
+    *rejected, resumed = decisions.resume_run(state, "bo")
+    assert [(each.uuid, each.status) for each in rejected if isinstance(each, CommandSettled)] == [
+        (uuid(2), "rejected")
+    ]
+    assert isinstance(resumed, RunResumed)
 
 
 def test_propose_takes_back_first_and_leaves_the_target_out() -> None:

@@ -18,11 +18,12 @@ from control_plane.core.limits import Limit
 from control_plane.core.records import CommandSettled
 from control_plane.gateway.app import create_app
 from control_plane.gateway.auth import TokenBook, TokenRecord, digest
-from control_plane.handle import Measurements, Point, Progress, Report, RunHandle, RunSummary
+from control_plane.handle import Measurements, Point, Progress, Report, Result, RunHandle, RunSummary, Stretch
 from control_plane.server import ControlServer
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles, check_run_id
 from tests.core import examples
+from tests.storage.plain_results import results_of
 
 RUN = "run-1"
 API = "/api/v1"
@@ -73,6 +74,10 @@ class PointList:
     def latest(self) -> dict[str, float]:
         """The newest value of each name."""
         return {point.name: point.value for point in self.points}
+
+    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch."""
+        return results_of(self.points, stretches, names)
 
 
 @dataclass

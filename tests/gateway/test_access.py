@@ -24,6 +24,8 @@ TABLE = {
     f"GET {API}/runs/{{run}}/journal": EVERYBODY,
     f"GET {API}/runs/{{run}}/metrics": EVERYBODY,
     f"GET {API}/runs/{{run}}/logs": EVERYBODY,
+    f"GET {API}/runs/{{run}}/tree": EVERYBODY,
+    f"GET {API}/compare": EVERYBODY,
     f"WEBSOCKET {API}/runs/{{run}}/stream": EVERYBODY,
 }
 
@@ -98,6 +100,13 @@ def test_command_is_open_to_the_roles_that_may_give_it(house: House, intent: dic
     assert (answer.status_code != 403) == (allowed or is_for_the_run)
     of_nothing = ("resume", "cancel", "pin_checkpoint", "delete_checkpoint")
     assert (answer.status_code == 202) == (allowed and intent["kind"] not in of_nothing)
+
+
+@pytest.mark.parametrize("role", ROLES)
+def test_rollback_is_for_people_who_steer(house: House, role: Role) -> None:
+    intent = {"kind": "rollback", "checkpoint": "step-2-g1"}
+    answer = house.post(f"/runs/{RUN}/commands", role, json={"intent": intent})
+    assert answer.status_code == (404 if role in ("operator", "admin") else 403), "there is no such checkpoint"
 
 
 CREDENTIALS = {

@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.archive import ArchivedRun
 from control_plane.core.errors import Conflict, Damaged, NotFound, RunEnded
-from control_plane.handle import Point, Progress, Report, Snapshot
+from control_plane.handle import Point, Progress, Report, Snapshot, Stretch
 from control_plane.server import ControlServer
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
@@ -49,6 +49,18 @@ def test_archived_run_shows_what_the_live_one_last_showed(files: RunFiles) -> No
     assert archived.closed
     assert shown.latest["lr"] == 1.0
     assert shown.reason == "all steps are done"
+
+
+def test_archived_run_tells_its_branches_and_what_they_came_to(files: RunFiles) -> None:
+    asyncio.run(train(files))
+    archived = ArchivedRun(files)
+    (main,) = asyncio.run(archived.trajectories()).branches
+    assert [(done.what, done.step) for done in main.interventions] == [("pause", 10)]
+    assert main.knobs == examples.KNOBS
+    (rate,) = asyncio.run(archived.results((Stretch(),), ("lr",)))
+    assert (rate.last.step, rate.last.value) == (11, 1.0)
+    files.metrics.unlink()
+    assert asyncio.run(archived.results((Stretch(),), ("lr",))) == ()
 
 
 def test_archived_run_tells_its_journal_page_by_page(files: RunFiles) -> None:

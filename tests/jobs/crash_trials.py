@@ -5,6 +5,7 @@ import logging
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,6 +21,7 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs import checkpoint_writer, context
 from ray_jobs.capture import capture, random_digest, state_digest
 from ray_jobs.rollback import LeaveForBranch, forget_training
+from ray_jobs.shares import share_of, step_optimizer
 from tests.jobs.trials import BLOCK_TOKENS, VOCABULARY, Blocks, Witness, deepspeed_config, open_server
 
 PHASES = ("forward", "backward", "boundary", "save")
@@ -67,14 +69,52 @@ class Killer(TrainerCallback):
                 module.register_full_backward_hook(lambda *_: die())
 
 
+class Flipper(TrainerCallback):
+    """Flips one bit after the optimizer's step and before the boundary, and back before the next step.
+
+    So the training goes on as if nothing had been, and each flip is seen in one digest alone.
+    """
+
+    def __init__(self, trainer: Any, flips: list[dict[str, Any]]) -> None:
+        self.trainer, self.flips = trainer, {flip["step"]: flip for flip in flips}
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.flip(state.global_step)
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.flip(state.global_step)
+
+    def flip(self, step: int) -> None:
+        if (flip := self.flips.get(step)) is not None:
+            held = live_tensor(self.trainer, flip["name"])
+            held.detach().view(-1).view(torch.uint8)[flip.get("byte", 0)] ^= 1 << flip.get("bit", 0)
+
+
+def live_tensor(trainer: Any, name: str) -> torch.Tensor:
+    """What this rank holds of `weights/NAME`, or of `optimizer/NAME/KEY`."""
+    kind, _, rest = name.partition("/")
+    path, _, key = (rest, "", "") if kind == "weights" else rest.rpartition("/")
+    parameter = dict(trainer.model.named_parameters())[path]
+    if kind == "weights":
+        return getattr(parameter, "ds_tensor", parameter)
+    share = share_of(trainer, parameter)
+    assert share is not None, f"this rank has no share of {path}"
+    return share.tensors(step_optimizer(trainer))["weights" if key == "master" else key]
+
+
 class Patient(TrainerCallback):
-    """Waits for each save before the next step, so that it is known which checkpoints there are."""
+    """Waits for each save before the next step, so that it is known which checkpoints there are, and for each digest,
+    so that the journal has all of them, whenever the ranks are killed."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._saving.writer.drain(60)
+        link = self.trainer._steering.opened().link
+        while link is not None and link._digests:
+            link._nudge()
+            time.sleep(0.001)
 
 
 class Asker(TrainerCallback):
@@ -128,6 +168,7 @@ def _train(files: RunFiles, server: ControlServer | None, rank: int, spec: dict[
             files=files,
             connect=lambda: server,  # type: ignore[arg-type,return-value]
             checkpoint_every_steps=spec.get("every_steps", 0),
+            digest_every_steps=spec.get("digest_every", 0),
             ranks=spec.get("ranks"),
         )
     )
@@ -156,6 +197,8 @@ def _train(files: RunFiles, server: ControlServer | None, rank: int, spec: dict[
     )
     witness = Witness(trainer)
     trainer.add_callback(witness)
+    if flips := [flip for flip in spec.get("flips", []) if flip["rank"] == rank]:
+        trainer.add_callback(Flipper(trainer, flips))
     if spec.get("patient"):
         trainer.add_callback(Patient(trainer))
     if server is not None and spec.get("asked"):

@@ -63,8 +63,10 @@ class ByHand(TrainerCallback):
         engine = self.trainer.deepspeed
         if engine is None:
             self.trainer.args.max_grad_norm = CLIPPING
-        else:
+        elif hasattr(engine.optimizer, "clip_grad"):
             engine.optimizer.clip_grad = CLIPPING
+        else:  # without ZeRO the engine itself clips
+            engine._config.gradient_clipping = CLIPPING
 
     def dropout(self) -> None:
         for module in self.trainer.model.modules():

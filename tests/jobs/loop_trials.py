@@ -26,11 +26,17 @@ SAVE_EVERY_STEPS = 3
 WAIT_S = 30.0
 
 
-class Operator:
-    """Stands before the control server, and lets a paused run go on as soon as it is seen to be paused."""
+RESUME = {"author": "operator", "intent": {"kind": "resume"}}
 
-    def __init__(self, server: Any) -> None:
-        self._server, self.resumed = server, 0
+
+class Operator:
+    """Stands before the control server, and lets a paused run go on as soon as it is seen to be paused.
+
+    `commands`, a resume among them, are what it sends then.
+    """
+
+    def __init__(self, server: Any, commands: tuple[dict[str, Any], ...] = (RESUME,)) -> None:
+        self._server, self._commands, self.resumed = server, commands, 0
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._server, name)
@@ -39,8 +45,8 @@ class Operator:
         answer = await self._server.report(report)
         if report.progress is not None and report.progress.phase == "paused" and not self.resumed:
             self.resumed += 1
-            resume = {"uuid": str(uuid4()), "author": "operator", "intent": {"kind": "resume"}}
-            await self._server.submit(Command.model_validate(resume))
+            for command in self._commands:
+                await self._server.submit(Command.model_validate({"uuid": str(uuid4())} | command))
         return answer
 
 
@@ -58,7 +64,7 @@ class Training:
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 - step / 64)
         self.rank, self.weight, self.seed, self.net, self.optimizer = rank, 1.0, 0, net, optimizer
         self.used: dict[int, list[float]] = {}
-        self.engine: Any = _engine(net, optimizer, self.scheduler) if engine else None
+        self.engine: Any = _engine(net, optimizer, self.scheduler, stage=2) if engine else None
         torch.manual_seed(5 + rank)
         if engine:
             self.session = TrainingSession(engine=self.engine, total_steps=steps)
@@ -127,13 +133,14 @@ class Training:
         return _digest([tensor.detach() for tensor in self.net.state_dict().values()])
 
 
-def _engine(net: nn.Module, optimizer: Any, scheduler: Any) -> Any:
+def _engine(net: nn.Module, optimizer: Any, scheduler: Any, stage: int, bits: int = 32) -> Any:
     import deepspeed
 
     config = {
         "train_micro_batch_size_per_gpu": SAMPLES,
         "gradient_accumulation_steps": 1,
-        "zero_optimization": {"stage": 2, "overlap_comm": False},
+        "zero_optimization": {"stage": stage, "overlap_comm": False},
+        "bf16": {"enabled": bits == 16},
         "zero_allow_untested_optimizer": True,
         "steps_per_print": 10**9,
     }
@@ -142,7 +149,9 @@ def _engine(net: nn.Module, optimizer: Any, scheduler: Any) -> Any:
 
 
 def _enter(files: RunFiles, server: Any, every_steps: int = 0) -> None:
-    run = context.RunContext(files=files, connect=lambda: server, checkpoint_every_steps=every_steps)
+    run = context.RunContext(
+        files=files, connect=lambda: server, checkpoint_every_steps=every_steps, digest_every_steps=1
+    )
     context.enter(run)
 
 
@@ -242,6 +251,29 @@ def with_a_trainer(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     trainer.train()
     context.enter(None)
     return own
+
+
+def skipping(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """A loop in 16 bits, in which DeepSpeed skips a step on all ranks: the gradient of one is not finite in it."""
+    files, server = _serve(rank, spec["root"], spec["commands"])
+    _enter(files, server)
+    torch.manual_seed(5)
+    net = nn.Linear(4, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.25, momentum=0.5)
+    halving = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 0.5**step)
+    engine = _engine(net, optimizer, halving if spec["scheduler"] else None, spec["stage"], bits=16)
+    inputs = torch.ones(SAMPLES, 4, dtype=torch.bfloat16)
+    rates, weights = {}, {}
+    with TrainingSession(engine=engine, total_steps=spec["steps"]) as session:
+        for step in session.steps():
+            rates[step + 1] = engine.optimizer.param_groups[0]["lr"]
+            overflows = rank == 1 and step + 1 == spec["skip_at"]
+            engine.backward(engine(inputs).float().square().mean() * (float("inf") if overflows else 1.0))
+            engine.step()
+            weights[step + 1] = net.weight.detach().float().tolist()
+            session.step({"loss": 1.0})
+    context.enter(None)
+    return {"rates": rates, "weights": weights, "step": session.global_step}
 
 
 def shipped(rank: int, spec: dict[str, Any]) -> None:
@@ -346,6 +378,7 @@ def everything(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
         "by_hand": by_hand,
         "restored": lost_and_restored,
         "trainer": with_a_trainer,
+        "skipping": skipping,
         "shipped": shipped,
         "layers": shipped_layers,
         "game": shipped_game,

@@ -24,7 +24,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def run_ranks(function: str, world_size: int, spec: dict[str, Any], folder: Path) -> list[Any]:
+def run_ranks(
+    function: str, world_size: int, spec: dict[str, Any], folder: Path, timeout_s: float = TIMEOUT_S
+) -> list[Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps({"function": function, "spec": spec}))
     shared = {
@@ -43,7 +45,7 @@ def run_ranks(function: str, world_size: int, spec: dict[str, Any], folder: Path
         command = [sys.executable, "-m", "tests.jobs.ranks", str(folder)]
         ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
     try:
-        statuses = [rank.wait(TIMEOUT_S) for rank in ranks]
+        statuses = [rank.wait(timeout_s) for rank in ranks]
     finally:
         for rank in ranks:
             rank.kill()

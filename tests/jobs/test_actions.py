@@ -1,15 +1,16 @@
 """Knobs and actions of a script's own: what is registered, what is checked at the vote, what a checkpoint keeps."""
 
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from control_plane.core.commands import Command
+from control_plane.core.commands import Change, Command, SetKnobs
 from control_plane.core.errors import Conflict, Diverged, Invalid
 from control_plane.core.intents import RunAction
 from ray_jobs.actions import MAX_READING_CHARS, Actions, ActionsApplier, OwnVocabulary
-from ray_jobs.knobs import Knob
+from ray_jobs.knobs import Knob, Knobs, KnobsApplier
 
 
 def asking(name: str, **arguments: Any) -> Command:
@@ -171,6 +172,32 @@ def test_values_and_state_come_back_from_what_a_checkpoint_keeps() -> None:
     restored.recall(saved.memory())
     assert dial.value == 4.0
     assert restored.state == {"epoch": 3}
+
+
+def attached(dial: Dial) -> tuple[OwnVocabulary, Knobs]:
+    own, knobs = vocabulary(dial), Knobs()
+    session: Any = SimpleNamespace(knobs=knobs, register=lambda kind, applier: None)
+    own.attach(session)
+    return own, knobs
+
+
+def test_a_checkpoint_keeps_a_knob_of_the_script_once_whether_it_was_set_or_not() -> None:
+    dial = Dial(1.0)
+    own, knobs = attached(dial)
+    change = SetKnobs(changes=(Change(knob="dial", value=4.0),))
+    KnobsApplier(knobs).apply(Command(uuid=uuid4(), author="test", intent=change), 1)
+    dial.value = 5.0  # and the script goes on with it
+    assert own.memory() == {"knobs": {"dial": 5.0}}
+    assert knobs.memory() == {}
+
+
+def test_an_older_checkpoint_that_keeps_it_twice_is_restored_and_reads_as_it_was_saved() -> None:
+    dial = Dial(1.0)
+    own, knobs = attached(dial)
+    own.recall({"knobs": {"dial": 4.0}})
+    knobs.recall({"dial": 4.0})
+    assert dial.value == 4.0
+    assert (own.memory(), knobs.memory()) == ({"knobs": {"dial": 4.0}}, {"dial": 4.0})
 
 
 def test_a_value_that_does_not_come_back_stops_the_start() -> None:

@@ -88,6 +88,7 @@ def test_config_defaults_are_two_ranks_on_what_there_is(good: Path) -> None:
 def test_config_defaults_save_and_recover_without_being_asked(good: Path) -> None:
     config = load(good)
     assert config.checkpoint.every_steps == 100
+    assert config.digest.every_steps == 100
     assert Retention.model_validate(config.checkpoint.retention()) == Retention()
     assert (config.recovery.hang_after_s, config.recovery.spares, config.recovery.start_timeout_s) == (5, "auto", 20)
 
@@ -128,7 +129,8 @@ def test_config_number_of_spares_may_be_said(good: Path, spares: int) -> None:
 
 def test_config_recovery_and_scaling_survive_the_round_trip(good: Path) -> None:
     overrides = ["recovery.spares=2", "recovery.hang_after_s=30", "scaling.min_ranks=1", "scaling.placement=spread"]
-    config = load(good, overrides)
+    config = load(good, [*overrides, "pause.offload=true"])
+    assert (config.pause.offload, load(good).pause.offload) == (True, False)
     assert RunConfig.from_yaml(config.to_yaml()) == config
 
 
@@ -292,11 +294,16 @@ BAD_VALUES = {
     "checkpoint.keep_best=-1": "checkpoint.keep_best is -1 (an integer), but must be at least 0",
     "checkpoint.best_mode=lowest": "checkpoint.best_mode is 'lowest' (text), but must be one of 'min' or 'max'",
     "checkpoint.keep=3": "checkpoint.keep is not a known key",
+    "digest.every_steps=-1": "digest.every_steps is -1 (an integer), but must be at least 0",
+    "digest.every_step=5": "digest.every_step is not a known key; did you mean every_steps?",
+    "every_steps=5": "every_steps is not a known key; did you mean checkpoint.every_steps?",
     "recovery.hang_after_s=1": "recovery.hang_after_s is 1 (an integer), but must be at least 2",
     "recovery.hang_after_s=.inf": "recovery.hang_after_s is inf, but must be a finite number",
     "recovery.start_timeout_s=0": "recovery.start_timeout_s is 0 (an integer), but must be at least 1",
     "recovery.hang_after=8": "did you mean hang_after_s?",
     "hang_after_s=8": "hang_after_s is not a known key; did you mean recovery.hang_after_s?",
+    "pause.offload=maybe": "pause.offload is 'maybe' (text), but must be true or false",
+    "offload=true": "offload is not a known key; did you mean pause.offload?",
     "recovery=fast": "recovery is 'fast' (text), but must be a mapping",
 }
 

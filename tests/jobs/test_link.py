@@ -10,7 +10,7 @@ import pytest
 from control_plane.core.commands import Command, Pause
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Conflict, RunEnded, Unavailable
-from control_plane.core.records import CommandSettled
+from control_plane.core.records import CommandSettled, StateDigested
 from control_plane.handle import Offer, Point, Report
 from ray_jobs import link as links
 from ray_jobs.link import Link
@@ -28,6 +28,7 @@ class FakeHandle:
         self.pending: tuple[Command, ...] = ()
         self.taken: list[CommandSettled] = []
         self.points: list[Point] = []
+        self.digests: list[StateDigested] = []
         self.ended: tuple[Any, ...] | None = None
 
     def _answer(self) -> None:
@@ -51,6 +52,7 @@ class FakeHandle:
             raise Conflict("settled otherwise before")
         self.taken += report.outcomes
         self.points += report.points
+        self.digests += report.digests
 
     async def end_generation(self, *ending: Any) -> None:
         self._answer()
@@ -152,3 +154,16 @@ def test_telemetry_that_overflows_drops_the_oldest_and_counts_them() -> None:
     points, dropped = telemetry.take()
     assert [point.step for point in points] == list(range(3, 13))
     assert dropped == 3
+
+
+def test_link_close_flushes_more_digests_than_one_report_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(links, "MAX_DIGESTS", 500)
+    handle = FakeHandle()
+    link = opened(handle)
+    told = [StateDigested(generation=3, step=step, ranks=("a",), samples="s") for step in range(510)]
+    handle.away.set()
+    for each in told:
+        link.digest(each)
+    handle.away.clear()
+    link.close("finished", 510, None)
+    assert handle.digests == told[:500]

@@ -5,6 +5,7 @@ The slow ones are the proof at full length; the seed of a failure is in the asse
 
 import random
 import uuid
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
 from tests.jobs.crash_trials import PHASES
 from tests.jobs.crashes import run_crashes
+from tests.jobs.streams import assert_same_but_for, flips, repeated_steps
 
 pytestmark = pytest.mark.jobs
 
@@ -52,27 +54,62 @@ def assert_equal_ends(undisturbed: dict[str, Any], killed: dict[str, Any], about
             assert mine[what] == theirs[what], f"{what} of rank {rank} differs; {about}"
 
 
-def test_killed_training_ends_as_if_nothing_had_happened(tmp_path: Path) -> None:
-    kills = {
-        1: [[1, 5, "forward"], [1, 9, "save"], [0, 17, "boundary"]],
-        3: [[0, 7, "backward"], [1, 17, "forward"]],
-    }
+KILLS: dict[int, list[list[Any]]] = {
+    1: [[1, 5, "forward"], [1, 9, "save"], [0, 17, "boundary"]],
+    3: [[0, 7, "backward"], [1, 17, "forward"]],
+}
+FLIPS = flips(2, 10, 16)
+"""Bits of live tensors: flipped after a step, seen in its digest, and flipped back before the next one. No save sees
+them."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The same training, undisturbed and killed, under one ZeRO stage: where they lie, and what was seen of them."""
+
+    stage: int
+    undisturbed: Path
+    killed: Path
+    answers: list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> list[Pair]:
+    folder = tmp_path_factory.mktemp("killed")
     trainings = [
         training(
-            tmp_path / f"zero{stage}-{len(given)}",
+            folder / f"zero{stage}-{len(given)}",
             stage,
             given,
             optimizer="hf" if stage == 1 else "deepspeed",
             patient=True,
+            digest_every=1,
+            flips=FLIPS if given else [],
         )
-        for stage in kills
-        for given in ([], kills[stage])
+        for stage in KILLS
+        for given in ([], KILLS[stage])
     ]
-    answers = run_crashes(trainings, 2, tmp_path)
-    for stage, undisturbed, killed in zip(kills, answers[::2], answers[1::2], strict=True):
-        assert [life["kill"] for life in killed["died"]] == kills[stage]
+    answers = run_crashes(trainings, 2, folder)
+    return [
+        Pair(
+            stage, folder / f"zero{stage}-0", folder / f"zero{stage}-{len(KILLS[stage])}", answers[2 * at : 2 * at + 2]
+        )
+        for at, stage in enumerate(KILLS)
+    ]
+
+
+def test_killed_training_ends_as_if_nothing_had_happened(pairs: list[Pair]) -> None:
+    for pair in pairs:
+        undisturbed, killed = pair.answers
+        assert [life["kill"] for life in killed["died"]] == KILLS[pair.stage]
         assert killed["ranks"][0]["began_at"] > EPOCH_STEPS + 1, "restored in the middle of the second epoch"
-        assert_equal_ends(undisturbed, killed, kills[stage])
+        assert_equal_ends(undisturbed, killed, KILLS[pair.stage])
+
+
+def test_killed_training_has_the_digests_of_an_undisturbed_one_and_flipped_bits_are_named(pairs: list[Pair]) -> None:
+    for pair in pairs:
+        assert repeated_steps(pair.killed), "some steps were made, and digested, twice"
+        assert_same_but_for(FLIPS, pair.undisturbed, pair.killed, range(1, 19))
 
 
 def test_killed_training_repeats_its_commands_at_their_steps(tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pytest
 
-from control_plane.core.branching import Origin
+from control_plane.core.branching import Origin, first_commands
 from control_plane.core.records import Parent
 from control_plane.core.replaying import recorded
 from control_plane.core.state import RunState, fold
+from control_plane.replayed import Verdict, judge
 from control_plane.storage import journal
 from control_plane.storage.descent import inherit, write_origin
 from control_plane.storage.layout import RunFiles
@@ -54,10 +55,17 @@ def state_of(root: Path) -> RunState:
     return fold(journal.read(run_of(root).journal))
 
 
+def replayed(source: Path, root: Path, **spec: Any) -> tuple[dict[str, Any], Verdict]:
+    """What the ranks of a replay saw, and what is said of it."""
+    given = {"steps": STEPS, "every_steps": 0, "commands": [], "digest_every": 1} | spec
+    (answer,) = run_crashes([training(root, 2, [], **given)], 2, root)
+    return answer, judge(run_of(root), run_of(source))
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     root = tmp_path_factory.mktemp("replay") / "source"
-    spec = {"steps": STEPS, "patient": True, "asked": ASKED, "commands": []}
+    spec = {"steps": STEPS, "patient": True, "asked": ASKED, "commands": [], "digest_every": 1}
     (answer,) = run_crashes([training(root, 2, [[1, 8, "backward"]], **spec)], 2, root)
     return root, answer
 
@@ -70,9 +78,12 @@ def test_replay_of_a_run_with_rollbacks_and_a_lost_rank_is_identical(
     assert len(kinds) >= 11
     assert len(answer["died"]) == 1
     again(root, tmp_path / "again")
-    replayed = training(tmp_path / "again", 2, [], steps=STEPS, every_steps=0, commands=[])
-    (same,) = run_crashes([replayed], 2, tmp_path)
+    same, verdict = replayed(root, tmp_path / "again")
     assert_equal_ends(answer, same)
+    assert verdict.verdict == "identical", verdict.sentence()
+    assert verdict.first is None
+    assert verdict.digests > STEPS
+    assert verdict.losses == len(losses(root))
     assert losses(tmp_path / "again") == losses(root)
     theirs, ours = state_of(root), state_of(tmp_path / "again")
     assert ours.branches.keys() == theirs.branches.keys()
@@ -93,27 +104,38 @@ def test_replay_of_a_journal_in_which_one_value_was_changed_differs_from_that_st
     text = files.origin.read_text()
     assert text.count('"value":0.5') == 1
     files.origin.write_text(text.replace('"value":0.5', '"value":0.25'))
-    (_,) = run_crashes([training(tmp_path / "changed", 2, [], steps=STEPS, every_steps=0, commands=[])], 2, tmp_path)
-    mine, theirs = losses(tmp_path / "changed"), losses(root)
+    _, verdict = replayed(root, tmp_path / "changed")
     changed_at = next(
         life.settled.step or 0
         for life in state_of(root).commands.values()
         if life.settled and "gradient_clipping" in life.command.describe()
     )
-    differing = sorted(
-        step for (branch, step), loss in mine.items() if branch == "main" and theirs[branch, step] != loss
+    assert verdict.verdict == "divergent"
+    assert verdict.first is not None
+    assert (verdict.first.branch, verdict.first.step) == ("main", changed_at)
+    assert {rank: names[0] for rank, names in verdict.first.ranks.items()} == dict.fromkeys(
+        (0, 1), "knobs/gradient_clipping"
     )
-    # The step after the change is made with other gradients; its loss was computed before.
-    assert differing[0] == changed_at + 2
+
+
+def test_replay_in_which_one_bit_of_a_live_tensor_flips_names_step_rank_and_tensor(
+    source: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root, _ = source
+    again(root, tmp_path / "flipped", 5)
+    flip = {"rank": 1, "step": 4, "name": "weights/transformer.h.0.ln_1.weight"}
+    _, verdict = replayed(root, tmp_path / "flipped", flips=[flip])
+    assert verdict.first is not None
+    assert (verdict.first.branch, verdict.first.step) == ("main", 4)
+    assert verdict.first.ranks == {1: (flip["name"],)}
 
 
 def test_replay_until_a_step_stops_there(source: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
     root, _ = source
     again(root, tmp_path / "until", 5)
-    (answer,) = run_crashes([training(tmp_path / "until", 2, [], steps=STEPS, every_steps=0, commands=[])], 2, tmp_path)
+    answer, verdict = replayed(root, tmp_path / "until")
     assert answer["ranks"][0]["step"] == 5
-    mine = losses(tmp_path / "until")
-    assert mine == {key: loss for key, loss in losses(root).items() if key in mine}
+    assert (verdict.verdict, verdict.losses) == ("identical", 5)
 
 
 def test_fork_goes_on_as_a_branch_with_the_same_changes_does(
@@ -124,15 +146,13 @@ def test_fork_goes_on_as_a_branch_with_the_same_changes_does(
     parent, forked = run_of(root), run_of(tmp_path / "fork")
     forked.root.mkdir(parents=True)
     (base,) = [life for life in state_of(root).commands.values() if "step-00000006-g1" in life.command.describe()]
-    from control_plane.core.branching import first_commands
-
     origin = Origin(
         parent=Parent(kind="fork", run="source", checkpoint="step-00000006-g1", step=6),
         checkpoint=inherit(parent, "step-00000006-g1", forked),
         scheduled=tuple(first_commands(base.command, 6)),
     )
     write_origin(forked, origin)
-    (_,) = run_crashes([training(tmp_path / "fork", 2, [], steps=10, every_steps=0, commands=[])], 2, tmp_path)
+    replayed(root, tmp_path / "fork", steps=10)
     mine, theirs = losses(tmp_path / "fork"), losses(root)
     assert min(step for _, step in mine) == 7
     for step in (7, 8):  # until the branch was given other commands

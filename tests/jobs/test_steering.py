@@ -34,7 +34,7 @@ def commands() -> list[dict[str, Any]]:
         command(SET_AT, kind="set_learning_rate", value=NEW_RATE),
         command(HOLD_AT, kind="set_learning_rate", factor=0.5, schedule="hold"),
         command(HOLD_AT, kind="set_learning_rate", value=1e-4, group=7),
-        command(SAVE_AT, kind="save_checkpoint", label="kept"),
+        command(SAVE_AT, kind="save_checkpoint", label="kept", note="before the change"),
         command(SAVE_AT, kind="evaluate"),
     ]
 
@@ -147,6 +147,7 @@ def test_a_save_is_settled_when_the_checkpoint_is_committed(runs: dict[str, Run]
     (committed,) = runs[arm].of(CheckpointCommitted)
     assert (settled.status, settled.step) == ("applied", SAVE_AT)
     assert settled.after == {"checkpoint": committed.checkpoint, "size_bytes": committed.size_bytes}
+    assert (committed.label, committed.note) == ("kept", "before the change")
 
 
 @each_arm

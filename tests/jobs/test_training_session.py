@@ -4,23 +4,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from torch import nn
 
-from control_plane.core.errors import Conflict, Invalid
+from control_plane.core.digests import compare
 from control_plane.core.records import (
     CheckpointCommitted,
     CommandAccepted,
     CommandSettled,
     GenerationEnded,
     GenerationStarted,
+    StateDigested,
 )
+from control_plane.storage.digest_files import named
 from control_plane.storage.journal import read
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
-from ray_jobs.actions import OwnVocabulary
-from ray_jobs.schedule import Course, steer_schedule
-from ray_jobs.training_session import Loop, TrainingSession
 from tests.jobs.ranks import run_ranks
 from tests.jobs.test_steering import command
 
@@ -28,6 +25,13 @@ RATE_AT, WEIGHT_AT, ACTION_AT, PAUSE_AT, STUCK_AT, STOP_AT = 2, 3, 4, 5, 6, 8
 LATE_RATE_AT, FAIL_AT, STEPS = 7, 8, 11
 SHIPPED_AT = 2
 ARMS = {"plain": False, "deepspeed": True}
+SKIP_AT = 3
+# Whether a scheduler halves the rate at each step, or a course lowers it from the skipped step on; and the rate of each
+# step, of which a command halves those after the skipped one.
+SKIPPING = {
+    "skipping-with-a-course": (False, [0.25, 0.25, 0.25, 0.125, 0.09375, 0.0625, 0.03125]),
+    "skipping-with-a-scheduler": (True, [0.25, 0.125, 0.0625, 0.03125, 0.015625, 0.0078125, 0.00390625]),
+}
 SHIPPED = {"layerwise_lr": ["--samples", "4", "--layers", "2"], "policy_gradient": ["--games", "4"]}
 
 
@@ -74,6 +78,9 @@ def trials(folder: Path) -> dict[str, Any]:
         command(3, kind="run_action", name="count"),
     ]
     every["trainer"] = {"trial": "trainer", "root": str(folder / "trainer"), "steps": 5, "commands": own}
+    for name, (scheduled, _) in SKIPPING.items():
+        skipping = {"trial": "skipping", "stage": 1, "scheduler": scheduled, "skip_at": SKIP_AT, "steps": SKIP_AT + 4}
+        every[name] = skipping | {"root": str(folder / name), "commands": around_a_skipped_step(scheduled)}
     for script, arguments in SHIPPED.items():
         root = str(folder / script)
         shipped = {"trial": "shipped", "root": root, "script": script, "arguments": [*arguments, "--steps", "3"]}
@@ -94,6 +101,15 @@ def steered_shipped(folder: Path) -> dict[str, Any]:
         every[f"{loop}-by-hand"] = one | {"by_hand_at": SHIPPED_AT}
         every[f"{loop}-alone"] = one
     return every
+
+
+def around_a_skipped_step(scheduled: bool) -> list[dict[str, Any]]:
+    course = command(SKIP_AT - 1, kind="set_schedule", shape="linear", over_steps=4)
+    return [
+        *([] if scheduled else [course]),
+        command(SKIP_AT, kind="set_learning_rate", factor=0.5),
+        command(SKIP_AT + 1, kind="set_knobs", changes=[change("momentum", 0.25)]),
+    ]
 
 
 def shipped_commands(script: str) -> list[dict[str, Any]]:
@@ -258,6 +274,18 @@ def test_a_lost_loop_goes_on_from_its_checkpoint_and_ends_bit_for_bit_as_without
 
 @on_ranks
 @each_arm
+def test_steps_that_are_made_again_after_a_loss_have_the_digests_that_they_had(ranks: Ranks, arm: str) -> None:
+    told = ranks.records(f"{arm}-restored", StateDigested)
+    assert [each.step for each in told] == [*range(1, FAIL_AT + 1), *range(7, STEPS + 1)]
+    found = compare(told[:FAIL_AT], told[FAIL_AT:])
+    files = ranks.files(f"{arm}-restored")
+    assert found.first is None, named(found.first, files, files)
+    assert found.steps == (7, 8)
+    assert len({root for each in told[FAIL_AT:] for root in each.ranks}) == 2 * (STEPS - 6)
+
+
+@on_ranks
+@each_arm
 def test_a_loop_that_raises_is_told_as_failed(ranks: Ranks, arm: str) -> None:
     failed, finished = ranks.records(f"{arm}-restored", GenerationEnded)
     assert (failed.ending, failed.reason) == ("failed", "ZeroDivisionError: as planned")
@@ -314,73 +342,21 @@ def test_a_steered_reward_of_the_shipped_game_is_what_it_learns_from(ranks: Rank
         assert with_it["worth"][SHIPPED_AT] < without["worth"][SHIPPED_AT]  # the same moves, and walls are worth less
 
 
-# --- Without a run: a plain loop ---
+@on_ranks
+@pytest.mark.parametrize("trial", SKIPPING)
+def test_a_command_at_a_step_that_deepspeed_skipped_says_so_and_a_later_one_counts_it(ranks: Ranks, trial: str) -> None:
+    (rate,), (momentum,) = ranks.settled(trial, "set_learning_rate"), ranks.settled(trial, "set_knobs")
+    assert (rate.status, rate.step, rate.after["lr"]) == ("applied", SKIP_AT, [rate.before["lr"][0] / 2])
+    assert (rate.after["skipped_steps"], rate.after["step_was_skipped"]) == (1, True)
+    assert momentum.after == {"momentum": [0.25], "skipped_steps": 1}
+    measured = MetricsStore(ranks.files(trial).metrics).read(0, 10_000, ["skipped_steps"]).points
+    assert {point.step for point in measured} == set(range(SKIP_AT, SKIP_AT + 5))
 
 
-def alone(steps: int = 3) -> TrainingSession:
-    net = nn.Linear(2, 1)
-    return TrainingSession(net, torch.optim.SGD(net.parameters(), lr=0.1), total_steps=steps)
-
-
-def test_by_hand_it_is_a_loop_with_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    made = []
-    with alone() as session:
-        for step in session.steps():
-            session.step({"loss": torch.tensor(1.0)})
-            made.append(step)
-    assert made == [0, 1, 2]
-    assert [record.getMessage() for record in caplog.records if "nobody can steer it" in record.getMessage()]
-
-
-def test_a_round_that_does_not_end_its_step_is_found() -> None:
-    with alone() as session, pytest.raises(RuntimeError, match=r"calls session\.step\(\) once"):
-        for _ in session.steps():
-            pass
-
-
-def test_a_step_that_was_not_begun_is_refused() -> None:
-    with alone() as session, pytest.raises(RuntimeError, match="once in each round"):
-        session.step()
-
-
-def test_steps_outside_of_the_session_are_refused() -> None:
-    with pytest.raises(RuntimeError, match="inside of `with session:`"):
-        next(iter(alone().steps()))
-
-
-@pytest.mark.parametrize("metrics", [{"loss": "low"}, {"loss": torch.zeros(2)}, {"x" * 65: 1.0}, {"": 1.0}])
-def test_what_is_no_measurement_is_refused(metrics: dict[str, Any]) -> None:
-    with alone() as session:
-        steps = session.steps()
-        next(steps)
-        with pytest.raises(Invalid, match="the measurement"):
-            session.step(metrics)
-
-
-def test_a_session_without_anything_to_train_is_refused() -> None:
-    with pytest.raises(Invalid, match="an engine, or a model and its optimizer"):
-        TrainingSession(nn.Linear(1, 1), total_steps=1)
-
-
-def test_a_loop_without_a_schedule_keeps_its_own_rates_until_a_course_is_set() -> None:
-    net = nn.Linear(2, 1)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-    loop = Loop(net, optimizer, None, None, 8, 0, OwnVocabulary())
-    steered = steer_schedule(loop)
-    loop.steer()
-    optimizer.param_groups[0]["lr"] = 0.25
-    loop.step_schedule()
-    assert optimizer.param_groups[0]["lr"] == 0.25
-    steered.follow([Course(0.25, "linear", 0.0, 0, 1.0, 4)])
-    rates = []
-    for _ in range(4):
-        loop.step_schedule()
-        rates.append(optimizer.param_groups[0]["lr"])
-    assert rates == [0.1875, 0.125, 0.0625, 0.0]
-
-
-def test_a_knob_whose_name_is_taken_is_refused() -> None:
-    session = alone()
-    session.register_knob("temperature", get=lambda: 1.0, set=lambda value: None)
-    with pytest.raises(Conflict, match="temperature"):
-        session.register_knob("temperature", get=lambda: 1.0, set=lambda value: None)
+@on_ranks
+@pytest.mark.parametrize("trial", SKIPPING)
+def test_a_skipped_step_moves_neither_weights_nor_schedule(ranks: Ranks, trial: str) -> None:
+    for rank in ranks.saw(trial):
+        assert list(rank["rates"].values()) == SKIPPING[trial][1]
+        before, skipped, after = (rank["weights"][str(step)] for step in (SKIP_AT - 1, SKIP_AT, SKIP_AT + 1))
+        assert before == skipped != after

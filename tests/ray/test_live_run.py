@@ -6,9 +6,11 @@ from uuid import UUID
 import pytest
 
 from control_plane.client import SteerwayClient
-from control_plane.core.commands import Pause, Resume, SetLearningRate
+from control_plane.core.commands import Pause, Resume, SaveCheckpoint, SetLearningRate
 from control_plane.core.errors import NotFound, SteerwayError
+from control_plane.core.intents import Rollback
 from control_plane.core.records import CommandAccepted, CommandSettled, GenerationStarted, RunClosed, TermStarted
+from control_plane.handle import Snapshot
 from tests.ray.cluster import (
     REPOSITORY,
     Cluster,
@@ -122,6 +124,33 @@ def test_killing_the_control_server_loses_no_command_and_stops_no_training(
     assert sum(isinstance(record, TermStarted) for record in records) >= 4
     assert sum(isinstance(record, GenerationStarted) for record in records) == 1
     assert client.snapshot(run).step > step_before
+
+
+def test_a_rollback_begins_a_branch_in_the_living_processes_of_a_users_script(
+    run: str, cluster: Cluster, client: SteerwayClient
+) -> None:
+    saved = client.wait_settled(run, client.submit(run, SaveCheckpoint(pin=True)).uuid, 60).settled
+    assert saved is not None
+    assert saved.after is not None
+    before = client.snapshot(run)
+    wait_for_step(cluster, client, run, (saved.step or 0) + 10)
+    back = Rollback(checkpoint=saved.after["checkpoint"], first=(SetLearningRate(value=7e-4, schedule="hold"),))
+    client.wait_settled(run, client.submit(run, back).uuid, 60)
+
+    def trains_on() -> Snapshot | None:
+        snapshot = client.snapshot(run)
+        assert not snapshot.closed, cluster.logs(run)
+        return snapshot if snapshot.branch != "main" and snapshot.generation > before.generation else None
+
+    after = wait_for("training on the branch", trains_on)
+    assert [place.pid for place in after.ranks] == [place.pid for place in before.ranks], "the processes live on"
+    assert not after.recoveries
+    rates = wait_for(
+        "steps of the branch",
+        lambda: [p.value for p in client.metrics(run, names=("lr",)).points if p.branch == after.branch],
+    )
+    assert set(rates) == {7e-4}
+    assert wait_for_step(cluster, client, run, (saved.step or 0) + 3).branch == after.branch
 
 
 def test_the_run_ends_and_its_journal_says_so(run: str, cluster: Cluster, client: SteerwayClient) -> None:

@@ -8,6 +8,7 @@ A scene is a few directives; what is printed is what the journal got, what was r
     refuse|fail|misapply|misread rank=1 reason=...     stick rank=1            restart      a new control server
     checkpoint id=c1 step=10    end ending=finished step=100    close ending=finished    show
     failed id=c2 step=20 reason=..        discard id=c1 reason=..              lose step=12 reason=..
+    digest step=20 roots=a,b              the ranks have digested their state
     restore [id=c1] [refused=c2]          new trainers, from this checkpoint   recovered step=11 | resume author=bo
 """
 
@@ -19,7 +20,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from control_plane.core import decisions
+from control_plane.core import decisions, digests
 from control_plane.core.boundary import Replica, boundary
 from control_plane.core.commands import INTENT, Command
 from control_plane.core.decisions import GenerationStart
@@ -34,6 +35,7 @@ from control_plane.core.records import (
     GenerationRecovered,
     RankPlace,
     RefusedCheckpoint,
+    StateDigested,
 )
 from control_plane.core.recovery import replay_after
 from tests.simulation.faults import Faults
@@ -198,6 +200,14 @@ class Stage:
         """A checkpoint may go."""
         words = pairs(rest)
         self.server.commit([CheckpointDiscarded(checkpoint=words["id"], reason=words["reason"])])
+        return []
+
+    def do_digest(self, rest: str) -> list[str]:
+        """Rank 0 tells what all ranks have live."""
+        words = pairs(rest)
+        roots = tuple(words["roots"].split(","))
+        told = StateDigested(generation=self.generation, step=int(words["step"]), ranks=roots, samples="s")
+        self.server.commit(digests.digest_state(self.server.state, told))
         return []
 
     def do_lose(self, rest: str) -> list[str]:

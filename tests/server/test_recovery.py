@@ -13,6 +13,7 @@ from control_plane.core.records import CheckpointCommitted, CheckpointFailed, Co
 from control_plane.core.recovery import MAX_LOSSES_WITHOUT_PROGRESS
 from control_plane.handle import Progress, Report, Restart
 from control_plane.server import ControlServer
+from tests.core.examples import digested
 from tests.server.house import House, applied, command, outcome, start
 from tests.server.virtual_time import now_s, run
 
@@ -200,6 +201,21 @@ def test_checkpoint_that_failed_is_recorded_and_one_that_is_told_again_is_not(ho
         await server.report(Report(generation=1, checkpoints=(checkpoint(3),), failed_checkpoints=(failed,)))
         assert house.record_types().count("CheckpointCommitted") == 1
         assert house.record_types().count("CheckpointFailed") == 1
+
+    run(story())
+
+
+def test_digests_are_recorded_in_one_go_and_told_twice_once(house: House) -> None:
+    async def story() -> None:
+        server = await steered(house)
+        told = tuple(digested(step) for step in (1, 2, 3))
+        await server.report(Report(generation=1, digests=told[:2]))
+        await server.report(Report(generation=1, digests=told))
+        assert house.record_types()[-3:] == ["StateDigested"] * 3
+        assert house.record_types().count("StateDigested") == 3
+        with pytest.raises(Conflict, match="another digest of step 3"):
+            await server.report(Report(generation=1, digests=(digested(4), digested(3, samples="other"))))
+        assert house.record_types().count("StateDigested") == 3
 
     run(story())
 

@@ -12,6 +12,7 @@ from control_plane.core.decisions import MAX_PENDING_COMMANDS, MAX_PENDING_OF_ON
 from control_plane.core.errors import Conflict, NotFound, Overloaded, Refused, RunEnded
 from control_plane.core.records import CheckpointCommitted, CommandSettled
 from control_plane.handle import MAX_TAIL_ENTRIES, MAX_WAIT_S, Point, Progress, Report, Snapshot
+from control_plane.storage.journal import Disk
 from control_plane.views import MAX_COMMANDS_IN_SNAPSHOT
 from tests.server.house import CREATED, House, applied, command, outcome, start
 from tests.server.virtual_time import now_s, run
@@ -204,6 +205,37 @@ def test_report_told_twice_is_recorded_once(house: House) -> None:
         await server.report(report)
         assert house.journal_bytes() == before
         assert (await server.snapshot()).checkpoints == (checkpoint,)
+
+    run(story())
+
+
+def test_report_of_many_outcomes_is_one_write_in_their_order(tmp_path: Path) -> None:
+    waits = list[int]()
+    house = House(tmp_path, Disk(fsync=waits.append))
+
+    async def story() -> None:
+        server = house.serve()
+        await server.start_generation(start())
+        for number in range(1, 4):
+            await server.submit(command(number))
+        before = len(waits)
+        await server.report(outcome(applied(2), applied(1), applied(3), applied(1)))
+        assert len(waits) == before + 1
+        settled = [each.record for each in await server.tail(0, 100, 0) if isinstance(each.record, CommandSettled)]
+        assert settled == [applied(2), applied(1), applied(3)]
+
+    run(story())
+
+
+def test_report_with_one_bad_outcome_keeps_those_before_it(house: House) -> None:
+    async def story() -> None:
+        server = house.serve()
+        await server.start_generation(start())
+        await server.submit(command(1))
+        await server.submit(command(2))
+        with pytest.raises(NotFound):
+            await server.report(outcome(applied(1), applied(77), applied(2)))
+        assert [(await server.command(UUID(int=number))).status for number in (1, 2)] == ["applied", "accepted"]
 
     run(story())
 

@@ -59,6 +59,11 @@ def test_history_in_which_two_ranks_misread_at_once_is_settled_honestly() -> Non
     live_through(1584, actions=120, ranks=2)
 
 
+def test_history_in_which_a_cancel_comes_too_late_for_a_stop_that_is_over_is_settled_honestly() -> None:
+    """Seed 2291: the run is resumed after the stop, and its new trainers do not know of it."""
+    live_through(2291, actions=120, ranks=4)
+
+
 def test_random_histories_reach_every_kind_of_end() -> None:
     """Guards the test above: histories in which nothing happens would prove nothing."""
     worlds = [live_through(seed) for seed in range(40)]

@@ -13,7 +13,6 @@ from control_plane.core.records import (
     Record,
     RunCreated,
     RunResumed,
-    Status,
 )
 from control_plane.storage.segments import FORMAT_VERSION, READABLE_VERSIONS
 
@@ -69,11 +68,12 @@ def _header() -> dict[str, Any]:
     }
 
 
-def _line(record: type, version: int = FORMAT_VERSION) -> dict[str, Any]:
+def _line(record: Any, version: int = FORMAT_VERSION) -> dict[str, Any]:
     first = {"seq": COUNT | {"minimum": 1}, "time": {"type": "string"}, "type": {"const": record.__name__}}
     about: dict[str, Any] = {}
     if record in COMMANDS:
-        status = {"const": "accepted"} if record is CommandAccepted else {"enum": list(get_args(Status))}
+        said = ("accepted",) if record is CommandAccepted else get_args(record.model_fields["status"].annotation)
+        status = {"const": said[0]} if len(said) == 1 else {"enum": list(said)}
         about = {"uuid": {"type": "string", "format": "uuid"}, "status": status}
         about |= {"command": {"enum": KINDS}, "arguments": {"type": "object"}}
     if record in (CommandAccepted, RunCreated, RunResumed):

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from control_plane.core.commands import MAX_STEP
-from control_plane.handle import Measurements, Point, Snapshot
+from control_plane.handle import Measured, Measurements, Point, Snapshot, Stretch
 from control_plane.storage.metrics import MAX_POINTS_PER_READ, MAX_SERIES, MetricsStore
+from tests.storage.plain_results import results_of
 
 
 def point(step: int, name: str = "loss", value: float | None = None) -> Point:
@@ -206,3 +207,33 @@ def test_read_with_a_cursor_from_a_lost_database_begins_at_the_first_point(path:
     store = MetricsStore(path)
     store.add([point(1)])
     assert store.read(10_000, 10).points == (point(1),)
+
+
+def test_results_of_a_stretch_are_its_newest_and_its_lowest_point(path: Path) -> None:
+    store = MetricsStore(path)
+    store.add([point(step, value=value) for step, value in ((1, 5.0), (2, math.nan), (3, 2.0), (4, math.inf))])
+    store.add([point(1, "eval_loss", math.nan)])
+    (whole,) = store.results([Stretch()], ["loss", "nothing"])
+    assert (whole.last, whole.lowest) == (Measured(step=4, value=math.inf), Measured(step=3, value=2.0))
+    (cut,) = store.results([Stretch(last=2)], ["loss"])
+    assert (cut.last.step, math.isnan(cut.last.value), cut.lowest) == (2, True, Measured(step=1, value=5.0))
+    assert store.results([Stretch(first=5), Stretch(branch="other")], ["loss"]) == ()
+    assert store.results([Stretch()], ["eval_loss"])[0].lowest is None
+
+
+def test_results_of_many_restarts_and_branches_are_those_of_the_plain_way(path: Path) -> None:
+    chance, store, points = random.Random(11), MetricsStore(path), []
+    steps = {"main": 0, "branch-2": 40}
+    for _ in range(600):
+        branch = chance.choice(list(steps))
+        steps[branch] = max(1, steps[branch] + (1 if chance.random() < 0.93 else -chance.randrange(1, 30)))
+        value = chance.choice([chance.random(), math.inf, -math.inf]) if chance.random() < 0.1 else chance.random()
+        name = chance.choice(["loss", "eval_loss"])
+        points.append(point(steps[branch], name, value).model_copy(update={"branch": branch}))
+    store.add(points)
+    for _ in range(40):
+        first = chance.randrange(60)
+        branch = chance.choice(list(steps))
+        stretch = Stretch(branch=branch, first=first, last=chance.choice([None, first + chance.randrange(40)]))
+        names = ["loss", "eval_loss"]
+        assert store.results([stretch], names) == results_of(points, [stretch], names), stretch

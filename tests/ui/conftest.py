@@ -44,7 +44,7 @@ def visit(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Visit:
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
 
-    def open_at(**query: str) -> AppTest:
+    def open_at(**query: str | list[str]) -> AppTest:
         app = AppTest.from_file(str(CONSOLE), default_timeout=60)
         for name, value in query.items():
             app.query_params[name] = value

@@ -11,10 +11,12 @@ from uuid import uuid4
 
 from control_plane.core.acceptance import find_group
 from control_plane.core.boundary import Repeat
+from control_plane.core.branching import reading
 from control_plane.core.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.intents import Cancel, Change
+from control_plane.core.intents import Cancel, Change, Rollback
 from control_plane.core.records import (
+    MAIN,
     CheckpointCommitted,
     CheckpointFailed,
     CommandSettled,
@@ -26,9 +28,10 @@ from control_plane.core.records import (
     Record,
     RefusedCheckpoint,
 )
-from control_plane.core.recovery import replay_after
-from control_plane.handle import Measurements, Point, Progress, Report, Restart
+from control_plane.core.recovery import ResumePoint, replay_after
+from control_plane.handle import Measurements, Point, Progress, Report, Restart, Result, Stretch
 from control_plane.server import ControlServer
+from tests.storage.plain_results import results_of
 
 GROUPS = ["decay", "no_decay"]
 OTHER_KNOBS: Reading = {
@@ -105,6 +108,10 @@ class MetricsInMemory:
         """The newest value of each name."""
         return {point.name: point.value for point in self._points}
 
+    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch."""
+        return results_of(self._points, stretches, names)
+
 
 class FakeTrainer:
     """Rank 0 and the ranks it speaks for. Every `step` makes one step, or holds if paused, and settles commands."""
@@ -122,12 +129,13 @@ class FakeTrainer:
         self.server, self.world_size, self.total_steps = server, ranks, total_steps
         self.ranks_per_node, self.save_every, self.clock = ranks_per_node, save_every, clock or Clock()
         self.done, self.paused, self.ending, self.away = 0, False, "", False
+        self.branch, self.leaving = MAIN, False
         self.lr, self.scale = [3e-4, 3e-4], [1.0, 1.0]
         self.knobs: Reading = dict(OTHER_KNOBS)
         self.loss = 10.4
         self.generation = 0
         self._restored: tuple[float, float] | None = None
-        self._saved: dict[str, tuple[float, list[float]]] = {}
+        self._saved: dict[str, tuple[float, list[float], Reading, int, str]] = {}
         self._repeats: list[Repeat] = []
         self._random = random.Random(seed)
 
@@ -140,7 +148,15 @@ class FakeTrainer:
         facts: Reading = {"model": "gpt2", "knobs": KNOB_FACTS}
         self.generation = await self.server.start_generation(
             GenerationStart(
-                uuid4(), places, self.done, self.total_steps, self._knobs(), facts, checkpoint, tuple(refused)
+                uuid4(),
+                places,
+                self.done,
+                self.total_steps,
+                self._knobs(),
+                facts,
+                checkpoint,
+                tuple(refused),
+                branch=self.branch,
             )
         )
 
@@ -160,18 +176,23 @@ class FakeTrainer:
         self._restored = (self.clock.unix_s(), load_s)
         self.clock.skip(load_s)
         self.world_size = ranks or self.world_size
-        usable = [each for each in point.candidates if each.checkpoint not in (refuse or {})]
-        refused = [RefusedCheckpoint(checkpoint=name, reason=why) for name, why in (refuse or {}).items()]
+        await self._begin(point, refuse or {})
+        self.away = False
+
+    async def _begin(self, point: ResumePoint, refuse: dict[str, str]) -> None:
+        """As real trainers do: the branch and the checkpoint of the resume point, and what is to be done there."""
+        usable = [each for each in point.candidates if each.checkpoint not in refuse]
+        refused = [RefusedCheckpoint(checkpoint=name, reason=why) for name, why in refuse.items()]
         chosen = usable[0] if usable else None
-        self.done = chosen.step if chosen else 0
-        self.loss, self.scale = self._saved[chosen.checkpoint] if chosen else (10.4, [1.0, 1.0])
-        self.scale = list(self.scale)
+        self.branch, self.leaving, self.paused = point.branch, False, False
+        begun = (10.4, [1.0, 1.0], OTHER_KNOBS, 0, MAIN)
+        self.loss, scale, knobs, self.done, _ = self._saved[chosen.checkpoint] if chosen else begun
+        self.scale, self.knobs = list(scale), dict(knobs)
         contained = [
             str(each.command.uuid) for each in point.decided if chosen and (each.outcome.step or 0) <= chosen.step
         ]
-        self._repeats = list(replay_after(point.decided, contained).repeats)
+        self._repeats = list(replay_after(point.decided, contained, point.scheduled).repeats)
         await self.start(chosen.checkpoint if chosen else None, refused)
-        self.away = False
 
     def _knobs(self) -> Reading:
         return {"lr": list(self.lr), "groups": GROUPS} | self.knobs
@@ -189,7 +210,7 @@ class FakeTrainer:
         asked = [command.intent for command in due if isinstance(command.intent, SaveCheckpoint)]
         checkpoints = [self._checkpoint(intent) for intent in asked]
         points: list[Point] = []
-        if not self.paused and not self.ending:
+        if not self.paused and not self.ending and not self.leaving:
             self.done += 1
             points = self._measure()
             if self.save_every and self.done % self.save_every == 0:
@@ -210,7 +231,10 @@ class FakeTrainer:
                 progress=progress,
             )
         )
-        if self.done >= self.total_steps or self.ending:
+        if self.leaving:
+            await self.server.end_generation(self.generation, "left", self.done, None)
+            await self._begin(await self.server.resume_point(), {})
+        elif self.done >= self.total_steps or self.ending:
             ending: Ending = "stopped" if self.ending else "finished"
             await self.server.end_generation(self.generation, ending, self.done, None)
             await self.server.close(ending, None)
@@ -267,6 +291,12 @@ class FakeTrainer:
                 self.paused = intent.kind == "pause"
             case "stop":
                 self.ending = "stopped"
+            case "rollback":
+                assert isinstance(intent, Rollback)
+                self.leaving, after = True, {"branch": intent.branch}
+                if intent.checkpoint is not None:
+                    _, _, _, step, branch = self._saved[intent.checkpoint]
+                    after = reading(intent.checkpoint, step, branch)
         return self._outcome(command, "applied", before=before, after=after)
 
     def _outcome(self, command: Command, status: str, **more: object) -> CommandSettled:
@@ -303,7 +333,7 @@ class FakeTrainer:
         return f"step-{self.done:08d}-g{self.generation}"
 
     def _checkpoint(self, intent: SaveCheckpoint) -> CheckpointCommitted:
-        self._saved[self._name()] = (self.loss, list(self.scale))
+        self._saved[self._name()] = (self.loss, list(self.scale), dict(self.knobs), self.done, self.branch)
         return CheckpointCommitted(
             checkpoint=self._name(),
             step=self.done,
@@ -314,6 +344,7 @@ class FakeTrainer:
             pinned=intent.pin,
             size_bytes=1_493_172_224,
             world_size=self.world_size,
+            branch=self.branch,
         )
 
     def _measure(self) -> list[Point]:

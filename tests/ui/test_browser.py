@@ -126,3 +126,33 @@ def test_live_run_that_loses_its_trainers_says_so_and_shows_the_way_back(
     expect(page.get_by_text("re-form and load").first).to_be_hidden()
     wait_for_range(page, "b > 255")
     assert serious(complaints) == []
+
+
+def test_live_run_is_taken_back_to_a_checkpoint_and_shows_both_branches(
+    cluster: FakeCluster, console_url: str, browser: Any
+) -> None:
+    complaints: list[str] = []
+    trainer = cluster.create("gpt2-1", "gpt2-local", total_steps=5000, save_every=100)
+    cluster.train(trainer, 250)
+    cluster.go_on(trainer, steps_per_s=10)
+    page = open_page(browser, complaints, color_scheme="light")
+    page.goto(f"{console_url}/run?run=gpt2-1")
+    page.wait_for_selector(f"{CHART} canvas")
+    wait_for_range(page, "b > 250")
+    expect(page.get_by_text("Branches", exact=True)).to_be_hidden()
+
+    page.get_by_role("button", name="Go back here").last.click()
+    expect(page.get_by_text("Go back to step 100")).to_be_visible()
+    page.get_by_label("Name of the branch").fill("calm")
+    page.get_by_label("Learning rate from there on").fill("1e-4")
+    page.wait_for_function(STEP_IS_BEYOND, arg=trainer.done + 20)
+    expect(page.get_by_label("Name of the branch")).to_have_value("calm")  # the page lives on, the dialog stays
+    page.get_by_role("button", name="Go back", exact=True).click()
+
+    expect(page.get_by_text("from step 100 of main to step").first).to_be_visible()
+    expect(page.get_by_text("began with lr = 0.0001").first).to_be_visible()
+    expect(page.get_by_role("button", name="Go on with this branch")).to_have_count(1)
+    assert (trainer.branch, trainer.done < 250) == ("calm", True)
+    expect(page.get_by_text("Go back to step 100")).to_be_hidden()
+    page.wait_for_function(STEP_IS_BEYOND, arg=trainer.done + 20)
+    assert serious(complaints) == []

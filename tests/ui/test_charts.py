@@ -9,11 +9,13 @@ from uuid import UUID
 import pytest
 
 from control_plane.core.commands import Command, Intent, Pause, SaveCheckpoint, SetLearningRate
+from control_plane.core.intents import Rollback
 from control_plane.core.records import CommandSettled, Death
-from control_plane.handle import CommandView, Measurements, Point, RecoveryView
+from control_plane.handle import BranchView, CommandView, Measurements, Point, RecoveryView, Snapshot
+from control_plane.lineage import lineage
 from ui.charts import View, chart_options
 from ui.history import History
-from ui.panels import Band, Mark, bands, marks
+from ui.panels import Band, Mark, bands, marks, on_the_line
 
 
 def heard(name: str, values: dict[int, float]) -> Measurements:
@@ -185,3 +187,35 @@ def test_chart_draws_losses_unlike_commands() -> None:
     assert "lineStyle" not in pause
     assert (lost["lineStyle"]["type"], lost["label"]["align"]) == ("solid", "right")
     assert drawn["markArea"]["data"] == [[{"xAxis": 90}, {"xAxis": 99}]]
+
+
+def test_marks_of_a_line_are_its_own_commands_and_where_it_branched() -> None:
+    went_back = applied(1, Rollback(checkpoint="c"), 27)
+    theirs, ours = applied(2, Pause(), 25), applied(3, Pause(), 25).model_copy(update={"branch": "calm"})
+    first = applied(4, SetLearningRate(value=1e-4), 20).model_copy(update={"branch": "calm"})
+    views = (BranchView(branch="main"), BranchView(branch="calm", parent="main", checkpoint="c", step=20, head=True))
+    losses = (
+        RecoveryView(generation=1, lost_at="2026-01-01T00:01:00Z", step=26, branch="main"),
+        RecoveryView(generation=1, lost_at="2026-01-01T00:01:00Z", step=15, branch="main"),
+    )
+    snapshot = Snapshot(
+        run="r",
+        name="r",
+        status="running",
+        seq=1,
+        term=1,
+        generation=2,
+        created_at="2026",
+        step=30,
+        total_steps=100,
+        commands=(theirs, went_back, first, ours),
+        recoveries=losses[1:],
+        branch="calm",
+        branches=views,
+    )
+    line = lineage(views, "calm")
+    commands, lost = on_the_line(snapshot, line)
+    assert (commands, lost) == ([first, ours], [losses[1]])
+    assert on_the_line(snapshot.model_copy(update={"recoveries": losses[:1]}), line)[1] == []
+    found = marks(commands, "step", 0.0, (0.0, 30.0), (), line)
+    assert [(mark.x, mark.label) for mark in found] == [(20, "calm"), (25, "pause")]

@@ -19,7 +19,7 @@ from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
 from tests.ui.fake_trainer import FakeTrainer
 from tests.ui.test_console import press, text
-from ui.checkpoints import ages, failed_since, refused, table
+from ui.checkpoints import ages, failed_since, newest, refused, row
 from ui.palette import LIGHT
 from ui.recovery import bar, lost_words, stage_words, way_back
 
@@ -142,15 +142,18 @@ def test_run_page_with_a_failed_save_says_so(
     assert "No checkpoint at step 50\\: no space left" in visit(run="gpt2-1").error[0].value
 
 
-def test_checkpoint_table_has_the_newest_first_with_what_is_known() -> None:
-    found = [committed("old", 10, pinned=True, label="<x>"), committed("new", 1200), committed("bad", 1100)]
-    known = entries(found[0], examples.started().model_copy(update={"refused": (_refused("bad"),)}))
-    said = table(found, ages(known, LATER), refused(known))
-    assert [said.index(name) for name in ("new", "bad", "old")] == sorted(map(said.index, ("new", "bad", "old")))
-    assert "<td>1,200</td><td></td><td>1.5 MB</td>" in said
-    assert "<td>10</td><td>1 min</td>" in said
-    assert "<em>pinned</em> <span>&lt;x&gt;</span>" in said
-    assert "bad <em>refused</em>" in said
+def test_checkpoints_are_listed_newest_first() -> None:
+    found = [committed("old", 10), committed("new", 1200), committed("bad", 1100)]
+    assert [each.checkpoint for each in newest(found)] == ["new", "bad", "old"]
+
+
+def test_checkpoint_row_has_what_is_known() -> None:
+    old, bad = committed("old", 10, pinned=True, label="<x>"), committed("bad", 1100)
+    known = entries(old, examples.started().model_copy(update={"refused": (_refused("bad"),)}))
+    said = row(old, ages(known, LATER).get("old"), False, "main")
+    assert "old <em>pinned</em> <span>step 10 · 1 min · 1.5 MB</span><span>&lt;x&gt;</span>" in said
+    assert refused(known) == {"bad"}
+    assert "bad <em>refused</em> <span>step 1,100 · 1.5 MB · main</span>" in row(bad, None, True, "calm")
 
 
 def _refused(name: str) -> RefusedCheckpoint:

@@ -1,0 +1,144 @@
+"""New runs from old ones: `steer fork` goes on from a checkpoint in a run of its own, `steer replay` does all again."""
+
+import itertools
+import json
+import sys
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from control_plane.cli import asking, machine
+from control_plane.cli.branches import find_checkpoint, first_of
+from control_plane.cli.refusals import Misused, say
+from control_plane.cli.target import any_run, connect
+from control_plane.config import settings
+from control_plane.core.errors import SteerwayError
+from control_plane.core.intents import Intent
+
+if TYPE_CHECKING:
+    from control_plane.client import SteerwayClient
+    from control_plane.config import Settings
+    from control_plane.handle import Snapshot
+    from control_plane.replayed import Verdict
+
+MAX_FORKS = 16
+"""Of one command: each is a Ray job with a driver and a control server, whether it has room to train yet or not."""
+
+NUMBERS = "numbers"
+"""The kind of a knob whose value is a list: there a comma parts the numbers of one value."""
+
+LOOK_EVERY_S = 1.0
+DIVERGED = 1
+
+
+def fork(
+    run: Annotated[str, typer.Argument(help="The run, or the beginning or the end of its id.")],
+    checkpoint: Annotated[str, typer.Argument(help="Its name, its label, the beginning of its name, or step:N.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")
+    ] = None,
+    sets: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KNOB=VALUE[,VALUE]...", help="What it begins with; one fork for each value."),
+    ] = None,
+    as_json: asking.AsJson = False,
+) -> None:
+    """Start runs from a checkpoint, at the same place in the data: one, or one for each combination of values."""
+    where = settings()
+    with connect() as client:
+        snapshot = client.snapshot(any_run(client, run))
+    base = find_checkpoint(snapshot, checkpoint)
+    firsts = [first_of(chosen, hold=False) for chosen in combinations(sets or [], snapshot)]
+    command = descent("fork", snapshot.run, base.checkpoint, *(overrides or []))
+    for first in firsts:
+        command += ["--first", json.dumps([intent.model_dump(mode="json") for intent in first])]
+    begun = machine.call_for_json(command, machine.submitter_environment(where))["runs"]
+    if as_json:
+        typer.echo(json.dumps({"parent": snapshot.run, "checkpoint": base.checkpoint, "runs": begun}))
+        return
+    for new, first in zip(begun, firsts, strict=True):
+        typer.echo(f"{new}  {_in_words(first) or 'nothing changed'}")
+    say(f"compare them with `steer compare {' '.join([snapshot.run, *begun])}`, see `steer tree {snapshot.run}`")
+
+
+def combinations(sets: Sequence[str], snapshot: "Snapshot") -> list[tuple[str, ...]]:
+    """`lr=1e-4,3e-4` and `eps=1e-6,1e-8` are four. Raises `Misused` if they are too many."""
+    choices = []
+    for text in sets:
+        name, equals, values = text.partition("=")
+        knob = name.strip().removesuffix("*").strip()
+        whole = snapshot.knob_facts.get(knob, {}).get("kind") == NUMBERS
+        alternatives = [values] if whole else [value for value in values.split(",") if value.strip()]
+        choices.append([f"{name}{equals}{value}" for value in alternatives] or [text])
+    found = list(itertools.product(*choices))
+    if len(found) > MAX_FORKS:
+        raise Misused(f"these are {len(found)} forks; one command starts {MAX_FORKS} at most")
+    return found
+
+
+def _in_words(first: Sequence[Intent]) -> str:
+    from control_plane.core.commands import describe
+
+    return ", ".join(describe(intent) for intent in first)
+
+
+def replay(
+    run: Annotated[str, typer.Argument(help="The run, or the beginning or the end of its id.")],
+    until: Annotated[
+        int | None, typer.Option("--until", metavar="STEP", min=1, help="Stop when it gets to this step first.")
+    ] = None,
+    against: Annotated[
+        str | None, typer.Option("--against", metavar="REPLAY", help="Start nothing: judge a replay that there is.")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for it, and judge nothing.")] = False,
+    as_json: asking.AsJson = False,
+) -> None:
+    """Do again what a run did, every command at its step, rollbacks included, and say whether the same came out."""
+    where = settings()
+    with connect() as client:
+        source = any_run(client, run)
+        if against is not None:
+            _tell(client.snapshot(any_run(client, against)).run, source, where, as_json)
+            return
+        words = descent("replay", source, *(["--until", str(until)] if until is not None else []))
+        (begun,) = machine.call_for_json(words, machine.submitter_environment(where))["runs"]
+        if detach:
+            typer.echo(json.dumps({"run": source, "replay": begun}) if as_json else begun)
+            return
+        say(f"run {begun} does again what {source} did; watch it at {where.console_url}")
+        _wait(client, begun)
+    _tell(begun, source, where, as_json)
+
+
+def _wait(client: "SteerwayClient", run: str) -> None:
+    """Until it is over, or has nothing left to do again. Raises `SteerwayError` if it failed."""
+    while not (snapshot := client.snapshot(run)).closed:
+        time.sleep(LOOK_EVERY_S)
+    if snapshot.status == "failed":
+        raise SteerwayError(f"the replay {run} failed at step {snapshot.step}: {snapshot.reason}")
+
+
+def _tell(replayed: str, run: str, where: "Settings", as_json: bool) -> None:
+    verdict = _judge(replayed, run, where)
+    if as_json:
+        typer.echo(json.dumps({"run": run, "replay": replayed} | verdict.model_dump(mode="json")))
+    else:
+        typer.echo(verdict.sentence())
+        for note in verdict.notes:
+            say(note)
+    if verdict.verdict != "identical":
+        raise typer.Exit(DIVERGED)
+
+
+def _judge(replayed: str, run: str, where: "Settings") -> "Verdict":
+    from control_plane.replayed import judge
+    from control_plane.storage.layout import find_run
+
+    return judge(find_run(where.runs_dir, replayed), find_run(where.runs_dir, run))
+
+
+def descent(verb: str, *words: str) -> list[str]:
+    """The command that begins runs from another one."""
+    return [sys.executable, "-m", "ray_jobs.descend", verb, *words, "--json"]

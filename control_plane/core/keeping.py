@@ -1,0 +1,52 @@
+"""Commands that need no rank: checkpoints are pinned and deleted, and what nobody trains for is cancelled."""
+
+from control_plane.core.branching import stands_on
+from control_plane.core.commands import Command
+from control_plane.core.errors import Conflict, NotFound
+from control_plane.core.intents import MAX_NAMES_TOLD, Cancel, DeleteCheckpoint, PinCheckpoint
+from control_plane.core.records import UNIVERSAL, CheckpointDiscarded, CheckpointPinned, CommandSettled, Record
+from control_plane.core.state import RunState
+
+
+def cancel_command(state: RunState, command: Command) -> list[Record]:
+    """Nothing, while trainers may already have been offered what is to be cancelled: they settle both."""
+    assert isinstance(command.intent, Cancel)
+    life = state.commands.get(command.intent.command)
+    if life is None:
+        raise NotFound(f"no command {command.intent.command} was ever accepted by run {state.run}")
+    if life.settled is not None:
+        raise Conflict(f"'{life.command.describe()}' is already {life.status}: there is nothing left to cancel")
+    if isinstance(life.command.intent, Cancel):
+        raise Conflict("a cancel cannot be cancelled")
+    if life.command.uuid in state.scheduled:
+        raise Conflict(f"'{life.command.describe()}' is what a branch begins with, or a replay does: it stays")
+    if state.generation is not None and state.listens:
+        return []
+    return [
+        CommandSettled(uuid=life.command.uuid, status="cancelled", reason=command.takes_back()),
+        CommandSettled(uuid=command.uuid, status="applied", after={"cancelled": str(life.command.uuid)}),
+    ]
+
+
+def keep_or_delete(state: RunState, command: Command) -> list[Record]:
+    intent = command.intent
+    assert isinstance(intent, PinCheckpoint | DeleteCheckpoint)
+    names = [each.checkpoint for each in state.checkpoints]
+    found = next((each for each in state.checkpoints if each.checkpoint == intent.checkpoint), None)
+    if found is None:
+        listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
+        raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}; the newest are {listed}")
+    if isinstance(intent, PinCheckpoint):
+        pinned = CheckpointPinned(checkpoint=found.checkpoint, pinned=intent.pinned)
+        after = {"checkpoint": found.checkpoint, "pinned": intent.pinned}
+        return [pinned, CommandSettled(uuid=command.uuid, status="applied", after=after)]
+    restored_from = state.generation.checkpoint if state.generation else None
+    if found.checkpoint in stands_on(state) - {names[-1]}:
+        raise Conflict(f"checkpoint {found.checkpoint} is what a branch stands on, or goes on from: it stays")
+    if found.pinned:
+        raise Conflict(f"checkpoint {found.checkpoint} is pinned; unpin it first")
+    if found.checkpoint == names[-1] or found.checkpoint == (restored_from or "").removesuffix(UNIVERSAL):
+        raise Conflict(f"checkpoint {found.checkpoint} is the newest, or what the run stands on: it stays")
+    gone = CheckpointDiscarded(checkpoint=found.checkpoint, reason=f"deleted by {command.author}")
+    after = {"checkpoint": found.checkpoint, "deleted": True}
+    return [gone, CommandSettled(uuid=command.uuid, status="applied", after=after)]

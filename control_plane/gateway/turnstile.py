@@ -1,0 +1,77 @@
+"""Who may send one more command: asked before its body is read, because a refusal must cost next to nothing.
+
+It stands twice: in the app's front door, which every request passes, and, as `proxy` puts it there, in Serve's proxy,
+where a refusal also spares the way to the app. First it is found out whose token it is. Then that owner may have so
+many commands on their way at once, so that nobody stands in a long queue of another's; and then the owner's bucket is
+asked (see `rate`). Nothing but the posting of a command is counted.
+"""
+
+from collections import Counter
+
+from starlette.datastructures import Headers
+from starlette.requests import HTTPConnection
+from starlette.responses import Response
+from starlette.routing import compile_path
+from starlette.types import Scope
+
+from control_plane.core.errors import Overloaded, SteerwayError
+from control_plane.gateway.auth import COMMANDS_PATH, TokenBook, bearer_token, known
+from control_plane.gateway.problems import problem_of
+from control_plane.gateway.rate import Allowance
+
+MAX_AT_ONCE = 16
+"""As many as a boundary takes. One is worked on for 10 to 20 ms: nobody waits much longer than 0.3 s for them."""
+
+MAX_UNREAD_BYTES = 64 * 1024
+"""The server drops a body that nobody has read. One that is longer, or does not say how long it is, is not waited for:
+the connection is closed."""
+
+# The router's own reading of the path, so that nothing is a command there and none here.
+_COMMANDS = compile_path(COMMANDS_PATH)[0]
+
+
+class Turnstile:
+    """One bucket, and so many places, for each owner of a token."""
+
+    def __init__(self, tokens: TokenBook, allowance: Allowance | None = None, max_at_once: int = MAX_AT_ONCE) -> None:
+        self._tokens, self._allowance, self._max_at_once = tokens, allowance or Allowance(), max_at_once
+        self._inside: Counter[str] = Counter()
+
+    def enter(self, scope: Scope) -> str | None:
+        """Let a request in, before its body is read. Answers who is to `leave`; None for what is not counted.
+
+        Raises `Unauthenticated`, and then nobody is charged, or `Overloaded`.
+        """
+        if not is_command(scope):
+            return None
+        identity = known(self._tokens, bearer_token(HTTPConnection(scope)))
+        if self._inside[identity.id] >= self._max_at_once:
+            raise Overloaded(
+                f"{identity.id} has {self._max_at_once} commands on their way, and no more are taken at once; wait for "
+                "an answer",
+                at_once=self._max_at_once,
+            )
+        self._allowance.take(identity)
+        self._inside[identity.id] += 1
+        return identity.id
+
+    def leave(self, owner: str | None) -> None:
+        """The request has its answer, or will have none."""
+        if owner is not None:
+            self._inside[owner] -= 1
+
+
+def is_command(scope: Scope) -> bool:
+    """Whether this connection posts a command."""
+    if scope["type"] != "http" or scope["method"] != "POST":
+        return False
+    return _COMMANDS.match(scope["path"].removeprefix(scope.get("root_path", ""))) is not None
+
+
+def turned_away(scope: Scope, error: SteerwayError) -> Response:
+    """The answer to a request whose body was not read."""
+    response = problem_of(error)
+    declared = Headers(scope=scope).get("content-length", "")
+    if not (declared.isascii() and declared.isdigit() and int(declared) <= MAX_UNREAD_BYTES):
+        response.headers["Connection"] = "close"
+    return response

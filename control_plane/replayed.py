@@ -1,0 +1,133 @@
+"""Whether a replay did what the run did: digests of the live state first, then the losses, branch by branch.
+
+    verdict = judge(replay, run)      two runs' files; the run may lie here because its journal was imported
+
+`identical`: every digest that both have is equal on every rank, and so is every loss, to the last bit. `divergent`
+names the first step and branch, the ranks, and, where the ranks' own files are there, the tensors.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from control_plane.core.commands import Words
+from control_plane.core.digests import Comparison, compare
+from control_plane.core.records import Entry, StateDigested
+from control_plane.core.state import fold
+from control_plane.storage import journal
+from control_plane.storage.digest_files import named
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.metrics import MAX_POINTS_PER_READ, MetricsStore
+
+LOSS = "loss"
+MAX_NAMES = 5
+"""Tensors named of one rank: after the first, nearly everything differs."""
+
+Losses = dict[tuple[str, int], float]
+
+
+class Differing(Words):
+    """Where two runs part: after which step of which branch, on which ranks, in what."""
+
+    branch: str
+    step: int
+    ranks: dict[int, tuple[str, ...]] = Field(default={}, description="by rank, the parts of its state that differ")
+    loss: tuple[float, float] | None = Field(default=None, description="the replay's and the run's, where they differ")
+
+    def sentence(self) -> str:
+        """`step 12 of main: rank 1 differs in optimizer/wte/exp_avg`."""
+        said = [f"rank {rank} differs in {', '.join(parts) or 'its state'}" for rank, parts in self.ranks.items()]
+        said += [f"the loss is {self.loss[0]!r}, and was {self.loss[1]!r}"] if self.loss else []
+        return f"step {self.step} of {self.branch}: {'; '.join(said) or 'other samples were trained'}"
+
+
+class Verdict(Words):
+    """What a comparison of a replay with its run found."""
+
+    verdict: Literal["identical", "divergent", "incomparable"]
+    digests: int = Field(description="digests of all ranks at one step that both runs have")
+    losses: int
+    first: Differing | None = None
+    notes: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """The verdict for people."""
+        seen = f"{self.digests} digests of every rank and {self.losses} losses"
+        if self.verdict == "identical":
+            return f"identical: {seen} are equal, bit for bit"
+        if self.first is None:
+            return f"incomparable: {seen} were compared, which proves nothing"
+        return f"divergent: the first difference is at {self.first.sentence()}"
+
+
+def judge(replay: RunFiles, run: RunFiles) -> Verdict:
+    """Compare what two runs left. Raises `NotFound` or `Damaged` if a journal cannot be read."""
+    ours, theirs = (journal.read(files.journal) for files in (replay, run))
+    our_streams, their_streams = _streams(ours), _streams(theirs)
+    our_losses, their_losses = _losses(replay), _losses(run)
+    common = [branch for branch in our_streams if branch in their_streams]
+    found = {branch: compare(our_streams[branch], their_streams[branch]) for branch in common}
+    differing = [_digested(branch, each, replay, run) for branch, each in found.items() if each.first is not None]
+    shared = our_losses.keys() & their_losses.keys()
+    differing += _lost(our_losses, their_losses)
+    digests = sum(len(each.steps) - len(each.unlike) for each in found.values())
+    notes = _notes(ours, theirs, found)
+    if differing:
+        order = list(fold(theirs).branches)
+        first = min(differing, key=lambda each: (order.index(each.branch), each.step, not each.ranks))
+        return Verdict(verdict="divergent", digests=digests, losses=len(shared), first=first, notes=notes)
+    verdict: Literal["identical", "incomparable"] = "identical" if digests or shared else "incomparable"
+    return Verdict(verdict=verdict, digests=digests, losses=len(shared), notes=notes)
+
+
+def _streams(entries: Sequence[Entry]) -> dict[str, list[StateDigested]]:
+    branch_of = fold(list(entries)).branch_of_generation
+    streams: dict[str, list[StateDigested]] = {branch: [] for branch in branch_of.values()}
+    for entry in entries:
+        if isinstance(entry.record, StateDigested):
+            streams[branch_of[entry.record.generation]].append(entry.record)
+    return streams
+
+
+def _losses(files: RunFiles) -> Losses:
+    if not files.metrics.is_file():
+        return {}
+    store, found, after = MetricsStore(files.metrics), Losses(), 0
+    try:
+        while (read := store.read(after, MAX_POINTS_PER_READ, (LOSS,))).points:
+            found |= {(point.branch, point.step): point.value for point in read.points}
+            after = read.cursor
+    finally:
+        store.close()
+    return found
+
+
+def _digested(branch: str, found: Comparison, replay: RunFiles, run: RunFiles) -> Differing:
+    assert found.first is not None
+    names = {each.rank: each.names[:MAX_NAMES] for each in named(found.first, replay, run)}
+    ranks = {rank: names.get(rank, ()) for rank in found.first.ranks}
+    return Differing(branch=branch, step=found.first.step, ranks=ranks)
+
+
+def _lost(ours: Mapping[tuple[str, int], float], theirs: Mapping[tuple[str, int], float]) -> list[Differing]:
+    """The first loss of each branch that differs; a NaN is equal to the same NaN."""
+    first: dict[str, Differing] = {}
+    for branch, step in sorted(ours.keys() & theirs.keys()):
+        mine, other = ours[branch, step], theirs[branch, step]
+        if branch not in first and struct.pack(">d", mine) != struct.pack(">d", other):
+            first[branch] = Differing(branch=branch, step=step, loss=(mine, other))
+    return list(first.values())
+
+
+def _notes(ours: Sequence[Entry], theirs: Sequence[Entry], found: Mapping[str, Comparison]) -> tuple[str, ...]:
+    mine, other = fold(list(ours)), fold(list(theirs))
+    notes = [f"branch {branch} was never trained by the replay" for branch in other.branches if branch not in found]
+    if mine.generation and other.generation and mine.generation.world_size != other.generation.world_size:
+        notes.append(f"{mine.generation.world_size} ranks did again what {other.generation.world_size} ranks did")
+    for branch, each in found.items():
+        if each.their_contradictions:
+            step = each.their_contradictions[0].step
+            notes.append(f"the run itself made step {step} of {branch} twice, and not equal")
+    return tuple(notes)

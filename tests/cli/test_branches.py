@@ -1,0 +1,125 @@
+"""Rollbacks, switches, trees and comparisons on the command line, against ranks that go where they are told."""
+
+import json
+from collections.abc import Iterator
+
+import pytest
+
+from tests.cli.conftest import Steer, measure, save
+from tests.gateway.house import RUN, LiveGateway
+
+
+@pytest.fixture
+def saved(gateway: LiveGateway) -> Iterator[LiveGateway]:
+    """The run, with checkpoints of its steps 2 and 4, and losses up to step 6."""
+    gateway.call(save(gateway.server, 2, label="early"))
+    gateway.call(save(gateway.server, 4))
+    gateway.call(measure(gateway.server, 1, {1: 5.0, 2: 4.0, 5: 3.0, 6: 3.5}))
+    gateway.call(measure(gateway.server, 1, {5: 2.5}, "eval_loss"))
+    return gateway
+
+
+def test_rollback_says_on_which_branch_and_where_it_goes_on(saved: LiveGateway, steer: Steer) -> None:
+    answer = steer("rollback", RUN, "step-2-g1", "--set", "lr=1e-4", "--set", "weight_decay=0.3", "-y")
+    assert answer.exit_code == 0, answer.stderr
+    assert answer.stdout.startswith("on branch branch-2 at step 2, ")
+    assert "back to step-2-g1, lr = 0.0001, weight_decay = 0.3" in answer.stderr
+    snapshot = saved.call(saved.server.snapshot())
+    assert [(view.what, view.status) for view in snapshot.commands[1:]] == [
+        ("lr = 0.0001", "applied"),
+        ("weight_decay = 0.3", "applied"),
+    ]
+
+
+@pytest.mark.parametrize("named", ["early", "step:2", "step-2"])
+def test_rollback_takes_a_label_a_step_or_a_beginning(saved: LiveGateway, steer: Steer, named: str) -> None:
+    answer = steer("rollback", named, "--branch", "calm", "--reason", "spiked", "-y", "--json")
+    told = json.loads(answer.stdout)
+    assert told["command"]["intent"]["checkpoint"] == "step-2-g1"
+    assert (told["arrival"]["branch"], told["arrival"]["step"], told["command"]["reason"]) == ("calm", 2, "spiked")
+
+
+def test_rollback_detached_answers_with_the_receipt(saved: LiveGateway, steer: Steer) -> None:
+    answer = steer("rollback", RUN, "early", "-y", "--detach")
+    assert answer.stdout.startswith(f"accepted by {RUN} as record ")
+
+
+def test_switch_goes_back_to_the_branch_that_was_left(saved: LiveGateway, steer: Steer) -> None:
+    steer("rollback", RUN, "early", "-y")
+    assert steer("switch", RUN, "ma", "-y").stdout.startswith("on branch main at step 4, ")
+    assert steer("adopt", RUN, "branch-2", "-y").stdout.startswith("on branch branch-2 at step 2, ")
+    assert saved.call(saved.server.snapshot()).branch == "branch-2"
+
+
+@pytest.mark.parametrize(
+    ("words", "exit_code", "said"),
+    [
+        (("rollback", RUN, "step-9-g1", "-y"), 3, "it has step-2-g1 (early), step-4-g1"),
+        (("rollback", RUN, "step:3", "-y"), 3, "no checkpoint 'step:3'"),
+        (("rollback", RUN, "step-", "-y"), 2, "2 checkpoints are meant by 'step-'"),
+        (("rollback", RUN, "early"), 2, "say -y"),
+        (("rollback", RUN, "early", "-y", "--branch", "Calm!"), 2, "no name for a branch"),
+        (("rollback", RUN, "early", "-y", "--branch", "main"), 5, "has a branch 'main' already"),
+        (("rollback", RUN, "early", "-y", "--set", "lr=1e4"), 6, "less than or equal to 10"),
+        (("rollback", RUN, "early", "-y", "--set", "lr"), 2, "not a number"),
+        (("rollback", RUN, "early", "-y", "--set", "weigth_decay=1"), 3, "did you mean weight_decay?"),
+        (("rollback", RUN, "early", "-y", "--set", "lr=1e-4", "--set", "lr=1e-5"), 2, "set twice"),
+        (("rollback", RUN, "early", "-y", "--hold"), 2, "--hold is for the learning rate"),
+        (("rollback", "a", "b", "c", "-y"), 2, "steer rollback RUN"),
+        (("switch", RUN, "branch-7", "-y"), 3, "no branch 'branch-7'; it has main"),
+        (("switch", RUN, "main", "-y"), 5, "on branch main already"),
+        (("switch", RUN, "main"), 2, "say -y"),
+        (("compare", RUN), 2, "two or more"),
+        (("compare", RUN, f"{RUN}:nowhere"), 3, "no branch 'nowhere'; it has main"),
+        (("compare", RUN, f"{RUN}@99"), 3, "has reached step 5"),
+        (("compare", RUN, f"{RUN}@step-9"), 3, "the newest are step-2-g1, step-4-g1"),
+        (("compare", RUN, "run-9"), 3, "run-9"),
+        (("compare", RUN, f"{RUN}::"), 6, "is none of RUN, RUN:BRANCH"),
+        (("tree", "run-9"), 3, "run-9"),
+    ],
+)
+def test_refusal_says_what_was_wrong_and_what_there_is(
+    saved: LiveGateway, steer: Steer, words: tuple[str, ...], exit_code: int, said: str
+) -> None:
+    answer = steer(*words)
+    assert said in answer.stderr
+    assert (answer.exit_code, answer.stdout) == (exit_code, "")
+
+
+def test_rollback_whose_trainers_do_not_come_says_so(idle_gateway: LiveGateway, steer: Steer) -> None:
+    server = idle_gateway.server
+    idle_gateway.call(save(server, 2))
+    idle_gateway.call(server.end_generation(1, "failed", 7, "out of memory"))
+    answer = steer("rollback", RUN, "step-2-g1", "-y", "--timeout", "0.3")
+    assert "no trainers have begun there" in answer.stderr
+    assert (answer.exit_code, answer.stdout) == (124, "")
+
+
+def test_tree_shows_branches_their_changes_and_best_losses(saved: LiveGateway, steer: Steer) -> None:
+    steer("rollback", RUN, "early", "--set", "lr=1e-4", "-y")
+    steer("set", RUN, "weight_decay=0.2", "--reason", "overfits")
+    saved.call(measure(saved.server, 2, {3: 3.9, 4: 2.0}))
+    assert steer("tree", RUN).stdout.splitlines() == [
+        f"{RUN}  running",
+        "- main  to step 7  newest step-4-g1  best eval_loss 2.5 at step 5",
+        "   * branch-2  from step 2 of main to step 7  no checkpoint of its own  best loss 2 at step 4",
+        "       began with lr = 0.0001",
+        "       step 7: weight_decay = 0.2, by test-operator because 'overfits'",
+    ]
+    told = json.loads(steer("tree", RUN, "--json").stdout)
+    assert [each["branch"]["branch"] for each in told["branches"]] == ["main", "branch-2"]
+
+
+def test_compare_of_two_branches_begins_where_they_part(saved: LiveGateway, steer: Steer) -> None:
+    steer("rollback", RUN, "early", "--set", "weight_decay=0.2", "-y")
+    saved.call(measure(saved.server, 2, {3: 3.9, 4: 2.0}))
+    shown = steer("compare", RUN, f"{RUN}:main").stdout.splitlines()
+    assert shown[0] == f"in common up to step 2 of {RUN}:main; all have reached step 4"
+    cells = [line.split("  ") for line in shown]
+    rows = {cell[0]: [each.strip() for each in cell[1:] if each.strip()] for cell in cells}
+    assert rows["best loss"] == ["2 (step 4)", "3 (step 5)"]
+    assert rows["last loss"] == ["2 (step 4)", "3.5 (step 6)"]
+    assert rows["last eval_loss"] == ["-", "2.5 (step 5)"]
+    assert rows["weight_decay"] == ["0.2", "0.1, 0"]
+    assert "  step 2: weight_decay = 0.2, by test-operator" in shown
+    assert json.loads(steer("compare", RUN, f"{RUN}:main", "--json").stdout)["common"]["branch"] == "main"

@@ -1,0 +1,119 @@
+"""Trees and comparisons over HTTP: what they answer, and how they refuse."""
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from control_plane.core.branching import Origin, reading
+from control_plane.core.records import CommandSettled, Parent
+from control_plane.handle import Point, Report
+from control_plane.server import ControlServer
+from control_plane.storage.journal import Journal
+from control_plane.storage.layout import RunFiles
+from tests.core import examples
+from tests.gateway.conftest import House
+from tests.gateway.house import RUN, PointList
+
+
+async def measure(server: ControlServer, generation: int, values: dict[int, float]) -> None:
+    """Losses by step."""
+    points = tuple(Point(step=step, name="loss", value=value, time_s=1.0) for step, value in values.items())
+    await server.report(Report(generation=generation, points=points))
+
+
+async def branch_off(server: ControlServer) -> None:
+    """Main to step 9, then back to step 4 as branch-2, to step 8."""
+    await server.report(Report(generation=1, checkpoints=(examples.committed(4),)))
+    await measure(server, 1, {2: 5.0, 6: 3.0, 9: 2.9})
+    asked = examples.command(1, "rollback", checkpoint="step-4-g1")
+    await server.submit(asked)
+    after = reading("step-4-g1", 4, "main")
+    settled = CommandSettled(uuid=asked.uuid, status="applied", step=9, generation=1, after=after, world_size=2)
+    await server.report(Report(generation=1, outcomes=(settled,)))
+    await server.end_generation(1, "left", 9, None)
+    start = examples.start(901, knobs=examples.KNOBS, step=4)
+    await server.start_generation(replace(start, checkpoint="step-4-g1", branch="branch-2"))
+    await measure(server, 2, {6: 2.0, 8: 1.5})
+    await server.report(Report(generation=2, checkpoints=(examples.committed(8, 2, branch="branch-2"),)))
+
+
+async def fork(house: House, run: str = "run-2") -> None:
+    """A run that began at step 8 of branch-2, and has measured steps 9 and 10."""
+    parent = Parent(kind="fork", run=RUN, branch="branch-2", checkpoint="step-8-g2", step=8)
+    files = RunFiles(house.runs.root / run)
+    files.root.mkdir()
+    origin = Origin(parent=parent, checkpoint=examples.committed(8, 0))
+    house.runs.handles[run] = server = ControlServer(
+        examples.created(run), Journal.open(files.journal), PointList(), origin=origin
+    )
+    await server.start_generation(replace(examples.start(step=8), checkpoint="step-8-g0"))
+    await measure(server, 1, {9: 1.4, 10: 1.2})
+    await server.report(Report(generation=1, checkpoints=(examples.committed(10),)))
+
+
+@pytest.fixture
+def grown(house: House) -> House:
+    """A run with two branches, and a fork of the second one."""
+    house.call(branch_off, house.server)
+    house.call(fork, house)
+    return house
+
+
+def test_tree_has_the_branches_and_the_runs_that_began_there(grown: House) -> None:
+    told: dict[str, Any] = grown.get(f"/runs/{RUN}/tree", "viewer").json()
+    assert [(each["branch"]["branch"], each["best"]["value"]) for each in told["branches"]] == [
+        ("main", 2.9),
+        ("branch-2", 1.5),
+    ]
+    assert told["head"] == "branch-2"
+    assert [(each["run"], each["parent"]["checkpoint"]) for each in told["children"]] == [("run-2", "step-8-g2")]
+    assert grown.get("/runs/run-2/tree").json()["parent"]["run"] == RUN
+
+
+def test_compare_of_branches_and_a_fork_begins_where_they_part(grown: House) -> None:
+    told = grown.get(f"/compare?of={RUN}:main&of={RUN}:branch-2&of=run-2", "viewer").json()
+    assert (told["common"]["step"], told["common"]["branch"], told["last_common_step"]) == (4, "main", 8)
+    outcomes = [side["outcomes"][0] for side in told["sides"]]
+    assert [each["last"]["value"] for each in outcomes] == [2.9, 1.5, 1.2]
+    assert [each["at_common"]["value"] for each in outcomes] == [3.0, 1.5, 1.5]
+
+
+def test_compare_of_a_fork_with_its_branch_begins_at_the_fork(grown: House) -> None:
+    told = grown.get(f"/compare?of=run-2&of={RUN}").json()
+    assert (told["common"]["run"], told["common"]["step"]) == (RUN, 8)
+    assert [len(side["line"]) for side in told["sides"]] == [3, 2]
+
+
+def test_compare_of_a_fork_whose_parent_is_gone_begins_before_the_first_step(grown: House) -> None:
+    house = grown
+    house.call(fork, house, "run-3")
+    del house.runs.handles[RUN]
+    told = house.get("/compare?of=run-2&of=run-3").json()
+    assert told["common"] == {"step": 0, "run": None, "branch": None}
+
+
+@pytest.mark.parametrize(
+    ("query", "status", "said"),
+    [
+        ("of=run-1&of=run-1:branch-7", 404, "it has main, branch-2"),
+        ("of=run-1&of=run-9", 404, "there is no run 'run-9'"),
+        ("of=run-1&of=..%2Fetc", 422, "is not a run id"),
+        ("of=run-1&of=run-1::", 422, "is none of RUN, RUN:BRANCH"),
+        ("of=run-1&of=run-1@77", 404, "has reached step"),
+        ("of=run-1", 422, "at least 2"),
+        ("", 422, "required"),
+        ("&".join(["of=run-1"] * 9), 422, "at most 8"),
+        ("of=run-1&of=" + "x" * 401, 422, "at most 400"),
+    ],
+)
+def test_compare_of_bad_names_is_a_problem_with_a_sentence(grown: House, query: str, status: int, said: str) -> None:
+    answer = grown.get(f"/compare?{query}")
+    assert answer.status_code == status
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert said in answer.text
+
+
+def test_tree_of_a_run_that_there_is_not_is_a_problem(house: House) -> None:
+    answer = house.get("/runs/run-9/tree")
+    assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")
