@@ -211,9 +211,8 @@ def test_first_changes_are_told_to_the_trainers_of_their_branch_only() -> None:
 def test_scheduled_commands_come_after_what_has_to_be_repeated() -> None:
     state = after(taken_back(HALVED), ENDED)
     point = resume_point(state)
-    decided = [*point.decided]
-    assert [each.elsewhere for each in decided] == [True, False], "command 1 and the rollback itself"
-    replay = replay_after(decided, set(), point.scheduled)
+    assert all(each.elsewhere for each in point.decided), "command 1 and the rollback itself"
+    replay = replay_after(point.decided, set(), point.scheduled)
     assert replay.repeats == tuple(Repeat(each.command, each.step) for each in point.scheduled)
     assert uuid(50) in replay.ledger
 
