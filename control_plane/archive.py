@@ -45,8 +45,7 @@ class ArchivedRun:
         self._files = files
         self._segments = _segments(files)
 
-    @property
-    def is_stale(self) -> bool:
+    def has_gone_on(self) -> bool:
         """Whether a control server has been here since: then the run is not over any more, or ended once more."""
         return _segments(self._files) != self._segments
 

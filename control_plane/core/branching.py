@@ -72,7 +72,7 @@ def first_uuid(rollback: UUID, place: int) -> UUID:
 
 def check_rollback(state: RunState, intent: Rollback) -> None:
     """Raises `NotFound` for an unknown checkpoint or branch, `Conflict` for one that cannot be gone to."""
-    pending = (state.commands[uuid].command.intent for uuid in state.pending)
+    pending = [state.commands[uuid].command.intent for uuid in state.pending]
     coming = [each.branch for each in pending if isinstance(each, Rollback) and each.checkpoint and each.branch]
     if intent.checkpoint is None:
         if intent.branch not in state.branches:

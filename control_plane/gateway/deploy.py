@@ -57,7 +57,7 @@ class RayRuns:
         known = self._handles.get(run)
         if isinstance(known, RayHandle) and not await asyncio.to_thread(is_serving, files):
             known = None
-        if isinstance(known, ArchivedRun) and await asyncio.to_thread(lambda: known.is_stale):
+        if isinstance(known, ArchivedRun) and await asyncio.to_thread(known.has_gone_on):
             known = None
         if known is None:
             archived = await asyncio.to_thread(_archived, files)

@@ -63,14 +63,14 @@ def test_archived_run_tells_its_branches_and_what_they_came_to(files: RunFiles) 
     assert asyncio.run(archived.results((Stretch(),), ("lr",))) == ()
 
 
-def test_archived_run_that_somebody_has_go_on_is_stale(files: RunFiles) -> None:
+def test_archived_run_that_somebody_has_go_on_says_so(files: RunFiles) -> None:
     asyncio.run(train(files))
     archived = ArchivedRun(files)
     assert archived.closed
-    assert not archived.is_stale
+    assert not archived.has_gone_on()
     Journal.open(files.journal).close()  # as a control server does that begins a term
-    assert archived.is_stale
-    assert not ArchivedRun(files).is_stale
+    assert archived.has_gone_on()
+    assert not ArchivedRun(files).has_gone_on()
 
 
 def test_archived_run_tells_its_journal_page_by_page(files: RunFiles) -> None:

@@ -10,18 +10,21 @@ A scene is a few directives; what is printed is what the journal got, what was r
     failed id=c2 step=20 reason=..        discard id=c1 reason=..              lose step=12 reason=..
     digest step=20 roots=a,b              the ranks have digested their state
     restore [id=c1] [refused=c2]          new trainers, from this checkpoint   recovered step=11 | resume author=bo
+    damage id=c1                          it does not verify any more          restore id=c1 branch=main
+    fork|replay of=[[STEP,{"kind":..}],..] [id=c0 step=9]     another run, which has a parent and begins with these
 """
 
 import json
 from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from dataclasses import replace
 from uuid import UUID
 
 from pydantic import ValidationError
 
 from control_plane.core import decisions, digests
 from control_plane.core.boundary import Replica, boundary
+from control_plane.core.branching import Origin, Scheduled, first_uuid
 from control_plane.core.commands import INTENT, Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Diverged, Refused
@@ -33,6 +36,7 @@ from control_plane.core.records import (
     Death,
     Entry,
     GenerationRecovered,
+    Parent,
     RankPlace,
     RefusedCheckpoint,
     StateDigested,
@@ -41,10 +45,12 @@ from control_plane.core.recovery import replay_after
 from tests.simulation.faults import Faults
 from tests.simulation.fleet import Fleet
 from tests.simulation.rank import SimRank
-from tests.simulation.saved import Saved
+from tests.simulation.saved import BEGINNING, Saved
 from tests.simulation.server import Disk, Rules, SimServer
 
 Words = dict[str, str]
+FIRST = {first_uuid(UUID(int=number), place): f"{number}.{place + 1}" for number in range(30) for place in range(8)}
+"""What branches begin with, by the rollback that said so."""
 
 
 class Stage:
@@ -58,7 +64,7 @@ class Stage:
         self.generation = 0
         self.commands: dict[int, Command] = {}
         self.reported: set[UUID] = set()
-        self.saved: dict[str, tuple[int, list[dict[str, Any]], set[str]]] = {}
+        self.saved: dict[str, Saved] = {}
         self.shown = 0
 
     def play(self, directive: str) -> list[str]:
@@ -77,7 +83,7 @@ class Stage:
     def do_start(self, rest: str) -> list[str]:
         """Trainers are announced; `uuid` names an earlier announcement to repeat."""
         words = pairs(rest)
-        ranks = [SimRank(rank, self.faults, find=self._find) for rank in range(int(words.get("ranks", "2")))]
+        ranks = [SimRank(rank, self.faults, find=self.saved.get) for rank in range(int(words.get("ranks", "2")))]
         places = tuple(RankPlace(rank=rank.rank, node="10.0.0.1", pid=100 + rank.rank, device="cpu") for rank in ranks)
         uuid = UUID(int=int(words.get("uuid", str(900 + self.server.state.generation_number))))
         step, total = int(words.get("step", "0")), int(words.get("total", "100"))
@@ -179,23 +185,52 @@ class Stage:
         """A manifest is in place."""
         words = pairs(rest)
         name, step = words["id"], int(words["step"])
+        branch, decided_here = "main", tuple[UUID, ...]()
+        if self.fleet is not None:
+            branch, lead = self.fleet.branch, self.fleet.replicas[0]
+            decided_here, contained = lead.decided_at(step), frozenset(str(uuid) for uuid in lead.ledger)
+            self.saved[name] = Saved(step, tuple(rank.saved() for rank in self.fleet.ranks), contained, branch)
         committed = CheckpointCommitted(
             checkpoint=name,
             step=step,
             generation=self.generation,
             path=f"checkpoints/{name}",
             size_bytes=1024,
-            branch=self.server.state.branch_of_generation.get(self.generation, "main"),
+            branch=branch,
+            decided_here=decided_here,
         )
         self.server.commit(decisions.commit_checkpoint(self.server.state, committed))
-        if self.fleet is not None:
-            contained = {str(uuid) for uuid in self.fleet.replicas[0].ledger}
-            self.saved[name] = (step, [rank.saved() for rank in self.fleet.ranks], contained)
         return []
 
-    def _find(self, checkpoint: str) -> Saved | None:
-        known = {each.checkpoint: each for each in self.server.state.checkpoints}
-        return Saved(known[checkpoint].step, branch=known[checkpoint].branch) if checkpoint in known else None
+    def do_damage(self, rest: str) -> list[str]:
+        """A checkpoint does not verify any more."""
+        name = pairs(rest)["id"]
+        self.saved[name] = replace(self.saved[name], is_damaged=True)
+        return []
+
+    def do_fork(self, rest: str) -> list[str]:
+        """Another run begins at a checkpoint of this one, with these commands."""
+        words = pairs(rest)
+        name, step = words["id"], int(words["step"])
+        parent = Parent(kind="fork", run="sim", checkpoint=name, step=step)
+        given = CheckpointCommitted(checkpoint=name, step=step, generation=0, path=f"checkpoints/{name}", pinned=True)
+        self.saved = {name: replace(self.saved[name], branch="main", is_damaged=False)}
+        return self._descend(parent, given, words)
+
+    def do_replay(self, rest: str) -> list[str]:
+        """Another run does again what is given here."""
+        self.saved = {}
+        return self._descend(Parent(kind="replay", run="sim"), None, pairs(rest))
+
+    def _descend(self, parent: Parent, given: CheckpointCommitted | None, words: Words) -> list[str]:
+        scheduled, self.commands = [], {}
+        for number, (step, body) in enumerate(json.loads(words["of"]), start=1):
+            self.commands[number] = Command.model_validate({"uuid": UUID(int=number), "author": "ann", "intent": body})
+            scheduled.append(Scheduled(command=self.commands[number], step=step))
+        origin = Origin(parent=parent, checkpoint=given, scheduled=tuple(scheduled))
+        self.disk, self.fleet, self.shown, self.reported = Disk(), None, 0, set()
+        self.server = SimServer(self.disk, self.faults, Rules(), origin=origin)
+        return []
 
     def do_failed(self, rest: str) -> list[str]:
         """A save came to nothing."""
@@ -233,9 +268,12 @@ class Stage:
         """New trainers ask where to start, and start from this checkpoint, or from the beginning."""
         words = pairs(rest)
         point = self.server.resume_point(0)
-        step, values, contained = self.saved[words["id"]] if "id" in words else (0, [{}, {}], set())
-        replay = replay_after(point.decided, contained, point.scheduled)
-        ranks = [SimRank(rank, self.faults, find=self._find, **deepcopy(value)) for rank, value in enumerate(values)]
+        saved = self.saved[words["id"]] if "id" in words else BEGINNING
+        replay = replay_after(point.decided, saved.contained, point.scheduled)
+        ranks = [
+            SimRank(rank, self.faults, find=self.saved.get, **deepcopy(values))
+            for rank, values in enumerate(saved.ranks or ({}, {}))
+        ]
         places = tuple(RankPlace(rank=rank.rank, node="10.0.0.1", pid=200 + rank.rank, device="cpu") for rank in ranks)
         refused = tuple(
             RefusedCheckpoint(checkpoint=each, reason="a bit flipped") for each in words.get("refused", "").split()
@@ -243,16 +281,26 @@ class Stage:
         uuid = UUID(int=900 + self.server.state.generation_number)
         self.generation = self.server.start_generation(
             GenerationStart(
-                uuid, places, step, 100, ranks[0].knobs(), {}, words.get("id"), refused, branch=point.branch
+                uuid,
+                places,
+                saved.step,
+                100,
+                ranks[0].knobs(),
+                {},
+                words.get("id"),
+                refused,
+                {},
+                words.get("branch", point.branch),
+                point.branched_seq,
             )
         )
-        replicas = [
-            Replica(self.generation, replay.paused, replay.stopping, dict(replay.ledger), replay.repeats) for _ in ranks
-        ]
+        history = replay.paused, replay.stopping, replay.ledger, replay.repeats, point.replays
+        replicas = [Replica(self.generation, *deepcopy(history)) for _ in ranks]
         self.reported = set(replay.ledger)
-        self.fleet = Fleet(uuid, ranks, replicas, step, boundary)
+        scheduled = [each.command.uuid for each in point.scheduled]
+        self.fleet = Fleet(uuid, ranks, replicas, saved.step, boundary, point.branch, scheduled)
         candidates = ", ".join(each.checkpoint for each in point.candidates) or "nothing"
-        again = ", ".join(f"{number(each.command.uuid)} at {each.step}" for each in replay.repeats) or "nothing"
+        again = ", ".join(f"{numbered(each.command.uuid)} at {each.step}" for each in replay.repeats) or "nothing"
         return [f"candidates {candidates}; to repeat: {again}"]
 
     def do_recovered(self, rest: str) -> list[str]:
@@ -264,8 +312,9 @@ class Stage:
         return []
 
     def do_resume(self, rest: str) -> list[str]:
-        """Somebody has the run go on."""
-        self.server.commit(decisions.resume_run(self.server.state, pairs(rest)["author"]))
+        """Somebody has the run go on, perhaps to go back in it."""
+        words = pairs(rest)
+        self.server.commit(decisions.resume_run(self.server.state, words["author"], "back" in words))
         return []
 
     def do_end(self, rest: str) -> list[str]:
@@ -292,11 +341,11 @@ class Stage:
         return self.fleet
 
     def _name(self, uuid: UUID) -> str:
-        command = self.commands.get(uuid.int) or self.server.state.commands[uuid].command
-        return f"command {number(uuid)} ({command.describe()})"
+        command = self.server.state.commands[uuid].command
+        return f"command {numbered(uuid)} ({command.describe()})"
 
     def _names(self, commands: tuple[Command, ...]) -> str:
-        return ", ".join(str(command.uuid.int) for command in commands) or "nothing"
+        return ", ".join(numbered(command.uuid) for command in commands) or "nothing"
 
 
 def pairs(text: str) -> Words:
@@ -312,6 +361,11 @@ def pairs(text: str) -> Words:
     return found
 
 
+def numbered(uuid: UUID) -> str:
+    """A command as it is called in a scene: `3`, or `3.1` for the first change of the rollback 3."""
+    return FIRST.get(uuid) or str(uuid.int)
+
+
 def literal(text: str) -> object:
     """A value as JSON would read it; plain words are strings."""
     try:
@@ -325,11 +379,6 @@ def compact(value: object) -> str:
     return json.dumps(value)
 
 
-def number(uuid: UUID) -> str:
-    """A command's number; what a branch begins with has none of its own."""
-    return str(uuid.int) if uuid.int < 10**6 else "first"
-
-
 def shown(entry: Entry) -> str:
     """A record on one line: without empty fields, times and long uuids."""
     body = entry.line()["body"]
@@ -338,7 +387,7 @@ def shown(entry: Entry) -> str:
         {"uuid": command["uuid"], **command["intent"], "not_before_step": command["not_before_step"]} if command else {}
     )
     body.pop("ranks", None) if entry.record.type == "GenerationStarted" else None
-    uuid = f" {number(UUID(body.pop('uuid')))}" if "uuid" in body else ""
+    uuid = f" {numbered(UUID(body.pop('uuid')))}" if "uuid" in body else ""
     body.pop("branch") if body.get("branch") == "main" else None
     kept = {key: value for key, value in body.items() if value not in (None, "", [], {}, 0)}
     return f"#{entry.seq} {entry.record.type}{uuid} {compact(kept)}"

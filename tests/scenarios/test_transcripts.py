@@ -18,7 +18,7 @@ from tests.scenarios.stage import Stage
 
 FOLDER = Path(__file__).parent
 TRANSCRIPTS = sorted(FOLDER.glob("*.txt"))
-RECORDED = re.compile(r"#\d+ (?P<type>\w+)(?: \w+)? (?P<body>\{.*\})")
+RECORDED = re.compile(r"#\d+ (?P<type>[A-Za-z]+)(?: [\d.]+)? (?P<body>\{.*\})")
 REWRITE = os.environ.get("STEERWAY_REWRITE") == "1"
 
 

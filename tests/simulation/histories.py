@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from control_plane.core.boundary import MAX_COMMANDS_PER_PROPOSAL
 from control_plane.core.commands import MAX_STEP
 from tests.simulation.faults import CRASH_POINTS, Faults
 from tests.simulation.parts import Parts
@@ -100,6 +101,12 @@ def keep_or_delete_something(world: World) -> None:
         world.try_submit(kind, based_on_seq=some_view(world), checkpoint=world.dice.choice(names[-3:]), **body)
 
 
+def submit_many(world: World) -> None:
+    """More commands at once than one proposal takes."""
+    for number in range(MAX_COMMANDS_PER_PROPOSAL + 2):
+        world.try_submit("set_learning_rate", factor=0.5 if number % 2 else 2.0)
+
+
 def cancel_something(world: World) -> None:
     """Take back one of the last commands, settled or not."""
     lately = list(world.books.accepted)[-6:]
@@ -128,7 +135,7 @@ def act_among_losses(world: World) -> None:
     if luck < 0.3:
         submit_something(world)
     elif luck < 0.32:
-        world.submit_many()
+        submit_many(world)
     elif luck < 0.34:
         cancel_something(world)
     elif luck < 0.37:

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from control_plane.core.boundary import MAX_COMMANDS_PER_PROPOSAL
 from control_plane.core.commands import INTENT, Command
 from control_plane.core.errors import Refused
 
@@ -53,11 +52,6 @@ class Operators:
         except Refused as refusal:
             return refusal.reason
         return None
-
-    def submit_many(self) -> None:
-        """More commands at once than one proposal takes."""
-        for number in range(MAX_COMMANDS_PER_PROPOSAL + 2):
-            self.try_submit("set_learning_rate", factor=0.5 if number % 2 else 2.0)
 
     def _retry(self) -> None:
         for command in list(self.unanswered.values()):

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core import decisions, recovery
+from control_plane.core.branching import Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Fenced, RunEnded
@@ -95,12 +96,14 @@ class Rules:
 class SimServer:
     """One life of the control server. Any method may raise `Crashed`; then this life is over."""
 
-    def __init__(self, disk: Disk, faults: Faults, rules: Rules, created: RunCreated = CREATED) -> None:
+    def __init__(
+        self, disk: Disk, faults: Faults, rules: Rules, created: RunCreated = CREATED, origin: Origin | None = None
+    ) -> None:
         """Recover from the disk and begin a term."""
         self._disk, self._faults, self._rules = disk, faults, rules
         self._writer = disk.open()
         self.state = rules.recover(disk.entries)
-        self.commit(decisions.create(self.state, created))
+        self.commit(decisions.create(self.state, created, origin))
         self.commit(decisions.start_term(self.state, self.state.term + 1))
 
     def commit(self, records: list[Record]) -> None:

@@ -9,7 +9,7 @@ from control_plane.core.errors import Conflict, Refused
 from control_plane.core.records import CommandRepeated, CommandSettled, GenerationStarted
 from control_plane.core.recovery import MAX_LOSSES_WITHOUT_PROGRESS, ResumePoint, resume_point
 from tests.simulation.fleet import Violation
-from tests.simulation.histories import live_through
+from tests.simulation.histories import live_through, submit_many
 from tests.simulation.parts import Parts
 from tests.simulation.recovery_mutants import BY_STORY, RECOVERY_MUTANTS
 from tests.simulation.test_world import fleet_of, ticks, training
@@ -132,7 +132,7 @@ def test_new_command_waits_until_history_has_repeated_itself() -> None:
 def test_more_commands_than_a_proposal_takes_are_repeated_at_their_one_step() -> None:
     world = quiet()
     settle(world, "pause")
-    world.submit_many()
+    submit_many(world)
     ticks(world, 8)
     at = fleet_of(world).step
     assert len(world.books.settled) == MAX_COMMANDS_PER_PROPOSAL + 3

@@ -13,7 +13,7 @@ from control_plane.core.commands import MAX_STEP, Command
 from control_plane.core.errors import Conflict, Refused
 from tests.simulation.faults import CRASH_POINTS, CrashPoint
 from tests.simulation.fleet import Violation
-from tests.simulation.histories import KINDS
+from tests.simulation.histories import FIRST, KINDS
 from tests.simulation.mutants import MUTANTS
 from tests.simulation.parts import Parts
 from tests.simulation.world import World
@@ -86,6 +86,40 @@ class Steering(RuleBasedStateMachine):
     @rule(target=sent, command=sent, behind=VIEWS)
     def cancel(self, command: Command, behind: int | None) -> Command:
         return self._sent("cancel", based_on_seq=self._view(behind), command=str(command.uuid))
+
+    @precondition(lambda self: self.world.files)
+    @rule(
+        target=sent,
+        which=st.integers(0, 5),
+        branch=st.sampled_from([None, None, "x", "main"]),
+        first=st.lists(st.sampled_from(FIRST), max_size=2),
+        in_steps=st.none() | st.integers(0, 3),
+    )
+    def go_back(self, which: int, branch: str | None, first: list[dict[str, Any]], in_steps: int | None) -> Command:
+        """To any checkpoint there ever was, also one that is damaged, discarded or left behind."""
+        names = list(self.world.files)
+        later = None if in_steps is None or self.world.fleet is None else self.world.fleet.step + in_steps
+        where = {"checkpoint": names[which % len(names)], "branch": branch, "first": first}
+        return self._sent("rollback", not_before_step=later, **where)
+
+    @rule(target=sent, branch=st.sampled_from(["main", "branch-2", "branch-3", "x"]))
+    def go_on_with(self, branch: str) -> Command:
+        return self._sent("rollback", branch=branch)
+
+    @precondition(lambda self: self.world.fleet is not None and self.world.fleet.begun)
+    @rule()
+    def save(self) -> None:
+        self.world.save()
+
+    @precondition(lambda self: self.world.files)
+    @rule(which=st.integers(0, 5))
+    def damage_or_repair(self, which: int) -> None:
+        names = list(self.world.files)
+        self.world.damage_checkpoint(names[which % len(names)])
+
+    @rule(back=st.booleans())
+    def resume_run(self, back: bool) -> None:
+        self.world.resume_run(back)
 
     @precondition(lambda self: self.world.files)
     @rule(which=st.integers(0, 5), pinned=st.sampled_from([True, False, None]))

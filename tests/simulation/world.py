@@ -3,25 +3,24 @@
 import random
 from collections.abc import Callable
 from contextlib import suppress
-from copy import deepcopy
 from dataclasses import replace
 from typing import Any
 from uuid import UUID
 
 from control_plane.core.boundary import COMPARE_EVERY_STEPS
 from control_plane.core.commands import Command
-from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Diverged, Fenced, Refused
-from control_plane.core.records import CheckpointCommitted, RankPlace, RefusedCheckpoint
+from control_plane.core.records import CheckpointCommitted
 from control_plane.core.recovery import ResumePoint
+from tests.simulation.beginning import begun, rank_maker, taken
 from tests.simulation.faults import Faults
 from tests.simulation.fleet import Fleet, GroupDied, Violation
 from tests.simulation.invariants import Books
 from tests.simulation.link import Announce, Link, Network, Numbered, Offered, Outcomes, Over, Poll, Recorded
 from tests.simulation.operators import Operators
 from tests.simulation.parts import Parts
-from tests.simulation.saved import BEGINNING, Saved
-from tests.simulation.server import LIMITED, LIMITS, Crashed, SimServer
+from tests.simulation.saved import Saved
+from tests.simulation.server import LIMITED, Crashed, SimServer
 
 MAX_TICKS_TO_FINISH = 400
 """A healed world that is not done after so many ticks never will be."""
@@ -88,39 +87,11 @@ class World(Operators):
         self.check()
 
     def _start_from(self, point: ResumePoint) -> None:
-        refused = [each.checkpoint for each in point.candidates if self.files[each.checkpoint].is_damaged]
         self.books.check_candidates(self.disk, [each.checkpoint for each in point.candidates])
-        name = next((each.checkpoint for each in point.candidates if each.checkpoint not in refused), None)
-        saved = self.files[name] if name else BEGINNING
-        replay = self._parts.replay(point.decided, saved.contained, point.scheduled)
-        blank: tuple[dict[str, Any], ...] = ({},) * self._world_size
-        ranks = [
-            self._parts.rank(rank, self.faults, limits=LIMITS, find=self.find, **deepcopy(values))
-            for rank, values in enumerate(saved.ranks or blank)
-        ]
-        places = tuple(RankPlace(rank=rank.rank, node="node", pid=rank.rank, device="cpu") for rank in ranks)
-        why = tuple(RefusedCheckpoint(checkpoint=each, reason="damaged") for each in refused)
-        knobs = ranks[0].knobs()
-        retention = {"keep_last": self.keep_last} if self.keep_last else {}
-        start = GenerationStart(
-            self.new_uuid(),
-            places,
-            saved.step,
-            self.total_steps,
-            knobs,
-            {},
-            name,
-            why,
-            retention,
-            point.branch,
-            point.branched_seq,
+        make_rank, uuid = rank_maker(self._parts, self.faults, self.find), self.new_uuid()
+        self.fleet, self.link = begun(
+            point, self.files, self._parts, make_rank, uuid, self._world_size, self.total_steps, self.keep_last
         )
-        replicas = [
-            self._parts.replica(0, replay.paused, replay.stopping, dict(replay.ledger), replay.repeats) for _ in ranks
-        ]
-        self.link = Link(start)
-        scheduled = [each.command.uuid for each in point.scheduled]
-        self.fleet = Fleet(start.uuid, ranks, replicas, saved.step, self._parts.boundary, point.branch, scheduled)
 
     def find(self, checkpoint: str) -> Saved | None:
         """What the ranks find under this name."""
@@ -325,16 +296,8 @@ class World(Operators):
 
     def _save(self, fleet: Fleet, link: Link) -> None:
         """The state is taken now, and written in the background: a death before that leaves nothing."""
-        name, contained = f"{len(self.files)}", frozenset(str(uuid) for uuid in fleet.replicas[0].ledger)
-        self.files[name] = Saved(fleet.step, tuple(rank.saved() for rank in fleet.ranks), contained, fleet.branch)
-        committed = CheckpointCommitted(
-            checkpoint=name,
-            step=fleet.step,
-            generation=link.generation or 0,
-            path=f"checkpoints/{name}",
-            branch=fleet.branch,
-            decided_here=fleet.replicas[0].decided_at(fleet.step),
-        )
+        name = f"{len(self.files)}"
+        self.files[name], committed = taken(name, fleet, link.generation or 0)
         self._writing.append((self.now + self.dice.choice((0, 0, 1, 3)), committed))
 
     # The end of the story

@@ -10,11 +10,9 @@ from control_plane.core.intents import Intent
 from control_plane.core.records import (
     ABOUT_A_COMMAND,
     CommandAccepted,
-    CommandScheduled,
     Record,
     RunCreated,
     RunResumed,
-    Status,
 )
 from control_plane.storage.segments import FORMAT_VERSION, READABLE_VERSIONS
 
@@ -70,12 +68,12 @@ def _header() -> dict[str, Any]:
     }
 
 
-def _line(record: type, version: int = FORMAT_VERSION) -> dict[str, Any]:
+def _line(record: Any, version: int = FORMAT_VERSION) -> dict[str, Any]:
     first = {"seq": COUNT | {"minimum": 1}, "time": {"type": "string"}, "type": {"const": record.__name__}}
     about: dict[str, Any] = {}
     if record in COMMANDS:
-        at_first = {CommandAccepted: "accepted", CommandScheduled: "scheduled"}
-        status = {"const": at_first[record]} if record in at_first else {"enum": list(get_args(Status))}
+        said = ("accepted",) if record is CommandAccepted else get_args(record.model_fields["status"].annotation)
+        status = {"const": said[0]} if len(said) == 1 else {"enum": list(said)}
         about = {"uuid": {"type": "string", "format": "uuid"}, "status": status}
         about |= {"command": {"enum": KINDS}, "arguments": {"type": "object"}}
     if record in (CommandAccepted, RunCreated, RunResumed):
