@@ -8,7 +8,7 @@ import logging
 import os
 from pathlib import Path
 
-LOWER_BY = int(os.environ.get("X_LOWER", "4"))
+LOWER_BY = 4
 """Each step of niceness is a quarter of the processor time, when there is too little of it: four make 1 to 2.4.
 Ray gives its workers 15 unless it is told otherwise, and 19 is the least there is."""
 

@@ -9,10 +9,12 @@ from collections.abc import Callable
 from control_plane.core.errors import Overloaded
 from control_plane.gateway.auth import Identity
 
-COMMANDS_PER_S = 50.0
-"""More than anybody reads, and a fraction of what a gateway and a journal can take."""
+COMMANDS_PER_S = 20.0
+"""More than anybody reads, or than a boundary takes. From the proxy to the last rank a command costs the machine about
+25 ms of processor time: at this rate half a core, which a training beside it has to do without."""
 
-BURST = 200
+BURST = 100
+"""Less than `decisions.MAX_PENDING_OF_ONE`: what is let through at once finds room in a run's queue."""
 
 
 class Allowance:

@@ -19,8 +19,9 @@ from control_plane.gateway.auth import COMMANDS_PATH, TokenBook, bearer_token, k
 from control_plane.gateway.problems import problem_of
 from control_plane.gateway.rate import Allowance
 
-MAX_AT_ONCE = 16
-"""As many as a boundary takes. One is worked on for 10 to 20 ms: nobody waits much longer than 0.3 s for them."""
+MAX_AT_ONCE = 8
+"""Enough to keep the gateway busy. Each is worked on for 10 to 20 ms: nobody waits much longer than that for all of
+them, where otherwise a whole burst would stand before him."""
 
 MAX_UNREAD_BYTES = 64 * 1024
 """The server drops a body that nobody has read. One that is longer, or does not say how long it is, is not waited for:
