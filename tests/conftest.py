@@ -1,6 +1,11 @@
 """Fast tests first: whoever waits for a failure should not wait for the clusters."""
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says something about the machine, which is shared and noisy.
+settings.register_profile("shared", deadline=None)
+settings.load_profile("shared")
 
 SLOWNESS = ("jobs", "browser", "ray", "slow")
 

@@ -50,7 +50,7 @@ class RayRuns:
     async def handle(self, run: str) -> RunHandle:
         """The run's control server; a closed run is served from its files. Raises `NotFound` or `Invalid`.
 
-        Whoever closes a run retires its actor, so a live handle is good as long as Ray knows the actor's name; and whoever
+        Whoever closes a run retires its actor, so a live handle is good as long as Ray knows the actor's name. Whoever
         has it go on begins a segment of its journal, so its files are good as long as there is none that is newer.
         """
         files = self.files(run)
