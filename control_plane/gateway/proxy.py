@@ -1,7 +1,7 @@
 """What stands in Serve's proxy: the turnstile, so that a refusal is spared the way to the app.
 
 From the proxy to the app and back a request takes several milliseconds of processor time, on cores that a training
-may want; a refusal at the proxy takes a tenth of one. Ray Serve calls `middlewares` in each of its proxies if
+may want; a refusal at the proxy takes a quarter of one at most. Ray Serve calls `middlewares` in each of its proxies if
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` says so, which `steer up` sees to. On a cluster that somebody else has
 started, the turnstile in the app is the only one.
 

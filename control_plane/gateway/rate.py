@@ -10,8 +10,9 @@ from control_plane.core.errors import Overloaded
 from control_plane.gateway.auth import Identity
 
 COMMANDS_PER_S = 20.0
-"""More than anybody reads, or than a boundary takes. From the proxy to the last rank a command costs the machine about
-25 ms of processor time: at this rate half a core, which a training beside it has to do without."""
+"""More than anybody reads, or than a boundary takes. In the gateway and the control server alone a command costs about
+10 ms of processor time (7 to 13 in the storm benchmark): a fifth of a core at this rate, which a training beside it has
+to do without."""
 
 BURST = 100
 """Less than `decisions.MAX_PENDING_OF_ONE`: what is let through at once finds room in a run's queue."""

@@ -20,8 +20,8 @@ from control_plane.gateway.problems import problem_of
 from control_plane.gateway.rate import Allowance
 
 MAX_AT_ONCE = 8
-"""Enough to keep the gateway busy. Each is worked on for 10 to 20 ms: nobody waits much longer than that for all of
-them, where otherwise a whole burst would stand before him."""
+"""Enough to keep the gateway busy, and all that stands before anybody else's command, instead of a whole burst. In a
+storm on two busy cores this limit is reached before the rate is."""
 
 MAX_UNREAD_BYTES = 64 * 1024
 """The server drops a body that nobody has read. One that is longer, or does not say how long it is, is not waited for:
