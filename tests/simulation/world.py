@@ -48,7 +48,7 @@ class World:
         self.unanswered: dict[UUID, Command] = {}
         self.files: dict[str, Saved] = {}
         self.books.turns.files = self.files
-        # How many checkpoints of a branch are kept (0: all), and whether somebody goes back in the run when it has ended.
+        # How many checkpoints of a branch are kept (0: all), and whether somebody goes back when the run has ended.
         self.keep_last, self.goes_back_at_the_end = 0, False
         self.reached_step = 0
         self.save_rate, self.eager_save_rate = 0.04, 0.3
