@@ -49,10 +49,8 @@ class World(Operators):
         self.unanswered: dict[UUID, Command] = {}
         self.files: dict[str, Saved] = {}
         self.books.turns.files = self.files
-        # How many checkpoints of a branch are kept; 0: all of them.
-        self.keep_last = 0
-        # Whether somebody goes back in the run when it has ended.
-        self.goes_back_at_the_end = False
+        # How many checkpoints of a branch are kept (0: all), and whether somebody goes back when the run has ended.
+        self.keep_last, self.goes_back_at_the_end = 0, False
         self.reached_step = 0
         self.save_rate, self.eager_save_rate = 0.04, 0.3
         self.server: SimServer | None = None
