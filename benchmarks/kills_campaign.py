@@ -228,7 +228,9 @@ class Round:
             self._suffer(being)
         elif not self._dies(being, 0.0 if self._is_past(being, fate) else LIFE_LIMIT_S):
             self._seen.not_reached[fate.point] += 1
-        if being.code is None:
+        if fate.kind == "stop" and being.code is not None:
+            pass  # counted where it was overtaken
+        elif being.code is None:
             being.kill()
             self._seen.kills["from outside"] += 1
         elif being.code == -signal.SIGKILL:
@@ -277,10 +279,10 @@ class Round:
         old.signal(signal.SIGCONT)
         time.sleep(OVERTAKEN_S)
         self._seen.overtaken += 1
-        old.kill()
-        new.kill()
-        self._seen.kills["overtaken"] += 1
-        self._seen.kills["from outside"] += 1
+        for each in (old, new):
+            if each.code is None:
+                each.kill()
+                self._seen.kills["overtaken" if each is old else "from outside"] += 1
 
     def _suffer(self, being: Being) -> None:
         deadline = time.monotonic() + LIFE_LIMIT_S
