@@ -30,6 +30,7 @@ LIVES_A_ROUND = 25
 LIFE_LIMIT_S = 15.0
 """A life whose moment does not come is killed from outside, and its moment counts as not reached."""
 
+PATIENCE_S = 0.25
 DRAIN_LIMIT_S = 30.0
 OVERTAKEN_S = 0.03
 """So long a server that was overtaken may go on, before it is killed."""
@@ -192,7 +193,7 @@ class Round:
             client.start()
         for fate in plan:
             self._live(fate)
-            if any(client.problems for client in self._clients) or last_words(self._root):
+            if self._is_bad():
                 break
         last = self._begin("")
         if not last.wait_serving():
@@ -225,9 +226,11 @@ class Round:
             self._overtake(being, fate)
         elif fate.kind == "error":
             self._suffer(being)
-        elif not being.wait_end(LIFE_LIMIT_S):
+        elif not self._dies(being, 0.0 if self._is_past(being, fate) else LIFE_LIMIT_S):
             self._seen.not_reached[fate.point] += 1
-        if being.code is None:
+        if fate.kind == "stop" and being.code is not None:
+            pass  # counted where it was overtaken
+        elif being.code is None:
             being.kill()
             self._seen.kills["from outside"] += 1
         elif being.code == -signal.SIGKILL:
@@ -240,6 +243,22 @@ class Round:
             # At once: a later life would decide what has been done already, and nobody would see it.
             gone = removed_undecided(self._root, read(being.life.journal()))
             self._seen.verdict.problems += [f"{name} was removed, and not let go before" for name in gone]
+
+    def _is_bad(self) -> bool:
+        return any(client.problems for client in self._clients) or bool(last_words(self._root))
+
+    def _dies(self, being: Being, limit_s: float) -> bool:
+        """Wait for its end, as long as its clients are well: without load no moment comes."""
+        deadline = time.monotonic() + limit_s
+        while not being.wait_end(min(PATIENCE_S, deadline - time.monotonic())):
+            if time.monotonic() > deadline or self._is_bad():
+                return False
+        return True
+
+    @staticmethod
+    def _is_past(being: Being, fate: Fate) -> bool:
+        """Whether a life that serves has had its chance: the first life of a round has nobody to take over from."""
+        return being.serving_after_s is not None and fate.point.startswith("journal.taken_over")
 
     def _note_errors(self, being: Being, fate: Fate) -> None:
         for point in being.fired():
@@ -260,10 +279,10 @@ class Round:
         old.signal(signal.SIGCONT)
         time.sleep(OVERTAKEN_S)
         self._seen.overtaken += 1
-        old.kill()
-        new.kill()
-        self._seen.kills["overtaken"] += 1
-        self._seen.kills["from outside"] += 1
+        for each in (old, new):
+            if each.code is None:
+                each.kill()
+                self._seen.kills["overtaken" if each is old else "from outside"] += 1
 
     def _suffer(self, being: Being) -> None:
         deadline = time.monotonic() + LIFE_LIMIT_S

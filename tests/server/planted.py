@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from pathlib import Path
 from uuid import UUID
 
 from control_plane.core import decisions
@@ -32,12 +33,22 @@ def acknowledges_before_the_sync() -> None:
 
 def never_syncs() -> None:
     """Not the files, nor their folder."""
-    Disk._settle = lambda self, descriptor, at: None
+
+    def settle(self: Disk, descriptor: int, at: str) -> None:
+        reach(at, "before_sync")
+        reach(at, "after_sync")
+
+    Disk._settle = settle
 
 
 def never_syncs_the_names() -> None:
     """The files are synced; that they exist is not."""
-    Disk.sync = lambda self, path, at: None
+
+    def sync(self: Disk, path: Path, at: str) -> None:
+        reach(at, "before_sync")
+        reach(at, "after_sync")
+
+    Disk.sync = sync
 
 
 def looks_for_no_successor() -> None:
