@@ -8,6 +8,8 @@ from pathlib import Path
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "interactive-training.md"
 NOT_YET = "not yet"
+GOING_BACK = "`rollback`, `steer fork`"
+"""Proved in `tests/jobs/test_rollback.py` and `test_replay.py`: no row of the matrix can hold another training."""
 NO_COMMAND = "no command"
 
 
@@ -42,12 +44,18 @@ PEERS: tuple[Peer, ...] = (
         ("set_knobs weight_decay", "set_knobs betas", "set_knobs eps", "set_knobs momentum"),
     ),
     Peer("v1", "save checkpoint", "`save_checkpoint`", "sharded, hashed, signed; label, note, pin", SAVE),
-    Peer("v1", "load checkpoint", NOT_YET, "a checkpoint is restored after a loss and by `steer resume`, not in place"),
+    Peer("v1", "load checkpoint", GOING_BACK, "in the living processes, as a branch; bit-equal to fresh ones"),
     Peer("v1", "pause", "`pause`", "held at a step boundary on all ranks, and commands are still taken", ("pause",)),
     Peer("v1", "resume", "`resume`", "", ("resume",)),
     Peer("v1", "stop", "`stop`", "with a last checkpoint, if asked", ("stop", "stop with a checkpoint")),
     Peer("v1", "evaluate", "`evaluate`", "the training's random numbers are left as they were", ("evaluate",)),
-    Peer("v1", "dataset reload", NOT_YET, "the order of samples is fixed by the seed, on any number of ranks"),
+    Peer(
+        "v1",
+        "dataset reload",
+        "`run_action`",
+        "an action that the script registers reloads its data on every rank; the order of samples stays the seed's",
+        ("run_action",),
+    ),
     Peer(
         "v1",
         "dataset run-time parameters (a mixture's weights)",
@@ -106,7 +114,7 @@ PEERS: tuple[Peer, ...] = (
         ("run_action",),
     ),
     Peer("v2", "save", "`save_checkpoint`", "as above", SAVE),
-    Peer("v2", "load (fork)", NOT_YET, "see load checkpoint"),
+    Peer("v2", "load (fork)", GOING_BACK, "a fork is a run of its own, with its own copy of the checkpoint"),
     Peer("v2", "pause, resume", "`pause`, `resume`", "", ("pause", "resume")),
     Peer("v2", "stop", "`stop`", "", ("stop", "stop with a checkpoint")),
     Peer("v2", "evaluate", "`evaluate`", "", ("evaluate",)),
@@ -157,7 +165,7 @@ BAD_INPUTS: dict[str, BadInput] = {
     "checkpoint": BadInput(
         "a checkpoint that does not exist",
         "loading it ends v1's run",
-        "refused with what there is; nothing else happens (to pin or to delete one; to load one is not there yet)",
+        "refused with what there is; nothing else happens (to pin or to delete one; to go back to one)",
     ),
     "path": BadInput(
         "`../` in a name",
@@ -193,7 +201,7 @@ def rendered() -> str:
     lines += [f"| {each.version} | {each.theirs} | {each.ours} | {each.how_far} |" for each in PEERS]
     lines += [
         "",
-        "*not yet*: to reload a dataset, to change a mixture, and to load a checkpoint in place are not there.",
+        "*not yet*: a mixture's weights are changed by a knob that the script registers; there is none built in.",
     ]
     lines += ["", "## Bad input", "", "| what | theirs | ours |", "|---|---|---|"]
     lines += [f"| {each.what} | {each.theirs} | {each.ours} |" for each in BAD_INPUTS.values()]
