@@ -59,8 +59,9 @@ PEERS: tuple[Peer, ...] = (
     Peer(
         "v1",
         "dataset run-time parameters (a mixture's weights)",
-        NOT_YET,
-        "a script can register a knob of its own for a number that its loss or its sampler reads",
+        "`set_knobs`, after `register_knob`",
+        "a knob of the script's own, for a number that its dataset, sampler or loss reads; kept and replayed",
+        ("set_knobs of the script's own",),
     ),
     Peer(
         "v1",
@@ -199,10 +200,6 @@ def rendered() -> str:
     """The page."""
     lines = ["| | theirs | ours | how far |", "|---|---|---|---|"]
     lines += [f"| {each.version} | {each.theirs} | {each.ours} | {each.how_far} |" for each in PEERS]
-    lines += [
-        "",
-        "*not yet*: a mixture's weights are changed by a knob that the script registers; there is none built in.",
-    ]
     lines += ["", "## Bad input", "", "| what | theirs | ours |", "|---|---|---|"]
     lines += [f"| {each.what} | {each.theirs} | {each.ours} |" for each in BAD_INPUTS.values()]
     return "\n".join([INTRODUCTION, *lines]) + "\n"
