@@ -79,9 +79,10 @@ def _line(record: Any, version: int = FORMAT_VERSION) -> dict[str, Any]:
     if record in (CommandAccepted, RunCreated, RunResumed):
         about |= {"author": {"type": "string"}}
     body = {"body": {"$ref": f"#/$defs/{record.__name__}"}}
-    last = {"batch": COUNT | {"minimum": 1}, "prev": HASH, "crc": CRC}
+    batch = COUNT | {"minimum": 1}
+    last = {"batch": batch, "until": batch, "prev": HASH, "crc": CRC}
     properties = first | about | body | last
-    optional = {"command", "arguments"} if version == 1 else set()
+    optional = {"until"} | ({"command", "arguments"} if version == 1 else set())
     return {
         "type": "object",
         "properties": properties,
