@@ -137,3 +137,28 @@ def test_rank_that_dies_on_a_branch_comes_back_to_it(tmp_path: Path) -> None:
         if isinstance(entry.record, GenerationStarted)
     ]
     assert [each.branch for each in starts] == ["main", "branch-2", "branch-2"]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_twenty_rollbacks_in_place_equal_twenty_in_fresh_processes(tmp_path: Path, stage: int) -> None:
+    """One after the other, each from another step, every branch for some steps: all losses, and the end, bit-equal."""
+    changes = [HALVED, HELD, WEIGHT_DECAY]
+    asked: list[list[Any]] = [
+        [5 + number % 5, {"kind": "rollback", "checkpoint": "step-00000003-g1", "first": [changes[number % 3]]}]
+        for number in range(20)
+    ]
+    spec = {"steps": 12, "asked": asked, "optimizer": "deepspeed" if stage == 3 else "hf"}
+    in_place, fresh = run_crashes(
+        [rolled_back(tmp_path / "a", stage, **spec), rolled_back(tmp_path / "b", stage, fresh=True, **spec)],
+        2,
+        tmp_path,
+    )
+    assert (in_place["generations"], fresh["generations"]) == (1, 21)
+    assert_equal_ends(fresh, in_place)
+    ours, theirs = losses(tmp_path / "a"), losses(tmp_path / "b")
+    common = ours.keys() & theirs.keys()
+    assert len({branch for branch, _ in common}) == 21
+    assert {key: ours[key] for key in common} == {key: theirs[key] for key in common}
+    print(f"ZeRO {stage}: 20 of 20 branches, {len(common)} losses equal")
