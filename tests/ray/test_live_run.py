@@ -129,9 +129,13 @@ def test_killing_the_control_server_loses_no_command_and_stops_no_training(
 def test_a_rollback_begins_a_branch_in_the_living_processes_of_a_users_script(
     run: str, cluster: Cluster, client: SteerwayClient
 ) -> None:
-    saved = client.wait_settled(run, client.submit(run, SaveCheckpoint(pin=True)).uuid, 60).settled
-    assert saved is not None
-    assert saved.after is not None
+
+    def save() -> CommandSettled | None:
+        settled = client.wait_settled(run, client.submit(run, SaveCheckpoint(pin=True)).uuid, 60).settled
+        # Refused while another one is being written, as the run does it by itself now and then.
+        return settled if settled is not None and settled.status == "applied" else None
+
+    saved = wait_for("a checkpoint of ours", save, 60)
     before = client.snapshot(run)
     wait_for_step(cluster, client, run, (saved.step or 0) + 10)
     back = Rollback(checkpoint=saved.after["checkpoint"], first=(SetLearningRate(value=7e-4, schedule="hold"),))
