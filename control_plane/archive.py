@@ -7,6 +7,7 @@ already in the journal answers its retry; everything else is refused with `RunEn
 import asyncio
 from contextlib import closing
 from functools import cached_property
+from pathlib import Path
 from uuid import UUID
 
 from control_plane.core import decisions
@@ -46,7 +47,7 @@ class ArchivedRun:
         self._segments = _segments(files)
 
     def has_gone_on(self) -> bool:
-        """Whether a control server has been here since: then the run is not over any more, or ended once more."""
+        """Whether a control server has written since: then the run is not over any more, or ended once more."""
         return _segments(self._files) != self._segments
 
     @cached_property
@@ -174,6 +175,18 @@ class ArchivedRun:
         raise self._over()
 
 
-def _segments(files: RunFiles) -> tuple[str, ...]:
-    """The journal's segments: each life of a control server begins one."""
-    return tuple(sorted(path.name for path in files.journal.iterdir())) if files.journal.is_dir() else ()
+def _segments(files: RunFiles) -> tuple[tuple[str, int], ...]:
+    """The journal's segments and their bytes: each life of a control server begins one, and only that one grows.
+
+    A server that has begun its segment may have the run go on a moment later, in the same one.
+    """
+    if not files.journal.is_dir():
+        return ()
+    return tuple(sorted((path.name, _size_bytes(path)) for path in files.journal.iterdir()))
+
+
+def _size_bytes(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # a server that could not write its first line takes its segment away
+        return 0

@@ -73,6 +73,17 @@ def test_archived_run_that_somebody_has_go_on_says_so(files: RunFiles) -> None:
     assert not ArchivedRun(files).has_gone_on()
 
 
+def test_archived_run_that_was_read_while_a_new_server_began_says_that_it_has_gone_on(files: RunFiles) -> None:
+    asyncio.run(train(files))
+    metrics = MetricsStore(files.metrics)
+    server = ControlServer(examples.created(files.run), Journal.open(files.journal), metrics)
+    archived = ArchivedRun(files)
+    assert archived.closed, "the new term has begun, and the run has not gone on yet"
+    asyncio.run(server.resume("ann", back=True))
+    assert archived.has_gone_on()
+    assert not ArchivedRun(files).closed
+
+
 def test_archived_run_tells_its_journal_page_by_page(files: RunFiles) -> None:
     asyncio.run(train(files))
     archived = ArchivedRun(files)
