@@ -36,7 +36,7 @@ from control_plane.handle import (
 )
 from control_plane.server import ControlServer
 from control_plane.storage.checkpoints import discard
-from control_plane.storage.descent import read_origin
+from control_plane.storage.descent import adopt, read_origin
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
@@ -75,6 +75,7 @@ def open_server(files: RunFiles) -> ControlServer:
         MetricsStore(files.metrics),
         discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
         origin=read_origin(files),
+        adopt=lambda intent, branch, known: adopt(files, intent, branch, known),
     )
 
 

@@ -32,8 +32,9 @@ from control_plane.core.errors import (
     SteerwayError,
     Unavailable,
 )
+from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import Entry
-from control_plane.handle import CommandView, Measurements, Receipt, RunSummary, Snapshot
+from control_plane.handle import ADOPTION_WAIT_S, CommandView, Measurements, Receipt, RunSummary, Snapshot
 from control_plane.storage.layout import check_run_id
 
 if TYPE_CHECKING:
@@ -157,14 +158,16 @@ class SteerwayClient:
             "based_on_seq": based_on_seq,
         }
         body |= {name: value for name, value in said.items() if value is not None}
+        timeout_s = self._timeout_s + (ADOPTION_WAIT_S if isinstance(intent, AdoptCheckpoint) else 0.0)
         tries = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(Unavailable),
-            stop=tenacity.stop_after_attempt(MAX_SUBMIT_TRIES) | tenacity.stop_after_delay(2 * self._timeout_s),
+            stop=tenacity.stop_after_attempt(MAX_SUBMIT_TRIES) | tenacity.stop_after_delay(2 * timeout_s),
             wait=tenacity.wait_exponential(multiplier=SUBMIT_BACKOFF_S) + tenacity.wait_random(0, SUBMIT_BACKOFF_S),
             reraise=True,
         )
         headers = {"Idempotency-Key": str(chosen)}
-        answer = tries(self._request, "POST", _path(run, "commands"), json=body, headers=headers)
+        path = _path(run, "commands")
+        answer = tries(self._request, "POST", path, json=body, headers=headers, timeout=timeout_s)
         return _parse(Receipt, answer)
 
     def command(self, run: str, uuid: UUID, wait_s: float = 0.0) -> CommandView:

@@ -23,7 +23,7 @@ from control_plane.handle import (
     Trajectories,
     Trajectory,
 )
-from control_plane.lineage import Chosen, Common, Piece, before, is_on_line, line, where_they_part
+from control_plane.lineage import Chosen, Common, Piece, before, is_on_line, line, lineage, origin_of, where_they_part
 from control_plane.telling import spelled
 
 LOSSES = ("eval_loss", "loss")
@@ -206,13 +206,14 @@ def interventions(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[tupl
     """What was done on the line to `chosen`, oldest first."""
     run = runs[chosen.run]
     found: dict[tuple[str, UUID], Intervention] = {}
-    if run.parent is not None and run.parent.kind == "fork" and before(run.parent, chosen, runs):
-        parent = run.parent
-        # What the parent decided at the fork's step belongs to both, if the checkpoint was saved after it.
-        contained = {uuid for each in run.checkpoints if each.step == parent.step for uuid in each.decided_here}
+    views = [each.branch for each in run.branches]
+    parent = origin_of(run, lineage(views, chosen.branch)[0].branch)
+    if parent is not None and before(parent, chosen, runs):
+        # What was decided there at that very step belongs to both, if the checkpoint was saved after it.
+        saved = (each for each in runs[parent.run].checkpoints if each.checkpoint == parent.checkpoint)
+        contained = {uuid for each in saved for uuid in each.decided_here}
         theirs = interventions(Chosen("", parent.run, parent.branch, parent.step), runs)
         found |= {at: each for at, each in theirs.items() if each.step < parent.step or each.uuid in contained}
-    views = [each.branch for each in run.branches]
     for each in run.branches:
         for done in each.interventions:
             where = each.branch.branch, done.step

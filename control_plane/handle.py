@@ -35,6 +35,9 @@ MAX_TAIL_ENTRIES = 1000
 MAX_WAIT_S = 30.0
 """The longest a long poll may be held."""
 
+ADOPTION_WAIT_S = 120.0
+"""So long an adoption may take beyond any other command: every byte of the other run's checkpoint is read before."""
+
 Phase = Literal["starting", "training", "evaluating", "saving", "paused", "ended"]
 
 
@@ -162,7 +165,10 @@ class RecoveryView(Words):
 
 
 class BranchView(Words):
-    """One branch of a run: where it left its parent, what it began with, and how far it has come."""
+    """One branch of a run: where it left its parent, what it began with, and how far it has come.
+
+    One without a parent in its run may have its `origin` in another one: what was forked, or adopted.
+    """
 
     branch: str
     parent: str | None = None
@@ -173,6 +179,7 @@ class BranchView(Words):
     first: tuple[str, ...] = Field(default=(), description="the changes that it began with, in words")
     newest_checkpoint: str | None = None
     head: bool = False
+    origin: Parent | None = None
 
 
 class Intervention(Words):

@@ -4,7 +4,8 @@
               \\                  it parts from main at step 20
                branch-2 ----60
 
-The line of a fork begins with that of its parent, which is a branch of another run.
+The line of a fork begins with that of its parent, which is a branch of another run; so does that of a branch that was
+adopted from another run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -79,19 +80,29 @@ def _by_name(branches: Iterable[BranchView]) -> dict[str, Branch]:
 
 
 def line(chosen: Chosen, runs: Mapping[str, Trajectories]) -> tuple[Piece, ...]:
-    """As `lineage`, and for a fork the line of its parent before it, where that run is known."""
+    """As `lineage`, and before it the line of what it begins at in another run, where that run is known."""
     run = runs[chosen.run]
     own = lineage((each.branch for each in run.branches), chosen.branch, chosen.step)
-    parent = run.parent
-    if parent is None or parent.kind != "fork":
+    origin = origin_of(run, own[0].branch)
+    if origin is None:
         return tuple(Piece(run=chosen.run, stretch=stretch) for stretch in own)
-    own = (own[0].model_copy(update={"first": parent.step}), *own[1:])
+    own = (own[0].model_copy(update={"first": origin.step}), *own[1:])
     here = tuple(Piece(run=chosen.run, stretch=stretch) for stretch in own)
-    return before(parent, chosen, runs) + here
+    return before(origin, chosen, runs) + here
+
+
+def origin_of(run: Trajectories, branch: str) -> Parent | None:
+    """Where a branch begins that begins in another run."""
+    return next((each.branch.origin for each in run.branches if each.branch.branch == branch), None)
+
+
+def origins(run: Trajectories) -> set[str]:
+    """The other runs in which branches of this one begin."""
+    return {each.branch.origin.run for each in run.branches if each.branch.origin is not None}
 
 
 def before(parent: Parent, child: Chosen, runs: Mapping[str, Trajectories]) -> tuple[Piece, ...]:
-    """The line of a fork before it began; nothing if that run or its branch is not known any more."""
+    """The line of a branch before it began in its run; nothing if that run or its branch is not known any more."""
     known = runs.get(parent.run)
     if known is None or parent.branch not in {each.branch.branch for each in known.branches}:
         return ()

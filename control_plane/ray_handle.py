@@ -16,10 +16,12 @@ from control_plane.actor import get_or_create, is_serving
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import SteerwayError, Unavailable
+from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import Death, Ending, Entry, GenerationEnding
 from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import fold
 from control_plane.handle import (
+    ADOPTION_WAIT_S,
     CommandView,
     Measurements,
     Offer,
@@ -88,7 +90,8 @@ class RayHandle:
 
     async def submit(self, command: Command) -> Receipt:
         """See `RunHandle.submit`."""
-        return await self._call("submit", command)
+        patience_s = ADOPTION_WAIT_S if isinstance(command.intent, AdoptCheckpoint) else 0.0
+        return await self._call("submit", command, wait_s=patience_s)
 
     async def command(self, uuid: UUID) -> CommandView:
         """See `RunHandle.command`."""

@@ -13,10 +13,11 @@ from typing import Protocol
 from uuid import UUID
 
 from control_plane.core import decisions, digests, recovery
-from control_plane.core.branching import Origin
+from control_plane.core.branching import Adopted, Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import NotFound, RunEnded
+from control_plane.core.errors import NotFound, RunEnded, Unavailable
+from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
@@ -87,6 +88,15 @@ class MeasurementStore(Protocol):
         ...
 
 
+Adopt = Callable[[AdoptCheckpoint, str, frozenset[str]], Adopted]
+"""Brings a checkpoint of another run here, for the branch of this name; the journal knows those checkpoints."""
+
+
+def adopt_nothing(intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> Adopted:
+    """Of a server without files."""
+    raise Unavailable("this control server has no files into which a checkpoint could be adopted")
+
+
 class ControlServer:
     """A run's control server. Satisfies `handle.RunHandle`."""
 
@@ -99,15 +109,17 @@ class ControlServer:
         clock: Callable[[], float] = time.monotonic,
         discard: Callable[[CheckpointCommitted], None] = lambda checkpoint: None,
         origin: Origin | None = None,
+        adopt: Adopt = adopt_nothing,
     ) -> None:
         """Rebuild the state from the journal and begin a term. `discard` removes the files of a checkpoint.
 
-        `origin` says how a run begins that has a parent.
+        `adopt` brings those of another run's here. `origin` says how a run begins that has a parent.
 
         Raises: `Conflict` if the journal is another run's.
         """
         self._journal, self._metrics = journal, metrics
         self._utc_now, self._clock, self._discard = utc_now, clock, discard
+        self._adopt, self._adopting = adopt, asyncio.Lock()
         self._state = RunState()
         self._entries: list[Entry] = []
         self._progress: Progress | None = None
@@ -169,8 +181,23 @@ class ControlServer:
 
     async def submit(self, command: Command) -> Receipt:
         """Make a command durable, or refuse it with a reason."""
+        if isinstance(command.intent, AdoptCheckpoint):
+            # Whoever asked may give up waiting. What was begun is ended, and a second request finds what the first did.
+            return await asyncio.shield(self._submit_adoption(command, command.intent))
+        return self._take(command)
+
+    async def _submit_adoption(self, command: Command, intent: AdoptCheckpoint) -> Receipt:
+        """One at a time. The files are brought here beside the event loop: to verify them takes seconds."""
+        async with self._adopting:
+            branch = decisions.to_be_adopted(self._state, command)
+            if branch is None:
+                return self._take(command)
+            known = frozenset(self._state.committed_seq)
+            return self._take(command, await asyncio.to_thread(self._adopt, intent, branch, known))
+
+    def _take(self, command: Command, adopted: Adopted | None = None) -> Receipt:
         ago_s = {knob: self._clock() - moment for knob, moment in self._turned_at.items()}
-        records = decisions.accept(self._state, command, ago_s)
+        records = decisions.accept(self._state, command, ago_s, adopted)
         deleted = {record.checkpoint for record in records if isinstance(record, CheckpointDiscarded)}
         gone = [each for each in self._state.checkpoints if each.checkpoint in deleted]
         self._commit(records)

@@ -11,6 +11,7 @@ from control_plane.core.commands import Command, describe
 from control_plane.core.intents import Cancel
 from control_plane.core.records import (
     STEP_WAS_SKIPPED,
+    BranchAdopted,
     BranchResumed,
     BranchStarted,
     CheckpointCommitted,
@@ -26,6 +27,7 @@ from control_plane.core.records import (
     GenerationLost,
     GenerationRecovered,
     GenerationStarted,
+    Parent,
     Reading,
     Record,
     RunClosed,
@@ -68,6 +70,8 @@ def what(record: Record, asked: Mapping[UUID, Command]) -> str:
             return f"branch {record.branch} began at step {record.step} of {record.parent} ({record.checkpoint})"
         case BranchResumed():
             return f"back on branch {record.branch}"
+        case BranchAdopted():
+            return f"branch {record.branch} adopted from {whence(record.origin)}"
         case CheckpointCommitted() | CheckpointPinned() | CheckpointFailed() | CheckpointDiscarded():
             return checkpoint(record)
         case StateDigested():
@@ -83,6 +87,11 @@ def _parentage(record: RunCreated) -> str:
     if parent.kind == "replay":
         return f", to do again what {parent.run} did"
     return f", a fork of {parent.run} at step {parent.step} ({parent.checkpoint})"
+
+
+def whence(origin: Parent) -> str:
+    """`gpt2-2, branch main, at step 40`: where a branch begins that begins in another run."""
+    return f"{origin.run}, branch {origin.branch}, at step {origin.step}"
 
 
 def generation(record: GenerationStarted | GenerationLost | GenerationRecovered | GenerationEnded) -> str:

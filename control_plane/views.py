@@ -94,7 +94,12 @@ def _branch_of(state: RunState, branch: Branch, progress: Progress | None) -> Br
         first=_first_of(rollback) if rollback else (),
         newest_checkpoint=max(own, key=lambda each: each.step).checkpoint if own else None,
         head=branch.name == state.head,
+        origin=branch.origin or (state.parent if branch.name == MAIN and _is_fork(state) else None),
     )
+
+
+def _is_fork(state: RunState) -> bool:
+    return state.parent is not None and state.parent.kind == "fork"
 
 
 def _first_of(rollback: CommandLife) -> tuple[str, ...]:

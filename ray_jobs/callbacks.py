@@ -20,7 +20,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from control_plane.core.errors import Invalid
 from control_plane.core.records import SKIPPED_STEPS, GenerationEnding, RankPlace, Reading
 from control_plane.handle import Point, Restart
-from control_plane.storage.checkpoints import Manifest
+from control_plane.storage.checkpoints import Manifest, list_checkpoints
 from ray_jobs import restore, skipped
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
@@ -297,14 +297,20 @@ class RunPauseCallback(TrainerCallback):
         session.register("pause", FlagApplier("paused", True))
         session.register("resume", FlagApplier("paused", False))
         session.register("stop", StopApplier(stop, self._saving.apply_now))
-        session.register("rollback", RollbackApplier(self._find, stop, session.check))
+        session.register("rollback", RollbackApplier(self._find, self._misfit, stop, session.check))
 
     def _find(self, checkpoint: str) -> Manifest | str:
         session, context = self._interactive.opened(), self._interactive.context
         session.beat("saving")  # reading all of it may take longer than a step
         found = examine(context.files.checkpoints / checkpoint, context.key, session.collectives, context.files.run)
         session.beat("training")
-        return found
+        return found if isinstance(found, str) else restore.misfit(self._interactive.trainer, found) or found
+
+    def _misfit(self, branch: str) -> str | None:
+        """One branch has one model: its newest checkpoint says which."""
+        context = self._interactive.context
+        own = [each for each in list_checkpoints(context.files.checkpoints, context.key) if each.branch == branch]
+        return restore.misfit(self._interactive.trainer, own[-1]) if own else None
 
 
 class LoggingCallback(TrainerCallback):

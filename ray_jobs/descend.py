@@ -18,7 +18,7 @@ from uuid import uuid4
 from pydantic import TypeAdapter, ValidationError
 
 from control_plane.config import Settings, settings
-from control_plane.core.branching import Origin, Scheduled, first_commands
+from control_plane.core.branching import Adopted, Origin, Scheduled, first_commands
 from control_plane.core.commands import Command
 from control_plane.core.errors import Invalid, NotFound, SteerwayError
 from control_plane.core.intents import MAX_NAMES_TOLD, First, Rollback
@@ -118,8 +118,20 @@ def replay(where: Settings, run: str, until_step: int | None = None) -> RunFiles
     with _new_run(config, where) as files:
         base = state.parent.checkpoint if state.parent is not None and state.parent.kind == "fork" else None
         inherited = inherit(source, base, files) if base is not None else None
-        _submit(files, where, Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled))
+        adopted = adopted_by(state, source, files)
+        origin = Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled, adopted=adopted)
+        _submit(files, where, origin)
     return files
+
+
+def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[Adopted, ...]:
+    """What `source` was given after it had begun, given to `files` as well. Raises what `inherit` does."""
+    origins = {each.name: each.origin for each in state.branches.values() if each.origin is not None}
+    return tuple(
+        Adopted(origin=origins[each.branch], checkpoint=inherit(source, each.checkpoint, files, each.branch))
+        for each in state.checkpoints
+        if each.generation == 0 and each.branch in origins
+    )
 
 
 def _read(where: Settings, run: str) -> tuple[RunFiles, RunState]:

@@ -22,8 +22,10 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from control_plane.actor import retire
+from control_plane.core.branching import go_on_with
 from control_plane.core.commands import Command
 from control_plane.core.errors import SteerwayError
+from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import Ending
 from control_plane.core.state import fold
 from control_plane.ray_handle import RayHandle
@@ -55,7 +57,8 @@ class RanksTrainer(TorchTrainer):
 def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> int:
     """Run the job. Answers the exit status: 0 if the training ended as it should, 1 if it failed.
 
-    `resumed_by` says who has the run go on after its driver or its cluster was lost; `back`, a rollback as JSON, where.
+    `resumed_by` says who has the run go on after its driver or its cluster was lost; `back` where: a rollback as JSON,
+    or an adoption, of which it then trains the branch.
     """
     files = RunFiles(root)
     settings = run_config.RunConfig.from_yaml(files.config.read_text(), str(files.config))
@@ -76,6 +79,9 @@ async def _open(handle: RayHandle, resumed_by: str | None, back: Command | None)
     if resumed_by is None:
         await handle.snapshot()
         return
+    if back is not None and isinstance(back.intent, AdoptCheckpoint):
+        await handle.submit(back)  # first: if it is refused, the run is left as it was
+        back = go_on_with(back)
     await handle.resume(resumed_by, back is not None)
     if back is not None:
         await handle.submit(back)

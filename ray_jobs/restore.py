@@ -37,7 +37,8 @@ def load(trainer: Any, plan: Plan) -> None:
     """
     assert plan.root is not None
     assert plan.manifest is not None
-    _check_model(trainer, plan.manifest)
+    if problem := misfit(trainer, plan.manifest):
+        raise Refused(problem)
     engine = getattr(trainer, "deepspeed", None)
     if engine is None:
         state = torch.load(plan.root / STATE / "model.pt", map_location="cpu", weights_only=True)
@@ -51,15 +52,19 @@ def load(trainer: Any, plan: Plan) -> None:
             raise Damaged(f"DeepSpeed found nothing to load in {plan.checkpoint}")
 
 
-def _check_model(trainer: Any, manifest: Manifest) -> None:
-    """Checkpoints of the first release do not say what model they are of."""
+def misfit(trainer: Any, manifest: Manifest) -> str | None:
+    """Why this model cannot take the checkpoint's state, or None.
+
+    Checkpoints of the first release do not say what model they are of.
+    """
     shapes, parameters = model_shapes(trainer.model)
-    if manifest.model_sha256 and shapes != manifest.model_sha256:
-        raise Refused(
-            f"checkpoint {manifest.checkpoint} does not fit this model: it is of one with "
-            f"{manifest.model_parameters:,} parameters, and this one has {parameters:,}"
-            + (", of other names or shapes" if parameters == manifest.model_parameters else "")
-        )
+    if not manifest.model_sha256 or shapes == manifest.model_sha256:
+        return None
+    return (
+        f"checkpoint {manifest.checkpoint} does not fit this model: it is of one with "
+        f"{manifest.model_parameters:,} parameters, and this one has {parameters:,}"
+        + (", of other names or shapes" if parameters == manifest.model_parameters else "")
+    )
 
 
 def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:

@@ -30,24 +30,26 @@ class LeaveForBranch(BaseException):
 class RollbackApplier:
     """Ends the training after this boundary, if every rank can read its part of the checkpoint.
 
-    `find` reads a checkpoint's manifest and verifies this rank's share of its bytes, or says what is wrong; `leave`
-    ends the loop, or lets it go on; `check_other` checks a command that the branch is to begin with.
+    `find` reads a checkpoint's manifest and verifies this rank's share of its bytes, or says what is wrong; `misfit`
+    says why a branch that there is has another model than this one; `leave` ends the loop, or lets it go on;
+    `check_other` checks a command that the branch is to begin with.
     """
 
     def __init__(
         self,
         find: Callable[[str], Manifest | str],
+        misfit: Callable[[str], str | None],
         leave: Callable[[bool], None],
         check_other: Callable[[Command], str | None],
     ) -> None:
-        self._find, self._leave, self._check_other = find, leave, check_other
+        self._find, self._misfit, self._leave, self._check_other = find, misfit, leave, check_other
         self._found: Manifest | None = None
 
     def check(self, command: Command) -> str | None:
         """The checkpoint is what was saved, and what comes first is possible."""
         intent = _rollback(command)
         if intent.checkpoint is None:
-            return None
+            return self._misfit(str(intent.branch))
         found = self._find(intent.checkpoint)
         if isinstance(found, str):
             return found

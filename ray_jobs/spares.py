@@ -9,6 +9,7 @@ some ahead of need (the raylet's `PrestartWorkers`). What a spare imports is sai
 this is an optimisation: where it fails, a start takes its time, and the log says so.
 """
 
+import gc
 import importlib
 import logging
 import os
@@ -63,6 +64,9 @@ def preload() -> None:
             importlib.import_module(module)
         except Exception:
             log.exception("a spare could not import %s", module)
+    # Half a second for every search through a million objects of libraries, and a start makes several: they stay.
+    gc.collect()
+    gc.freeze()
 
 
 def worker_environment(accelerator: str) -> dict[str, str]:

@@ -27,7 +27,8 @@ from control_plane.config import Settings, settings
 from control_plane.core.branching import check_rollback
 from control_plane.core.commands import Command
 from control_plane.core.errors import Conflict, Invalid, SteerwayError, Unavailable
-from control_plane.core.intents import Rollback
+from control_plane.core.intents import AdoptCheckpoint, Rollback
+from control_plane.core.keeping import check_adoption
 from control_plane.core.state import RunState, fold
 from control_plane.storage import journal
 from control_plane.storage.checkpoints import MANIFEST, SigningKey, commit, verify
@@ -176,7 +177,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--run", help="the run's id; made from the config's name if left out")
     parser.add_argument("--resume", metavar="RUN", help="have a run go on whose driver or cluster was lost")
-    parser.add_argument("--back", metavar="COMMAND", help="with --resume: first go back; a rollback command as JSON")
+    parser.add_argument(
+        "--back", metavar="COMMAND", help="with --resume: first go there; a rollback or an adoption as JSON"
+    )
     parser.add_argument("--trust", action="store_true", help="take checkpoints of another installation")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     given = parser.parse_args(arguments)
@@ -224,9 +227,13 @@ def _check_rollback(state: RunState, back: str) -> None:
         command = Command.model_validate_json(back)
     except ValidationError as error:
         raise Invalid(f"--back takes a rollback command as JSON: {error.errors()[0]['msg']}") from None
-    if not isinstance(command.intent, Rollback):
-        raise Invalid(f"--back takes a rollback, not '{command.describe()}'")
-    check_rollback(state, command.intent)
+    match command.intent:
+        case Rollback():
+            check_rollback(state, command.intent)
+        case AdoptCheckpoint(branch=str()):
+            check_adoption(state, command.intent)
+        case _:
+            raise Invalid(f"--back takes a rollback, or an adoption with a branch, not '{command.describe()}'")
 
 
 def trust_checkpoints(files: RunFiles) -> None:

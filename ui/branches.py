@@ -8,8 +8,9 @@ from control_plane.comparing import TreeBranch
 from control_plane.core.records import Parent
 from control_plane.handle import RunSummary, Snapshot
 from control_plane.lineage import depths
+from control_plane.telling import whence
 from ui import pages
-from ui.going_back import on_button
+from ui.going_back import adopt_button, on_button
 from ui.live import LiveRun
 from ui.words import plain
 
@@ -31,7 +32,7 @@ def branches(live: LiveRun, snapshot: Snapshot) -> None:
             _row(each, depth[each.branch.branch], snapshot)
             for child in found.children:
                 if child.parent is not None and child.parent.branch == each.branch.branch:
-                    _child(child, child.parent)
+                    _child(child, child.parent, snapshot)
     sides = [found.run if each.branch.head else f"{found.run}:{each.branch.branch}" for each in found.branches]
     if len(sides) > 1:
         st.page_link(
@@ -51,7 +52,9 @@ def row(found: TreeBranch, depth: int) -> str:
     """One branch as HTML."""
     view = found.branch
     parts = [f"<b>{escape(view.branch)}</b>" + (" <em>head</em>" if view.head else "")]
-    if view.parent is None:
+    if view.origin is not None and view.origin.kind == "adopted":
+        parts.append(f"adopted from {escape(whence(view.origin))}, to step {view.reached_step:,}")
+    elif view.parent is None:
         parts.append(f"to step {view.reached_step:,}")
     else:
         parts.append(f"from step {view.step:,} of {escape(view.parent)} to step {view.reached_step:,}")
@@ -65,10 +68,19 @@ def row(found: TreeBranch, depth: int) -> str:
     return f'<div class="branch" style="margin-left:{1.4 * depth:g}rem">{"".join(lines)}</div>'
 
 
-def _child(child: RunSummary, parent: Parent) -> None:
+def _child(child: RunSummary, parent: Parent, snapshot: Snapshot) -> None:
     where = f"{parent.kind} at step {parent.step:,}" if parent.kind == "fork" else "replay from the beginning"
     label = f"{plain(child.run)} · {where} · {child.status}, step {child.step:,}"
-    st.page_link(pages.run(), label=label, icon=":material/call_split:", query_params={"run": child.run})
+    with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"branch_row_of_{child.run}"):
+        st.page_link(
+            pages.run(),
+            label=label,
+            icon=":material/call_split:",
+            query_params={"run": child.run},
+            width="stretch",
+        )
+        if parent.kind == "fork" and not snapshot.closed:
+            adopt_button(child.run)
 
 
 def _parent(parent: Parent) -> None:

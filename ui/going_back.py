@@ -8,7 +8,8 @@ from typing import Any
 import streamlit as st
 from pydantic import ValidationError
 
-from control_plane.core.intents import Rollback, SetLearningRate
+from control_plane.core.commands import describe
+from control_plane.core.intents import AdoptCheckpoint, Rollback, SetLearningRate
 from control_plane.core.records import CheckpointCommitted
 from control_plane.handle import BranchView, Snapshot
 from control_plane.telling import A_BRANCH_NAME
@@ -30,6 +31,11 @@ def on_button(branch: str) -> None:
     _button("Go on with this branch", f"on/{branch}", ("branch", branch))
 
 
+def adopt_button(fork: str) -> None:
+    """Beside a fork of the run."""
+    _button("Adopt", f"adopt/{fork}", ("fork", fork))
+
+
 def _button(label: str, key: str, choice: tuple[str, str]) -> None:
     if st.button(label, key=key, icon=ICON, type="tertiary"):
         st.session_state[CHOSEN] = choice
@@ -46,6 +52,8 @@ def dialog(live: LiveRun, snapshot: Snapshot) -> None:
         st.dialog(title, icon=ICON, on_dismiss=_forget)(_go_back)(live, snapshot, checkpoint)
     elif what == "branch" and branch is not None:
         st.dialog(f"Go on with {name}", icon=ICON, on_dismiss=_forget)(_go_on)(live, snapshot, branch)
+    elif what == "fork":
+        st.dialog("Adopt a fork", icon=ICON, on_dismiss=_forget)(_adopt)(live, snapshot, name)
 
 
 def _forget() -> None:
@@ -74,6 +82,34 @@ def _go_on(live: LiveRun, snapshot: Snapshot, branch: BranchView) -> None:
         _send(live, Rollback(branch=branch.branch), reason or "")
 
 
+def _adopt(live: LiveRun, snapshot: Snapshot, fork: str) -> None:
+    st.write(
+        f"The newest checkpoint of **{plain(fork)}** becomes the beginning of a branch of **{plain(snapshot.run)}**. "
+        "The training stays where it is: go on with the branch when it is there. Settings stay those of this run."
+    )
+    with st.form("adopt", border=False):
+        name = st.text_input("Name of the branch", key="adopt_name", placeholder="optional: otherwise a number")
+        reason = st.text_input("Reason", key="adopt_reason", max_chars=500, placeholder="optional, kept in the journal")
+        pressed = st.form_submit_button("Adopt", type="primary", icon=ICON)
+    if pressed:
+        try:
+            _send(live, adoption(fork, name or ""), reason or "")
+        except ValueError as error:
+            st.error(str(error), icon=":material/block:")
+
+
+def adoption(fork: str, name: str) -> AdoptCheckpoint:
+    """What the form asks for. Raises `ValueError` with a sentence."""
+    try:
+        return AdoptCheckpoint(run=fork, branch=name.strip() or None)
+    except ValidationError:
+        raise ValueError(_no_name(name)) from None
+
+
+def _no_name(name: str) -> str:
+    return f"{plain(name)} is no name for a branch: it has {A_BRANCH_NAME}."
+
+
 def _leaving(snapshot: Snapshot) -> str:
     """What is left, and what stays of it."""
     head = next((each for each in snapshot.branches if each.branch == snapshot.branch), None)
@@ -96,7 +132,7 @@ def back_to(checkpoint: str, name: str, rate: str) -> Rollback:
     try:
         return Rollback(checkpoint=checkpoint, branch=name.strip() or None, first=first)
     except ValidationError:
-        raise ValueError(f"{plain(name)} is no name for a branch: it has {A_BRANCH_NAME}.") from None
+        raise ValueError(_no_name(name)) from None
 
 
 def _number(text: str) -> float | str:
@@ -106,12 +142,12 @@ def _number(text: str) -> float | str:
         return text.strip()
 
 
-def _send(live: LiveRun, intent: Rollback, reason: str) -> None:
+def _send(live: LiveRun, intent: Rollback | AdoptCheckpoint, reason: str) -> None:
     refusal = send(live.run, intent, reason.strip() or None)
     if refusal is not None:
         st.error(plain(refusal), icon=":material/block:")
         return
-    st.toast(f"{intent.checkpoint or intent.branch}: accepted", icon=ICON)
+    st.toast(f"{plain(describe(intent))}: accepted", icon=ICON)
     _forget()
     live.refresh(max_age_s=0)
     st.rerun()

@@ -77,10 +77,13 @@ Arrive = Callable[["SteerwayClient", str, CommandView, float], tuple[dict[str, A
 """Waits for what an applied command of a run leads to, for some seconds: members for the JSON, and a sentence."""
 
 
-def steering(wish: Callable[..., Asked], arrive: Arrive | None = None) -> Callable[..., None]:
+Send = Callable[[str | None, Intent, Manner, Arrive | None], None]
+
+
+def steering(wish: Callable[..., Asked], arrive: Arrive | None = None, send: Send | None = None) -> Callable[..., None]:
     """A command of `steer`: what `wish` answers is asked, in the manner of its options.
 
-    With `arrive`, the command has done its work only when that has happened, too.
+    With `arrive`, the command has done its work only when that has happened, too. `send` takes the place of `ask`.
     """
     own = inspect.signature(wish, eval_str=True)
     shared = inspect.signature(Manner, eval_str=True).parameters
@@ -89,7 +92,7 @@ def steering(wish: Callable[..., Asked], arrive: Arrive | None = None) -> Callab
     def command(**given: Any) -> None:
         manner = Manner(**{name: given.pop(name) for name in shared})
         run, intent = wish(**given)
-        ask(run, intent, manner, arrive)
+        (send or ask)(run, intent, manner, arrive)
 
     command.__name__, command.__doc__ = wish.__name__, wish.__doc__
     # Typer reads a command's options off its signature.

@@ -1,30 +1,24 @@
 """What takes a run to another branch: `steer rollback` begins one at a checkpoint, `steer switch` goes on with one."""
 
-import time
-from collections.abc import Callable, Iterable, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from control_plane.cli.asking import Asked, Yes, check_can_ask, confirm, intent_of, run_and, steering
+from control_plane.cli.asking import Asked, Yes, check_can_ask, confirm, intent_of, run_and
+from control_plane.cli.going import taking
 from control_plane.cli.knobs import check_known, parse_assignment
 from control_plane.cli.refusals import Misused
-from control_plane.cli.target import active_run, connect
+from control_plane.cli.target import active_run, any_run, connect
+from control_plane.comparing import parse
+from control_plane.core.branches import free_name
 from control_plane.core.commands import Intent
-from control_plane.core.errors import Conflict, NotFound, RunEnded
+from control_plane.core.errors import NotFound
 from control_plane.core.intents import BranchName
 from control_plane.core.limits import LEARNING_RATE
-from control_plane.core.records import (
-    BranchResumed,
-    BranchStarted,
-    CheckpointCommitted,
-    Entry,
-    GenerationStarted,
-    RunClosed,
-)
-from control_plane.handle import CommandView, Snapshot
+from control_plane.core.records import CheckpointCommitted
+from control_plane.handle import Snapshot
 from control_plane.telling import A_BRANCH_NAME
 
 if TYPE_CHECKING:
@@ -33,47 +27,14 @@ if TYPE_CHECKING:
 MAX_NAMED = 8
 """As many checkpoints or branches as a refusal lists."""
 
-POLL_S = 20.0
 AT_STEP = "step:"
 NAMED: TypeAdapter[str] = TypeAdapter(BranchName)
+LEAVES = "this leaves the branch that is trained; what it made since its newest checkpoint is lost to it"
 EXAMPLE = "steer rollback RUN step-00000200-g1 --set lr=1e-4"
 HOW_TO_NAME = "its name, the beginning of it, its label, or step:N"
 
 
-def arrive(client: "SteerwayClient", run: str, view: CommandView, timeout_s: float) -> tuple[dict[str, Any], str]:
-    """Wait until the trainers of the other branch have begun. Raises `NotSettledYet`, `RunEnded`, `Conflict`."""
-    from control_plane.client import NotSettledYet
-
-    until, after, branch = time.monotonic() + timeout_s, view.accepted_seq, ""
-    while (left_s := until - time.monotonic()) > 0:
-        for entry in client.journal(run, after=after, wait_s=min(left_s, POLL_S)):
-            after, record = entry.seq, entry.record
-            if isinstance(record, BranchStarted | BranchResumed):
-                if branch:
-                    raise Conflict(f"run {run} was taken to branch {record.branch} before {branch} had begun to train")
-                branch = record.branch if record.rollback == view.command.uuid else ""
-            elif isinstance(record, GenerationStarted) and branch and record.branch == branch:
-                return _begun(view, entry, record)
-            elif isinstance(record, RunClosed):
-                raise RunEnded(f"run {run} {record.ending} before branch {branch or 'it went to'} had begun to train")
-    raise NotSettledYet(
-        f"the run was taken to branch {branch or 'asked for'}, but no trainers have begun there within {timeout_s:.0f} "
-        f"s; look with: steer status {run}"
-    )
-
-
-def _begun(view: CommandView, entry: Entry, record: GenerationStarted) -> tuple[dict[str, Any], str]:
-    left_at = datetime.fromisoformat(view.settled_at or entry.time)
-    took_s = (datetime.fromisoformat(entry.time) - left_at).total_seconds()
-    members = {"branch": record.branch, "step": record.step, "generation": record.generation, "took_s": took_s}
-    return {"arrival": members}, f"on branch {record.branch} at step {record.step}, {took_s:.1f} s"
-
-
-def _taking(wish: Callable[..., Asked]) -> Callable[..., None]:
-    return steering(wish, arrive)
-
-
-@_taking
+@taking
 def rollback(
     words: Annotated[list[str], typer.Argument(metavar="[RUN] CHECKPOINT", help=f"The checkpoint: {HOW_TO_NAME}.")],
     changes: Annotated[
@@ -106,7 +67,7 @@ def rollback(
     )
 
 
-@_taking
+@taking
 def switch(
     words: Annotated[
         list[str],
@@ -115,30 +76,72 @@ def switch(
     yes: Yes = False,
 ) -> Asked:
     """Go on with another branch of a run, from its newest checkpoint. The branch that is left stays as it is."""
-    return _switch(words, "steer switch RUN branch-2", yes)
+    run, given = run_and(words, "a branch", "steer switch RUN branch-2")
+    check_can_ask(yes, LEAVES)
+    with connect() as client:
+        snapshot = client.snapshot(active_run(client, run))
+    return _on_with(snapshot, find_branch(snapshot, given), yes)
 
 
-@_taking
+@taking
 def adopt(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[RUN] BRANCH", help="A branch of `steer tree`, or the beginning of its name."),
+        typer.Argument(
+            metavar="[RUN] BRANCH|FORK",
+            help="A branch of the run; or a fork of it: FORK, FORK:BRANCH, FORK@STEP or FORK@CHECKPOINT.",
+        ),
     ],
+    branch: Annotated[
+        str | None, typer.Option(help="What a fork's branch is called; otherwise it gets a number.")
+    ] = None,
     yes: Yes = False,
 ) -> Asked:
-    """Have the best branch go on as the run's head, from its newest checkpoint. The same as `steer switch`."""
-    return _switch(words, "steer adopt RUN branch-2", yes)
-
-
-def _switch(words: Sequence[str], example: str, yes: bool) -> Asked:
-    run, given = run_and(words, "a branch", example)
-    check_can_ask(yes, "this leaves the branch that is trained; what it made since its newest checkpoint is lost to it")
+    """Have the best branch go on as the run's head; or the best fork, as a branch of the run it was forked from."""
+    run, given = run_and(words, "a branch or a fork", "steer adopt RUN FORK")
+    named = None if branch is None else _checked(branch)
+    check_can_ask(yes, LEAVES)
     with connect() as client:
         snapshot = client.snapshot(active_run(client, run))
-    name = find_branch(snapshot, given)
-    question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} to branch {name}?"
+        if given and any(each.branch.startswith(given) for each in snapshot.branches):
+            if branch is not None:
+                raise Misused(f"{given} is a branch of {snapshot.run}, and has its name: leave --branch out")
+            return _on_with(snapshot, find_branch(snapshot, given), yes)
+        fork, checkpoint = _of_another_run(client, snapshot, given)
+    at = f"{checkpoint.checkpoint} (step {checkpoint.step})" if checkpoint else f"the newest checkpoint of {fork}"
+    question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} to {at}, as a branch of its own?"
     confirm(yes, question, "the run was left as it is")
-    return snapshot.run, intent_of("rollback", branch=name)
+    name = named or free_name([each.branch for each in snapshot.branches])
+    found = checkpoint.checkpoint if checkpoint else None
+    return snapshot.run, intent_of("adopt_checkpoint", run=fork, checkpoint=found, branch=name)
+
+
+def _of_another_run(client: "SteerwayClient", snapshot: Snapshot, given: str) -> tuple[str, CheckpointCommitted | None]:
+    """`FORK`, `FORK:BRANCH`, either of them `@STEP` or `@CHECKPOINT`. Raises `NotFound`, `Misused`, `Invalid`."""
+    asked = parse(given)
+    try:
+        other = client.snapshot(any_run(client, asked.run))
+    except NotFound:
+        listed = ", ".join(each.branch for each in snapshot.branches)
+        raise NotFound(
+            f"{given!r} is neither a branch of {snapshot.run}, which has {listed}, nor is there a run of that name"
+        ) from None
+    if asked.place is not None:
+        place = f"{AT_STEP}{asked.place}" if asked.place.isdecimal() else asked.place
+        return other.run, find_checkpoint(other, place)
+    if asked.branch is None:
+        return other.run, None
+    name = find_branch(other, asked.branch)
+    newest = next(each.newest_checkpoint for each in other.branches if each.branch == name)
+    if newest is None:
+        raise NotFound(f"branch {name} of run {other.run} has no checkpoint of its own")
+    return other.run, find_checkpoint(other, newest)
+
+
+def _on_with(snapshot: Snapshot, branch: str, yes: bool) -> Asked:
+    question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} to branch {branch}?"
+    confirm(yes, question, "the run was left as it is")
+    return snapshot.run, intent_of("rollback", branch=branch)
 
 
 def first_of(assignments: Iterable[str], hold: bool) -> list[Intent]:

@@ -6,7 +6,8 @@
 
 A branch stands on a checkpoint of its parent. The history of a branch is its own, and what its parent had decided when
 that checkpoint was saved, and so on to the root. What the parent does later, even at earlier steps, after a loss or
-when somebody goes on with it, is its own.
+when somebody goes on with it, is its own. A branch that was adopted from another run has no parent here: its history
+begins with its checkpoint.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 from uuid import UUID
 
-from control_plane.core.records import MAIN, CheckpointCommitted
+from control_plane.core.records import MAIN, CheckpointCommitted, Parent
 
 NEVER = 2**63
 """Later than every record."""
@@ -22,7 +23,10 @@ NEVER = 2**63
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A line of training. `checkpoint` at `step` is where it left its `parent`; the first one has neither."""
+    """A line of training. `checkpoint` at `step` is where it left its `parent`; the first one has neither.
+
+    One that was adopted from another run has its `origin` there.
+    """
 
     name: str = MAIN
     parent: str | None = None
@@ -30,6 +34,7 @@ class Branch:
     step: int = 0
     began_seq: int = 0
     rollback: UUID | None = None
+    origin: Parent | None = None
 
 
 class Tree(Protocol):

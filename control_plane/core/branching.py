@@ -8,8 +8,9 @@ from pydantic import Field
 from control_plane.core.branches import candidates, free_name
 from control_plane.core.commands import Command, Words
 from control_plane.core.errors import Conflict, NotFound
-from control_plane.core.intents import MAX_NAMES_TOLD, Rollback
+from control_plane.core.intents import MAX_NAMES_TOLD, AdoptCheckpoint, Rollback
 from control_plane.core.records import (
+    BranchAdopted,
     BranchResumed,
     BranchStarted,
     CheckpointCommitted,
@@ -17,6 +18,7 @@ from control_plane.core.records import (
     CommandScheduled,
     CommandSettled,
     Parent,
+    Reading,
     Record,
 )
 from control_plane.core.state import RunState
@@ -29,18 +31,46 @@ class Scheduled(Words):
     step: int = Field(ge=0)
 
 
+class Adopted(Words):
+    """A checkpoint of another run that has become this run's, on a branch of its own (`checkpoint.branch`).
+
+    `differing` are the settings in which the two runs' configs differ: a pair for each, the other run's first.
+    """
+
+    origin: Parent
+    checkpoint: CheckpointCommitted
+    differing: Reading = {}
+
+
 class Origin(Words):
-    """How a run begins that does not begin at nothing: from whom, at which checkpoint, with which commands."""
+    """How a run begins that does not begin at nothing: from whom, at which checkpoint, with which commands.
+
+    `adopted`: what a run that is replayed had adopted from others.
+    """
 
     parent: Parent
     checkpoint: CheckpointCommitted | None = None
     scheduled: tuple[Scheduled, ...] = ()
+    adopted: tuple[Adopted, ...] = ()
 
 
 def begin(origin: Origin) -> list[Record]:
     """The records that follow a run's first one."""
     saved: list[Record] = [origin.checkpoint] if origin.checkpoint is not None else []
-    return saved + schedule(origin.scheduled)
+    adopted = [record for each in origin.adopted for record in take_in(each)]
+    return saved + adopted + schedule(origin.scheduled)
+
+
+def take_in(adopted: Adopted) -> list[Record]:
+    """A branch that begins at another run's checkpoint, and that checkpoint."""
+    return [BranchAdopted(branch=adopted.checkpoint.branch, origin=adopted.origin), adopted.checkpoint]
+
+
+def go_on_with(adoption: Command) -> Command:
+    """The command that takes a run to the branch that `adoption` gives it; its uuid follows from that one's."""
+    assert isinstance(adoption.intent, AdoptCheckpoint)
+    intent = Rollback(branch=adoption.intent.branch)
+    return adoption.model_copy(update={"uuid": uuid5(adoption.uuid, "go-on"), "intent": intent, "based_on_seq": None})
 
 
 def schedule(commands: Sequence[Scheduled]) -> list[Record]:
@@ -73,7 +103,6 @@ def first_uuid(rollback: UUID, place: int) -> UUID:
 def check_rollback(state: RunState, intent: Rollback) -> None:
     """Raises `NotFound` for an unknown checkpoint or branch, `Conflict` for one that cannot be gone to."""
     pending = [state.commands[uuid].command.intent for uuid in state.pending]
-    coming = [each.branch for each in pending if isinstance(each, Rollback) and each.checkpoint and each.branch]
     if intent.checkpoint is None:
         if intent.branch not in state.branches:
             # Not one that a pending rollback is to begin, either: that one may still be refused.
@@ -81,8 +110,7 @@ def check_rollback(state: RunState, intent: Rollback) -> None:
         if intent.branch == state.head and not any(isinstance(each, Rollback) for each in pending):
             raise Conflict(f"run {state.run} is on branch {intent.branch} already")
         return
-    if intent.branch in [*state.branches, *coming]:
-        raise Conflict(f"run {state.run} has a branch {intent.branch!r} already; choose another name")
+    check_branch_is_free(state, intent.branch)
     names = [each.checkpoint for each in state.checkpoints]
     # While a recorded run is replayed, its rollbacks are known before the checkpoints that they go to.
     if intent.checkpoint not in names:
@@ -93,6 +121,18 @@ def check_rollback(state: RunState, intent: Rollback) -> None:
         raise Conflict(
             f"checkpoint {intent.checkpoint} was left behind when the trainers began before it: choose another one"
         )
+
+
+def names_to_come(state: RunState) -> list[str]:
+    """What pending rollbacks call the branches that they are to begin."""
+    pending = (state.commands[uuid].command.intent for uuid in state.pending)
+    return [each.branch for each in pending if isinstance(each, Rollback) and each.checkpoint and each.branch]
+
+
+def check_branch_is_free(state: RunState, name: str | None) -> None:
+    """Raises `Conflict` if a branch is called so, or is going to be."""
+    if name in [*state.branches, *names_to_come(state)]:
+        raise Conflict(f"run {state.run} has a branch {name!r} already; choose another name")
 
 
 def settle_at_once(state: RunState, command: Command) -> list[Record]:

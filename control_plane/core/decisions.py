@@ -10,15 +10,16 @@ from uuid import UUID
 
 from control_plane.core import limits
 from control_plane.core.acceptance import check_intent, check_view, stop_is_pending
-from control_plane.core.branching import Origin, begin, branch_off, settle_at_once
+from control_plane.core.branching import Adopted, Origin, begin, branch_off, settle_at_once
 from control_plane.core.commands import Command
 from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
 from control_plane.core.intents import (
     NEEDS_NO_RANK,
+    AdoptCheckpoint,
     Cancel,
     Rollback,
 )
-from control_plane.core.keeping import cancel_command, keep_or_delete
+from control_plane.core.keeping import adopt, cancel_command, check_adoption, keep_or_delete
 from control_plane.core.records import (
     MAIN,
     CheckpointCommitted,
@@ -90,10 +91,13 @@ def start_term(state: RunState, term: int) -> list[Record]:
     return [TermStarted(term=term, recovered=state.seq)]
 
 
-def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float] = NEVER) -> list[Record]:
+def accept(
+    state: RunState, command: Command, changed_s_ago: Mapping[str, float] = NEVER, adopted: Adopted | None = None
+) -> list[Record]:
     """Take a command, or refuse it. What needs no rank, or nobody can apply any more, is settled at once.
 
-    `changed_s_ago`: seconds since each knob of `state.changed_seq` was changed.
+    `changed_s_ago`: seconds since each knob of `state.changed_seq` was changed. `adopted`: what an adoption has
+    brought here, see `to_be_adopted`.
 
     Raises: `Conflict` if the uuid names another command, if the run is not in a state for it, or if the sender's view
     of it is stale; `RunEnded`; `Overloaded` at `MAX_PENDING_COMMANDS`; `NotFound` for an unknown parameter group,
@@ -106,7 +110,10 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
         return []
     if isinstance(command.intent, NEEDS_NO_RANK):
         check_view(state, command)
-        return [CommandAccepted(command=command), *keep_or_delete(state, command)]
+        if not isinstance(command.intent, AdoptCheckpoint):
+            return [CommandAccepted(command=command), *keep_or_delete(state, command)]
+        assert adopted is not None, "its files come first"
+        return [CommandAccepted(command=command), *adopt(state, command, adopted)]
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
     if isinstance(command.intent, Cancel):
@@ -125,6 +132,17 @@ def accept(state: RunState, command: Command, changed_s_ago: Mapping[str, float]
     if isinstance(command.intent, Rollback) and _nobody_trains(state) and not _is_planned(command):
         return [accepted, *settle_at_once(state, command)]
     return [accepted]
+
+
+def to_be_adopted(state: RunState, command: Command) -> str | None:
+    """The name of the branch for which files have to be brought here before `accept`, or None if this brings none.
+
+    Raises what `accept` would raise then, as far as it is known before.
+    """
+    if not isinstance(command.intent, AdoptCheckpoint) or command.uuid in state.commands:
+        return None
+    check_view(state, command)
+    return check_adoption(state, command.intent)
 
 
 def _nobody_trains(state: RunState) -> bool:

@@ -5,11 +5,11 @@
     its parameters     Freeze, Unfreeze, ResetParameters
     its own actions    RunAction
     checkpoints        SaveCheckpoint, PinCheckpoint, DeleteCheckpoint
-    its branches       Rollback
+    its branches       Rollback, AdoptCheckpoint
     other commands     Cancel
 
 Whether an intent *may* happen is decided in `decisions`, and whether every rank *can* do it is voted on at the step
-boundary. Pinning and deleting a checkpoint need no rank: the control server does them itself.
+boundary. Pinning, deleting and adopting a checkpoint need no rank: the control server does them itself.
 """
 
 from typing import Annotated, Literal, TypeVar
@@ -69,6 +69,7 @@ Scalar = StrictBool | Whole | Finite | Annotated[StrictStr, Field(max_length=MAX
 KnobValue = StrictBool | Whole | Finite | Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_VALUES)]
 GroupChoice = StrictInt | StrictStr | None
 BranchName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", strict=True)]
+RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", strict=True)]
 
 
 def check_group(group: int | str | None) -> int | str | None:
@@ -277,6 +278,19 @@ class Rollback(Words):
         return self
 
 
+class AdoptCheckpoint(Words):
+    """Make a checkpoint of another run the beginning of a branch of this one: what a fork has learnt is the run's own.
+
+    Without `checkpoint`: the one from which that run would go on. The branch is called `branch`, or by a number. The
+    run goes on as it was; `rollback` with that branch goes on with it.
+    """
+
+    kind: Literal["adopt_checkpoint"] = "adopt_checkpoint"
+    run: RunId
+    checkpoint: Name | None = None
+    branch: BranchName | None = None
+
+
 class Cancel(Words):
     """Take back a command that has not been settled. What was applied first stays applied, and this is rejected."""
 
@@ -300,6 +314,7 @@ Intent = Annotated[
     | PinCheckpoint
     | DeleteCheckpoint
     | Rollback
+    | AdoptCheckpoint
     | Cancel,
     Field(discriminator="kind"),
 ]
@@ -319,7 +334,7 @@ CHANGES_TRAINING = (
 )
 """After a crash these are repeated at the step where they took effect; what is left changes nothing in the training."""
 
-NEEDS_NO_RANK = (PinCheckpoint, DeleteCheckpoint)
+NEEDS_NO_RANK = (PinCheckpoint, DeleteCheckpoint, AdoptCheckpoint)
 """The control server does these itself."""
 
 
@@ -345,6 +360,9 @@ def describe(intent: Intent) -> str:
             return f"delete {intent.checkpoint}"
         case Rollback():
             return _rollback(intent)
+        case AdoptCheckpoint():
+            named = f" as {intent.branch}" if intent.branch else ""
+            return f"adopt {intent.checkpoint or 'the newest checkpoint'} of {intent.run}{named}"
         case Cancel():
             return f"cancel {intent.command}"
         case _:

@@ -1,9 +1,10 @@
-"""Commands that need no rank: checkpoints are pinned and deleted, and what nobody trains for is cancelled."""
+"""Commands that need no rank: checkpoints are kept, deleted and adopted, and what nobody trains for is cancelled."""
 
-from control_plane.core.branching import stands_on
+from control_plane.core.branches import free_name
+from control_plane.core.branching import Adopted, check_branch_is_free, names_to_come, stands_on, take_in
 from control_plane.core.commands import Command
-from control_plane.core.errors import Conflict, NotFound
-from control_plane.core.intents import MAX_NAMES_TOLD, Cancel, DeleteCheckpoint, PinCheckpoint
+from control_plane.core.errors import Conflict, Invalid, NotFound
+from control_plane.core.intents import MAX_NAMES_TOLD, AdoptCheckpoint, Cancel, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.records import UNIVERSAL, CheckpointDiscarded, CheckpointPinned, CommandSettled, Record
 from control_plane.core.state import RunState
 
@@ -50,3 +51,35 @@ def keep_or_delete(state: RunState, command: Command) -> list[Record]:
     gone = CheckpointDiscarded(checkpoint=found.checkpoint, reason=f"deleted by {command.author}")
     after = {"checkpoint": found.checkpoint, "deleted": True}
     return [gone, CommandSettled(uuid=command.uuid, status="applied", after=after)]
+
+
+def check_adoption(state: RunState, intent: AdoptCheckpoint) -> str:
+    """What the branch is called. Raises `Invalid` for the run itself, `Conflict` for a name that is taken."""
+    if intent.run == state.run:
+        raise Invalid(
+            f"run {state.run} has its own checkpoints already: go back to one, or on with one of its branches"
+        )
+    if intent.branch is None:
+        return free_name([*state.branches, *names_to_come(state)])
+    check_branch_is_free(state, intent.branch)
+    return intent.branch
+
+
+def adopt(state: RunState, command: Command, adopted: Adopted) -> list[Record]:
+    """The branch and its checkpoint, whose files are here already. Raises what `check_adoption` does."""
+    assert isinstance(command.intent, AdoptCheckpoint)
+    checkpoint, origin = adopted.checkpoint, adopted.origin
+    if checkpoint.checkpoint in state.committed_seq:
+        branch = next((each.name for each in state.branches.values() if each.origin == origin), checkpoint.branch)
+        raise Conflict(f"{origin.checkpoint} of run {origin.run} was adopted before, as branch {branch}")
+    # While the files were brought here others may have begun a branch of that name.
+    check_adoption(state, command.intent.model_copy(update={"branch": checkpoint.branch}))
+    after = {
+        "branch": checkpoint.branch,
+        "checkpoint": checkpoint.checkpoint,
+        "step": checkpoint.step,
+        "from_run": origin.run,
+        "from_branch": origin.branch,
+        "differing": adopted.differing,
+    }
+    return [*take_in(adopted), CommandSettled(uuid=command.uuid, status="applied", after=after)]

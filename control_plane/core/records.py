@@ -65,10 +65,11 @@ class Parent(Words):
     """Where a run comes from that did not begin at nothing.
 
     A `fork` begins at a checkpoint of another run, of which it has a copy under its own name. A `replay` begins at the
-    beginning and does again what that run did, up to step `step` of its last branch.
+    beginning and does again what that run did, up to step `step` of its last branch. A branch of a run begins so, too,
+    if it was `adopted` from another run.
     """
 
-    kind: Literal["fork", "replay"]
+    kind: Literal["fork", "replay", "adopted"]
     run: str
     branch: str = MAIN
     checkpoint: str | None = None
@@ -163,6 +164,14 @@ class BranchResumed(Words):
     type: Literal["BranchResumed"] = "BranchResumed"
     branch: BranchName
     rollback: UUID
+
+
+class BranchAdopted(Words):
+    """A branch begins at a checkpoint of another run, of which this one has a copy. The run is not taken to it."""
+
+    type: Literal["BranchAdopted"] = "BranchAdopted"
+    branch: BranchName
+    origin: Parent
 
 
 class CommandSettled(Words):
@@ -268,6 +277,7 @@ Record = Annotated[
     | CommandRepeated
     | BranchStarted
     | BranchResumed
+    | BranchAdopted
     | CheckpointCommitted
     | CheckpointPinned
     | CheckpointFailed

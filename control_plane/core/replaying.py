@@ -5,7 +5,8 @@
 What a run did is parted by its rollbacks. In each part the commands that changed something are done again in the order
 in which they were decided, whatever was lost and repeated meanwhile: after a loss history repeats itself, so that the
 run which nothing happened to did the same. The checkpoints to which the run was rolled back are saved again, under
-their names, each at its place between the commands of its step. Other checkpoints are not: they change nothing.
+their names, each at its place between the commands of its step. Other checkpoints are not: they change nothing. What
+the run was given, or adopted from other runs, the new one is given, too, at its beginning.
 """
 
 from collections.abc import Sequence
@@ -80,7 +81,7 @@ def _parts(state: RunState, entries: Sequence[Entry]) -> list[Part]:
             parts.append(Part())
         elif isinstance(record, GenerationStarted):
             part_of[record.generation] = len(parts) - 1
-        elif isinstance(record, CheckpointCommitted):
+        elif isinstance(record, CheckpointCommitted) and record.generation:
             parts[part_of.get(record.generation, 0)].saved.append(record)
     for life in sorted(state.commands.values(), key=lambda life: life.settled_seq or 0):
         outcome = life.settled

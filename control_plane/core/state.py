@@ -14,6 +14,7 @@ from control_plane.core.intents import CHANGES_TRAINING, Rollback
 from control_plane.core.limits import Limit, knobs_of
 from control_plane.core.records import (
     MAIN,
+    BranchAdopted,
     BranchResumed,
     BranchStarted,
     CheckpointCommitted,
@@ -204,6 +205,11 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             _settle(state, entry, record)
         case BranchStarted() | BranchResumed():
             _take_branch(state, entry, record)
+        case BranchAdopted():
+            state.branches[record.branch] = Branch(
+                record.branch, step=record.origin.step, began_seq=entry.seq, origin=record.origin
+            )
+            _reach(state, record.origin.step, record.branch)
         case CommandRepeated():
             life = state.commands[record.uuid]
             life.repeated = record

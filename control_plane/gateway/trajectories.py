@@ -20,7 +20,7 @@ from control_plane.comparing import (
 from control_plane.core.errors import Invalid, SteerwayError
 from control_plane.core.limits import LEARNING_RATE
 from control_plane.handle import Result, Trajectories
-from control_plane.lineage import Piece, cut, line, where_they_part
+from control_plane.lineage import Piece, cut, line, origins, where_they_part
 
 if TYPE_CHECKING:
     from control_plane.gateway.app import RunDirectory
@@ -65,11 +65,10 @@ async def comparison_of(directory: "RunDirectory", names: Sequence[str]) -> Comp
 
 
 async def _add_ancestors(directory: "RunDirectory", runs: dict[str, Trajectories]) -> None:
-    """The parents of forks, as far as they are still there: without them a line begins at its fork."""
+    """The runs in which branches begin, as far as they are still there: without them a line begins at its fork."""
     gone: set[str] = set()
     for _ in range(MAX_ANCESTORS):
-        parents = {run.parent.run for run in runs.values() if run.parent is not None and run.parent.kind == "fork"}
-        for name in parents - set(runs) - gone:
+        for name in set[str]().union(*map(origins, runs.values())) - set(runs) - gone:
             try:
                 runs[name] = await (await directory.handle(name)).trajectories()
             except SteerwayError:

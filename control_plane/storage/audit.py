@@ -20,6 +20,7 @@ from control_plane.core.commands import Words
 from control_plane.core.errors import Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.records import (
     Asked,
+    BranchAdopted,
     BranchResumed,
     BranchStarted,
     CommandAccepted,
@@ -284,16 +285,18 @@ def impossible(state: RunState, entry: Entry) -> str | None:
             return f"command {record.uuid} was never accepted"
         case CommandSettled() | CommandRepeated():
             return _impossible_end(state, record)
-        case BranchStarted() | BranchResumed():
+        case BranchStarted() | BranchResumed() | BranchAdopted():
             return _impossible_turn(state, record)
     return None
 
 
-def _impossible_turn(state: RunState, record: BranchStarted | BranchResumed) -> str | None:
+def _impossible_turn(state: RunState, record: BranchStarted | BranchResumed | BranchAdopted) -> str | None:
     if isinstance(record, BranchResumed):
         return None if record.branch in state.branches else f"there is no branch {record.branch} to go on with"
     if record.branch in state.branches:
         return f"branch {record.branch} begins a second time"
+    if isinstance(record, BranchAdopted):
+        return None
     return None if record.parent in state.branches else f"there is no branch {record.parent} to stand on"
 
 

@@ -7,40 +7,75 @@ written again, and each run removes its own names of them.
 
 import os
 import shutil
+from collections.abc import Collection, Iterator
 from pathlib import Path
+from typing import Any
 
+import yaml
 from pydantic import ValidationError
 
-from control_plane.core.branching import Origin
-from control_plane.core.errors import Conflict, Damaged, Unavailable
-from control_plane.core.records import MAIN, CheckpointCommitted
-from control_plane.storage.checkpoints import Manifest, SigningKey, commit, discard, verify
-from control_plane.storage.layout import RunFiles
+from control_plane.core.branches import candidates
+from control_plane.core.branching import Adopted, Origin
+from control_plane.core.errors import Conflict, Damaged, NotFound, Unavailable
+from control_plane.core.intents import MAX_NAMES_TOLD, AdoptCheckpoint
+from control_plane.core.records import MAIN, CheckpointCommitted, Parent
+from control_plane.core.state import RunState, fold
+from control_plane.storage import journal
+from control_plane.storage.checkpoints import (
+    Manifest,
+    SigningKey,
+    commit,
+    discard,
+    read_manifest,
+    verify,
+)
+from control_plane.storage.layout import RunFiles, find_run
 from control_plane.storage.shards import sync, sync_folder
 
+MAX_ANCESTORS = 16
+"""A fork of a fork of a fork: so many runs are looked at for one that two of them have in common."""
 
-def inherit(parent: RunFiles, checkpoint: str, child: RunFiles, branch: str = MAIN) -> CheckpointCommitted:
+SAVED_SO = (
+    "deepspeed.zero_optimization.stage",
+    "deepspeed.optimizer.type",
+    "deepspeed.bf16.enabled",
+    "deepspeed.fp16.enabled",
+    "training.optim",
+)
+"""Settings on which it depends what a checkpoint's files hold: with others they cannot be restored."""
+
+
+def inherit(
+    parent: RunFiles, checkpoint: str, child: RunFiles, branch: str = MAIN, name: str | None = None
+) -> CheckpointCommitted:
     """Give `child` a checkpoint of `parent`, as one of its own branch; answers the record for its journal.
 
-    Raises: `Damaged` if it does not verify, `Conflict` if the child has one of that name, `Unavailable` if the disk
-    fails; then the child has none.
+    It is called `name`, if there is one: what a crash has left under it makes way. Else it is called as it was.
+
+    Raises: `Damaged` if it does not verify, `Conflict` if the child has another one of that name, `Unavailable` if the
+    disk fails; then the child has none.
     """
-    source, target = parent.checkpoints / checkpoint, child.checkpoints / checkpoint
+    source, target = parent.checkpoints / checkpoint, child.checkpoints / (name or checkpoint)
+    key = SigningKey.of_installation(child.signing_key)
     manifest = verify(source, SigningKey.of_installation(parent.signing_key))
-    if target.exists():
-        raise Conflict(f"run {child.run} has a checkpoint {checkpoint} already")
+    own = _own(manifest, child.run, branch, target.name)
+    is_here = _is_here(target, own, key)
+    if target.exists() and not is_here:
+        if name is None:
+            raise Conflict(f"run {child.run} has a checkpoint {target.name} already")
+        discard(target)
     try:
-        for shard in manifest.shards:
+        for shard in () if is_here else manifest.shards:
             (target / shard.path).parent.mkdir(parents=True, exist_ok=True)
             _link(source / shard.path, target / shard.path)
         sync_folder(child.checkpoints, "inherited.folder")
-        own = _own(manifest, child.run, branch)
-        digest = commit(target, own, SigningKey.of_installation(child.signing_key))
+        digest = commit(target, own, key)
     except OSError as error:
         discard(target)
-        raise Unavailable(f"checkpoint {checkpoint} could not be given to run {child.run}: {error}") from None
+        told = error.strerror or error
+        raise Unavailable(f"checkpoint {checkpoint} could not be given to run {child.run}: {told}") from None
     return CheckpointCommitted(
-        checkpoint=checkpoint,
+        checkpoint=own.checkpoint,
         step=own.step,
         generation=0,
         path=str(target.relative_to(child.root)),
@@ -52,6 +87,84 @@ def inherit(parent: RunFiles, checkpoint: str, child: RunFiles, branch: str = MA
         manifest_sha256=digest,
         branch=branch,
     )
+
+
+def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collection[str]) -> Adopted:
+    """Give a run a checkpoint of another one, as the beginning of `branch`. `known` are those that its journal knows.
+
+    Raises: `NotFound` for an unknown run or checkpoint; `Conflict` if the runs have no ancestor in common, if what one
+    saves the other cannot restore, or if it was adopted before; `Damaged`, `Unavailable`.
+    """
+    source = find_run(files.root.parent, intent.run)
+    found = _chosen(fold(journal.read(source.journal)), source.run, intent.checkpoint)
+    _check_kinship(files, source)
+    differing = _differing(source, files)
+    if unlike := next((key for key in SAVED_SO if key in differing), None):
+        theirs, own = differing[unlike]
+        raise Conflict(
+            f"run {source.run} has {unlike} = {theirs}, and {files.run} has {own}: it could not restore that"
+        )
+    name = f"{found.checkpoint}-of-{source.run}"
+    if name in known:
+        raise Conflict(f"{found.checkpoint} of run {source.run} was adopted before, as checkpoint {name}")
+    origin = Parent(kind="adopted", run=source.run, branch=found.branch, checkpoint=found.checkpoint, step=found.step)
+    return Adopted(
+        origin=origin, checkpoint=inherit(source, found.checkpoint, files, branch, name), differing=differing
+    )
+
+
+def _chosen(state: RunState, run: str, checkpoint: str | None) -> CheckpointCommitted:
+    best_first = candidates(state, state.head)
+    known = best_first if checkpoint is None else state.checkpoints
+    found = next((each for each in known if checkpoint in (None, each.checkpoint)), None)
+    if found is None:
+        listed = ", ".join(each.checkpoint for each in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
+        raise NotFound(f"run {run} has no checkpoint {checkpoint or 'to go on from'}; the newest are {listed}")
+    return found
+
+
+def _check_kinship(files: RunFiles, source: RunFiles) -> None:
+    if not set(_ancestors(files)) & set(_ancestors(source)):
+        raise Conflict(
+            f"runs {files.run} and {source.run} have no run in common that both come from: what can be adopted is a "
+            "fork, or what it was forked from"
+        )
+
+
+def _ancestors(files: RunFiles) -> Iterator[str]:
+    """The run, the one that it was forked from or that it replays, and so on."""
+    for _ in range(MAX_ANCESTORS):
+        yield files.run
+        origin = read_origin(files)
+        if origin is None:
+            return
+        try:
+            files = find_run(files.root.parent, origin.parent.run)
+        except NotFound:
+            yield origin.parent.run
+            return
+
+
+def _differing(one: RunFiles, other: RunFiles) -> dict[str, Any]:
+    """The settings in which two runs differ, except their names. None where one has not said it."""
+    ones, others = (dict(_flat(_settings(each))) for each in (one, other))
+    keys = [key for key in dict.fromkeys([*ones, *others]) if ones.get(key) != others.get(key) and key != "name"]
+    return {key: [ones.get(key), others.get(key)] for key in keys}
+
+
+def _settings(files: RunFiles) -> Any:
+    try:
+        return yaml.safe_load(files.config.read_bytes())
+    except (OSError, yaml.YAMLError) as error:
+        raise Damaged(f"{files.config} cannot be read ({type(error).__name__})") from None
+
+
+def _flat(settings: Any, within: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _flat(value, f"{within}.{key}" if within else str(key))
+    else:
+        yield within, settings
 
 
 def write_origin(files: RunFiles, origin: Origin) -> None:
@@ -72,10 +185,16 @@ def read_origin(files: RunFiles) -> Origin | None:
         raise Damaged(f"{files.origin} cannot be read ({type(error).__name__})") from None
 
 
-def _own(manifest: Manifest, run: str, branch: str) -> Manifest:
-    return manifest.model_copy(
-        update={"run": run, "branch": branch, "signature": "", "pinned": True, "decided_here": ()}
-    )
+def _own(manifest: Manifest, run: str, branch: str, name: str) -> Manifest:
+    named = {"checkpoint": name, "run": run, "branch": branch}
+    return manifest.model_copy(update={**named, "signature": "", "pinned": True, "decided_here": ()})
+
+
+def _is_here(target: Path, own: Manifest, key: SigningKey) -> bool:
+    try:
+        return read_manifest(target, key).model_copy(update={"signature": ""}) == own
+    except Damaged:
+        return False
 
 
 def _link(source: Path, target: Path) -> None:

@@ -33,6 +33,7 @@ def submitter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         return [sys.executable, str(program), *resumption(run, trust, as_json)[3:]]
 
     monkeypatch.setattr("control_plane.cli.resuming.resumption", command)
+    monkeypatch.setattr("control_plane.cli.going.resumption", command)
     return told
 
 

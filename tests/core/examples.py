@@ -6,6 +6,7 @@ from uuid import UUID
 from control_plane.core.commands import INTENT, Command, Intent
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.records import (
+    BranchAdopted,
     BranchResumed,
     BranchStarted,
     CheckpointCommitted,
@@ -22,6 +23,7 @@ from control_plane.core.records import (
     GenerationLost,
     GenerationRecovered,
     GenerationStarted,
+    Parent,
     RankPlace,
     Record,
     RefusedCheckpoint,
@@ -61,6 +63,7 @@ EVERY_INTENT: tuple[dict[str, Any], ...] = (
         "branch": "second-try",
         "first": [{"kind": "freeze", "parameters": "transformer.h.0.*"}],
     },
+    {"kind": "adopt_checkpoint", "run": "fork-1", "checkpoint": "step-11-g1", "branch": "adopted"},
 )
 
 
@@ -169,6 +172,7 @@ def every_record() -> tuple[Record, ...]:
         BranchStarted(branch="second-try", parent="main", checkpoint="step-11-g1", step=11, rollback=uuid(18)),
         CommandScheduled(uuid=uuid(4), step=11),
         BranchResumed(branch="main", rollback=uuid(17)),
+        BranchAdopted(branch="adopted", origin=Parent(kind="adopted", run="fork-1", checkpoint="step-11-g1", step=11)),
         digested(13),
         lost(14),
         started(901, 2, step=0, checkpoint=None, refused=(RefusedCheckpoint(checkpoint="step-11-g1", reason="a bit"),)),

@@ -20,6 +20,7 @@ from control_plane.gateway.app import create_app
 from control_plane.gateway.auth import TokenBook, TokenRecord, digest
 from control_plane.handle import Measurements, Point, Progress, Report, Result, RunHandle, RunSummary, Stretch
 from control_plane.server import ControlServer
+from control_plane.storage.descent import adopt
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles, check_run_id
 from tests.core import examples
@@ -108,7 +109,12 @@ def open_server(files: RunFiles, limits: dict[str, Limit] | None = None) -> Cont
     """A control server over a real journal, whose trainers have not started."""
     files.root.mkdir(parents=True, exist_ok=True)
     created = examples.created(files.run).model_copy(update={"limits": limits or {}})
-    return ControlServer(created, Journal.open(files.journal), PointList())
+    return ControlServer(
+        created,
+        Journal.open(files.journal),
+        PointList(),
+        adopt=lambda intent, branch, known: adopt(files, intent, branch, known),
+    )
 
 
 async def start_trainers(server: ControlServer) -> None:

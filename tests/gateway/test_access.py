@@ -98,7 +98,7 @@ def test_command_is_open_to_the_roles_that_may_give_it(house: House, intent: dic
     # Which actions an agent may run is for the run to say, and this one says nothing of any.
     is_for_the_run = role == "agent" and intent["kind"] == "run_action"
     assert (answer.status_code != 403) == (allowed or is_for_the_run)
-    of_nothing = ("resume", "cancel", "pin_checkpoint", "delete_checkpoint", "rollback")
+    of_nothing = ("resume", "cancel", "pin_checkpoint", "delete_checkpoint", "rollback", "adopt_checkpoint")
     assert (answer.status_code == 202) == (allowed and intent["kind"] not in of_nothing)
 
 

@@ -18,8 +18,8 @@ from tests.jobs import peer_commands as peers
 from tests.jobs import vocabulary
 from tests.jobs.trials import open_server
 
-LEFT_OUT = {"pin_checkpoint", "delete_checkpoint", "rollback"}
-"""The control server does the first two by itself, and its own tests prove them. After the third there is no next step
+LEFT_OUT = {"pin_checkpoint", "delete_checkpoint", "adopt_checkpoint", "rollback"}
+"""The control server does the first three by itself, and its own tests prove them. After the last there is no next step
 of the same training to compare: `tests/jobs/test_rollback.py` compares the branch."""
 
 

@@ -11,7 +11,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingA
 from control_plane.core.commands import Command
 from control_plane.core.records import RunCreated
 from control_plane.server import ControlServer
-from control_plane.storage.descent import read_origin
+from control_plane.storage.descent import adopt, read_origin
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
@@ -74,7 +74,13 @@ class Witness(TrainerCallback):
 def open_server(files: RunFiles, commands: list[dict[str, Any]]) -> ControlServer:
     """A control server in rank 0's own process, with these commands already accepted."""
     created = RunCreated(run=files.run, name=files.run, author="test", config_sha256="0" * 64)
-    server = ControlServer(created, Journal.open(files.journal), MetricsStore(files.metrics), origin=read_origin(files))
+    server = ControlServer(
+        created,
+        Journal.open(files.journal),
+        MetricsStore(files.metrics),
+        origin=read_origin(files),
+        adopt=lambda intent, branch, known: adopt(files, intent, branch, known),
+    )
 
     async def accept() -> None:
         for command in commands:

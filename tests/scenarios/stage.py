@@ -11,6 +11,7 @@ A scene is a few directives; what is printed is what the journal got, what was r
     digest step=20 roots=a,b              the ranks have digested their state
     restore [id=c1] [refused=c2]          new trainers, from this checkpoint   recovered step=11 | resume author=bo
     damage id=c1                          it does not verify any more          restore id=c1 branch=main
+    adopt run=other step=N [branch=best]  a checkpoint of another run becomes a branch, with what is live here
     fork|replay of=[[STEP,{"kind":..}],..] [id=c0 step=9]     another run, which has a parent and begins with these
 """
 
@@ -24,7 +25,7 @@ from pydantic import ValidationError
 
 from control_plane.core import decisions, digests
 from control_plane.core.boundary import Replica, boundary
-from control_plane.core.branching import Origin, Scheduled, first_uuid
+from control_plane.core.branching import Adopted, Origin, Scheduled
 from control_plane.core.commands import INTENT, Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Diverged, Refused
@@ -34,7 +35,6 @@ from control_plane.core.records import (
     CheckpointFailed,
     CommandSettled,
     Death,
-    Entry,
     GenerationRecovered,
     Parent,
     RankPlace,
@@ -42,15 +42,12 @@ from control_plane.core.records import (
     StateDigested,
 )
 from control_plane.core.recovery import replay_after
+from tests.scenarios.spelling import Words, compact, literal, numbered, pairs, shown
 from tests.simulation.faults import Faults
 from tests.simulation.fleet import Fleet
 from tests.simulation.rank import SimRank
 from tests.simulation.saved import BEGINNING, Saved
 from tests.simulation.server import Disk, Rules, SimServer
-
-Words = dict[str, str]
-FIRST = {first_uuid(UUID(int=number), place): f"{number}.{place + 1}" for number in range(30) for place in range(8)}
-"""What branches begin with, by the rollback that said so."""
 
 
 class Stage:
@@ -106,6 +103,20 @@ class Stage:
             {"uuid": UUID(int=number), "intent": {"kind": kind, **words}} | about
         )
         return [f"acknowledged as record {self.server.submit(self.commands[number])}"]
+
+    def do_adopt(self, rest: str) -> list[str]:
+        """A checkpoint of another run is brought here; a new command makes it a branch."""
+        words = pairs(rest)
+        run, step, number = words["run"], int(words["step"]), len(self.commands) + 1
+        intent = INTENT.validate_python({"kind": "adopt_checkpoint", "run": run, "branch": words.get("branch")})
+        command = self.commands[number] = Command(uuid=UUID(int=number), author="ann", intent=intent)
+        branch = decisions.to_be_adopted(self.server.state, command) or ""
+        name, origin = f"c{step}-of-{run}", Parent(kind="adopted", run=run, checkpoint=f"c{step}", step=step)
+        given = CheckpointCommitted(
+            checkpoint=name, step=step, generation=0, path=f"checkpoints/{name}", pinned=True, branch=branch
+        )
+        self.saved[name] = Saved(step, tuple(rank.saved() for rank in self._fleet().ranks), frozenset(), branch)
+        return [f"acknowledged as record {self.server.submit(command, Adopted(origin=origin, checkpoint=given))}"]
 
     def do_resend(self, rest: str) -> list[str]:
         """Command N again, or another command under its uuid."""
@@ -346,48 +357,3 @@ class Stage:
 
     def _names(self, commands: tuple[Command, ...]) -> str:
         return ", ".join(numbered(command.uuid) for command in commands) or "nothing"
-
-
-def pairs(text: str) -> Words:
-    """`rank=1 reason=it is stuck` as a dict. A value ends where the next key begins."""
-    found: Words = {}
-    key = ""
-    for word in text.split():
-        name, equals, value = word.partition("=")
-        if equals:
-            key, found[name] = name, value
-        else:
-            found[key] += f" {word}"
-    return found
-
-
-def numbered(uuid: UUID) -> str:
-    """A command as it is called in a scene: `3`, or `3.1` for the first change of the rollback 3."""
-    return FIRST.get(uuid) or str(uuid.int)
-
-
-def literal(text: str) -> object:
-    """A value as JSON would read it; plain words are strings."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
-
-
-def compact(value: object) -> str:
-    """JSON on one line."""
-    return json.dumps(value)
-
-
-def shown(entry: Entry) -> str:
-    """A record on one line: without empty fields, times and long uuids."""
-    body = entry.line()["body"]
-    command = body.pop("command", None)
-    body |= (
-        {"uuid": command["uuid"], **command["intent"], "not_before_step": command["not_before_step"]} if command else {}
-    )
-    body.pop("ranks", None) if entry.record.type == "GenerationStarted" else None
-    uuid = f" {numbered(UUID(body.pop('uuid')))}" if "uuid" in body else ""
-    body.pop("branch") if body.get("branch") == "main" else None
-    kept = {key: value for key, value in body.items() if value not in (None, "", [], {}, 0)}
-    return f"#{entry.seq} {entry.record.type}{uuid} {compact(kept)}"

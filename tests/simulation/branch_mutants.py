@@ -12,6 +12,7 @@ from control_plane.core.commands import Pause, Resume, Stop
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.intents import Rollback
 from control_plane.core.records import (
+    BranchAdopted,
     BranchResumed,
     BranchStarted,
     CheckpointCommitted,
@@ -221,6 +222,21 @@ def one_name_for_all(state: RunState, outcome: CommandSettled) -> list[Record]:
     ]
 
 
+def adopted_with_a_parent(state: RunState, entry: Entry) -> None:
+    """An adopted branch has the history of the branch that was trained when it came."""
+    evolve(state, entry)
+    if isinstance(entry.record, BranchAdopted):
+        given = replace(state.branches[entry.record.branch], parent=state.head, checkpoint="none")
+        state.branches[entry.record.branch] = given
+
+
+def adopted_is_head(state: RunState, entry: Entry) -> None:
+    """An adoption takes the run to its branch, though nobody has asked the ranks."""
+    evolve(state, entry)
+    if isinstance(entry.record, BranchAdopted):
+        state.head = entry.record.branch
+
+
 def bases_may_go(state: RunState) -> list[tuple[CheckpointCommitted, str]]:
     """What branches stand on is kept no longer than the others."""
     wanted = state.generation.retention if state.generation else {}
@@ -251,6 +267,8 @@ BRANCH_MUTANTS: dict[str, Parts] = {
     "a rollback makes no branch": Parts(rules=Rules(settle=branch_forgotten)),
     "a branch is not given what it begins with": Parts(rules=Rules(settle=firsts_forgotten)),
     "two branches have one name": Parts(rules=Rules(settle=one_name_for_all)),
+    "an adopted branch stands on the head": Parts(rules=with_fold(adopted_with_a_parent)),
+    "an adoption takes the run away": Parts(rules=with_fold(adopted_is_head)),
     "what a branch stands on is retired": Parts(rules=Rules(retire=bases_may_go)),
 }
 

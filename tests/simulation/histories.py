@@ -1,10 +1,14 @@
 """Random histories: what operators, faults and luck do to a world, from one seed."""
 
+from contextlib import suppress
 from typing import Any
 
 from control_plane.core.boundary import MAX_COMMANDS_PER_PROPOSAL
 from control_plane.core.commands import MAX_STEP
+from control_plane.core.errors import Refused
+from control_plane.core.records import CheckpointCommitted
 from tests.simulation.faults import CRASH_POINTS, Faults
+from tests.simulation.operators import ADOPTED
 from tests.simulation.parts import Parts
 from tests.simulation.world import World
 
@@ -176,6 +180,15 @@ def go_back_somewhere(world: World) -> None:
     world.try_submit("rollback", not_before_step=later, based_on_seq=some_view(world), **body)
 
 
+def adopt_something(world: World) -> None:
+    """Another run's checkpoint, which it has from this one, as a branch; perhaps one that there is already."""
+    told = [each.record.checkpoint for each in world.disk.entries if isinstance(each.record, CheckpointCommitted)]
+    sound = [name for name in told if not world.files[name].is_damaged and ADOPTED not in name]
+    if sound:
+        with suppress(Refused):
+            world.adopt(world.dice.choice(sound), world.dice.choice(("x", "adopted", "adopted-2", "branch-4")))
+
+
 def wander(world: World) -> None:
     """One random action in a history of many branches."""
     world.save_rate = 0.2
@@ -188,7 +201,9 @@ def wander(world: World) -> None:
         cancel_something(world)
     elif luck < 0.38:
         keep_or_delete_something(world)
-    elif luck < 0.41:
+    elif luck < 0.40:
+        adopt_something(world)
+    elif luck < 0.42:
         world.lose_everything()
     elif luck < 0.44:
         world.kill_trainers()

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core.commands import Command, SetLearningRate
-from control_plane.core.intents import Cancel, DeleteCheckpoint, PinCheckpoint, Rollback
+from control_plane.core.intents import AdoptCheckpoint, Cancel, DeleteCheckpoint, PinCheckpoint, Rollback
 from control_plane.core.records import (
     BranchResumed,
     BranchStarted,
@@ -166,7 +166,7 @@ class Books:
             if command.not_after_step is None or outcome.step <= command.not_after_step:
                 raise Violation(f"I3 order: record {seq} says that a command expired before its time")
         elif outcome.status == "applied" and not isinstance(
-            command.intent, Cancel | PinCheckpoint | DeleteCheckpoint | Rollback
+            command.intent, Cancel | PinCheckpoint | DeleteCheckpoint | AdoptCheckpoint | Rollback
         ):
             raise Violation(f"I13 honest ack: record {seq} says applied, and there were no ranks")
 

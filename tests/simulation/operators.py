@@ -1,9 +1,16 @@
 """The operators of a world: they send commands, and ask again until there is an answer."""
 
+from dataclasses import replace
 from typing import Any
 
+from control_plane.core.branching import Adopted
 from control_plane.core.commands import INTENT, Command
 from control_plane.core.errors import Refused
+from control_plane.core.intents import AdoptCheckpoint
+from control_plane.core.records import CheckpointCommitted, Parent
+
+ADOPTED = "-of-"
+"""In the name of a checkpoint that was another run's."""
 
 
 class Operators:
@@ -24,11 +31,31 @@ class Operators:
         self.send(command)
         return command
 
+    def adopt(self, name: str, branch: str) -> Command:
+        """An operator has a run that was forked at this checkpoint, and did nothing since, adopted as this branch.
+
+        Raises `Refused`.
+        """
+        saved, here = self.files[name], f"{name}{ADOPTED}{branch}"
+        intent = AdoptCheckpoint(run="other", checkpoint=name, branch=branch)
+        command = Command(uuid=self.new_uuid(), author="ann", intent=intent)
+        if here not in self.files:
+            self.files[here] = replace(saved, branch=branch)
+        self.brought[command.uuid] = Adopted(
+            origin=Parent(kind="adopted", run="other", checkpoint=name, step=saved.step),
+            checkpoint=CheckpointCommitted(
+                checkpoint=here, step=saved.step, generation=0, path=f"checkpoints/{here}", pinned=True, branch=branch
+            ),
+        )
+        self.send(command)
+        return command
+
     def send(self, command: Command) -> None:
         """An operator sends this command, perhaps not for the first time. Raises `Refused`."""
         self.unanswered[command.uuid] = command
         try:
-            answer = self._ask(lambda server: server.submit(command), self._whom())
+            adopted = self.brought.get(command.uuid)
+            answer = self._ask(lambda server: server.submit(command, adopted), self._whom())
         except Refused:
             self.unanswered.pop(command.uuid)
             raise

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core import decisions, recovery
-from control_plane.core.branching import Origin
+from control_plane.core.branching import Adopted, Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.errors import Fenced, RunEnded
@@ -81,7 +81,7 @@ def recover(entries: list[Entry]) -> RunState:
 class Rules:
     """The rules that a server goes by: those of the core, unless a mutant changes one."""
 
-    accept: Callable[[RunState, Command], list[Record]] = decisions.accept
+    accept: Callable[..., list[Record]] = decisions.accept
     start_generation: Callable[[RunState, GenerationStart], list[Record]] = decisions.start_generation
     check_generation: Callable[[RunState, int], None] = decisions.check_generation
     settle: Callable[[RunState, CommandSettled], list[Record]] = decisions.settle
@@ -135,9 +135,12 @@ class SimServer:
         if self._faults.server_crashes(point):  # type: ignore[arg-type]
             raise Crashed(point)
 
-    def submit(self, command: Command) -> int:
-        """Accept a command; answers its seq. Raises `Refused`."""
-        self.commit(self._rules.accept(self.state, command))
+    def submit(self, command: Command, adopted: Adopted | None = None) -> int:
+        """Accept a command; answers its seq. `adopted` is what an adoption has brought. Raises `Refused`."""
+        if adopted is None or decisions.to_be_adopted(self.state, command) is None:
+            self.commit(self._rules.accept(self.state, command))
+        else:
+            self.commit(self._rules.accept(self.state, command, adopted=adopted))
         return self.state.commands[command.uuid].accepted_seq
 
     def start_generation(self, start: GenerationStart) -> int:

@@ -28,6 +28,7 @@ SHOWN_BY = {
     "a branch is as paused as its parent": 3,
     "a proposal goes on after a rollback": 3,
     "trainers stay after a rollback": 2,
+    "an adopted branch stands on the head": 96,
     "what a branch stands on is retired": 2,
 }
 """Seeds that are tried first: those that show what few seeds show."""
@@ -78,6 +79,14 @@ def test_random_rollbacks_reach_every_way_of_a_branch() -> None:
     parents = [branch.parent for world in worlds if world.server for branch in world.server.state.branches.values()]
     assert any(parent not in (None, "main") for parent in parents)
     assert any(world.books.discarded for world in worlds)
+    adopted = [
+        branch.name
+        for world in worlds
+        if world.server
+        for branch in world.server.state.branches.values()
+        if branch.origin and any(start.branch == branch.name for start in starts(world))
+    ]
+    assert len(adopted) > 3, "some are trained"
     assert any(start.refused and start.branch != "main" for world in worlds for start in starts(world))
 
 

@@ -8,8 +8,10 @@ from control_plane.core.commands import Command
 from control_plane.core.intents import Rollback
 from control_plane.core.records import (
     MAIN,
+    BranchAdopted,
     BranchResumed,
     BranchStarted,
+    CheckpointCommitted,
     CheckpointDiscarded,
     CommandAccepted,
     CommandScheduled,
@@ -37,6 +39,8 @@ class Turns:
     firsts: list[object] = field(default_factory=list)
     # The branch and the step for which a command was meant.
     meant_for: dict[UUID, tuple[str, int]] = field(default_factory=dict)
+    # The branch whose checkpoint the next record must be.
+    adopting: str | None = None
     # Whether the run was taken elsewhere, and no trainers have begun there yet.
     on_the_way: bool = False
 
@@ -44,11 +48,21 @@ class Turns:
         """The next record. `accepted` and `history` are what came before it."""
         if self.owed is not None and not isinstance(record, BranchStarted | BranchResumed):
             raise Violation(f"I14 branches: record {seq} stands where a rollback should have made its branch")
+        if self.adopting is not None and getattr(record, "branch", None) != self.adopting:
+            raise Violation(f"I14 branches: record {seq} stands where an adopted branch should have its checkpoint")
         if self.firsts and not isinstance(record, CommandAccepted | CommandScheduled):
             raise Violation(f"I14 branches: record {seq} stands where a branch should have been given what comes first")
         match record:
             case BranchStarted() | BranchResumed():
                 self._turn(seq, record, history)
+            case BranchAdopted():
+                if record.branch in history.lines:
+                    raise Violation(f"I14 branches: record {seq} adopts {record.branch}, and there is one")
+                self.adopting = record.branch
+            case CheckpointCommitted(branch=branch) if branch == self.adopting:
+                history.adopt(branch, self.files[record.checkpoint].effects)
+                self.bases.add(record.checkpoint)
+                self.adopting = None
             case CommandAccepted(command=command):
                 self._accept(seq, command)
             case CommandScheduled(uuid=uuid, step=step):

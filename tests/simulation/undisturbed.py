@@ -103,10 +103,14 @@ class Undisturbed:
         self.over |= {command.uuid for command, _ in line[: max(stops, default=0)] if command.intent.kind in FLAGS}
 
     def branch_off(self, branch: str, effects: Sequence[UUID]) -> None:
-        """A branch begins in a state that carries these effects."""
+        """A branch begins in a state that carries these effects, and the run goes there."""
+        self.adopt(branch, effects)
+        self.turn(branch)
+
+    def adopt(self, branch: str, effects: Sequence[UUID]) -> None:
+        """The same, and the run stays where it is."""
         told = {command.uuid: (command, step) for line in self.lines.values() for command, step in line}
         self.lines[branch] = [told[uuid] for uuid in effects if uuid in told]
-        self.turn(branch)
 
     def turn(self, branch: str) -> None:
         """The run goes on with this branch, whatever has held it."""

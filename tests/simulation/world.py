@@ -8,6 +8,7 @@ from typing import Any
 from uuid import UUID
 
 from control_plane.core.boundary import COMPARE_EVERY_STEPS
+from control_plane.core.branching import Adopted
 from control_plane.core.commands import Command
 from control_plane.core.errors import Diverged, Fenced, Refused
 from control_plane.core.records import CheckpointCommitted
@@ -17,7 +18,7 @@ from tests.simulation.faults import Faults
 from tests.simulation.fleet import Fleet, GroupDied, Violation
 from tests.simulation.invariants import Books
 from tests.simulation.link import Announce, Link, Network, Numbered, Offered, Outcomes, Over, Poll, Recorded
-from tests.simulation.operators import Operators
+from tests.simulation.operators import ADOPTED, Operators
 from tests.simulation.parts import Parts
 from tests.simulation.saved import Saved
 from tests.simulation.server import LIMITED, Crashed, SimServer
@@ -49,6 +50,7 @@ class World(Operators):
         self.unanswered: dict[UUID, Command] = {}
         self.files: dict[str, Saved] = {}
         self.books.turns.files = self.files
+        self.brought: dict[UUID, Adopted] = {}
         # How many checkpoints of a branch are kept (0: all), and whether somebody goes back when the run has ended.
         self.keep_last, self.goes_back_at_the_end = 0, False
         self.reached_step = 0
@@ -119,6 +121,8 @@ class World(Operators):
         """This checkpoint, or one of the newest, cannot be read; if it could not be before, it can be again."""
         if self.files:
             name = name or self.dice.choice(list(self.files)[-2:])
+            if ADOPTED in name:
+                return  # an adopted branch has nothing before it: without its checkpoint there is none
             self.files[name] = replace(self.files[name], is_damaged=not self.files[name].is_damaged)
 
     def save(self) -> str:

@@ -1,0 +1,40 @@
+"""Runs beside each other that come from one another, with checkpoints: for what is given from one to the other."""
+
+from pathlib import Path
+
+from control_plane.core.branching import Origin
+from control_plane.core.records import CheckpointCommitted, Parent, Record, RunCreated
+from control_plane.storage.checkpoints import SigningKey
+from control_plane.storage.descent import write_origin
+from control_plane.storage.journal import Journal
+from control_plane.storage.layout import RunFiles
+from tests.storage.facts import NOW
+from tests.storage.saved import name_of, save
+
+CONFIG = """name: {run}
+seed: 7
+training: {{max_steps: {max_steps}, optim: adamw_torch}}
+deepspeed:
+  zero_optimization: {{stage: {stage}}}
+"""
+
+
+def lay(
+    folder: Path, run: str, *steps: int, parent: str | None = None, stage: int = 2, max_steps: int = 100
+) -> RunFiles:
+    """A run with checkpoints of these steps, forked from `parent` if there is one."""
+    files = RunFiles(folder / "runs" / run)
+    files.root.mkdir(parents=True)
+    files.config.write_text(CONFIG.format(run=run, stage=stage, max_steps=max_steps))
+    key = SigningKey.of_installation(files.signing_key)
+    records: list[Record] = [RunCreated(run=run, name=run, author="ann", config_sha256="c" * 64)]
+    for step in steps:
+        save(files.checkpoints, step, key)
+        path = f"checkpoints/{name_of(step)}"
+        records.append(CheckpointCommitted(checkpoint=name_of(step), step=step, generation=1, path=path))
+    journal = Journal.open(files.journal)
+    journal.append(records, NOW)
+    journal.close()
+    if parent is not None:
+        write_origin(files, Origin(parent=Parent(kind="fork", run=parent, checkpoint=name_of(1), step=1)))
+    return files
