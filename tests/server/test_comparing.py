@@ -1,11 +1,12 @@
 """Lines, where they part, and what differs since: a small tree of branches, and runs that were forked from it.
 
-one:  main 0 -------- 20 --------- 30 ---- 40
+one:    main 0 -------- 20 --------- 30 ---- 40
                       | first 20           (a rate was set at 10, 20 before the save, 20 after it, and 35)
             branch-2  +--- 25 --- 50
                            | first 25
                  branch-3  +------ 60
-two:  main, a fork of one's branch-2 at 50, to 70
+two:    main, a fork of one's branch-2 at 50, to 70
+three:  best, adopted from two at 62, to 80, beside a main of its own
 """
 
 from typing import Any
@@ -44,11 +45,22 @@ def done(number: int, step: int, was: float = 0.1, now: float = 0.2, first: bool
 
 
 def branch(
-    name: str, parent: str | None = None, step: int = 0, reached: int = 0, changes: Any = (), decay: float = 0.1
+    name: str,
+    parent: str | None = None,
+    step: int = 0,
+    reached: int = 0,
+    changes: Any = (),
+    decay: float = 0.1,
+    origin: Parent | None = None,
 ) -> Trajectory:
     """A branch with its changes; its checkpoint is called after the step."""
     view = BranchView(
-        branch=name, parent=parent, step=step, reached_step=reached, checkpoint=f"step-{step}-g1" if parent else None
+        branch=name,
+        parent=parent,
+        step=step,
+        reached_step=reached,
+        checkpoint=f"step-{step}-g1" if parent else None,
+        origin=origin,
     )
     return Trajectory(branch=view, knobs={"lr": [1.0], "weight_decay": decay}, interventions=tuple(changes))
 
@@ -70,15 +82,25 @@ ONE = Trajectories(
     ),
     checkpoints=(saved(20, 2), saved(25)),
 )
+FORKED = Parent(kind="fork", run="one", branch="branch-2", checkpoint="step-50-g1", step=50)
 TWO = Trajectories(
     run="two",
     status="running",
     head="main",
     total_steps=100,
-    parent=Parent(kind="fork", run="one", branch="branch-2", checkpoint="step-50-g1", step=50),
-    branches=(branch("main", None, 0, 70, [done(7, 55)]),),
+    parent=FORKED,
+    branches=(branch("main", None, 0, 70, [done(7, 55), done(8, 62)], origin=FORKED),),
+    checkpoints=(saved(62, 8),),
 )
-RUNS = {"one": ONE, "two": TWO}
+ADOPTED = Parent(kind="adopted", run="two", branch="main", checkpoint="step-62-g1", step=62)
+THREE = ONE.model_copy(
+    update={
+        "run": "three",
+        "parent": None,
+        "branches": (branch("main", None, 0, 40), branch("best", None, 62, 80, [done(9, 70)], origin=ADOPTED)),
+    }
+)
+RUNS = {"one": ONE, "two": TWO, "three": THREE}
 
 
 def chosen(text: str) -> Chosen:
@@ -116,6 +138,12 @@ def test_line_that_is_cut_before_its_branch_began_leaves_that_out() -> None:
 
 def test_line_of_a_fork_begins_with_its_parent_s() -> None:
     assert stretches("two") == [("one", "main", 0, 20), ("one", "branch-2", 20, 50), ("two", "main", 50, 70)]
+    assert stretches("three:best") == [
+        ("one", "main", 0, 20),
+        ("one", "branch-2", 20, 50),
+        ("two", "main", 50, 62),
+        ("three", "best", 62, 80),
+    ]
     alone = line(chosen("two"), {"two": TWO})
     assert [(each.run, each.stretch.first) for each in alone] == [("two", 50)]
 
@@ -131,6 +159,9 @@ def test_line_of_a_fork_begins_with_its_parent_s() -> None:
         (("one", "two"), 25, "branch-2"),
         (("two", "one:branch-2"), 50, "branch-2"),
         (("two@60", "two"), 60, "main"),
+        (("two", "three:best"), 62, "main"),
+        (("one", "three:best"), 25, "branch-2"),
+        (("three:main", "three:best"), 0, None),
     ],
 )
 def test_lines_part_at_the_last_step_that_they_have_in_common(sides: Any, step: int, branch: str) -> None:
@@ -156,7 +187,11 @@ def test_interventions_of_a_line_are_those_that_its_checkpoints_contain() -> Non
     assert numbers("one:main") == [1, 2, 3, 4]
     assert numbers("one") == [1, 2, 5], "what main decided at step 20 after the save is no part of it"
     assert numbers("one:branch-2@44") == [1, 2, 5]
-    assert numbers("two") == [1, 2, 5, 6, 7]
+    assert numbers("two") == [1, 2, 5, 6, 7, 8]
+    # 8 was decided at the step of the checkpoint that was adopted, before it was saved: that run's record says so.
+    assert numbers("three:best") == [1, 2, 5, 6, 7, 8, 9]
+    assert numbers("three:best@65") == [1, 2, 5, 6, 7, 8]
+    assert numbers("three:main") == []
 
 
 def test_knobs_at_a_step_take_back_what_was_changed_later() -> None:
