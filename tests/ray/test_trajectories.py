@@ -1,15 +1,14 @@
-"""A run on a real cluster is walked as a tree: rolled back, forked, killed in between, and replayed bit for bit."""
+"""A run on a real cluster is walked as a tree: rolled back, killed, forked, its best fork adopted, and replayed."""
 
 import json
 import os
 import signal
 from pathlib import Path
-from uuid import uuid4
 
 import pytest
 
 from control_plane.client import SteerwayClient
-from control_plane.core.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
+from control_plane.core.commands import Pause, SaveCheckpoint, SetKnobs, SetLearningRate
 from control_plane.core.intents import Rollback, SetSchedule
 from control_plane.handle import Snapshot
 from tests.ray.cluster import REPOSITORY, Cluster, running, wait_for, wait_for_step
@@ -38,6 +37,16 @@ def ended(client: SteerwayClient, run: str) -> Snapshot:
     return wait_for(  # type: ignore[no-any-return]
         f"the end of {run}", lambda: snapshot if (snapshot := client.snapshot(run)).closed else None, PATIENCE_S
     )
+
+
+def steer(cluster: Cluster, *words: str) -> str:
+    done = cluster.command("control_plane.cli.main", *words)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def trains(snapshot: Snapshot, branch: str) -> bool:
+    return (snapshot.branch, snapshot.status) == (branch, "running")
 
 
 def begun(cluster: Cluster, *words: str) -> list[str]:
@@ -75,16 +84,22 @@ def test_a_run_is_rolled_back_killed_forked_and_replayed(tmp_path: Path) -> None
         (misfit,) = begun(cluster, "fork", run, base.checkpoint, "model.n_embd=64")
         assert "does not fit this model" in str(ended(client, misfit).reason)
 
-        # A finished run goes on from where it was better.
-        back = Command(uuid=uuid4(), author="test", intent=Rollback(checkpoint=base.checkpoint))
-        resumed = cluster.command("ray_jobs.submit", "--resume", run, "--back", back.model_dump_json(), "--json")
-        assert resumed.returncode == 0, resumed.stderr
-        wait_for("its trainers", lambda: client.snapshot(run).branch == "branch-3" or None, PATIENCE_S)
+        # A finished run goes on from where it was better; and then with the best of its forks, in the same processes.
+        steer(cluster, "rollback", run, base.checkpoint, "--branch", "again", "-y")
+        wait_for("its trainers", lambda: trains(client.snapshot(run), "again") or None, PATIENCE_S)
+        ask(client, run, Pause())
+        best = min(forks, key=lambda fork: float(client.snapshot(fork).latest["loss"]))
+        told = json.loads(steer(cluster, "adopt", run, best, "--branch", "best", "-y", "--json"))
+        assert told["arrival"]["branch"] == "best"
+        assert base.step < told["arrival"]["step"] <= base.step + 10
+        print(f"adopted {best} at step {told['arrival']['step']}: trained on after {told['arrival']['took_s']:.1f} s")
         assert ended(client, run).status == "finished", cluster.logs(run)
+        assert client.snapshot(run).branch == "best"
+        assert f"* best  adopted from {best}, branch main, at step" in steer(cluster, "tree", run)
+        beside = json.loads(steer(cluster, "compare", f"{run}:main", f"{run}:best", best, "--json"))
+        assert (beside["common"]["run"], beside["common"]["step"]) == (run, base.step)
 
-        replayed = cluster.command("control_plane.cli.main", "replay", run, "--json")
-        assert replayed.returncode == 0, replayed.stdout + replayed.stderr
-        verdict = json.loads(replayed.stdout.splitlines()[-1])
+        verdict = json.loads(steer(cluster, "replay", run, "--json").splitlines()[-1])
         assert verdict["verdict"] == "identical", verdict
         assert verdict["digests"] >= STEPS // 5
         print(f"replay: {verdict}")
