@@ -75,7 +75,7 @@ class ArchivedRun:
     async def submit(self, command: Command) -> Receipt:
         """The receipt of a command that is in the journal. Raises `RunEnded` for every other, `Conflict` as ever."""
         state = await self._load()
-        if decisions.accept(state, command):
+        if decisions.to_be_adopted(state, command) is not None or decisions.accept(state, command):
             raise self._over()
         life = state.commands[command.uuid]
         return Receipt(uuid=command.uuid, run=self._files.run, seq=life.accepted_seq, status=life.status)

@@ -24,7 +24,7 @@ from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 from control_plane.actor import retire
 from control_plane.core.branching import go_on_with
 from control_plane.core.commands import Command
-from control_plane.core.errors import SteerwayError
+from control_plane.core.errors import Refused, SteerwayError
 from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import Ending
 from control_plane.core.state import fold
@@ -64,7 +64,12 @@ def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> 
     settings = run_config.RunConfig.from_yaml(files.config.read_text(), str(files.config))
     ray.init(ignore_reinit_error=True, log_to_driver=True, logging_level=logging.WARNING)
     handle = RayHandle(files, retry_for_s=60.0)
-    asyncio.run(_open(handle, resumed_by, Command.model_validate_json(back) if back else None))
+    try:
+        asyncio.run(_open(handle, resumed_by, Command.model_validate_json(back) if back else None))
+    except Refused:
+        if asyncio.run(handle.snapshot()).closed:
+            retire(files)  # it was only served to be asked
+        raise
     with turn(
         files.root.parent / ".turns", _needed(settings), ray.available_resources, ray.cluster_resources, _begins(files)
     ):
@@ -83,8 +88,13 @@ async def _open(handle: RayHandle, resumed_by: str | None, back: Command | None)
         await handle.submit(back)  # first: if it is refused, the run is left as it was
         back = go_on_with(back)
     await handle.resume(resumed_by, back is not None)
-    if back is not None:
+    if back is None:
+        return
+    try:
         await handle.submit(back)
+    except Refused as refusal:
+        await handle.close("failed", f"the run could not go where it was to go on: {refusal.reason}")
+        raise
 
 
 def _needed(settings: run_config.RunConfig) -> dict[str, float]:

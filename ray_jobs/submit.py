@@ -32,6 +32,7 @@ from control_plane.core.keeping import check_adoption
 from control_plane.core.state import RunState, fold
 from control_plane.storage import journal
 from control_plane.storage.checkpoints import MANIFEST, SigningKey, commit, verify
+from control_plane.storage.descent import adoptable
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
 from ray_jobs.batch import sizes_that_can
 from ray_jobs.config import RunConfig, check_training_keys, load
@@ -207,14 +208,14 @@ def main(arguments: Sequence[str]) -> int:
 def resume(where: Settings, run: str, trust: bool, back: str | None = None) -> str:
     """Have a run go on from its newest checkpoint; answers the job's submission id. Needs the run's folder only.
 
-    With `back` (a rollback command, as JSON) it goes on from another one, and may have finished.
+    With `back` (a rollback or an adoption, as JSON) it goes on from another one, and may have finished.
     Raises `NotFound` if there is no such run, `Conflict` if it is at work or has finished, `Damaged` if its journal
-    does not verify, and what the rules say of a rollback.
+    does not verify, and what the rules say of a rollback or an adoption.
     """
     files = find_run(where.runs_dir, run)
     state = fold(journal.read(files.journal))
     if back is not None:
-        _check_rollback(state, back)
+        _check_back(files, state, back)
     elif state.closed is not None and state.closed.ending == "finished":
         raise Conflict(f"run {run} has finished at step {state.step}: there is nothing left to resume")
     if trust:
@@ -222,16 +223,18 @@ def resume(where: Settings, run: str, trust: bool, back: str | None = None) -> s
     return submit(files, where, resumed_by=author(), back=back)
 
 
-def _check_rollback(state: RunState, back: str) -> None:
+def _check_back(files: RunFiles, state: RunState, back: str) -> None:
+    """Here, where somebody can be told: what is refused in the job ends up in its log."""
     try:
         command = Command.model_validate_json(back)
     except ValidationError as error:
-        raise Invalid(f"--back takes a rollback command as JSON: {error.errors()[0]['msg']}") from None
+        raise Invalid(f"--back takes a rollback or an adoption as JSON: {error.errors()[0]['msg']}") from None
     match command.intent:
         case Rollback():
             check_rollback(state, command.intent)
         case AdoptCheckpoint(branch=str()):
             check_adoption(state, command.intent)
+            adoptable(files, command.intent)
         case _:
             raise Invalid(f"--back takes a rollback, or an adoption with a branch, not '{command.describe()}'")
 

@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 SPARES_AFTER_S = 1.0
 """From the first step to the start of the spares: what is loaded first is what trains."""
 
+MAX_WARNINGS = 1000
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -223,3 +224,21 @@ def _log_to_file(files: RunFiles, rank: int) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.captureWarnings(True)
     warnings.filterwarnings("once")
+    logging.getLogger("py.warnings").addFilter(ToldOnce())
+
+
+class ToldOnce(logging.Filter):
+    """Lets a message through the first time. PyTorch saves and restores Python's filters at each collective, and with
+    them goes the memory of what was warned of `once`: a log of ZeRO 3 would be made of one sentence."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._told = set[str]()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether it is new. Beyond `MAX_WARNINGS` different ones nothing is remembered any more."""
+        message = record.getMessage()
+        is_new = message not in self._told
+        if len(self._told) < MAX_WARNINGS:
+            self._told.add(message)
+        return is_new

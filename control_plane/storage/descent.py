@@ -17,7 +17,7 @@ from pydantic import ValidationError
 from control_plane.core.branches import candidates
 from control_plane.core.branching import Adopted, Origin
 from control_plane.core.errors import Conflict, Damaged, NotFound, Unavailable
-from control_plane.core.intents import MAX_NAMES_TOLD, AdoptCheckpoint
+from control_plane.core.intents import MAX_NAME_CHARS, MAX_NAMES_TOLD, AdoptCheckpoint
 from control_plane.core.records import MAIN, CheckpointCommitted, Parent
 from control_plane.core.state import RunState, fold
 from control_plane.storage import journal
@@ -53,7 +53,7 @@ def inherit(
     It is called `name`, if there is one: what a crash has left under it makes way. Else it is called as it was.
 
     Raises: `Damaged` if it does not verify, `Conflict` if the child has another one of that name, `Unavailable` if the
-    disk fails; then the child has none.
+    disk fails; then the child has none that it did not have before.
     """
     source, target = parent.checkpoints / checkpoint, child.checkpoints / (name or checkpoint)
     key = SigningKey.of_installation(child.signing_key)
@@ -71,7 +71,8 @@ def inherit(
         sync_folder(child.checkpoints, "inherited.folder")
         digest = commit(target, own, key)
     except OSError as error:
-        discard(target)
+        if not is_here:
+            discard(target)
         told = error.strerror or error
         raise Unavailable(f"checkpoint {checkpoint} could not be given to run {child.run}: {told}") from None
     return CheckpointCommitted(
@@ -92,8 +93,25 @@ def inherit(
 def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collection[str]) -> Adopted:
     """Give a run a checkpoint of another one, as the beginning of `branch`. `known` are those that its journal knows.
 
-    Raises: `NotFound` for an unknown run or checkpoint; `Conflict` if the runs have no ancestor in common, if what one
-    saves the other cannot restore, or if it was adopted before; `Damaged`, `Unavailable`.
+    Raises what `adoptable` does; `Conflict` if it was adopted before; `Damaged`, `Unavailable`.
+    """
+    source, found, differing = adoptable(files, intent)
+    name = f"{found.checkpoint}-of-{source.run}"
+    if len(name) > MAX_NAME_CHARS:
+        raise Conflict(f"{name} has more than {MAX_NAME_CHARS} characters: nobody could ask for that checkpoint")
+    if name in known:
+        raise Conflict(f"{found.checkpoint} of run {source.run} was adopted before, as checkpoint {name}")
+    origin = Parent(kind="adopted", run=source.run, branch=found.branch, checkpoint=found.checkpoint, step=found.step)
+    return Adopted(
+        origin=origin, checkpoint=inherit(source, found.checkpoint, files, branch, name), differing=differing
+    )
+
+
+def adoptable(files: RunFiles, intent: AdoptCheckpoint) -> tuple[RunFiles, CheckpointCommitted, dict[str, Any]]:
+    """What a run would adopt: of whom, which checkpoint, and the settings in which the two differ. Changes nothing.
+
+    Raises: `NotFound` for an unknown run or checkpoint; `Conflict` if the runs have no ancestor in common, or if what
+    one saves the other cannot restore; `Damaged` for what cannot be read.
     """
     source = find_run(files.root.parent, intent.run)
     found = _chosen(fold(journal.read(source.journal)), source.run, intent.checkpoint)
@@ -104,13 +122,7 @@ def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collecti
         raise Conflict(
             f"run {source.run} has {unlike} = {theirs}, and {files.run} has {own}: it could not restore that"
         )
-    name = f"{found.checkpoint}-of-{source.run}"
-    if name in known:
-        raise Conflict(f"{found.checkpoint} of run {source.run} was adopted before, as checkpoint {name}")
-    origin = Parent(kind="adopted", run=source.run, branch=found.branch, checkpoint=found.checkpoint, step=found.step)
-    return Adopted(
-        origin=origin, checkpoint=inherit(source, found.checkpoint, files, branch, name), differing=differing
-    )
+    return source, found, differing
 
 
 def _chosen(state: RunState, run: str, checkpoint: str | None) -> CheckpointCommitted:

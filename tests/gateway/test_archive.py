@@ -116,6 +116,10 @@ def test_archived_run_takes_no_command_but_answers_a_retry(files: RunFiles) -> N
     assert asyncio.run(archived.submit(examples.command(2))).status == "expired"
     with pytest.raises(Conflict):
         asyncio.run(archived.submit(examples.command(2, "resume")))
+    with pytest.raises(RunEnded, match="takes commands again when it is resumed"):
+        asyncio.run(archived.submit(examples.command(4, "adopt_checkpoint", run="fork-1")))
+    with pytest.raises(Conflict, match="has a branch 'main' already"):
+        asyncio.run(archived.submit(examples.command(4, "adopt_checkpoint", run="fork-1", branch="main")))
 
 
 def test_archived_run_knows_its_commands_and_no_other(files: RunFiles) -> None:

@@ -9,6 +9,7 @@ from control_plane.core.errors import Conflict, Invalid
 from ray_jobs import submit
 from ray_jobs.config import load
 from tests.ray.cluster import REPOSITORY, free_ports
+from tests.storage.kin import lay
 
 CONFIG = str(REPOSITORY / "configs" / "gpt2-local.yaml")
 
@@ -70,3 +71,27 @@ def test_ray_environment_is_what_the_cluster_wrote_down(home: Path) -> None:
     assert submit.ray_environment(where) == {}
     where.cluster_file.write_text(json.dumps({"ray_environment": {"RAY_AUTH_MODE": "token"}}))
     assert submit.ray_environment(where) == {"RAY_AUTH_MODE": "token"}
+
+
+@pytest.mark.parametrize(
+    ("asked", "code", "said"),
+    [
+        ({"kind": "adopt_checkpoint", "run": "stranger", "branch": "best"}, 5, "no run in common"),
+        ({"kind": "adopt_checkpoint", "run": "fork", "branch": "main"}, 5, "has a branch 'main' already"),
+        ({"kind": "adopt_checkpoint", "run": "fork", "checkpoint": "no", "branch": "best"}, 3, "has no checkpoint no"),
+        ({"kind": "adopt_checkpoint", "run": "fork"}, 6, "or an adoption with a branch, not 'adopt the newest"),
+        ({"kind": "rollback", "checkpoint": "no"}, 3, "has no checkpoint 'no'"),
+        ({"kind": "pause"}, 6, "not 'pause'"),
+    ],
+)
+def test_resume_somewhere_else_is_refused_before_a_job_is_submitted(
+    home: Path, capsys: pytest.CaptureFixture[str], asked: dict[str, str], code: int, said: str
+) -> None:
+    lay(home, "parent", 1)
+    lay(home, "fork", 7, parent="parent")
+    lay(home, "stranger", 7)
+    command = json.dumps({"uuid": "0" * 32, "author": "ann", "intent": asked})
+    assert submit.main(["--resume", "parent", "--back", command, "--json"]) == code
+    told = capsys.readouterr()
+    assert said in told.err
+    assert told.out == ""
