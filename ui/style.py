@@ -34,6 +34,10 @@ CSS = """<style>
   background: rgba(128, 128, 128, 0.22); white-space: nowrap; }
 .st-key-checkpoint_rows > div { border-top: 1px solid rgba(128, 128, 128, 0.25); }
 [class*="st-key-branch_row_"] { flex-wrap: nowrap !important; }
+/* A fork's page is another run's, though Streamlit takes it for the page that is open. */
+[class*="st-key-branch_row_of_"] a { background: none !important; height: auto; padding: 0.3rem 0.6rem; }
+[class*="st-key-branch_row_of_"] a * { font-weight: 400 !important; white-space: normal !important; }
+[class*="st-key-branch_row_of_"] a p { font-size: 0.875rem; line-height: 1.45; overflow-wrap: anywhere; }
 .compared { overflow-x: auto; }
 .compared th, .compared .checkpoints td:first-child { white-space: nowrap; }
 .knobs td { white-space: normal; }

@@ -11,8 +11,10 @@ from uuid import uuid4
 
 import uvicorn
 
+from control_plane.core.branching import Adopted
 from control_plane.core.commands import Command, Intent, SetLearningRate
 from control_plane.core.errors import NotFound
+from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import Parent, RunCreated
 from control_plane.gateway.app import create_app
 from control_plane.gateway.auth import TokenBook, TokenRecord, digest
@@ -118,9 +120,21 @@ class FakeCluster:
 
     async def _create(self, run: str, name: str, clock: Clock, parent: Parent | None, **trainer: Any) -> FakeTrainer:
         created = RunCreated(run=run, name=name, author="ada", config_sha256="0" * 64, parent=parent)
-        server = ControlServer(created, JournalInMemory(), MetricsInMemory(), clock.utc_now, clock.monotonic_s)
+        server = ControlServer(
+            created, JournalInMemory(), MetricsInMemory(), clock.utc_now, clock.monotonic_s, adopt=self._adopt
+        )
         self.runs.servers[run] = server
         return FakeTrainer(server, clock=clock, **trainer)
+
+    def _adopt(self, intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> Adopted:
+        """The newest checkpoint of another run; of nothing here there are files."""
+        found = self.runs.servers[intent.run]._state.checkpoints[-1]
+        name = f"{found.checkpoint}-of-{intent.run}"
+        given = {"checkpoint": name, "branch": branch, "generation": 0, "pinned": True}
+        return Adopted(
+            origin=Parent(kind="adopted", run=intent.run, checkpoint=found.checkpoint, step=found.step),
+            checkpoint=found.model_copy(update=given),
+        )
 
     def train(self, trainer: FakeTrainer, steps: int, plan: dict[int, tuple[Intent, str]] | None = None) -> None:
         """Make `steps` steps at once, from a start if need be; `plan` says which command is sent after how many."""

@@ -186,7 +186,10 @@ class FakeTrainer:
         chosen = usable[0] if usable else None
         self.branch, self.leaving, self.paused = point.branch, False, False
         begun = (10.4, [1.0, 1.0], OTHER_KNOBS, 0, MAIN)
-        self.loss, scale, knobs, self.done, _ = self._saved[chosen.checkpoint] if chosen else begun
+        if chosen is not None:
+            # Of a run that was adopted it knows no more than the step.
+            begun = self._saved.get(chosen.checkpoint, (5.0, [1.0, 1.0], OTHER_KNOBS, chosen.step, MAIN))
+        self.loss, scale, knobs, self.done, _ = begun
         self.scale, self.knobs = list(scale), dict(knobs)
         contained = [
             str(each.command.uuid) for each in point.decided if chosen and (each.outcome.step or 0) <= chosen.step

@@ -13,7 +13,7 @@ from tests.ui.fake_trainer import FakeTrainer
 from tests.ui.test_charts import series
 from tests.ui.test_console import press, text
 from ui.charts import View, chart_options
-from ui.going_back import back_to
+from ui.going_back import adoption, back_to
 from ui.history import History
 
 
@@ -57,6 +57,53 @@ def test_run_page_links_a_run_with_what_was_forked_from_it(
     links = [str(link.proto.label) for run in ("gpt2-1", "gpt2-2") for link in visit(run=run).get("page_link")]
     assert "gpt2-2 · fork at step 20 · waiting, step 0" in links
     assert "A fork of gpt2-1, branch main, at step 20" in links
+
+
+@pytest.fixture
+def forked(cluster: FakeCluster, branched: FakeTrainer) -> FakeTrainer:
+    """A fork of that run, which has begun and saved."""
+    parent = Parent(kind="fork", run="gpt2-1", checkpoint="step-00000020-g1", step=20)
+    made = cluster.create("gpt2-2", parent=parent, total_steps=500, save_every=20)
+    cluster.train(made, 45)
+    return made
+
+
+def test_adopt_asks_first_and_then_shows_the_fork_s_branch(
+    visit: Visit, cluster: FakeCluster, branched: FakeTrainer, forked: FakeTrainer
+) -> None:
+    app = visit(run="gpt2-1")
+    press(app, "Adopt")
+    assert "The newest checkpoint of **gpt2-2** becomes the beginning of a branch of **gpt2-1**" in text(app)
+    app.text_input(key="adopt_name").input("best")
+    app.text_input(key="adopt_reason").input("lowest loss")
+    app.button(key="FormSubmitter:adopt-Adopt").click().run()
+    command = cluster.do(branched.server.snapshot()).commands[-1].command
+    assert (command.intent, command.reason) == (adoption("gpt2-2", "best"), "lowest loss")
+    app = visit(run="gpt2-1")
+    assert not app.exception
+    assert "<b>best</b> · adopted from gpt2-2, branch main, at step 40, to step 40" in html(app)
+    assert branched.branch == "calm", "the training stays where it is"
+    app.button(key="on/best").click().run()
+    assert "It goes on with **best** from step-00000040-g1-of-gpt2-2." in text(app)
+    press(app, "Go on with it")
+    cluster.train(branched, 2)
+    assert (branched.branch, branched.done) == ("best", 41)
+
+
+def test_adopt_is_offered_for_forks_of_a_run_that_goes_on(
+    visit: Visit, cluster: FakeCluster, branched: FakeTrainer, forked: FakeTrainer
+) -> None:
+    cluster.create("gpt2-3", parent=Parent(kind="replay", run="gpt2-1"))
+    labels = [button.key for button in visit(run="gpt2-1").button]
+    assert ("adopt/gpt2-2" in labels, "adopt/gpt2-3" in labels) == (True, False)
+    cluster.do(branched.server.close("stopped", None))
+    assert "adopt/gpt2-2" not in [button.key for button in visit(run="gpt2-1").button]
+
+
+def test_adoption_under_no_name_of_a_branch_says_so() -> None:
+    assert adoption("gpt2-2", " ").branch is None
+    with pytest.raises(ValueError, match="is no name for a branch"):
+        adoption("gpt2-2", "Best!")
 
 
 def test_go_back_here_asks_first_then_sends_the_rollback(
