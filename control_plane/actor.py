@@ -69,7 +69,7 @@ def open_server(files: RunFiles) -> ControlServer:
         config_sha256=hashlib.sha256(config).hexdigest(),
         limits=limits_in(config, str(files.config)),
     )
-    return ControlServer(
+    server = ControlServer(
         created,
         Journal.open(files.journal),
         MetricsStore(files.metrics),
@@ -77,6 +77,11 @@ def open_server(files: RunFiles) -> ControlServer:
         origin=read_origin(files),
         adopt=lambda intent, branch, known: adopt(files, intent, branch, known),
     )
+    # The server before may have died between the decision and the removal.
+    for name in server.discarded:
+        if (files.checkpoints / name).exists():
+            remove_later(files, name)
+    return server
 
 
 def limits_in(config: bytes, source: str) -> dict[str, Limit]:

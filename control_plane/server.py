@@ -138,6 +138,11 @@ class ControlServer:
         """Which life of this run's control server this is, counted from 1."""
         return self._state.term
 
+    @property
+    def discarded(self) -> frozenset[str]:
+        """The checkpoints that are no more, whether or not all of their files are gone."""
+        return frozenset(self._state.discarded)
+
     def _commit(self, records: list[Record]) -> None:
         """The law: durable first, then visible. Raises `Fenced` or `Unavailable` with nothing changed."""
         if not records:

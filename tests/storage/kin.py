@@ -20,14 +20,21 @@ deepspeed:
 
 
 def lay(
-    folder: Path, run: str, *steps: int, parent: str | None = None, stage: int = 2, max_steps: int = 100
+    folder: Path,
+    run: str,
+    *steps: int,
+    parent: str | None = None,
+    stage: int = 2,
+    max_steps: int = 100,
+    config: str | None = None,
+    config_sha256: str = "c" * 64,
 ) -> RunFiles:
     """A run with checkpoints of these steps, forked from `parent` if there is one."""
     files = RunFiles(folder / "runs" / run)
     files.root.mkdir(parents=True)
-    files.config.write_text(CONFIG.format(run=run, stage=stage, max_steps=max_steps))
+    files.config.write_text(config or CONFIG.format(run=run, stage=stage, max_steps=max_steps))
     key = SigningKey.of_installation(files.signing_key)
-    records: list[Record] = [RunCreated(run=run, name=run, author="ann", config_sha256="c" * 64)]
+    records: list[Record] = [RunCreated(run=run, name=run, author="ann", config_sha256=config_sha256)]
     for step in steps:
         save(files.checkpoints, step, key)
         path = f"checkpoints/{name_of(step)}"
