@@ -20,6 +20,9 @@ LOOK_EVERY_S = 0.5
 BEGIN_WITHIN_S = 180.0
 """So long a run that had room may take to begin; then the next one may look for room."""
 
+UNSEEN = "."
+"""Before the name of a ticket that is not locked yet."""
+
 Resources = dict[str, float]
 
 
@@ -54,13 +57,16 @@ class Ticket:
         """Take the next one. Raises `OSError` where files cannot be locked."""
         folder.mkdir(exist_ok=True)
         self._path = folder / f"{time.time_ns():020d}-{os.getpid()}"
-        self._descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        # Nobody sees it before it is locked: whoever saw it then would take its driver for dead.
+        unseen = folder / f"{UNSEEN}{self._path.name}"
+        self._descriptor = os.open(unseen, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        unseen.rename(self._path)
 
     def is_oldest(self) -> bool:
         """Whether nobody who lives came before."""
-        elder = (path for path in sorted(self._path.parent.iterdir()) if path.name < self._path.name)
-        return not any(_is_held(path) for path in elder)
+        tickets = (path for path in sorted(self._path.parent.iterdir()) if not path.name.startswith(UNSEEN))
+        return not any(_is_held(path) for path in tickets if path.name < self._path.name)
 
     def give_back(self) -> None:
         """The next one, please."""

@@ -21,7 +21,7 @@ from control_plane.cli.resuming import needs_a_job, resumption
 from control_plane.cli.target import connect
 from control_plane.config import settings
 from control_plane.core.commands import Command, Intent
-from control_plane.core.errors import Conflict, RunEnded
+from control_plane.core.errors import Conflict, RunEnded, SteerwayError
 from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import BranchResumed, BranchStarted, Entry, GenerationStarted, RunClosed
 from control_plane.handle import CommandView
@@ -47,10 +47,15 @@ def go(run: str | None, intent: Intent, manner: Manner, arrived: Arrive | None) 
     if why is not None:
         _by_a_new_job(run, intent, manner, why)
         return
-    if isinstance(intent, AdoptCheckpoint):
-        _adopt(run, intent, manner)
-        intent = intent_of("rollback", branch=intent.branch)
-    ask(run, intent, manner, arrived)
+    if not isinstance(intent, AdoptCheckpoint):
+        ask(run, intent, manner, arrived)
+        return
+    _adopt(run, intent, manner)
+    try:
+        ask(run, intent_of("rollback", branch=intent.branch), manner, arrived)
+    except (SteerwayError, typer.Exit):
+        say(f"branch {intent.branch} is there, and waits: steer switch {run} {intent.branch}")
+        raise
 
 
 def _adopt(run: str, intent: AdoptCheckpoint, manner: Manner) -> None:

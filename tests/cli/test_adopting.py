@@ -90,6 +90,14 @@ def test_adoption_that_cannot_be_says_why_and_leaves_the_run_alone(forked: LiveG
     assert not forked.call(forked.server.snapshot()).commands
 
 
+def test_adopted_branch_to_which_nobody_went_is_told(forked: LiveGateway, steer: Steer) -> None:
+    answer = steer("adopt", RUN, FORK, "-y", "--based-on", "1")
+    assert answer.exit_code == 5
+    assert "look again" in answer.stderr
+    assert f"branch branch-2 is there, and waits: steer switch {RUN} branch-2" in answer.stderr
+    assert steer("switch", RUN, "branch-2", "-y").stdout.startswith("on branch branch-2 at step 9, ")
+
+
 def test_adopt_by_a_run_that_has_ended_is_a_new_job_that_adopts_first(
     forked: LiveGateway, steer: Steer, submitter: Path
 ) -> None:

@@ -37,6 +37,13 @@ def test_ticket_of_a_driver_that_died_is_removed(tmp_path: Path) -> None:
     assert len(list(tmp_path.iterdir())) == 1
 
 
+def test_ticket_that_is_not_locked_yet_is_nobody_s_and_is_left_alone(tmp_path: Path) -> None:
+    coming = tmp_path / f"{turns.UNSEEN}{0:020d}-1"
+    coming.touch()
+    assert Ticket(tmp_path).is_oldest()
+    assert coming.exists()
+
+
 def test_turn_comes_when_there_is_room_and_the_next_one_after_it_has_begun(tmp_path: Path) -> None:
     free, order, begun = {"CPU": 0.0}, list[str](), threading.Event()
 
