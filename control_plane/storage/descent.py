@@ -29,11 +29,15 @@ from control_plane.storage.checkpoints import (
     read_manifest,
     verify,
 )
+from control_plane.storage.export import SECRET
 from control_plane.storage.layout import RunFiles, find_run
 from control_plane.storage.shards import sync, sync_folder
 
 MAX_ANCESTORS = 16
 """A fork of a fork of a fork: so many runs are looked at for one that two of them have in common."""
+
+NOT_SHOWN = "(not shown)"
+"""In the place of a value that may be a secret: of a key that names one, or text and lists of any length."""
 
 SAVED_SO = (
     "deepspeed.zero_optimization.stage",
@@ -158,10 +162,18 @@ def _ancestors(files: RunFiles) -> Iterator[str]:
 
 
 def _differing(one: RunFiles, other: RunFiles) -> dict[str, Any]:
-    """The settings in which two runs differ, except their names. None where one has not said it."""
+    """The settings in which two runs differ, except their names. None where one has not said it.
+
+    They are for the journal: what may be a secret is `NOT_SHOWN`.
+    """
     ones, others = (dict(_flat(_settings(each))) for each in (one, other))
     keys = [key for key in dict.fromkeys([*ones, *others]) if ones.get(key) != others.get(key) and key != "name"]
-    return {key: [ones.get(key), others.get(key)] for key in keys}
+    return {key: [_shown(key, ones.get(key)), _shown(key, others.get(key))] for key in keys}
+
+
+def _shown(key: str, value: Any) -> Any:
+    is_harmless = value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 40)
+    return value if is_harmless and not SECRET.search(key.rpartition(".")[2]) else NOT_SHOWN
 
 
 def _settings(files: RunFiles) -> Any:

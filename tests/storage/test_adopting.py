@@ -55,6 +55,20 @@ def test_newest_checkpoint_of_a_fork_becomes_the_run_s_own(family: tuple[RunFile
     assert verified(parent).step == 9, "it is the run's own, whatever becomes of the fork"
 
 
+def test_settings_that_differ_are_told_without_secrets(tmp_path: Path) -> None:
+    """They go to the journal, which people pass on."""
+    said = "name: {}\nseed: 7\ndata: {{access_token: canary-{}, source: {}}}\nworkload: {{args: [--key, canary-{}]}}\n"
+    parent = lay(tmp_path, "parent", 1, config=said.format("parent", 1, "wiki", 1))
+    lay(tmp_path, "fork", 9, parent="parent", config=said.format("fork", 2, "x" * 99, 2))
+    differing = bring(parent).differing
+    assert differing == {
+        "data.access_token": ["(not shown)", "(not shown)"],
+        "data.source": ["(not shown)", "wiki"],
+        "workload.args": ["(not shown)", "(not shown)"],
+    }
+    assert "canary" not in str(differing)
+
+
 def test_any_checkpoint_can_be_chosen_and_a_fork_takes_back_what_its_parent_has(
     family: tuple[RunFiles, RunFiles],
 ) -> None:
