@@ -2,6 +2,7 @@
 
     RollbackApplier    votes, and ends the loop
     LeaveForBranch     carries the end out of the user's script, to `train.main`, which begins again from the top
+    release            what DeepSpeed holds of the engine that has ended
     forget_training    what the libraries still know of the training that has ended
 
 The new training is begun as after a loss: a new trainer and a new engine, history from the control server, a checkpoint
@@ -12,6 +13,7 @@ the ranks in fresh ones.
 import gc
 import logging
 from collections.abc import Callable
+from typing import Any
 
 from control_plane.core.boundary import Applied
 from control_plane.core.branching import reading
@@ -75,6 +77,24 @@ class RollbackApplier:
 def _rollback(command: Command) -> Rollback:
     assert isinstance(command.intent, Rollback)
     return command.intent
+
+
+def release(engine: Any) -> None:
+    """Have DeepSpeed take its hooks away. They stand on nodes of autograd, through which Python's garbage collector
+    does not see: an engine with its weights and moments would stay for as long as the process."""
+    try:
+        if engine is not None:
+            engine.destroy()
+            _forget_module(engine.module)
+    except Exception:
+        log.exception("DeepSpeed's engine was not released: its memory stays in use")
+
+
+def _forget_module(module: Any) -> None:
+    """ZeRO 3 keeps every model that it has ever partitioned in a list of its own, and with it the hooks and the engine."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+
+    FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each is not module]
 
 
 def forget_training() -> None:

@@ -23,7 +23,7 @@ from ray_jobs.callbacks import (
 )
 from ray_jobs.data import SampleOrder
 from ray_jobs.plan import Plan
-from ray_jobs.rollback import LeaveForBranch
+from ray_jobs.rollback import LeaveForBranch, release
 from ray_jobs.saving import CheckpointCallback
 
 log = logging.getLogger(__name__)
@@ -78,6 +78,7 @@ class Steered(Extensible):
             raise
         steering.close(self._step)
         if steering.leaving:
+            release(cast(Any, self).deepspeed)
             raise LeaveForBranch
         return output
 

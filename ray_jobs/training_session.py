@@ -26,7 +26,7 @@ from ray_jobs.actions import Extensible, OwnVocabulary
 from ray_jobs.batch import global_batch_samples
 from ray_jobs.callbacks import AlreadyOver, InteractiveCallback, LoggingCallback, RunPauseCallback
 from ray_jobs.plan import Plan
-from ray_jobs.rollback import LeaveForBranch
+from ray_jobs.rollback import LeaveForBranch, release
 from ray_jobs.saving import CheckpointCallback
 from ray_jobs.session import RankSession
 
@@ -273,6 +273,7 @@ class TrainingSession(Extensible):
             self._saving.on_train_end(*self._stand_ins)
             steering.close(self.global_step)
             if steering.leaving:
+                release(self._loop.deepspeed)
                 raise LeaveForBranch
         else:
             steering.fail(self.global_step, error if isinstance(error, Exception) else RuntimeError(repr(error)))

@@ -1,6 +1,7 @@
 """One generation of a training that may be killed at a given rank, step and phase, and what was seen of its end."""
 
 import asyncio
+import gc
 import logging
 import os
 import signal
@@ -209,6 +210,12 @@ def _train(files: RunFiles, server: ControlServer | None, rank: int, spec: dict[
     return _seen(trainer, witness)
 
 
+def _engines() -> int:
+    """Engines of DeepSpeed that this process still holds, that of the last training included."""
+    gc.collect()
+    return sum(type(each).__name__ == "DeepSpeedEngine" for each in gc.get_objects())
+
+
 def _known(files: RunFiles) -> set[str]:
     """The uuids that the journal holds already; it is looked at before the server opens it."""
     if not files.journal.is_dir():
@@ -231,4 +238,5 @@ def _seen(trainer: Any, witness: Witness) -> dict[str, Any]:
         "began_at": min(witness.used, default=None),
         "weights": float(sum(float(p.double().sum()) for p in trainer.model.parameters())),
         "torch": torch.get_rng_state().sum().item(),
+        "engines": _engines(),
     }
