@@ -91,7 +91,7 @@ def release(engine: Any) -> None:
 
 
 def _forget_module(module: Any) -> None:
-    """ZeRO 3 keeps every model that it has ever partitioned in a list of its own, and with it the hooks and the engine."""
+    """ZeRO 3 keeps every model that it has partitioned in a list of its own, and with it the hooks and the engine."""
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
     FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each is not module]
