@@ -9,6 +9,7 @@ import hashlib
 import logging
 import os
 import threading
+from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -75,7 +76,7 @@ def open_server(files: RunFiles) -> ControlServer:
         MetricsStore(files.metrics),
         discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
         origin=read_origin(files),
-        adopt=lambda intent, branch, known: adopt(files, intent, branch, known),
+        adopt=partial(adopt, files),
     )
     # The server before may have died between the decision and the removal.
     for name in server.discarded:

@@ -14,10 +14,9 @@ from uuid import uuid4
 
 import typer
 
-from control_plane.cli import machine
 from control_plane.cli.asking import Arrive, Asked, Manner, ask, intent_of, steering
 from control_plane.cli.refusals import Misused, say
-from control_plane.cli.resuming import needs_a_job, resumption
+from control_plane.cli.resuming import needs_a_job, resumption, submit_job
 from control_plane.cli.target import connect
 from control_plane.config import settings
 from control_plane.core.commands import Command, Intent
@@ -74,16 +73,12 @@ def _adopt(run: str, intent: AdoptCheckpoint, manner: Manner) -> None:
 
 
 def _by_a_new_job(run: str, intent: Intent, manner: Manner, why: str) -> None:
-    where = settings()
     if not (manner.not_before is manner.not_after is manner.based_on is None):
         raise Misused(f"{why}, and a new job goes there at once: leave --not-before, --not-after and --based-on out")
     say(f"{why}; submitting a new job that goes on from there")
     command = Command(uuid=uuid4(), author=getpass.getuser(), intent=intent, reason=manner.reason)
     words = [*resumption(run, False, manner.as_json), "--back", command.model_dump_json()]
-    code = machine.call(words, machine.submitter_environment(where))
-    if code == 0:
-        say(f"watch it with `steer status {run} --watch`, or at {where.console_url}")
-    raise typer.Exit(code)
+    submit_job(run, words, settings())
 
 
 def arrive(client: "SteerwayClient", run: str, view: CommandView, timeout_s: float) -> tuple[dict[str, Any], str]:

@@ -1,7 +1,8 @@
 """`steer resume`: a paused run goes on; a run that ended early, or whose job is gone, is given a new job."""
 
 import sys
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
@@ -49,10 +50,7 @@ def resume(
         say(f"{why}; submitting a new job that goes on from its newest checkpoint")
     if reason is not None:
         say("the reason is not kept: only commands have one")
-    code = machine.call(resumption(chosen, trust, as_json), machine.submitter_environment(where))
-    if code == 0:
-        say(f"watch it with `steer status {chosen} --watch`, or at {where.console_url}")
-    raise typer.Exit(code)
+    submit_job(chosen, resumption(chosen, trust, as_json), where)
 
 
 def _chosen(client: "SteerwayClient", run: str | None) -> str:
@@ -76,6 +74,14 @@ def needs_a_job(snapshot: "Snapshot", where: "Settings") -> str | None:
     if not heard_lately and job_is_gone(where, snapshot.run):
         return f"run {snapshot.run} is not over, but no Ray job executes it"
     return None
+
+
+def submit_job(run: str, command: Sequence[str], where: "Settings") -> NoReturn:
+    """Call the submitter for a run that there is already, and leave with its exit code."""
+    code = machine.call(command, machine.submitter_environment(where))
+    if code == 0:
+        say(f"watch it with `steer status {run} --watch`, or at {where.console_url}")
+    raise typer.Exit(code)
 
 
 def resumption(run: str, trust: bool, as_json: bool) -> list[str]:

@@ -129,6 +129,11 @@ def names_to_come(state: RunState) -> list[str]:
     return [each.branch for each in pending if isinstance(each, Rollback) and each.checkpoint and each.branch]
 
 
+def next_name(state: RunState) -> str:
+    """A branch's name, where nobody has wished for one: what no branch is called, or is going to be."""
+    return free_name([*state.branches, *names_to_come(state)])
+
+
 def check_branch_is_free(state: RunState, name: str | None) -> None:
     """Raises `Conflict` if a branch is called so, or is going to be."""
     if name in [*state.branches, *names_to_come(state)]:
@@ -159,10 +164,8 @@ def branch_off(state: RunState, command: Command, outcome: CommandSettled) -> li
         return [BranchResumed(branch=str(intent.branch) if there_is else state.head, rollback=command.uuid)]
     found = outcome.after or {}
     step, parent = int(found["step"]), str(found["from_branch"])
-    others = (state.commands[uuid].command.intent for uuid in state.pending if uuid != command.uuid)
-    wanted = [each.branch for each in others if isinstance(each, Rollback) and each.checkpoint and each.branch]
     is_free = intent.branch is not None and intent.branch not in state.branches
-    name = str(intent.branch) if is_free else free_name([*state.branches, *wanted])
+    name = str(intent.branch) if is_free else next_name(state)
     started = BranchStarted(branch=name, parent=parent, checkpoint=intent.checkpoint, step=step, rollback=command.uuid)
     return [started, *schedule(first_commands(command, step))]
 

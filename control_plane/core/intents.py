@@ -49,6 +49,7 @@ MAX_NAMES_TOLD = 5
 MAX_FIRST = 8
 """Changes with which a branch begins."""
 
+RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 MAX_SEED = 2**63 - 1
 MAX_SCHEDULE_STEPS = 2**31
 
@@ -69,7 +70,7 @@ Scalar = StrictBool | Whole | Finite | Annotated[StrictStr, Field(max_length=MAX
 KnobValue = StrictBool | Whole | Finite | Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_VALUES)]
 GroupChoice = StrictInt | StrictStr | None
 BranchName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", strict=True)]
-RunId = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$", strict=True)]
+RunId = Annotated[str, Field(pattern=f"^{RUN_ID}$", strict=True)]
 
 
 def check_group(group: int | str | None) -> int | str | None:

@@ -1,7 +1,6 @@
 """Commands that need no rank: checkpoints are kept, deleted and adopted, and what nobody trains for is cancelled."""
 
-from control_plane.core.branches import free_name
-from control_plane.core.branching import Adopted, check_branch_is_free, names_to_come, stands_on, take_in
+from control_plane.core.branching import Adopted, check_branch_is_free, next_name, stands_on, take_in
 from control_plane.core.commands import Command
 from control_plane.core.errors import Conflict, Invalid, NotFound
 from control_plane.core.intents import MAX_NAMES_TOLD, AdoptCheckpoint, Cancel, DeleteCheckpoint, PinCheckpoint
@@ -60,7 +59,7 @@ def check_adoption(state: RunState, intent: AdoptCheckpoint) -> str:
             f"run {state.run} has its own checkpoints already: go back to one, or on with one of its branches"
         )
     if intent.branch is None:
-        return free_name([*state.branches, *names_to_come(state)])
+        return next_name(state)
     check_branch_is_free(state, intent.branch)
     return intent.branch
 

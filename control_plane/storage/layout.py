@@ -13,12 +13,13 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from control_plane.core import intents
 from control_plane.core.errors import Invalid, NotFound
 
 STATE = "state"
 """A checkpoint's subfolder for what the trainers save; DeepSpeed calls it a tag."""
 
-RUN_ID = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
+RUN_ID = re.compile(intents.RUN_ID)
 """A run's id becomes a folder, an actor's name and a part of URLs; so it is harmless in all of them."""
 
 

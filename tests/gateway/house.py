@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 from uuid import UUID
@@ -113,7 +114,7 @@ def open_server(files: RunFiles, limits: dict[str, Limit] | None = None) -> Cont
         created,
         Journal.open(files.journal),
         PointList(),
-        adopt=lambda intent, branch, known: adopt(files, intent, branch, known),
+        adopt=partial(adopt, files),
     )
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import gc
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,7 @@ def open_server(files: RunFiles, commands: list[dict[str, Any]]) -> ControlServe
         Journal.open(files.journal),
         MetricsStore(files.metrics),
         origin=read_origin(files),
-        adopt=lambda intent, branch, known: adopt(files, intent, branch, known),
+        adopt=partial(adopt, files),
     )
 
     async def accept() -> None:
