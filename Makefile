@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 CONFIG ?= configs/gpt2-local.yaml
 SOURCES := control_plane ray_jobs ui cluster benchmarks tests
 
-.PHONY: help run test test-slow check format bench clean
+.PHONY: help run test test-slow check format bench gpu-check clean
 
 help:
 	@echo "make run [UNATTENDED=1] [CONFIG=...]   a local cluster, the gateway, the console, and a training to steer"
@@ -14,6 +14,7 @@ help:
 	@echo "make test-slow                         the soaks"
 	@echo "make check                             format, lint, types, floors"
 	@echo "make bench NAME=overhead               one benchmark; the last line is JSON"
+	@echo "make gpu-check [GPU_CHECK=--rehearse]  the check on one GPU, with the packages that PYTHON has; installs nothing"
 	@echo "make clean                             remove the environment and every cache"
 
 run: $(VENV)/.ready
@@ -38,6 +39,10 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready
 	@test -n "$(NAME)" || { $(BIN)/python -m benchmarks --list; exit 2; }
 	@$(BIN)/python -m benchmarks $(NAME) --json
+
+# A GPU machine brings its own torch and may have no network: no environment is built for this.
+gpu-check:
+	@PYTHONPATH=.$${PYTHONPATH:+:$$PYTHONPATH} $(PYTHON) -m benchmarks.gpu $(GPU_CHECK)
 
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \

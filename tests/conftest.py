@@ -7,7 +7,7 @@ from hypothesis import settings
 settings.register_profile("shared", deadline=None)
 settings.load_profile("shared")
 
-SLOWNESS = ("jobs", "browser", "ray", "slow")
+SLOWNESS = ("jobs", "browser", "ray", "gpu", "slow")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
