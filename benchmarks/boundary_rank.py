@@ -100,7 +100,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     """Train; `spec`: rounds, block_steps, warm_up_steps, output_dir. Answers what each step and each broadcast took."""
     config = shipped_config()
     steps = plan(spec["rounds"], spec["block_steps"], spec["warm_up_steps"])
-    session = _session(rank, len(steps))
+    session = quiet_session(rank, len(steps))
     alternation = Alternation(session, steps)
     trainer = Trainer(
         model=fresh_model(config),
@@ -115,7 +115,8 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     return {"steps": [step for step in alternation.seen if step[0] != WARM_UP], "bare_us": bare_us}
 
 
-def _session(rank: int, total_steps: int) -> RankSession:
+def quiet_session(rank: int, total_steps: int) -> RankSession:
+    """Collective. A session of a run for which nobody has a command."""
     link = Link(lambda: cast(RunHandle, QuietControl())) if rank == 0 else None
     session = RankSession(Collectives(), link)
     place = RankPlace(rank=rank, node="local", pid=os.getpid(), device="cpu")
