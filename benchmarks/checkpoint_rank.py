@@ -119,7 +119,7 @@ class Saves:
         self.collectives.barrier()
         if self.collectives.rank == 0:
             for ended in finished:
-                discard(self.files.checkpoints / ended.name)
+                discard(self.files.checkpoints, ended.name)
         return finished[-1] if finished else None
 
     def _stock(self) -> float:

@@ -149,7 +149,7 @@ async def _serve(life: Life) -> None:
     checkpoints = Path(life.root) / "checkpoints"
     journal = Journal.open(life.journal(), disk)
     server = ControlServer(
-        CREATED, journal, NoMeasurements(), discard=lambda gone: discard(checkpoints / gone.checkpoint)
+        CREATED, journal, NoMeasurements(), discard=lambda gone: discard(checkpoints, gone.checkpoint)
     )
     answers = Answers(server, life)
     async with await asyncio.start_unix_server(answers.converse, life.socket, limit=MAX_LINE_BYTES):

@@ -36,11 +36,11 @@ from control_plane.handle import (
     Trajectories,
 )
 from control_plane.server import ControlServer
-from control_plane.storage.checkpoints import discard
 from control_plane.storage.descent import adopt, read_origin
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
+from control_plane.storage.room import discard, is_ours
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ def open_server(files: RunFiles) -> ControlServer:
     )
     # The server before may have died between the decision and the removal.
     for name in server.discarded:
-        if (files.checkpoints / name).exists():
+        if is_ours(files.checkpoints, name):
             remove_later(files, name)
     return server
 
@@ -110,7 +110,7 @@ def remove_later(files: RunFiles, checkpoint: str) -> None:
     def remove() -> None:
         for name in (checkpoint, f"{checkpoint}{UNIVERSAL}"):
             try:
-                discard(files.checkpoints / name)
+                discard(files.checkpoints, name)
             except SteerwayError as error:
                 log.error("checkpoint %s was not removed: %s", name, error.reason)
 

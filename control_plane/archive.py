@@ -5,6 +5,7 @@ already in the journal answers its retry; everything else is refused with `RunEn
 """
 
 import asyncio
+import json
 from contextlib import closing
 from functools import cached_property
 from pathlib import Path
@@ -31,7 +32,7 @@ from control_plane.handle import (
     Trajectories,
 )
 from control_plane.storage import journal
-from control_plane.storage.layout import RunFiles
+from control_plane.storage.layout import IMPORTED, RunFiles
 from control_plane.storage.metrics import MetricsStore
 from control_plane.views import snapshot_of, trajectories_of, view_of
 
@@ -67,6 +68,18 @@ class ArchivedRun:
     def renamed(self) -> bool:
         """Whether this is another run's journal, imported under an id of its own: to be looked at, never resumed."""
         return self._state.run != self._files.run
+
+    @property
+    def only_imported(self) -> bool:
+        """Whether the run was imported and nobody has resumed it since: it is looked at in its files, and no control
+        server, which would write and remove, is made for it. Reads the journal when it is first asked."""
+        try:
+            told = json.loads((self._files.root / IMPORTED).read_bytes())
+            return len(self._entries) <= int(told["records"])
+        except FileNotFoundError:
+            return False
+        except (OSError, ValueError, TypeError, KeyError):
+            return True  # imported, and it cannot be told whether it was resumed: looking at it must stay harmless
 
     async def _load(self) -> RunState:
         """The state; a long journal is read beside the event loop."""

@@ -126,7 +126,7 @@ def _raise_together(collectives: Collectives, files: RunFiles, name: str, proble
         return
     if collectives.rank == 0 and name:
         try:
-            discard(files.checkpoints / name)
+            discard(files.checkpoints, name)
         except SteerwayError as error:
             log.warning("what is left of a save: %s", error.reason)
     raise RuntimeError("; ".join(told))

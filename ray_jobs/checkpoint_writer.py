@@ -320,7 +320,7 @@ def _unseen(root: Path, parts: dict[int, Manifest | str]) -> bool:
 
 def _removed(root: Path) -> None:
     try:
-        discard(root)
+        discard(root.parent, root.name)
     except SteerwayError as error:
         log.warning("what is left of a save: %s", error.reason)
 

@@ -192,7 +192,7 @@ def _commit(made: Path, source: Manifest, key: SigningKey) -> None:
 def _take_place(made: Path, target: Path, source: Manifest, key: SigningKey) -> None:
     """Rename, unless somebody was faster. What lies there and is no checkpoint makes room."""
     if os.path.lexists(target) and not _is_ready(target, source, key):
-        discard(target)
+        discard(target.parent, target.name)
     reach("conversion.name", "before_rename")
     try:
         os.rename(made, target)

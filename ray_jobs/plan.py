@@ -75,7 +75,7 @@ def _clear_leftovers(context: RunContext) -> None:
     """What saves that did not finish have left behind: the trainers that wrote it are dead, or will be told so."""
     for root in leftovers(context.files.checkpoints, LEFTOVER_AFTER_S):
         try:
-            discard(root)
+            discard(root.parent, root.name)
         except SteerwayError as error:
             log.warning("%s", error.reason)
 

@@ -70,6 +70,8 @@ Scalar = StrictBool | Whole | Finite | Annotated[StrictStr, Field(max_length=MAX
 KnobValue = StrictBool | Whole | Finite | Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_VALUES)]
 GroupChoice = StrictInt | StrictStr | None
 BranchName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", strict=True)]
+# It becomes the name of a folder, which is removed when the checkpoint is discarded: never a path.
+CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", strict=True)]
 RunId = Annotated[str, Field(pattern=f"^{RUN_ID}$", strict=True)]
 
 

@@ -11,7 +11,7 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from control_plane.core.commands import Command, Words
-from control_plane.core.intents import BranchName
+from control_plane.core.intents import BranchName, CheckpointName
 from control_plane.core.limits import Limit
 from control_plane.core.saves import (
     MAIN,
@@ -72,7 +72,7 @@ class Parent(Words):
     kind: Literal["fork", "replay", "adopted"]
     run: str
     branch: str = MAIN
-    checkpoint: str | None = None
+    checkpoint: CheckpointName | None = None
     step: int = 0
 
 
@@ -100,7 +100,7 @@ class TermStarted(Words):
 class RefusedCheckpoint(Words):
     """A checkpoint that did not verify when the trainers wanted to start from it."""
 
-    checkpoint: str
+    checkpoint: CheckpointName
     reason: str
 
 
@@ -119,7 +119,7 @@ class GenerationStarted(Words):
     total_steps: int
     knobs: Reading
     facts: Reading = {}
-    checkpoint: str | None = None
+    checkpoint: CheckpointName | None = None
     refused: tuple[RefusedCheckpoint, ...] = ()
     retention: Reading = Field(default={}, description="a `core.retention.Retention`; empty: every checkpoint is kept")
     branch: str = MAIN
@@ -153,7 +153,7 @@ class BranchStarted(Words):
     type: Literal["BranchStarted"] = "BranchStarted"
     branch: BranchName
     parent: str
-    checkpoint: str
+    checkpoint: CheckpointName
     step: int
     rollback: UUID
 

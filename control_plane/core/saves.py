@@ -3,7 +3,7 @@
 from typing import Literal
 from uuid import UUID
 
-from control_plane.core.intents import Words
+from control_plane.core.intents import CheckpointName, Words
 
 MAIN = "main"
 """The branch with which every run begins."""
@@ -16,7 +16,7 @@ class CheckpointCommitted(Words):
     """
 
     type: Literal["CheckpointCommitted"] = "CheckpointCommitted"
-    checkpoint: str
+    checkpoint: CheckpointName
     step: int
     generation: int
     path: str
@@ -35,7 +35,7 @@ class CheckpointPinned(Words):
     """A checkpoint is kept whatever the retention says, or, if not `pinned`, no longer."""
 
     type: Literal["CheckpointPinned"] = "CheckpointPinned"
-    checkpoint: str
+    checkpoint: CheckpointName
     pinned: bool
 
 
@@ -43,7 +43,7 @@ class CheckpointFailed(Words):
     """A save that was begun came to nothing. Training went on."""
 
     type: Literal["CheckpointFailed"] = "CheckpointFailed"
-    checkpoint: str
+    checkpoint: CheckpointName
     step: int
     generation: int
     reason: str
@@ -53,7 +53,7 @@ class CheckpointDiscarded(Words):
     """A checkpoint may no longer be used; its files are being removed."""
 
     type: Literal["CheckpointDiscarded"] = "CheckpointDiscarded"
-    checkpoint: str
+    checkpoint: CheckpointName
     reason: str
 
 

@@ -80,11 +80,12 @@ class RayRuns:
 
 
 def _archived(files: RunFiles) -> RunHandle | None:
-    """A closed run needs no actor, and one that was imported under another id cannot have one."""
+    """A closed run needs no actor; one that was imported gets none until it is resumed, or never, under another id."""
     if not files.journal.is_dir():
         return None
     archived = ArchivedRun(files)
-    return archived if archived.closed or archived.renamed else None
+    over = archived.closed or archived.renamed or archived.only_imported
+    return archived if over else None
 
 
 def deploy(where: Settings) -> None:

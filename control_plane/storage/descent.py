@@ -67,7 +67,7 @@ def inherit(
     if target.exists() and not is_here:
         if name is None:
             raise Conflict(f"run {child.run} has a checkpoint {target.name} already")
-        discard(target)
+        discard(target.parent, target.name)
     try:
         for shard in () if is_here else manifest.shards:
             (target / shard.path).parent.mkdir(parents=True, exist_ok=True)
@@ -76,7 +76,7 @@ def inherit(
         digest = commit(target, own, key)
     except OSError as error:
         if not is_here:
-            discard(target)
+            discard(target.parent, target.name)
         told = error.strerror or error
         raise Unavailable(f"checkpoint {checkpoint} could not be given to run {child.run}: {told}") from None
     return CheckpointCommitted(

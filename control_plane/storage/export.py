@@ -32,7 +32,7 @@ from control_plane.core.commands import Words
 from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.records import Entry, RunCreated
 from control_plane.storage.audit import Head, audit
-from control_plane.storage.layout import RunFiles, check_run_id
+from control_plane.storage.layout import IMPORTED, RunFiles, check_run_id
 from control_plane.storage.provenance import Machine, Trainers, this_machine, trainers_of
 from control_plane.storage.segments import SEGMENT_NAME, Segment, honoured, segment_name, verify
 from control_plane.storage.shards import sync, sync_folder, write_all
@@ -328,6 +328,6 @@ def _fill(run: RunFiles, found: Export) -> None:
     for name, data in found.files.items():
         _write(run.root / name, data)
     told = json.dumps(found.manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
-    _write(run.root / "imported.json", told)
+    _write(run.root / IMPORTED, told)
     sync_folder(run.journal, "import.folders")
     sync_folder(run.root, "import.folders")

@@ -19,6 +19,9 @@ from control_plane.core.errors import Invalid, NotFound
 STATE = "state"
 """A checkpoint's subfolder for what the trainers save; DeepSpeed calls it a tag."""
 
+IMPORTED = "imported.json"
+"""Beside a journal that came from an export: what the export said of itself."""
+
 RUN_ID = re.compile(intents.RUN_ID)
 """A run's id becomes a folder, an actor's name and a part of URLs; so it is harmless in all of them."""
 

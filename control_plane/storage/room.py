@@ -1,27 +1,52 @@
 """Room for checkpoints: their removal, what crashes have left of them, and how much is free."""
 
 import os
+import re
 import shutil
 import time
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from control_plane.core.errors import Unavailable
+from control_plane.core.errors import Invalid, Unavailable
 from control_plane.storage.failpoints import reach
+from control_plane.storage.layout import STATE
 from control_plane.storage.manifests import MANIFEST
 from control_plane.storage.shards import sync_folder
+
+FOLDER_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}"
+"""One component of a path that neither hides nor leads elsewhere."""
 
 RESERVE_BYTES = 256 * 2**20
 """A save leaves so much free: a journal that cannot be written stops everything."""
 
 
-def discard(root: Path) -> None:
-    """Remove a checkpoint, or what is left of one. It is no checkpoint any more from the first step on.
+def checkpoint_folder(folder: Path, name: str) -> Path:
+    """The path of the checkpoint `name` in `folder`. Raises `Invalid` if the name is none: it may come from a journal
+    that somebody else has written, and an absolute path or `..` would lead out of the folder."""
+    root = folder / name
+    if not re.fullmatch(FOLDER_NAME, name) or root.parent.resolve() != folder.resolve():
+        raise Invalid(f"{name!r} is not the name of a checkpoint: nothing is done with {root}")
+    return root
+
+
+def is_ours(folder: Path, name: str) -> bool:
+    """Whether there is something of that name in `folder` that looks like a checkpoint, or like what is left of one.
+
+    Raises `Invalid` if the name is none.
+    """
+    root = checkpoint_folder(folder, name)
+    return root.is_symlink() or any(os.path.lexists(root / part) for part in (MANIFEST, STATE))
+
+
+def discard(folder: Path, name: str) -> None:
+    """Remove a checkpoint of this folder, or what is left of one. It is no checkpoint any more from the first step on.
 
     Repeating it, also after a crash or at the same time elsewhere, is harmless. A reader at work notices that files
-    are gone. Raises `Unavailable` if something could not be removed; `leftovers` will find it.
+    are gone. Raises `Invalid` if the name leads elsewhere, and `Unavailable` if something could not be removed;
+    `leftovers` will find it.
     """
+    root = checkpoint_folder(folder, name)
     try:
         if root.is_symlink():
             reach("removal.link", "before_unlink")

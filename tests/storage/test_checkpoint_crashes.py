@@ -80,11 +80,11 @@ def test_removal_killed_at_every_file_operation_leaves_nothing_selectable_but_in
         elif root.exists():
             assert leftovers(folder, older_than_s=-1) == [root], where
         assert verify(folder / name_of(OLD), key).step == OLD, where
-        discard(root)
-        discard(root)
+        discard(root.parent, root.name)
+        discard(root.parent, root.name)
         assert [path.name for path in folder.iterdir()] == [name_of(OLD)], where
 
-    assert deaths(lambda: discard(root), lambda: void(save(folder, NEW, key)), judge) > 15
+    assert deaths(lambda: discard(root.parent, root.name), lambda: void(save(folder, NEW, key)), judge) > 15
 
 
 def void(value: object) -> None:

@@ -230,8 +230,8 @@ def test_discard_takes_the_manifest_first_and_leftovers_finds_only_what_is_old(t
     for path in [root, *root.rglob("*")]:
         os.utime(path, (1e9, 1e9))
     assert leftovers(tmp_path / "c", older_than_s=3600) == [root]
-    discard(root)
-    discard(root)
+    discard(root.parent, root.name)
+    discard(root.parent, root.name)
     assert list((tmp_path / "c").iterdir()) == []
 
 
@@ -240,7 +240,7 @@ def test_discard_of_a_link_leaves_what_it_points_to(tmp_path: Path, key: Signing
     (tmp_path / "c").mkdir()
     link = tmp_path / "c" / root.name
     link.symlink_to(root)
-    discard(link)
+    discard(link.parent, link.name)
     assert not link.is_symlink()
     assert verify(root, key).step == 1
 

@@ -208,11 +208,11 @@ def test_save_killed_at_a_failpoint_leaves_a_whole_checkpoint_or_none(
 @pytest.mark.parametrize("point", REMOVING)
 def test_removal_killed_at_a_failpoint_can_be_repeated(tmp_path: Path, key: SigningKey, point: str) -> None:
     root = save(tmp_path / "checkpoints", NEW, key)
-    assert killed_at(point, lambda: discard(root))
+    assert killed_at(point, lambda: discard(root.parent, root.name))
     if (root / MANIFEST).exists():
         assert verify(root, key).step == NEW
         assert point == "removal.manifest.before_unlink"
-    discard(root)
+    discard(root.parent, root.name)
     assert list((tmp_path / "checkpoints").iterdir()) == []
 
 
@@ -287,7 +287,7 @@ def test_shard_that_is_given_up_and_link_that_is_removed_can_be_killed(tmp_path:
     shutil.rmtree(tmp_path / "state")
     link = tmp_path / "linked"
     link.symlink_to(tmp_path)
-    assert killed_at("removal.link.before_unlink", lambda: discard(link))
+    assert killed_at("removal.link.before_unlink", lambda: discard(link.parent, link.name))
     assert link.is_symlink()
-    discard(link)
+    discard(link.parent, link.name)
     assert not link.is_symlink()
