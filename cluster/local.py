@@ -153,7 +153,7 @@ def _start_parts(where: Settings, record: ClusterRecord, count: int) -> ClusterR
 
     create_tokens(where)
     environment = cluster_environment(where, record.cluster)
-    head = nodes.ray_head(where, record.temp_dir, count)
+    head = nodes.ray_head(where, nodes.node_temp_dir(record, nodes.HEAD), count)
     record, ray = _start_node(where, record, nodes.HEAD_PROCESS, head, environment)
     # Whoever waits for Ray waits for minutes; a head that has died meanwhile is said at once, with its own log.
     beneath = [(ray, head)]

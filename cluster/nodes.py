@@ -77,8 +77,11 @@ def next_number(record: ClusterRecord) -> int:
 
 
 def node_temp_dir(record: ClusterRecord, name: str) -> str:
-    """The folder for a node's sockets and logs. It lies in the cluster's own and goes with it."""
-    return record.temp_dir if name == HEAD else f"{record.temp_dir}/n{node_number(name)}"
+    """The folder for a node's sockets and logs. It lies in the cluster's own and goes with it.
+
+    Never the cluster's own itself, which is private: Ray makes the folder that it is given writable for everybody.
+    """
+    return f"{record.temp_dir}/n{node_number(name)}"
 
 
 def node_members(record: ClusterRecord, name: str) -> list[psutil.Process]:
@@ -89,7 +92,7 @@ def node_members(record: ClusterRecord, name: str) -> list[psutil.Process]:
     nodes = recorded_nodes(record)
     if name not in nodes:
         raise NotFound(f"this cluster has no node {name!r}; it has {', '.join(nodes) or 'none'} (see `steer nodes`)")
-    # All the nodes' folders lie in the head's, so only those of the others tell a node's processes apart.
+    # Processes of every node may name the head's folder, so only those of the others tell a node's processes apart.
     folder = None if name == HEAD else node_temp_dir(record, name) + "/"
     return find_carriers({MARK: record.cluster, NODE_MARK: name}, [nodes[name]], folder)
 

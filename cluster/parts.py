@@ -121,7 +121,9 @@ def console(settings: Settings) -> Launch:
         "server.fileWatcherType": "none",
     }
     flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    command = [sys.executable, "-m", "streamlit", "run", str(script), *flags]
+    # Streamlit answers every Host: a page of another name that resolves to this machine would be let in.
+    hosts = [word for host in dict.fromkeys((settings.host, "localhost")) for word in ("--server.allowedHosts", host)]
+    command = [sys.executable, "-m", "streamlit", "run", str(script), *flags, *hosts]
     return Launch("the console", command, settings.home / "logs" / "console.log")
 
 

@@ -126,6 +126,17 @@ def niceness(found: ClusterRecord, title: str) -> int:
     return values[0]
 
 
+def console_stream_status(where: Settings, host: str) -> int:
+    """The status that the console's WebSocket answers a page which was loaded from `host`."""
+    request = (
+        f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nUpgrade: websocket\r\n"
+        "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
+    )
+    with socket.create_connection((where.host, where.console_port), timeout=20) as connection:
+        connection.sendall(request.encode())
+        return int(connection.recv(1024).split()[1])
+
+
 @pytest.mark.ray
 @pytest.mark.timeout(240)
 def test_cluster_comes_up_and_leaves_nothing_behind(where: Settings) -> None:
@@ -143,6 +154,11 @@ def test_cluster_comes_up_and_leaves_nothing_behind(where: Settings) -> None:
         token = (where.home / "ray-token").read_text()
         assert token not in started.stdout + started.stderr
         assert cluster("status").returncode == 0
+        # Ray makes its own folder writable for everybody; nobody else gets there, because the one above it is private.
+        assert os.stat(found.temp_dir).st_mode & 0o777 == 0o700
+        assert os.path.isdir(f"{found.temp_dir}/n1")
+        assert console_stream_status(where, f"{where.host}:{where.console_port}") == 101
+        assert console_stream_status(where, f"evil.example:{where.console_port}") == 403
         again = cluster("up")
         assert (again.returncode, "already up" in again.stderr) == (5, True)
         # Serve has called what stands in the proxy: it gives way, as the app does, and Serve's controller does not.

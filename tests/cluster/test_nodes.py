@@ -113,7 +113,7 @@ def test_nodes_start_on_the_heads_address_with_folders_of_their_own(where: Setti
     assert folder.startswith(made.temp_dir + "/")
     assert {f"--address={where.ray_address}", f"--temp-dir={folder}", "--node-name=node-2"} <= set(launch.command)
     head = ray_head(where, node_temp_dir(made, HEAD), 3)
-    assert {"--head", "--num-cpus=0", f"--temp-dir={made.temp_dir}", "--node-name=node-1"} <= set(head.command)
+    assert {"--head", "--num-cpus=0", f"--temp-dir={made.temp_dir}/n1", "--node-name=node-1"} <= set(head.command)
     assert launch.log_file != head.log_file
 
 
