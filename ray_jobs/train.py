@@ -169,7 +169,14 @@ def _run_script(workload: ScriptWorkload) -> None:
     path = Path(workload.path)
     sys.argv = [str(path), *workload.args]
     sys.path.insert(0, str(path.parent))
-    runpy.run_path(str(path), run_name="__main__")
+    try:
+        runpy.run_path(str(path), run_name="__main__")
+    except SystemExit as leaving:
+        # `sys.exit(main())`, click, typer and absl end a script so; Ray would take any of it for a failure.
+        if leaving.code in (None, 0):
+            return
+        told = f"with exit code {leaving.code}" if isinstance(leaving.code, int) else f"saying: {leaving.code}"
+        raise RuntimeError(f"the script {path.name} ended {told}") from None
 
 
 def _run_workload(config: RunConfig, run: context.RunContext) -> None:
