@@ -152,7 +152,7 @@ class InteractiveCallback(TrainerCallback):
         self._make_knobs(session)
         if self.plan is not None and self.plan.checkpoint:
             restore.finish(self.trainer, self.plan, session.collectives)
-        session.register("set_knobs", KnobsApplier(session.knobs))
+        session.register("set_knobs", KnobsApplier(session.knobs, session.replica.repeating))
         register_parameter_appliers(session, self.trainer)
         session.read_knobs = self.knobs
         session.beside = lambda: skipped.readings(self.trainer)

@@ -9,6 +9,7 @@ the live object; nothing here remembers what it wrote, only which knobs were wri
 
 import math
 import sys
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -63,6 +64,11 @@ class Knob:
     limited_as: tuple[str, ...] = ()
     # A knob of the script's own: `actions.OwnVocabulary` keeps its value in a checkpoint, whether it was set or not.
     is_own: bool = False
+
+    @property
+    def limit_names(self) -> tuple[str, ...]:
+        """The names under which a run's limits bind it."""
+        return (self.name, *self.covers, *self.limited_as)
 
     def facts(self) -> Reading:
         """What a person or an agent must know to set it."""
@@ -207,8 +213,14 @@ class Knobs:
         if knob.per_group:  # a group that stays as it is breaks no limit
             changed = [(was, becomes) for was, becomes in zip(before, after, strict=True) if was != becomes]
             before, after = [was for was, _ in changed], [becomes for _, becomes in changed]
-        names = (knob.name, *knob.covers, *knob.limited_as)
-        return next((told for name in names if (told := rules.breach(self._limits, name, before, after))), None)
+        return next(
+            (told for name in knob.limit_names if (told := rules.breach(self._limits, name, before, after))), None
+        )
+
+    def barred(self, knobs: Sequence[Knob], role: str | None, changed_s_ago: Mapping[str, float]) -> str | None:
+        """Why this role may not change one of these knobs now, or None: by its own name, and by all that bind it."""
+        names = [name for knob in knobs for name in knob.limit_names]
+        return next((told for name in names if (told := rules.barred(self._limits, name, role, changed_s_ago))), None)
 
     def _groups(self, knob: Knob, change: Change, before: list[Any]) -> set[int]:
         """The indices of the groups that a change is meant for."""
@@ -293,24 +305,38 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 class KnobsApplier:
-    """Carries out `set_knobs`: every change, or none of them."""
+    """Carries out `set_knobs`: every change, or none of them.
 
-    def __init__(self, knobs: Knobs) -> None:
-        self._knobs = knobs
+    `is_repeated` says of a command that it belongs to a history that repeats itself, faster than it happened: no
+    cool-down holds it up.
+    """
+
+    def __init__(
+        self,
+        knobs: Knobs,
+        is_repeated: Callable[[Command], bool] = lambda command: False,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._knobs, self._is_repeated, self._clock = knobs, is_repeated, clock
         self._undo: list[tuple[Knob, Any]] = []
         self._new: list[str] = []
+        self._changed_at: dict[str, float] = {}
+        self._changed_before: dict[str, float] = {}
 
     def check(self, command: Command) -> str | None:
-        """Unknown knobs and groups, values of a wrong type or out of bounds."""
+        """Unknown knobs and groups, values of a wrong type or out of bounds, and who may change them, and when."""
         try:
-            self._plan(command)
+            planned = self._plan(command)
         except (Invalid, NotFound) as refusal:
             return refusal.reason
-        return None
+        now = self._clock()
+        ago_s = {} if self._is_repeated(command) else {name: now - at for name, at in self._changed_at.items()}
+        return self._knobs.barred([knob for knob, _ in planned], command.role, ago_s)
 
     def apply(self, command: Command, step: int) -> Applied:
         """Write, and read back from the live objects. Raises `RuntimeError` if one holds anything else."""
         self._undo, self._new = [], []  # a plan that fails must not undo the command before this one
+        self._changed_before = self._changed_at
         planned = self._plan(command)
         read = [knob for knob, _ in planned]
         read += self._knobs.beside(read)
@@ -323,6 +349,8 @@ class KnobsApplier:
         for knob, value in planned:
             if after[knob.name] != value:
                 raise RuntimeError(f"{knob.name} was set to {value!r} and reads {after[knob.name]!r}")
+        names = [name for knob, _ in planned for name in knob.limit_names]
+        self._changed_at = self._changed_before | dict.fromkeys(names, self._clock())
         return Applied(before, after)
 
     def undo(self, command: Command) -> None:
@@ -332,6 +360,7 @@ class KnobsApplier:
             if knob.get() != value:
                 raise RuntimeError(f"{knob.name} was to be put back to {value!r} and reads {knob.get()!r}")
         self._knobs.forget(self._new)
+        self._changed_at = self._changed_before
 
     def _plan(self, command: Command) -> list[tuple[Knob, Any]]:
         assert isinstance(command.intent, SetKnobs)

@@ -157,6 +157,10 @@ class Replica:
         """What was decided at the boundary after `step` so far, by an earlier generation too: see `branches.Cut`."""
         return tuple(uuid for uuid, each in self.ledger.items() if each.step == step)
 
+    def repeating(self, command: Command) -> bool:
+        """Whether this command is one of those that are to be repeated."""
+        return any(each.command.uuid == command.uuid for each in self.repeats)
+
     def is_behind(self, step: int) -> bool:
         """Whether there is still something to repeat at the boundary after `step`."""
         return any(each.step <= step for each in self.repeats)

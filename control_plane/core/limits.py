@@ -6,9 +6,9 @@
       action/reshuffle: {roles: [operator, admin, agent]}
 
 A name may be a pattern; the first that fits counts. An action of the script is limited as `action/NAME`; an agent may
-run it only if such a limit names the role `agent`: nobody here knows what it does. Bounds of what is asked for are
-checked when a command comes in; what the value becomes is known to the ranks alone, and is checked by all of them at
-the step boundary, see `breach`.
+run it only if a limit whose name begins so names the role `agent`: nobody here knows what it does. What is asked for is
+checked when a command comes in. Which knobs a pattern covers, and what a value becomes, is known to the ranks alone,
+and is checked by all of them at the step boundary, see `barred` and `breach`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -22,6 +22,7 @@ from control_plane.core.intents import Intent, RunAction, SetKnobs, SetLearningR
 LEARNING_RATE = "lr"
 ACTION = "action/"
 AGENT = "agent"
+NEVER: Mapping[str, float] = {}
 
 
 class Limit(Words):
@@ -55,28 +56,52 @@ def knobs_of(intent: Intent) -> tuple[str, ...]:
     return tuple(change.knob for change in intent.changes) if isinstance(intent, SetKnobs) else ()
 
 
+def changed_by(intent: Intent, after: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The knobs that an applied intent has changed: those that it names, and those that the ranks read after it."""
+    return tuple(dict.fromkeys((*knobs_of(intent), *((after or {}) if isinstance(intent, SetKnobs) else ()))))
+
+
 def refusal(
     limits: Mapping[str, Limit], intent: Intent, role: str | None, changed_s_ago: Mapping[str, float]
 ) -> str | None:
     """Why this may not be asked for, or None. `changed_s_ago`: seconds since each knob was last changed."""
     for knob in knobs_of(intent):
-        limit = limit_of(limits, knob)
-        if role == AGENT and isinstance(intent, RunAction) and (limit is None or AGENT not in (limit.roles or ())):
+        if role == AGENT and isinstance(intent, RunAction) and not _is_granted(limits, knob):
             return f"{intent.name} may be run by people; for an agent this run's limits have no {knob} with that role"
-        if limit is None:
-            continue
-        if limit.roles is not None and role is not None and role not in limit.roles:
-            return f"{knob} may be changed by {', '.join(limit.roles)}, not by {role}"
-        ago_s = max(0.0, changed_s_ago[knob]) if knob in changed_s_ago else None
-        if limit.cool_down_s is not None and ago_s is not None and ago_s < limit.cool_down_s:
-            return (
-                f"{knob} was changed {ago_s:.0f} s ago and may be changed again after {limit.cool_down_s:g} s; "
-                f"try again in {limit.cool_down_s - ago_s:.0f} s"
-            )
-        for value, factor in _asked(intent, knob):
-            if problem := _beyond(knob, limit, value, factor):
+        # A pattern stands for every knob that it fits, as far as their names are known here.
+        covered = (name for name in (*limits, *changed_s_ago) if ":" in knob and fnmatchcase(name, knob))
+        for name in (knob, *covered):
+            if problem := barred(limits, name, role, changed_s_ago):
+                return problem
+        limit = limit_of(limits, knob)
+        for value, factor in _asked(intent, knob) if limit is not None else ():
+            if limit is not None and (problem := _beyond(knob, limit, value, factor)):
                 return problem
     return None
+
+
+def barred(
+    limits: Mapping[str, Limit], knob: str, role: str | None, changed_s_ago: Mapping[str, float] = NEVER
+) -> str | None:
+    """Why this role may not change this knob now, or None, whatever it would become."""
+    limit = limit_of(limits, knob)
+    if limit is None:
+        return None
+    if limit.roles is not None and role is not None and role not in limit.roles:
+        return f"{knob} may be changed by {', '.join(limit.roles)}, not by {role}"
+    ago_s = max(0.0, changed_s_ago[knob]) if knob in changed_s_ago else None
+    if limit.cool_down_s is not None and ago_s is not None and ago_s < limit.cool_down_s:
+        return (
+            f"{knob} was changed {ago_s:.0f} s ago and may be changed again after {limit.cool_down_s:g} s; "
+            f"try again in {limit.cool_down_s - ago_s:.0f} s"
+        )
+    return None
+
+
+def _is_granted(limits: Mapping[str, Limit], action: str) -> bool:
+    """Whether an agent may run this action: a limit of all knobs, such as `*`, does not say so."""
+    limit = limit_of({name: each for name, each in limits.items() if name.startswith(ACTION)}, action)
+    return limit is not None and AGENT in (limit.roles or ())
 
 
 def breach(limits: Mapping[str, Limit], knob: str, before: Any, after: Any) -> str | None:

@@ -11,7 +11,7 @@ from uuid import UUID
 from control_plane.core.branches import Branch
 from control_plane.core.commands import Command
 from control_plane.core.intents import CHANGES_TRAINING, Rollback
-from control_plane.core.limits import Limit, knobs_of
+from control_plane.core.limits import Limit, changed_by
 from control_plane.core.records import (
     MAIN,
     BranchAdopted,
@@ -315,7 +315,7 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
     if state.switching and outcome.generation is not None:
         return  # told late, of a branch that the run has left
     state.step = max(state.step, outcome.step or 0)
-    for knob in knobs_of(command.intent):
+    for knob in changed_by(command.intent, outcome.after):
         state.changed_seq[knob] = entry.seq
     match command.intent.kind:
         case "set_learning_rate" | "set_knobs" | "set_schedule" | "freeze" | "unfreeze":

@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from control_plane.core.limits import Limit, breach, knobs_of, limit_of, refusal
+from control_plane.core.limits import Limit, breach, changed_by, knobs_of, limit_of, refusal
 from tests.core.examples import EVERY_INTENT, intent
 
 LIMITS = {
@@ -116,3 +116,51 @@ def test_action_has_a_cool_down_like_a_knob() -> None:
     limits = {"action/reshuffle": Limit(cool_down_s=60)}
     asked = intent("run_action", name="reshuffle")
     assert "try again in 50 s" in (refusal(limits, asked, "operator", {"action/reshuffle": 10.0}) or "")
+
+
+OWNED = {
+    "dropout": Limit(roles=("admin",)),
+    "h.0.drop:p": Limit(roles=("admin",), cool_down_s=60),
+    "h.1.*:p": Limit(roles=("admin",)),
+    "h.2.drop:p": Limit(cool_down_s=60),
+}
+
+
+@pytest.mark.parametrize(
+    ("pattern", "words"),
+    [
+        ("*:p", "h.0.drop:p may be changed by admin"),
+        ("h.[0].drop:p", "h.0.drop:p may be changed by admin"),
+        ("h.1.*:p", "h.1.*:p may be changed by admin"),
+        ("h.?.*:p", "may be changed by admin"),
+        ("h.[2].drop:p", "h.2.drop:p was changed 1 s ago"),
+        ("h.[3].drop:p", ""),
+    ],
+)
+def test_pattern_is_bound_by_the_roles_and_cool_downs_of_what_it_covers(pattern: str, words: str) -> None:
+    change = intent("set_knobs", changes=[{"knob": pattern, "value": 0.1}])
+    told = refusal(OWNED, change, "agent", {"h.2.drop:p": 1.0})
+    assert words in (told or "")
+    assert bool(words) == bool(told)
+    assert refusal(OWNED, change, "admin", {}) is None
+
+
+@pytest.mark.parametrize(
+    ("limits", "is_allowed"),
+    [
+        ({"*": Limit(roles=("agent", "admin"))}, False),
+        ({"a*": Limit(roles=("agent",))}, False),
+        ({"*": Limit(roles=("agent",)), "action/reshuffle": Limit(roles=("agent",))}, True),
+        ({"action/*": Limit(roles=("agent",))}, True),
+        ({"*": Limit(roles=("agent",)), "action/reshuffle": Limit(roles=("admin",))}, False),
+    ],
+)
+def test_agent_runs_an_action_only_by_an_entry_for_actions(limits: dict[str, Limit], is_allowed: bool) -> None:
+    action = intent("run_action", name="reshuffle", arguments={})
+    assert (refusal(limits, action, "agent", {}) is None) == is_allowed
+
+
+def test_change_by_a_pattern_counts_for_every_knob_that_the_ranks_read_after_it() -> None:
+    change = intent("set_knobs", changes=[{"knob": "*:p", "value": 0.1}])
+    assert changed_by(change, {"h.0.drop:p": 0.1, "dropout": 0.1}) == ("*:p", "h.0.drop:p", "dropout")
+    assert changed_by(intent("set_learning_rate", value=1e-3), {"lr": [1e-3], "schedule": []}) == ("lr",)

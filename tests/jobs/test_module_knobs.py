@@ -90,3 +90,46 @@ def test_a_limit_binds_by_whichever_name_a_dropout_is_set() -> None:
 def test_a_pattern_that_matches_too_many_modules_is_refused() -> None:
     model = nn.ModuleList([nn.Dropout(0.1) for _ in range(MAX_MODULES + 1)])
     assert f"matches {MAX_MODULES + 1} modules" in refusal(module_knobs(model), Change(knob="*:p", value=0.2))
+
+
+@pytest.mark.parametrize("pattern", ["*:p", "h.[0].drop:p", "h.0.drop:p"])
+def test_role_of_a_limit_holds_for_every_knob_that_a_pattern_covers(pattern: str) -> None:
+    for limits in ({"dropout": Limit(roles=("admin",))}, {"h.0.drop:p": Limit(roles=("admin",))}):
+        applier = KnobsApplier(module_knobs(Net(0.1, 0.1), **limits))
+        change = command(Change(knob=pattern, value=0.2))
+        told = applier.check(change.model_copy(update={"role": "agent"})) or ""
+        assert f"{next(iter(limits))} may be changed by admin, not by agent" in told
+        assert applier.check(change.model_copy(update={"role": "admin"})) is None
+
+
+def test_all_dropouts_are_bound_by_the_role_of_one_of_them() -> None:
+    knobs = module_knobs(Net(0.1, 0.1), **{"h.1.drop:p": Limit(roles=("admin",))})
+    change = command(Change(knob="dropout", value=0.2)).model_copy(update={"role": "agent"})
+    assert "h.1.drop:p may be changed by admin" in (KnobsApplier(knobs).check(change) or "")
+
+
+@pytest.mark.parametrize("again", ["*:p", "h.[1].drop:p", "dropout"])
+def test_cool_down_of_all_dropouts_holds_for_each_and_not_for_what_is_repeated(again: str) -> None:
+    time, repeats = [100.0], False
+    knobs = module_knobs(Net(0.1, 0.1), dropout=Limit(cool_down_s=60))
+    applier = KnobsApplier(knobs, lambda command: repeats, lambda: time[0])
+    change = command(Change(knob="*:p", value=0.2))
+    applier.apply(change, 1)
+    time[0] += 10
+    told = applier.check(command(Change(knob=again, value=0.3))) or ""
+    assert "dropout was changed 10 s ago" in told
+    assert "try again in 50 s" in told
+    repeats = True
+    assert applier.check(command(Change(knob=again, value=0.3))) is None
+    repeats = False
+    applier.undo(change)
+    assert applier.check(command(Change(knob=again, value=0.3))) is None
+
+
+def test_cool_down_ends() -> None:
+    time = [100.0]
+    knobs = module_knobs(Net(0.1, 0.1), dropout=Limit(cool_down_s=60))
+    applier = KnobsApplier(knobs, clock=lambda: time[0])
+    applier.apply(command(Change(knob="h.0.drop:p", value=0.2)), 1)
+    time[0] += 61
+    assert applier.check(command(Change(knob="*:p", value=0.3))) is None
