@@ -33,6 +33,8 @@ from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
 from ray_jobs import config as run_config
 from ray_jobs.deaths import DeathWatch, NoFarewell
+from ray_jobs.devices import declares_gpus, known_nodes, node_groups
+from ray_jobs.nccl import COLLECTIVE_TIMEOUT_S
 from ray_jobs.spares import HelperStandsBy, worker_environment
 from ray_jobs.turns import turn
 
@@ -42,7 +44,7 @@ LAST_WORDS_S = 1.0
 """Those who watch a run hear of its end from its control server before that one is retired."""
 
 TORCH_TIMEOUT_S = 600
-"""DeepSpeed's own patience for a collective; torch's is three times as long."""
+"""Over gloo: DeepSpeed's own patience for a collective; torch's is three times as long. Over NCCL see `nccl`."""
 
 
 class RanksTrainer(TorchTrainer):
@@ -116,10 +118,10 @@ def _begins(files: RunFiles) -> Callable[[], bool]:
 
 
 def use_gpu(settings: run_config.RunConfig) -> bool:
-    """GPUs if the config says so, or if it leaves the choice and the cluster has one for every rank."""
+    """GPUs if the config says so, or if it leaves the choice and the cluster declares any."""
     wanted = settings.scaling.use_gpu
     if wanted == "auto":
-        return ray.cluster_resources().get("GPU", 0) >= settings.scaling.bounds[0]
+        return declares_gpus(known_nodes(), node_groups())
     return bool(wanted)
 
 
@@ -149,7 +151,9 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         train_loop_config={"root": str(files.root), "use_gpu": gpu},
         scaling_config=scaling,
         run_config=run_config_of_ray,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=TORCH_TIMEOUT_S),
+        torch_config=TorchConfig(
+            backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S if gpu else TORCH_TIMEOUT_S
+        ),
     )
     try:
         trainer.fit()

@@ -19,6 +19,8 @@ from typing import Any, cast
 
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
+from ray_jobs.nccl import nccl_environment
+
 log = logging.getLogger(__name__)
 
 HOOK = "ray_jobs.spares.preload"
@@ -73,7 +75,8 @@ def worker_environment(accelerator: str) -> dict[str, str]:
     """The environment of the ranks and of their spares; `accelerator` is DeepSpeed's name for it, `cpu` or `cuda`."""
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
-    return {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: HOOK, "STEERWAY_ACCELERATOR": accelerator}
+    ours = {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: HOOK, "STEERWAY_ACCELERATOR": accelerator}
+    return ours | (nccl_environment() if accelerator == "cuda" else {})
 
 
 def keep_warm(count: int, after_s: float) -> None:
