@@ -5,16 +5,18 @@ any run: a `RunDirectory` says where the runs are.
 """
 
 import asyncio
+import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI, Response
+from starlette.datastructures import MutableHeaders
 
 from control_plane.core.errors import SteerwayError
 from control_plane.gateway.auth import Seats, TokenBook, authorize_each
-from control_plane.gateway.problems import install_problems, internal_problem, problem
+from control_plane.gateway.problems import NO_SNIFFING, install_problems, internal_problem, problem
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
 from control_plane.gateway.turnstile import Turnstile, turned_away
@@ -77,7 +79,9 @@ class FrontDoor:
 
         async def remember_start(message: Message) -> None:
             nonlocal started
-            started = started or message["type"] == "http.response.start"
+            if message["type"] == "http.response.start":
+                started = True
+                MutableHeaders(raw=message["headers"])["X-Content-Type-Options"] = NO_SNIFFING
             await send(message)
 
         try:
@@ -89,7 +93,7 @@ class FrontDoor:
         except Exception:
             log.exception("a request failed in a way that nobody foresaw")
             if not started:
-                await internal_problem()(scope, receive, send)
+                await internal_problem()(scope, receive, remember_start)
 
     async def _let_in(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         try:
@@ -187,9 +191,12 @@ def create_app(
     app.state.allowed_origins = frozenset(allowed_origins)
     app.state.long_polls = Seats(MAX_LONG_POLLS_PER_TOKEN, "long polls")
     app.state.streams = Seats(MAX_STREAMS_PER_TOKEN, "streams")
+    app.state.strangers = set()
     install_problems(app, CommandRequest)
     add_routes(app)
     add_stream(app)
+    # Building it takes a second and more, in which the event loop would serve nobody.
+    app.state.openapi = json.dumps(app.openapi()).encode()
     app.add_middleware(FrontDoor, allowed_hosts=allowed_hosts, turnstile=turnstile or Turnstile(tokens))
     return app
 

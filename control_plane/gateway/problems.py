@@ -20,6 +20,9 @@ from control_plane.core.intents import MAX_NAME_CHARS, MAX_VALUES
 
 MEDIA_TYPE = "application/problem+json"
 
+NO_SNIFFING = "nosniff"
+"""On every answer: a browser takes a log for text, and not for a page or a script because it looks like one."""
+
 RETRY_AFTER_S = 1
 """A control server restarts, and a queue of commands moves, within about a second."""
 
@@ -72,7 +75,7 @@ def problem(
         to_json(content, inf_nan_mode="strings", fallback=str),
         status_code=status,
         media_type=MEDIA_TYPE,
-        headers={"Cache-Control": "no-store", **(headers or {})},
+        headers={"Cache-Control": "no-store", "X-Content-Type-Options": NO_SNIFFING, **(headers or {})},
     )
 
 

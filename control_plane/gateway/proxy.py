@@ -17,7 +17,7 @@ from control_plane.config import settings
 from control_plane.core.errors import Overloaded, SteerwayError
 from control_plane.gateway.auth import TokenBook, Unauthenticated
 from control_plane.gateway.priority import give_way
-from control_plane.gateway.turnstile import Turnstile, turned_away
+from control_plane.gateway.turnstile import Turnstile, UnwantedBody, turned_away
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,7 @@ class AtTheProxy:
             owner = self._turnstile.enter(scope)
         except Unauthenticated:
             log.debug("somebody whom the proxy does not know is left to the app")
-        except Overloaded as error:
+        except (Overloaded, UnwantedBody) as error:
             await turned_away(scope, error)(scope, receive, send)
             return
         try:

@@ -172,7 +172,7 @@ async def health(request: Request) -> Response:
 
 async def openapi_schema(request: Request) -> Response:
     """This API, as OpenAPI 3.1."""
-    return Response(json.dumps(request.app.openapi()), media_type="application/json")
+    return Response(request.app.state.openapi, media_type="application/json")
 
 
 async def list_runs(request: Request) -> Response:

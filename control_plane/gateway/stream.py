@@ -38,6 +38,9 @@ BATCH_ENTRIES = 100
 MAX_STREAMS_PER_TOKEN = 16
 """A console with several tabs, the CLI and an agent, under one token."""
 
+MAX_STRANGERS = 32
+"""Connections at a time that have shown no token yet. A program shows it at once, so that few are ever waited for."""
+
 MAX_MESSAGE_CHARS = 4096
 """The only message that a client has to send is its token."""
 
@@ -85,7 +88,14 @@ async def _serve(websocket: WebSocket, run: str) -> None:
     origin = websocket.headers.get("origin")
     if origin is not None and origin not in websocket.app.state.allowed_origins:
         raise Closing(FORBIDDEN, "pages of this origin may not open a stream")
-    identity = await _identify(websocket)
+    strangers = websocket.app.state.strangers
+    if len(strangers) >= MAX_STRANGERS:
+        raise Closing(TRY_AGAIN, f"{MAX_STRANGERS} connections have shown no token yet; come again in a moment")
+    strangers.add(websocket)
+    try:
+        identity = await _identify(websocket)
+    finally:
+        strangers.discard(websocket)
     after = _cursor(websocket.query_params.get("after", "0"))
     handle = await websocket.app.state.runs.handle(run)
     with websocket.app.state.streams.take(identity):

@@ -3,7 +3,8 @@
 It stands twice: in the app's front door, which every request passes, and, as `proxy` puts it there, in Serve's proxy,
 where a refusal also spares the way to the app. First it is found out whose token it is. Then that owner may have so
 many commands on their way at once, so that nobody stands in a long queue of another's; and then the owner's bucket is
-asked (see `rate`). Nothing but the posting of a command is counted.
+asked (see `rate`). Nothing but the posting of a command is counted. A question (GET, HEAD) that announces a body is
+refused, and without a known token no body is waited for: who sends none could hold a place for as long as it lasts.
 """
 
 from collections import Counter
@@ -14,7 +15,7 @@ from starlette.responses import Response
 from starlette.routing import compile_path
 from starlette.types import Scope
 
-from control_plane.core.errors import Overloaded, SteerwayError
+from control_plane.core.errors import Invalid, Overloaded, SteerwayError
 from control_plane.gateway.auth import COMMANDS_PATH, TokenBook, bearer_token, known
 from control_plane.gateway.problems import problem_of
 from control_plane.gateway.rate import Allowance
@@ -31,6 +32,13 @@ the connection is closed."""
 _COMMANDS = compile_path(COMMANDS_PATH)[0]
 
 
+class UnwantedBody(Invalid):
+    """A body where none belongs."""
+
+    status_hint = 413
+    slug = "too-large"
+
+
 class Turnstile:
     """One bucket, and so many places, for each owner of a token."""
 
@@ -41,8 +49,12 @@ class Turnstile:
     def enter(self, scope: Scope) -> str | None:
         """Let a request in, before its body is read. Answers who is to `leave`; None for what is not counted.
 
-        Raises `Unauthenticated`, and then nobody is charged, or `Overloaded`.
+        Raises `Unauthenticated` or `UnwantedBody`, and then nobody is charged, or `Overloaded`.
         """
+        if announces_body(scope):
+            if scope["method"] in ("GET", "HEAD"):
+                raise UnwantedBody(f"a {scope['method']} has no body here; send it without one")
+            known(self._tokens, bearer_token(HTTPConnection(scope)))
         if not is_command(scope):
             return None
         identity = known(self._tokens, bearer_token(HTTPConnection(scope)))
@@ -69,10 +81,20 @@ def is_command(scope: Scope) -> bool:
     return _COMMANDS.match(scope["path"].removeprefix(scope.get("root_path", ""))) is not None
 
 
+def announces_body(scope: Scope) -> bool:
+    """Whether the headers of this connection say that a body follows."""
+    if scope["type"] != "http":
+        return False
+    headers = Headers(scope=scope)
+    return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
+
+
 def turned_away(scope: Scope, error: SteerwayError) -> Response:
     """The answer to a request whose body was not read."""
     response = problem_of(error)
     declared = Headers(scope=scope).get("content-length", "")
-    if not (declared.isascii() and declared.isdigit() and int(declared) <= MAX_UNREAD_BYTES):
+    if isinstance(error, UnwantedBody) or not (
+        declared.isascii() and declared.isdigit() and int(declared) <= MAX_UNREAD_BYTES
+    ):
         response.headers["Connection"] = "close"
     return response

@@ -1,0 +1,112 @@
+"""What a stranger may hold: no body is waited for, few streams are, and no answer is guessed at."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from control_plane.config import Role
+from control_plane.gateway import app as front
+from control_plane.gateway import stream
+from control_plane.gateway.app import create_app
+from control_plane.gateway.proxy import AtTheProxy
+from control_plane.gateway.turnstile import Turnstile
+from tests.gateway.conftest import House
+from tests.gateway.house import API, HOST, RUN, TOKENS, Runs, token_book
+from tests.gateway.test_slow_clients import scope
+from tests.gateway.test_turnstile import SMALL, answered, posted
+
+CHUNKED = (b"transfer-encoding", b"chunked")
+ROLES_AND_NOBODY: list[Role | None] = [None, "viewer", "operator"]
+
+
+@pytest.mark.parametrize("role", ROLES_AND_NOBODY)
+@pytest.mark.parametrize("announced", [SMALL, CHUNKED])
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize("path", ["/health", "/runs", "/nothing"])
+def test_body_of_a_question_is_refused_unread(
+    tmp_path: Path, path: str, method: str, announced: tuple[bytes, bytes], role: Role | None
+) -> None:
+    app = create_app(Runs(tmp_path), token_book(), allowed_hosts=[HOST], allowed_origins=[])
+    asked = posted(role, announced, path=path, method=method)
+    ((status, headers, body),) = answered(app, asked)
+    assert (status, headers["connection"], body["type"]) == (413, "close", "/problems/too-large")
+
+
+def test_proxy_refuses_the_body_of_a_question(tmp_path: Path) -> None:
+    async def nobody(*_: Any) -> None:
+        raise AssertionError("it went on to the app")
+
+    ((status, headers, _),) = answered(
+        AtTheProxy(nobody, Turnstile(token_book())), posted(None, SMALL, path="/health", method="GET")
+    )
+    assert (status, headers["connection"], headers["x-content-type-options"]) == (413, "close", "nosniff")
+
+
+@pytest.mark.parametrize("announced", [SMALL, CHUNKED])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/runs"), ("PUT", "/nothing"), ("DELETE", "/health")])
+def test_body_of_a_stranger_is_not_waited_for(
+    tmp_path: Path, method: str, path: str, announced: tuple[bytes, bytes]
+) -> None:
+    app = create_app(Runs(tmp_path), token_book(), allowed_hosts=[HOST], allowed_origins=[])
+    ((status, _, _),) = answered(app, posted(None, announced, path=path, method=method))
+    assert status == 401
+
+
+def test_question_that_says_it_has_no_body_is_answered(house: House) -> None:
+    assert house.web.get(f"{API}/health", headers={"Content-Length": "0"}).status_code == 200
+
+
+def test_streams_of_strangers_are_few_and_their_places_are_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stream, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(stream, "AUTH_DEADLINE_S", 0.5)
+    app = create_app(Runs(tmp_path), token_book(), allowed_hosts=[HOST], allowed_origins=[])
+
+    async def close_code(*said: dict[str, Any]) -> int:
+        sent, first = list[Any](), [{"type": "websocket.connect"}, *said]
+
+        async def receive() -> Any:
+            return first.pop(0) if first else await asyncio.Event().wait()
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        await app(scope("websocket", f"/runs/{RUN}/stream", scheme="ws", subprotocols=[]), receive, send)
+        return int(sent[-1]["code"])
+
+    async def watch() -> tuple[list[int], int]:
+        codes = await asyncio.gather(*(close_code() for _ in range(5)))
+        shown = {"type": "websocket.receive", "text": json.dumps({"token": TOKENS["viewer"]})}
+        return sorted(codes), await close_code(shown)
+
+    assert asyncio.run(watch()) == ([1013, 1013, 4401, 4401, 4401], 4404)
+    assert not app.state.strangers
+
+
+@pytest.mark.parametrize("path", ["/health", "/runs", "/openapi.json", f"/runs/{RUN}/logs", "/nothing"])
+def test_no_answer_is_guessed_at(house: House, path: str) -> None:
+    for answer in (house.get(path), house.web.get(API + path), house.web.delete(API + path)):
+        assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
+    wrong_host = house.web.get(API + path, headers={"Host": "evil.example"})
+    assert (wrong_host.status_code, wrong_host.headers["x-content-type-options"]) == (421, "nosniff")
+
+
+def test_failure_that_nobody_foresaw_is_not_guessed_at(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def fail(*_: Any) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(front, "_take_body", fail)
+    answer = house.get("/runs")
+    assert (answer.status_code, answer.headers["x-content-type-options"]) == (500, "nosniff")
+
+
+def test_openapi_is_built_before_anybody_asks(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    def build() -> dict[str, Any]:
+        raise AssertionError("it is built inside the event loop")
+
+    monkeypatch.setattr(house.app, "openapi", build)
+    assert house.get("/openapi.json").json()["info"]["title"] == "Steerway"
