@@ -12,7 +12,7 @@ help:
 	@echo "make run [UNATTENDED=1] [CONFIG=...]   a local cluster, the gateway, the console, and a training to steer"
 	@echo "make test                              every test but the slow soaks"
 	@echo "make test-slow                         the soaks"
-	@echo "make check                             format, lint, types, floors"
+	@echo "make check                             format, lint, types, floors, known vulnerabilities"
 	@echo "make bench NAME=overhead               one benchmark; the last line is JSON"
 	@echo "make gpu-check [GPU_CHECK=--rehearse]  the check on one GPU, with the packages that PYTHON has; installs nothing"
 	@echo "make clean                             remove the environment and every cache"
@@ -31,6 +31,7 @@ check: $(VENV)/.ready
 	$(BIN)/ruff check $(SOURCES)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.architecture.advisories
 
 format: $(VENV)/.ready
 	$(BIN)/ruff format $(SOURCES)

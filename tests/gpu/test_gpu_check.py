@@ -35,7 +35,14 @@ def test_gpu_check_passes_on_this_gpu() -> None:
 
 def test_make_gpu_check_runs_it_with_the_python_that_is_there_and_builds_no_environment() -> None:
     said = subprocess.run(
-        ["make", "--no-print-directory", "-n", "gpu-check", "PYTHON=some-python", "GPU_CHECK=--rehearse --only boundary"],
+        [
+            "make",
+            "--no-print-directory",
+            "-n",
+            "gpu-check",
+            "PYTHON=some-python",
+            "GPU_CHECK=--rehearse --only boundary",
+        ],
         cwd=ROOT,
         capture_output=True,
         text=True,
