@@ -18,12 +18,12 @@ from pathlib import Path
 from benchmarks.catalogue import Say
 from benchmarks.latency_evidence import Page, Sent
 from cluster import local
+from control_plane import config_text
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings
 from control_plane.core.commands import SetLearningRate
 from control_plane.core.errors import SteerwayError
 from control_plane.core.records import CommandSettled
-from ray_jobs import config_text
 from ray_jobs.config import load
 from ray_jobs.submit import prepare, submit
 

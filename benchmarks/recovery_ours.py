@@ -18,12 +18,12 @@ from benchmarks.recovery_faults import kill_all
 from cluster import local, nodes
 from cluster.parts import free_port
 from cluster.record import ClusterRecord
+from control_plane import config_text
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings
 from control_plane.core.errors import SteerwayError, Unavailable
 from control_plane.core.records import Entry
 from control_plane.handle import RecoveryView
-from ray_jobs import config_text
 from ray_jobs.config import load
 from ray_jobs.submit import prepare, submit
 

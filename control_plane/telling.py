@@ -3,6 +3,7 @@
 Pure: records and views in, plain text out, each in one line and without characters that a terminal would obey.
 """
 
+import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -42,6 +43,8 @@ from control_plane.handle import RecoveryView
 MAX_REASON_CHARS = 240
 """A death may be told with a whole traceback; a sentence has room for its beginning."""
 
+MAX_ARGUMENTS = 40
+"""Of a script, where it is said what would run."""
 
 A_BRANCH_NAME = "1 to 40 small letters, digits, '.', '_' or '-', and begins with a letter or a digit"
 """What a branch's name has, for whoever is told that theirs is none."""
@@ -255,6 +258,21 @@ def clean(reason: str) -> str:
     """Somebody's reason as the middle of a sentence."""
     words = " ".join("".join(char if char.isprintable() else " " for char in reason).split())
     return words if len(words) <= MAX_REASON_CHARS else words[: MAX_REASON_CHARS - 1] + "…"
+
+
+def what_starts(config: Any) -> str:
+    """What a job of a run with this config (as YAML has it) would run, each word of it on its own and `clean`."""
+    found = config.get("workload") if isinstance(config, dict) else None
+    workload = found if isinstance(found, dict) else {}
+    if not workload:
+        return "nothing: its config names no workload"
+    if workload.get("kind") != "script":
+        return f"the workload {clean(str(workload.get('kind')))!r}, which is Steerway's own, and no script"
+    given = workload.get("args")
+    words = [shlex.quote(clean(str(word))) for word in (given if isinstance(given, list) else [])]
+    more = f" and {len(words) - MAX_ARGUMENTS} more" if len(words) > MAX_ARGUMENTS else ""
+    arguments = f"the arguments {' '.join(words[:MAX_ARGUMENTS])}{more}" if words else "no arguments"
+    return f"the script {shlex.quote(clean(str(workload.get('path'))))} with {arguments}"
 
 
 def _because(reason: str | None) -> str:

@@ -16,8 +16,9 @@ from typing import Annotated, Any, Self, get_args
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
 
+from control_plane import config_text
+from control_plane.config_text import shown
 from control_plane.core.errors import Invalid
-from ray_jobs import config_text
 from ray_jobs.config_sections import (
     CheckpointSettings,
     DataSettings,
@@ -33,7 +34,6 @@ from ray_jobs.config_sections import (
     Section,
     TrainingSettings,
 )
-from ray_jobs.config_text import shown
 
 Raw = dict[str, Any]
 

@@ -29,6 +29,7 @@ from control_plane.storage import journal
 from control_plane.storage.descent import inherit, write_origin
 from control_plane.storage.layout import RunFiles, find_run
 from ray_jobs.config import RunConfig, changed
+from ray_jobs.own_config import own_config, trust
 from ray_jobs.submit import author, check, new_run_id, prepare, submit
 
 FIRST: TypeAdapter[tuple[First, ...]] = TypeAdapter(tuple[First, ...])
@@ -49,15 +50,16 @@ def main(arguments: Sequence[str]) -> int:
     replaying.add_argument("run")
     replaying.add_argument("--until", type=int)
     for verb in (forking, replaying):
+        verb.add_argument("--trust", action="store_true", help="take a run of elsewhere for your own")
         verb.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     try:
         where = settings()
         if given.verb == "replay":
-            begun = [replay(where, given.run, given.until)]
+            begun = [replay(where, given.run, given.until, given.trust)]
         else:
             firsts = [_first(text) for text in given.first or ["[]"]]
-            begun = fork(where, given.run, given.checkpoint, given.overrides, firsts)
+            begun = fork(where, given.run, given.checkpoint, given.overrides, firsts, given.trust)
     except SteerwayError as error:
         print(f"steer: {error.reason}", file=sys.stderr)
         return error.exit_code
@@ -74,19 +76,25 @@ def _first(text: str) -> tuple[First, ...]:
 
 
 def fork(
-    where: Settings, run: str, checkpoint: str, overrides: Sequence[str], firsts: Sequence[tuple[First, ...]]
+    where: Settings,
+    run: str,
+    checkpoint: str,
+    overrides: Sequence[str],
+    firsts: Sequence[tuple[First, ...]],
+    given_trust: bool = False,
 ) -> list[RunFiles]:
     """Start one run for each of `firsts`, from a checkpoint of `run`, with its config and these changes to it.
 
     Raises: `NotFound` for an unknown run or checkpoint, `Damaged` if the checkpoint does not verify, `Invalid` for a
-    change that the config cannot take, `Unavailable` if no Ray cluster takes the job.
+    change that the config cannot take, `Unavailable` if no Ray cluster takes the job, `Refused` for a run of elsewhere
+    without `given_trust`.
     """
-    parent, state = _read(where, run)
+    parent, state, config = _read(where, run, given_trust)
     found = next((each for each in state.checkpoints if each.checkpoint == checkpoint), None)
     if found is None:
         listed = ", ".join(each.checkpoint for each in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
         raise NotFound(f"run {run} has no checkpoint {checkpoint!r}; the newest are {listed}")
-    config = changed(_config(parent), overrides)
+    config = changed(config, overrides)
     check(config)
     parentage = Parent(kind="fork", run=run, branch=found.branch, checkpoint=checkpoint, step=found.step)
     begun = []
@@ -99,19 +107,19 @@ def fork(
     return begun
 
 
-def replay(where: Settings, run: str, until_step: int | None = None) -> RunFiles:
+def replay(where: Settings, run: str, until_step: int | None = None, given_trust: bool = False) -> RunFiles:
     """Start a run that does again what `run` has done, up to where it is by now.
 
     Raises: `NotFound` for an unknown run, `Conflict` if there is nothing to do again, or if the run was a fork and its
-    first checkpoint is not here; `Invalid` for a step that it never reached.
+    first checkpoint is not here; `Invalid` for a step that it never reached; `Refused` for a run of elsewhere without
+    `given_trust`.
     """
-    source, state = _read(where, run)
+    source, state, config = _read(where, run, given_trust)
     entries = journal.read(source.journal)
     reached = max(state.reached.values(), default=0)
     if until_step is not None and not 0 < until_step <= reached:
         raise Invalid(f"run {run} has been at the steps 1 to {reached}; it cannot be replayed until step {until_step}")
     scheduled = recorded(entries, until_step)
-    config = _config(source)
     # Only what the run went back to is saved again: other checkpoints change nothing.
     config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 0})})
     parentage = Parent(kind="replay", run=run, branch=state.head, step=until_step or state.reached.get(state.head, 0))
@@ -134,13 +142,12 @@ def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[Adop
     )
 
 
-def _read(where: Settings, run: str) -> tuple[RunFiles, RunState]:
+def _read(where: Settings, run: str, given_trust: bool) -> tuple[RunFiles, RunState, RunConfig]:
     files = find_run(where.runs_dir, run)
-    return files, fold(journal.read(files.journal))
-
-
-def _config(files: RunFiles) -> RunConfig:
-    return RunConfig.from_yaml(files.config.read_text(), str(files.config))
+    state = fold(journal.read(files.journal))
+    if given_trust:
+        trust(files)
+    return files, state, own_config(files)
 
 
 def _scheduled(first: tuple[First, ...], checkpoint: str, step: int) -> tuple[Scheduled, ...]:

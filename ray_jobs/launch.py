@@ -35,6 +35,7 @@ from ray_jobs import config as run_config
 from ray_jobs.deaths import DeathWatch, NoFarewell
 from ray_jobs.devices import declares_gpus, known_nodes, node_groups
 from ray_jobs.nccl import COLLECTIVE_TIMEOUT_S
+from ray_jobs.own_config import own_config
 from ray_jobs.spares import HelperStandsBy, worker_environment
 from ray_jobs.turns import turn
 
@@ -63,7 +64,7 @@ def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> 
     or an adoption, of which it then trains the branch.
     """
     files = RunFiles(root)
-    settings = run_config.RunConfig.from_yaml(files.config.read_text(), str(files.config))
+    settings = own_config(files)
     ray.init(ignore_reinit_error=True, log_to_driver=True, logging_level=logging.WARNING)
     handle = RayHandle(files, retry_for_s=60.0)
     try:

@@ -31,12 +31,13 @@ from control_plane.core.intents import AdoptCheckpoint, Rollback
 from control_plane.core.keeping import check_adoption
 from control_plane.core.state import RunState, fold
 from control_plane.storage import journal
-from control_plane.storage.checkpoints import MANIFEST, SigningKey, commit, verify
 from control_plane.storage.descent import adoptable
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
+from control_plane.storage.ownership import sign_config
 from ray_jobs.batch import sizes_that_can
 from ray_jobs.config import RunConfig, check_training_keys, load
 from ray_jobs.config_sections import ScriptWorkload
+from ray_jobs.own_config import check_own, own_config, trust
 
 
 def new_run_id(name: str) -> str:
@@ -55,6 +56,7 @@ def prepare(config: RunConfig, runs_dir: Path, run: str) -> RunFiles:
     except FileExistsError:
         raise Conflict(f"there is a run {run!r} already; choose another id") from None
     files.config.write_text(config.to_yaml())
+    sign_config(files)
     return files
 
 
@@ -96,7 +98,8 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back
 
     `back` is a command, as JSON, that takes a resumed run back to a checkpoint before its trainers begin.
 
-    Raises `Unavailable` if no Ray answers, `Conflict` if the run's job is still at work.
+    Raises `Unavailable` if no Ray answers, `Conflict` if the run's job is still at work, `Refused` if the run's config
+    is not this installation's own.
     """
     os.environ.update(ray_environment(where))  # Ray reads it when it is imported
     from ray.exceptions import RayError
@@ -104,8 +107,7 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back
 
     resume = [*(["--resume", resumed_by] if resumed_by else []), *(["--back", back] if back else [])]
     entrypoint = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root), *resume])
-    settings_of_run = RunConfig.from_yaml(files.config.read_text(), str(files.config))
-    start_timeout_s = settings_of_run.recovery.start_timeout_s
+    start_timeout_s = own_config(files).recovery.start_timeout_s
     log_file = shlex.quote(str(files.logs / "driver.log"))
     try:
         client = JobSubmissionClient(where.dashboard_url)
@@ -181,7 +183,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument(
         "--back", metavar="COMMAND", help="with --resume: first go there; a rollback or an adoption as JSON"
     )
-    parser.add_argument("--trust", action="store_true", help="take checkpoints of another installation")
+    parser.add_argument("--trust", action="store_true", help="with --resume: take a run of elsewhere for your own")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     given = parser.parse_args(arguments)
     try:
@@ -205,21 +207,24 @@ def main(arguments: Sequence[str]) -> int:
     return _tell(job, files.root, given.json, "submitted")
 
 
-def resume(where: Settings, run: str, trust: bool, back: str | None = None) -> str:
+def resume(where: Settings, run: str, given_trust: bool, back: str | None = None) -> str:
     """Have a run go on from its newest checkpoint; answers the job's submission id. Needs the run's folder only.
 
     With `back` (a rollback or an adoption, as JSON) it goes on from another one, and may have finished.
     Raises `NotFound` if there is no such run, `Conflict` if it is at work or has finished, `Damaged` if its journal
-    does not verify, and what the rules say of a rollback or an adoption.
+    does not verify, `Refused` for a run of elsewhere without `given_trust`, and what the rules say of a rollback or an
+    adoption.
     """
     files = find_run(where.runs_dir, run)
+    if not given_trust:
+        check_own(files)
     state = fold(journal.read(files.journal))
     if back is not None:
         _check_back(files, state, back)
     elif state.closed is not None and state.closed.ending == "finished":
         raise Conflict(f"run {run} has finished at step {state.step}: there is nothing left to resume")
-    if trust:
-        trust_checkpoints(files)
+    if given_trust:
+        trust(files)
     return submit(files, where, resumed_by=author(), back=back)
 
 
@@ -237,14 +242,6 @@ def _check_back(files: RunFiles, state: RunState, back: str) -> None:
             adoptable(files, command.intent)
         case _:
             raise Invalid(f"--back takes a rollback, or an adoption with a branch, not '{command.describe()}'")
-
-
-def trust_checkpoints(files: RunFiles) -> None:
-    """Sign what lies here with this installation's key, whoever signed it before. Hashes are compared first."""
-    key = SigningKey.of_installation(files.signing_key)
-    for root in sorted(files.checkpoints.iterdir()) if files.checkpoints.is_dir() else []:
-        if (root / MANIFEST).is_file():
-            commit(root, verify(root, None), key)
 
 
 def _tell(job: str, root: Path, as_json: bool, done: str) -> int:

@@ -80,17 +80,22 @@ Arrive = Callable[["SteerwayClient", str, CommandView, float], tuple[dict[str, A
 Send = Callable[[str | None, Intent, Manner, Arrive | None], None]
 
 
-def steering(wish: Callable[..., Asked], arrive: Arrive | None = None, send: Send | None = None) -> Callable[..., None]:
+def steering(
+    wish: Callable[..., Asked],
+    arrive: Arrive | None = None,
+    send: Send | None = None,
+    manners: type[Manner] = Manner,
+) -> Callable[..., None]:
     """A command of `steer`: what `wish` answers is asked, in the manner of its options.
 
     With `arrive`, the command has done its work only when that has happened, too. `send` takes the place of `ask`.
     """
     own = inspect.signature(wish, eval_str=True)
-    shared = inspect.signature(Manner, eval_str=True).parameters
+    shared = inspect.signature(manners, eval_str=True).parameters
     parameters = [*own.parameters.values(), *shared.values()]
 
     def command(**given: Any) -> None:
-        manner = Manner(**{name: given.pop(name) for name in shared})
+        manner = manners(**{name: given.pop(name) for name in shared})
         run, intent = wish(**given)
         (send or ask)(run, intent, manner, arrive)
 

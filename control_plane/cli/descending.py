@@ -12,6 +12,7 @@ import typer
 from control_plane.cli import asking, machine
 from control_plane.cli.branches import find_checkpoint, first_of
 from control_plane.cli.refusals import Misused, say
+from control_plane.cli.resuming import Trust
 from control_plane.cli.target import any_run, connect
 from control_plane.config import settings
 from control_plane.core.errors import SteerwayError
@@ -43,6 +44,7 @@ def fork(
         list[str] | None,
         typer.Option("--set", metavar="KNOB=VALUE[,VALUE]...", help="What it begins with; one fork for each value."),
     ] = None,
+    trust: Trust = False,
     as_json: asking.AsJson = False,
 ) -> None:
     """Start runs from a checkpoint, at the same place in the data: one, or one for each combination of values."""
@@ -51,7 +53,7 @@ def fork(
         snapshot = client.snapshot(any_run(client, run))
     base = find_checkpoint(snapshot, checkpoint)
     firsts = [first_of(chosen, hold=False) for chosen in combinations(sets or [], snapshot)]
-    command = descent("fork", snapshot.run, base.checkpoint, *(overrides or []))
+    command = descent("fork", snapshot.run, base.checkpoint, *(overrides or []), *trusting(trust))
     for first in firsts:
         command += ["--first", json.dumps([intent.model_dump(mode="json") for intent in first])]
     begun = machine.call_for_json(command, machine.submitter_environment(where))["runs"]
@@ -93,6 +95,7 @@ def replay(
         str | None, typer.Option("--against", metavar="REPLAY", help="Start nothing: judge a replay that there is.")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="Do not wait for it, and judge nothing.")] = False,
+    trust: Trust = False,
     as_json: asking.AsJson = False,
 ) -> None:
     """Do again what a run did, every command at its step, rollbacks included, and say whether the same came out."""
@@ -102,7 +105,7 @@ def replay(
         if against is not None:
             _tell(client.snapshot(any_run(client, against)).run, source, where, as_json)
             return
-        words = descent("replay", source, *(["--until", str(until)] if until is not None else []))
+        words = descent("replay", source, *(["--until", str(until)] if until is not None else []), *trusting(trust))
         (begun,) = machine.call_for_json(words, machine.submitter_environment(where))["runs"]
         if detach:
             typer.echo(json.dumps({"run": source, "replay": begun}) if as_json else begun)
@@ -137,6 +140,11 @@ def _judge(replayed: str, run: str, where: "Settings") -> "Verdict":
     from control_plane.storage.layout import find_run
 
     return judge(find_run(where.runs_dir, replayed), find_run(where.runs_dir, run))
+
+
+def trusting(trust: bool) -> list[str]:
+    """The flag, where it was given."""
+    return ["--trust"] if trust else []
 
 
 def descent(verb: str, *words: str) -> list[str]:

@@ -8,6 +8,7 @@ def switch(words, yes) -> Asked:
 import getpass
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
 from uuid import uuid4
@@ -16,7 +17,7 @@ import typer
 
 from control_plane.cli.asking import Arrive, Asked, Manner, ask, intent_of, steering
 from control_plane.cli.refusals import Misused, say
-from control_plane.cli.resuming import needs_a_job, resumption, submit_job
+from control_plane.cli.resuming import Trust, needs_a_job, resumption, submit_job
 from control_plane.cli.target import connect
 from control_plane.config import settings
 from control_plane.core.commands import Command, Intent
@@ -33,9 +34,16 @@ MAX_SETTINGS_TOLD = 6
 """Of two configs; the journal has them all."""
 
 
+@dataclass(frozen=True, slots=True)
+class GoingManner(Manner):
+    """How a run is taken to another branch, by a new job, too."""
+
+    trust: Trust = False
+
+
 def taking(wish: Callable[..., Asked]) -> Callable[..., None]:
     """A command of `steer` that takes a run to another branch: `wish` answers a rollback, or an adoption."""
-    return steering(wish, arrive, go)
+    return steering(wish, arrive, go, GoingManner)
 
 
 def go(run: str | None, intent: Intent, manner: Manner, arrived: Arrive | None) -> None:
@@ -77,7 +85,11 @@ def _by_a_new_job(run: str, intent: Intent, manner: Manner, why: str) -> None:
         raise Misused(f"{why}, and a new job goes there at once: leave --not-before, --not-after and --based-on out")
     say(f"{why}; submitting a new job that goes on from there")
     command = Command(uuid=uuid4(), author=getpass.getuser(), intent=intent, reason=manner.reason)
-    words = [*resumption(run, False, manner.as_json), "--back", command.model_dump_json()]
+    words = [
+        *resumption(run, isinstance(manner, GoingManner) and manner.trust, manner.as_json),
+        "--back",
+        command.model_dump_json(),
+    ]
     submit_job(run, words, settings())
 
 

@@ -124,22 +124,25 @@ def import_journal(
     """Verify an export, say how this machine differs from the other one, and lay it down as a run that is over."""
     from control_plane.storage.export import lay_down, read_export
     from control_plane.storage.provenance import differences, this_machine
+    from control_plane.telling import what_starts
 
     found = read_export(file)
     manifest = found.manifest
     differing = differences(manifest.machine, this_machine(), manifest.trainers)
     if not found.config_is_the_runs:
         differing.append("config.yaml is not the one that the run was created with, so the run cannot be resumed here")
+    starts = what_starts(found.settings)
     if not as_json:
         typer.echo(f"{file} verifies: {manifest.records} records of run {manifest.run}, head {manifest.head}")
         for sentence in differing:
             typer.echo(f"difference  {sentence}")
         if not differing:
             typer.echo("no difference in versions and hardware")
+        typer.echo(f"would start  {starts}; nothing of it runs here before somebody says --trust")
     laid = None if check else lay_down(found, settings().runs_dir, run)
     if as_json:
         told = {"run": laid.run if laid else None, "imported_from": manifest.run, "records": manifest.records}
-        typer.echo(json.dumps(told | {"head": str(manifest.head), "differences": differing}))
+        typer.echo(json.dumps(told | {"head": str(manifest.head), "differences": differing, "would_start": starts}))
     elif laid is not None:
         typer.echo(f"imported as run {laid.run}: see `steer status {laid.run}` and `steer journal {laid.run}`")
 

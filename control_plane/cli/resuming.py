@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from control_plane.config import Settings
     from control_plane.handle import Snapshot
 
+Trust = Annotated[
+    bool,
+    typer.Option("--trust", help="For a new job: take a run of elsewhere, its script and checkpoints, for your own."),
+]
+
 HEARD_LATELY_S = 15.0
 """Rank 0 reports about once a second, also while it is paused: a run that was heard lately has its job."""
 
@@ -27,9 +32,7 @@ def resume(
         str | None,
         typer.Argument(help="The run, or the beginning or the end of its id. Without it: the active one."),
     ] = None,
-    trust: Annotated[
-        bool, typer.Option("--trust", help="For a new job: take checkpoints that another installation has signed.")
-    ] = False,
+    trust: Trust = False,
     reason: asking.Reason = None,
     detach: asking.Detach = False,
     timeout: asking.Timeout = asking.DEFAULT_TIMEOUT_S,

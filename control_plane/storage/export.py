@@ -24,10 +24,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import yaml
 from pydantic import Field, ValidationError
 
+from control_plane.config_text import from_yaml
 from control_plane.core.commands import Words
 from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.records import Entry, RunCreated
@@ -76,11 +78,12 @@ class Manifest(Words):
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An export that was read and verified."""
+    """An export that was read and verified; `settings` is its config, read strictly."""
 
     manifest: Manifest
     files: dict[str, bytes]
     entries: list[Entry]
+    settings: Any
 
     @property
     def config_is_the_runs(self) -> bool:
@@ -226,7 +229,14 @@ def read_export(path: Path) -> Export:
         raise _no_zip(path, error) from None
     except (OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
         raise Damaged(f"{path} cannot be read: {error}") from None
-    return Export(manifest, files, _chain(manifest, files, path))
+    return Export(manifest, files, _chain(manifest, files, path), _settings(files[CONFIG], path))
+
+
+def _settings(config: bytes, path: Path) -> Any:
+    try:
+        return from_yaml(config.decode(), CONFIG)
+    except (UnicodeDecodeError, Invalid) as error:
+        raise Damaged(f"{path} holds no usable config: {error}") from None
 
 
 def _no_zip(path: Path, error: Exception) -> Invalid | Damaged:

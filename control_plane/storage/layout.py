@@ -1,6 +1,7 @@
 """Where a run keeps its files, and which names a run may have.
 
 <home>/runs/<run>/config.yaml      the resolved configuration, written before anything else
+                  config.yaml.sig  that this installation made or trusts the config: see `ownership`
                   journal/         one segment per term
                   metrics.sqlite   measurements
                   checkpoints/     one folder per checkpoint; it exists when its manifest does
@@ -50,6 +51,11 @@ class RunFiles:
     def config(self) -> Path:
         """The resolved configuration."""
         return self.root / "config.yaml"
+
+    @property
+    def config_signature(self) -> Path:
+        """This installation's signature of the configuration; a run from elsewhere has none, or another one."""
+        return self.root / "config.yaml.sig"
 
     @property
     def origin(self) -> Path:

@@ -75,8 +75,21 @@ class SigningKey:
             )
         raise Damaged(f"the manifest of {root.name} was changed after it was signed; restoring it needs --trust")
 
+    @property
+    def name(self) -> str:
+        """What tells this key from another one. It is no secret."""
+        return self._name
+
+    def sign_text(self, text: bytes) -> str:
+        """This key's signature of something else than a manifest; `text` says what it is."""
+        return f"{self._name}:{self._mac(text)}"
+
+    def signed_text(self, text: bytes, signature: str) -> bool:
+        """Whether this key signed exactly this text."""
+        return hmac.compare_digest(signature.encode(), self.sign_text(text).encode())
+
     def _signature(self, manifest: Manifest) -> str:
-        return f"{self._name}:{self._mac(manifest.canonical())}"
+        return self.sign_text(manifest.canonical())
 
     def _mac(self, data: bytes) -> str:
         return hmac.new(self._secret, data, hashlib.sha256).hexdigest()

@@ -110,6 +110,7 @@ def test_export_is_imported_elsewhere_with_the_differences_stated(
         "records": 3,
         "head": f"{head['seq']}:{head['hash']}",
         "differences": [],
+        "would_start": "nothing: its config names no workload",
     }
     assert json.loads(steer("journal", "audit", "run-1", "--json").stdout)["head"] == head
     again = steer("journal", "import", "run-1.steer.zip")
@@ -138,3 +139,13 @@ def test_import_of_what_is_no_export_says_what_it_is(home: Path, steer: Steer, t
 def test_bad_head_is_refused_with_its_form(home: Path, steer: Steer) -> None:
     answer = steer("journal", "audit", "run-1", "--expect", "seven")
     assert (answer.exit_code, "SEQ:HASH" in answer.stderr) == (6, True)
+
+
+def test_import_says_which_script_the_run_would_start(home: Path, steer: Steer) -> None:
+    config = b'workload: {kind: script, path: /opt/train.py, args: ["--lr", "1 \\e[2K", 3]}\n'
+    (home / "runs" / "run-1" / "config.yaml").write_bytes(config)
+    steer("journal", "export", "run-1")
+    shown = steer("journal", "import", "run-1.steer.zip", "--check").stdout
+    assert "would start  the script /opt/train.py with the arguments --lr '1 [2K' 3; nothing of it runs" in shown
+    told = json.loads(steer("journal", "import", "run-1.steer.zip", "--run", "again", "--json").stdout)
+    assert told["would_start"].startswith("the script /opt/train.py with")

@@ -8,6 +8,7 @@ from control_plane.storage.checkpoints import SigningKey
 from control_plane.storage.descent import write_origin
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.ownership import sign_config
 from tests.storage.facts import NOW
 from tests.storage.saved import name_of, save
 
@@ -33,6 +34,7 @@ def lay(
     files = RunFiles(folder / "runs" / run)
     files.root.mkdir(parents=True)
     files.config.write_text(config or CONFIG.format(run=run, stage=stage, max_steps=max_steps))
+    sign_config(files)
     key = SigningKey.of_installation(files.signing_key)
     records: list[Record] = [RunCreated(run=run, name=run, author="ann", config_sha256=config_sha256)]
     for step in steps:

@@ -17,6 +17,7 @@ WITHOUT: dict[tuple[str, str], str] = {
     ("journal.py", "_create"): "the segment's birth: `_begin_segment` has a point before it and one after it",
     ("journal.py", "<module>"): "the three calls by their names; whoever calls them has the points",
     ("descent.py", "write_origin"): "nobody knows of the run before it is submitted, and one that was not is removed",
+    ("ownership.py", "_put"): "written before the run is submitted; where it is lost, somebody is asked for --trust",
     ("metrics.py", "_open"): "measurements may be lost, and no decision depends on one",
     ("metrics.py", "_move_aside"): "measurements may be lost, and no decision depends on one",
 }

@@ -72,6 +72,8 @@ def read_text(path: Path, source: str) -> str:
 
 def from_yaml(text: str, source: str) -> Any:
     """The value of a YAML document. `source` names it in an `Invalid`."""
+    if len(text) > LARGEST_FILE_BYTES:
+        raise Invalid(f"{source} is larger than {LARGEST_FILE_BYTES} bytes, which no config file is.")
     try:
         return yaml.load(text, Loader=_Loader)
     except RecursionError:

@@ -1,0 +1,101 @@
+"""Whose a run's config is: this installation signs what it makes or trusts, and starts jobs from nothing else.
+
+A config names a script and its arguments, so whoever writes it runs code. The signature covers the run's id and every
+byte of the config: a run that was imported, copied here from another installation, or given another config has none
+that fits.
+
+Not covered: the journal, which is not signed and names no code; the script itself.
+"""
+
+import json
+import os
+import secrets
+from hashlib import sha256
+
+from control_plane.core.errors import Damaged, Unavailable
+from control_plane.storage.layout import IMPORTED, RunFiles
+from control_plane.storage.signing import SigningKey
+
+MAX_READ_BYTES = 1 << 20
+"""A signature has 81; a config is written by hand."""
+
+
+def sign_config(files: RunFiles) -> None:
+    """Say that this run's config, as it is now, may start jobs here. Raises `Unavailable` if the disk fails."""
+    try:
+        signature = SigningKey.of_installation(files.signing_key).sign_text(_signed(files, _read(files)))
+        _put(files, signature.encode() + b"\n")
+    except OSError as error:
+        raise Unavailable(f"{files.config_signature} could not be written: {error.strerror or error}") from error
+
+
+def signed_config(files: RunFiles) -> str | None:
+    """The text of the run's config if this installation signed exactly that; else None.
+
+    What is answered is what was verified: whoever goes on with it does not read the file again.
+    Raises `Damaged` if the config cannot be read.
+    """
+    try:
+        config = _read(files)
+        text = config.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        raise Damaged(f"{files.config} cannot be read ({type(error).__name__})") from None
+    key = SigningKey.of_installation(files.signing_key)
+    return text if key.signed_text(_signed(files, config), _signature(files)) else None
+
+
+def whence(files: RunFiles) -> str:
+    """Where a run comes from whose config this installation has not signed, as the end of a sentence about it.
+
+    It has words of others in it: whoever shows it cleans them.
+    """
+    if os.path.lexists(files.root / IMPORTED):
+        return f"was imported{_of_machine(files)}"
+    key, told = SigningKey.of_installation(files.signing_key), _signature(files)
+    if not told:
+        return "was copied here or made by an earlier release: its config is not signed"
+    signer = told.partition(":")[0]
+    if signer == key.name:
+        return "was given another config or another id after this installation had signed it"
+    return f"was made by another installation (key {signer[:16]}, this one is {key.name})"
+
+
+def _of_machine(files: RunFiles) -> str:
+    try:
+        with (files.root / IMPORTED).open("rb") as file:
+            told = json.loads(file.read(MAX_READ_BYTES))
+        machine = told["machine"]
+        return f" from an export of run {told['run']} ({machine['system']} {machine['architecture']}, {machine['cpu']})"
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""  # what an import says of itself is for people only
+
+
+def _signed(files: RunFiles, config: bytes) -> bytes:
+    return f"config of run {files.run}: {sha256(config).hexdigest()}".encode()
+
+
+def _read(files: RunFiles) -> bytes:
+    with files.config.open("rb") as file:
+        return file.read()
+
+
+def _signature(files: RunFiles) -> str:
+    try:
+        descriptor = os.open(files.config_signature, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return ""
+    try:
+        return os.read(descriptor, 256).decode("ascii", "replace").strip()
+    except OSError:
+        return ""
+    finally:
+        os.close(descriptor)
+
+
+def _put(files: RunFiles, text: bytes) -> None:
+    """Whole or not at all. A run whose signature is lost is one that somebody has to trust."""
+    temporary = files.root / f".{files.config_signature.name}.{secrets.token_hex(4)}.tmp"
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(text)
+    os.rename(temporary, files.config_signature)
