@@ -2,7 +2,8 @@
 
     observe -> propose (a model or the rule) -> observe again if that took time -> decide -> submit -> wait for the end
 
-It holds nothing that matters: it may be killed and started again at any step. Training never waits for it, and while
+It holds nothing that matters: it may be killed and started again at any step, and its bounds, which are counted from
+the run's journal (see `history`), hold over all of its lives. Training never waits for it, and while
 nobody answers it waits and looks again. It ends with the run, after its last decision, or by Ctrl-C.
 """
 
@@ -16,11 +17,15 @@ from typing import Literal, Protocol
 from uuid import UUID, uuid4
 
 from control_plane.agent import rules
+from control_plane.agent.history import History
 from control_plane.agent.model import DEFAULT_TIMEOUT_S, ChatModel, ModelUnavailable, endpoint
+from control_plane.agent.observing import actions_seen, knobs_seen
 from control_plane.agent.policy import Action, Bounds, Decision, Observation, explain, printable
-from control_plane.agent.powers import NO_MORE, Powers, Proposal, actions_seen, decide, knobs_seen
-from control_plane.core.commands import Intent, SetLearningRate
-from control_plane.core.errors import Invalid, NotAllowed, Refused, Unavailable
+from control_plane.agent.powers import NO_MORE, Powers, Proposal, decide
+from control_plane.core.commands import Intent
+from control_plane.core.errors import Conflict, Invalid, NotAllowed, Refused, Unavailable
+from control_plane.core.limits import LEARNING_RATE
+from control_plane.core.records import Entry
 from control_plane.handle import CommandView, Measurements, Receipt, Snapshot
 
 METRIC_NAMES = ("loss", "eval_loss", "lr")
@@ -45,8 +50,23 @@ class Client(Protocol):
         """Points after the cursor `after`."""
         ...
 
-    def submit(self, run: str, intent: Intent, *, reason: str | None = None, uuid: UUID | None = None) -> Receipt:
-        """Make a command durable; repeating it with the same uuid is harmless."""
+    def journal(self, run: str, after: int = 0, limit: int = ...) -> list[Entry]:
+        """Entries of the journal after the entry `after`."""
+        ...
+
+    def submit(
+        self,
+        run: str,
+        intent: Intent,
+        *,
+        reason: str | None = None,
+        based_on_seq: int | None = None,
+        uuid: UUID | None = None,
+    ) -> Receipt:
+        """Make a command durable; repeating it with the same uuid is harmless.
+
+        Raises `Conflict` if the run was changed after the entry `based_on_seq` of its journal.
+        """
         ...
 
     def wait_settled(self, run: str, uuid: UUID, timeout_s: float) -> CommandView:
@@ -97,7 +117,8 @@ def run_agent(
 ) -> int:
     """Steer a run until it is over; returns the number of changes that were applied.
 
-    Raises: `NotFound`, `NotAllowed`, `Invalid` (the environment names no usable model). Ctrl-C ends it cleanly.
+    Raises: `NotFound`, `NotAllowed`, `Invalid` (the environment names no usable model), `Conflict` (another autopilot
+    steers this run). Ctrl-C ends it cleanly.
     """
     options = options or AgentOptions()
     autopilot = Autopilot(client, run, options, say, choose_model(options, environ))
@@ -152,10 +173,8 @@ class Autopilot:
         self._memory = rules.Memory()
         self._generation: int | None = None
         self._next_step = options.every_steps
-        # Invariant: a uuid that this autopilot sent is in one of the two, or was refused or not applied.
-        self._unsettled: set[UUID] = set()
-        self._applied: set[UUID] = set()
-        self._peak_lr = 0.0
+        self._history = History()
+        self._is_new = True
         self.decisions = 0
 
     @property
@@ -165,19 +184,20 @@ class Autopilot:
 
     @property
     def applied(self) -> int:
-        """Changes that every rank has confirmed."""
-        return len(self._applied)
+        """Changes of this autopilot that every rank has confirmed."""
+        return self._history.applied
 
     def poll(self) -> str | None:
         """Look once, and decide if it is time. Answers how the run ended, None while it lives.
 
-        Raises `Unavailable` if nobody answers; looking again later is all that this needs.
+        Raises `Unavailable` if nobody answers; looking again later is all that this needs. Raises `Conflict` if another
+        autopilot steers this run.
         """
-        snapshot = self._snapshot()
+        snapshot, is_known = self._look()
         if snapshot.closed:
             return snapshot.status
         self._follow(snapshot)
-        caught_up = self._measured.read(self._client, self._run)
+        caught_up = self._measured.read(self._client, self._run) and is_known
         if snapshot.status == "running" and caught_up and self._is_due(snapshot):
             self._act(self._observe(snapshot))
         return None
@@ -219,9 +239,11 @@ class Autopilot:
     def _pass_gate(self, decision: Proposal, seen: Observation, reason: str) -> str:
         """From a proposal to what became of it, as a sentence."""
         try:
-            snapshot = self._snapshot()  # a model takes its time, and people steer meanwhile
+            snapshot, is_known = self._look()  # a model takes its time, and people steer meanwhile
         except Unavailable as absence:
             return f"not done: {absence.reason}"
+        if not is_known:
+            return "not done: the journal of the run could not be read to its end"
         if snapshot.status != "running":
             return f"not done: the run is {snapshot.status} by now"
         ruling = decide(decision, seen, self._observe(snapshot), self._options.bounds, self._options.powers)
@@ -229,46 +251,57 @@ class Autopilot:
             return printable(ruling.sentence)
         if self._options.dry_run:
             return f"dry run, not sent: {printable(ruling.sentence)}"
-        return self._submit(ruling.intent, reason)
+        return self._submit(ruling.intent, reason, snapshot.seq)
 
-    def _submit(self, intent: Intent, reason: str) -> str:
+    def _submit(self, intent: Intent, reason: str, seq: int) -> str:
         uuid = uuid4()
-        self._unsettled.add(uuid)
+        self._history.send(uuid)
         try:
-            self._client.submit(self._run, intent, reason=reason, uuid=uuid)
+            self._client.submit(self._run, intent, reason=reason, based_on_seq=seq, uuid=uuid)
             view = self._client.wait_settled(self._run, uuid, self._options.settle_timeout_s)
         except NotAllowed:
             raise
         except Refused as refusal:
-            self._unsettled.discard(uuid)
+            if isinstance(refusal, Conflict) and "course_seq" in refusal.detail:
+                return f"not done: the run was changed since it was looked at ({printable(refusal.reason)})"
             return f"refused: {refusal.reason}"
-        except Unavailable as absence:  # it may have happened: the next snapshots will tell, and it counts until then
+        except Unavailable as absence:  # it may have happened: the journal will tell
             return f"not settled yet: {absence.reason}"
-        self._settle(view)
         if view.settled is None:
             return view.status
+        if view.status == "applied":
+            self._history.confirm(uuid)
         why = f" ({view.settled.reason})" if view.settled.reason else ""
         return f"{view.what}: {view.status} at step {view.settled.step}{why}"
 
-    def _snapshot(self) -> Snapshot:
-        snapshot = self._client.snapshot(self._run)
-        for view in snapshot.commands:
-            self._settle(view)
-        return snapshot
+    def _look(self) -> tuple[Snapshot, bool]:
+        """The run as it is now, and whether its journal was read as far as that.
 
-    def _settle(self, view: CommandView) -> None:
-        uuid = view.command.uuid
-        if uuid in self._unsettled and view.settled is not None:
-            self._unsettled.discard(uuid)
-            if view.settled.status == "applied":
-                self._applied.add(uuid)
+        Raises `Conflict` if another autopilot steers this run; a dry run sends nothing and is in nobody's way.
+        """
+        snapshot = self._client.snapshot(self._run)
+        is_known = self._history.read(self._client, self._run, snapshot.seq)
+        if is_known and not snapshot.closed and not self._options.dry_run:
+            self._history.check_alone(self._run)
+        if is_known and self._is_new:
+            self._is_new = False
+            self._tell_inheritance()
+        return snapshot, is_known
+
+    def _tell_inheritance(self) -> None:
+        earlier, step = self._history.inherited
+        if earlier:
+            last = f", the last at step {step}" if step is not None else ""
+            self._say(
+                f"autopilots have made {earlier} of the {self._options.bounds.max_changes} changes of this run "
+                f"already{last}; this one goes on with what is left"
+            )
 
     def _observe(self, snapshot: Snapshot) -> Observation:
-        changes = [view for view in snapshot.commands if isinstance(view.command.intent, SetLearningRate)]
-        changed_at = _last_change(changes, snapshot.generation)
+        changed_at, pending = self._history.last_change(LEARNING_RATE)
         live_lr = self._measured.live_lr(tuple(snapshot.knobs.get("lr", ())), changed_at)
         powers = self._options.powers
-        self._peak_lr = max(self._peak_lr, *(lr for lr in live_lr if math.isfinite(lr)), 0.0)
+        peaks = (self._history.peak_lr, self._measured.peak_lr(live_lr), *live_lr)
         return Observation(
             step=snapshot.step,
             total_steps=snapshot.total_steps,
@@ -277,20 +310,13 @@ class Autopilot:
             eval_loss=self._measured.eval_loss,
             generation=snapshot.generation,
             changed_at=changed_at,
-            changes=len(self._applied) + len(self._unsettled),
-            pending=any(view.settled is None for view in changes),
-            peak_lr=self._peak_lr,
-            knobs=knobs_seen(snapshot, powers, live_lr),
-            actions=actions_seen(snapshot, powers),
+            changes=self._history.changes,
+            pending=pending,
+            peak_lr=max(peak for peak in peaks if math.isfinite(peak)),
+            knobs=knobs_seen(snapshot, self._history, powers, live_lr),
+            actions=actions_seen(snapshot, self._history, powers),
             watched={name: snapshot.latest[name] for name in powers.watch if name in snapshot.latest},
         )
-
-
-def _last_change(changes: list[CommandView], generation: int) -> int | None:
-    """The step of the last learning rate that anyone set in this generation."""
-    settled = [view.settled for view in changes if view.settled and view.settled.status == "applied"]
-    steps = [one.step for one in settled if one.generation == generation and one.step is not None]
-    return max(steps, default=None)
 
 
 class Measured:
@@ -300,6 +326,7 @@ class Measured:
         self.losses: deque[tuple[int, float]] = deque(maxlen=window_points)
         self.eval_loss: float | None = None
         self._lr: tuple[int, float] | None = None
+        self._peak_lr = 0.0
         self._cursor = 0
 
     @property
@@ -327,6 +354,15 @@ class Measured:
             self.eval_loss = value
         elif name == "lr":
             self._lr = (step, value)
+            self._peak_lr = max(self._peak_lr, value) if math.isfinite(value) else self._peak_lr
+
+    def peak_lr(self, live_lr: tuple[float, ...]) -> float:
+        """The highest learning rate that was ever measured; groups are taken to have had it in the ratio of `live_lr`.
+
+        The measurements are of group 0, and are read from the run's beginning: a restart forgets none of them.
+        """
+        ratios = [lr / live_lr[0] for lr in live_lr] if live_lr and live_lr[0] > 0 else []
+        return self._peak_lr * max([1.0, *filter(math.isfinite, ratios)])
 
     def live_lr(self, knobs: tuple[float, ...], changed_at: int | None) -> tuple[float, ...]:
         """The learning rate of every group now.

@@ -14,6 +14,9 @@ from typing import Any
 from control_plane.core.commands import MAX_LEARNING_RATE, Intent, SetLearningRate
 from control_plane.core.errors import Invalid
 
+AUTOPILOT = "autopilot ("
+"""How the reason of every autopilot's command begins; its budget is counted by it, see `history`."""
+
 MAX_EXPLANATION_CHARS = 300
 """Of a proposer's own words; with the autopilot's name in front they stay below the limit of a command's reason."""
 
@@ -72,7 +75,8 @@ class Observation:
     """A run in numbers: the only thing that a proposer is shown.
 
     `losses` are (step, loss), oldest first, and may be NaN or infinite. `lr` holds one live value per parameter group.
-    `changed_at` is the step at which anyone last changed the learning rate; `changes` counts the autopilot's own.
+    `changed_at` is the step at which anyone last changed the learning rate; `changes` counts those of autopilots, over
+    the whole run (see `history`).
     `pending` says that a change is accepted and not yet settled.
     """
 
@@ -86,7 +90,7 @@ class Observation:
     changes: int = 0
     pending: bool = False
     peak_lr: float = 0.0
-    """The highest live learning rate that the autopilot has seen in this run."""
+    """The highest learning rate that this run has had, by its journal and its measurements."""
     # Only what the operator has granted, by name.
     knobs: Mapping[str, KnobSeen] = field(default_factory=dict)
     actions: Mapping[str, ActionSeen] = field(default_factory=dict)
@@ -99,10 +103,10 @@ class Bounds:
 
     `min_lr`: below it a run stands still and nobody notices. `max_lr`: above it AdamW trains no transformer; a run that
     is above may only go down. `max_drop`: nor may it go further down than to this fraction of the highest learning
-    rate that it saw: on a plateau each halving helps a little, until the run stands still.
-    `cooldown_steps`: the loss needs that long to show what the last change did. `max_changes`: an autopilot that needs
-    more than this is not steering but hunting, and a person should look. `max_age_steps`: a decision about a run that
-    has since gone on for longer is about another run.
+    rate that the run has had: on a plateau each halving helps a little, until the run stands still.
+    `cooldown_steps`: the loss needs that long to show what the last change did. `max_changes`: a run that needs more
+    than this is not steered but hunted, and a person should look; a restart of the autopilot does not begin anew.
+    `max_age_steps`: a decision about a run that has since gone on for longer is about another run.
     """
 
     min_lr: float = 1e-6
@@ -219,4 +223,4 @@ def explain(pilot: str, reason: str) -> str:
     A model's words are untrusted: control characters (a terminal would obey them) and marks that reverse the
     direction of text are dropped.
     """
-    return f"autopilot ({pilot}): {printable(reason) or 'no reason given'}"
+    return f"{AUTOPILOT}{pilot}): {printable(reason) or 'no reason given'}"

@@ -15,7 +15,7 @@ hold beside it, as for everybody.
 import json
 import math
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,6 @@ from control_plane.core.commands import MAX_FACTOR, MAX_LEARNING_RATE, Words
 from control_plane.core.errors import Invalid
 from control_plane.core.intents import INTENT, MAX_SEED
 from control_plane.core.limits import LEARNING_RATE
-from control_plane.handle import CommandView, Snapshot
 
 MAX_NAME_CHARS = 60
 """A name is shown to the model as quoted data: long enough for a name, too short for a speech."""
@@ -333,56 +332,3 @@ def _shown(value: Any) -> str:
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-# --- What the run has of what was granted ---
-
-
-def knobs_seen(snapshot: Snapshot, powers: Powers, live_lr: tuple[float, ...]) -> dict[str, KnobSeen]:
-    """The granted knobs that this run has."""
-    found: dict[str, KnobSeen] = {}
-    for name in powers.knobs:
-        changed_at, pending = _last(snapshot, _changes_of(snapshot, name))
-        about: Any = snapshot.knob_facts.get(name)
-        if name == LEARNING_RATE:
-            found[name] = KnobSeen(list(live_lr), per_group=True, above=0.0, changed_at=changed_at, pending=pending)
-        elif isinstance(about, dict) and snapshot.knobs.get(name) is not None:
-            bounds = {bound: about.get(bound) for bound in ("least", "most", "above", "below")}
-            kind, per_group = str(about.get("kind", "number")), bool(about.get("per_group"))
-            found[name] = KnobSeen(
-                snapshot.knobs[name], kind, per_group, changed_at=changed_at, pending=pending, **bounds
-            )
-    return found
-
-
-def actions_seen(snapshot: Snapshot, powers: Powers) -> dict[str, ActionSeen]:
-    """The granted actions that this run has."""
-    listed: Any = snapshot.facts.get("actions") or {}
-    found: dict[str, ActionSeen] = {}
-    for name in powers.actions:
-        if not isinstance(listed.get(name), dict):
-            continue
-        arguments: dict[str, Any] = listed[name].get("arguments", {})
-        types = {key: str(each.get("type")) for key, each in arguments.items()}
-        required = frozenset(key for key, each in arguments.items() if "default" not in each)
-        runs = (view for view in snapshot.commands if getattr(view.command.intent, "name", None) == name)
-        found[name] = ActionSeen(types, required, *_last(snapshot, runs))
-    return found
-
-
-def _changes_of(snapshot: Snapshot, knob: str) -> Iterable[CommandView]:
-    for view in snapshot.commands:
-        intent = view.command.intent
-        named = {change.knob for change in getattr(intent, "changes", ())}
-        if knob in named or (knob == LEARNING_RATE and intent.kind in ("set_learning_rate", "set_schedule")):
-            yield view
-
-
-def _last(snapshot: Snapshot, changes: Iterable[CommandView]) -> tuple[int | None, bool]:
-    """The step of the last of these that was applied in this generation, and whether one is not settled yet."""
-    steps, pending = [], False
-    for view in changes:
-        pending = pending or view.settled is None
-        if view.settled and view.settled.status == "applied" and view.settled.generation == snapshot.generation:
-            steps.append(view.settled.step or 0)
-    return max(steps, default=None), pending

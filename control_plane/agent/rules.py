@@ -58,7 +58,8 @@ def look(memory: Memory, seen: Observation, patience: Patience = Patience()) -> 
     in the observation starts the count again.
     """
     if seen.generation != memory.generation or seen.step < memory.step:
-        memory = Memory(generation=seen.generation)  # restarted or rolled back: another stretch of training
+        # Restarted or rolled back: another stretch of training, in which nothing was changed yet.
+        memory = Memory(generation=seen.generation, changed_at=seen.changed_at)
     losses = [loss for step, loss in seen.losses if step > memory.step]
     if not losses:
         return memory, Decision(Action.KEEP, "no new losses to judge")

@@ -1,4 +1,4 @@
-"""A run that exists in numbers only: its loss depends on its learning rate, and it has a client like any other."""
+"""A run that exists in numbers only: its loss depends on its learning rate; it has a journal, and a client."""
 
 import math
 import random
@@ -8,11 +8,14 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from control_plane.agent.policy import Observation
+from control_plane.core.acceptance import check_view
 from control_plane.core.commands import Command, Intent, SetKnobs, SetLearningRate
 from control_plane.core.errors import SteerwayError, Unavailable
 from control_plane.core.intents import RunAction
-from control_plane.core.records import CommandSettled
+from control_plane.core.records import CommandAccepted, CommandSettled, Entry, GenerationStarted, Record
+from control_plane.core.state import RunState, evolve
 from control_plane.handle import CommandView, Measurements, Point, Receipt, Snapshot
+from tests.core import examples
 
 NOON = "2026-01-01T12:00:00Z"
 
@@ -92,12 +95,34 @@ class SimulatedRun:
         self.polls = 0
         self.on_poll: Callable[[SimulatedRun], None] = lambda run: None
         self.settles = True
+        self.entries: list[Entry] = []
+        self.state = RunState()
+        self.write(examples.created(name))
+        self.write_generation()
         # What the script has added: knobs with their facts, actions, and further measurements.
         self.knobs: dict[str, Any] = {}
         self.knob_facts: dict[str, Any] = {}
         self.facts: dict[str, Any] = {}
         self.latest: dict[str, float] = {}
         self.calls: list[dict[str, Any]] = []
+
+    def write(self, record: Record) -> None:
+        """Append to the journal."""
+        self.entries.append(Entry(seq=len(self.entries) + 1, time=NOON, record=record))
+        evolve(self.state, self.entries[-1])
+
+    def write_generation(self) -> None:
+        """Journal that trainers began, if a test has put the run into another generation."""
+        if self.state.generation_number < self.generation:
+            started = GenerationStarted(
+                uuid=uuid4(), generation=self.generation, ranks=(), step=self.step, total_steps=self.total_steps,
+                knobs={"lr": [self.lr]},
+            )  # fmt: skip
+            self.write(started)
+
+    def journal(self, run: str, after: int = 0, limit: int = 1000) -> list[Entry]:
+        self.write_generation()
+        return self.entries[after : after + limit]
 
     @property
     def losses(self) -> list[float]:
@@ -123,35 +148,57 @@ class SimulatedRun:
             raise self.faults[self.polls]
         if self.status == "running":
             self.train(self.steps_per_poll)
+        self.write_generation()
         return Snapshot(
-            run=run, name=self.name, status=self.status, seq=1, term=1, generation=self.generation, created_at=NOON,
-            step=self.step, total_steps=self.total_steps, knobs={"lr": [self.lr]} | self.knobs,
-            knob_facts=self.knob_facts, facts=self.facts, latest=self.latest, commands=tuple(self.views),
+            run=run, name=self.name, status=self.status, seq=len(self.entries), term=1,
+            generation=self.generation, created_at=NOON, step=self.step, total_steps=self.total_steps,
+            knobs={"lr": [self.lr]} | self.knobs, knob_facts=self.knob_facts, facts=self.facts,
+            latest=self.latest, commands=tuple(self.views),
         )  # fmt: skip
 
     def metrics(self, run: str, after: int = 0, limit: int = 5000, names: tuple[str, ...] = ()) -> Measurements:
         page = self.points[after : after + limit]
         return Measurements(points=tuple(p for p in page if p.name in names), cursor=after + len(page))
 
-    def submit(self, run: str, intent: Intent, *, reason: str | None = None, uuid: UUID | None = None) -> Receipt:
-        command = Command(uuid=uuid or uuid4(), author="autopilot", intent=intent, reason=reason)
+    def submit(
+        self,
+        run: str,
+        intent: Intent,
+        *,
+        reason: str | None = None,
+        based_on_seq: int | None = None,
+        uuid: UUID | None = None,
+    ) -> Receipt:
+        command = Command(
+            uuid=uuid or uuid4(), author="autopilot", intent=intent, reason=reason, based_on_seq=based_on_seq
+        )
+        check_view(self.state, command)
+        self.write(CommandAccepted(command=command))
+        seq = len(self.entries)
         view = CommandView(
-            command=command, what=command.describe(), status="accepted", accepted_seq=1, accepted_at=NOON
+            command=command, what=command.describe(), status="accepted", accepted_seq=seq, accepted_at=NOON
         )
         self.views.append(view)
         if self.settles:
             self.settle()
-        return Receipt(uuid=command.uuid, run=run, seq=1, status="accepted")
+        return Receipt(uuid=command.uuid, run=run, seq=seq, status="accepted")
 
     def settle(self) -> None:
         """Apply what is accepted, as the ranks would."""
-        for index, view in enumerate(self.views):
+        self.write_generation()
+        for view in self.views:
             if view.settled is None:
+                before = {"lr": [self.lr]}
                 self.take(view.command.intent)
-                outcome = CommandSettled(
-                    uuid=view.command.uuid, status="applied", step=self.step, generation=self.generation
-                )
-                self.views[index] = view.model_copy(update={"settled": outcome, "status": "applied"})
+                self.settle_as(view, "applied", before=before, after={"lr": [self.lr]})
+
+    def settle_as(self, view: CommandView, status: Any, **outcome: Any) -> None:
+        """Settle one command, in the journal and in what a snapshot shows."""
+        settled = CommandSettled(
+            uuid=view.command.uuid, status=status, step=self.step, generation=self.generation, **outcome
+        )
+        self.write(settled)
+        self.views[self.views.index(view)] = view.model_copy(update={"settled": settled, "status": status})
 
     def take(self, intent: Intent) -> None:
         """As the ranks would."""

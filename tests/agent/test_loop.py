@@ -10,7 +10,6 @@ from control_plane.agent.loop import AgentOptions, run_agent
 from control_plane.agent.policy import Bounds
 from control_plane.core.commands import SetLearningRate
 from control_plane.core.errors import Invalid, NotAllowed, NotFound, RunEnded, Unavailable
-from control_plane.core.records import CommandSettled
 from tests.agent.chat_server import Answer, Chat, chat_server, completion, says, sends
 from tests.agent.simulated import NoisyModel, SimulatedRun
 
@@ -123,9 +122,7 @@ def test_run_agent_counts_a_command_that_is_settled_later() -> None:
 def test_run_agent_whose_command_is_rejected_counts_no_change_and_says_why() -> None:
     class Rejecting(SimulatedRun):
         def settle(self) -> None:
-            view = self.views[-1]
-            outcome = CommandSettled(uuid=view.command.uuid, status="rejected", step=self.step, reason="rank 1 cannot")
-            self.views[-1] = view.model_copy(update={"settled": outcome, "status": "rejected"})
+            self.settle_as(self.views[-1], "rejected", reason="rank 1 cannot")
 
     changes, said = fly(Rejecting(2e-2))
     assert changes == 0
