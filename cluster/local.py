@@ -32,6 +32,7 @@ from cluster.environment import (
 from cluster.processes import ProcessMark, end_members, end_processes
 from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_private, write_record
 from control_plane.config import Settings, settings
+from control_plane.console_login import create_link
 from control_plane.core.errors import Conflict, Invalid, NotFound, SteerwayError
 
 TEMP_PREFIX = "steerway-"
@@ -250,11 +251,11 @@ def _with_process(where: Settings, record: ClusterRecord, name: str, pid: int) -
     return record
 
 
-def describe(where: Settings, record: ClusterRecord) -> str:
-    """Where a person finds the cluster."""
+def describe(where: Settings, record: ClusterRecord, console: str | None = None) -> str:
+    """Where a person finds the cluster. `console`: a link that logs in to it."""
     exposed = "" if is_loopback(where.host) else f"\nwarning: {where.host} can be reached from other machines"
     return (
-        f"console    {record.console_url}\n"
+        f"console    {console or record.console_url}\n"
         f"gateway    {record.gateway_url}\n"
         f"dashboard  {record.dashboard_url}  (Ray asks for the token in {ray_token_file(where)})\n"
         f"tokens     {where.token_file('operator').parent}{exposed}"
@@ -267,7 +268,11 @@ def _say(line: str) -> None:
 
 def _up(where: Settings, as_json: bool, count: int) -> int:
     record = up(where, _say, count)
-    print(record.model_dump_json() if as_json else describe(where, record), flush=True)
+    if as_json:
+        print(record.model_dump_json(), flush=True)
+    else:
+        print(describe(where, record, create_link(where)), flush=True)
+        print("(the console's link logs one browser in, once; `steer console` prints another)", flush=True)
     return 0
 
 

@@ -109,22 +109,8 @@ def gateway(settings: Settings) -> Launch:
 
 
 def console(settings: Settings) -> Launch:
-    """The Streamlit console."""
-    import ui
-
-    script = Path(next(iter(ui.__path__))) / "console.py"
-    options = {
-        "server.port": settings.console_port,
-        "server.address": settings.host,
-        "server.headless": "true",
-        "browser.gatherUsageStats": "false",
-        "server.fileWatcherType": "none",
-    }
-    flags = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-    # Streamlit answers every Host: a page of another name that resolves to this machine would be let in.
-    hosts = [word for host in dict.fromkeys((settings.host, "localhost")) for word in ("--server.allowedHosts", host)]
-    command = [sys.executable, "-m", "streamlit", "run", str(script), *flags, *hosts]
-    return Launch("the console", command, settings.home / "logs" / "console.log")
+    """The Streamlit console, which finds its address and port in the environment of the cluster."""
+    return Launch("the console", [sys.executable, "-m", "ui"], settings.home / "logs" / "console.log")
 
 
 def start(launch: Launch, environment: dict[str, str]) -> "subprocess.Popen[bytes]":

@@ -1,4 +1,4 @@
-"""The console: `streamlit run ui/console.py`."""
+"""The console's script, which Streamlit runs for each page: `python -m ui` serves it, behind a login."""
 
 import gc
 from pathlib import Path

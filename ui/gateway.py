@@ -1,28 +1,38 @@
-"""The console's line to the gateway, and what a page says when it is down."""
+"""The console's line to the gateway, as whoever is logged in, and what a page says when it is down."""
 
 import streamlit as st
 
 from control_plane.client import SteerwayClient
-from control_plane.config import settings
+from control_plane.config import Settings, settings
+from control_plane.console_login import read_session
 from control_plane.core.errors import NotAllowed, NotFound, SteerwayError, Unavailable
+from ui.login.middleware import SESSION_HEADER
 
 TIMEOUT_S = 4.0
 """A page that waits longer for the gateway feels dead; it says so and tries again."""
 
 
 def client() -> SteerwayClient:
-    """The client of this process. Raises `NotAllowed` without a token, `Invalid` for settings that make no sense."""
+    """The client of whoever is logged in to this page. Raises `NotAllowed` for nobody, `Invalid` for bad settings."""
     found = settings()
-    token = found.token
+    return _client(found.gateway_url, session_token(found))
+
+
+def session_token(found: Settings) -> str:
+    """The token of this page's session. Raises `NotAllowed` if there is no living session."""
+    session = read_session(found, st.context.headers.get(SESSION_HEADER) or "")
+    if session is None:
+        raise NotAllowed("this page has no login, or it is over: open the link that `steer console` prints")
+    token = session.token or found.token
     if token is None:
-        path = found.token_file("operator")
+        path = found.token_file(session.role or "viewer")
         if not path.is_file():
-            raise NotAllowed(f"There is no token at {path}.")
+            raise NotAllowed(f"there is no token at {path}")
         token = path.read_text(encoding="ascii")
-    return _client(found.gateway_url, token)
+    return token
 
 
-@st.cache_resource(show_spinner=False, max_entries=8)
+@st.cache_resource(show_spinner=False, max_entries=32)
 def _client(url: str, token: str) -> SteerwayClient:
     """One client, with its connections, for all pages; a new token or address makes a new one."""
     return SteerwayClient(url, token, timeout_s=TIMEOUT_S)

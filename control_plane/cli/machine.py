@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
+from urllib.parse import quote
 
 import typer
 
 from control_plane.cli.refusals import say
-from control_plane.config import Settings, settings
+from control_plane.config import Role, Settings, settings
 from control_plane.core.errors import SteerwayError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
@@ -43,6 +44,18 @@ def up(nodes: Nodes = 1, as_json: AsJson = False) -> None:
 def down(as_json: AsJson = False) -> None:
     """End this machine's cluster and everything that runs on it."""
     raise typer.Exit(call(local("down", as_json)))
+
+
+def console(
+    run: Annotated[str | None, typer.Argument(help="The run whose page it opens; all runs without it.")] = None,
+    role: Annotated[
+        Role, typer.Option("--role", help="Whose local token the console acts with: viewer sees, operator steers.")
+    ] = "operator",
+) -> None:
+    """Print a link that logs a browser in to this machine's console. It works once, within 12 hours."""
+    from control_plane.console_login import create_link
+
+    typer.echo(create_link(settings(), role, f"/run?run={quote(run)}" if run else ""))
 
 
 def nodes(as_json: AsJson = False) -> None:

@@ -22,6 +22,7 @@ from control_plane.cli.ray_job import JobWatch
 from control_plane.cli.refusals import INTERRUPTED, RUN_FAILED, say
 from control_plane.cli.target import connect
 from control_plane.config import Settings, settings
+from control_plane.console_login import create_link
 from control_plane.core.errors import Refused, SteerwayError, Unavailable
 from control_plane.handle import Snapshot
 
@@ -57,7 +58,7 @@ def run(config: str, overrides: Sequence[str], unattended: bool) -> None:
 
 def invitation(where: Settings, run: str, unattended: bool) -> list[str]:
     """What a person can do while the run trains, ready to paste."""
-    lines = [f"run      {run}", f"console  {where.console_url}"]
+    lines = [f"run      {run}", f"console  {create_link(where, page=f'/run?run={run}')}"]
     if unattended:
         return lines
     return [

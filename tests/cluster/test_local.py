@@ -15,6 +15,7 @@ from cluster.local import down, up
 from cluster.processes import ProcessMark, find_members
 from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_record
 from control_plane.config import Settings
+from control_plane.console_login import Login, log_in_with_key
 from control_plane.core.errors import Conflict, Damaged, Invalid, SteerwayError
 from control_plane.gateway.proxy import middlewares
 
@@ -126,10 +127,16 @@ def niceness(found: ClusterRecord, title: str) -> int:
     return values[0]
 
 
-def console_stream_status(where: Settings, host: str) -> int:
+def console_stream_status(where: Settings, host: str, login: Login | None = None) -> int:
     """The status that the console's WebSocket answers a page which was loaded from `host`."""
+    shown = (
+        f"Cookie: steerway_console_{where.console_port}={login.cookie}\r\n"
+        f"Sec-WebSocket-Protocol: streamlit, steerway.{login.secret}\r\n"
+        if login
+        else ""
+    )
     request = (
-        f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nUpgrade: websocket\r\n"
+        f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nUpgrade: websocket\r\n{shown}"
         "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
     with socket.create_connection((where.host, where.console_port), timeout=20) as connection:
@@ -157,8 +164,13 @@ def test_cluster_comes_up_and_leaves_nothing_behind(where: Settings) -> None:
         # Ray makes its own folder writable for everybody; nobody else gets there, because the one above it is private.
         assert os.stat(found.temp_dir).st_mode & 0o777 == 0o700
         assert os.path.isdir(f"{found.temp_dir}/n1")
-        assert console_stream_status(where, f"{where.host}:{where.console_port}") == 101
-        assert console_stream_status(where, f"evil.example:{where.console_port}") == 403
+        link = started.stdout.split()[1]
+        assert link.startswith(f"{where.console_url}/login#key=")
+        login = log_in_with_key(where, link.partition("#key=")[2])
+        assert console_stream_status(where, f"{where.host}:{where.console_port}", login) == 101
+        assert console_stream_status(where, f"{where.host}:{where.console_port}") == 403
+        assert console_stream_status(where, f"evil.example:{where.console_port}", login) == 403
+        assert link.partition("#key=")[2] not in (where.home / "logs" / "console.log").read_text()
         again = cluster("up")
         assert (again.returncode, "already up" in again.stderr) == (5, True)
         # Serve has called what stands in the proxy: it gives way, as the app does, and Serve's controller does not.

@@ -12,6 +12,8 @@ import httpx
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from control_plane.config import Settings
+from control_plane.console_login import SessionRecord, create_link
 from tests.ui.fake_cluster import FakeCluster, free_port
 from tests.ui.fake_trainer import FakeTrainer
 
@@ -43,6 +45,8 @@ def visit(cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch) -> Visit:
     """Opens the console at an address, as a reader of that gateway."""
     for name, value in cluster.environment.items():
         monkeypatch.setenv(name, value)
+    session = SessionRecord(secret_sha256="", expires_at=float("inf"), role="operator")
+    monkeypatch.setattr("ui.gateway.read_session", lambda *_: session)
 
     def open_at(**query: str | list[str]) -> AppTest:
         app = AppTest.from_file(str(CONSOLE), default_timeout=60)
@@ -61,24 +65,50 @@ def trainer(cluster: FakeCluster) -> FakeTrainer:
     return made
 
 
-@pytest.fixture
-def console_url(cluster: FakeCluster, tmp_path: Path) -> Iterator[str]:
-    """The console of that gateway, as users start it."""
-    port = free_port()
-    command = [sys.executable, "-m", "streamlit", "run", str(CONSOLE), "--server.port", str(port)]
-    log = tmp_path / "console.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(command, env=os.environ | cluster.environment, stdout=output, stderr=output)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/_stcore/health", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
+class RunningConsole:
+    """A console in a process of its own, as `steer up` starts it."""
+
+    def __init__(self, environment: dict[str, str], folder: Path) -> None:
+        self.where = Settings(home=folder / "home", console_port=free_port())
+        self._environment = os.environ | environment | self.where.environment() | environment
+        self._log = folder / "console.log"
+        self.start()
+
+    @property
+    def url(self) -> str:
+        """Its address, without a way in."""
+        return self.where.console_url
+
+    def link(self, page: str = "") -> str:
+        """A link that logs in, once, and goes on to `page`."""
+        return create_link(self.where, page=page)
+
+    def start(self) -> None:
+        """Returns when it answers."""
+        with self._log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "ui"], env=self._environment, stdout=output, stderr=output
+            )
+        _wait_for(f"{self.url}/_stcore/health", self._process, self._log)
+
+    def end(self) -> None:
+        """End it; what it knows of logins stays on the disk."""
+        self._process.terminate()
         try:
-            process.wait(10)
+            self._process.wait(10)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait(10)
+            self._process.kill()
+            self._process.wait(10)
+
+
+@pytest.fixture
+def console(cluster: FakeCluster, tmp_path: Path) -> Iterator[RunningConsole]:
+    """The console of that gateway."""
+    started = RunningConsole(cluster.environment, tmp_path)
+    try:
+        yield started
+    finally:
+        started.end()
 
 
 def _wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:

@@ -6,6 +6,7 @@ import pytest
 from playwright.sync_api import Page, expect
 
 from control_plane.core.commands import SaveCheckpoint
+from tests.ui.conftest import RunningConsole
 from tests.ui.fake_cluster import FakeCluster
 
 pytestmark = pytest.mark.browser
@@ -38,8 +39,12 @@ def open_page(browser: Any, complaints: list[str], **options: Any) -> Page:
 
 
 def serious(complaints: list[str]) -> list[str]:
-    """Without those about Streamlit's own probing for its base path, which a page below `/` answers with 404."""
-    return [said for said in complaints if "_stcore/health" not in said and "_stcore/host-config" not in said]
+    """Without those about Streamlit's own probing for its base path, which a page below `/` answers with 404.
+
+    Nor about the login page's icon, which the browser gives up when it goes on to the console.
+    """
+    harmless = ("_stcore/health", "_stcore/host-config", "/login/icon.svg")
+    return [said for said in complaints if not any(each in said for each in harmless)]
 
 
 def shown_range(page: Page) -> tuple[float, float]:
@@ -65,7 +70,7 @@ def halve_the_range(page: Page) -> None:
 
 
 def test_live_run_in_a_browser_is_steered_and_keeps_its_zoom(
-    cluster: FakeCluster, console_url: str, browser: Any
+    cluster: FakeCluster, console: RunningConsole, browser: Any
 ) -> None:
     complaints: list[str] = []
     trainer = cluster.create("gpt2-1", "gpt2-local", total_steps=5000)
@@ -73,7 +78,7 @@ def test_live_run_in_a_browser_is_steered_and_keeps_its_zoom(
     cluster.go_on(trainer, steps_per_s=10)
     page = open_page(browser, complaints, color_scheme="light")
 
-    page.goto(f"{console_url}/run?run=gpt2-1&smooth=0.3")
+    page.goto(console.link("/run?run=gpt2-1&smooth=0.3"))
     page.wait_for_selector(f"{CHART} canvas")
     wait_for_range(page, "b > 300")
     before_change = set(page.evaluate(INK, CHART))
@@ -106,14 +111,14 @@ def test_live_run_in_a_browser_is_steered_and_keeps_its_zoom(
 
 
 def test_live_run_that_loses_its_trainers_says_so_and_shows_the_way_back(
-    cluster: FakeCluster, console_url: str, browser: Any
+    cluster: FakeCluster, console: RunningConsole, browser: Any
 ) -> None:
     complaints: list[str] = []
     trainer = cluster.create("gpt2-1", "gpt2-local", total_steps=5000)
     cluster.train(trainer, 250, {200: (SaveCheckpoint(), "")})
     cluster.go_on(trainer, steps_per_s=10)
     page = open_page(browser, complaints, color_scheme="light")
-    page.goto(f"{console_url}/run?run=gpt2-1")
+    page.goto(console.link("/run?run=gpt2-1"))
     page.wait_for_selector(f"{CHART} canvas")
     wait_for_range(page, "b > 250")
 
@@ -129,14 +134,14 @@ def test_live_run_that_loses_its_trainers_says_so_and_shows_the_way_back(
 
 
 def test_live_run_is_taken_back_to_a_checkpoint_and_shows_both_branches(
-    cluster: FakeCluster, console_url: str, browser: Any
+    cluster: FakeCluster, console: RunningConsole, browser: Any
 ) -> None:
     complaints: list[str] = []
     trainer = cluster.create("gpt2-1", "gpt2-local", total_steps=5000, save_every=100)
     cluster.train(trainer, 250)
     cluster.go_on(trainer, steps_per_s=10)
     page = open_page(browser, complaints, color_scheme="light")
-    page.goto(f"{console_url}/run?run=gpt2-1")
+    page.goto(console.link("/run?run=gpt2-1"))
     page.wait_for_selector(f"{CHART} canvas")
     wait_for_range(page, "b > 250")
     expect(page.get_by_text("Branches", exact=True)).to_be_hidden()

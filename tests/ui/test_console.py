@@ -141,6 +141,16 @@ def test_console_without_a_token_says_where_one_comes_from(
     assert "There is no token at" in visit().error[0].value
 
 
+def test_console_without_a_login_shows_nothing(
+    visit: Visit, cluster: FakeCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cluster.create("gpt2-1")
+    monkeypatch.setattr("ui.gateway.read_session", lambda *_: None)
+    app = visit()
+    assert "steer console" in app.error[0].value
+    assert "gpt2-1" not in text(app)
+
+
 def test_console_with_a_wrong_token_says_that_it_is_not_let_in(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEERWAY_TOKEN", "another-token")
     assert "does not let this console in" in visit().error[0].value

@@ -1,0 +1,40 @@
+"""What a login page sends: a key or a token, bounded and checked."""
+
+import asyncio
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from starlette.requests import ClientDisconnect, Request
+
+from control_plane.core.errors import Invalid
+
+MAX_BODY_BYTES = 4096
+BODY_WITHIN_S = 5.0
+
+
+class LoginRequest(BaseModel):
+    """One of the two."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    key: str | None = Field(default=None, min_length=1, max_length=200)
+    token: str | None = Field(default=None, min_length=1, max_length=512)
+
+    @model_validator(mode="after")
+    def _one(self) -> "LoginRequest":
+        if (self.key is None) == (self.token is None):
+            raise ValueError("a key or a token")
+        return self
+
+
+async def read_request(request: Request) -> LoginRequest:
+    """The body of a login. Raises `Invalid` if it is none, too long, or does not come."""
+    try:
+        async with asyncio.timeout(BODY_WITHIN_S):
+            body = b""
+            async for part in request.stream():
+                body += part
+                if len(body) > MAX_BODY_BYTES:
+                    raise Invalid("that is longer than any key or token")
+        return LoginRequest.model_validate_json(body)
+    except (TimeoutError, ClientDisconnect, ValidationError):
+        raise Invalid("a login is a JSON object with a key or a token") from None
