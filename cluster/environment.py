@@ -1,10 +1,10 @@
 """What every process of one machine's cluster finds in its environment."""
 
-import ipaddress
 import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from control_plane.addresses import is_loopback
 from control_plane.config import Settings
 
 MARK = "STEERWAY_CLUSTER"
@@ -36,14 +36,6 @@ PROXY_CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "control_plane.ga
 def ray_token_file(settings: Settings) -> Path:
     """Where the token of Ray's own interfaces lies, mode 0600. Whoever reads it may run code on the cluster."""
     return settings.home / "ray-token"
-
-
-def is_loopback(host: str) -> bool:
-    """Whether an address can be reached from this machine only."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def ray_environment(settings: Settings) -> dict[str, str]:

@@ -24,13 +24,13 @@ from types import FrameType
 from cluster import nodes, parts
 from cluster.environment import (
     cluster_environment,
-    is_loopback,
     node_environment,
     ray_environment,
     ray_token_file,
 )
 from cluster.processes import ProcessMark, end_members, end_processes
 from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_private, write_record
+from control_plane.addresses import is_loopback
 from control_plane.config import Settings, settings
 from control_plane.console_login import create_link
 from control_plane.core.errors import Conflict, Invalid, NotFound, SteerwayError

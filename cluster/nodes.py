@@ -9,10 +9,11 @@ from dataclasses import dataclass
 
 import psutil
 
-from cluster.environment import MARK, NODE_MARK, is_loopback, ray_token_file
+from cluster.environment import MARK, NODE_MARK, ray_token_file
 from cluster.parts import Launch, fetch, free_port, named_ports
 from cluster.processes import ProcessMark, find_carriers
 from cluster.record import ClusterRecord
+from control_plane.addresses import is_loopback
 from control_plane.config import Settings
 from control_plane.core.errors import NotFound
 

@@ -14,11 +14,12 @@ import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urlsplit, urlunsplit
+from urllib.parse import SplitResult, urlsplit, urlunsplit
 from uuid import UUID, uuid4
 
 from pydantic import BaseModel, ValidationError
 
+from control_plane.addresses import is_in_the_clear, is_loopback, plain_url, token_of
 from control_plane.comparing import Comparison, RunTree
 from control_plane.config import Role, Settings
 from control_plane.core.commands import Intent
@@ -87,27 +88,37 @@ class SteerwayClient:
     """Every call raises a `SteerwayError` and nothing else. May be shared by threads."""
 
     def __init__(
-        self, base_url: str, token: str, *, timeout_s: float = 10.0, transport: "httpx.BaseTransport | None" = None
+        self,
+        base_url: str,
+        token: str,
+        *,
+        insecure: bool = False,
+        timeout_s: float = 10.0,
+        transport: "httpx.BaseTransport | None" = None,
     ) -> None:
-        """Raises `Invalid` if the address or the token cannot be one. Connects to nobody yet."""
+        """Raises `Invalid` if the address or the token cannot be one. Connects to nobody yet.
+
+        `insecure`: the token may be sent over plain http to another machine than this one.
+        """
         import httpx
 
         self._base_url = base_url.rstrip("/")
         self._token = _check_token(token)
         self._timeout_s = timeout_s
-        loopback = _check_url(self._base_url) in ("127.0.0.1", "localhost", "::1")
+        at = _check_url(self._base_url, insecure)
         self._http = httpx.Client(
             base_url=self._base_url + API,
             headers={"Authorization": f"Bearer {self._token}", "Accept": "application/json"},
             timeout=timeout_s,
             transport=transport,
-            trust_env=not loopback,  # a proxy of the environment must not be shown a local token
+            # A proxy of the environment is shown no token: over https it sees none, and nothing else goes through it.
+            trust_env=at.scheme == "https" and not is_loopback(at.hostname or ""),
         )
 
     @classmethod
     def from_settings(cls, settings: Settings, role: Role = "operator") -> "SteerwayClient":
         """A client of the gateway in the settings. Raises `NotAllowed` if there is no token for this role."""
-        return cls(settings.gateway_url, settings.token or _read_token(settings, role))
+        return cls(settings.gateway_url, token_of(settings, role), insecure=settings.may_be_in_the_clear)
 
     def close(self) -> None:
         """Let the connections go."""
@@ -360,16 +371,18 @@ def _path(run: str, *below: str) -> str:
     return "/".join(("/runs", check_run_id(run), *below))
 
 
-def _check_url(url: str) -> str:
-    """The host of the address. Raises `Invalid` if it is not an HTTP address."""
-    try:
-        at = urlsplit(url)
-        host, _ = at.hostname, at.port
-    except ValueError:
-        host = None
-    if host is None or at.scheme not in ("http", "https"):
+def _check_url(url: str, insecure: bool) -> SplitResult:
+    """The parts of the address. Raises `Invalid` if it is no HTTP address, or others could read the token."""
+    parts = plain_url(url)
+    if parts is None:
         raise Invalid(f"{url!r} is not an address of a gateway; it looks like http://127.0.0.1:8700")
-    return host
+    if is_in_the_clear(parts) and not insecure:
+        raise Invalid(
+            f"{url} is plain http to another machine, and whoever is on the way could read the token: use https, or a "
+            f"tunnel (ssh -L 8700:127.0.0.1:8700 {parts.hostname}) and http://127.0.0.1:8700; STEERWAY_INSECURE=1 "
+            "sends it all the same"
+        )
+    return parts
 
 
 def _check_token(token: str) -> str:
@@ -378,13 +391,3 @@ def _check_token(token: str) -> str:
     if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
         raise Invalid("the token is empty or holds characters that no token has; copy it again")
     return stripped
-
-
-def _read_token(settings: Settings, role: Role) -> str:
-    path = settings.token_file(role)
-    try:
-        return path.read_text(encoding="ascii")
-    except FileNotFoundError:
-        raise NotAllowed(f"no token at {path}: is a cluster up? start one with `steer up`") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise NotAllowed(f"the token at {path} cannot be read ({type(error).__name__})") from None

@@ -30,6 +30,7 @@ class Settings(BaseModel):
     dashboard_port: int = Field(default=8265, ge=1, le=65535)
     url: str | None = None
     token: str | None = Field(default=None, repr=False)
+    insecure: bool = Field(default=False, description="the token may go over plain http to the machine in `url`")
 
     @property
     def runs_dir(self) -> Path:
@@ -56,6 +57,11 @@ class Settings(BaseModel):
         return self.url or f"http://{self.host}:{self.gateway_port}"
 
     @property
+    def may_be_in_the_clear(self) -> bool:
+        """Whether the token may be sent over plain http: to the own gateway, or where the user has said so."""
+        return self.insecure or self.url is None
+
+    @property
     def console_url(self) -> str:
         """Where a browser finds the console."""
         return f"http://{self.host}:{self.console_port}"
@@ -72,7 +78,7 @@ class Settings(BaseModel):
 
     def environment(self) -> dict[str, str]:
         """These settings as environment variables, for a process that this one starts. Holds no token."""
-        values = self.model_dump(mode="json", exclude={"token"}, exclude_none=True)
+        values = self.model_dump(mode="json", exclude={"token", "insecure"}, exclude_none=True)
         return {f"STEERWAY_{name.upper()}": str(value) for name, value in values.items()}
 
 

@@ -19,7 +19,8 @@ def serve(where: Settings) -> None:
     """Serve until the process is ended."""
 
     def check_token(token: str) -> None:
-        with SteerwayClient(where.gateway_url, token, timeout_s=TOKEN_CHECK_S) as client:
+        insecure = where.may_be_in_the_clear
+        with SteerwayClient(where.gateway_url, token, insecure=insecure, timeout_s=TOKEN_CHECK_S) as client:
             client.runs()
 
     app = st.App(SCRIPT, middleware=[Middleware(LoginRequired, where=where, check_token=check_token)])

@@ -2,6 +2,7 @@
 
 import streamlit as st
 
+from control_plane.addresses import token_of
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings, settings
 from control_plane.console_login import read_session
@@ -15,27 +16,21 @@ TIMEOUT_S = 4.0
 def client() -> SteerwayClient:
     """The client of whoever is logged in to this page. Raises `NotAllowed` for nobody, `Invalid` for bad settings."""
     found = settings()
-    return _client(found.gateway_url, session_token(found))
+    return _client(found.gateway_url, session_token(found), found.may_be_in_the_clear)
 
 
 def session_token(found: Settings) -> str:
-    """The token of this page's session. Raises `NotAllowed` if there is no living session."""
+    """The token of this page's session. Raises `NotAllowed` if there is no living session, or no token for it."""
     session = read_session(found, st.context.headers.get(SESSION_HEADER) or "")
     if session is None:
         raise NotAllowed("this page has no login, or it is over: open the link that `steer console` prints")
-    token = session.token or found.token
-    if token is None:
-        path = found.token_file(session.role or "viewer")
-        if not path.is_file():
-            raise NotAllowed(f"there is no token at {path}")
-        token = path.read_text(encoding="ascii")
-    return token
+    return session.token or token_of(found, session.role or "viewer")
 
 
 @st.cache_resource(show_spinner=False, max_entries=32)
-def _client(url: str, token: str) -> SteerwayClient:
+def _client(url: str, token: str, insecure: bool) -> SteerwayClient:
     """One client, with its connections, for all pages; a new token or address makes a new one."""
-    return SteerwayClient(url, token, timeout_s=TIMEOUT_S)
+    return SteerwayClient(url, token, insecure=insecure, timeout_s=TIMEOUT_S)
 
 
 def explain(error: SteerwayError) -> str:

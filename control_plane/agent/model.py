@@ -16,6 +16,7 @@ from urllib.parse import urlsplit
 
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
+from control_plane.addresses import is_in_the_clear, is_loopback, plain_url
 from control_plane.agent.policy import Action, Bounds, Decision, Observation
 from control_plane.agent.powers import MAX_NAME_CHARS, NO_MORE, Powers, Proposal, Run, Scale, SetTo
 from control_plane.agent.prompt import messages
@@ -34,9 +35,6 @@ MAX_ANSWER_TOKENS = 2000
 
 DEFAULT_TIMEOUT_S = 30.0
 """A decision that takes longer is stale by the time it comes; training does not wait for it either way."""
-
-SAFE_URL = re.compile(r"https?://[A-Za-z0-9.\-_~%:\[\]]+(/[A-Za-z0-9.\-_~%/]*)?")
-"""Nothing that two URL parsers could read differently: no user, no query, no backslash, no blank."""
 
 FENCED = re.compile(r"\s*```(?:json)?\s*(\{.*\})\s*```\s*", re.DOTALL)
 HTTP_MEANINGS = {401: "the key was not accepted", 403: "the key was not accepted", 429: "the rate limit was reached"}
@@ -74,25 +72,14 @@ def endpoint(environ: Mapping[str, str], timeout_s: float = DEFAULT_TIMEOUT_S) -
 def check_base_url(base_url: str) -> None:
     """Raises `Invalid` unless it is https, or http on the loopback: the key would travel in the clear."""
     allowed = "allowed is https://host/path, or http://127.0.0.1:port/path on this machine, without user or query"
-    try:
-        parts = urlsplit(base_url)
-        host, _ = parts.hostname or "", parts.port
-    except ValueError:
-        host = ""
-    if not SAFE_URL.fullmatch(base_url) or not host:
+    parts = plain_url(base_url)
+    if parts is None:
         raise Invalid(f"OPENAI_BASE_URL is not a plain URL; {allowed}")
-    if parts.scheme == "http" and not is_loopback(host):
+    host = parts.hostname or ""
+    if is_in_the_clear(parts):
         raise Invalid(f"OPENAI_BASE_URL would send the key in the clear to {host}; {allowed}")
     if _is_link_local(host):
         raise Invalid(f"OPENAI_BASE_URL points at {host}, where cloud machines keep their secrets; {allowed}")
-
-
-def is_loopback(host: str) -> bool:
-    """Whether a host, by name or address, is this machine. Odd spellings of an address (decimal, short) are not."""
-    try:
-        return ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _is_link_local(host: str) -> bool:

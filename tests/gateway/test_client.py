@@ -13,8 +13,9 @@ from uuid import UUID, uuid4
 import httpx
 import pytest
 
+from control_plane.addresses import token_of
 from control_plane.client import MAX_SUBMIT_TRIES, NotSettledYet, SteerwayClient
-from control_plane.config import Settings
+from control_plane.config import Settings, settings
 from control_plane.core.commands import Evaluate, Pause, Resume, SetLearningRate
 from control_plane.core.errors import Conflict, Invalid, NotAllowed, NotFound, RunEnded, Unavailable
 from control_plane.core.records import Entry
@@ -240,7 +241,20 @@ def test_run_id_that_climbs_is_refused_before_anything_is_sent() -> None:
         client.snapshot("../tokens")
 
 
-@pytest.mark.parametrize("url", ["", "127.0.0.1:8700", "ftp://host", "http://", "http://host:port", "http://[::1"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "127.0.0.1:8700",
+        "ftp://host",
+        "http://",
+        "http://host:port",
+        "http://[::1",
+        "http://127.0.0.1:8700@gateway.test",
+        "http://gateway.test\\@127.0.0.1:8700",
+        "http://127.0.0.1 .gateway.test",
+    ],
+)
 def test_address_that_is_none_is_refused(url: str) -> None:
     with pytest.raises(Invalid, match="address"):
         SteerwayClient(url, "a-token")
@@ -265,6 +279,65 @@ def test_token_is_taken_from_the_settings_or_from_its_file(live: LiveGateway, tm
         assert viewer.runs()
         with pytest.raises(NotAllowed):
             viewer.submit(RUN, Resume())
+
+
+ANOTHER = "https://gateway.test:8700"
+
+
+@pytest.mark.parametrize(
+    "url", [ANOTHER, "http://gateway.test:8700", "http://127.1:8700", "http://2130706433", "http:/"]
+)
+def test_token_of_this_installation_goes_to_no_other_machine(tmp_path: Path, url: str) -> None:
+    where = Settings(home=tmp_path, url=url, insecure=True)
+    where.token_file("operator").parent.mkdir()
+    where.token_file("operator").write_text(TOKENS["operator"])
+    with pytest.raises(NotAllowed, match="own installation is not sent there: set STEERWAY_TOKEN"):
+        SteerwayClient.from_settings(where)
+    assert token_of(where.model_copy(update={"token": "theirs"}), "operator") == "theirs"
+
+
+@pytest.mark.parametrize(
+    "url", [None, "http://127.0.0.1:9", "http://127.8.9.10:9", "http://[::1]:9", "http://localhost:9"]
+)
+def test_token_of_this_installation_goes_to_this_machine(tmp_path: Path, url: str | None) -> None:
+    where = Settings(home=tmp_path, url=url, host="10.0.0.5")
+    where.token_file("operator").parent.mkdir()
+    where.token_file("operator").write_text(TOKENS["operator"])
+    assert token_of(where, "operator") == TOKENS["operator"]
+    SteerwayClient.from_settings(where).close()
+
+
+@pytest.mark.parametrize("url", ["http://gateway.test:8700", "http://10.0.0.5", "http://localhost.gateway.test"])
+def test_token_goes_over_plain_http_to_another_machine_only_where_that_was_said(url: str) -> None:
+    where = settings({"STEERWAY_URL": url, "STEERWAY_TOKEN": "a-token"})
+    with pytest.raises(Invalid, match=r"plain http to another machine, .* use https, .* STEERWAY_INSECURE=1"):
+        SteerwayClient.from_settings(where)
+    insecure = settings({"STEERWAY_URL": url, "STEERWAY_TOKEN": "a-token", "STEERWAY_INSECURE": "1"})
+    SteerwayClient.from_settings(insecure).close()
+    assert "STEERWAY_INSECURE" not in insecure.environment()
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:9", "http://127.8.9.10:9", "http://[::1]:9", "https://localhost:9"])
+def test_proxy_of_the_environment_is_not_asked_for_this_machine(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    _name_a_proxy(monkeypatch)
+    with SteerwayClient(url, "a-token") as client:
+        assert not client._http._mounts
+
+
+def test_proxy_of_the_environment_sees_no_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tunnel through it is all that https asks of a proxy; plain http would show it the token."""
+    _name_a_proxy(monkeypatch)
+    with SteerwayClient(ANOTHER, "a-token") as tunnelled, SteerwayClient("http://g.test", "t", insecure=True) as plain:
+        assert tunnelled._http._mounts
+        assert not plain._http._mounts
+
+
+def _name_a_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_PROXY", raising=False)
+    monkeypatch.delenv("no_proxy", raising=False)
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://proxy.test:3128")
+        monkeypatch.setenv(name.lower(), "http://proxy.test:3128")
 
 
 def test_client_loads_no_framework() -> None:

@@ -138,7 +138,7 @@ def test_console_without_a_token_says_where_one_comes_from(
 ) -> None:
     monkeypatch.delenv("STEERWAY_TOKEN")
     monkeypatch.setenv("STEERWAY_HOME", str(tmp_path))
-    assert "There is no token at" in visit().error[0].value
+    assert "No token at" in visit().error[0].value
 
 
 def test_console_without_a_login_shows_nothing(
