@@ -38,6 +38,7 @@ from control_plane.handle import (
 from control_plane.server import ControlServer
 from control_plane.storage.descent import adopt, read_origin
 from control_plane.storage.journal import Journal
+from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 from control_plane.storage.room import discard, is_ours
@@ -77,6 +78,7 @@ def open_server(files: RunFiles) -> ControlServer:
         discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
         origin=read_origin(files),
         adopt=partial(adopt, files),
+        redaction=redaction_of(files),
     )
     # The server before may have died between the decision and the removal.
     for name in server.discarded:

@@ -1,4 +1,4 @@
-"""The handle, across Ray.
+"""The handle, across Ray. What ranks and driver tell leaves its process without the secrets that are known there.
 
 Ray's calls are at-most-once or at-least-once, never exactly once: a call may have run although it raised. Every
 method of a handle may be repeated, so this one repeats, for as long as an actor takes to be restarted.
@@ -19,6 +19,7 @@ from control_plane.core.errors import SteerwayError, Unavailable
 from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import Death, Ending, Entry, GenerationEnding
 from control_plane.core.recovery import ResumePoint
+from control_plane.core.redaction import Redaction
 from control_plane.core.state import fold
 from control_plane.handle import (
     ADOPTION_WAIT_S,
@@ -33,6 +34,7 @@ from control_plane.handle import (
     Trajectories,
 )
 from control_plane.storage import journal
+from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 
 log = logging.getLogger(__name__)
@@ -72,13 +74,22 @@ class RayHandle:
             if isinstance(error.cause, SteerwayError):
                 raise error.cause from None
             log.exception("%s of run %s", method, self._files.run)
-            raise Unavailable(f"the control server of run {self._files.run} failed: {error.cause!r}") from error
+            told = self._redaction().text(repr(error.cause))
+            raise Unavailable(f"the control server of run {self._files.run} failed: {told}") from error
         except (RayActorError, GetTimeoutError, TimeoutError) as error:
             self._actor = None
             raise Unavailable(f"the control server of run {self._files.run} does not answer") from error
         except (RayError, ValueError, ConnectionError) as error:
             self._actor = None
-            raise Unavailable(f"the control server of run {self._files.run} cannot be reached: {error}") from error
+            told = self._redaction().text(str(error))
+            raise Unavailable(f"the control server of run {self._files.run} cannot be reached: {told}") from error
+
+    def _redaction(self) -> Redaction:
+        """Made anew each time: a script may have put a secret into its environment by now."""
+        return redaction_of(self._files)
+
+    def _clean(self, reason: str | None) -> str | None:
+        return None if reason is None else self._redaction().text(reason)
 
     def _find(self) -> Any:
         """The run's actor. One that was retired is not made again: it would serve an ended run for ever."""
@@ -127,11 +138,12 @@ class RayHandle:
 
     async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
         """See `RunHandle.lose_generation`."""
-        await self._call("lose_generation", generation, deaths, loss)
+        cleaned = tuple(map(self._redaction().words, deaths))
+        await self._call("lose_generation", generation, cleaned, loss)
 
     async def start_generation(self, start: GenerationStart) -> int:
         """See `RunHandle.start_generation`."""
-        return await self._call("start_generation", start)
+        return await self._call("start_generation", self._redaction().words(start))
 
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
         """See `RunHandle.offers`."""
@@ -139,15 +151,15 @@ class RayHandle:
 
     async def report(self, report: Report) -> None:
         """See `RunHandle.report`."""
-        await self._call("report", report)
+        await self._call("report", self._redaction().words(report))
 
     async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
         """See `RunHandle.end_generation`."""
-        await self._call("end_generation", generation, ending, step, reason)
+        await self._call("end_generation", generation, ending, step, self._clean(reason))
 
     async def close(self, ending: Ending, reason: str | None) -> None:
         """See `RunHandle.close`."""
-        await self._call("close", ending, reason)
+        await self._call("close", ending, self._clean(reason))
 
     async def pid(self) -> int:
         """The process of the control server."""

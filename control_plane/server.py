@@ -21,6 +21,7 @@ from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
+    CommandAccepted,
     CommandSettled,
     Death,
     Ending,
@@ -30,6 +31,7 @@ from control_plane.core.records import (
     RunCreated,
 )
 from control_plane.core.recovery import ResumePoint
+from control_plane.core.redaction import Redaction
 from control_plane.core.state import RunState, evolve
 from control_plane.handle import (
     MAX_TAIL_ENTRIES,
@@ -110,16 +112,18 @@ class ControlServer:
         discard: Callable[[CheckpointCommitted], None] = lambda checkpoint: None,
         origin: Origin | None = None,
         adopt: Adopt = adopt_nothing,
+        redaction: Redaction = Redaction(),
     ) -> None:
         """Rebuild the state from the journal and begin a term. `discard` removes the files of a checkpoint.
 
-        `adopt` brings those of another run's here. `origin` says how a run begins that has a parent.
+        `adopt` brings those of another run's here. `origin` says how a run begins that has a parent. `redaction` takes
+        out of what is recorded the secrets that whoever told it has left in.
 
         Raises: `Conflict` if the journal is another run's.
         """
         self._journal, self._metrics = journal, metrics
         self._utc_now, self._clock, self._discard = utc_now, clock, discard
-        self._adopt, self._adopting = adopt, asyncio.Lock()
+        self._adopt, self._adopting, self._redaction = adopt, asyncio.Lock(), redaction
         self._state = RunState()
         self._entries: list[Entry] = []
         self._progress: Progress | None = None
@@ -149,13 +153,17 @@ class ControlServer:
             return
         now = self._utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
         reach("server.commit", "before_append")
-        entries = self._journal.append(records, now)
+        entries = self._journal.append([self._redacted(record) for record in records], now)
         reach("server.commit", "after_append")
         for entry in entries:
             self._fold(entry)
         reach("server.commit", "after_evolve")
         self._changed.set()
         self._changed = asyncio.Event()
+
+    def _redacted(self, record: Record) -> Record:
+        """A command stays as it was sent: the ranks carry out what it says, and its sender may send it again."""
+        return record if isinstance(record, CommandAccepted) else self._redaction.words(record)
 
     def _age_s(self, entry: Entry) -> float:
         """How old an entry of an earlier life is. Only the wall clock has lived through both: it may have been set."""

@@ -25,6 +25,7 @@ from ray_jobs import restore, skipped
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import Collectives
+from ray_jobs.complaints import told
 from ray_jobs.context import RunContext
 from ray_jobs.digest_stream import DigestStream
 from ray_jobs.elastic import apply_batch_plan
@@ -257,7 +258,7 @@ class InteractiveCallback(TrainerCallback):
     def fail(self, step: int, error: Exception) -> None:
         """Tell the control server that the training raised, if this rank has a link. Others wait to be restarted."""
         if self.session is not None and self.session.link is not None:
-            self.session.link.close("failed", step, f"{type(error).__name__}: {error}", FAILED_WAIT_S)
+            self.session.link.close("failed", step, told(error), FAILED_WAIT_S)
         self._end()
 
     def _end(self) -> None:

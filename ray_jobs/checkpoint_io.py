@@ -16,6 +16,7 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs.capture import FileStates, capture, copied
 from ray_jobs.checkpoint_writer import CheckpointWriter
 from ray_jobs.collectives import Collectives
+from ray_jobs.complaints import told
 
 log = logging.getLogger(__name__)
 
@@ -145,5 +146,5 @@ def _guarded(take: Callable[[], None]) -> str | None:
         take()
     except Exception as error:
         log.exception("the state could not be copied")
-        return f"{type(error).__name__}: {error}"
+        return told(error)
     return None

@@ -30,6 +30,7 @@ from control_plane.core.records import CheckpointCommitted
 from control_plane.storage.checkpoints import Manifest, RankState, Shard, ShardFile, SigningKey, commit, discard
 from control_plane.storage.layout import RunFiles
 from ray_jobs.capture import FileStates, random_digest, state_digest
+from ray_jobs.complaints import told, without_secrets
 from ray_jobs.host_memory import HostBuffers
 
 log = logging.getLogger(__name__)
@@ -341,4 +342,4 @@ def _versions() -> dict[str, str]:
 
 
 def _told(error: Exception) -> str:
-    return error.reason if isinstance(error, SteerwayError) else f"{type(error).__name__}: {error}"
+    return without_secrets(error.reason) if isinstance(error, SteerwayError) else told(error)

@@ -29,6 +29,7 @@ from control_plane.storage.failpoints import reach
 from control_plane.storage.layout import STATE, RunFiles
 from control_plane.storage.room import room_refusal
 from control_plane.storage.shards import sync_folder
+from ray_jobs.complaints import told
 
 WORKSHOP = ".converting"
 """Where conversions are at work, beside the checkpoints; a hidden folder is never taken for a checkpoint."""
@@ -148,8 +149,8 @@ def _convert_state(source: Path, made: Path) -> None:
     try:
         ds_to_universal.main(settings)
     except (AssertionError, NotImplementedError, RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
-        told = f"{type(error).__name__}: {error}"[:TOLD_CHARS]
-        raise Refused(f"DeepSpeed cannot convert checkpoint {source.parent.name}: {told}") from error
+        why = told(error)[:TOLD_CHARS]
+        raise Refused(f"DeepSpeed cannot convert checkpoint {source.parent.name}: {why}") from error
     # It names the newest of several, which the manifests do.
     (made.parent / "latest_universal").unlink(missing_ok=True)
     if (made / "tmp").exists():

@@ -20,7 +20,9 @@ from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from control_plane.core.errors import SteerwayError
 from control_plane.core.records import Death
+from control_plane.core.redaction import Redaction
 from control_plane.ray_handle import RayHandle
+from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 
 log = logging.getLogger(__name__)
@@ -77,7 +79,7 @@ def _cause(error: Exception) -> BaseException:
 
 def describe(files: RunFiles, rank: int, error: Exception) -> Death:
     """One rank's death. What the rank wrote down itself comes first; then what Ray knows."""
-    return Death(rank=rank, reason=_last_words(files, rank) or _reason(error))
+    return Death(rank=rank, reason=_last_words(files, rank) or _reason(error, redaction_of(files)))
 
 
 def _last_words(files: RunFiles, rank: int) -> str | None:
@@ -88,14 +90,15 @@ def _last_words(files: RunFiles, rank: int) -> str | None:
         return None
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: Exception, redaction: Redaction) -> str:
     cause = _cause(error)
     if isinstance(cause, ActorUnavailableError):
         return "it does not answer"
     if is_death(error):
         node_died = "its node has died" in str(cause)
         return "its node died" if node_died else "its process was killed or has crashed"
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    # Before it is cut: the half of a secret is still one, and nobody would know it.
+    lines = [line.strip() for line in redaction.text(str(error)).splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__)[:500]
 
 

@@ -27,9 +27,11 @@ from control_plane.core.commands import Command
 from control_plane.core.errors import Refused, SteerwayError
 from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import Ending
+from control_plane.core.redaction import Redaction
 from control_plane.core.state import fold
 from control_plane.ray_handle import RayHandle
 from control_plane.storage import journal
+from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from ray_jobs import config as run_config
 from ray_jobs.deaths import DeathWatch, NoFarewell
@@ -160,17 +162,17 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         trainer.fit()
     except Exception as error:
         log.exception("the worker group failed")
-        return "failed", _first_cause(error)
+        return "failed", _first_cause(error, redaction_of(files))
     return "finished", None
 
 
-def _first_cause(error: BaseException) -> str:
+def _first_cause(error: BaseException, redaction: Redaction) -> str:
     """The workers' own complaint, without the layers around it."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         rank, failure = sorted(failures.items())[0]
-        return f"rank {rank}: {_last_line(str(failure))}"
-    return f"{type(error).__name__}: {_last_line(str(error))}"
+        return f"rank {rank}: {_last_line(redaction.text(str(failure)))}"
+    return f"{type(error).__name__}: {_last_line(redaction.text(str(error)))}"
 
 
 def _last_line(text: str) -> str:

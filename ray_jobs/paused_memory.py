@@ -15,6 +15,8 @@ pause is what it always was. Tested with a stand-in for the engine only: no GPU 
 import logging
 from typing import Any
 
+from ray_jobs.complaints import told
+
 log = logging.getLogger(__name__)
 
 OPTIMIZER = "FusedAdam"
@@ -49,7 +51,7 @@ class PausedMemory:
         except Exception as error:
             # Some of them may be away: DeepSpeed knows which.
             self._engine.reload_states()
-            self._obstacle = f"{type(error).__name__}: {error}"
+            self._obstacle = told(error)
             log.warning("pause.offload has no effect: %s", self._obstacle)
             return
         self._is_away = True

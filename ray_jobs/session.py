@@ -37,6 +37,7 @@ from control_plane.core.records import CheckpointCommitted, CheckpointFailed, Co
 from control_plane.handle import Phase
 from ray_jobs.appliers import Applier
 from ray_jobs.collectives import Collectives
+from ray_jobs.complaints import told
 from ray_jobs.knobs import Knobs
 from ray_jobs.link import Link
 from ray_jobs.plan import FROM_THE_BEGINNING, Plan
@@ -210,7 +211,7 @@ class RankSession:
             return applier.check(command)
         except Exception as error:
             log.exception("checking %s", command.describe())
-            return f"{type(error).__name__}: {error}"
+            return told(error)
 
     def _apply(self, command: Command, step: int) -> Any:
         try:
@@ -218,14 +219,14 @@ class RankSession:
             return replace(applied, after=applied.after | self.beside())
         except Exception as error:
             log.exception("applying %s at step %d", command.describe(), step)
-            return Failure(f"{type(error).__name__}: {error}")
+            return Failure(told(error))
 
     def _undo(self, command: Command) -> str | None:
         try:
             self.appliers[command.intent.kind].undo(command)
         except Exception as error:
             log.exception("undoing %s", command.describe())
-            return f"{type(error).__name__}: {error}"
+            return told(error)
         return None
 
     def _report_outcomes(self) -> None:

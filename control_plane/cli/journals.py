@@ -109,6 +109,22 @@ def export_journal(
         typer.echo(f"head  {manifest.head}")
     for key in manifest.removed:
         say(f"steer: config.yaml: the value of {key} looks like a secret and was left out")
+    if told := _told_secrets(files):
+        say(
+            f"steer: journal: record {told} holds what looks like a secret, and is exported as it is: records are "
+            "chained; change that secret where it is used before you pass the file on"
+        )
+
+
+def _told_secrets(files: RunFiles) -> str:
+    """The records of a journal that hold what looks like a secret: earlier releases, and people, have written some."""
+    from control_plane.core.redaction import Redaction
+    from control_plane.storage.journal import read
+
+    clean = Redaction().words
+    found = [str(entry.seq) for entry in read(files.journal) if clean(entry.record) is not entry.record]
+    more = f" and {len(found) - FINDINGS_SHOWN} more" if len(found) > FINDINGS_SHOWN else ""
+    return ", ".join(found[:FINDINGS_SHOWN]) + more
 
 
 @journals.command("import")

@@ -19,6 +19,7 @@ from control_plane.core.branching import Adopted, Origin
 from control_plane.core.errors import Conflict, Damaged, NotFound, Unavailable
 from control_plane.core.intents import MAX_NAME_CHARS, MAX_NAMES_TOLD, AdoptCheckpoint
 from control_plane.core.records import MAIN, CheckpointCommitted, Parent
+from control_plane.core.redaction import Redaction, conceals, names_secret
 from control_plane.core.state import RunState, fold
 from control_plane.storage import journal
 from control_plane.storage.checkpoints import (
@@ -29,7 +30,6 @@ from control_plane.storage.checkpoints import (
     read_manifest,
     verify,
 )
-from control_plane.storage.export import SECRET
 from control_plane.storage.layout import RunFiles, find_run
 from control_plane.storage.shards import sync, sync_folder
 
@@ -173,7 +173,9 @@ def _differing(one: RunFiles, other: RunFiles) -> dict[str, Any]:
 
 def _shown(key: str, value: Any) -> Any:
     is_harmless = value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 40)
-    return value if is_harmless and not SECRET.search(key.rpartition(".")[2]) else NOT_SHOWN
+    # The outermost key that names a secret does so for all that is below it.
+    named = next((part for part in key.split(".") if names_secret(part)), key)
+    return NOT_SHOWN if not is_harmless or conceals(named, value) or Redaction().value(value) != value else value
 
 
 def _settings(files: RunFiles) -> Any:

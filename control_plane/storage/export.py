@@ -3,7 +3,7 @@
 A ZIP with these members, and no others:
 
     manifest.json         what is in it: `Manifest`
-    config.yaml           the run's resolved configuration; values of keys that name a secret are replaced
+    config.yaml           the run's resolved configuration; what may be a secret is replaced
     journal/000001.jsonl  the segments, as far as they are honoured, byte for byte; ...
 
 Two exports of one journal on one machine are the same bytes. Reading one trusts nothing: names, sizes, hashes and the
@@ -33,6 +33,7 @@ from control_plane.config_text import from_yaml
 from control_plane.core.commands import Words
 from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.records import Entry, RunCreated
+from control_plane.core.redaction import Redaction, concealed_arguments, conceals, names_secret
 from control_plane.storage.audit import Head, audit
 from control_plane.storage.layout import IMPORTED, RunFiles, check_run_id
 from control_plane.storage.provenance import Machine, Trainers, this_machine, trainers_of
@@ -50,8 +51,8 @@ MAX_MEMBERS = 20_000
 """One segment a life of a control server."""
 
 MAX_MANIFEST_BYTES = 8 * 2**20
-SECRET = re.compile(r"(?:^|_|-)(?:token|secret|password|passwd|api_?key|private_key|credentials?)$", re.IGNORECASE)
 REMOVED = "removed-by-export"
+SHAPES = Redaction()
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every member: the oldest that a ZIP can say."""
 
@@ -182,36 +183,50 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def without_secrets(config: bytes) -> tuple[bytes, tuple[str, ...]]:
-    """The config with the values of keys that name a secret replaced, and those keys. All else stays as it was.
+    """The config without the values that may be secrets, see `core.redaction`, and their keys. All else stays.
 
     Raises `Damaged` if it cannot be read.
     """
     try:
         text = config.decode()
-        found = list(_secrets(yaml.compose(text, Loader=yaml.SafeLoader), ""))
+        found = list(_secrets(yaml.compose(text, Loader=yaml.SafeLoader), "", ""))
     except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
         raise Damaged(
             f"the run's config.yaml cannot be read ({type(error).__name__}), so nothing is exported"
         ) from None
-    for _, start, stop in reversed(found):
-        text = text[:start] + REMOVED + text[stop:]
+    for _, node, kept in reversed(found):
+        start, stop = node.start_mark.index, node.end_mark.index
+        after = text[start:stop].rstrip()  # of a block of lines the last line's end belongs to what follows
+        text = text[:start] + (json.dumps(kept) if kept != REMOVED else kept) + text[start + len(after) :]
     return text.encode(), tuple(name for name, _, _ in found)
 
 
-def _secrets(node: yaml.Node | None, within: str) -> Iterator[tuple[str, int, int]]:
-    """The keys that name a secret and have a value, and where the value lies; in the order of the text."""
-    if isinstance(node, yaml.SequenceNode):
+def _secrets(node: yaml.Node | None, within: str, key: str) -> Iterator[tuple[str, yaml.Node, str]]:
+    """What may be a secret: its name, where it lies, and what stays; in the order of the text. `key`: what it is of."""
+    if isinstance(node, yaml.MappingNode):
+        for name, value in node.value:
+            named = str(name.value)
+            inside = f"{within}.{named}" if within else named
+            yield from _secrets(value, inside, key if names_secret(key) else named)
+    elif isinstance(node, yaml.SequenceNode):
+        arguments = dict(concealed_arguments([_plain(each) for each in node.value]))
         for number, inner in enumerate(node.value):
-            yield from _secrets(inner, f"{within}[{number}]")
-    if not isinstance(node, yaml.MappingNode):
-        return
-    for key, value in node.value:
-        name = f"{within}.{key.value}" if within else str(key.value)
-        if isinstance(value, yaml.ScalarNode) and SECRET.search(str(key.value)):
-            if value.tag == "tag:yaml.org,2002:str" and value.value:
-                yield name, value.start_mark.index, value.end_mark.index
-        else:
-            yield from _secrets(value, name)
+            if number in arguments:
+                yield f"{within}[{number}]", inner, arguments[number] + REMOVED
+            else:
+                yield from _secrets(inner, f"{within}[{number}]", key)
+    elif isinstance(node, yaml.ScalarNode):
+        if conceals(key, _plain(node)):
+            yield within, node, REMOVED
+        elif (kept := SHAPES.text(node.value)) != node.value:
+            yield within, node, kept
+
+
+def _plain(node: yaml.Node) -> str | bool | None:
+    """A scalar as text: for `conceals` a number's text is as good as the number."""
+    if not isinstance(node, yaml.ScalarNode) or node.tag.endswith((":null", ":bool")):
+        return None
+    return str(node.value)
 
 
 def read_export(path: Path) -> Export:

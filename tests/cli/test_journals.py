@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.core.records import RunClosed
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
 from tests.cli.conftest import Steer
@@ -116,6 +117,17 @@ def test_export_is_imported_elsewhere_with_the_differences_stated(
     again = steer("journal", "import", "run-1.steer.zip")
     assert (again.exit_code, "already" in again.stderr) == (5, True)
     assert steer("journal", "import", "run-1.steer.zip", "--run", "other").exit_code == 0
+
+
+def test_export_says_what_was_left_out_and_what_is_in_it_all_the_same(home: Path, steer: Steer) -> None:
+    files = RunFiles(home / "runs" / "run-1")
+    files.config.write_bytes(CONFIG + b"workload: {args: [--hf-token, hf_A1]}\n")
+    journal = Journal.open(files.journal, FAST)
+    journal.append([RunClosed(ending="failed", reason="HF_TOKEN=hf_A1 is refused")], NOW)
+    journal.close()
+    said = steer("journal", "export", "run-1").stderr.splitlines()
+    assert said[0] == "steer: config.yaml: the value of workload.args[1] looks like a secret and was left out"
+    assert said[1].startswith("steer: journal: record 4 holds what looks like a secret, and is exported as it is")
 
 
 def test_export_of_a_damaged_journal_exits_with_one_and_leaves_no_file(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import zipfile
 from collections.abc import Callable
 from hashlib import sha256
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound, SteerwayError
 from control_plane.storage.audit import audit
@@ -149,6 +151,43 @@ def test_secrets_of_the_config_stay_behind_and_all_else_is_kept() -> None:
     assert removed == ("hf_token", "args[0].api_key")
     assert kept == config.replace(b"'abc'", b"removed-by-export").replace(b": k,", b": removed-by-export,")
     assert without_secrets(CONFIG) == (CONFIG, ())
+
+
+PLANTED = b"""\
+workload:
+  kind: script
+  args: [--hf-token, hf_A1, --api-key=B2, --lr, 1e-4, 'db.password=C"3', --max_new_tokens, 8]
+  env: {aws_secret_access_key: D4, AWS_ACCESS_KEY_ID: E5, wandb_key: F6, hfToken: G7, sort_key: length}
+  dsn: postgres://u:H8@host/db
+  authorization: Bearer I9
+tokens: [J10, K11]
+api_keys: {x: L12, y: {z: M13}}
+passphrase: |
+  N14 and
+  more
+pin: 1515
+log_to: https://me:O16@host/x?api_key=P17
+said: "sk-proj-Q18Q18Q18Q18Q18Q18"
+training: {max_new_tokens: 128, pad_token: <pad>, tokenizer: gpt2, use_auth_token: true, keep_best_key: loss}
+"""
+
+
+def test_every_planted_secret_stays_behind_and_the_config_is_still_one() -> None:
+    kept, removed = without_secrets(PLANTED)
+    left = re.findall(rb"\b(?:hf_A1|B2|C.3|D4|E5|F6|G7|H8|I9|J10|K11|L12|M13|N14|1515|O16|P17|Q18)\b", kept)
+    assert left == []
+    before, after = yaml.safe_load(PLANTED), yaml.safe_load(kept)
+    assert after["training"] == before["training"]
+    assert after["workload"]["args"][::2] == [
+        "--hf-token",
+        "--api-key=removed-by-export",
+        *before["workload"]["args"][4::2],
+    ]
+    assert after["workload"]["args"][5] == "db.password=removed-by-export"
+    assert after["workload"]["env"]["sort_key"] == "length"
+    assert after["passphrase"] == "removed-by-export"
+    assert len(removed) == 17
+    assert removed[:3] == ("workload.args[1]", "workload.args[2]", "workload.args[5]")
 
 
 def test_no_token_of_the_installation_is_in_an_export(run: RunFiles, file: Path) -> None:
