@@ -158,9 +158,9 @@ class ControlActor:
         """See `RunHandle.trajectories`."""
         return await self._server.trajectories()
 
-    async def resume_point(self) -> ResumePoint:
+    async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
         """See `RunHandle.resume_point`."""
-        return await self._server.resume_point()
+        return await self._server.resume_point(call, fingerprint)
 
     async def resume(self, author: str, back: bool = False) -> None:
         """See `RunHandle.resume`."""

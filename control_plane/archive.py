@@ -155,7 +155,7 @@ class ArchivedRun:
             "again when it is resumed"
         )
 
-    async def resume_point(self) -> ResumePoint:
+    async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
         """Raises `RunEnded`."""
         raise self._over()
 

@@ -321,8 +321,12 @@ class RunHandle(Protocol):
         """Every branch, with what was done on it."""
         ...
 
-    async def resume_point(self) -> ResumePoint:
-        """What new trainers start from. Raises `RunEnded` if the run is closed, or if starting again is hopeless."""
+    async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
+        """What new trainers start from, in the script's `call`-th `train()`; `fingerprint` is of its model and data.
+
+        Raises `RunEnded` if the run is closed, or if starting again is hopeless; `Refused` if it cannot be told which
+        of its trainings that is.
+        """
         ...
 
     async def resume(self, author: str, back: bool = False) -> None:

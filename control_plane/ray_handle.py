@@ -128,9 +128,9 @@ class RayHandle:
         """See `RunHandle.trajectories`."""
         return await self._call("trajectories")
 
-    async def resume_point(self) -> ResumePoint:
+    async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
         """See `RunHandle.resume_point`."""
-        return await self._call("resume_point")
+        return await self._call("resume_point", call, fingerprint)
 
     async def resume(self, author: str, back: bool = False) -> None:
         """See `RunHandle.resume`."""

@@ -253,13 +253,13 @@ class ControlServer:
 
     # What rank 0 and the driver say
 
-    async def resume_point(self) -> ResumePoint:
+    async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
         """The run's history, for new trainers. Closes the run as failed when starting again is hopeless."""
         self._commit(decisions.succeed_generation(self._state, *self._heard()))
         self._give_up_if_hopeless()
         if self._state.closed is not None:
             raise RunEnded(f"run {self._state.run} has {self._state.closed.ending}: {self._state.closed.reason}")
-        return recovery.resume_point(self._state)
+        return recovery.resume_point(self._state, call, fingerprint)
 
     async def resume(self, author: str, back: bool = False) -> None:
         """Somebody has the run go on."""

@@ -102,6 +102,7 @@ def generation(record: GenerationStarted | GenerationLost | GenerationRecovered 
     match record:
         case GenerationStarted():
             said = start(record.generation, record.checkpoint, record.step, record.world_size)
+            said += f", training {record.training} of the script" if record.training > 1 else ""
             refused = [f"{each.checkpoint} was refused: {clean(each.reason)}" for each in record.refused]
             return "; ".join([said, *refused])
         case GenerationLost():

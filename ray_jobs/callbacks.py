@@ -29,6 +29,7 @@ from ray_jobs.complaints import told
 from ray_jobs.context import RunContext
 from ray_jobs.digest_stream import DigestStream
 from ray_jobs.elastic import apply_batch_plan
+from ray_jobs.fingerprints import fingerprint
 from ray_jobs.frozen import frozen_parameters
 from ray_jobs.heartbeat import Heartbeat
 from ray_jobs.knobs import Knobs, KnobsApplier
@@ -99,7 +100,7 @@ class InteractiveCallback(TrainerCallback):
 
         Raises: `SteerwayError` if the run may not start, `Invalid` if these ranks cannot share the global batch.
         """
-        args, first = self.trainer.args, self.plan is None
+        args = self.trainer.args
         if args.world_size != dist.get_world_size():
             raise Invalid(
                 f"accelerate sees {args.world_size} processes where torch.distributed has {dist.get_world_size()} "
@@ -110,10 +111,7 @@ class InteractiveCallback(TrainerCallback):
             self._watch(collectives, self.context.hang_after_s)
         link = Link(self.context.connect, self._superseded) if collectives.rank == 0 else None
         self.session = RankSession(collectives, link, knobs=Knobs(self.context.limits), beat=self._beat)
-        plan = make_plan(collectives, link, self.context)
-        if not first and plan.checkpoint:
-            log.warning("this script trains a second time: its second training begins at the beginning")
-            plan = Plan(plan.replay)
+        plan = make_plan(collectives, link, self.context, lambda: fingerprint(self.trainer))
         self._keep_the_batch(plan)
         self.plan = plan
         return plan
@@ -305,13 +303,20 @@ class RunPauseCallback(TrainerCallback):
         session.beat("saving")  # reading all of it may take longer than a step
         found = examine(context.files.checkpoints / checkpoint, context.key, session.collectives, context.files.run)
         session.beat("training")
-        return found if isinstance(found, str) else restore.misfit(self._interactive.trainer, found) or found
+        if isinstance(found, str) or not self._is_of_this_training(found):
+            return found
+        return restore.misfit(self._interactive.trainer, found) or found
 
     def _misfit(self, branch: str) -> str | None:
-        """One branch has one model: its newest checkpoint says which."""
+        """One branch has one model in each training: its newest checkpoint says which."""
         context = self._interactive.context
-        own = [each for each in list_checkpoints(context.files.checkpoints, context.key) if each.branch == branch]
+        known = list_checkpoints(context.files.checkpoints, context.key)
+        own = [each for each in known if each.branch == branch and self._is_of_this_training(each)]
         return restore.misfit(self._interactive.trainer, own[-1]) if own else None
+
+    def _is_of_this_training(self, manifest: Manifest) -> bool:
+        plan = self._interactive.plan
+        return plan is not None and plan.training == manifest.training
 
 
 class LoggingCallback(TrainerCallback):

@@ -249,6 +249,8 @@ def canonical(value: Any) -> Iterator[Any]:
         plain = value.detach().cpu().contiguous()
         yield f"T{plain.dtype}{tuple(plain.shape)}".encode()
         yield plain.reshape(-1).view(torch.uint8).numpy().data
+    elif isinstance(value, numpy.ndarray) and value.dtype.hasobject:
+        yield from canonical(value.tolist())  # its bytes are addresses
     elif isinstance(value, numpy.ndarray | numpy.generic):
         yield f"A{value.dtype.str}{value.shape}".encode()
         yield value.tobytes()

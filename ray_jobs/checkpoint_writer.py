@@ -270,6 +270,7 @@ class CheckpointWriter:
             metrics=manifest.metrics,
             manifest_sha256=digest,
             branch=manifest.branch,
+            training=manifest.training,
             decided_here=tuple(UUID(uuid) for uuid in manifest.decided_here),
         )
 

@@ -12,6 +12,18 @@ from control_plane.storage.checkpoints import SigningKey
 from control_plane.storage.layout import RunFiles
 
 
+@dataclass
+class Trainings:
+    """Counts the trainings of a script: its calls of `train()`, in order. A script that runs again counts anew."""
+
+    begun: int = 0
+
+    def next(self) -> int:
+        """The number of the one that begins now, from 1."""
+        self.begun += 1
+        return self.begun
+
+
 @dataclass(frozen=True)
 class RunContext:
     """Set by `train.main` on every rank. `connect` makes a handle; rank 0's link calls it in its own thread.
@@ -37,6 +49,7 @@ class RunContext:
     facts: Reading = field(default_factory=dict)
     # What the run's owner allows. Checked on every rank, too: only there is known what a factor makes of a value.
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    trainings: Trainings = field(default_factory=Trainings)
 
     @property
     def key_path(self) -> Path:

@@ -79,9 +79,9 @@ class Link:
 
     # The training thread's side: none of these waits, but for `resume_point`, `start` and `close`
 
-    def resume_point(self) -> ResumePoint:
+    def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
         """What the trainers start from. Raises `Refused` if they may not start, `Unavailable` if nobody answers."""
-        return self._ask(lambda: self._handle.resume_point())
+        return self._ask(lambda: self._handle.resume_point(call, fingerprint))
 
     def start(self, start: GenerationStart) -> tuple[int, str | None]:
         """Announce the trainers, then go on in the background. Answers the generation's number, or why not."""

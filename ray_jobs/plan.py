@@ -5,7 +5,8 @@ a checkpoint is unpickled before every rank has agreed that all of it is what wa
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from control_plane.core.errors import Damaged, Refused, SteerwayError, Unavailable
@@ -42,6 +43,9 @@ class Plan:
     branch: str = MAIN
     branched_seq: int | None = None
     replays: bool = False
+    # Which of the script's trainings this is, and what it is known by.
+    training: int = 1
+    fingerprint: str = ""
 
     @property
     def state_folder(self) -> Path:
@@ -53,22 +57,35 @@ class Plan:
 FROM_THE_BEGINNING = Plan(Replay(ledger={}, repeats=(), paused=False, stopping=False))
 
 
-def make_plan(collectives: Collectives, link: Link | None, context: RunContext) -> Plan:
+def make_plan(
+    collectives: Collectives, link: Link | None, context: RunContext, fingerprint: Callable[[], str] = str
+) -> Plan:
     """Collective. Ask the control server for the run's history, and choose the newest checkpoint that verifies.
+
+    Only those of this training of the script: the next one of `context.trainings`, unless its `fingerprint`, which is
+    asked for on rank 0, is a later one's.
 
     Raises, on every rank: `SteerwayError` with the control server's reason if the trainers may not start.
     """
-    point, problem, refusal = None, None, None
+    point, problem, refusal, found = None, None, None, ""
+    call = context.trainings.next()
     if link is not None:
         _clear_leftovers(context)
         try:
-            point = link.resume_point().model_dump(mode="json")
+            found = fingerprint()
+            point = link.resume_point(call, found).model_dump(mode="json")
         except SteerwayError as error:
             problem, refusal = error.reason, type(error)
-    point, problem = collectives.broadcast_json([point, problem])
+    point, problem, found = collectives.broadcast_json([point, problem, found])
     if problem is not None:
         raise (refusal or Unavailable)(problem)
-    return _choose(collectives, ResumePoint.model_validate(point), context)
+    told = ResumePoint.model_validate(point)
+    context.trainings.begun = told.training
+    if told.note:
+        log.warning("%s", told.note)
+    plan = _choose(collectives, told, context)
+    replay = replace(plan.replay, stopping=plan.replay.stopping or told.stopped)
+    return replace(plan, replay=replay, training=told.training, fingerprint=found)
 
 
 def _clear_leftovers(context: RunContext) -> None:
@@ -83,7 +100,7 @@ def _clear_leftovers(context: RunContext) -> None:
 def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -> Plan:
     refused: list[RefusedCheckpoint] = []
     for candidate in point.candidates:
-        chosen = _try(collectives, candidate, context)
+        chosen = _try(collectives, candidate, context, point.training)
         if isinstance(chosen, Manifest):
             replay = replay_after(point.decided, set(chosen.settled), point.scheduled)
             root = context.files.checkpoints / chosen.checkpoint
@@ -99,12 +116,16 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
     return Plan(replay, branch=point.branch, branched_seq=point.branched_seq, replays=point.replays)
 
 
-def _try(collectives: Collectives, candidate: CheckpointCommitted, context: RunContext) -> Manifest | str:
+def _try(
+    collectives: Collectives, candidate: CheckpointCommitted, context: RunContext, training: int
+) -> Manifest | str:
     """Collective. The manifest to restore from, or, on every rank alike, why it cannot be this one."""
     root, key = context.files.checkpoints / candidate.checkpoint, context.key
     if problem := collectives.first_problem(_problem(root, key, collectives, context.files.run)):
         return problem
     manifest = read_manifest(root, key)
+    if manifest.training != training:
+        return f"{root.name} is of training {manifest.training} of the script, and this is training {training}"
     if manifest.world_size == collectives.world_size:
         return manifest
     converted, problem, unavailable = None, None, None

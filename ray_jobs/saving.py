@@ -138,26 +138,35 @@ class CheckpointCallback(TrainerCallback):
     def _about(self, step: int, label: str | None, pinned: bool) -> dict[str, Any]:
         session, args = self._interactive.opened(), self._interactive.trainer.args
         batch = global_batch_samples(args)
-        return {
-            "generation": session.replica.generation,
-            "branch": self._interactive.plan.branch,
-            "step": step,
-            "label": label,
-            "pinned": pinned,
-            "knobs": self._interactive.knobs(),
-            "settled": tuple(str(uuid) for uuid in session.replica.ledger),
-            "decided_here": tuple(str(uuid) for uuid in session.replica.decided_at(step)),
-            "metrics": _metrics(self._interactive.trainer.state.log_history),
-            "samples_consumed": batch * step,
-            "global_batch_samples": batch,
-            "accumulation_steps": args.gradient_accumulation_steps,
-        } | self._model()
+        return (
+            {
+                "generation": session.replica.generation,
+                "branch": self._interactive.plan.branch,
+                "step": step,
+                "label": label,
+                "pinned": pinned,
+                "knobs": self._interactive.knobs(),
+                "settled": tuple(str(uuid) for uuid in session.replica.ledger),
+                "decided_here": tuple(str(uuid) for uuid in session.replica.decided_at(step)),
+                "metrics": _metrics(self._interactive.trainer.state.log_history),
+                "samples_consumed": batch * step,
+                "global_batch_samples": batch,
+                "accumulation_steps": args.gradient_accumulation_steps,
+            }
+            | self._model()
+            | self._training()
+        )
 
     def _model(self) -> dict[str, Any]:
         if self._shapes is None:
             sha256, parameters = model_shapes(self._interactive.trainer.model)
             self._shapes = {"model_sha256": sha256, "model_parameters": parameters}
         return self._shapes
+
+    def _training(self) -> dict[str, Any]:
+        """Said of a second one and later: releases that know of one training alone can read a first one's."""
+        training = self._interactive.plan.training
+        return {"training": training} if training > 1 else {}
 
     def _tell_what_ended(self) -> None:
         for ended in self.writer.finished():

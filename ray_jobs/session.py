@@ -133,6 +133,8 @@ class RankSession:
                 retention or {},
                 plan.branch,
                 plan.branched_seq,
+                plan.training,
+                plan.fingerprint,
             )
             generation, error = self.link.start(start)
         generation, error = self.collectives.broadcast_json([generation, error])

@@ -32,6 +32,7 @@ class Branch:
     parent: str | None = None
     checkpoint: str | None = None
     step: int = 0
+    training: int = 1
     began_seq: int = 0
     rollback: UUID | None = None
     origin: Parent | None = None
@@ -61,8 +62,8 @@ class Tree(Protocol):
         ...
 
     @property
-    def begun(self) -> Mapping[str, Sequence[tuple[int, int]]]:
-        """Of each branch the starts of its trainers: the record, and the step at which they began."""
+    def begun(self) -> Mapping[tuple[str, int], Sequence[tuple[int, int]]]:
+        """Of each branch and training the starts of its trainers: the record, and the step at which they began."""
         ...
 
 
@@ -100,20 +101,22 @@ def to_the_root(branches: Mapping[str, Branch], name: str) -> Iterator[Branch]:
         branch = branches[branch.parent] if branch.parent is not None else None
 
 
-def lineage(tree: Tree, head: str) -> Iterator[Stretch]:
-    """The branch itself, then what it stands on, to the root."""
+def lineage(tree: Tree, head: str, training: int = 1) -> Iterator[Stretch]:
+    """The branch itself, then what it stands on, to the root: as far as it is the history of this training."""
     cuts: tuple[Cut, ...] = ()
     for branch in to_the_root(tree.branches, head):
         yield Stretch(branch.name, cuts)
-        cuts = (_cut(tree, branch, cuts[0].seq if cuts else NEVER), *cuts)
+        cuts = (_cut(tree, branch, cuts[0].seq if cuts else NEVER, training), *cuts)
 
 
-def _cut(tree: Tree, branch: Branch, until_seq: int) -> Cut:
+def _cut(tree: Tree, branch: Branch, until_seq: int, training: int) -> Cut:
     name = branch.checkpoint or ""
     decided_here = next((each.decided_here for each in tree.checkpoints if each.checkpoint == name), ())
-    starts = (step for seq, step in tree.begun.get(branch.name, ()) if seq < until_seq)
+    starts = (step for seq, step in tree.begun.get((branch.name, training), ()) if seq < until_seq)
     seq = tree.committed_seq.get(name, branch.began_seq)
-    return Cut(name, branch.step, seq, decided_here, trained_from=min(starts, default=branch.step))
+    # Trainings come one after the other: those before the checkpoint's were whole then, and those after it unknown.
+    step = branch.step if training == branch.training else NEVER if training < branch.training else -1
+    return Cut(name, step, seq, decided_here, trained_from=min(starts, default=step))
 
 
 def belongs(line: Sequence[Stretch], branch: str, step: int, settled_seq: int, command: UUID) -> bool:
@@ -124,12 +127,18 @@ def belongs(line: Sequence[Stretch], branch: str, step: int, settled_seq: int, c
     return False
 
 
-def candidates(tree: Tree, head: str) -> list[CheckpointCommitted]:
-    """The checkpoints from which `head` can go on, the best one first: its own, then those that it stands on."""
+def candidates(tree: Tree, head: str, training: int | None = None) -> list[CheckpointCommitted]:
+    """The checkpoints from which `head` can go on, the best one first: its own, then those that it stands on.
+
+    Those of this training of the script; without one, those of every training, the last one's first.
+    """
+    wanted = sorted({each.training for each in tree.checkpoints})[::-1] if training is None else [training]
     found: list[CheckpointCommitted] = []
-    for stretch in lineage(tree, head):
-        own = [each for each in tree.checkpoints if each.branch == stretch.branch and _leads_on(tree, stretch, each)]
-        found += sorted(own, key=lambda each: each.step)[::-1]
+    for one in wanted:
+        of_it = [each for each in tree.checkpoints if each.training == one]
+        for stretch in lineage(tree, head, one):
+            own = [each for each in of_it if each.branch == stretch.branch and _leads_on(tree, stretch, each)]
+            found += sorted(own, key=lambda each: each.step)[::-1]
     return found
 
 

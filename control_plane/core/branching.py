@@ -29,6 +29,7 @@ class Scheduled(Words):
 
     command: Command
     step: int = Field(ge=0)
+    training: int = Field(default=1, ge=1, description="of which of the script's trainings that is a step")
 
 
 class Adopted(Words):
@@ -80,17 +81,21 @@ def schedule(commands: Sequence[Scheduled]) -> list[Record]:
         for each in commands
         for record in (
             CommandAccepted(command=each.command),
-            CommandScheduled(uuid=each.command.uuid, step=each.step),
+            CommandScheduled(uuid=each.command.uuid, step=each.step, training=each.training),
         )
     ]
 
 
-def first_commands(command: Command, step: int) -> list[Scheduled]:
+def first_commands(command: Command, step: int, training: int = 1) -> list[Scheduled]:
     """What a branch begins with: each change of a rollback as a command, whose uuid follows from the rollback's."""
     assert isinstance(command.intent, Rollback)
     told = command.model_copy(update={"not_before_step": None, "not_after_step": None, "based_on_seq": None})
     return [
-        Scheduled(command=told.model_copy(update={"uuid": first_uuid(command.uuid, at), "intent": intent}), step=step)
+        Scheduled(
+            command=told.model_copy(update={"uuid": first_uuid(command.uuid, at), "intent": intent}),
+            step=step,
+            training=training,
+        )
         for at, intent in enumerate(command.intent.first)
     ]
 
@@ -167,7 +172,9 @@ def branch_off(state: RunState, command: Command, outcome: CommandSettled) -> li
     is_free = intent.branch is not None and intent.branch not in state.branches
     name = str(intent.branch) if is_free else next_name(state)
     started = BranchStarted(branch=name, parent=parent, checkpoint=intent.checkpoint, step=step, rollback=command.uuid)
-    return [started, *schedule(first_commands(command, step))]
+    base = next((each for each in state.checkpoints if each.checkpoint == intent.checkpoint), None)
+    training = base.training if base is not None else 1
+    return [started, *schedule(first_commands(command, step, training))]
 
 
 def stands_on(state: RunState) -> set[str]:
@@ -175,7 +182,11 @@ def stands_on(state: RunState) -> set[str]:
     pending = (state.commands[uuid].command.intent for uuid in state.pending)
     wanted = {each.checkpoint for each in pending if isinstance(each, Rollback) and each.checkpoint}
     bases = {branch.checkpoint for branch in state.branches.values() if branch.checkpoint}
-    best = {each.checkpoint for branch in state.branches for each in candidates(state, branch)[:1]}
+    # Of every training of the script: started again, it goes through all of them in order.
+    trainings = {each.training for each in state.checkpoints}
+    best = {
+        each.checkpoint for branch in state.branches for one in trainings for each in candidates(state, branch, one)[:1]
+    }
     # What a run was given at its beginning: before it there is nothing.
     given = {each.checkpoint for each in state.checkpoints if each.generation == 0}
     return wanted | bases | best | given

@@ -70,6 +70,8 @@ class GenerationStart:
     branch: str = MAIN
     # The `branched_seq` of the `ResumePoint` that they were told.
     branched_seq: int | None = None
+    training: int = 1
+    training_sha256: str = ""
 
 
 def create(state: RunState, created: RunCreated, origin: Origin | None = None) -> list[Record]:
@@ -193,6 +195,8 @@ def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
             refused=start.refused,
             retention=start.retention,
             branch=start.branch,
+            training=start.training,
+            training_sha256=start.training_sha256,
         )
     ]
 

@@ -108,7 +108,8 @@ class GenerationStarted(Words):
     """The trainers began, from `step`, with these ranks and knobs. `uuid` makes announcing it twice harmless.
 
     `checkpoint` is what they restored; without one they began at the beginning. `refused` did not verify.
-    `branch` is the one that they train.
+    `branch` is the one that they train. `training` is which of the script's trainings this is, by the order of its
+    calls of `train()`, from 1; `training_sha256` is of its model's shapes and of samples of its data.
     """
 
     type: Literal["GenerationStarted"] = "GenerationStarted"
@@ -123,6 +124,8 @@ class GenerationStarted(Words):
     refused: tuple[RefusedCheckpoint, ...] = ()
     retention: Reading = Field(default={}, description="a `core.retention.Retention`; empty: every checkpoint is kept")
     branch: str = MAIN
+    training: int = 1
+    training_sha256: str = ""
 
     @property
     def world_size(self) -> int:
@@ -145,6 +148,7 @@ class CommandScheduled(Words):
     uuid: UUID
     status: Literal["scheduled"] = "scheduled"
     step: int
+    training: int = 1
 
 
 class BranchStarted(Words):

@@ -19,6 +19,7 @@ from control_plane.core.commands import Command, Pause, Resume, Stop, Words
 from control_plane.core.intents import CHANGES_TRAINING, Rollback
 from control_plane.core.records import MAIN, CheckpointCommitted, CommandSettled
 from control_plane.core.state import CommandLife, RunState
+from control_plane.core.trainings import which_training
 
 PHASES = ("detect", "re-form", "load", "first step")
 """The phases of a recovery: from the last sign of life to the discovery, to the new ranks' first line, to a restored
@@ -48,7 +49,8 @@ class ResumePoint(Words):
 
     `branch` is the one to train. `candidates` are the checkpoints to try, the newest first; without any, or when none
     verifies, training begins at the beginning. `decided` is every settled command in the order of settlement, and
-    `scheduled` what is to be done at certain steps after that. `replays`: these are what another run did.
+    `scheduled` what is to be done at certain steps after that. `replays`: these are what another run did. All of it is
+    of one `training` of the script. `stopped`: with an earlier one of them the whole run was. `note` is for the log.
     """
 
     generation: int
@@ -59,6 +61,9 @@ class ResumePoint(Words):
     branched_seq: int = 0
     scheduled: tuple[Scheduled, ...] = ()
     replays: bool = False
+    training: int = 1
+    stopped: bool = False
+    note: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,7 +85,8 @@ def reason_to_give_up(state: RunState) -> str | None:
     limit = MAX_LOSSES_WITHOUT_PROGRESS if state.generation else MAX_LOSSES_WITHOUT_A_START
     lately = state.losses[state.losses_before_resume :][-limit:]
     # Where the last step was heard varies a little; what counts is whether any of them was beyond the first.
-    if len(lately) < limit or max(loss.lost.step for loss in lately) > lately[0].lost.step:
+    places = [(state.training_of_generation.get(loss.lost.generation, 1), loss.lost.step) for loss in lately]
+    if len(lately) < limit or max(places) > places[0]:
         return None
     last = lately[-1].lost
     reasons = "; ".join(dict.fromkeys(death.reason for death in last.deaths)) or "no reason is known"
@@ -89,9 +95,13 @@ def reason_to_give_up(state: RunState) -> str | None:
     return f"the trainers were lost {len(lately)} times at step {last.step} without a new step in between: {reasons}"
 
 
-def resume_point(state: RunState) -> ResumePoint:
-    """The run's history, as far as new trainers need it."""
-    best_first, line = candidates(state, state.head), list(lineage(state, state.head))
+def resume_point(state: RunState, call: int = 1, fingerprint: str = "") -> ResumePoint:
+    """The run's history, as far as new trainers need it for what the script's `call`-th `train()` begins.
+
+    Raises `Refused` if it cannot be told which training that is.
+    """
+    training, note = which_training(state, call, fingerprint)
+    best_first, line = candidates(state, state.head, training), list(lineage(state, state.head, training))
     over_seq = max(_last_stop_that_is_over(state), state.branched_seq)
     settled = (life for life in state.commands.values() if life.settled is not None)
     in_order = sorted(settled, key=lambda life: life.settled_seq or 0)
@@ -100,7 +110,9 @@ def resume_point(state: RunState) -> ResumePoint:
         candidates=tuple(best_first[:MAX_CANDIDATES]),
         decided=tuple(
             Decided(
-                command=life.command, outcome=life.settled, elsewhere=_is_over(life, over_seq) or not _is_of(line, life)
+                command=life.command,
+                outcome=life.settled,
+                elsewhere=_is_over(life, over_seq) or life.training != training or not _is_of(line, life),
             )
             for life in in_order
             if life.settled is not None
@@ -108,8 +120,11 @@ def resume_point(state: RunState) -> ResumePoint:
         reached_step=state.reached_step,
         branch=state.head,
         branched_seq=state.branched_seq,
-        scheduled=_scheduled(state),
+        scheduled=_scheduled(state, training),
         replays=_replays(state),
+        training=training,
+        stopped=any(_stopped_before(state, life, training) for life in in_order if not _is_over(life, over_seq)),
+        note=note,
     )
 
 
@@ -121,12 +136,19 @@ def _is_over(life: CommandLife, over_seq: int) -> bool:
     return isinstance(life.command.intent, Pause | Resume | Stop) and (life.settled_seq or 0) <= over_seq
 
 
+def _stopped_before(state: RunState, life: CommandLife, training: int) -> bool:
+    """Whether this stop ended an earlier training of this history: who stops a run means all that is to come."""
+    if not isinstance(life.command.intent, Stop) or life.status != "applied" or life.training >= training:
+        return False
+    return _is_of(list(lineage(state, state.head, life.training)), life)
+
+
 def _is_of(line: Sequence[Stretch], life: CommandLife) -> bool:
     assert life.settled is not None
     return belongs(line, life.branch, life.settled.step or 0, life.settled_seq or 0, life.command.uuid)
 
 
-def _scheduled(state: RunState) -> tuple[Scheduled, ...]:
+def _scheduled(state: RunState, training: int) -> tuple[Scheduled, ...]:
     """What these trainers do at certain steps, up to the rollback, if there is one, that ends their branch.
 
     What a branch begins with comes first, though in a replay what comes later was known before. What another branch
@@ -138,8 +160,10 @@ def _scheduled(state: RunState) -> tuple[Scheduled, ...]:
         own += [life for life in waiting if life.branch == MAIN]
     found: list[Scheduled] = []
     for life in own:
-        found.append(Scheduled(command=life.command, step=state.scheduled[life.command.uuid]))
-        if isinstance(found[-1].command.intent, Rollback):
+        if life.training == training:
+            step = state.scheduled[life.command.uuid]
+            found.append(Scheduled(command=life.command, step=step, training=training))
+        if isinstance(life.command.intent, Rollback):
             break
     return tuple(found)
 

@@ -111,7 +111,7 @@ def _first_uuids(state: RunState) -> set[UUID]:
 def _in_order(part: Part, wanted: dict[str, UUID]) -> list[Scheduled]:
     items = [_again(life) for life in part.lives]
     # A save is settled when it has ended, which may be steps later; all else in the order of its decision.
-    items.sort(key=lambda item: item.step)
+    items.sort(key=_where)
     asked = {item.command.intent.name for item in items if isinstance(item.command.intent, SaveCheckpoint)}
     for saved in part.saved:
         if saved.checkpoint in wanted and saved.checkpoint not in asked:
@@ -125,7 +125,7 @@ def _again(life: CommandLife) -> Scheduled:
     if isinstance(command.intent, SaveCheckpoint):
         name = (life.settled.after or {}).get("checkpoint")
         command = command.model_copy(update={"intent": command.intent.model_copy(update={"name": name})})
-    return Scheduled(command=command.model_copy(update={"based_on_seq": None}), step=step)
+    return Scheduled(command=command.model_copy(update={"based_on_seq": None}), step=step, training=life.training)
 
 
 def _place(items: Sequence[Scheduled], saved: CheckpointCommitted) -> int:
@@ -133,14 +133,18 @@ def _place(items: Sequence[Scheduled], saved: CheckpointCommitted) -> int:
     before = [at for at, item in enumerate(items) if item.command.uuid in saved.decided_here]
     if before:
         return before[-1] + 1
-    return next((at for at, item in enumerate(items) if item.step >= saved.step), len(items))
+    here = (saved.training, saved.step)
+    return next((at for at, item in enumerate(items) if _where(item) >= here), len(items))
 
 
 def _save(saved: CheckpointCommitted, rollback: UUID) -> Scheduled:
     intent = SaveCheckpoint(label=saved.label, name=saved.checkpoint)
-    return Scheduled(
-        command=Command(uuid=uuid5(rollback, saved.checkpoint), author="replay", intent=intent), step=saved.step
-    )
+    command = Command(uuid=uuid5(rollback, saved.checkpoint), author="replay", intent=intent)
+    return Scheduled(command=command, step=saved.step, training=saved.training)
+
+
+def _where(item: Scheduled) -> tuple[int, int]:
+    return item.training, item.step
 
 
 def _without_open_pauses(items: list[Scheduled]) -> list[Scheduled]:
@@ -150,7 +154,7 @@ def _without_open_pauses(items: list[Scheduled]) -> list[Scheduled]:
         ends = (Resume, Stop, Rollback)
         rest = (later for later in items[at + 1 :] if isinstance(later.command.intent, ends))
         ending = next(rest, None)
-        if isinstance(item.command.intent, Pause) and (ending is None or ending.step != item.step):
+        if isinstance(item.command.intent, Pause) and (ending is None or _where(ending) != _where(item)):
             continue
         kept.append(item)
     return kept

@@ -12,6 +12,7 @@ MAIN = "main"
 class CheckpointCommitted(Words):
     """A checkpoint exists: its manifest is in place and every shard is durable. `path` is relative to the run.
 
+    `training` is which of the script's trainings it is of, by the order of its calls of `train()`, from 1.
     `decided_here` are the commands that were decided at the boundary of `step` before it was saved.
     """
 
@@ -28,6 +29,7 @@ class CheckpointCommitted(Words):
     metrics: dict[str, float] = {}
     manifest_sha256: str = ""
     branch: str = MAIN
+    training: int = 1
     decided_here: tuple[UUID, ...] = ()
 
 

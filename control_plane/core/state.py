@@ -52,8 +52,9 @@ class CommandLife:
     settled_seq: int | None = None
     settled_at: str | None = None
     repeated: CommandRepeated | None = None
-    # The branch on which it was settled; until then, that on which it was asked for.
+    # The branch on which it was settled; until then, that on which it was asked for. So with the training.
     branch: str = MAIN
+    training: int = 1
 
     @property
     def status(self) -> str:
@@ -102,8 +103,8 @@ class RunState:
     # Checkpoints that lie beyond a later start of their branch, with the record of that start: the branch went on from
     # before them, and its history took another way.
     abandoned: dict[str, int] = field(default_factory=dict)
-    # Of each branch the starts of its trainers: the record, and the step at which they began.
-    begun: dict[str, list[tuple[int, int]]] = field(default_factory=dict)
+    # Of each branch and training the starts of its trainers: the record, and the step at which they began.
+    begun: dict[tuple[str, int], list[tuple[int, int]]] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
     # Of the current generation, by step: what is told twice is recorded once.
     digested: dict[int, StateDigested] = field(default_factory=dict)
@@ -125,6 +126,12 @@ class RunState:
     # The branch that is trained, or that the next trainers will train.
     head: str = MAIN
     branch_of_generation: dict[int, str] = field(default_factory=dict)
+    # Which of the script's trainings, see `trainings`, each generation was of.
+    training_of_generation: dict[int, int] = field(default_factory=dict)
+    # The trainings that have begun, by their number: the fingerprint of model and data.
+    trainings: dict[int, str] = field(default_factory=dict)
+    # Those that came to their end, with the branch on which they did.
+    finished_trainings: set[tuple[str, int]] = field(default_factory=set)
     # The highest step that the journal knows of each branch.
     reached: dict[str, int] = field(default_factory=dict)
     # The knobs as the trainers of each branch have them, or had them last; the head's are `knobs`.
@@ -195,12 +202,16 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             _start_generation(state, entry, record)
         case CommandAccepted():
             uuid = record.command.uuid
-            state.commands[uuid] = CommandLife(record.command, entry.seq, entry.time, branch=state.head)
+            training = state.generation.training if state.generation else 1
+            life = CommandLife(record.command, entry.seq, entry.time, branch=state.head, training=training)
+            state.commands[uuid] = life
             state.pending[uuid] = None
             if isinstance(record.command.intent, (*CHANGES_TRAINING, Rollback)):
                 state.course_seq, state.course = entry.seq, f"{record.command.author}: {record.command.describe()}"
         case CommandScheduled():
             state.scheduled[record.uuid] = record.step
+            if record.uuid in state.commands:
+                state.commands[record.uuid].training = record.training
         case CommandSettled():
             _settle(state, entry, record)
         case BranchStarted() | BranchResumed():
@@ -253,8 +264,10 @@ def _reach(state: RunState, step: int, branch: str) -> None:
 
 def _take_branch(state: RunState, entry: Entry, record: BranchStarted | BranchResumed) -> None:
     if isinstance(record, BranchStarted):
+        base = next((each for each in state.checkpoints if each.checkpoint == record.checkpoint), None)
+        training = base.training if base is not None else 1
         state.branches[record.branch] = Branch(
-            record.branch, record.parent, record.checkpoint, record.step, entry.seq, record.rollback
+            record.branch, record.parent, record.checkpoint, record.step, training, entry.seq, record.rollback
         )
         _reach(state, record.step, record.branch)
     state.head, state.branched_seq = record.branch, entry.seq
@@ -270,11 +283,13 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     state.started_seq = entry.seq
     state.digested = {}
     state.course_seq, state.course = entry.seq, f"the trainers began at step {record.step}"
-    own = [each for each in state.checkpoints if each.branch == record.branch]
+    own = [each for each in state.checkpoints if (each.branch, each.training) == (record.branch, record.training)]
     left = {each.checkpoint: entry.seq for each in own if each.step > record.step}
     state.abandoned = left | state.abandoned
-    state.begun.setdefault(record.branch, []).append((entry.seq, record.step))
+    state.begun.setdefault((record.branch, record.training), []).append((entry.seq, record.step))
     state.branch_of_generation[record.generation] = record.branch
+    state.training_of_generation[record.generation] = record.training
+    state.trainings[record.training] = record.training_sha256
     _reach(state, record.step, record.branch)
     state.starts[record.uuid] = record.generation
     state.knobs = state.knobs_of[record.branch] = dict(record.knobs)
@@ -296,7 +311,10 @@ def _lose(state: RunState, entry: Entry, record: GenerationLost) -> None:
 
 def _end_generation(state: RunState, record: GenerationEnded) -> None:
     state.ended, state.step = record, record.step
-    _reach(state, record.step, state.branch_of_generation.get(record.generation, state.head))
+    branch = state.branch_of_generation.get(record.generation, state.head)
+    _reach(state, record.step, branch)
+    if record.ending == "finished":
+        state.finished_trainings.add((branch, state.training_of_generation.get(record.generation, 1)))
 
 
 def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:
@@ -305,6 +323,7 @@ def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:
     del state.pending[record.uuid]
     state.scheduled.pop(record.uuid, None)
     life.branch = state.branch_of_generation.get(record.generation or 0, state.head)
+    life.training = state.training_of_generation.get(record.generation or 0, life.training)
     _take_effect(state, entry, life.command, record)
 
 

@@ -91,6 +91,7 @@ def inherit(
         metrics=own.metrics,
         manifest_sha256=digest,
         branch=branch,
+        training=own.training,
     )
 
 

@@ -44,6 +44,7 @@ class Manifest(Words):
     checkpoint: str
     run: str
     branch: str = "main"
+    training: int = Field(default=1, description="which training of the script, by the order of its calls of train()")
     generation: int
     step: int
     world_size: int

@@ -4,9 +4,11 @@ imported everything: so a start costs a second and not twenty.
     python -m tests.jobs.crashes FOLDER      FOLDER/spec.json: {"world_size": .., "trainings": [..]}
 
 Each training: root, stage, scheduler, optimizer, steps, every_steps, commands, and `kills`, one for each generation
-that shall be killed: [rank, step, phase]. Answers, per training, what `crash_trials.train` saw in the last generation.
+that shall be killed: [rank, step, phase]. Answers, per training, what its `function`
+(`crash_trials.train`) saw in the last generation.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -139,11 +141,11 @@ def _rank(training: dict[str, Any], rank: int, folder: Path) -> None:
     import torch.distributed as dist
 
     from ray_jobs.cpu_ranks import prepare_cpu_ranks
-    from tests.jobs import crash_trials
 
     dist.init_process_group("gloo")
     prepare_cpu_ranks()
-    answer = crash_trials.train(rank, training)
+    module, name = training.get("function", "tests.jobs.crash_trials:train").split(":")
+    answer = getattr(importlib.import_module(module), name)(rank, training)
     (folder / f"rank-{rank}.json").write_text(json.dumps(answer))
 
 

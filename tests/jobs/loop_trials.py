@@ -205,6 +205,7 @@ def lost_and_restored(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
             failed.train(fail)
         except ZeroDivisionError:
             dist.barrier()
+        _enter(files, server, SAVE_EVERY_STEPS)  # the script begins anew
         return [Training(rank, spec["engine"], spec["steps"]).train()]
     finally:
         context.enter(None)

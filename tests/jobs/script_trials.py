@@ -1,0 +1,153 @@
+"""Scripts as people write them, on one rank without DeepSpeed: killed, started again, and what was seen at their end.
+
+Each is a function of a `Stage`; `train` runs the one that `spec["script"]` names. See `crashes` for kills.
+"""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+
+from control_plane.server import ControlServer
+from control_plane.storage.layout import RunFiles
+from ray_jobs import context
+from ray_jobs.rollback import LeaveForBranch, forget_training
+from tests.jobs.crash_trials import Asker, Patient, _known, die
+from tests.jobs.trials import BLOCK_TOKENS, VOCABULARY, Blocks, open_server
+
+
+class Marks(TrainerCallback):
+    """Which steps this life made, and the death of this rank in one step of one training of the script."""
+
+    def __init__(self, kill_at: int | None) -> None:
+        self.made, self.kill_at = list[int](), kill_at
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step + 1 == self.kill_at:
+            die()
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.made.append(state.global_step)
+
+
+class Settled(Patient):
+    """As `Patient`; and the journal knows of each checkpoint before the next step."""
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        super().on_step_begin(args, state, control, **kwargs)
+        session = self.trainer._steering.opened()
+        session._report_outcomes()
+        while session.link is not None and session.link._checkpoints:
+            session.link._nudge()
+            time.sleep(0.001)
+
+
+class Stage:
+    """What a script of these trials is given: a way to make its Trainers, and to note what it sees."""
+
+    def __init__(self, files: RunFiles, spec: dict[str, Any], server: ControlServer | None) -> None:
+        self.files, self.spec, self.server = files, spec, server
+        self.made, self.noted = list[list[int]](), dict[str, Any]()
+
+    def arguments(self, **given: Any) -> TrainingArguments:
+        defaults: dict[str, Any] = {
+            "output_dir": str(self.files.root / "trainer"),
+            "per_device_train_batch_size": 2,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        return TrainingArguments(**(defaults | given))
+
+    def trainer(self, made_from: type[Trainer] = Trainer, model: Any = None, data: Any = None, **given: Any) -> Any:
+        from ray_jobs.trainer import make_interactive
+
+        callbacks, evaluated = given.pop("callbacks", []), given.pop("eval_dataset", None)
+        trainer = make_interactive(made_from)(
+            model=model if model is not None else fresh(),
+            args=self.arguments(**given),
+            train_dataset=data if data is not None else Blocks(40),
+            eval_dataset=evaluated,
+            callbacks=callbacks,
+        )
+        self.watch(trainer)
+        return trainer
+
+    def watch(self, trainer: Any) -> None:
+        trainer.add_callback(Settled(trainer))
+        if self.server is not None and self.spec.get("asked"):
+            trainer.add_callback(Asker(trainer, self.server, self.spec["asked"]))
+
+    def run(self, trainer: Any) -> Any:
+        """Call `train`. The step to die at is that of the training that is called in this place: [place, step]."""
+        place, step = self.spec.get("kill") or (None, None)
+        marks = Marks(step if place == len(self.made) + 1 else None)
+        self.made.append(marks.made)
+        trainer.add_callback(marks)
+        try:
+            return trainer.train()
+        finally:
+            trainer.remove_callback(marks)
+
+
+def fresh(seed: int = 5, **shape: Any) -> GPT2LMHeadModel:
+    set_seed(seed)
+    given = {"n_embd": 16, "n_layer": 1, "n_head": 2} | shape
+    return GPT2LMHeadModel(GPT2Config(vocab_size=VOCABULARY, n_positions=BLOCK_TOKENS, **given))
+
+
+def weights(model: torch.nn.Module) -> float:
+    return float(sum(float(each.double().sum()) for each in model.parameters()))
+
+
+def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """One life of a script, and of each branch that the run is taken to in it."""
+    files = RunFiles(Path(spec["root"]) / "runs" / "script")
+    files.root.mkdir(parents=True, exist_ok=True)
+    dist.barrier()
+    known = _known(files)
+    server = open_server(files, [each for each in spec.get("commands", []) if each["uuid"] not in known])
+    while True:
+        context.enter(
+            context.RunContext(
+                files=files,
+                connect=lambda: server,  # type: ignore[arg-type,return-value]
+                checkpoint_every_steps=spec.get("every_steps", 0),
+            )
+        )
+        stage = Stage(files, spec, server)
+        try:
+            SCRIPTS[spec["script"]](stage)
+            return {"made": stage.made, **stage.noted}
+        except LeaveForBranch:
+            forget_training()
+
+
+def folds(stage: Stage) -> None:
+    """Two trainings on two halves, from fresh weights. With `skips` a half that was done before is left out."""
+    for fold in (0, 1):
+        done = stage.files.root / f"fold-{fold}"
+        if not (stage.spec.get("skips") and done.exists()):
+            model = fresh(seed=fold)
+            half = torch.utils.data.Subset(Blocks(40), range(20 * fold, 20 * fold + 20))
+            stage.run(stage.trainer(model=model, data=half, max_steps=(6, 8)[fold]))
+            done.touch()
+            stage.noted[f"fold-{fold}"] = weights(model)
+
+
+def twice(stage: Stage) -> None:
+    """One Trainer that trains twice: its second training goes on with the weights of the first."""
+    trainer = stage.trainer(max_steps=6)
+    for call in ("first", "second"):
+        stage.run(trainer)
+        stage.noted[call] = weights(trainer.model)
+
+
+SCRIPTS: dict[str, Callable[[Stage], None]] = {"folds": folds, "twice": twice}

@@ -1,0 +1,67 @@
+"""Scripts as people write them, started by the run: they do what they do when they are started by hand, also after a
+loss. All of them live in one process that is forked, on one rank without DeepSpeed."""
+
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from tests.jobs.crashes import run_crashes
+
+pytestmark = pytest.mark.jobs
+
+HALVE = {
+    "uuid": str(UUID(int=1)),
+    "author": "test",
+    "intent": {"kind": "set_learning_rate", "factor": 0.5},
+    "not_before_step": 2,
+}
+FOLDS = {"script": "folds", "every_steps": 3, "commands": [HALVE]}
+TWICE = {"script": "twice", "every_steps": 3}
+
+TRIALS: dict[str, dict[str, Any]] = {
+    "folds": FOLDS,
+    "folds, lost in the second": FOLDS | {"kills": [[2, 5]]},
+    "folds, lost in each": FOLDS | {"kills": [[1, 5], [2, 2], [2, 8]]},
+    "folds, the first left out after a loss": FOLDS | {"skips": True, "kills": [[2, 5]]},
+    "twice": TWICE,
+    "twice, lost in the second": TWICE | {"kills": [[2, 5]]},
+}
+
+
+@pytest.fixture(scope="module")
+def seen(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What the last life of each script saw."""
+    folder: Path = tmp_path_factory.mktemp("scripts")
+    trials = [
+        {**spec, "function": "tests.jobs.script_trials:train", "root": str(folder / f"run-{number}")}
+        for number, spec in enumerate(TRIALS.values())
+    ]
+    answers = run_crashes(trials, 1, folder)
+    return {name: answer["ranks"][0] for name, answer in zip(TRIALS, answers, strict=True)}
+
+
+def test_each_training_of_a_script_begins_at_its_own_beginning(seen: dict[str, Any]) -> None:
+    assert seen["folds"]["made"] == [list(range(1, 7)), list(range(1, 9))]
+    assert seen["twice"]["made"] == [list(range(1, 7))] * 2
+
+
+@pytest.mark.parametrize("how", ["lost in the second", "lost in each"])
+def test_each_training_of_a_script_goes_on_from_its_own_checkpoints(seen: dict[str, Any], how: str) -> None:
+    """With the commands of its own: the learning rate was halved in the first training alone."""
+    killed = seen[f"folds, {how}"]
+    assert (killed["fold-0"], killed["fold-1"]) == (seen["folds"]["fold-0"], seen["folds"]["fold-1"])
+    assert killed["made"] == [[], [4, 5, 6, 7, 8] if how == "lost in the second" else [7, 8]]
+
+
+def test_training_is_known_by_its_data_where_those_before_are_left_out(seen: dict[str, Any]) -> None:
+    killed = seen["folds, the first left out after a loss"]
+    assert killed["made"] == [[4, 5, 6, 7, 8]]
+    assert killed["fold-1"] == seen["folds"]["fold-1"]
+
+
+def test_second_training_of_one_trainer_goes_on_from_its_own_checkpoints(seen: dict[str, Any]) -> None:
+    killed = seen["twice, lost in the second"]
+    assert killed["made"] == [[], [4, 5, 6]]
+    assert (killed["first"], killed["second"]) == (seen["twice"]["first"], seen["twice"]["second"])
