@@ -8,6 +8,7 @@ import asyncio
 import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
@@ -176,6 +177,18 @@ def create_app(
     origins of pages that may open a stream (`http://127.0.0.1:8701`); programs send no Origin and need not be listed.
     There are no CORS headers: a browser's page talks to the console, and the console to the gateway.
     """
+    app = _app_with_routes()
+    app.state.runs, app.state.tokens = runs, tokens
+    app.state.allowed_origins = frozenset(allowed_origins)
+    app.state.long_polls = Seats(MAX_LONG_POLLS_PER_TOKEN, "long polls")
+    app.state.streams = Seats(MAX_STREAMS_PER_TOKEN, "streams")
+    app.state.strangers = set()
+    app.state.openapi = _description()
+    app.add_middleware(FrontDoor, allowed_hosts=allowed_hosts, turnstile=turnstile or Turnstile(tokens))
+    return app
+
+
+def _app_with_routes() -> FastAPI:
     app = FastAPI(
         title="Steerway",
         summary="Steer training runs while they train.",
@@ -187,18 +200,19 @@ def create_app(
         redoc_url=None,
         redirect_slashes=False,
     )
-    app.state.runs, app.state.tokens = runs, tokens
-    app.state.allowed_origins = frozenset(allowed_origins)
-    app.state.long_polls = Seats(MAX_LONG_POLLS_PER_TOKEN, "long polls")
-    app.state.streams = Seats(MAX_STREAMS_PER_TOKEN, "streams")
-    app.state.strangers = set()
     install_problems(app, CommandRequest)
     add_routes(app)
     add_stream(app)
-    # Building it takes a second and more, in which the event loop would serve nobody.
-    app.state.openapi = json.dumps(app.openapi()).encode()
-    app.add_middleware(FrontDoor, allowed_hosts=allowed_hosts, turnstile=turnstile or Turnstile(tokens))
     return app
+
+
+@cache
+def _description() -> bytes:
+    """The API's OpenAPI description, which is the same for every app.
+
+    Building it takes a second and more, in which an event loop would serve nobody: so before anybody asks, and once.
+    """
+    return json.dumps(_app_with_routes().openapi()).encode()
 
 
 def _version() -> str:
