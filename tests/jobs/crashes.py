@@ -1,18 +1,15 @@
 """Trainings that are killed and started again, as Ray Train would do it, in processes that are forked from one that has
 imported everything: so a start costs a second and not twenty.
 
-    python -m tests.jobs.crashes FOLDER      FOLDER/spec.json: {"world_size": .., "trainings": [..]}
-
-Each training: root, stage, scheduler, optimizer, steps, every_steps, commands, and `kills`, one for each generation
-that shall be killed: [rank, step, phase]. Answers, per training, what its `function`
-(`crash_trials.train`) saw in the last generation.
+`main` finds FOLDER/spec.json: {"world_size": .., "trainings": [..]}. Each training: root, stage, scheduler, optimizer,
+steps, every_steps, commands, and `kills`, one for each generation that shall be killed: [rank, step, phase]. Answers,
+per training, what its `function` (`crash_trials.train`) saw in the last generation.
 """
 
 import importlib
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -21,6 +18,7 @@ from typing import Any
 from control_plane.core.records import CheckpointCommitted
 from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
+from tests.jobs.preloaded import RANK_ENVIRONMENT, interpreter
 from tests.jobs.ranks import free_port
 
 GENERATION_S = 120.0
@@ -31,30 +29,17 @@ def run_crashes(trainings: list[dict[str, Any]], world_size: int, folder: Path) 
     """Run these trainings; answers for each `{"ranks": [...], "generations": n, "died": [...]}`."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps({"world_size": world_size, "trainings": trainings}))
-    environment = os.environ | {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with (folder / "out").open("w") as out:
-        done = subprocess.run(
-            [sys.executable, "-m", "tests.jobs.crashes", str(folder)],
-            env=environment,
-            stdout=out,
-            stderr=out,
-            timeout=GENERATION_S * 40,
-            check=False,
-        )
-    assert done.returncode == 0, (folder / "out").read_text()[-6000:]
+    environment = os.environ | RANK_ENVIRONMENT
+    forked = interpreter(0).start("tests.jobs.crashes:main", folder, folder / "out", environment)
+    try:
+        status = forked.wait(GENERATION_S * 40)
+    finally:
+        forked.kill()
+    assert status == 0, (folder / "out").read_text()[-6000:]
     return list(json.loads((folder / "answers.json").read_text()))
 
 
 def main(folder: Path) -> None:
-    import accelerate  # noqa: F401
-    import deepspeed.runtime.zero.muon.original_muon  # noqa: F401
-    import torch
-    import transformers.models.gpt2.modeling_gpt2
-    import transformers.trainer  # noqa: F401
-
-    import tests.jobs.crash_trials  # noqa: F401
-
-    torch.set_num_threads(1)
     given = json.loads((folder / "spec.json").read_text())
     answers = []
     for number, training in enumerate(given["trainings"]):
@@ -151,7 +136,3 @@ def _rank(training: dict[str, Any], rank: int, folder: Path) -> None:
 
 def _logs(folder: Path) -> str:
     return "\n".join(f"--- {path}\n{path.read_text()[-4000:]}" for path in sorted(folder.glob("*.out")))
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))

@@ -10,12 +10,14 @@ import importlib
 import json
 import os
 import socket
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
+from tests.jobs.preloaded import RANK_ENVIRONMENT, Forked, interpreter
+
 TIMEOUT_S = 240
+END_WITHIN_S = 60
+"""How long a killed process may take to be gone."""
 
 
 def free_port() -> int:
@@ -29,27 +31,24 @@ def run_ranks(
 ) -> list[Any]:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps({"function": function, "spec": spec}))
-    shared = {
+    shared = RANK_ENVIRONMENT | {
         "WORLD_SIZE": str(world_size),
         "LOCAL_WORLD_SIZE": str(world_size),
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(free_port()),
-        "DS_ACCELERATOR": "cpu",
-        "OMP_NUM_THREADS": "1",
-        "TOKENIZERS_PARALLELISM": "false",
     }
-    ranks = []
-    for rank in range(world_size):
-        log = (folder / f"rank-{rank}.out").open("w")
-        environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
-        command = [sys.executable, "-m", "tests.jobs.ranks", str(folder)]
-        ranks.append(subprocess.Popen(command, env=environment, stdout=log, stderr=log))
+    interpreters = [interpreter(rank % 2) for rank in range(world_size)]
+    ranks: list[Forked] = []
     try:
+        for rank in range(world_size):
+            environment = os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)}
+            log = folder / f"rank-{rank}.out"
+            ranks.append(interpreters[rank].start("tests.jobs.ranks:main", folder, log, environment))
         statuses = [rank.wait(timeout_s) for rank in ranks]
     finally:
-        for rank in ranks:
-            rank.kill()
-            rank.wait()
+        for each in ranks:
+            each.kill()
+            each.wait(END_WITHIN_S)
     logs = [(folder / f"rank-{rank}.out").read_text() for rank in range(world_size)]
     assert statuses == [0] * world_size, "\n".join(f"--- rank {r}\n{log[-4000:]}" for r, log in enumerate(logs))
     return [json.loads((folder / f"rank-{rank}.json").read_text()) for rank in range(world_size)]
@@ -71,7 +70,3 @@ def main(folder: Path) -> None:
     (folder / f"rank-{rank}.json").write_text(json.dumps(answer))
     dist.barrier()
     dist.destroy_process_group()
-
-
-if __name__ == "__main__":
-    main(Path(sys.argv[1]))
