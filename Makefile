@@ -4,13 +4,14 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/gpt2-local.yaml
+WORKERS ?= 2
 SOURCES := control_plane ray_jobs ui cluster benchmarks tests
 
 .PHONY: help run test test-slow check format bench gpu-check clean
 
 help:
 	@echo "make run [UNATTENDED=1] [CONFIG=...]   a local cluster, the gateway, the console, and a training to steer"
-	@echo "make test                              every test but the slow soaks"
+	@echo "make test [WORKERS=2]                  every test but the slow soaks, in so many processes"
 	@echo "make test-slow                         the soaks"
 	@echo "make check                             format, lint, types, floors, known vulnerabilities"
 	@echo "make bench NAME=overhead               one benchmark; the last line is JSON"
@@ -21,7 +22,7 @@ run: $(VENV)/.ready
 	@$(BIN)/steer run $(CONFIG) $(if $(UNATTENDED),--unattended)
 
 test: $(VENV)/.ready chromium
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=20
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow

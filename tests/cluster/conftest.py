@@ -1,20 +1,11 @@
 """Settings with ports of their own and a home of their own."""
 
-import socket
 from pathlib import Path
 
 import pytest
 
 from control_plane.config import Settings
-
-
-def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment."""
-    probes = [socket.create_server(("127.0.0.1", 0)) for _ in range(count)]
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
+from tests.ports import free_ports
 
 
 @pytest.fixture

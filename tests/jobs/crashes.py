@@ -19,7 +19,7 @@ from control_plane.core.records import CheckpointCommitted
 from control_plane.storage import journal
 from control_plane.storage.layout import RunFiles
 from tests.jobs.preloaded import RANK_ENVIRONMENT, interpreter
-from tests.jobs.ranks import free_port
+from tests.ports import free_port
 
 GENERATION_S = 120.0
 """No generation of these trainings needs longer, even on a busy machine."""

@@ -25,7 +25,7 @@ from ray_jobs.elastic import (
     plain_groups,
     universal_checkpoint_info,
 )
-from tests.jobs.ranks import free_port
+from tests.ports import free_port
 
 GLOBAL_BATCH, MICRO_BATCH, SAMPLES, SEED = 12, 3, 41, 11
 STEPS_PER_EPOCH = SAMPLES // GLOBAL_BATCH

@@ -9,21 +9,15 @@ log in the error.
 import importlib
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
 from tests.jobs.preloaded import RANK_ENVIRONMENT, Forked, interpreter
+from tests.ports import free_port
 
 TIMEOUT_S = 240
 END_WITHIN_S = 60
 """How long a killed process may take to be gone."""
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def run_ranks(

@@ -8,7 +8,8 @@ import pytest
 from control_plane.core.errors import Conflict, Invalid
 from ray_jobs import submit
 from ray_jobs.config import load
-from tests.ray.cluster import REPOSITORY, free_ports
+from tests.ports import free_ports
+from tests.ray.cluster import REPOSITORY
 from tests.storage.kin import lay
 
 CONFIG = str(REPOSITORY / "configs" / "gpt2-local.yaml")

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -18,21 +17,12 @@ from control_plane.client import SteerwayClient
 from control_plane.config import Settings, settings
 from control_plane.core.records import Entry
 from control_plane.handle import Snapshot
+from tests.ports import free_ports
 
 REPOSITORY = Path(__file__).parents[2]
 CONTROL_ACTOR = "ray::ControlActor"
 UP_WITHIN_S = 240
 RUN_WITHIN_S = 240
-
-
-def free_ports(count: int) -> list[int]:
-    probes = [socket.socket() for _ in range(count)]
-    for probe in probes:
-        probe.bind(("127.0.0.1", 0))
-    ports = [probe.getsockname()[1] for probe in probes]
-    for probe in probes:
-        probe.close()
-    return ports
 
 
 class Cluster:

@@ -14,7 +14,8 @@ from streamlit.testing.v1 import AppTest
 
 from control_plane.config import Settings
 from control_plane.console_login import SessionRecord, create_link
-from tests.ui.fake_cluster import FakeCluster, free_port
+from tests.ports import free_port
+from tests.ui.fake_cluster import FakeCluster
 from tests.ui.fake_trainer import FakeTrainer
 
 CHROMIUM = Path("/usr/bin/chromium")

@@ -2,7 +2,6 @@
 
 import argparse
 import asyncio
-import socket
 import threading
 from collections.abc import Coroutine, Sequence
 from types import TracebackType
@@ -21,6 +20,7 @@ from control_plane.gateway.auth import TokenBook, TokenRecord, digest
 from control_plane.handle import RunHandle, RunSummary
 from control_plane.server import ControlServer
 from control_plane.storage.layout import RunFiles, check_run_id
+from tests.ports import free_port
 from tests.ui.fake_trainer import STEPS_PER_S, Clock, FakeTrainer, JournalInMemory, MetricsInMemory
 
 TOKEN = "a-token-of-the-tests"
@@ -47,13 +47,6 @@ class RunsInMemory:
     def files(self, run: str) -> RunFiles:
         """Nothing of these runs is on a disk."""
         raise NotFound(f"run {run!r} has no files: it lives in memory only")
-
-
-def free_port() -> int:
-    """A port that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class FakeCluster:
