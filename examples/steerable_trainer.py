@@ -35,6 +35,7 @@ def main(output_dir: str, max_steps: int) -> None:
     model = GPT2LMHeadModel(GPT2Config(vocab_size=256, n_positions=BLOCK_TOKENS, n_embd=64, n_layer=2, n_head=4))
     trainer = SteerableTrainer(model=model, args=args, train_dataset=data, eval_dataset=data[:16])  # 3
     trainer.train()
+    trainer.save_model()
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ from control_plane.core.errors import Invalid, Refused, RunEnded, SteerwayError
 from control_plane.storage.layout import RunFiles
 from ray_jobs import context
 from ray_jobs.config import RunConfig, ScriptWorkload, check_training_keys
+from ray_jobs.work_folder import enter_work_folder, written_over
 
 log = logging.getLogger(__name__)
 
@@ -122,8 +123,13 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
     )
     if isinstance(config.workload, ScriptWorkload):
         context.enter(run)
+        work = enter_work_folder(files, Path(config.workload.path))
+        _seed(config.seed)
         _run_script(config.workload)
+        for path in written_over(work, started_at_s):
+            log.warning("the script has written over %s, which lies beside it and is not the run's own", path)
     else:
+        enter_work_folder(files)
         _run_workload(config, run)
 
 
@@ -162,6 +168,13 @@ def _prepare_process(config: RunConfig, use_gpu: bool) -> None:
     from ray_jobs.cpu_ranks import prepare_cpu_ranks
 
     prepare_cpu_ranks()
+
+
+def _seed(seed: int) -> None:
+    """Before a script runs: what it draws before it seeds itself, its first weights perhaps, is the same each time."""
+    from transformers import set_seed
+
+    set_seed(seed)
 
 
 def _run_script(workload: ScriptWorkload) -> None:

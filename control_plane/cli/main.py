@@ -13,6 +13,7 @@ from control_plane.cli.agent import agent
 from control_plane.cli.chaos import chaos
 from control_plane.cli.journals import journals
 from control_plane.cli.keeping import checkpoint
+from control_plane.cli.outputs import outputs
 from control_plane.cli.refusals import SteerGroup
 
 app = typer.Typer(
@@ -83,6 +84,7 @@ app.command(rich_help_panel=LOOK)(trajectories.compare)
 app.command(rich_help_panel=LOOK)(looking.checkpoints)
 app.add_typer(journals, rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(looking.logs)
+app.command(rich_help_panel=LOOK)(outputs)
 app.command(rich_help_panel=LOOK)(machine.console)
 app.command(rich_help_panel=LOOK)(machine.nodes)
 app.command("version", rich_help_panel=LOOK)(_version)

@@ -25,6 +25,8 @@ from control_plane.config import Settings, settings
 from control_plane.console_login import create_link
 from control_plane.core.errors import Refused, SteerwayError, Unavailable
 from control_plane.handle import Snapshot
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.outputs import outputs
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
@@ -49,7 +51,8 @@ def run(config: str, overrides: Sequence[str], unattended: bool) -> None:
         say("\n".join(invitation(where, chosen, unattended)))
         with connect() as client:
             snapshot = _attend(client, chosen, JobWatch(where, chosen), unattended)
-            for line in (*wording.summary(snapshot), f"journal: {where.runs_dir / chosen / 'journal'}"):
+            files = RunFiles(where.runs_dir / chosen)
+            for line in (*wording.summary(snapshot), f"journal: {files.journal}", written(files)):
                 typer.echo(line)
             if snapshot.status == "failed":
                 say(last_log_lines(client, snapshot))
@@ -69,6 +72,17 @@ def invitation(where: Settings, run: str, unattended: bool) -> list[str]:
         f"  steer save {run} --label before-the-change",
         f"  steer status {run} --watch",
     ]
+
+
+def written(files: RunFiles) -> str:
+    """Where the script's outputs lie, and what copies them."""
+    count = len(outputs(files))
+    told = (
+        f"{count} file{'' if count == 1 else 's'}; `steer outputs {files.run} --copy TO` copies them"
+        if count
+        else "none"
+    )
+    return f"outputs: {files.work} ({told})"
 
 
 @contextmanager

@@ -7,6 +7,7 @@
                   checkpoints/     one folder per checkpoint; it exists when its manifest does
                   origin.json      how it begins, if it has a parent: a fork, a replay
                   digests/         what each rank's digests of its live state were made of
+                  work/            where the ranks work: what a script writes
                   logs/            driver.log, rank-0.log, rank-1.log, ...
 """
 
@@ -86,6 +87,11 @@ class RunFiles:
     def logs(self) -> Path:
         """What the driver and the ranks printed."""
         return self.root / "logs"
+
+    @property
+    def work(self) -> Path:
+        """Where the ranks work: what a script writes under a relative path lies here."""
+        return self.root / "work"
 
     def last_words(self, rank: int) -> Path:
         """Where a rank that ends itself writes why, for whoever finds it dead."""

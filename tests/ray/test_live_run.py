@@ -1,6 +1,7 @@
 """A real run on a real cluster: the README's three-line script, steered, while its control server is killed."""
 
 import threading
+from pathlib import Path
 from uuid import UUID
 
 import pytest
@@ -11,6 +12,8 @@ from control_plane.core.errors import NotFound, SteerwayError
 from control_plane.core.intents import Rollback
 from control_plane.core.records import CommandAccepted, CommandSettled, GenerationStarted, RunClosed, TermStarted
 from control_plane.handle import Snapshot
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.outputs import outputs
 from tests.ray.cluster import (
     REPOSITORY,
     Cluster,
@@ -164,6 +167,8 @@ def test_the_run_ends_and_its_journal_says_so(run: str, cluster: Cluster, client
     snapshot = wait_closed(client, run)
     assert snapshot.status == "stopped", cluster.logs(run)
     assert isinstance(whole_journal(client, run)[-1].record, RunClosed)
+    written = [str(each.path) for each in outputs(RunFiles(Path(cluster.environment["STEERWAY_HOME"]) / "runs" / run))]
+    assert "trainer-output/model.safetensors" in written, "a relative path lies in the run's own folder"
     with pytest.raises(SteerwayError, match="takes no more commands"):
         client.submit(run, SetLearningRate(value=1e-4))
     entries = whole_journal(client, run)
