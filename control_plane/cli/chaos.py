@@ -20,8 +20,9 @@ chaos = typer.Typer(
 Node = Annotated[str, typer.Argument(help="A node's name, as `steer nodes` shows it, e.g. node-2.")]
 Rank = Annotated[str, typer.Argument(metavar="RANK", help="A rank of the run, from 0.")]
 Run = Annotated[
-    str | None, typer.Option("--run", help="The run, or a beginning or an end of its id; left out, the active one.")
+    str | None, typer.Argument(help="The run, or a beginning or an end of its id; left out, the active one.")
 ]
+RunOption = Annotated[str | None, typer.Option("--run", help="The same, as an option.")]
 Head = Annotated[
     bool,
     typer.Option(
@@ -55,25 +56,28 @@ def partition(node: Node, heal: Heal = False, head: Head = False) -> None:
 
 
 @chaos.command("kill-rank")
-def kill_rank(rank: Rank, run: Run = None) -> None:
+def kill_rank(rank: Rank, run: Run = None, run_option: RunOption = None) -> None:
     """Kill the process of one rank (SIGKILL)."""
-    _send("kill", rank, run)
+    _send("kill", rank, run, run_option)
 
 
 @chaos.command("stop-rank")
-def stop_rank(rank: Rank, run: Run = None) -> None:
+def stop_rank(rank: Rank, run: Run = None, run_option: RunOption = None) -> None:
     """Stop the process of one rank (SIGSTOP): it hangs, and its peers wait for it."""
-    _send("stop", rank, run)
+    _send("stop", rank, run, run_option)
 
 
 @chaos.command("cont-rank")
-def cont_rank(rank: Rank, run: Run = None) -> None:
+def cont_rank(rank: Rank, run: Run = None, run_option: RunOption = None) -> None:
     """Let the process of a stopped rank go on (SIGCONT)."""
-    _send("continue", rank, run)
+    _send("continue", rank, run, run_option)
 
 
-def _send(word: str, given: str, run: str | None) -> None:
+def _send(word: str, given: str, run: str | None, run_option: str | None) -> None:
     rank = _number(given)
+    if run and run_option:
+        raise Misused("name the run once: after the rank, or with --run")
+    run = run or run_option
     with connect() as client:
         chosen = active_run(client, run)
         snapshot = client.snapshot(chosen)

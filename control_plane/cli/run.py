@@ -2,8 +2,9 @@
 
 import signal
 import subprocess
+import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -35,17 +36,19 @@ STOP_WAIT_S = 20.0
 """After Ctrl-C the run is stopped at a step boundary, so that its journal says how it ended. Then it is killed."""
 
 LOG_LINES_SHOWN = 20
+STAY_POLL_S = 3600.0
 
 
 def run(config: str, overrides: Sequence[str], unattended: bool) -> None:
     """Bring up a cluster, train, show the progress, and take everything down at the end or on Ctrl-C.
 
-    Raises `typer.Exit` with 7 if the run failed, with 130 after Ctrl-C.
+    On a terminal the cluster that it brought up stays at the end, so that one can look, until Ctrl-C.
+    Raises `typer.Exit` with 7 if the run failed, with 130 after Ctrl-C while it trained.
     """
     where = settings()
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal leaves no cluster behind either
         signal.signal(number, _interrupt)
-    with _cluster(where):
+    with _cluster(where) as is_ours:
         told = call_for_json(submission(config, overrides, as_json=True), submitter_environment(where))
         chosen = str(told["run"])
         say("\n".join(invitation(where, chosen, unattended)))
@@ -56,7 +59,18 @@ def run(config: str, overrides: Sequence[str], unattended: bool) -> None:
                 typer.echo(line)
             if snapshot.status == "failed":
                 say(last_log_lines(client, snapshot))
-                raise typer.Exit(RUN_FAILED)
+        if is_ours and not unattended and wants_panel():
+            _stay(where, chosen)
+        if snapshot.status == "failed":
+            raise typer.Exit(RUN_FAILED)
+
+
+def _stay(where: Settings, run: str) -> None:
+    """Keep the cluster up until somebody presses Ctrl-C, who may want to look at what has just ended."""
+    say(f"run {run} is over; console, gateway and cluster stay up until Ctrl-C takes them down: {where.console_url}")
+    with suppress(KeyboardInterrupt):
+        while True:
+            time.sleep(STAY_POLL_S)
 
 
 def invitation(where: Settings, run: str, unattended: bool) -> list[str]:
@@ -86,17 +100,17 @@ def written(files: RunFiles) -> str:
 
 
 @contextmanager
-def _cluster(where: Settings) -> Iterator[None]:
-    """A cluster for as long as the block. One that was up before is used and left as it was."""
+def _cluster(where: Settings) -> Iterator[bool]:
+    """A cluster for as long as the block; whether it is ours: one that was up before is used and left as it was."""
     status = subprocess.run(local("status"), capture_output=True, check=False)
     if status.returncode == 0:
         since = cluster_record(where).get("started_at", "earlier")
         say(f"using the cluster that is up since {since}; it is left up at the end")
-        yield
+        yield False
         return
     try:
         call_for_json(local("up", as_json=True))
-        yield
+        yield True
     finally:
         # Not to be interrupted by a second Ctrl-C; the child ignores it as well.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -42,9 +42,11 @@ def test_without_a_cluster_it_is_not_found(
 
 @pytest.mark.parametrize("verb", ["kill-rank", "stop-rank", "cont-rank"])
 def test_a_rank_that_the_run_does_not_have_is_not_found(steer: Steer, idle_gateway: LiveGateway, verb: str) -> None:
-    refused = steer("chaos", verb, "9", "--run", RUN)
-    assert refused.exit_code == 3
-    assert "has no rank 9; its ranks are 0 to 1" in refused.stderr
+    for named in (("--run", RUN), (RUN,)):  # as an option, or in the place where every other command has it
+        refused = steer("chaos", verb, "9", *named)
+        assert refused.exit_code == 3
+        assert "has no rank 9; its ranks are 0 to 1" in refused.stderr
+    assert steer("chaos", verb, "0", RUN, "--run", RUN).exit_code == 2
 
 
 @pytest.mark.parametrize("given", ["one", "1.5", "²"])

@@ -167,8 +167,10 @@ def test_the_run_ends_and_its_journal_says_so(run: str, cluster: Cluster, client
     snapshot = wait_closed(client, run)
     assert snapshot.status == "stopped", cluster.logs(run)
     assert isinstance(whole_journal(client, run)[-1].record, RunClosed)
-    written = [str(each.path) for each in outputs(RunFiles(Path(cluster.environment["STEERWAY_HOME"]) / "runs" / run))]
-    assert "trainer-output/model.safetensors" in written, "a relative path lies in the run's own folder"
+    # A relative path lies in the run's own folder; the script writes it after its training has been stopped.
+    files = RunFiles(Path(cluster.environment["STEERWAY_HOME"]) / "runs" / run)
+    model = Path("trainer-output/model.safetensors")
+    wait_for("the script's model", lambda: model in [each.path for each in outputs(files)])
     with pytest.raises(SteerwayError, match="takes no more commands"):
         client.submit(run, SetLearningRate(value=1e-4))
     entries = whole_journal(client, run)

@@ -310,3 +310,10 @@ def test_paths_that_are_not_plain_are_answered_by_nobody(where: Settings, path: 
 
     asyncio.run(call())
     assert said[0]["status"] == 404
+
+
+def test_address_of_all_runs_leads_to_the_first_page(browser_of: Any, where: Settings) -> None:
+    browser = browser_of()
+    log_in(browser, where)
+    answer = browser.get("/runs", headers={"Accept": "text/html"})
+    assert (answer.status_code, answer.headers["location"]) == (307, "/")

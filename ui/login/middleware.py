@@ -100,7 +100,8 @@ class LoginRequired:
         if path == "/login/session":
             return Response(status_code=204 if self._is_whole(found, headers.get(SECRET_HEADER)) else 401)
         if found is not None:
-            return None
+            # The page of all runs is Streamlit's default page, which has no address of its own.
+            return RedirectResponse("/", 307) if path == "/runs" else None
         if "text/html" in headers.get("accept", ""):
             page = quote(path + (f"?{request.url.query}" if request.url.query else ""), safe="")
             return RedirectResponse(f"/login#page={page}", 303, headers={"Cache-Control": "no-store"})
