@@ -33,6 +33,7 @@ from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, 
 from control_plane.addresses import is_loopback
 from control_plane.config import Settings, settings
 from control_plane.console_login import create_link
+from control_plane.core.characters import one_line
 from control_plane.core.errors import Conflict, Invalid, NotFound, SteerwayError
 
 TEMP_PREFIX = "steerway-"
@@ -263,7 +264,7 @@ def describe(where: Settings, record: ClusterRecord, console: str | None = None)
 
 
 def _say(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def _up(where: Settings, as_json: bool, count: int) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
+from control_plane.core.characters import in_one_line, one_line
 from control_plane.core.commands import Command, describe
 from control_plane.core.intents import Cancel
 from control_plane.core.records import (
@@ -50,6 +51,7 @@ A_BRANCH_NAME = "1 to 40 small letters, digits, '.', '_' or '-', and begins with
 """What a branch's name has, for whoever is told that theirs is none."""
 
 
+@in_one_line
 def what(record: Record, asked: Mapping[UUID, Command]) -> str:
     """A journal record in plain words. `asked`: the commands known so far, for records that only name a uuid."""
     match record:
@@ -92,11 +94,13 @@ def _parentage(record: RunCreated) -> str:
     return f", a fork of {parent.run} at step {parent.step} ({parent.checkpoint})"
 
 
+@in_one_line
 def whence(origin: Parent) -> str:
     """`gpt2-2, branch main, at step 40`: where a branch begins that begins in another run."""
     return f"{origin.run}, branch {origin.branch}, at step {origin.step}"
 
 
+@in_one_line
 def generation(record: GenerationStarted | GenerationLost | GenerationRecovered | GenerationEnded) -> str:
     """How the trainers began, were lost, came back and ended."""
     match record:
@@ -114,6 +118,7 @@ def generation(record: GenerationStarted | GenerationLost | GenerationRecovered 
             return f"left at step {record.step} for another branch" if record.ending == "left" else ended
 
 
+@in_one_line
 def checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed | CheckpointDiscarded) -> str:
     """What became of a checkpoint."""
     match record:
@@ -131,6 +136,7 @@ def checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed
             return f"checkpoint {record.checkpoint} discarded: {clean(record.reason)}"
 
 
+@in_one_line
 def ending(settled: CommandSettled) -> str:
     """The end of a command's life."""
     at = f" at step {settled.step}" if settled.step is not None else ""
@@ -144,6 +150,7 @@ def ending(settled: CommandSettled) -> str:
     return f"{settled.status}{at}: {reason}" if by == reason else f"{settled.status}{at} by {by}"
 
 
+@in_one_line
 def repetition(record: CommandRepeated, name: str) -> str:
     """A command that was applied before a failure, and what became of it the second time."""
     if record.status == "applied":
@@ -151,6 +158,7 @@ def repetition(record: CommandRepeated, name: str) -> str:
     return f"{name} could not be applied again at step {record.step}: {record.status}{_because(record.reason)}"
 
 
+@in_one_line
 def start(generation: int, checkpoint: str | None, step: int, world_size: int) -> str:
     """From where, and on how many ranks, a generation began."""
     ranks = _count(world_size, "rank")
@@ -161,12 +169,14 @@ def start(generation: int, checkpoint: str | None, step: int, world_size: int) -
     return f"training started on {ranks} from step {step}"
 
 
+@in_one_line
 def loss(step: int, deaths: Iterable[Death]) -> str:
     """Who was lost where: `lost the trainers at step 137: rank 1 on node-3 died (its process ended)`."""
     died = the_dead(deaths)
     return f"lost the trainers at step {step}" + (f": {died}" if died else "")
 
 
+@in_one_line
 def the_dead(deaths: Iterable[Death]) -> str:
     """Ranks that died of one reason are named together, and within that those of one node."""
     together: dict[str, dict[str, list[int]]] = {}
@@ -190,6 +200,7 @@ def _and(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
+@in_one_line
 def recovery(view: RecoveryView) -> str:
     """The way back from a loss, as far as it is known: `generation 2 restored ...; 17 steps lost; detect 0.4 s`."""
     if view.resumed_step is None:
@@ -198,6 +209,7 @@ def recovery(view: RecoveryView) -> str:
     return f"{begun}; {price(view.lost_steps, view.phases_s)}" if view.lost_steps is not None else begun
 
 
+@in_one_line
 def price(lost_steps: int, phases_s: Mapping[str, float]) -> str:
     """What a recovery took: `17 steps lost; detect 0.4 s, re-form 3.1 s, load 1.0 s, first step 0.6 s`."""
     spent = ", ".join(f"{name} {seconds(value)}" for name, value in phases(phases_s))
@@ -210,11 +222,13 @@ def phases(phases_s: Mapping[str, float]) -> list[tuple[str, float]]:
     return [(name, phases_s[name]) for name in (*known, *(name for name in phases_s if name not in known))]
 
 
+@in_one_line
 def reading(values: Reading | None) -> str:
     """What a rank read, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are said once."""
     return "; ".join(f"{name} {spelled(value)}" for name, value in (values or {}).items() if name != "groups")
 
 
+@in_one_line
 def change(before: Reading | None, after: Reading | None) -> str:
     """What became of what: `weight_decay 0.01 -> 0.1; betas (0.9, 0.999) -> (0.9, 0.95)`. What stayed is left out."""
     was, now = before or {}, after or {}
@@ -222,6 +236,7 @@ def change(before: Reading | None, after: Reading | None) -> str:
     return "; ".join(f"{key} {spelled(was[key])} -> {spelled(now[key])}" for key in changed)
 
 
+@in_one_line
 def spelled(value: Any) -> str:
     """A knob's value: of several groups if it is a list, and then said once if all have the same."""
     if isinstance(value, list | tuple):
@@ -257,10 +272,11 @@ def size(size_bytes: int) -> str:
 
 def clean(reason: str) -> str:
     """Somebody's reason as the middle of a sentence."""
-    words = " ".join("".join(char if char.isprintable() else " " for char in reason).split())
+    words = " ".join(one_line(reason).split())
     return words if len(words) <= MAX_REASON_CHARS else words[: MAX_REASON_CHARS - 1] + "…"
 
 
+@in_one_line
 def what_starts(config: Any) -> str:
     """What a job of a run with this config (as YAML has it) would run, each word of it on its own and `clean`."""
     found = config.get("workload") if isinstance(config, dict) else None
@@ -280,6 +296,7 @@ def _because(reason: str | None) -> str:
     return f": {clean(reason)}" if reason else ""
 
 
+@in_one_line
 def name(command: Command, asked: Mapping[UUID, Command]) -> str:
     """What a command asks for; a cancel names the command that it takes back."""
     if isinstance(command.intent, Cancel):

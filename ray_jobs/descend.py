@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from control_plane.config import Settings, settings
 from control_plane.core.branching import Adopted, Origin, Scheduled, first_commands
+from control_plane.core.characters import one_line
 from control_plane.core.commands import Command
 from control_plane.core.errors import Invalid, NotFound, SteerwayError
 from control_plane.core.intents import MAX_NAMES_TOLD, First, Rollback
@@ -61,7 +62,7 @@ def main(arguments: Sequence[str]) -> int:
             firsts = [_first(text) for text in given.first or ["[]"]]
             begun = fork(where, given.run, given.checkpoint, given.overrides, firsts, given.trust)
     except SteerwayError as error:
-        print(f"steer: {error.reason}", file=sys.stderr)
+        print(one_line(f"steer: {error.reason}"), file=sys.stderr)
         return error.exit_code
     told = {"runs": [files.run for files in begun], "parent": given.run}
     print(json.dumps(told) if given.json else "\n".join(f"submitted run {run}" for run in told["runs"]))

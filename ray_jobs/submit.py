@@ -25,6 +25,7 @@ from pydantic import ValidationError
 
 from control_plane.config import Settings, settings
 from control_plane.core.branching import check_rollback
+from control_plane.core.characters import one_line
 from control_plane.core.commands import Command
 from control_plane.core.errors import Conflict, Invalid, SteerwayError, Unavailable
 from control_plane.core.intents import AdoptCheckpoint, Rollback
@@ -202,7 +203,7 @@ def main(arguments: Sequence[str]) -> int:
             shutil.rmtree(files.root, ignore_errors=True)  # a run that was never taken is not a run
             raise
     except SteerwayError as error:
-        print(f"steer: {error.reason}", file=sys.stderr)
+        print(one_line(f"steer: {error.reason}"), file=sys.stderr)
         return error.exit_code
     return _tell(job, files.root, given.json, "submitted")
 

@@ -7,6 +7,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
+from control_plane.core.characters import in_one_line
 from control_plane.core.commands import Command
 from control_plane.core.records import (
     CommandAccepted,
@@ -44,6 +45,7 @@ def looks(status: str) -> tuple[Colour, str]:
     return STATUS_LOOKS.get(status, ("gray", ":material/help:"))
 
 
+@in_one_line
 def life(view: CommandView) -> str:
     """What has become of a command, as a sentence."""
     settled = view.settled
@@ -65,6 +67,7 @@ def read_back(settled: CommandSettled) -> list[str]:
     return [f"rank {number}: {reading(rank)}" for number, rank in enumerate(settled.ranks)]
 
 
+@in_one_line
 def line(entry: Entry, commands: Mapping[UUID, Command], zone: tzinfo | None = None) -> str:
     """One line of the log: time, seq, type, what, author, reason."""
     record = entry.record

@@ -5,7 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from control_plane.cli.refusals import Misused, say
+from control_plane.cli.printing import say
+from control_plane.cli.refusals import Misused
 from control_plane.cli.target import active_run
 from control_plane.config import settings
 

@@ -19,7 +19,8 @@ from uuid import UUID
 import typer
 from pydantic import ValidationError
 
-from control_plane.cli.refusals import REJECTED, Misused, say
+from control_plane.cli.printing import say, tell
+from control_plane.cli.refusals import REJECTED, Misused
 from control_plane.cli.target import active_run, connect
 from control_plane.core.commands import INTENT, Intent
 from control_plane.core.errors import Invalid, NotFound
@@ -220,7 +221,7 @@ def ask(run: str | None, intent: Intent, manner: Manner, arrive: Arrive | None =
         )
         if manner.detach:
             seen = f"accepted by {receipt.run} as record {receipt.seq}, uuid {receipt.uuid}"
-            typer.echo(receipt.model_dump_json() if manner.as_json else seen)
+            tell(receipt.model_dump_json() if manner.as_json else seen)
             return
         until = time.monotonic() + manner.timeout
         try:
@@ -232,7 +233,7 @@ def ask(run: str | None, intent: Intent, manner: Manner, arrive: Arrive | None =
         if arrive is not None and view.status == "applied":
             say(said)
             members, said = arrive(client, chosen, view, max(0.0, until - time.monotonic()))
-    typer.echo(json.dumps(json.loads(view.model_dump_json()) | members) if manner.as_json else said)
+    tell(json.dumps(json.loads(view.model_dump_json()) | members) if manner.as_json else said)
     if view.status != "applied":
         raise typer.Exit(REJECTED)
 

@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.machine import call, call_for_json, local
+from control_plane.cli.printing import tell
 from control_plane.cli.refusals import Misused, SteerGroup
 from control_plane.cli.target import ACTIVE, active_run, connect
 from control_plane.core.errors import Conflict, NotFound
@@ -89,7 +90,7 @@ def _send(word: str, given: str, run: str | None, run_option: str | None) -> Non
     if rank not in pids:
         raise NotFound(f"run {chosen} has no rank {rank}; its ranks are {min(pids)} to {max(pids)}")
     told = call_for_json([*_command("signal", str(pids[rank]), word), "--json"])
-    typer.echo(f"rank {rank} of run {chosen}, generation {snapshot.generation}: {told['done']}")
+    tell(f"rank {rank} of run {chosen}, generation {snapshot.generation}: {told['done']}")
 
 
 def _number(given: str) -> int:

@@ -11,7 +11,8 @@ import typer
 
 from control_plane.cli import asking, machine
 from control_plane.cli.branches import find_checkpoint, first_of
-from control_plane.cli.refusals import Misused, say
+from control_plane.cli.printing import say, tell, tell_json
+from control_plane.cli.refusals import Misused
 from control_plane.cli.resuming import Trust
 from control_plane.cli.target import any_run, connect
 from control_plane.config import settings
@@ -58,10 +59,10 @@ def fork(
         command += ["--first", json.dumps([intent.model_dump(mode="json") for intent in first])]
     begun = machine.call_for_json(command, machine.submitter_environment(where))["runs"]
     if as_json:
-        typer.echo(json.dumps({"parent": snapshot.run, "checkpoint": base.checkpoint, "runs": begun}))
+        tell_json({"parent": snapshot.run, "checkpoint": base.checkpoint, "runs": begun})
         return
     for new, first in zip(begun, firsts, strict=True):
-        typer.echo(f"{new}  {_in_words(first) or 'nothing changed'}")
+        tell(f"{new}  {_in_words(first) or 'nothing changed'}")
     say(f"compare them with `steer compare {' '.join([snapshot.run, *begun])}`, see `steer tree {snapshot.run}`")
 
 
@@ -108,7 +109,7 @@ def replay(
         words = descent("replay", source, *(["--until", str(until)] if until is not None else []), *trusting(trust))
         (begun,) = machine.call_for_json(words, machine.submitter_environment(where))["runs"]
         if detach:
-            typer.echo(json.dumps({"run": source, "replay": begun}) if as_json else begun)
+            tell(json.dumps({"run": source, "replay": begun}) if as_json else begun)
             return
         say(f"run {begun} does again what {source} did; watch it at {where.console_url}")
         _wait(client, begun)
@@ -126,9 +127,9 @@ def _wait(client: "SteerwayClient", run: str) -> None:
 def _tell(replayed: str, run: str, where: "Settings", as_json: bool) -> None:
     verdict = _judge(replayed, run, where)
     if as_json:
-        typer.echo(json.dumps({"run": run, "replay": replayed} | verdict.model_dump(mode="json")))
+        tell_json({"run": run, "replay": replayed} | verdict.model_dump(mode="json"))
     else:
-        typer.echo(verdict.sentence())
+        tell(verdict.sentence())
         for note in verdict.notes:
             say(note)
     if verdict.verdict != "identical":

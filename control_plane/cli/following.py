@@ -6,7 +6,9 @@ from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
 from control_plane.cli import wording
+from control_plane.cli.printing import ascii_json
 from control_plane.cli.refusals import RUN_FAILED
+from control_plane.core.characters import one_line
 from control_plane.core.errors import SteerwayError, Unavailable
 from control_plane.handle import Snapshot
 
@@ -72,7 +74,7 @@ class JsonLines:
 
     def show(self, snapshot: Snapshot) -> None:
         """Write the snapshot, unless only its age is new."""
-        line = snapshot.model_dump_json()
+        line = ascii_json(snapshot.model_dump_json())
         lasting = snapshot.model_dump_json(exclude={"progress_age_s"})
         if lasting != self._shown:
             self._shown = lasting
@@ -113,7 +115,7 @@ class Panel:
 
     def tell(self, line: str) -> None:
         """Print above the panel. The text is a person's: no markup is read in it."""
-        self._live.console.print(line, markup=False)
+        self._live.console.print(one_line(line), markup=False)
 
 
 def draw(snapshot: Snapshot) -> "RenderableType":
@@ -126,12 +128,13 @@ def draw(snapshot: Snapshot) -> "RenderableType":
 
     grid = Table.grid(padding=(0, 3))
     cells = [
-        Text.assemble((f"{label} ", "dim"), (value, "bold")) for label, value in wording.progress(snapshot).items()
+        Text.assemble((f"{label} ", "dim"), (one_line(value), "bold"))
+        for label, value in wording.progress(snapshot).items()
     ]
     for first in range(0, len(cells), 3):
         grid.add_row(*cells[first : first + 3])
     bar = ProgressBar(total=max(1, snapshot.total_steps), completed=snapshot.step)
-    return Box(Group(bar, grid), title=Text(f"{snapshot.run}"), title_align="left", width=78)
+    return Box(Group(bar, grid), title=Text(one_line(snapshot.run)), title_align="left", width=78)
 
 
 def follow(

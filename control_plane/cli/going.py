@@ -16,7 +16,8 @@ from uuid import uuid4
 import typer
 
 from control_plane.cli.asking import Arrive, Asked, Manner, ask, intent_of, steering
-from control_plane.cli.refusals import Misused, say
+from control_plane.cli.printing import say
+from control_plane.cli.refusals import Misused
 from control_plane.cli.resuming import Trust, needs_a_job, resumption, submit_job
 from control_plane.cli.target import connect
 from control_plane.config import settings

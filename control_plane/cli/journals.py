@@ -3,14 +3,14 @@
 The last three read the files themselves: neither gateway nor cluster is needed, and a damaged journal can be looked at.
 """
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from control_plane.cli.looking import AsJson, journal
-from control_plane.cli.refusals import SteerGroup, say
+from control_plane.cli.printing import say, tell, tell_json
+from control_plane.cli.refusals import SteerGroup
 from control_plane.cli.target import only
 from control_plane.config import settings
 from control_plane.core.errors import NotFound
@@ -63,10 +63,9 @@ def audit_journal(
 
     found = audit(_journal_of(run), None if expect is None else Head.parse(expect))
     if as_json:
-        typer.echo(json.dumps(found.model_dump(mode="json") | {"sentence": found.sentence()}))
+        tell_json(found.model_dump(mode="json") | {"sentence": found.sentence()})
     else:
-        for line in _described(found):
-            typer.echo(line)
+        tell(*_described(found))
     if found.verdict == "damaged":
         raise typer.Exit(DAMAGED)
 
@@ -103,10 +102,10 @@ def export_journal(
     target = output or Path(f"{files.run}.steer.zip")
     manifest = export(files, target)
     if as_json:
-        typer.echo(json.dumps({"file": str(target)} | manifest.model_dump(mode="json")))
+        tell_json({"file": str(target)} | manifest.model_dump(mode="json"))
     else:
-        typer.echo(f"{manifest.records} records of run {files.run} are in {target}")
-        typer.echo(f"head  {manifest.head}")
+        tell(f"{manifest.records} records of run {files.run} are in {target}")
+        tell(f"head  {manifest.head}")
     for key in manifest.removed:
         say(f"steer: config.yaml: the value of {key} looks like a secret and was left out")
     if told := _told_secrets(files):
@@ -149,18 +148,18 @@ def import_journal(
         differing.append("config.yaml is not the one that the run was created with, so the run cannot be resumed here")
     starts = what_starts(found.settings)
     if not as_json:
-        typer.echo(f"{file} verifies: {manifest.records} records of run {manifest.run}, head {manifest.head}")
+        tell(f"{file} verifies: {manifest.records} records of run {manifest.run}, head {manifest.head}")
         for sentence in differing:
-            typer.echo(f"difference  {sentence}")
+            tell(f"difference  {sentence}")
         if not differing:
-            typer.echo("no difference in versions and hardware")
-        typer.echo(f"would start  {starts}; nothing of it runs here before somebody says --trust")
+            tell("no difference in versions and hardware")
+        tell(f"would start  {starts}; nothing of it runs here before somebody says --trust")
     laid = None if check else lay_down(found, settings().runs_dir, run)
     if as_json:
         told = {"run": laid.run if laid else None, "imported_from": manifest.run, "records": manifest.records}
-        typer.echo(json.dumps(told | {"head": str(manifest.head), "differences": differing, "would_start": starts}))
+        tell_json(told | {"head": str(manifest.head), "differences": differing, "would_start": starts})
     elif laid is not None:
-        typer.echo(f"imported as run {laid.run}: see `steer status {laid.run}` and `steer journal {laid.run}`")
+        tell(f"imported as run {laid.run}: see `steer status {laid.run}` and `steer journal {laid.run}`")
 
 
 def _journal_of(given: str) -> Path:

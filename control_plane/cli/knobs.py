@@ -1,6 +1,5 @@
 """What can be set on a run: `steer knobs` lists it, `steer set` and `steer schedule` change it."""
 
-import json
 import math
 from collections.abc import Iterable, Mapping
 from difflib import get_close_matches
@@ -11,6 +10,7 @@ import typer
 from control_plane import telling
 from control_plane.cli import looking, wording
 from control_plane.cli.asking import Asked, intent_of, run_and, steering
+from control_plane.cli.printing import tell_json
 from control_plane.cli.refusals import Misused
 from control_plane.cli.target import active_run, any_run, connect
 from control_plane.core.errors import NotFound
@@ -120,7 +120,7 @@ def knobs(run: looking.Run = None, as_json: looking.AsJson = False) -> None:
         snapshot = client.snapshot(any_run(client, run))
     if as_json:
         listed = {name: _described(snapshot, name) for name in names_of(snapshot)}
-        typer.echo(json.dumps({"run": snapshot.run, "seq": snapshot.seq, "groups": _groups(snapshot), "knobs": listed}))
+        tell_json({"run": snapshot.run, "seq": snapshot.seq, "groups": _groups(snapshot), "knobs": listed})
         return
     head = ("KNOB", "VALUE", "TYPE", "BOUNDS", "LIMITS", "DESCRIPTION")
     looking.print_table(head, [_row(snapshot, name) for name in names_of(snapshot)])

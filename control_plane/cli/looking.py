@@ -9,8 +9,10 @@ from uuid import UUID
 import typer
 
 from control_plane.cli import wording
+from control_plane.cli.printing import tell, tell_json, tell_log
 from control_plane.cli.refusals import RUN_FAILED
 from control_plane.cli.target import any_run, connect
+from control_plane.core.characters import one_line
 from control_plane.core.commands import Command
 from control_plane.core.records import CommandAccepted
 from control_plane.handle import Snapshot
@@ -37,7 +39,7 @@ def runs(as_json: AsJson = False) -> None:
     with connect() as client:
         found = sorted(client.runs(), key=lambda run: run.created_at)
     if as_json:
-        typer.echo(json.dumps([run.model_dump(mode="json") for run in found]))
+        tell_json([run.model_dump(mode="json") for run in found])
         return
     rows = [
         (run.run, run.status, f"{run.step}/{run.total_steps or '?'}", str(run.world_size or "-"), run.created_at)
@@ -48,9 +50,10 @@ def runs(as_json: AsJson = False) -> None:
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     """Columns that a person can read and `awk` can split."""
+    rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
-        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        tell("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def status(
@@ -63,9 +66,9 @@ def status(
         chosen = any_run(client, run)
         snapshot = _watch(client, chosen, as_json) if watch else client.snapshot(chosen)
     if not as_json:
-        typer.echo("\n".join(_describe(snapshot)))
+        tell(*_describe(snapshot))
     elif not watch:
-        typer.echo(snapshot.model_dump_json())
+        tell_json(snapshot)
     if snapshot.status == "failed":
         raise typer.Exit(RUN_FAILED)
 
@@ -74,9 +77,9 @@ def _watch(client: "SteerwayClient", run: str, as_json: bool) -> Snapshot:
     from control_plane.cli.following import JsonLines, Lines, Panel, follow, wants_panel
 
     if as_json:
-        return follow(client, run, JsonLines(typer.echo))
+        return follow(client, run, JsonLines(tell))
     if not wants_panel():
-        return follow(client, run, Lines(typer.echo))
+        return follow(client, run, Lines(tell))
     with Panel() as panel:
         return follow(client, run, panel)
 
@@ -114,7 +117,7 @@ def checkpoints(run: Run = None, as_json: AsJson = False) -> None:
     with connect() as client:
         found = client.snapshot(any_run(client, run)).checkpoints
     if as_json:
-        typer.echo(json.dumps([each.model_dump(mode="json", exclude={"type"}) for each in found]))
+        tell_json([each.model_dump(mode="json", exclude={"type"}) for each in found])
         return
     head = ("CHECKPOINT", "STEP", "SIZE", "PINNED", "LABEL", "NOTE")
     print_table(head, [wording.checkpoint_row(each) for each in found])
@@ -134,7 +137,7 @@ def journal(
         for entry in entries:
             if isinstance(entry.record, CommandAccepted):
                 asked[entry.record.command.uuid] = entry.record.command
-            typer.echo(json.dumps(entry.line()) if as_json else wording.journal_line(entry, asked))
+            tell(json.dumps(entry.line()) if as_json else wording.journal_line(entry, asked))
 
 
 def _pages(client: "SteerwayClient", run: str, after: int) -> Iterator[wording.Entry]:
@@ -155,11 +158,11 @@ def logs(
     with connect() as client:
         chosen = any_run(client, run)
         seen = client.logs(chosen, source, lines).splitlines()
-        _print_lines(seen)
+        tell_log(seen)
         while follow:
             over = client.snapshot(chosen).closed  # asked before the log: what was written last is not missed
             latest = client.logs(chosen, source, FOLLOWED_LOG_LINES).splitlines()
-            _print_lines(news(seen, latest))
+            tell_log(news(seen, latest))
             seen = latest or seen
             if over:
                 return
@@ -181,8 +184,3 @@ def news(seen: list[str], latest: list[str]) -> list[str]:
         if latest[:count] == seen[-count:]:
             return latest[count:]
     return latest
-
-
-def _print_lines(lines: list[str]) -> None:
-    for line in lines:
-        typer.echo(line)

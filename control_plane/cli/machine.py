@@ -10,7 +10,7 @@ from urllib.parse import quote
 
 import typer
 
-from control_plane.cli.refusals import say
+from control_plane.cli.printing import say, tell
 from control_plane.config import Role, Settings, settings
 from control_plane.core.errors import SteerwayError
 
@@ -55,7 +55,7 @@ def console(
     """Print a link that logs a browser in to this machine's console. It works once, within 12 hours."""
     from control_plane.console_login import create_link
 
-    typer.echo(create_link(settings(), role, f"/run?run={quote(run)}" if run else ""))
+    tell(create_link(settings(), role, f"/run?run={quote(run)}" if run else ""))
 
 
 def nodes(as_json: AsJson = False) -> None:

@@ -14,6 +14,7 @@ from control_plane.cli.chaos import chaos
 from control_plane.cli.journals import journals
 from control_plane.cli.keeping import checkpoint
 from control_plane.cli.outputs import outputs
+from control_plane.cli.printing import tell
 from control_plane.cli.refusals import SteerGroup
 
 app = typer.Typer(
@@ -48,9 +49,9 @@ def _version() -> None:
     from importlib.metadata import PackageNotFoundError, version
 
     try:
-        typer.echo(version("steerway"))
+        tell(version("steerway"))
     except PackageNotFoundError:
-        typer.echo("unknown: Steerway is not installed as a package")
+        tell("unknown: Steerway is not installed as a package")
 
 
 app.command("run", rich_help_panel=TRAIN)(_run)

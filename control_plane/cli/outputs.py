@@ -1,12 +1,12 @@
 """`steer outputs`: what a run's script has written, and copies of it."""
 
-import json
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from control_plane.cli.looking import AsJson, print_table
+from control_plane.cli.printing import tell, tell_json
 from control_plane.config import Settings, settings
 from control_plane.core.errors import NotFound
 from control_plane.storage.layout import RunFiles, list_runs
@@ -26,13 +26,13 @@ def outputs(
     found = stored.copy_outputs(files, copy) if copy is not None else stored.outputs(files)
     if as_json:
         told = [{"path": str(each.path), "bytes": each.bytes} for each in found]
-        typer.echo(json.dumps({"run": files.run, "folder": str(files.work), "files": told}))
+        tell_json({"run": files.run, "folder": str(files.work), "files": told})
         return
     if found and copy is None:
         print_table(("BYTES", "FILE"), [(f"{each.bytes:,}", str(each.path)) for each in found])
     total = sum(each.bytes for each in found)
     place = f"copied from {files.work} to {copy}" if copy is not None else f"in {files.work}"
-    typer.echo(f"{len(found)} file{'' if len(found) == 1 else 's'}, {total:,} bytes, {place}")
+    tell(f"{len(found)} file{'' if len(found) == 1 else 's'}, {total:,} bytes, {place}")
 
 
 def _run_here(where: Settings, given: str) -> RunFiles:

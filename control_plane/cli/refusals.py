@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from control_plane.cli.printing import say
 from control_plane.core.errors import SteerwayError
 
 USAGE = 2
@@ -44,8 +45,3 @@ class SteerGroup(TyperGroup):
             # `steer journal | head`: nobody reads any more. Python would complain again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None
-
-
-def say(text: str) -> None:
-    """For a person, on stderr: stdout is for data."""
-    typer.echo(text, err=True)

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 import typer
 
 from control_plane.cli import asking, machine
+from control_plane.cli.printing import say
 from control_plane.cli.ray_job import job_is_gone
-from control_plane.cli.refusals import say
 from control_plane.cli.target import active_run, connect
 from control_plane.config import settings
 from control_plane.core.errors import NotFound

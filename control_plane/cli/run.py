@@ -19,8 +19,9 @@ from control_plane.cli.machine import (
     submission,
     submitter_environment,
 )
+from control_plane.cli.printing import say, say_log, tell
 from control_plane.cli.ray_job import JobWatch
-from control_plane.cli.refusals import INTERRUPTED, RUN_FAILED, say
+from control_plane.cli.refusals import INTERRUPTED, RUN_FAILED
 from control_plane.cli.target import connect
 from control_plane.config import Settings, settings
 from control_plane.console_login import create_link
@@ -51,14 +52,13 @@ def run(config: str, overrides: Sequence[str], unattended: bool) -> None:
     with _cluster(where) as is_ours:
         told = call_for_json(submission(config, overrides, as_json=True), submitter_environment(where))
         chosen = str(told["run"])
-        say("\n".join(invitation(where, chosen, unattended)))
+        say(*invitation(where, chosen, unattended))
         with connect() as client:
             snapshot = _attend(client, chosen, JobWatch(where, chosen), unattended)
             files = RunFiles(where.runs_dir / chosen)
-            for line in (*wording.summary(snapshot), f"journal: {files.journal}", written(files)):
-                typer.echo(line)
+            tell(*wording.summary(snapshot), f"journal: {files.journal}", written(files))
             if snapshot.status == "failed":
-                say(last_log_lines(client, snapshot))
+                say_log(last_log_lines(client, snapshot).splitlines())
         if is_ours and not unattended and wants_panel():
             _stay(where, chosen)
         if snapshot.status == "failed":
@@ -132,7 +132,7 @@ def _attend(client: "SteerwayClient", run: str, job: JobWatch, unattended: bool)
         _stop(client, run)
         raise typer.Exit(INTERRUPTED) from None
     except RunDied:
-        say(_driver_log(client, run))
+        say_log(_driver_log(client, run).splitlines())
         raise
 
 

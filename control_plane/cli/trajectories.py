@@ -6,6 +6,7 @@ import typer
 
 from control_plane import telling
 from control_plane.cli import looking
+from control_plane.cli.printing import ascii_json, tell, tell_json
 from control_plane.cli.refusals import Misused
 from control_plane.cli.target import any_run, connect
 from control_plane.comparing import Comparison, RunTree, TreeBranch, rows
@@ -21,7 +22,7 @@ def tree(run: looking.Run = None, as_json: looking.AsJson = False) -> None:
     """Show a run's branches: where each began, with what, how far it came, its best loss. `*` marks the head."""
     with connect() as client:
         found = client.tree(any_run(client, run))
-    typer.echo(found.model_dump_json() if as_json else "\n".join(describe(found)))
+    tell(*([ascii_json(found.model_dump_json())] if as_json else describe(found)))
 
 
 def describe(found: RunTree) -> list[str]:
@@ -86,14 +87,14 @@ def compare(
     with connect() as client:
         found = client.compare([_with_run(client, side) for side in sides])
     if as_json:
-        typer.echo(found.model_dump_json())
+        tell_json(found)
         return
-    typer.echo(_common(found))
+    tell(_common(found))
     heads = ("", *(side.name for side in found.sides))
     looking.print_table(heads, rows(found))
     for side in found.sides:
-        typer.echo(f"\n{side.name} (branch {side.branch}, step {side.step})")
-        typer.echo("\n".join(f"  {change(each)}" for each in side.interventions) or "  no commands since then")
+        tell("", f"{side.name} (branch {side.branch}, step {side.step})")
+        tell(*([f"  {change(each)}" for each in side.interventions] or ["  no commands since then"]))
 
 
 def _with_run(client: Any, side: str) -> str:

@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from control_plane import telling
+from control_plane.core.characters import in_one_line, one_line
 from control_plane.core.commands import Command
 from control_plane.core.records import (
     SKIPPED_STEPS,
@@ -33,6 +34,7 @@ def number(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+@in_one_line
 def exact(value: Any) -> str:
     """A value that was read back: all of its digits that matter to a person comparing two of them."""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
@@ -49,6 +51,7 @@ def duration(seconds: float) -> str:
     return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
+@in_one_line
 def learning_rate(reading: Reading | None) -> str:
     """The learning rates of a reading: one number if all groups agree."""
     rates = (reading or {}).get("lr")
@@ -60,6 +63,7 @@ def learning_rate(reading: Reading | None) -> str:
     return distinct[0] if len(distinct) == 1 else "[" + ", ".join(exact(rate) for rate in rates) + "]"
 
 
+@in_one_line
 def outcome(view: CommandView) -> str:
     """What has become of a command: `applied at step 412 on 2 of 2 ranks: lr 0.0005 -> 0.0001 (rank 0: ...)`."""
     settled = view.settled
@@ -69,6 +73,7 @@ def outcome(view: CommandView) -> str:
     return f"{said}: {change(view.what, settled)}" if settled.status == "applied" else said
 
 
+@in_one_line
 def change(what: str, settled: CommandSettled) -> str:
     """What an applied command changed, as the ranks read it."""
     after = settled.after or {}
@@ -96,18 +101,21 @@ def _reshaped(settled: CommandSettled) -> bool:
     return before.get("lr") == after.get("lr") and before.get("schedule") != after.get("schedule")
 
 
+@in_one_line
 def settled_line(view: CommandView) -> str:
     """One settled command among the progress: who asked, what became of it, and why."""
     reason = f" because {view.command.reason!r}" if view.command.reason else ""
     return f"{view.command.author}: {view.what}{reason}: {outcome(view)}"
 
 
+@in_one_line
 def loss_line(view: RecoveryView) -> str:
     """The trainers were lost: who, and how long nothing had been heard of them."""
     silent = f", after {telling.seconds(view.silent_s)} without a word" if view.silent_s >= 0.05 else ""
     return telling.loss(view.step, view.deaths) + silent
 
 
+@in_one_line
 def recovery_line(view: RecoveryView) -> str:
     """The way back, and what it has cost."""
     return f"recovered: {telling.recovery(view)}" if view.over else f"recovering: {telling.recovery(view)}"
@@ -118,7 +126,7 @@ def checkpoint_row(found: CheckpointCommitted) -> tuple[str, ...]:
     held = telling.size(found.size_bytes) if found.size_bytes else UNKNOWN
     label = telling.clean(found.label) if found.label else UNKNOWN
     note = telling.clean(found.note) if found.note else UNKNOWN
-    return (found.checkpoint, str(found.step), held, "yes" if found.pinned else "no", label, note)
+    return (one_line(found.checkpoint), str(found.step), held, "yes" if found.pinned else "no", label, note)
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
@@ -147,6 +155,7 @@ def progress(snapshot: Snapshot) -> dict[str, str]:
     }
 
 
+@in_one_line
 def progress_line(snapshot: Snapshot) -> str:
     """The progress on one line."""
     return "  ".join(f"{label} {value}" for label, value in progress(snapshot).items() if value != UNKNOWN)
@@ -168,6 +177,7 @@ def summary(snapshot: Snapshot) -> list[str]:
     ]
 
 
+@in_one_line
 def compared_eval_loss(snapshot: Snapshot) -> str:
     """The evaluation loss beside what counting words alone would reach."""
     measured, unigram = snapshot.latest.get("eval_loss"), snapshot.facts.get("unigram_entropy_nats")
@@ -179,6 +189,7 @@ def compared_eval_loss(snapshot: Snapshot) -> str:
     return f"eval loss {number(measured)} nats, {verdict} the unigram entropy of {number(float(unigram))} nats"
 
 
+@in_one_line
 def journal_line(entry: Entry, asked: Mapping[UUID, Command]) -> str:
     """An entry on one line. `asked`: the commands known so far, for the records that only name a uuid."""
     record = entry.record

@@ -1,10 +1,20 @@
 """Whether a run takes a command as it stands: what `decisions.accept` checks of what the ranks will carry out."""
 
 from control_plane.core.branching import check_rollback
+from control_plane.core.characters import objection
 from control_plane.core.commands import Command, Pause, Resume, SetKnobs, SetLearningRate, Stop
 from control_plane.core.errors import Conflict, Invalid, NotFound, RunEnded
 from control_plane.core.intents import CHANGES_TRAINING, Rollback
 from control_plane.core.state import RunState
+
+
+def check_text(command: Command) -> None:
+    """Raises `Invalid` for a character that would change how what stands around it is shown.
+
+    Here, and not in the types: journals of earlier releases have such commands, and are read.
+    """
+    if problem := objection(command):
+        raise Invalid(problem)
 
 
 def check_view(state: RunState, command: Command) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from uuid import UUID
 
 from control_plane.core import limits
-from control_plane.core.acceptance import check_intent, check_view, stop_is_pending
+from control_plane.core.acceptance import check_intent, check_text, check_view, stop_is_pending
 from control_plane.core.branching import Adopted, Origin, begin, branch_off, settle_at_once
 from control_plane.core.commands import Command
 from control_plane.core.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
@@ -110,6 +110,7 @@ def accept(
         if known.command != command:
             raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
         return []
+    check_text(command)
     if isinstance(command.intent, NEEDS_NO_RANK):
         check_view(state, command)
         if not isinstance(command.intent, AdoptCheckpoint):
@@ -143,6 +144,7 @@ def to_be_adopted(state: RunState, command: Command) -> str | None:
     """
     if not isinstance(command.intent, AdoptCheckpoint) or command.uuid in state.commands:
         return None
+    check_text(command)
     check_view(state, command)
     return check_adoption(state, command.intent)
 

@@ -181,6 +181,15 @@ def test_command_that_the_run_refuses_says_why(house: House) -> None:
     assert problem_in(answer, 404, "not-found")["groups"] == ["decay", "no_decay"]
 
 
+def test_text_that_a_terminal_would_obey_is_refused_with_a_sentence(house: House) -> None:
+    """The least trusted role may send it: nobody's terminal and nobody's page shall be its."""
+    for reason in ("\x1b]0;owned\x07", "\u202egnorw", "first\nforged", "\x9b2J"):
+        body = {"intent": {"kind": "save_checkpoint"}, "reason": reason}
+        said = problem_in(house.post(COMMANDS, "agent", json=body), 422, "invalid")["detail"]
+        assert said.startswith("the reason holds U+")
+        assert said.isprintable()
+
+
 def test_queue_that_is_full_says_when_to_come_back(house: House) -> None:
     for number in range(MAX_PENDING_COMMANDS):
         one_of_two = examples.command(number).model_copy(update={"author": f"author {number % 2}"})
