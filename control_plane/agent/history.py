@@ -13,13 +13,12 @@ that it did not send is a living twin's, and it ends. As every command is sent w
 that act at once is refused, sees the other's command, and ends: exactly one is left.
 """
 
-import math
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 from uuid import UUID
 
-from control_plane.agent.policy import AUTOPILOT
+from control_plane.agent.policy import AUTOPILOT, is_number
 from control_plane.core.errors import Conflict
 from control_plane.core.limits import LEARNING_RATE, changed_by
 from control_plane.core.records import (
@@ -174,5 +173,4 @@ def _changes(life: CommandLife, knob: str) -> bool:
 def _finite(value: Any) -> list[float]:
     if isinstance(value, list | tuple):
         return [number for each in value for number in _finite(each)]
-    is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return [float(value)] if is_number and math.isfinite(value) else []
+    return [float(value)] if is_number(value) else []

@@ -7,6 +7,7 @@ so that an endpoint that echoes the key cannot bring it into a log or the journa
 """
 
 import asyncio
+import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -241,6 +242,7 @@ class ChatModel:
 
     def _read(self, body: bytes) -> str:
         try:
+            check_no_key_twice(body)
             message = _Completion.model_validate_json(body).choices[0].message
         except (ValidationError, ValueError, RecursionError):
             raise ModelUnavailable(f"{self.name} did not answer with a chat completion") from None
@@ -252,6 +254,7 @@ class ChatModel:
         fenced = FENCED.fullmatch(text)
         text = fenced[1] if fenced else text
         try:
+            check_no_key_twice(text)
             if powers.widen:
                 answer = GRANTED.validate_json(text)
                 return GRANTED.validate_python(self._without_key(answer.model_dump())).proposal()
@@ -266,6 +269,17 @@ class ChatModel:
         if isinstance(value, dict):
             return {self._without_key(name): self._without_key(each) for name, each in value.items()}
         return value.replace(self._where.key, "***") if isinstance(value, str) else value
+
+
+def check_no_key_twice(text: str | bytes) -> None:
+    """Raises `ValueError` if an object of this JSON has a key twice: two readers would take it for two answers."""
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        if len(dict(pairs)) < len(pairs):
+            raise ValueError("a key is given twice")
+        return dict(pairs)
+
+    json.loads(text, object_pairs_hook=once)
 
 
 async def _turn_away(response: Any) -> None:

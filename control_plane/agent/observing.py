@@ -1,12 +1,19 @@
-"""What a run has of the knobs and actions that its autopilot was granted, from a snapshot and the journal's history."""
+"""What a run has of the knobs and actions that its autopilot was granted, from a snapshot and the journal's history.
 
+What a run says of itself is its script's, and untrusted: a knob of an unknown kind, or with a bound that is no number,
+is not seen at all, and text of the run goes no further than this module.
+"""
+
+from collections.abc import Mapping
 from typing import Any
 
 from control_plane.agent.history import History
-from control_plane.agent.policy import ActionSeen, KnobSeen
-from control_plane.agent.powers import Powers
+from control_plane.agent.policy import ActionSeen, KnobSeen, is_number
+from control_plane.agent.powers import ARGUMENT_TYPES, KINDS, Powers
 from control_plane.core.limits import ACTION, LEARNING_RATE
 from control_plane.handle import Snapshot
+
+BOUNDS = ("least", "most", "above", "below")
 
 
 def knobs_seen(snapshot: Snapshot, history: History, powers: Powers, live_lr: tuple[float, ...]) -> dict[str, KnobSeen]:
@@ -14,27 +21,35 @@ def knobs_seen(snapshot: Snapshot, history: History, powers: Powers, live_lr: tu
     found: dict[str, KnobSeen] = {}
     for name in powers.knobs:
         changed_at, pending = history.last_change(name)
-        about: Any = snapshot.knob_facts.get(name)
         if name == LEARNING_RATE:
             found[name] = KnobSeen(list(live_lr), per_group=True, above=0.0, changed_at=changed_at, pending=pending)
-        elif isinstance(about, dict) and snapshot.knobs.get(name) is not None:
-            bounds = {bound: about.get(bound) for bound in ("least", "most", "above", "below")}
-            kind, per_group = str(about.get("kind", "number")), bool(about.get("per_group"))
-            found[name] = KnobSeen(
-                snapshot.knobs[name], kind, per_group, changed_at=changed_at, pending=pending, **bounds
-            )
+            continue
+        about, value = _facts(snapshot.knob_facts, name), snapshot.knobs.get(name)
+        if about is None or value is None:
+            continue
+        kind, bounds = about.get("kind", "number"), {bound: about.get(bound) for bound in BOUNDS}
+        if isinstance(kind, str) and kind in KINDS and all(each is None or is_number(each) for each in bounds.values()):
+            per_group = bool(about.get("per_group"))
+            found[name] = KnobSeen(value, kind, per_group, changed_at=changed_at, pending=pending, **bounds)
     return found
 
 
 def actions_seen(snapshot: Snapshot, history: History, powers: Powers) -> dict[str, ActionSeen]:
-    """The granted actions that this run has."""
-    listed: Any = snapshot.facts.get("actions") or {}
+    """The granted actions that this run has. Types that a model may not give are not told: `other`."""
     found: dict[str, ActionSeen] = {}
     for name in powers.actions:
-        if not isinstance(listed.get(name), dict):
+        about = _facts(snapshot.facts.get("actions"), name)
+        if about is None:
             continue
-        arguments: dict[str, Any] = listed[name].get("arguments", {})
-        types = {key: str(each.get("type")) for key, each in arguments.items()}
-        required = frozenset(key for key, each in arguments.items() if "default" not in each)
+        arguments: Any = about.get("arguments", {})
+        listed = {key: _facts(arguments, key) or {} for key in arguments} if isinstance(arguments, Mapping) else {}
+        given = {key: each.get("type") for key, each in listed.items()}
+        types = {key: kind if kind in ARGUMENT_TYPES else "other" for key, kind in given.items()}
+        required = frozenset(key for key, each in listed.items() if "default" not in each)
         found[name] = ActionSeen(types, required, *history.last_change(ACTION + name))
     return found
+
+
+def _facts(listed: Any, name: str) -> Mapping[str, Any] | None:
+    about = listed.get(name) if isinstance(listed, Mapping) else None
+    return about if isinstance(about, Mapping) else None

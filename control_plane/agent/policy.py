@@ -6,6 +6,7 @@ factor of 2 or 1/2, or into nothing, and says why. No text can widen that, becau
 """
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -19,6 +20,11 @@ AUTOPILOT = "autopilot ("
 
 MAX_EXPLANATION_CHARS = 300
 """Of a proposer's own words; with the autopilot's name in front they stay below the limit of a command's reason."""
+
+
+def is_number(value: Any) -> bool:
+    """Whether this is a finite number, and not one of the whole numbers that no float can hold."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 class Action(StrEnum):

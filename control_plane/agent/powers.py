@@ -3,28 +3,33 @@
     knobs:
       lr: {max_factor: 2, min: 1e-5, max: 1e-3, cool_down_steps: 50}
       reward/goal: {max_factor: 1.5, max: 5}
-    actions: [reshuffle]
+    actions:
+      reshuffle: {}
+      move_goal: {row: {min: 0, max: 7}, slow: {}}
     watch: [return]
 
 A file of this kind (`steer agent RUN --powers FILE`) widens the autopilot to these knobs, these actions, and nothing
 else; its three answers about the learning rate stay what they are. What is proposed is typed (`Scale`, `SetTo`,
 `Run`), and `decide` is the gate: it knows what was granted, what the run has, and what is live. The run's own limits
 hold beside it, as for everybody.
+
+An action's arguments are granted one by one: a number within its `min` and `max`, both of which must be there, or true
+or false. What is not written down may not be given, and is not told to the model. `actions: [reshuffle]` grants actions
+without arguments.
 """
 
 import json
 import math
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import yaml
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from control_plane.agent import policy
-from control_plane.agent.policy import ActionSeen, Bounds, Decision, KnobSeen, Observation, Ruling
+from control_plane.agent.policy import ActionSeen, Bounds, Decision, KnobSeen, Observation, Ruling, is_number
+from control_plane.config_text import from_yaml
 from control_plane.core.commands import MAX_FACTOR, MAX_LEARNING_RATE, Words
 from control_plane.core.errors import Invalid
 from control_plane.core.intents import INTENT, MAX_SEED
@@ -38,6 +43,8 @@ MAX_FILE_BYTES = 64 * 1024
 ARGUMENT_TYPES = ("int", "float", "bool")
 """What a model may give to an action. Text is not among them: what it says must not become the script's input."""
 
+MAX_ARGUMENTS_GRANTED = 6
+MAX_ARGUMENT_CHARS = 30
 
 KINDS = {
     "number": "a finite number",
@@ -67,12 +74,36 @@ class Power(Words):
         return self
 
 
+class ArgumentRange(Words):
+    """Within what an argument of an action may be chosen. A number needs both bounds, a switch none."""
+
+    min: float | None = Field(default=None, allow_inf_nan=False)
+    max: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _both_or_none_and_min_is_not_above_max(self) -> "ArgumentRange":
+        if (self.min is None) != (self.max is None):
+            raise ValueError("a number needs both min and max, true or false needs none")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min:g}, which is above max {self.max:g}")
+        return self
+
+
+Arguments = Annotated[dict[str, ArgumentRange], Field(max_length=MAX_ARGUMENTS_GRANTED)]
+
+
 class Powers(Words):
     """What was granted. Empty: the learning rate may be doubled or halved, and that is all."""
 
     knobs: dict[str, Power] = Field(default={}, max_length=MAX_KNOBS)
-    actions: tuple[str, ...] = Field(default=(), max_length=MAX_ACTIONS)
+    actions: dict[str, Arguments] = Field(default={}, max_length=MAX_ACTIONS)
     watch: tuple[str, ...] = Field(default=(), max_length=MAX_WATCHED)
+
+    @field_validator("actions", mode="before")
+    @classmethod
+    def _names_alone_grant_no_arguments(cls, actions: object) -> object:
+        listed = isinstance(actions, list | tuple) and all(isinstance(name, str) for name in actions)
+        return {name: {} for name in actions} if listed else actions  # type: ignore[attr-defined]
 
     @model_validator(mode="after")
     def _names_can_be_shown(self) -> "Powers":
@@ -80,6 +111,12 @@ class Powers(Words):
             if not is_showable(name):
                 raise ValueError(
                     f"the name {name[:MAX_NAME_CHARS]!r} is not 1 to {MAX_NAME_CHARS} printable characters"
+                )
+        for name in (name for arguments in self.actions.values() for name in arguments):
+            if not (name.isascii() and name.isidentifier() and len(name) <= MAX_ARGUMENT_CHARS):
+                raise ValueError(
+                    f"{name[:MAX_ARGUMENT_CHARS]!r} is not the name of an argument of at most {MAX_ARGUMENT_CHARS} "
+                    "letters, digits and underscores"
                 )
         return self
 
@@ -98,11 +135,11 @@ def load(path: Path) -> Powers:
         text = path.read_bytes()[: MAX_FILE_BYTES + 1]
         if len(text) > MAX_FILE_BYTES:
             raise Invalid(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB, which no such file is")
-        return Powers.model_validate(yaml.safe_load(text.decode("utf-8")) or {})
+        return Powers.model_validate(from_yaml(text.decode("utf-8"), str(path)) or {})
     except OSError as error:
         raise Invalid(f"{path} cannot be read: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-        raise Invalid(f"{path} is not usable YAML; it holds knobs, actions and watch") from None
+    except UnicodeDecodeError:
+        raise Invalid(f"{path} is not text in UTF-8; it holds knobs, actions and watch in YAML") from None
     except ValidationError as error:
         wrong = error.errors()[0]
         place = ".".join(map(str, wrong["loc"])) or "the file"
@@ -189,23 +226,27 @@ def _about_action(proposal: Run, seen: Observation, now: Observation, bounds: Bo
         return f"this run has no action {proposal.name!r}"
     return _recently(
         proposal.name, seen.actions.get(proposal.name), action, now.step, bounds.cooldown_steps
-    ) or _unfit_arguments(action, proposal.arguments)
+    ) or _unfit_arguments(action, powers.actions[proposal.name], proposal.arguments)
 
 
-def _unfit_arguments(action: ActionSeen, given: Mapping[str, Any]) -> str | None:
+def _unfit_arguments(action: ActionSeen, granted: Mapping[str, ArgumentRange], given: Mapping[str, Any]) -> str | None:
     for name in sorted(action.required - given.keys()):
         return f"the argument {name!r} is missing"
     for name, value in given.items():
-        kind = action.types.get(name)
-        if kind not in ARGUMENT_TYPES:
-            return f"there is no argument {name!r} that a model may give"
+        kind, within = action.types.get(name), granted.get(name)
+        if kind not in ARGUMENT_TYPES or within is None:
+            return f"there is no argument {name!r} that the autopilot was granted"
         fits = {
             "int": type(value) is int and abs(value) <= MAX_SEED,
-            "float": _is_number(value),
+            "float": is_number(value),
             "bool": isinstance(value, bool),
         }
         if not fits[kind]:
             return f"the argument {name!r} takes {kind}, not {_shown(value)}"
+        if kind != "bool" and (within.min is None or within.max is None):
+            return f"the argument {name!r} is a number, for which no min and max were granted"
+        if kind != "bool" and not (within.min or 0.0) <= value <= (within.max or 0.0):
+            return f"the argument {name!r} is {value:g}; granted is {within.min:g} to {within.max:g}"
     return None
 
 
@@ -224,14 +265,14 @@ def _about_knob(
         return _about_rates(proposal, now, bounds, power)
     if isinstance(proposal, SetTo):
         return _wrong_type(proposal.knob, knob, proposal.value) or _beyond(proposal.knob, knob, power, proposal.value)
-    if knob.kind == "switch" or not _is_number(proposal.factor) or proposal.factor <= 0:
+    if knob.kind == "switch" or not is_number(proposal.factor) or proposal.factor <= 0:
         return f"{proposal.knob} cannot be multiplied by {proposal.factor!r}"
     return _beyond(proposal.knob, knob, power, None, proposal.factor)
 
 
 def _about_rates(proposal: Scale | SetTo, now: Observation, bounds: Bounds, power: Power) -> str | None:
     given = proposal.value if isinstance(proposal, SetTo) else proposal.factor
-    if not _is_number(given) or given <= 0:
+    if not is_number(given) or given <= 0:
         return f"a learning rate is a finite number above 0, not {_shown(given)}"
     chosen = {"value": given} if isinstance(proposal, SetTo) else {"factor": given}
     return _beyond_power(now, power, **chosen) or policy.rates_out_of_bounds(now, bounds, **chosen)
@@ -267,10 +308,10 @@ def _recently(
 
 def _wrong_type(name: str, knob: KnobSeen, value: Any) -> str | None:
     fits = {
-        "number": _is_number(value),
-        "integer": _is_number(value) and float(value).is_integer(),
+        "number": is_number(value),
+        "integer": is_number(value) and float(value).is_integer(),
         "switch": isinstance(value, bool),
-        "numbers": isinstance(value, list | tuple) and all(map(_is_number, value)),
+        "numbers": isinstance(value, list | tuple) and all(map(is_number, value)),
     }
     return None if fits.get(knob.kind, False) else f"{name} takes {KINDS.get(knob.kind)}, not {_shown(value)}"
 
@@ -322,13 +363,9 @@ def _moved(knob: KnobSeen) -> list[float]:
 def _numbers(value: Any) -> list[float]:
     if isinstance(value, list | tuple):
         return [number for each in value for number in _numbers(each)]
-    return [float(value)] if _is_number(value) else []
+    return [float(value)] if is_number(value) else []
 
 
 def _shown(value: Any) -> str:
     # A whole number of thousands of digits has no text in Python.
     return "a number of endless digits" if isinstance(value, int) and abs(value) > MAX_SEED else repr(value)[:40]
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -1,18 +1,18 @@
 """What the model is told: numbers that code has extracted first, and names that its operator has granted.
 
 No text from the run enters: not its name, its groups, its metrics' names, nor anyone's reasons. Names of knobs and
-actions are told only if the operator has written them down (see `powers`); names of arguments, which are the script's
-own, are short identifiers. Both are quoted, and are data. So there is nothing in a run that could speak to the model.
+actions, and of the actions' arguments, are told only if the operator has written them down (see `powers`); they are
+quoted, and are data. So there is nothing in a run that could speak to the model.
 What it answers is gated in `policy.py` and `powers.py` all the same.
 """
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from control_plane.agent.policy import ActionSeen, Bounds, KnobSeen, Observation
-from control_plane.agent.powers import ARGUMENT_TYPES, NO_MORE, Power, Powers, is_showable
+from control_plane.agent.policy import ActionSeen, Bounds, KnobSeen, Observation, is_number
+from control_plane.agent.powers import ARGUMENT_TYPES, NO_MORE, ArgumentRange, Power, Powers
 
 MAX_POINTS = 40
 """Losses shown, thinned evenly: enough to see a trend, few enough to be cheap."""
@@ -22,10 +22,7 @@ MAX_PROMPT_CHARS = 6000
 """Follows from the two above; a test holds it."""
 
 MAX_GRANTED_CHARS = 6000
-"""What is told beside that of granted knobs and actions, at most."""
-
-MAX_ARGUMENT_CHARS = 30
-MAX_ARGUMENTS_TOLD = 6
+"""What is told beside that of granted knobs and actions, at most: a line that does not fit any more is left out."""
 
 INSTRUCTIONS = """\
 You watch the training of a neural network and may answer with one of three actions on its learning rate:
@@ -56,9 +53,14 @@ def messages(seen: Observation, bounds: Bounds, powers: Powers = NO_MORE) -> lis
 def granted(seen: Observation, powers: Powers) -> list[str]:
     """What was granted, and is there, in lines of JSON: names as quoted data, and numbers."""
     knobs = [_knob(name, powers.knobs[name], knob, seen.step) for name, knob in seen.knobs.items()]
-    actions = [_action(name, action, seen.step) for name, action in seen.actions.items()]
+    actions = [_action(name, powers.actions[name], action, seen.step) for name, action in seen.actions.items()]
     watched = [f"measured: {json.dumps(name)}: {_number(value)}" for name, value in seen.watched.items()]
-    return [*knobs, *actions, *watched]
+    left, told = MAX_GRANTED_CHARS - len(GRANTED), []
+    for line in (*knobs, *actions, *watched):
+        if len(line) < left:
+            left -= len(line) + 1
+            told.append(line)
+    return told
 
 
 def _knob(name: str, power: Power, knob: KnobSeen, step: int) -> str:
@@ -74,25 +76,27 @@ def _knob(name: str, power: Power, knob: KnobSeen, step: int) -> str:
     return f"knob {json.dumps(name)}: {json.dumps(told)}"
 
 
-def _action(name: str, action: ActionSeen, step: int) -> str:
-    short = [each for each in action.types if is_showable(each) and len(each) <= MAX_ARGUMENT_CHARS]
-    types = {each: action.types[each] for each in short if action.types[each] in ARGUMENT_TYPES}
-    told = {"arguments": dict(list(types.items())[:MAX_ARGUMENTS_TOLD])}
+def _action(name: str, granted: Mapping[str, ArgumentRange], action: ActionSeen, step: int) -> str:
+    told = {
+        each: {"type": action.types[each]} | within.model_dump(exclude_none=True)
+        for each, within in granted.items()
+        if action.types.get(each) in ARGUMENT_TYPES
+    }
     ran = {} if action.changed_at is None else {"ran steps ago": step - action.changed_at}
-    return f"action {json.dumps(name)}: {json.dumps(told | ran)}"
+    return f"action {json.dumps(name)}: {json.dumps({'arguments': told} | ran)}"
 
 
 def _tightest(choose: Callable[..., float], *bounds: float | None) -> float | None:
     return choose((bound for bound in bounds if bound is not None), default=None)
 
 
-def _rounded(value: Any) -> Any:
+def _rounded(value: Any, depth: int = 2) -> Any:
     """A live value in few digits; lists are cut off after a few."""
     if isinstance(value, list | tuple):
-        return [_rounded(each) for each in value[:MAX_GROUPS]]
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return value if isinstance(value, bool) else None  # text is not told, whatever it says
-    return float(_number(value)) if math.isfinite(value) else None
+        return [_rounded(each, depth - 1) for each in value[:MAX_GROUPS]] if depth else None
+    if isinstance(value, bool):
+        return value
+    return float(_number(value)) if is_number(value) else None  # text is not told, whatever it says
 
 
 def describe(seen: Observation, bounds: Bounds) -> str:
