@@ -17,7 +17,7 @@ from typing import Any
 import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from control_plane.core.errors import Invalid
+from control_plane.core.errors import Invalid, SteerwayError
 from control_plane.core.records import SKIPPED_STEPS, GenerationEnding, RankPlace, Reading
 from control_plane.handle import Point, Restart
 from control_plane.storage.checkpoints import Manifest, list_checkpoints
@@ -301,7 +301,14 @@ class RunPauseCallback(TrainerCallback):
     def _find(self, checkpoint: str) -> Manifest | str:
         session, context = self._interactive.opened(), self._interactive.context
         session.beat("saving")  # reading all of it may take longer than a step
-        found = examine(context.files.checkpoints / checkpoint, context.key, session.collectives, context.files.run)
+        root = context.files.checkpoints / checkpoint
+        try:
+            # Rank 0 alone can ask; one vote against it is enough.
+            known = session.link.recorded(checkpoint) if session.link is not None else None
+            recorded = known.manifest_sha256 if known is not None else ""
+            found = examine(root, context.key, session.collectives, context.files.run, recorded)
+        except SteerwayError as error:
+            found = error.reason
         session.beat("training")
         if isinstance(found, str) or not self._is_of_this_training(found):
             return found

@@ -54,7 +54,12 @@ def universal_name(name: str) -> str:
 
 
 def ensure_universal(
-    files: RunFiles, name: str, key_file: Path, say: Callable[[str], None], timeout_s: float = TIMEOUT_S
+    files: RunFiles,
+    name: str,
+    key_file: Path,
+    say: Callable[[str], None],
+    timeout_s: float = TIMEOUT_S,
+    recorded_sha256: str = "",
 ) -> str:
     """Convert in a process of its own; answers the name of what can be loaded on any number of ranks.
 
@@ -63,6 +68,7 @@ def ensure_universal(
     """
     say(f"converting checkpoint {name} for another number of ranks")
     command = [sys.executable, "-m", "ray_jobs.convert", str(files.root), name, "--key-file", str(key_file), "--json"]
+    command += ["--recorded-sha256", recorded_sha256] if recorded_sha256 else []
     began_s = time.monotonic()
     status, out, err = _run_bounded(command, timeout_s)
     answer = _answer(out)
@@ -75,21 +81,22 @@ def ensure_universal(
     raise Unavailable(f"converting checkpoint {name} ended with status {status} and no answer; it said last: {last}")
 
 
-def convert(files: RunFiles, name: str, key: SigningKey) -> str:
+def convert(files: RunFiles, name: str, key: SigningKey, recorded_sha256: str = "") -> str:
     """Convert here; answers the name of what can be loaded on any number of ranks. Imports DeepSpeed.
 
-    Repeating it is harmless. Raises `Damaged` if the source does not verify (then nothing of it was unpickled),
-    `Refused` if it cannot be converted or the disk is too full, `Unavailable` if the disk fails.
+    `recorded_sha256` is what the journal says of the source's manifest. Repeating it is harmless.
+    Raises `Damaged` if the source does not verify (then nothing of it was unpickled), `Refused` if it cannot be
+    converted or the disk is too full, `Unavailable` if the disk fails.
     """
     source = files.checkpoints / name
-    manifest = read_manifest(source, key)
+    manifest = read_manifest(source, key, recorded_sha256)
     if manifest.kind == "universal" or not _is_partitioned(source):
-        verify(source, key)
+        verify(source, key, recorded_sha256=recorded_sha256)
         return name
     target = files.checkpoints / universal_name(name)
     if _is_ready(target, manifest, key):
         return target.name
-    manifest = verify(source, key)
+    manifest = verify(source, key, recorded_sha256=recorded_sha256)
     if refusal := room_refusal(files.checkpoints, int(manifest.size_bytes * ROOM_FACTOR)):
         raise Refused(refusal)
     try:
@@ -284,12 +291,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("checkpoint")
     parser.add_argument("--key-file", type=Path, required=True, help="the installation's signing key")
+    parser.add_argument("--recorded-sha256", default="", help="what the journal says of the checkpoint's manifest")
     parser.add_argument("--json", action="store_true", help="answer with one JSON object, also when refusing")
     given = parser.parse_args(arguments)
     try:
         if given.checkpoint != Path(given.checkpoint).name or given.checkpoint.startswith("."):
             raise Invalid(f"{given.checkpoint!r} is not the name of a checkpoint")
-        name = convert(RunFiles(given.run_folder), given.checkpoint, SigningKey.of_installation(given.key_file))
+        key = SigningKey.of_installation(given.key_file)
+        name = convert(RunFiles(given.run_folder), given.checkpoint, key, given.recorded_sha256)
     except SteerwayError as error:
         print(json.dumps({"slug": error.slug, "reason": error.reason}) if given.json else "", end="")
         print(error.reason, file=sys.stderr)

@@ -23,7 +23,7 @@ from control_plane.core.characters import one_line
 from control_plane.core.commands import Command
 from control_plane.core.errors import Invalid, NotFound, SteerwayError
 from control_plane.core.intents import MAX_NAMES_TOLD, First, Rollback
-from control_plane.core.records import Parent
+from control_plane.core.records import CheckpointCommitted, Parent
 from control_plane.core.replaying import recorded
 from control_plane.core.state import RunState, fold
 from control_plane.storage import journal
@@ -91,10 +91,7 @@ def fork(
     without `given_trust`.
     """
     parent, state, config = _read(where, run, given_trust)
-    found = next((each for each in state.checkpoints if each.checkpoint == checkpoint), None)
-    if found is None:
-        listed = ", ".join(each.checkpoint for each in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
-        raise NotFound(f"run {run} has no checkpoint {checkpoint!r}; the newest are {listed}")
+    found = _recorded(state, checkpoint)
     config = changed(config, overrides)
     check(config)
     parentage = Parent(kind="fork", run=run, branch=found.branch, checkpoint=checkpoint, step=found.step)
@@ -102,7 +99,7 @@ def fork(
     for first in firsts:
         with _new_run(config, where) as files:
             scheduled = _scheduled(first, checkpoint, found.step)
-            origin = Origin(parent=parentage, checkpoint=inherit(parent, checkpoint, files), scheduled=scheduled)
+            origin = Origin(parent=parentage, checkpoint=inherit(parent, found, files), scheduled=scheduled)
             _submit(files, where, origin)
         begun.append(files)
     return begun
@@ -126,7 +123,7 @@ def replay(where: Settings, run: str, until_step: int | None = None, given_trust
     parentage = Parent(kind="replay", run=run, branch=state.head, step=until_step or state.reached.get(state.head, 0))
     with _new_run(config, where) as files:
         base = state.parent.checkpoint if state.parent is not None and state.parent.kind == "fork" else None
-        inherited = inherit(source, base, files) if base is not None else None
+        inherited = inherit(source, _recorded(state, base), files) if base is not None else None
         adopted = adopted_by(state, source, files)
         origin = Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled, adopted=adopted)
         _submit(files, where, origin)
@@ -137,10 +134,18 @@ def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[Adop
     """What `source` was given after it had begun, given to `files` as well. Raises what `inherit` does."""
     origins = {each.name: each.origin for each in state.branches.values() if each.origin is not None}
     return tuple(
-        Adopted(origin=origins[each.branch], checkpoint=inherit(source, each.checkpoint, files, each.branch))
+        Adopted(origin=origins[each.branch], checkpoint=inherit(source, each, files, each.branch))
         for each in state.checkpoints
         if each.generation == 0 and each.branch in origins
     )
+
+
+def _recorded(state: RunState, checkpoint: str) -> CheckpointCommitted:
+    found = next((each for each in state.checkpoints if each.checkpoint == checkpoint), None)
+    if found is None:
+        listed = ", ".join(each.checkpoint for each in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
+        raise NotFound(f"run {state.run} has no checkpoint {checkpoint!r}; the newest are {listed}")
+    return found
 
 
 def _read(where: Settings, run: str, given_trust: bool) -> tuple[RunFiles, RunState, RunConfig]:

@@ -77,11 +77,16 @@ class Link:
         self._restart: Restart | None = None
         self._thread = threading.Thread(target=self._run, name="steerway-link", daemon=True)
 
-    # The training thread's side: none of these waits, but for `resume_point`, `start` and `close`
+    # The training thread's side: none of these waits, but for `resume_point`, `recorded`, `start` and `close`
 
     def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
         """What the trainers start from. Raises `Refused` if they may not start, `Unavailable` if nobody answers."""
         return self._ask(lambda: self._handle.resume_point(call, fingerprint))
+
+    def recorded(self, checkpoint: str) -> CheckpointCommitted | None:
+        """What the journal says of a checkpoint; None if it knows none. Raises `Unavailable` if nobody answers."""
+        known = self._ask(lambda: self._handle.snapshot()).checkpoints
+        return next((each for each in known if each.checkpoint == checkpoint), None)
 
     def start(self, start: GenerationStart) -> tuple[int, str | None]:
         """Announce the trainers, then go on in the background. Answers the generation's number, or why not."""

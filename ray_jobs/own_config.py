@@ -3,7 +3,7 @@
 from control_plane import telling
 from control_plane.config_text import from_yaml
 from control_plane.core.errors import Refused
-from control_plane.storage.checkpoints import MANIFEST, SigningKey, commit, verify
+from control_plane.storage.checkpoints import MANIFEST, SigningKey, resign
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.ownership import sign_config, signed_config, whence
 from ray_jobs.config import RunConfig
@@ -38,4 +38,4 @@ def trust(files: RunFiles) -> None:
     key = SigningKey.of_installation(files.signing_key)
     for root in sorted(files.checkpoints.iterdir()) if files.checkpoints.is_dir() else []:
         if (root / MANIFEST).is_file():
-            commit(root, verify(root, None), key)
+            resign(root, key)

@@ -120,10 +120,10 @@ def _try(
     collectives: Collectives, candidate: CheckpointCommitted, context: RunContext, training: int
 ) -> Manifest | str:
     """Collective. The manifest to restore from, or, on every rank alike, why it cannot be this one."""
-    root, key = context.files.checkpoints / candidate.checkpoint, context.key
-    if problem := collectives.first_problem(_problem(root, key, collectives, context.files.run)):
+    root, key, recorded = context.files.checkpoints / candidate.checkpoint, context.key, candidate.manifest_sha256
+    if problem := collectives.first_problem(_problem(root, key, collectives, context.files.run, recorded)):
         return problem
-    manifest = read_manifest(root, key)
+    manifest = read_manifest(root, key, recorded)
     if manifest.training != training:
         return f"{root.name} is of training {manifest.training} of the script, and this is training {training}"
     if manifest.world_size == collectives.world_size:
@@ -132,7 +132,7 @@ def _try(
     if collectives.rank == 0:
         try:
             converted = ensure_universal(
-                context.files, candidate.checkpoint, context.key_path, log.info, CONVERT_WITHIN_S
+                context.files, candidate.checkpoint, context.key_path, log.info, CONVERT_WITHIN_S, recorded
             )
         except Unavailable as error:
             unavailable = error.reason
@@ -147,18 +147,22 @@ def _try(
     return problem or read_manifest(root, key)
 
 
-def examine(root: Path, key: SigningKey, collectives: Collectives, run: str) -> Manifest | str:
-    """A checkpoint's manifest, or what this rank finds wrong with its part of the checkpoint."""
-    return _problem(root, key, collectives, run) or read_manifest(root, key)
+def examine(root: Path, key: SigningKey, collectives: Collectives, run: str, recorded: str) -> Manifest | str:
+    """A checkpoint's manifest, or what this rank finds wrong with its part of the checkpoint.
+
+    `recorded` is the SHA-256 of the manifest that the journal knows, where this rank knows it.
+    """
+    return _problem(root, key, collectives, run, recorded) or read_manifest(root, key, recorded)
 
 
-def _problem(root: Path, key: SigningKey, collectives: Collectives, run: str) -> str | None:
+def _problem(root: Path, key: SigningKey, collectives: Collectives, run: str, recorded: str = "") -> str | None:
     try:
-        manifest = read_manifest(root, key)
+        manifest = read_manifest(root, key, recorded)
         if manifest.run != run:
             return f"{root.name} belongs to run {manifest.run}"
         writers = manifest.world_size
-        verify(root, key, {rank for rank in range(writers) if rank % collectives.world_size == collectives.rank})
+        own = {rank for rank in range(writers) if rank % collectives.world_size == collectives.rank}
+        verify(root, key, own, recorded)
     except Damaged as damage:
         return damage.reason
     except OSError as error:

@@ -6,8 +6,8 @@ has left, or a removal that did not. Nothing here unpickles anything: first `ver
 
 Covered: a process or machine that dies anywhere during a save or a removal; files that are damaged, missing, swapped,
 linked or planted. Not covered: storage that reorders a rename before the data it names, in spite of fsync; whoever
-changes files between `verify` and their use; a whole older checkpoint of the same name put in the place of a newer
-one, which the digest of the manifest in the journal tells.
+changes files between `verify` and their use. A whole older checkpoint of the same name in the place of a newer one is
+signed as well: the digest of the manifest in the journal tells them apart, so whoever has a record compares it.
 """
 
 import hashlib
@@ -44,6 +44,7 @@ __all__ = [
     "list_checkpoints",
     "newest_good",
     "read_manifest",
+    "resign",
     "room_refusal",
     "verify",
 ]
@@ -80,10 +81,22 @@ def commit(root: Path, manifest: Manifest, key: SigningKey) -> str:
     return hashlib.sha256(text).hexdigest()
 
 
-def read_manifest(root: Path, key: SigningKey | None) -> Manifest:
+def resign(root: Path, key: SigningKey) -> str:
+    """Sign a checkpoint that somebody trusts, whoever signed it before. Answers the new SHA-256 of its manifest.
+
+    The manifest keeps the one that the run's journal knows. Raises `Damaged` if a byte is not what was saved.
+    """
+    found = verify(root, None)
+    before = found.resigned_from or hashlib.sha256(_read_bounded(root)).hexdigest()
+    return commit(root, found.model_copy(update={"resigned_from": before, "signature": ""}), key)
+
+
+def read_manifest(root: Path, key: SigningKey | None, recorded_sha256: str = "") -> Manifest:
     """The manifest of a checkpoint's folder. Without a key its signature is not looked at: somebody trusts it.
 
-    Raises `Damaged` if there is none, if it makes no sense, or if this installation did not sign it.
+    `recorded_sha256` is what the run's journal says of it, where that says anything.
+    Raises `Damaged` if there is none, if it makes no sense, if this installation did not sign it, or if it is another
+    one than was recorded.
     """
     data = _read_bounded(root)
     try:
@@ -105,16 +118,23 @@ def read_manifest(root: Path, key: SigningKey | None) -> Manifest:
         key.check(manifest, root)
     if spelled != data:
         raise Damaged(f"the manifest of {root.name} was edited: it is not spelled as it was written")
+    if recorded_sha256 and recorded_sha256 not in (hashlib.sha256(data).hexdigest(), manifest.resigned_from):
+        raise Damaged(
+            f"checkpoint {root.name} is not the one that the journal recorded: another one of that name lies in its "
+            "place, for example an older one"
+        )
     return manifest
 
 
-def verify(root: Path, key: SigningKey | None, ranks: Collection[int] | None = None) -> Manifest:
+def verify(
+    root: Path, key: SigningKey | None, ranks: Collection[int] | None = None, recorded_sha256: str = ""
+) -> Manifest:
     """The manifest, after every file was compared with it; none is unpickled. Raises `Damaged`, naming the file.
 
     With `ranks`, only what these ranks of the *saving* job wrote is read and hashed, so that ranks can share the work:
     together they must cover `range(manifest.world_size)`. Which files there are is compared in any case.
     """
-    manifest = read_manifest(root, key)
+    manifest = read_manifest(root, key, recorded_sha256)
     _compare_files(root, manifest)
     for shard in manifest.shards:
         if ranks is None or shard.rank in ranks:

@@ -50,18 +50,21 @@ SAVED_SO = (
 
 
 def inherit(
-    parent: RunFiles, checkpoint: str, child: RunFiles, branch: str = MAIN, name: str | None = None
+    parent: RunFiles, recorded: CheckpointCommitted, child: RunFiles, branch: str = MAIN, name: str | None = None
 ) -> CheckpointCommitted:
     """Give `child` a checkpoint of `parent`, as one of its own branch; answers the record for its journal.
 
-    It is called `name`, if there is one: what a crash has left under it makes way. Else it is called as it was.
+    `recorded` is the parent's own record: another checkpoint that lies in its place is not taken. The child's is called
+    `name`, if there is one: what a crash has left under it makes way. Else it is called as it was.
 
     Raises: `Damaged` if it does not verify, `Conflict` if the child has another one of that name, `Unavailable` if the
     disk fails; then the child has none that it did not have before.
     """
+    checkpoint = recorded.checkpoint
     source, target = parent.checkpoints / checkpoint, child.checkpoints / (name or checkpoint)
     key = SigningKey.of_installation(child.signing_key)
-    manifest = verify(source, SigningKey.of_installation(parent.signing_key))
+    parent_key = SigningKey.of_installation(parent.signing_key)
+    manifest = verify(source, parent_key, recorded_sha256=recorded.manifest_sha256)
     own = _own(manifest, child.run, branch, target.name)
     is_here = _is_here(target, own, key)
     if target.exists() and not is_here:
@@ -107,9 +110,7 @@ def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collecti
     if name in known:
         raise Conflict(f"{found.checkpoint} of run {source.run} was adopted before, as checkpoint {name}")
     origin = Parent(kind="adopted", run=source.run, branch=found.branch, checkpoint=found.checkpoint, step=found.step)
-    return Adopted(
-        origin=origin, checkpoint=inherit(source, found.checkpoint, files, branch, name), differing=differing
-    )
+    return Adopted(origin=origin, checkpoint=inherit(source, found, files, branch, name), differing=differing)
 
 
 def adoptable(files: RunFiles, intent: AdoptCheckpoint) -> tuple[RunFiles, CheckpointCommitted, dict[str, Any]]:
@@ -214,7 +215,9 @@ def read_origin(files: RunFiles) -> Origin | None:
 
 def _own(manifest: Manifest, run: str, branch: str, name: str) -> Manifest:
     named = {"checkpoint": name, "run": run, "branch": branch}
-    return manifest.model_copy(update={**named, "signature": "", "pinned": True, "decided_here": ()})
+    return manifest.model_copy(
+        update={**named, "signature": "", "resigned_from": "", "pinned": True, "decided_here": ()}
+    )
 
 
 def _is_here(target: Path, own: Manifest, key: SigningKey) -> bool:

@@ -65,6 +65,7 @@ class Manifest(Words):
     model_sha256: str = Field(default="", description="of the names and shapes of the model's parameters")
     model_parameters: int = 0
     saved_at: str = Field(default="", description="UTC, ISO 8601")
+    resigned_from: str = Field(default="", description="SHA-256 of this file as another key had signed it: --trust")
     signature: str = Field(default="", description="of everything else, by the installation's key")
 
     @field_validator("metrics")

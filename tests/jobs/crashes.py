@@ -17,6 +17,7 @@ from typing import Any
 
 from control_plane.core.records import CheckpointCommitted
 from control_plane.storage import journal
+from control_plane.storage.checkpoints import SigningKey, commit, read_manifest
 from control_plane.storage.layout import RunFiles
 from tests.jobs.preloaded import RANK_ENVIRONMENT, interpreter
 from tests.ports import free_port
@@ -64,7 +65,10 @@ def _survive(training: dict[str, Any], world_size: int, folder: Path) -> dict[st
 
 
 def _damage(training: dict[str, Any], generation: int) -> None:
-    """Flip a bit in a shard of the newest checkpoints, or of the oldest, before a given generation starts."""
+    """Flip a bit in a shard of the newest checkpoints, or of the oldest, before a given generation starts.
+
+    Or put another checkpoint of that name and run in its place, which this installation has signed as well.
+    """
     wanted = training.get("damage")
     if not wanted or wanted["generation"] != generation:
         return
@@ -72,6 +76,11 @@ def _damage(training: dict[str, Any], generation: int) -> None:
     records = [entry.record for entry in journal.read(files.journal)]
     whole = [files.root / record.path for record in records if isinstance(record, CheckpointCommitted)]
     for folder in whole[-wanted["newest"] :] if "newest" in wanted else whole[: wanted["oldest"]]:
+        if wanted.get("another"):
+            key = SigningKey.of_installation(files.signing_key)
+            older = read_manifest(folder, key).model_copy(update={"saved_at": "2020-01-01T00:00:00+00:00"})
+            commit(folder, older, key)
+            continue
         shard = max((folder / "state").glob("*.pt"), key=lambda path: path.stat().st_size)
         content = bytearray(shard.read_bytes())
         content[len(content) // 2] ^= 1

@@ -20,6 +20,7 @@ from ray_jobs.descend import adopted_by
 from tests.jobs.crashes import run_crashes
 from tests.jobs.test_recovery import training
 from tests.jobs.test_rollback import HALVED, HELD, losses, run_of
+from tests.storage.kin import record_of
 
 pytestmark = pytest.mark.jobs
 
@@ -62,7 +63,7 @@ def fork_of(parent: RunFiles, root: Path) -> RunFiles:
     asked = Command.model_validate({"uuid": "0" * 31 + "7", "author": "test", "intent": rollback})
     origin = Origin(
         parent=Parent(kind="fork", run="crashed", checkpoint=BASE, step=3),
-        checkpoint=inherit(parent, BASE, files),
+        checkpoint=inherit(parent, record_of(parent, BASE), files),
         scheduled=tuple(first_commands(asked, 3)),
     )
     write_origin(files, origin)

@@ -304,6 +304,13 @@ def test_ensure_universal_of_a_damaged_source_tells_the_sentence(travelled: Trav
         ensure_universal(saved, "after-2", travelled.key_file, print)
 
 
+def test_ensure_universal_of_another_checkpoint_than_was_recorded_converts_nothing(
+    travelled: Travelled, saved: RunFiles
+) -> None:
+    with pytest.raises(Damaged, match="checkpoint after-2 is not the one that the journal recorded"):
+        ensure_universal(saved, "after-2", travelled.key_file, print, recorded_sha256="0" * 64)
+
+
 def test_ensure_universal_does_not_wait_for_ever(travelled: Travelled, saved: RunFiles) -> None:
     with pytest.raises(Unavailable, match=r"did not end within 0\.1 s and was stopped"):
         ensure_universal(saved, "after-2", travelled.key_file, print, timeout_s=0.1)

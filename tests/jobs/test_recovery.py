@@ -131,11 +131,13 @@ def test_killed_training_repeats_its_commands_at_their_steps(tmp_path: Path) -> 
     assert sorted(settled.values()) == [int(each["not_before_step"]) for each in commands(18)]
 
 
-def test_damaged_checkpoint_is_left_out_and_the_one_before_is_restored(tmp_path: Path) -> None:
+@pytest.mark.parametrize("another", [False, True], ids=["damaged", "another of its name"])
+def test_damaged_checkpoint_is_left_out_and_the_one_before_is_restored(tmp_path: Path, another: bool) -> None:
+    damage = {"generation": 1, "newest": 1, "another": another}
     answers = run_crashes(
         [
             training(tmp_path / "a", 1, []),
-            training(tmp_path / "b", 1, [[1, 11, "forward"]], damage={"generation": 1, "newest": 1}, patient=True),
+            training(tmp_path / "b", 1, [[1, 11, "forward"]], damage=damage, patient=True),
         ],
         2,
         tmp_path,

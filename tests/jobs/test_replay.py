@@ -16,6 +16,7 @@ from control_plane.storage.layout import RunFiles
 from tests.jobs.crashes import run_crashes
 from tests.jobs.test_recovery import assert_equal_ends, training
 from tests.jobs.test_rollback import HALVED, HELD, WEIGHT_DECAY, losses, run_of
+from tests.storage.kin import record_of
 
 pytestmark = pytest.mark.jobs
 
@@ -148,7 +149,7 @@ def test_fork_goes_on_as_a_branch_with_the_same_changes_does(
     (base,) = [life for life in state_of(root).commands.values() if "step-00000006-g1" in life.command.describe()]
     origin = Origin(
         parent=Parent(kind="fork", run="source", checkpoint="step-00000006-g1", step=6),
-        checkpoint=inherit(parent, "step-00000006-g1", forked),
+        checkpoint=inherit(parent, record_of(parent, "step-00000006-g1"), forked),
         scheduled=tuple(first_commands(base.command, 6)),
     )
     write_origin(forked, origin)

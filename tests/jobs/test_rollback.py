@@ -120,13 +120,14 @@ def test_branch_begins_with_its_changes_and_without_what_came_later(arms: dict[s
     assert all(rate != 0.004 for rates in used.values() for rate in rates)
 
 
-def test_rollback_to_a_damaged_checkpoint_is_refused_and_training_goes_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("another", [False, True], ids=["damaged", "another of its name"])
+def test_rollback_to_a_damaged_checkpoint_is_refused_and_training_goes_on(tmp_path: Path, another: bool) -> None:
     damaged = rolled_back(
         tmp_path / "a",
         2,
         asked=[[11, {"kind": "rollback", "checkpoint": "step-00000003-g1"}]],
         kills=[[1, 8, "forward"]],
-        damage={"generation": 1, "oldest": 1},
+        damage={"generation": 1, "oldest": 1, "another": another},
     )
     (answer,) = run_crashes([damaged], 2, tmp_path)
     assert answer["ranks"][0]["step"] == 16
@@ -134,7 +135,8 @@ def test_rollback_to_a_damaged_checkpoint_is_refused_and_training_goes_on(tmp_pa
     (refused,) = [life.settled for life in state.commands.values() if life.command.intent.kind == "rollback"]
     assert refused is not None
     assert refused.status == "rejected"
-    assert "is not what was saved" in str(refused.reason)
+    expected = "is not the one that the journal recorded" if another else "is not what was saved"
+    assert expected in str(refused.reason)
     assert list(state.branches) == ["main"]
 
 

@@ -1,12 +1,14 @@
 """Runs beside each other that come from one another, with checkpoints: for what is given from one to the other."""
 
+from hashlib import sha256
 from pathlib import Path
 
 from control_plane.core.branching import Origin
 from control_plane.core.records import CheckpointCommitted, Parent, Record, RunCreated
-from control_plane.storage.checkpoints import SigningKey
+from control_plane.core.state import fold
+from control_plane.storage.checkpoints import MANIFEST, SigningKey
 from control_plane.storage.descent import write_origin
-from control_plane.storage.journal import Journal
+from control_plane.storage.journal import Journal, read
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.ownership import sign_config
 from tests.storage.facts import NOW
@@ -18,6 +20,12 @@ training: {{max_steps: {max_steps}, optim: adamw_torch}}
 deepspeed:
   zero_optimization: {{stage: {stage}}}
 """
+
+
+def record_of(files: RunFiles, checkpoint: str) -> CheckpointCommitted:
+    """What a run's journal says of a checkpoint."""
+    (found,) = (each for each in fold(read(files.journal)).checkpoints if each.checkpoint == checkpoint)
+    return found
 
 
 def lay(
@@ -38,9 +46,9 @@ def lay(
     key = SigningKey.of_installation(files.signing_key)
     records: list[Record] = [RunCreated(run=run, name=run, author="ann", config_sha256=config_sha256)]
     for step in steps:
-        save(files.checkpoints, step, key)
-        path = f"checkpoints/{name_of(step)}"
-        records.append(CheckpointCommitted(checkpoint=name_of(step), step=step, generation=1, path=path))
+        told = sha256((save(files.checkpoints, step, key) / MANIFEST).read_bytes()).hexdigest()
+        name, path = name_of(step), f"checkpoints/{name_of(step)}"
+        records.append(CheckpointCommitted(checkpoint=name, step=step, generation=1, path=path, manifest_sha256=told))
     journal = Journal.open(files.journal)
     journal.append(records, NOW)
     journal.close()

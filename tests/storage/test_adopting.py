@@ -10,7 +10,7 @@ import pytest
 from control_plane.core.errors import Conflict, Damaged, NotFound, Refused, SteerwayError, Unavailable
 from control_plane.core.intents import AdoptCheckpoint
 from control_plane.storage import failpoints
-from control_plane.storage.checkpoints import MANIFEST, SigningKey, verify
+from control_plane.storage.checkpoints import MANIFEST, SigningKey, commit, verify
 from control_plane.storage.descent import adopt
 from control_plane.storage.failpoints import arm
 from control_plane.storage.layout import RunFiles
@@ -167,3 +167,12 @@ def test_config_that_cannot_be_read_is_told(family: tuple[RunFiles, RunFiles]) -
     fork.config.write_text("a: [")
     with pytest.raises(SteerwayError, match=r"config\.yaml cannot be read"):
         bring(parent)
+
+
+def test_another_checkpoint_than_the_fork_recorded_is_not_brought(family: tuple[RunFiles, RunFiles]) -> None:
+    parent, fork = family
+    root, key = fork.checkpoints / name_of(9), SigningKey.of_installation(fork.signing_key)
+    commit(root, verify(root, key).model_copy(update={"saved_at": "2020-01-01T00:00:00+00:00"}), key)
+    with pytest.raises(Damaged, match="is not the one that the journal recorded"):
+        bring(parent)
+    assert not (parent.checkpoints / HERE).exists()

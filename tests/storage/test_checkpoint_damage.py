@@ -148,8 +148,8 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "no shard read": [("        _compare_content(root, shard)", "        pass")],
     "no look at the files": [
         (
-            "    manifest = read_manifest(root, key)\n    _compare_files(root, manifest)",
-            "    manifest = read_manifest(root, key)",
+            "    manifest = read_manifest(root, key, recorded_sha256)\n    _compare_files(root, manifest)",
+            "    manifest = read_manifest(root, key, recorded_sha256)",
         )
     ],
     "planted files pass": [("    if unknown:", "    if False:")],

@@ -26,6 +26,7 @@ from control_plane.storage.checkpoints import (
     list_checkpoints,
     newest_good,
     read_manifest,
+    resign,
     room_refusal,
     verify,
 )
@@ -314,3 +315,28 @@ def test_signature_does_not_depend_on_which_fields_were_named(key: SigningKey) -
 def test_contents_of_two_steps_differ() -> None:
     """Guards the tests that swap and restore them."""
     assert contents(1) != contents(2)
+
+
+def test_another_checkpoint_of_the_same_name_is_not_the_one_that_was_recorded(tmp_path: Path, key: SigningKey) -> None:
+    root = save(tmp_path / "c", 5, key)
+    recorded = hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest()
+    assert verify(root, key, recorded_sha256=recorded).step == 5
+    older = verify(root, key).model_copy(update={"saved_at": "2020-01-01T00:00:00+00:00"})
+    commit(root, older, key)
+    assert verify(root, key).saved_at == older.saved_at, "by itself it is as good as the other one"
+    for read in (lambda: verify(root, key, recorded_sha256=recorded), lambda: read_manifest(root, key, recorded)):
+        with pytest.raises(Damaged, match=f"checkpoint {root.name} is not the one that the journal recorded"):
+            read()
+
+
+def test_checkpoint_that_was_trusted_is_still_the_one_that_was_recorded(tmp_path: Path, key: SigningKey) -> None:
+    theirs = SigningKey(b"t" * 32)
+    root = save(tmp_path / "c", 5, theirs)
+    recorded = hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest()
+    with pytest.raises(Damaged, match="another installation"):
+        verify(root, key, recorded_sha256=recorded)
+    for _ in range(2):  # and whoever trusts it twice loses nothing
+        assert resign(root, key) == hashlib.sha256((root / MANIFEST).read_bytes()).hexdigest()
+        assert verify(root, key, recorded_sha256=recorded).step == 5
+    with pytest.raises(Damaged, match="is not the one that the journal recorded"):
+        verify(root, key, recorded_sha256="0" * 64)

@@ -14,6 +14,7 @@ import pytest
 
 from benchmarks.kills_campaign import KILL_POINTS
 from control_plane.core.errors import Invalid, Unavailable
+from control_plane.core.records import CheckpointCommitted
 from control_plane.storage import failpoints
 from control_plane.storage.checkpoints import MANIFEST, ShardFile, SigningKey, discard, hash_shard, newest_good, verify
 from control_plane.storage.descent import inherit
@@ -245,11 +246,12 @@ def test_checkpoint_of_a_parent_killed_at_a_failpoint_is_none_of_the_childs(
     parent, child = RunFiles(tmp_path / "runs" / "parent"), RunFiles(tmp_path / "runs" / "child")
     save(parent.checkpoints, OLD, SigningKey.of_installation(parent.signing_key))
     monkeypatch.setattr(os, "link", refuse_to_link)  # so that what is linked where it can be is copied
-    assert killed_at(point, lambda: inherit(parent, name_of(OLD), child))
+    known = CheckpointCommitted(checkpoint=name_of(OLD), step=OLD, generation=1, path="")
+    assert killed_at(point, lambda: inherit(parent, known, child))
     chosen, _ = newest_good(child.checkpoints, SigningKey.of_installation(child.signing_key), [name_of(OLD)])
     assert chosen is None
     another = RunFiles(tmp_path / "runs" / "another")
-    assert inherit(parent, name_of(OLD), another).step == OLD
+    assert inherit(parent, known, another).step == OLD
 
 
 def refuse_to_link(source: object, target: object) -> None:
