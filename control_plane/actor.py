@@ -15,12 +15,12 @@ from typing import Any
 from uuid import UUID
 
 import ray
-import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from control_plane.config_text import from_yaml
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import Damaged, SteerwayError
+from control_plane.core.errors import Damaged, Invalid, SteerwayError
 from control_plane.core.limits import Limit
 from control_plane.core.records import UNIVERSAL, Death, Ending, Entry, GenerationEnding, RunCreated
 from control_plane.core.recovery import ResumePoint
@@ -94,11 +94,13 @@ def limits_in(config: bytes, source: str) -> dict[str, Limit]:
     """
     try:
         # As text: whether `1e-6` and `on` are text or not, YAML's dialects disagree. The limits know what they are.
-        raw = yaml.load(config, Loader=yaml.BaseLoader)
+        raw = from_yaml(config.decode(), source, as_text=True)
         found = raw.get("limits") if isinstance(raw, dict) else None
         said = {knob: _without_nulls(limit) for knob, limit in (found or {}).items()}
         return LIMITS.validate_python(said)
-    except (yaml.YAMLError, ValidationError, AttributeError) as error:
+    except Invalid as error:
+        raise Damaged(f"the limits in {source} cannot be read: {error.reason}") from None
+    except (UnicodeDecodeError, ValidationError, AttributeError) as error:
         raise Damaged(f"the limits in {source} cannot be read ({type(error).__name__})") from None
 
 

@@ -78,7 +78,7 @@ class ArchivedRun:
             return len(self._entries) <= int(told["records"])
         except FileNotFoundError:
             return False
-        except (OSError, ValueError, TypeError, KeyError):
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             return True  # imported, and it cannot be told whether it was resumed: looking at it must stay harmless
 
     async def _load(self) -> RunState:

@@ -1,4 +1,4 @@
-"""The text of a config: files, YAML of the core schema of 1.2, JSON, and how a value is shown in a complaint.
+"""The one strict reader of configs: files, YAML of the core schema of 1.2, JSON; how a complaint shows a value.
 
 Stricter than YAML at large, because a config is read by people: `1e-4` is a number, `yes` and dates are text,
 anchors and repeated keys are refused. Everything that cannot be read is an `Invalid` with a sentence.
@@ -7,6 +7,7 @@ anchors and repeated keys are refused. Everything that cannot be read is an `Inv
 import json
 import re
 import reprlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import yaml
 
 from control_plane.core.errors import Invalid
 
-LARGEST_FILE_BYTES = 1 << 20  # a config is written by hand; more than this is the wrong file
+LARGEST_FILE_BYTES = 1 << 18  # a config is written by hand; more than this is the wrong file, and takes seconds to read
 
 
 class _Loader(yaml.SafeLoader):
@@ -54,6 +55,12 @@ for _yaml in (_Loader, _Dumper):
         _yaml.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", re.compile(rf"^(?:{_pattern})$"), _first)
 
 
+class _TextLoader(_Loader):
+    """Every scalar is text."""
+
+    yaml_implicit_resolvers: dict[str, Any] = {}
+
+
 def read_text(path: Path, source: str) -> str:
     """The text of a file. `source` names it in an `Invalid`."""
     try:
@@ -70,12 +77,25 @@ def read_text(path: Path, source: str) -> str:
         raise Invalid(f"{source} cannot be read: {error}.") from None
 
 
-def from_yaml(text: str, source: str) -> Any:
-    """The value of a YAML document. `source` names it in an `Invalid`."""
+def from_yaml(text: str, source: str, as_text: bool = False) -> Any:
+    """The value of a YAML document, with `as_text` every scalar of it as it is spelled. `source` names it.
+
+    For everything that others may have written. Raises `Invalid`.
+    """
+    return _loaded(text, source, lambda: yaml.load(text, Loader=_TextLoader if as_text else _Loader))
+
+
+def compose(text: str, source: str) -> yaml.Node | None:
+    """The nodes of a YAML document, which know where they stand in it. As strict as `from_yaml`. Raises `Invalid`."""
+    node: yaml.Node | None = _loaded(text, source, lambda: yaml.compose(text, Loader=_Loader))
+    return node
+
+
+def _loaded(text: str, source: str, load: Callable[[], Any]) -> Any:
     if len(text) > LARGEST_FILE_BYTES:
         raise Invalid(f"{source} is larger than {LARGEST_FILE_BYTES} bytes, which no config file is.")
     try:
-        return yaml.load(text, Loader=_Loader)
+        return load()
     except RecursionError:
         raise Invalid(f"{source} is not usable YAML: it is nested too deeply.") from None
     except (yaml.YAMLError, ValueError, TypeError) as error:

@@ -86,7 +86,7 @@ def _last_words(files: RunFiles, rank: int) -> str | None:
     try:
         told = json.loads(files.last_words(rank).read_text())
         return str(told["reason"]) if time.time() - float(told["time_s"]) < LAST_WORDS_AGE_S else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
 

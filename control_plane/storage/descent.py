@@ -11,12 +11,12 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
+from control_plane.config_text import from_yaml, read_text
 from control_plane.core.branches import candidates
 from control_plane.core.branching import Adopted, Origin
-from control_plane.core.errors import Conflict, Damaged, NotFound, Unavailable
+from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.intents import MAX_NAME_CHARS, MAX_NAMES_TOLD, AdoptCheckpoint
 from control_plane.core.records import MAIN, CheckpointCommitted, Parent
 from control_plane.core.redaction import Redaction, conceals, names_secret
@@ -182,9 +182,9 @@ def _shown(key: str, value: Any) -> Any:
 
 def _settings(files: RunFiles) -> Any:
     try:
-        return yaml.safe_load(files.config.read_bytes())
-    except (OSError, yaml.YAMLError) as error:
-        raise Damaged(f"{files.config} cannot be read ({type(error).__name__})") from None
+        return from_yaml(read_text(files.config, str(files.config)), str(files.config))
+    except Invalid as error:
+        raise Damaged(f"{files.config} cannot be read: {error.reason}") from None
 
 
 def _flat(settings: Any, within: str = "") -> Iterator[tuple[str, Any]]:

@@ -87,7 +87,7 @@ def _lines_of(path: Path, step: int, which: str) -> Iterator[bytes]:
 def _parts_of(line: bytes) -> Parts | None:
     try:
         parts = json.loads(line)["parts"]
-    except (ValueError, KeyError):  # torn: the rank died while it wrote
+    except (ValueError, KeyError, TypeError, RecursionError):  # torn: the rank died while it wrote
         return None
     whole = isinstance(parts, dict) and all(isinstance(each, str) for each in parts.values())
     return parts if whole else None

@@ -29,7 +29,7 @@ from typing import Any
 import yaml
 from pydantic import Field, ValidationError
 
-from control_plane.config_text import from_yaml
+from control_plane.config_text import compose, from_yaml
 from control_plane.core.commands import Words
 from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.records import Entry, RunCreated
@@ -189,11 +189,9 @@ def without_secrets(config: bytes) -> tuple[bytes, tuple[str, ...]]:
     """
     try:
         text = config.decode()
-        found = list(_secrets(yaml.compose(text, Loader=yaml.SafeLoader), "", ""))
-    except (UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-        raise Damaged(
-            f"the run's config.yaml cannot be read ({type(error).__name__}), so nothing is exported"
-        ) from None
+        found = list(_secrets(compose(text, CONFIG), "", ""))
+    except (UnicodeDecodeError, Invalid) as error:
+        raise Damaged(f"the run's config.yaml cannot be read, so nothing is exported: {error}") from None
     for _, node, kept in reversed(found):
         start, stop = node.start_mark.index, node.end_mark.index
         after = text[start:stop].rstrip()  # of a block of lines the last line's end belongs to what follows

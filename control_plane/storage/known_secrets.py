@@ -4,13 +4,10 @@ import os
 from collections.abc import Mapping
 from hashlib import sha256
 
-import yaml
-
+from control_plane.config_text import from_yaml
+from control_plane.core.errors import Invalid
 from control_plane.core.redaction import Redaction, secrets_in
 from control_plane.storage.layout import RunFiles
-
-MAX_CONFIG_BYTES = 2**20
-"""A config that is longer, or cannot be read, is not searched: what is told is still cleaned of everything else."""
 
 _read: dict[str, tuple[str, ...]] = {}
 
@@ -32,11 +29,8 @@ def _of_config(files: RunFiles) -> tuple[str, ...]:
 
 
 def _searched(config: bytes) -> tuple[str, ...]:
-    if len(config) > MAX_CONFIG_BYTES:
-        return ()
+    """A config that cannot be read is not searched: what is told is still cleaned of everything else."""
     try:
-        if any(isinstance(token, yaml.AliasToken) for token in yaml.scan(config)):
-            return ()  # followed, a few of them can stand for more values than there is time
-        return tuple(secrets_in(yaml.load(config, Loader=yaml.BaseLoader)))
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        return tuple(secrets_in(from_yaml(config.decode(), "the run's config", as_text=True)))
+    except (Invalid, UnicodeDecodeError):
         return ()

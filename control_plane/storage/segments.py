@@ -79,7 +79,10 @@ def unseal(raw: bytes) -> dict[str, Any]:
     text = raw[:-_SEAL_BYTES] + b"}"
     if raw != text[:-1] + b',"crc":"%08x"}' % zlib.crc32(text):
         raise ValueError("the checksum does not match")
-    line = json.loads(text)
+    try:
+        line = json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
     if not isinstance(line, dict):
         raise ValueError("it is not a JSON object")
     return line
