@@ -21,7 +21,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
-from cluster import nodes, parts
+from cluster import keeper, nodes, parts
 from cluster.environment import (
     cluster_environment,
     node_environment,
@@ -94,6 +94,7 @@ def end_cluster(where: Settings, record: ClusterRecord) -> None:
     if Path(record.temp_dir).name.startswith(TEMP_PREFIX):
         shutil.rmtree(record.temp_dir, ignore_errors=True)
     ray_token_file(where).unlink(missing_ok=True)
+    keeper.parts_file(where).unlink(missing_ok=True)
     where.cluster_file.unlink(missing_ok=True)
 
 
@@ -285,7 +286,12 @@ def _down(where: Settings, _: bool) -> int:
 
 def _nodes(where: Settings, as_json: bool) -> int:
     views = nodes.describe_nodes(where, require_up(where))
-    print(json.dumps([dataclasses.asdict(view) for view in views]) if as_json else nodes.table(views), flush=True)
+    if as_json:
+        print(json.dumps([dataclasses.asdict(view) for view in views]), flush=True)
+        return 0
+    print(nodes.table(views), flush=True)
+    if seen := keeper.read_parts(where):
+        print(f"\n{keeper.table(seen)}", flush=True)
     return 0
 
 

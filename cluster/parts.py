@@ -109,8 +109,8 @@ def gateway(settings: Settings) -> Launch:
 
 
 def console(settings: Settings) -> Launch:
-    """The Streamlit console, which finds its address and port in the environment of the cluster."""
-    return Launch("the console", [sys.executable, "-m", "ui"], settings.home / "logs" / "console.log")
+    """The Streamlit console and its keeper, which find their addresses in the environment of the cluster."""
+    return Launch("the console", [sys.executable, "-m", "cluster.keeper"], settings.home / "logs" / "console.log")
 
 
 def start(launch: Launch, environment: dict[str, str]) -> "subprocess.Popen[bytes]":

@@ -6,12 +6,16 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 
 import psutil
 import pytest
 
 from cluster.environment import MARK, cluster_environment, ray_environment
+from cluster.keeper import PartView, read_parts
 from cluster.local import down, up
+from cluster.parts import answers
 from cluster.processes import ProcessMark, find_members
 from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_record
 from control_plane.config import Settings
@@ -127,6 +131,13 @@ def niceness(found: ClusterRecord, title: str) -> int:
     return values[0]
 
 
+def wait_until(ready: Callable[[], bool], within_s: float = 60.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not ready():
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
 def console_stream_status(where: Settings, host: str, login: Login | None = None) -> int:
     """The status that the console's WebSocket answers a page which was loaded from `host`."""
     shown = (
@@ -171,6 +182,13 @@ def test_cluster_comes_up_and_leaves_nothing_behind(where: Settings) -> None:
         assert console_stream_status(where, f"{where.host}:{where.console_port}") == 403
         assert console_stream_status(where, f"evil.example:{where.console_port}", login) == 403
         assert link.partition("#key=")[2] not in (where.home / "logs" / "console.log").read_text()
+        for process in find_members(found.cluster, found.processes.values()):
+            if process.cmdline()[1:] == ["-m", "ui"]:
+                process.kill()
+        wait_until(lambda: read_parts(where).get("console", PartView(up=False, since="")).restarts == 1)
+        wait_until(lambda: answers(f"{where.console_url}/_stcore/health"))
+        own = f"{where.host}:{where.console_port}"
+        assert console_stream_status(where, own, login) == 101, "a console that was started again knows its sessions"
         again = cluster("up")
         assert (again.returncode, "already up" in again.stderr) == (5, True)
         # Serve has called what stands in the proxy: it gives way, as the app does, and Serve's controller does not.

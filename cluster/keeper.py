@@ -1,0 +1,186 @@
+"""Keeps the console running, and writes down what of the cluster answers, and since when.
+
+    python -m cluster.keeper
+
+It starts the console again whenever that ends, after a wait that doubles. Ray does the same for the gateway, whose
+processes are its actors. What answers is asked every second, and written to `parts.json` in the home when it changes:
+`steer nodes` shows it. A console that has never answered is not started again: its mistake would only repeat itself.
+"""
+
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import FrameType
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from cluster.parts import answers
+from cluster.record import utc_now, write_private
+from control_plane.config import Settings, settings
+
+POLL_S = 1.0
+FIRST_WAIT_S = 0.5
+MAX_WAIT_S = 30.0
+HEALTHY_AFTER_S = 60.0
+"""A console that has lived so long is started again at once, however often it ended before."""
+
+MISSES = 3
+"""So many questions in a row go unanswered before a part is called down: two cores may be busy for a second or two."""
+
+PR_SET_PDEATHSIG = 1
+
+
+class PartView(BaseModel):
+    """What is known of one part. `since`: ISO 8601, when it came into this state."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    up: bool
+    since: str
+    restarts: int = 0
+
+
+def parts_file(where: Settings) -> Path:
+    """Where the keeper writes what it sees."""
+    return where.home / "parts.json"
+
+
+def read_parts(where: Settings) -> dict[str, PartView]:
+    """What the keeper wrote last; empty if there is nothing that can be read."""
+    try:
+        return {name: PartView.model_validate(view) for name, view in json.loads(parts_file(where).read_text()).items()}
+    except (OSError, ValueError, ValidationError, AttributeError):
+        return {}
+
+
+def table(views: dict[str, PartView]) -> str:
+    """The parts for a person, one line each."""
+    rows = [("PART", "STATE", "SINCE", "STARTED AGAIN")]
+    rows += [(name, "up" if view.up else "down", view.since, str(view.restarts)) for name, view in views.items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+class Watch:
+    """What answers. Writes it down when that changes."""
+
+    def __init__(self, where: Settings, ask: Callable[[str], bool] = answers) -> None:
+        self._where, self._ask = where, ask
+        self._urls = {
+            "gateway": f"{where.gateway_url}/api/v1/health",
+            "console": f"{where.console_url}/_stcore/health",
+        }
+        self._views: dict[str, PartView] = {}
+        self._missed: dict[str, int] = {}
+
+    def look(self, restarts: int) -> None:
+        """Ask every part once. `restarts`: how often the console was started again."""
+        views = dict(self._views)
+        for name, url in self._urls.items():
+            answered = self._ask(url)
+            self._missed[name] = 0 if answered else self._missed.get(name, 0) + 1
+            before = views.get(name)
+            up = answered or (before is not None and before.up and self._missed[name] < MISSES)
+            count = restarts if name == "console" else 0
+            if before is None or (before.up, before.restarts) != (up, count):
+                since = utc_now() if before is None or before.up != up else before.since
+                views[name] = PartView(up=up, since=since, restarts=count)
+        if views != self._views:
+            self._views = views
+            told = {name: view.model_dump() for name, view in views.items()}
+            write_private(parts_file(self._where), json.dumps(told) + "\n")
+
+    def is_up(self, name: str) -> bool:
+        """Whether this part answered at some time and is not called down since."""
+        return name in self._views and self._views[name].up
+
+
+class Keeper:
+    """One program, started again for as long as nobody ends the keeper."""
+
+    def __init__(self, command: Sequence[str], say: Callable[[str], None]) -> None:
+        self._command, self._say = list(command), say
+        self._ending = False
+        self._waits_s = FIRST_WAIT_S
+        self._start_at = 0.0
+        self._has_answered = False
+        self.restarts = 0
+        self._start()
+
+    def _start(self) -> None:
+        self._started_at = time.monotonic()
+        self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
+            self._command, preexec_fn=_die_with(os.getpid())
+        )
+
+    def end(self) -> None:
+        """Ask the program to end, and start it no more."""
+        self._ending = True
+        if self._process is not None:
+            self._process.terminate()
+
+    def answered(self) -> None:
+        """The program does what it is there for: from now on it is started again."""
+        self._has_answered = True
+
+    def look(self) -> int | None:
+        """Start the program again if it has ended. Answers the exit code if that is the end of the keeper, too."""
+        if self._process is not None:
+            code = self._process.poll()
+            if code is None:
+                return None
+            if self._ending or not self._has_answered:
+                return code
+            if time.monotonic() - self._started_at >= HEALTHY_AFTER_S:
+                self._waits_s = FIRST_WAIT_S
+            self._say(f"{utc_now()} the console ended with exit code {code}; it starts again in {self._waits_s:g} s")
+            self._process, self._start_at = None, time.monotonic() + self._waits_s
+            self._waits_s = min(2 * self._waits_s, MAX_WAIT_S)
+        if self._ending:
+            return 0
+        if time.monotonic() >= self._start_at:
+            self.restarts += 1
+            self._start()
+        return None
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """For a child: end when the keeper ends, however that comes about, so that its port is free again."""
+    prctl = ctypes.CDLL(None, use_errno=True).prctl
+
+    def prepare() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return prepare
+
+
+def main() -> int:
+    """Keep and watch until a signal comes, or until the console ends without ever having answered."""
+    where = settings()
+    keeper = Keeper([sys.executable, "-m", "ui"], lambda line: print(line, flush=True))
+    watch = Watch(where)
+
+    def end(_signum: int, _frame: FrameType | None) -> None:
+        keeper.end()
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, end)
+    while (code := keeper.look()) is None:
+        watch.look(keeper.restarts)
+        if watch.is_up("console"):
+            keeper.answered()
+        time.sleep(POLL_S)
+    parts_file(where).unlink(missing_ok=True)
+    return code if code >= 0 else 128 - code
+
+
+if __name__ == "__main__":
+    sys.exit(main())
