@@ -17,6 +17,7 @@ from starlette.datastructures import MutableHeaders
 
 from control_plane.core.errors import SteerwayError
 from control_plane.gateway.auth import Seats, TokenBook, authorize_each
+from control_plane.gateway.description import describe
 from control_plane.gateway.problems import NO_SNIFFING, install_problems, internal_problem, problem
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
@@ -212,7 +213,7 @@ def _description() -> bytes:
 
     Building it takes a second and more, in which an event loop would serve nobody: so before anybody asks, and once.
     """
-    return json.dumps(_app_with_routes().openapi()).encode()
+    return json.dumps(describe(_app_with_routes())).encode()
 
 
 def _version() -> str:
