@@ -1,8 +1,11 @@
 """What is forked from an interpreter that has imported everything is a process like any other."""
 
+import fcntl
 import json
 import os
+import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 
-from tests.jobs.preloaded import Forked, interpreter
+from tests.jobs.preloaded import Forked, Interpreter, interpreter
 
 pytestmark = pytest.mark.jobs
 
@@ -88,6 +91,29 @@ def test_exit_codes_are_those_of_a_process(tmp_path: Path) -> None:
     waiting.kill()
     assert waiting.wait(60) == -signal.SIGKILL
     waiting.kill()  # which is gone
+
+
+def test_descriptors_may_be_many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pair = socket.socketpair
+
+    def high_pair(*kind: int) -> list[socket.socket]:
+        ends = pair(*kind)
+        high = [socket.socket(fileno=fcntl.fcntl(end, fcntl.F_DUPFD, 1500)) for end in ends]
+        for end in ends:
+            end.close()
+        return high
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2000), hard))
+    monkeypatch.setattr(socket, "socketpair", high_pair)
+    crowded = Interpreter(empty=True)
+    try:
+        call = "tests.jobs.test_preloaded:exit_with_three"
+        assert crowded.start(call, tmp_path, tmp_path / "log", dict(os.environ)).wait(60) == 3
+    finally:
+        crowded.channel.close()
+        assert crowded.process.wait(60) == 0
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def test_nothing_is_left_when_the_one_who_uses_it_dies(tmp_path: Path) -> None:
