@@ -22,7 +22,7 @@ run: $(VENV)/.ready
 	@$(BIN)/steer run $(CONFIG) $(if $(UNATTENDED),--unattended)
 
 test: $(VENV)/.ready chromium
-	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --dist loadgroup --no-loadscope-reorder --durations=20
+	$(BIN)/python -m pytest -m "not slow" -n $(WORKERS) --durations=20
 
 test-slow: $(VENV)/.ready
 	$(BIN)/python -m pytest -m slow

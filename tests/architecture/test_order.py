@@ -5,21 +5,20 @@ from pathlib import Path
 import pytest
 
 from tests.architecture.tree import ROOT
-from tests.conftest import LONGEST_FILES, GroupsAndFiles, _place_of_file
+from tests.conftest import LONGEST_FILES, Groups, _place_of_file, group_of, pytest_collection_modifyitems
 from tests.ports import FIRST, LAST, free_ports
 
 
 class Item:
     """As much of a collected test as its place depends on."""
 
-    def __init__(self, file: str, *marks: str) -> None:
-        self.path, self.marks = Path("/tests") / file, [pytest.mark.__getattr__(mark) for mark in marks]
+    def __init__(self, file: str, *marks: str, uses: str = "") -> None:
+        self.path, self.nodeid = Path("/tests") / file, f"tests/{file}::test_one"
+        self.marks = [pytest.mark.__getattr__(mark) for mark in marks]
+        self.fixturenames = [uses]
 
     def get_closest_marker(self, name: str) -> object:
         return next((mark for mark in self.marks if mark.name == name), None)
-
-    def add_marker(self, mark: pytest.MarkDecorator) -> None:
-        self.marks.append(mark)
 
 
 def test_fast_files_come_first_then_the_cluster_then_trainings_the_longest_first() -> None:
@@ -28,8 +27,9 @@ def test_fast_files_come_first_then_the_cluster_then_trainings_the_longest_first
         Item("jobs/test_mixed.py"),
         Item("jobs/test_mixed.py", "jobs"),
         Item(LONGEST_FILES[1], "jobs"),
-        Item("ui/test_browser.py", "browser"),
-        Item("ray/test_recovery.py", "ray"),
+        Item("ray/test_live_run.py", "ray", uses="cluster"),
+        Item("ui/test_browser.py", "browser", uses="cluster"),
+        Item("ray/test_nodes.py", "ray"),
         Item("core/test_fast.py"),
         Item("core/test_fast.py", "jobs", "slow"),
         Item(LONGEST_FILES[0], "jobs"),
@@ -38,27 +38,33 @@ def test_fast_files_come_first_then_the_cluster_then_trainings_the_longest_first
     assert list(dict.fromkeys(item.path.name for item in places)) == [
         "test_fast.py",
         "test_browser.py",
-        "test_recovery.py",
+        "test_nodes.py",
+        "test_live_run.py",
         Path(LONGEST_FILES[0]).name,
         Path(LONGEST_FILES[1]).name,
         "test_short.py",
         "test_mixed.py",
     ]
-    groups = {item.path.name for item in items if item.get_closest_marker("xdist_group")}
-    assert groups == {"test_browser.py", "test_recovery.py"}
 
 
 @pytest.mark.parametrize(
-    ("nodeid", "scope"),
+    ("nodeid", "group"),
     [
         ("tests/core/test_fast.py::test_one", "tests/core/test_fast.py"),
-        ("tests/core/test_fast.py::test_one[a@b]", "tests/core/test_fast.py"),
-        ("tests/ray/test_nodes.py::test_one[a@b]@whole-machine", "whole-machine"),
-        ("tests/ui/test_browser.py::test_one@whole-machine", "whole-machine"),
+        ("tests/core/test_fast.py::test_one[a::b]", "tests/core/test_fast.py"),
+        ("tests/ray/test_nodes.py::test_one", "whole machine"),
+        ("tests/cluster/test_local.py::test_one", "whole machine"),
+        ("tests/ui/test_browser_login.py::test_one", "whole machine"),
     ],
 )
-def test_a_file_stays_together_and_so_does_a_group(nodeid: str, scope: str) -> None:
-    assert GroupsAndFiles._split_scope(GroupsAndFiles.__new__(GroupsAndFiles), nodeid) == scope
+def test_a_file_stays_together_and_so_does_all_that_needs_the_machine(nodeid: str, group: str) -> None:
+    assert Groups._split_scope(Groups.__new__(Groups), nodeid) == group_of(nodeid) == group
+
+
+@pytest.mark.parametrize("mark", ["ray", "browser"])
+def test_a_cluster_or_a_browser_in_any_other_file_is_refused(mark: str, pytestconfig: pytest.Config) -> None:
+    with pytest.raises(pytest.UsageError, match=r"tests/core/test_fast\.py::test_one"):
+        pytest_collection_modifyitems(pytestconfig, [Item("core/test_fast.py", mark)])  # type: ignore[list-item]
 
 
 def test_files_that_are_called_long_exist() -> None:

@@ -54,14 +54,14 @@ class Cluster:
     def client(self) -> SteerwayClient:
         return SteerwayClient.from_settings(self.settings)
 
-    def control_actors(self) -> list[psutil.Process]:
-        """The processes of this cluster's control actors, found by the mark that all its processes carry."""
+    def processes(self) -> list[psutil.Process]:
+        """This cluster's processes, found by the mark that all of them carry: another may run beside it."""
         mark = json.loads(self.settings.cluster_file.read_text())["cluster"]
-        return [
-            process
-            for process in psutil.process_iter()
-            if _title(process).startswith(CONTROL_ACTOR) and _environ(process).get("STEERWAY_CLUSTER") == mark
-        ]
+        return [process for process in psutil.process_iter() if _environ(process).get("STEERWAY_CLUSTER") == mark]
+
+    def control_actors(self) -> list[psutil.Process]:
+        """The processes of this cluster's control actors."""
+        return [process for process in self.processes() if _title(process).startswith(CONTROL_ACTOR)]
 
     def nodes(self) -> dict[str, dict[str, Any]]:
         """What `steer nodes` says, by name."""
