@@ -12,6 +12,7 @@ from control_plane.agent.history import History
 from control_plane.agent.loop import AgentOptions, Autopilot
 from control_plane.agent.policy import Action, Bounds, Decision
 from control_plane.agent.powers import Powers, Proposal, Run, Scale
+from control_plane.client import SteerwayClient
 from control_plane.core.commands import Command, Evaluate, Intent, SetLearningRate
 from control_plane.core.errors import Conflict
 from control_plane.core.intents import RunAction, SetKnobs, SetSchedule
@@ -31,7 +32,7 @@ from control_plane.handle import CommandView, Measurements, Point, Receipt, Repo
 from control_plane.storage.layout import RunFiles
 from tests.agent.simulated import SimulatedRun
 from tests.core import examples
-from tests.gateway.house import RUN, open_server, start_trainers
+from tests.gateway.house import RUN, TOKENS, live_gateway, open_server, settle, start_trainers
 
 HALVE, DOUBLE = Decision(Action.HALVE, "lower"), Decision(Action.DOUBLE, "higher")
 
@@ -258,6 +259,30 @@ def test_a_long_journal_is_read_in_several_polls_and_not_taken_for_read_before()
     assert not history.read(run, "r", 30_000)
     assert history.seq == 20_000
     assert history.read(run, "r", 30_000)
+
+
+def test_over_the_gateway_a_command_says_what_it_is_based_on_and_a_change_meanwhile_refuses_it(tmp_path: Path) -> None:
+    said: list[str] = []
+    with live_gateway(tmp_path) as live, SteerwayClient(live.url, TOKENS["agent"]) as client:
+        options = AgentOptions(every_steps=1, settle_timeout_s=0.1)
+        autopilot = Autopilot(client, RUN, options, said.append, Says(HALVE))  # type: ignore[arg-type]
+        submit = client.submit
+
+        def submit_late(*args: Any, **options: Any) -> Receipt:
+            meanwhile = Command(uuid=uuid4(), author="ann", intent=SetLearningRate(value=1e-4))
+            live.call(live.server.submit(meanwhile))
+            return submit(*args, **options)
+
+        client.submit = submit_late  # type: ignore[method-assign]
+        assert autopilot.poll() is None
+        restarted = Autopilot(client, RUN, options, said.append, Says(HALVE))  # type: ignore[arg-type]
+        live.call(settle(live.server, live.call(live.server.snapshot()).commands[0].command.uuid, 4))
+        client.submit = submit  # type: ignore[method-assign]
+        restarted.poll()
+        (only,) = live.call(live.server.snapshot()).commands
+    assert only.command.author == "ann"
+    assert "not done: the run was changed since it was looked at (this is based on entry 3" in said[0]
+    assert "not done: the last change was 0 steps ago" in said[1]
 
 
 # --- The fold, record by record ---
