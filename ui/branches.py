@@ -1,7 +1,5 @@
 """The branches of a run on its page: a tree of lines, each with what was changed on it and how far it came."""
 
-from html import escape
-
 import streamlit as st
 
 from control_plane.comparing import TreeBranch
@@ -12,7 +10,7 @@ from control_plane.telling import whence
 from ui import pages
 from ui.going_back import adopt_button, on_button
 from ui.live import LiveRun
-from ui.words import plain
+from ui.words import escape, plain
 
 MAX_CHANGES = 4
 """The newest changes of a branch; the journal has them all."""

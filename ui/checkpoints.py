@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
-from html import escape
 
 import streamlit as st
 
@@ -13,7 +12,7 @@ from control_plane.telling import checkpoint, size
 from ui.going_back import back_button
 from ui.live import LiveRun
 from ui.sending import send
-from ui.words import duration, plain
+from ui.words import duration, escape, plain
 
 MAX_LISTED = 6
 REFUSAL = "keeping_refusal"

@@ -2,7 +2,6 @@
 
 import time
 from collections.abc import Sequence
-from html import escape
 
 import streamlit as st
 
@@ -13,7 +12,7 @@ from ui.gateway import banner, client
 from ui.history import History, Series
 from ui.overlay import Look, along, height, overlay_options
 from ui.palette import DARK, LIGHT
-from ui.words import plain
+from ui.words import escape, plain
 
 EVERY_S = 5.0
 COMPARISON_AGE_S = 10.0

@@ -8,6 +8,7 @@ from control_plane.config import Settings, settings
 from control_plane.console_login import read_session
 from control_plane.core.errors import NotAllowed, NotFound, SteerwayError, Unavailable
 from ui.login.middleware import SESSION_HEADER
+from ui.words import sentence
 
 TIMEOUT_S = 4.0
 """A page that waits longer for the gateway feels dead; it says so and tries again."""
@@ -57,6 +58,6 @@ def banner(error: SteerwayError) -> None:
 
 
 def _sentence(reason: str) -> str:
-    said = reason.strip().replace("[", "\\[")  # an address may hold a link in Markdown; it must not become one
+    said = sentence(reason)
     said = said[:1].upper() + said[1:]
     return said if said.endswith((".", "!", "?", "`")) else said + "."

@@ -51,7 +51,7 @@ def dialog(live: LiveRun, snapshot: Snapshot) -> None:
         title = f"Go back to step {checkpoint.step:,}"
         st.dialog(title, icon=ICON, on_dismiss=_forget)(_go_back)(live, snapshot, checkpoint)
     elif what == "branch" and branch is not None:
-        st.dialog(f"Go on with {name}", icon=ICON, on_dismiss=_forget)(_go_on)(live, snapshot, branch)
+        st.dialog(f"Go on with {plain(name)}", icon=ICON, on_dismiss=_forget)(_go_on)(live, snapshot, branch)
     elif what == "fork":
         st.dialog("Adopt a fork", icon=ICON, on_dismiss=_forget)(_adopt)(live, snapshot, name)
 
@@ -71,7 +71,7 @@ def _go_back(live: LiveRun, snapshot: Snapshot, found: CheckpointCommitted) -> N
         try:
             _send(live, back_to(found.checkpoint, name or "", rate or ""), reason or "")
         except ValueError as error:
-            st.error(str(error), icon=":material/block:")
+            st.error(plain(str(error)), icon=":material/block:")
 
 
 def _go_on(live: LiveRun, snapshot: Snapshot, branch: BranchView) -> None:
@@ -95,7 +95,7 @@ def _adopt(live: LiveRun, snapshot: Snapshot, fork: str) -> None:
         try:
             _send(live, adoption(fork, name or ""), reason or "")
         except ValueError as error:
-            st.error(str(error), icon=":material/block:")
+            st.error(plain(str(error)), icon=":material/block:")
 
 
 def adoption(fork: str, name: str) -> AdoptCheckpoint:
@@ -107,7 +107,7 @@ def adoption(fork: str, name: str) -> AdoptCheckpoint:
 
 
 def _no_name(name: str) -> str:
-    return f"{plain(name)} is no name for a branch: it has {A_BRANCH_NAME}."
+    return f"{name} is no name for a branch: it has {A_BRANCH_NAME}."
 
 
 def _leaving(snapshot: Snapshot) -> str:

@@ -7,7 +7,7 @@ from control_plane.handle import Snapshot
 from ui.gateway import banner
 from ui.live import LiveRun
 from ui.sending import send
-from ui.words import duration, looks, plain
+from ui.words import duration, looks, plain, sentence
 
 SILENT_AFTER_S = 15.0
 """Rank 0 reports about once a second; after this long without a word the page says so."""
@@ -30,7 +30,7 @@ def header(live: LiveRun, snapshot: Snapshot) -> None:
             _buttons(live.run, snapshot)
     refusal = st.session_state.get(REFUSAL)
     if refusal:
-        st.warning(refusal, icon=":material/block:")
+        st.warning(sentence(refusal), icon=":material/block:")
     _progress(snapshot)
 
 

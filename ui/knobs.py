@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Mapping
-from html import escape
 from typing import Any
 
 import streamlit as st
@@ -16,7 +15,7 @@ from control_plane.telling import spelled
 from ui.learning_rate import ALL, groups
 from ui.live import LiveRun
 from ui.sending import send
-from ui.words import complaint, plain
+from ui.words import complaint, escape, plain
 
 OUTCOME, ACCEPTED = "knobs_outcome", "knobs_accepted"
 SHOWN = "knobs_shown_seq"

@@ -9,7 +9,7 @@ from control_plane.core.commands import SetLearningRate
 from control_plane.handle import Snapshot
 from ui.live import LiveRun
 from ui.sending import send
-from ui.words import complaint
+from ui.words import complaint, plain, sentence
 
 TO, BY = "Set to", "Multiply by"
 KEEP, HOLD = "Keep its shape", "Hold the value"
@@ -45,7 +45,7 @@ def now(snapshot: Snapshot) -> str:
     if len(set(values)) == 1:
         everywhere = f" in all {len(values)} groups" if len(values) > 1 else ""
         return f"Now **{values[0]:.4g}**{everywhere}"
-    return "Now " + " · ".join(f"**{value:.4g}** {name}" for value, name in zip(values, names, strict=True))
+    return "Now " + " · ".join(f"**{value:.4g}** {plain(name)}" for value, name in zip(values, names, strict=True))
 
 
 @st.fragment
@@ -78,7 +78,7 @@ def form(live: LiveRun) -> None:
         st.session_state[OUTCOME] = _apply(live.run, str(how), text or "", index, str(schedule), (reason or "").strip())
     refusal = st.session_state.get(OUTCOME)
     if refusal:
-        st.error(refusal, icon=":material/block:")
+        st.error(sentence(refusal), icon=":material/block:")
 
 
 def _apply(run: str, how: str, text: str, group: int | None, schedule: str, reason: str) -> str | None:

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
-from html import escape
 
 import streamlit as st
 
@@ -13,7 +12,7 @@ from control_plane.telling import clean, loss, phases, seconds, start, the_dead
 from ui.lines import Axis
 from ui.live import LiveRun
 from ui.palette import Palette
-from ui.words import clock, duration, plain
+from ui.words import clock, duration, escape, plain
 from ui.zone import reader_zone
 
 MAX_LISTED = 5

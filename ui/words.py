@@ -1,5 +1,7 @@
 """What the console says: statuses, lives of commands, journal lines and durations, in plain words."""
 
+import html
+import re
 from collections.abc import Mapping
 from datetime import datetime, tzinfo
 from typing import Literal
@@ -7,7 +9,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from control_plane.core.characters import in_one_line
+from control_plane.core.characters import in_one_line, one_line
 from control_plane.core.commands import Command
 from control_plane.core.records import (
     CommandAccepted,
@@ -19,6 +21,15 @@ from control_plane.core.records import (
 )
 from control_plane.handle import CommandView
 from control_plane.telling import ending, reading, what
+
+WORD_JOINER = "\u2060"
+LOOKS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\S)|(?<=:)(?=[A-Za-z_+][\w+/-]*:)", re.IGNORECASE)
+"""Places in the midst of what Markdown, as Streamlit reads it, takes for a link or an icon."""
+
+MARKS = re.compile(r"[\\`*_{}\[\]<>()#+!|$~:&]")
+CODE = re.compile(r"(`[^`]+`)")
+BLOCKS = re.compile(r"^(\d*)([-=.])")
+"""What makes a list or a heading of a line that begins with it."""
 
 Colour = Literal["green", "orange", "yellow", "blue", "violet", "red", "gray"]
 
@@ -113,5 +124,28 @@ def complaint(error: ValidationError) -> str:
 
 
 def plain(text: str) -> str:
-    """Text of other people, in one line and without a meaning in Markdown."""
-    return "".join("\\" + char if char in "\\`*_{}[]<>()#+!|$~:" else char for char in " ".join(text.split()))
+    """Text of other people for Markdown: in one line, as it was written, with no meaning there, and no link.
+
+    What is a link by its mere looks (`www.`, `a@b.c`, `http://`), and what is an icon (`:material/x:`), is one for the
+    page even if every character of it is escaped; an invisible word joiner inside takes the looks away.
+    """
+    return BLOCKS.sub(r"\g<1>\\\g<2>", _inert(" ".join(one_line(text).split())))
+
+
+def sentence(reason: str) -> str:
+    """A refusal for Markdown: what it has between backticks, such as a command to type, is code, and all else `plain`.
+
+    Code has no other meaning in it, so it need not be our own.
+    """
+    parts = CODE.split(" ".join(one_line(reason).split()))
+    said = "".join(part if at % 2 else _inert(part) for at, part in enumerate(parts))
+    return BLOCKS.sub(r"\g<1>\\\g<2>", said)
+
+
+def _inert(words: str) -> str:
+    return MARKS.sub(r"\\\g<0>", LOOKS.sub(WORD_JOINER, words))
+
+
+def escape(text: str) -> str:
+    """Text of other people for HTML, without characters that change how others are shown."""
+    return html.escape(one_line(text))

@@ -70,4 +70,4 @@ def test_complaint_about_a_number_names_it(value: object) -> None:
 
 
 def test_plain_text_cannot_become_a_link() -> None:
-    assert plain("[here](http://x)") == "\\[here\\]\\(http\\://x\\)"
+    assert plain("[here](http://x)") == "\\[here\\]\\(http\\:\N{WORD JOINER}//x\\)"
