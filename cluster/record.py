@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.processes import ProcessMark
 from control_plane.config import Settings
 from control_plane.core.errors import Conflict, Damaged, SteerwayError
+from control_plane.storage.private import check_home, make_folder
 
 
 class ClusterRecord(BaseModel):
@@ -91,9 +92,13 @@ def cluster_lock(settings: Settings) -> Iterator[None]:
 
 
 def make_home(settings: Settings) -> None:
-    """Make the folder of this installation, closed to other users. Raises `SteerwayError` if that is impossible."""
+    """Make the folder of this installation, closed to other users.
+
+    Raises `SteerwayError` if that is impossible, or if others may write to the one that is there.
+    """
     try:
-        settings.home.mkdir(parents=True, exist_ok=True, mode=0o700)
-        (settings.home / "logs").mkdir(exist_ok=True, mode=0o700)
+        make_folder(settings.home)
+        check_home(settings.home)
+        make_folder(settings.home / "logs")
     except OSError as error:
         raise SteerwayError(f"{settings.home} cannot be made: {error.strerror}; choose another STEERWAY_HOME") from None

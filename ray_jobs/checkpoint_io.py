@@ -13,6 +13,7 @@ from control_plane.core.errors import SteerwayError
 from control_plane.core.records import CheckpointCommitted
 from control_plane.storage.checkpoints import discard, room_refusal
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.private import FOLDER_MODE, make_folder
 from ray_jobs.capture import FileStates, capture, copied
 from ray_jobs.checkpoint_writer import CheckpointWriter
 from ray_jobs.collectives import Collectives
@@ -108,12 +109,12 @@ def _agreed_name(
 
 
 def _new_folder(files: RunFiles, wanted: str) -> str:
-    files.checkpoints.mkdir(parents=True, exist_ok=True)
+    make_folder(files.checkpoints)
     number = 1
     while True:
         name = wanted if number == 1 else f"{wanted}-{number}"
         try:
-            (files.checkpoints / name).mkdir()
+            (files.checkpoints / name).mkdir(mode=FOLDER_MODE)
         except FileExistsError:
             number += 1
         else:

@@ -29,6 +29,7 @@ from control_plane.core.errors import SteerwayError
 from control_plane.core.records import CheckpointCommitted
 from control_plane.storage.checkpoints import Manifest, RankState, Shard, ShardFile, SigningKey, commit, discard
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.private import FILE_MODE
 from ray_jobs.capture import FileStates, random_digest, state_digest
 from ray_jobs.complaints import told, without_secrets
 from ray_jobs.host_memory import HostBuffers
@@ -305,7 +306,7 @@ def _report_failure(root: Path, rank: int, reason: str) -> None:
     except OSError as error:
         log.warning("rank %d cannot write why there is no checkpoint: %s", rank, error)
         with suppress(OSError):
-            (root / f"rank-{rank}.failed.json").touch()
+            (root / f"rank-{rank}.failed.json").touch(mode=FILE_MODE)
 
 
 def _unseen(root: Path, parts: dict[int, Manifest | str]) -> bool:

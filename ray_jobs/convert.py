@@ -27,6 +27,7 @@ from control_plane.core.records import UNIVERSAL
 from control_plane.storage.checkpoints import Manifest, SigningKey, commit, discard, hash_shard, read_manifest, verify
 from control_plane.storage.failpoints import reach
 from control_plane.storage.layout import STATE, RunFiles
+from control_plane.storage.private import FOLDER_MODE, make_folder, write_file
 from control_plane.storage.room import room_refusal
 from control_plane.storage.shards import sync_folder
 from ray_jobs.complaints import told
@@ -131,7 +132,7 @@ def _is_ready(target: Path, source: Manifest, key: SigningKey) -> bool:
 
 def _build(source: Path, made: Path) -> None:
     """DeepSpeed's conversion, then what it does not carry over."""
-    (made / STATE).mkdir(parents=True)
+    make_folder(made / STATE)
     _convert_state(source / STATE, made / STATE)
     left_out = {path.name for pattern in (OPTIMIZER_FILES, MODEL_FILES) for path in (source / STATE).glob(pattern)}
     for path in sorted((source / STATE).iterdir()):
@@ -176,7 +177,7 @@ def _describe(made: Path) -> None:
         "sha256": digest(consolidated_files(made)),
         "groups": plain_groups(about["param_groups"]),
     }
-    (made / CONSOLIDATED).write_text(json.dumps(described, indent=1, sort_keys=True, allow_nan=False))
+    write_file(made / CONSOLIDATED, json.dumps(described, indent=1, sort_keys=True, allow_nan=False))
 
 
 # --- Committing ---
@@ -214,7 +215,7 @@ def _take_place(made: Path, target: Path, source: Manifest, key: SigningKey) -> 
 def _workplace(checkpoints: Path) -> Iterator[Path]:
     """A folder of our own to work in; those of processes that died are removed first."""
     workshop = checkpoints / WORKSHOP
-    workshop.mkdir(exist_ok=True)
+    workshop.mkdir(mode=FOLDER_MODE, exist_ok=True)
     with contextlib.ExitStack() as held:
         with _locked(workshop, wait=True):  # nobody takes our folder for an abandoned one before it is locked
             for abandoned in workshop.iterdir():
@@ -308,4 +309,5 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    os.umask(0o077)  # for what DeepSpeed's converter makes
     sys.exit(main())

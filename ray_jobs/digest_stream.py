@@ -13,6 +13,7 @@ from typing import Any
 from control_plane.core.records import StateDigested
 from control_plane.storage.digest_files import RankDigest, digest_file
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.private import make_folder, private
 from ray_jobs.digests import take
 from ray_jobs.session import RankSession
 
@@ -58,8 +59,8 @@ class DigestFile:
 
     def _write(self) -> None:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            with self._path.open("ab", buffering=0) as file:
+            make_folder(self._path.parent)
+            with open(self._path, "ab", buffering=0, opener=private) as file:
                 while (digest := self._waiting.get()) is not None:
                     line = digest.line().encode()
                     self._room_bytes -= len(line)

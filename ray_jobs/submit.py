@@ -35,6 +35,7 @@ from control_plane.storage import journal
 from control_plane.storage.descent import adoptable
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
 from control_plane.storage.ownership import sign_config
+from control_plane.storage.private import FOLDER_MODE, make_folder, write_file
 from ray_jobs.batch import sizes_that_can
 from ray_jobs.config import RunConfig, check_training_keys, load
 from ray_jobs.config_sections import ScriptWorkload
@@ -53,10 +54,11 @@ def prepare(config: RunConfig, runs_dir: Path, run: str) -> RunFiles:
     """Make the run's folder with its resolved config. Raises `Conflict` if there is such a run already."""
     files = RunFiles(runs_dir / check_run_id(run))
     try:
-        files.logs.mkdir(parents=True, exist_ok=False)
+        make_folder(files.root)
+        files.logs.mkdir(mode=FOLDER_MODE, exist_ok=False)
     except FileExistsError:
         raise Conflict(f"there is a run {run!r} already; choose another id") from None
-    files.config.write_text(config.to_yaml())
+    write_file(files.config, config.to_yaml())
     sign_config(files)
     return files
 
@@ -110,11 +112,12 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back
     entrypoint = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root), *resume])
     start_timeout_s = own_config(files).recovery.start_timeout_s
     log_file = shlex.quote(str(files.logs / "driver.log"))
+    command = f"umask 077; set -o pipefail; {entrypoint} 2>&1 | tee -a {log_file}"
     try:
         client = JobSubmissionClient(where.dashboard_url)
         return str(
             client.submit_job(
-                entrypoint=f"bash -c {shlex.quote(f'set -o pipefail; {entrypoint} 2>&1 | tee -a {log_file}')}",
+                entrypoint=f"bash -c {shlex.quote(command)}",
                 submission_id=_free_job_id(client, files.run),
                 runtime_env={"env_vars": where.environment() | worker_environment(start_timeout_s)},
             )

@@ -16,6 +16,7 @@ from typing import Any
 
 from control_plane.core.errors import Invalid, Refused, RunEnded, SteerwayError
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.private import FILE_MODE, make_folder
 from ray_jobs import context
 from ray_jobs.config import RunConfig, ScriptWorkload, check_training_keys
 from ray_jobs.work_folder import enter_work_folder, written_over
@@ -234,7 +235,8 @@ def _plain(deepspeed: Any) -> dict[str, Any] | None:
 
 
 def _log_to_file(files: RunFiles, rank: int) -> None:
-    files.logs.mkdir(parents=True, exist_ok=True)
+    make_folder(files.logs)
+    (files.logs / f"rank-{rank}.log").touch(mode=FILE_MODE)
     handler = logging.FileHandler(files.logs / f"rank-{rank}.log")
     handler.setFormatter(logging.Formatter(LOG_FORMAT))
     root = logging.getLogger()

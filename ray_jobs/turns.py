@@ -55,7 +55,7 @@ class Ticket:
 
     def __init__(self, folder: Path) -> None:
         """Take the next one. Raises `OSError` where files cannot be locked."""
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         self._path = folder / f"{time.time_ns():020d}-{os.getpid()}"
         # Nobody sees it before it is locked: whoever saw it then would take its driver for dead.
         unseen = folder / f"{UNSEEN}{self._path.name}"

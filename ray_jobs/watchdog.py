@@ -22,6 +22,8 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 
+from control_plane.storage.private import write_file
+
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
@@ -120,7 +122,8 @@ class Watchdog:
         """Say why, where the driver finds it, and end without waiting for anything that may hang, too."""
         log.error("%s; this rank ends itself", reason)
         try:
-            self._last_words.write_text(json.dumps({"pid": os.getpid(), "reason": reason, "time_s": time.time()}))
+            words = {"pid": os.getpid(), "reason": reason, "time_s": time.time()}
+            write_file(self._last_words, json.dumps(words))
             faulthandler.dump_traceback()
         except OSError as error:
             log.error("its last words were not written: %s", error)

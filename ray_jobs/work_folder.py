@@ -13,6 +13,7 @@ from collections import deque
 from pathlib import Path
 
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.private import make_folder
 
 log = logging.getLogger(__name__)
 
@@ -28,7 +29,7 @@ def enter_work_folder(files: RunFiles, script: Path | None = None) -> Path:
 
     May be called by several ranks at once and again at each start. Raises `OSError` if the folder cannot be made.
     """
-    files.work.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(files.work)
     if script is not None:
         _link_beside(script.parent.resolve(), files.work)
     os.chdir(files.work)

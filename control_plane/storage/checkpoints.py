@@ -24,6 +24,7 @@ from pydantic import ValidationError
 from control_plane.core.errors import Damaged, Invalid
 from control_plane.storage.failpoints import reach
 from control_plane.storage.manifests import FORMAT, MANIFEST, MAX_MANIFEST_BYTES, Manifest, RankState, Shard
+from control_plane.storage.private import FILE_MODE
 from control_plane.storage.room import discard, folders, leftovers, room_refusal
 from control_plane.storage.shards import ShardFile, hash_shard, read_through, sync, sync_folder, write_all
 from control_plane.storage.signing import SigningKey
@@ -67,7 +68,7 @@ def commit(root: Path, manifest: Manifest, key: SigningKey) -> str:
     _compare_files(root, manifest)
     temporary = root / f".{MANIFEST}.tmp"
     reach("manifest.file", "before_create")
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, FILE_MODE)
     try:
         write_all(descriptor, text, "manifest.file")
         sync(descriptor, "manifest.file")

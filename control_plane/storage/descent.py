@@ -31,6 +31,7 @@ from control_plane.storage.checkpoints import (
     verify,
 )
 from control_plane.storage.layout import RunFiles, find_run
+from control_plane.storage.private import make_folder, private, write_file
 from control_plane.storage.shards import sync, sync_folder
 
 MAX_ANCESTORS = 16
@@ -73,7 +74,7 @@ def inherit(
         discard(target.parent, target.name)
     try:
         for shard in () if is_here else manifest.shards:
-            (target / shard.path).parent.mkdir(parents=True, exist_ok=True)
+            make_folder((target / shard.path).parent)
             _link(source / shard.path, target / shard.path)
         sync_folder(child.checkpoints, "inherited.folder")
         digest = commit(target, own, key)
@@ -198,7 +199,7 @@ def _flat(settings: Any, within: str = "") -> Iterator[tuple[str, Any]]:
 def write_origin(files: RunFiles, origin: Origin) -> None:
     """Say how a new run begins, before its control server first does. Raises `Unavailable` if the disk fails."""
     try:
-        files.origin.write_text(origin.model_dump_json())
+        write_file(files.origin, origin.model_dump_json())
     except OSError as error:
         raise Unavailable(f"{files.origin} could not be written: {error.strerror or error}") from None
 
@@ -231,7 +232,8 @@ def _link(source: Path, target: Path) -> None:
     try:
         os.link(source, target)
     except OSError:  # another file system, or one without links
-        shutil.copyfile(source, target)
+        with open(source, "rb") as saved, open(target, "wb", opener=private) as copied:
+            shutil.copyfileobj(saved, copied)
         descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
         try:
             sync(descriptor, "inherited.file")

@@ -36,6 +36,7 @@ from control_plane.core.records import Entry, RunCreated
 from control_plane.core.redaction import Redaction, concealed_arguments, conceals, names_secret
 from control_plane.storage.audit import Head, audit
 from control_plane.storage.layout import IMPORTED, RunFiles, check_run_id
+from control_plane.storage.private import FILE_MODE, make_folder
 from control_plane.storage.provenance import Machine, Trainers, this_machine, trainers_of
 from control_plane.storage.segments import SEGMENT_NAME, Segment, honoured, segment_name, verify
 from control_plane.storage.shards import sync, sync_folder, write_all
@@ -174,7 +175,7 @@ def _write_new(path: Path, data: bytes) -> None:
 
 
 def _write(path: Path, data: bytes) -> None:
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     try:
         write_all(descriptor, data, "export.file")
         sync(descriptor, "export.file")
@@ -347,7 +348,7 @@ def lay_down(found: Export, runs_dir: Path, run: str | None = None) -> RunFiles:
 
 def _fill(run: RunFiles, found: Export) -> None:
     for folder in (run.journal, run.logs):
-        folder.mkdir(parents=True)
+        make_folder(folder)
     for name, data in found.files.items():
         _write(run.root / name, data)
     told = json.dumps(found.manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"

@@ -15,6 +15,7 @@ from pathlib import Path
 from control_plane.core.errors import Fenced, Invalid, NotFound, Unavailable
 from control_plane.core.records import Asked, Entry, Record
 from control_plane.storage.failpoints import halves, reach
+from control_plane.storage.private import FILE_MODE, make_folder
 from control_plane.storage.segments import FORMAT_VERSION, Pin, list_segments, load, seal, segment_name, unseal
 
 MAX_LINE_BYTES = 8 * 2**20
@@ -22,7 +23,7 @@ MAX_LINE_BYTES = 8 * 2**20
 
 
 def _create(path: Path) -> int:
-    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, 0o644)
+    return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC, FILE_MODE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +100,7 @@ class Journal:
         journal = cls(directory, disk)
         with _disk_errors("opened"):
             reach("journal.folder", "before_create")
-            directory.mkdir(parents=True, exist_ok=True)
+            make_folder(directory)
             disk.sync(directory.parent, "journal.folder")
             journal._take_term()
         return journal

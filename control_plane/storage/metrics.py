@@ -11,13 +11,15 @@ missing and their numbers given again. NaN is NULL in the table: SQLite has no o
 import itertools
 import logging
 import math
+import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from control_plane.core.commands import MAX_STEP
 from control_plane.handle import Measured, Measurements, Point, Result, Stretch
+from control_plane.storage.private import FILE_MODE
 
 MAX_POINTS_PER_READ = 20_000
 """About 2 MB of JSON and 0.1 s of work: a chart of one series of a long run in one answer."""
@@ -208,6 +210,9 @@ class MetricsStore:
 
     def _open(self, path: Path | str) -> sqlite3.Connection:
         # A Ray actor may be built in one thread and called in another.
+        if isinstance(path, Path):
+            with suppress(OSError):  # SQLite says what is wrong
+                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
         database = sqlite3.connect(path, timeout=MAX_BUSY_S, check_same_thread=False)
         try:
             database.execute("PRAGMA journal_mode=WAL")

@@ -14,6 +14,7 @@ from hashlib import sha256
 
 from control_plane.core.errors import Damaged, Unavailable
 from control_plane.storage.layout import IMPORTED, RunFiles
+from control_plane.storage.private import FILE_MODE
 from control_plane.storage.signing import SigningKey
 
 MAX_READ_BYTES = 1 << 20
@@ -95,7 +96,7 @@ def _signature(files: RunFiles) -> str:
 def _put(files: RunFiles, text: bytes) -> None:
     """Whole or not at all. A run whose signature is lost is one that somebody has to trust."""
     temporary = files.root / f".{files.config_signature.name}.{secrets.token_hex(4)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
     with os.fdopen(descriptor, "wb") as file:
         file.write(text)
     os.rename(temporary, files.config_signature)

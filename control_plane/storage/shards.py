@@ -11,6 +11,7 @@ from typing import Any
 from control_plane.core.errors import Damaged, Invalid
 from control_plane.storage.failpoints import halves, reach
 from control_plane.storage.manifests import Shard, is_inside
+from control_plane.storage.private import FILE_MODE, make_folder
 
 READ_BYTES = 1 << 20
 
@@ -34,9 +35,9 @@ class ShardFile:
         self._digest, self._size_bytes = hashlib.sha256(), 0
         self._shard: Shard | None = None
         reach("shard.file", "before_create")
-        self._path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(self._path.parent)
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC
-        self._descriptor: int | None = os.open(self._temporary, flags, 0o644)
+        self._descriptor: int | None = os.open(self._temporary, flags, FILE_MODE)
         reach("shard.file", "after_create")
 
     def write(self, data: Any) -> int:

@@ -18,6 +18,7 @@ from pathlib import Path
 from control_plane.core.errors import Damaged, SteerwayError, Unavailable
 from control_plane.storage.failpoints import reach
 from control_plane.storage.manifests import Manifest, complete
+from control_plane.storage.private import check_home, make_folder
 from control_plane.storage.shards import sync, sync_folder, write_all
 
 KEY_BYTES = 32
@@ -44,9 +45,10 @@ class SigningKey:
     def of_installation(cls, path: Path) -> "SigningKey":
         """Read the key, or make it if there is none. Processes that race to make it all get the same one.
 
-        Raises: `Damaged` if the file is not a key or others than its owner have access, `Unavailable` if the disk
-        fails.
+        Raises: `Damaged` if the file is not a key, `SteerwayError` if others than its owner have access to it or may
+        write to its folder, `Unavailable` if the disk fails.
         """
+        check_home(path.parent)
         try:
             if not os.path.lexists(path):
                 _create(path)
@@ -102,7 +104,7 @@ class SigningKey:
 def _create(path: Path) -> None:
     """Make the key under another name, whole and durable, and link it: whoever sees the name sees a whole key."""
     reach("key.file", "before_create")
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:

@@ -76,7 +76,9 @@ def laid_beside(fork: RunFiles, files: RunFiles) -> None:
     shutil.copytree(fork.root, here.root)
     key = SigningKey.of_installation(files.signing_key)
     manifest = read_manifest(here.checkpoints / MISFIT, key)
-    other = manifest.model_copy(update={"model_sha256": "0" * 64, "model_parameters": 77, "signature": ""})
+    unlike = {"model_sha256": "0" * 64, "model_parameters": 77, "signature": ""}
+    # Its journal takes it for the one that it knows.
+    other = manifest.model_copy(update={**unlike, "resigned_from": record_of(here, MISFIT).manifest_sha256})
     commit(here.checkpoints / MISFIT, other, key)
 
 

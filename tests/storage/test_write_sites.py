@@ -16,7 +16,9 @@ ELSEWHERE = [ROOT / "ray_jobs" / "convert.py"]
 WITHOUT: dict[tuple[str, str], str] = {
     ("journal.py", "_create"): "the segment's birth: `_begin_segment` has a point before it and one after it",
     ("journal.py", "<module>"): "the three calls by their names; whoever calls them has the points",
-    ("descent.py", "write_origin"): "nobody knows of the run before it is submitted, and one that was not is removed",
+    ("private.py", "make_folder"): "whoever makes a folder in which something has to last has the points",
+    ("private.py", "write_file"): "what a new run begins with: one that was not submitted is removed",
+    ("outputs.py", "copy_outputs"): "copies for people: who lacks one asks again",
     ("ownership.py", "_put"): "written before the run is submitted; where it is lost, somebody is asked for --trust",
     ("metrics.py", "_open"): "measurements may be lost, and no decision depends on one",
     ("metrics.py", "_move_aside"): "measurements may be lost, and no decision depends on one",
