@@ -38,7 +38,7 @@ from ray_jobs.module_knobs import register_module_knobs
 from ray_jobs.parameters import register_parameter_appliers
 from ray_jobs.paused_memory import PausedMemory
 from ray_jobs.plan import Plan, examine, make_plan
-from ray_jobs.rollback import RollbackApplier
+from ray_jobs.rollback import LeaveForBranch, RollbackApplier
 from ray_jobs.saving import CheckpointCallback
 from ray_jobs.schedule import live_groups, steer_schedule
 from ray_jobs.session import RankSession
@@ -57,10 +57,6 @@ NOT_FORWARDED = {"learning_rate", "epoch", "step", "total_flos"}
 """What Transformers logs and we do not: its learning rate is sometimes the next step's, so we measure our own."""
 
 
-class AlreadyOver(Exception):
-    """What was restored is the end of the training: it had made its last step, or had been stopped."""
-
-
 class InteractiveCallback(TrainerCallback):
     """Opens the session, restores what there is to restore, and holds a boundary after every optimizer step."""
 
@@ -76,6 +72,8 @@ class InteractiveCallback(TrainerCallback):
         # Loaded at, while the first step after a restart has not been made (monotonic).
         self._restarting_s: float | None = None
         self._stepped = False
+        # What was restored is the end of the training: it had made its last step, or had been stopped.
+        self.is_over = False
 
     def opened(self) -> RankSession:
         """The session. Raises `RuntimeError` outside of training."""
@@ -98,9 +96,12 @@ class InteractiveCallback(TrainerCallback):
     def open(self) -> Plan:
         """Collective, before anything is built: ask where to begin, and keep the global batch on these ranks.
 
-        Raises: `SteerwayError` if the run may not start, `Invalid` if these ranks cannot share the global batch.
+        Raises: `SteerwayError` if the run may not start, `Invalid` if these ranks cannot share the global batch;
+        `LeaveForBranch` once more in a script that has caught it and goes on with another training.
         """
         args = self.trainer.args
+        if self.context.trainings.left:
+            raise LeaveForBranch
         if args.world_size != dist.get_world_size():
             raise Invalid(
                 f"accelerate sees {args.world_size} processes where torch.distributed has {dist.get_world_size()} "
@@ -173,7 +174,7 @@ class InteractiveCallback(TrainerCallback):
     def begin(self, state: TrainerState) -> None:
         """Collective. Announce the trainers; the last callback calls this when every applier is registered.
 
-        Raises `AlreadyOver` if there is nothing left to train.
+        Afterwards `is_over` says whether there is nothing left to train.
         """
         session, plan = self.opened(), self.plan
         assert plan is not None
@@ -190,8 +191,9 @@ class InteractiveCallback(TrainerCallback):
         self._restarting_s = time.monotonic() if generation > 1 else None
         self._loaded_s = max(0.0, time.time() - self.context.started_at_s)
         session.hold(step)
-        if step >= total_steps or session.replica.stopping or self.leaving:
-            raise AlreadyOver
+        self.is_over = step >= total_steps or session.replica.stopping or self.leaving
+        if self.is_over:
+            log.info("the last step was made before: nothing is left to train")
 
     def _facts(self) -> dict[str, Any]:
         engine = getattr(self.trainer, "deepspeed", None)
@@ -251,6 +253,7 @@ class InteractiveCallback(TrainerCallback):
         ending: GenerationEnding = "stopped" if session.replica.stopping else "finished"
         if session.link is not None:
             session.link.close("left" if self.leaving else ending, step, None)
+        self.context.trainings.left = self.leaving
         self._end()
 
     def fail(self, step: int, error: Exception) -> None:
@@ -258,6 +261,12 @@ class InteractiveCallback(TrainerCallback):
         if self.session is not None and self.session.link is not None:
             self.session.link.close("failed", step, told(error), FAILED_WAIT_S)
         self._end()
+
+    def break_off(self, step: int) -> None:
+        """The script leaves by `sys.exit` in the middle of this training, which by hand would be its end."""
+        state = self.trainer.state
+        self.context.trainings.broken_off = f"in the middle of its training, at step {step} of {state.max_steps}"
+        self.fail(step, RuntimeError(f"the script called sys.exit {self.context.trainings.broken_off}"))
 
     def _end(self) -> None:
         if self._digests is not None:

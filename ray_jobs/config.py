@@ -146,19 +146,36 @@ def check_training_keys(config: RunConfig) -> None:
             hint = f"did you mean {nearest[0]}?" if nearest else "see the documentation of TrainingArguments."
             problems.append(f"training.{key} is not a key of transformers.TrainingArguments; {hint}")
         elif not _fits(hints[key], value):
-            problems.append(f"training.{key} is {shown(value)}, but TrainingArguments takes {_taken(hints[key])}.")
+            taken = f"TrainingArguments takes {_taken(hints[key])}{_meant(value)}."
+            problems.append(f"training.{key} is {shown(value)}, but {taken}")
     if problems:
         raise Invalid("\n".join(f"{config.name}: {problem}" for problem in problems))
 
 
+_SPELLED = ("no", "off", "n", "false", "yes", "on", "y", "true")
+"""Text in a config, which would be passed on as it is; and text is true, whatever it says."""
+
+
 def _fits(hint: Any, value: object) -> bool:
+    """By the argument's own type, and without turning one into another: the value is passed on as it is."""
     if isinstance(value, str) and (choices := _choices(hint)):
         return value in choices
+    if isinstance(value, str) and bool in get_args(hint) and value != "no" and value.lower() in _SPELLED:
+        return False  # text or a truth value: "no" is a word of its own there
     try:
-        TypeAdapter(hint).validate_python(value)
+        TypeAdapter(hint).validate_python(value, strict=not isinstance(value, list))
     except ValidationError:
         return False
     return True
+
+
+def _meant(value: object) -> str:
+    """What whoever wrote this text may have meant."""
+    if not isinstance(value, str):
+        return ""
+    if value.lower() in _SPELLED:
+        return "; write true or false"
+    return "; write numbers without quotes" if value[:1] in "0123456789+-." and value else ""
 
 
 def _choices(hint: Any) -> list[str]:

@@ -14,9 +14,15 @@ from control_plane.storage.layout import RunFiles
 
 @dataclass
 class Trainings:
-    """Counts the trainings of a script: its calls of `train()`, in order. A script that runs again counts anew."""
+    """Counts the trainings of a script: its calls of `train()`, in order. A script that runs again counts anew.
+
+    `left`: the last one ended for the run to go on with another branch, whatever the script makes of it. `broken_off`:
+    where the script left a training in its middle by `sys.exit`.
+    """
 
     begun: int = 0
+    left: bool = False
+    broken_off: str = ""
 
     def next(self) -> int:
         """The number of the one that begins now, from 1."""

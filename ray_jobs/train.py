@@ -126,7 +126,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         context.enter(run)
         work = enter_work_folder(files, Path(config.workload.path))
         _seed(config.seed)
-        _run_script(config.workload)
+        run_script(config.workload, run.trainings)
         for path in written_over(work, started_at_s):
             log.warning("the script has written over %s, which lies beside it and is not the run's own", path)
     else:
@@ -178,8 +178,25 @@ def _seed(seed: int) -> None:
     set_seed(seed)
 
 
-def _run_script(workload: ScriptWorkload) -> None:
-    """The user's own script, as if it were started by hand on this rank."""
+def run_script(workload: ScriptWorkload, trainings: context.Trainings) -> None:
+    """The user's own script, as if it were started by hand on this rank.
+
+    Raises `LeaveForBranch` when the run was taken to another branch, also if the script has caught that: what it did
+    afterwards, and whether it failed in doing so, belongs to a training that is left.
+    """
+    from ray_jobs.rollback import LeaveForBranch
+
+    try:
+        _run_to_its_end(workload, trainings)
+    except Exception:
+        if not trainings.left:
+            raise
+        log.warning("the script caught what ends it for another branch, and failed then", exc_info=True)
+    if trainings.left:
+        raise LeaveForBranch
+
+
+def _run_to_its_end(workload: ScriptWorkload, trainings: context.Trainings) -> None:
     path = Path(workload.path)
     sys.argv = [str(path), *workload.args]
     sys.path.insert(0, str(path.parent))
@@ -187,9 +204,13 @@ def _run_script(workload: ScriptWorkload) -> None:
         runpy.run_path(str(path), run_name="__main__")
     except SystemExit as leaving:
         # `sys.exit(main())`, click, typer and absl end a script so; Ray would take any of it for a failure.
-        if leaving.code in (None, 0):
+        in_the_middle = trainings.broken_off
+        if leaving.code in (None, 0) and not in_the_middle:
             return
-        told = f"with exit code {leaving.code}" if isinstance(leaving.code, int) else f"saying: {leaving.code}"
+        code = leaving.code or 0
+        told = f"with exit code {code}" if isinstance(code, int) else f"saying: {code}"
+        if in_the_middle:
+            told += f", {in_the_middle}; to end a training early, set control.should_training_stop or `steer stop` it"
         raise RuntimeError(f"the script {path.name} ended {told}") from None
 
 

@@ -16,7 +16,6 @@ from ray_jobs import context, restore
 from ray_jobs.actions import Extensible, OwnVocabulary
 from ray_jobs.batch import global_batch_samples
 from ray_jobs.callbacks import (
-    AlreadyOver,
     InteractiveCallback,
     LoggingCallback,
     RunPauseCallback,
@@ -38,12 +37,15 @@ class Steered(Extensible):
     samples are ordered, and where a step is over: after its logging and its evaluation, before the next step.
     """
 
+    # Before a subclass's `__init__` is over, it may ask for its data loader.
+    _steering: InteractiveCallback | None = None
+    _order: SampleOrder | None = None
+    _of_a_run = False
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.own_vocabulary = OwnVocabulary()
-        self._steering: InteractiveCallback | None = None
-        self._order: SampleOrder | None = None
         run = context.current()
+        self.own_vocabulary, self._of_a_run = OwnVocabulary(), run is not None
+        super().__init__(*args, **kwargs)
         if run is None:
             log.warning("not started by `steer submit`: this trainer runs, but nobody can steer it")
             return
@@ -65,16 +67,16 @@ class Steered(Extensible):
         steering, training = self._steering, cast(Any, super())
         if steering is None:
             return training.train(resume_from_checkpoint, *args, **kwargs)
-        output = None
         try:
             plan = steering.open()
             self.own_vocabulary.attach(steering.opened())
             begin_at = str(plan.state_folder) if plan.checkpoint else resume_from_checkpoint
             output = training.train(begin_at, *args, **kwargs)
-        except AlreadyOver:
-            log.info("the last step was made before: nothing is left to train")
         except Exception as error:
             steering.fail(self._step, error)
+            raise
+        except SystemExit:
+            steering.break_off(self._step)
             raise
         steering.close(self._step)
         if steering.leaving:
@@ -121,7 +123,7 @@ class Steered(Extensible):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         this = cast(Any, self)
         data = train_dataset if train_dataset is not None else this.train_dataset
-        if self._steering is None or not _takes_our_order(type(this), data, this.args):
+        if not self._of_a_run or not _takes_our_order(type(this), data, this.args):
             return cast(Any, super())._get_train_sampler(train_dataset)
         seed = this.args.seed if this.args.data_seed is None else this.args.data_seed
         self._order = SampleOrder(len(data), seed, global_batch_samples(this.args))
@@ -140,6 +142,10 @@ class Steered(Extensible):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         this, (epochs, steps) = cast(Any, self), self._planned
+        if self._steering is not None and self._steering.is_over:
+            # No step is left: what `train` answers then is what was restored, the whole training's.
+            this.control.should_training_stop = True
+            return None
         # In the middle of an epoch, what skips the batches that are done hides the sampler from `set_epoch`.
         if self._order is not None:
             self._order.set_epoch(kwargs["epoch"])

@@ -24,7 +24,7 @@ from control_plane.core.records import Reading
 from ray_jobs import context, progress, restore, skipped
 from ray_jobs.actions import Extensible, OwnVocabulary
 from ray_jobs.batch import global_batch_samples
-from ray_jobs.callbacks import AlreadyOver, InteractiveCallback, LoggingCallback, RunPauseCallback
+from ray_jobs.callbacks import InteractiveCallback, LoggingCallback, RunPauseCallback
 from ray_jobs.plan import Plan
 from ray_jobs.rollback import LeaveForBranch, release
 from ray_jobs.saving import CheckpointCallback
@@ -213,9 +213,7 @@ class TrainingSession(Extensible):
             for callback in (steering, RunPauseCallback(steering, self._saving), self._saving, self._logging):
                 callback.on_train_begin(*self._stand_ins)
             self._random = {"random": progress.random_state()} if plan.checkpoint else None
-        except AlreadyOver:
-            log.info("the last step was made before: nothing is left to train")
-            self._is_over = True
+            self._is_over = steering.is_over
         except Exception as error:
             steering.fail(self.global_step, error)
             raise
@@ -275,6 +273,8 @@ class TrainingSession(Extensible):
             if steering.leaving:
                 release(self._loop.deepspeed)
                 raise LeaveForBranch
+        elif isinstance(error, SystemExit):
+            steering.break_off(self.global_step)
         else:
             steering.fail(self.global_step, error if isinstance(error, Exception) else RuntimeError(repr(error)))
 

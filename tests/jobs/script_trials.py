@@ -1,8 +1,10 @@
 """Scripts as people write them, on one rank without DeepSpeed: killed, started again, and what was seen at their end.
 
-Each is a function of a `Stage`; `train` runs the one that `spec["script"]` names. See `crashes` for kills.
+Each is a function of a `Stage`; `train` runs the one that `spec["script"]` names. See `crashes` for kills: here
+[place, step] is the step of the training that is called in this place, and what else there is the script knows.
 """
 
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +17,9 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 from control_plane.server import ControlServer
 from control_plane.storage.layout import RunFiles
 from ray_jobs import context
+from ray_jobs.config_sections import ScriptWorkload
 from ray_jobs.rollback import LeaveForBranch, forget_training
+from ray_jobs.train import run_script
 from tests.jobs.crash_trials import Asker, Patient, _known, die
 from tests.jobs.trials import BLOCK_TOKENS, VOCABULARY, Blocks, open_server
 
@@ -115,19 +119,31 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     known = _known(files)
     server = open_server(files, [each for each in spec.get("commands", []) if each["uuid"] not in known])
     while True:
-        context.enter(
-            context.RunContext(
-                files=files,
-                connect=lambda: server,  # type: ignore[arg-type,return-value]
-                checkpoint_every_steps=spec.get("every_steps", 0),
-            )
+        run = context.RunContext(
+            files=files,
+            connect=lambda: server,  # type: ignore[arg-type,return-value]
+            checkpoint_every_steps=spec.get("every_steps", 0),
         )
+        context.enter(run)
         stage = Stage(files, spec, server)
+        _on_stage[:] = [stage]
+        path = files.root / "script.py"
+        path.write_text("from tests.jobs.script_trials import play\n\nplay()\n")
         try:
-            SCRIPTS[spec["script"]](stage)
+            run_script(ScriptWorkload(kind="script", path=str(path), args=[]), run.trainings)
             return {"made": stage.made, **stage.noted}
         except LeaveForBranch:
-            forget_training()
+            _on_stage.clear()
+        forget_training()
+
+
+_on_stage: list[Stage] = []
+
+
+def play() -> None:
+    """What the file of every script does."""
+    stage = _on_stage[0]
+    SCRIPTS[stage.spec["script"]](stage)
 
 
 def folds(stage: Stage) -> None:
@@ -150,4 +166,54 @@ def twice(stage: Stage) -> None:
         stage.noted[call] = weights(trainer.model)
 
 
-SCRIPTS: dict[str, Callable[[Stage], None]] = {"folds": folds, "twice": twice}
+def result(stage: Stage) -> None:
+    """Uses what `train` answers, as the examples of Transformers do."""
+    trainer = stage.trainer(max_steps=6)
+    answered = stage.run(trainer)
+    if stage.spec.get("kill"):
+        die()  # in the final evaluation, say
+    stage.noted |= {"step": answered.global_step, "loss": answered.metrics["train_loss"]}
+
+
+class Counts(Trainer):
+    """Wants to know its steps per epoch before it is whole."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.steps_per_epoch = len(self.get_train_dataloader())
+
+
+def counts(stage: Stage) -> None:
+    trainer = stage.trainer(made_from=Counts, data=Blocks(41), num_train_epochs=1)
+    stage.run(trainer)
+    stage.noted["counted"] = trainer.steps_per_epoch
+
+
+def bare_except(stage: Stage) -> None:
+    """Whatever happens in the training, it goes on and saves, or trains once more."""
+    trainer = stage.trainer(max_steps=8)
+    try:
+        stage.run(trainer)
+    except:  # noqa: E722
+        stage.run(trainer)
+
+
+class Exits(TrainerCallback):
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if state.global_step == 4:
+            sys.exit(0)
+
+
+def leaves(stage: Stage) -> None:
+    """Leaves its training by `sys.exit(0)`, in its first life."""
+    stage.run(stage.trainer(max_steps=6, callbacks=[Exits()] if stage.spec.get("kill") else []))
+
+
+SCRIPTS: dict[str, Callable[[Stage], None]] = {
+    "folds": folds,
+    "twice": twice,
+    "result": result,
+    "counts": counts,
+    "bare except": bare_except,
+    "leaves": leaves,
+}

@@ -27,6 +27,15 @@ TRIALS: dict[str, dict[str, Any]] = {
     "folds, the first left out after a loss": FOLDS | {"skips": True, "kills": [[2, 5]]},
     "twice": TWICE,
     "twice, lost in the second": TWICE | {"kills": [[2, 5]]},
+    "result": {"script": "result"},
+    "result, lost after the last step": {"script": "result", "every_steps": 3, "kills": [["after", None]]},
+    "counts": {"script": "counts"},
+    "bare except, rolled back": {
+        "script": "bare except",
+        "every_steps": 3,
+        "asked": [[5, {"kind": "rollback", "checkpoint": "step-00000003-g1"}]],
+    },
+    "leaves by sys.exit": {"script": "leaves", "every_steps": 3, "kills": [["exit", None]]},
 }
 
 
@@ -65,3 +74,22 @@ def test_second_training_of_one_trainer_goes_on_from_its_own_checkpoints(seen: d
     killed = seen["twice, lost in the second"]
     assert killed["made"] == [[], [4, 5, 6]]
     assert (killed["first"], killed["second"]) == (seen["twice"]["first"], seen["twice"]["second"])
+
+
+def test_train_answers_the_whole_trainings_metrics_where_no_step_is_left(seen: dict[str, Any]) -> None:
+    lost, undisturbed = seen["result, lost after the last step"], seen["result"]
+    assert lost["made"] == [[]]
+    assert (lost["step"], lost["loss"]) == (undisturbed["step"], undisturbed["loss"])
+
+
+def test_subclass_may_ask_for_its_loader_before_it_is_whole(seen: dict[str, Any]) -> None:
+    """And is told of the one that it will train with."""
+    assert seen["counts"]["counted"] == len(seen["counts"]["made"][0]) == 20
+
+
+def test_script_that_catches_everything_goes_on_with_the_branch(seen: dict[str, Any]) -> None:
+    assert seen["bare except, rolled back"]["made"] == [[4, 5, 6, 7, 8]]
+
+
+def test_script_that_leaves_its_training_has_failed_and_goes_on_from_its_checkpoint(seen: dict[str, Any]) -> None:
+    assert seen["leaves by sys.exit"]["made"] == [[4, 5, 6]]

@@ -11,9 +11,9 @@ import pytest
 from control_plane.core.errors import Conflict, NotFound
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.outputs import copy_outputs, outputs
-from ray_jobs import work_folder
+from ray_jobs import train, work_folder
 from ray_jobs.config import ScriptWorkload
-from ray_jobs.train import _run_script
+from ray_jobs.context import Trainings
 from ray_jobs.work_folder import enter_work_folder, written_over
 
 
@@ -50,7 +50,7 @@ def run_files(tmp_path: Path, run: str) -> RunFiles:
 
 def run_script(files: RunFiles, script: Path) -> None:
     enter_work_folder(files, script)
-    _run_script(ScriptWorkload(kind="script", path=str(script), args=[]))
+    train.run_script(ScriptWorkload(kind="script", path=str(script), args=[]), Trainings())
 
 
 def test_three_forks_write_three_models_and_leave_the_scripts_folder_alone(tmp_path: Path, beside: Path) -> None:
