@@ -4,7 +4,8 @@ An applier is local to its rank and is called at a step boundary. `check` says w
 nothing. `apply` does it and answers what it read before and after. `undo` puts back what the last `apply` changed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -17,7 +18,11 @@ from control_plane.core.commands import MAX_LEARNING_RATE, Command, Evaluate, Se
 from control_plane.core.intents import SetSchedule
 from control_plane.core.limits import LEARNING_RATE, Limit
 from control_plane.core.records import Reading
+from ray_jobs.plain_values import number
 from ray_jobs.schedule import Course, SteeredSchedule, live_groups
+
+EVALUATION_LOSS = re.compile(r"eval_(.+_)?loss")
+LISTENERS = ("ray_jobs.", "transformers.integrations.")
 
 
 class Applier(Protocol):
@@ -59,6 +64,8 @@ class LearningRateApplier:
         indices = self._indices(intent)
         if not indices:
             return f"there is no parameter group {intent.group!r}; this run has {self._schedule.names}"
+        if problem := _without_effect([self._groups()[index] for index in indices]):
+            return problem
         for index, value in self._targets(intent):
             if not 0 < value <= MAX_LEARNING_RATE:
                 return (
@@ -107,11 +114,22 @@ def _learning_rate(command: Command) -> SetLearningRate:
     return command.intent
 
 
+def _without_effect(groups: Iterable[Mapping[str, Any]]) -> str | None:
+    """Why the optimizer would take a learning rate and not use it, or None."""
+    if any(group.get("relative_step") for group in groups):
+        return (
+            "the optimizer (Adafactor with relative_step=True) makes its own learning rate in every step and uses none "
+            "that is set; make it with relative_step=False and a learning rate"
+        )
+    return None
+
+
 class ScheduleApplier:
     """Carries out `set_schedule`: gives each group a course of its own, from its live value."""
 
     def __init__(self, trainer: Any, schedule: SteeredSchedule, limits: Mapping[str, Limit] | None = None) -> None:
         self._trainer, self._schedule, self._limits = trainer, schedule, limits or {}
+        self._groups = live_groups(trainer)
         self._memory = schedule.remember()
 
     def check(self, command: Command) -> str | None:
@@ -119,6 +137,8 @@ class ScheduleApplier:
         intent, left = _planned_schedule(command), self._steps_left()
         if intent.over_steps is None and intent.shape != "constant" and left <= intent.warmup_steps:
             return f"a warm-up of {intent.warmup_steps} steps leaves none of the {left} that are to come"
+        if problem := _without_effect(self._groups()):
+            return problem
         courses = self._courses(intent)
         if all(course.start <= 0 for course in courses):
             return "the learning rate is 0, and every course from there would stay at 0; set a learning rate first"
@@ -213,7 +233,10 @@ def _saves(command: Command) -> bool:
 
 
 class EvaluateApplier:
-    """Evaluates now, on all ranks; the reading is the evaluation loss, which Transformers gathers over the ranks."""
+    """Evaluates now, on all ranks; the reading is the evaluation loss, which Transformers gathers over the ranks.
+
+    Of several evaluation sets it is each one's, `eval_NAME_loss`.
+    """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -224,17 +247,32 @@ class EvaluateApplier:
         return None if self._trainer.eval_dataset is not None else "this run has no evaluation set"
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Collective: every rank evaluates its part. The training's random state and plans are left as they were."""
+        """Collective: every rank evaluates its part. The training's random state and plans are left as they were, and
+        the script's own callbacks hear nothing: one that counts evaluations, to stop early, counts those of its own.
+        """
         control = self._trainer.control
-        planned = control.should_log, control.should_evaluate, control.should_save
-        with random_state_kept():
+        planned = dict(vars(control))
+        with random_state_kept(), _only_listeners(self._trainer.callback_handler):
             metrics = self._trainer.evaluate()
         # Logging the evaluation's own numbers crosses out what this step was going to log.
-        control.should_log, control.should_evaluate, control.should_save = planned
-        return Applied(before={}, after={"eval_loss": metrics.get("eval_loss")})
+        vars(control).update(planned)
+        self._trainer.control = control
+        losses = {name: number(value) for name, value in metrics.items() if EVALUATION_LOSS.fullmatch(name)}
+        return Applied(before={}, after=losses or {"eval_loss": None})
 
     def undo(self, command: Command) -> None:
         """Nothing was changed."""
+
+
+@contextmanager
+def _only_listeners(handler: Any) -> Iterator[None]:
+    """Callbacks that change nothing: ours, and those of Transformers that show or report what is logged."""
+    everyone = handler.callbacks
+    handler.callbacks = [each for each in everyone if type(each).__module__.startswith(LISTENERS)]
+    try:
+        yield
+    finally:
+        handler.callbacks = everyone
 
 
 @contextmanager

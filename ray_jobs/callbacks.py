@@ -37,6 +37,7 @@ from ray_jobs.link import FAILED_WAIT_S, Link
 from ray_jobs.module_knobs import register_module_knobs
 from ray_jobs.parameters import register_parameter_appliers
 from ray_jobs.paused_memory import PausedMemory
+from ray_jobs.plain_values import number
 from ray_jobs.plan import Plan, examine, make_plan
 from ray_jobs.rollback import LeaveForBranch, RollbackApplier
 from ray_jobs.saving import CheckpointCallback
@@ -196,14 +197,19 @@ class InteractiveCallback(TrainerCallback):
             log.info("the last step was made before: nothing is left to train")
 
     def _facts(self) -> dict[str, Any]:
-        engine = getattr(self.trainer, "deepspeed", None)
-        return self.context.facts | {
-            "zero_stage": engine.zero_optimization_stage() if engine is not None else None,
-            "optimizer": type(getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)).__name__,
-            "schedule": type(self.trainer.lr_scheduler).__name__,
-            "knobs": self.opened().knobs.facts(),
-            "actions": self.trainer.own_vocabulary.actions.facts(),
-        }
+        engine, order = getattr(self.trainer, "deepspeed", None), getattr(self.trainer, "_order", None)
+        left_out = {"samples_left_out": order.left_out} if order is not None and order.left_out else {}
+        return (
+            self.context.facts
+            | left_out
+            | {
+                "zero_stage": engine.zero_optimization_stage() if engine is not None else None,
+                "optimizer": type(getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)).__name__,
+                "schedule": type(self.trainer.lr_scheduler).__name__,
+                "knobs": self.opened().knobs.facts(),
+                "actions": self.trainer.own_vocabulary.actions.facts(),
+            }
+        )
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -368,7 +374,8 @@ class LoggingCallback(TrainerCallback):
         link = session.link if session is not None else None
         if link is None or not logs:
             return
-        values = {name: value for name, value in logs.items() if _is_measurement(name, value)}
+        numbers = {name: number(value) for name, value in logs.items() if name not in NOT_FORWARDED}
+        values = {name: value for name, value in numbers.items() if value is not None}
         if "loss" in values:
             values |= self._rate_values() | self._speed(state.global_step)
             if count := skipped.skipped_steps(self._interactive.trainer):
@@ -387,7 +394,3 @@ class LoggingCallback(TrainerCallback):
         (last_step, last_s), now_s = self._last, time.monotonic()
         self._last = (step, now_s)
         return {"steps_per_s": (step - last_step) / (now_s - last_s)} if step > last_step and now_s > last_s else {}
-
-
-def _is_measurement(name: str, value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and name not in NOT_FORWARDED

@@ -8,6 +8,7 @@ import dataclasses
 import hashlib
 import io
 import json
+import logging
 import math
 import os
 import pickle
@@ -26,6 +27,11 @@ from control_plane.storage.layout import STATE
 from ray_jobs import progress
 from ray_jobs.elastic import universal_checkpoint_info
 from ray_jobs.host_memory import HostBuffers, copied_tensors
+from ray_jobs.plain_values import plain
+
+log = logging.getLogger(__name__)
+
+_told: set[str] = set()
 
 FileStates = dict[str, Any]
 """What one rank writes: by path relative to the checkpoint's folder, an object for `torch.save`, or bytes or text."""
@@ -57,8 +63,20 @@ def capture(trainer: Any) -> FileStates:
         states = {}
     states[progress_path(rank)] = progress.captured(trainer)
     if rank == 0:
-        states[TRAINER_STATE] = json.dumps(dataclasses.asdict(trainer.state), indent=2, sort_keys=True) + "\n"
+        states[TRAINER_STATE] = _trainer_state(trainer.state)
     return states
+
+
+def _trainer_state(state: Any) -> str:
+    """As Transformers writes it; what a script has logged that JSON has no words for must not cost the checkpoint."""
+    left_out: set[str] = set()
+    text = json.dumps(plain(dataclasses.asdict(state), left_out), indent=2, sort_keys=True) + "\n"
+    for name in sorted(left_out - _told):
+        log.warning(
+            "%s is logged, or kept in the Trainer's state, and is no number or text: no checkpoint has it", name
+        )
+    _told.update(left_out)
+    return text
 
 
 def progress_path(rank: int) -> str:

@@ -71,6 +71,11 @@ class SampleOrder(Sampler[int]):
         # The epoch that `batch` was last asked about, and its order: to make it takes long where there are many.
         self._kept: tuple[int, npt.NDArray[np.int64]] | None = None
 
+    @property
+    def left_out(self) -> int:
+        """Samples of each epoch that fill no whole global batch; other ones in each."""
+        return self.n - self._length
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 

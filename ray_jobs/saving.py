@@ -13,6 +13,7 @@ from ray_jobs import checkpoint_io
 from ray_jobs.batch import global_batch_samples
 from ray_jobs.capture import model_shapes
 from ray_jobs.checkpoint_writer import CheckpointWriter
+from ray_jobs.plain_values import number
 from ray_jobs.session import RankSession
 
 log = logging.getLogger(__name__)
@@ -194,6 +195,5 @@ def _metrics(history: list[dict[str, Any]]) -> dict[str, float]:
     newest: dict[str, float] = {}
     for logged in history:
         newest |= {name: value for name, value in logged.items() if name.startswith("eval_")}
-    return {
-        name: float(value) for name, value in newest.items() if isinstance(value, int | float) and math.isfinite(value)
-    }
+    measured = {name: number(value) for name, value in newest.items()}
+    return {name: float(value) for name, value in measured.items() if value is not None and math.isfinite(value)}

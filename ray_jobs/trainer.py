@@ -126,8 +126,11 @@ class Steered(Extensible):
         if not self._of_a_run or not _takes_our_order(type(this), data, this.args):
             return cast(Any, super())._get_train_sampler(train_dataset)
         seed = this.args.seed if this.args.data_seed is None else this.args.data_seed
-        self._order = SampleOrder(len(data), seed, global_batch_samples(this.args))
-        return self._order
+        self._order = order = SampleOrder(len(data), seed, global_batch_samples(this.args))
+        if order.left_out:
+            told = (order.left_out, order.n, len(order) // global_batch_samples(this.args))
+            log.warning("%d of %d samples fill no global batch and are left out of each epoch, of %d steps", *told)
+        return order
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
         """As before; but who moves `total_steps` beyond the last epoch finds another one there, see `_run_epoch`."""

@@ -152,7 +152,13 @@ def progress(snapshot: Snapshot) -> dict[str, str]:
         "ranks": str(len(snapshot.ranks) or UNKNOWN),
         "generation": str(snapshot.generation or UNKNOWN),
         "time left": duration(left_s) if left_s is not None else UNKNOWN,
-    }
+    } | _left_out(snapshot)
+
+
+def _left_out(snapshot: Snapshot) -> dict[str, str]:
+    """Samples that fill no whole global batch, if there are any: a script started by hand would train on them."""
+    count = snapshot.facts.get("samples_left_out")
+    return {"left out": f"{count} samples of each epoch, which fill no global batch"} if count else {}
 
 
 @in_one_line

@@ -10,9 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy
 import torch
 import torch.distributed as dist
-from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
+from transformers import (
+    Adafactor,
+    EarlyStoppingCallback,
+    GPT2Config,
+    GPT2LMHeadModel,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+    set_seed,
+)
+from transformers.optimization import AdafactorSchedule
 
 from control_plane.server import ControlServer
 from control_plane.storage.layout import RunFiles
@@ -74,12 +85,14 @@ class Stage:
         from ray_jobs.trainer import make_interactive
 
         callbacks, evaluated = given.pop("callbacks", []), given.pop("eval_dataset", None)
+        optimizers = given.pop("optimizers", (None, None))
         trainer = make_interactive(made_from)(
             model=model if model is not None else fresh(),
             args=self.arguments(**given),
             train_dataset=data if data is not None else Blocks(40),
             eval_dataset=evaluated,
             callbacks=callbacks,
+            optimizers=optimizers,
         )
         self.watch(trainer)
         return trainer
@@ -88,6 +101,14 @@ class Stage:
         trainer.add_callback(Settled(trainer))
         if self.server is not None and self.spec.get("asked"):
             trainer.add_callback(Asker(trainer, self.server, self.spec["asked"]))
+
+    def note_commands(self) -> None:
+        """How the commands were settled, and what the run knows of itself."""
+        assert self.server is not None
+        state = self.server._state
+        settled = [life.settled for life in state.commands.values() if life.settled]
+        self.noted["commands"] = [[each.status, each.reason or sorted(each.after or {})] for each in settled]
+        self.noted["facts"] = state.generation.facts if state.generation else {}
 
     def run(self, trainer: Any) -> Any:
         """Call `train`. The step to die at is that of the training that is called in this place: [place, step]."""
@@ -209,7 +230,51 @@ def leaves(stage: Stage) -> None:
     stage.run(stage.trainer(max_steps=6, callbacks=[Exits()] if stage.spec.get("kill") else []))
 
 
+class Logs(TrainerCallback):
+    """Logs what JSON has no words for."""
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        mine = {"mine": numpy.float32(1.5), "count": numpy.int64(2), "norm": torch.tensor(0.5), "curve": object()}
+        state.log_history.append({"step": state.global_step, **mine})
+
+
+def numbers(stage: Stage) -> None:
+    trainer = stage.trainer(max_steps=6, callbacks=[Logs()])
+    stage.run(trainer)
+    kept = next(entry for entry in trainer.state.log_history if "mine" in entry)
+    stage.noted["kept"] = {name: value for name, value in kept.items() if isinstance(value, int | float)}
+
+
+def patience(stage: Stage) -> None:
+    """Stops when four evaluations were no better; it has planned three."""
+    trainer = stage.trainer(
+        max_steps=6,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=3, early_stopping_threshold=1.0)],
+        eval_dataset={"one": Blocks(4), "two": Blocks(8)},
+        learning_rate=1e-12,
+        eval_strategy="steps",
+        eval_steps=2,
+        metric_for_best_model="eval_one_loss",
+        greater_is_better=False,
+    )
+    stage.run(trainer)
+    stage.note_commands()
+
+
+def own_rate(stage: Stage) -> None:
+    """An optimizer that makes its own learning rate."""
+    model = fresh()
+    optimizer = Adafactor(model.parameters(), relative_step=True, scale_parameter=True, lr=None)
+    stage.run(
+        stage.trainer(model=model, data=Blocks(41), max_steps=3, optimizers=(optimizer, AdafactorSchedule(optimizer)))
+    )
+    stage.note_commands()
+
+
 SCRIPTS: dict[str, Callable[[Stage], None]] = {
+    "numbers": numbers,
+    "patience": patience,
+    "own rate": own_rate,
     "folds": folds,
     "twice": twice,
     "result": result,

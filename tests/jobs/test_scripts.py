@@ -17,6 +17,7 @@ HALVE = {
     "intent": {"kind": "set_learning_rate", "factor": 0.5},
     "not_before_step": 2,
 }
+EVALUATE = {"kind": "evaluate"}
 FOLDS = {"script": "folds", "every_steps": 3, "commands": [HALVE]}
 TWICE = {"script": "twice", "every_steps": 3}
 
@@ -30,6 +31,9 @@ TRIALS: dict[str, dict[str, Any]] = {
     "result": {"script": "result"},
     "result, lost after the last step": {"script": "result", "every_steps": 3, "kills": [["after", None]]},
     "counts": {"script": "counts"},
+    "numbers": {"script": "numbers", "every_steps": 3, "kills": [[1, 6]]},
+    "patience": {"script": "patience", "asked": [[3, EVALUATE], [5, EVALUATE]]},
+    "own rate": {"script": "own rate", "commands": [HALVE]},
     "bare except, rolled back": {
         "script": "bare except",
         "every_steps": 3,
@@ -93,3 +97,25 @@ def test_script_that_catches_everything_goes_on_with_the_branch(seen: dict[str, 
 
 def test_script_that_leaves_its_training_has_failed_and_goes_on_from_its_checkpoint(seen: dict[str, Any]) -> None:
     assert seen["leaves by sys.exit"]["made"] == [[4, 5, 6]]
+
+
+def test_numbers_of_numpy_and_tensors_in_the_log_are_saved_and_what_is_no_number_costs_no_checkpoint(
+    seen: dict[str, Any],
+) -> None:
+    assert seen["numbers"]["made"] == [[4, 5, 6]]
+    assert seen["numbers"]["kept"] == {"step": 1, "mine": 1.5, "count": 2, "norm": 0.5}
+
+
+def test_evaluation_that_was_asked_for_is_not_counted_and_tells_the_loss_of_every_set(seen: dict[str, Any]) -> None:
+    losses = ["eval_one_loss", "eval_two_loss"]
+    assert seen["patience"]["commands"] == [["applied", losses]] * 2
+    assert seen["patience"]["made"] == [[1, 2, 3, 4, 5, 6]]
+
+
+def test_learning_rate_that_the_optimizer_would_not_use_is_refused(seen: dict[str, Any]) -> None:
+    ((status, reason),) = seen["own rate"]["commands"]
+    assert (status, "relative_step=False" in reason) == ("rejected", True)
+
+
+def test_samples_that_fill_no_global_batch_are_told(seen: dict[str, Any]) -> None:
+    assert seen["own rate"]["facts"]["samples_left_out"] == 1
