@@ -152,7 +152,7 @@ def _start_all(where: Settings, record: ClusterRecord, count: int, say: Callable
 
 
 def _start_parts(where: Settings, record: ClusterRecord, count: int) -> ClusterRecord:
-    from control_plane.gateway.auth import create_tokens
+    from control_plane.gateway.tokens import create_tokens
 
     create_tokens(where)
     environment = cluster_environment(where, record.cluster)

@@ -16,6 +16,7 @@ from control_plane.cli.keeping import checkpoint
 from control_plane.cli.outputs import outputs
 from control_plane.cli.printing import tell
 from control_plane.cli.refusals import SteerGroup
+from control_plane.cli.tokens import tokens
 
 app = typer.Typer(
     cls=SteerGroup,
@@ -89,6 +90,7 @@ app.command(rich_help_panel=LOOK)(outputs)
 app.command(rich_help_panel=LOOK)(machine.console)
 app.command(rich_help_panel=LOOK)(machine.nodes)
 app.command("version", rich_help_panel=LOOK)(_version)
+app.add_typer(tokens, rich_help_panel=TRAIN)
 app.add_typer(chaos, rich_help_panel=TRAIN)
 
 

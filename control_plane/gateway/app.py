@@ -16,11 +16,12 @@ from fastapi import Depends, FastAPI, Response
 from starlette.datastructures import MutableHeaders
 
 from control_plane.core.errors import SteerwayError
-from control_plane.gateway.auth import Seats, TokenBook, authorize_each
+from control_plane.gateway.auth import Seats, authorize_each
 from control_plane.gateway.description import describe
 from control_plane.gateway.problems import NO_SNIFFING, install_problems, internal_problem, problem
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
+from control_plane.gateway.tokens import Tokens
 from control_plane.gateway.turnstile import Turnstile, turned_away
 from control_plane.handle import RunHandle, RunSummary
 from control_plane.storage.layout import RunFiles
@@ -166,7 +167,7 @@ def _then(first: Message, rest: Receive) -> Receive:
 
 def create_app(
     runs: RunDirectory,
-    tokens: TokenBook,
+    tokens: Tokens,
     *,
     allowed_hosts: Sequence[str],
     allowed_origins: Sequence[str],

@@ -23,8 +23,8 @@ from control_plane.archive import ArchivedRun
 from control_plane.config import Settings, settings
 from control_plane.core.errors import SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
-from control_plane.gateway.auth import TokenBook
 from control_plane.gateway.priority import give_way
+from control_plane.gateway.tokens import TokenFile
 from control_plane.handle import RunHandle, RunSummary
 from control_plane.ray_handle import RayHandle
 from control_plane.storage.layout import RunFiles, find_run, list_runs
@@ -108,7 +108,7 @@ def _application(where: Settings) -> Any:
         origins = [where.console_url, where.gateway_url]
         return create_app(
             RayRuns(where),
-            TokenBook.from_file(where.tokens_file),
+            TokenFile(where.tokens_file),
             allowed_hosts=[where.host, "localhost"],
             allowed_origins=origins,
         )

@@ -5,7 +5,7 @@ may want; a refusal at the proxy takes a quarter of one at most. Ray Serve calls
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` says so, which `steer up` sees to. On a cluster that somebody else has
 started, the turnstile in the app is the only one.
 
-A proxy lives longer than the app behind it, and its list of tokens may be older: whom it does not know, it lets pass.
+Whom it does not know, it lets pass: the app says no.
 """
 
 import logging
@@ -15,8 +15,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from control_plane.config import settings
 from control_plane.core.errors import Overloaded, SteerwayError
-from control_plane.gateway.auth import TokenBook, Unauthenticated
+from control_plane.gateway.auth import Unauthenticated
 from control_plane.gateway.priority import give_way
+from control_plane.gateway.tokens import TokenFile
 from control_plane.gateway.turnstile import Turnstile, UnwantedBody, turned_away
 
 log = logging.getLogger(__name__)
@@ -48,7 +49,7 @@ def middlewares() -> list[Middleware]:
     """Called by Serve in the process of a proxy. Without a list of tokens there is nobody to be counted."""
     give_way()
     try:
-        tokens = TokenBook.from_file(settings().tokens_file)
+        tokens = TokenFile(settings().tokens_file)
     except SteerwayError as error:
         log.warning("the turnstile is left to the app: %s", error.reason)
         return []

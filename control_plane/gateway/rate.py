@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 from control_plane.core.errors import Overloaded
-from control_plane.gateway.auth import Identity
+from control_plane.gateway.tokens import Identity
 
 COMMANDS_PER_S = 20.0
 """More than anybody reads, or than a boundary takes. In the gateway and the control server alone a command costs about

@@ -21,7 +21,9 @@ from control_plane.comparing import MAX_SIDES, Comparison, RunTree
 from control_plane.core.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent, Words
 from control_plane.core.errors import Invalid, NotFound
 from control_plane.core.records import CommandSettled
-from control_plane.gateway.auth import PREFIX, Identity, authorize, check_may_command
+from control_plane.gateway.auth import PREFIX, authorize, check_may_command
+from control_plane.gateway.scope import scoped
+from control_plane.gateway.tokens import Identity
 from control_plane.gateway.trajectories import comparison_of, tree_of
 from control_plane.handle import (
     MAX_TAIL_ENTRIES,
@@ -151,8 +153,7 @@ def parse_strictly(body: bytes) -> Any:
 
 
 def _directory(request: Request) -> "RunDirectory":
-    directory: RunDirectory = request.app.state.runs
-    return directory
+    return scoped(request.app.state.runs, request.state.identity)
 
 
 def _answer(answer: Words, status: int = 200, **headers: str) -> Response:

@@ -14,6 +14,7 @@ takes messages faster than it sends them (Ray Serve's proxy queue); `MAX_STREAM_
 import asyncio
 import json
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from fastapi import FastAPI, WebSocket
@@ -22,7 +23,9 @@ from starlette.websockets import WebSocketDisconnect
 
 from control_plane.core.errors import NotAllowed, Overloaded, Refused, SteerwayError
 from control_plane.core.records import RunClosed
-from control_plane.gateway.auth import PREFIX, Identity, Unauthenticated, access_key, admit
+from control_plane.gateway.auth import PREFIX, Unauthenticated, access_key, admit
+from control_plane.gateway.scope import scoped
+from control_plane.gateway.tokens import Identity
 from control_plane.handle import RunHandle
 
 AUTH_DEADLINE_S = 5.0
@@ -93,14 +96,15 @@ async def _serve(websocket: WebSocket, run: str) -> None:
         raise Closing(TRY_AGAIN, f"{MAX_STRANGERS} connections have shown no token yet; come again in a moment")
     strangers.add(websocket)
     try:
-        identity = await _identify(websocket)
+        token = await _token(websocket)
+        identity = admit(websocket.app.state.tokens, token, access_key(websocket))
     finally:
         strangers.discard(websocket)
     after = _cursor(websocket.query_params.get("after", "0"))
-    handle = await websocket.app.state.runs.handle(run)
+    handle = await scoped(websocket.app.state.runs, identity).handle(run)
     with websocket.app.state.streams.take(identity):
         listening = asyncio.create_task(_listen(websocket))
-        sending = asyncio.create_task(_send_all(websocket, handle, after))
+        sending = asyncio.create_task(_send_all(websocket, handle, after, lambda: _check(websocket, token, identity)))
         try:
             done, _ = await asyncio.wait((listening, sending), return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -111,8 +115,14 @@ async def _serve(websocket: WebSocket, run: str) -> None:
             task.result()
 
 
-async def _identify(websocket: WebSocket) -> Identity:
-    """Who watches, from the first message."""
+def _check(websocket: WebSocket, token: str, identity: Identity) -> None:
+    """Raises `Closing` if the token has expired, was revoked, or is for something else now."""
+    if websocket.app.state.tokens.identify(token) != identity:
+        raise Closing(UNAUTHENTICATED, "the token has expired or been revoked")
+
+
+async def _token(websocket: WebSocket) -> str:
+    """The first message's token."""
     try:
         async with asyncio.timeout(AUTH_DEADLINE_S):
             message = await _receive(websocket)
@@ -124,7 +134,7 @@ async def _identify(websocket: WebSocket) -> Identity:
         token = None
     if not isinstance(token, str):
         raise Closing(UNAUTHENTICATED, 'the first message must be {"token": "..."}')
-    return admit(websocket.app.state.tokens, token, access_key(websocket))
+    return token
 
 
 async def _receive(websocket: WebSocket) -> str:
@@ -150,12 +160,16 @@ def _cursor(text: str) -> int:
     return int(text)
 
 
-async def _send_all(websocket: WebSocket, handle: RunHandle, after: int) -> None:
-    """Entries as they become durable, and progress in between. Ends with the run, or after `MAX_STREAM_BYTES`."""
+async def _send_all(websocket: WebSocket, handle: RunHandle, after: int, check: Callable[[], None]) -> None:
+    """Entries as they become durable, and progress in between. Ends with the run, or after `MAX_STREAM_BYTES`.
+
+    `check` is asked before anything is sent, so at least every `PROGRESS_PERIOD_S`: it raises if that may not be.
+    """
     now = asyncio.get_running_loop().time
     cursor, sent_bytes, progress_at = after, 0, now()
     while sent_bytes < MAX_STREAM_BYTES:
         entries = await handle.tail(cursor, BATCH_ENTRIES, max(0.0, progress_at - now()))
+        check()
         for entry in entries:
             sent_bytes += await _send(websocket, {"type": "entry", "entry": entry.line()})
             cursor = entry.seq

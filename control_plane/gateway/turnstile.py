@@ -16,9 +16,10 @@ from starlette.routing import compile_path
 from starlette.types import Scope
 
 from control_plane.core.errors import Invalid, Overloaded, SteerwayError
-from control_plane.gateway.auth import COMMANDS_PATH, TokenBook, bearer_token, known
+from control_plane.gateway.auth import COMMANDS_PATH, bearer_token, known
 from control_plane.gateway.problems import problem_of
 from control_plane.gateway.rate import Allowance
+from control_plane.gateway.tokens import Tokens
 
 MAX_AT_ONCE = 8
 """Enough to keep the gateway busy, and all that stands before anybody else's command, instead of a whole burst. In a
@@ -42,7 +43,7 @@ class UnwantedBody(Invalid):
 class Turnstile:
     """One bucket, and so many places, for each owner of a token."""
 
-    def __init__(self, tokens: TokenBook, allowance: Allowance | None = None, max_at_once: int = MAX_AT_ONCE) -> None:
+    def __init__(self, tokens: Tokens, allowance: Allowance | None = None, max_at_once: int = MAX_AT_ONCE) -> None:
         self._tokens, self._allowance, self._max_at_once = tokens, allowance or Allowance(), max_at_once
         self._inside: Counter[str] = Counter()
 

@@ -18,7 +18,7 @@ from control_plane.core.errors import NotFound
 from control_plane.core.limits import Limit
 from control_plane.core.records import CommandSettled
 from control_plane.gateway.app import create_app
-from control_plane.gateway.auth import TokenBook, TokenRecord, digest
+from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
 from control_plane.handle import Measurements, Point, Progress, Report, Result, RunHandle, RunSummary, Stretch
 from control_plane.server import ControlServer
 from control_plane.storage.descent import adopt

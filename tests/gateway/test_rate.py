@@ -3,8 +3,8 @@
 import pytest
 
 from control_plane.core.errors import Overloaded
-from control_plane.gateway.auth import Identity
 from control_plane.gateway.rate import Allowance
+from control_plane.gateway.tokens import Identity
 
 ANN, STORM = Identity("ann", "operator"), Identity("storm", "agent")
 

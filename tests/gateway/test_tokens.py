@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.config import ROLES, Settings
 from control_plane.core.errors import Damaged, NotFound
-from control_plane.gateway.auth import TokenBook, create_tokens, digest
+from control_plane.gateway.tokens import TokenBook, create_tokens, digest
 
 
 def mode(path: Path) -> int:

@@ -16,7 +16,7 @@ from control_plane.core.errors import NotFound
 from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import Parent, RunCreated
 from control_plane.gateway.app import create_app
-from control_plane.gateway.auth import TokenBook, TokenRecord, digest
+from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
 from control_plane.handle import RunHandle, RunSummary
 from control_plane.server import ControlServer
 from control_plane.storage.layout import RunFiles, check_run_id

@@ -1,0 +1,240 @@
+"""The tokens that a gateway knows: who, which role, which runs, until when. Only digests are kept.
+
+`tokens.json` in the home is the list; `steer token` changes it, and a running gateway and its proxy read it again as
+soon as it has changed. A list that cannot be used is left out of account: the last good one stays in force.
+"""
+
+import fcntl
+import hashlib
+import hmac
+import logging
+import os
+import re
+import secrets
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Annotated, Protocol, Self
+
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+
+from control_plane.config import ROLES, Role, Settings
+from control_plane.core.commands import MAX_LABEL_CHARS
+from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound
+
+TOKEN_BYTES = 32
+MAX_TOKEN_CHARS = 512
+"""Longer than any token that we make; bounds what is hashed for a stranger."""
+
+MAX_GLOBS = 32
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
+LOCAL = "local-"
+"""The ids of the tokens that `steer up` makes, one a role, which lie readable in the home."""
+
+Glob = Annotated[str, Field(pattern=r"^[a-z0-9_*?\[\]!-]{1,64}$")]
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Identity:
+    """Whose token it is. The id is the author of the commands. `runs`: globs; without any, every run."""
+
+    id: str
+    role: Role
+    runs: tuple[str, ...] = ()
+
+    def sees(self, run: str) -> bool:
+        """Whether this run is one of those that the token is for."""
+        return not self.runs or any(fnmatchcase(run, glob) for glob in self.runs)
+
+
+class Tokens(Protocol):
+    """Who a token belongs to."""
+
+    def identify(self, token: str) -> Identity | None:
+        """Whose token this is now; None for a token that is unknown, revoked or too old."""
+        ...
+
+
+class TokenRecord(BaseModel):
+    """What the gateway keeps of a token. Without `expires_at` it does not expire; without `runs` it is for all."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    id: str = Field(min_length=1, max_length=MAX_LABEL_CHARS)
+    role: Role
+    sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
+    runs: tuple[Glob, ...] = Field(default=(), max_length=MAX_GLOBS)
+    expires_at: AwareDatetime | None = None
+
+    def has_expired(self, now_s: float) -> bool:
+        """`now_s`: Unix time."""
+        return self.expires_at is not None and self.expires_at.timestamp() <= now_s
+
+
+class TokenBook(BaseModel):
+    """A list of tokens, as in its JSON file: `{"tokens": [{"id", "role", "sha256", "runs", "expires_at"}]}`."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    tokens: tuple[TokenRecord, ...] = ()
+
+    @classmethod
+    def from_file(cls, path: Path) -> Self:
+        """Read the file. Raises `NotFound` if it is missing, `Damaged` if it is not a list of tokens."""
+        try:
+            return cls.model_validate_json(path.read_bytes())
+        except FileNotFoundError:
+            raise NotFound(f"there is no list of tokens at {path}: `steer up` makes one") from None
+        except (OSError, ValidationError) as error:
+            raise Damaged(f"the list of tokens at {path} cannot be used ({type(error).__name__})") from None
+
+    def identify(self, token: str) -> Identity | None:
+        """Whose token this is. Looks at every record, so the time it takes says nothing about any of them."""
+        shown, now_s = digest(token[:MAX_TOKEN_CHARS]), time.time()
+        found = None
+        for record in self.tokens:
+            if hmac.compare_digest(record.sha256, shown) and not record.has_expired(now_s):
+                found = Identity(record.id, record.role, record.runs)
+        return found
+
+
+class TokenFile:
+    """The list of a running gateway: read again when the file has changed."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises `NotFound` or `Damaged` if there is no list to begin with."""
+        self._path = path
+        self._version = _version(path)
+        self._book = TokenBook.from_file(path)
+
+    def identify(self, token: str) -> Identity | None:
+        """Whose token this is by the list as it is now."""
+        version = _version(self._path)
+        if version != self._version:
+            self._version = version
+            try:
+                self._book = TokenBook.from_file(self._path)
+            except NotFound:
+                log.warning("the list of tokens at %s is gone: nobody is let in until there is one", self._path)
+                self._book = TokenBook()
+            except Damaged as error:
+                log.warning("%s; the list from before stays in force", error.reason)
+        return self._book.identify(token)
+
+
+def _version(path: Path) -> tuple[int, ...] | None:
+    """Changes with the file: it is always replaced as a whole, by another one."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns, about.st_size
+
+
+def digest(token: str) -> str:
+    """SHA-256 of a token. The tokens are 256 random bits, so a slow hash would add nothing."""
+    return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+def create_tokens(settings: Settings) -> TokenBook:
+    """One local token per role, made if it is missing, and the list of their digests. May be called again.
+
+    The token is written first and its digest after, so a call that was cut off is mended by the next.
+    Records that are not ours (other ids) are kept. Raises `Damaged` if the list is there but cannot be used.
+    """
+    with _changing(settings):
+        book = _book(settings)
+        ids = {role: f"{LOCAL}{role}" for role in ROLES}
+        records = [record for record in book.tokens if record.id not in ids.values()]
+        for role, token_id in ids.items():
+            token = _token_at(settings.token_file(role))
+            records.append(TokenRecord(id=token_id, role=role, sha256=digest(token)))
+        made = TokenBook(tokens=tuple(records))
+        if made != book:
+            _write_private(settings.tokens_file, made.model_dump_json(indent=2) + "\n")
+        settings.tokens_file.chmod(0o600)
+        return made
+
+
+def add_token(
+    settings: Settings, name: str, role: Role, runs: tuple[str, ...] = (), expires_at: datetime | None = None
+) -> str:
+    """A new token; answers it, for it is not kept. Raises `Invalid`, `Conflict` if there is one of that name."""
+    if not NAME.fullmatch(name) or name.startswith(LOCAL):
+        raise Invalid(
+            f"{name!r} cannot be a token's name: 1 to 64 letters, digits, '.', '_', '@' and '-', not beginning with "
+            f"'{LOCAL}'"
+        )
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise Invalid(f"a token that expired on {expires_at:%Y-%m-%d %H:%M} would let nobody in")
+    token = secrets.token_urlsafe(TOKEN_BYTES)
+    try:
+        record = TokenRecord(id=name, role=role, sha256=digest(token), runs=runs, expires_at=expires_at)
+    except ValidationError as error:
+        raise Invalid(f"not a pattern for runs: {error.errors()[0]['input']!r}; an example: 'gpt2-*'") from None
+    with _changing(settings):
+        book = _book(settings)
+        if any(each.id == name for each in book.tokens):
+            raise Conflict(f"there is a token named {name!r}: `steer token revoke {name}` first")
+        _write_private(settings.tokens_file, TokenBook(tokens=(*book.tokens, record)).model_dump_json(indent=2) + "\n")
+    return token
+
+
+def revoke_token(settings: Settings, name: str) -> bool:
+    """Take a token out of the list. Whether it was replaced: a local one is, by a new one. Raises `NotFound`."""
+    with _changing(settings):
+        book = _book(settings)
+        left = tuple(each for each in book.tokens if each.id != name)
+        if len(left) == len(book.tokens):
+            raise NotFound(f"there is no token named {name!r}; `steer token list` shows them")
+        role = next((role for role in ROLES if name == f"{LOCAL}{role}"), None)
+        if role is not None:
+            settings.token_file(role).unlink(missing_ok=True)
+        _write_private(settings.tokens_file, TokenBook(tokens=left).model_dump_json(indent=2) + "\n")
+    if role is not None:
+        create_tokens(settings)
+    return role is not None
+
+
+@contextmanager
+def _changing(settings: Settings) -> Iterator[None]:
+    """One at a time changes the list."""
+    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    handle = os.open(settings.home, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+def _book(settings: Settings) -> TokenBook:
+    return TokenBook.from_file(settings.tokens_file) if settings.tokens_file.exists() else TokenBook()
+
+
+def _token_at(path: Path) -> str:
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    found = path.read_text(encoding="ascii").strip() if path.exists() else ""
+    if not found:
+        found = secrets.token_urlsafe(TOKEN_BYTES)
+        _write_private(path, found + "\n")
+    path.chmod(0o600)
+    return found
+
+
+def _write_private(path: Path, text: str) -> None:
+    """Replace a file in one move; at no moment is there half of it, or one that others can read."""
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    opened = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(opened, "w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
