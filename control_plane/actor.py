@@ -41,6 +41,7 @@ from control_plane.storage.journal import Journal
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
+from control_plane.storage.regular import read_regular
 from control_plane.storage.room import discard, is_ours
 
 log = logging.getLogger(__name__)
@@ -63,7 +64,7 @@ def open_server(files: RunFiles) -> ControlServer:
     Raises: `Damaged` if the journal does not verify or the config cannot be read, `Conflict` if the journal is another
     run's.
     """
-    config = files.config.read_bytes()
+    config = read_regular(files.config)
     created = RunCreated(
         run=files.run,
         name=files.run,

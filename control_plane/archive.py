@@ -14,7 +14,7 @@ from uuid import UUID
 from control_plane.core import decisions
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import NotFound, RunEnded
+from control_plane.core.errors import Damaged, NotFound, RunEnded
 from control_plane.core.records import Death, Ending, Entry, GenerationEnding
 from control_plane.core.recovery import ResumePoint
 from control_plane.core.state import RunState, fold
@@ -34,6 +34,7 @@ from control_plane.handle import (
 from control_plane.storage import journal
 from control_plane.storage.layout import IMPORTED, RunFiles
 from control_plane.storage.metrics import MetricsStore
+from control_plane.storage.regular import read_regular
 from control_plane.views import snapshot_of, trajectories_of, view_of
 
 
@@ -74,11 +75,11 @@ class ArchivedRun:
         """Whether the run was imported and nobody has resumed it since: it is looked at in its files, and no control
         server, which would write and remove, is made for it. Reads the journal when it is first asked."""
         try:
-            told = json.loads((self._files.root / IMPORTED).read_bytes())
+            told = json.loads(read_regular(self._files.root / IMPORTED))
             return len(self._entries) <= int(told["records"])
         except FileNotFoundError:
             return False
-        except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        except (Damaged, OSError, ValueError, TypeError, KeyError, RecursionError):
             return True  # imported, and it cannot be told whether it was resumed: looking at it must stay harmless
 
     async def _load(self) -> RunState:

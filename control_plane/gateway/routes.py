@@ -9,6 +9,7 @@ import json
 import math
 import os
 import re
+import stat
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 from uuid import UUID, uuid4
@@ -37,6 +38,7 @@ from control_plane.handle import (
 )
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MAX_POINTS_PER_READ
+from control_plane.storage.regular import open_regular
 
 if TYPE_CHECKING:
     from control_plane.gateway.app import RunDirectory
@@ -305,16 +307,35 @@ def read_log_tail(files: RunFiles, source: str, lines: int) -> LogTail:
 
     The source is only looked up in the folder's own listing; it never becomes part of a path.
     """
-    found = files.logs.iterdir() if files.logs.is_dir() else ()
-    paths = {match[1]: path for path in found if (match := _LOG_NAME.fullmatch(path.name)) and not path.is_symlink()}
-    sources = tuple(sorted(paths, key=_by_rank))
-    if source not in paths:
-        raise NotFound(f"this run has no log of that name; it has {', '.join(sources) or 'none yet'}", sources=sources)
-    with os.fdopen(os.open(paths[source], os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        size_bytes = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size_bytes - MAX_LOG_BYTES))
-        text = file.read(MAX_LOG_BYTES).decode("utf-8", errors="replace")
+    try:
+        folder = os.open(files.logs, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    except OSError:
+        raise NotFound("this run has no logs yet", sources=()) from None
+    try:
+        with os.scandir(folder) as found:
+            names = {match[1] for entry in found if (match := _LOG_NAME.fullmatch(entry.name)) and _is_log(entry)}
+        sources = tuple(sorted(names, key=_by_rank))
+        if source not in names:
+            said = f"this run has no log of that name; it has {', '.join(sources) or 'none yet'}"
+            raise NotFound(said, sources=sources)
+        with open_regular(f"{source}.log", folder, only_name=True) as file:
+            size_bytes = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size_bytes - MAX_LOG_BYTES))
+            text = file.read(MAX_LOG_BYTES).decode("utf-8", errors="replace")
+    except OSError as error:
+        raise NotFound(f"this run's log {source!r} cannot be read: {error.strerror}", sources=()) from None
+    finally:
+        os.close(folder)
     return LogTail(source=source, text="".join(text.splitlines(keepends=True)[-lines:]), sources=sources)
+
+
+def _is_log(entry: os.DirEntry[str]) -> bool:
+    """Neither a link, of either kind, nor a pipe: a script writes into this folder, too."""
+    try:
+        status = entry.stat(follow_symlinks=False)
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1
 
 
 def _by_rank(source: str) -> tuple[str, int]:

@@ -37,6 +37,7 @@ from control_plane.core.records import (
 from control_plane.core.state import RunState, evolve
 from control_plane.storage.diagnosis import Finding, Place, diagnose, follow
 from control_plane.storage.pieces import pieces_of
+from control_plane.storage.regular import read_regular
 from control_plane.storage.segments import Segment, honoured, list_segments, segment_name, verify
 
 Verdict = Literal["intact", "torn tail", "damaged"]
@@ -210,7 +211,7 @@ def _notes(directory: Path, numbers: Sequence[int], segments: Sequence[Segment])
         if number not in used and number < newest
     ]
     for number, segment in used.items():
-        more = (directory / segment_name(number)).read_bytes()[len(segment.data) :] if number != newest else b""
+        more = read_regular(directory / segment_name(number))[len(segment.data) :] if number != newest else b""
         if more:
             known = any(raw and raw in segment.data for raw in more.split(b"\n"))
             copy = " (there is a copy of a line among them)" if known else ""

@@ -13,7 +13,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from control_plane.config_text import from_yaml, read_text
+from control_plane.config_text import from_yaml
 from control_plane.core.branches import candidates
 from control_plane.core.branching import Adopted, Origin
 from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
@@ -32,6 +32,7 @@ from control_plane.storage.checkpoints import (
 )
 from control_plane.storage.layout import RunFiles, find_run
 from control_plane.storage.private import make_folder, private, write_file
+from control_plane.storage.regular import read_regular
 from control_plane.storage.shards import sync, sync_folder
 
 MAX_ANCESTORS = 16
@@ -183,9 +184,11 @@ def _shown(key: str, value: Any) -> Any:
 
 def _settings(files: RunFiles) -> Any:
     try:
-        return from_yaml(read_text(files.config, str(files.config)), str(files.config))
-    except Invalid as error:
+        return from_yaml(read_regular(files.config).decode(), str(files.config))
+    except (Invalid, Damaged) as error:
         raise Damaged(f"{files.config} cannot be read: {error.reason}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Damaged(f"{files.config} cannot be read: {error}") from None
 
 
 def _flat(settings: Any, within: str = "") -> Iterator[tuple[str, Any]]:
@@ -209,7 +212,7 @@ def read_origin(files: RunFiles) -> Origin | None:
     if not files.origin.is_file():
         return None
     try:
-        return Origin.model_validate_json(files.origin.read_bytes())
+        return Origin.model_validate_json(read_regular(files.origin))
     except (OSError, ValidationError) as error:
         raise Damaged(f"{files.origin} cannot be read ({type(error).__name__})") from None
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 from control_plane.core.commands import Words
 from control_plane.core.records import Entry
 from control_plane.storage.pieces import Piece, pieces_of
+from control_plane.storage.regular import read_regular
 from control_plane.storage.segments import READABLE_VERSIONS, list_segments, segment_name
 
 What = Literal[
@@ -90,7 +91,7 @@ class Diagnosis:
 
 def diagnose(directory: Path) -> tuple[list[Finding], list[Place]]:
     """Everything that is wrong with these segments, by record, and the lines that can be trusted. Changes nothing."""
-    files = {number: (directory / segment_name(number)).read_bytes() for number in list_segments(directory)}
+    files = {number: read_regular(directory / segment_name(number)) for number in list_segments(directory)}
     read = {number: pieces_of(number, data) for number, data in files.items()}
     headers = {_term(piece): piece for piece in itertools.chain(*read.values()) if piece.is_header}
     diagnosis = Diagnosis(*_honoured(read, headers))

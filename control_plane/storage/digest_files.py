@@ -17,6 +17,7 @@ from control_plane.core.digests import Divergence
 from control_plane.core.errors import Damaged, NotFound, SteerwayError
 from control_plane.core.records import StateDigested
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.regular import open_regular
 
 ALGORITHM = "xxh3_128"
 """For accidents, not for adversaries: whoever can write into a rank's memory can also write its digest."""
@@ -76,7 +77,7 @@ def read_parts(files: RunFiles, digested: StateDigested, rank: int) -> Parts:
 def _lines_of(path: Path, step: int, which: str) -> Iterator[bytes]:
     begin = f'{{"step": {step}, '.encode()
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             yield from (line for line in file if line.startswith(begin))
     except FileNotFoundError:
         return

@@ -38,6 +38,7 @@ from control_plane.storage.audit import Head, audit
 from control_plane.storage.layout import IMPORTED, RunFiles, check_run_id
 from control_plane.storage.private import FILE_MODE, make_folder
 from control_plane.storage.provenance import Machine, Trainers, this_machine, trainers_of
+from control_plane.storage.regular import read_regular
 from control_plane.storage.segments import SEGMENT_NAME, Segment, honoured, segment_name, verify
 from control_plane.storage.shards import sync, sync_folder, write_all
 
@@ -123,7 +124,7 @@ def _packed(run: RunFiles) -> tuple[Manifest, bytes]:
     files = {SEGMENTS + segment_name(one.number): one.data for one in segments}
     newest = SEGMENTS + segment_name(segments[-1].number)
     files[newest] = files[newest][: end.size_bytes]
-    config, removed = without_secrets(run.config.read_bytes())
+    config, removed = without_secrets(read_regular(run.config))
     files = {CONFIG: config, **files}
     # The last line's hash, and not the header's of a segment without records behind it.
     manifest = Manifest(

@@ -5,9 +5,10 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from control_plane.config_text import from_yaml
-from control_plane.core.errors import Invalid
+from control_plane.core.errors import Damaged, Invalid
 from control_plane.core.redaction import Redaction, secrets_in
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.regular import read_regular
 
 _read: dict[str, tuple[str, ...]] = {}
 
@@ -19,8 +20,8 @@ def redaction_of(files: RunFiles | None, environ: Mapping[str, str] = os.environ
 
 def _of_config(files: RunFiles) -> tuple[str, ...]:
     try:
-        config = files.config.read_bytes()
-    except OSError:
+        config = read_regular(files.config)
+    except (Damaged, OSError):
         return ()
     digest = sha256(config).hexdigest()
     if digest not in _read:

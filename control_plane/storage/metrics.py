@@ -209,6 +209,8 @@ class MetricsStore:
         return self._open(":memory:")
 
     def _open(self, path: Path | str) -> sqlite3.Connection:
+        if isinstance(path, Path) and path.is_symlink():
+            raise sqlite3.OperationalError(f"{path.name} is a symbolic link, and another's database is not written to")
         # A Ray actor may be built in one thread and called in another.
         if isinstance(path, Path):
             with suppress(OSError):  # SQLite says what is wrong

@@ -15,6 +15,7 @@ from hashlib import sha256
 from control_plane.core.errors import Damaged, Unavailable
 from control_plane.storage.layout import IMPORTED, RunFiles
 from control_plane.storage.private import FILE_MODE
+from control_plane.storage.regular import open_regular, read_regular
 from control_plane.storage.signing import SigningKey
 
 MAX_READ_BYTES = 1 << 20
@@ -63,11 +64,11 @@ def whence(files: RunFiles) -> str:
 
 def _of_machine(files: RunFiles) -> str:
     try:
-        with (files.root / IMPORTED).open("rb") as file:
+        with open_regular(files.root / IMPORTED) as file:
             told = json.loads(file.read(MAX_READ_BYTES))
         machine = told["machine"]
         return f" from an export of run {told['run']} ({machine['system']} {machine['architecture']}, {machine['cpu']})"
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+    except (Damaged, OSError, ValueError, TypeError, KeyError, RecursionError):
         return ""  # what an import says of itself is for people only
 
 
@@ -76,8 +77,7 @@ def _signed(files: RunFiles, config: bytes) -> bytes:
 
 
 def _read(files: RunFiles) -> bytes:
-    with files.config.open("rb") as file:
-        return file.read()
+    return read_regular(files.config)
 
 
 def _signature(files: RunFiles) -> str:

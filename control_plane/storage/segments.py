@@ -42,6 +42,7 @@ from typing import Any
 
 from control_plane.core.errors import Damaged
 from control_plane.core.records import Asked, Entry
+from control_plane.storage.regular import read_regular
 
 FORMAT_VERSION = 2
 """2: every line about a command says what it asks. Readers of version 1 refuse the newer records, too."""
@@ -194,7 +195,7 @@ def honoured(directory: Path, below: float = math.inf) -> list[Segment]:
     """The segments under `below` that are honoured, as far as they are, oldest first. Only headers are verified."""
     found = list[Segment]()
     for number in reversed([number for number in list_segments(directory) if number < below]):
-        newest = Segment(number, (directory / segment_name(number)).read_bytes())
+        newest = Segment(number, read_regular(directory / segment_name(number)))
         if not newest.is_unborn():
             found.append(newest)
             break
@@ -223,7 +224,7 @@ def _pinned(directory: Path, pin: Pin, by: Segment) -> Segment:
     path = directory / segment_name(pin.segment)
     if not path.exists():
         raise by.damaged(1, f"it follows {path.name}, which is missing")
-    segment = Segment(pin.segment, path.read_bytes()[: pin.size_bytes])
+    segment = Segment(pin.segment, read_regular(path)[: pin.size_bytes])
     if len(segment.data) < pin.size_bytes:
         raise by.damaged(1, f"it follows {pin.size_bytes} bytes of {path.name}, which has {len(segment.data)}")
     return segment

@@ -172,7 +172,7 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     "fence before the write": [
         (PERSIST + "self._check_fence()", "self._check_fence()\n            " + PERSIST.strip())
     ],
-    "no pin": [(".read_bytes()[: pin.size_bytes]", ".read_bytes()")],
+    "no pin": [("read_regular(path)[: pin.size_bytes]", "read_regular(path)")],
     "no chain": [('if line.get("prev") != end.digest:', "if False:")],
     "no checksum": [("if raw != text[:-1]", "if False and raw != text[:-1]")],
     "no fsync": [("        self.fsync(descriptor)\n", "")],
