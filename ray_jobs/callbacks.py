@@ -192,7 +192,8 @@ class InteractiveCallback(TrainerCallback):
         self._restarting_s = time.monotonic() if generation > 1 else None
         self._loaded_s = max(0.0, time.time() - self.context.started_at_s)
         session.hold(step)
-        self.is_over = step >= total_steps or session.replica.stopping or self.leaving
+        ended = plan.checkpoint is not None and restore.had_ended(plan, session.rank)
+        self.is_over = step >= total_steps or session.replica.stopping or self.leaving or ended
         if self.is_over:
             log.info("the last step was made before: nothing is left to train")
 

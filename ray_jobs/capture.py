@@ -250,7 +250,8 @@ def _read(path: str, state: Any) -> Any:
 
 
 def _without_random(path: str, state: Any) -> Any:
-    return {key: part for key, part in state.items() if key != RANDOM} if _is_progress(path, state) else state
+    beside = (RANDOM, progress.CALLBACKS)
+    return {key: part for key, part in state.items() if key not in beside} if _is_progress(path, state) else state
 
 
 def _digest(parts: Iterable[Any]) -> str:

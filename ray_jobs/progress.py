@@ -15,6 +15,7 @@ import numpy
 import torch
 
 from control_plane.core.errors import Diverged
+from ray_jobs import script_callbacks
 from ray_jobs.actions import OwnVocabulary
 from ray_jobs.elastic import plain_groups
 from ray_jobs.frozen import FrozenParameters, frozen_parameters
@@ -22,6 +23,9 @@ from ray_jobs.knobs import Knobs
 from ray_jobs.schedule import SteeredSchedule, live_groups
 
 Progress = dict[str, Any]
+
+CALLBACKS = "callbacks"
+"""The key of the states of a script's own callbacks, which no digest looks at: they may hold times of day."""
 
 
 def captured(trainer: Any) -> Progress:
@@ -41,7 +45,9 @@ def captured(trainer: Any) -> Progress:
         "groups": plain_groups(live_groups(trainer)()),
     }
     # Left out while no knob was set: then it is what it was before there were knobs, to the last digit of its digest.
-    return saved | ({"knobs": memory} if memory else {}) | _own(trainer) | _frozen(trainer)
+    kept = script_callbacks.captured(trainer)
+    told = {CALLBACKS: kept} if kept else {}
+    return saved | ({"knobs": memory} if memory else {}) | _own(trainer) | _frozen(trainer) | told
 
 
 def _own(trainer: Any) -> Progress:

@@ -18,7 +18,7 @@ import torch
 from control_plane.core.errors import Damaged, Diverged, Refused
 from control_plane.storage.checkpoints import Manifest
 from control_plane.storage.layout import STATE
-from ray_jobs import progress
+from ray_jobs import progress, script_callbacks
 from ray_jobs.capture import TRAINER_STATE, capture, model_shapes, progress_path, random_digest, state_digest
 from ray_jobs.collectives import Collectives
 from ray_jobs.elastic import load_universal
@@ -94,6 +94,20 @@ def _as_configured_then(state: str, plan: Plan) -> str:
     assert plan.root is not None
     saved = json.loads((plan.root / TRAINER_STATE).read_text())
     return json.dumps(json.loads(state) | {key: saved[key] for key in CONFIGURED if key in saved})
+
+
+def callbacks(trainer: Any, plan: Plan, rank: int) -> None:
+    """Put back the state of the script's own callbacks, before they hear that the training begins."""
+    assert plan.manifest is not None
+    saved = _read(plan, rank % plan.manifest.world_size)
+    script_callbacks.put_back(trainer, saved.get(progress.CALLBACKS, {}))
+
+
+def had_ended(plan: Plan, rank: int) -> bool:
+    """Whether the script had ended its training early at this checkpoint. A new branch from there goes on."""
+    assert plan.manifest is not None
+    saved = _read(plan, rank % plan.manifest.world_size)
+    return plan.manifest.branch == plan.branch and bool(saved.get(progress.CALLBACKS, {}).get("ended"))
 
 
 def random_generators(trainer: Any, plan: Plan, rank: int) -> None:

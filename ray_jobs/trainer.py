@@ -41,6 +41,8 @@ class Steered(Extensible):
     _steering: InteractiveCallback | None = None
     _order: SampleOrder | None = None
     _of_a_run = False
+    # The step whose logging is over, and the one with which the present epoch ends.
+    _logged_step = _last_step_of_epoch = -1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         run = context.current()
@@ -106,6 +108,13 @@ class Steered(Extensible):
         if self._plan is None:
             cast(Any, super())._load_from_checkpoint(resume_from_checkpoint, model)
 
+    def _load_callback_state(self) -> None:
+        plan, steering = self._plan, self._steering
+        if plan is None or steering is None:
+            cast(Any, super())._load_callback_state()
+        else:
+            restore.callbacks(self, plan, steering.opened().rank)
+
     def _load_rng_state(self, checkpoint: str | None) -> None:
         plan = self._plan
         if plan is None:
@@ -115,10 +124,19 @@ class Steered(Extensible):
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
-        # Transformers also calls this at the end of an epoch, when the step is over already.
-        if self._steering is not None and self._steering.opened().is_open(self._step):
+        # Transformers calls this again at the end of an epoch, whose evaluation belongs to its last step: what is
+        # saved at that step has it, and what restores that step does not owe it.
+        first, self._logged_step = self._logged_step != self._step, self._step
+        if self._steering is None or (first and self._ends_its_epoch()):
+            return
+        if self._steering.opened().is_open(self._step):
             self._saving.after_step(self._step)
             self._steering.boundary(self._step)
+
+    def _ends_its_epoch(self) -> bool:
+        control = cast(Any, self).control
+        ends = self._step == self._last_step_of_epoch
+        return bool(ends or control.should_epoch_stop or control.should_training_stop)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         this = cast(Any, self)
@@ -152,6 +170,10 @@ class Steered(Extensible):
         # In the middle of an epoch, what skips the batches that are done hides the sampler from `set_epoch`.
         if self._order is not None:
             self._order.set_epoch(kwargs["epoch"])
+        per_epoch, begun = int(kwargs["num_update_steps_per_epoch"]), 0
+        if kwargs["epoch"] == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None:
+            begun = int(kwargs["steps_trained_in_current_epoch"]) // this.args.gradient_accumulation_steps
+        self._last_step_of_epoch = self._step + per_epoch - begun
         ran = cast(Any, super())._run_epoch(*args, **kwargs)
         if self._steering is not None and kwargs["epoch"] + 1 >= epochs and this.state.max_steps <= steps:
             this.control.should_training_stop = True

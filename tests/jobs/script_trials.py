@@ -24,6 +24,7 @@ from transformers import (
     set_seed,
 )
 from transformers.optimization import AdafactorSchedule
+from transformers.trainer_callback import ExportableState
 
 from control_plane.server import ControlServer
 from control_plane.storage.layout import RunFiles
@@ -261,6 +262,58 @@ def patience(stage: Stage) -> None:
     stage.note_commands()
 
 
+class Counter(TrainerCallback, ExportableState):
+    """Stands for an average that a callback keeps, and exports as Transformers says."""
+
+    def __init__(self, count: int = 0) -> None:
+        self.count = count
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.count += 1
+
+    def state(self) -> dict[str, Any]:
+        return {"args": {"count": self.count}, "attributes": {}}
+
+
+def early_stop(stage: Stage) -> None:
+    """Stops at step 8: its third evaluation is no better than its first, nor is its fourth."""
+    counter = Counter()
+    trainer = stage.trainer(
+        max_steps=20,
+        callbacks=[EarlyStoppingCallback(early_stopping_patience=3), counter],
+        eval_dataset=Blocks(4),
+        learning_rate=1e-12,
+        eval_strategy="steps",
+        eval_steps=2,
+        metric_for_best_model="eval_loss",
+        greater_is_better=False,
+    )
+    stage.run(trainer)
+    if stage.spec.get("kill") == [1, "after"]:
+        die()
+    stage.noted |= {"step": trainer.state.global_step, "count": counter.count}
+
+
+def epochs(stage: Stage) -> None:
+    """Evaluates at the end of each epoch of 4 steps, with a plateau scheduler that halves the rate then."""
+    trainer = stage.trainer(
+        data=Blocks(8),
+        num_train_epochs=3,
+        eval_dataset=Blocks(4),
+        eval_strategy="epoch",
+        lr_scheduler_type="reduce_lr_on_plateau",
+        lr_scheduler_kwargs={"patience": 0, "factor": 0.5, "threshold": 10.0},
+        metric_for_best_model="eval_loss",
+    )
+    stage.run(trainer)
+    history = trainer.state.log_history
+    stage.noted["evaluated"] = [entry["step"] for entry in history if "eval_loss" in entry]
+    stage.noted["losses"] = [
+        [entry["step"], entry["loss"], entry["learning_rate"]] for entry in history if "loss" in entry
+    ]
+    stage.noted["weights"] = weights(trainer.model)
+
+
 def own_rate(stage: Stage) -> None:
     """An optimizer that makes its own learning rate."""
     model = fresh()
@@ -274,6 +327,8 @@ def own_rate(stage: Stage) -> None:
 SCRIPTS: dict[str, Callable[[Stage], None]] = {
     "numbers": numbers,
     "patience": patience,
+    "early stop": early_stop,
+    "epochs": epochs,
     "own rate": own_rate,
     "folds": folds,
     "twice": twice,

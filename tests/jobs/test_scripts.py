@@ -33,6 +33,11 @@ TRIALS: dict[str, dict[str, Any]] = {
     "counts": {"script": "counts"},
     "numbers": {"script": "numbers", "every_steps": 3, "kills": [[1, 6]]},
     "patience": {"script": "patience", "asked": [[3, EVALUATE], [5, EVALUATE]]},
+    "early stop": {"script": "early stop"},
+    "early stop, lost before": {"script": "early stop", "every_steps": 3, "kills": [[1, 5], [1, 8]]},
+    "early stop, lost after": {"script": "early stop", "every_steps": 4, "kills": [[1, "after"]]},
+    "epochs": {"script": "epochs"},
+    "epochs, lost": {"script": "epochs", "every_steps": 4, "kills": [[1, 6], [1, 10]]},
     "own rate": {"script": "own rate", "commands": [HALVE]},
     "bare except, rolled back": {
         "script": "bare except",
@@ -119,3 +124,23 @@ def test_learning_rate_that_the_optimizer_would_not_use_is_refused(seen: dict[st
 
 def test_samples_that_fill_no_global_batch_are_told(seen: dict[str, Any]) -> None:
     assert seen["own rate"]["facts"]["samples_left_out"] == 1
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_callbacks_that_export_their_state_go_on_with_it_and_an_early_stop_comes_at_its_step(
+    seen: dict[str, Any], when: str
+) -> None:
+    lost, undisturbed = seen[f"early stop, lost {when}"], seen["early stop"]
+    assert undisturbed["step"] < 20
+    assert (lost["step"], lost["count"]) == (undisturbed["step"], undisturbed["count"])
+    assert lost["made"] == ([[7, 8]] if when == "before" else [[]])
+
+
+def test_evaluation_at_an_epochs_end_belongs_to_that_step_and_is_made_before_its_checkpoint(
+    seen: dict[str, Any],
+) -> None:
+    lost, undisturbed = seen["epochs, lost"], seen["epochs"]
+    assert undisturbed["evaluated"] == [4, 8, 12]
+    for what in ("evaluated", "losses", "weights"):
+        assert lost[what] == undisturbed[what]
+    assert lost["made"] == [[9, 10, 11, 12]]

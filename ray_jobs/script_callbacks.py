@@ -1,0 +1,63 @@
+"""The state of a script's own callbacks, by Transformers' `ExportableState`: kept with a checkpoint, and put back.
+
+    kept = captured(trainer)           this rank's: what each callback says of itself, and whether one has ended it all
+    put_back(trainer, kept)            before the callbacks hear that the training begins
+
+Transformers makes new callbacks of what was saved, and only if it is told to; here the script's own ones go on, so
+that patience is not given anew after each loss. Callbacks without such a state begin anew, as they do by hand.
+"""
+
+import copy
+import logging
+from collections import defaultdict
+from typing import Any
+
+from transformers import TrainerControl
+from transformers.trainer_callback import ExportableState
+
+log = logging.getLogger(__name__)
+
+Kept = dict[str, Any]
+
+
+def captured(trainer: Any) -> Kept:
+    """What there is to keep; empty if there is nothing, as in a plain loop."""
+    kept: dict[str, list[Any]] = defaultdict(list)
+    for name, callback in _stateful(trainer):
+        try:
+            kept[name].append(copy.deepcopy(callback.state()))
+        except Exception as error:
+            log.warning("the state of callback %s is not saved: %s: %s", name, type(error).__name__, error)
+            kept[name].append(None)
+    state, stops = trainer.state, bool(trainer.control.should_training_stop)
+    # At the planned last step everything stops; that needs no word, and a run may still be given more steps.
+    ended = stops and state.global_step < state.max_steps and not _was_told_to_stop(trainer)
+    return ({"states": dict(kept)} if kept else {}) | ({"ended": True} if ended else {})
+
+
+def put_back(trainer: Any, kept: Kept) -> None:
+    """Each callback gets what one of its kind, in its place, had. One that does not take it begins anew, by name."""
+    left = {name: list(states) for name, states in kept.get("states", {}).items()}
+    for name, callback in _stateful(trainer):
+        state = left[name].pop(0) if left.get(name) else None
+        if state is None:
+            continue
+        try:
+            vars(callback).update(vars(type(callback).from_state(state)))
+        except Exception as error:
+            log.warning("callback %s begins anew: it did not take its state: %s: %s", name, type(error).__name__, error)
+
+
+def _was_told_to_stop(trainer: Any) -> bool:
+    """By a command, which is repeated as commands are, and may be over when the run goes on."""
+    session = getattr(getattr(trainer, "_steering", None), "session", None)
+    return session is not None and (session.replica.stopping or session.replica.leaving is not None)
+
+
+def _stateful(trainer: Any) -> list[tuple[str, Any]]:
+    callbacks = getattr(trainer.callback_handler, "callbacks", ())
+    return [
+        (type(each).__name__, each)
+        for each in callbacks
+        if isinstance(each, ExportableState) and not isinstance(each, TrainerControl)
+    ]
