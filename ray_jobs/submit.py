@@ -108,16 +108,12 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
-    resume = [*(["--resume", resumed_by] if resumed_by else []), *(["--back", back] if back else [])]
-    entrypoint = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root), *resume])
     start_timeout_s = own_config(files).recovery.start_timeout_s
-    log_file = shlex.quote(str(files.logs / "driver.log"))
-    command = f"umask 077; set -o pipefail; {entrypoint} 2>&1 | tee -a {log_file}"
     try:
         client = JobSubmissionClient(where.dashboard_url)
         return str(
             client.submit_job(
-                entrypoint=f"bash -c {shlex.quote(command)}",
+                entrypoint=command_line(files, resumed_by, back),
                 submission_id=_free_job_id(client, files.run),
                 runtime_env={"env_vars": where.environment() | worker_environment(start_timeout_s)},
             )
@@ -127,6 +123,14 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back
             f"no Ray cluster took the job at {where.dashboard_url}: {str(error).splitlines()[0]}; "
             "start one with `steer up`"
         ) from None
+
+
+def command_line(files: RunFiles, resumed_by: str | None = None, back: str | None = None) -> str:
+    """What the Ray job runs. Other users of the machine see it: nothing of the config is in it."""
+    resume = [*(["--resume", resumed_by] if resumed_by else []), *(["--back", back] if back else [])]
+    driver = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root), *resume])
+    log = shlex.join([sys.executable, "-m", "ray_jobs.clean_log", str(files.root)])
+    return shlex.join(["bash", "-c", f"umask 077; set -o pipefail; {driver} 2>&1 | {log}"])
 
 
 DEFAULT_MICRO_BATCH = 8

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.core.errors import Invalid, Refused, RunEnded, SteerwayError
+from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FILE_MODE, make_folder
 from ray_jobs import context
+from ray_jobs.clean_log import CleanFormatter
 from ray_jobs.config import RunConfig, ScriptWorkload, check_training_keys
 from ray_jobs.work_folder import enter_work_folder, written_over
 
@@ -53,9 +55,13 @@ def main(loop_config: dict[str, Any]) -> None:
     except SteerwayError as error:
         # The sentence says it all; a traceback of ours would bury it.
         log.error("%s", error.reason)
-        raise RuntimeError(error.reason) from None
-    except Exception:
+        raise RuntimeError(redaction_of(files).text(error.reason)) from None
+    except Exception as error:
         log.exception("rank %d failed", rank)
+        # Ray tells it to processes that do not know what is secret here.
+        said = f"{type(error).__name__}: {error}"
+        if (cleaned := redaction_of(files).text(said)) != said:
+            raise RuntimeError(cleaned).with_traceback(error.__traceback__) from None
         raise
 
 
@@ -259,7 +265,7 @@ def _log_to_file(files: RunFiles, rank: int) -> None:
     make_folder(files.logs)
     (files.logs / f"rank-{rank}.log").touch(mode=FILE_MODE)
     handler = logging.FileHandler(files.logs / f"rank-{rank}.log")
-    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    handler.setFormatter(CleanFormatter(files, LOG_FORMAT))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

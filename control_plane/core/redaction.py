@@ -176,15 +176,18 @@ class Redaction:
         return _hidden_behind(_FLAGGED, _hidden_behind(_ASSIGNED, text))
 
     def value(self, value: Any, key: str = "") -> Any:
-        """A plain value of JSON without its secrets: below a key that names one nothing is left."""
+        """A plain value of JSON without its secrets: no text is left of a key that names one.
+
+        Numbers are, and what lies deeper: a script may call a knob `aux_key`, and it has to be steered.
+        """
         if isinstance(value, Mapping):
-            return {name: self.value(each, key if names_secret(key) else str(name)) for name, each in value.items()}
+            return {name: self.value(each, str(name)) for name, each in value.items()}
         if isinstance(value, list | tuple):
             changed = [self.value(each, key) for each in value]
             for number, before in concealed_arguments(value):
                 changed[number] = before + HIDDEN
             return type(value)(changed)
-        if key and conceals(key, value):
+        if isinstance(value, str) and conceals(key, value):
             return HIDDEN
         return self.text(value) if isinstance(value, str) else self.words(value)
 

@@ -272,6 +272,12 @@ def test_records_keep_their_names_and_lose_their_secrets() -> None:
     assert clean(start).facts == {"data": "at ***"}
 
 
+def test_knob_with_the_name_of_a_secret_can_still_be_steered() -> None:
+    facts = {"knobs": {"aux_key": {"kind": "number", "least": 0.0}, "loss/secret": {"kind": "switch"}}}
+    start = GenerationStart(UUID(int=1), (), 0, 1, {"aux_key": 0.5, "loss/secret": True, "token": [0.1, 0.2]}, facts)
+    assert Redaction(["canary-7"]).words(start) is start
+
+
 def test_what_hides_nothing_is_answered_as_it_is() -> None:
     settled = CommandSettled(
         uuid=UUID(int=1), status="applied", after={"lr": [0.1, "NaN"], "on": True}, ranks=({"a": 1},)
