@@ -31,9 +31,11 @@ from ray_jobs.config_sections import (
     RecoverySettings,
     ScalingSettings,
     ScriptWorkload,
+    SecretVariable,
     Section,
     TrainingSettings,
 )
+from ray_jobs.environment import check_variables
 
 Raw = dict[str, Any]
 
@@ -54,6 +56,12 @@ class RunConfig(Section):
     recovery: RecoverySettings = RecoverySettings()
     pause: PauseSettings = PauseSettings()
     limits: dict[str, LimitSettings] = {}
+    env: dict[str, str | SecretVariable] = {}
+
+    @model_validator(mode="after")
+    def _variables_may_be_set(self) -> Self:
+        check_variables(self.env)
+        return self
 
     @model_validator(mode="after")
     def _sections_fit_the_workload(self) -> Self:

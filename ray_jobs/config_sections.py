@@ -65,6 +65,12 @@ class ScriptWorkload(Section):
     args: list[str] = []
 
 
+class SecretVariable(Section):
+    """An environment variable whose value is taken from where the run is submitted, and kept beside the config."""
+
+    secret: Literal[True]
+
+
 class ModelSettings(Section):
     """The shape of the GPT-2."""
 

@@ -9,6 +9,7 @@ folder of its own: its config, a file that says where it comes from, and, for a 
 
 import argparse
 import json
+import os
 import shutil
 import sys
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,9 @@ from control_plane.core.state import RunState, fold
 from control_plane.storage import journal
 from control_plane.storage.descent import inherit, write_origin
 from control_plane.storage.layout import RunFiles, find_run
+from control_plane.storage.private import write_file
 from ray_jobs.config import RunConfig, changed
+from ray_jobs.environment import keep_secrets, read_secrets
 from ray_jobs.own_config import own_config, trust
 from ray_jobs.submit import author, check, new_run_id, prepare, submit
 
@@ -97,7 +100,7 @@ def fork(
     parentage = Parent(kind="fork", run=run, branch=found.branch, checkpoint=checkpoint, step=found.step)
     begun = []
     for first in firsts:
-        with _new_run(config, where) as files:
+        with _new_run(config, where, parent) as files:
             scheduled = _scheduled(first, checkpoint, found.step)
             origin = Origin(parent=parentage, checkpoint=inherit(parent, found, files), scheduled=scheduled)
             _submit(files, where, origin)
@@ -121,7 +124,7 @@ def replay(where: Settings, run: str, until_step: int | None = None, given_trust
     # Only what the run went back to is saved again: other checkpoints change nothing.
     config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 0})})
     parentage = Parent(kind="replay", run=run, branch=state.head, step=until_step or state.reached.get(state.head, 0))
-    with _new_run(config, where) as files:
+    with _new_run(config, where, source) as files:
         base = state.parent.checkpoint if state.parent is not None and state.parent.kind == "fork" else None
         inherited = inherit(source, _recorded(state, base), files) if base is not None else None
         adopted = adopted_by(state, source, files)
@@ -162,10 +165,13 @@ def _scheduled(first: tuple[First, ...], checkpoint: str, step: int) -> tuple[Sc
 
 
 @contextmanager
-def _new_run(config: RunConfig, where: Settings) -> Iterator[RunFiles]:
-    """A run that was never taken is not a run."""
+def _new_run(config: RunConfig, where: Settings, parent: RunFiles) -> Iterator[RunFiles]:
+    """A run with the secrets of its parent. One that was never taken is not a run."""
     files = prepare(config, where.runs_dir, new_run_id(config.name))
     try:
+        if parent.secrets.exists():
+            write_file(files.secrets, json.dumps(read_secrets(parent)))
+        keep_secrets(files, config, os.environ)
         yield files
     except SteerwayError:
         shutil.rmtree(files.root, ignore_errors=True)

@@ -39,6 +39,7 @@ from control_plane.storage.private import FOLDER_MODE, make_folder, write_file
 from ray_jobs.batch import sizes_that_can
 from ray_jobs.config import RunConfig, check_training_keys, load
 from ray_jobs.config_sections import ScriptWorkload
+from ray_jobs.environment import keep_secrets, with_variables
 from ray_jobs.own_config import check_own, own_config, trust
 
 
@@ -192,19 +193,21 @@ def main(arguments: Sequence[str]) -> int:
         "--back", metavar="COMMAND", help="with --resume: first go there; a rollback or an adoption as JSON"
     )
     parser.add_argument("--trust", action="store_true", help="with --resume: take a run of elsewhere for your own")
+    parser.add_argument("--env", action="append", default=[], metavar="NAME", help="a secret variable, from this shell")
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     given = parser.parse_args(arguments)
     try:
         where = settings()
         if given.resume:
-            job = resume(where, given.resume, given.trust, given.back)
+            job = resume(where, given.resume, given.trust, given.back, given.env)
             return _tell(job, where.runs_dir / given.resume, given.json, "resumed")
         if given.config is None:
             raise Invalid("name a run's YAML file, or a run with --resume")
-        config = load(given.config, given.overrides)
+        config = with_variables(load(given.config, given.overrides), given.env)
         check(config)
         files = prepare(config, where.runs_dir, given.run or new_run_id(config.name))
         try:
+            keep_secrets(files, config, os.environ)
             job = submit(files, where)
         except SteerwayError:
             shutil.rmtree(files.root, ignore_errors=True)  # a run that was never taken is not a run
@@ -215,9 +218,10 @@ def main(arguments: Sequence[str]) -> int:
     return _tell(job, files.root, given.json, "submitted")
 
 
-def resume(where: Settings, run: str, given_trust: bool, back: str | None = None) -> str:
+def resume(where: Settings, run: str, given_trust: bool, back: str | None = None, names: Sequence[str] = ()) -> str:
     """Have a run go on from its newest checkpoint; answers the job's submission id. Needs the run's folder only.
 
+    `names`: secret variables whose values are taken from this shell again.
     With `back` (a rollback or an adoption, as JSON) it goes on from another one, and may have finished.
     Raises `NotFound` if there is no such run, `Conflict` if it is at work or has finished, `Damaged` if its journal
     does not verify, `Refused` for a run of elsewhere without `given_trust`, and what the rules say of a rollback or an
@@ -233,6 +237,7 @@ def resume(where: Settings, run: str, given_trust: bool, back: str | None = None
         raise Conflict(f"run {run} has finished at step {state.step}: there is nothing left to resume")
     if given_trust:
         trust(files)
+    keep_secrets(files, own_config(files), os.environ, names)
     return submit(files, where, resumed_by=author(), back=back)
 
 

@@ -21,6 +21,7 @@ from control_plane.storage.private import FILE_MODE, make_folder
 from ray_jobs import context
 from ray_jobs.clean_log import CleanFormatter
 from ray_jobs.config import RunConfig, ScriptWorkload, check_training_keys
+from ray_jobs.environment import variables
 from ray_jobs.work_folder import enter_work_folder, written_over
 
 log = logging.getLogger(__name__)
@@ -43,6 +44,7 @@ def main(loop_config: dict[str, Any]) -> None:
         return
     try:
         config = RunConfig.from_yaml(files.config.read_text(), str(files.config))
+        os.environ.update(variables(config, files))
         _prepare_process(config, use_gpu)
         _watch_for_preemption(files)
         spares = _Once(lambda: _keep_spares(config))

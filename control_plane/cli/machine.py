@@ -19,6 +19,12 @@ Config = Annotated[str, typer.Argument(help="A run's YAML file.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, e.g. training.max_steps=200.")
 ]
+Env = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--env", metavar="NAME", help="Take this variable from this shell to the ranks, as a secret; may be repeated."
+    ),
+]
 MAX_NODES = 64
 """As many as the cluster itself takes; said here too, because the cluster is another program."""
 
@@ -63,10 +69,10 @@ def nodes(as_json: AsJson = False) -> None:
     raise typer.Exit(call(local("nodes", as_json)))
 
 
-def submit(config: Config, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def submit(config: Config, overrides: Overrides = None, env: Env = None, as_json: AsJson = False) -> None:
     """Submit a run to the cluster."""
     where = settings()
-    code = call(submission(config, overrides or [], as_json), submitter_environment(where))
+    code = call(submission(config, overrides or [], as_json, env or []), submitter_environment(where))
     if code == 0:
         say(f"watch it with `steer status --watch`, or at {where.console_url}")
     raise typer.Exit(code)
@@ -77,9 +83,15 @@ def local(verb: str, as_json: bool = False) -> list[str]:
     return [sys.executable, "-m", "cluster.local", verb, *(["--json"] if as_json else [])]
 
 
-def submission(config: str, overrides: Sequence[str], as_json: bool) -> list[str]:
+def submission(config: str, overrides: Sequence[str], as_json: bool, env: Sequence[str] = ()) -> list[str]:
     """The command that submits a run."""
-    return [sys.executable, "-m", "ray_jobs.submit", config, *overrides, *(["--json"] if as_json else [])]
+    flags = [*variable_flags(env), *(["--json"] if as_json else [])]
+    return [sys.executable, "-m", "ray_jobs.submit", config, *overrides, *flags]
+
+
+def variable_flags(env: Sequence[str]) -> list[str]:
+    """`--env` for the submitter, once for each name. Their values stay in the environment."""
+    return [f"--env={name}" for name in env]
 
 
 def cluster_record(where: Settings) -> dict[str, Any]:

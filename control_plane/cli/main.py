@@ -35,6 +35,7 @@ TRAIN, STEER, LOOK = "Train", "Steer", "Look"
 def _run(
     config: machine.Config,
     overrides: machine.Overrides = None,
+    env: machine.Env = None,
     unattended: Annotated[
         bool, typer.Option("--unattended", help="Nobody watches: plain lines, also on a terminal.")
     ] = False,
@@ -42,7 +43,7 @@ def _run(
     """Bring up a cluster, train, show the progress, and take everything down at the end or on Ctrl-C."""
     from control_plane.cli.run import run
 
-    run(config, overrides or [], unattended)
+    run(config, overrides or [], unattended, env or [])
 
 
 def _version() -> None:

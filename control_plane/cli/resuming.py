@@ -33,6 +33,7 @@ def resume(
         typer.Argument(help="The run, or the beginning or the end of its id. Without it: the active one."),
     ] = None,
     trust: Trust = False,
+    env: machine.Env = None,
     reason: asking.Reason = None,
     detach: asking.Detach = False,
     timeout: asking.Timeout = asking.DEFAULT_TIMEOUT_S,
@@ -53,7 +54,7 @@ def resume(
         say(f"{why}; submitting a new job that goes on from its newest checkpoint")
     if reason is not None:
         say("the reason is not kept: only commands have one")
-    submit_job(chosen, resumption(chosen, trust, as_json), where)
+    submit_job(chosen, resumption(chosen, trust, as_json, env or []), where)
 
 
 def _chosen(client: "SteerwayClient", run: str | None) -> str:
@@ -87,7 +88,7 @@ def submit_job(run: str, command: Sequence[str], where: "Settings") -> NoReturn:
     raise typer.Exit(code)
 
 
-def resumption(run: str, trust: bool, as_json: bool) -> list[str]:
+def resumption(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
     """The command that submits a new job for a run that there is already."""
-    flags = [*(["--trust"] if trust else []), *(["--json"] if as_json else [])]
+    flags = [*(["--trust"] if trust else []), *machine.variable_flags(env), *(["--json"] if as_json else [])]
     return [sys.executable, "-m", "ray_jobs.submit", "--resume", run, *flags]

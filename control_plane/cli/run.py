@@ -40,7 +40,7 @@ LOG_LINES_SHOWN = 20
 STAY_POLL_S = 3600.0
 
 
-def run(config: str, overrides: Sequence[str], unattended: bool) -> None:
+def run(config: str, overrides: Sequence[str], unattended: bool, env: Sequence[str] = ()) -> None:
     """Bring up a cluster, train, show the progress, and take everything down at the end or on Ctrl-C.
 
     On a terminal the cluster that it brought up stays at the end, so that one can look, until Ctrl-C.
@@ -50,7 +50,7 @@ def run(config: str, overrides: Sequence[str], unattended: bool) -> None:
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal leaves no cluster behind either
         signal.signal(number, _interrupt)
     with _cluster(where) as is_ours:
-        told = call_for_json(submission(config, overrides, as_json=True), submitter_environment(where))
+        told = call_for_json(submission(config, overrides, True, env), submitter_environment(where))
         chosen = str(told["run"])
         say(*invitation(where, chosen, unattended))
         with connect() as client:

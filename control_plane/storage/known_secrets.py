@@ -1,5 +1,6 @@
 """The secrets that a process of a run can know: those of its environment and those of the run's config."""
 
+import json
 import os
 from collections.abc import Mapping
 from hashlib import sha256
@@ -15,7 +16,16 @@ _read: dict[str, tuple[str, ...]] = {}
 
 def redaction_of(files: RunFiles | None, environ: Mapping[str, str] = os.environ) -> Redaction:
     """What takes the secrets that are known here, now, out of a text that this process is about to tell."""
-    return Redaction.of(environ, () if files is None else _of_config(files))
+    return Redaction.of(environ, () if files is None else (*_of_config(files), *_of_variables(files)))
+
+
+def _of_variables(files: RunFiles) -> tuple[str, ...]:
+    """Whatever their names: somebody has called them secret."""
+    try:
+        found = json.loads(files.secrets.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return ()
+    return tuple(value for value in found.values() if isinstance(value, str)) if isinstance(found, dict) else ()
 
 
 def _of_config(files: RunFiles) -> tuple[str, ...]:

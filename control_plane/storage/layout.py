@@ -2,6 +2,7 @@
 
 <home>/runs/<run>/config.yaml      the resolved configuration, written before anything else
                   config.yaml.sig  that this installation made or trusts the config: see `ownership`
+                  secrets.json     the values of its secret environment variables, if it has any
                   journal/         one segment per term
                   metrics.sqlite   measurements
                   checkpoints/     one folder per checkpoint; it exists when its manifest does
@@ -57,6 +58,11 @@ class RunFiles:
     def config_signature(self) -> Path:
         """This installation's signature of the configuration; a run from elsewhere has none, or another one."""
         return self.root / "config.yaml.sig"
+
+    @property
+    def secrets(self) -> Path:
+        """The values of the run's secret environment variables; mode 0600. Most runs have none."""
+        return self.root / "secrets.json"
 
     @property
     def origin(self) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -29,8 +30,8 @@ def submitter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "sys.exit(5 if 'refused' in os.environ.get('SUBMITTER', '') else 0)\n"
     )
 
-    def command(run: str, trust: bool, as_json: bool) -> list[str]:
-        return [sys.executable, str(program), *resumption(run, trust, as_json)[3:]]
+    def command(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
+        return [sys.executable, str(program), *resumption(run, trust, as_json, env)[3:]]
 
     monkeypatch.setattr("control_plane.cli.resuming.resumption", command)
     monkeypatch.setattr("control_plane.cli.going.resumption", command)
@@ -49,10 +50,10 @@ def test_resume_of_a_run_that_ended_early_submits_a_new_job(
     gateway: LiveGateway, steer: Steer, submitter: Path, tmp_path: Path, ending: str
 ) -> None:
     gateway.call(gateway.server.close(ending, "rank 1 ran out of memory"))
-    answer = steer("resume", RUN, "--trust", "--json")
+    answer = steer("resume", RUN, "--trust", "--json", "--env", "MY_KEY")
     assert answer.exit_code == 0
     assert f"run {RUN} has {ending} at step 4; submitting a new job" in answer.stderr
-    assert json.loads(submitter.read_text()) == [["--resume", RUN, "--trust", "--json"], str(tmp_path)]
+    assert json.loads(submitter.read_text()) == [["--resume", RUN, "--trust", "--env=MY_KEY", "--json"], str(tmp_path)]
 
 
 def test_resume_that_the_submitter_refuses_leaves_with_its_exit_code(
