@@ -22,7 +22,7 @@ from control_plane.gateway.problems import NO_SNIFFING, install_problems, intern
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
 from control_plane.gateway.tokens import Tokens
-from control_plane.gateway.turnstile import Turnstile, turned_away
+from control_plane.gateway.turnstile import Turnstile, is_at_most, turned_away
 from control_plane.handle import RunHandle, RunSummary
 from control_plane.storage.layout import RunFiles
 
@@ -132,7 +132,7 @@ async def _take_body(scope: MutableMapping[str, Any], receive: Receive) -> tuple
         limit=MAX_BODY_BYTES,
     )
     declared = next((value for name, value in scope["headers"] if name == b"content-length"), b"0")
-    if not declared.isdigit() or int(declared) > MAX_BODY_BYTES:
+    if not is_at_most(declared.decode("latin-1"), MAX_BODY_BYTES):
         return receive, too_large
     body = bytearray()
     try:

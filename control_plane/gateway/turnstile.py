@@ -90,12 +90,16 @@ def announces_body(scope: Scope) -> bool:
     return "transfer-encoding" in headers or headers.get("content-length", "0").strip("0") != ""
 
 
+def is_at_most(declared: str, most: int) -> bool:
+    """Whether a Content-Length is a number, of any number of digits, and no more than this."""
+    digits = declared.lstrip("0") or "0" if declared else ""
+    return digits.isascii() and digits.isdigit() and len(digits) <= len(str(most)) and int(digits) <= most
+
+
 def turned_away(scope: Scope, error: SteerwayError) -> Response:
     """The answer to a request whose body was not read."""
     response = problem_of(error)
     declared = Headers(scope=scope).get("content-length", "")
-    if isinstance(error, UnwantedBody) or not (
-        declared.isascii() and declared.isdigit() and int(declared) <= MAX_UNREAD_BYTES
-    ):
+    if isinstance(error, UnwantedBody) or not is_at_most(declared, MAX_UNREAD_BYTES):
         response.headers["Connection"] = "close"
     return response

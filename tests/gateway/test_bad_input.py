@@ -154,6 +154,14 @@ def test_bad_request_is_answered_with_a_problem(house: House, method: str, path:
     problem_in(house.web.request(method, API + path, headers=bearer()), status, slug)
 
 
+@pytest.mark.parametrize("length", ["9" * 5_000, "9" * 20, "-1", "x", "", "\u00b2"])
+@pytest.mark.parametrize("role", [None, "operator"])
+def test_length_that_is_no_number_or_a_huge_one_is_too_large(house: House, role: Any, length: str) -> None:
+    said = {"Content-Length": length.encode("latin-1"), "Transfer-Encoding": "chunked"}
+    answer = house.web.post(API + COMMANDS, headers=(bearer(role) if role else {}) | said, content=b"{}")
+    problem_in(answer, 413 if role else 401, "too-large" if role else "not-allowed")
+
+
 def test_link_among_the_logs_is_not_followed(house: House) -> None:
     logs = house.runs.files(RUN).logs
     logs.mkdir()
