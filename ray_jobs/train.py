@@ -175,8 +175,10 @@ def _prepare_process(config: RunConfig, use_gpu: bool) -> None:
 
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_rank)))
     from ray_jobs.cpu_ranks import prepare_cpu_ranks
+    from ray_jobs.ddp_timeout import let_it_count
 
     prepare_cpu_ranks()
+    let_it_count()
 
 
 def _seed(seed: int) -> None:
