@@ -1,7 +1,7 @@
-"""Ports for tests: from below those that the kernel gives to outgoing connections.
+"""Ports for tests. Those of clusters are from below the ones that the kernel gives to outgoing connections.
 
 Whoever starts a cluster chooses its ports long before they are listened on. Tests that run beside each other open
-connections all the while; none of them gets a port from here.
+connections all the while; none of them gets a cluster's port.
 """
 
 import random
@@ -14,7 +14,7 @@ _chance = random.SystemRandom()  # a test that seeds `random` would choose what 
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on at this moment."""
+    """Ports for a cluster that nobody uses at this moment."""
     found: list[int] = []
     while len(found) < count:
         port = _chance.randint(FIRST, LAST)
@@ -28,5 +28,8 @@ def free_ports(count: int) -> list[int]:
 
 
 def free_port() -> int:
-    """One of them."""
-    return free_ports(1)[0]
+    """One that the kernel gives, for whoever listens on it at once. Ranks and gateways of tests take many of them, and
+    none from the clusters' ports: Ray Serve cannot listen on a port that was used in the last minute."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])

@@ -23,6 +23,9 @@ POLL_S = 0.1
 LEAST_S = 12.0
 """With less of the budget left no new processes are started: they would be ended before their first stage."""
 
+REHEARSAL_PATIENCE = 3
+"""A rehearsal's ranks share their processors with whatever else runs; ranks on a GPU do not share it."""
+
 LOG_LINES = 6
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring", "NCCL_NVLS_ENABLE": "0"}
 """What bit-equality needs of cuBLAS and NCCL; `stages.exact` adds PyTorch's own switch."""
@@ -76,7 +79,7 @@ class Check:
             reason = self._wait(folder, "ready", ranks, START_BOX_S)
             for stage in stages:
                 if reason is None and not stage.ends_ranks:
-                    reason = self._wait(folder, stage.name, ranks, stage.box_s)
+                    reason = self._wait(folder, stage.name, ranks, self._box_s(stage))
                 elif reason is None:
                     yield self._tell(stage, self._ended(ranks, stage))
                     return
@@ -88,6 +91,9 @@ class Check:
             for rank in ranks:
                 rank.kill()
                 rank.wait()
+
+    def _box_s(self, stage: StageBox) -> float:
+        return stage.box_s * (REHEARSAL_PATIENCE if self.rehearse else 1)
 
     def _start(self, rank: int, port: int, folder: Path) -> "subprocess.Popen[bytes]":
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": self.world_size, "LOCAL_WORLD_SIZE": self.world_size}
@@ -116,7 +122,7 @@ class Check:
     def _ended(self, ranks: "list[subprocess.Popen[bytes]]", stage: StageBox) -> Line:
         """Of a stage in which the last rank is stopped: how the others ended, and after how many seconds."""
         began_s = time.monotonic()
-        until_s = min(began_s + stage.box_s, self.deadline_s)
+        until_s = min(began_s + self._box_s(stage), self.deadline_s)
         while any(rank.poll() is None for rank in ranks[:-1]) and time.monotonic() < until_s:
             time.sleep(POLL_S)
         codes = [rank.poll() for rank in ranks[:-1]]

@@ -58,6 +58,13 @@ def test_a_spent_budget_is_said_for_every_stage(tmp_path: Path) -> None:
     assert all(line["ok"] is None and "budget" in line["reason"] for line in lines)
 
 
+def test_a_rehearsal_has_patience_because_it_is_not_alone_on_its_processors(tmp_path: Path) -> None:
+    rehearsal = check(tmp_path)
+    assert rehearsal._box_s(StageBox("boundary", 40)) == 120
+    rehearsal.rehearse = False
+    assert rehearsal._box_s(StageBox("boundary", 40)) == 40
+
+
 def test_a_stage_for_two_ranks_is_not_run_on_one(tmp_path: Path) -> None:
     (line,) = check(tmp_path, world_size=1).run(["blocked_rank"])
     assert line["ok"] is None
