@@ -45,7 +45,7 @@ LOOK_EVERY_S = 0.05
 NICENESS = 10
 """Of the writing thread, on Linux: where cores are scarce, the training's threads go first."""
 
-REPORT = re.compile(r"rank-(\d+)\.(done|failed)\.json")
+REPORT = re.compile(r"rank-([0-9]+)\.(done|failed)\.json")
 PACKAGES = ("torch", "deepspeed", "transformers")
 
 

@@ -9,6 +9,7 @@ be: there DeepSpeed's universal format is loaded, and `elastic` compares the con
 """
 
 import hashlib
+import io
 import json
 import logging
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 
 from control_plane.core.errors import Damaged, Diverged, Refused
-from control_plane.storage.checkpoints import Manifest
+from control_plane.storage.checkpoints import Manifest, Shard, open_shard, read_shard
 from control_plane.storage.layout import STATE
 from ray_jobs import progress, script_callbacks
 from ray_jobs.capture import TRAINER_STATE, capture, model_shapes, progress_path, random_digest, state_digest
@@ -41,7 +42,8 @@ def load(trainer: Any, plan: Plan) -> None:
         raise Refused(problem)
     engine = getattr(trainer, "deepspeed", None)
     if engine is None:
-        state = torch.load(plan.root / STATE / "model.pt", map_location="cpu", weights_only=True)
+        with open_shard(plan.root, _shard(plan.manifest, f"{STATE}/model.pt")) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
         trainer.model.load_state_dict(state["model"])
         trainer.optimizer.load_state_dict(state["optimizer"])
     elif plan.manifest.kind == "universal":
@@ -92,7 +94,8 @@ def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
 def _as_configured_then(state: str, plan: Plan) -> str:
     """The Trainer's state with the settings of the config that was saved: a fork may have other ones, by intention."""
     assert plan.root is not None
-    saved = json.loads((plan.root / TRAINER_STATE).read_text())
+    assert plan.manifest is not None
+    saved = json.loads(read_shard(plan.root, _shard(plan.manifest, TRAINER_STATE)))
     return json.dumps(json.loads(state) | {key: saved[key] for key in CONFIGURED if key in saved})
 
 
@@ -142,5 +145,14 @@ def _progress(plan: Plan, rank: int) -> progress.Progress:
 
 def _read(plan: Plan, rank: int) -> progress.Progress:
     assert plan.root is not None
-    # The whole checkpoint was verified, by every rank's word, before the plan was made.
-    return dict(torch.load(plan.root / progress_path(rank), map_location="cpu", weights_only=False))
+    assert plan.manifest is not None
+    # Verified before the plan was made, by every rank's word; and compared once more, as the very bytes that are used.
+    content = read_shard(plan.root, _shard(plan.manifest, progress_path(rank)))
+    return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=False))
+
+
+def _shard(manifest: Manifest, path: str) -> Shard:
+    found = next((shard for shard in manifest.shards if shard.path == path), None)
+    if found is None:
+        raise Damaged(f"checkpoint {manifest.checkpoint} holds no {path}")
+    return found

@@ -42,7 +42,7 @@ from control_plane.storage.segments import Segment, honoured, list_segments, seg
 
 Verdict = Literal["intact", "torn tail", "damaged"]
 
-HEAD = re.compile(r"(\d{1,16}):([0-9a-f]{16,64})")
+HEAD = re.compile(r"([0-9]{1,16}):([0-9a-f]{16,64})")
 SAID_BESIDE = ("uuid", "status", "command", "arguments", "author")
 """What a line says beside its body, and must not contradict it."""
 

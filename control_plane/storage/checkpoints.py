@@ -5,9 +5,10 @@ temporary name, synced, renamed, and the folder synced. A folder without a manif
 has left, or a removal that did not. Nothing here unpickles anything: first `verify`, then load.
 
 Covered: a process or machine that dies anywhere during a save or a removal; files that are damaged, missing, swapped,
-linked or planted. Not covered: storage that reorders a rename before the data it names, in spite of fsync; whoever
-changes files between `verify` and their use. A whole older checkpoint of the same name in the place of a newer one is
-signed as well: the digest of the manifest in the journal tells them apart, so whoever has a record compares it.
+linked or planted. A whole older checkpoint of the same name in the place of a newer one is signed as well: the digest
+of the manifest in the journal tells them apart, so whoever has a record compares it. Not covered: storage that reorders
+a rename before the data it names, in spite of fsync; whoever runs as the same user and changes a file between `verify`
+and DeepSpeed's use of it. What we unpickle ourselves is compared as it is read: `open_shard`, `read_shard`.
 """
 
 import hashlib
@@ -26,7 +27,16 @@ from control_plane.storage.failpoints import reach
 from control_plane.storage.manifests import FORMAT, MANIFEST, MAX_MANIFEST_BYTES, Manifest, RankState, Shard
 from control_plane.storage.private import FILE_MODE
 from control_plane.storage.room import discard, folders, leftovers, room_refusal
-from control_plane.storage.shards import ShardFile, hash_shard, read_through, sync, sync_folder, write_all
+from control_plane.storage.shards import (
+    ShardFile,
+    hash_shard,
+    open_shard,
+    read_shard,
+    read_through,
+    sync,
+    sync_folder,
+    write_all,
+)
 from control_plane.storage.signing import SigningKey
 
 __all__ = [
@@ -44,7 +54,9 @@ __all__ = [
     "leftovers",
     "list_checkpoints",
     "newest_good",
+    "open_shard",
     "read_manifest",
+    "read_shard",
     "resign",
     "room_refusal",
     "verify",
@@ -220,37 +232,56 @@ def _refuse_constant(name: str) -> NoReturn:
 def _compare_files(root: Path, manifest: Manifest) -> None:
     """Raises `Damaged` unless the folder holds what the manifest names, and nothing else that a loader would find."""
     try:
-        found = {entry.path: entry.size_bytes for entry in _files(root, "")}
+        if root.is_symlink():
+            raise Damaged(f"checkpoint {root.name} is a symbolic link; move the folder itself to this place")
+        found = {entry.path: entry for entry in _entries(root, "")}
     except OSError as error:
         raise Damaged(f"checkpoint {root.name} cannot be read: {error}") from None
     for shard in manifest.shards:
         if shard.path not in found:
             raise Damaged(f"checkpoint {root.name} lacks {shard.path}, or it is out of sight from here")
-        if found[shard.path] != shard.size_bytes:
+        size_bytes = found[shard.path].size_bytes
+        if size_bytes != shard.size_bytes:
             raise Damaged(
-                f"{shard.path} of checkpoint {root.name} has {found[shard.path]} bytes; {shard.size_bytes} were saved"
+                f"{shard.path} of checkpoint {root.name} has {size_bytes} bytes; {shard.size_bytes} were saved"
             )
-    # Beside the manifest lie things for people, e.g. DeepSpeed's script; no loader looks there.
-    unknown = sorted(path for path in found.keys() - {shard.path for shard in manifest.shards} if "/" in path)
+        if found[shard.path].shared:
+            raise Damaged(
+                f"others than its owner may write to {shard.path} of checkpoint {root.name}: `chmod -R go-w` the "
+                "checkpoint if nobody has"
+            )
+    known = {shard.path for shard in manifest.shards}
+    known |= {f"{folder}/" for shard in manifest.shards for folder in _folders(shard.path)}
+    unknown = sorted(path for path in found.keys() - known if not _is_note(path))
     if unknown:
         raise Damaged(f"checkpoint {root.name} holds {unknown[0]!r}, which its manifest does not name")
 
 
+def _is_note(path: str) -> bool:
+    """Beside the manifest people may lay notes. What a loader finds there, or a person runs, is none."""
+    return "/" not in path and (path == MANIFEST or path.startswith(".") or path.endswith((".txt", ".md")))
+
+
 @dataclass(frozen=True, slots=True)
-class _File:
+class _Entry:
+    """A file, or a folder, whose path ends with `/`. `shared`: others than its owner may write to it."""
+
     path: str
-    size_bytes: int
+    size_bytes: int = 0
+    shared: bool = False
 
 
-def _files(root: Path, within: str) -> Iterator[_File]:
-    """Every regular file below, by its path from `root`. Raises `Damaged` for what is neither file nor folder."""
+def _entries(root: Path, within: str) -> Iterator[_Entry]:
+    """Everything below, by its path from `root`. Raises `Damaged` for what is neither a regular file nor a folder."""
     with os.scandir(root / within) as entries:
         for entry in entries:
             path = f"{within}{entry.name}"
             if entry.is_dir(follow_symlinks=False):
-                yield from _files(root, f"{path}/")
+                yield _Entry(f"{path}/")
+                yield from _entries(root, f"{path}/")
             elif entry.is_file(follow_symlinks=False):
-                yield _File(path, entry.stat(follow_symlinks=False).st_size)
+                status = entry.stat(follow_symlinks=False)
+                yield _Entry(path, status.st_size, bool(status.st_mode & 0o022))
             else:
                 kind = "a symbolic link" if entry.is_symlink() else "not a regular file"
                 raise Damaged(f"{path!r} of checkpoint {root.name} is {kind}")

@@ -49,6 +49,9 @@ MEMBER = re.compile(rf"config\.yaml|journal/{SEGMENT_NAME.pattern}")
 MAX_EXPORT_BYTES = 2 * 2**30
 """All members together, unpacked: a journal of a million commands is a quarter of that."""
 
+MAX_RATIO, SMALL_BYTES = 100, 64 * 2**20
+"""Unpacked, an export has at most so many times its size, or is small: no two lines of a journal are the same."""
+
 MAX_MEMBERS = 20_000
 """One segment a life of a control server."""
 
@@ -284,8 +287,16 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
         raise Damaged(
             f"{path} does not verify: {named[:80]!r} is in it or in its manifest, and not in both as it should"
         )
-    if sum(told.size_bytes for told in manifest.files.values()) > MAX_EXPORT_BYTES:
+    unpacked_bytes = sum(told.size_bytes for told in manifest.files.values())
+    if unpacked_bytes > MAX_EXPORT_BYTES:
         raise Invalid(f"{path} is larger than an export may be: the limit is {MAX_EXPORT_BYTES:,} bytes, unpacked")
+    if unpacked_bytes > max(SMALL_BYTES, MAX_RATIO * path.stat().st_size):
+        raise Invalid(
+            f"{path} would unpack to {unpacked_bytes:,} bytes, more than {MAX_RATIO} times its size, as no journal does"
+        )
+    for name, member in manifest.files.items():  # before a byte of it is unpacked
+        if archive.getinfo(name).file_size != member.size_bytes:
+            raise Damaged(f"{path} does not verify: {name} is not what its manifest says")
     return manifest
 
 

@@ -116,7 +116,7 @@ def job_name(run: str, number: int) -> str:
 
 def job_number(run: str, job: str) -> int | None:
     """The inverse of `job_name`: from 1; None if the job is not one of this run's."""
-    found = re.fullmatch(re.escape(run) + r"(?:-r(\d+))?", job)
+    found = re.fullmatch(re.escape(run) + r"(?:-r([0-9]+))?", job)
     return None if found is None else int(found[1] or 1)
 
 

@@ -48,7 +48,7 @@ FORMAT_VERSION = 2
 """2: every line about a command says what it asks. Readers of version 1 refuse the newer records, too."""
 
 READABLE_VERSIONS = (1, FORMAT_VERSION)
-SEGMENT_NAME = re.compile(r"(\d{6,})\.jsonl")
+SEGMENT_NAME = re.compile(r"([0-9]{6,})\.jsonl")
 SECTOR_BYTES = 512
 """What a disk writes whole or not at all."""
 

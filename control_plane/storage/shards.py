@@ -6,7 +6,7 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, BinaryIO
 
 from control_plane.core.errors import Damaged, Invalid
 from control_plane.storage.failpoints import halves, reach
@@ -112,19 +112,56 @@ def hash_shard(root: Path, path: Path, rank: int) -> Shard:
 
 def read_through(path: Path, durable: bool = False) -> tuple[int, str]:
     """Size in bytes and SHA-256 of a regular file; a symbolic link is none. Raises `OSError`, `Damaged`."""
-    # Without O_NONBLOCK, opening a named pipe would wait for somebody to write into it.
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    descriptor = _open(path)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise Damaged(f"{path.name} is not a regular file")
-        digest, size_bytes = hashlib.sha256(), 0
-        while block := os.read(descriptor, READ_BYTES):
-            digest.update(block)
-            size_bytes += len(block)
+        found = _hash(descriptor)
         if durable:
             sync(descriptor, "shard.found")
     finally:
         os.close(descriptor)
+    return found
+
+
+def open_shard(root: Path, shard: Shard) -> BinaryIO:
+    """A shard to be read, after it was compared with what was saved: another file put in its place is never read.
+
+    Raises `OSError`, and `Damaged` if it is not what was saved.
+    """
+    descriptor = _open(root / shard.path)
+    try:
+        if _hash(descriptor) != (shard.size_bytes, shard.sha256):
+            raise Damaged(f"{shard.path} of checkpoint {root.name} is not what was saved")
+        os.lseek(descriptor, 0, os.SEEK_SET)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return os.fdopen(descriptor, "rb")
+
+
+def read_shard(root: Path, shard: Shard) -> bytes:
+    """A small shard's bytes, compared with what was saved: they cannot change any more. Raises as `open_shard` does."""
+    descriptor = _open(root / shard.path)
+    with os.fdopen(descriptor, "rb") as file:
+        content = file.read(shard.size_bytes + 1)
+    if (len(content), hashlib.sha256(content).hexdigest()) != (shard.size_bytes, shard.sha256):
+        raise Damaged(f"{shard.path} of checkpoint {root.name} is not what was saved")
+    return content
+
+
+def _open(path: Path) -> int:
+    # Without O_NONBLOCK, opening a named pipe would wait for somebody to write into it.
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise Damaged(f"{path.name} is not a regular file")
+    return descriptor
+
+
+def _hash(descriptor: int) -> tuple[int, str]:
+    digest, size_bytes = hashlib.sha256(), 0
+    while block := os.read(descriptor, READ_BYTES):
+        digest.update(block)
+        size_bytes += len(block)
     return size_bytes, digest.hexdigest()
 
 

@@ -13,11 +13,13 @@ import pytest
 import yaml
 
 from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound, SteerwayError
+from control_plane.storage import export as exports
 from control_plane.storage.audit import audit
 from control_plane.storage.export import MANIFEST, Manifest, export, lay_down, read_export, without_secrets
 from control_plane.storage.journal import Journal, read
 from control_plane.storage.layout import RunFiles, list_runs
 from control_plane.storage.provenance import Machine, Trainers, differences, this_machine
+from control_plane.storage.segments import SEGMENT_NAME
 from tests.core.examples import accepted, created, started
 from tests.storage.scenario import FAST, NOW, write_scenario
 
@@ -365,3 +367,31 @@ def test_scenario_with_every_record_is_exported_whole(tmp_path: Path) -> None:
         == len(read(files.journal))
         == len(read_export(tmp_path / "x.zip").entries)
     )
+
+
+def test_export_that_would_unpack_to_a_multiple_is_refused_before_it_is_unpacked(
+    file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    members = members_of(file) | {exports.CONFIG: b"a: '" + b"x" * (65 * 2**20) + b"'"}
+    plain = json.loads(members[MANIFEST])
+    plain["files"][exports.CONFIG] = {
+        "size_bytes": len(members[exports.CONFIG]),
+        "sha256": sha256(members[exports.CONFIG]).hexdigest(),
+    }
+    members[MANIFEST] = json.dumps(plain).encode()
+    with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in members.items():
+            archive.writestr(name, data)
+    unpacked: list[str] = []
+    bounded = exports._bounded
+    monkeypatch.setattr(
+        exports, "_bounded", lambda zipped, name, limit: unpacked.append(name) or bounded(zipped, name, limit)
+    )
+    with pytest.raises(Invalid, match=r"would unpack to 68,\d+,\d+ bytes, more than 100 times its size"):
+        read_export(file)
+    assert unpacked == [MANIFEST]
+
+
+def test_segments_are_numbered_in_ascii_digits_only() -> None:
+    assert SEGMENT_NAME.fullmatch("000001.jsonl")
+    assert not SEGMENT_NAME.fullmatch("\u0660\u0660\u0660\u0660\u0660\u0661.jsonl")
