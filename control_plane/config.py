@@ -38,6 +38,11 @@ class Settings(BaseModel):
         return self.home / "runs"
 
     @property
+    def signing_key(self) -> Path:
+        """The key with which this installation signs checkpoints and configs; see `storage.signing`."""
+        return self.home / "checkpoint-key"
+
+    @property
     def cluster_file(self) -> Path:
         """What `steer up` wrote down about the cluster that it started (JSON)."""
         return self.home / "cluster.json"

@@ -16,6 +16,7 @@ from control_plane.cli.keeping import checkpoint
 from control_plane.cli.outputs import outputs
 from control_plane.cli.printing import tell
 from control_plane.cli.refusals import SteerGroup
+from control_plane.cli.signing_keys import key
 from control_plane.cli.tokens import tokens
 
 app = typer.Typer(
@@ -93,6 +94,7 @@ app.command(rich_help_panel=LOOK)(machine.nodes)
 app.command("version", rich_help_panel=LOOK)(_version)
 app.add_typer(tokens, rich_help_panel=TRAIN)
 app.add_typer(chaos, rich_help_panel=TRAIN)
+app.add_typer(key, rich_help_panel=TRAIN)
 
 
 def main() -> None:

@@ -21,15 +21,17 @@ def check_home(home: Path) -> None:
     Raises `SteerwayError` with what to do, `Unavailable` if it cannot be looked at.
     """
     for folder in (home, home / "runs"):
-        try:
-            _check(folder, folder.stat())
-        except FileNotFoundError:
-            continue
-        except OSError as error:
-            raise Unavailable(f"{folder} cannot be looked at: {error.strerror or error}") from error
+        check_folder(folder)
 
 
-def _check(folder: Path, status: os.stat_result) -> None:
+def check_folder(folder: Path) -> None:
+    """Refuse one folder that is not the user's own or that others may write to. Raises as `check_home` does."""
+    try:
+        status = folder.stat()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise Unavailable(f"{folder} cannot be looked at: {error.strerror or error}") from error
     because = "whoever can write there can replace its keys, tokens and runs"
     if status.st_uid not in (os.geteuid(), 0):
         raise SteerwayError(

@@ -3,7 +3,10 @@
 Loading a checkpoint unpickles it, so whoever can forge one runs code. Hashes find damage; only the signature finds
 somebody who changes a shard and its hash. The key is one file of the installation, readable by its owner alone.
 
-Not covered: whoever can read the key, or can change files between their verification and their use.
+Beside it the folder `accepted-keys` may hold more keys, one a file. Nothing is signed with them, and what they have
+signed is accepted: keys that were rotated away, and those of other installations with which runs are exchanged.
+
+Not covered: whoever can read a key, or can change files between their verification and their use.
 """
 
 import hashlib
@@ -12,13 +15,14 @@ import os
 import re
 import secrets
 import stat
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 
 from control_plane.core.errors import Damaged, SteerwayError, Unavailable
 from control_plane.storage.failpoints import reach
 from control_plane.storage.manifests import Manifest, complete
-from control_plane.storage.private import check_home, make_folder
+from control_plane.storage.private import check_folder, check_home, make_folder
 from control_plane.storage.shards import sync, sync_folder, write_all
 
 KEY_BYTES = 32
@@ -26,19 +30,21 @@ KEY_TEXT = re.compile(rb"([0-9a-f]{64})\n?")
 NAME_CHARS = 16
 """So much of a digest of the key stands before a signature, to tell another installation's from a forged one."""
 
+ACCEPTED = "accepted-keys"
+
 TRUST = "load it with --trust if you know where it comes from"
 
 
 class SigningKey:
     """The installation's key. Build it with `of_installation`."""
 
-    __slots__ = ("_name", "_secret")
+    __slots__ = ("_accepted", "_name", "_secret")
 
-    def __init__(self, secret: bytes) -> None:
-        """Take `KEY_BYTES` secret bytes. Raises `Damaged` if they are too few."""
+    def __init__(self, secret: bytes, accepted: Iterable["SigningKey"] = ()) -> None:
+        """Take `KEY_BYTES` secret bytes, and the keys whose signatures count, too. Raises `Damaged` if too few."""
         if len(secret) != KEY_BYTES:
             raise Damaged(f"a signing key has {KEY_BYTES} bytes, not {len(secret)}")
-        self._secret = secret
+        self._secret, self._accepted = secret, tuple(accepted)
         self._name = self._mac(b"the name of this key")[:NAME_CHARS]
 
     @classmethod
@@ -52,7 +58,7 @@ class SigningKey:
         try:
             if not os.path.lexists(path):
                 _create(path)
-            return cls(_read(path))
+            return cls(_read(path), [cls(_read(each)) for each in _accepted_files(path)])
         except OSError as error:
             raise Unavailable(f"the signing key {path} could not be read or made: {error.strerror or error}") from error
 
@@ -66,6 +72,8 @@ class SigningKey:
         """Raises `Damaged` unless this key signed exactly this manifest. `root` is the checkpoint, for the sentence."""
         told = manifest.signature
         if hmac.compare_digest(told.encode(), self._signature(manifest).encode()):
+            return
+        if any(key.signed_text(manifest.canonical(), told) for key in self._accepted):
             return
         if not told:
             raise Damaged(f"checkpoint {root.name} is not signed: {TRUST}")
@@ -86,8 +94,15 @@ class SigningKey:
         """This key's signature of something else than a manifest; `text` says what it is."""
         return f"{self._name}:{self._mac(text)}"
 
+    @property
+    def accepted(self) -> tuple[str, ...]:
+        """The names of the other keys whose signatures count."""
+        return tuple(key.name for key in self._accepted)
+
     def signed_text(self, text: bytes, signature: str) -> bool:
-        """Whether this key signed exactly this text."""
+        """Whether this key, or one that is accepted, signed exactly this text."""
+        if any(key.signed_text(text, signature) for key in self._accepted):
+            return True
         return hmac.compare_digest(signature.encode(), self.sign_text(text).encode())
 
     def _signature(self, manifest: Manifest) -> str:
@@ -101,10 +116,42 @@ class SigningKey:
         return f"SigningKey({self._name})"
 
 
+def rotate(path: Path) -> tuple[SigningKey, Path]:
+    """Sign with a fresh key from now on, and accept the one before: answers the fresh one, and where the old one lies.
+
+    A process that is killed meanwhile leaves the old key, or both. Raises what `SigningKey.of_installation` does.
+    """
+    before = SigningKey.of_installation(path)
+    kept = path.with_name(ACCEPTED) / before.name
+    try:
+        make_folder(kept.parent)
+        with suppress(FileExistsError):
+            os.link(path, kept)
+        sync_folder(kept.parent, "key.folder")
+        _put(path, os.replace)
+    except OSError as error:
+        raise Unavailable(f"the signing key {path} could not be rotated: {error.strerror or error}") from error
+    return SigningKey.of_installation(path), kept
+
+
+def _accepted_files(path: Path) -> list[Path]:
+    folder = path.with_name(ACCEPTED)
+    if not os.path.lexists(folder):
+        return []
+    check_folder(folder)
+    return sorted(each for each in folder.iterdir() if not each.name.startswith("."))
+
+
 def _create(path: Path) -> None:
-    """Make the key under another name, whole and durable, and link it: whoever sees the name sees a whole key."""
-    reach("key.file", "before_create")
+    """The installation's first key."""
     make_folder(path.parent)
+    with suppress(FileExistsError):  # another process was faster: its key is the installation's
+        _put(path, os.link)
+
+
+def _put(path: Path, name: Callable[[Path, Path], None]) -> None:
+    """Make a key under another name, whole and durable, then name it: whoever sees the name sees a whole key."""
+    reach("key.file", "before_create")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
@@ -114,8 +161,7 @@ def _create(path: Path) -> None:
         finally:
             os.close(descriptor)
         reach("key.file", "before_link")
-        with suppress(FileExistsError):  # another process was faster: its key is the installation's
-            os.link(temporary, path)
+        name(temporary, path)
     finally:
         reach("key.file", "before_unlink")
         temporary.unlink(missing_ok=True)

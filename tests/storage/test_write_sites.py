@@ -16,6 +16,7 @@ ELSEWHERE = [ROOT / "ray_jobs" / "convert.py"]
 WITHOUT: dict[tuple[str, str], str] = {
     ("journal.py", "_create"): "the segment's birth: `_begin_segment` has a point before it and one after it",
     ("journal.py", "<module>"): "the three calls by their names; whoever calls them has the points",
+    ("signing.py", "_create"): "it says only how the key is named: `_put` names it, and has the points",
     ("private.py", "make_folder"): "whoever makes a folder in which something has to last has the points",
     ("private.py", "write_file"): "what a new run begins with: one that was not submitted is removed",
     ("outputs.py", "copy_outputs"): "copies for people: who lacks one asks again",
