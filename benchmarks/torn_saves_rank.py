@@ -154,6 +154,7 @@ def _save(protocol: str, engine: Any, saves: Path, name: str, rank: int) -> None
         engine.save_checkpoint(str(saves), tag=name)
         return
     root = saves / name
+    engine._copy_recovery_script = lambda folder: None  # as saves of runs have it: no scripts lie in a checkpoint
     engine.save_checkpoint(str(root), tag=STATE, save_latest=False)
     paths = sorted(path for path in (root / STATE).rglob("*") if path.is_file())
     own = [hash_shard(root, path, rank) for path in paths if _writer(path) == rank]

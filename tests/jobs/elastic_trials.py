@@ -200,6 +200,7 @@ def save(trainer: ElasticTrainer, root: Path, key: SigningKey) -> None:
     """As a run saves: DeepSpeed's shards and the rank's progress, then, when all have, the manifest."""
     engine = _engine(trainer)
     client_state = universal_checkpoint_info(engine)
+    engine._copy_recovery_script = lambda folder: None  # as `capture` has it: no scripts lie in a checkpoint
     engine.save_checkpoint(str(root), tag="state", save_latest=False, client_state=client_state)
     torch.save({"python": dist.get_rank()}, root / "state" / f"rank-{dist.get_rank()}-progress.pt")
     dist.barrier()
