@@ -6,7 +6,6 @@ One run goes through all of it. That it ends bit for bit as if nothing had happe
 import json
 import os
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
@@ -17,7 +16,7 @@ from control_plane.core.commands import Pause, Resume, SetLearningRate, Stop
 from control_plane.core.errors import SteerwayError
 from control_plane.core.records import CommandRepeated, CommandSettled
 from control_plane.handle import Snapshot
-from tests.ray.cluster import REPOSITORY, Cluster, running, wait_closed, wait_for, wait_for_step, whole_journal
+from tests.ray.cluster import REPOSITORY, Cluster, wait_closed, wait_for, wait_for_step, whole_journal
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]
 
@@ -27,18 +26,6 @@ CONFIG = (
     "training.eval_strategy='no'",
     "checkpoint.every_steps=10",
 )
-
-
-@pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    with running(tmp_path_factory.mktemp("home")) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def client(cluster: Cluster) -> Iterator[SteerwayClient]:
-    with cluster.client() as client:
-        yield client
 
 
 @pytest.fixture(scope="module")
