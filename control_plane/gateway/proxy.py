@@ -5,18 +5,20 @@ may want; a refusal at the proxy takes a quarter of one at most. Ray Serve calls
 `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` says so, which `steer up` sees to. On a cluster that somebody else has
 started, the turnstile in the app is the only one.
 
-Whom it does not know, it lets pass: the app says no.
+Whom it does not know, it lets pass: the app says no. But streams that have said nothing yet are few here, too: each
+holds a place of the app.
 """
 
 import logging
 
 from starlette.middleware import Middleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.config import settings
 from control_plane.core.errors import Overloaded, SteerwayError
 from control_plane.gateway.auth import Unauthenticated
 from control_plane.gateway.priority import give_way
+from control_plane.gateway.stream import MAX_STRANGERS, TRY_AGAIN
 from control_plane.gateway.tokens import TokenFile
 from control_plane.gateway.turnstile import Turnstile, UnwantedBody, turned_away
 
@@ -28,9 +30,13 @@ class AtTheProxy:
 
     def __init__(self, app: ASGIApp, turnstile: Turnstile) -> None:
         self._app, self._turnstile = app, turnstile
+        self._strangers = set[object]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One connection."""
+        if scope["type"] == "websocket":
+            await self._stream(scope, receive, send)
+            return
         owner = None
         try:
             owner = self._turnstile.enter(scope)
@@ -43,6 +49,27 @@ class AtTheProxy:
             await self._app(scope, receive, send)
         finally:
             self._turnstile.leave(owner)
+
+    async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One WebSocket: its place among the strangers is free again when it has said something, or has ended."""
+        if len(self._strangers) >= MAX_STRANGERS:
+            reason = f"{MAX_STRANGERS} connections have shown no token yet; come again in a moment"
+            await send({"type": "websocket.accept"})
+            await send({"type": "websocket.close", "code": TRY_AGAIN, "reason": reason})
+            return
+        place = object()
+
+        async def until_it_speaks() -> Message:
+            message = await receive()
+            if message["type"] != "websocket.connect":
+                self._strangers.discard(place)
+            return message
+
+        self._strangers.add(place)
+        try:
+            await self._app(scope, until_it_speaks, send)
+        finally:
+            self._strangers.discard(place)
 
 
 def middlewares() -> list[Middleware]:

@@ -2,20 +2,24 @@
 
 import asyncio
 import json
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from websockets.exceptions import ConnectionClosed
+from websockets.sync.client import ClientConnection, connect
 
 from control_plane.config import Role
 from control_plane.gateway import app as front
-from control_plane.gateway import stream
+from control_plane.gateway import proxy, stream
 from control_plane.gateway.app import create_app
 from control_plane.gateway.proxy import AtTheProxy
 from control_plane.gateway.turnstile import Turnstile
 from tests.gateway.conftest import House
-from tests.gateway.house import API, HOST, RUN, TOKENS, Runs, token_book
+from tests.gateway.house import API, HOST, RUN, TOKENS, Runs, live_gateway, token_book
 from tests.gateway.test_slow_clients import scope
 from tests.gateway.test_turnstile import SMALL, answered, posted
 
@@ -86,6 +90,51 @@ def test_streams_of_strangers_are_few_and_their_places_are_given_back(
 
     assert asyncio.run(watch()) == ([1013, 1013, 4401, 4401, 4401], 4404)
     assert not app.state.strangers
+
+
+def test_streams_of_strangers_are_few_at_the_proxy_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(proxy, "MAX_STRANGERS", 3)
+
+    async def busy(scope: Any, receive: Any, send: Any) -> None:
+        """An app that has no time for anybody yet."""
+        await send({"type": "websocket.accept"})
+        await send({"type": "websocket.send", "text": "it is with the app"})
+        while (await receive())["type"] != "websocket.disconnect":
+            pass
+
+    def wrap(_: Any) -> Any:
+        return AtTheProxy(busy, Turnstile(token_book()))
+
+    reasons: list[str] = []
+    with live_gateway(tmp_path, wrap) as gateway, ExitStack() as opened:
+
+        def enter() -> ClientConnection | None:
+            """A connection that the app has; None if it was sent away."""
+            made = opened.enter_context(connect(gateway.url.replace("http", "ws"), proxy=None))
+            try:
+                made.recv(timeout=10)
+            except ConnectionClosed as closed:
+                reasons.append(str(closed))
+                return None
+            return made
+
+        def enter_soon() -> ClientConnection:
+            deadline = time.monotonic() + 20
+            while (made := enter()) is None:
+                assert time.monotonic() < deadline
+            return made
+
+        held = [enter() for _ in range(4)]
+        assert [each is None for each in held] == [False, False, False, True]
+        assert held[0] is not None
+        assert held[1] is not None
+        held[0].send("{}")  # it speaks: from here on the app knows whom it serves
+        enter_soon()
+        assert enter() is None
+        held[1].close()
+        enter_soon()
+        assert enter() is None
+    assert all("1013" in each and "come again" in each for each in reasons), reasons
 
 
 @pytest.mark.parametrize("path", ["/health", "/runs", "/openapi.json", f"/runs/{RUN}/logs", "/nothing"])
