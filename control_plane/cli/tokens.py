@@ -1,6 +1,5 @@
 """`steer token`: who may use this machine's gateway. A running gateway notices a change by itself."""
 
-import json
 import re
 from datetime import UTC, datetime, timedelta
 from typing import Annotated
@@ -8,6 +7,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.looking import AsJson, print_table
+from control_plane.cli.printing import tell, tell_json
 from control_plane.cli.refusals import Misused, SteerGroup, say
 from control_plane.config import Role, settings
 from control_plane.gateway.tokens import TokenBook, add_token, revoke_token
@@ -36,9 +36,9 @@ def create(
     until = None if expires is None else _moment(expires)
     token = add_token(settings(), name, role, tuple(runs or ()), until)
     if as_json:
-        typer.echo(json.dumps({"name": name, "role": role, "token": token}))
+        tell_json({"name": name, "role": role, "token": token})
         return
-    typer.echo(token)
+    tell(token)
     say(f"this is the only time that it is shown; use it as STEERWAY_TOKEN. `steer token revoke {name}` ends it")
 
 
@@ -47,7 +47,7 @@ def list_tokens(as_json: AsJson = False) -> None:
     """The tokens that the gateway knows, without their secrets."""
     records = TokenBook.from_file(settings().tokens_file).tokens
     if as_json:
-        typer.echo(json.dumps([each.model_dump(mode="json", exclude={"sha256"}) for each in records]))
+        tell_json([each.model_dump(mode="json", exclude={"sha256"}) for each in records])
         return
     now_s = datetime.now(UTC).timestamp()
     rows = [
@@ -67,7 +67,7 @@ def list_tokens(as_json: AsJson = False) -> None:
 def revoke(name: Name) -> None:
     """End a token: at once for requests, within seconds for streams. A local one is replaced by a new one."""
     replaced = revoke_token(settings(), name)
-    typer.echo(f"{name} is revoked" + ("; this machine's commands use a new one" if replaced else ""))
+    tell(f"{name} is revoked" + ("; this machine's commands use a new one" if replaced else ""))
 
 
 def _moment(text: str) -> datetime:

@@ -282,6 +282,7 @@ def test_a_rank_hands_ray_no_exception_with_a_secret(
         monkeypatch.setattr(train, part, lambda *_: None)
     monkeypatch.setattr(train, "_trained_to_the_end", fail)
     monkeypatch.setattr(train.RunConfig, "from_yaml", lambda *_: None)
+    monkeypatch.setattr(train, "variables", lambda *_: {})
     with pytest.raises(RuntimeError) as raised:
         train.main({"root": str(files.root), "use_gpu": False})
     told = "".join(traceback.format_exception(raised.value))
@@ -302,6 +303,7 @@ def test_an_exception_without_a_secret_is_raised_as_it_is(files: RunFiles, monke
         monkeypatch.setattr(train, part, lambda *_: None)
     monkeypatch.setattr(train, "_trained_to_the_end", fail)
     monkeypatch.setattr(train.RunConfig, "from_yaml", lambda *_: None)
+    monkeypatch.setattr(train, "variables", lambda *_: {})
     with pytest.raises(ValueError, match="there is no data today") as raised:
         train.main({"root": str(files.root), "use_gpu": False})
     assert raised.value is mistake
