@@ -2,6 +2,7 @@
 
 import typer
 
+from control_plane.cli.printing import tell
 from control_plane.cli.refusals import SteerGroup, say
 from control_plane.config import settings
 
@@ -19,9 +20,9 @@ def list_keys() -> None:
     from control_plane.storage.signing import SigningKey
 
     found = SigningKey.of_installation(settings().signing_key)
-    typer.echo(f"signs     {found.name}")
+    tell(f"signs     {found.name}")
     for name in found.accepted:
-        typer.echo(f"accepted  {name}")
+        tell(f"accepted  {name}")
 
 
 @key.command()
@@ -30,6 +31,6 @@ def rotate() -> None:
     from control_plane.storage.signing import rotate as put_a_fresh_one
 
     fresh, kept = put_a_fresh_one(settings().signing_key)
-    typer.echo(f"signs     {fresh.name}")
+    tell(f"signs     {fresh.name}")
     say(f"the old key lies in {kept}, and what it has signed is accepted; without that file it needs --trust")
     say("runs that are at work sign with the old key until their ranks start again")
