@@ -64,6 +64,7 @@ def test_forked_process_has_its_own_environment_and_everything_imported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEERWAY_HOME", "after the interpreter was started")
+    monkeypatch.delenv("RANK", raising=False)  # DeepSpeed sets it in the process of another test
     first, second = seen_by(tmp_path / "a", RANK="0"), seen_by(tmp_path / "b")
     assert first["imported"] == ["deepspeed", "torch", "transformers.trainer"]
     assert first["environment"] == {
