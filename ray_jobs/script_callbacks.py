@@ -55,7 +55,7 @@ def _was_told_to_stop(trainer: Any) -> bool:
 
 
 def _stateful(trainer: Any) -> list[tuple[str, Any]]:
-    callbacks = getattr(getattr(trainer, "callback_handler", None), "callbacks", ())
+    callbacks = getattr(trainer.callback_handler, "callbacks", ())
     return [
         (type(each).__name__, each)
         for each in callbacks

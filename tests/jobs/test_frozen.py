@@ -18,7 +18,14 @@ from tests.jobs.parameter_trials import intent
 
 def plain_trainer(model: nn.Module, kind: type[torch.optim.Optimizer] = torch.optim.AdamW, **options: Any) -> Any:
     optimizer = kind(model.parameters(), lr=0.1, **options)  # type: ignore[call-arg]
-    return SimpleNamespace(model=model, optimizer=optimizer, deepspeed=None)
+    return SimpleNamespace(
+        model=model,
+        optimizer=optimizer,
+        deepspeed=None,
+        callback_handler=SimpleNamespace(),
+        state=SimpleNamespace(global_step=0, max_steps=1),
+        control=SimpleNamespace(should_training_stop=False),
+    )
 
 
 def two_layers() -> nn.Sequential:
