@@ -129,6 +129,9 @@ def checkpoint_row(found: CheckpointCommitted) -> tuple[str, ...]:
     return (one_line(found.checkpoint), str(found.step), held, "yes" if found.pinned else "no", label, note)
 
 
+LEFT_OUT = "left out"
+
+
 def seconds_left(snapshot: Snapshot) -> float | None:
     """Until the last step at the present speed; None if nobody knows."""
     if not snapshot.steps_per_s or snapshot.status != "running":
@@ -158,13 +161,14 @@ def progress(snapshot: Snapshot) -> dict[str, str]:
 def _left_out(snapshot: Snapshot) -> dict[str, str]:
     """Samples that fill no whole global batch, if there are any: a script started by hand would train on them."""
     count = snapshot.facts.get("samples_left_out")
-    return {"left out": f"{count} samples of each epoch, which fill no global batch"} if count else {}
+    return {LEFT_OUT: f"{count} samples of each epoch, which fill no global batch"} if count else {}
 
 
 @in_one_line
 def progress_line(snapshot: Snapshot) -> str:
-    """The progress on one line."""
-    return "  ".join(f"{label} {value}" for label, value in progress(snapshot).items() if value != UNKNOWN)
+    """The progress on one line. What is the same in every line is not repeated."""
+    shown = {label: value for label, value in progress(snapshot).items() if value != UNKNOWN and label != LEFT_OUT}
+    return "  ".join(f"{label} {value}" for label, value in shown.items())
 
 
 def summary(snapshot: Snapshot) -> list[str]:
@@ -180,6 +184,7 @@ def summary(snapshot: Snapshot) -> list[str]:
         + (f": {snapshot.reason}" if snapshot.reason else ""),
         f"loss {number(snapshot.latest.get('loss'))}, {compared_eval_loss(snapshot)}",
         ", ".join(f"{count} {noun}{'' if count == 1 else 's'}" for count, noun in counts),
+        *(f"{label}: {value}" for label, value in _left_out(snapshot).items()),
     ]
 
 

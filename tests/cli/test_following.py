@@ -118,3 +118,9 @@ def test_summary_compares_the_eval_loss(latest: dict[str, float], facts: dict[st
 @pytest.mark.parametrize(("seconds", "text"), [(0, "0s"), (47.4, "47s"), (268, "4m28s"), (7500, "2h05m"), (-1, "-")])
 def test_duration_is_short(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_what_is_left_out_is_said_once_at_the_end_and_not_in_every_line() -> None:
+    with_a_tail = snapshot(40, facts={"samples_left_out": 7})
+    assert "left out" not in progress_line(with_a_tail)
+    assert summary(with_a_tail)[-1] == "left out: 7 samples of each epoch, which fill no global batch"
