@@ -171,11 +171,14 @@ async def _send_all(websocket: WebSocket, handle: RunHandle, after: int, check: 
         entries = await handle.tail(cursor, BATCH_ENTRIES, max(0.0, progress_at - now()))
         check()
         for entry in entries:
+            # A slow reader takes a batch for minutes.
+            check()
             sent_bytes += await _send(websocket, {"type": "entry", "entry": entry.line()})
             cursor = entry.seq
         if now() < progress_at and not (entries and isinstance(entries[-1].record, RunClosed)):
             continue
         snapshot = await handle.snapshot()
+        check()
         sent_bytes += await _send(websocket, {"type": "progress", "snapshot": snapshot})
         if snapshot.closed and cursor >= snapshot.seq:
             raise Closing(OVER, f"the run has {snapshot.status}")

@@ -25,6 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from control_plane.config import ROLES, Role, Settings
 from control_plane.core.commands import MAX_LABEL_CHARS
 from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound
+from control_plane.storage.regular import open_regular
 
 TOKEN_BYTES = 32
 MAX_TOKEN_CHARS = 512
@@ -86,8 +87,20 @@ class TokenBook(BaseModel):
     @classmethod
     def from_file(cls, path: Path) -> Self:
         """Read the file. Raises `NotFound` if it is missing, `Damaged` if it is not a list of tokens."""
+        return cls._from(path, private=False)
+
+    @classmethod
+    def from_private_file(cls, path: Path) -> Self:
+        """As `from_file`, for who is let in by it: `Damaged`, too, if others than its owner have access to it."""
+        return cls._from(path, private=True)
+
+    @classmethod
+    def _from(cls, path: Path, private: bool) -> Self:
         try:
-            return cls.model_validate_json(path.read_bytes())
+            with open_regular(path) as file:
+                if private:
+                    _refuse_shared(path, os.fstat(file.fileno()))
+                return cls.model_validate_json(file.read())
         except FileNotFoundError:
             raise NotFound(f"there is no list of tokens at {path}: `steer up` makes one") from None
         except (OSError, ValidationError) as error:
@@ -110,7 +123,7 @@ class TokenFile:
         """Raises `NotFound` or `Damaged` if there is no list to begin with."""
         self._path = path
         self._version = _version(path)
-        self._book = TokenBook.from_file(path)
+        self._book = TokenBook.from_private_file(path)
 
     def identify(self, token: str) -> Identity | None:
         """Whose token this is by the list as it is now."""
@@ -118,7 +131,7 @@ class TokenFile:
         if version != self._version:
             self._version = version
             try:
-                self._book = TokenBook.from_file(self._path)
+                self._book = TokenBook.from_private_file(self._path)
             except NotFound:
                 log.warning("the list of tokens at %s is gone: nobody is let in until there is one", self._path)
                 self._book = TokenBook()
@@ -133,7 +146,15 @@ def _version(path: Path) -> tuple[int, ...] | None:
         about = path.stat()
     except OSError:
         return None
-    return about.st_ino, about.st_mtime_ns, about.st_size
+    return about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode, about.st_uid
+
+
+def _refuse_shared(path: Path, status: os.stat_result) -> None:
+    if status.st_mode & 0o077 or status.st_uid != os.geteuid():
+        raise Damaged(
+            f"others than its owner have access to the list of tokens {path} (mode {status.st_mode & 0o777:04o}), so "
+            "they may have let themselves in: look at it with `steer token list`, then `chmod 600` it"
+        )
 
 
 def digest(token: str) -> str:

@@ -1,10 +1,12 @@
 """Tokens that expire, that are revoked, and that are for some runs only."""
 
+import asyncio
 import json
 import os
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -14,7 +16,7 @@ from typer.testing import CliRunner
 
 from control_plane.cli.main import app as steer
 from control_plane.config import Role, Settings
-from control_plane.core.errors import Conflict, Invalid, NotFound
+from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound
 from control_plane.gateway import stream
 from control_plane.gateway.auth import ACCESS
 from control_plane.gateway.tokens import (
@@ -29,6 +31,7 @@ from control_plane.gateway.tokens import (
 )
 from tests.gateway.conftest import House
 from tests.gateway.house import API, HOST, RUN
+from tests.gateway.test_planted_files import soon
 
 OTHER = "other-run"
 
@@ -159,6 +162,68 @@ def test_running_gateway_notices_a_new_list_and_keeps_the_last_good_one(tmp_path
     assert tokens.identify(ann) is None
     where.tokens_file.unlink()
     assert tokens.identify(where.token_file("operator").read_text().strip()) is None
+
+
+def test_slow_reader_gets_nothing_more_when_its_token_is_revoked(monkeypatch: pytest.MonkeyPatch) -> None:
+    sent: list[Any] = []
+
+    async def slowly(_: Any, message: Any) -> int:
+        sent.append(message)
+        return 1
+
+    class Long:
+        """A run with more entries than a reader has taken."""
+
+        async def tail(self, after: int, limit: int, wait_s: float) -> list[Any]:
+            return [SimpleNamespace(seq=after + each, record=None, line=dict) for each in range(1, limit + 1)]
+
+        async def snapshot(self) -> Any:
+            return SimpleNamespace(closed=False, seq=10**6)
+
+    def check() -> None:
+        if len(sent) >= 3:
+            raise stream.Closing(stream.UNAUTHENTICATED, "revoked")
+
+    monkeypatch.setattr(stream, "_send", slowly)
+    handle: Any = Long()
+    websocket: Any = None
+    with pytest.raises(stream.Closing, match="revoked"):
+        asyncio.run(stream._send_all(websocket, handle, 0, check))
+    assert len(sent) == 3
+
+
+@pytest.mark.parametrize("mode", [0o640, 0o604, 0o620, 0o602, 0o666])
+def test_list_that_others_have_access_to_lets_nobody_new_in(
+    tmp_path: Path, mode: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    where = Settings(home=tmp_path)
+    create_tokens(where)
+    ann = add_token(where, "ann", "viewer")
+    tokens = TokenFile(where.tokens_file)
+    before = tokens.identify(ann)
+    changed = where.tokens_file.read_text().replace('"viewer"', '"admin"')
+    where.tokens_file.write_text(changed)
+    where.tokens_file.chmod(mode)
+    assert tokens.identify(ann) == before
+    assert f"{mode:04o}" in caplog.text
+    with pytest.raises(Damaged, match="chmod 600"):
+        TokenFile(where.tokens_file)
+    where.tokens_file.chmod(0o600)
+    found = tokens.identify(ann)
+    assert found is not None
+    assert found.role == "admin"
+
+
+@pytest.mark.parametrize("plant", [os.mkfifo, lambda path: path.symlink_to("elsewhere.json"), os.mkdir])
+def test_list_that_is_no_file_is_not_waited_for(tmp_path: Path, plant: Any) -> None:
+    where = Settings(home=tmp_path)
+    ann = add_token(where, "ann", "viewer")
+    tokens = TokenFile(where.tokens_file)
+    where.tokens_file.rename(tmp_path / "elsewhere.json")
+    plant(where.tokens_file)
+    found = soon(lambda: tokens.identify(ann))
+    assert found is not None
+    assert found.id == "ann"
 
 
 def test_token_ends_at_its_time(monkeypatch: pytest.MonkeyPatch) -> None:

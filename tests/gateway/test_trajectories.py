@@ -7,13 +7,14 @@ import pytest
 
 from control_plane.core.branching import Origin, reading
 from control_plane.core.records import CommandSettled, Parent
+from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
 from control_plane.handle import Point, Report
 from control_plane.server import ControlServer
 from control_plane.storage.journal import Journal
 from control_plane.storage.layout import RunFiles
 from tests.core import examples
 from tests.gateway.conftest import House
-from tests.gateway.house import RUN, PointList
+from tests.gateway.house import API, RUN, PointList, token_book
 
 
 async def measure(server: ControlServer, generation: int, values: dict[int, float]) -> None:
@@ -91,6 +92,22 @@ def test_compare_of_a_fork_whose_parent_is_gone_begins_before_the_first_step(gro
     del house.runs.handles[RUN]
     told = house.get("/compare?of=run-2&of=run-3").json()
     assert told["common"] == {"step": 0, "run": None, "branch": None}
+
+
+def test_ancestor_out_of_scope_is_as_if_it_were_gone(grown: House) -> None:
+    house, token = grown, "a-token-for-the-forks"
+    house.call(fork, house, "run-3")
+    of_forks = TokenRecord(id="forks", role="viewer", sha256=digest(token), runs=("run-[23]",))
+    house.app.state.tokens = TokenBook(tokens=(*token_book().tokens, of_forks))
+    shown = {"Authorization": f"Bearer {token}"}
+    seen = house.web.get(f"{API}/compare?of=run-2&of=run-3", headers=shown).json()
+    assert house.get("/compare?of=run-2&of=run-3").json()["common"]["run"] == RUN, "who may see the parent is told it"
+    assert seen["common"] == {"step": 0, "run": None, "branch": None}
+    assert {piece["run"] for side in seen["sides"] for piece in side["line"]} == {"run-2", "run-3"}
+    hidden = house.web.get(f"{API}/compare?of=run-2&of={RUN}", headers=shown)
+    assert (hidden.status_code, hidden.json()["detail"]) == (404, f"there is no run {RUN!r}")
+    house.app.state.tokens = TokenBook(tokens=(of_forks.model_copy(update={"runs": (RUN,)}),))
+    assert house.web.get(f"{API}/runs/{RUN}/tree", headers=shown).json()["children"] == []
 
 
 @pytest.mark.parametrize(

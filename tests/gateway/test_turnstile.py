@@ -177,6 +177,7 @@ def test_proxy_without_a_list_of_tokens_leaves_everything_to_the_app(
     monkeypatch.setattr(proxy, "give_way", lambda: None)
     assert proxy.middlewares() == []
     (tmp_path / "tokens.json").write_text(token_book().model_dump_json())
+    (tmp_path / "tokens.json").chmod(0o600)
     (made,) = proxy.middlewares()
     ((status, _, _),) = answered(made.cls(_serve, *made.args, **made.kwargs), posted("agent", SMALL))
     assert status == 202
