@@ -69,7 +69,8 @@ class RayHandle:
                 # Blocks for milliseconds; a thread keeps it from holding up everybody else's calls.
                 self._actor = await asyncio.to_thread(self._find)
             call = getattr(self._actor, method).remote(*args)
-            return await asyncio.wait_for(call, wait_s + CALL_TIMEOUT_S)
+            async with asyncio.timeout(wait_s + CALL_TIMEOUT_S):
+                return await call
         except RayTaskError as error:
             if isinstance(error.cause, SteerwayError):
                 raise error.cause from None

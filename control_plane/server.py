@@ -185,8 +185,10 @@ class ControlServer:
             left_s = deadline - self._clock()
             if left_s <= 0:
                 return
+            # Not `asyncio.wait_for`: in Python 3.11 it swallows a cancellation that comes together with a change.
             try:
-                await asyncio.wait_for(self._changed.wait(), left_s)
+                async with asyncio.timeout(left_s):
+                    await self._changed.wait()
             except TimeoutError:
                 return
 

@@ -220,7 +220,8 @@ class Link:
     async def _push(self) -> None:
         while not self._closing:
             with suppress(TimeoutError):  # nothing urgent: push what has gathered
-                await asyncio.wait_for(self._wake.wait(), PUSH_EVERY_S)
+                async with asyncio.timeout(PUSH_EVERY_S):
+                    await self._wake.wait()
             self._wake.clear()
             if not await self._push_once():
                 await asyncio.sleep(RETRY_S)

@@ -187,12 +187,16 @@ class ChatModel:
         """One decision. Raises `ModelUnavailable` within the endpoint's timeout, whatever the endpoint does."""
         chat = messages(seen, bounds, powers)
         try:
-            body = asyncio.run(asyncio.wait_for(self._ask(chat), self._where.timeout_s))
+            body = asyncio.run(self._ask_in_time(chat))
         except ModelUnavailable:
             raise
         except Exception as error:  # whatever a hostile endpoint can provoke must not end the loop
             raise ModelUnavailable(self._what_happened(error)) from None
         return self._parse(self._read(body), powers)
+
+    async def _ask_in_time(self, chat: list[dict[str, str]]) -> bytes:
+        async with asyncio.timeout(self._where.timeout_s):
+            return await self._ask(chat)
 
     async def _ask(self, chat: list[dict[str, str]]) -> bytes:
         try:

@@ -54,6 +54,26 @@ def test_submit_wakes_the_offers_and_the_outcome_wakes_the_tail(house: House) ->
     ]
 
 
+def test_a_wait_that_is_cancelled_as_something_else_changes_ends(house: House) -> None:
+    """With `asyncio.wait_for`, Python 3.11 loses such a cancellation, and ranks wait for their link at their end."""
+
+    async def story() -> None:
+        server = house.serve()
+        await server.start_generation(start())
+        quiet = await server.offers(1, seen_revision=-1, wait_s=0)
+        waiting = asyncio.create_task(server.offers(1, quiet.revision, wait_s=30))
+        await asyncio.sleep(1)
+        made = CheckpointCommitted(checkpoint="step-1-g1", step=1, generation=1, path="checkpoints/step-1-g1")
+        await server.report(Report(generation=1, checkpoints=(made,), progress=Progress(step=1, total_steps=9)))
+        waiting.cancel()
+        began_s = now_s()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        assert now_s() == began_s
+
+    run(story())
+
+
 def test_submit_again_answers_the_same_receipt_and_writes_nothing(house: House) -> None:
     async def story() -> None:
         server = house.serve()
