@@ -11,6 +11,7 @@ process that uses them, and so does whatever they have forked.
 
 import contextlib
 import functools
+import gc
 import importlib
 import json
 import os
@@ -176,6 +177,8 @@ def _become(request: dict[str, Any]) -> None:
 def main() -> None:
     if "empty" not in sys.argv:
         _preload()
+        # Accelerate collects garbage several times a training: not among what was imported, in every process.
+        gc.freeze()
     request = serve(socket.socket(fileno=int(sys.argv[1])))
     _become(request)
     module, name = request["call"].split(":")
