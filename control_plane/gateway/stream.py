@@ -110,7 +110,8 @@ async def _serve(websocket: WebSocket, run: str) -> None:
         finally:
             for task in (listening, sending):
                 task.cancel()
-            await asyncio.gather(listening, sending, return_exceptions=True)
+            # Not `gather`: who cancels this task would be told of the cancellation of those two instead.
+            await asyncio.wait((listening, sending))
         for task in done:
             task.result()
 
