@@ -80,6 +80,7 @@ def open_server(files: RunFiles) -> ControlServer:
         origin=read_origin(files),
         adopt=partial(adopt, files),
         redaction=redaction_of(files),
+        give_up_after_s=give_up_after_in(config, str(files.config)),
     )
     # The server before may have died between the decision and the removal.
     for name in server.discarded:
@@ -103,6 +104,16 @@ def limits_in(config: bytes, source: str) -> dict[str, Limit]:
         raise Damaged(f"the limits in {source} cannot be read: {error.reason}") from None
     except (UnicodeDecodeError, ValidationError, AttributeError) as error:
         raise Damaged(f"the limits in {source} cannot be read ({type(error).__name__})") from None
+
+
+def give_up_after_in(config: bytes, source: str) -> float | None:
+    """For how long a run may fail without a new step, by its resolved config; None: without end."""
+    try:
+        raw = from_yaml(config.decode(), source, as_text=True)
+        found = raw["recovery"]["give_up_after_s"]
+        return None if found == "null" else float(found)
+    except (Invalid, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        return None  # runs of earlier releases have no such setting
 
 
 def _without_nulls(limit: dict[str, Any]) -> dict[str, Any]:

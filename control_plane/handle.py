@@ -11,6 +11,7 @@ from uuid import UUID
 from pydantic import Field
 
 from control_plane.core.commands import Command, Words
+from control_plane.core.crash_loop import Attempt
 from control_plane.core.decisions import GenerationStart
 from control_plane.core.limits import Limit
 from control_plane.core.records import (
@@ -164,6 +165,16 @@ class RecoveryView(Words):
         return self.lost_steps is not None
 
 
+class Restarting(Words):
+    """The trainers failed, and are started again: `wait_s` after the last failure, of so many without a new step."""
+
+    failures: int
+    wait_s: float = Field(ge=0)
+    left_s: float = Field(ge=0)
+    alert: bool = Field(description="that many are worth a warning")
+    reason: str
+
+
 class BranchView(Words):
     """One branch of a run: where it left its parent, what it began with, and how far it has come.
 
@@ -246,6 +257,8 @@ class Snapshot(Words):
     checkpoints: tuple[CheckpointCommitted, ...] = ()
     recoveries: tuple[RecoveryView, ...] = ()
     reason: str | None = None
+    restarting: Restarting | None = None
+    attempts: tuple[Attempt, ...] = Field(default=(), description="failures of the trainers without a new step")
     branch: str = MAIN
     branches: tuple[BranchView, ...] = ()
     parent: Parent | None = None

@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
-from control_plane.core import decisions, digests, recovery
+from control_plane.core import crash_loop, decisions, digests, recovery
 from control_plane.core.branching import Adopted, Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
@@ -27,6 +27,7 @@ from control_plane.core.records import (
     Ending,
     Entry,
     GenerationEnding,
+    GenerationLost,
     Record,
     RunCreated,
 )
@@ -113,11 +114,13 @@ class ControlServer:
         origin: Origin | None = None,
         adopt: Adopt = adopt_nothing,
         redaction: Redaction = Redaction(),
+        give_up_after_s: float | None = None,
     ) -> None:
         """Rebuild the state from the journal and begin a term. `discard` removes the files of a checkpoint.
 
         `adopt` brings those of another run's here. `origin` says how a run begins that has a parent. `redaction` takes
-        out of what is recorded the secrets that whoever told it has left in.
+        out of what is recorded the secrets that whoever told it has left in. `give_up_after_s`: for how long trainers
+        that make no new step are started again; None: without end.
 
         Raises: `Conflict` if the journal is another run's.
         """
@@ -131,6 +134,9 @@ class ControlServer:
         self._revision = 0
         # When each knob was last changed, by `clock`: a wall clock that is set meanwhile moves no cool-down.
         self._turned_at: dict[str, float] = {}
+        # When the trainers failed, by the place among the run's losses.
+        self._failed_at: dict[int, float] = {}
+        self._give_up_after_s = give_up_after_s
         self._changed = asyncio.Event()
         for entry in journal.entries:
             self._fold(entry, self._age_s)
@@ -175,6 +181,8 @@ class ControlServer:
         self._entries.append(entry)
         if turned := [knob for knob, seq in self._state.changed_seq.items() if seq == entry.seq]:
             self._turned_at |= dict.fromkeys(turned, self._clock() - age_s(entry))
+        if isinstance(entry.record, GenerationLost):
+            self._failed_at.setdefault(len(self._state.losses), self._clock() - age_s(entry))
         if len(self._state.pending) != pending_before:
             self._revision += 1
 
@@ -219,6 +227,7 @@ class ControlServer:
         for each in gone:
             reach("server.delete", "before_removal")
             self._discard(each)
+        self._stop_if_nobody_trains()
         life = self._state.commands[command.uuid]
         reach("server.submit", "before_reply")
         return Receipt(uuid=command.uuid, run=self._state.run, seq=life.accepted_seq, status=life.status)
@@ -233,7 +242,7 @@ class ControlServer:
     async def snapshot(self) -> Snapshot:
         """The run as it is now."""
         age_s = round(self._clock() - self._progress_at, 3) if self._progress else None
-        return snapshot_of(self._state, self._metrics.latest(), self._progress, age_s)
+        return snapshot_of(self._state, self._metrics.latest(), self._progress, age_s, self._failed_s_ago())
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
         """Entries after `after_seq`. Entry `seq` sits at index `seq - 1`: there are no gaps."""
@@ -271,6 +280,7 @@ class ControlServer:
         """The trainers are dead; the last step that rank 0 told counts as reached. Silence is time without a step."""
         self._commit(decisions.lose_generation(self._state, generation, *self._heard(), deaths, loss))
         self._give_up_if_hopeless()
+        self._stop_if_nobody_trains()
 
     def _heard(self) -> tuple[int, float]:
         """The last step that rank 0 told, and the seconds since then."""
@@ -279,8 +289,21 @@ class ControlServer:
         return self._progress.step, round(self._clock() - self._moved_at, 3)
 
     def _give_up_if_hopeless(self) -> None:
-        if self._state.closed is None and (reason := recovery.reason_to_give_up(self._state)):
+        if self._state.closed is not None or not self._state.losses:
+            return
+        failing_s = self._failed_s_ago(len(crash_loop.failures_without_a_new_step(self._state)))
+        if reason := crash_loop.reason_to_give_up(self._state, failing_s, self._give_up_after_s):
             self._commit(decisions.close_run(self._state, "failed", reason))
+
+    def _stop_if_nobody_trains(self) -> None:
+        """A stop need not wait for trainers whose start waits, see `crash_loop`."""
+        if crash_loop.is_waiting(self._state, self._failed_s_ago()):
+            self._commit(decisions.stop_before_a_start(self._state))
+
+    def _failed_s_ago(self, back: int = 1) -> float:
+        """How long ago the trainers failed: the last time, or `back` failures ago, the last one included."""
+        failed_at = self._failed_at.get(len(self._state.losses) - back + 1)
+        return max(0.0, self._clock() - failed_at) if failed_at is not None else 0.0
 
     async def start_generation(self, start: GenerationStart) -> int:
         """The trainers begin."""

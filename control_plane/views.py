@@ -5,6 +5,7 @@ from datetime import datetime
 from control_plane.core.branches import Branch
 from control_plane.core.branching import first_uuid, stands_on
 from control_plane.core.commands import describe
+from control_plane.core.crash_loop import ALERT_AFTER, Attempt, failures_without_a_new_step, wait_s
 from control_plane.core.intents import CHANGES_TRAINING, MAX_FIRST, Rollback
 from control_plane.core.records import MAIN, UNIVERSAL, CheckpointCommitted, GenerationRecovered
 from control_plane.core.recovery import PHASES
@@ -17,6 +18,7 @@ from control_plane.handle import (
     Progress,
     RecoveryView,
     Restart,
+    Restarting,
     Snapshot,
     Trajectories,
     Trajectory,
@@ -42,7 +44,11 @@ def view_of(life: CommandLife) -> CommandView:
 
 
 def snapshot_of(
-    state: RunState, latest: dict[str, float], progress: Progress | None, progress_age_s: float | None
+    state: RunState,
+    latest: dict[str, float],
+    progress: Progress | None,
+    progress_age_s: float | None,
+    failed_s_ago: float = 0.0,
 ) -> Snapshot:
     """The run as the journal and the last word of rank 0 (`progress`, so many seconds ago) have it."""
     generation = state.generation
@@ -72,10 +78,33 @@ def snapshot_of(
         checkpoints=tuple(state.checkpoints),
         recoveries=tuple(_recovery_of(state, loss) for loss in state.losses[-MAX_RECOVERIES_IN_SNAPSHOT:]),
         reason=ended.reason if ended else None,
+        restarting=_restarting(state, failed_s_ago),
+        attempts=_attempts(state),
         branch=state.head,
         branches=tuple(_branch_of(state, branch, progress) for branch in state.branches.values()),
         parent=state.parent,
     )
+
+
+def _restarting(state: RunState, failed_s_ago: float) -> Restarting | None:
+    row = failures_without_a_new_step(state)
+    if state.closed is not None or not state.lost or not row:
+        return None
+    waits_s = wait_s(state)
+    return Restarting(
+        failures=len(row),
+        wait_s=waits_s,
+        left_s=round(max(0.0, waits_s - failed_s_ago), 3),
+        alert=len(row) >= ALERT_AFTER,
+        reason=row[-1].cause,
+    )
+
+
+def _attempts(state: RunState) -> tuple[Attempt, ...]:
+    """Of a run that fails again and again, or has failed so. One failure is told among the recoveries."""
+    failed = state.closed is not None and state.closed.ending == "failed"
+    row = failures_without_a_new_step(state) if state.lost or failed else ()
+    return row[-MAX_RECOVERIES_IN_SNAPSHOT:] if len(row) > 1 else ()
 
 
 def _branch_of(state: RunState, branch: Branch, progress: Progress | None) -> BranchView:

@@ -265,6 +265,7 @@ class InteractiveCallback(TrainerCallback):
 
     def fail(self, step: int, error: Exception) -> None:
         """Tell the control server that the training raised, if this rank has a link. Others wait to be restarted."""
+        self.context.trainings.failed_at = step
         if self.session is not None and self.session.link is not None:
             self.session.link.close("failed", step, told(error), FAILED_WAIT_S)
         self._end()

@@ -136,11 +136,14 @@ class RecoverySettings(Section):
 
     A rank that makes no progress and hears nothing of the rank that it watches, for `hang_after_s` seconds, ends
     itself. `spares` are processes on each node that have imported everything; auto: as many as ranks on one node.
+    A run whose trainers fail again and again without a new step is given up after `give_up_after_s`; null: only if it
+    fails in the same way each time, see `core.crash_loop`.
     """
 
     hang_after_s: float = Field(default=5, ge=2)
     spares: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     start_timeout_s: float = Field(default=20, ge=1)
+    give_up_after_s: float | None = Field(default=None, gt=0)
 
 
 class PauseSettings(Section):

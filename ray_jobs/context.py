@@ -17,16 +17,17 @@ class Trainings:
     """Counts the trainings of a script: its calls of `train()`, in order. A script that runs again counts anew.
 
     `left`: the last one ended for the run to go on with another branch, whatever the script makes of it. `broken_off`:
-    where the script left a training in its middle by `sys.exit`.
+    where the script left a training in its middle by `sys.exit`. `failed_at`: the step at which one raised.
     """
 
     begun: int = 0
     left: bool = False
     broken_off: str = ""
+    failed_at: int | None = None
 
     def next(self) -> int:
         """The number of the one that begins now, from 1."""
-        self.begun += 1
+        self.begun, self.failed_at = self.begun + 1, None
         return self.begun
 
 

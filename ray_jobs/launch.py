@@ -34,6 +34,7 @@ from control_plane.storage import journal
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from ray_jobs import config as run_config
+from ray_jobs.back_off import RunIsOver
 from ray_jobs.deaths import DeathWatch, NoFarewell
 from ray_jobs.devices import declares_gpus, known_nodes, node_groups
 from ray_jobs.nccl import COLLECTIVE_TIMEOUT_S
@@ -79,10 +80,11 @@ def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> 
         files.root.parent / ".turns", _needed(settings), ray.available_resources, ray.cluster_resources, _begins(files)
     ):
         ending, reason = _fit(files, settings)
-    log.info("run %s: %s%s", files.run, asyncio.run(_close(handle, ending, reason)), f": {reason}" if reason else "")
+    status, reason = asyncio.run(_close(handle, ending, reason))
+    log.info("run %s: %s%s", files.run, status, f": {reason}" if reason else "")
     time.sleep(LAST_WORDS_S)
     retire(files)
-    return 0 if ending != "failed" else 1
+    return 0 if "failed" not in (ending, status) else 1
 
 
 async def _open(handle: RayHandle, resumed_by: str | None, back: Command | None) -> None:
@@ -161,6 +163,8 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
     try:
         trainer.fit()
     except Exception as error:
+        if isinstance(getattr(error, "controller_failure", None), RunIsOver):
+            return "stopped", None  # it is closed already, with its own ending
         log.exception("the worker group failed")
         return "failed", _first_cause(error, redaction_of(files))
     return "finished", None
@@ -180,9 +184,10 @@ def _last_line(text: str) -> str:
     return lines[-1] if lines else "no reason was given"
 
 
-async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> str:
+async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> tuple[str, str | None]:
     await handle.close(ending, reason)
-    return (await handle.snapshot()).status
+    snapshot = await handle.snapshot()
+    return snapshot.status, snapshot.reason
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from control_plane.core.errors import Invalid, Refused, RunEnded, SteerwayError
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FILE_MODE, make_folder
-from ray_jobs import context
+from ray_jobs import context, exit_reason
 from ray_jobs.clean_log import CleanFormatter
 from ray_jobs.config import RunConfig, ScriptWorkload, check_training_keys
 from ray_jobs.environment import variables
@@ -38,6 +38,7 @@ def main(loop_config: dict[str, Any]) -> None:
     files, use_gpu = RunFiles(Path(loop_config["root"])), bool(loop_config["use_gpu"])
     rank = int(os.environ.get("RANK", "0"))
     _log_to_file(files, rank)
+    exit_reason.begin(files, rank)
     started_at_s = time.time()
     if _is_closed(files):
         log.error("run %s is over: there is nothing to start for", files.run)
@@ -57,14 +58,35 @@ def main(loop_config: dict[str, Any]) -> None:
     except SteerwayError as error:
         # The sentence says it all; a traceback of ours would bury it.
         log.error("%s", error.reason)
+        _leave_behind(files, rank, error, error.reason)
         raise RuntimeError(redaction_of(files).text(error.reason)) from None
     except Exception as error:
         log.exception("rank %d failed", rank)
         # Ray tells it to processes that do not know what is secret here.
         said = f"{type(error).__name__}: {error}"
+        _leave_behind(files, rank, error, said)
         if (cleaned := redaction_of(files).text(said)) != said:
             raise RuntimeError(cleaned).with_traceback(error.__traceback__) from None
         raise
+
+
+def _leave_behind(files: RunFiles, rank: int, error: BaseException, said: str) -> None:
+    run = context.current()
+    step = run.trainings.failed_at if run is not None else None
+    code = f"exit code {error.code}" if isinstance(error, ScriptExit) else exit_reason.signature_of(error)
+    told = [line.strip() for line in redaction_of(files).text(said).splitlines() if line.strip()]
+    exit_reason.note(files, rank, told[0][:500] if told else type(error).__name__, code, step)
+
+
+class ScriptExit(RuntimeError):
+    """The script ended by `sys.exit`, and not as one does that has come to its end."""
+
+    def __init__(self, told: str, code: object) -> None:
+        super().__init__(told)
+        self.code = code if isinstance(code, int) else "with a text"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RuntimeError, self.args
 
 
 class _Once:
@@ -221,7 +243,7 @@ def _run_to_its_end(workload: ScriptWorkload, trainings: context.Trainings) -> N
         told = f"with exit code {code}" if isinstance(code, int) else f"saying: {code}"
         if in_the_middle:
             told += f", {in_the_middle}; to end a training early, set control.should_training_stop or `steer stop` it"
-        raise RuntimeError(f"the script {path.name} ended {told}") from None
+        raise ScriptExit(f"the script {path.name} ended {told}", leaving.code) from None
 
 
 def _run_workload(config: RunConfig, run: context.RunContext) -> None:

@@ -91,6 +91,9 @@ def _describe(snapshot: Snapshot) -> list[str]:
     if len(snapshot.branches) > 1:
         others = ", ".join(each.branch for each in snapshot.branches if not each.head)
         lines.append(f"branch      {snapshot.branch} (others: {others}; `steer tree` shows them)")
+    if snapshot.restarting is not None:
+        lines += [f"{label:<11} {line}" for label, line in wording.restarting(snapshot.restarting)]
+    lines += [f"attempt     {each.describe()}" for each in snapshot.attempts]
     if snapshot.reason:
         lines.append(f"reason      {snapshot.reason}")
     if snapshot.progress_age_s is not None and not snapshot.closed:

@@ -17,7 +17,7 @@ from control_plane.core.records import (
     Entry,
     Reading,
 )
-from control_plane.handle import CommandView, RecoveryView, Snapshot
+from control_plane.handle import CommandView, RecoveryView, Restarting, Snapshot
 
 UNKNOWN = "-"
 BESIDE = frozenset({SKIPPED_STEPS, STEP_WAS_SKIPPED})
@@ -119,6 +119,16 @@ def loss_line(view: RecoveryView) -> str:
 def recovery_line(view: RecoveryView) -> str:
     """The way back, and what it has cost."""
     return f"recovered: {telling.recovery(view)}" if view.over else f"recovering: {telling.recovery(view)}"
+
+
+def restarting(told: Restarting) -> list[tuple[str, str]]:
+    """What is being done about trainers that failed, by label; a warning where they fail again and again."""
+    count = f"{told.failures} failures without a new step" if told.failures > 1 else "a failure"
+    when = f"starting again in {duration(told.left_s)}" if told.left_s > 0 else "starting again"
+    lines = [("restart", f"{when} after {count}: {one_line(told.reason)}")]
+    if told.alert:
+        lines.append(("warning", "the run fails again and again; end it with `steer stop`, or see `steer logs`"))
+    return lines
 
 
 def checkpoint_row(found: CheckpointCommitted) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from control_plane.core.intents import (
     AdoptCheckpoint,
     Cancel,
     Rollback,
+    Stop,
 )
 from control_plane.core.keeping import adopt, cancel_command, check_adoption, keep_or_delete
 from control_plane.core.records import (
@@ -292,7 +293,8 @@ def lose_generation(
         reached = state.reached.get(state.head, 0)
     else:
         saved = (each.step for each in state.checkpoints if each.generation == generation)
-        reached = max(step, state.step, *saved)
+        told_by_the_dead = (death.step or 0 for death in deaths)
+        reached = max(step, state.step, *saved, *told_by_the_dead)
     silent_s = 0.0 if state.lost else max(0.0, silent_s)
     return [GenerationLost(loss=loss, generation=generation, step=reached, silent_s=silent_s, deaths=deaths)]
 
@@ -345,6 +347,16 @@ def end_generation(
     if state.ended is not None:
         return []
     return [GenerationEnded(generation=generation, ending=ending, step=step, reason=reason)]
+
+
+def stop_before_a_start(state: RunState) -> list[Record]:
+    """A run whose trainers failed, and whose next ones are not started yet, ends at once where it is told to stop."""
+    if not stop_is_pending(state):
+        return []
+    stops = [each.uuid for each in state.pending_commands() if isinstance(each.intent, Stop)]
+    settled: list[Record] = [CommandSettled(uuid=uuid, status="applied", step=state.step) for uuid in stops]
+    rest = [each for each in close_run(state, "stopped", None) if getattr(each, "uuid", None) not in stops]
+    return [*settled, *rest]
 
 
 def close_run(state: RunState, ending: Ending, reason: str | None) -> list[Record]:

@@ -213,11 +213,17 @@ class CommandRepeated(Words):
 
 
 class Death(Words):
-    """One rank that was lost, as the driver saw it. `rank` is None if it was lost before it had one."""
+    """One rank that was lost, as the driver saw it. `rank` is None if it was lost before it had one.
+
+    `signature` says the same of the same failure: the exception and where it was raised, the signal, out of memory, or
+    what the watchdog found in which phase. `step` is the last one that this rank had made, if it could still tell.
+    """
 
     rank: int | None
     node: str = ""
     reason: str
+    signature: str = ""
+    step: int | None = None
 
 
 class GenerationLost(Words):

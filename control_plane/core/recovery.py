@@ -25,12 +25,6 @@ PHASES = ("detect", "re-form", "load", "first step")
 """The phases of a recovery: from the last sign of life to the discovery, to the new ranks' first line, to a restored
 state, to the end of the first new step."""
 
-MAX_LOSSES_WITHOUT_PROGRESS = 4
-"""So many losses at the same step are not the machines' fault."""
-
-MAX_LOSSES_WITHOUT_A_START = 2
-"""Before the first start nothing has ever worked: most likely the script does not."""
-
 MAX_CANDIDATES = 16
 """Checkpoints that a start may try. With more than that damaged, somebody has to look."""
 
@@ -74,25 +68,6 @@ class Replay:
     repeats: tuple[Repeat, ...]
     paused: bool
     stopping: bool
-
-
-def reason_to_give_up(state: RunState) -> str | None:
-    """Why it makes no sense to start the trainers once more, or None.
-
-    A machine that dies is no reason; trainers that are lost again and again without one new step are. Losses before
-    somebody had the run go on do not count.
-    """
-    limit = MAX_LOSSES_WITHOUT_PROGRESS if state.generation else MAX_LOSSES_WITHOUT_A_START
-    lately = state.losses[state.losses_before_resume :][-limit:]
-    # Where the last step was heard varies a little; what counts is whether any of them was beyond the first.
-    places = [(state.training_of_generation.get(loss.lost.generation, 1), loss.lost.step) for loss in lately]
-    if len(lately) < limit or max(places) > places[0]:
-        return None
-    last = lately[-1].lost
-    reasons = "; ".join(dict.fromkeys(death.reason for death in last.deaths)) or "no reason is known"
-    if state.generation is None:
-        return f"the trainers died {len(lately)} times before they had begun: {reasons}"
-    return f"the trainers were lost {len(lately)} times at step {last.step} without a new step in between: {reasons}"
 
 
 def resume_point(state: RunState, call: int = 1, fingerprint: str = "") -> ResumePoint:

@@ -64,10 +64,14 @@ class CommandLife:
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """One loss of the trainers, and how the run came back from it; `recovered` is None while it has not."""
+    """One loss of the trainers, and how the run came back from it; `recovered` is None while it has not.
+
+    `began` is the start of those who were lost; None if they died before they had begun.
+    """
 
     lost: GenerationLost
     lost_at: str
+    began: GenerationStarted | None = None
     restarted: GenerationStarted | None = None
     recovered: GenerationRecovered | None = None
 
@@ -304,7 +308,8 @@ def _lose(state: RunState, entry: Entry, record: GenerationLost) -> None:
     if last is not None and last.lost.is_inferred and not record.is_inferred:
         state.losses[-1] = replace(last, lost=record)  # the driver's word of what was known already
     else:
-        state.losses.append(Loss(record, entry.time))
+        died_on_the_way = state.lost or (state.switching and state.ended is not None)
+        state.losses.append(Loss(record, entry.time, None if died_on_the_way else state.generation))
     if is_of_another_branch:
         state.losses_before_resume = len(state.losses)
 

@@ -103,6 +103,10 @@ class RunFiles:
         """Where a rank that ends itself writes why, for whoever finds it dead."""
         return self.logs / f"rank-{rank}.died.json"
 
+    def crash(self, rank: int) -> Path:
+        """Where Python's fault handler writes which signal ended a rank, and in which line."""
+        return self.logs / f"rank-{rank}.crash"
+
     @property
     def signing_key(self) -> Path:
         """The installation's key for checkpoints: one for all its runs."""

@@ -7,6 +7,7 @@ import pytest
 
 from control_plane.core import decisions
 from control_plane.core.branching import Origin, first_uuid, stands_on
+from control_plane.core.crash_loop import SAME_FAILURES, reason_to_give_up
 from control_plane.core.errors import Conflict, RunEnded
 from control_plane.core.records import (
     BranchStarted,
@@ -19,11 +20,7 @@ from control_plane.core.records import (
     RunClosed,
     RunResumed,
 )
-from control_plane.core.recovery import (
-    MAX_LOSSES_WITHOUT_PROGRESS,
-    reason_to_give_up,
-    resume_point,
-)
+from control_plane.core.recovery import resume_point
 from control_plane.core.state import RunState
 from control_plane.views import retired_checkpoints
 from tests.core.examples import (
@@ -142,20 +139,20 @@ def test_losses_before_a_rollback_do_not_count_and_those_on_the_branch_do() -> N
     state = after(state, *decisions.settle(state, gone_back(generation=4)), lost(30, 4))
     state = after(state, started(904, 5, step=10, branch="branch-2"))
     assert reason_to_give_up(state) is None
-    still = after(state, *losses(12, 12, 12, generation=5))
+    still = after(state, *losses(12, 12, generation=5))
     assert reason_to_give_up(still) is None, "the loss on the way is not the branch's"
-    assert "lost 4 times at step 12" in str(reason_to_give_up(after(still, lost(12, 8))))
+    assert "failed 3 times in a row in the same way, at step 12" in str(reason_to_give_up(after(still, lost(12, 7))))
     going = after(state, *losses(12, 14, 16, generation=5), lost(18, 8))
     assert reason_to_give_up(going) is None, "though 30 was higher than all of them"
 
 
 def test_trainers_that_never_get_to_their_branch_are_given_up() -> None:
     state = after(taken_back(), ENDED)
-    for number in range(MAX_LOSSES_WITHOUT_PROGRESS):
+    for number in range(SAME_FAILURES):
         assert reason_to_give_up(state) is None
         (told,) = decisions.lose_generation(state, 1, 30, 0.5, (), uuid(800 + number))
         state = after(state, told)
-    assert "at step 10 without a new step" in str(reason_to_give_up(state))
+    assert "in the same way, before they had begun again" in str(reason_to_give_up(state))
 
 
 def test_recovery_is_told_by_those_who_came_after_the_loss_only() -> None:

@@ -21,9 +21,7 @@ from control_plane.core.records import (
 )
 from control_plane.core.recovery import (
     MAX_CANDIDATES,
-    MAX_LOSSES_WITHOUT_PROGRESS,
     Replay,
-    reason_to_give_up,
     replay_after,
     resume_point,
 )
@@ -32,7 +30,6 @@ from tests.core.examples import (
     accepted,
     command,
     committed,
-    created,
     lost,
     recovered,
     repeated,
@@ -196,52 +193,6 @@ def test_more_repeats_than_one_proposal_takes_are_all_due_at_their_step() -> Non
     assert replica.is_behind(7)
     assert not replica.is_behind(6)
     assert propose(replica, (), 7) == (repeats[-1].command,)
-
-
-# Giving up
-
-
-def losses(*steps: int, resume_after: int | None = None) -> RunState:
-    records: list[Record] = []
-    for number, step in enumerate(steps, start=1):
-        records += [lost(step, number), started(901 + number, number + 1)]
-        records += [RunClosed(ending="failed"), RESUMED] if number == resume_after else []
-    return running(*records)
-
-
-def test_run_that_is_lost_at_one_step_again_and_again_is_given_up() -> None:
-    assert reason_to_give_up(losses(*[7] * (MAX_LOSSES_WITHOUT_PROGRESS - 1))) is None
-    reason = reason_to_give_up(losses(*[7] * MAX_LOSSES_WITHOUT_PROGRESS))
-    assert reason == "the trainers were lost 4 times at step 7 without a new step in between: SIGKILL"
-
-
-@pytest.mark.parametrize("steps", [(7, 7, 7, 8), (7, 8, 7, 7), (6, 7, 8, 9), (7, 7, 7, 7, 8)])
-def test_run_that_makes_new_steps_between_its_losses_is_not_given_up(steps: tuple[int, ...]) -> None:
-    assert reason_to_give_up(losses(*steps)) is None
-
-
-@pytest.mark.parametrize("steps", [(7, 7, 7, 7), (7, 8, 7, 7, 7), (9, 7, 8, 9)])
-def test_run_that_never_gets_beyond_its_losses_is_given_up(steps: tuple[int, ...]) -> None:
-    assert "without a new step" in str(reason_to_give_up(losses(*steps)))
-
-
-def test_trainers_that_die_before_they_begin_are_given_up_soon() -> None:
-    records: list[Record] = [created()]
-    broken = (Death(rank=0, reason="ImportError: no module"),)
-    for number in range(2):
-        assert reason_to_give_up(state_after(*records)) is None
-        records += decisions.lose_generation(state_after(*records), 0, 0, 0.0, broken, uuid(number))
-        again = decisions.lose_generation(state_after(*records), 0, 0, 0.0, broken, uuid(number))
-        assert again == [], "told twice, it is recorded once"
-    state = state_after(*records)
-    assert len(state.losses) == 2
-    assert "before they had begun: ImportError" in str(reason_to_give_up(state))
-
-
-def test_run_that_was_given_up_may_be_resumed_and_gets_all_its_chances_again() -> None:
-    assert reason_to_give_up(losses(7, 7, 7, 7, resume_after=4)) is None
-    assert reason_to_give_up(losses(*[7] * 7, resume_after=4)) is None
-    assert reason_to_give_up(losses(*[7] * 8, resume_after=4)) is not None
 
 
 # The decisions around a loss

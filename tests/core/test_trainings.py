@@ -4,9 +4,10 @@ import pytest
 
 from control_plane.core.branches import candidates
 from control_plane.core.branching import stands_on
+from control_plane.core.crash_loop import reason_to_give_up
 from control_plane.core.errors import Refused
 from control_plane.core.records import BranchStarted, GenerationEnded, Record
-from control_plane.core.recovery import reason_to_give_up, replay_after, resume_point
+from control_plane.core.recovery import replay_after, resume_point
 from control_plane.core.state import RunState
 from control_plane.core.trainings import which_training
 from tests.core.examples import accepted, committed, lost, running, settled, started, uuid

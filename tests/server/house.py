@@ -19,7 +19,10 @@ CREATED = RunCreated(run="demo", name="Demo", author="ada", config_sha256="c" * 
 class House:
     """One run's folder. `serve` begins a new term over it, as a restarted actor does."""
 
-    def __init__(self, root: Path, disk: Disk = Disk(fsync=lambda descriptor: None)) -> None:
+    def __init__(
+        self, root: Path, disk: Disk = Disk(fsync=lambda descriptor: None), give_up_after_s: float | None = None
+    ) -> None:
+        self._give_up_after_s = give_up_after_s
         self.journal_dir, self._root, self._disk = root / "journal", root, disk
         # By so much the machine's wall clock is wrong.
         self.skew_s = 0.0
@@ -30,7 +33,7 @@ class House:
         metrics = MetricsStore(self._root / "metrics.sqlite")
         if not clocked:
             return ControlServer(created, journal, metrics)
-        return ControlServer(created, journal, metrics, self.utc_now, now_s)
+        return ControlServer(created, journal, metrics, self.utc_now, now_s, give_up_after_s=self._give_up_after_s)
 
     def utc_now(self) -> datetime:
         return datetime.fromtimestamp(now_s() + self.skew_s, UTC)

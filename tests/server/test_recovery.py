@@ -8,9 +8,10 @@ from uuid import UUID
 import pytest
 
 from control_plane.core.commands import Pause, Stop
+from control_plane.core.crash_loop import SAME_FAILURES
 from control_plane.core.errors import Conflict, RunEnded
 from control_plane.core.records import CheckpointCommitted, CheckpointFailed, CommandSettled, Death
-from control_plane.core.recovery import MAX_LOSSES_WITHOUT_PROGRESS, replay_after
+from control_plane.core.recovery import replay_after
 from control_plane.handle import Progress, Report, Restart
 from control_plane.server import ControlServer
 from tests.core.examples import digested
@@ -160,11 +161,11 @@ def test_recovery_is_measured_and_recorded_once(house: House) -> None:
 def test_trainers_that_make_no_step_are_refused_in_the_end_and_again_allowed_by_a_person(house: House) -> None:
     async def story() -> None:
         server = house.serve()
-        for number in range(1, MAX_LOSSES_WITHOUT_PROGRESS + 1):
+        for number in range(1, SAME_FAILURES + 1):
             await server.resume_point()
             await server.start_generation(start(number))
             await server.lose_generation(number, DEATHS)
-        with pytest.raises(RunEnded, match="lost 4 times at step 0 without a new step in between: SIGKILL"):
+        with pytest.raises(RunEnded, match="failed 3 times in a row in the same way, at step 0, without a new step"):
             await server.resume_point()
         assert (await house.serve().snapshot()).status == "failed"
         server = house.serve()

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from control_plane.core import decisions, recovery
+from control_plane.core import crash_loop, decisions, recovery
 from control_plane.core.branching import Adopted, Origin
 from control_plane.core.commands import Command
 from control_plane.core.decisions import GenerationStart
@@ -88,6 +88,7 @@ class Rules:
     recover: Callable[[list[Entry]], RunState] = recover
     evolve: Callable[[RunState, Entry], None] = evolve
     resume_point: Callable[[RunState], ResumePoint] = recovery.resume_point
+    give_up: Callable[[RunState], str | None] = crash_loop.reason_to_give_up
     is_fenced: Callable[[int, int], bool] = lambda mine, newest: mine < newest
     retire: Callable[[RunState], list[tuple[CheckpointCommitted, str]]] = retired_checkpoints
     checkpoints_first: bool = False
@@ -179,7 +180,7 @@ class SimServer:
     def resume_point(self, heard_step: int) -> ResumePoint:
         """The run's history, for new trainers. Raises `RunEnded` when starting again is hopeless."""
         self.commit(decisions.succeed_generation(self.state, heard_step, 0.0))
-        if self.state.closed is None and (reason := recovery.reason_to_give_up(self.state)):
+        if self.state.closed is None and (reason := self._rules.give_up(self.state)):
             self.commit(decisions.close_run(self.state, "failed", reason))
         if self.state.closed is not None:
             raise RunEnded(f"run {self.state.run} has {self.state.closed.ending}")

@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from control_plane.core.crash_loop import SAME_FAILURES
 from control_plane.core.errors import Conflict, NotFound
 from control_plane.core.intents import Rollback
 from control_plane.core.records import GenerationLost
-from control_plane.core.recovery import MAX_LOSSES_WITHOUT_PROGRESS
 from tests.simulation.branch_mutants import BRANCH_MUTANTS, BY_STORY
 from tests.simulation.fleet import Violation
 from tests.simulation.histories import wander_through
@@ -278,16 +278,16 @@ def test_losses_of_another_branch_do_not_count_when_starting_again_makes_no_sens
     world = quiet()
     base = saved(world)
     ticks(world, 20)
-    for _ in range(MAX_LOSSES_WITHOUT_PROGRESS - 1):
+    for _ in range(SAME_FAILURES - 1):
         world.start_trainers()
         ticks(world, 2)
     roll(world, checkpoint=base)
-    for _ in range(MAX_LOSSES_WITHOUT_PROGRESS - 1):
+    for _ in range(SAME_FAILURES - 1):
         world.start_trainers()
         ticks(world, 2)
     assert world.server is not None
     assert world.server.state.closed is None
-    assert sum(isinstance(entry.record, GenerationLost) for entry in world.disk.entries) > MAX_LOSSES_WITHOUT_PROGRESS
+    assert sum(isinstance(entry.record, GenerationLost) for entry in world.disk.entries) > SAME_FAILURES
 
 
 def test_branch_that_a_pending_rollback_is_to_begin_is_none_yet() -> None:

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 
 from control_plane.core.boundary import MAX_COMMANDS_PER_PROPOSAL
+from control_plane.core.crash_loop import SAME_FAILURES
 from control_plane.core.errors import Conflict, Refused
 from control_plane.core.records import CommandRepeated, CommandSettled, GenerationStarted
-from control_plane.core.recovery import MAX_LOSSES_WITHOUT_PROGRESS, ResumePoint, resume_point
+from control_plane.core.recovery import ResumePoint, resume_point
 from tests.simulation.fleet import Violation
 from tests.simulation.histories import live_through, submit_many
 from tests.simulation.parts import Parts
@@ -237,7 +238,7 @@ def test_report_of_lost_trainers_is_refused_before_their_successors_have_begun()
 
 def test_run_that_is_lost_without_a_new_step_is_given_up_and_may_be_resumed() -> None:
     world = World(ranks=2)
-    for _ in range(MAX_LOSSES_WITHOUT_PROGRESS + 1):
+    for _ in range(SAME_FAILURES + 1):
         world.start_trainers()
         ticks(world, 2)
     assert world.server is not None
