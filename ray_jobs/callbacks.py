@@ -10,7 +10,6 @@ They are added in this order, and Transformers calls them in it. All ranks have 
 
 import logging
 import os
-import socket
 import time
 from typing import Any
 
@@ -24,17 +23,18 @@ from control_plane.storage.checkpoints import Manifest, list_checkpoints
 from ray_jobs import restore, skipped
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
-from ray_jobs.collectives import Collectives
+from ray_jobs.collectives import BOUNDARY_TIMEOUT_S, Collectives
 from ray_jobs.complaints import told
-from ray_jobs.context import RunContext
+from ray_jobs.context import RunContext, node_name
+from ray_jobs.ddp_timeout import let_groups_wait
 from ray_jobs.digest_stream import DigestStream
 from ray_jobs.elastic import apply_batch_plan
 from ray_jobs.fingerprints import fingerprint
 from ray_jobs.frozen import frozen_parameters
-from ray_jobs.heartbeat import Heartbeat
 from ray_jobs.knobs import Knobs, KnobsApplier
 from ray_jobs.link import FAILED_WAIT_S, Link
 from ray_jobs.module_knobs import register_module_knobs
+from ray_jobs.nccl import collective_timeout_s
 from ray_jobs.parameters import register_parameter_appliers
 from ray_jobs.paused_memory import PausedMemory
 from ray_jobs.plain_values import number
@@ -44,15 +44,13 @@ from ray_jobs.saving import CheckpointCallback
 from ray_jobs.schedule import live_groups, steer_schedule
 from ray_jobs.session import RankSession
 from ray_jobs.trainer_knobs import register_trainer_knobs
-from ray_jobs.watchdog import Watchdog
+from ray_jobs.verdict import Bounds
+from ray_jobs.watchdog import Watchdog, arrange
 
 log = logging.getLogger(__name__)
 
 EXIT_SUPERSEDED = 76
 """The status of a rank that found another generation in its place."""
-
-NODE_NAME = "STEERWAY_NODE"
-"""Where several nodes share a machine, its name does not tell them apart; they find theirs here."""
 
 NOT_FORWARDED = {"learning_rate", "epoch", "step", "total_flos"}
 """What Transformers logs and we do not: its learning rate is sometimes the next step's, so we measure our own."""
@@ -68,7 +66,6 @@ class InteractiveCallback(TrainerCallback):
         self.plan: Plan | None = None
         self._learning_rate: LearningRateApplier | None = None
         self._watchdog: Watchdog | None = None
-        self._heartbeat: Heartbeat | None = None
         self._digests: DigestStream | None = None
         # Loaded at, while the first step after a restart has not been made (monotonic).
         self._restarting_s: float | None = None
@@ -108,9 +105,11 @@ class InteractiveCallback(TrainerCallback):
                 f"accelerate sees {args.world_size} processes where torch.distributed has {dist.get_world_size()} "
                 "ranks: each rank would train on the same samples"
             )
-        collectives = Collectives()
-        if self.context.hang_after_s is not None:
-            self._watch(collectives, self.context.hang_after_s)
+        hang_after_s, user_code_s = self.context.hang_after_s, self.context.user_code_s
+        patience_s = BOUNDARY_TIMEOUT_S if hang_after_s is None else collective_timeout_s(user_code_s)
+        collectives = Collectives(patience_s)
+        if hang_after_s is not None:
+            self._watch(collectives, Bounds(hang_after_s, user_code_s))
         link = Link(self.context.connect, self._superseded) if collectives.rank == 0 else None
         self.session = RankSession(collectives, link, knobs=Knobs(self.context.limits), beat=self._beat)
         plan = make_plan(collectives, link, self.context, lambda: fingerprint(self.trainer))
@@ -118,12 +117,9 @@ class InteractiveCallback(TrainerCallback):
         self.plan = plan
         return plan
 
-    def _watch(self, collectives: Collectives, silence_s: float) -> None:
+    def _watch(self, collectives: Collectives, bounds: Bounds) -> None:
         last_words = self.context.files.last_words(collectives.rank)
-        heartbeat = Heartbeat(collectives.store(), collectives.rank, collectives.world_size)
-        self._watchdog = Watchdog(silence_s, last_words, heartbeat.silent_s, heartbeat.watched)
-        heartbeat.start()
-        self._heartbeat = heartbeat
+        self._watchdog = Watchdog(bounds, last_words, arrange(collectives, node_name()))
         self._watchdog.start()
 
     def _keep_the_batch(self, plan: Plan) -> None:
@@ -181,7 +177,7 @@ class InteractiveCallback(TrainerCallback):
         assert plan is not None
         place = RankPlace(
             rank=session.rank,
-            node=os.environ.get(NODE_NAME) or socket.gethostname(),
+            node=node_name(),
             pid=os.getpid(),
             device=str(self.trainer.args.device),
         )
@@ -192,6 +188,8 @@ class InteractiveCallback(TrainerCallback):
         self._restarting_s = time.monotonic() if generation > 1 else None
         self._loaded_s = max(0.0, time.time() - self.context.started_at_s)
         session.hold(step)
+        if self._watchdog is not None:
+            let_groups_wait(collective_timeout_s(self.context.user_code_s))
         ended = plan.checkpoint is not None and restore.had_ended(plan, session.rank)
         self.is_over = step >= total_steps or session.replica.stopping or self.leaving or ended
         if self.is_over:
@@ -281,8 +279,6 @@ class InteractiveCallback(TrainerCallback):
             self._digests.close()
         if self._watchdog is not None:
             self._watchdog.stop()
-        if self._heartbeat is not None:
-            self._heartbeat.stop()
 
     def _beat(self, phase: str) -> None:
         if self._watchdog is not None:

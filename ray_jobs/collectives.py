@@ -17,7 +17,7 @@ from control_plane.core.boundary import AllGather, AllReduceMin, Broadcast, Effe
 from control_plane.core.commands import Command
 
 BOUNDARY_TIMEOUT_S = 600.0
-"""How long a rank waits for the others at a boundary: DeepSpeed's own patience, so that neither gives up first."""
+"""How long a rank waits for the others at a boundary where nobody watches over the ranks."""
 
 COMMANDS: TypeAdapter[tuple[Command, ...]] = TypeAdapter(tuple[Command, ...])
 
@@ -85,16 +85,6 @@ class Collectives:
         box = [json.dumps(value) if self.rank == 0 else None]
         dist.broadcast_object_list(box, src=0, group=self._group)
         return json.loads(str(box[0]))
-
-    def store(self) -> dist.Store:
-        """The key-value store by which the ranks found each other; it lives in rank 0. Not a collective.
-
-        A connection of its own, where the store allows that: a request that hangs must not hold up others.
-        """
-        store = dist.distributed_c10d._get_default_store()
-        while isinstance(store, dist.PrefixStore):
-            store = store.underlying_store
-        return store.clone() if hasattr(store, "clone") else store
 
     def barrier(self) -> None:
         """Collective. Wait for every rank."""

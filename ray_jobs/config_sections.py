@@ -6,9 +6,12 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from control_plane.core.limits import Limit
+from ray_jobs.verdict import HANG_AFTER_S, USER_CODE_S
 
 MOST_STEPS = 2**31
 MOST_RANKS = 4096  # what the boundary protocol is simulated with
+
+MOST_USER_CODE_S = 7 * 24 * 3600.0
 
 Count = Annotated[int, Field(ge=1)]
 Positive = Annotated[float, Field(gt=0)]
@@ -134,13 +137,15 @@ class DigestSettings(Section):
 class RecoverySettings(Section):
     """How a loss is noticed, and how fast the way back is.
 
-    A rank that makes no progress and hears nothing of the rank that it watches, for `hang_after_s` seconds, ends
-    itself. `spares` are processes on each node that have imported everything; auto: as many as ranks on one node.
+    A rank that is stopped, or that nothing is heard of while nothing moves, for `hang_after_s` seconds, is taken for
+    dead; one that makes no progress outside of any collective only after `user_code_s` (see `verdict`). `spares` are
+    processes on each node that have imported everything; auto: as many as ranks on one node.
     A run whose trainers fail again and again without a new step is given up after `give_up_after_s`; null: only if it
     fails in the same way each time, see `core.crash_loop`.
     """
 
-    hang_after_s: float = Field(default=5, ge=2)
+    hang_after_s: float = Field(default=HANG_AFTER_S, ge=2)
+    user_code_s: float = Field(default=USER_CODE_S, ge=30, le=MOST_USER_CODE_S)
     spares: Literal["auto"] | Annotated[int, Field(ge=0, le=64)] = "auto"
     start_timeout_s: float = Field(default=20, ge=1)
     give_up_after_s: float | None = Field(default=None, gt=0)

@@ -1,5 +1,7 @@
 """What a worker knows about the run that it belongs to, before any trainer exists."""
 
+import os
+import socket
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,6 +12,15 @@ from control_plane.core.records import Reading
 from control_plane.handle import RunHandle
 from control_plane.storage.checkpoints import SigningKey
 from control_plane.storage.layout import RunFiles
+from ray_jobs.verdict import USER_CODE_S
+
+NODE_NAME = "STEERWAY_NODE"
+"""Where several nodes share a machine, its name does not tell them apart; they find theirs here."""
+
+
+def node_name() -> str:
+    """What the node of this process is called."""
+    return os.environ.get(NODE_NAME) or socket.gethostname()
 
 
 @dataclass
@@ -36,7 +47,8 @@ class RunContext:
     """Set by `train.main` on every rank. `connect` makes a handle; rank 0's link calls it in its own thread.
 
     `key_file` holds the key that checkpoints are signed with; by default it lies beside the folder of all runs.
-    `hang_after_s` is how long a rank may be without a sign of progress; None means: no watchdog.
+    `hang_after_s` is how long a rank may be stopped or cut off, and `user_code_s` how long it may make no progress
+    outside of a collective; without the first, nobody watches.
     """
 
     files: RunFiles
@@ -48,6 +60,7 @@ class RunContext:
     retention: Reading = field(default_factory=dict)
     key_file: Path | None = None
     hang_after_s: float | None = None
+    user_code_s: float = USER_CODE_S
     # Whether a pause moves DeepSpeed's states to host memory, see `paused_memory`.
     offload_pauses: bool = False
     # When this process began to work for the run (Unix time): recovery is measured from here.

@@ -1,8 +1,11 @@
-"""A script's `ddp_timeout` counts: the ranks' group is there before the script, and accelerate makes no other.
+"""How long the ranks wait for each other in torch's and DeepSpeed's groups, which have clocks of their own.
 
-    let_it_count()      once in a process, before the script runs
+    let_it_count()      once in a process, before the script runs: a script's `ddp_timeout` counts, though the ranks'
+                        group is there before the script, and accelerate makes no other
+    let_groups_wait()   when a training begins: as long as one rank may be in user code (`recovery.user_code_s`)
 
-Only a longer one than the group has, and than the default of Transformers: who leaves it out asks for nothing.
+Of `ddp_timeout` only a longer one than the group has, and than the default of Transformers: who leaves it out asks for
+nothing.
 """
 
 import logging
@@ -15,6 +18,9 @@ log = logging.getLogger(__name__)
 
 DEFAULT_S = 1800.0
 """Of TrainingArguments, which hands it on in any case."""
+
+LEAST_DEFAULT_S = 600.0
+"""Torch's for NCCL; for gloo it is three times that."""
 
 
 def let_it_count() -> None:
@@ -47,3 +53,24 @@ def _set(timeout: timedelta) -> None:
         log.warning("ddp_timeout=%g does not count: %s", timeout.total_seconds(), error)
         return
     log.info("the ranks wait for each other for up to %g s, by the script's ddp_timeout", timeout.total_seconds())
+
+
+def let_groups_wait(wait_s: float) -> None:
+    """Every group that waits as long as torch's defaults, or longer, waits `wait_s` at least.
+
+    A shorter patience was somebody's own choice, and stays.
+    """
+    from torch.distributed import distributed_c10d
+
+    for group in list(distributed_c10d._world.pg_map):
+        try:
+            has_s = _patience_s(group)
+            if LEAST_DEFAULT_S <= has_s < wait_s:
+                distributed_c10d._set_pg_timeout(timedelta(seconds=wait_s), group)
+        except Exception as error:
+            log.warning("a group of ranks keeps its own patience: %s", error)
+
+
+def _patience_s(group: Any) -> float:
+    backend = group._get_backend(group._device_types[0])
+    return float(backend.options._timeout.total_seconds())

@@ -37,7 +37,7 @@ from ray_jobs import config as run_config
 from ray_jobs.back_off import RunIsOver
 from ray_jobs.deaths import DeathWatch, NoFarewell
 from ray_jobs.devices import declares_gpus, known_nodes, node_groups
-from ray_jobs.nccl import COLLECTIVE_TIMEOUT_S
+from ray_jobs.nccl import collective_timeout_s
 from ray_jobs.own_config import own_config
 from ray_jobs.spares import HelperStandsBy, worker_environment
 from ray_jobs.turns import turn
@@ -46,9 +46,6 @@ log = logging.getLogger("steerway.driver")
 
 LAST_WORDS_S = 1.0
 """Those who watch a run hear of its end from its control server before that one is retired."""
-
-TORCH_TIMEOUT_S = 600
-"""Over gloo: DeepSpeed's own patience for a collective; torch's is three times as long. Over NCCL see `nccl`."""
 
 
 class RanksTrainer(TorchTrainer):
@@ -135,6 +132,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
 
     gpu = use_gpu(settings)
     least, most = settings.scaling.bounds
+    user_code_s = settings.recovery.user_code_s
     scaling = ScalingConfig(
         num_workers=(least, most) if least < most else most,
         use_gpu=gpu,
@@ -149,16 +147,14 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         # Whether to go on is the control server's decision: it knows whether there was any progress.
         failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1, max_preemption_failures=-1),
         callbacks=callbacks,
-        worker_runtime_env={"env_vars": worker_environment("cuda" if gpu else "cpu")},
+        worker_runtime_env={"env_vars": worker_environment("cuda" if gpu else "cpu", user_code_s)},
     )
     trainer = RanksTrainer(
         train.main,
         train_loop_config={"root": str(files.root), "use_gpu": gpu},
         scaling_config=scaling,
         run_config=run_config_of_ray,
-        torch_config=TorchConfig(
-            backend="nccl" if gpu else "gloo", timeout_s=COLLECTIVE_TIMEOUT_S if gpu else TORCH_TIMEOUT_S
-        ),
+        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=collective_timeout_s(user_code_s)),
     )
     try:
         trainer.fit()

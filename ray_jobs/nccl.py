@@ -7,17 +7,19 @@ run's reason would be lost. So PyTorch's is the second line: for a process in wh
 Names and meanings read in torch 2.13, `ProcessGroupNCCL.hpp`.
 """
 
-from ray_jobs.watchdog import PATIENCE_S
+from ray_jobs.verdict import USER_CODE_S
 
 MARGIN_S = 300.0
 """Between the two: time for our watchdog's tick, its last words, and Ray's end of the other ranks."""
 
-COLLECTIVE_TIMEOUT_S = int(max(PATIENCE_S.values()) + MARGIN_S)
-"""For the process group: how long a collective over NCCL may take before PyTorch ends the rank. Above everything that
-ours waits for, but one: a deadlock in a training whose steps take longer than a hundred seconds or so."""
+
+def collective_timeout_s(user_code_s: float = USER_CODE_S) -> int:
+    """For the process group: how long a collective may take, of NCCL or gloo, before PyTorch ends the rank. Above all
+    that ours waits for, but one: a deadlock in a training whose steps take longer than a hundred seconds or so."""
+    return int(user_code_s + MARGIN_S)
 
 
-def nccl_environment() -> dict[str, str]:
+def nccl_environment(user_code_s: float = USER_CODE_S) -> dict[str, str]:
     """What must be in a rank's environment before its process group is made; values that are there already give way.
 
     Ray Train makes the group before any code of a rank runs, so that these come with the workers' environment.
@@ -30,7 +32,7 @@ def nccl_environment() -> dict[str, str]:
         "TORCH_NCCL_BLOCKING_WAIT": "0",
         # A thread that ends the process when PyTorch's watchdog itself is stuck, by default after 8 minutes.
         "TORCH_NCCL_ENABLE_MONITORING": "1",
-        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(COLLECTIVE_TIMEOUT_S),
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(collective_timeout_s(user_code_s)),
         # One rank's error would end the others through the store before they are told why.
         "TORCH_NCCL_PROPAGATE_ERROR": "0",
     }

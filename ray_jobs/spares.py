@@ -20,6 +20,7 @@ from typing import Any, cast
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from ray_jobs.nccl import nccl_environment
+from ray_jobs.verdict import USER_CODE_S
 
 log = logging.getLogger(__name__)
 
@@ -71,12 +72,12 @@ def preload() -> None:
     gc.freeze()
 
 
-def worker_environment(accelerator: str) -> dict[str, str]:
+def worker_environment(accelerator: str, user_code_s: float = USER_CODE_S) -> dict[str, str]:
     """The environment of the ranks and of their spares; `accelerator` is DeepSpeed's name for it, `cpu` or `cuda`."""
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
     ours = {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: HOOK, "STEERWAY_ACCELERATOR": accelerator}
-    return ours | (nccl_environment() if accelerator == "cuda" else {})
+    return ours | (nccl_environment(user_code_s) if accelerator == "cuda" else {})
 
 
 def keep_warm(count: int, after_s: float) -> None:

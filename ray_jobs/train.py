@@ -147,6 +147,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         ranks=config.scaling.ranks,
         retention=config.checkpoint.retention(),
         hang_after_s=config.recovery.hang_after_s,
+        user_code_s=config.recovery.user_code_s,
         offload_pauses=config.pause.offload,
         started_at_s=started_at_s,
         on_first_step=on_first_step,

@@ -91,6 +91,7 @@ def test_config_defaults_save_and_recover_without_being_asked(good: Path) -> Non
     assert config.digest.every_steps == 100
     assert Retention.model_validate(config.checkpoint.retention()) == Retention()
     assert (config.recovery.hang_after_s, config.recovery.spares, config.recovery.start_timeout_s) == (5, "auto", 20)
+    assert config.recovery.user_code_s == 1800
 
 
 @pytest.mark.parametrize(
@@ -298,6 +299,7 @@ BAD_VALUES = {
     "digest.every_step=5": "digest.every_step is not a known key; did you mean every_steps?",
     "every_steps=5": "every_steps is not a known key; did you mean checkpoint.every_steps?",
     "recovery.hang_after_s=1": "recovery.hang_after_s is 1 (an integer), but must be at least 2",
+    "recovery.user_code_s=3": "recovery.user_code_s is 3 (an integer), but must be at least 30",
     "recovery.hang_after_s=.inf": "recovery.hang_after_s is inf, but must be a finite number",
     "recovery.start_timeout_s=0": "recovery.start_timeout_s is 0 (an integer), but must be at least 1",
     "recovery.hang_after=8": "did you mean hang_after_s?",

@@ -2,18 +2,21 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from ray_jobs import spares
-from ray_jobs.nccl import COLLECTIVE_TIMEOUT_S, nccl_environment
-from ray_jobs.watchdog import LEAST_DEADLOCK_S, PATIENCE_S
+from ray_jobs.nccl import collective_timeout_s, nccl_environment
+from ray_jobs.verdict import LEAST_DEADLOCK_S
 
 HEADER = Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp"
 
 
-def test_nccl_waits_longer_than_our_watchdog_in_every_phase() -> None:
-    assert max(*PATIENCE_S.values(), LEAST_DEADLOCK_S) < COLLECTIVE_TIMEOUT_S
-    assert int(nccl_environment()["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"]) >= COLLECTIVE_TIMEOUT_S
+@pytest.mark.parametrize("user_code_s", [30.0, 1800.0, 7200.0])
+def test_nccl_waits_longer_than_our_watchdog_for_user_code_and_for_a_deadlock(user_code_s: float) -> None:
+    assert max(user_code_s, LEAST_DEADLOCK_S) < collective_timeout_s(user_code_s)
+    told = nccl_environment(user_code_s)["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"]
+    assert int(told) >= collective_timeout_s(user_code_s)
 
 
 def test_installed_torch_knows_every_name() -> None:

@@ -77,7 +77,7 @@ def test_stopped_rank_is_found_and_replaced(cluster: Cluster, client: SteerwayCl
     stopped = pid_of(client, run, 0)
     os.kill(stopped, signal.SIGSTOP)
     after = wait_recovered(cluster, client, run, 2, before.step)
-    assert any("stopped or cut off" in death.reason for death in after.recoveries[-1].deaths), after.recoveries[-1]
+    assert any("was stopped (SIGSTOP)" in death.reason for death in after.recoveries[-1].deaths), after.recoveries[-1]
     wait_for("the end of the stopped process", lambda: not psutil.pid_exists(stopped), 60)
 
 

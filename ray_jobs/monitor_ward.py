@@ -1,0 +1,144 @@
+"""One rank as its monitor knows it: what the kernel shows of the process, and what its threads say of themselves.
+
+Standard library only, see `rank_monitor`.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from control_plane.storage.private import write_file
+from ray_jobs.rank_processes import Offspring, is_same, status_of
+from ray_jobs.verdict import Account, Bounds, Verdict
+
+STALE_AFTER_S = 2.0
+"""Without a word of the rank's threads for so long, it is not known where it is: Python's lock is held."""
+
+LOOK_AFTER_CHILDREN_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    """What a rank tells its monitor first. `signal` is what has its stacks written, if anything does."""
+
+    rank: int
+    world_size: int
+    pid: int
+    node: str
+    thread: int
+    signal: int | None
+    address: str
+    port: int
+    token: str
+    last_words: str
+    tick_s: float
+    hang_after_s: float
+    user_code_s: float
+    deadlock_s: float
+
+    @property
+    def bounds(self) -> Bounds:
+        """For the verdict."""
+        return Bounds(self.hang_after_s, self.user_code_s, self.deadlock_s)
+
+
+class Ward:
+    """The rank, as its monitor knows it."""
+
+    def __init__(self, orders: Orders, dump: int) -> None:
+        self._orders, self._dump = orders, dump
+        self.account = Account(orders.rank, orders.pid, orders.node)
+        status = status_of(orders.pid)
+        self.started = status.started if status else 0
+        self.offspring = Offspring(orders.pid, status.session if status else 0)
+        self.is_stopped = False
+        self._progress: tuple[Any, ...] = ()
+        self._told_s = self._looked_s = 0.0
+        self._has_asked = False
+
+    def hear(self, told: dict[str, Any]) -> None:
+        """A word of the rank's threads."""
+        if "child" in told:
+            self.offspring.add(int(told["child"]))
+            return
+        progress = (told["beats"], told["made"], told["phase"])
+        same = progress == self._progress
+        account = self.account
+        self._progress, self._told_s = progress, 0.0
+        self.account = replace(
+            account,
+            phase=str(told["phase"]),
+            over=account.over or bool(told["over"]),
+            quiet_s=account.quiet_s if same else 0.0,
+            inside_s=account.inside_s if same and told["waits"] == account.waits else 0.0,
+            waits=told["waits"],
+            slowest_step_s=float(told["slowest_step_s"]),
+            at=str(told["at"]),
+        )
+
+    def tick(self, tick_s: float) -> None:
+        """Look at the process, and count."""
+        orders, account = self._orders, self.account
+        status = status_of(orders.pid)
+        if status is None or status.started != self.started:
+            self.account = replace(account, gone_s=account.gone_s + max(tick_s, 1e-3))
+            return
+        self.is_stopped = status.is_stopped
+        self._told_s += tick_s
+        is_known = self._told_s < STALE_AFTER_S
+        self.account = replace(
+            account,
+            quiet_s=account.quiet_s + tick_s,
+            stopped_s=account.stopped_s + tick_s if status.is_stopped else 0.0,
+            inside_s=account.inside_s + tick_s if is_known and account.waits else 0.0,
+            waits=account.waits if is_known else "",
+            at=account.at if is_known else self._asked(),
+        )
+        self._looked_s += tick_s
+        if self._looked_s >= LOOK_AFTER_CHILDREN_S:
+            self._looked_s = 0.0
+            self.offspring.look()
+
+    def _asked(self) -> str:
+        """The line in which the lock is held. Asked for once, and only when that is about to be the verdict."""
+        orders = self._orders
+        soon = self.account.quiet_s >= orders.user_code_s - 4 * orders.tick_s
+        if orders.signal is None or not soon:
+            return ""
+        from ray_jobs.stacks import parse_dump  # here, where it is wanted: it imports as much as all the rest
+
+        if not self._has_asked:
+            self._has_asked = True
+            os.ftruncate(self._dump, 0)
+            os.lseek(self._dump, 0, os.SEEK_SET)
+            with contextlib.suppress(OSError):
+                os.kill(orders.pid, orders.signal)
+        text = os.pread(self._dump, 1 << 20, 0).decode("utf-8", "replace")
+        return parse_dump(text, orders.thread)
+
+    def end(self, verdict: Verdict) -> None:
+        """Kill it, and say why where the driver finds it."""
+        if not is_same(self._orders.pid, self.started):
+            return
+        write_last_words(Path(self._orders.last_words), self._orders.pid, verdict)
+        with contextlib.suppress(OSError):
+            os.kill(self._orders.pid, signal.SIGKILL)
+
+
+def write_last_words(path: Path, pid: int, verdict: Verdict) -> None:
+    """Why a rank was ended, for whoever finds it dead."""
+    words = {
+        "pid": pid,
+        "reason": verdict.reason,
+        "time_s": time.time(),
+        "phase": verdict.phase,
+        "kind": verdict.kind,
+        "ranks": list(verdict.ranks),
+    }
+    with contextlib.suppress(OSError):
+        write_file(path, json.dumps(words))

@@ -1,0 +1,136 @@
+"""The parts of a rank's monitor: the signed lines, what a process leaves behind, and where a thread is."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from ray_jobs.monitor_wire import MOST_LINE_BYTES, Refused, Wire
+from ray_jobs.rank_processes import Offspring, is_same, machine, status_of
+from ray_jobs.stacks import Stacks, parse_dump
+
+WAIT_S = 20.0
+
+
+@pytest.fixture
+def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
+    left, right = socket.socketpair()
+    with left, right:
+        yield left, right
+
+
+def talk(ends: tuple[socket.socket, socket.socket], tokens: tuple[str, str] = ("t", "t")) -> tuple[Wire, Wire]:
+    hub, spoke = (Wire(end, token, end is ends[0]) for end, token in zip(ends, tokens, strict=True))
+    hub.flush()
+    spoke.flush()
+    assert hub.receive() == spoke.receive() == []
+    return hub, spoke
+
+
+def test_wire_hands_over_what_was_said_in_both_directions(ends: tuple[socket.socket, socket.socket]) -> None:
+    hub, spoke = talk(ends)
+    assert not hub.is_trusted
+    spoke.say({"n": 1, "at": "t\udcff.py"})
+    spoke.say({"n": 2})
+    assert [told["n"] for told in hub.receive()] == [1, 2]
+    hub.say({"verdict": None})
+    assert spoke.receive() == [{"verdict": None}]
+    assert hub.is_trusted
+
+
+def test_wire_refuses_another_token(ends: tuple[socket.socket, socket.socket]) -> None:
+    hub, spoke = talk(ends, ("t", "another"))
+    spoke.say({"n": 1})
+    with pytest.raises(Refused, match="token"):
+        hub.receive()
+
+
+def test_wire_refuses_what_was_said_before(ends: tuple[socket.socket, socket.socket]) -> None:
+    hub, spoke = talk(ends)
+    said = []
+    send = spoke.connection.send
+    spoke.say({"n": 1})
+    assert [told["n"] for told in hub.receive()] == [1]
+    body = b'{"n": 1}'
+    said.append(spoke._code(b"spoke", 0, body) + b" " + body + b"\n")
+    send(said[0])
+    with pytest.raises(Refused, match="token"):
+        hub.receive()
+
+
+@pytest.mark.parametrize(
+    "said", [b"x" * (MOST_LINE_BYTES + 1), b"[1]\n", b"GET / HTTP/1.1\r\n\r\n", b'{"nonce": 1}\n', b"\n"]
+)
+def test_wire_refuses_strangers(ends: tuple[socket.socket, socket.socket], said: bytes) -> None:
+    hub = Wire(ends[0], "t", is_hub=True)
+    ends[1].send(said)
+    with pytest.raises(Refused):
+        hub.receive()
+
+
+def test_status_is_of_that_very_process() -> None:
+    mine = status_of(os.getpid())
+    assert mine is not None
+    assert (mine.parent, mine.session, mine.state) == (os.getppid(), os.getsid(0), "R")
+    assert not is_same(os.getpid(), mine.started + 1)
+    assert status_of(2**22 + 1) is None
+    assert machine()
+
+
+def test_what_is_left_behind_ends_but_for_a_session_of_its_own() -> None:
+    code = (
+        "import subprocess, sys, time\n"
+        "kept = [subprocess.Popen(['sleep', '60']), subprocess.Popen(['sleep', '60'], start_new_session=True)]\n"
+        "print(*(each.pid for each in kept), flush=True)\n"
+        "time.sleep(60)"
+    )
+    with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        child, daemon = map(int, parent.stdout.readline().split())
+        offspring = Offspring(parent.pid, os.getsid(0))
+        offspring.look()
+        parent.kill()
+    try:
+        assert offspring.end() == [child]
+        deadline = time.monotonic() + WAIT_S
+        while status_of(child) is not None:
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+        assert status_of(daemon) is not None
+    finally:
+        os.kill(daemon, 9)
+
+
+def test_thread_in_user_code_is_told_with_its_line() -> None:
+    over, inside, thread = threading.Event(), threading.Event(), [0]
+
+    def work() -> None:
+        thread[0] = threading.get_ident()
+        inside.set()
+        over.wait(WAIT_S)
+
+    with ThreadPoolExecutor(1) as pool:
+        pool.submit(work)
+        assert inside.wait(WAIT_S)
+        spot = Stacks(thread[0], on_devices=True).look()
+        over.set()
+    assert spot.waits == ""
+    assert re.search(r"test_monitor_parts.py:\d+ in work$", spot.at), spot.at
+    assert Stacks(1, on_devices=False).look().at == ""
+
+
+def test_line_is_found_in_what_faulthandler_writes() -> None:
+    dump = (
+        'Thread 0x00007f00000000aa (most recent call first):\n  File "/other.py", line 1 in other\n\n'
+        'Current thread 0x00007f00000000bb (most recent call first):\n  File "/usr/lib/site-packages/re.py", line 9'
+        ' in sub\n  File "/code/train.py", line 7 in clean\n'
+    )
+    assert parse_dump(dump, 0x7F00000000BB) == "at /code/train.py:7 in clean"
+    assert parse_dump(dump, 0x7F00000000CC) == ""
