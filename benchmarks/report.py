@@ -5,7 +5,13 @@ from collections.abc import Iterable
 from rich.console import Console
 from rich.table import Table as RichTable
 
-from benchmarks.result import Bound, Result, met
+from benchmarks.result import Bound, Result, Verdict
+
+TOLD: dict[Verdict, str] = {
+    "met": "every target is met",
+    "not met": "not every target is met",
+    "not proved": "not proved: no target is shown to be missed, and not every one to be met",
+}
 
 
 def show(name: str, result: Result, console: Console) -> None:
@@ -14,14 +20,14 @@ def show(name: str, result: Result, console: Console) -> None:
         console.print(_grid(table.title, ("", *table.arms), table.rows))
     rows = [(figure, f"{value:.4g}", *_verdict(figure, result)) for figure, value in result.figures.items()]
     console.print(_grid(f"{name}, n = {result.n}", ("figure", "value", "target", ""), rows))
-    console.print(f"{name}: every target is met" if result.met else f"{name}: not every target is met")
+    console.print(f"{name}: {TOLD[result.verdict]}")
 
 
 def _verdict(figure: str, result: Result) -> tuple[str, str]:
     bound = result.targets.get(figure)
     if bound is None:
         return "", ""
-    return _wanted(bound), "met" if met(result.figures, {figure: bound}) else "NOT MET"
+    return _wanted(bound), "met" if (verdict := result.verdict_on(figure)) == "met" else verdict.upper()
 
 
 def _wanted(bound: Bound) -> str:

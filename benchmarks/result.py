@@ -1,13 +1,16 @@
 """What a benchmark answers: figures, the targets they are held against, and the verdict.
 
 A target is a `Bound`: `{"max": 1.0}` or `{"min": 0.99}`, or both. It names the figure that it bounds. The verdict is
-computed from these two alone, in `met`, for every benchmark alike.
+computed from these two alone, in `met`, for every benchmark alike. A benchmark that bounds the end of an interval may
+say which of its targets are `undecided`: their verdict is "not proved" instead of "not met", and as little "met".
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
+
+Verdict = Literal["met", "not met", "not proved"]
 
 
 class Bound(TypedDict, total=False):
@@ -34,16 +37,33 @@ class Result:
     targets: Mapping[str, Bound]
     n: int
     tables: tuple[Table, ...] = ()
+    # Targets that, where they are not met, are not shown to be missed either: more measurements could decide.
+    undecided: frozenset[str] = frozenset()
 
     @property
     def met(self) -> bool:
         """Whether every target is met."""
         return met(self.figures, self.targets)
 
+    @property
+    def verdict(self) -> Verdict:
+        """`not proved` if nothing is shown to be missed, and not everything is shown to be met."""
+        verdicts = {self.verdict_on(name) for name in self.targets}
+        if not verdicts or "not met" in verdicts:
+            return "not met"
+        return "not proved" if "not proved" in verdicts else "met"
+
+    def verdict_on(self, target: str) -> Verdict:
+        """The verdict on one target."""
+        if met(self.figures, {target: self.targets[target]}):
+            return "met"
+        return "not proved" if target in self.undecided else "not met"
+
     def to_json(self, benchmark: str, machine: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
         """The one object that `--json` prints. A figure that is not a finite number is null."""
         figures = {name: value if _finite(value) else None for name, value in self.figures.items()}
         answer = {"benchmark": benchmark, "figures": figures, "targets": dict(self.targets), "met": self.met}
+        answer["verdict"] = self.verdict
         return answer | {"n": self.n, "machine": dict(machine), "versions": dict(versions)}
 
 

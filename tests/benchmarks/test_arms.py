@@ -4,8 +4,9 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import boundary, overhead
+from benchmarks import boundary
 from benchmarks.boundary_rank import VARIANTS, WARM_UP, plan
+from benchmarks.overhead_rank import plan as overhead_turns
 
 
 def test_boundary_plan_gives_each_variant_the_same_steps_and_turns_round() -> None:
@@ -36,15 +37,7 @@ def test_boundary_figures_take_the_slowest_rank_and_compare_within_a_round() -> 
     assert figures["bare_broadcast_us_p50"] == 30
 
 
-def test_overhead_compares_within_a_pair_and_takes_the_median() -> None:
-    speeds = [(10.0, 10.0), (20.0, 10.0), (5.0, 10.0)]
-    trainings = [
-        {"pair": pair, "arm": arm, "steps_per_s": speed, "boundary_us": [] if arm == "plain" else [50.0, 70.0, 60.0]}
-        for pair, both in enumerate(speeds)
-        for arm, speed in zip(("plain", "steered"), both, strict=True)
-    ]
-    assert overhead.overheads_percent(trainings) == pytest.approx([0, 100, -50])
-    figures = overhead.figures_of([trainings, trainings])
-    assert figures["overhead_median_percent"] == pytest.approx(0)
-    assert (figures["overhead_min_percent"], figures["overhead_max_percent"]) == pytest.approx((-50, 100))
-    assert figures["boundary_us_median"] == 60
+def test_overhead_turns_go_to_and_fro_with_the_second_plain_arm_beside_the_first() -> None:
+    arms = [arm for _, arm in overhead_turns(4)]
+    assert "".join({"steered": "A", "plain": "B", "again": "b"}[arm] for arm in arms) == "ABbbBAABbbBA"
+    assert [number for number, _ in overhead_turns(2)] == [0, 0, 0, 1, 1, 1]

@@ -37,7 +37,7 @@ def test_json_prints_one_object_and_nothing_else_on_stdout(capfd: pytest.Capture
     out, err = capfd.readouterr()
     answer = json.loads(out)
     assert (status, answer["met"], answer["n"], answer["figures"]) == (0, True, 4, {"cost": 4.0, "quick": 0.0})
-    assert set(answer) == {"benchmark", "figures", "targets", "met", "n", "machine", "versions"}
+    assert set(answer) == {"benchmark", "figures", "targets", "met", "verdict", "n", "machine", "versions"}
     assert {"python", "ray", "torch", "deepspeed", "transformers"} <= set(answer["versions"])
     assert {"cores", "cpu", "load_1min"} <= set(answer["machine"])
     assert ["working" in err, "library's" in err, "child's" in err] == [True] * 3

@@ -58,7 +58,33 @@ def test_result_as_json_has_every_member_and_is_plain_json() -> None:
         "figures": {"cost": 0.5, "rest": None},
         "targets": {"cost": {"max": 1.0}},
         "met": True,
+        "verdict": "met",
         "n": 3,
         "machine": {"cores": 2},
         "versions": {"python": "3"},
     }
+
+
+@pytest.mark.parametrize(
+    ("cost", "blocks", "undecided", "expected"),
+    [
+        (0.5, 60, (), "met"),
+        (0.5, 60, ("cost",), "met"),
+        (1.5, 60, (), "not met"),
+        (1.5, 60, ("cost",), "not proved"),
+        (NAN, 60, ("cost",), "not proved"),
+        (0.5, 2, ("cost", "blocks"), "not proved"),
+        (1.5, 2, ("blocks",), "not met"),
+    ],
+)
+def test_verdict_is_not_met_as_soon_as_one_target_is_shown_to_be_missed(
+    cost: float, blocks: float, undecided: tuple[str, ...], expected: str
+) -> None:
+    targets: dict[str, Bound] = {"cost": {"max": 1.0}, "blocks": {"min": 60}}
+    result = Result({"cost": cost, "blocks": blocks}, targets, 1, undecided=frozenset(undecided))
+    assert result.verdict == expected
+    assert result.met is (expected == "met")
+
+
+def test_verdict_without_any_target_is_not_met() -> None:
+    assert Result({"cost": 0.0}, {}, 1).verdict == "not met"
