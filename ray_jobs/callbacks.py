@@ -20,7 +20,7 @@ from control_plane.core.errors import Invalid, SteerwayError
 from control_plane.core.records import SKIPPED_STEPS, GenerationEnding, RankPlace, Reading
 from control_plane.handle import Point, Restart
 from control_plane.storage.checkpoints import Manifest, list_checkpoints
-from ray_jobs import restore, skipped
+from ray_jobs import inexact, restore, skipped
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import BOUNDARY_TIMEOUT_S, Collectives
@@ -201,6 +201,7 @@ class InteractiveCallback(TrainerCallback):
         return (
             self.context.facts
             | left_out
+            | inexact.facts(self.trainer, self.opened().collectives)
             | {
                 "zero_stage": engine.zero_optimization_stage() if engine is not None else None,
                 "optimizer": type(getattr(self.trainer.optimizer, "optimizer", self.trainer.optimizer)).__name__,

@@ -19,6 +19,7 @@ from ray_jobs import script_callbacks
 from ray_jobs.actions import OwnVocabulary
 from ray_jobs.elastic import plain_groups
 from ray_jobs.frozen import FrozenParameters, frozen_parameters
+from ray_jobs.generators import state_was_set
 from ray_jobs.knobs import Knobs
 from ray_jobs.schedule import SteeredSchedule, live_groups
 
@@ -47,7 +48,13 @@ def captured(trainer: Any) -> Progress:
     # Left out while no knob was set: then it is what it was before there were knobs, to the last digit of its digest.
     kept = script_callbacks.captured(trainer)
     told = {CALLBACKS: kept} if kept else {}
-    return saved | ({"knobs": memory} if memory else {}) | _own(trainer) | _frozen(trainer) | told
+    return saved | _stream(trainer) | ({"knobs": memory} if memory else {}) | _own(trainer) | _frozen(trainer) | told
+
+
+def _stream(trainer: Any) -> Progress:
+    """Where a stream that has no length stands: its pass, from 0, and the steps made in it."""
+    place = getattr(trainer, "stream_place", None)
+    return {"stream": list(place)} if place is not None else {}
 
 
 def _own(trainer: Any) -> Progress:
@@ -104,6 +111,7 @@ def restore_random(saved: Progress) -> None:
     state = saved["random"]
     random.setstate(state["python"])
     numpy.random.set_state(state["numpy"])
+    state_was_set()
     torch.set_rng_state(state["torch"])
     if "cuda" in state and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

@@ -106,6 +106,13 @@ def callbacks(trainer: Any, plan: Plan, rank: int) -> None:
     script_callbacks.put_back(trainer, saved.get(progress.CALLBACKS, {}))
 
 
+def stream_place(plan: Plan, rank: int) -> tuple[int, int] | None:
+    """The pass of a stream without a length, from 0, and the steps made in it; older checkpoints do not say."""
+    assert plan.manifest is not None
+    place = _read(plan, rank % plan.manifest.world_size).get("stream")
+    return (int(place[0]), int(place[1])) if place is not None else None
+
+
 def had_ended(plan: Plan, rank: int) -> bool:
     """Whether the script had ended its training early at this checkpoint. A new branch from there goes on."""
     assert plan.manifest is not None

@@ -21,9 +21,12 @@ from ray_jobs.callbacks import (
     RunPauseCallback,
 )
 from ray_jobs.data import SampleOrder
+from ray_jobs.generators import seed_of, seeded
+from ray_jobs.inexact import of_a_trainer
 from ray_jobs.plan import Plan
 from ray_jobs.rollback import LeaveForBranch, release
 from ray_jobs.saving import CheckpointCallback
+from ray_jobs.seeded_loading import Draws
 
 log = logging.getLogger(__name__)
 
@@ -40,13 +43,18 @@ class Steered(Extensible):
     # Before a subclass's `__init__` is over, it may ask for its data loader.
     _steering: InteractiveCallback | None = None
     _order: SampleOrder | None = None
-    _of_a_run = False
+    _run: context.RunContext | None = None
+    _draws: Draws | None = None
+    # What will not be after a failure what it would have been without one, in words.
+    inexact: tuple[str, ...] = ()
+    # The pass, from 0, and the steps made in it, where the data has no length.
+    stream_place: tuple[int, int] | None = None
     # The step whose logging is over, and the one with which the present epoch ends.
     _logged_step = _last_step_of_epoch = -1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
-        run = context.current()
-        self.own_vocabulary, self._of_a_run = OwnVocabulary(), run is not None
+        self._run = run = context.current()
+        self.own_vocabulary = OwnVocabulary()
         super().__init__(*args, **kwargs)
         if run is None:
             log.warning("not started by `steer submit`: this trainer runs, but nobody can steer it")
@@ -138,10 +146,24 @@ class Steered(Extensible):
         ends = self._step == self._last_step_of_epoch
         return bool(ends or control.should_epoch_stop or control.should_training_stop)
 
+    def get_train_dataloader(self) -> Any:
+        """As before; in a run, its random numbers are a function of the seed, the epoch and the batch."""
+        this, theirs, run = cast(Any, self), cast(Any, super()).get_train_dataloader, self._run
+        if run is None:
+            return theirs()
+        args, training = this.args, max(1, run.trainings.begun)
+        seed = args.seed if args.data_seed is None else args.data_seed
+        seed = seed if training == 1 else seed_of(seed, "training", training)
+        self._draws = Draws(seed, args.process_index)
+        with seeded(seed):
+            loader = theirs()
+        self.inexact = (*self._draws.attach(loader), *of_a_trainer(this, loader))
+        return loader
+
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         this = cast(Any, self)
         data = train_dataset if train_dataset is not None else this.train_dataset
-        if not self._of_a_run or not _takes_our_order(type(this), data, this.args):
+        if self._run is None or not _takes_our_order(type(this), data, this.args):
             return cast(Any, super())._get_train_sampler(train_dataset)
         seed = this.args.seed if this.args.data_seed is None else this.args.data_seed
         self._order = order = SampleOrder(len(data), seed, global_batch_samples(this.args))
@@ -159,7 +181,23 @@ class Steered(Extensible):
         return (epochs if self._steering is None else sys.maxsize, *values, max_steps)
 
     def _init_training_state(self, max_steps: int, per_epoch: int, epochs: int, *rest: Any) -> Any:
-        return cast(Any, super())._init_training_state(max_steps, per_epoch, self._planned[0], *rest)
+        begun = cast(Any, super())._init_training_state(max_steps, per_epoch, self._planned[0], *rest)
+        self.stream_place = (0, 0) if self.most_steps is not None else None
+        if self.stream_place is None or self._plan is None or self._steering is None:
+            return begun
+        # Transformers takes `max_steps` for the length of a stream's pass.
+        place = restore.stream_place(self._plan, self._steering.opened().rank)
+        if place is None:
+            return begun
+        args, self.stream_place = cast(Any, self).args, place
+        return place[0], 0 if args.ignore_data_skip else place[1] * args.gradient_accumulation_steps
+
+    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
+        """As before; where the data has no length, it is counted how far it has been read."""
+        batches, items = cast(Any, super()).get_batch_samples(*args, **kwargs)
+        if self.stream_place is not None and len(batches) == cast(Any, self).args.gradient_accumulation_steps:
+            self.stream_place = (self.stream_place[0], self.stream_place[1] + 1)
+        return batches, items
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
         this, (epochs, steps) = cast(Any, self), self._planned
@@ -167,12 +205,14 @@ class Steered(Extensible):
             # No step is left: what `train` answers then is what was restored, the whole training's.
             this.control.should_training_stop = True
             return None
-        # In the middle of an epoch, what skips the batches that are done hides the sampler from `set_epoch`.
-        if self._order is not None:
-            self._order.set_epoch(kwargs["epoch"])
-        per_epoch, begun = int(kwargs["num_update_steps_per_epoch"]), 0
+        per_epoch, skipped = int(kwargs["num_update_steps_per_epoch"]), 0
         if kwargs["epoch"] == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None:
-            begun = int(kwargs["steps_trained_in_current_epoch"]) // this.args.gradient_accumulation_steps
+            skipped = int(kwargs["steps_trained_in_current_epoch"])
+        if self._draws is not None:
+            self._draws.begin(kwargs["epoch"], skipped)
+        begun = skipped // this.args.gradient_accumulation_steps
+        if self.stream_place is not None:
+            self.stream_place = (kwargs["epoch"], begun)
         self._last_step_of_epoch = self._step + per_epoch - begun
         ran = cast(Any, super())._run_epoch(*args, **kwargs)
         if self._steering is not None and kwargs["epoch"] + 1 >= epochs and this.state.max_steps <= steps:

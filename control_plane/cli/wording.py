@@ -9,6 +9,7 @@ from control_plane import telling
 from control_plane.core.characters import in_one_line, one_line
 from control_plane.core.commands import Command
 from control_plane.core.records import (
+    NOT_EXACT,
     SKIPPED_STEPS,
     STEP_WAS_SKIPPED,
     CheckpointCommitted,
@@ -139,7 +140,9 @@ def checkpoint_row(found: CheckpointCommitted) -> tuple[str, ...]:
     return (one_line(found.checkpoint), str(found.step), held, "yes" if found.pinned else "no", label, note)
 
 
-LEFT_OUT = "left out"
+LEFT_OUT, INEXACT = "left out", "not exact"
+ONCE = frozenset({LEFT_OUT, INEXACT})
+"""What is the same in every line of a run's progress is not repeated there."""
 
 
 def seconds_left(snapshot: Snapshot) -> float | None:
@@ -169,15 +172,18 @@ def progress(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _left_out(snapshot: Snapshot) -> dict[str, str]:
-    """Samples that fill no whole global batch, if there are any: a script started by hand would train on them."""
+    """Samples that fill no whole global batch, on which a script started by hand would train; and what no restart
+    makes as it would have been."""
     count = snapshot.facts.get("samples_left_out")
-    return {LEFT_OUT: f"{count} samples of each epoch, which fill no global batch"} if count else {}
+    inexact = snapshot.facts.get(NOT_EXACT)
+    told = {LEFT_OUT: f"{count} samples of each epoch, which fill no global batch"} if count else {}
+    return told | ({INEXACT: f"after a failure: {'; '.join(map(str, inexact))}"} if inexact else {})
 
 
 @in_one_line
 def progress_line(snapshot: Snapshot) -> str:
     """The progress on one line. What is the same in every line is not repeated."""
-    shown = {label: value for label, value in progress(snapshot).items() if value != UNKNOWN and label != LEFT_OUT}
+    shown = {label: value for label, value in progress(snapshot).items() if value != UNKNOWN and label not in ONCE}
     return "  ".join(f"{label} {value}" for label, value in shown.items())
 
 

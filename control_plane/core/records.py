@@ -40,6 +40,9 @@ SKIPPED_STEPS, STEP_WAS_SKIPPED = "skipped_steps", "step_was_skipped"
 """In the reading of an applied command: how many steps the optimizer has not taken because gradients were not finite,
 and that the step before this boundary was one of them. Left out where there is nothing to tell."""
 
+NOT_EXACT = "not_exact"
+"""Among a generation's facts: in words, what is not after a failure what it would have been without one."""
+
 Status = Literal["applied", "rejected", "failed", "expired", "cancelled"]
 Ending = Literal["finished", "stopped", "failed"]
 GenerationEnding = Ending | Literal["left"]

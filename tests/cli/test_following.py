@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.cli.following import Lines as PlainLines
 from control_plane.cli.following import RunDied, draw, follow
-from control_plane.cli.wording import compared_eval_loss, duration, progress_line, summary
+from control_plane.cli.wording import compared_eval_loss, duration, progress, progress_line, summary
 from control_plane.core.errors import Unavailable
 from control_plane.handle import Snapshot
 
@@ -124,3 +124,9 @@ def test_what_is_left_out_is_said_once_at_the_end_and_not_in_every_line() -> Non
     with_a_tail = snapshot(40, facts={"samples_left_out": 7})
     assert "left out" not in progress_line(with_a_tail)
     assert summary(with_a_tail)[-1] == "left out: 7 samples of each epoch, which fill no global batch"
+
+
+def test_what_is_not_exact_after_a_failure_is_shown_by_name() -> None:
+    inexact = snapshot(40, facts={"not_exact": ["random numbers from train_dataset.rng"]})
+    assert "not exact" not in progress_line(inexact)
+    assert progress(inexact)["not exact"] == "after a failure: random numbers from train_dataset.rng"

@@ -33,6 +33,7 @@ from ray_jobs.config_sections import ScriptWorkload
 from ray_jobs.rollback import LeaveForBranch, forget_training
 from ray_jobs.train import run_script
 from tests.jobs.crash_trials import Asker, Patient, _known, die
+from tests.jobs.data_trials import draws
 from tests.jobs.trials import BLOCK_TOKENS, VOCABULARY, Blocks, open_server
 
 
@@ -325,6 +326,7 @@ def own_rate(stage: Stage) -> None:
 
 
 SCRIPTS: dict[str, Callable[[Stage], None]] = {
+    "draws": draws,
     "numbers": numbers,
     "patience": patience,
     "early stop": early_stop,

@@ -21,7 +21,21 @@ EVALUATE = {"kind": "evaluate"}
 FOLDS = {"script": "folds", "every_steps": 3, "commands": [HALVE]}
 TWICE = {"script": "twice", "every_steps": 3}
 
+DRAWS = {"script": "draws", "every_steps": 5, "sampler": "own"}
+BACK = [[12, {"kind": "rollback", "checkpoint": "step-00000005-g1"}]]
+
 TRIALS: dict[str, dict[str, Any]] = {
+    "masks": DRAWS,
+    "masks, lost": DRAWS | {"kills": [[1, 8], [1, 17]]},
+    "masks, workers": DRAWS | {"workers": 2, "kills": [[1, 17]]},
+    "masks, rolled back": DRAWS | {"asked": BACK},
+    "lengths": DRAWS | {"sampler": "lengths"},
+    "lengths, lost": DRAWS | {"sampler": "lengths", "kills": [[1, 17]]},
+    "stream": DRAWS | {"stream": "own"},
+    "stream, lost": DRAWS | {"stream": "own", "every_steps": 4, "kills": [[1, 6], [1, 10]]},
+    "stream, lost at the end of a pass": DRAWS | {"stream": "own", "kills": [[1, 6], [1, 13]]},
+    "library": DRAWS | {"stream": "library"},
+    "library, lost": DRAWS | {"stream": "library", "every_steps": 4, "kills": [[1, 10]]},
     "folds": FOLDS,
     "folds, lost in the second": FOLDS | {"kills": [[2, 5]]},
     "folds, lost in each": FOLDS | {"kills": [[1, 5], [2, 2], [2, 8]]},
@@ -144,3 +158,31 @@ def test_evaluation_at_an_epochs_end_belongs_to_that_step_and_is_made_before_its
     for what in ("evaluated", "losses", "weights"):
         assert lost[what] == undisturbed[what]
     assert lost["made"] == [[9, 10, 11, 12]]
+
+
+@pytest.mark.parametrize(
+    ("undisturbed", "how"),
+    [
+        ("masks", "lost"),
+        ("masks", "workers"),
+        ("masks", "rolled back"),
+        ("lengths", "lost"),
+        ("stream", "lost"),
+        ("stream", "lost at the end of a pass"),
+        ("library", "lost"),
+    ],
+)
+def test_data_that_draws_at_random_is_the_same_after_a_failure(
+    seen: dict[str, Any], undisturbed: str, how: str
+) -> None:
+    """To the last bit, with and without workers, in later epochs, and in later passes of a stream."""
+    whole, disturbed = seen[undisturbed], seen[f"{undisturbed}, {how}"]
+    assert len(disturbed["losses"]) >= 4
+    assert disturbed["losses"].items() <= whole["losses"].items()
+    assert disturbed["weights"] == whole["weights"]
+
+
+def test_generator_that_the_data_keeps_for_itself_is_named(seen: dict[str, Any]) -> None:
+    assert seen["masks"]["facts"]["not_exact"] == [
+        "random numbers from data_collator.own (numpy.random.Generator), which the script keeps"
+    ]

@@ -1,0 +1,94 @@
+"""Set this process's random generators aside for a piece of work that has a seed of its own.
+
+    with seeded(seed_of(7, "batch", 3)):     # Python's, NumPy's and PyTorch's global generators; none of a GPU
+        ...
+    seed_all(seed)                           # for a process that has nothing to put back: a loader's worker
+
+Around every batch that is loaded: what can be had in a microsecond is not copied, see `_NumpyGenerator`.
+"""
+
+import ctypes
+import hashlib
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy
+import torch
+
+SEED_BYTES = 8
+MT19937_BYTES = 625 * 4
+"""NumPy's `mt19937_state`: 624 words and a position."""
+
+
+def seed_of(*place: int | str) -> int:
+    """A seed that is a function of this place alone, on every machine."""
+    digest = hashlib.blake2b(repr(place).encode(), digest_size=SEED_BYTES).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+def seed_all(seed: int) -> None:
+    """Seed the three generators of the CPU. `torch.manual_seed` would seed those of the GPUs, too."""
+    random.seed(seed)
+    numpy.random.seed(seed & 0xFFFFFFFF)
+    torch.default_generator.manual_seed(seed)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Inside, the generators begin at `seed`; afterwards they are what they were before. May be nested."""
+    python, tensors, arrays = random.getstate(), torch.default_generator.get_state(), _numpy.set_aside()
+    try:
+        seed_all(seed)
+        yield
+    finally:
+        random.setstate(python)
+        torch.default_generator.set_state(tensors)
+        _numpy.put_back(*arrays)
+
+
+class _NumpyGenerator:
+    """Sets NumPy's global generator aside by exchanging what is inside of it.
+
+    To read and write its state takes 60 us, which is more than all the rest. An exchange takes less than one, but
+    forgets the second of two normal numbers, if one is kept for the next call. None is kept if none was when this
+    was last looked at, and no bit has been drawn since: only then is the state not copied.
+    """
+
+    def __init__(self) -> None:
+        self._inside = numpy.random.MT19937(0)
+        # A generator, and its bits when no normal number was kept for it.
+        self._plain: tuple[Any, bytes] | None = None
+
+    def set_aside(self) -> tuple[Any, Any]:
+        theirs, kept = numpy.random.mtrand.get_bit_generator(), None
+        if self._plain is None or self._plain[0] is not theirs or self._plain[1] != _bits(theirs):
+            kept = numpy.random.get_state(legacy=False)
+        numpy.random.mtrand.set_bit_generator(self._inside if theirs is not self._inside else numpy.random.MT19937(0))
+        return theirs, kept
+
+    def put_back(self, theirs: Any, kept: Any) -> None:
+        numpy.random.mtrand.set_bit_generator(theirs)
+        if kept is None:
+            return
+        self._plain = None
+        if kept["has_gauss"]:
+            numpy.random.set_state(kept)
+        elif isinstance(theirs, numpy.random.MT19937):
+            self._plain = theirs, _bits(theirs)
+
+    def forget(self) -> None:
+        self._plain = None
+
+
+def _bits(generator: Any) -> bytes:
+    return ctypes.string_at(generator.ctypes.state_address, MT19937_BYTES)
+
+
+_numpy = _NumpyGenerator()
+
+
+def state_was_set() -> None:
+    """The state of NumPy's generator was put in the place of another one, which may have had the same bits."""
+    _numpy.forget()
