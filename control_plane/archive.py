@@ -31,6 +31,7 @@ from control_plane.handle import (
     Stretch,
     Trajectories,
 )
+from control_plane.newest import newest_on
 from control_plane.storage import journal
 from control_plane.storage.layout import IMPORTED, RunFiles
 from control_plane.storage.metrics import MetricsStore
@@ -104,12 +105,12 @@ class ArchivedRun:
     async def snapshot(self) -> Snapshot:
         """The run as its journal left it."""
         state = await self._load()
-        latest = await asyncio.to_thread(self._latest)
+        latest = await asyncio.to_thread(self._latest, state.head)
         told = snapshot_of(state, latest, progress=None, progress_age_s=None)
         snapshot = told.model_copy(update={"run": self._files.run})
         if snapshot.closed:
             return snapshot
-        return snapshot.model_copy(update={"phase": None, "reason": self._over().reason})
+        return snapshot.model_copy(update={"phase": None, "ranks": (), "reason": self._over().reason})
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
         """Entries after `after_seq`. Past the end nothing will come, and it takes `wait_s` to say so."""
@@ -130,11 +131,11 @@ class ArchivedRun:
         with closing(MetricsStore(self._files.metrics)) as store:
             return store.read(after, limit, names)
 
-    def _latest(self) -> dict[str, float]:
+    def _latest(self, branch: str) -> dict[str, float]:
         if not self._files.metrics.is_file():
             return {}
         with closing(MetricsStore(self._files.metrics)) as store:
-            return store.latest()
+            return newest_on(store, branch)
 
     async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
         """What these metrics came to; nothing if the run never measured anything."""

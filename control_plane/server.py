@@ -49,6 +49,7 @@ from control_plane.handle import (
     Stretch,
     Trajectories,
 )
+from control_plane.newest import NewestValues
 from control_plane.storage.failpoints import reach
 from control_plane.views import measured, retired_checkpoints, snapshot_of, trajectories_of, view_of
 
@@ -140,6 +141,7 @@ class ControlServer:
         self._changed = asyncio.Event()
         for entry in journal.entries:
             self._fold(entry, self._age_s)
+        self._newest = NewestValues(metrics, self._state)
         self._commit(decisions.create(self._state, created, origin))
         self._commit(decisions.start_term(self._state, journal.term))
 
@@ -163,6 +165,7 @@ class ControlServer:
         reach("server.commit", "after_append")
         for entry in entries:
             self._fold(entry)
+        self._newest.follow(entries)
         reach("server.commit", "after_evolve")
         self._changed.set()
         self._changed = asyncio.Event()
@@ -242,7 +245,7 @@ class ControlServer:
     async def snapshot(self) -> Snapshot:
         """The run as it is now."""
         age_s = round(self._clock() - self._progress_at, 3) if self._progress else None
-        return snapshot_of(self._state, self._metrics.latest(), self._progress, age_s, self._failed_s_ago())
+        return snapshot_of(self._state, dict(self._newest.values), self._progress, age_s, self._failed_s_ago())
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
         """Entries after `after_seq`. Entry `seq` sits at index `seq - 1`: there are no gaps."""
@@ -346,6 +349,7 @@ class ControlServer:
         if report.points:
             branch = self._state.branch_of_generation[report.generation]
             self._metrics.add([point.model_copy(update={"branch": branch}) for point in report.points])
+            self._newest.note(report.points)
         if report.progress is not None:
             if self._progress is None or report.progress.step != self._progress.step:
                 self._moved_at = self._clock()

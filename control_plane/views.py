@@ -52,8 +52,12 @@ def snapshot_of(
 ) -> Snapshot:
     """The run as the journal and the last word of rank 0 (`progress`, so many seconds ago) have it."""
     generation = state.generation
+    # Where a run is on its way to another branch, nothing of the one before is current.
+    leaves = state.switching and state.closed is None
+    progress = None if leaves else progress
+    at_work = state.closed is not None or state.listens
     lives = list(state.commands.values())[-MAX_COMMANDS_IN_SNAPSHOT:]
-    ended = state.closed or state.ended
+    ended = state.closed or (None if state.is_resumed else state.ended)
     facts = generation.facts if generation else {}
     return Snapshot(
         run=state.run,
@@ -63,13 +67,13 @@ def snapshot_of(
         term=state.term,
         generation=state.generation_number,
         created_at=state.created_at,
-        step=max(state.step, progress.step if progress else 0),
+        step=state.reached.get(state.head, 0) if leaves else max(state.step, progress.step if progress else 0),
         total_steps=generation.total_steps if generation else 0,
         phase="ended" if ended else (progress.phase if progress else None),
-        steps_per_s=progress.steps_per_s if progress else None,
+        steps_per_s=progress.steps_per_s if progress and at_work else None,
         progress_age_s=progress_age_s,
-        ranks=generation.ranks if generation else (),
-        knobs=state.knobs,
+        ranks=generation.ranks if generation is not None and at_work else (),
+        knobs=state.knobs_of.get(state.head, {}) if leaves else state.knobs,
         knob_facts=facts.get("knobs", {}),
         limits=state.limits,
         facts={name: value for name, value in facts.items() if name != "knobs"},

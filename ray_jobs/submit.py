@@ -16,7 +16,8 @@ import secrets
 import shlex
 import shutil
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back
         return str(
             client.submit_job(
                 entrypoint=command_line(files, resumed_by, back),
-                submission_id=_free_job_id(client, files.run),
+                submission_id=_free_job_id(client, files.run, lambda: _is_closed(files)),
                 runtime_env={"env_vars": where.environment() | worker_environment(start_timeout_s)},
             )
         )
@@ -134,21 +135,41 @@ def command_line(files: RunFiles, resumed_by: str | None = None, back: str | Non
     return shlex.join(["bash", "-c", f"umask 077; set -o pipefail; {driver} 2>&1 | {log}"])
 
 
+JOB_ENDS_WITHIN_S = 60.0
+LOOK_EVERY_S = 0.5
+
 DEFAULT_MICRO_BATCH = 8
 """What Transformers takes if a config does not say."""
 
 
-def _free_job_id(client: Any, run: str) -> str:
-    """The run's id for its first job here, then `<run>-r2`, ... Raises `Conflict` if one of them is at work."""
-    taken = [0]
-    for job in client.list_jobs():
-        number = job_number(run, job.submission_id or "")
-        if number is None:
-            continue
-        if not job.status.is_terminal():
-            raise Conflict(f"run {run} is at work as Ray job {job.submission_id} ({job.status.value.lower()})")
-        taken.append(number)
-    return job_name(run, max(taken) + 1)
+def _is_closed(files: RunFiles) -> bool:
+    return fold(journal.read(files.journal)).closed is not None
+
+
+def _free_job_id(
+    client: Any, run: str, is_closed: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
+) -> str:
+    """The run's id for its first job here, then `<run>-r2`, ... Raises `Conflict` if one of them is at work.
+
+    The job of a run that is closed lives a moment longer than the run; it is waited for.
+    """
+    waited_s = 0.0
+    while True:
+        jobs = {job_number(run, job.submission_id or ""): job for job in client.list_jobs()}
+        numbers = [number for number in jobs if number is not None]
+        at_work = [jobs[number] for number in numbers if not jobs[number].status.is_terminal()]
+        if not at_work:
+            return job_name(run, max(numbers, default=0) + 1)
+        job = at_work[0]
+        told = f"Ray job {job.submission_id} ({job.status.value.lower()})"
+        if not is_closed():
+            raise Conflict(f"run {run} is at work as {told}")
+        if waited_s >= JOB_ENDS_WITHIN_S:
+            raise Conflict(f"run {run} is over, but its {told} has not ended within {waited_s:.0f} s; try again")
+        if waited_s == 0.0:
+            print(f"run {run} is over, and its {told} is ending; waiting for that", file=sys.stderr)
+        sleep(LOOK_EVERY_S)
+        waited_s += LOOK_EVERY_S
 
 
 def ray_environment(where: Settings) -> dict[str, str]:

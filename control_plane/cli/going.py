@@ -18,7 +18,7 @@ import typer
 from control_plane.cli.asking import Arrive, Asked, Manner, ask, intent_of, steering
 from control_plane.cli.printing import say
 from control_plane.cli.refusals import Misused
-from control_plane.cli.resuming import Trust, needs_a_job, resumption, submit_job
+from control_plane.cli.resuming import Trust, needs_a_job, resumption, submit_job, when_it_has_ended
 from control_plane.cli.target import connect
 from control_plane.config import settings
 from control_plane.core.commands import Command, Intent
@@ -51,7 +51,7 @@ def go(run: str | None, intent: Intent, manner: Manner, arrived: Arrive | None) 
     """Take a run to another branch, and wait until it trains there. Where nobody trains it, a new job does."""
     assert run is not None, "whoever goes back has looked at the run"
     with connect() as client:
-        why = needs_a_job(client.snapshot(run), settings())
+        why = needs_a_job(when_it_has_ended(client, client.snapshot(run)), settings())
     if why is not None:
         _by_a_new_job(run, intent, manner, why)
         return

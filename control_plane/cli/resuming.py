@@ -1,7 +1,8 @@
 """`steer resume`: a paused run goes on; a run that ended early, or whose job is gone, is given a new job."""
 
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
@@ -11,7 +12,7 @@ from control_plane.cli.printing import say
 from control_plane.cli.ray_job import job_is_gone
 from control_plane.cli.target import active_run, connect
 from control_plane.config import settings
-from control_plane.core.errors import NotFound
+from control_plane.core.errors import Conflict, NotFound
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
@@ -22,6 +23,11 @@ Trust = Annotated[
     bool,
     typer.Option("--trust", help="For a new job: take a run of elsewhere, its script and checkpoints, for your own."),
 ]
+
+ENDING_S = 120.0
+"""Saving a model, a last evaluation, and whatever else a script does after its training."""
+
+LOOK_EVERY_S = 1.0
 
 HEARD_LATELY_S = 15.0
 """Rank 0 reports about once a second, also while it is paused: a run that was heard lately has its job."""
@@ -43,7 +49,7 @@ def resume(
     where = settings()
     with connect() as client:
         chosen = _chosen(client, run)
-        snapshot = client.snapshot(chosen)
+        snapshot = when_it_has_ended(client, client.snapshot(chosen))
     why = needs_a_job(snapshot, where)
     if why is None:
         from control_plane.core.commands import Resume
@@ -65,6 +71,37 @@ def _chosen(client: "SteerwayClient", run: str | None) -> str:
         if run is not None:
             raise
         raise NotFound("no run is active; name the one that shall go on: steer resume RUN (see `steer runs`)") from None
+
+
+def when_it_has_ended(
+    client: "SteerwayClient",
+    snapshot: "Snapshot",
+    within_s: float = ENDING_S,
+    sleep: Callable[[float], None] = time.sleep,
+) -> "Snapshot":
+    """The run as it is; one whose training has ended and that is about to end, when it has, or goes on after all.
+
+    Nobody would carry out a command then, and a new job cannot begin before the old one has ended. Raises `Conflict`
+    if it takes too long.
+    """
+    waited_s = 0.0
+    while is_ending(snapshot):
+        if waited_s == 0.0:
+            say(f"run {snapshot.run} is ending, at step {snapshot.step}; waiting until it has ended")
+        if waited_s >= within_s:
+            raise Conflict(
+                f"run {snapshot.run} is still ending after {within_s:.0f} s: its script goes on after its training. "
+                "Try again when `steer status` says how it has ended"
+            )
+        sleep(LOOK_EVERY_S)
+        waited_s += LOOK_EVERY_S
+        snapshot = client.snapshot(snapshot.run)
+    return snapshot
+
+
+def is_ending(snapshot: "Snapshot") -> bool:
+    """Whether its training has ended, and the run has not. A script may have another training to come."""
+    return snapshot.status == "waiting" and snapshot.phase == "ended"
 
 
 def needs_a_job(snapshot: "Snapshot", where: "Settings") -> str | None:

@@ -158,6 +158,8 @@ def progress(snapshot: Snapshot) -> dict[str, str]:
     status = snapshot.status
     if snapshot.phase in ("evaluating", "saving", "starting") and status == "running":
         status = str(snapshot.phase)
+    if status == "waiting" and snapshot.generation:
+        status = "starting"  # it was resumed, and its new trainers have not begun
     return {
         "status": status,
         "step": f"{snapshot.step}/{snapshot.total_steps or '?'}",

@@ -61,7 +61,9 @@ def check_intent(state: RunState, command: Command) -> None:
 def _check_not_ending(state: RunState) -> None:
     """Raises `RunEnded` between the end of the last step and that of the run: nobody would train the other branch."""
     if state.ended is not None and state.listens and state.ended.ending in ("finished", "stopped"):
-        raise RunEnded(f"run {state.run} has {state.ended.ending} its training; resume it to go back in it")
+        raise RunEnded(
+            f"run {state.run} has {state.ended.ending} its training and is ending: try again when it has ended"
+        )
 
 
 def _check_during_replay(state: RunState, command: Command) -> None:

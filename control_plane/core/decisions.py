@@ -296,6 +296,9 @@ def lose_generation(
         told_by_the_dead = (death.step or 0 for death in deaths)
         reached = max(step, state.step, *saved, *told_by_the_dead)
     silent_s = 0.0 if state.lost else max(0.0, silent_s)
+    places = state.generation.ranks if state.generation else ()
+    nodes: dict[int | None, str] = {place.rank: place.node for place in places}
+    deaths = tuple(each if each.node else each.model_copy(update={"node": nodes.get(each.rank, "")}) for each in deaths)
     return [GenerationLost(loss=loss, generation=generation, step=reached, silent_s=silent_s, deaths=deaths)]
 
 

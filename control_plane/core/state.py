@@ -158,16 +158,21 @@ class RunState:
     @property
     def listens(self) -> bool:
         """Whether the current generation may still report: its successors have not been told history without it."""
-        return not self.lost and self.resumed_seq <= self.started_seq
+        return not self.lost and not self.is_resumed
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether somebody had the run go on, and its new trainers have not begun yet."""
+        return self.resumed_seq > self.started_seq
 
     @property
     def status(self) -> str:
         """`waiting` (no trainers yet), `running`, `paused`, `recovering`, or how the run was closed."""
         if self.closed:
             return self.closed.ending
-        if self.generation is None:
+        if self.generation is None or (self.is_resumed and not self.switching):
             return "waiting"
-        if self.switching and not self.lost:
+        if self.switching and (self.is_resumed or not self.lost):
             return "switching"
         if self.lost or self.ended is not None:
             return "recovering" if self.lost or (self.ended and self.ended.ending == "failed") else "waiting"

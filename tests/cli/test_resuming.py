@@ -2,18 +2,29 @@
 
 import json
 import sys
+import threading
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from control_plane.cli.ray_job import GRACE_S, JobWatch, job_is_gone, jobs_of
-from control_plane.cli.resuming import needs_a_job, resumption
+from control_plane.cli.resuming import needs_a_job, resumption, when_it_has_ended
+from control_plane.cli.target import connect
 from control_plane.config import settings
+from control_plane.core.errors import Conflict
 from tests.cli.conftest import Steer
-from tests.cli.losses import ray_with_jobs
+from tests.cli.losses import ray_with_jobs, save
 from tests.cli.test_following import Clock, snapshot
+from tests.core.examples import start
 from tests.gateway.house import RUN, LiveGateway
+
+
+@pytest.fixture
+def saved_idle(idle_gateway: LiveGateway) -> LiveGateway:
+    """A run with a checkpoint, and no ranks that would answer."""
+    idle_gateway.call(save(idle_gateway.server, "step-2-g1", 2))
+    return idle_gateway
 
 
 @pytest.fixture
@@ -90,6 +101,42 @@ def test_resume_of_a_run_that_trains_is_refused(gateway: LiveGateway, steer: Ste
     answer = steer("resume", RUN)
     assert (answer.exit_code, "is not paused" in answer.stderr) == (5, True)
     assert not submitter.exists()
+
+
+@pytest.mark.parametrize("words", [("resume", RUN), ("rollback", RUN, "step-2-g1", "-y")])
+def test_run_whose_training_has_ended_is_waited_for_before_a_new_job_is_submitted(
+    saved_idle: LiveGateway, steer: Steer, submitter: Path, monkeypatch: pytest.MonkeyPatch, words: tuple[str, ...]
+) -> None:
+    """Its script may still save something; whoever asked in these seconds got a job that could not begin."""
+    server = saved_idle.server
+    saved_idle.call(server.end_generation(1, "finished", 7, None))
+    monkeypatch.setattr("control_plane.cli.resuming.LOOK_EVERY_S", 0.05)
+    closing = threading.Timer(0.5, lambda: saved_idle.call(server.close("stopped", None)))
+    closing.start()
+    answer = steer(*words)
+    closing.join()
+    assert answer.exit_code == 0, answer.stderr
+    ending, submitting = answer.stderr.index("is ending"), answer.stderr.index("submitting a new job")
+    assert ending < submitting
+    assert json.loads(submitter.read_text())[0][:2] == ["--resume", RUN]
+
+
+def test_run_that_does_not_end_or_trains_again_after_all_is_told_and_nothing_is_submitted(
+    saved_idle: LiveGateway, capsys: pytest.CaptureFixture[str]
+) -> None:
+    server = saved_idle.server
+    saved_idle.call(server.end_generation(1, "finished", 7, None))
+    slept: list[float] = []
+    with connect() as client:
+        with pytest.raises(Conflict, match="still ending after 3 s"):
+            when_it_has_ended(client, client.snapshot(RUN), 3.0, slept.append)
+        assert len(slept) == 3
+
+        def train_again(seconds: float) -> None:
+            saved_idle.call(server.start_generation(start(901, 1)))
+
+        assert when_it_has_ended(client, client.snapshot(RUN), 3.0, train_again).status == "running"
+    assert capsys.readouterr().err.count("is ending") == 2
 
 
 def test_run_that_was_heard_lately_is_not_given_another_job(idle_gateway: LiveGateway) -> None:

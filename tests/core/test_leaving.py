@@ -79,7 +79,7 @@ def test_rollback_between_the_end_of_the_training_and_that_of_the_run_is_refused
     ended = GenerationEnded(generation=1, ending=ending, step=100)
     state = running(committed(10), ended)
     refuse(
-        RunEnded, f"has {ending} its training; resume it", state, lambda s: decisions.accept(s, rollback(branch="b"))
+        RunEnded, f"has {ending} its training and is ending", state, lambda s: decisions.accept(s, rollback(branch="b"))
     )
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from ray.job_submission import JobDetails, JobStatus, JobType
 
 from control_plane.core.errors import Conflict, Invalid
 from ray_jobs import submit
@@ -96,3 +97,35 @@ def test_resume_somewhere_else_is_refused_before_a_job_is_submitted(
     told = capsys.readouterr()
     assert said in told.err
     assert told.out == ""
+
+
+class Jobs:
+    """The part of Ray's Jobs API that lists the jobs; they end after so many looks."""
+
+    def __init__(self, ends_after: int) -> None:
+        self.looks, self._ends_after = 0, ends_after
+
+    def list_jobs(self) -> list[JobDetails]:
+        self.looks += 1
+        status = JobStatus.RUNNING if self.looks <= self._ends_after else JobStatus.SUCCEEDED
+        told = {"run-1": JobStatus.FAILED, "run-1-r2": status, "another": JobStatus.RUNNING}
+        return [
+            JobDetails(type=JobType.SUBMISSION, submission_id=name, status=each, entrypoint="x")
+            for name, each in told.items()
+        ]
+
+
+def test_job_of_a_run_that_is_over_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
+    jobs = Jobs(ends_after=3)
+    assert submit._free_job_id(jobs, "run-1", lambda: True, lambda seconds: None) == "run-1-r3"
+    assert (jobs.looks, capsys.readouterr().err.count("is ending; waiting")) == (4, 1)
+
+
+def test_job_that_does_not_end_or_is_at_work_is_a_conflict() -> None:
+    with pytest.raises(Conflict, match="has not ended within 60 s; try again"):
+        submit._free_job_id(Jobs(ends_after=1000), "run-1", lambda: True, lambda seconds: None)
+    with pytest.raises(Conflict, match="is at work as Ray job run-1-r2"):
+        submit._free_job_id(Jobs(ends_after=1000), "run-1", lambda: False, lambda seconds: None)
+    resumed = iter([True, True, False])
+    with pytest.raises(Conflict, match="is at work"):
+        submit._free_job_id(Jobs(ends_after=1000), "run-1", lambda: next(resumed), lambda seconds: None)

@@ -1,0 +1,139 @@
+"""What is shown as current: of the branch that is trained, as far as its trainers are, and of nobody who is dead."""
+
+from dataclasses import replace
+from pathlib import Path
+from uuid import UUID
+
+import pytest
+
+from control_plane.cli import wording
+from control_plane.core.commands import Command
+from control_plane.core.intents import Rollback
+from control_plane.core.records import CheckpointCommitted, CommandSettled, Death
+from control_plane.handle import Point, Progress, Report, Snapshot
+from control_plane.server import ControlServer
+from tests.server.house import House, command, start
+from tests.server.virtual_time import run
+
+ABANDONED_LR = 0.000245
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> House:
+    return House(tmp_path)
+
+
+def measured(step: int, **values: float) -> tuple[Point, ...]:
+    return tuple(Point(step=step, name=name, value=value, time_s=step) for name, value in values.items())
+
+
+async def trained(server: ControlServer, generation: int, *steps: int) -> None:
+    for step in steps:
+        told = measured(step, loss=10.0 - step, lr=ABANDONED_LR)
+        progress = Progress(step=step, total_steps=100, steps_per_s=2.0)
+        await server.report(Report(generation=generation, points=told, progress=progress))
+
+
+async def rolled_back(house: House) -> ControlServer:
+    """Trained to step 9, and gone back to the checkpoint of step 4."""
+    server = house.serve()
+    await server.start_generation(start(1))
+    saved = CheckpointCommitted(checkpoint="step-4-g1", step=4, generation=1, path="checkpoints/step-4-g1")
+    await server.report(Report(generation=1, checkpoints=(saved,)))
+    await trained(server, 1, 3, 4, 9)
+    back = command(7, Rollback(checkpoint="step-4-g1", branch="b"))
+    await server.submit(back)
+    after = {"checkpoint": "step-4-g1", "step": 4, "from_branch": "main"}
+    settled = CommandSettled(uuid=back.uuid, status="applied", step=9, generation=1, after=after, world_size=1)
+    await server.report(Report(generation=1, outcomes=(settled,)))
+    return server
+
+
+def shown(snapshot: Snapshot) -> tuple[int, object, str, str]:
+    told = wording.progress(snapshot)
+    return snapshot.step, snapshot.latest.get("loss"), told["lr"], told["status"]
+
+
+def test_nothing_of_the_branch_that_was_left_is_shown_as_current(house: House) -> None:
+    async def story() -> None:
+        server = await rolled_back(house)
+        for living in (server, house.serve()):
+            assert shown(await living.snapshot()) == (4, None, "-", "switching")
+        server = house.serve()
+        await server.end_generation(1, "left", 9, None)
+        branched_seq = (await server.resume_point()).branched_seq
+        of_branch = replace(start(2, step=4), branch="b", branched_seq=branched_seq, checkpoint="step-4-g1")
+        await server.start_generation(of_branch)
+        for living in (server, house.serve()):
+            assert shown(await living.snapshot()) == (4, None, "0.001", "running")
+        server = house.serve()
+        await server.report(Report(generation=2, points=measured(5, loss=6.5, lr=5e-4)))
+        for living in (server, house.serve()):
+            assert shown(await living.snapshot())[1:3] == (6.5, "0.0005")
+
+    run(story())
+
+
+def test_values_beyond_what_was_restored_are_not_current(house: House) -> None:
+    async def story() -> None:
+        server = house.serve()
+        await server.start_generation(start(1))
+        await trained(server, 1, 3, 4, 9)
+        await server.lose_generation(1, (Death(rank=0, reason="a fault"),))
+        assert (await server.snapshot()).latest["loss"] == 1.0, "how far it was, until the next ones begin"
+        await server.start_generation(start(2, step=4))
+        assert (await server.snapshot()).latest["loss"] == 6.0
+
+    run(story())
+
+
+async def closed_and_resumed(house: House) -> ControlServer:
+    server = house.serve()
+    await server.start_generation(start(1))
+    await trained(server, 1, 3)
+    await server.lose_generation(1, (Death(rank=0, reason="a fault"),))
+    await server.close("failed", "it has failed")
+    assert (await server.snapshot()).ranks, "of a run that is over: where it was"
+    server = house.serve()
+    await server.resume("ada")
+    return server
+
+
+def test_run_that_was_resumed_is_starting_and_has_no_ranks_until_its_trainers_begin(house: House) -> None:
+    async def story() -> None:
+        server = await closed_and_resumed(house)
+        snapshot = await server.snapshot()
+        assert (snapshot.ranks, snapshot.phase, snapshot.reason, snapshot.steps_per_s) == ((), None, None, None)
+        assert (snapshot.status, wording.progress(snapshot)["status"]) == ("waiting", "starting")
+        assert wording.progress(snapshot)["ranks"] == "-"
+        await server.start_generation(start(2, step=3))
+        snapshot = await server.snapshot()
+        assert (snapshot.status, [place.pid for place in snapshot.ranks]) == ("running", [1])
+
+    run(story())
+
+
+def test_trainers_that_are_lost_are_not_listed_and_their_nodes_are_known(house: House) -> None:
+    async def story() -> None:
+        server = house.serve()
+        await server.start_generation(start(1))
+        await trained(server, 1, 3)
+        await server.resume_point()
+        await server.lose_generation(1, (Death(rank=0, reason="a fault"),), UUID(int=7))
+        snapshot = await server.snapshot()
+        assert (snapshot.status, snapshot.ranks, snapshot.step, snapshot.steps_per_s) == ("recovering", (), 3, None)
+        assert [death.node for death in snapshot.recoveries[0].deaths] == ["here"]
+
+    run(story())
+
+
+def test_branch_that_a_stopped_run_goes_to_begins_where_it_begins(house: House) -> None:
+    async def story() -> None:
+        server = await closed_and_resumed(house)
+        saved = CheckpointCommitted(checkpoint="step-2-g1", step=2, generation=1, path="checkpoints/step-2-g1")
+        server._commit([saved])
+        back = Command(uuid=UUID(int=9), author="ada", intent=Rollback(checkpoint="step-2-g1"))
+        await server.submit(back)
+        assert shown(await server.snapshot()) == (2, None, "-", "switching")
+
+    run(story())
