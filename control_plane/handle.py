@@ -68,6 +68,7 @@ class Point(Words):
     value: float
     time_s: float
     branch: str = MAIN
+    training: int = Field(default=1, description="which of the script's trainings it is of")
 
 
 class Measurements(Words):

@@ -25,7 +25,10 @@ LOSS = "loss"
 MAX_NAMES = 5
 """Tensors named of one rank: after the first, nearly everything differs."""
 
-Losses = dict[tuple[str, int], float]
+Line = tuple[int, str]
+"""One of the script's trainings, on one branch: each has steps of its own, from 0."""
+
+Losses = dict[tuple[Line, int], float]
 
 
 class Differing(Words):
@@ -33,6 +36,7 @@ class Differing(Words):
 
     branch: str
     step: int
+    training: int = Field(default=1, description="which of the script's trainings")
     ranks: dict[int, tuple[str, ...]] = Field(default={}, description="by rank, the parts of its state that differ")
     loss: tuple[float, float] | None = Field(default=None, description="the replay's and the run's, where they differ")
 
@@ -40,7 +44,8 @@ class Differing(Words):
         """`step 12 of main: rank 1 differs in optimizer/wte/exp_avg`."""
         said = [f"rank {rank} differs in {', '.join(parts) or 'its state'}" for rank, parts in self.ranks.items()]
         said += [f"the loss is {self.loss[0]!r}, and was {self.loss[1]!r}"] if self.loss else []
-        return f"step {self.step} of {self.branch}: {'; '.join(said) or 'other samples were trained'}"
+        of = self.branch if self.training == 1 else f"{self.branch}, training {self.training} of the script"
+        return f"step {self.step} of {of}: {'; '.join(said) or 'other samples were trained'}"
 
 
 class Verdict(Words):
@@ -67,28 +72,41 @@ def judge(replay: RunFiles, run: RunFiles) -> Verdict:
     ours, theirs = (journal.read(files.journal) for files in (replay, run))
     our_streams, their_streams = _streams(ours), _streams(theirs)
     our_losses, their_losses = _losses(replay), _losses(run)
-    common = [branch for branch in our_streams if branch in their_streams]
-    found = {branch: compare(our_streams[branch], their_streams[branch]) for branch in common}
-    differing = [_digested(branch, each, replay, run) for branch, each in found.items() if each.first is not None]
+    untold = any(map(_does_not_say_the_training, (ours, theirs), (our_losses, their_losses)))
+    if untold:
+        our_losses = their_losses = Losses()
+    common = [line for line in our_streams if line in their_streams]
+    found = {line: compare(our_streams[line], their_streams[line]) for line in common}
+    differing = [_digested(line, each, replay, run) for line, each in found.items() if each.first is not None]
     shared = our_losses.keys() & their_losses.keys()
     differing += _lost(our_losses, their_losses)
     digests = sum(len(each.steps) - len(each.unlike) for each in found.values())
     notes = _notes(ours, theirs, found)
+    if untold:
+        notes += ("losses were not compared: an earlier release did not keep of which training each of them is",)
     if differing:
         order = list(fold(theirs).branches)
-        first = min(differing, key=lambda each: (order.index(each.branch), each.step, not each.ranks))
+        first = min(differing, key=lambda each: (each.training, order.index(each.branch), each.step, not each.ranks))
         return Verdict(verdict="divergent", digests=digests, losses=len(shared), first=first, notes=notes)
     verdict: Literal["identical", "incomparable"] = "identical" if digests or shared else "incomparable"
     return Verdict(verdict=verdict, digests=digests, losses=len(shared), notes=notes)
 
 
-def _streams(entries: Sequence[Entry]) -> dict[str, list[StateDigested]]:
-    branch_of = fold(list(entries)).branch_of_generation
-    streams: dict[str, list[StateDigested]] = {branch: [] for branch in branch_of.values()}
+def _streams(entries: Sequence[Entry]) -> dict[Line, list[StateDigested]]:
+    state = fold(list(entries))
+    line_of = {
+        each: (state.training_of_generation[each], branch) for each, branch in state.branch_of_generation.items()
+    }
+    streams: dict[Line, list[StateDigested]] = {line: [] for line in line_of.values()}
     for entry in entries:
         if isinstance(entry.record, StateDigested):
-            streams[branch_of[entry.record.generation]].append(entry.record)
+            streams[line_of[entry.record.generation]].append(entry.record)
     return streams
+
+
+def _does_not_say_the_training(entries: Sequence[Entry], losses: Losses) -> bool:
+    several = len(set(fold(list(entries)).training_of_generation.values())) > 1
+    return several and bool(losses) and all(training == 1 for (training, _), _ in losses)
 
 
 def _losses(files: RunFiles) -> Losses:
@@ -97,36 +115,37 @@ def _losses(files: RunFiles) -> Losses:
     store, found, after = MetricsStore(files.metrics), Losses(), 0
     try:
         while (read := store.read(after, MAX_POINTS_PER_READ, (LOSS,))).points:
-            found |= {(point.branch, point.step): point.value for point in read.points}
+            found |= {((point.training, point.branch), point.step): point.value for point in read.points}
             after = read.cursor
     finally:
         store.close()
     return found
 
 
-def _digested(branch: str, found: Comparison, replay: RunFiles, run: RunFiles) -> Differing:
+def _digested(line: Line, found: Comparison, replay: RunFiles, run: RunFiles) -> Differing:
     assert found.first is not None
     names = {each.rank: each.names[:MAX_NAMES] for each in named(found.first, replay, run)}
     ranks = {rank: names.get(rank, ()) for rank in found.first.ranks}
-    return Differing(branch=branch, step=found.first.step, ranks=ranks)
+    return Differing(training=line[0], branch=line[1], step=found.first.step, ranks=ranks)
 
 
-def _lost(ours: Mapping[tuple[str, int], float], theirs: Mapping[tuple[str, int], float]) -> list[Differing]:
-    """The first loss of each branch that differs; a NaN is equal to the same NaN."""
-    first: dict[str, Differing] = {}
-    for branch, step in sorted(ours.keys() & theirs.keys()):
-        mine, other = ours[branch, step], theirs[branch, step]
-        if branch not in first and struct.pack(">d", mine) != struct.pack(">d", other):
-            first[branch] = Differing(branch=branch, step=step, loss=(mine, other))
+def _lost(ours: Losses, theirs: Losses) -> list[Differing]:
+    """The first loss of each line that differs; a NaN is equal to the same NaN."""
+    first: dict[Line, Differing] = {}
+    for line, step in sorted(ours.keys() & theirs.keys()):
+        mine, other = ours[line, step], theirs[line, step]
+        if line not in first and struct.pack(">d", mine) != struct.pack(">d", other):
+            first[line] = Differing(training=line[0], branch=line[1], step=step, loss=(mine, other))
     return list(first.values())
 
 
-def _notes(ours: Sequence[Entry], theirs: Sequence[Entry], found: Mapping[str, Comparison]) -> tuple[str, ...]:
+def _notes(ours: Sequence[Entry], theirs: Sequence[Entry], found: Mapping[Line, Comparison]) -> tuple[str, ...]:
     mine, other = fold(list(ours)), fold(list(theirs))
-    notes = [f"branch {branch} was never trained by the replay" for branch in other.branches if branch not in found]
+    trained = {branch for _, branch in found}
+    notes = [f"branch {branch} was never trained by the replay" for branch in other.branches if branch not in trained]
     if mine.generation and other.generation and mine.generation.world_size != other.generation.world_size:
         notes.append(f"{mine.generation.world_size} ranks did again what {other.generation.world_size} ranks did")
-    for branch, each in found.items():
+    for (_, branch), each in found.items():
         if each.their_contradictions:
             step = each.their_contradictions[0].step
             notes.append(f"the run itself made step {step} of {branch} twice, and not equal")

@@ -347,8 +347,9 @@ class ControlServer:
         if report.checkpoints:
             self._retire_checkpoints()
         if report.points:
-            branch = self._state.branch_of_generation[report.generation]
-            self._metrics.add([point.model_copy(update={"branch": branch}) for point in report.points])
+            at, state = report.generation, self._state
+            of = {"branch": state.branch_of_generation[at], "training": state.training_of_generation[at]}
+            self._metrics.add([point.model_copy(update=of) for point in report.points])
             self._newest.note(report.points)
         if report.progress is not None:
             if self._progress is None or report.progress.step != self._progress.step:

@@ -33,13 +33,13 @@ MAX_BUSY_S = 0.5
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (
     id INTEGER PRIMARY KEY, name TEXT NOT NULL, step INTEGER NOT NULL, value REAL, time_s REAL NOT NULL,
-    branch TEXT NOT NULL DEFAULT 'main');
+    branch TEXT NOT NULL DEFAULT 'main', training INTEGER NOT NULL DEFAULT 1);
 CREATE INDEX IF NOT EXISTS points_by_name ON points (name, id);
 CREATE TABLE IF NOT EXISTS latest (name TEXT PRIMARY KEY, value REAL) WITHOUT ROWID;
 """
 
-_COLUMNS = "id, name, step, value, time_s, branch"
-Row = tuple[int, str, int, float | None, float, str]
+_COLUMNS = "id, name, step, value, time_s, branch, training"
+Row = tuple[int, str, int, float | None, float, str, int]
 
 _FALLS = """
 SELECT max(step), max(fell) FROM (
@@ -152,13 +152,12 @@ class MetricsStore:
     def _insert(self, points: Sequence[Point]) -> bool:
         newest = {point.name: point.value for point in points}
         numbered = [
-            (self._last_id + n, p.name, p.step, _stored(p.value), p.time_s, p.branch) for n, p in enumerate(points, 1)
+            (self._last_id + n, p.name, p.step, _stored(p.value), p.time_s, p.branch, p.training)
+            for n, p in enumerate(points, 1)
         ]
         with self._surviving_errors("written"):
             with self._database:
-                self._database.executemany(
-                    "INSERT INTO points (id, name, step, value, time_s, branch) VALUES (?, ?, ?, ?, ?, ?)", numbered
-                )
+                self._database.executemany(f"INSERT INTO points ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?)", numbered)
                 values = [(name, _stored(value)) for name, value in newest.items()]
                 self._database.executemany("INSERT OR REPLACE INTO latest VALUES (?, ?)", values)
             self._latest |= newest
@@ -220,7 +219,7 @@ class MetricsStore:
             database.execute("PRAGMA journal_mode=WAL")
             database.execute("PRAGMA synchronous=NORMAL")
             database.executescript(_SCHEMA)
-            _add_branches(database)
+            _add_columns(database)
             rows = database.execute("SELECT name, value FROM latest").fetchall()
             (last_id,) = database.execute("SELECT max(id) FROM points").fetchone()
         except BaseException:
@@ -259,11 +258,13 @@ def _measured(row: tuple[int, float | None]) -> Measured:
 
 
 def _point(row: Row) -> Point:
-    _, name, step, value, time_s, branch = row
-    return Point(name=name, step=step, value=_loaded(value), time_s=time_s, branch=branch)
+    _, name, step, value, time_s, branch, training = row
+    return Point(name=name, step=step, value=_loaded(value), time_s=time_s, branch=branch, training=training)
 
 
-def _add_branches(database: sqlite3.Connection) -> None:
-    """Databases of the first release know no branches: what they hold is the first one's."""
-    if "branch" not in {row[1] for row in database.execute("PRAGMA table_info(points)")}:
-        database.execute("ALTER TABLE points ADD COLUMN branch TEXT NOT NULL DEFAULT 'main'")
+def _add_columns(database: sqlite3.Connection) -> None:
+    """Databases of earlier releases know no branches, or no trainings: what they hold is the first one's."""
+    there = {row[1] for row in database.execute("PRAGMA table_info(points)")}
+    for name, kind in (("branch", "TEXT NOT NULL DEFAULT 'main'"), ("training", "INTEGER NOT NULL DEFAULT 1")):
+        if name not in there:
+            database.execute(f"ALTER TABLE points ADD COLUMN {name} {kind}")
