@@ -11,9 +11,10 @@ import shutil
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from benchmarks.catalogue import Say
 from benchmarks.latency_evidence import Page, Sent
@@ -75,14 +76,14 @@ def _free_ports(count: int) -> list[int]:
     return found
 
 
-def start(where: Settings, shape: str, folder: Path) -> str:
-    """Submit a run of the `small` or the `default` model; its diaries will lie in `folder`."""
-    raw = {
+def start(where: Settings, shape: str, folder: Path, sections: Mapping[str, Any] | None = None) -> str:
+    """Submit a run of the `small` or the `default` model, with `sections` of a config; diaries: in `folder`."""
+    raw: dict[str, Any] = {
         "name": f"witnessed-{shape}",
         "seed": 1,
         "scaling": {"ranks": RANKS, "use_gpu": False},
         "workload": {"kind": "script", "path": str(SCRIPT), "args": [str(folder), shape, str(MAX_STEPS)]},
-    }
+    } | dict(sections or {})
     path = folder / f"{shape}.yaml"
     path.write_text(config_text.to_yaml(raw))
     files = prepare(load(path), where.runs_dir, f"witnessed-{shape}")

@@ -29,6 +29,15 @@ given 5 answers' time, about 11 s: on two cores under load a raylet may well tak
 declare a living node dead costs every rank on it, which is worse than to learn of a death later.
 """
 
+SERVE_HEALTH_CHECK = {
+    "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "5",
+}
+"""How Serve's controller notices that its proxy is gone: after three checks in a row, so within 2 s.
+
+By default they are 10 s apart, and nobody is served for half a minute. A silent proxy has three times 5 s to answer.
+"""
+
 PROXY_CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "control_plane.gateway.proxy.middlewares"}
 """What Ray Serve asks for each of its proxies. It has no other way in: a proxy is started by Serve's controller."""
 
@@ -65,7 +74,14 @@ def ray_environment(settings: Settings) -> dict[str, str]:
 def cluster_environment(settings: Settings, cluster: str, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The environment of a process of the cluster `cluster`."""
     inherited = {name: value for name, value in environ.items() if name not in NOT_INHERITED}
-    return inherited | settings.environment() | ray_environment(settings) | PROXY_CALLBACK | {MARK: cluster}
+    return (
+        inherited
+        | settings.environment()
+        | ray_environment(settings)
+        | SERVE_HEALTH_CHECK
+        | PROXY_CALLBACK
+        | {MARK: cluster}
+    )
 
 
 def node_environment(cluster: Mapping[str, str], node: str) -> dict[str, str]:

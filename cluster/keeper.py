@@ -3,8 +3,9 @@
     python -m cluster.keeper
 
 It starts the console again whenever that ends, after a wait that doubles. Ray does the same for the gateway, whose
-processes are its actors. What answers is asked every second, and written to `parts.json` in the home when it changes:
-`steer nodes` shows it. A console that has never answered is not started again: its mistake would only repeat itself.
+processes are its actors. A service that stands still is ended, which has it started again (see `stopped`). What answers
+is asked every second, and written to `parts.json` in the home when it changes: `steer nodes` shows it. A console that
+has never answered is not started again: its mistake would only repeat itself.
 """
 
 import ctypes
@@ -18,10 +19,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 
+import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.parts import answers
-from cluster.record import utc_now, write_private
+from cluster.processes import find_members
+from cluster.record import read_record, utc_now, write_private
+from cluster.stopped import StoppedServices
 from control_plane.config import Settings, settings
 
 POLL_S = 1.0
@@ -125,6 +129,11 @@ class Keeper:
         if self._process is not None:
             self._process.terminate()
 
+    @property
+    def pid(self) -> int | None:
+        """The living program's process, or None."""
+        return None if self._process is None else self._process.pid
+
     def answered(self) -> None:
         """The program does what it is there for: from now on it is started again."""
         self._has_answered = True
@@ -139,7 +148,7 @@ class Keeper:
                 return code
             if time.monotonic() - self._started_at >= HEALTHY_AFTER_S:
                 self._waits_s = FIRST_WAIT_S
-            self._say(f"{utc_now()} the console ended with exit code {code}; it starts again in {self._waits_s:g} s")
+            self._say(f"the console ended with exit code {code}; it starts again in {self._waits_s:g} s")
             self._process, self._start_at = None, time.monotonic() + self._waits_s
             self._waits_s = min(2 * self._waits_s, MAX_WAIT_S)
         if self._ending:
@@ -162,11 +171,22 @@ def _die_with(parent: int) -> Callable[[], None]:
     return prepare
 
 
+def _members(where: Settings) -> list[psutil.Process]:
+    record = read_record(where)
+    return [] if record is None else find_members(record.cluster, record.processes.values(), record.temp_dir)
+
+
+def say(line: str) -> None:
+    """A line of the keeper's log, with the time."""
+    print(f"{utc_now()} {line}", flush=True)
+
+
 def main() -> int:
     """Keep and watch until a signal comes, or until the console ends without ever having answered."""
     where = settings()
-    keeper = Keeper([sys.executable, "-m", "ui"], lambda line: print(line, flush=True))
+    keeper = Keeper([sys.executable, "-m", "ui"], say)
     watch = Watch(where)
+    stopped = StoppedServices(lambda: _members(where), say)
 
     def end(_signum: int, _frame: FrameType | None) -> None:
         keeper.end()
@@ -177,6 +197,7 @@ def main() -> int:
         watch.look(keeper.restarts)
         if watch.is_up("console"):
             keeper.answered()
+        stopped.look(keeper.pid)
         time.sleep(POLL_S)
     parts_file(where).unlink(missing_ok=True)
     return code if code >= 0 else 128 - code

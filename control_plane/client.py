@@ -36,6 +36,7 @@ from control_plane.core.errors import (
 from control_plane.core.intents import AdoptCheckpoint
 from control_plane.core.records import Entry
 from control_plane.handle import ADOPTION_WAIT_S, CommandView, Measurements, Receipt, RunSummary, Snapshot
+from control_plane.patience import FIRST_WAIT_S, patience_of, retrying
 from control_plane.storage.layout import check_run_id
 
 if TYPE_CHECKING:
@@ -44,11 +45,8 @@ if TYPE_CHECKING:
 
 API = "/api/v1"
 
-MAX_SUBMIT_TRIES = 4
-"""A restarting control server answers within a second or two; whoever waits longer should be told."""
-
-SUBMIT_BACKOFF_S = 0.25
-"""The wait before the second try; it doubles, with jitter."""
+LEAST_SUBMIT_TRIES = 4
+"""A restarting control server answers within a second or two."""
 
 MAX_LONG_POLL_S = 30.0
 """What the gateway grants to one long poll; longer waits are several polls."""
@@ -94,17 +92,19 @@ class SteerwayClient:
         *,
         insecure: bool = False,
         timeout_s: float = 10.0,
+        patience_s: float = 0.0,
         transport: "httpx.BaseTransport | None" = None,
     ) -> None:
         """Raises `Invalid` if the address or the token cannot be one. Connects to nobody yet.
 
+        `patience_s`: for so long a question is repeated that nobody answers; a submission always is, a few times.
         `insecure`: the token may be sent over plain http to another machine than this one.
         """
         import httpx
 
         self._base_url = base_url.rstrip("/")
         self._token = _check_token(token)
-        self._timeout_s = timeout_s
+        self._timeout_s, self._patience_s = timeout_s, patience_s
         at = _check_url(self._base_url, insecure)
         self._http = httpx.Client(
             base_url=self._base_url + API,
@@ -118,7 +118,8 @@ class SteerwayClient:
     @classmethod
     def from_settings(cls, settings: Settings, role: Role = "operator") -> "SteerwayClient":
         """A client of the gateway in the settings. Raises `NotAllowed` if there is no token for this role."""
-        return cls(settings.gateway_url, token_of(settings, role), insecure=settings.may_be_in_the_clear)
+        insecure, patience_s = settings.may_be_in_the_clear, patience_of(settings)
+        return cls(settings.gateway_url, token_of(settings, role), insecure=insecure, patience_s=patience_s)
 
     def close(self) -> None:
         """Let the connections go."""
@@ -158,8 +159,6 @@ class SteerwayClient:
         `based_on_seq` is the `seq` of the snapshot that the wish is based on: if somebody has changed the run's course
         since then, it is refused with `Conflict`.
         """
-        import tenacity
-
         chosen = uuid or uuid4()
         body: dict[str, Any] = {"intent": intent.model_dump(mode="json"), "uuid": str(chosen)}
         said = {
@@ -170,12 +169,7 @@ class SteerwayClient:
         }
         body |= {name: value for name, value in said.items() if value is not None}
         timeout_s = self._timeout_s + (ADOPTION_WAIT_S if isinstance(intent, AdoptCheckpoint) else 0.0)
-        tries = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(Unavailable),
-            stop=tenacity.stop_after_attempt(MAX_SUBMIT_TRIES) | tenacity.stop_after_delay(2 * timeout_s),
-            wait=tenacity.wait_exponential(multiplier=SUBMIT_BACKOFF_S) + tenacity.wait_random(0, SUBMIT_BACKOFF_S),
-            reraise=True,
-        )
+        tries = retrying(LEAST_SUBMIT_TRIES, self._patience_s, 2 * timeout_s)
         headers = {"Idempotency-Key": str(chosen)}
         path = _path(run, "commands")
         answer = tries(self._request, "POST", path, json=body, headers=headers, timeout=timeout_s)
@@ -241,7 +235,7 @@ class SteerwayClient:
             except Unavailable:
                 if heard_at is None or time.monotonic() - heard_at > RECONNECT_FOR_S:
                     raise
-                time.sleep(SUBMIT_BACKOFF_S + random.random())
+                time.sleep(FIRST_WAIT_S + random.random())
 
     def _listen(self, run: str, after: int) -> Iterator[dict[str, Any]]:
         """The messages of one connection. Ends when the run is over; raises `Unavailable` when the line breaks."""
@@ -275,7 +269,9 @@ class SteerwayClient:
 
     def _get_json(self, path: str, wait_s: float = 0.0, **params: Any) -> Any:
         params |= {"wait_s": wait_s} if wait_s else {}
-        return self._request("GET", path, params=params, timeout=self._timeout_s + wait_s)
+        timeout_s = self._timeout_s + wait_s
+        tries = retrying(1, self._patience_s, self._patience_s)
+        return tries(self._request, "GET", path, params=params, timeout=timeout_s)
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         import httpx

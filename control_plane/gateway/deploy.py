@@ -33,6 +33,9 @@ APPLICATION = "gateway"
 MAX_ONGOING_REQUESTS = 500
 """A WebSocket and a long poll hold one place each; Serve's default of 5 would lock everybody out."""
 
+HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S = 1.0, 5.0
+"""A replica that has died is missed at the next check, and one that is silent after three: by default, 10 and 30 s."""
+
 READY_WITHIN_S = 60.0
 
 
@@ -118,6 +121,8 @@ def _application(where: Settings) -> Any:
         num_replicas=1,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={"num_cpus": 0},
+        health_check_period_s=HEALTH_CHECK_PERIOD_S,
+        health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
     )
     @serve.ingress(build)
     class Gateway:

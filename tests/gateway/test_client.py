@@ -14,11 +14,12 @@ import httpx
 import pytest
 
 from control_plane.addresses import token_of
-from control_plane.client import MAX_SUBMIT_TRIES, NotSettledYet, SteerwayClient
+from control_plane.client import LEAST_SUBMIT_TRIES, NotSettledYet, SteerwayClient
 from control_plane.config import Settings, settings
 from control_plane.core.commands import Evaluate, Pause, Resume, SetLearningRate
 from control_plane.core.errors import Conflict, Invalid, NotAllowed, NotFound, RunEnded, Unavailable
 from control_plane.core.records import Entry
+from control_plane.patience import COMES_BACK_WITHIN_S, patience_of
 from tests.core import examples
 from tests.gateway.house import KNOBS, RUN, TOKENS, LiveGateway, live_gateway, settle
 
@@ -125,7 +126,7 @@ class LosesAnswers:
 
 def test_command_whose_answers_were_lost_is_taken_once(tmp_path: Path) -> None:
     with (
-        live_gateway(tmp_path, lambda app: LosesAnswers(app, answers=MAX_SUBMIT_TRIES - 1)) as live,
+        live_gateway(tmp_path, lambda app: LosesAnswers(app, answers=LEAST_SUBMIT_TRIES - 1)) as live,
         client_of(live) as client,
     ):
         receipt = client.submit(RUN, Pause())
@@ -187,7 +188,38 @@ def test_submit_repeats_itself_with_the_same_uuid_and_gives_up_in_the_end() -> N
 
     with client_over(away) as client, pytest.raises(Unavailable, match="may or may not have happened"):
         client.submit(RUN, Pause())
-    assert (len(keys), len(set(keys))) == (MAX_SUBMIT_TRIES, 1)
+    assert (len(keys), len(set(keys))) == (LEAST_SUBMIT_TRIES, 1)
+
+
+@pytest.mark.parametrize(("patience_s", "asked"), [(60.0, 6), (0.0, 1)])
+def test_question_that_nobody_answers_is_repeated_by_a_patient_client(
+    patience_s: float, asked: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: None)
+    tries: list[httpx.Request] = []
+
+    def comes_back(request: httpx.Request) -> httpx.Response:
+        tries.append(request)
+        if len(tries) < 6:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"status": "ok"})
+
+    over = httpx.MockTransport(comes_back)
+    with SteerwayClient("http://127.0.0.1:8700", "a-token", patience_s=patience_s, transport=over) as client:
+        if patience_s:
+            assert client.health() == {"status": "ok"}
+        else:
+            with pytest.raises(Unavailable, match="nobody answers"):
+                client.health()
+    assert len(tries) == asked
+
+
+def test_patience_is_for_a_gateway_that_may_be_there(tmp_path: Path) -> None:
+    here = Settings(home=tmp_path)
+    assert patience_of(here) == 0
+    here.cluster_file.write_text("{}")
+    assert patience_of(here) == COMES_BACK_WITHIN_S
+    assert patience_of(Settings(home=tmp_path / "none", url="https://gateway.example.org")) == COMES_BACK_WITHIN_S
 
 
 def test_submit_that_is_refused_is_not_repeated() -> None:
