@@ -1,5 +1,9 @@
 """`steer agent`: an operator that happens to be a language model, or a rule."""
 
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,6 +13,7 @@ from control_plane.cli.printing import say
 from control_plane.cli.refusals import Misused
 from control_plane.cli.target import active_run
 from control_plane.config import settings
+from control_plane.core.errors import Conflict
 
 
 def agent(
@@ -37,4 +42,31 @@ def agent(
         powers=load(powers) if powers else NO_MORE,
     )
     with SteerwayClient.from_settings(settings(), role="agent") as client:
-        run_agent(client, active_run(client, run), options, say=say)
+        which = active_run(client, run)
+        with nullcontext() if dry_run else only_autopilot(settings().home, which):
+            run_agent(client, which, options, say=say)
+
+
+@contextmanager
+def only_autopilot(home: Path, run: str) -> Iterator[None]:
+    """No other one of this installation steers the run inside. One of elsewhere is noticed when it acts.
+
+    Raises `Conflict` if there is one.
+    """
+    folder = home / "autopilots"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # It stays there: whoever removed it could take the lock from under the next one.
+        lock = os.open(folder / run, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        say(f"whether another autopilot steers run {run} cannot be told here: {error.strerror or error}")
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another autopilot steers run {run}: end that `steer agent` first") from None
+        yield
+    finally:
+        os.close(lock)

@@ -10,7 +10,7 @@ from control_plane.cli.looking import AsJson, print_table
 from control_plane.cli.printing import tell, tell_json
 from control_plane.cli.refusals import Misused, SteerGroup, say
 from control_plane.config import Role, settings
-from control_plane.gateway.tokens import TokenBook, add_token, revoke_token
+from control_plane.gateway.tokens import TokenBook, add_token, for_no_run, revoke_token
 
 tokens = typer.Typer(
     cls=SteerGroup, name="token", no_args_is_help=True, help="Who may use this machine's gateway: roles, runs, expiry."
@@ -34,7 +34,7 @@ def create(
 ) -> None:
     """Make a token and print it, once: only its digest is kept."""
     until = None if expires is None else _moment(expires)
-    token = add_token(settings(), name, role, tuple(runs or ()), until)
+    token = add_token(settings(), name, role, tuple(runs) if runs else None, until)
     if as_json:
         tell_json({"name": name, "role": role, "token": token})
         return
@@ -54,13 +54,16 @@ def list_tokens(as_json: AsJson = False) -> None:
         (
             each.id,
             each.role,
-            " ".join(each.runs) or "all",
+            "all" if each.runs is None else " ".join(each.runs) or "none",
             "never" if each.expires_at is None else f"{each.expires_at.astimezone(UTC):%Y-%m-%dT%H:%M:%SZ}",
-            "expired" if each.has_expired(now_s) else "in force",
+            "for no run" if each.is_for_no_run else "expired" if each.has_expired(now_s) else "in force",
         )
         for each in records
     ]
     print_table(("NAME", "ROLE", "RUNS", "EXPIRES", "STATE"), rows)
+    for each in records:
+        if each.is_for_no_run:
+            say(for_no_run(each.id))
 
 
 @tokens.command()

@@ -40,4 +40,4 @@ class ScopedRuns:
 
 def scoped(runs: "RunDirectory", identity: Identity) -> "RunDirectory":
     """The runs as this token sees them."""
-    return ScopedRuns(runs, identity) if identity.runs else runs
+    return ScopedRuns(runs, identity) if identity.runs is not None else runs

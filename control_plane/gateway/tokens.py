@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Any, Literal, Protocol, Self
 
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from control_plane.config import ROLES, Role, Settings
 from control_plane.core.commands import MAX_LABEL_CHARS
@@ -42,15 +42,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose token it is. The id is the author of the commands. `runs`: globs; without any, every run."""
+    """Whose token it is. The id is the author of the commands. `runs`: globs; None: every run."""
 
     id: str
     role: Role
-    runs: tuple[str, ...] = ()
+    runs: tuple[str, ...] | None = None
 
     def sees(self, run: str) -> bool:
         """Whether this run is one of those that the token is for."""
-        return not self.runs or any(fnmatchcase(run, glob) for glob in self.runs)
+        return self.runs is None or any(fnmatchcase(run, glob) for glob in self.runs)
 
 
 class Tokens(Protocol):
@@ -62,15 +62,23 @@ class Tokens(Protocol):
 
 
 class TokenRecord(BaseModel):
-    """What the gateway keeps of a token. Without `expires_at` it does not expire; without `runs` it is for all."""
+    """What the gateway keeps of a token. Without `expires_at` it does not expire; without `runs` it is for all.
+
+    An empty list of runs is none: such a token is for no run, and lets nobody in.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     id: str = Field(min_length=1, max_length=MAX_LABEL_CHARS)
     role: Role
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$")
-    runs: tuple[Glob, ...] = Field(default=(), max_length=MAX_GLOBS)
+    runs: tuple[Glob, ...] | None = Field(default=None, max_length=MAX_GLOBS)
     expires_at: AwareDatetime | None = None
+
+    @property
+    def is_for_no_run(self) -> bool:
+        """Whether it grants nothing. Nobody makes such a token on purpose."""
+        return self.runs == ()
 
     def has_expired(self, now_s: float) -> bool:
         """`now_s`: Unix time."""
@@ -78,11 +86,23 @@ class TokenRecord(BaseModel):
 
 
 class TokenBook(BaseModel):
-    """A list of tokens, as in its JSON file: `{"tokens": [{"id", "role", "sha256", "runs", "expires_at"}]}`."""
+    """A list of tokens, as in its JSON file: `{"version", "tokens": [{"id", "role", "sha256", "runs", "expires_at"}]}`.
+
+    Without a version it is an earlier release's, which wrote an empty list of runs where it meant all of them.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    version: Literal[2] = 2
     tokens: tuple[TokenRecord, ...] = ()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _as_it_was_meant(cls, found: Any) -> Any:
+        if not isinstance(found, dict) or "version" in found or not isinstance(found.get("tokens"), list | tuple):
+            return found
+        told = [_without_empty_runs(each) if isinstance(each, dict) else each for each in found["tokens"]]
+        return {**found, "tokens": told}
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
@@ -111,9 +131,17 @@ class TokenBook(BaseModel):
         shown, now_s = digest(token[:MAX_TOKEN_CHARS]), time.time()
         found = None
         for record in self.tokens:
-            if hmac.compare_digest(record.sha256, shown) and not record.has_expired(now_s):
+            if hmac.compare_digest(record.sha256, shown) and not record.has_expired(now_s) and not record.is_for_no_run:
                 found = Identity(record.id, record.role, record.runs)
         return found
+
+    def text(self) -> str:
+        """As it is written to its file."""
+        return self.model_dump_json(indent=2, exclude_none=True) + "\n"
+
+
+def _without_empty_runs(record: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in record.items() if name != "runs" or value != []}
 
 
 class TokenFile:
@@ -123,7 +151,7 @@ class TokenFile:
         """Raises `NotFound` or `Damaged` if there is no list to begin with."""
         self._path = path
         self._version = _version(path)
-        self._book = TokenBook.from_private_file(path)
+        self._book = self._read()
 
     def identify(self, token: str) -> Identity | None:
         """Whose token this is by the list as it is now."""
@@ -131,13 +159,28 @@ class TokenFile:
         if version != self._version:
             self._version = version
             try:
-                self._book = TokenBook.from_private_file(self._path)
+                self._book = self._read()
             except NotFound:
                 log.warning("the list of tokens at %s is gone: nobody is let in until there is one", self._path)
                 self._book = TokenBook()
             except Damaged as error:
                 log.warning("%s; the list from before stays in force", error.reason)
         return self._book.identify(token)
+
+    def _read(self) -> TokenBook:
+        book = TokenBook.from_private_file(self._path)
+        for record in book.tokens:
+            if record.is_for_no_run:
+                log.warning("%s", for_no_run(record.id))
+        return book
+
+
+def for_no_run(name: str) -> str:
+    """Of a token with an empty list of runs."""
+    return (
+        f"the token {name!r} is for no run (its list of runs is empty), and lets nobody in: leave 'runs' out for all "
+        f"runs, or `steer token revoke {name}` and make another one"
+    )
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
@@ -176,21 +219,30 @@ def create_tokens(settings: Settings) -> TokenBook:
             token = _token_at(settings.token_file(role))
             records.append(TokenRecord(id=token_id, role=role, sha256=digest(token)))
         made = TokenBook(tokens=tuple(records))
-        if made != book:
-            _write_private(settings.tokens_file, made.model_dump_json(indent=2) + "\n")
+        if made.text() != _text(settings):
+            _write_private(settings.tokens_file, made.text())
         settings.tokens_file.chmod(0o600)
         return made
 
 
 def add_token(
-    settings: Settings, name: str, role: Role, runs: tuple[str, ...] = (), expires_at: datetime | None = None
+    settings: Settings,
+    name: str,
+    role: Role,
+    runs: tuple[str, ...] | None = None,
+    expires_at: datetime | None = None,
 ) -> str:
-    """A new token; answers it, for it is not kept. Raises `Invalid`, `Conflict` if there is one of that name."""
+    """A new token, for all runs without `runs`; answers it, for it is not kept.
+
+    Raises `Invalid`, `Conflict` if there is one of that name.
+    """
     if not NAME.fullmatch(name) or name.startswith(LOCAL):
         raise Invalid(
             f"{name!r} cannot be a token's name: 1 to 64 letters, digits, '.', '_', '@' and '-', not beginning with "
             f"'{LOCAL}'"
         )
+    if runs == ():
+        raise Invalid("a token for no run would let nobody in: name a pattern for runs, or none at all for all runs")
     if expires_at is not None and expires_at <= datetime.now(UTC):
         raise Invalid(f"a token that expired on {expires_at:%Y-%m-%d %H:%M} would let nobody in")
     token = secrets.token_urlsafe(TOKEN_BYTES)
@@ -202,7 +254,7 @@ def add_token(
         book = _book(settings)
         if any(each.id == name for each in book.tokens):
             raise Conflict(f"there is a token named {name!r}: `steer token revoke {name}` first")
-        _write_private(settings.tokens_file, TokenBook(tokens=(*book.tokens, record)).model_dump_json(indent=2) + "\n")
+        _write_private(settings.tokens_file, TokenBook(tokens=(*book.tokens, record)).text())
     return token
 
 
@@ -216,7 +268,7 @@ def revoke_token(settings: Settings, name: str) -> bool:
         role = next((role for role in ROLES if name == f"{LOCAL}{role}"), None)
         if role is not None:
             settings.token_file(role).unlink(missing_ok=True)
-        _write_private(settings.tokens_file, TokenBook(tokens=left).model_dump_json(indent=2) + "\n")
+        _write_private(settings.tokens_file, TokenBook(tokens=left).text())
     if role is not None:
         create_tokens(settings)
     return role is not None
@@ -232,6 +284,11 @@ def _changing(settings: Settings) -> Iterator[None]:
         yield
     finally:
         os.close(handle)
+
+
+def _text(settings: Settings) -> str:
+    """The file as it is; another text than ours, even of the same list, is written anew."""
+    return settings.tokens_file.read_text(errors="replace") if settings.tokens_file.exists() else ""
 
 
 def _book(settings: Settings) -> TokenBook:

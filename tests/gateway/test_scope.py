@@ -279,3 +279,14 @@ def test_command_line_makes_lists_and_revokes(tmp_path: Path, monkeypatch: pytes
     assert run(steer, ["token", "revoke", "ann"]).exit_code == 0
     assert run(steer, ["token", "revoke", "ann"]).exit_code == 3
     assert os.listdir(tmp_path) == ["tokens.json"]
+
+
+def test_token_for_no_run_is_listed_as_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("STEERWAY_HOME", str(tmp_path))
+    told = TokenBook(tokens=(record("nobody", runs=()), record("somebody")))
+    (tmp_path / "tokens.json").write_text(told.text())
+    listed = CliRunner().invoke(steer, ["token", "list"])
+    rows = {line.split()[0]: line for line in listed.stdout.splitlines()}
+    assert "for no run" in rows["nobody"]
+    assert "all" in rows["somebody"]
+    assert "leave 'runs' out for all runs" in listed.stderr

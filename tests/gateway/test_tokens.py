@@ -1,13 +1,14 @@
 """The tokens on the disk: private, whole, and mended when one is missing."""
 
 import json
+import logging
 from pathlib import Path
 
 import pytest
 
 from control_plane.config import ROLES, Settings
-from control_plane.core.errors import Damaged, NotFound
-from control_plane.gateway.tokens import TokenBook, create_tokens, digest
+from control_plane.core.errors import Damaged, Invalid, NotFound
+from control_plane.gateway.tokens import TokenBook, TokenFile, add_token, create_tokens, digest
 
 
 def mode(path: Path) -> int:
@@ -99,3 +100,56 @@ def test_list_that_cannot_be_used_is_damaged_and_left_alone(home: Settings, text
 def test_list_that_is_missing_is_not_found(home: Settings) -> None:
     with pytest.raises(NotFound, match="steer up"):
         TokenBook.from_file(home.tokens_file)
+
+
+def listed(home: Settings, version: int | None, **record: object) -> Path:
+    """A list with one token, whose text is its name."""
+    home.home.mkdir(mode=0o700, exist_ok=True)
+    told = {"id": "ann", "role": "operator", "sha256": digest("ann"), **record}
+    home.tokens_file.write_text(json.dumps(({"version": version} if version else {}) | {"tokens": [told]}))
+    home.tokens_file.chmod(0o600)
+    return home.tokens_file
+
+
+def test_list_leaves_out_runs_where_a_token_is_for_all_of_them(home: Settings) -> None:
+    create_tokens(home)
+    add_token(home, "ann", "viewer")
+    add_token(home, "bob", "viewer", ("gpt2-*",))
+    told = json.loads(home.tokens_file.read_text())
+    assert told["version"] == 2
+    assert [record.get("runs") for record in told["tokens"]] == [None] * (len(ROLES) + 1) + [["gpt2-*"]]
+    assert all("runs" not in record for record in told["tokens"] if record["id"] != "bob")
+
+
+def test_empty_list_of_runs_lets_nobody_in_and_says_so(home: Settings, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        tokens = TokenFile(listed(home, 2, runs=[]))
+    assert tokens.identify("ann") is None
+    assert "'ann' is for no run" in caplog.text
+    assert "steer token revoke ann" in caplog.text
+    listed(home, 2)
+    identity = tokens.identify("ann")
+    assert identity is not None
+    assert identity.sees("any-run")
+    with pytest.raises(Invalid, match="for no run"):
+        add_token(home, "bob", "viewer", ())
+
+
+def test_empty_list_of_runs_of_an_earlier_release_means_all_as_it_did_and_is_written_anew(home: Settings) -> None:
+    for runs in ([], None):
+        identity = TokenFile(listed(home, None, **({} if runs is None else {"runs": runs}))).identify("ann")
+        assert identity is not None
+        assert identity.sees("any-run")
+    listed(home, None, runs=[])
+    create_tokens(home)
+    assert '"version": 2' in home.tokens_file.read_text()
+    assert "runs" not in home.tokens_file.read_text()
+    identity = TokenFile(home.tokens_file).identify("ann")
+    assert identity is not None
+    assert identity.sees("any-run")
+
+
+@pytest.mark.parametrize("version", [1, 3])
+def test_list_of_another_version_is_not_guessed_at(home: Settings, version: int) -> None:
+    with pytest.raises(Damaged):
+        TokenBook.from_file(listed(home, version, runs=[]))
