@@ -44,6 +44,10 @@ BENCHMARKS = {
         Benchmark(
             "false_alarms", "losses of a run that nothing happens to, with evaluations and saves", "minutes", 30, 1
         ),
+        Benchmark("deaths", "SIGSTOP and SIGKILL of a rank: seconds until its peer has ended", "faults a kind", 20, 2),
+        Benchmark(
+            "busy", "ranks that are slow, busy or hold Python's lock, on a busy machine: false deaths", "minutes", 20, 2
+        ),
         Benchmark("scale", "what grows with the ranks: boundary, control server, real gloo", "boundaries", 40, 4),
         Benchmark("storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5),
         Benchmark("storm_of_faults", "SIGKILL and SIGSTOP to every part while somebody steers", "storms", 3, 1),

@@ -28,7 +28,7 @@ def run_ranks(function: str, world_size: int, spec: dict[str, Any], folder: Path
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps({"function": function, "spec": spec}))
-    port = _free_port()
+    port = free_port()
     ranks = [_start(rank, world_size, port, folder) for rank in range(world_size)]
     try:
         _wait(ranks, folder, timeout_s)
@@ -74,7 +74,7 @@ def _refuse_failure(ranks: "list[subprocess.Popen[bytes]]", folder: Path) -> Non
             )
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

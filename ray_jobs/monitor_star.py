@@ -29,6 +29,10 @@ class Star:
         # Something was heard that is not to wait for the next tick.
         self.is_urgent = False
 
+    def never_heard(self) -> list[int]:
+        """The ranks whose monitors have never been heard, by the one that should."""
+        return []
+
     def _about_mine(self) -> dict[str, Any]:
         place = (self._machine, self._orders.pid, self._ward.started)
         return {"account": asdict(self._ward.account), "place": place}
@@ -94,6 +98,10 @@ class Hub(Star):
             self._accounts[rank] = self._checked(replace(account, unheard_s=account.unheard_s + tick_s))
         self.tell(self._about_mine())
         return judge([self._ward.account, *self._accounts.values()], self._orders.bounds)
+
+    def never_heard(self) -> list[int]:
+        """These are not watched by anybody but their own monitor, if that is there."""
+        return [account.rank for account in self._accounts.values() if not account.heard]
 
     def tell(self, message: dict[str, Any]) -> None:
         """To all who are there."""

@@ -33,6 +33,9 @@ END_WITHIN_S = 2.0
 STOPPED_END_WITHIN_S = 0.5
 """One that is stopped cannot; but the others are to say why they end before they see it go."""
 
+ALL_HEARD_AFTER_S = 60.0
+"""By then every other monitor should have been heard once."""
+
 SAY_EVERY_S = 2.0
 """How often the rank is told that its monitor is there."""
 
@@ -58,7 +61,7 @@ class Monitor:
         self._verdict: Verdict | None = None
         self._acting_s = 0.0
         self._has_ended_what_is_left = self._is_left = self._is_abandoned = False
-        self._abandoned_s = self._said_s = 0.0
+        self._abandoned_s = self._said_s = self._age_s = 0.0
 
     def run(self) -> None:
         """Until the rank is gone and nothing is left to tell."""
@@ -87,6 +90,9 @@ class Monitor:
             within_s = STOPPED_END_WITHIN_S if self._ward.is_stopped else END_WITHIN_S
             if not account.over and not account.gone_s and self._acting_s >= within_s:
                 self._ward.end(self._verdict)
+        before_s, self._age_s = self._age_s, self._age_s + tick_s
+        if before_s < ALL_HEARD_AFTER_S <= self._age_s and (missing := self._star.never_heard()):
+            self._say({"never_heard": missing})
         self._said_s += tick_s
         if self._said_s >= SAY_EVERY_S:
             self._said_s = 0.0

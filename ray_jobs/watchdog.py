@@ -205,6 +205,11 @@ class Watchdog:
             while self._channel is not None and (message := self._channel.recv(MESSAGE_BYTES)):
                 self._silent_ticks = 0
                 told = json.loads(message)
+                if missing := told.get("never_heard"):
+                    log.warning(
+                        "the monitors of ranks %s cannot reach rank 0's: nobody notices if their nodes are cut off",
+                        missing,
+                    )
                 if "verdict" in told:
                     self._stopped.set()
                     self._bite(verdict_of(told["verdict"]))

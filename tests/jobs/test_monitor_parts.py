@@ -11,10 +11,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+import torch
 
 from ray_jobs.monitor_wire import MOST_LINE_BYTES, Refused, Wire
 from ray_jobs.rank_processes import Offspring, is_same, machine, status_of
 from ray_jobs.stacks import Stacks, parse_dump
+from ray_jobs.watchdog import arrange
 
 WAIT_S = 20.0
 
@@ -134,3 +136,30 @@ def test_line_is_found_in_what_faulthandler_writes() -> None:
     )
     assert parse_dump(dump, 0x7F00000000BB) == "at /code/train.py:7 in clean"
     assert parse_dump(dump, 0x7F00000000CC) == ""
+
+
+class Two:
+    """The collectives of one of two ranks that lie on these machines."""
+
+    def __init__(self, rank: int, machines: list[str]) -> None:
+        self.rank, self.world_size, self._machines = rank, 2, machines
+
+    def all_gather(self, value: str) -> list[str]:
+        return self._machines
+
+    def broadcast_json(self, value: list[object]) -> list[object]:
+        return value
+
+
+@pytest.mark.parametrize(("machines", "address"), [(["a", "a"], "127.0.0.1"), (["a", "b"], "127.0.0.2")])
+def test_monitors_meet_on_the_loopback_or_where_the_ranks_meet(
+    monkeypatch: pytest.MonkeyPatch, machines: list[str], address: str
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.2")
+    monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
+    arranged = arrange(Two(0, machines), "here")  # type: ignore[arg-type]
+    assert arranged.listener is not None
+    with arranged.listener:
+        assert arranged.listener.getsockname() == (address, arranged.port)
+    assert arrange(Two(1, machines), "here").listener is None  # type: ignore[arg-type]
+    assert len(arranged.token) == 64
