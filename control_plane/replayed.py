@@ -14,7 +14,7 @@ from pydantic import Field
 
 from control_plane.core.commands import Words
 from control_plane.core.digests import Comparison, compare
-from control_plane.core.records import Entry, StateDigested
+from control_plane.core.records import NOT_EXACT, Entry, GenerationStarted, StateDigested
 from control_plane.core.state import fold
 from control_plane.storage import journal
 from control_plane.storage.digest_files import named
@@ -22,6 +22,10 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MAX_POINTS_PER_READ, MetricsStore
 
 LOSS = "loss"
+OTHER_BEGINNING = (
+    "The script built another model than it did then: its first weights come from random numbers that the run's seed "
+    "does not reach, or are drawn after another number of draws, or it loads other ones"
+)
 MAX_NAMES = 5
 """Tensors named of one rank: after the first, nearly everything differs."""
 
@@ -45,6 +49,8 @@ class Differing(Words):
         said = [f"rank {rank} differs in {', '.join(parts) or 'its state'}" for rank, parts in self.ranks.items()]
         said += [f"the loss is {self.loss[0]!r}, and was {self.loss[1]!r}"] if self.loss else []
         of = self.branch if self.training == 1 else f"{self.branch}, training {self.training} of the script"
+        if self.step == 0 and self.ranks:
+            return f"the beginning of {of}, before any step: {'; '.join(said)}. {OTHER_BEGINNING}"
         return f"step {self.step} of {of}: {'; '.join(said) or 'other samples were trained'}"
 
 
@@ -85,6 +91,7 @@ def judge(replay: RunFiles, run: RunFiles) -> Verdict:
     if untold:
         notes += ("losses were not compared: an earlier release did not keep of which training each of them is",)
     if differing:
+        notes += _inexact(ours, theirs)
         order = list(fold(theirs).branches)
         first = min(differing, key=lambda each: (each.training, order.index(each.branch), each.step, not each.ranks))
         return Verdict(verdict="divergent", digests=digests, losses=len(shared), first=first, notes=notes)
@@ -137,6 +144,13 @@ def _lost(ours: Losses, theirs: Losses) -> list[Differing]:
         if line not in first and struct.pack(">d", mine) != struct.pack(">d", other):
             first[line] = Differing(training=line[0], branch=line[1], step=step, loss=(mine, other))
     return list(first.values())
+
+
+def _inexact(ours: Sequence[Entry], theirs: Sequence[Entry]) -> tuple[str, ...]:
+    """What the runs' own trainers have said that no restart makes as it would have been."""
+    started = [entry.record for entry in (*theirs, *ours) if isinstance(entry.record, GenerationStarted)]
+    reasons = dict.fromkeys(str(reason) for each in started for reason in each.facts.get(NOT_EXACT, ()))
+    return tuple(f"not exact after a failure: {reason}" for reason in reasons)
 
 
 def _notes(ours: Sequence[Entry], theirs: Sequence[Entry], found: Mapping[Line, Comparison]) -> tuple[str, ...]:

@@ -187,6 +187,8 @@ class InteractiveCallback(TrainerCallback):
         self._digests = DigestStream(self.trainer, session, self.context.files, self.context.digest_every_steps)
         self._restarting_s = time.monotonic() if generation > 1 else None
         self._loaded_s = max(0.0, time.time() - self.context.started_at_s)
+        if step == 0 and plan.checkpoint is None:
+            self._digests.before_the_first_step()
         session.hold(step)
         if self._watchdog is not None:
             let_groups_wait(collective_timeout_s(self.context.user_code_s))

@@ -87,6 +87,14 @@ class DigestStream:
         self._trainer, self._session, self._files = trainer, session, files
         self._file: DigestFile | None = None
 
+    def before_the_first_step(self) -> None:
+        """Collective. What the script has built: a replay that begins with other weights is told so.
+
+        What cannot be digested yet, as an optimizer that has no state, does not end the stream.
+        """
+        if self.every_steps:
+            self._digest(0)
+
     def after_boundary(self, step: int) -> None:
         """Collective, when it is time: the step's commands have been carried out, and a pause is over.
 
@@ -94,14 +102,19 @@ class DigestStream:
         """
         if not self.every_steps or step % self.every_steps:
             return
+        if not self._digest(step):
+            self.every_steps = 0
+
+    def _digest(self, step: int) -> bool:
         digest = self._take()
         root = bytes.fromhex(digest.root) if digest is not None else NO_DIGEST
         roots = self._session.collectives.all_gather_bytes(root)
         if NO_DIGEST in roots:
-            log.error("step %d could not be digested on rank %d: no more digests", step, roots.index(NO_DIGEST))
-            self.every_steps = 0
-        elif digest is not None:
+            log.error("step %d could not be digested on rank %d", step, roots.index(NO_DIGEST))
+            return False
+        if digest is not None:
             self._tell(digest, tuple(each.hex() for each in roots))
+        return True
 
     def _take(self) -> RankDigest | None:
         try:

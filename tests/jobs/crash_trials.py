@@ -173,7 +173,7 @@ def _train(files: RunFiles, server: ControlServer | None, rank: int, spec: dict[
             ranks=spec.get("ranks"),
         )
     )
-    set_seed(5)
+    set_seed(spec.get("model_seed", 5))
     shape = GPT2Config(vocab_size=VOCABULARY, n_positions=BLOCK_TOKENS, n_embd=16, n_layer=1, n_head=2)
     optimizer, scheduler, stage = spec["optimizer"], spec["scheduler"], spec["stage"]
     args = TrainingArguments(

@@ -77,6 +77,15 @@ def test_rank_that_cannot_digest_ends_the_stream_on_all_ranks(tmp_path: Path) ->
     assert (session.told, session.collectives.gathered) == ([], 1)
 
 
+def test_what_cannot_be_digested_before_the_first_step_does_not_end_the_stream(tmp_path: Path) -> None:
+    stream, session = streaming(tmp_path, others=NO_DIGEST)
+    stream.before_the_first_step()
+    session.collectives.others = b"\x01" * 16
+    stream.after_boundary(3)
+    stream.close()
+    assert len(session.told) == 1
+
+
 def test_rank_whose_own_digest_fails_still_meets_the_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(trainer: Any, session: Any) -> RankDigest:
         raise RuntimeError("no")

@@ -1,18 +1,20 @@
 """A recorded run is done again, rollbacks and a lost rank included, and ends bit for bit as it did."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from control_plane.core.branching import Origin, first_commands
-from control_plane.core.records import Parent
+from control_plane.core.records import NOT_EXACT, Parent
 from control_plane.core.replaying import recorded
 from control_plane.core.state import RunState, fold
-from control_plane.replayed import Verdict, judge
+from control_plane.replayed import Verdict, _inexact, judge
 from control_plane.storage import journal
 from control_plane.storage.descent import inherit, write_origin
 from control_plane.storage.layout import RunFiles
+from tests.core.examples import started
 from tests.jobs.crashes import run_crashes
 from tests.jobs.test_recovery import assert_equal_ends, training
 from tests.jobs.test_rollback import HALVED, HELD, WEIGHT_DECAY, losses, run_of
@@ -129,6 +131,25 @@ def test_replay_in_which_one_bit_of_a_live_tensor_flips_names_step_rank_and_tens
     assert verdict.first is not None
     assert (verdict.first.branch, verdict.first.step) == ("main", 4)
     assert verdict.first.ranks == {1: (flip["name"],)}
+
+
+def test_replay_whose_script_builds_another_model_is_told_so(
+    source: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root, _ = source
+    again(root, tmp_path / "other", 1)
+    _, verdict = replayed(root, tmp_path / "other", model_seed=6)
+    assert verdict.first is not None
+    assert (verdict.first.step, sorted(verdict.first.ranks)) == (0, [0, 1])
+    assert all(names[0].startswith("weights/") for names in verdict.first.ranks.values())
+    assert "before any step" in verdict.sentence()
+    assert "built another model" in verdict.sentence()
+
+
+def test_verdict_names_what_the_run_said_is_not_exact() -> None:
+    reason = "random numbers from train_dataset.rng"
+    entry: Any = SimpleNamespace(record=started(facts={NOT_EXACT: [reason]}))
+    assert _inexact([entry], [entry]) == (f"not exact after a failure: {reason}",)
 
 
 def test_replay_until_a_step_stops_there(source: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

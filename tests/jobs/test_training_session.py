@@ -276,8 +276,8 @@ def test_a_lost_loop_goes_on_from_its_checkpoint_and_ends_bit_for_bit_as_without
 @each_arm
 def test_steps_that_are_made_again_after_a_loss_have_the_digests_that_they_had(ranks: Ranks, arm: str) -> None:
     told = ranks.records(f"{arm}-restored", StateDigested)
-    assert [each.step for each in told] == [*range(1, FAIL_AT + 1), *range(7, STEPS + 1)]
-    found = compare(told[:FAIL_AT], told[FAIL_AT:])
+    assert [each.step for each in told] == [*range(FAIL_AT + 1), *range(7, STEPS + 1)]
+    found = compare(told[: FAIL_AT + 1], told[FAIL_AT + 1 :])
     files = ranks.files(f"{arm}-restored")
     assert found.first is None, named(found.first, files, files)
     assert found.steps == (7, 8)
