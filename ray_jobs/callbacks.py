@@ -13,7 +13,6 @@ import os
 import time
 from typing import Any
 
-import torch.distributed as dist
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from control_plane.core.errors import Invalid, SteerwayError
@@ -26,6 +25,7 @@ from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import BOUNDARY_TIMEOUT_S, Collectives
 from ray_jobs.complaints import told
 from ray_jobs.context import RunContext, node_name
+from ray_jobs.cpu_ranks import check_together
 from ray_jobs.ddp_timeout import let_groups_wait
 from ray_jobs.digest_stream import DigestStream
 from ray_jobs.elastic import apply_batch_plan
@@ -100,11 +100,7 @@ class InteractiveCallback(TrainerCallback):
         args = self.trainer.args
         if self.context.trainings.left:
             raise LeaveForBranch
-        if args.world_size != dist.get_world_size():
-            raise Invalid(
-                f"accelerate sees {args.world_size} processes where torch.distributed has {dist.get_world_size()} "
-                "ranks: each rank would train on the same samples"
-            )
+        check_together(args)
         hang_after_s, user_code_s = self.context.hang_after_s, self.context.user_code_s
         patience_s = BOUNDARY_TIMEOUT_S if hang_after_s is None else collective_timeout_s(user_code_s)
         collectives = Collectives(patience_s)

@@ -1,18 +1,24 @@
-"""DeepSpeed on CPU ranks: what accelerate and DeepSpeed need to be told there.
+"""CPU ranks: what accelerate and DeepSpeed need to be told there.
 
-Read in accelerate 1.15: with DeepSpeed and no GPU, `PartialState` finds no backend and takes every rank for the only
-one (`num_processes == 1`). Nothing fails; each rank trains on the same samples, and losses are not averaged. Naming
-the backend that torch.distributed already uses is all that it lacks.
+Read in accelerate 1.15: without a GPU `PartialState` finds no backend and takes every rank for the only one
+(`num_processes == 1`). Nothing fails; each rank trains on the same samples, and losses are not averaged. With
+DeepSpeed, naming the backend that torch.distributed already uses is all that it lacks. Without DeepSpeed, a backend by
+itself makes ranks that share the samples and no gradients: there it has to be told that these are ranks on CPUs, as a
+script's `use_cpu` would tell it, so that the model becomes a DistributedDataParallel.
 
 Read in DeepSpeed 0.19: its first start on CPUs compiles a shared-memory reduction, on every rank at once, for a minute
 or so, and cannot start without a compiler. Only its inference uses it; training reduces over gloo either way.
 """
 
+import os
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from control_plane.core.errors import Invalid
+
+APART = ("not_parallel", "not_distributed")
 SHARED_MEMORY_REDUCTION = "deepspeed_shm_comm"
 
 
@@ -35,9 +41,27 @@ def _knowing_gloo(original: Any) -> Any:
         return original
 
     def prepare_backend(self: Any, cpu: bool = False, sagemaker_dp: Any = False, backend: str | None = None) -> Any:
-        if backend is None and not cpu and dist.is_initialized():
-            backend = dist.get_backend()
-        return original(self, cpu, sagemaker_dp, backend)
+        if cpu or not dist.is_initialized():
+            return original(self, cpu, sagemaker_dp, backend)
+        if os.environ.get("ACCELERATE_USE_DEEPSPEED", "false").lower() == "true":
+            return original(self, cpu, sagemaker_dp, backend or dist.get_backend())
+        return original(self, True, sagemaker_dp, backend)
 
     prepare_backend.knows_gloo = True  # type: ignore[attr-defined]
     return prepare_backend
+
+
+def check_together(args: Any) -> None:
+    """Raises `Invalid` if accelerate does not know that these ranks train one model, on samples that they share."""
+    ranks = dist.get_world_size()
+    if args.world_size != ranks:
+        raise Invalid(
+            f"accelerate sees {args.world_size} processes where torch.distributed has {ranks} ranks: each rank would "
+            "train on the same samples"
+        )
+    how = getattr(getattr(args, "parallel_mode", None), "value", None)
+    if ranks > 1 and how in APART:
+        raise Invalid(
+            f"accelerate does not know that these {ranks} ranks train together ({how}): each rank would train a model "
+            "of its own"
+        )

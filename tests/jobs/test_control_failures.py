@@ -1,12 +1,15 @@
 """Ranks that cannot, ranks that fail, ranks that do not share the data: never half of them, never in silence."""
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from control_plane.core.errors import Invalid
 from control_plane.core.records import CommandSettled
 from control_plane.storage.journal import read
+from ray_jobs import cpu_ranks
 from tests.jobs.ranks import run_ranks
 from tests.jobs.test_steering import command
 
@@ -41,3 +44,24 @@ def test_a_value_that_one_rank_cannot_hold_is_undone_on_all(tmp_path: Path) -> N
 def test_ranks_that_would_all_train_on_the_same_samples_are_refused(tmp_path: Path) -> None:
     seen = run_ranks("tests.jobs.trials:train_unseen_by_accelerate", 2, {"root": str(tmp_path / "run")}, tmp_path / "r")
     assert all("each rank would train on the same samples" in complaint for complaint in seen)
+
+
+def test_ranks_without_a_gpu_and_without_deepspeed_train_one_model(tmp_path: Path) -> None:
+    """No `use_cpu` in the script: their losses and gradients are averaged nevertheless."""
+    spec = {"root": str(tmp_path / "run"), "stage": None, "scheduler": "hf", "optimizer": "hf", "use_cpu": False}
+    seen = run_ranks("tests.jobs.trials:train", 2, spec | {"steps": 4, "commands": []}, tmp_path / "r")
+    assert seen[0]["losses"] == seen[1]["losses"]
+    assert len(seen[0]["losses"]) == 4
+
+
+@pytest.mark.parametrize(
+    ("world_size", "mode", "said"),
+    [(1, "not_parallel", "train on the same samples"), (2, "not_parallel", "each rank would train a model of its own")],
+)
+def test_ranks_that_accelerate_does_not_bring_together_are_refused(
+    monkeypatch: pytest.MonkeyPatch, world_size: int, mode: str, said: str
+) -> None:
+    monkeypatch.setattr(cpu_ranks.dist, "get_world_size", lambda: 2)
+    args = SimpleNamespace(world_size=world_size, parallel_mode=SimpleNamespace(value=mode))
+    with pytest.raises(Invalid, match=said):
+        cpu_ranks.check_together(args)

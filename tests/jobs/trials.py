@@ -119,7 +119,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=stage is None,
+        use_cpu=spec.get("use_cpu", stage is None),
         deepspeed=deepspeed_config(stage, spec["scheduler"], spec["optimizer"]) if stage is not None else None,
     )
     trainer = InteractiveTrainer(
