@@ -15,6 +15,12 @@ from ray_jobs.rank_processes import machine, status_of
 from ray_jobs.verdict import Account, Verdict, judge
 
 CONNECT_EVERY_S = 1.0
+RANKS_A_TICK = 128
+"""So many may be heard and told in each tick; of more, every second one, and so on."""
+
+MOST_TICKS = 6
+"""Never more seldom than so: silence means something after a few seconds."""
+
 MOST_STRANGERS = 64
 """So many connections may be open whose other end has not shown that it knows the token."""
 
@@ -28,6 +34,12 @@ class Star:
         self._places: dict[int, tuple[str, int, int]] = {}
         # Something was heard that is not to wait for the next tick.
         self.is_urgent = False
+        self._ticks = 0
+
+    def _is_time_to_tell(self) -> bool:
+        """Each tick; where there are many ranks, less often: rank 0's monitor hears and tells them all."""
+        self._ticks += 1
+        return self._ticks % min(1 + self._orders.world_size // RANKS_A_TICK, MOST_TICKS) == 0
 
     def never_heard(self) -> list[int]:
         """The ranks whose monitors have never been heard, by the one that should."""
@@ -46,7 +58,10 @@ class Star:
         name, pid, started = self._places.get(account.rank, ("", 0, 0))
         if account.unheard_s < self._orders.hang_after_s or not name or name != self._machine:
             return account
-        status = status_of(pid)
+        try:
+            status = status_of(pid)
+        except OSError:
+            return account
         lives = status is not None and status.started == started and not status.is_stopped
         return replace(account, unheard_s=0.0) if lives else account
 
@@ -96,7 +111,8 @@ class Hub(Star):
         """Count, tell that this one is there, and judge."""
         for rank, account in self._accounts.items():
             self._accounts[rank] = self._checked(replace(account, unheard_s=account.unheard_s + tick_s))
-        self.tell(self._about_mine())
+        if self._is_time_to_tell():
+            self.tell(self._about_mine())
         return judge([self._ward.account, *self._accounts.values()], self._orders.bounds)
 
     def never_heard(self) -> list[int]:
@@ -130,7 +146,8 @@ class Spoke(Star):
         if self._wire is None and self._since_s >= CONNECT_EVERY_S:
             self._since_s = 0.0
             self._connect()
-        if self._wire is not None:
+        is_grave = self._ward.account.stopped_s or self._ward.account.gone_s or self._ward.account.over
+        if self._wire is not None and (self._is_time_to_tell() or is_grave or not self._wire.is_open):
             self._tell(self._wire)
         is_alone = self._hub.unheard_s >= self._orders.hang_after_s or self._hub.over
         if self._told is None and is_alone:

@@ -84,7 +84,10 @@ class Ward:
     def tick(self, tick_s: float) -> None:
         """Look at the process, and count."""
         orders, account = self._orders, self.account
-        status = status_of(orders.pid)
+        try:
+            status = status_of(orders.pid)
+        except OSError:
+            return  # nothing is known, which is nobody's death
         if status is None or status.started != self.started:
             self.account = replace(account, gone_s=account.gone_s + max(tick_s, 1e-3))
             return
@@ -102,7 +105,8 @@ class Ward:
         self._looked_s += tick_s
         if self._looked_s >= LOOK_AFTER_CHILDREN_S:
             self._looked_s = 0.0
-            self.offspring.look()
+            with contextlib.suppress(OSError):
+                self.offspring.look()
 
     def _asked(self) -> str:
         """The line in which the lock is held. Asked for once, and only when that is about to be the verdict."""

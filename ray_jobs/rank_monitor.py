@@ -16,6 +16,7 @@ Time is counted in ticks: when this process itself stands still, so does the cou
 import contextlib
 import json
 import os
+import resource
 import selectors
 import socket
 import time
@@ -30,7 +31,7 @@ MESSAGE_BYTES = 16384
 END_WITHIN_S = 2.0
 """How long a rank has to end itself."""
 
-STOPPED_END_WITHIN_S = 0.5
+STOPPED_END_WITHIN_S = 0.2
 """One that is stopped cannot; but the others are to say why they end before they see it go."""
 
 ALL_HEARD_AFTER_S = 60.0
@@ -149,6 +150,10 @@ class Monitor:
 def main(rank_file: int, dump: int, listener_file: int) -> None:
     """Begin. The files are inherited; the first message of the rank says what for."""
     rank = socket.socket(fileno=rank_file)
+    with contextlib.suppress(ValueError, OSError):
+        # Rank 0's has a connection to each of the others.
+        most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     told = rank.recv(MESSAGE_BYTES)
     if not told:
         return

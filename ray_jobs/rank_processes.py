@@ -30,10 +30,13 @@ class Status:
 
 
 def status_of(pid: int) -> Status | None:
-    """What it does; None if there is no such process, or it has ended and nobody has asked how."""
+    """What it does; None if there is no such process, or it has ended and nobody has asked how.
+
+    Raises `OSError` if that cannot be said: no more files can be opened, say.
+    """
     try:
         content = Path(f"/proc/{pid}/stat").read_bytes()
-    except OSError:
+    except (FileNotFoundError, ProcessLookupError):
         return None
     # Its name stands in brackets, and may hold any.
     fields = content[content.rindex(b")") + 2 :].split()

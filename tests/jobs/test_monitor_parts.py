@@ -1,5 +1,6 @@
 """The parts of a rank's monitor: the signed lines, what a process leaves behind, and where a thread is."""
 
+import errno
 import os
 import re
 import socket
@@ -9,10 +10,13 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
+from ray_jobs import monitor_ward
+from ray_jobs.monitor_ward import Orders, Ward
 from ray_jobs.monitor_wire import MOST_LINE_BYTES, Refused, Wire
 from ray_jobs.rank_processes import Offspring, is_same, machine, status_of
 from ray_jobs.stacks import Stacks, parse_dump
@@ -83,6 +87,8 @@ def test_status_is_of_that_very_process() -> None:
     assert (mine.parent, mine.session, mine.state) == (os.getppid(), os.getsid(0), "R")
     assert not is_same(os.getpid(), mine.started + 1)
     assert status_of(2**22 + 1) is None
+    with pytest.raises(OSError, match="Not a directory"):
+        status_of("self/stat")  # type: ignore[arg-type]
     assert machine()
 
 
@@ -163,3 +169,63 @@ def test_monitors_meet_on_the_loopback_or_where_the_ranks_meet(
         assert arranged.listener.getsockname() == (address, arranged.port)
     assert arrange(Two(1, machines), "here").listener is None  # type: ignore[arg-type]
     assert len(arranged.token) == 64
+
+
+@pytest.fixture
+def ward() -> Ward:
+    """This process, as a monitor sees it."""
+    orders = Orders(
+        rank=0,
+        world_size=1,
+        pid=os.getpid(),
+        node="here",
+        thread=threading.get_ident(),
+        signal=None,
+        address="",
+        port=0,
+        token="",
+        last_words="",
+        tick_s=0.5,
+        hang_after_s=5.0,
+        user_code_s=60.0,
+        deadlock_s=120.0,
+    )
+    return Ward(orders, dump=-1)
+
+
+def told(beats: int = 1, made: int = 1, waits: str = "collective") -> dict[str, Any]:
+    said = {"beats": beats, "made": made, "phase": "training", "waits": waits, "at": "at a.py:1 in f"}
+    return said | {"slowest_step_s": 1.0, "over": False}
+
+
+def test_time_without_progress_is_counted_and_ends_with_a_beat_or_another_collective(ward: Ward) -> None:
+    ward.hear(told())
+    for _ in range(4):
+        ward.tick(0.5)
+        ward.hear(told())
+    assert (ward.account.quiet_s, ward.account.inside_s) == (2.0, 2.0)
+    ward.hear(told(made=2))
+    assert (ward.account.quiet_s, ward.account.inside_s) == (0.0, 0.0)
+    ward.tick(0.5)
+    ward.hear(told(beats=2, made=2))
+    assert ward.account.quiet_s == 0.0
+
+
+def test_rank_whose_threads_say_nothing_is_in_user_code_and_no_longer_in_a_collective(ward: Ward) -> None:
+    ward.hear(told())
+    for _ in range(6):
+        ward.tick(0.5)
+    account = ward.account
+    assert (account.waits, account.inside_s, account.quiet_s, account.gone_s) == ("", 0.0, 3.0, 0.0)
+
+
+def test_rank_of_which_nothing_can_be_known_is_not_gone(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(pid: int) -> None:
+        raise OSError(errno.EMFILE, "no more files")
+
+    monkeypatch.setattr(monitor_ward, "status_of", refuse)
+    ward.tick(0.5)
+    assert ward.account.gone_s == 0.0
+    monkeypatch.setattr(monitor_ward, "status_of", lambda pid: None)
+    ward.tick(0.5)
+    assert ward.account.gone_s > 0.0

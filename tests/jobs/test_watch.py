@@ -99,9 +99,10 @@ def test_neither_the_lock_nor_a_callback_nor_a_lost_monitor_is_a_death(tmp_path:
         at(1, 16, "callback", s=1.6),
         at(0, 29, "save slowly", s=1.6),
     )
-    seen = watch(tmp_path, *acts, bounds={"deadlock_s": 1.0}, ends_apart=True)
+    seen = watch(tmp_path, *acts, bounds={"deadlock_s": 1.0}, ends_apart=True, anew_at=20)
     assert seen.statuses == [0, 0], (tmp_path / "rank-0.out").read_text()
     assert seen.over == [True, True]
+    assert all_gone([seen.pids(rank)["monitor"] for rank in range(2)]), "those of the first training"
 
 
 def test_deadlock_is_found_and_named_with_its_lines(tmp_path: Path) -> None:

@@ -25,8 +25,13 @@ def main(folder: Path) -> None:
     dist.init_process_group("gloo")
     collectives, rank = Collectives(), dist.get_rank()
     given = json.loads((folder / "spec.json").read_text())
-    dog = Watchdog(Bounds(**given["bounds"]), folder / f"words-{rank}.json", arrange(collectives, "here"))
-    dog.start()
+
+    def watch() -> Watchdog:
+        dog = Watchdog(Bounds(**given["bounds"]), folder / f"words-{rank}.json", arrange(collectives, "here"))
+        dog.start()
+        return dog
+
+    dog = watch()
     workers = _loader() if rank in given["loaders"] else []
     (folder / f"pids-{rank}.json").write_text(json.dumps({"monitor": dog.monitor_pid, "workers": workers}))
     acts: dict[str, Callable[[float], Any]] = {
@@ -41,6 +46,9 @@ def main(folder: Path) -> None:
         "leave": lambda _: None,
     }
     for number in range(given["rounds"]):
+        if number == given.get("anew_at"):
+            dog.stop()
+            dog = watch()
         dog.beat("training")
         time.sleep(ROUND_S)
         for act in given["acts"]:
@@ -67,6 +75,8 @@ def slow_callback(for_s: float) -> None:
 def _loader() -> list[int]:
     import torch
 
+    # They would notice by themselves after 5 s that their parent has gone.
+    torch.utils.data._utils.worker.MP_STATUS_CHECK_INTERVAL = 10_000
     data = torch.utils.data.TensorDataset(torch.zeros(64, 2))
     loader = torch.utils.data.DataLoader(data, batch_size=1, num_workers=2, persistent_workers=True)
     global _kept
