@@ -50,6 +50,7 @@ BENCHMARKS = {
         ),
         Benchmark("scale", "what grows with the ranks: boundary, control server, real gloo", "boundaries", 40, 4),
         Benchmark("storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5),
+        Benchmark("supervision", "SIGKILL of what `steer up` starts: seconds until it answers", "kills a part", 5, 1),
         Benchmark("storm_of_faults", "SIGKILL and SIGSTOP to every part while somebody steers", "storms", 3, 1),
         Benchmark(
             "rollback", "back to a checkpoint on a live run: seconds to the next step", "rollbacks a stage", 7, 2
