@@ -39,7 +39,7 @@ from control_plane.core.records import (
     TermStarted,
 )
 from control_plane.core.recovery import PHASES
-from control_plane.handle import RecoveryView
+from control_plane.handle import RecoveryView, Restarting
 
 MAX_REASON_CHARS = 240
 """A death may be told with a whole traceback; a sentence has room for its beginning."""
@@ -198,6 +198,18 @@ def _ranks(ranks: list[int]) -> str:
 
 def _and(parts: list[str]) -> str:
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+
+
+@in_one_line
+def restarting(told: Restarting) -> str:
+    """Trainers that failed are started again: `starting again in 4 s after 4 failures without a new step: killed`."""
+    count = f"{told.failures} failures without a new step" if told.failures > 1 else "a failure"
+    when = f"starting again in {told.left_s:.0f} s" if told.left_s > 0 else "starting again"
+    return f"{when} after {count}: {clean(told.reason)}"
+
+
+FAILS_AGAIN = "the run fails again and again: see its logs, or stop it"
+"""Beside `restarting`, where that has happened often enough."""
 
 
 @in_one_line

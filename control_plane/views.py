@@ -91,8 +91,8 @@ def snapshot_of(
 
 
 def _restarting(state: RunState, failed_s_ago: float) -> Restarting | None:
-    row = failures_without_a_new_step(state)
-    if state.closed is not None or not state.lost or not row:
+    row = failures_without_a_new_step(state) if state.lost and state.closed is None else ()
+    if not row:
         return None
     waits_s = wait_s(state)
     return Restarting(

@@ -7,8 +7,8 @@ import streamlit as st
 
 from control_plane.core.records import GenerationStarted
 from control_plane.core.recovery import PHASES
-from control_plane.handle import RecoveryView, Snapshot
-from control_plane.telling import clean, loss, phases, seconds, start, the_dead
+from control_plane.handle import RecoveryView, Restarting, Snapshot
+from control_plane.telling import FAILS_AGAIN, clean, loss, phases, restarting, seconds, start, the_dead
 from ui.lines import Axis
 from ui.live import LiveRun
 from ui.palette import Palette
@@ -29,10 +29,18 @@ def notice(snapshot: Snapshot) -> None:
     """While the trainers are away: who was lost, since when, and which phase is on."""
     last = snapshot.recoveries[-1] if snapshot.recoveries else None
     if last is not None and not last.over and not snapshot.closed:
-        st.warning("  \n".join((lost_words(last, reader_zone()), stage_words(last))), icon=ICON)
+        words = [lost_words(last, reader_zone()), stage_words(last)]
+        if snapshot.restarting is not None and snapshot.restarting.left_s > 0:
+            words[1:] = [plain(part) for part in waiting(snapshot.restarting)]
+        st.warning("  \n".join(words), icon=ICON)
     elif snapshot.status == "recovering":
         because = f": {plain(clean(snapshot.reason))}" if snapshot.reason else ""
         st.warning(f"**The trainers ended with an error**{because}. New ones are being started.", icon=ICON)
+
+
+def waiting(told: Restarting) -> list[str]:
+    """What is said instead of the phases while the next start is put off."""
+    return [restarting(told), *([FAILS_AGAIN] if told.alert else [])]
 
 
 def lost_words(view: RecoveryView, zone: tzinfo | None = None) -> str:

@@ -185,6 +185,9 @@ def events(snapshot: Snapshot) -> Iterator[tuple[Hashable, str]]:
         yield (loss.generation, "lost"), wording.loss_line(loss)
         if loss.over:
             yield (loss.generation, "recovered"), wording.recovery_line(loss)
+    if snapshot.restarting is not None and snapshot.restarting.left_s > 0:
+        failures = snapshot.restarting.failures
+        yield (snapshot.generation, failures, "restarting"), wording.waiting_line(snapshot.restarting)
 
 
 def wants_panel() -> bool:

@@ -124,12 +124,12 @@ def recovery_line(view: RecoveryView) -> str:
 
 def restarting(told: Restarting) -> list[tuple[str, str]]:
     """What is being done about trainers that failed, by label; a warning where they fail again and again."""
-    count = f"{told.failures} failures without a new step" if told.failures > 1 else "a failure"
-    when = f"starting again in {duration(told.left_s)}" if told.left_s > 0 else "starting again"
-    lines = [("restart", f"{when} after {count}: {one_line(told.reason)}")]
-    if told.alert:
-        lines.append(("warning", "the run fails again and again; end it with `steer stop`, or see `steer logs`"))
-    return lines
+    return [("restart", telling.restarting(told)), *([("warning", telling.FAILS_AGAIN)] if told.alert else [])]
+
+
+def waiting_line(told: Restarting) -> str:
+    """The same as one event among the progress."""
+    return "; ".join(words for _, words in restarting(told))
 
 
 def checkpoint_row(found: CheckpointCommitted) -> tuple[str, ...]:

@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 import pytest
 
 from control_plane.cli.following import Lines as PlainLines
-from control_plane.cli.following import RunDied, draw, follow
+from control_plane.cli.following import RunDied, draw, events, follow
 from control_plane.cli.wording import compared_eval_loss, duration, progress, progress_line, summary
 from control_plane.core.errors import Unavailable
-from control_plane.handle import Snapshot
+from control_plane.handle import Restarting, Snapshot
 
 
 def snapshot(step: int, status: str = "running", **changes: object) -> Snapshot:
@@ -130,3 +130,12 @@ def test_what_is_not_exact_after_a_failure_is_shown_by_name() -> None:
     inexact = snapshot(40, facts={"not_exact": ["random numbers from train_dataset.rng"]})
     assert "not exact" not in progress_line(inexact)
     assert progress(inexact)["not exact"] == "after a failure: random numbers from train_dataset.rng"
+
+
+def test_start_that_is_put_off_is_one_event_for_each_failure() -> None:
+    told = Restarting(failures=3, wait_s=2.0, left_s=1.5, alert=True, reason="killed")
+    first = dict(events(snapshot(4, "recovering", restarting=told)))
+    later = dict(events(snapshot(4, "recovering", restarting=told.model_copy(update={"left_s": 0.5}))))
+    again = dict(events(snapshot(4, "recovering", restarting=told.model_copy(update={"failures": 4}))))
+    assert first.keys() == later.keys() != again.keys()
+    assert "starting again in 2 s after 3 failures without a new step: killed" in next(iter(first.values()))

@@ -2,6 +2,7 @@
 
 import pytest
 
+from control_plane.cli import wording
 from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
@@ -18,6 +19,7 @@ from control_plane.core.records import (
     RefusedCheckpoint,
     RunResumed,
 )
+from control_plane.handle import Restarting
 from control_plane.telling import change, clean, seconds, size, the_dead, what
 from tests.core import examples
 
@@ -163,3 +165,13 @@ def test_change_tells_what_became_of_what(before: Reading | None, after: Reading
 def test_clean_reason_is_one_short_line_that_no_terminal_obeys() -> None:
     assert clean("a\x1b[31m\n  b\u202e") == "a [31m b"
     assert len(clean("x" * 1000)) == 240
+
+
+def test_start_that_is_put_off_is_told_with_its_count_and_reason() -> None:
+    told = Restarting(failures=4, wait_s=4.0, left_s=3.4, alert=True, reason="killed\x1b[2J")
+    assert wording.restarting(told) == [
+        ("restart", "starting again in 3 s after 4 failures without a new step: killed [2J"),
+        ("warning", "the run fails again and again: see its logs, or stop it"),
+    ]
+    first = told.model_copy(update={"failures": 1, "left_s": 0.0, "alert": False})
+    assert wording.waiting_line(first) == "starting again after a failure: killed [2J"

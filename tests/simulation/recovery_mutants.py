@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from control_plane.core import recovery
+from control_plane.core import crash_loop, recovery
 from control_plane.core.boundary import Broadcast, Effect, Repeat, Replica, Steps, TakeOffers
 from control_plane.core.branching import Scheduled
 from control_plane.core.commands import Command
@@ -164,6 +164,17 @@ RECOVERY_MUTANTS: dict[str, Parts] = {
     "a start resets the pause": Parts(rules=with_fold(pause_reset_by_a_start)),
     "a stop is repeated in a run that was resumed": Parts(rules=with_fold(pause_kept_by_a_resumption)),
     "a lost generation is listened to": Parts(rules=Rules(check_generation=lost_and_heard)),
+}
+
+
+def gives_up_at_once(state: RunState) -> str | None:
+    """A loss without a new step is enough."""
+    return "lost" if len(crash_loop.failures_without_a_new_step(state)) > 1 else None
+
+
+GIVING_UP: dict[str, Parts] = {
+    "a run is never given up": Parts(rules=Rules(give_up=lambda state: None)),
+    "a run is given up at its second loss": Parts(rules=Rules(give_up=gives_up_at_once)),
 }
 
 # It takes five events in their order, which random histories seldom have.

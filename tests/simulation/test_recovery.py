@@ -12,7 +12,7 @@ from control_plane.core.recovery import ResumePoint, resume_point
 from tests.simulation.fleet import Violation
 from tests.simulation.histories import live_through, submit_many
 from tests.simulation.parts import Parts
-from tests.simulation.recovery_mutants import BY_STORY, RECOVERY_MUTANTS
+from tests.simulation.recovery_mutants import BY_STORY, GIVING_UP, RECOVERY_MUTANTS
 from tests.simulation.test_world import fleet_of, ticks, training
 from tests.simulation.world import World
 
@@ -236,13 +236,25 @@ def test_report_of_lost_trainers_is_refused_before_their_successors_have_begun()
     assert fleet_of(world).ranks[0].effects == [asked.uuid]
 
 
-def test_run_that_is_lost_without_a_new_step_is_given_up_and_may_be_resumed() -> None:
-    world = World(ranks=2)
+def statuses(parts: Parts = Parts()) -> tuple[World, list[str]]:
+    """What becomes of a run that is lost again and again at one step, after each start."""
+    world, seen = World(ranks=2, parts=parts), list[str]()
     for _ in range(SAME_FAILURES + 1):
         world.start_trainers()
         ticks(world, 2)
-    assert world.server is not None
-    assert world.server.state.status == "failed"
+        assert world.server is not None
+        seen.append(world.server.state.status)
+    return world, seen
+
+
+@pytest.mark.parametrize("mutant", GIVING_UP)
+def test_mutant_that_gives_up_too_soon_or_never_is_seen(mutant: str) -> None:
+    assert statuses(GIVING_UP[mutant])[1] != statuses()[1]
+
+
+def test_run_that_is_lost_without_a_new_step_is_given_up_and_may_be_resumed() -> None:
+    world, seen = statuses()
+    assert [status == "failed" for status in seen] == [False] * SAME_FAILURES + [True]
     with pytest.raises(Refused):
         world.submit("evaluate")
     world.resume_run()

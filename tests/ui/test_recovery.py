@@ -13,7 +13,7 @@ from control_plane.core.records import (
     Record,
     RefusedCheckpoint,
 )
-from control_plane.handle import RecoveryView
+from control_plane.handle import RecoveryView, Restarting
 from tests.core import examples
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
@@ -21,7 +21,7 @@ from tests.ui.fake_trainer import FakeTrainer
 from tests.ui.test_console import press, text
 from ui.checkpoints import ages, failed_since, newest, refused, row
 from ui.palette import LIGHT
-from ui.recovery import bar, lost_words, stage_words, way_back
+from ui.recovery import bar, lost_words, stage_words, waiting, way_back
 
 LOST = RecoveryView(
     generation=1,
@@ -158,3 +158,12 @@ def test_checkpoint_row_has_what_is_known() -> None:
 
 def _refused(name: str) -> RefusedCheckpoint:
     return RefusedCheckpoint(checkpoint=name, reason="damaged")
+
+
+def test_start_that_is_put_off_is_told_with_a_warning_where_it_was_often() -> None:
+    told = Restarting(failures=4, wait_s=4.0, left_s=3.4, alert=True, reason="killed")
+    assert waiting(told) == [
+        "starting again in 3 s after 4 failures without a new step: killed",
+        "the run fails again and again: see its logs, or stop it",
+    ]
+    assert len(waiting(told.model_copy(update={"failures": 2, "alert": False}))) == 1
