@@ -61,7 +61,8 @@ COMPARED = {"": ("steered", "plain"), "aa_": ("again", "plain")}
 MEASURES = {"wall": "wall time", "cpu": "processor time"}
 
 Timed = dict[str, Any]
-"""A block or a training on one rank: `round`, `arm`, `wall_s`, `cpu_s`, and `boundary_us` of each step, if taken."""
+"""A block or a training on one rank: `round`, `arm`, `steps`, `wall_s`, `cpu_s`, and its parts `threads_s` and
+`monitors_s`; of a block also `boundary_us` of each step."""
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
@@ -186,7 +187,11 @@ def result_of(ranks: Sequence[dict[str, Any]], n: int) -> Result:
     figures = counts | {end: value for name, each in estimates.items() for end, value in each.figures(name).items()}
     shown = {f"{name}_high" for name in (BLOCKS, TRAININGS) if estimates[name].exceeds(LIMIT_PERCENT)}
     return Result(
-        figures | _boundary_figures(ranks), TARGETS, n, (_table(estimates),), frozenset(TARGETS.keys() - shown)
+        figures | _own_figures(ranks) | _boundary_figures(ranks),
+        TARGETS,
+        n,
+        (_table(estimates),),
+        frozenset(TARGETS.keys() - shown),
     )
 
 
@@ -194,6 +199,21 @@ def _times_s(ranks: Sequence[dict[str, Any]], kind: str, arm: str, measured: str
     """Of each block or training of an arm, in order: what the ranks took together."""
     by_rank = [[timed[f"{measured}_s"] for timed in rank[kind] if timed["arm"] == arm] for rank in ranks]
     return [sum(times) for times in zip(*by_rank, strict=True)]
+
+
+def _own_figures(ranks: Sequence[dict[str, Any]]) -> dict[str, float]:
+    """What Steerway's threads and the monitors of the ranks take, of the processor time that a training takes itself.
+
+    Read from their own clocks, so that the ups and downs of a step do not hide it. Calls that they make to the control
+    actor are carried out by threads of Ray, and are not in it.
+    """
+    steered = [timed for rank in ranks for timed in rank["trainings"] if timed["arm"] == "steered"]
+    threads_s, monitors_s = (sum(timed[part] for timed in steered) for part in ("threads_s", "monitors_s"))
+    itself_s = sum(timed["cpu_s"] for timed in steered) - threads_s - monitors_s
+    return {
+        "threads_cpu_percent": 100 * threads_s / itself_s,
+        "monitors_cpu_percent": 100 * monitors_s / itself_s,
+    }
 
 
 def _boundary_figures(ranks: Sequence[dict[str, Any]]) -> dict[str, float]:

@@ -9,6 +9,8 @@ import gc
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -39,6 +41,7 @@ EPOCH = 1 << 17
 
 MONITOR_END_S = 10.0
 Say = Callable[[str], object]
+PROCESS = ("process", 0)
 THREADS, LASTING_THREAD = "steerway-", "steerway-preemption"
 
 
@@ -76,7 +79,7 @@ class Repeated(Dataset[Any]):
 
 
 class Meter:
-    """Wall time and processor time, of this process and of those that it has started."""
+    """Wall time and processor time of this process and its children; thereof Steerway's threads, and its monitors."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
@@ -84,21 +87,36 @@ class Meter:
 
     def start(self) -> None:
         """From here."""
-        self._began_cpu_s, self._began_s = self._cpu_s(), time.perf_counter()
+        # The process last here and first there: what looking takes is not in between.
+        self._began = self._parts() | {PROCESS: time.process_time()}
+        self._began_s = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """To here."""
+        """To here. What has ended meanwhile is left out."""
         wall_s = time.perf_counter() - self._began_s
-        return {"wall_s": wall_s, "cpu_s": self._cpu_s() - self._began_cpu_s}
+        spent_s: dict[str, float] = {}
+        for (what, number), taken_s in ({PROCESS: time.process_time()} | self._parts()).items():
+            spent_s[what] = spent_s.get(what, 0.0) + taken_s - self._began.get((what, number), 0.0)
+        threads_s, monitors_s = spent_s.get("thread", 0.0), spent_s.get("child", 0.0)
+        return {
+            "wall_s": wall_s,
+            "cpu_s": spent_s["process"] + monitors_s,
+            "threads_s": threads_s,
+            "monitors_s": monitors_s,
+        }
 
-    def _cpu_s(self) -> float:
-        taken_s = time.process_time()
+    def _parts(self) -> dict[tuple[str, int], float]:
+        """Seconds of processor time so far, by what took them."""
+        taken_s: dict[tuple[str, int], float] = {}
+        for thread in threading.enumerate():
+            if thread.name.startswith(THREADS) and thread.native_id is not None:
+                with suppress(OSError):  # it has ended
+                    on_processor_ns = Path(f"/proc/self/task/{thread.native_id}/schedstat").read_text().split()[0]
+                    taken_s["thread", thread.native_id] = int(on_processor_ns) / 1e9
         for child in self._process.children():
-            try:
+            with suppress(psutil.Error):
                 times = child.cpu_times()
-                taken_s += times.user + times.system
-            except psutil.Error:  # it has ended
-                pass
+                taken_s["child", child.pid] = times.user + times.system
         return taken_s
 
 

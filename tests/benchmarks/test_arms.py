@@ -1,11 +1,17 @@
 """How the arms alternate, and how their times become ratios."""
 
+import subprocess
+import sys
+import threading
+import time
+
 import pytest
 
 pytest.importorskip("torch")
 
 from benchmarks import boundary
 from benchmarks.boundary_rank import VARIANTS, WARM_UP, plan
+from benchmarks.overhead_rank import Meter, threads_and_children
 from benchmarks.overhead_rank import plan as overhead_turns
 
 
@@ -41,3 +47,27 @@ def test_overhead_turns_go_to_and_fro_with_the_second_plain_arm_beside_the_first
     arms = [arm for _, arm in overhead_turns(4)]
     assert "".join({"steered": "A", "plain": "B", "again": "b"}[arm] for arm in arms) == "ABbbBAABbbBA"
     assert [number for number, _ in overhead_turns(2)] == [0, 0, 0, 1, 1, 1]
+
+
+def test_meter_tells_the_process_from_threads_and_monitors_of_ours() -> None:
+    meter, ready, over = Meter(), threading.Barrier(2), threading.Event()
+
+    def work() -> None:
+        while time.thread_time() < 0.05:
+            pass
+        ready.wait()
+        over.wait()
+
+    threading.Thread(target=work, name="steerway-test", daemon=True).start()
+    code = "import time\nwhile time.process_time() < 0.1: pass\nprint(flush=True)\ninput()"
+    with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
+        assert child.stdout is not None
+        child.stdout.readline()
+        ready.wait()
+        seen, beside = meter.read(), threads_and_children()
+        over.set()
+        child.communicate(b"\n")
+    assert seen["threads_s"] >= 0.04
+    assert seen["monitors_s"] >= 0.08
+    assert seen["cpu_s"] >= seen["threads_s"] + seen["monitors_s"]
+    assert {"steerway-test", f"process {child.pid}"} <= set(beside)

@@ -30,7 +30,10 @@ def ranks(
             wall_s = 0.1 * steps * drift * (1 + cost * (arm == "steered")) * math.exp(noise * chance.normal())
             boundary_us = [300.0, 500.0, 400.0] if arm == "steered" else []
             about = {"round": number, "arm": arm, "steps": steps, "boundary_us": boundary_us}
-            seen.append(about | {"wall_s": wall_s, "cpu_s": 0.8 * wall_s})
+            own_s = (
+                {"threads_s": 0.002, "monitors_s": 0.008} if arm == "steered" else {"threads_s": 0.0, "monitors_s": 0.0}
+            )
+            seen.append(about | {"wall_s": wall_s, "cpu_s": 0.8 * wall_s} | own_s)
         return seen
 
     one = {"blocks": part(blocks, 20), "trainings": part(pairs, 60)}
@@ -73,6 +76,9 @@ def test_tight_zero_is_met() -> None:
     assert (result.verdict, result.met) == ("met", True)
     assert result.figures["plain_step_ms"] == pytest.approx(100 * (1 + 1 / 6), rel=0.05)
     assert result.figures["boundary_us_median"] == 400
+    share = result.figures["monitors_cpu_percent"] / result.figures["threads_cpu_percent"]
+    assert share == pytest.approx(4)
+    assert result.figures["threads_cpu_percent"] == pytest.approx(100 * 0.002 / (0.8 * 6 * (1 + 1 / 6)), rel=0.05)
 
 
 @pytest.mark.parametrize("few", [{"blocks": LEAST_BLOCKS - 1}, {"pairs": LEAST_PAIRS - 1}, {"blocks": 2, "pairs": 1}])

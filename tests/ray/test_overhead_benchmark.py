@@ -27,3 +27,4 @@ def test_quick_run_measures_both_parts_and_proves_nothing() -> None:
         for measured in ("wall", "cpu")
     )
     assert figures["boundary_us_median"] > 0
+    assert figures["threads_cpu_percent"] > 0
