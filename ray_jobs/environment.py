@@ -26,6 +26,9 @@ OURS = re.compile(
 )
 """What says who a rank is and what it runs on: Ray's and Steerway's to set."""
 
+OF_THE_INTERPRETER = re.compile(r"PYTHON.*|LD_.*|PATH|HOME|TMPDIR|VIRTUAL_ENV")
+"""What decides whether a worker process can start at all: set in it later, for what the script starts."""
+
 
 def check_variables(env: Mapping[str, "str | SecretVariable"]) -> None:
     """Raises `ValueError` for a name that cannot be one, is not the run's to set, or has a secret in the open."""
@@ -98,3 +101,11 @@ def variables(config: "RunConfig", files: RunFiles) -> dict[str, str]:
         )
     plain = {name: value for name, value in config.env.items() if isinstance(value, str)}
     return plain | {name: known[name] for name in secret_names(config)}
+
+
+def first_variables(config: "RunConfig") -> dict[str, str]:
+    """Plain ones for the very start of a rank's process: libraries read some when they are imported (`HF_HOME`,
+    `HF_HUB_OFFLINE`, `OMP_NUM_THREADS`), and a spare has imported everything before it knows its run. Ray shows an
+    environment to whoever sees its jobs, so secrets come later, from their file."""
+    plain = {name: value for name, value in config.env.items() if isinstance(value, str)}
+    return {name: value for name, value in plain.items() if not OF_THE_INTERPRETER.fullmatch(name)}

@@ -37,6 +37,7 @@ from ray_jobs import config as run_config
 from ray_jobs.back_off import RunIsOver
 from ray_jobs.deaths import DeathWatch, NoFarewell
 from ray_jobs.devices import declares_gpus, known_nodes, node_groups
+from ray_jobs.environment import first_variables
 from ray_jobs.nccl import collective_timeout_s
 from ray_jobs.own_config import own_config
 from ray_jobs.spares import HelperStandsBy, worker_environment
@@ -132,7 +133,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
 
     gpu = use_gpu(settings)
     least, most = settings.scaling.bounds
-    user_code_s = settings.recovery.user_code_s
+    user_code_s, accelerator = settings.recovery.user_code_s, "cuda" if gpu else "cpu"
     scaling = ScalingConfig(
         num_workers=(least, most) if least < most else most,
         use_gpu=gpu,
@@ -147,7 +148,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         # Whether to go on is the control server's decision: it knows whether there was any progress.
         failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1, max_preemption_failures=-1),
         callbacks=callbacks,
-        worker_runtime_env={"env_vars": worker_environment("cuda" if gpu else "cpu", user_code_s)},
+        worker_runtime_env={"env_vars": first_variables(settings) | worker_environment(accelerator, user_code_s)},
     )
     trainer = RanksTrainer(
         train.main,

@@ -8,7 +8,7 @@ from control_plane.core.errors import Damaged, Invalid
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from ray_jobs.config import RunConfig, load
-from ray_jobs.environment import keep_secrets, read_secrets, variables, with_variables
+from ray_jobs.environment import first_variables, keep_secrets, read_secrets, variables, with_variables
 from ray_jobs.submit import prepare
 
 CANARY = "canary-of-an-odd-shape"
@@ -34,6 +34,12 @@ def test_plain_and_secret_variables_reach_the_ranks(tmp_path: Path, files: RunFi
     assert variables(found, files) == {"MODE": "fast", "MY_KEY": CANARY, "THIRD": "3"}
     assert files.secrets.stat().st_mode & 0o777 == 0o600
     assert RunConfig.from_yaml(found.to_yaml()) == found
+
+
+def test_plain_variables_are_there_before_anything_is_imported(tmp_path: Path) -> None:
+    """Libraries read `HF_HOME` when they are imported. Secrets and the interpreter's own paths do not come so early."""
+    found = with_variables(config(tmp_path, "{HF_HOME: /data/hf, PYTHONPATH: src, LD_PRELOAD: x.so}"), ["MINE"])
+    assert first_variables(found) == {"HF_HOME": "/data/hf"}
 
 
 def test_secret_value_is_in_the_file_and_nowhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
