@@ -69,6 +69,10 @@ class RunConfig(Section):
         if self.workload.kind == "gpt2" and given != {"model", "data", "deepspeed"}:
             missing = " and ".join(sorted({"model", "data", "deepspeed"} - given))
             raise ValueError(f"workload.kind is gpt2, which also needs {missing}")
+        if self.workload.kind == "gpt2" and self.data is not None and self.data.source is None:
+            raise ValueError("workload.kind is gpt2, which also needs data.source: stdlib or wikitext2")
+        if self.data is not None and self.data.is_of_a_script:
+            given -= {"data"}
         if self.workload.kind == "script" and given & {"model", "data"}:
             extra = " and ".join(sorted(given & {"model", "data"}))
             raise ValueError(f"workload.kind is script, which builds its own model and data: leave out {extra}")

@@ -90,18 +90,28 @@ class ModelSettings(Section):
 
 
 class DataSettings(Section):
-    """Where the text comes from and how it is cut. Sizes in bytes of UTF-8 text, blocks in tokens."""
+    """Where the text comes from and how it is cut. Sizes in bytes of UTF-8 text, blocks in tokens.
 
-    source: Literal["stdlib", "wikitext2"]
+    `tail` is for scripts, too: what becomes of the samples of an epoch that fill no whole global batch.
+    """
+
+    source: Literal["stdlib", "wikitext2"] | None = None
+    # drop: they are left out; keep: the epoch ends with a smaller step of them, as in a script started by hand
+    tail: Literal["drop", "keep"] = "drop"
     path: str | None = None
     block_size: int = Field(default=128, ge=2, le=65_536)
     vocab_size: int = Field(default=2048, ge=257, le=1_000_000)  # 256 bytes and the end-of-text token
     max_train_bytes: Count | None = None
     max_eval_bytes: Count | None = None
 
+    @property
+    def is_of_a_script(self) -> bool:
+        """Whether it says nothing of a text, which a script has by itself."""
+        return self == DataSettings(tail=self.tail)
+
     @model_validator(mode="after")
     def _path_has_a_reader(self) -> Self:
-        if self.source == "stdlib" and self.path is not None:
+        if self.source != "wikitext2" and self.path is not None:
             raise ValueError("path is only for source wikitext2; the text of source stdlib is the interpreter's own")
         return self
 

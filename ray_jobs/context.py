@@ -55,6 +55,8 @@ class RunContext:
     connect: Callable[[], RunHandle]
     checkpoint_every_steps: int = 0
     digest_every_steps: int = 0
+    # Whether an epoch ends with a smaller batch of what fills no whole one, as by hand, see `data.SampleOrder`.
+    keeps_the_tail: bool = False
     # The number of ranks that the batch sizes of the arguments are meant for; None: as many as there are.
     ranks: int | None = None
     retention: Reading = field(default_factory=dict)

@@ -56,17 +56,18 @@ class SampleOrder(Sampler[int]):
     """`sample_order` as a sampler. `set_epoch` is called by the Trainer at the start of an epoch.
 
     With `global_batch_samples` an epoch is cut to whole global batches, so that step `k` consumes the same samples on
-    any number of ranks; otherwise the last step of an epoch is filled up by rules that depend on that number. Which
-    samples are left over differs from epoch to epoch. Raises `Invalid` if the samples do not fill one global batch.
+    any number of ranks. Which samples are left over differs from epoch to epoch. With `keeps_the_tail` they make one
+    more step, which is filled up by rules that depend on the number of ranks. Raises `Invalid` if the samples do not
+    fill one global batch and the tail is not kept.
     """
 
-    def __init__(self, n: int, seed: int, global_batch_samples: int = 1) -> None:
-        if n < global_batch_samples:
+    def __init__(self, n: int, seed: int, global_batch_samples: int = 1, keeps_the_tail: bool = False) -> None:
+        if n < global_batch_samples and not keeps_the_tail:
             raise Invalid(f"{n} samples do not fill a global batch of {global_batch_samples}")
         self.n = n
         self.seed = seed
         self.epoch = 0
-        self._length = n // global_batch_samples * global_batch_samples
+        self._length = n if keeps_the_tail else n // global_batch_samples * global_batch_samples
         self._global_batch_samples = global_batch_samples
         # The epoch that `batch` was last asked about, and its order: to make it takes long where there are many.
         self._kept: tuple[int, npt.NDArray[np.int64]] | None = None
@@ -76,6 +77,11 @@ class SampleOrder(Sampler[int]):
         """Samples of each epoch that fill no whole global batch; other ones in each."""
         return self.n - self._length
 
+    @property
+    def has_a_tail(self) -> bool:
+        """Whether an epoch ends with a smaller batch."""
+        return self._length % self._global_batch_samples > 0
+
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
 
@@ -84,7 +90,7 @@ class SampleOrder(Sampler[int]):
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """The samples of the global batch that optimizer step `step` (from 1) consumes, in order."""
-        epoch, at = divmod(step - 1, self._length // self._global_batch_samples)
+        epoch, at = divmod(step - 1, -(-self._length // self._global_batch_samples))
         if self._kept is None or self._kept[0] != epoch:
             self._kept = epoch, sample_order(self.seed, epoch, self.n)
         first = at * self._global_batch_samples

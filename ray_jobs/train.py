@@ -22,6 +22,7 @@ from ray_jobs import context, exit_reason
 from ray_jobs.clean_log import CleanFormatter
 from ray_jobs.config import RunConfig, ScriptWorkload, check_training_keys
 from ray_jobs.environment import variables
+from ray_jobs.script_signals import signals_in_a_thread
 from ray_jobs.work_folder import enter_work_folder, written_over
 
 log = logging.getLogger(__name__)
@@ -144,6 +145,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         connect=lambda: RayHandle(files),
         checkpoint_every_steps=config.checkpoint.every_steps,
         digest_every_steps=config.digest.every_steps,
+        keeps_the_tail=config.data is not None and config.data.tail == "keep",
         ranks=config.scaling.ranks,
         retention=config.checkpoint.retention(),
         hang_after_s=config.recovery.hang_after_s,
@@ -234,7 +236,8 @@ def _run_to_its_end(workload: ScriptWorkload, trainings: context.Trainings) -> N
     sys.argv = [str(path), *workload.args]
     sys.path.insert(0, str(path.parent))
     try:
-        runpy.run_path(str(path), run_name="__main__")
+        with signals_in_a_thread():
+            runpy.run_path(str(path), run_name="__main__")
     except SystemExit as leaving:
         # `sys.exit(main())`, click, typer and absl end a script so; Ray would take any of it for a failure.
         in_the_middle = trainings.broken_off

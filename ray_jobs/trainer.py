@@ -157,19 +157,29 @@ class Steered(Extensible):
         self._draws = Draws(seed, args.process_index)
         with seeded(seed):
             loader = theirs()
-        self.inexact = (*self._draws.attach(loader), *of_a_trainer(this, loader))
+        self.inexact = (*self._draws.attach(loader), *of_a_trainer(this, loader), *self._filled_up_otherwise())
         return loader
+
+    def _filled_up_otherwise(self) -> list[str]:
+        """Where an epoch's tail is kept, its step is filled up by rules that depend on the number of ranks."""
+        order, plan, ranks = self._order, self._plan, cast(Any, self).args.world_size
+        writers = plan.manifest.world_size if plan is not None and plan.manifest is not None else ranks
+        if order is None or not order.has_a_tail or writers == ranks:
+            return []
+        return [f"the last step of each epoch, of a smaller batch (data.tail: keep), on {ranks} ranks after {writers}"]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         this = cast(Any, self)
         data = train_dataset if train_dataset is not None else this.train_dataset
-        if self._run is None or not _takes_our_order(type(this), data, this.args):
+        run = self._run
+        if run is None or not _takes_our_order(type(this), data, this.args, run.keeps_the_tail):
             return cast(Any, super())._get_train_sampler(train_dataset)
         seed = this.args.seed if this.args.data_seed is None else this.args.data_seed
-        self._order = order = SampleOrder(len(data), seed, global_batch_samples(this.args))
+        self._order = order = SampleOrder(len(data), seed, global_batch_samples(this.args), run.keeps_the_tail)
         if order.left_out:
             told = (order.left_out, order.n, len(order) // global_batch_samples(this.args))
-            log.warning("%d of %d samples fill no global batch and are left out of each epoch, of %d steps", *told)
+            sentence = "%d of %d samples fill no global batch and are left out of each epoch, of %d steps (%s)"
+            log.warning(sentence, *told, "data.tail: keep trains on them")
         return order
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
@@ -226,13 +236,14 @@ def make_interactive(trainer_class: T) -> T:
     return type(name, (Steered, trainer_class), {"__doc__": Steered.__doc__})  # type: ignore[return-value]
 
 
-def _takes_our_order(trainer_class: type[Trainer], data: Any, args: TrainingArguments) -> bool:
+def _takes_our_order(trainer_class: type[Trainer], data: Any, args: TrainingArguments, keeps_the_tail: bool) -> bool:
     """Whether the order of samples is the Trainer's own choice, a random one of a sized dataset: then it may as well
     be one that does not depend on the number of ranks. A sampler of the user's, or another strategy, stays."""
     theirs = next(each for each in trainer_class.__mro__ if each is not Steered and "_get_train_sampler" in vars(each))
     own = theirs is Trainer
     random = getattr(args, "train_sampling_strategy", "random") == "random"
-    return own and random and hasattr(data, "__len__") and len(data) >= global_batch_samples(args)
+    least = 1 if keeps_the_tail else global_batch_samples(args)
+    return own and random and hasattr(data, "__len__") and len(data) >= least
 
 
 InteractiveTrainer = make_interactive(Trainer)

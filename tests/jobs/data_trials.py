@@ -77,9 +77,15 @@ def draws(stage: Any) -> None:
     spec, given, seen = stage.spec, dict[str, Any](), Seen()
     if spec.get("stream"):
         given["data"] = library_stream() if spec["stream"] == "library" else Stream()
+    if spec.get("tail"):
+        given |= {
+            "data": Blocks(21),
+            "num_train_epochs": 2,
+            "max_steps": -1,
+        }  # five steps of an epoch, and a smaller one
     trainer = stage.trainer(
         made_from=Lengths if spec.get("sampler") == "own" else Trainer,
-        max_steps=24 if "data" not in given else 14,
+        max_steps=given.pop("max_steps", 24 if "data" not in given else 14),
         gradient_accumulation_steps=2,
         dataloader_num_workers=spec.get("workers", 0),
         train_sampling_strategy="group_by_length" if spec.get("sampler") == "lengths" else "random",

@@ -146,6 +146,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
             files=files,
             connect=lambda: server,  # type: ignore[arg-type,return-value]
             checkpoint_every_steps=spec.get("every_steps", 0),
+            keeps_the_tail=spec.get("tail", False),
         )
         context.enter(run)
         stage = Stage(files, spec, server)

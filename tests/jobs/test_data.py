@@ -359,3 +359,13 @@ def test_workload_of_a_script_is_not_built_here(tmp_path: Path) -> None:
     (tmp_path / "run.yaml").write_text("name: mine\nseed: 1\nworkload: {kind: script, path: x.py}\n")
     with pytest.raises(Invalid, match=r"workload\.kind is script"):
         build(load(tmp_path / "run.yaml"))
+
+
+def test_order_that_keeps_its_tail_visits_every_sample_and_knows_the_batch_of_each_step() -> None:
+    order = SampleOrder(10, seed=7, global_batch_samples=4, keeps_the_tail=True)
+    assert (len(order), order.left_out, order.has_a_tail) == (10, 0, True)
+    epochs = [[int(sample) for step in steps for sample in order.batch(step)] for steps in ((1, 2, 3), (4, 5, 6))]
+    assert [sorted(epoch) for epoch in epochs] == [list(range(10))] * 2
+    order.set_epoch(1)
+    assert list(order) == epochs[1]
+    assert len(SampleOrder(3, seed=7, global_batch_samples=4, keeps_the_tail=True)) == 3

@@ -34,6 +34,8 @@ TRIALS: dict[str, dict[str, Any]] = {
     "stream": DRAWS | {"stream": "own"},
     "stream, lost": DRAWS | {"stream": "own", "every_steps": 4, "kills": [[1, 6], [1, 10]]},
     "stream, lost at the end of a pass": DRAWS | {"stream": "own", "kills": [[1, 6], [1, 13]]},
+    "tail": DRAWS | {"tail": True, "sampler": None},
+    "tail, lost": DRAWS | {"tail": True, "sampler": None, "every_steps": 3, "kills": [[1, 8], [1, 12]]},
     "library": DRAWS | {"stream": "library"},
     "library, lost": DRAWS | {"stream": "library", "every_steps": 4, "kills": [[1, 10]]},
     "folds": FOLDS,
@@ -170,6 +172,7 @@ def test_evaluation_at_an_epochs_end_belongs_to_that_step_and_is_made_before_its
         ("stream", "lost"),
         ("stream", "lost at the end of a pass"),
         ("library", "lost"),
+        ("tail", "lost"),
     ],
 )
 def test_data_that_draws_at_random_is_the_same_after_a_failure(
@@ -177,9 +180,14 @@ def test_data_that_draws_at_random_is_the_same_after_a_failure(
 ) -> None:
     """To the last bit, with and without workers, in later epochs, and in later passes of a stream."""
     whole, disturbed = seen[undisturbed], seen[f"{undisturbed}, {how}"]
-    assert len(disturbed["losses"]) >= 4
+    assert len(disturbed["losses"]) >= 3
     assert disturbed["losses"].items() <= whole["losses"].items()
     assert disturbed["weights"] == whole["weights"]
+
+
+def test_epoch_ends_with_a_smaller_step_where_its_tail_is_kept(seen: dict[str, Any]) -> None:
+    assert seen["tail"]["made"] == [list(range(1, 13))]
+    assert "samples_left_out" not in seen["tail"]["facts"]
 
 
 def test_generator_that_the_data_keeps_for_itself_is_named(seen: dict[str, Any]) -> None:
