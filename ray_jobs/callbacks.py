@@ -19,7 +19,7 @@ from control_plane.core.errors import Invalid, SteerwayError
 from control_plane.core.records import SKIPPED_STEPS, GenerationEnding, RankPlace, Reading
 from control_plane.handle import Point, Restart
 from control_plane.storage.checkpoints import Manifest, list_checkpoints
-from ray_jobs import inexact, restore, skipped
+from ray_jobs import deepspeed_features, inexact, restore, skipped
 from ray_jobs.appliers import EvaluateApplier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.batch import plan_batch
 from ray_jobs.collectives import BOUNDARY_TIMEOUT_S, Collectives
@@ -101,6 +101,7 @@ class InteractiveCallback(TrainerCallback):
         if self.context.trainings.left:
             raise LeaveForBranch
         check_together(args)
+        deepspeed_features.check(self.trainer)
         hang_after_s, user_code_s = self.context.hang_after_s, self.context.user_code_s
         patience_s = BOUNDARY_TIMEOUT_S if hang_after_s is None else collective_timeout_s(user_code_s)
         collectives = Collectives(patience_s)

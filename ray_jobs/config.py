@@ -35,6 +35,7 @@ from ray_jobs.config_sections import (
     Section,
     TrainingSettings,
 )
+from ray_jobs.deepspeed_features import unsupported
 from ray_jobs.environment import check_variables
 
 Raw = dict[str, Any]
@@ -76,6 +77,12 @@ class RunConfig(Section):
         if self.workload.kind == "script" and given & {"model", "data"}:
             extra = " and ".join(sorted(given & {"model", "data"}))
             raise ValueError(f"workload.kind is script, which builds its own model and data: leave out {extra}")
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_can_be_kept(self) -> Self:
+        if self.deepspeed is not None and (reasons := unsupported(self.deepspeed)):
+            raise ValueError("; ".join(f"deepspeed.{reason}" for reason in reasons))
         return self
 
     def to_yaml(self) -> str:

@@ -273,6 +273,7 @@ BAD_VALUES = {
     "model.n_head=3": "model: n_embd is 8, but must be a multiple of n_head, which is 3",
     "model.dropout=1": "model.dropout is 1 (an integer), but must be less than 1",
     "data.source=web": "data.source is 'web' (text), but must be one of 'stdlib' or 'wikitext2'",
+    "deepspeed.zero_optimization.offload_optimizer={device: nvme}": "ZeRO-Infinity: state that lies in files cannot",
     "data.path=x": "path is only for source wikitext2",
     "data.vocab_size=256": "but must be at least 257",
     "training=[]": "training is [] (a list), but must be a mapping",
