@@ -129,6 +129,10 @@ def _crash(path: Path) -> ExitReason | None:
     if found is None:
         return None
     name = SIGNALS.get(found["name"].strip(), found["name"].strip())
-    frame = FRAME.search(text, found.end())
-    place = f" at {Path(frame['path']).name}:{frame['line']} in {frame['function']}" if frame else ""
+    frames = list(FRAME.finditer(text, found.end()))  # the innermost one first
+    of_script = [frame for frame in frames if _is_of_a_script(frame["path"])][:1]
+    places = dict.fromkeys(
+        f"{Path(frame['path']).name}:{frame['line']} in {frame['function']}" for frame in (*of_script, *frames[:1])
+    )
+    place = f" at {', '.join(places)}" if places else ""
     return ExitReason(f"it crashed: {name}{place}", f"{SIGNAL}{name}{place}"[:MAX_CAUSE_CHARS])
