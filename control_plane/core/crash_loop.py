@@ -37,6 +37,11 @@ NODE_DIED = "its node died"
 NO_ANSWER = "it does not answer"
 PEER_LOST = "the connection to another rank broke"
 
+UNKNOWN = "no reason is known"
+
+NEVER_THE_SAME = (NODE_DIED, UNKNOWN)
+"""Of these it cannot be said that they come again for the same reason, once the trainers have worked."""
+
 SIGNAL = "signal "
 """Before a signal's name."""
 
@@ -68,6 +73,8 @@ class Attempt(Words):
 
     def is_like(self, other: "Attempt") -> bool:
         """Whether both failed in the same way at the same step of the same training."""
+        if self.restored_step is not None and self.cause in NEVER_THE_SAME:
+            return self is other
         return self._place == other._place and self.cause == other.cause
 
     @property
@@ -122,7 +129,7 @@ def cause_of(deaths: Sequence[Death]) -> tuple[str, str]:
     A rank's own exception says more than its peers do, who only lost their connection to it.
     """
     if not deaths:
-        return "no reason is known", ""
+        return UNKNOWN, ""
     told = [(_knows(death), death.signature or without_noise(death.reason), death.reason) for death in deaths]
     _, cause, said = min(told)
     return cause, said

@@ -11,6 +11,7 @@ from control_plane.core.crash_loop import (
     KILLED,
     MOST_WAIT_S,
     NO_ANSWER,
+    NODE_DIED,
     OUT_OF_MEMORY,
     PEER_LOST,
     SAME_FAILURES,
@@ -72,6 +73,7 @@ GOES_ON: dict[str, tuple[Failure, ...]] = {
     "a new step after the last but one": ((0, 7, BUG), (0, 8, BUG), (0, 8, BUG)),
     "two and two, with another between them": ((0, 7, BUG), (0, 7, BUG), (0, 7, OTHER), (0, 7, BUG), (0, 7, BUG)),
     "killed at random for a whole day": tuple((0, 5 + number * 7 % 11, KILLED) for number in range(40)),
+    "nodes that die, without one new step": ((0, 7, NODE_DIED),) * 4,
     "dead before the first start, for two reasons": ((NEVER, 0, BUG), (NEVER, 0, OTHER)),
     "twice, after it had begun": ((0, 30, KILLED), (NEVER, 30, BUG), (NEVER, 30, BUG)),
 }
@@ -88,6 +90,15 @@ def test_same_failure_again_and_again_is_given_up(name: str) -> None:
 def test_everything_else_goes_on_without_end(name: str) -> None:
     for count in range(len(GOES_ON[name]) + 1):
         assert reason_to_give_up(story(*GOES_ON[name][:count])) is None
+
+
+def test_failures_of_which_nothing_is_known_are_not_the_same_one() -> None:
+    def unknown(generation: int) -> list[Record]:
+        return [started(900 + generation, generation), GenerationLost(generation=generation, step=7)]
+
+    records = [each for generation in range(1, 5) for each in unknown(generation)]
+    assert reason_to_give_up(state_after(created(), *records)) is None
+    assert reason_to_give_up(state_after(created(), *[GenerationLost(generation=0, step=0)] * 2)) is not None
 
 
 def _as_before(attempts: Callable[[RunState], tuple[Attempt, ...]], state: RunState, limit: int = 4) -> str | None:
