@@ -104,8 +104,8 @@ def live_tensor(trainer: Any, name: str) -> torch.Tensor:
 
 
 class Patient(TrainerCallback):
-    """Waits for each save before the next step, so that it is known which checkpoints there are, and for each digest,
-    so that the journal has all of them, whenever the ranks are killed."""
+    """Waits for each save before the next step, and until the journal has it and each digest, so that it is known what
+    there is, whenever the ranks are killed."""
 
     def __init__(self, trainer: Any) -> None:
         self.trainer = trainer
@@ -113,7 +113,7 @@ class Patient(TrainerCallback):
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.trainer._saving.writer.drain(60)
         link = self.trainer._steering.opened().link
-        while link is not None and link._digests:
+        while link is not None and (link._digests or link._checkpoints):
             link._nudge()
             time.sleep(0.001)
 

@@ -14,6 +14,7 @@ from control_plane.core.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
     CommandSettled,
+    Death,
     Ending,
     Entry,
     GenerationEnding,
@@ -28,6 +29,10 @@ from tests.simulation.faults import Faults
 CREATED = RunCreated(run="sim", name="simulated", author="ann", config_sha256="c0ffee")
 LIMITS = {"lr": Limit(max=2e-3, max_factor=20), "weight_decay": Limit(max=1.0)}
 LIMITED = CREATED.model_copy(update={"limits": LIMITS})
+
+
+DEATH = Death(rank=1, reason="SIGKILL", signature=crash_loop.KILLED)
+"""Of every generation that is lost: what is known of the failure is the same each time."""
 
 
 class Crashed(Exception):
@@ -175,7 +180,7 @@ class SimServer:
 
     def lose_generation(self, step: int) -> None:
         """The driver found the trainers dead, at this step as far as it has heard. Raises `Refused`."""
-        self.commit(decisions.lose_generation(self.state, self.state.generation_number, step, 0.0, ()))
+        self.commit(decisions.lose_generation(self.state, self.state.generation_number, step, 0.0, (DEATH,)))
 
     def resume_point(self, heard_step: int) -> ResumePoint:
         """The run's history, for new trainers. Raises `RunEnded` when starting again is hopeless."""

@@ -45,6 +45,8 @@ def _only(known: object, said: object) -> object:
     """Of what is said now, what was said then."""
     if isinstance(known, dict) and isinstance(said, dict):
         return {key: _only(value, said[key]) for key, value in known.items()}
+    if isinstance(known, list) and isinstance(said, list) and len(known) == len(said):
+        return [_only(*pair) for pair in zip(known, said, strict=True)]
     return said
 
 
