@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 import psutil
@@ -16,6 +17,7 @@ TERM_WAIT_S = 4.0
 """What a process gets to leave in good order. Nothing is lost by a kill; it is only less tidy."""
 
 KILL_WAIT_S = 3.0
+STOP_WAIT_S = 2.0
 KILL_ROUNDS = 5
 """A dying parent may have started one more child; each round looks again."""
 
@@ -95,7 +97,10 @@ def kill_processes(find: Callable[[], list[psutil.Process]]) -> list[int]:
 
 
 def stop_processes(find: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
-    """Stop whatever `find` finds (SIGSTOP), also what was started meanwhile. Answers what has been stopped."""
+    """Stop whatever `find` finds (SIGSTOP), also what was started meanwhile. Answers what has been stopped.
+
+    Returns when the kernel shows them as stopped, for which each must have been scheduled once more.
+    """
     stopped: set[psutil.Process] = set()
     for _ in range(KILL_ROUNDS):
         running = [process for process in find() if process not in stopped]
@@ -103,7 +108,17 @@ def stop_processes(find: Callable[[], list[psutil.Process]]) -> list[psutil.Proc
             break
         _signal(running, psutil.Process.suspend)
         stopped |= set(running)
+    deadline = time.monotonic() + STOP_WAIT_S
+    while time.monotonic() < deadline and any(_is_moving(process) for process in stopped):
+        time.sleep(0.01)
     return sorted(_living(stopped), key=lambda process: process.pid)
+
+
+def _is_moving(process: psutil.Process) -> bool:
+    try:
+        return process.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
+    except psutil.Error:
+        return False
 
 
 def continue_processes(processes: Iterable[psutil.Process]) -> None:
