@@ -31,7 +31,7 @@ from control_plane.config import Settings, settings
 POLL_S = 1.0
 FIRST_WAIT_S = 0.5
 MAX_WAIT_S = 30.0
-HEALTHY_AFTER_S = 60.0
+HEALTHY_AFTER_S = 15.0
 """A console that has lived so long is started again at once, however often it ended before."""
 
 MISSES = 3
