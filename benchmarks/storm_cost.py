@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 import psutil
 
-from cluster.processes import find_members
 from cluster.record import read_record
 from control_plane.config import Settings
 from control_plane.core.errors import NotFound
@@ -34,7 +33,7 @@ def read(where: Settings) -> Reading:
     if record is None:
         raise NotFound(f"no cluster is up on {where.home}")
     found: dict[tuple[str, int], float] = {}
-    for process in find_members(record.cluster, record.processes.values(), record.temp_dir):
+    for process in record.members():
         try:
             title, times = " ".join(process.cmdline()), process.cpu_times()
         except psutil.Error:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import psutil
 
-from cluster.processes import find_members
 from cluster.record import read_record
 from control_plane.config import Settings
 
@@ -88,4 +87,4 @@ def stopped(where: Settings) -> list[psutil.Process]:
 def members(where: Settings) -> list[psutil.Process]:
     """Every process of the cluster; none if it is not up."""
     record = read_record(where)
-    return [] if record is None else find_members(record.cluster, record.processes.values(), record.temp_dir)
+    return [] if record is None else record.members()

@@ -20,7 +20,7 @@ import psutil
 
 from cluster.local import answered, require_up
 from cluster.nodes import HEAD, node_members, recorded_nodes
-from cluster.processes import continue_processes, find_members, kill_processes, stop_processes
+from cluster.processes import continue_processes, kill_processes, stop_processes
 from cluster.record import ClusterRecord, cluster_lock
 from control_plane.config import Settings, settings
 from control_plane.core.errors import Conflict, NotAllowed, NotFound, SteerwayError
@@ -82,7 +82,7 @@ def send(where: Settings, pid: int, word: str) -> str:
     record = require_up(where)
     try:
         process = psutil.Process(pid)
-        members = find_members(record.cluster, record.processes.values(), record.temp_dir)
+        members = record.members()
         if process not in members:
             raise NotAllowed(f"process {pid} is not of this cluster; nothing was sent to it")
         process.send_signal(SIGNALS[word])

@@ -23,7 +23,6 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.parts import answers
-from cluster.processes import find_members
 from cluster.record import read_record, utc_now, write_private
 from cluster.stopped import StoppedServices
 from control_plane.config import Settings, settings
@@ -173,7 +172,7 @@ def _die_with(parent: int) -> Callable[[], None]:
 
 def _members(where: Settings) -> list[psutil.Process]:
     record = read_record(where)
-    return [] if record is None else find_members(record.cluster, record.processes.values(), record.temp_dir)
+    return [] if record is None else record.members()
 
 
 def say(line: str) -> None:

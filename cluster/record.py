@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from cluster.processes import ProcessMark
+from cluster.processes import ProcessMark, find_members
 from control_plane.config import Settings
 from control_plane.core.errors import Conflict, Damaged, SteerwayError
 from control_plane.storage.private import check_home, make_folder
@@ -36,6 +37,10 @@ class ClusterRecord(BaseModel):
     ports: dict[str, int]
     ray_environment: dict[str, str]
     processes: dict[str, ProcessMark] = {}
+
+    def members(self) -> list[psutil.Process]:
+        """Every living process of the cluster, other than this one and those above it."""
+        return find_members(self.cluster, self.processes.values(), self.temp_dir)
 
     def living(self) -> list[str]:
         """The names of the recorded processes that are still there."""
