@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from control_plane.cli import asking, machine
+from control_plane.cli import asking, machine, wording
 from control_plane.cli.printing import say
 from control_plane.cli.ray_job import job_is_gone
 from control_plane.cli.target import active_run, connect
@@ -85,7 +85,7 @@ def when_it_has_ended(
     if it takes too long.
     """
     waited_s = 0.0
-    while is_ending(snapshot):
+    while wording.is_ending(snapshot):
         if waited_s == 0.0:
             say(f"run {snapshot.run} is ending, at step {snapshot.step}; waiting until it has ended")
         if waited_s >= within_s:
@@ -97,11 +97,6 @@ def when_it_has_ended(
         waited_s += LOOK_EVERY_S
         snapshot = client.snapshot(snapshot.run)
     return snapshot
-
-
-def is_ending(snapshot: "Snapshot") -> bool:
-    """Whether its training has ended, and the run has not. A script may have another training to come."""
-    return snapshot.status == "waiting" and snapshot.phase == "ended"
 
 
 def needs_a_job(snapshot: "Snapshot", where: "Settings") -> str | None:

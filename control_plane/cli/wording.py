@@ -122,6 +122,11 @@ def recovery_line(view: RecoveryView) -> str:
     return f"recovered: {telling.recovery(view)}" if view.over else f"recovering: {telling.recovery(view)}"
 
 
+def is_ending(snapshot: Snapshot) -> bool:
+    """Whether its training has ended, and the run has not. A script may have another training to come."""
+    return snapshot.status == "waiting" and snapshot.phase == "ended"
+
+
 def restarting(told: Restarting) -> list[tuple[str, str]]:
     """What is being done about trainers that failed, by label; a warning where they fail again and again."""
     return [("restart", telling.restarting(told)), *([("warning", telling.FAILS_AGAIN)] if told.alert else [])]
@@ -158,7 +163,9 @@ def progress(snapshot: Snapshot) -> dict[str, str]:
     status = snapshot.status
     if snapshot.phase in ("evaluating", "saving", "starting") and status == "running":
         status = str(snapshot.phase)
-    if status == "waiting" and snapshot.generation:
+    if is_ending(snapshot):
+        status = "ending"
+    elif status == "waiting" and snapshot.generation:
         status = "starting"  # it was resumed, and its new trainers have not begun
     return {
         "status": status,

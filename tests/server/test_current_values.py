@@ -99,6 +99,19 @@ async def closed_and_resumed(house: House) -> ControlServer:
     return server
 
 
+def test_run_whose_training_has_ended_is_ending_until_it_is_over(house: House) -> None:
+    async def story() -> None:
+        server = house.serve()
+        await server.start_generation(start(1))
+        await trained(server, 1, 3)
+        await server.end_generation(1, "finished", 3, None)
+        assert wording.progress(await server.snapshot())["status"] == "ending"
+        await server.close("finished", None)
+        assert wording.progress(await server.snapshot())["status"] == "finished"
+
+    run(story())
+
+
 def test_run_that_was_resumed_is_starting_and_has_no_ranks_until_its_trainers_begin(house: House) -> None:
     async def story() -> None:
         server = await closed_and_resumed(house)
