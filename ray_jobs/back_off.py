@@ -1,7 +1,7 @@
-"""The back-off before trainers that failed are started again: longer and longer, as long as there is no new step.
+"""Back-off before a restart of failed trainers: waits for the delay that the control server has chosen.
 
-How long it is, is the control server's to say (see `core.crash_loop`). It ends early when the run is closed: by
-`steer stop`, or because it is given up. Nothing of the cluster is held meanwhile: the workers that failed are gone.
+The delay grows for as long as there is no new step (see `core.crash_loop`). The wait ends early when the run is closed:
+by `steer stop`, or because of a crash loop. It holds no resources of the cluster: the failed workers are gone.
 """
 
 import asyncio
@@ -20,35 +20,36 @@ ASK_WITHIN_S = 10.0
 
 
 class RunIsOver(RuntimeError):
-    """The run was closed, so that its trainers are not started again."""
+    """The run was closed: its trainers are not started again."""
 
 
 def wait_for_the_start(files: RunFiles) -> None:
     """Block until the trainers may be started. Raises `RunIsOver`.
 
-    Beside the event loop of whoever calls: Ray Train's controller calls its callbacks in its own.
+    Waits in a thread of its own: Ray Train's controller calls its callbacks in its event loop, and a second loop cannot
+    run in that thread.
     """
-    problem: list[RunIsOver] = []
+    closed: list[RunIsOver] = []
 
     def wait() -> None:
         try:
             asyncio.run(wait_for(RayHandle(files, retry_for_s=ASK_WITHIN_S)))
         except RunIsOver as over:
-            problem.append(over)
+            closed.append(over)
         except SteerwayError as error:
-            # The trainers ask it, too, before they begin: what is lost is the wait.
-            log.warning("the control server was not asked how long to wait: %s", error.reason)
+            # Trainers check for a closed run themselves before they begin: only the delay is lost.
+            log.warning("restarting without a back-off, the control server did not answer: %s", error.reason)
 
     waiting = threading.Thread(target=wait, name="steerway-back-off", daemon=True)
     waiting.start()
     waiting.join()
-    if problem:
-        raise problem[0]
+    if closed:
+        raise closed[0]
 
 
 async def wait_for(handle: RunHandle, look_every_s: float = LOOK_EVERY_S) -> None:
-    """Until the run's next trainers may be started. Raises `RunIsOver`, `Unavailable`."""
-    told = False
+    """Wait until the run's next trainers may be started. Raises `RunIsOver`, `Unavailable`."""
+    logged = False
     while True:
         snapshot = await handle.snapshot()
         if snapshot.closed:
@@ -56,13 +57,13 @@ async def wait_for(handle: RunHandle, look_every_s: float = LOOK_EVERY_S) -> Non
         restarting = snapshot.restarting
         if restarting is None or restarting.left_s <= 0:
             return
-        if not told:
-            _tell(restarting)
-            told = True
+        if not logged:
+            _log_delay(restarting)
+            logged = True
         await asyncio.sleep(min(restarting.left_s, look_every_s))
 
 
-def _tell(restarting: Restarting) -> None:
+def _log_delay(restarting: Restarting) -> None:
     log.log(
         logging.WARNING if restarting.alert else logging.INFO,
         "starting again in %.0f s after %d failures without a new step: %s",

@@ -1,4 +1,4 @@
-"""The same global batch on another number of ranks: how many samples a rank takes at once, and how often.
+"""Micro-batch size and gradient accumulation that keep the global batch on any number of ranks.
 
     plan = plan_batch(global_batch_samples=48, micro_batch_per_rank=8, ranks=3)     # 8 at once, 2 times
 
@@ -12,12 +12,12 @@ from typing import Any
 from control_plane.core.errors import Invalid
 
 SIZES_TOLD = 8
-"""So many numbers of ranks are named in a refusal."""
+"""How many alternative numbers of ranks an error message names at most."""
 
 
 @dataclass(frozen=True, slots=True)
 class BatchPlan:
-    """How each rank does its share of one optimizer step."""
+    """Micro-batch size and accumulation steps of each rank for one optimizer step."""
 
     micro_batch_per_rank: int
     accumulation_steps: int
@@ -28,22 +28,22 @@ class BatchPlan:
 
 
 def global_batch_samples(args: Any) -> int:
-    """Samples of one optimizer step over all ranks, of Transformers' training arguments."""
+    """Return the samples of one optimizer step over all ranks. `args`: Transformers' training arguments."""
     return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 
 
 def plan_batch(
     global_batch_samples: int, micro_batch_per_rank: int, ranks: int, bounds: tuple[int, int] | None = None
 ) -> BatchPlan:
-    """Keep the global batch on `ranks` ranks, with the largest micro-batch that divides a rank's share.
+    """Return the plan that keeps the global batch on `ranks` ranks, with the largest micro-batch that divides a share.
 
-    Never more samples at once than `micro_batch_per_rank`, which is what fits into memory. Raises `Invalid` if the
-    ranks do not divide the global batch; the sentence names numbers that do, within `bounds` (least, most) if given.
+    The micro-batch never exceeds `micro_batch_per_rank`, which is what fits into memory. Raises `Invalid` if the
+    ranks do not divide the global batch; the message names numbers that do, within `bounds` (least, most) if given.
     """
     if min(global_batch_samples, micro_batch_per_rank, ranks) < 1:
         raise Invalid(
-            f"a batch of {global_batch_samples} samples, {micro_batch_per_rank} at once, on {ranks} ranks makes no "
-            "sense: each has to be at least 1"
+            f"the global batch ({global_batch_samples} samples), the micro-batch ({micro_batch_per_rank}) and the "
+            f"number of ranks ({ranks}) must each be at least 1"
         )
     if global_batch_samples % ranks:
         raise Invalid(_refusal(global_batch_samples, ranks, bounds or (1, global_batch_samples)))
@@ -53,9 +53,9 @@ def plan_batch(
 
 
 def sizes_that_can(global_batch_samples: int, min_ranks: int, max_ranks: int) -> tuple[int, ...]:
-    """The numbers of ranks from `min_ranks` to `max_ranks` that can share the global batch, ascending.
+    """Return the numbers of ranks from `min_ranks` to `max_ranks` that divide the global batch, ascending.
 
-    Any micro-batch will do: a smaller one is always found.
+    The micro-batch does not matter: a smaller one is always found.
     """
     most = min(max_ranks, global_batch_samples)
     return tuple(ranks for ranks in range(max(1, min_ranks), most + 1) if global_batch_samples % ranks == 0)
@@ -64,8 +64,8 @@ def sizes_that_can(global_batch_samples: int, min_ranks: int, max_ranks: int) ->
 def _refusal(global_batch_samples: int, ranks: int, bounds: tuple[int, int]) -> str:
     sizes = sizes_that_can(global_batch_samples, *bounds)
     nearest = sorted(sorted(sizes, key=lambda size: (abs(size - ranks), size))[:SIZES_TOLD])
-    told = f"{'nearest that can' if len(sizes) > SIZES_TOLD else 'those that can'}: {', '.join(map(str, nearest))}"
+    which = "nearest possible" if len(sizes) > SIZES_TOLD else "possible"
     return (
-        f"{ranks} ranks cannot share a global batch of {global_batch_samples} samples evenly; of {bounds[0]} to "
-        f"{bounds[1]} ranks, {told if nearest else 'none can'}"
+        f"a global batch of {global_batch_samples} samples cannot be divided evenly among {ranks} ranks; {which} "
+        f"numbers from {bounds[0]} to {bounds[1]} ranks: {', '.join(map(str, nearest)) or 'none'}"
     )

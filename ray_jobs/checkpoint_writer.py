@@ -1,11 +1,11 @@
-"""The background writer of checkpoints: one per rank, a thread for each save, and no collectives in it.
+"""Asynchronous checkpoint writer: one per rank, a background thread for each save, without collectives.
 
-Each rank writes its shards from a copy of its state and says so in a signed report beside them. Rank 0 waits for every
-report, takes the reports away, and writes the manifest. So a crash leaves, at any moment, either a checkpoint with
-everything that its manifest names, or a folder without a manifest, which is none. If any rank could not write its part,
-rank 0 removes the folder and tells why. Training goes on in every case.
+Each rank writes its shards from a copy of its state and a signed report beside them. Rank 0 waits for every report,
+removes the reports, and commits the manifest. So a crash leaves, at any moment, either a checkpoint with everything
+that its manifest names, or a folder without a manifest, which is not a checkpoint. If any rank could not write its
+part, rank 0 removes the folder and reports why. Training continues in every case.
 
-Not covered: a folder that the ranks do not share. Rank 0 then hears of no other rank, and gives up after a while.
+Not covered: a folder that the ranks do not share. Rank 0 then finds no report of another rank and times out.
 """
 
 import logging
@@ -37,10 +37,10 @@ from ray_jobs.host_memory import HostBuffers
 log = logging.getLogger(__name__)
 
 RANKS_WAIT_S = 600.0
-"""How long rank 0, its own part written, waits for the others: as long as ranks wait for each other elsewhere."""
+"""Timeout of rank 0, its own part written, for the others' reports: as long as ranks wait for each other elsewhere."""
 
 LOOK_EVERY_S = 0.05
-"""Pause between two looks for the other ranks' reports."""
+"""Interval at which rank 0 polls for the other ranks' reports."""
 
 NICENESS = 10
 """Of the writing thread, on Linux: where cores are scarce, the training's threads go first."""
@@ -51,7 +51,7 @@ PACKAGES = ("torch", "deepspeed", "transformers")
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A save that has ended, as one rank knows it: only rank 0 knows of the commit, and of other ranks' failures.
+    """Result of a save on one rank: only rank 0 knows of the commit, and of other ranks' failures.
 
     `seconds` by phase: `write` (with hashing and fsync), `digest`, and on rank 0 `ranks` (the wait for them), `commit`.
     `size_bytes` is the whole checkpoint's on rank 0 if it was committed, else what this rank wrote.
@@ -67,7 +67,7 @@ class Finished:
 
 @dataclass(slots=True)
 class _Save:
-    """One save on its way."""
+    """A save in progress."""
 
     name: str
     states: FileStates
@@ -85,7 +85,7 @@ class _Save:
 
 
 class CheckpointWriter:
-    """Writes one rank's part of one checkpoint at a time. `buffers` holds the copies that it writes from."""
+    """Writer of one rank's part of one checkpoint at a time. `buffers` holds the copies that it writes from."""
 
     def __init__(
         self, files: RunFiles, rank: int, world_size: int, key: SigningKey, ranks_wait_s: float = RANKS_WAIT_S
@@ -99,14 +99,14 @@ class CheckpointWriter:
 
     @property
     def busy(self) -> str | None:
-        """The checkpoint that is being written, or None."""
+        """Name of the checkpoint that is being written, or None."""
         with self._changed:
             return self._busy
 
     def start(self, name: str, states: FileStates, about: dict[str, Any]) -> None:
-        """Begin to write `states`, which nobody else may change any more; returns at once.
+        """Start writing `states` in the background and return at once. The caller must not change them any more.
 
-        `about` holds the manifest's generation, step and whatever else it says about this save. The folder exists.
+        `about` holds the manifest's generation, step and other fields about this save. The folder must exist.
         Raises `RuntimeError` if another checkpoint is being written.
         """
         with self._changed:
@@ -117,31 +117,31 @@ class CheckpointWriter:
         try:
             threading.Thread(target=self._write, args=(save, True), name=f"checkpoint-{name}", daemon=True).start()
         except RuntimeError:
-            # The other ranks have begun and count on this one.
-            log.warning("no thread for checkpoint %s: training waits for it", name)
+            # The other ranks have begun and need this one's part.
+            log.warning("cannot start a thread for checkpoint %s: training waits while it is written", name)
             self._write(save, False)
 
     def finished(self) -> list[Finished]:
-        """What has ended since this was last asked."""
+        """Return the saves that have ended since the last call."""
         with self._changed:
             ended, self._finished = self._finished, []
         return ended
 
     def take(self, name: str) -> Finished | None:
-        """The end of one save, which `finished` then does not tell any more; None if it has not ended."""
+        """Remove and return the result of one save, so that `finished` does not return it; None if it has not ended."""
         with self._changed:
-            found = next((ended for ended in self._finished if ended.name == name), None)
-            self._finished = [ended for ended in self._finished if ended is not found]
-        return found
+            result = next((ended for ended in self._finished if ended.name == name), None)
+            self._finished = [ended for ended in self._finished if ended is not result]
+        return result
 
     def drain(self, wait_s: float) -> bool:
-        """Wait until nothing is being written any more; False if that took longer than `wait_s`."""
+        """Wait until no save is in progress; return False if that takes longer than `wait_s`."""
         with self._changed:
             return self._changed.wait_for(lambda: self._busy is None, wait_s)
 
     def _write(self, save: _Save, in_background: bool) -> None:
         if in_background:
-            _step_back()
+            _lower_priority()
         committed: CheckpointCommitted | None = None
         reason: str | None = None
         try:
@@ -150,8 +150,8 @@ class CheckpointWriter:
             else:
                 self._follow(save)
         except Exception as error:
-            reason = _told(error)
-            log.error("no checkpoint %s, as far as rank %d knows: %s", save.name, self._rank, reason)
+            reason = _reason(error)
+            log.error("checkpoint %s failed on rank %d: %s", save.name, self._rank, reason)
         save.states = {}
         ended = Finished(save.name, committed, reason, save.about, save.seconds, save.size_bytes)
         with self._changed:
@@ -160,30 +160,30 @@ class CheckpointWriter:
             self._changed.notify_all()
 
     def _lead(self, save: _Save) -> CheckpointCommitted:
-        """Rank 0: its own part, then everyone's. Raises, after the folder was removed, if there is no checkpoint."""
+        """Write rank 0's part, wait for the others', and commit. If that fails, removes the folder and raises."""
         root = self._files.checkpoints / save.name
         parts: dict[int, Manifest | str] = {}
         try:
             parts[0] = self._part(root, save)
         except Exception as error:
-            parts[0] = _told(error)
+            parts[0] = _reason(error)
         try:
             with save.timed("ranks"):
                 self._gather(root, parts)
             with save.timed("commit"):
                 return self._commit(root, save, parts)
         except Exception:
-            _removed(root)
+            _discard(root)
             raise
 
     def _follow(self, save: _Save) -> None:
-        """Any other rank: its own part, and a report of it, good or bad."""
+        """Write the part of a rank other than 0, and a report of its success or failure."""
         root = self._files.checkpoints / save.name
         try:
             part = self._part(root, save)
             _report(root, self._rank, "done", self._key.sign(part).text())
         except Exception as error:
-            _report_failure(root, self._rank, _told(error))
+            _report_failure(root, self._rank, _reason(error))
             raise
 
     def _part(self, root: Path, save: _Save) -> Manifest:
@@ -217,7 +217,7 @@ class CheckpointWriter:
         )
 
     def _gather(self, root: Path, parts: dict[int, Manifest | str]) -> None:
-        """Wait for every rank's report, good or bad: only then does nobody write into the folder any more."""
+        """Wait for every rank's report of success or failure: after it, that rank writes no more into the folder."""
         deadline_s = time.monotonic() + self._ranks_wait_s
         while True:
             # Listing the folder, rather than asking for names, makes a network file system look again.
@@ -229,8 +229,7 @@ class CheckpointWriter:
             if not missing and not _unseen(root, parts):
                 return
             if time.monotonic() > deadline_s:
-                late = f"is not heard of after {self._ranks_wait_s:g} s"
-                parts.update(dict.fromkeys(missing, late))
+                parts.update(dict.fromkeys(missing, f"did not report within {self._ranks_wait_s:g} s"))
                 return
             time.sleep(LOOK_EVERY_S)
 
@@ -238,23 +237,23 @@ class CheckpointWriter:
         try:
             text = path.read_bytes()
             if not done:
-                return text.decode(errors="replace") or "could not write its part, nor why"
+                return text.decode(errors="replace") or "could not write its part, and no reason was recorded"
             part = Manifest.model_validate_json(text)
             self._key.check(part, path)
         except (OSError, ValidationError, SteerwayError) as error:
-            return f"its report cannot be used: {_told(error)}"
+            return f"its report is invalid: {_reason(error)}"
         if part.checkpoint != path.parent.name or [state.rank for state in part.ranks] != [rank]:
-            return f"its report is not about its part of {path.parent.name}"
+            return f"its report is for another checkpoint or rank than rank {rank} of {path.parent.name}"
         return part
 
     def _commit(self, root: Path, save: _Save, parts: dict[int, Manifest | str]) -> CheckpointCommitted:
-        problems = [f"rank {rank}: {part}" for rank, part in sorted(parts.items()) if isinstance(part, str)]
-        if problems:
-            raise RuntimeError("; ".join(problems))
+        reasons = [f"rank {rank}: {part}" for rank, part in sorted(parts.items()) if isinstance(part, str)]
+        if reasons:
+            raise RuntimeError("; ".join(reasons))
         whole = [part for _, part in sorted(parts.items()) if isinstance(part, Manifest)]
         shards = tuple(shard for part in whole for shard in part.shards)
         manifest = self._manifest(save, shards, tuple(state for part in whole for state in part.ranks))
-        # Before the manifest: from then on the checkpoint holds nothing that it does not name.
+        # Before the manifest: a committed checkpoint holds only files that its manifest names.
         for rank in range(1, self._world_size):
             (root / f"rank-{rank}.done.json").unlink()
         digest = commit(root, manifest, self._key)
@@ -286,7 +285,7 @@ def _write_shard(root: Path, path: str, state: Any, rank: int) -> Shard:
 
 
 def _pickle(state: Any, file: ShardFile) -> None:
-    """`torch.save`, which complains about its own unfinished archive where a write has failed: tell the first cause."""
+    """Run `torch.save` and raise the first cause of a failure: a failed write makes it complain about its archive."""
     try:
         torch.save(state, file)  # type: ignore[arg-type]
     except RuntimeError as error:
@@ -294,23 +293,23 @@ def _pickle(state: Any, file: ShardFile) -> None:
 
 
 def _report(root: Path, rank: int, kind: str, content: bytes) -> None:
-    """Durable, whole, and under its name in one move: the same way as a shard."""
+    """Write a report durably and atomically, as a shard is written."""
     with ShardFile(root, f"rank-{rank}.{kind}.json", rank) as file:
         file.write(content)
 
 
 def _report_failure(root: Path, rank: int, reason: str) -> None:
-    """The bare name needs no room for content on a full disk. Without any report rank 0 waits its whole time."""
+    """Report a failure, with an empty file if the disk is full. Without any report rank 0 waits until its timeout."""
     try:
         _report(root, rank, "failed", reason.encode())
     except OSError as error:
-        log.warning("rank %d cannot write why there is no checkpoint: %s", rank, error)
+        log.warning("rank %d cannot write the reason for the failed checkpoint: %s", rank, error)
         with suppress(OSError):
             (root / f"rank-{rank}.failed.json").touch(mode=FILE_MODE)
 
 
 def _unseen(root: Path, parts: dict[int, Manifest | str]) -> bool:
-    """Whether a shard that was reported is not, or not wholly, in sight from here: network file systems lag."""
+    """Return whether a reported shard is not yet visible here in its full size: network file systems lag."""
     for part in parts.values():
         for shard in part.shards if isinstance(part, Manifest) else ():
             try:
@@ -321,27 +320,27 @@ def _unseen(root: Path, parts: dict[int, Manifest | str]) -> bool:
     return False
 
 
-def _removed(root: Path) -> None:
+def _discard(root: Path) -> None:
     try:
         discard(root.parent, root.name)
     except SteerwayError as error:
-        log.warning("what is left of a save: %s", error.reason)
+        log.warning("cannot remove the files of a failed save: %s", error.reason)
 
 
-def _step_back() -> None:
-    """On Linux a thread has a niceness of its own; elsewhere it would be the whole process's."""
+def _lower_priority() -> None:
+    """Raise this thread's niceness. On Linux only: elsewhere it would be the whole process's."""
     if os.uname().sysname == "Linux":
         with suppress(OSError):
             os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), NICENESS)
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for package in PACKAGES:
         with suppress(PackageNotFoundError):
-            found[package] = version(package)
-    return found
+            versions[package] = version(package)
+    return versions
 
 
-def _told(error: Exception) -> str:
+def _reason(error: Exception) -> str:
     return without_secrets(error.reason) if isinstance(error, SteerwayError) else told(error)

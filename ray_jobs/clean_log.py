@@ -1,10 +1,10 @@
-"""Logs without secrets: the ranks' own lines, and all that the driver and its workers print, on its way into a file.
+"""Redaction of secrets in logs: a formatter for the ranks' logs, and a filter for what driver and workers print.
 
-    ... 2>&1 | python -m ray_jobs.clean_log RUN_FOLDER        as `tee -a RUN_FOLDER/logs/driver.log` does, but cleaned
+    ... 2>&1 | python -m ray_jobs.clean_log RUN_FOLDER      like `tee -a RUN_FOLDER/logs/driver.log`, but redacted
 
-It ends when there is nothing more to read, and for no other reason: a training must not end because of its log.
+It ends at the end of its input, and for no other reason: a training must not end because of its log.
 
-Not covered: Ray's own logs, which lie under a private folder and end with the cluster.
+Not covered: Ray's own logs, which are in a private folder that is removed with the cluster.
 """
 
 import logging
@@ -23,26 +23,26 @@ DRIVER_LOG = "driver.log"
 
 PIECE_BYTES = 65536
 LONGEST_LINE_BYTES = 1 << 20
-"""Of a longer line the beginning is written before its end is known: a secret may then be cut in two."""
+"""A longer line is written in pieces, and a secret that is cut in two by that is not redacted."""
 
 UNFINISHED_S = 1.0
-"""So long the beginning of a line waits for the rest of it."""
+"""Longest wait for the rest of an incomplete line, before it is written as it is."""
 
 
 class CleanFormatter(logging.Formatter):
-    """A record and its traceback as one text, without what is secret in this process and in its run's config."""
+    """Log formatter that redacts the secrets of this process and of its run's config, in tracebacks too."""
 
     def __init__(self, files: RunFiles, layout: str) -> None:
         super().__init__(layout)
         self._files = files
 
     def format(self, record: logging.LogRecord) -> str:
-        """The text of the record."""
+        """Return the redacted text of the record."""
         return redaction_of(self._files).text(super().format(record))
 
 
 def pieces(source: int, unfinished_s: float = UNFINISHED_S) -> Iterator[str]:
-    """What can be read there, in whole lines; of one that takes its time, what there is by then."""
+    """Yield the text of a file descriptor in whole lines; an incomplete one as it is after `unfinished_s`."""
     held = b""
     while True:
         ready, _, _ = select.select([source], [], [], unfinished_s if held else None)
@@ -59,22 +59,22 @@ def pieces(source: int, unfinished_s: float = UNFINISHED_S) -> Iterator[str]:
 
 
 def copy(source: int, files: RunFiles, targets: list[IO[str]]) -> None:
-    """Write what comes, cleaned, to every target that takes it."""
+    """Write the redacted input to every target, until its end; a target that fails is skipped."""
     for piece in pieces(source):
-        # By lines: what looks for a secret's end must not find it in another line.
+        # Line by line: a pattern must not match a secret's end in another line.
         cleaned = "".join(map(redaction_of(files).text, piece.splitlines(keepends=True)))
         for target in list(targets):
             try:
                 target.write(cleaned)
                 target.flush()
-            except OSError:  # a full disk, or nobody who reads: the others, and the next piece, are still written
+            except OSError:  # a full disk or a closed pipe: the others, and the next piece, are still written
                 continue
 
 
 def main(root: Path) -> None:
-    """Copy what is printed to the run's log and to our own standard output."""
+    """Copy the redacted standard input to the run's log and to standard output."""
     files = RunFiles(root)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # who prints is told, too, and may say something
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # the driver gets them too, and may log its end
         signal.signal(number, signal.SIG_IGN)
     targets: list[IO[str]] = [sys.stdout]
     try:

@@ -1,10 +1,10 @@
-"""Settings of a run, typed.
+"""Typed config of a run: reading, overrides and validation.
 
     config = load("configs/gpt2-local.yaml", overrides=["scaling.ranks=4", "training.learning_rate=1e-4"])
     (run_dir / "config.yaml").write_text(config.to_yaml())      # self-contained; `from_yaml` reads it back
 
-Importable without torch, ray and transformers: the command line checks a config before anything is started.
-Every complaint is a sentence in an `Invalid`, one line for each problem.
+Importable without torch, ray and transformers: the command line validates a config before it starts anything.
+Validation errors are raised as one `Invalid`, with a line for each.
 """
 
 import difflib
@@ -42,7 +42,7 @@ Raw = dict[str, Any]
 
 
 class RunConfig(Section):
-    """Everything that a run is started with. As `load` returns it, it refers to no other config file."""
+    """Config of a run. As `load` returns it, it is self-contained: it refers to no other config file."""
 
     name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
     seed: int = Field(ge=0, lt=2**32)
@@ -86,44 +86,44 @@ class RunConfig(Section):
         return self
 
     def to_yaml(self) -> str:
-        """The whole config as text that `from_yaml` turns into an equal config."""
+        """Return the whole config as YAML that `from_yaml` turns into an equal config."""
         return config_text.to_yaml(self.model_dump(mode="json"))
 
     @classmethod
     def from_yaml(cls, text: str, source: str = "the run's config") -> "RunConfig":
-        """Read what `to_yaml` wrote. `source` names it in an `Invalid`. No other file is read."""
+        """Parse the output of `to_yaml`; reads no other file. Raises `Invalid`, whose message names `source`."""
         return _validated(_mapping(text, source), source)
 
 
-# Settings of TrainingArguments that are Steerway's to make, and where the wish belongs instead.
-_OWN_CHECKPOINTS = "checkpoints are saved through a manifest, see checkpoint.every_steps"
-_OWN_DEVICE = "the devices follow from scaling.use_gpu"
-_OWN_PLACE = "the run's directory is chosen when it is submitted"
-_OWN_REPORT = "measurements go to the run's own store"
+# Settings of TrainingArguments that Steerway sets itself, and the setting to use instead.
+_OWN_CHECKPOINTS = "Steerway saves the checkpoints, see checkpoint.every_steps"
+_OWN_DEVICE = "Steerway chooses the devices, see scaling.use_gpu"
+_OWN_PLACE = "the run's folder is chosen when it is submitted"
+_OWN_REPORT = "metrics go to the run's own store"
 _OWN_HUB = "a run uploads nothing"
 OWN_TRAINING_KEYS: dict[str, str] = {
     "output_dir": _OWN_PLACE,
-    "run_name": "it is the top-level key name",
-    "deepspeed": "it is the top-level key deepspeed",
-    "seed": "it is the top-level key seed",
-    "data_seed": "the order of the samples follows from the top-level key seed",
+    "run_name": "use the top-level key name",
+    "deepspeed": "use the top-level key deepspeed",
+    "seed": "use the top-level key seed",
+    "data_seed": "the top-level key seed determines the order of the samples",
     "report_to": _OWN_REPORT,
     "disable_tqdm": _OWN_REPORT,
     **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "save_only_model"), _OWN_CHECKPOINTS),
     **dict.fromkeys(("save_on_each_node", "enable_jit_checkpoint", "load_best_model_at_end"), _OWN_CHECKPOINTS),
-    **dict.fromkeys(("resume_from_checkpoint", "ignore_data_skip"), "a run resumes from its newest manifest"),
+    **dict.fromkeys(("resume_from_checkpoint", "ignore_data_skip"), "a run resumes from its newest checkpoint"),
     **dict.fromkeys(("use_cpu", "ddp_backend", "local_rank", "parallelism_config"), _OWN_DEVICE),
-    **dict.fromkeys(("fsdp", "fsdp_config"), "sharding is DeepSpeed's, see deepspeed.zero_optimization"),
+    **dict.fromkeys(("fsdp", "fsdp_config"), "DeepSpeed shards the model, see deepspeed.zero_optimization"),
     **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id", "hub_strategy"), _OWN_HUB),
-    "auto_find_batch_size": "a batch size changed on one rank only would hang the others",
+    "auto_find_batch_size": "a batch size that changes on one rank only would make the others hang",
 }
 
 
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
-    """Read a config file, change it by `dotted.key=value` overrides, and make it self-contained.
+    """Read a config file, apply `dotted.key=value` overrides, and make it self-contained.
 
-    Relative paths, those of overrides too, are taken from the file's folder; a DeepSpeed file is put inline.
-    Raises `Invalid`, with one line for each problem.
+    Relative paths, also in overrides, are relative to the file's folder; a DeepSpeed file is inlined.
+    Raises `Invalid`, with one line for each error.
     """
     path = Path(path)
     source, folder = str(path), path.expanduser().absolute().parent
@@ -140,9 +140,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 
 def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """A resolved config with `dotted.key=value` changes; paths in them are taken from where this is called.
+    """Return a resolved config with `dotted.key=value` overrides; paths in them are relative to the current folder.
 
-    Raises `Invalid`, with one line for each problem.
+    Raises `Invalid`, with one line for each error.
     """
     raw: Raw = config.model_dump(mode="json")
     for override in overrides:
@@ -153,7 +153,7 @@ def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def check_training_keys(config: RunConfig) -> None:
-    """Refuse what the installed `transformers.TrainingArguments` does not take. Imports transformers."""
+    """Raise `Invalid` for settings that the installed TrainingArguments does not take. Imports transformers."""
     from transformers import TrainingArguments
 
     hints = {name: field.type for name, field in TrainingArguments.__dataclass_fields__.items() if field.init}
@@ -165,18 +165,19 @@ def check_training_keys(config: RunConfig) -> None:
             hint = f"did you mean {nearest[0]}?" if nearest else "see the documentation of TrainingArguments."
             problems.append(f"training.{key} is not a key of transformers.TrainingArguments; {hint}")
         elif not _fits(hints[key], value):
-            taken = f"TrainingArguments takes {_taken(hints[key])}{_meant(value)}."
-            problems.append(f"training.{key} is {shown(value)}, but {taken}")
+            problems.append(
+                f"training.{key} is {shown(value)}, but TrainingArguments takes {_type_name(hints[key])}{_hint(value)}."
+            )
     if problems:
         raise Invalid("\n".join(f"{config.name}: {problem}" for problem in problems))
 
 
 _SPELLED = ("no", "off", "n", "false", "yes", "on", "y", "true")
-"""Text in a config, which would be passed on as it is; and text is true, whatever it says."""
+"""Truth values in quotes. They would be passed on as text, and any text counts as true."""
 
 
 def _fits(hint: Any, value: object) -> bool:
-    """By the argument's own type, and without turning one into another: the value is passed on as it is."""
+    """Return whether a value has the argument's type, without coercion: it is passed on as it is."""
     if isinstance(value, str) and (choices := _choices(hint)):
         return value in choices
     if isinstance(value, str) and bool in get_args(hint) and value != "no" and value.lower() in _SPELLED:
@@ -188,8 +189,8 @@ def _fits(hint: Any, value: object) -> bool:
     return True
 
 
-def _meant(value: object) -> str:
-    """What whoever wrote this text may have meant."""
+def _hint(value: object) -> str:
+    """Return a hint on how to write a value that was given as text, or ''."""
     if not isinstance(value, str):
         return ""
     if value.lower() in _SPELLED:
@@ -198,12 +199,12 @@ def _meant(value: object) -> str:
 
 
 def _choices(hint: Any) -> list[str]:
-    """A choice is annotated `SchedulerType | str`, which would let any text through: the members decide."""
+    """Return the allowed values of an enum argument. Its annotation, `SchedulerType | str`, would allow any text."""
     kinds: list[Any] = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, EnumType)]
     return [str(member.value) for kind in kinds for member in kind]
 
 
-def _taken(hint: Any) -> str:
+def _type_name(hint: Any) -> str:
     choices = _choices(hint)
     return f"one of {', '.join(choices)}" if choices else getattr(hint, "__name__", str(hint))
 
@@ -235,7 +236,7 @@ def _override(raw: Raw, override: str, folder: Path) -> None:
         group = group[part]
         if not isinstance(group, dict):
             above = ".".join(parts[:depth])
-            raise Invalid(f"The override {override!r} cannot be made: {above} is {shown(group)}, not a mapping.")
+            raise Invalid(f"The override {override!r} cannot be applied: {above} is {shown(group)}, not a mapping.")
     group[parts[-1]] = value
 
 
@@ -252,7 +253,7 @@ def _absolute_path(section: object, folder: Path) -> None:
         section["path"] = str(folder / Path(section["path"]).expanduser())
 
 
-# --- Complaining ---
+# --- Validation errors ---
 
 
 def _validated(raw: Raw, source: str) -> RunConfig:
@@ -260,7 +261,7 @@ def _validated(raw: Raw, source: str) -> RunConfig:
     training = raw.get("training")
     for key in training if isinstance(training, dict) else ():
         if key in OWN_TRAINING_KEYS:
-            problems[f"training.{key}"] = f"training.{key} is not yours to set: {OWN_TRAINING_KEYS[key]}"
+            problems[f"training.{key}"] = f"training.{key} cannot be set: {OWN_TRAINING_KEYS[key]}"
     config = None
     try:
         config = RunConfig.model_validate(raw)
@@ -274,7 +275,7 @@ def _validated(raw: Raw, source: str) -> RunConfig:
 
 
 def _unusable_values(value: object, key: str) -> Iterator[tuple[str, str]]:
-    """Dotted key and complaint of what no setting can be: NaN, infinities, what is not plain data."""
+    """Yield the dotted key and the error of each value that no setting can have: NaN, infinities, other types."""
     if isinstance(value, dict):
         for name, below in value.items():
             inner = f"{key}.{name}" if key else str(name)
@@ -294,7 +295,7 @@ def _unusable_values(value: object, key: str) -> Iterator[tuple[str, str]]:
 
 
 def _location(loc: tuple[int | str, ...]) -> tuple[str, ...]:
-    """Where in the file it is: pydantic puts the workload's kind after `workload`, as if it were a key."""
+    """Return the path of a key in the file: pydantic puts the workload's kind after `workload`, as if it were a key."""
     parts = tuple(str(part) for part in loc)
     return parts[:1] + parts[2:] if parts[:1] == ("workload",) and len(parts) > 1 else parts
 

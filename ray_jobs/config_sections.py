@@ -1,4 +1,4 @@
-"""The sections of a run's config: their keys, their bounds and their defaults."""
+"""Sections of a run's config: keys, bounds and defaults."""
 
 from typing import Annotated, Any, Literal, Self
 
@@ -20,16 +20,16 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
 class Section(BaseModel):
-    """A group of keys: unknown ones are refused, values are not coerced, nothing changes after loading."""
+    """Base class of a config section: rejects unknown keys, does not coerce values, is immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class ScalingSettings(Section):
-    """How many ranks, and on what.
+    """Number and devices of the ranks, and their elastic bounds.
 
-    `ranks` is what the batch sizes are meant for. With `min_ranks` the run goes on with fewer when nodes are lost, and
-    with up to `max_ranks` (by default `ranks`) when there are some; the global batch stays the same.
+    The batch sizes apply to `ranks`. With `min_ranks` the run continues on fewer when nodes fail, and on up to
+    `max_ranks` (by default `ranks`) when there are more; the global batch stays the same.
     """
 
     ranks: int = Field(default=2, ge=1, le=MOST_RANKS)
@@ -43,7 +43,7 @@ class ScalingSettings(Section):
 
     @property
     def bounds(self) -> tuple[int, int]:
-        """The fewest and the most ranks."""
+        """Smallest and largest number of ranks."""
         return self.min_ranks or self.ranks, self.max_ranks or self.ranks
 
     @model_validator(mode="after")
@@ -55,13 +55,13 @@ class ScalingSettings(Section):
 
 
 class Gpt2Workload(Section):
-    """A GPT-2 built from `model`, on the text of `data`."""
+    """Workload that trains a GPT-2 built from `model` on the text of `data`."""
 
     kind: Literal["gpt2"]
 
 
 class ScriptWorkload(Section):
-    """The user's own training script, which builds its own Trainer."""
+    """Workload that runs the user's own training script."""
 
     kind: Literal["script"]
     path: str
@@ -69,13 +69,13 @@ class ScriptWorkload(Section):
 
 
 class SecretVariable(Section):
-    """An environment variable whose value is taken from where the run is submitted, and kept beside the config."""
+    """Environment variable whose value is read where the run is submitted, and stored beside the config."""
 
     secret: Literal[True]
 
 
 class ModelSettings(Section):
-    """The shape of the GPT-2."""
+    """Shape of the GPT-2."""
 
     n_layer: Count
     n_head: Count
@@ -90,13 +90,13 @@ class ModelSettings(Section):
 
 
 class DataSettings(Section):
-    """Where the text comes from and how it is cut. Sizes in bytes of UTF-8 text, blocks in tokens.
+    """Source of the text and its division into blocks. Sizes are in bytes of UTF-8 text, blocks in tokens.
 
-    `tail` is for scripts, too: what becomes of the samples of an epoch that fill no whole global batch.
+    `tail` applies to scripts, too: it drops or keeps the samples of an epoch that do not fill a global batch.
     """
 
     source: Literal["stdlib", "wikitext2"] | None = None
-    # drop: they are left out; keep: the epoch ends with a smaller step of them, as in a script started by hand
+    # keep: the epoch ends with a smaller step, as in a script that is started by hand
     tail: Literal["drop", "keep"] = "drop"
     path: str | None = None
     block_size: int = Field(default=128, ge=2, le=65_536)
@@ -106,21 +106,21 @@ class DataSettings(Section):
 
     @property
     def is_of_a_script(self) -> bool:
-        """Whether it says nothing of a text, which a script has by itself."""
+        """Return whether only `tail` is set, as a script's config may."""
         return self == DataSettings(tail=self.tail)
 
     @model_validator(mode="after")
     def _path_has_a_reader(self) -> Self:
         if self.source != "wikitext2" and self.path is not None:
-            raise ValueError("path is only for source wikitext2; the text of source stdlib is the interpreter's own")
+            raise ValueError("path is only for source wikitext2; source stdlib reads Python's own standard library")
         return self
 
 
 class CheckpointSettings(Section):
-    """When a checkpoint is saved without being asked for (0: never), and which are kept.
+    """Interval of automatic checkpoints (0: never) and their retention.
 
-    The newest `keep_last` are kept, of every `keep_every_steps` steps the first one, the `keep_best` best by
-    `best_metric`, and those that are pinned.
+    Kept are the newest `keep_last`, the first of every `keep_every_steps` steps, the `keep_best` best by `best_metric`,
+    and the pinned ones.
     """
 
     every_steps: int = Field(default=100, ge=0, le=MOST_STEPS)
@@ -131,27 +131,26 @@ class CheckpointSettings(Section):
     best_mode: Literal["min", "max"] = "min"
 
     def retention(self) -> dict[str, Any]:
-        """What is kept, in the words of `core.retention.Retention`."""
+        """Return the arguments of `core.retention.Retention`."""
         return self.model_dump(exclude={"every_steps"})
 
 
 class DigestSettings(Section):
-    """Every so many steps each rank digests what it has live, and the journal keeps it (0: never).
+    """Interval at which each rank records a digest of its live state in the journal (0: never).
 
-    Two runs, or a run and its replay, are compared by these.
+    Runs, and replays, are compared by their digests.
     """
 
     every_steps: int = Field(default=100, ge=0, le=MOST_STEPS)
 
 
 class RecoverySettings(Section):
-    """How a loss is noticed, and how fast the way back is.
+    """Hang detection, warm spares and crash-loop limits.
 
-    A rank that is stopped, or that nothing is heard of while nothing moves, for `hang_after_s` seconds, is taken for
-    dead; one that makes no progress outside of any collective only after `user_code_s` (see `verdict`). `spares` are
-    processes on each node that have imported everything; auto: as many as ranks on one node.
-    A run whose trainers fail again and again without a new step is given up after `give_up_after_s`; null: only if it
-    fails in the same way each time, see `core.crash_loop`.
+    A rank that is stopped, or silent while no rank makes progress, is declared dead after `hang_after_s` seconds; one
+    without progress outside of a collective after `user_code_s` (see `verdict`). `spares` is the number of warm spare
+    processes per node; auto: as many as ranks on one node. A run in a crash loop (failures without a new step) is
+    closed as failed after `give_up_after_s`; null: only if it fails in the same way each time, see `core.crash_loop`.
     """
 
     hang_after_s: float = Field(default=HANG_AFTER_S, ge=2)
@@ -162,24 +161,24 @@ class RecoverySettings(Section):
 
 
 class PauseSettings(Section):
-    """What a pause does beside holding the run.
+    """Offloading of GPU memory during a pause.
 
-    With `offload` the ranks' states lie in host memory meanwhile, so that their GPUs have room for something else.
-    Where DeepSpeed cannot do that (see `paused_memory`), the ranks' logs say why, and the run is held as without it.
+    With `offload` the ranks' states are moved to host memory while the run is paused, which frees their GPUs. Where
+    DeepSpeed cannot do that (see `paused_memory`), the ranks' logs say why, and the run pauses without it.
     """
 
     offload: bool = False
 
 
 class LimitSettings(Limit):
-    """What the run's owner allows for one knob, or for every knob that a pattern fits. What is left out is free.
+    """Limits for one knob, or for every knob that matches a pattern; absent keys do not limit.
 
     `min` and `max` bound the value, `max_factor` one change, and `cool_down_s` the time between two changes; `roles`
-    says whose tokens may change it. The first entry that fits counts, a knob's own name before any pattern.
+    lists the token roles that may change it. The first match applies, a knob's own name before any pattern.
     """
 
     model_config = ConfigDict(strict=True)
-    # Strict would take nothing but a tuple, and YAML has lists. Viewers change nothing, whatever stands here.
+    # Strict mode takes only a tuple, and YAML has lists. Viewers may not change anything in any case.
     roles: Annotated[tuple[Literal["operator", "agent", "admin"], ...], Field(min_length=1, strict=False)] | None = None
 
 
@@ -187,7 +186,7 @@ _OPEN = ConfigDict(extra="allow", strict=True, allow_inf_nan=False)
 
 
 class TrainingSettings(TypedDict, total=False):
-    """Arguments of `transformers.TrainingArguments`: the common ones have bounds, all go through untouched."""
+    """Arguments of `transformers.TrainingArguments`: the common ones have bounds, all are passed on unchanged."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     max_steps: Count
@@ -213,7 +212,7 @@ class ZeroSettings(TypedDict):
 
 
 class DeepSpeedSettings(TypedDict):
-    """A DeepSpeed config, which DeepSpeed reads itself; only the ZeRO stage is looked at here."""
+    """DeepSpeed config, parsed by DeepSpeed itself; only the ZeRO stage is validated here."""
 
     __pydantic_config__ = _OPEN  # type: ignore[misc]
     zero_optimization: ZeroSettings

@@ -1,10 +1,10 @@
-"""CPU ranks: what accelerate and DeepSpeed need to be told there.
+"""Patches of accelerate and DeepSpeed for ranks on CPUs.
 
 Read in accelerate 1.15: without a GPU `PartialState` finds no backend and takes every rank for the only one
-(`num_processes == 1`). Nothing fails; each rank trains on the same samples, and losses are not averaged. With
-DeepSpeed, naming the backend that torch.distributed already uses is all that it lacks. Without DeepSpeed, a backend by
-itself makes ranks that share the samples and no gradients: there it has to be told that these are ranks on CPUs, as a
-script's `use_cpu` would tell it, so that the model becomes a DistributedDataParallel.
+(`num_processes == 1`). Nothing fails; each rank trains on the same samples, and gradients are not averaged. With
+DeepSpeed, it suffices to name the backend that torch.distributed already uses. Without DeepSpeed, a backend alone
+makes ranks that share the samples but not the gradients: there `cpu` must be passed as well, as a script's `use_cpu`
+does, so that the model is wrapped in DistributedDataParallel.
 
 Read in DeepSpeed 0.19: its first start on CPUs compiles a shared-memory reduction, on every rank at once, for a minute
 or so, and cannot start without a compiler. Only its inference uses it; training reduces over gloo either way.
@@ -23,7 +23,7 @@ SHARED_MEMORY_REDUCTION = "deepspeed_shm_comm"
 
 
 def prepare_cpu_ranks() -> None:
-    """Patch accelerate and DeepSpeed in this process. Does nothing where there is a GPU.
+    """Patch accelerate and DeepSpeed in this process. Does nothing if there is a GPU. Idempotent.
 
     DS_ACCELERATOR must be set before: this imports DeepSpeed.
     """
@@ -52,16 +52,16 @@ def _knowing_gloo(original: Any) -> Any:
 
 
 def check_together(args: Any) -> None:
-    """Raises `Invalid` if accelerate does not know that these ranks train one model, on samples that they share."""
+    """Raise `Invalid` unless accelerate is set up for data parallelism over all ranks."""
     ranks = dist.get_world_size()
     if args.world_size != ranks:
         raise Invalid(
-            f"accelerate sees {args.world_size} processes where torch.distributed has {ranks} ranks: each rank would "
-            "train on the same samples"
+            f"accelerate has a world size of {args.world_size}, but torch.distributed has {ranks} ranks: each rank "
+            "would train on the same samples"
         )
-    how = getattr(getattr(args, "parallel_mode", None), "value", None)
-    if ranks > 1 and how in APART:
+    mode = getattr(getattr(args, "parallel_mode", None), "value", None)
+    if ranks > 1 and mode in APART:
         raise Invalid(
-            f"accelerate does not know that these {ranks} ranks train together ({how}): each rank would train a model "
-            "of its own"
+            f"accelerate's parallel mode is {mode} on {ranks} ranks: gradients would not be averaged, and each rank "
+            "would train a model of its own"
         )

@@ -1,10 +1,10 @@
-"""Sample order as a pure function of (seed, epoch, index), and token blocks to apply it to.
+"""Deterministic sample order, a pure function of (seed, epoch, index), and token blocks to apply it to.
 
     dataset = TokenBlocks(token_ids, block_size=128)
     sampler = SampleOrder(len(dataset), seed=7)  # the same order on every rank, whatever the world size
     sampler.set_epoch(1)
 
-Each rank takes its share of the same order, so a run that is resized goes on with the samples it was due.
+Each rank takes its shard of the same order, so a resized run continues with the samples that were due.
 """
 
 import hashlib
@@ -25,13 +25,13 @@ Ids = npt.NDArray[np.int32]
 
 @dataclass(frozen=True)
 class Corpus:
-    """Documents to train on and documents to evaluate on."""
+    """Documents for training and for evaluation."""
 
     train: tuple[str, ...]
     evaluation: tuple[str, ...]
 
     def digest(self) -> str:
-        """SHA-256 over the documents, their bounds and the split, in hexadecimal."""
+        """Return the SHA-256 over the documents, their bounds and the split, in hexadecimal."""
         digest = hashlib.sha256()
         for split in (self.train, self.evaluation):
             digest.update(len(split).to_bytes(8, "big"))
@@ -43,7 +43,7 @@ class Corpus:
 
 
 def sample_order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
-    """The permutation of `range(n)` in which epoch `epoch` (from 0) visits the samples: shape `(n,)`.
+    """Return the permutation of `range(n)` in which epoch `epoch` (from 0) visits the samples: shape `(n,)`.
 
     Sorts the raw output of a counter-based generator, whose stream NumPy keeps fixed between versions;
     the stream of `Generator.permutation` it does not.
@@ -53,12 +53,12 @@ def sample_order(seed: int, epoch: int, n: int) -> npt.NDArray[np.int64]:
 
 
 class SampleOrder(Sampler[int]):
-    """`sample_order` as a sampler. `set_epoch` is called by the Trainer at the start of an epoch.
+    """Sampler over `sample_order`. The Trainer calls `set_epoch` at the start of an epoch.
 
     With `global_batch_samples` an epoch is cut to whole global batches, so that step `k` consumes the same samples on
-    any number of ranks. Which samples are left over differs from epoch to epoch. With `keeps_the_tail` they make one
-    more step, which is filled up by rules that depend on the number of ranks. Raises `Invalid` if the samples do not
-    fill one global batch and the tail is not kept.
+    any number of ranks; the samples left out differ from epoch to epoch. With `keeps_the_tail` they make one more step,
+    which is filled up by rules that depend on the number of ranks. Raises `Invalid` if the samples do not fill one
+    global batch and the tail is not kept.
     """
 
     def __init__(self, n: int, seed: int, global_batch_samples: int = 1, keeps_the_tail: bool = False) -> None:
@@ -69,17 +69,17 @@ class SampleOrder(Sampler[int]):
         self.epoch = 0
         self._length = n if keeps_the_tail else n // global_batch_samples * global_batch_samples
         self._global_batch_samples = global_batch_samples
-        # The epoch that `batch` was last asked about, and its order: to make it takes long where there are many.
-        self._kept: tuple[int, npt.NDArray[np.int64]] | None = None
+        # Cache of the last epoch that `batch` was called for, and its order, which takes long to compute.
+        self._cached: tuple[int, npt.NDArray[np.int64]] | None = None
 
     @property
     def left_out(self) -> int:
-        """Samples of each epoch that fill no whole global batch; other ones in each."""
+        """Number of samples per epoch that do not fill a global batch and are dropped."""
         return self.n - self._length
 
     @property
     def has_a_tail(self) -> bool:
-        """Whether an epoch ends with a smaller batch."""
+        """True if an epoch ends with a smaller batch."""
         return self._length % self._global_batch_samples > 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -89,22 +89,21 @@ class SampleOrder(Sampler[int]):
         return self._length
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
-        """The samples of the global batch that optimizer step `step` (from 1) consumes, in order."""
+        """Return the sample indices of the global batch of optimizer step `step` (from 1), in order."""
         epoch, at = divmod(step - 1, -(-self._length // self._global_batch_samples))
-        if self._kept is None or self._kept[0] != epoch:
-            self._kept = epoch, sample_order(self.seed, epoch, self.n)
+        if self._cached is None or self._cached[0] != epoch:
+            self._cached = epoch, sample_order(self.seed, epoch, self.n)
         first = at * self._global_batch_samples
-        return self._kept[1][first : first + self._global_batch_samples]
+        return self._cached[1][first : first + self._global_batch_samples]
 
     def __iter__(self) -> Iterator[int]:
         return iter(sample_order(self.seed, self.epoch, self.n)[: self._length].tolist())
 
 
 class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
-    """Packed tokens cut into blocks: sample `i` is `input_ids` and equal `labels`, int64,
-    shape `(block_size,)`.
+    """Dataset of packed tokens in blocks: sample `i` is `input_ids` and equal `labels`, int64, shape `(block_size,)`.
 
-    The model shifts the labels by one. What is left over at the end, less than a block, is not used.
+    The model shifts the labels by one. An incomplete block at the end is not used.
     """
 
     def __init__(self, ids: Ids, block_size: int) -> None:
@@ -120,10 +119,10 @@ class TokenBlocks(Dataset[dict[str, torch.Tensor]]):
 
 
 def unigram_entropy(ids: Ids) -> float:
-    """Entropy of the token frequencies, in nats per token: `-sum(p * ln p)` with `p = count / len(ids)`.
+    """Return the entropy of the token frequencies, in nats per token: `-sum(p * ln p)` with `p = count / len(ids)`.
 
-    No model that ignores the context has a lower loss on these tokens: to be below it is to have learnt from
-    the context. Of the evaluation split, compare it with the evaluation loss.
+    It is a lower bound of the loss of any model that ignores the context, so a lower loss on these tokens shows that
+    the model uses the context. For the evaluation split, compare it with the evaluation loss.
     """
     counts = np.bincount(ids)
     frequencies = counts[counts > 0] / len(ids)
@@ -131,6 +130,6 @@ def unigram_entropy(ids: Ids) -> float:
 
 
 def cache_folder() -> Path:
-    """Where things that can be made again are kept: `cache` in `$STEERWAY_HOME`, by default `~/.steerway`."""
+    """Return the folder for derived files: `cache` in `$STEERWAY_HOME`, by default `~/.steerway`."""
     home = os.environ.get("STEERWAY_HOME")
     return (Path(home).expanduser() if home else Path.home() / ".steerway") / "cache"

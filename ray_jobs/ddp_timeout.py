@@ -1,11 +1,10 @@
-"""How long the ranks wait for each other in torch's and DeepSpeed's groups, which have clocks of their own.
+"""Timeouts of the process groups of torch and DeepSpeed.
 
-    let_it_count()      once in a process, before the script runs: a script's `ddp_timeout` counts, though the ranks'
-                        group is there before the script, and accelerate makes no other
-    let_groups_wait()   when a training begins: as long as one rank may be in user code (`recovery.user_code_s`)
+    let_it_count()      once in a process, before the script runs: applies a script's `ddp_timeout`, although the ranks'
+                        group exists before the script, and accelerate makes no other
+    let_groups_wait()   when a training begins: raises the timeouts to `recovery.user_code_s`
 
-Of `ddp_timeout` only a longer one than the group has, and than the default of Transformers: who leaves it out asks for
-nothing.
+A `ddp_timeout` is only applied if it is longer than the default of Transformers, which passes that on in any case.
 """
 
 import logging
@@ -17,14 +16,14 @@ import torch.distributed as dist
 log = logging.getLogger(__name__)
 
 DEFAULT_S = 1800.0
-"""Of TrainingArguments, which hands it on in any case."""
+"""Default `ddp_timeout` of TrainingArguments."""
 
 LEAST_DEFAULT_S = 600.0
-"""Torch's for NCCL; for gloo it is three times that."""
+"""Torch's default timeout for NCCL; for gloo it is three times that."""
 
 
 def let_it_count() -> None:
-    """Patch accelerate in this process. Doing it again changes nothing."""
+    """Patch accelerate in this process so that a script's `ddp_timeout` is applied. Idempotent."""
     from accelerate.state import PartialState
 
     PartialState.__init__ = _waiting(PartialState.__init__)
@@ -50,27 +49,26 @@ def _set(timeout: timedelta) -> None:
     try:
         distributed_c10d._set_pg_timeout(timeout)
     except Exception as error:
-        log.warning("ddp_timeout=%g does not count: %s", timeout.total_seconds(), error)
+        log.warning("ddp_timeout=%g could not be applied: %s", timeout.total_seconds(), error)
         return
-    log.info("the ranks wait for each other for up to %g s, by the script's ddp_timeout", timeout.total_seconds())
+    log.info("process group timeout set to %g s by the script's ddp_timeout", timeout.total_seconds())
 
 
 def let_groups_wait(wait_s: float) -> None:
-    """Every group that waits as long as torch's defaults, or longer, waits `wait_s` at least.
+    """Raise the timeout of every process group to `wait_s`, unless it is shorter than torch's defaults.
 
-    A shorter patience was somebody's own choice, and stays.
+    A shorter one was set on purpose, and stays.
     """
     from torch.distributed import distributed_c10d
 
     for group in list(distributed_c10d._world.pg_map):
         try:
-            has_s = _patience_s(group)
-            if LEAST_DEFAULT_S <= has_s < wait_s:
+            if LEAST_DEFAULT_S <= _timeout_s(group) < wait_s:
                 distributed_c10d._set_pg_timeout(timedelta(seconds=wait_s), group)
         except Exception as error:
-            log.warning("a group of ranks keeps its own patience: %s", error)
+            log.warning("the timeout of a process group could not be raised: %s", error)
 
 
-def _patience_s(group: Any) -> float:
+def _timeout_s(group: Any) -> float:
     backend = group._get_backend(group._device_types[0])
     return float(backend.options._timeout.total_seconds())

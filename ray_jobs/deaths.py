@@ -1,7 +1,7 @@
-"""Who died: what Ray Train's controller finds out is told to the run's control server, in a sentence for each rank.
+"""Failure reporting from Ray Train's controller to the run's control server, with a sentence for each failed rank.
 
 Both callbacks run in Ray Train's controller process, where every second is a second of the recovery. `DeathWatch`
-tells, and has the next start wait where it has to. `NoFarewell` ends what is left of a group that lost a rank.
+reports failures and applies the back-off before a restart. `NoFarewell` kills the remaining ranks of a failed group.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ TELL_WITHIN_S = 10.0
 
 
 class DeathWatch(WorkerGroupCallback):
-    """Tells the control server of each group of workers of which some have failed, once."""
+    """Ray Train callback that reports each failed worker group to the control server, once."""
 
     def __init__(self, root: str) -> None:
         self._root = root
@@ -39,14 +39,14 @@ class DeathWatch(WorkerGroupCallback):
         self._oom_kills: int | None = None
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """Another group. After a failure it is started when the back-off is over; raises `RunIsOver` if it is not."""
+        """Wait for the back-off if the previous group failed. Raises `RunIsOver` if the run was closed."""
         if self._telling is not None:
             self._telling.join(TELL_WITHIN_S)
             wait_for_the_start(RunFiles(Path(self._root)))
         self._has_told, self._oom_kills = False, oom_kills()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Tell the control server, beside the controller's event loop."""
+        """Report the errors of a group, in a thread beside the controller's event loop."""
         if not worker_group_status.errors or self._has_told:
             return
         self._has_told, files = True, RunFiles(Path(self._root))
@@ -58,21 +58,21 @@ class DeathWatch(WorkerGroupCallback):
 
 
 class NoFarewell(WorkerGroupCallback):
-    """Where a rank has died, the others are ended at once. To be called before Ray Train's own callbacks.
+    """Ray Train callback that kills the remaining ranks at once when one has died. Must run before Ray Train's own.
 
-    Ray Train would ask them to take leave of each other, and then to end: a rank that is stopped answers neither, and
-    is waited for, six seconds in all. What they hold is in the checkpoint, or lost with the one that died.
+    Ray Train would ask them to shut down their process group, and then to end: a stopped rank answers neither, and
+    Ray Train waits for it, six seconds in all. Their state is in the checkpoint, or lost with the rank that died.
     """
 
     def __init__(self) -> None:
         self._died = False
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
-        """Note whether a rank has died. One that raised has said why, and may still have something to tell."""
+        """Record whether a rank has died. A rank that raised is not killed: it may still be writing its reason."""
         self._died = any(is_death(error) for error in worker_group_status.errors.values())
 
     def before_worker_group_shutdown(self, worker_group: Any) -> None:
-        """Kill the processes."""
+        """Kill the ranks' processes if one has died."""
         if not self._died:
             return
         for worker in worker_group.get_workers():
@@ -80,7 +80,7 @@ class NoFarewell(WorkerGroupCallback):
 
 
 def is_death(error: Exception) -> bool:
-    """Whether Ray knows the rank's process to be gone or out of reach."""
+    """Return whether Ray reports the rank's process as dead or unreachable."""
     return isinstance(_cause(error), RayActorError) or "ActorDiedError" in str(error)
 
 
@@ -89,28 +89,28 @@ def _cause(error: Exception) -> BaseException:
 
 
 def describe(files: RunFiles, rank: int, error: Exception, oom_killed: bool = False) -> Death:
-    """One rank's death. What the rank wrote down itself comes first; then what Ray knows.
+    """Return the record of one rank's failure: the exit reason that the rank itself wrote, or what Ray reports.
 
-    `oom_killed`: whether the kernel has ended a process for want of memory since the rank's start.
+    `oom_killed`: whether the kernel's OOM killer has killed a process since the rank's start.
     """
-    left, death = exit_reason.read(files, rank), is_death(error)
-    if left is not None and left.signature:
-        return Death(rank=rank, reason=left.reason, signature=left.signature, step=left.step)
-    told = redaction_of(files).text(str(error))
-    if _is_out_of_memory(error, told) or (death and oom_killed):
-        reason = "it was ended for want of memory (out of memory)"
+    written, death = exit_reason.read(files, rank), is_death(error)
+    if written is not None and written.signature:
+        return Death(rank=rank, reason=written.reason, signature=written.signature, step=written.step)
+    message = redaction_of(files).text(str(error))
+    if _is_out_of_memory(error, message) or (death and oom_killed):
+        reason = "its process was killed because the machine ran out of memory (OOM)"
         return Death(rank=rank, reason=reason, signature=crash_loop.OUT_OF_MEMORY)
-    reason, signature = _reason(error, told)
-    return Death(rank=rank, reason=left.reason if left else reason, signature="" if left else signature)
+    reason, signature = _reason(error, message)
+    return Death(rank=rank, reason=written.reason if written else reason, signature="" if written else signature)
 
 
-def _is_out_of_memory(error: Exception, told: str) -> bool:
-    """Whether Ray's memory monitor ended it. Its words for any other death name the kernel's as one of its causes."""
-    return isinstance(_cause(error), OutOfMemoryError) or "memory usage threshold" in told
+def _is_out_of_memory(error: Exception, message: str) -> bool:
+    """Return whether Ray's memory monitor killed it. Ray's other messages name OOM only as a possible cause."""
+    return isinstance(_cause(error), OutOfMemoryError) or "memory usage threshold" in message
 
 
-def _reason(error: Exception, told: str) -> tuple[str, str]:
-    """A sentence, and what says the same of the same failure."""
+def _reason(error: Exception, message: str) -> tuple[str, str]:
+    """Return a sentence, and a signature that is equal for equal failures."""
     cause = _cause(error)
     if isinstance(cause, ActorUnavailableError):
         return crash_loop.NO_ANSWER, crash_loop.NO_ANSWER
@@ -118,16 +118,16 @@ def _reason(error: Exception, told: str) -> tuple[str, str]:
         if "its node has died" in str(cause):
             return crash_loop.NODE_DIED, crash_loop.NODE_DIED
         return "its process was killed or has crashed", crash_loop.KILLED
-    # Before it is cut: the half of a secret is still one, and nobody would know it.
-    lines = [line.strip() for line in told.splitlines() if line.strip()]
+    # Redacted before it is cut: half of a secret would not be recognized any more.
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
     reason = (lines[-1] if lines else type(error).__name__)[:500]
     return reason, crash_loop.without_noise(reason)
 
 
 def oom_kills(cgroup: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sys/fs/cgroup")) -> int | None:
-    """How many processes of this process's control group the kernel has ended for want of memory; None: unknown.
+    """Return how many processes of this process's cgroup the kernel's OOM killer has killed; None if unknown.
 
-    Ranks on other machines have groups of their own, of which nothing is known here.
+    Ranks on other machines have cgroups of their own, which are not visible here.
     """
     try:
         lines = cgroup.read_text().splitlines()
@@ -137,12 +137,12 @@ def oom_kills(cgroup: Path = Path("/proc/self/cgroup"), mounts: Path = Path("/sy
         _, controllers, path = line.split(":", 2)
         if controllers and "memory" not in controllers.split(","):
             continue
-        # The second version has one tree; in the first one each controller has its own.
+        # cgroup v2 has one tree; in v1 each controller has its own.
         root, name = (mounts / "memory", "memory.oom_control") if controllers else (mounts, "memory.events")
         for folder in (root / path.lstrip("/"), root):  # in a container the path is often the host's
             try:
-                counted = dict(each.split() for each in (folder / name).read_text().splitlines())
-                return int(counted["oom_kill"])
+                counts = dict(line.split() for line in (folder / name).read_text().splitlines())
+                return int(counts["oom_kill"])
             except (OSError, ValueError, KeyError):
                 continue
     return None
@@ -161,4 +161,4 @@ def _tell(files: RunFiles, deaths: tuple[Death, ...]) -> None:
     try:
         asyncio.run(lose())
     except SteerwayError as error:
-        log.warning("the control server was not told of %d deaths: %s", len(deaths), error.reason)
+        log.warning("the failure of %d ranks was not reported to the control server: %s", len(deaths), error.reason)

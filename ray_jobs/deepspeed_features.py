@@ -1,10 +1,10 @@
-"""Features of DeepSpeed that a run cannot keep its promises with, refused by name before anything is trained.
+"""Unsupported DeepSpeed features, rejected by name before a training begins.
 
-    unsupported(config)         of a DeepSpeed config: when it is submitted, and again before the script trains
-    unsupported_engine(engine)  of what only the script knows: the kind of engine, and its experts
-    check(trainer)              both, of whatever stands where a Trainer would
+    unsupported(config)         checks a DeepSpeed config: when it is submitted, and again before the script trains
+    unsupported_engine(engine)  checks what only the script knows: the kind of engine, and its experts
+    check(trainer)              checks both
 
-docs/deepspeed.md has the whole table. What is not named here is DeepSpeed's own business, and goes on as it was.
+docs/deepspeed.md has the whole table. Features that are not named here are passed through to DeepSpeed.
 """
 
 from collections.abc import Iterator, Mapping
@@ -12,12 +12,12 @@ from typing import Any
 
 from control_plane.core.errors import Refused
 
-PARTIAL = "its ranks hold shares of the model that checkpoints, digests and commands do not put together"
-DATA = "it changes the order or the length of samples by a state of its own, which no checkpoint has"
-LOSSY = "it keeps copies or errors of its own beside the weights, which no checkpoint has"
-NVME = "state that lies in files cannot be copied while training goes on"
+PARTIAL = "its ranks hold parts of the model that checkpoints, digests and commands do not combine"
+DATA = "it changes the order or the length of samples by a state of its own, which is not saved in checkpoints"
+LOSSY = "it keeps copies or errors of its own beside the weights, which are not saved in checkpoints"
+NVME = "state in files cannot be copied while training continues"
 EXPERTS = "MoE layers of DeepSpeed"
-OWN_JOB = "it starts trainings, or resizes them, by itself"
+OWN_JOB = "it starts or resizes trainings by itself"
 
 MORE_THAN_ONE: dict[str, str] = {
     "pipeline.stages": f"pipeline parallelism: {PARTIAL}",
@@ -27,7 +27,7 @@ MORE_THAN_ONE: dict[str, str] = {
     "zero_optimization.zero_hpz_partition_size": f"ZeRO++ (hpZ): {LOSSY}",
     "zero_optimization.mics_shard_size": f"MiCS: {PARTIAL}",
 }
-"""Refused where they are greater than one."""
+"""Rejected if greater than one."""
 
 SWITCHED_ON: dict[str, str] = {
     "zero_optimization.zero_quantized_weights": f"ZeRO++ (qwZ): {LOSSY}",
@@ -36,8 +36,8 @@ SWITCHED_ON: dict[str, str] = {
     "zero_optimization.offload_optimizer.super_offload": f"SuperOffload: {LOSSY}",
     "data_efficiency.enabled": f"data efficiency: {DATA}",
     "curriculum_learning.enabled": f"curriculum learning: {DATA}",
-    "progressive_layer_drop.enabled": "progressive layer drop: the layers that it drops are not restored",
-    "hybrid_engine.enabled": "the hybrid engine: it trains and generates in turns, outside of the run's steps",
+    "progressive_layer_drop.enabled": "progressive layer drop: the choice of dropped layers is not restored",
+    "hybrid_engine.enabled": "the hybrid engine: it alternates training and generation, outside of the run's steps",
     "elasticity.enabled": f"DeepSpeed's elasticity: {OWN_JOB}; use scaling.min_ranks and scaling.max_ranks",
     "autotuning.enabled": f"autotuning: {OWN_JOB}",
     "amp.enabled": "apex amp: its state is not restored; use bf16 or fp16",
@@ -45,13 +45,13 @@ SWITCHED_ON: dict[str, str] = {
     "eigenvalue.enabled": f"eigenvalues for quantized training: {LOSSY}",
     "compile.deepcompile": "DeepCompile: it rewrites the model's graph around what commands and checkpoints read",
 }
-"""Refused where they are true."""
+"""Rejected if true."""
 
 OPTIMIZERS: dict[str, str] = {name: f"{name}: {LOSSY}" for name in ("OneBitAdam", "ZeroOneAdam", "OneBitLamb")}
 
 
 def check(trainer: Any) -> None:
-    """Raises `Refused` if the training has something that a run does not support."""
+    """Raise `Refused` if the training uses an unsupported feature."""
     config = getattr(getattr(trainer.args, "hf_deepspeed_config", None), "config", None)
     reasons = unsupported(config) if isinstance(config, Mapping) else []
     engine, parallel = getattr(trainer, "deepspeed", None), getattr(trainer.args, "parallelism_config", None)
@@ -67,11 +67,11 @@ def check(trainer: Any) -> None:
 
 
 def unsupported(config: Mapping[str, Any]) -> list[str]:
-    """Why a run cannot train with this config, a sentence for each key; empty if it can."""
-    return [f"{key} is {value!r}, which a run does not support: {why}" for key, value, why in _found(config)]
+    """Return the reasons why a run cannot train with this config, one for each key; empty if it can."""
+    return [f"{key} is {value!r}, which a run does not support: {why}" for key, value, why in _unsupported_keys(config)]
 
 
-def _found(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
+def _unsupported_keys(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     for key, why in MORE_THAN_ONE.items():
         value = _at(config, key)
         if isinstance(value, int | float) and value > 1:
@@ -88,14 +88,14 @@ def _found(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, str]]:
     known = {name.lower(): why for name, why in OPTIMIZERS.items()}
     if isinstance(kind, str) and kind.lower() in known:
         yield "optimizer.type", kind, known[kind.lower()]
-    compressing = _at(config, "compression_training")
-    if isinstance(compressing, Mapping) and any(_is_on(part) for part in compressing.values()):
+    compression = _at(config, "compression_training")
+    if isinstance(compression, Mapping) and any(_is_on(part) for part in compression.values()):
         yield "compression_training", "given", f"compression: {LOSSY}"
 
 
 def unsupported_engine(engine: Any) -> str | None:
-    """Why a run cannot train with this engine, or None."""
-    if any(each.__name__ == "PipelineEngine" for each in type(engine).__mro__):
+    """Return the reason why a run cannot train with this engine, or None."""
+    if any(base.__name__ == "PipelineEngine" for base in type(engine).__mro__):
         return f"the engine is a PipelineEngine, which a run does not support: pipeline parallelism: {PARTIAL}"
     if getattr(engine, "has_moe_layers", False):
         return f"the model has experts ({EXPERTS}), which a run does not support: {PARTIAL}"
@@ -111,7 +111,7 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
 
 
 def _is_on(part: Any) -> bool:
-    """A technique is on where `enabled` is, in its shared parameters or by itself."""
+    """Return whether a compression technique has `enabled`, in its shared parameters or by itself."""
     if not isinstance(part, Mapping):
         return False
     return part.get("enabled") is True or any(_is_on(inner) for inner in part.values())

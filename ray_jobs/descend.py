@@ -1,10 +1,10 @@
-"""New runs from old ones: a fork goes on from a checkpoint with something changed, a replay does all of it again.
+"""Fork and replay of runs: a fork starts a new run from a checkpoint, a replay repeats all steps and commands of a run.
 
     python -m ray_jobs.descend fork RUN CHECKPOINT [key=value ...] [--first '[INTENT, ...]' ...] [--json]
     python -m ray_jobs.descend replay RUN [--until STEP] [--json]
 
-Both need the folder of the old run only, which may be at work meanwhile, and leave it as it is. The new run has a
-folder of its own: its config, a file that says where it comes from, and, for a fork, the checkpoint, which is its own.
+Both need only the folder of the old run, which may be active meanwhile, and do not change it. The new run has its own
+folder: its config, a file that records its origin, and, for a fork, its own copy of the checkpoint.
 """
 
 import argparse
@@ -40,21 +40,21 @@ FIRST: TypeAdapter[tuple[First, ...]] = TypeAdapter(tuple[First, ...])
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Errors are a sentence on stderr and an exit code."""
-    parser = argparse.ArgumentParser(prog="ray_jobs.descend", description="Begin a run from another one.")
+    """Run the command line and return the exit code. Errors are printed to stderr."""
+    parser = argparse.ArgumentParser(prog="ray_jobs.descend", description="Start a run from another one.")
     verbs = parser.add_subparsers(dest="verb", required=True)
     forking = verbs.add_parser("fork")
     forking.add_argument("run")
     forking.add_argument("checkpoint")
     forking.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     forking.add_argument(
-        "--first", action="append", help="what a fork begins with: a JSON list of intents; one fork each"
+        "--first", action="append", help="first commands of a fork, as a JSON list of intents; one fork per option"
     )
     replaying = verbs.add_parser("replay")
     replaying.add_argument("run")
     replaying.add_argument("--until", type=int)
     for verb in (forking, replaying):
-        verb.add_argument("--trust", action="store_true", help="take a run of elsewhere for your own")
+        verb.add_argument("--trust", action="store_true", help="trust a run that this installation did not make")
         verb.add_argument("--json", action="store_true")
     given = parser.parse_args(arguments)
     try:
@@ -67,8 +67,8 @@ def main(arguments: Sequence[str]) -> int:
     except SteerwayError as error:
         print(one_line(f"steer: {error.reason}"), file=sys.stderr)
         return error.exit_code
-    told = {"runs": [files.run for files in begun], "parent": given.run}
-    print(json.dumps(told) if given.json else "\n".join(f"submitted run {run}" for run in told["runs"]))
+    result = {"runs": [files.run for files in begun], "parent": given.run}
+    print(json.dumps(result) if given.json else "\n".join(f"submitted run {run}" for run in result["runs"]))
     return 0
 
 
@@ -76,7 +76,7 @@ def _first(text: str) -> tuple[First, ...]:
     try:
         return FIRST.validate_json(text)
     except ValidationError as error:
-        raise Invalid(f"a fork cannot begin with {text[:80]!r}: {error.errors()[0]['msg']}") from None
+        raise Invalid(f"--first {text[:80]!r} is not a list of intents: {error.errors()[0]['msg']}") from None
 
 
 def fork(
@@ -87,41 +87,41 @@ def fork(
     firsts: Sequence[tuple[First, ...]],
     given_trust: bool = False,
 ) -> list[RunFiles]:
-    """Start one run for each of `firsts`, from a checkpoint of `run`, with its config and these changes to it.
+    """Start one run for each of `firsts`, from a checkpoint of `run`, with its config and `overrides`.
 
-    Raises: `NotFound` for an unknown run or checkpoint, `Damaged` if the checkpoint does not verify, `Invalid` for a
-    change that the config cannot take, `Unavailable` if no Ray cluster takes the job, `Refused` for a run of elsewhere
-    without `given_trust`.
+    Raises: `NotFound` for an unknown run or checkpoint, `Damaged` if the checkpoint does not verify, `Invalid` for
+    invalid overrides, `Unavailable` if no Ray cluster takes the job, `Refused` for a run that this installation did
+    not make, without `given_trust`.
     """
     parent, state, config = _read(where, run, given_trust)
-    found = _recorded(state, checkpoint)
+    committed = _recorded(state, checkpoint)
     config = changed(config, overrides)
     check(config)
-    parentage = Parent(kind="fork", run=run, branch=found.branch, checkpoint=checkpoint, step=found.step)
+    parentage = Parent(kind="fork", run=run, branch=committed.branch, checkpoint=checkpoint, step=committed.step)
     begun = []
     for first in firsts:
         with _new_run(config, where, parent) as files:
-            scheduled = _scheduled(first, checkpoint, found.step)
-            origin = Origin(parent=parentage, checkpoint=inherit(parent, found, files), scheduled=scheduled)
+            scheduled = _scheduled(first, checkpoint, committed.step)
+            origin = Origin(parent=parentage, checkpoint=inherit(parent, committed, files), scheduled=scheduled)
             _submit(files, where, origin)
         begun.append(files)
     return begun
 
 
 def replay(where: Settings, run: str, until_step: int | None = None, given_trust: bool = False) -> RunFiles:
-    """Start a run that does again what `run` has done, up to where it is by now.
+    """Start a run that repeats the steps and commands of `run`, up to its current step or `until_step`.
 
-    Raises: `NotFound` for an unknown run, `Conflict` if there is nothing to do again, or if the run was a fork and its
-    first checkpoint is not here; `Invalid` for a step that it never reached; `Refused` for a run of elsewhere without
-    `given_trust`.
+    Raises: `NotFound` for an unknown run, `Conflict` if there is nothing to replay, or if the run was a fork and its
+    first checkpoint is missing; `Invalid` for a step that it never reached; `Refused` for a run that this installation
+    did not make, without `given_trust`.
     """
     source, state, config = _read(where, run, given_trust)
     entries = journal.read(source.journal)
     reached = max(state.reached.values(), default=0)
     if until_step is not None and not 0 < until_step <= reached:
-        raise Invalid(f"run {run} has been at the steps 1 to {reached}; it cannot be replayed until step {until_step}")
+        raise Invalid(f"run {run} cannot be replayed until step {until_step}: it has made the steps 1 to {reached}")
     scheduled = recorded(entries, until_step)
-    # Only what the run went back to is saved again: other checkpoints change nothing.
+    # The only checkpoints that matter are those that the run rolled back to, and these are scheduled.
     config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 0})})
     parentage = Parent(kind="replay", run=run, branch=state.head, step=until_step or state.reached.get(state.head, 0))
     with _new_run(config, where, source) as files:
@@ -134,21 +134,21 @@ def replay(where: Settings, run: str, until_step: int | None = None, given_trust
 
 
 def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[Adopted, ...]:
-    """What `source` was given after it had begun, given to `files` as well. Raises what `inherit` does."""
-    origins = {each.name: each.origin for each in state.branches.values() if each.origin is not None}
+    """Copy the checkpoints that `source` has adopted from other runs to `files`. Raises as `inherit` does."""
+    origins = {branch.name: branch.origin for branch in state.branches.values() if branch.origin is not None}
     return tuple(
-        Adopted(origin=origins[each.branch], checkpoint=inherit(source, each, files, each.branch))
-        for each in state.checkpoints
-        if each.generation == 0 and each.branch in origins
+        Adopted(origin=origins[saved.branch], checkpoint=inherit(source, saved, files, saved.branch))
+        for saved in state.checkpoints
+        if saved.generation == 0 and saved.branch in origins
     )
 
 
 def _recorded(state: RunState, checkpoint: str) -> CheckpointCommitted:
-    found = next((each for each in state.checkpoints if each.checkpoint == checkpoint), None)
-    if found is None:
-        listed = ", ".join(each.checkpoint for each in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
+    committed = next((saved for saved in state.checkpoints if saved.checkpoint == checkpoint), None)
+    if committed is None:
+        listed = ", ".join(saved.checkpoint for saved in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
         raise NotFound(f"run {state.run} has no checkpoint {checkpoint!r}; the newest are {listed}")
-    return found
+    return committed
 
 
 def _read(where: Settings, run: str, given_trust: bool) -> tuple[RunFiles, RunState, RunConfig]:
@@ -166,7 +166,7 @@ def _scheduled(first: tuple[First, ...], checkpoint: str, step: int) -> tuple[Sc
 
 @contextmanager
 def _new_run(config: RunConfig, where: Settings, parent: RunFiles) -> Iterator[RunFiles]:
-    """A run with the secrets of its parent. One that was never taken is not a run."""
+    """Make the folder of a run, with the secrets of its parent; remove it if the run cannot be submitted."""
     files = prepare(config, where.runs_dir, new_run_id(config.name))
     try:
         if parent.secrets.exists():

@@ -1,7 +1,7 @@
-"""Whether a cluster has GPUs, or would have them: its nodes', those of nodes that are down, and of pools at 0 nodes.
+"""Detection of GPUs in a cluster: on its nodes, on nodes that are down, and in autoscaler groups at 0 nodes.
 
-Too few GPUs at this moment are no reason to train on CPUs: nobody who declares GPUs means that, and a run that was
-started while a node was away would stay on CPUs for good. It waits for them, and Ray says for what.
+A cluster that declares GPUs is never trained on CPUs because too few are free: a run that was started while a node was
+down would stay on CPUs. It waits for the GPUs, and Ray's log says for which resources.
 """
 
 import logging
@@ -14,9 +14,9 @@ Resources = Mapping[str, float]
 
 
 def declares_gpus(nodes: Iterable[Resources], groups: Iterable[tuple[Resources, int]]) -> bool:
-    """Whether any node that the cluster knows, alive or not, or any group of nodes that it may start has a GPU.
+    """Return whether any node, alive or not, or any autoscaler group has a GPU.
 
-    A group is the resources of one of its nodes, and how many nodes it may have at most; -1 is any number.
+    A group is the resources of one of its nodes, and the largest number of its nodes; -1 is any number.
     """
     return any(node.get("GPU", 0) > 0 for node in nodes) or any(
         most != 0 and resources.get("GPU", 0) > 0 for resources, most in groups
@@ -24,7 +24,7 @@ def declares_gpus(nodes: Iterable[Resources], groups: Iterable[tuple[Resources, 
 
 
 def known_nodes() -> list[dict[str, float]]:
-    """The resources of every node that this cluster knows, also of those that are down."""
+    """Return the resources of every node that this cluster knows, including those that are down."""
     import ray
 
     try:
@@ -34,21 +34,21 @@ def known_nodes() -> list[dict[str, float]]:
         ours: Any = worker.global_worker
         return [dict(node.resources_total) for node in ours.gcs_client.get_all_node_info().values()]
     except Exception as error:
-        log.warning("Ray does not say what the nodes had that are down (%s): only those that are up count", error)
+        log.warning("Ray does not report the resources of nodes that are down (%s): only living nodes count", error)
         return [node["Resources"] for node in ray.nodes()]
 
 
 def node_groups() -> list[tuple[dict[str, float], int]]:
-    """The groups of nodes that this cluster's autoscaler may start; none where there is no autoscaler.
+    """Return the groups of nodes that this cluster's autoscaler may start; none without an autoscaler.
 
-    Ray's autoscaler reports them to the cluster; only an inner interface of Ray's tells them.
+    Ray's autoscaler reports them to the cluster; only a private interface of Ray returns them.
     """
     try:
         from ray._private import state
 
         cluster: Any = state.state.get_cluster_config()
     except Exception as error:
-        log.warning("Ray does not say which nodes its autoscaler may start (%s): only known nodes count", error)
+        log.warning("Ray does not report the node groups of its autoscaler (%s): only known nodes count", error)
         return []
     if cluster is None:
         return []

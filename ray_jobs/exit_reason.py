@@ -1,7 +1,7 @@
-"""Why a rank ended: written by the rank itself where it can, and read by whoever finds it dead.
+"""Exit reason of a rank: written by the rank itself if it can, and read by the failure reporter.
 
-The file `RUN/logs/rank-N.died.json` holds `reason`, a sentence; `time_s` and `pid`; `signature`, which says the same of
-the same failure; `step`, the last one that was made. The watchdog writes its own `kind` and `phase` instead.
+The file `RUN/logs/rank-N.died.json` holds `reason`, a sentence; `time_s` and `pid`; `signature`, which is equal for
+equal failures; `step`, the last completed one. The watchdog writes `kind` and `phase` instead of the last two.
 """
 
 import json
@@ -22,7 +22,7 @@ from control_plane.storage.private import FILE_MODE, write_file
 log = logging.getLogger(__name__)
 
 MAX_AGE_S = 60.0
-"""An older one is an earlier start's."""
+"""An older exit reason is one of an earlier start."""
 
 CRASHED = re.compile(r"Fatal Python error: (?P<name>.+)")
 FRAME = re.compile(r'File "(?P<path>.+)", line (?P<line>\d+) in (?P<function>.+)')
@@ -34,14 +34,14 @@ SIGNALS = {
     "Floating point exception": "SIGFPE",
     "Illegal instruction": "SIGILL",
 }
-"""Python's words for what its fault handler was called for."""
+"""Names of signals in the output of Python's fault handler."""
 
 OF_A_PEER = re.compile(
     r"connection (?:was )?(?:closed|reset|refused)|broken pipe|socket closed|connection aborted|NCCL communicator was "
     r"aborted|remote process exited|recvValue failed|sendBytes failed",
     re.IGNORECASE,
 )
-"""How a collective's backend says that another rank is gone."""
+"""Messages of a collective's backend when another rank is gone."""
 
 OURS = str(Path(__file__).resolve().parents[1])
 LIBRARIES = tuple({get_paths()[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")})
@@ -49,7 +49,7 @@ LIBRARIES = tuple({get_paths()[name] for name in ("stdlib", "platstdlib", "purel
 
 @dataclass(frozen=True, slots=True)
 class ExitReason:
-    """What a rank left behind. Without a `signature` nothing is known but the sentence."""
+    """Recorded reason for a rank's end. Without a `signature` only the sentence is known."""
 
     reason: str
     signature: str = ""
@@ -57,9 +57,9 @@ class ExitReason:
 
 
 def signature_of(error: BaseException) -> str:
-    """The exception's type and where it was raised: the innermost frame of the script, and the innermost of all.
+    """Return the exception's type and where it was raised: the innermost frame of the script, and the innermost of all.
 
-    The same for the same failure: no message, and of a path the name only.
+    Equal for equal failures: without the message, and without the folders of paths.
     """
     if OF_A_PEER.search(str(error)):
         return PEER_LOST
@@ -69,8 +69,8 @@ def signature_of(error: BaseException) -> str:
     places = dict.fromkeys(
         f"{Path(frame.filename).name}:{frame.lineno} in {frame.name}" for frame in (*of_script, *innermost)
     )
-    told = f"{type(error).__name__} at {', '.join(places)}" if places else type(error).__name__
-    return told[:MAX_CAUSE_CHARS]
+    signature = f"{type(error).__name__} at {', '.join(places)}" if places else type(error).__name__
+    return signature[:MAX_CAUSE_CHARS]
 
 
 def _is_of_a_script(path: str) -> bool:
@@ -79,16 +79,16 @@ def _is_of_a_script(path: str) -> bool:
 
 
 def note(files: RunFiles, rank: int, reason: str, signature: str, step: int | None) -> None:
-    """Leave it behind. A rank that is failing does not fail for this."""
-    words = {"pid": os.getpid(), "reason": reason, "time_s": time.time(), "signature": signature, "step": step}
+    """Write the exit reason. Logs an `OSError` and does not raise it."""
+    content = {"pid": os.getpid(), "reason": reason, "time_s": time.time(), "signature": signature, "step": step}
     try:
-        write_file(files.last_words(rank), json.dumps(words))
+        write_file(files.last_words(rank), json.dumps(content))
     except OSError as error:
-        log.warning("why this rank ends was not written down: %s", error)
+        log.warning("the exit reason of this rank could not be written: %s", error)
 
 
 def begin(files: RunFiles, rank: int) -> None:
-    """Forget what an earlier start's rank left behind, and have Python's fault handler write where this one's does."""
+    """Remove the exit reason of an earlier start, and enable Python's fault handler with a file of this rank."""
     import faulthandler
 
     try:
@@ -97,39 +97,39 @@ def begin(files: RunFiles, rank: int) -> None:
         descriptor = os.open(files.crash(rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
         faulthandler.enable(descriptor, all_threads=False)
     except OSError as error:
-        log.warning("a crash of this rank will leave no trace: %s", error)
+        log.warning("a crash of this rank will not be recorded: %s", error)
 
 
 def read(files: RunFiles, rank: int) -> ExitReason | None:
-    """What the rank left behind just now, or None."""
+    """Return the recent exit reason of a rank, or None."""
     try:
-        told = json.loads(files.last_words(rank).read_text())
-        if time.time() - float(told["time_s"]) < MAX_AGE_S:
-            step = told.get("step")
-            return ExitReason(str(told["reason"]), _signature_in(told), step if isinstance(step, int) else None)
+        content = json.loads(files.last_words(rank).read_text())
+        if time.time() - float(content["time_s"]) < MAX_AGE_S:
+            step = content.get("step")
+            return ExitReason(str(content["reason"]), _signature_in(content), step if isinstance(step, int) else None)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         pass
     return _crash(files.crash(rank))
 
 
-def _signature_in(told: dict[str, Any]) -> str:
-    if isinstance(told.get("signature"), str):
-        return str(told["signature"])[:MAX_CAUSE_CHARS]
-    kind, phase = told.get("kind"), told.get("phase")
+def _signature_in(content: dict[str, Any]) -> str:
+    if isinstance(content.get("signature"), str):
+        return str(content["signature"])[:MAX_CAUSE_CHARS]
+    kind, phase = content.get("kind"), content.get("phase")
     return f"{kind} while {phase}" if kind and phase else ""
 
 
 def _crash(path: Path) -> ExitReason | None:
-    """What Python's fault handler wrote when a signal ended the process."""
+    """Return the exit reason in the output of Python's fault handler, or None."""
     try:
         text = path.read_text(errors="replace") if time.time() - path.stat().st_mtime < MAX_AGE_S else ""
     except OSError:
         return None
-    found = CRASHED.search(text)
-    if found is None:
+    crash = CRASHED.search(text)
+    if crash is None:
         return None
-    name = SIGNALS.get(found["name"].strip(), found["name"].strip())
-    frames = list(FRAME.finditer(text, found.end()))  # the innermost one first
+    name = SIGNALS.get(crash["name"].strip(), crash["name"].strip())
+    frames = list(FRAME.finditer(text, crash.end()))  # the innermost one first
     of_script = [frame for frame in frames if _is_of_a_script(frame["path"])][:1]
     places = dict.fromkeys(
         f"{Path(frame['path']).name}:{frame['line']} in {frame['function']}" for frame in (*of_script, *frames[:1])

@@ -1,7 +1,7 @@
-"""Copies of tensors in host memory, whose buffers are used again for the next copy.
+"""Copies of tensors in reusable host memory buffers.
 
-Memory that is touched for the first time costs several times what the copy itself costs. So the buffers of one
-checkpoint become those of the next.
+The first touch of new memory takes several times as long as the copy itself. So the buffers of one checkpoint are
+reused for the next.
 """
 
 import mmap
@@ -20,14 +20,14 @@ HUGE_PAGES_FROM_BYTES = 4 << 20
 
 
 class HostBuffers:
-    """Lends buffers of exact sizes. Their memory stays in use from one checkpoint to the next."""
+    """Pool of host buffers of exact sizes, which keeps their memory from one checkpoint to the next."""
 
     def __init__(self) -> None:
         self._free: dict[tuple[int, bool], list[torch.Tensor]] = defaultdict(list)
         self._lent: list[tuple[tuple[int, bool], torch.Tensor]] = []
 
     def lend(self, size_bytes: int, pinned: bool) -> torch.Tensor:
-        """A uint8 buffer; its content is whatever was in it."""
+        """Return a uint8 buffer with undefined content."""
         kind = (size_bytes, pinned)
         free = self._free[kind]
         buffer = free.pop() if free else _new_buffer(size_bytes, pinned)
@@ -35,18 +35,18 @@ class HostBuffers:
         return buffer
 
     def take_back(self) -> None:
-        """Everything that was lent may be lent again."""
+        """Return all lent buffers to the pool."""
         for kind, buffer in self._lent:
             self._free[kind].append(buffer)
         self._lent.clear()
 
     def forget_unused(self) -> None:
-        """Give back to the system what was not lent since `take_back`."""
+        """Free the buffers that were not lent since `take_back`."""
         self._free.clear()
 
     @property
     def size_bytes(self) -> int:
-        """All that is held."""
+        """Size of all buffers, lent or not."""
         free_bytes = sum(size * len(buffers) for (size, _), buffers in self._free.items())
         return free_bytes + sum(size for (size, _), _ in self._lent)
 
@@ -63,7 +63,7 @@ def _new_buffer(size_bytes: int, pinned: bool) -> torch.Tensor:
 
 @dataclass(slots=True)
 class _Segment:
-    """Bytes of one storage that tensors show without a gap. `members` are places in the list of tensors."""
+    """Contiguous bytes of a storage that tensors cover. `members` are indices into the list of tensors."""
 
     begin: int
     end: int
@@ -71,9 +71,9 @@ class _Segment:
 
 
 def copied_tensors(tensors: Sequence[torch.Tensor], buffers: HostBuffers) -> list[torch.Tensor]:
-    """Copies with the same shapes, strides and sharing; of a storage, only what the tensors show is copied.
+    """Return copies with the same shapes, strides and sharing; of a storage, only the covered bytes are copied.
 
-    From a GPU the copies are issued and not awaited.
+    Copies from a GPU are asynchronous: the caller must synchronize.
     """
     by_storage: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     out: list[torch.Tensor] = [tensor.detach() for tensor in tensors]
@@ -97,7 +97,7 @@ def _is_dense(tensor: torch.Tensor) -> bool:
 
 
 def _extent(tensor: torch.Tensor) -> tuple[int, int]:
-    """The bytes of its storage that a tensor shows, from the first to after the last."""
+    """Return the range of bytes of its storage that a tensor covers, the end excluded."""
     last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
     begin = int(tensor.storage_offset()) * tensor.itemsize
     return begin, begin + (int(last) + 1) * tensor.itemsize

@@ -118,7 +118,7 @@ def test_writer_without_room_for_a_reason_is_heard_of_all_the_same(
     fail_on(monkeypatch, "rank_1_", errno.ENOSPC)
     fail_on(monkeypatch, "rank-1.", errno.ENOSPC)
     leader, _ = saved(writers(tmp_path))
-    assert "rank 1: could not write its part, nor why" in str(leader.reason)
+    assert "rank 1: could not write its part, and no reason was recorded" in str(leader.reason)
 
 
 def test_writer_a_manifest_that_cannot_be_written_is_no_checkpoint(
@@ -144,13 +144,13 @@ def test_writer_gives_up_on_a_rank_that_is_not_heard_of(tmp_path: Path) -> None:
     leader, _ = writers(tmp_path, wait_s=0.2)
     leader.start(NAME, states(0), ABOUT)
     assert leader.drain(ENOUGH_S)
-    assert "rank 1: is not heard of after 0.2 s" in str(leader.finished()[0].reason)
+    assert "rank 1: did not report within 0.2 s" in str(leader.finished()[0].reason)
     assert not (tmp_path / "checkpoints" / NAME).exists()
 
 
 def test_writer_believes_no_report_that_another_key_signed(tmp_path: Path) -> None:
     leader, _ = saved(writers(tmp_path, keys=(KEY, OTHER_KEY)))
-    assert "rank 1: its report cannot be used" in str(leader.reason)
+    assert "rank 1: its report is invalid" in str(leader.reason)
     assert list_checkpoints(tmp_path / "checkpoints", KEY) == []
 
 
@@ -163,7 +163,7 @@ def test_writer_believes_no_report_about_another_checkpoint(tmp_path: Path) -> N
     report.rename(tmp_path / "checkpoints" / NAME / report.name)
     leader.start(NAME, states(0), ABOUT)
     assert leader.drain(ENOUGH_S)
-    assert f"its report is not about its part of {NAME}" in str(leader.finished()[0].reason)
+    assert f"its report is for another checkpoint or rank than rank 1 of {NAME}" in str(leader.finished()[0].reason)
 
 
 def test_writer_survives_a_state_that_cannot_be_pickled(tmp_path: Path) -> None:

@@ -107,5 +107,5 @@ def test_a_rank_killed_while_it_writes_leaves_nothing_selectable(tmp_path: Path)
         run_ranks("tests.jobs.checkpoint_trials:killed", 2, {"root": str(tmp_path / "run")}, tmp_path / "ranks")
     committed, reason = json.loads((tmp_path / "run" / "heard.json").read_text())
     assert committed is None
-    assert "rank 1: is not heard of" in reason
+    assert "rank 1: did not report within" in reason
     assert list_checkpoints(RunFiles(tmp_path / "run").checkpoints, KEY) == []

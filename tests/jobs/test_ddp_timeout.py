@@ -55,6 +55,6 @@ def test_groups_wait_for_as_long_as_a_rank_may_be_in_user_code_and_no_chosen_pat
     others = dist.new_group(backend="gloo"), dist.new_group(backend="gloo", timeout=timedelta(seconds=30))
     ddp_timeout.let_groups_wait(2100)
     assert waits() == timedelta(seconds=2100)
-    assert [ddp_timeout._patience_s(each) for each in others] == [2100, 30]
+    assert [ddp_timeout._timeout_s(each) for each in others] == [2100, 30]
     ddp_timeout.let_groups_wait(700)
     assert waits() == timedelta(seconds=2100)

@@ -69,8 +69,8 @@ def test_run_that_was_moved_asks_for_its_secrets_by_name(tmp_path: Path, files: 
     ("env", "told"),
     [
         ("{HF_TOKEN: hf_abc}", "looks like a secret.*--env HF_TOKEN"),
-        ("{RANK: '1'}", "set for each rank by Steerway"),
-        ("{STEERWAY_HOME: /x}", "set for each rank by Steerway"),
+        ("{RANK: '1'}", "reserved: Steerway and Ray set it for each rank"),
+        ("{STEERWAY_HOME: /x}", "reserved: Steerway and Ray set it for each rank"),
         ("{'A B': x}", "not the name of an environment variable"),
         ("{A: 1}", "env.A"),
         ("{A: {secret: false}}", "env.A"),
