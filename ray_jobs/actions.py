@@ -1,11 +1,11 @@
-"""What a script adds to the vocabulary: knobs and actions of its own, and what carries out `run_action`.
+"""Script extensions: custom knobs and actions, and the applier of `run_action`.
 
     session.register_knob("reward/goal", get=lambda: weights.goal, set=weights.set_goal, least=0.0)
 
     @session.action("reshuffle", description="Draw the samples in another order")
     def reshuffle(seed: int = 0) -> dict[str, int]: ...
 
-Both ways in take them: a Trainer made by `make_interactive`, and a `TrainingSession`. Arguments are checked against the
+A Trainer made by `make_interactive` and a `TrainingSession` both offer these. Arguments are checked against the
 function's signature on every rank before any rank calls it.
 """
 
@@ -36,12 +36,12 @@ ARGUMENT_TYPES: dict[type, str] = {
     str: "text",
 }
 MAX_READING_CHARS = 4000
-"""What an action answers is journalled for every rank; more than this is not a reading but data."""
+"""Longest result of an action, as JSON: it is journalled for every rank; more than this is data, not a reading."""
 
 
 @dataclass(frozen=True, slots=True)
 class Action:
-    """Something of the script's own that can be asked for by its name. `undo` puts back what the last call changed."""
+    """Action that a script registers by name. `undo` reverts what the last call changed."""
 
     name: str
     call: Callable[..., Any]
@@ -51,16 +51,16 @@ class Action:
 
     @property
     def usage(self) -> str:
-        """`reshuffle(seed: int = 0)`."""
+        """Signature for messages, such as `reshuffle(seed: int = 0)`."""
         return f"{self.name}({', '.join(map(str, self.parameters))})"
 
     def facts(self) -> Reading:
-        """What a person or an agent must know to ask for it."""
+        """Return description, arguments and whether it can be undone, as plain JSON."""
         arguments = {each.name: {"type": each.annotation.__name__} | _default(each) for each in self.parameters}
         return {"description": self.description, "arguments": arguments, "can_be_undone": self.undo is not None}
 
     def bound(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """The call's arguments, each of its type. Raises `Invalid` if they are not what the function takes."""
+        """Return the call's arguments, each of its type. Raises `Invalid` if they do not fit the signature."""
         known = {parameter.name for parameter in self.parameters}
         if unknown := sorted(set(arguments) - known):
             raise Invalid(f"{self.name} has no argument {unknown[0]!r}; it is {self.usage}")
@@ -74,7 +74,7 @@ class Action:
 
 
 class Actions:
-    """All actions of this rank, by name."""
+    """Registry of this rank's actions, by name."""
 
     def __init__(self) -> None:
         self._actions: dict[str, Action] = {}
@@ -82,7 +82,7 @@ class Actions:
     def register(
         self, name: str, call: Callable[..., Any], description: str = "", undo: Callable[[], object] | None = None
     ) -> None:
-        """Add one. Raises `Conflict` for a name that is taken, `Invalid` for a signature that cannot be checked."""
+        """Add an action. Raises `Conflict` for a taken name, `Invalid` for a signature that cannot be checked."""
         if name in self._actions:
             raise Conflict(f"there is an action {name!r} already")
         if not 0 < len(name) <= MAX_NAME_CHARS:
@@ -90,19 +90,19 @@ class Actions:
         self._actions[name] = Action(name, call, _parameters(name, call), description, undo)
 
     def find(self, name: str) -> Action:
-        """The action of this name. Raises `NotFound`, and says which there are."""
+        """Return the action of this name. Raises `NotFound` with the names of the registered ones."""
         if name not in self._actions:
             raise NotFound(f"there is no action {name!r}; this run has {', '.join(self._actions) or 'none'}")
         return self._actions[name]
 
     def facts(self) -> Reading:
-        """Description and arguments of every action."""
+        """Return description and arguments of every action."""
         return {name: action.facts() for name, action in self._actions.items()}
 
 
 def _parameters(name: str, call: Callable[..., Any]) -> tuple[inspect.Parameter, ...]:
     if inspect.iscoroutinefunction(call):
-        raise Invalid(f"the action {name!r} is a coroutine, which nobody would await; make it a plain function")
+        raise Invalid(f"the action {name!r} is a coroutine, which is never awaited; make it a plain function")
     try:
         parameters = tuple(inspect.signature(call, eval_str=True).parameters.values())
     except (TypeError, ValueError, NameError) as error:
@@ -136,13 +136,13 @@ def _typed(action: str, parameter: inspect.Parameter, value: Any) -> Any:
 
 
 class ActionsApplier:
-    """Carries out `run_action`. The reading is what the action answers, if that is plain JSON."""
+    """Applier of `run_action`. The reading is the action's result, if that is plain JSON."""
 
     def __init__(self, actions: Actions) -> None:
         self._actions = actions
 
     def check(self, command: Command) -> str | None:
-        """Unknown actions, and arguments that their function does not take."""
+        """Reject unknown actions and arguments that do not fit the signature."""
         try:
             self._bound(command)
         except (Invalid, NotFound) as refusal:
@@ -150,12 +150,12 @@ class ActionsApplier:
         return None
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Call it. What it raises fails the command."""
+        """Call the action. An exception fails the command."""
         action, arguments = self._bound(command)
         return Applied(before={}, after=_reading(action.name, action.call(**arguments)))
 
     def undo(self, command: Command) -> None:
-        """Put it back. Raises `RuntimeError` if the script has not said how."""
+        """Call the action's `undo`. Raises `RuntimeError` if the script has registered none."""
         action, _ = self._bound(command)
         if action.undo is None:
             raise RuntimeError(f"the action {action.name!r} has no undo: what it did cannot be put back")
@@ -186,7 +186,7 @@ def _is_plain(value: Any) -> bool:
 
 
 class OwnVocabulary:
-    """What one script has added, and what a checkpoint keeps of it: the values of its knobs, and its `state`."""
+    """Extensions of one script, and their part of a checkpoint: the values of its knobs, and its `state`."""
 
     def __init__(self) -> None:
         self.knobs: list[Knob] = []
@@ -197,30 +197,30 @@ class OwnVocabulary:
         self._is_closed = False
 
     def add(self, knob: Knob) -> None:
-        """Add a knob. Raises `Conflict` for a taken name or once the training has begun, `Invalid` for a misfit."""
+        """Add a knob. Raises `Conflict` for a taken name or in a running training, `Invalid` if its value is unfit."""
         self.check_open(knob.name)
         self._registry.register(knob)
         self.knobs.append(knob)
 
     def check_open(self, name: str) -> None:
-        """Raises `Conflict` once the training has begun: what can be steered is announced at its beginning."""
+        """Raise `Conflict` once the training has begun: the run's knobs and actions are announced at its beginning."""
         if self._is_closed:
             raise Conflict(f"{name!r} comes too late: knobs and actions are registered before the training begins")
 
     def attach(self, session: RankSession) -> None:
-        """Make everything known to a rank's session. Raises `Conflict` if a name means something else there."""
+        """Register all extensions with a rank's session. Raises `Conflict` if a name is taken there."""
         self._is_closed = True
         for knob in self.knobs:
             session.knobs.register(replace(knob, is_own=True))
         session.register("run_action", ActionsApplier(self.actions))
 
     def memory(self) -> dict[str, Any]:
-        """What a checkpoint keeps. Empty if there is nothing to keep."""
+        """Return the extensions' part of a checkpoint; may be empty."""
         memory: dict[str, Any] = {"knobs": {knob.name: knob.get() for knob in self.knobs}, "state": self.state}
         return {name: kept for name, kept in memory.items() if kept}
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        """Put it back. Raises `Diverged` if a knob does not hold what was saved."""
+        """Restore from a checkpoint. Raises `Diverged` if a knob reads back another value."""
         values = memory.get("knobs", {})
         for knob in self.knobs:
             if knob.name not in values:
@@ -233,7 +233,7 @@ class OwnVocabulary:
 
 
 class Extensible:
-    """A way in to which a script adds knobs and actions of its own, before the training begins."""
+    """Mixin for registering a script's own knobs and actions before the training begins."""
 
     own_vocabulary: OwnVocabulary
 
@@ -247,7 +247,7 @@ class Extensible:
         kind: Kind = "number",
         description: str = "",
     ) -> None:
-        """Let a value of the script be set while it trains.
+        """Register a value of the script that commands may set while it trains.
 
         `get` answers the live value, the same on every rank: a number, a bool, or a list of numbers, as `kind` says.
         `set` is given a value of the same form; `least` and `most` are inclusive. A value that does not read back as
@@ -258,7 +258,7 @@ class Extensible:
         self.own_vocabulary.add(knob)
 
     def action(self, name: str, description: str = "", undo: Callable[[], object] | None = None) -> Callable[[F], F]:
-        """Let a function of the script be called by its name, between two steps, on every rank.
+        """Register a function that `run_action` calls by name, between two steps, on every rank.
 
         Its arguments are annotated with int, float, bool or str. What it answers, if it is plain JSON, has to be the
         same on every rank. If it raises, or answers differ, `undo` is called on every rank; without one the trainers

@@ -1,4 +1,4 @@
-"""One applier per command kind, on a live trainer; every value is read back.
+"""Appliers: one per command kind, on the live training, with readback of every value.
 
 An applier is local to its rank and is called at a step boundary. `check` says whether this rank can, and changes
 nothing. `apply` does it and answers what it read before and after. `undo` puts back what the last `apply` changed.
@@ -26,23 +26,23 @@ LISTENERS = ("ray_jobs.", "transformers.integrations.")
 
 
 class Applier(Protocol):
-    """What carries out the commands of one kind on one rank."""
+    """Handler of one command kind on one rank."""
 
     def check(self, command: Command) -> str | None:
-        """None, or the reason why this rank cannot. Changes nothing."""
+        """Return the reason why this rank cannot apply the command, or None. Changes nothing."""
         ...
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Do it after step `step`. May raise; then the command fails, and `undo` is called on every rank."""
+        """Apply the command after step `step`. If it raises, the command fails and `undo` is called on every rank."""
         ...
 
     def undo(self, command: Command) -> None:
-        """Put back what the last `apply` changed. Raises if it cannot."""
+        """Revert the last `apply`. Raises if it cannot."""
         ...
 
 
 class LearningRateApplier:
-    """Sets the learning rate of one parameter group or of all, in the live optimizer and in what is to come."""
+    """Applier of `set_learning_rate`: one parameter group or all, in the live optimizer and the schedule after it."""
 
     def __init__(self, trainer: Any, schedule: SteeredSchedule, limits: Mapping[str, Limit] | None = None) -> None:
         self._groups = live_groups(trainer)
@@ -51,7 +51,7 @@ class LearningRateApplier:
         self._memory = schedule.remember()
 
     def knobs(self) -> Reading:
-        """The learning rate and the steering of each group, read from the live optimizer."""
+        """Return learning rate and schedule mode of each group, read from the live optimizer."""
         return {
             "lr": [float(group["lr"]) for group in self._groups()],
             "schedule": self._schedule.modes(),
@@ -59,7 +59,7 @@ class LearningRateApplier:
         }
 
     def check(self, command: Command) -> str | None:
-        """Unknown groups, results out of bounds, and shapes that cannot be kept are refused here."""
+        """Reject unknown groups, results out of bounds, and a schedule whose shape cannot be kept."""
         intent = _learning_rate(command)
         indices = self._indices(intent)
         if not indices:
@@ -78,7 +78,7 @@ class LearningRateApplier:
         return None
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Set, then read back from the live optimizer. Raises `RuntimeError` if it holds anything else."""
+        """Set, then read back from the live optimizer. Raises `RuntimeError` if the readback differs."""
         intent = _learning_rate(command)
         self._memory = self._schedule.remember()
         before, targets = self.knobs(), self._targets(intent)
@@ -125,7 +125,7 @@ def _without_effect(groups: Iterable[Mapping[str, Any]]) -> str | None:
 
 
 class ScheduleApplier:
-    """Carries out `set_schedule`: gives each group a course of its own, from its live value."""
+    """Applier of `set_schedule`: plans a new schedule for each group, starting at its live learning rate."""
 
     def __init__(self, trainer: Any, schedule: SteeredSchedule, limits: Mapping[str, Limit] | None = None) -> None:
         self._trainer, self._schedule, self._limits = trainer, schedule, limits or {}
@@ -133,7 +133,7 @@ class ScheduleApplier:
         self._memory = schedule.remember()
 
     def check(self, command: Command) -> str | None:
-        """Needs steps that are left, a learning rate above 0, and a course within the bounds."""
+        """Reject if no steps are left, if every learning rate is 0, or if the plan leaves the bounds."""
         intent, left = _planned_schedule(command), self._steps_left()
         if intent.over_steps is None and intent.shape != "constant" and left <= intent.warmup_steps:
             return f"a warm-up of {intent.warmup_steps} steps leaves none of the {left} that are to come"
@@ -145,9 +145,9 @@ class ScheduleApplier:
         return next((problem for course in courses if (problem := self._problem(course))), None)
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Plan, and read back: the next step's learning rates are what they were, and every group follows a course.
+        """Plan and read back: the next step's learning rates stay, and every group follows its planned schedule.
 
-        Raises `RuntimeError` if the optimizer holds anything else.
+        Raises `RuntimeError` if the readback differs.
         """
         self._memory = self._schedule.remember()
         before = self._reading()
@@ -189,7 +189,7 @@ def _planned_schedule(command: Command) -> SetSchedule:
 
 
 class FlagApplier:
-    """Pause, resume: the replica itself holds the flag (see `core.boundary.Replica`); nothing else has to change."""
+    """Applier of `pause` and `resume`: the replica itself holds the flag (see `core.boundary.Replica`)."""
 
     def __init__(self, name: str, value: bool) -> None:
         self._reading = {name: value}
@@ -199,7 +199,7 @@ class FlagApplier:
         return None
 
     def apply(self, command: Command, step: int) -> Applied:
-        """The boundary enters the flag into the replica when all ranks agree."""
+        """Return the new flag; the boundary enters it into the replica when all ranks agree."""
         return Applied(before={}, after=self._reading)
 
     def undo(self, command: Command) -> None:
@@ -207,23 +207,23 @@ class FlagApplier:
 
 
 class StopApplier:
-    """Ends the training after this boundary, with a last checkpoint if one is asked for."""
+    """Applier of `stop`: ends the training after this boundary, with a final checkpoint if requested."""
 
     def __init__(self, stop: Callable[[bool], None], save_now: Callable[[int], Reading]) -> None:
         self._stop, self._save_now = stop, save_now
 
     def check(self, command: Command) -> str | None:
-        """Always possible; whether the checkpoint is turns out when it is made."""
+        """Accept always; a checkpoint that cannot be saved fails in `apply`."""
         return None
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Save first: a stop that cannot save as asked does not stop."""
+        """Save first: if the requested checkpoint fails, the run does not stop."""
         saved = self._save_now(step) if _saves(command) else {}
         self._stop(True)
         return Applied(before={}, after={"stopping": True} | saved)
 
     def undo(self, command: Command) -> None:
-        """Go on."""
+        """Continue the training."""
         self._stop(False)
 
 
@@ -233,22 +233,22 @@ def _saves(command: Command) -> bool:
 
 
 class EvaluateApplier:
-    """Evaluates now, on all ranks; the reading is the evaluation loss, which Transformers gathers over the ranks.
+    """Applier of `evaluate`: evaluates now, on all ranks; the reading is the loss that Transformers gathers over them.
 
-    Of several evaluation sets it is each one's, `eval_NAME_loss`.
+    With several evaluation sets, one loss each: `eval_NAME_loss`.
     """
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
 
     def check(self, command: Command) -> str | None:
-        """Needs an evaluation set."""
+        """Reject if the run has no evaluation set."""
         assert isinstance(command.intent, Evaluate)
         return None if self._trainer.eval_dataset is not None else "this run has no evaluation set"
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Collective: every rank evaluates its part. The training's random state and plans are left as they were, and
-        the script's own callbacks hear nothing: one that counts evaluations, to stop early, counts those of its own.
+        """Collective: every rank evaluates its part. Random state and Trainer control are left unchanged, and the
+        script's own callbacks are not called: early stopping counts the script's own evaluations only.
         """
         control = self._trainer.control
         planned = dict(vars(control))
@@ -266,7 +266,7 @@ class EvaluateApplier:
 
 @contextmanager
 def _only_listeners(handler: Any) -> Iterator[None]:
-    """Callbacks that change nothing: ours, and those of Transformers that show or report what is logged."""
+    """Keep only callbacks that change nothing: Steerway's, and Transformers' reporting integrations."""
     everyone = handler.callbacks
     handler.callbacks = [each for each in everyone if type(each).__module__.startswith(LISTENERS)]
     try:
@@ -277,7 +277,7 @@ def _only_listeners(handler: Any) -> Iterator[None]:
 
 @contextmanager
 def random_state_kept() -> Iterator[None]:
-    """Even making a data loader draws from the global generator; an evaluation must not change the training."""
+    """Restore all random generators afterwards: even making a data loader draws from the global one."""
     import random
 
     import numpy

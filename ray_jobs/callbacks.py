@@ -1,9 +1,9 @@
-"""What a steered Trainer does around its steps: four callbacks, each with one concern.
+"""Callbacks of a steered Transformers Trainer, each with one concern.
 
     InteractiveCallback   the boundary itself, the live learning rate, evaluation
     RunPauseCallback      pause, resume, stop, roll back
     CheckpointCallback    saving, when asked and every k steps (see `saving`)
-    LoggingCallback       measurements to the control server
+    LoggingCallback       metrics to the control server
 
 They are added in this order, and Transformers calls them in it. All ranks have all of them.
 """
@@ -50,14 +50,14 @@ from ray_jobs.watchdog import Watchdog, arrange
 log = logging.getLogger(__name__)
 
 EXIT_SUPERSEDED = 76
-"""The status of a rank that found another generation in its place."""
+"""Exit status of a rank that was superseded by another generation."""
 
 NOT_FORWARDED = {"learning_rate", "epoch", "step", "total_flos"}
-"""What Transformers logs and we do not: its learning rate is sometimes the next step's, so we measure our own."""
+"""Logged by Transformers and not forwarded: its learning rate is sometimes the next step's, so we read our own."""
 
 
 class InteractiveCallback(TrainerCallback):
-    """Opens the session, restores what there is to restore, and holds a boundary after every optimizer step."""
+    """Opens the rank's session, restores the checkpoint, and runs a boundary after every optimizer step."""
 
     def __init__(self, trainer: Any, context: RunContext) -> None:
         self.trainer, self.context = trainer, context
@@ -74,25 +74,25 @@ class InteractiveCallback(TrainerCallback):
         self.is_over = False
 
     def opened(self) -> RankSession:
-        """The session. Raises `RuntimeError` outside of training."""
+        """Return the session. Raises `RuntimeError` outside of training."""
         if self.session is None:
             raise RuntimeError("the training has not begun")
         return self.session
 
     @property
     def leaving(self) -> bool:
-        """Whether this training has ended for the run to go on with another branch."""
+        """True if this training has ended because the run continues on another branch."""
         return self.session is not None and self.session.replica.leaving is not None
 
     def knobs(self) -> Reading:
-        """What can be steered, read from the live objects."""
+        """Return every value that can be steered, read from the live objects."""
         assert self._learning_rate is not None
         frozen = frozen_parameters(self.trainer)
         still = frozen.readings() if frozen.names else {}
         return self._learning_rate.knobs() | self.opened().knobs.readings() | still
 
     def open(self) -> Plan:
-        """Collective, before anything is built: ask where to begin, and keep the global batch on these ranks.
+        """Collective, before the engine is built: get the resume plan, and keep the global batch on these ranks.
 
         Raises: `SteerwayError` if the run may not start, `Invalid` if these ranks cannot share the global batch;
         `LeaveForBranch` once more in a script that has caught it and goes on with another training.
@@ -133,7 +133,7 @@ class InteractiveCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Collective. Steer the schedule, and restore.
+        """Collective. Wrap the schedule, register appliers, and restore the checkpoint.
 
         Raises: `Invalid` if DeepSpeed was asked for and is not in force, `Diverged` if what is restored differs.
         """
@@ -155,7 +155,7 @@ class InteractiveCallback(TrainerCallback):
         session.register("evaluate", EvaluateApplier(self.trainer))
 
     def _make_knobs(self, session: RankSession) -> None:
-        """Everything that a restore may have to put back must exist before it."""
+        """Create knobs and schedule before the restore, which may have to set them."""
         schedule, limits = steer_schedule(self.trainer), self.context.limits
         session.knobs.group_names = lambda: schedule.names
         register_trainer_knobs(session.knobs, self.trainer, self.saving)
@@ -166,9 +166,9 @@ class InteractiveCallback(TrainerCallback):
         session.register("set_schedule", ScheduleApplier(self.trainer, schedule, limits))
 
     def begin(self, state: TrainerState) -> None:
-        """Collective. Announce the trainers; the last callback calls this when every applier is registered.
+        """Collective. Announce this generation of trainers, once every applier is registered.
 
-        Afterwards `is_over` says whether there is nothing left to train.
+        Sets `is_over` if there is nothing left to train.
         """
         session, plan = self.opened(), self.plan
         assert plan is not None
@@ -192,7 +192,7 @@ class InteractiveCallback(TrainerCallback):
         ended = plan.checkpoint is not None and restore.had_ended(plan, session.rank)
         self.is_over = step >= total_steps or session.replica.stopping or self.leaving or ended
         if self.is_over:
-            log.info("the last step was made before: nothing is left to train")
+            log.info("nothing is left to train: the last step was made before this start")
 
     def _facts(self) -> dict[str, Any]:
         engine, order = getattr(self.trainer, "deepspeed", None), getattr(self.trainer, "_order", None)
@@ -213,24 +213,24 @@ class InteractiveCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Collective. Issue the boundary's broadcast, which hides behind the step."""
+        """Collective. Start the boundary's broadcast, which overlaps with the step."""
         self._beat("training")
         self.opened().begin_step(state.global_step + 1)
 
     def on_substep_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A micro-batch of several is done."""
+        """Report progress to the watchdog after a micro-batch."""
         self._beat("training")
 
     def on_prediction_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """A batch of an evaluation is done."""
+        """Report progress to the watchdog after an evaluation batch."""
         self._beat("evaluating")
 
     def boundary(self, step: int) -> None:
-        """Collective. The boundary after `step`, when all that belongs to the step is done."""
+        """Collective. Run the boundary after `step`, when logging and evaluation of the step are done."""
         session = self.opened()
         session.end_step(step)
         # Here the state is what it will be at this step after a loss: its commands are carried out, whoever gave them.
@@ -249,11 +249,11 @@ class InteractiveCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The control server is told later, see `close`: what is still being saved belongs to the training, too."""
+        """Report the ending phase to the watchdog; the control server is told in `close`, after the last save."""
         self._beat("ending")
 
     def close(self, step: int) -> None:
-        """Rank 0 tells the control server, and waits until it knows everything."""
+        """End the generation: rank 0 flushes its reports to the control server and waits for the confirmation."""
         session = self.opened()
         ending: GenerationEnding = "stopped" if session.replica.stopping else "finished"
         if session.link is not None:
@@ -262,14 +262,14 @@ class InteractiveCallback(TrainerCallback):
         self._end()
 
     def fail(self, step: int, error: Exception) -> None:
-        """Tell the control server that the training raised, if this rank has a link. Others wait to be restarted."""
+        """Report to the control server that the training raised, if this rank has a link; other ranks are restarted."""
         self.context.trainings.failed_at = step
         if self.session is not None and self.session.link is not None:
             self.session.link.close("failed", step, told(error), FAILED_WAIT_S)
         self._end()
 
     def break_off(self, step: int) -> None:
-        """The script leaves by `sys.exit` in the middle of this training, which by hand would be its end."""
+        """Report a `sys.exit` of the script in the middle of the training as its failure."""
         state = self.trainer.state
         self.context.trainings.broken_off = f"in the middle of its training, at step {step} of {state.max_steps}"
         self.fail(step, RuntimeError(f"the script called sys.exit {self.context.trainings.broken_off}"))
@@ -285,14 +285,14 @@ class InteractiveCallback(TrainerCallback):
             self._watchdog.beat(phase)
 
     def _superseded(self, reason: str) -> None:
-        """Another generation trains in this one's place: two must not write into one run."""
+        """Exit, fenced off by a newer generation: two must not write into one run."""
         log.error("superseded: %s", reason)
         if self.context.hang_after_s is not None:
             os._exit(EXIT_SUPERSEDED)
 
 
 class RunPauseCallback(TrainerCallback):
-    """Pause, resume, stop and roll back. The pause itself is held inside the boundary."""
+    """Registers the appliers of pause, resume, stop and rollback. The boundary itself holds a pause."""
 
     def __init__(self, interactive: InteractiveCallback, saving: CheckpointCallback) -> None:
         self._interactive, self._saving = interactive, saving
@@ -300,7 +300,7 @@ class RunPauseCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Register."""
+        """Register the appliers."""
 
         def stop(stopping: bool) -> None:
             self._interactive.trainer.control.should_training_stop = stopping
@@ -328,7 +328,7 @@ class RunPauseCallback(TrainerCallback):
         return restore.misfit(self._interactive.trainer, found) or found
 
     def _misfit(self, branch: str) -> str | None:
-        """One branch has one model in each training: its newest checkpoint says which."""
+        """Return the reason why the branch's model, by its newest checkpoint, is not this one, or None."""
         context = self._interactive.context
         known = list_checkpoints(context.files.checkpoints, context.key)
         own = [each for each in known if each.branch == branch and self._is_of_this_training(each)]
@@ -340,7 +340,7 @@ class RunPauseCallback(TrainerCallback):
 
 
 class LoggingCallback(TrainerCallback):
-    """Sends what the Trainer logs to the control server, with the learning rate that the step really used."""
+    """Sends the Trainer's logs to the control server, with the learning rate that the step used."""
 
     def __init__(self, interactive: InteractiveCallback) -> None:
         self._interactive = interactive
@@ -350,7 +350,7 @@ class LoggingCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Collective. All appliers are registered by now: announce the trainers."""
+        """Collective. Announce this generation: all appliers are registered by now."""
         self._groups = live_groups(self._interactive.trainer)
         self._interactive.begin(state)
         self._last = (state.global_step, time.monotonic())
@@ -358,15 +358,15 @@ class LoggingCallback(TrainerCallback):
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """The learning rates that the coming step will use."""
+        """Note the learning rates that the coming step will use."""
         self._rates = [float(group["lr"]) for group in self._groups()]
 
     def on_log(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Any = None, **kwargs: Any
     ) -> None:
-        """Rank 0's numbers; Transformers has already averaged the loss over the ranks.
+        """Forward rank 0's numbers; Transformers has already averaged the loss over the ranks.
 
-        A script may evaluate before it trains: what it logs then belongs to no step of the run.
+        Logs of an evaluation before the training are dropped: they belong to no step of the run.
         """
         session = self._interactive.session
         link = session.link if session is not None else None
@@ -384,7 +384,7 @@ class LoggingCallback(TrainerCallback):
         )
 
     def _rate_values(self) -> dict[str, float]:
-        """Group 0's as `lr`; another group's as `lr/1`, ... while it differs from group 0's."""
+        """Return group 0's learning rate as `lr`, another group's as `lr/1`, ... while it differs from group 0's."""
         first, *others = self._rates
         return {"lr": first} | {f"lr/{index}": rate for index, rate in enumerate(others, 1) if rate != first}
 

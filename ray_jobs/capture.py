@@ -1,7 +1,7 @@
-"""What a checkpoint holds, taken from a live trainer: the files of this rank, their copy, and their digest.
+"""Snapshot of the live training state: this rank's checkpoint files, their copy in host memory, and their digest.
 
-DeepSpeed itself says what belongs into a checkpoint: it saves as always, but into an engine that only takes note. What
-is noted refers to live tensors. The copy to host memory is the one thing that a training step has to wait for.
+DeepSpeed itself decides the contents: its `save_checkpoint` runs as always, into a checkpoint engine that only records
+references to live tensors. The copy to host memory is the one thing that a training step has to wait for.
 """
 
 import dataclasses
@@ -34,14 +34,14 @@ log = logging.getLogger(__name__)
 _told: set[str] = set()
 
 FileStates = dict[str, Any]
-"""What one rank writes: by path relative to the checkpoint's folder, an object for `torch.save`, or bytes or text."""
+"""Files of one rank, by path relative to the checkpoint's folder: an object for `torch.save`, bytes, or text."""
 
 TRAINER_STATE = f"{STATE}/trainer_state.json"
 RANDOM = "random"
 """The key of the random generators in a rank's progress."""
 
 NOT_STATE = frozenset({"ds_config", "ds_version", "log_history"})
-"""Keys that no digest looks at: configuration, a version, and a diary with times of day and speeds in it."""
+"""Keys left out of digests: configuration, a version, and the log history with its times and speeds."""
 
 RANK_IN_NAME = re.compile(r"(zero_pp_rank_|rank-)\d+")
 NOWHERE = "checkpoint"
@@ -49,9 +49,9 @@ NOWHERE = "checkpoint"
 
 
 def capture(trainer: Any) -> FileStates:
-    """Collective. The files of this rank, as references to live tensors; nothing is written.
+    """Collective. Return this rank's files, as references to live tensors; nothing is written.
 
-    Raises: `RuntimeError` if the optimizer's state lies in files already, where no copy can be taken of it.
+    Raises: `RuntimeError` if the optimizer's state is offloaded to NVMe, where it cannot be copied.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
     engine = getattr(trainer, "deepspeed", None)
@@ -68,7 +68,7 @@ def capture(trainer: Any) -> FileStates:
 
 
 def _trainer_state(state: Any) -> str:
-    """As Transformers writes it; what a script has logged that JSON has no words for must not cost the checkpoint."""
+    """Return the Trainer's state as Transformers writes it; logged values that are no JSON are left out."""
     left_out: set[str] = set()
     text = json.dumps(plain(dataclasses.asdict(state), left_out), indent=2, sort_keys=True) + "\n"
     for name in sorted(left_out - _told):
@@ -80,12 +80,12 @@ def _trainer_state(state: Any) -> str:
 
 
 def progress_path(rank: int) -> str:
-    """Where a rank's progress lies in a checkpoint."""
+    """Return the path of a rank's loop state in a checkpoint."""
     return f"{STATE}/rank-{rank}-progress.pt"
 
 
 def model_shapes(model: Any) -> tuple[str, int]:
-    """SHA-256 over the names and whole shapes of the model's parameters, the same on every rank, and their number."""
+    """Return SHA-256 over names and full shapes of the model's parameters (equal on all ranks), and their number."""
     shapes = [(name, tuple(getattr(each, "ds_shape", each.shape))) for name, each in model.named_parameters()]
     return hashlib.sha256(repr(shapes).encode()).hexdigest(), sum(math.prod(shape) for _, shape in shapes)
 
@@ -113,7 +113,7 @@ def _captured_from(engine: Any) -> FileStates:
 
 
 class _Notes:
-    """Stands where DeepSpeed's checkpoint engine stood, and takes note of what it is given."""
+    """Checkpoint engine for DeepSpeed that records what it is given and writes nothing."""
 
     def __init__(self, engine: Any) -> None:
         self._engine = engine
@@ -123,31 +123,31 @@ class _Notes:
         return getattr(self._engine, name)
 
     def create(self, info: Any) -> None:
-        """Nothing to prepare."""
+        """Prepare nothing."""
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
-        """No folder is made."""
+        """Make no folder."""
 
     def save(self, state_dict: Any, path: str) -> None:
-        """Note one file."""
+        """Record one file."""
         self.states[os.path.relpath(path, NOWHERE)] = state_dict
 
     def commit(self, info: Any) -> bool:
-        """Nothing to commit."""
+        """Commit nothing."""
         return True
 
     def is_decoupled(self) -> bool:
-        """So that `save_checkpoint` ends where it always does."""
+        """Return False, so that `save_checkpoint` ends where it always does."""
         return False
 
     def preserves_storage_sharing(self) -> bool:
-        """False: DeepSpeed need not clone what it hands over, for the copy leaves out what no tensor shows."""
+        """Return False: DeepSpeed need not clone tensors, for the copy leaves out storage that no tensor covers."""
         return False
 
 
 @contextmanager
 def _noting(engine: Any) -> Iterator[_Notes]:
-    """DeepSpeed's `save_checkpoint` writes nothing in here; afterwards everything is as it was."""
+    """Redirect DeepSpeed's `save_checkpoint` to a recorder; restored on exit."""
     notes, theirs = _Notes(engine.checkpoint_engine), engine.checkpoint_engine
     engine.checkpoint_engine = notes
     # Beside the state, rank 0 would put a script of DeepSpeed's into the folder.
@@ -160,10 +160,10 @@ def _noting(engine: Any) -> Iterator[_Notes]:
 
 
 def copied(states: FileStates, reuse: HostBuffers | None = None) -> FileStates:
-    """The same files with everything in them copied, tensors to host memory (pinned, if they come from a GPU).
+    """Return a copy of the files, tensors in host memory (pinned, if they come from a GPU).
 
-    Tensors that share memory share it in the copy. Buffers in `reuse` are overwritten: whoever still reads the copy
-    before must have finished.
+    Tensors that share memory share it in the copy. Buffers in `reuse` are overwritten: readers of the copy before
+    must have finished.
     """
     buffers = reuse if reuse is not None else HostBuffers()
     buffers.take_back()
@@ -181,7 +181,7 @@ def copied(states: FileStates, reuse: HostBuffers | None = None) -> FileStates:
 
 
 class _Skeleton(pickle.Pickler):
-    """Pickles everything but tensors, which are put aside: exactly the objects that `torch.save` would visit."""
+    """Pickler that sets tensors aside: it visits exactly the objects that `torch.save` would visit."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
@@ -189,7 +189,7 @@ class _Skeleton(pickle.Pickler):
         self._seen: dict[int, int] = {}
 
     def persistent_id(self, value: Any) -> int | None:
-        """A tensor's place in the list."""
+        """Return a tensor's index in the list."""
         if not isinstance(value, torch.Tensor):
             return None
         if id(value) not in self._seen:
@@ -220,7 +220,7 @@ def _put_together(skeleton: io.BytesIO, tensors: list[torch.Tensor]) -> Any:
 
 
 def state_digest(states: FileStates) -> str:
-    """SHA-256 of one rank's training state: everything but its random generators, configuration and diary.
+    """Return SHA-256 of one rank's training state: all but random generators, configuration and log history.
 
     Equal states give equal digests, whatever the order in which their dictionaries were filled, the device that they
     are on, the process, and the rank in the files' names. Any other bit or number gives another.
@@ -231,7 +231,7 @@ def state_digest(states: FileStates) -> str:
 
 
 def random_digest(states: FileStates) -> str:
-    """SHA-256 of one rank's random generators."""
+    """Return SHA-256 of one rank's random generators."""
     return _digest(
         (_neutral(path), state.get(RANDOM)) for path, state in sorted(states.items()) if _is_progress(path, state)
     )
@@ -263,7 +263,7 @@ def _digest(parts: Iterable[Any]) -> str:
 
 
 def canonical(value: Any) -> Iterator[Any]:
-    """The value as bytes: its kind, its size where it has one, its content."""
+    """Yield the value in canonical bytes: its type, its size where it has one, its content."""
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu().contiguous()
         yield f"T{plain.dtype}{tuple(plain.shape)}".encode()
@@ -309,7 +309,7 @@ def _canonical_container(value: Any) -> Iterator[Any]:
 
 
 def _canonical_object(value: Any) -> Iterator[Any]:
-    """An object by what pickle would say about it: whose it is, its arguments, its state, its items."""
+    """Yield an object in canonical bytes by its `__reduce_ex__`: constructor, arguments, state, items."""
     said = value.__reduce_ex__(4)
     if isinstance(said, str):  # a global of its module
         yield f"N{type(value).__module__}.{said};".encode()

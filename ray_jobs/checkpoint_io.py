@@ -1,4 +1,4 @@
-"""Saving at a step boundary: agree on a name, copy the state to host memory, and leave the rest to the writer.
+"""Checkpoint save at a step boundary: agree on a name, copy the state to host memory, hand it to the async writer.
 
 Training waits for the copy alone. Every collective is here, and none in the writer's threads. A problem on any rank,
 up to the moment when all begin to write, is everyone's: then nothing was begun.
@@ -28,7 +28,7 @@ BYTES_PER_PARAMETER = 16
 """fp32 weights, their master copy and Adam's two moments."""
 
 ROUND_S = 1.0
-"""While they wait for a save's end, ranks meet so often: far within the patience of a collective."""
+"""Interval at which ranks synchronize while they wait for a save: far within a collective's timeout."""
 
 
 def begin_save(
@@ -39,11 +39,11 @@ def begin_save(
     about: dict[str, Any],
     wanted: str | None = None,
 ) -> str:
-    """Collective, at a step boundary. Begin a checkpoint; answers its name. `writer.finished` tells how it ended.
+    """Collective, at a step boundary. Begin an async save; return the checkpoint's name. See `writer.finished`.
 
     `about` holds the manifest's generation, step and all else that it says about this save; rank 0's counts. Without a
     `wanted` name it is called by its step and generation.
-    Raises `RuntimeError` on every rank alike if it could not be begun; then there is nothing left of it.
+    Raises `RuntimeError` on every rank alike if it could not be begun; then its folder is removed.
     """
     began_s = time.monotonic()
     name, problem = _agreed_name(files, collectives, about, writer, wanted)
@@ -67,9 +67,9 @@ def save_now(
     about: dict[str, Any],
     wanted: str | None = None,
 ) -> CheckpointCommitted | str:
-    """Collective. Save, and wait until that has ended, and what was being written before it too.
+    """Collective. Save and wait for the end, also of a save that is still being written.
 
-    Answers the committed checkpoint, or, on every rank alike, the reason why there is none.
+    Returns the committed checkpoint, or, on every rank alike, the reason why there is none.
     """
     _drain_together(collectives, writer)
     try:
@@ -78,18 +78,18 @@ def save_now(
         return str(error)
     _drain_together(collectives, writer)
     ended = writer.take(name)
-    answer = (ended.committed or ended.reason) if ended else f"{name} was begun, and its end was told to somebody else"
+    answer = (ended.committed or ended.reason) if ended else f"{name} was begun, and its end was reported elsewhere"
     whole: CheckpointCommitted | str = collectives.all_gather(answer)[0]
     return whole
 
 
 def busy_anywhere(collectives: Collectives, writer: CheckpointWriter) -> bool:
-    """Collective. Whether any rank is still writing."""
+    """Collective. Return whether any rank is still writing a checkpoint."""
     return collectives.all_reduce_min(0 if writer.busy else 1) == 0
 
 
 def space_refusal(trainer: Any, files: RunFiles) -> str | None:
-    """Why the disk cannot take a checkpoint, or None."""
+    """Return the reason why the disk has no room for a checkpoint, or None."""
     parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
     return room_refusal(files.checkpoints, int(parameters * BYTES_PER_PARAMETER * FREE_SPACE_FACTOR))
 
@@ -97,7 +97,7 @@ def space_refusal(trainer: Any, files: RunFiles) -> str | None:
 def _agreed_name(
     files: RunFiles, collectives: Collectives, about: dict[str, Any], writer: CheckpointWriter, wanted: str | None
 ) -> tuple[str, str | None]:
-    """The name that all use, whose folder rank 0 has made, and this rank's problem. Saving twice makes two."""
+    """Collective. Return the checkpoint's name, whose folder rank 0 has made, and this rank's problem or None."""
     wanted = wanted or f"step-{about['step']:08d}-g{about['generation']}"
     name, problem = "", f"checkpoint {writer.busy} is still being written" if writer.busy else None
     if collectives.rank == 0 and problem is None:
@@ -130,12 +130,12 @@ def _raise_together(collectives: Collectives, files: RunFiles, name: str, proble
         try:
             discard(files.checkpoints, name)
         except SteerwayError as error:
-            log.warning("what is left of a save: %s", error.reason)
+            log.warning("a failed save could not be removed: %s", error.reason)
     raise RuntimeError("; ".join(told))
 
 
 def _drain_together(collectives: Collectives, writer: CheckpointWriter) -> None:
-    """Collective. Wait until no rank is writing. Bounded by the writer, which waits for nothing without a bound."""
+    """Collective. Wait until no rank is writing; bounded by the writer's own timeouts."""
     while True:
         idle = writer.drain(ROUND_S)
         if collectives.all_reduce_min(int(idle)):

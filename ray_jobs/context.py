@@ -1,4 +1,4 @@
-"""What a worker knows about the run that it belongs to, before any trainer exists."""
+"""Run context of a worker process: files, control-server connection and settings, before any trainer exists."""
 
 import os
 import socket
@@ -15,20 +15,20 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs.verdict import USER_CODE_S
 
 NODE_NAME = "STEERWAY_NODE"
-"""Where several nodes share a machine, its name does not tell them apart; they find theirs here."""
+"""Environment variable with the node's name, for several Ray nodes on one machine, which share a host name."""
 
 
 def node_name() -> str:
-    """What the node of this process is called."""
+    """Return the name of this process's node."""
     return os.environ.get(NODE_NAME) or socket.gethostname()
 
 
 @dataclass
 class Trainings:
-    """Counts the trainings of a script: its calls of `train()`, in order. A script that runs again counts anew.
+    """Counter of a script's trainings: its calls of `train()`, in order. A script that is restarted counts anew.
 
-    `left`: the last one ended for the run to go on with another branch, whatever the script makes of it. `broken_off`:
-    where the script left a training in its middle by `sys.exit`. `failed_at`: the step at which one raised.
+    `left`: the last one ended because the run continues on another branch. `broken_off`: the step at which the script
+    called `sys.exit` within a training. `failed_at`: the step at which one raised.
     """
 
     begun: int = 0
@@ -37,18 +37,18 @@ class Trainings:
     failed_at: int | None = None
 
     def next(self) -> int:
-        """The number of the one that begins now, from 1."""
+        """Count and return the number of the training that begins now, from 1."""
         self.begun, self.failed_at = self.begun + 1, None
         return self.begun
 
 
 @dataclass(frozen=True)
 class RunContext:
-    """Set by `train.main` on every rank. `connect` makes a handle; rank 0's link calls it in its own thread.
+    """Context of one rank's run, set by `train.main`. `connect` makes a handle, in the thread of rank 0's link.
 
     `key_file` holds the key that checkpoints are signed with; by default it lies beside the folder of all runs.
     `hang_after_s` is how long a rank may be stopped or cut off, and `user_code_s` how long it may make no progress
-    outside of a collective; without the first, nobody watches.
+    outside of a collective; without the first, there is no watchdog.
     """
 
     files: RunFiles
@@ -75,12 +75,12 @@ class RunContext:
 
     @property
     def key_path(self) -> Path:
-        """Where the key lies."""
+        """Path of the signing key."""
         return self.key_file or self.files.signing_key
 
     @property
     def key(self) -> SigningKey:
-        """The key of this installation; made when it is first asked for."""
+        """Signing key of this installation; created on first use."""
         return SigningKey.of_installation(self.key_path)
 
 
@@ -88,11 +88,11 @@ _current: RunContext | None = None
 
 
 def current() -> RunContext | None:
-    """The run of this process; None in a script that was started by hand."""
+    """Return the run of this process; None in a script that was started by hand."""
     return _current
 
 
 def enter(context: RunContext | None) -> None:
-    """Say which run this process works for."""
+    """Set the run of this process."""
     global _current
     _current = context

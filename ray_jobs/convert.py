@@ -1,10 +1,10 @@
-"""A checkpoint for any number of ranks: DeepSpeed's universal format, made by a process of its own.
+"""Conversion of a checkpoint to DeepSpeed's universal format, for any number of ranks, in a subprocess.
 
     python -m ray_jobs.convert RUN_FOLDER CHECKPOINT --key-file KEY [--json]
 
-The source is verified wholly before anything of it is unpickled. The result is a checkpoint of its own, signed and
-committed as any other, in a folder below `.converting`, where nobody looks for checkpoints; then one rename gives it
-its place. So a crash leaves nothing that could be selected, and of conversions that race one wins.
+The whole source is verified before any of it is unpickled. The result is a checkpoint of its own, signed and committed
+as any other, in a folder below `.converting`, which no listing of checkpoints reads; then one rename puts it in place.
+So a crash leaves nothing that could be selected, and of concurrent conversions one wins: converting is idempotent.
 """
 
 import argparse
@@ -33,7 +33,7 @@ from control_plane.storage.shards import sync_folder
 from ray_jobs.complaints import told
 
 WORKSHOP = ".converting"
-"""Where conversions are at work, beside the checkpoints; a hidden folder is never taken for a checkpoint."""
+"""Working folder beside the checkpoints; a hidden folder is never listed as a checkpoint."""
 
 OPTIMIZER_FILES, MODEL_FILES = "*_optim_states.pt", "*_model_states.pt"
 
@@ -41,7 +41,7 @@ MAX_WORKERS = 8
 """More do not help: they wait for the same disk, and each holds one rank's share in memory."""
 
 ROOM_FACTOR = 2.5
-"""So many times the source's size is on disk at most: fragments, merged tensors, and copies of the model's files."""
+"""Peak disk use in source sizes: fragments, merged tensors, and copies of the model's files."""
 
 TIMEOUT_S = 3600.0
 """A conversion reads and writes the checkpoint about three times; one that takes longer has hung."""
@@ -50,7 +50,7 @@ TOLD_CHARS = 2000
 
 
 def universal_name(name: str) -> str:
-    """The name of the universal checkpoint that is converted from `name`."""
+    """Return the name of the universal checkpoint that is converted from `name`."""
     return f"{name}{UNIVERSAL}"
 
 
@@ -62,9 +62,9 @@ def ensure_universal(
     timeout_s: float = TIMEOUT_S,
     recorded_sha256: str = "",
 ) -> str:
-    """Convert in a process of its own; answers the name of what can be loaded on any number of ranks.
+    """Convert in a subprocess; return the name of a checkpoint that loads on any number of ranks.
 
-    That is `name` itself if it can be already. `say` is told before and after. Raises `Damaged` or `Refused` with
+    That is `name` itself if it already does. `say` gets progress messages. Raises `Damaged` or `Refused` with
     the converter's sentence, `Unavailable` if it did not end within `timeout_s` seconds or died.
     """
     say(f"converting checkpoint {name} for another number of ranks")
@@ -83,9 +83,9 @@ def ensure_universal(
 
 
 def convert(files: RunFiles, name: str, key: SigningKey, recorded_sha256: str = "") -> str:
-    """Convert here; answers the name of what can be loaded on any number of ranks. Imports DeepSpeed.
+    """Convert in this process; return the name of a checkpoint that loads on any number of ranks. Imports DeepSpeed.
 
-    `recorded_sha256` is what the journal says of the source's manifest. Repeating it is harmless.
+    `recorded_sha256` is what the journal says of the source's manifest. Idempotent.
     Raises `Damaged` if the source does not verify (then nothing of it was unpickled), `Refused` if it cannot be
     converted or the disk is too full, `Unavailable` if the disk fails.
     """
@@ -113,12 +113,12 @@ def convert(files: RunFiles, name: str, key: SigningKey, recorded_sha256: str = 
 
 
 def _is_partitioned(source: Path) -> bool:
-    """Without ZeRO every rank has everything, and the checkpoint is for any number of ranks as it is."""
+    """Return whether optimizer state is partitioned; without ZeRO the checkpoint loads on any number of ranks."""
     return any((source / STATE).glob(OPTIMIZER_FILES))
 
 
 def _is_ready(target: Path, source: Manifest, key: SigningKey) -> bool:
-    """Whether somebody has converted this very source already, and the result is whole."""
+    """Return whether a complete conversion of this very source exists already."""
     try:
         found = verify(target, key)
     except Damaged:
@@ -131,7 +131,7 @@ def _is_ready(target: Path, source: Manifest, key: SigningKey) -> bool:
 
 
 def _build(source: Path, made: Path) -> None:
-    """DeepSpeed's conversion, then what it does not carry over."""
+    """Run DeepSpeed's conversion, then copy the files that it does not carry over."""
     make_folder(made / STATE)
     _convert_state(source / STATE, made / STATE)
     left_out = {path.name for pattern in (OPTIMIZER_FILES, MODEL_FILES) for path in (source / STATE).glob(pattern)}
@@ -166,7 +166,7 @@ def _convert_state(source: Path, made: Path) -> None:
 
 
 def _describe(made: Path) -> None:
-    """What a load is held against, from the files that it will read."""
+    """Write the digest and parameter groups that a load is compared with, from the files that it will read."""
     import torch
 
     from ray_jobs.elastic import CONSOLIDATED, consolidated_files, digest, plain_groups
@@ -184,7 +184,7 @@ def _describe(made: Path) -> None:
 
 
 def _commit(made: Path, source: Manifest, key: SigningKey) -> None:
-    """A checkpoint of its own, which says everything that the source's manifest says of the training."""
+    """Sign and commit the converted checkpoint, with the source manifest's facts about the training."""
     paths = sorted(path for path in made.rglob("*") if path.is_file())
     changed = {
         "checkpoint": made.name,
@@ -199,7 +199,7 @@ def _commit(made: Path, source: Manifest, key: SigningKey) -> None:
 
 
 def _take_place(made: Path, target: Path, source: Manifest, key: SigningKey) -> None:
-    """Rename, unless somebody was faster. What lies there and is no checkpoint makes room."""
+    """Rename into place, unless a concurrent conversion did; a broken folder of that name is discarded first."""
     if os.path.lexists(target) and not _is_ready(target, source, key):
         discard(target.parent, target.name)
     reach("conversion.name", "before_rename")
@@ -213,7 +213,7 @@ def _take_place(made: Path, target: Path, source: Manifest, key: SigningKey) -> 
 
 @contextlib.contextmanager
 def _workplace(checkpoints: Path) -> Iterator[Path]:
-    """A folder of our own to work in; those of processes that died are removed first."""
+    """Yield a private working folder; those of dead processes are removed first."""
     workshop = checkpoints / WORKSHOP
     workshop.mkdir(mode=FOLDER_MODE, exist_ok=True)
     with contextlib.ExitStack() as held:
@@ -239,7 +239,7 @@ def _remove_abandoned(place: Path) -> None:
 
 @contextlib.contextmanager
 def _locked(place: Path, wait: bool = False) -> Iterator[bool]:
-    """Hold the lock of a folder; answers whether it is held. The kernel lets go of it when its process dies."""
+    """Lock a folder; yields whether it was free. The kernel releases the lock when the process dies."""
     descriptor = os.open(place, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         try:
@@ -256,7 +256,7 @@ def _locked(place: Path, wait: bool = False) -> Iterator[bool]:
 
 
 def _run_bounded(command: list[str], timeout_s: float) -> tuple[int, str, str]:
-    """Exit status, stdout and stderr; the process and its workers are ended when the time is over."""
+    """Return exit status, stdout and stderr; on timeout the process and its workers are killed."""
     # Converting needs no accelerator, and must not take memory of one that is training.
     environment = os.environ | {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     # Into files: the workers of a converter that was killed would hold pipes open.
@@ -287,7 +287,7 @@ def _answer(out: str) -> dict[str, Any]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """The command line; answers the exit code. stdout has the result alone."""
+    """Run the command line and return the exit code. stdout has only the result."""
     parser = argparse.ArgumentParser(prog="python -m ray_jobs.convert", description=(__doc__ or "").splitlines()[0])
     parser.add_argument("run_folder", type=Path)
     parser.add_argument("checkpoint")

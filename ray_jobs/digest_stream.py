@@ -1,7 +1,7 @@
-"""The stream of digests: every k steps, on every rank, roots to the journal and parts to a file beside it.
+"""Digest stream: every k steps, on every rank, root digests to the journal and their parts to a file beside it.
 
 Training waits for the hashing and for one small collective. Files are written by a thread of their own, and the
-journal by the link; neither holds a step up, and what they lose is a digest and nothing of the training.
+journal by the link; neither blocks a step, and only digests can be lost, nothing of the training.
 """
 
 import logging
@@ -20,20 +20,20 @@ from ray_jobs.session import RankSession
 log = logging.getLogger(__name__)
 
 MAX_WAITING = 64
-"""Digests that wait for the disk. Of those beyond, the journal has the roots, and the file does not have the parts."""
+"""Digests queued for the disk. Of those beyond, the journal has the roots, and the file lacks the parts."""
 
 MAX_FILE_BYTES = 1 << 30
 """The parts of one rank in one generation: thousands of digests of a model with some hundred tensors."""
 
 CLOSE_WAIT_S = 10.0
-"""How long the end of the training waits for the last lines."""
+"""Timeout for writing the last lines at the end of the training."""
 
 NO_DIGEST = bytes(16)
-"""What a rank tells that could not take one."""
+"""Placeholder from a rank that failed to compute its digest."""
 
 
 class DigestFile:
-    """One rank's file. `put` never waits."""
+    """Digest file of one rank, written by a thread. `put` never blocks."""
 
     def __init__(self, path: Path, max_bytes: int = MAX_FILE_BYTES) -> None:
         self._path, self._room_bytes = path, max_bytes
@@ -43,14 +43,14 @@ class DigestFile:
         self._thread.start()
 
     def put(self, digest: RankDigest) -> None:
-        """Have it written, if there is room."""
+        """Queue a digest for writing; dropped if the queue is full."""
         try:
             self._waiting.put_nowait(digest)
         except queue.Full:
             self._tell_missing("the disk is slower than the digests are taken")
 
     def close(self, wait_s: float = CLOSE_WAIT_S) -> None:
-        """Wait for what was put."""
+        """Wait until all queued digests are written."""
         try:
             self._waiting.put(None, timeout=wait_s)
         except queue.Full:
@@ -69,18 +69,18 @@ class DigestFile:
                     else:
                         file.write(line)
         except OSError as error:
-            log.error("what the digests are made of is not written any more: %s", error)
+            log.error("the digest file is no longer written: %s", error)
             while self._waiting.get() is not None:
                 pass
 
     def _tell_missing(self, why: str) -> None:
         if not self._missing:
-            log.warning("%s holds no parts of some digests: %s", self._path.name, why)
+            log.warning("%s lacks the parts of some digests: %s", self._path.name, why)
         self._missing += 1
 
 
 class DigestStream:
-    """One rank's digests of one generation, every `every_steps` steps (0: never)."""
+    """Digest stream of one rank and generation, every `every_steps` steps (0: never)."""
 
     def __init__(self, trainer: Any, session: RankSession, files: RunFiles, every_steps: int) -> None:
         self.every_steps = every_steps
@@ -88,17 +88,17 @@ class DigestStream:
         self._file: DigestFile | None = None
 
     def before_the_first_step(self) -> None:
-        """Collective. What the script has built: a replay that begins with other weights is told so.
+        """Collective. Digest the initial state, so that a replay with other initial weights is detected.
 
-        What cannot be digested yet, as an optimizer that has no state, does not end the stream.
+        A failure here, such as an optimizer without state yet, does not end the stream.
         """
         if self.every_steps:
             self._digest(0)
 
     def after_boundary(self, step: int) -> None:
-        """Collective, when it is time: the step's commands have been carried out, and a pause is over.
+        """Collective, if a digest is due: after the step's commands were applied and any pause has ended.
 
-        What one rank cannot digest, no rank does from then on: a stream with holes in it could not be compared.
+        If one rank fails, no rank goes on: a stream with gaps could not be compared.
         """
         if not self.every_steps or step % self.every_steps:
             return
@@ -135,6 +135,6 @@ class DigestStream:
             )
 
     def close(self) -> None:
-        """Wait for the last lines."""
+        """Wait until the last digests are written."""
         if self._file is not None:
             self._file.close()

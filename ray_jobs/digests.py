@@ -1,4 +1,4 @@
-"""Digests of this rank's live state, part by part: what two runs that are the same must have the same.
+"""Digests of this rank's live state, part by part, for comparing two runs bit for bit.
 
 take(trainer, session)     after a boundary; no collective, nothing is changed
 
@@ -26,13 +26,13 @@ from ray_jobs.shares import Share, share_of, step_optimizer
 Digested = Iterator[tuple[str, str]]
 
 NOT_TRAINING = frozenset({"logging_steps", "eval_steps", "checkpoint_steps", "total_steps"})
-"""Knobs that say when something is looked at or kept, and where the training ends: its steps are the same."""
+"""Knobs that do not change the steps: intervals of logging, evaluation and saving, and the length of the run."""
 
 MASTER = "master"
 
 
 def take(trainer: Any, session: RankSession) -> RankDigest:
-    """What this rank has live. Raises `RuntimeError` if a part of it lies where it cannot be read."""
+    """Return the digest of this rank's live state. Raises `RuntimeError` if a part is offloaded to NVMe."""
     step = int(trainer.state.global_step)
     parts = {"samples": samples(trainer, step)}
     for digested in (random(), knobs(session), course(trainer), weights(trainer), optimizer(trainer)):
@@ -41,27 +41,27 @@ def take(trainer: Any, session: RankSession) -> RankDigest:
 
 
 def samples(trainer: Any, step: int) -> str:
-    """The ids of the global batch that `step` consumed; the position alone, where the order is somebody else's."""
+    """Return the digest of the global batch's sample ids at `step`; of the step alone if the sampler is not ours."""
     order = getattr(trainer, "_order", None)
     return value_digest(order.batch(step)) if order is not None and step > 0 else value_digest({"step": step})
 
 
 def random() -> Digested:
-    """Every generator that training draws from."""
+    """Yield the digest of every random generator that training draws from."""
     for name, state in progress.random_state().items():
         # As text: each of 625 numbers by itself would take a millisecond.
         yield f"random/{name}", value_digest(repr(state) if name == "python" else state)
 
 
 def knobs(session: RankSession) -> Digested:
-    """Every value that can be set, as it is live."""
+    """Yield the digest of every knob's live value."""
     for name, reading in session.read_knobs().items():
         if name not in NOT_TRAINING:
             yield f"knobs/{name}", value_digest(reading)
 
 
 def course(trainer: Any) -> Digested:
-    """The learning rate's schedule, the optimizer's groups, and what a script keeps by itself."""
+    """Yield digests of the learning-rate schedule with parameter groups, and of the script's own state."""
     schedule = getattr(trainer, "steered_schedule", None)
     own = {key: value for key, value in schedule.state_dict().items() if not callable(value)} if schedule else None
     steered = schedule.memory() if schedule is not None else None
@@ -72,7 +72,7 @@ def course(trainer: Any) -> Digested:
 
 
 def weights(trainer: Any) -> Digested:
-    """Parameters and buffers. Under ZeRO 3 a rank's part, and the whole of the small ones that every rank keeps."""
+    """Yield digests of parameters and buffers. Under ZeRO 3: this rank's partition, and small ones kept whole."""
     for name, parameter in trainer.model.named_parameters():
         yield f"weights/{name}", tensor_digest(*_held(parameter))
     for name, buffer in trainer.model.named_buffers():
@@ -88,7 +88,7 @@ def _held(parameter: Any) -> tuple[torch.Tensor, ...]:
 
 
 def optimizer(trainer: Any) -> Digested:
-    """Master weights and state. Raises `RuntimeError` if they lie on NVMe."""
+    """Yield digests of master weights and optimizer state. Raises `RuntimeError` if they are offloaded to NVMe."""
     zero = getattr(getattr(trainer, "deepspeed", None), "optimizer", None)
     if getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False):
         raise RuntimeError("this run keeps parameters or optimizer state on NVMe, where they cannot be digested")
@@ -111,7 +111,7 @@ def optimizer(trainer: Any) -> Digested:
 
 
 def _owners(zero: Any, stepping: torch.optim.Optimizer) -> Iterator[tuple[str, torch.Tensor]]:
-    """The tensors that the optimizer steps, each with a name for what no parameter of the model has a share of."""
+    """Yield the tensors that the optimizer steps, each with a label for elements that belong to no parameter."""
     if hasattr(zero, "fp32_partitioned_groups_flat"):  # ZeRO 3 lends them to the optimizer for the step only
         yield from ((f"group{index}", flat) for index, flat in enumerate(zero.fp32_partitioned_groups_flat))
         return
@@ -124,7 +124,7 @@ def _owners(zero: Any, stepping: torch.optim.Optimizer) -> Iterator[tuple[str, t
 
 
 def _shares(trainer: Any) -> dict[int, list[tuple[str, Share]]]:
-    """By flat tensor, which stretches of it are whose, in its order."""
+    """Return, by id of the flat tensor, the parameters' partitions in it, in order."""
     found: dict[int, list[tuple[str, Share]]] = {}
     for name, parameter in trainer.model.named_parameters():
         if hasattr(parameter, "ds_id") or getattr(parameter, "_hp_mapping", None) is not None:
@@ -140,7 +140,7 @@ def _shares(trainer: Any) -> dict[int, list[tuple[str, Share]]]:
 
 
 def _entry(label: str, key: str, value: Any, owner: torch.Tensor, shares: list[tuple[str, Share]]) -> Digested:
-    """One entry of a state, cut where it is flat and parameters have shares of it."""
+    """Yield digests of one entry of optimizer state, split by parameter where it is a flat tensor."""
     if not isinstance(value, torch.Tensor):
         is_number = isinstance(value, int | float)
         yield f"optimizer/{label}/{key}", number_digest(value) if is_number else value_digest(value)

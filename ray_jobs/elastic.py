@@ -1,4 +1,4 @@
-"""The same training on another number of ranks: what a save must carry, how it is loaded, and what proves it equal.
+"""Elastic restore on another number of ranks, from DeepSpeed's universal checkpoint format, with proof by digest.
 
     engine.save_checkpoint(folder, tag="state", client_state=universal_checkpoint_info(engine))
     # converted by ray_jobs.convert; then, in a training on any number of ranks:
@@ -6,8 +6,8 @@
     load_universal(engine, root)                        # collective; `root` was verified
 
 The proof is a digest of the consolidated state: of every parameter its fp32 weights, Adam's moments and Adam's step,
-which is the same on any number of ranks. The converter writes it down, and a load that ends with another one is
-refused on all ranks.
+which is the same on any number of ranks. The converter records it, and a load with another digest is rejected on all
+ranks.
 """
 
 import hashlib
@@ -35,7 +35,7 @@ Groups = list[dict[str, Any]]
 
 
 def universal_checkpoint_info(engine: Any) -> dict[str, Any]:
-    """What a save must carry so that it can be converted: entries for the `client_state` of `engine.save_checkpoint`.
+    """Return the `client_state` entries of `engine.save_checkpoint` that the universal converter needs.
 
         engine.save_checkpoint(folder, tag=tag, client_state={**universal_checkpoint_info(engine), ...})
 
@@ -52,7 +52,7 @@ def universal_checkpoint_info(engine: Any) -> dict[str, Any]:
 
 
 def apply_batch_plan(trainer: Any, plan: BatchPlan) -> None:
-    """Give a Transformers Trainer the plan, wherever batch sizes live. Call it before `trainer.train()`.
+    """Set a Transformers Trainer's batch sizes, wherever they live. Call it before `trainer.train()`.
 
     accelerate's own number of accumulation steps is left alone: Transformers keeps it at 1, because it accumulates
     itself, and with DeepSpeed accelerate takes over DeepSpeed's number when it builds the engine.
@@ -81,7 +81,7 @@ def apply_batch_plan(trainer: Any, plan: BatchPlan) -> None:
 
 
 def load_universal(engine: Any, root: Path) -> None:
-    """Collective. Load model, optimizer and DeepSpeed's scheduler from a universal checkpoint, and prove it.
+    """Collective. Load model, optimizer and DeepSpeed's scheduler from a universal checkpoint, and compare digests.
 
     The caller has verified `root`: loading unpickles. Not restored: the progress beside DeepSpeed's state, and
     `engine.micro_steps`, which is 0 in a new engine. Raises `Invalid` if the training is not the one that was saved
@@ -109,7 +109,7 @@ def load_universal(engine: Any, root: Path) -> None:
 
 
 def described(root: Path) -> dict[str, Any]:
-    """What the converter wrote down: `zero_stage`, `sha256`, `groups`. Raises `Damaged` if it cannot be read."""
+    """Return the converter's record: `zero_stage`, `sha256`, `groups`. Raises `Damaged` if it cannot be read."""
     try:
         about = json.loads((root / CONSOLIDATED).read_bytes())
     except (OSError, ValueError) as error:
@@ -135,7 +135,7 @@ def reassert_groups(engine: Any, groups: Groups) -> None:
 
 
 def plain_groups(groups: Groups) -> Groups:
-    """Each group without its parameters, as JSON holds it: tuples become lists, tensors of one element numbers."""
+    """Return each group without its parameters, as JSON: tuples become lists, one-element tensors numbers."""
     return [{key: _plain(value) for key, value in group.items() if key != "params"} for group in groups]
 
 
@@ -150,14 +150,14 @@ def _from_json(value: Any) -> Any:
 
 
 def _separate_steps(engine: Any) -> None:
-    """ZeRO 3's universal load gives one step tensor to all sub-groups: each sub-group's update would advance it."""
+    """Give each sub-group its own step tensor: ZeRO 3's universal load shares one, which each update would advance."""
     for state in _base_optimizer(engine).state.values():
         if isinstance(state.get(STEP), torch.Tensor):
             state[STEP] = state[STEP].clone()
 
 
 def _load_unoptimized(engine: Any, root: Path) -> None:
-    """Persistent buffers and frozen parameters: a universal load leaves them as the new model has them."""
+    """Load persistent buffers and frozen parameters, which a universal load leaves as the new model has them."""
     stored = engine.module.state_dict(keep_vars=True)
     live = {name: tensor for name, tensor in stored.items() if not tensor.requires_grad}
     if not live:
@@ -174,7 +174,7 @@ def _load_unoptimized(engine: Any, root: Path) -> None:
 
 
 def consolidated(engine: Any) -> Iterator[tuple[str, Tensors]]:
-    """Collective. Name and whole state of each trained parameter, one at a time, by name.
+    """Collective. Yield name and full (gathered) state of each trained parameter, one at a time, by name.
 
     `fp32`, `exp_avg` and `exp_avg_sq` have the parameter's shape, `step` is Adam's, a scalar; all are copies on the
     CPU. What the optimizer does not have (yet) is left out. For ZeRO 0 (in fp32) to 3.
@@ -197,7 +197,7 @@ def consolidated(engine: Any) -> Iterator[tuple[str, Tensors]]:
 
 
 def _link_moments(engine: Any) -> None:
-    """ZeRO 1 and 2 link parameters to their moments once, when the first group has stepped: others have none then."""
+    """Relink parameters to their moments: ZeRO 1 and 2 do it once, when only the first group has stepped."""
     if getattr(engine.optimizer, "_hp_optimizer_states_linked", False):
         engine.optimizer._hp_optimizer_states_linked = False
         engine.optimizer._lazy_init_hp_params_optimizer_state()
@@ -209,7 +209,7 @@ def consolidated_state(engine: Any) -> dict[str, Tensors]:
 
 
 def consolidated_files(root: Path) -> Iterator[tuple[str, Tensors]]:
-    """The same from the files of a universal checkpoint. The shapes may be flat; the digest is equal."""
+    """Yield the same from the files of a universal checkpoint. Shapes may be flat; the digest is equal."""
     zero = root / STATE / "zero"
     about = torch.load(zero / "optimizer_state.pt", map_location="cpu", weights_only=False)
     shared = about.get("optimizer_state_dict", {}).get("state", {}).get(0, {}).get(STEP)
@@ -222,7 +222,7 @@ def consolidated_files(root: Path) -> Iterator[tuple[str, Tensors]]:
 
 
 def digest(states: Iterable[tuple[str, Tensors]]) -> str:
-    """SHA-256 over names, keys and values, independent of shapes. The two zeros are one: gathering loses the sign."""
+    """Return SHA-256 over names, keys and values, not shapes; -0.0 counts as 0.0: gathering loses the sign."""
     hashed = hashlib.sha256()
     for name, tensors in states:
         for key in sorted(tensors):
@@ -238,12 +238,12 @@ def _tensor_of(path: Path) -> torch.Tensor:
 
 
 def _base_optimizer(engine: Any) -> Any:
-    """The torch optimizer, which a ZeRO optimizer wraps."""
+    """Return the torch optimizer that a ZeRO optimizer wraps."""
     return getattr(engine.optimizer, "optimizer", engine.optimizer)
 
 
 def _local_states(engine: Any) -> dict[Any, dict[str, Any]]:
-    """For each trained parameter the optimizer state of the flat tensor on this rank that holds a share of it."""
+    """Return, for each trained parameter, the optimizer state of this rank's flat tensor with a partition of it."""
     zero, base = engine.optimizer, _base_optimizer(engine)
     if not engine.zero_optimization():
         return {one: base.state[one] for group in base.param_groups for one in group["params"]}

@@ -1,6 +1,6 @@
-"""What a training is known by, among the trainings of a script: a digest of its model's shapes and of its data.
+"""Fingerprint of a training among those of a script: a digest of its model's shapes and of its data.
 
-    fingerprint(trainer)      rank 0, before anything is built
+    fingerprint(trainer)      rank 0, before the engine is built
 
 Of the data a few samples are read, spread over all of it, with the generators as they are kept for it. What cannot be
 read, or is drawn anew at every look, counts by its kind and length alone.
@@ -21,11 +21,11 @@ from ray_jobs.capture import canonical, model_shapes
 log = logging.getLogger(__name__)
 
 SAMPLES = 16
-"""So many are read: parts of a data set that was cut into folds differ in some of them."""
+"""Number of samples to read: folds of one data set differ in some of them."""
 
 
 def fingerprint(trainer: Any) -> str:
-    """SHA-256, in hexadecimal: the same at every start of the same training, on any number of ranks."""
+    """Return a SHA-256 that is the same at every start of the same training, on any number of ranks."""
     data = getattr(trainer, "train_dataset", None)
     digest = hashlib.sha256(model_shapes(trainer.model)[0].encode())
     digest.update(f"{type(data).__qualname__}:{_length(data)}".encode())
@@ -41,7 +41,7 @@ def _length(data: Any) -> int | None:
 
 
 def _content(data: Any) -> str:
-    """A digest of some samples; empty if there is none that is the same at every look."""
+    """Return a digest of some samples; empty if reading them twice gives different ones."""
     length = _length(data)
     if not length or not hasattr(data, "__getitem__"):
         return ""

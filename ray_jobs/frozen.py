@@ -1,14 +1,14 @@
-"""Frozen parameters: from the next step on they do not change at all, and neither do their moments.
+"""Frozen parameters: weights and optimizer moments that do not change from the next step on.
 
     frozen = frozen_parameters(trainer)
     frozen.hold({"transformer.wte.weight"})
 
-`requires_grad=False` does not do that: DeepSpeed has built its flat partitions and counts its gradients, and AdamW's
-decay and momentum move weights whose gradient is zero. So a frozen parameter stays what it was for everybody, except:
+`requires_grad=False` cannot be used: DeepSpeed has built its flat partitions and counts its gradients, and AdamW's
+decay and momentum move weights whose gradient is zero. So a frozen parameter stays an ordinary one, except:
 
-- its gradient becomes zero before anybody adds it up, so that it counts neither in the gradient's norm nor in clipping;
-- right before the optimizer steps, this rank's share of the master weights and moments is copied, and right after,
-  before anybody reads the weights, it is put back.
+- its gradient is zeroed before it is reduced, so that it counts neither in the gradient norm nor in clipping;
+- right before the optimizer steps, this rank's partition of the master weights and moments is copied, and right after,
+  before the weights are read, it is restored.
 
 While the step is made that copy takes memory: with AdamW 12 bytes for each frozen element of this rank's share. Adam's
 count of steps goes on, because under ZeRO parameters share it. While nothing is frozen there is no hook at all.
@@ -29,13 +29,13 @@ from control_plane.core.records import Reading
 from ray_jobs.shares import Share, Tensors, elements, obstacle, share_of, step_optimizer
 
 MAX_NAMES_LISTED = 64
-"""In a reading, which goes into the journal: a command may freeze thousands of parameters."""
+"""Names in a reading, which is journalled: a command may freeze thousands of parameters."""
 
 EXAMPLES = 4
 
 
 class FrozenParameters:
-    """Which of a trainer's parameters stand still on this rank, by name. Local: every rank must set the same."""
+    """Set of frozen parameters on this rank, by name. Local: every rank must set the same."""
 
     def __init__(self, trainer: Any) -> None:
         self.optimizer = step_optimizer(trainer)
@@ -48,27 +48,27 @@ class FrozenParameters:
 
     @property
     def names(self) -> list[str]:
-        """The frozen parameters, sorted."""
+        """Names of the frozen parameters, sorted."""
         return sorted(self._frozen)
 
     @property
     def trained(self) -> list[str]:
-        """Every parameter that this run trains, frozen or not, in the model's order."""
+        """Names of all trained parameters, frozen or not, in the model's order."""
         return list(self._parameters)
 
     def matching(self, pattern: str) -> set[str]:
-        """The trained parameters with a name that matches; of a tied one, the model's first name."""
+        """Return the trained parameters whose name matches; of a tied one, the model's first name."""
         named = self._trainer.model.named_parameters(remove_duplicate=False)
         first = {id(parameter): name for name, parameter in self._parameters.items()}
         return {first[id(each)] for name, each in named if id(each) in first and matches(name, pattern)}
 
     def readings(self) -> Reading:
-        """`frozen`: names, at most 64 and then how many more; `frozen_parameters`: how many elements."""
+        """Return `frozen` (names, at most 64 and then how many more) and `frozen_parameters` (elements)."""
         count = sum(elements(self._parameters[name]) for name in self._frozen)
         return {"frozen": listed(self.names), "frozen_parameters": count}
 
     def hold(self, names: Collection[str]) -> None:
-        """Freeze exactly these, from the next step on. Raises `LookupError`, and changes nothing, if one cannot be."""
+        """Freeze exactly these, from the next step on. Raises `LookupError` and changes nothing if one cannot be."""
         shares = self._located(names)
         for name in self._frozen.keys() - set(names):
             self._frozen.pop(name).remove()
@@ -78,7 +78,7 @@ class FrozenParameters:
         self._hook(bool(shares))
 
     def refusal(self, names: Collection[str]) -> str | None:
-        """Why these cannot be frozen, or None."""
+        """Return the reason why these cannot be frozen, or None."""
         if reason := obstacle(self._trainer):
             return reason
         try:
@@ -88,11 +88,11 @@ class FrozenParameters:
         return None
 
     def memory(self) -> list[str]:
-        """What a checkpoint keeps."""
+        """Return the frozen names for a checkpoint."""
         return self.names
 
     def recall(self, memory: Iterable[str]) -> None:
-        """Freeze what was frozen when `memory` was taken. Raises `Diverged` if this model lacks a parameter."""
+        """Freeze what `memory` lists. Raises `Diverged` if this model lacks a parameter."""
         try:
             self.hold(set(memory))
         except LookupError as error:
@@ -124,7 +124,7 @@ class FrozenParameters:
             self._hooks = []
 
     def _keep(self, optimizer: torch.optim.Optimizer) -> None:
-        """Copy what is to stand still in this step. DeepSpeed calls `step` once for each flat tensor."""
+        """Copy the frozen partitions before a step. DeepSpeed calls `step` once for each flat tensor."""
         stepped = [each for group in optimizer.param_groups for each in group["params"]]
         self._kept = [
             (share, {key: tensor.clone() for key, tensor in share.tensors(optimizer).items()})
@@ -153,36 +153,36 @@ def frozen_parameters(trainer: Any) -> FrozenParameters:
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
-    """The parameters that are trained, by name; a tied one once, by the first of its names."""
+    """Return the trained parameters by name; a tied one once, by the first of its names."""
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def matches(name: str, pattern: str) -> bool:
-    """As file names match, case and all; a name always matches itself, whatever characters it has."""
+    """Return whether a name matches a glob pattern, case-sensitively; a name always matches itself."""
     return name == pattern or fnmatchcase(name, pattern)
 
 
 def listed(names: Collection[str]) -> list[str]:
-    """Sorted, at most 64, and then how many more there are."""
+    """Return sorted names, at most 64, and then how many more there are."""
     more = len(names) - MAX_NAMES_LISTED
     return sorted(names)[:MAX_NAMES_LISTED] + ([f"and {more} more"] if more > 0 else [])
 
 
 def some(names: Collection[str]) -> str:
-    """A few of many names, for a sentence."""
+    """Return a few of many names, for a message."""
     few, more = ", ".join(list(names)[:EXAMPLES]), len(names) - EXAMPLES
     return (few or "none") + (f" and {more} more" if more > 0 else "")
 
 
 class FreezeApplier:
-    """Carries out `freeze` and `unfreeze`."""
+    """Applier of `freeze` and `unfreeze`."""
 
     def __init__(self, trainer: Any) -> None:
         self._frozen = frozen_parameters(trainer)
         self._undo: Callable[[], None] = lambda: None
 
     def check(self, command: Command) -> str | None:
-        """Patterns that match nothing, and runs whose weights cannot be kept."""
+        """Reject patterns that match nothing, and runs whose weights cannot be frozen."""
         pattern, found = self._found(command)
         if isinstance(command.intent, Unfreeze):
             frozen = self._frozen.names
@@ -192,7 +192,7 @@ class FreezeApplier:
         return self._frozen.refusal(found)
 
     def apply(self, command: Command, step: int) -> Applied:
-        """From the next step on. Raises `LookupError` if a parameter is not in this rank's optimizer."""
+        """Freeze or unfreeze from the next step on. Raises `LookupError` if the optimizer lacks a parameter."""
         _, found = self._found(command)
         names, before = set(self._frozen.names), self._frozen.readings()
         self._undo = functools.partial(self._frozen.hold, names)
@@ -200,7 +200,7 @@ class FreezeApplier:
         return Applied(before, self._frozen.readings())
 
     def undo(self, command: Command) -> None:
-        """What was frozen before."""
+        """Restore the frozen set before the last `apply`."""
         self._undo()
 
     def _found(self, command: Command) -> tuple[str, set[str]]:

@@ -1,10 +1,10 @@
-"""Set this process's random generators aside for a piece of work that has a seed of its own.
+"""Random generators (Python, NumPy, PyTorch CPU): run a piece of work under its own seed, then restore them.
 
     with seeded(seed_of(7, "batch", 3)):     # Python's, NumPy's and PyTorch's global generators; none of a GPU
         ...
     seed_all(seed)                           # for a process that has nothing to put back: a loader's worker
 
-Around every batch that is loaded: what can be had in a microsecond is not copied, see `_NumpyGenerator`.
+Used around every batch that is loaded, so it has to be fast: see `_NumpyGenerator`.
 """
 
 import ctypes
@@ -23,13 +23,13 @@ MT19937_BYTES = 625 * 4
 
 
 def seed_of(*place: int | str) -> int:
-    """A seed that is a function of this place alone, on every machine."""
+    """Return a seed derived from `place` alone, the same on every machine."""
     digest = hashlib.blake2b(repr(place).encode(), digest_size=SEED_BYTES).digest()
     return int.from_bytes(digest, "big") >> 1
 
 
 def seed_all(seed: int) -> None:
-    """Seed the three generators of the CPU. `torch.manual_seed` would seed those of the GPUs, too."""
+    """Seed the three CPU generators. `torch.manual_seed` would seed the GPUs' too."""
     random.seed(seed)
     numpy.random.seed(seed & 0xFFFFFFFF)
     torch.default_generator.manual_seed(seed)
@@ -37,7 +37,7 @@ def seed_all(seed: int) -> None:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Inside, the generators begin at `seed`; afterwards they are what they were before. May be nested."""
+    """Seed the generators inside, and restore their state afterwards. May be nested."""
     python, tensors, arrays = random.getstate(), torch.default_generator.get_state(), _numpy.set_aside()
     try:
         seed_all(seed)
@@ -49,7 +49,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class _NumpyGenerator:
-    """Sets NumPy's global generator aside by exchanging what is inside of it.
+    """Saves and restores NumPy's global generator by exchanging its bit generator.
 
     To read and write its state takes 60 us, which is more than all the rest. An exchange takes less than one, but
     forgets the second of two normal numbers, if one is kept for the next call. None is kept if none was when this
@@ -90,5 +90,5 @@ _numpy = _NumpyGenerator()
 
 
 def state_was_set() -> None:
-    """The state of NumPy's generator was put in the place of another one, which may have had the same bits."""
+    """Invalidate the cache after NumPy's state was set: another state may have had the same bits."""
     _numpy.forget()

@@ -20,7 +20,7 @@ STAGE_BYTES = 16 << 20
 
 
 def tensor_digest(*tensors: torch.Tensor) -> str:
-    """The digest of what these tensors hold: types, shapes and bytes, wherever they lie and whatever their strides."""
+    """Return the digest of tensors: types, shapes and bytes, on any device and with any strides."""
     digest = xxhash.xxh3_128()
     for tensor in tensors:
         digest.update(f"T{tensor.dtype}{tuple(tensor.shape)}".encode())
@@ -30,7 +30,7 @@ def tensor_digest(*tensors: torch.Tensor) -> str:
 
 
 def value_digest(value: Any) -> str:
-    """The digest of plain values and what is made of them, whatever the order of dictionaries."""
+    """Return the digest of plain values and containers, independent of the order of dictionaries."""
     digest = xxhash.xxh3_128()
     for block in canonical(value):
         digest.update(block)
@@ -38,7 +38,7 @@ def value_digest(value: Any) -> str:
 
 
 def number_digest(value: Any) -> str:
-    """The digest of a number that is a tensor in some processes and a plain number in others, as Adam's step is."""
+    """Return the digest of a number that may be a tensor or a plain number, as Adam's step is."""
     plain = value.item() if isinstance(value, torch.Tensor) else value
     if isinstance(plain, int | float) and isfinite(plain) and float(plain) == plain:
         return value_digest(float(plain))
@@ -46,7 +46,7 @@ def number_digest(value: Any) -> str:
 
 
 def _blocks(tensor: torch.Tensor) -> Iterator[Any]:
-    """The tensor's bytes in the order of its indices. Raises `RuntimeError` if it has none to show."""
+    """Yield the tensor's bytes in index order. Raises `RuntimeError` on the meta device."""
     if tensor.device.type == "meta":
         raise RuntimeError("a tensor on the device 'meta' holds nothing that could be digested")
     plain = tensor.detach()
@@ -59,7 +59,7 @@ def _blocks(tensor: torch.Tensor) -> Iterator[Any]:
 
 
 def staged(flat: torch.Tensor, stage_bytes: int) -> Iterator[Any]:
-    """Bytes of a device, piece by piece, in two host buffers that take turns. A piece is valid until the next one."""
+    """Yield a device tensor's bytes through two alternating host buffers. A block is valid until the next one."""
     coming = None
     for number, piece in enumerate(flat.split(stage_bytes)):
         stage = _stages(stage_bytes, flat.is_cuda)[number % 2][: piece.numel()]

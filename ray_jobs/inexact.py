@@ -1,10 +1,10 @@
-"""What of a script will not be after a failure what it would have been without one, found where it can be found.
+"""Detection of script state that a restart cannot restore exactly, such as a generator that a dataset keeps.
 
-    of_a_trainer(trainer, loader)     random generators that the data has of its own, and settings that say so
-    facts(trainer, collectives)       what was found on any rank, for the log, `steer status` and a replay's verdict
+    of_a_trainer(trainer, loader)     random generators that the data keeps, and settings that are not exact
+    facts(trainer, collectives)       the reasons of all ranks, for the log, `steer status` and a replay's verdict
 
-A generator that a script has made and keeps moves on with every draw, and no checkpoint knows it: after a restart it
-begins at its beginning. Data that draws from the global generators is exact, see `seeded_loading`.
+A generator that a script keeps moves on with every draw, and no checkpoint holds it: after a restart it starts anew.
+Data that draws from the global generators is exact, see `seeded_loading`.
 """
 
 import functools
@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 GENERATORS = (torch.Generator, numpy.random.Generator, numpy.random.RandomState, numpy.random.BitGenerator)
 EXACT_BY_THEMSELVES = ("datasets.", "accelerate.", "torch.utils.data.sampler", "numpy.", "pyarrow.", "tokenizers")
-"""Modules whose objects are not looked into: they seed what they have anew in each epoch, or hold no generator."""
+"""Modules whose objects are not searched: they reseed their generators in each epoch, or have none."""
 
 MAKES_SAMPLES = ("__getitem__", "__getitems__", "__iter__", "__next__", "__call__")
-"""Methods that are looked into."""
+"""Methods that are searched."""
 
 MAX_LOOKED_AT = 2000
 MAX_DEPTH = 5
@@ -38,7 +38,7 @@ MAX_PARTS = 32
 
 
 def of_a_trainer(trainer: Any, loader: Any) -> list[str]:
-    """In words, each beginning with what it is."""
+    """Return the reasons why this trainer's data is not restored exactly, one sentence part each."""
     args = trainer.args
     reasons = [
         f"random numbers from {path} ({kind}), which the script keeps"
@@ -56,7 +56,7 @@ def of_a_trainer(trainer: Any, loader: Any) -> list[str]:
 
 
 def facts(trainer: Any, collectives: Collectives) -> Reading:
-    """Collective. What `trainer.inexact` says on any rank; nothing if it says nothing."""
+    """Collective. Return the union of all ranks' `trainer.inexact` as a fact; empty if there is none."""
     everyone = collectives.all_gather(tuple(getattr(trainer, "inexact", ())))
     reasons = sorted({reason for one in everyone for reason in one})
     for reason in reasons:
@@ -73,7 +73,7 @@ def _found_in(root: Any, name: str) -> list[tuple[str, str]]:
 
 
 def own_generators(root: Any, name: str) -> list[tuple[str, str]]:
-    """The generators that an object holds, by path and kind."""
+    """Return the generators that an object holds, as (path, kind)."""
     found, seen = list[tuple[str, str]](), set[int]()
     waiting = [(name, root, 0)]
     while waiting and len(seen) < MAX_LOOKED_AT:
@@ -95,7 +95,7 @@ def _is_generator(value: Any) -> bool:
 
 
 def _has_a_seeded_generator(value: Any) -> bool:
-    """It makes its generator with the first batch."""
+    """Return whether this is a collator of Transformers that makes a generator with the first batch."""
     return type(value).__module__.startswith("transformers.data") and getattr(value, "seed", None) is not None
 
 
@@ -121,7 +121,7 @@ def _parts(value: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _parts_of_a_function(function: FunctionType) -> Iterator[tuple[str, Any]]:
-    """What it has closed over, its defaults, and the generators among the globals that it names."""
+    """Yield a function's closure, its defaults, and the generators among the globals that it names."""
     for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
         with suppress(ValueError):  # nothing has been put in it yet
             yield f":{name}", cell.cell_contents

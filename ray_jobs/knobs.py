@@ -1,4 +1,4 @@
-"""What can be set on this rank: knobs, each with a name, a type, bounds, and ways to read and to write the live value.
+"""Knobs: values that can be set on this rank, each with name, type, bounds, getter and setter of the live value.
 
     knobs = Knobs(limits)
     knobs.register(Knob("reward_weight", get=..., set=..., least=0.0, most=10.0, description="..."))
@@ -30,15 +30,15 @@ KINDS: dict[str, str] = {
     "numbers": "a list of finite numbers",
 }
 RESERVED = frozenset({"lr", "schedule", "groups"})
-"""Read beside the knobs, under these names; they are set with commands of their own."""
+"""Names of other readings beside the knobs; these are set with commands of their own."""
 
 MAX_INTEGER = 2**53 - 1
-"""The largest that every JSON reader keeps exactly."""
+"""Largest integer that every JSON reader keeps exactly."""
 
 
 @dataclass(frozen=True, slots=True)
 class Knob:
-    """One thing that can be set while the run trains.
+    """Value that can be set while the run trains.
 
     `get` answers the live value as plain JSON: a number, a bool, a list of numbers; for a knob of the optimizer, a list
     with one such value per parameter group, and None for a group that has none. `set` is given a value of the same
@@ -67,17 +67,17 @@ class Knob:
 
     @property
     def limit_names(self) -> tuple[str, ...]:
-        """The names under which a run's limits bind it."""
+        """Names under which a run's limits apply to this knob."""
         return (self.name, *self.covers, *self.limited_as)
 
     def facts(self) -> Reading:
-        """What a person or an agent must know to set it."""
+        """Return type, bounds and description, as plain JSON."""
         told = {name: getattr(self, name) for name in ("kind", "least", "most", "above", "below", "description")}
         return {"per_group": self.per_group} | {name: value for name, value in told.items() if value not in (None, "")}
 
 
 class Knobs:
-    """All knobs of this rank, in the order of their registration."""
+    """Registry of this rank's knobs, in the order of registration."""
 
     def __init__(self, limits: Mapping[str, Limit] | None = None, group_names: Callable[[], list[str]] = list) -> None:
         self._knobs: dict[str, Knob] = {}
@@ -90,7 +90,7 @@ class Knobs:
         self._awaited: Reading = {}
 
     def register(self, knob: Knob) -> None:
-        """Add one; a value that a checkpoint held of it is put back.
+        """Add a knob; a value that a checkpoint held of it is restored.
 
         Raises: `Conflict` for a name that is taken, `Invalid` if its live value is not what it says.
         """
@@ -103,26 +103,26 @@ class Knobs:
             self._put_back(knob, self._awaited.pop(knob.name))
 
     def add_source(self, find: Callable[[str], list[Knob]]) -> None:
-        """Add a way to find knobs of which there are too many to list: by `PATTERN:ATTRIBUTE`, or one by its name."""
+        """Add a lookup for knobs too many to list: by `PATTERN:ATTRIBUTE`, or one by its name."""
         self._sources.append(find)
 
     def readings(self) -> Reading:
-        """The live value of every listed knob, and of those found by a pattern that were set."""
+        """Return the live value of every listed knob, and of those found by a pattern that were set."""
         listed = {name: value for name, knob in self._knobs.items() if (value := knob.get()) is not None}
         covered = {name for knob in self._knobs.values() if knob.name in listed for name in knob.covers}
         return listed | {name: knob.get() for name, knob in self._set.items() if name not in covered}
 
     def facts(self) -> Reading:
-        """Type, bounds and description of every listed knob."""
+        """Return type, bounds and description of every listed knob."""
         return {name: knob.facts() for name, knob in self._knobs.items()}
 
     def memory(self) -> Reading:
-        """What a checkpoint keeps: the value of every knob that was set, but for those that are kept elsewhere: in the
-        optimizer's groups, or as the script's own."""
+        """Return the knobs' part of a checkpoint: the value of every knob that was set, except those stored in the
+        optimizer's groups or as the script's own."""
         return {name: knob.get() for name, knob in self._set.items() if knob.get() is not None} | self._awaited
 
     def recall(self, memory: Mapping[str, Any]) -> None:
-        """Set what was set when `memory` was taken. What is not registered yet is set when it is.
+        """Restore from a checkpoint; a knob that is not registered yet is set when it is.
 
         Raises `Diverged` if a knob does not hold what was saved.
         """
@@ -142,7 +142,7 @@ class Knobs:
         self._enter([knob])
 
     def was_set(self, knobs: Sequence[Knob]) -> list[str]:
-        """Enter knobs that are now to be kept with the training; answers the names that are new among them."""
+        """Mark knobs as set, to be kept in checkpoints; return the names that are new."""
         return self._enter([knob for knob in knobs if not knob.per_group and not knob.is_own])
 
     def _enter(self, knobs: Sequence[Knob]) -> list[str]:
@@ -152,7 +152,7 @@ class Knobs:
         return new
 
     def forget(self, names: Sequence[str]) -> None:
-        """Take back what `was_set` has entered."""
+        """Undo `was_set`."""
         for name in names:
             self._set.pop(name, None)
 
@@ -160,14 +160,14 @@ class Knobs:
         return [part for name in knob.covers for part in self._find(name)] or [knob]
 
     def beside(self, knobs: Sequence[Knob]) -> list[Knob]:
-        """The knobs that are read whenever these are set: they cover them, or are covered by them and were set."""
+        """Return the knobs to read back whenever these are set: they cover them, or are covered and were set."""
         names = {knob.name for knob in knobs}
         covering = [knob for name, knob in self._knobs.items() if name not in names and names & set(knob.covers)]
         covered = {name for knob in knobs for name in knob.covers} - names
         return covering + [knob for name, knob in self._set.items() if name in covered]
 
     def planned(self, changes: Sequence[Change]) -> list[tuple[Knob, Any]]:
-        """What changes mean, one after the other: knobs, each with its new value in full. Nothing is written.
+        """Return the knobs that the changes set, each with its full new value. Writes nothing.
 
         Raises: `NotFound` for an unknown knob or group, `Invalid` for a value that it cannot take.
         """
@@ -218,12 +218,12 @@ class Knobs:
         )
 
     def barred(self, knobs: Sequence[Knob], role: str | None, changed_s_ago: Mapping[str, float]) -> str | None:
-        """Why this role may not change one of these knobs now, or None: by its own name, and by all that bind it."""
+        """Return the reason why this role may not change one of these knobs now, or None."""
         names = [name for knob in knobs for name in knob.limit_names]
         return next((told for name in names if (told := rules.barred(self._limits, name, role, changed_s_ago))), None)
 
     def _groups(self, knob: Knob, change: Change, before: list[Any]) -> set[int]:
-        """The indices of the groups that a change is meant for."""
+        """Return the indices of the parameter groups that a change applies to."""
         names = self.group_names() or [str(index) for index in range(len(before))]
         if change.group is not None:
             index = find_group(names, change.group)
@@ -244,7 +244,7 @@ class Knobs:
 
 
 def _turned(knob: Knob, before: Any, change: Change) -> Any:
-    """One value after the change."""
+    """Return one value after the change."""
     if change.factor is not None:
         if knob.kind == "switch":
             raise Invalid(f"{knob.name} is true or false, and cannot be multiplied")
@@ -259,7 +259,7 @@ def _turned(knob: Knob, before: Any, change: Change) -> Any:
 
 
 def misfit(knob: Knob, value: Any) -> str | None:
-    """Why the knob cannot hold this, or None."""
+    """Return the reason why the knob cannot hold this value, or None."""
     for each in value if knob.per_group and isinstance(value, list) else [value]:
         if knob.per_group and each is None:
             continue  # a group without this hyper-parameter
@@ -305,10 +305,9 @@ def _numbers(value: Any) -> Iterator[float]:
 
 
 class KnobsApplier:
-    """Carries out `set_knobs`: every change, or none of them.
+    """Applier of `set_knobs`: every change, or none of them.
 
-    `is_repeated` says of a command that it belongs to a history that repeats itself, faster than it happened: no
-    cool-down holds it up.
+    `is_repeated`: True for a command of a replayed history, which runs faster than the original: no cool-down applies.
     """
 
     def __init__(
@@ -324,7 +323,7 @@ class KnobsApplier:
         self._changed_before: dict[str, float] = {}
 
     def check(self, command: Command) -> str | None:
-        """Unknown knobs and groups, values of a wrong type or out of bounds, and who may change them, and when."""
+        """Reject unknown knobs and groups, values of a wrong type or out of bounds, and changes that limits forbid."""
         try:
             planned = self._plan(command)
         except (Invalid, NotFound) as refusal:
@@ -334,7 +333,7 @@ class KnobsApplier:
         return self._knobs.barred([knob for knob, _ in planned], command.role, ago_s)
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Write, and read back from the live objects. Raises `RuntimeError` if one holds anything else."""
+        """Write, then read back from the live objects. Raises `RuntimeError` if a readback differs."""
         self._undo, self._new = [], []  # a plan that fails must not undo the command before this one
         self._changed_before = self._changed_at
         planned = self._plan(command)
@@ -354,7 +353,7 @@ class KnobsApplier:
         return Applied(before, after)
 
     def undo(self, command: Command) -> None:
-        """Every knob as it was. Raises `RuntimeError` if one cannot be put back."""
+        """Restore every knob. Raises `RuntimeError` if a readback differs."""
         for knob, value in reversed(self._undo):
             knob.set(value)
             if knob.get() != value:

@@ -1,8 +1,8 @@
-"""Rank 0's thread to the control server; training never waits for it.
+"""Link of rank 0 to the control server, in a thread of its own; training never waits for it.
 
 Two loops share one thread: one holds a long poll for offers, the other pushes outcomes, checkpoints, measurements
 and progress. The training thread only exchanges values with them. An outcome is kept until the control server has
-confirmed it, however long that server is away; a measurement may be dropped.
+confirmed it, however long that server is away (at-least-once delivery); a measurement may be dropped.
 """
 
 import asyncio
@@ -31,28 +31,28 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 POLL_WAIT_S = 10.0
-"""One long poll. Longer saves calls, shorter notices a lost control server sooner."""
+"""Duration of a long poll. Longer saves calls, shorter notices a failed control server sooner."""
 
 PUSH_EVERY_S = 0.5
-"""Measurements are pushed this often; outcomes at once."""
+"""Interval for pushing measurements; outcomes are pushed at once."""
 
 RETRY_S = 0.5
-"""Pause after a call that failed."""
+"""Backoff after a call that failed."""
 
 START_WAIT_S = 60.0
-"""How long the start of the trainers may wait for the control server: its actor may just be restarting."""
+"""Timeout for the control server at the start of the trainers: its actor may just be restarting."""
 
 FAILED_WAIT_S = 2.0
 """The same after a failure: every second here is a second of the recovery."""
 
 MAX_DIGESTS = 10_000
-"""Digests kept while the control server is away. Those beyond are lost: nothing of the training depends on them."""
+"""Digests buffered while the control server is away. Those beyond are dropped: no training depends on them."""
 
 MAX_DIGESTS_PER_REPORT = 200
-"""So many of them make one write of the journal."""
+"""Largest batch of digests, which makes one write of the journal."""
 
 FLUSH_WAIT_S = 30.0
-"""How long the end of the training may wait until every outcome is confirmed."""
+"""Timeout at the end of the training for the confirmation of every outcome."""
 
 
 class Link:
@@ -80,75 +80,75 @@ class Link:
     # The training thread's side: none of these waits, but for `resume_point`, `recorded`, `start` and `close`
 
     def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
-        """What the trainers start from. Raises `Refused` if they may not start, `Unavailable` if nobody answers."""
+        """Return the resume point. Raises `Refused` if the trainers may not start, `Unavailable` on timeout."""
         return self._ask(lambda: self._handle.resume_point(call, fingerprint))
 
     def recorded(self, checkpoint: str) -> CheckpointCommitted | None:
-        """What the journal says of a checkpoint; None if it knows none. Raises `Unavailable` if nobody answers."""
+        """Return a checkpoint's journal record, or None. Raises `Unavailable` on timeout."""
         known = self._ask(lambda: self._handle.snapshot()).checkpoints
         return next((each for each in known if each.checkpoint == checkpoint), None)
 
     def start(self, start: GenerationStart) -> tuple[int, str | None]:
-        """Announce the trainers, then go on in the background. Answers the generation's number, or why not."""
+        """Announce the trainers and start both loops. Returns the generation's number, or 0 and the reason why not."""
         try:
             self._generation = self._ask(lambda: self._handle.start_generation(start))
         except SteerwayError as error:
             self._stop_loop()
-            return 0, f"the run's control server did not take the start of the trainers: {error}"
+            return 0, f"the run's control server rejected the start of the trainers: {error}"
         self.progress(start.step, start.total_steps, "training", None)
         for loop in (self._poll, self._push):
             asyncio.run_coroutine_threadsafe(loop(), self._loop)
         return self._generation, None
 
     def offers(self) -> tuple[Command, ...]:
-        """The unsettled commands as last heard. May be stale: the ledger knows what is already decided."""
+        """Return the unsettled commands of the last poll. May be stale: the ledger knows what is already decided."""
         return self._offers
 
     def report(self, outcomes: list[CommandSettled]) -> None:
-        """Decisions, in order. They reach the journal, or this link is still trying."""
+        """Queue decisions, in order; pushed again until confirmed."""
         with self._lock:
             self._outcomes += outcomes
         self._nudge()
 
     def checkpoint(self, checkpoint: CheckpointCommitted) -> None:
-        """A manifest is in place."""
+        """Queue a committed checkpoint for reporting."""
         with self._lock:
             self._checkpoints.append(checkpoint)
         self._nudge()
 
     def failed_checkpoint(self, failed: CheckpointFailed) -> None:
-        """A save came to nothing."""
+        """Queue a failed save for reporting."""
         with self._lock:
             self._failed.append(failed)
         self._nudge()
 
     def digest(self, digested: StateDigested) -> None:
-        """What the ranks had live. Nobody waits for it: it is told with the next report."""
+        """Queue a digest of the live state; it is sent with the next report."""
         with self._lock:
             if len(self._digests) < MAX_DIGESTS:
                 self._digests.append(digested)
 
     def restarted(self, restart: Restart) -> None:
-        """The first step after a loss has been made."""
+        """Report the first step after a restart."""
         with self._lock:
             self._restart = restart
         self._nudge()
 
     def measure(self, points: list[Point]) -> None:
-        """Measurements, for charts."""
+        """Queue measurements; dropped if the buffer is full."""
         self._telemetry.put(points)
 
     def progress(self, step: int, total_steps: int, phase: Phase, steps_per_s: float | None) -> None:
-        """Where the training is. One assignment: this is called at every step."""
+        """Note step, phase and speed. One assignment: this is called at every step."""
         self._where = (step, total_steps, phase, steps_per_s)
 
     def phase(self, phase: Phase) -> None:
-        """What the training is doing."""
+        """Note the phase."""
         step, total_steps, _, steps_per_s = self._where
         self._where = (step, total_steps, phase, steps_per_s)
 
     def close(self, ending: GenerationEnding, step: int, reason: str | None, wait_s: float = FLUSH_WAIT_S) -> None:
-        """Flush, announce the end, and stop. Says so in the log if the control server could not be told."""
+        """Flush, announce the end, and stop. Logs an error if the control server could not be reached."""
         self._closing = True
         if not self._thread.is_alive():
             return
@@ -156,7 +156,9 @@ class Link:
         try:
             future.result(wait_s)
         except (SteerwayError, TimeoutError) as error:
-            log.error("the control server was not told of the end: %s; %d outcomes lost", error, len(self._outcomes))
+            log.error(
+                "the end could not be reported to the control server: %s; %d outcomes lost", error, len(self._outcomes)
+            )
         self._stop_loop()
 
     # The link's thread
@@ -179,7 +181,7 @@ class Link:
         self._loop.call_soon_threadsafe(self._wake.set)
 
     def _ask(self, call: Callable[[], Awaitable[T]]) -> T:
-        """Ask until there is an answer; the control server's actor may just be restarting."""
+        """Call with retries until the timeout; the control server's actor may just be restarting."""
         if not self._thread.is_alive():
             self._thread.start()
         try:
@@ -208,11 +210,11 @@ class Link:
                 self._on_superseded(conflict.reason)
                 return
             except Refused as refusal:
-                log.error("offers end here: %s", refusal.reason)
+                log.error("polling for commands has ended: %s", refusal.reason)
                 self._offers = ()
                 return
             except SteerwayError as error:
-                log.warning("no offers for now: %s", error)
+                log.warning("polling for commands failed and is tried again: %s", error)
                 await asyncio.sleep(RETRY_S)
             else:
                 self._offers, seen_revision = offer.commands, offer.revision
@@ -227,7 +229,7 @@ class Link:
                 await asyncio.sleep(RETRY_S)
 
     async def _push_once(self) -> bool:
-        """Push what there is; answers whether it was taken. What was not confirmed is pushed again."""
+        """Push everything queued; return whether it was confirmed. What was not is pushed again."""
         async with self._pushing:
             return await self._push_what_there_is()
 
@@ -252,10 +254,10 @@ class Link:
         try:
             await self._handle.report(report)
         except Refused as refusal:
-            log.error("a report was refused, and is sent once more piece by piece: %s", refusal.reason)
+            log.error("a report was rejected and is sent again in parts: %s", refusal.reason)
             await self._push_pieces(report)
         except SteerwayError as error:
-            log.warning("the control server did not take a report of %d outcomes: %s", len(outcomes), error)
+            log.warning("a report of %d outcomes failed and is sent again: %s", len(outcomes), error)
             self._telemetry.put(list(points))
             return False
         with self._lock:
@@ -267,7 +269,7 @@ class Link:
         return True
 
     async def _push_pieces(self, report: Report) -> None:
-        """One piece that is refused must not hold up the others for ever: it is logged and left out."""
+        """Push each part of a rejected report by itself: a part that is rejected alone is logged and dropped."""
         alone = Report(generation=report.generation)
         pieces = [alone.model_copy(update={"outcomes": (outcome,)}) for outcome in report.outcomes]
         pieces += [alone.model_copy(update={"checkpoints": (checkpoint,)}) for checkpoint in report.checkpoints]
@@ -280,7 +282,7 @@ class Link:
                 await self._handle.report(piece)
             except Refused as refusal:
                 log.error(
-                    "refused for good: %s: %s", refusal.reason, piece.model_dump_json(exclude_defaults=True)[:500]
+                    "rejected and dropped: %s: %s", refusal.reason, piece.model_dump_json(exclude_defaults=True)[:500]
                 )
 
     async def _finish(self, ending: GenerationEnding, step: int, reason: str | None) -> None:

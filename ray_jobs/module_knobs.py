@@ -1,4 +1,4 @@
-"""Numbers that the model's modules hold: `PATTERN:ATTRIBUTE`, and all dropouts together as `dropout`.
+"""Knobs for numbers in the model's modules: `PATTERN:ATTRIBUTE`, and all dropouts together as `dropout`.
 
     register_module_knobs(knobs, model)
 
@@ -21,14 +21,14 @@ from ray_jobs.knobs import Knob, Knobs, misfit
 log = logging.getLogger(__name__)
 
 MAX_MODULES = 4096
-"""Each is read back on every rank and told in the outcome."""
+"""Largest number of modules in one change: each is read back on every rank and reported in the outcome."""
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 DROPOUT = "dropout"
 
 
 def register_module_knobs(knobs: Knobs, model: nn.Module) -> None:
-    """Add the numbers of `model`'s modules, and `dropout` if all of its dropouts have one value."""
+    """Register the numbers of `model`'s modules, and `dropout` if all of its dropouts have one value."""
     modules = ModuleKnobs(model)
     knobs.add_source(modules.find)
     dropout = modules.dropout()
@@ -41,13 +41,13 @@ def register_module_knobs(knobs: Knobs, model: nn.Module) -> None:
 
 
 class ModuleKnobs:
-    """The numbers of one model's modules. Names are those of `named_modules` of the model, not of what wraps it."""
+    """Lookup of numbers in one model's modules, by the names of the unwrapped model's `named_modules`."""
 
     def __init__(self, model: nn.Module) -> None:
         self._modules = dict(model.named_modules())
 
     def find(self, name: str) -> list[Knob]:
-        """The knobs that `PATTERN:ATTRIBUTE` names. Raises `Invalid` if they are too many."""
+        """Return the knobs that match `PATTERN:ATTRIBUTE`. Raises `Invalid` if they are too many."""
         pattern, _, attribute = name.rpartition(":")
         if pattern in self._modules and (one := self._knob(pattern, attribute)) is not None:
             return [one]  # a name may hold what means something in a pattern
@@ -57,7 +57,7 @@ class ModuleKnobs:
         return found
 
     def dropout(self) -> Knob | None:
-        """One knob for all dropouts; None if there are none, or if they differ."""
+        """Return one knob for all dropouts; None if there are none, or if they differ."""
         dropouts = [module for module in self._modules.values() if isinstance(module, DROPOUTS)]
         names = tuple(f"{name}:p" for name, module in self._modules.items() if isinstance(module, DROPOUTS))
 
@@ -87,7 +87,7 @@ class ModuleKnobs:
                 yield knob
 
     def _knob(self, name: str, attribute: str) -> Knob | None:
-        """The knob for one attribute of one module, if it is a number that may be set."""
+        """Return the knob for one attribute of one module; None if that is no settable number."""
         module = self._modules[name]
         own, is_dropout = vars(module), isinstance(module, DROPOUTS) and attribute == "p"
         value = own.get(attribute)

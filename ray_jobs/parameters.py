@@ -1,11 +1,11 @@
-"""What can be done to the parameters themselves: fresh weights for modules, freezing (see `frozen`), the layer tree.
+"""Commands on parameters: reset modules to fresh weights, freeze (see `frozen`), list the layer tree.
 
     register_parameter_appliers(session, trainer)     freeze, unfreeze, reset_parameters
     layers(trainer.model)                             the modules, as plain JSON
 
 Fresh weights follow from the seed and the module's name alone. They are drawn on the CPU in fp32, in full on every
 rank, so that they depend neither on the number of ranks nor on a device; then each rank writes what it holds of them,
-into the live model and into the master weights, and makes the moments zero. No rank waits for another in this.
+into the live model and into the master weights, and zeroes the moments. No collectives.
 """
 
 import hashlib
@@ -37,7 +37,7 @@ from ray_jobs.shares import (
 
 
 def register_parameter_appliers(session: RankSession, trainer: Any) -> None:
-    """Say who carries out `freeze`, `unfreeze` and `reset_parameters`. The engine must have been built."""
+    """Register the appliers of `freeze`, `unfreeze` and `reset_parameters`. The engine must have been built."""
     freezing = FreezeApplier(trainer)
     session.register("freeze", freezing)
     session.register("unfreeze", freezing)
@@ -45,7 +45,7 @@ def register_parameter_appliers(session: RankSession, trainer: Any) -> None:
 
 
 class Skeleton:
-    """A model without its weights: the same modules, whose parameters have a shape and no values.
+    """Copy of a model on the meta device: the same modules, whose parameters have shapes and no values.
 
     In it, modules are given fresh weights as when the model was built: by their own `reset_parameters`, then by the
     model's `_init_weights`, for the module itself and for those around it (GPT-2 scales a layer from its parent).
@@ -56,7 +56,7 @@ class Skeleton:
         self._root = _without_weights(model)
 
     def can_reset(self, name: str) -> bool:
-        """Whether the module has parameters of its own, and something gives all of them fresh values."""
+        """Return whether the module has parameters of its own, and can initialize all of them."""
         module = self._root.get_submodule(name)
         own = [each for each in module._parameters.values() if each is not None]
         if not own or not all(each.is_floating_point() for each in own):
@@ -71,9 +71,9 @@ class Skeleton:
         return all(each._version > before for each, before in zip(own, versions, strict=True))
 
     def fresh(self, name: str, seed: int) -> Tensors:
-        """Fresh fp32 weights on the CPU for a module's own parameters, by their names in it, in full.
+        """Draw full fp32 weights on the CPU for a module's own parameters, by their names in it.
 
-        Raises `RuntimeError` if nothing has given values to one of them.
+        Raises `RuntimeError` if one of them was not initialized.
         """
         module = self._root.get_submodule(name)
         shapes = dict(module._parameters)
@@ -102,7 +102,7 @@ class Skeleton:
 
 
 def _initializer(module: nn.Module) -> Callable[[nn.Module], Any] | None:
-    """The way of Transformers, and of many others: `_init_weights(module)`. Some use the name for something else."""
+    """Return Transformers' `_init_weights(module)`, or None if the model has none, or another function of that name."""
     method = getattr(module, "_init_weights", None)
     return method if callable(method) and len(inspect.signature(method).parameters) == 1 else None
 
@@ -133,7 +133,7 @@ def _unset(shape: torch.Tensor) -> nn.Parameter:
 
 
 def _seed(text: str) -> None:
-    """Every generator that an initialization on the CPU may draw from. The caller keeps their states."""
+    """Seed every generator that an initialization on the CPU may draw from. The caller restores their states."""
     import random
 
     import numpy
@@ -145,7 +145,7 @@ def _seed(text: str) -> None:
 
 
 class ResetApplier:
-    """Carries out `reset_parameters`. Adam's count of steps goes on, because under ZeRO parameters share it."""
+    """Applier of `reset_parameters`. Adam's step count is kept, because under ZeRO parameters share it."""
 
     def __init__(self, trainer: Any) -> None:
         self._trainer = trainer
@@ -153,7 +153,7 @@ class ResetApplier:
         self._forgets = False
 
     def check(self, command: Command) -> str | None:
-        """Patterns that match no module that can be reset, and parameters that are not trained."""
+        """Reject patterns without a module that can be reset, and parameters that are not trained."""
         if reason := obstacle(self._trainer):
             return reason
         names = self._resettable(_intent(command).modules)
@@ -168,9 +168,9 @@ class ResetApplier:
         return None
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Write and compare. Raises `RuntimeError` if a module gets no values, or what is read is not what was written.
+        """Write and read back. Raises `RuntimeError` if a module is not initialized, or a readback differs.
 
-        Of the old weights and moments a copy is held until the next step: then nothing can be undone any more.
+        A copy of the old weights and moments is held for `undo`, until the next step.
         """
         self._forget_before_steps()
         names, seed = self._resettable(_intent(command).modules), _intent(command).seed
@@ -188,14 +188,14 @@ class ResetApplier:
         return Applied(before={}, after={"reset": listed(names), "digest": digest.hexdigest()})
 
     def undo(self, command: Command) -> None:
-        """Weights and moments as they were, bit for bit."""
+        """Restore weights and moments, bit for bit."""
         for tensor, old in reversed(self._overwritten):
             tensor.copy_(old)
         self._overwritten = []
         self._end_writing()
 
     def _resettable(self, pattern: str) -> list[str]:
-        """The matching modules that can be given fresh weights, in the model's order."""
+        """Return the matching modules that can be reset, in the model's order."""
         skeleton = Skeleton(self._trainer.model)
         named = [name for name, _ in self._trainer.model.named_modules() if matches(name, pattern)]
         with random_state_kept():
@@ -207,7 +207,7 @@ class ResetApplier:
         return {key: each for key, each in dict.items(module._parameters) if each is not None}
 
     def _replace(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
-        """Write this rank's part of the fresh value, wherever it lies."""
+        """Write this rank's partition of the fresh value into master weights, moments and live model."""
         flat, share = value.reshape(-1), share_of(self._trainer, parameter)
         if share is not None:
             tensors = share.tensors(step_optimizer(self._trainer))
@@ -237,7 +237,7 @@ class ResetApplier:
             raise RuntimeError("fresh weights were written, and other values are read")
 
     def _end_writing(self) -> None:
-        """ZeRO++ keeps a second copy of the weights within each node; it is made again from the first."""
+        """Invalidate ZeRO++'s secondary copy of the weights within each node."""
         engine = getattr(self._trainer, "deepspeed", None)
         invalidate = getattr(engine.optimizer, "invalidate_secondary_tensor", None) if engine is not None else None
         if invalidate is not None:
@@ -257,7 +257,7 @@ def _intent(command: Command) -> ResetParameters:
 
 
 def layers(model: nn.Module, frozen: Collection[str] = ()) -> list[Reading]:
-    """Every module, outer before inner, as plain JSON.
+    """Return every module, outer before inner, as plain JSON.
 
     `name` ("" is the model itself), `type`, `parameters` and `trainable` (elements in it and in what it holds, all and
     those that change in training, `frozen` names being left out), `tunables` (numbers that the module itself holds).

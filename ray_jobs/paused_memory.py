@@ -1,4 +1,4 @@
-"""A pause that frees the GPUs' memory: while the run is held, DeepSpeed's states lie in host memory.
+"""Pause offload: while the run is paused, DeepSpeed's states are moved from the GPUs to host memory.
 
     session.rest = PausedMemory(trainer).rest      where the run's config says `pause: {offload: true}`
 
@@ -20,11 +20,11 @@ from ray_jobs.complaints import told
 log = logging.getLogger(__name__)
 
 OPTIMIZER = "FusedAdam"
-"""The only optimizer whose state DeepSpeed moves under ZeRO 3; it asserts that by the class."""
+"""Only optimizer whose state DeepSpeed can offload under ZeRO 3; it asserts the class."""
 
 
 class PausedMemory:
-    """Where one rank's states are. Local: no rank waits for another in this."""
+    """Offload of one rank's states during a pause. No collectives."""
 
     def __init__(self, trainer: Any) -> None:
         self._engine: Any = getattr(trainer, "deepspeed", None)
@@ -34,10 +34,10 @@ class PausedMemory:
             log.warning("pause.offload has no effect: %s", self._obstacle)
 
     def rest(self, resting: bool) -> None:
-        """Move the states away, or bring them back; nothing, if they are there already.
+        """Offload the states, or reload them. Idempotent.
 
-        Raises what DeepSpeed raises if they cannot be brought back: then this rank has lost them. If they cannot be
-        moved away, they are brought back, and it is not tried again.
+        Raises DeepSpeed's exception if they cannot be reloaded: then this rank has lost them. If they cannot be
+        offloaded, they are reloaded, and it is not tried again.
         """
         if self._obstacle is not None or resting == self._is_away:
             return
@@ -59,7 +59,7 @@ class PausedMemory:
 
 
 def obstacle(engine: Any) -> str | None:
-    """Why the states of this run cannot be moved, or None: a sentence."""
+    """Return the reason why the states of this run cannot be offloaded, or None."""
     if engine is None:
         return "this run trains without DeepSpeed, which is what moves states"
     if str(engine.device).startswith("cpu"):

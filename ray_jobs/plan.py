@@ -1,7 +1,7 @@
-"""Where a start of the trainers begins: the checkpoint that all ranks have verified, and what is to be repeated.
+"""Resume plan of a start: the newest checkpoint that all ranks have verified, and the commands to replay.
 
-All ranks share the work: rank r hashes the shards that rank r wrote (and those of ranks that are no more). Nothing of
-a checkpoint is unpickled before every rank has agreed that all of it is what was saved.
+The ranks share the work: rank r hashes the shards that rank r wrote (and those of ranks that no longer exist). Nothing
+of a checkpoint is unpickled before every rank has agreed that all of it verifies.
 """
 
 import logging
@@ -22,18 +22,18 @@ from ray_jobs.link import Link
 log = logging.getLogger(__name__)
 
 MAX_TOLD = 3
-"""Refused checkpoints that are named in a sentence; the journal and the log have the others."""
+"""Refused checkpoints named in a message; the journal and the log have the others."""
 
 LEFTOVER_AFTER_S = 300.0
-"""A folder without a manifest in which nothing has changed for so long is nobody's work any more."""
+"""Age at which a checkpoint folder without a manifest counts as abandoned."""
 
 CONVERT_WITHIN_S = 3600.0
-"""A conversion reads and writes the checkpoint about three times. Meanwhile the other ranks wait for rank 0."""
+"""Timeout of a conversion, which reads and writes the checkpoint about three times; the other ranks wait for rank 0."""
 
 
 @dataclass(frozen=True)
 class Plan:
-    """The same on every rank. Without a checkpoint the training begins at the beginning."""
+    """Resume plan, the same on every rank. Without a checkpoint the training begins at step 0."""
 
     replay: Replay
     checkpoint: str | None = None
@@ -49,7 +49,7 @@ class Plan:
 
     @property
     def state_folder(self) -> Path:
-        """Where the state's files lie. Only for a plan with a checkpoint."""
+        """Folder of the checkpoint's state files. Only for a plan with a checkpoint."""
         assert self.root is not None
         return self.root / STATE
 
@@ -60,7 +60,7 @@ FROM_THE_BEGINNING = Plan(Replay(ledger={}, repeats=(), paused=False, stopping=F
 def make_plan(
     collectives: Collectives, link: Link | None, context: RunContext, fingerprint: Callable[[], str] = str
 ) -> Plan:
-    """Collective. Ask the control server for the run's history, and choose the newest checkpoint that verifies.
+    """Collective. Get the run's history from the control server, and choose the newest checkpoint that verifies.
 
     Only those of this training of the script: the next one of `context.trainings`, unless its `fingerprint`, which is
     asked for on rank 0, is a later one's.
@@ -89,7 +89,7 @@ def make_plan(
 
 
 def _clear_leftovers(context: RunContext) -> None:
-    """What saves that did not finish have left behind: the trainers that wrote it are dead, or will be told so."""
+    """Discard leftovers of unfinished saves: the trainers that wrote them are dead or superseded."""
     for root in leftovers(context.files.checkpoints, LEFTOVER_AFTER_S):
         try:
             discard(root.parent, root.name)
@@ -106,7 +106,7 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
             root = context.files.checkpoints / chosen.checkpoint
             why = tuple(refused)
             return Plan(replay, chosen.checkpoint, root, chosen, why, point.branch, point.branched_seq, point.replays)
-        log.error("checkpoint %s is left out: %s", candidate.checkpoint, chosen)
+        log.error("checkpoint %s is not restored: %s", candidate.checkpoint, chosen)
         refused.append(RefusedCheckpoint(checkpoint=candidate.checkpoint, reason=chosen))
     if refused:
         # To begin at the beginning would throw away what somebody may still be able to save.
@@ -119,7 +119,7 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
 def _try(
     collectives: Collectives, candidate: CheckpointCommitted, context: RunContext, training: int
 ) -> Manifest | str:
-    """Collective. The manifest to restore from, or, on every rank alike, why it cannot be this one."""
+    """Collective. Return the manifest to restore from, or, on every rank alike, the reason why not."""
     root, key, recorded = context.files.checkpoints / candidate.checkpoint, context.key, candidate.manifest_sha256
     if problem := collectives.first_problem(_problem(root, key, collectives, context.files.run, recorded)):
         return problem
@@ -148,7 +148,7 @@ def _try(
 
 
 def examine(root: Path, key: SigningKey, collectives: Collectives, run: str, recorded: str) -> Manifest | str:
-    """A checkpoint's manifest, or what this rank finds wrong with its part of the checkpoint.
+    """Return a checkpoint's manifest, or the reason why this rank's part of it does not verify.
 
     `recorded` is the SHA-256 of the manifest that the journal knows, where this rank knows it.
     """

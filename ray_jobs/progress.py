@@ -1,11 +1,11 @@
-"""What a training knows beside DeepSpeed's state: random generators, schedule, loss sums, parameter groups, knobs.
+"""Loop state beside DeepSpeed's: random generators, schedule, loss sums, parameter groups, knobs.
 
     saved = captured(trainer)                 at a step boundary, after the step's logging and evaluation
     restore(trainer, saved)                   in a new trainer, when its loop is about to begin
     restore_random(saved)                     after the first batch was fetched, right before the first forward
 
-Neither DeepSpeed nor Transformers restores these exactly: Transformers' loss sums begin at zero, and what was steered
-is known to nobody else.
+Neither DeepSpeed nor Transformers restores these exactly: Transformers' loss sums begin at zero, and neither knows the
+steered values.
 """
 
 import random
@@ -26,11 +26,11 @@ from ray_jobs.schedule import SteeredSchedule, live_groups
 Progress = dict[str, Any]
 
 CALLBACKS = "callbacks"
-"""The key of the states of a script's own callbacks, which no digest looks at: they may hold times of day."""
+"""Key of the script callbacks' states, which digests leave out: they may hold times of day."""
 
 
 def captured(trainer: Any) -> Progress:
-    """This rank's progress, as plain values and tensors that `torch.save` takes."""
+    """Return this rank's loop state, as plain values and tensors for `torch.save`."""
     schedule: SteeredSchedule | None = getattr(trainer, "steered_schedule", None)
     knobs: Knobs | None = getattr(trainer, "steered_knobs", None)
     memory = knobs.memory() if knobs is not None else {}
@@ -52,13 +52,13 @@ def captured(trainer: Any) -> Progress:
 
 
 def _stream(trainer: Any) -> Progress:
-    """Where a stream that has no length stands: its pass, from 0, and the steps made in it."""
+    """Return the position in a stream without a length: its pass, from 0, and the steps made in it."""
     place = getattr(trainer, "stream_place", None)
     return {"stream": list(place)} if place is not None else {}
 
 
 def _own(trainer: Any) -> Progress:
-    """What the script has added; checkpoints of scripts that add nothing stay as they were."""
+    """Return the script's extensions; nothing for a script without any, whose checkpoints keep their old form."""
     vocabulary: OwnVocabulary | None = getattr(trainer, "own_vocabulary", None)
     memory = vocabulary.memory() if vocabulary is not None else {}
     return {"own": memory} if memory else {}
@@ -70,12 +70,12 @@ def _frozen(trainer: Any) -> Progress:
 
 
 def _plain(state: dict[str, Any]) -> dict[str, Any]:
-    """A scheduler's state without functions: a new scheduler has its own, and they are not to be unpickled."""
+    """Return a scheduler's state without functions: a new scheduler has its own, and they must not be unpickled."""
     return {key: value for key, value in state.items() if not callable(value)}
 
 
 def restore(trainer: Any, saved: Progress) -> None:
-    """Put back everything but the random generators. The schedule must be steered already, and knobs be registered.
+    """Restore everything but the random generators. Schedule and knobs must exist.
 
     Raises `Diverged` if a parameter group or a knob does not hold what was saved.
     """
@@ -107,7 +107,7 @@ def restore(trainer: Any, saved: Progress) -> None:
 
 
 def restore_random(saved: Progress) -> None:
-    """Put back every generator of this rank."""
+    """Restore every random generator of this rank."""
     state = saved["random"]
     random.setstate(state["python"])
     numpy.random.set_state(state["numpy"])
@@ -118,7 +118,7 @@ def restore_random(saved: Progress) -> None:
 
 
 def random_state() -> Progress:
-    """The state of every generator that training draws from, on this rank."""
+    """Return the state of every random generator that training draws from, on this rank."""
     state: Progress = {
         "python": random.getstate(),
         "numpy": numpy.random.get_state(),

@@ -1,11 +1,11 @@
-"""Restore equals saved: a checkpoint that was verified becomes the live state of a new trainer, and that is proved.
+"""Restore of a verified checkpoint into a new training, with a digest that proves the live state equals the saved one.
 
     load(trainer, plan)                  the engine has been built: weights, optimizer, DeepSpeed's scheduler
     finish(trainer, plan, collectives)   the loop is about to begin: schedule, loss sums, groups; then the digest
     random_generators(trainer, plan)     the first batch has been fetched
 
-The digest of what is live afterwards must be the one in the manifest. After a change of the number of ranks it cannot
-be: there DeepSpeed's universal format is loaded, and `elastic` compares the consolidated state instead.
+The digest of the live state must be the one in the manifest. On another number of ranks it cannot be: there DeepSpeed's
+universal format is loaded, and `elastic` compares the consolidated state instead.
 """
 
 import hashlib
@@ -28,13 +28,13 @@ from ray_jobs.plan import Plan
 log = logging.getLogger(__name__)
 
 CONFIGURED = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "train_batch_size")
-"""What Transformers keeps with its state, and takes from the config again at every start."""
+"""Settings in Transformers' state that it takes from the config again at every start."""
 
 
 def load(trainer: Any, plan: Plan) -> None:
     """Collective. Load the weights and the optimizer.
 
-    Raises: `Refused` if it is another model's, `Damaged` if DeepSpeed finds nothing to load.
+    Raises: `Refused` if it is of another model, `Damaged` if DeepSpeed finds nothing to load.
     """
     assert plan.root is not None
     assert plan.manifest is not None
@@ -55,9 +55,9 @@ def load(trainer: Any, plan: Plan) -> None:
 
 
 def misfit(trainer: Any, manifest: Manifest) -> str | None:
-    """Why this model cannot take the checkpoint's state, or None.
+    """Return the reason why the checkpoint is not of this model, or None.
 
-    Checkpoints of the first release do not say what model they are of.
+    Checkpoints of the first release do not name their model.
     """
     shapes, parameters = model_shapes(trainer.model)
     if not manifest.model_sha256 or shapes == manifest.model_sha256:
@@ -70,7 +70,7 @@ def misfit(trainer: Any, manifest: Manifest) -> str | None:
 
 
 def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
-    """Collective. Restore the rest, and compare. Raises `Diverged` on every rank if any rank's state differs."""
+    """Collective. Restore the loop state and compare digests. Raises `Diverged` on every rank if any differs."""
     assert plan.manifest is not None
     problem = None
     try:
@@ -92,7 +92,7 @@ def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
 
 
 def _as_configured_then(state: str, plan: Plan) -> str:
-    """The Trainer's state with the settings of the config that was saved: a fork may have other ones, by intention."""
+    """Return the Trainer's state with the saved config's settings: a fork may have other ones, on purpose."""
     assert plan.root is not None
     assert plan.manifest is not None
     saved = json.loads(read_shard(plan.root, _shard(plan.manifest, TRAINER_STATE)))
@@ -100,30 +100,30 @@ def _as_configured_then(state: str, plan: Plan) -> str:
 
 
 def callbacks(trainer: Any, plan: Plan, rank: int) -> None:
-    """Put back the state of the script's own callbacks, before they hear that the training begins."""
+    """Restore the script's own callbacks, before `on_train_begin`."""
     assert plan.manifest is not None
     saved = _read(plan, rank % plan.manifest.world_size)
     script_callbacks.put_back(trainer, saved.get(progress.CALLBACKS, {}))
 
 
 def stream_place(plan: Plan, rank: int) -> tuple[int, int] | None:
-    """The pass of a stream without a length, from 0, and the steps made in it; older checkpoints do not say."""
+    """Return the pass of a stream without a length, from 0, and the steps made in it; None in older checkpoints."""
     assert plan.manifest is not None
     place = _read(plan, rank % plan.manifest.world_size).get("stream")
     return (int(place[0]), int(place[1])) if place is not None else None
 
 
 def had_ended(plan: Plan, rank: int) -> bool:
-    """Whether the script had ended its training early at this checkpoint. A new branch from there goes on."""
+    """Return whether the script had ended its training early at this checkpoint. A new branch from there continues."""
     assert plan.manifest is not None
     saved = _read(plan, rank % plan.manifest.world_size)
     return plan.manifest.branch == plan.branch and bool(saved.get(progress.CALLBACKS, {}).get("ended"))
 
 
 def random_generators(trainer: Any, plan: Plan, rank: int) -> None:
-    """Restore this rank's random generators; a rank that the checkpoint does not know gets its own.
+    """Restore this rank's random generators; a rank that the checkpoint does not have is seeded.
 
-    Raises `Diverged` if they are not what was saved.
+    Raises `Diverged` if a digest differs.
     """
     assert plan.manifest is not None
     manifest = plan.manifest
@@ -139,7 +139,7 @@ def random_generators(trainer: Any, plan: Plan, rank: int) -> None:
 
 
 def _progress(plan: Plan, rank: int) -> progress.Progress:
-    """This rank's progress; on another number of ranks, with the mean of the loss sums, which are per rank."""
+    """Return this rank's loop state; on another number of ranks, with the mean of the per-rank loss sums."""
     assert plan.root is not None
     assert plan.manifest is not None
     writers = plan.manifest.world_size

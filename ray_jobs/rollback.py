@@ -1,13 +1,12 @@
-"""Going back: a training ends after a boundary, for another one to begin at a checkpoint in the same processes.
+"""Rollback: the training ends after a boundary, and another one begins at a checkpoint in the same processes.
 
     RollbackApplier    votes, and ends the loop
-    LeaveForBranch     carries the end out of the user's script, to `train.main`, which begins again from the top
-    release            what DeepSpeed holds of the engine that has ended
-    forget_training    what the libraries still know of the training that has ended
+    LeaveForBranch     unwinds the user's script up to `train.main`, which runs it again from the top
+    release            frees the engine that has ended
+    forget_training    resets the libraries' process-wide state
 
-The new training is begun as after a loss: a new trainer and a new engine, history from the control server, a checkpoint
-of which every byte is verified, a digest that is compared. If any of that fails, the process ends, and Ray Train starts
-the ranks in fresh ones.
+The new training begins as after a failure: new trainer and engine, history from the control server, every byte of the
+checkpoint verified, digest compared. If any of that fails, the process ends, and Ray Train starts fresh ones.
 """
 
 import gc
@@ -26,15 +25,15 @@ log = logging.getLogger(__name__)
 
 
 class LeaveForBranch(BaseException):
-    """The run goes on with another branch. No `Exception`: a script that catches those must not train on."""
+    """Raised to continue the run on another branch. No `Exception`: a script that catches those must not train on."""
 
 
 class RollbackApplier:
-    """Ends the training after this boundary, if every rank can read its part of the checkpoint.
+    """Applier of `rollback`: ends the training after this boundary, if every rank verifies its part of the checkpoint.
 
-    `find` reads a checkpoint's manifest and verifies this rank's share of its bytes, or says what is wrong; `misfit`
-    says why a branch that there is has another model than this one; `leave` ends the loop, or lets it go on;
-    `check_other` checks a command that the branch is to begin with.
+    `find` returns a checkpoint's manifest after verifying this rank's part of its bytes, or the reason why not;
+    `misfit` returns the reason why an existing branch is of another model; `leave` ends the loop, or lets it continue;
+    `check_other` checks a command that the branch begins with.
     """
 
     def __init__(
@@ -48,7 +47,7 @@ class RollbackApplier:
         self._found: Manifest | None = None
 
     def check(self, command: Command) -> str | None:
-        """The checkpoint is what was saved, and what comes first is possible."""
+        """Verify the checkpoint and check the commands that the branch begins with."""
         intent = _rollback(command)
         if intent.checkpoint is None:
             return self._misfit(str(intent.branch))
@@ -60,7 +59,7 @@ class RollbackApplier:
         return next((problem for each in first if (problem := self._check_other(each))), None)
 
     def apply(self, command: Command, step: int) -> Applied:
-        """The loop ends after this boundary."""
+        """End the loop after this boundary."""
         intent, found = _rollback(command), self._found
         after: Reading = {"branch": intent.branch}
         if intent.checkpoint is not None:
@@ -70,7 +69,7 @@ class RollbackApplier:
         return Applied(before={}, after=after)
 
     def undo(self, command: Command) -> None:
-        """Stay."""
+        """Continue the training."""
         self._leave(False)
 
 
@@ -80,8 +79,8 @@ def _rollback(command: Command) -> Rollback:
 
 
 def release(engine: Any) -> None:
-    """Have DeepSpeed take its hooks away. They stand on nodes of autograd, through which Python's garbage collector
-    does not see: an engine with its weights and moments would stay for as long as the process."""
+    """Destroy DeepSpeed's engine and its hooks. They are held by autograd nodes, which Python's garbage collector does
+    not traverse: the engine with its weights and moments would leak."""
     try:
         if engine is not None:
             engine.destroy()
@@ -91,14 +90,14 @@ def release(engine: Any) -> None:
 
 
 def _forget_module(module: Any) -> None:
-    """ZeRO 3 keeps every model that it has partitioned in a list of its own, and with it the hooks and the engine."""
+    """Remove the model from ZeRO 3's global list, which would keep its hooks and the engine alive."""
     from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
 
     FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each is not module]
 
 
 def forget_training() -> None:
-    """Accelerate keeps one state for the whole process, and engines hold each other in circles."""
+    """Reset Accelerate's process-wide state, and collect reference cycles of engines."""
     from accelerate.state import AcceleratorState, GradientState
 
     AcceleratorState._reset_state()

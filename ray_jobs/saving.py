@@ -1,4 +1,4 @@
-"""Saving, when asked and every k steps: begun at a boundary, ended in the background, told when it is known."""
+"""Checkpoint policy: saves on command and every k steps, begun at a boundary and finished in the background."""
 
 import logging
 import math
@@ -19,11 +19,11 @@ from ray_jobs.session import RankSession
 log = logging.getLogger(__name__)
 
 LAST_SAVE_WAIT_S = 600.0
-"""How long the end of the training waits for a save that is still being written."""
+"""Timeout at the end of the training for a save that is still being written."""
 
 
 class CheckpointCallback(TrainerCallback):
-    """Saves when asked, and every `every_steps` steps (0: never). Is itself the applier of `save_checkpoint`."""
+    """Saves on command and every `every_steps` steps (0: never). Also the applier of `save_checkpoint`."""
 
     def __init__(self, interactive: Any, every_steps: int) -> None:
         self._interactive, self.every_steps = interactive, every_steps
@@ -35,7 +35,7 @@ class CheckpointCallback(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Register."""
+        """Create the writer and register the applier."""
         session = self._interactive.opened()
         context = self._interactive.context
         self._writer = CheckpointWriter(context.files, session.rank, session.collectives.world_size, context.key)
@@ -44,19 +44,19 @@ class CheckpointCallback(TrainerCallback):
 
     @property
     def session(self) -> RankSession:
-        """This rank's session. Raises `RuntimeError` outside of training."""
+        """Session of this rank. Raises `RuntimeError` outside of training."""
         session: RankSession = self._interactive.opened()
         return session
 
     @property
     def writer(self) -> CheckpointWriter:
-        """This rank's writer. Raises `RuntimeError` outside of training."""
+        """Checkpoint writer of this rank. Raises `RuntimeError` outside of training."""
         if self._writer is None:
             raise RuntimeError("the training has not begun")
         return self._writer
 
     def after_step(self, step: int) -> None:
-        """Collective, when it is time: the step number is the same on all ranks."""
+        """Collective, if a checkpoint is due: begin a save. The step is the same on all ranks."""
         if not self.every_steps or step % self.every_steps:
             return
         session = self._interactive.opened()
@@ -72,12 +72,12 @@ class CheckpointCallback(TrainerCallback):
             session.fail_checkpoint(f"step-{step:08d}", step, str(error))
 
     def check(self, command: Command) -> str | None:
-        """Needs room on the disk, and no other save on its way."""
+        """Reject if the disk has no room, or another save is still being written."""
         busy = self.writer.busy
         return f"checkpoint {busy} is still being written; ask again when it is done" if busy else self._space_refusal()
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Collective. Begin; the command is settled when the checkpoint is committed, or has failed.
+        """Collective. Begin a save; the command is settled when the checkpoint is committed or has failed.
 
         Raises `RuntimeError` on every rank if it cannot begin.
         """
@@ -91,7 +91,7 @@ class CheckpointCallback(TrainerCallback):
         return Applied(before={}, after={"checkpoint": name})
 
     def apply_now(self, step: int, wanted: SaveCheckpoint = SaveCheckpoint()) -> Reading:
-        """Collective. Save and wait for the end. Raises `RuntimeError` on every rank if there is no checkpoint."""
+        """Collective. Save synchronously. Raises `RuntimeError` on every rank if it fails."""
         session = self._interactive.opened()
         session.phase("saving")
         saved = checkpoint_io.save_now(
@@ -109,12 +109,12 @@ class CheckpointCallback(TrainerCallback):
         return {"checkpoint": saved.checkpoint, "size_bytes": saved.size_bytes}
 
     def undo(self, command: Command) -> None:
-        """A checkpoint that exists does no harm, and one that failed has been removed."""
+        """Do nothing: a committed checkpoint does no harm, and a failed one has been removed."""
 
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """What is still being written is waited for."""
+        """Wait for a save that is still being written."""
         if not self.writer.drain(LAST_SAVE_WAIT_S):
             log.error("checkpoint %s was not finished in time", self.writer.busy)
         self._tell_what_ended()
@@ -165,7 +165,7 @@ class CheckpointCallback(TrainerCallback):
         return self._shapes
 
     def _training(self) -> dict[str, Any]:
-        """Said of a second one and later: releases that know of one training alone can read a first one's."""
+        """Return the training's number from the second one on: older releases can read a first one's manifest."""
         training = self._interactive.plan.training
         return {"training": training} if training > 1 else {}
 
@@ -191,7 +191,7 @@ class CheckpointCallback(TrainerCallback):
 
 
 def _metrics(history: list[dict[str, Any]]) -> dict[str, float]:
-    """The newest value of everything that was evaluated, for those who keep the best checkpoints."""
+    """Return the newest value of every evaluation metric, for retention of the best checkpoints."""
     newest: dict[str, float] = {}
     for logged in history:
         newest |= {name: value for name, value in logged.items() if name.startswith("eval_")}

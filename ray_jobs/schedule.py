@@ -1,11 +1,11 @@
-"""A learning-rate schedule that can be steered while it runs.
+"""Steerable learning-rate schedule: a wrapper around any scheduler.
 
 A bare edit of `param_groups[i]["lr"]` lasts until the scheduler's next step, and schedulers keep their base values in
 different places (`base_lrs`, `max_lrs`, `org_lrs`, or only in the groups). So the scheduler is not edited: it is
 wrapped. It goes on computing its own *scheduled* values, undisturbed, and after each of its steps the wrapper turns
-them into live ones: times a factor that keeps the shape of what is left, or a value that is held. This is exact for
-every scheduler with a `step`, also for those that compute each value from the one before, because before the inner
-step the groups are given their scheduled values back. A `Course` takes the scheduler's place: a new plan from here on.
+them into live ones: times a factor that keeps the shape of the rest, or a constant value. This is exact for every
+scheduler with a `step`, also for those that compute each value from the one before, because before the inner step the
+groups get their scheduled values back. A `Course` replaces the scheduler: a new plan from here on.
 """
 
 import math
@@ -19,8 +19,8 @@ Mode = Literal["keep", "hold", "course"]
 
 @dataclass(frozen=True, slots=True)
 class Course:
-    """A planned learning rate: from `start` to `peak` times it in `warmup_steps`, if there are any; then, in `shape`,
-    to `end` times that in `over_steps` (at least 1); then it stays."""
+    """Planned schedule of one group: from `start` to `peak` times it in `warmup_steps`, if there are any; then, in
+    `shape`, to `end` times that in `over_steps` (at least 1); then constant."""
 
     start: float
     shape: Literal["constant", "linear", "cosine"]
@@ -31,16 +31,16 @@ class Course:
 
     @property
     def top(self) -> float:
-        """The value at the end of the warm-up."""
+        """Learning rate at the end of the warm-up."""
         return self.start * self.peak if self.warmup_steps else self.start
 
     @property
     def last(self) -> float:
-        """The value that it ends with."""
+        """Learning rate at the end."""
         return self.top if self.shape == "constant" else self.top * self.end
 
     def at(self, steps: int) -> float:
-        """The learning rate after so many steps of the scheduler."""
+        """Return the learning rate after `steps` steps of the scheduler."""
         if steps < self.warmup_steps:
             return self.start + (self.top - self.start) * (steps / self.warmup_steps)
         progress = (steps - self.warmup_steps) / self.over_steps
@@ -54,7 +54,7 @@ class Course:
 
 @dataclass(frozen=True, slots=True)
 class Steering:
-    """How one group's live value follows from its scheduled one, or from a course of its own."""
+    """Rule for one group's live learning rate, from its scheduled one or from a planned schedule."""
 
     mode: Mode = "keep"
     value: float = 1.0  # keep, course: the factor; hold: the learning rate
@@ -62,27 +62,27 @@ class Steering:
     steps: int = 0  # of the scheduler, since the course began
 
     def live(self, scheduled: float) -> float:
-        """The learning rate that the optimizer gets."""
+        """Return the learning rate for the optimizer."""
         if self.mode == "hold":
             return self.value
         return self.planned(scheduled) * self.value
 
     def planned(self, scheduled: float) -> float:
-        """What the plan in force says: the course's, if there is one, or the scheduler's."""
+        """Return the planned learning rate: of the planned schedule, if there is one, or of the scheduler."""
         return self.course.at(self.steps) if self.course is not None else scheduled
 
     def stepped(self) -> "Steering":
-        """The same after one more step of the scheduler."""
+        """Return the rule after one more step of the scheduler."""
         return replace(self, steps=self.steps + 1) if self.course is not None else self
 
     def memory(self) -> list[Any]:
-        """As a checkpoint keeps it."""
+        """Return the plain form for a checkpoint."""
         kept: list[Any] = [self.mode, self.value]
         return kept if self.course is None else [*kept, asdict(self.course), self.steps]
 
     @classmethod
     def recalled(cls, mode: Mode, value: float, course: dict[str, Any] | None = None, steps: int = 0) -> "Steering":
-        """From what `memory` kept."""
+        """Make a rule from its `memory`."""
         return cls(mode, float(value), Course(**course) if course is not None else None, steps)
 
 
@@ -90,9 +90,9 @@ UNSTEERED = Steering()
 
 
 class SteeredSchedule:
-    """Stands where a scheduler stood: `step`, `get_last_lr`, `state_dict` and the rest work as before.
+    """Wrapper in place of a scheduler: `step`, `get_last_lr`, `state_dict` and the rest work as before.
 
-    `groups` returns the live optimizer's parameter groups. `inner` may be None: then every value is held.
+    `groups` returns the live optimizer's parameter groups. `inner` may be None: then every value is constant.
     """
 
     def __init__(self, inner: Any, groups: Callable[[], ParamGroups]) -> None:
@@ -112,7 +112,7 @@ class SteeredSchedule:
         return getattr(self.inner, name)
 
     def step(self, *args: Any, **kwargs: Any) -> None:
-        """Step the inner scheduler on its own values, then put the steered ones in force."""
+        """Step the inner scheduler on its own values, then apply the steered ones."""
         groups = self._groups()
         for group, scheduled in zip(groups, self._scheduled, strict=True):
             group["lr"] = scheduled
@@ -124,15 +124,15 @@ class SteeredSchedule:
             group["lr"] = steering.live(scheduled)
 
     def get_last_lr(self) -> list[float]:
-        """The live learning rate of each group: what the optimizer holds, not what the schedule meant."""
+        """Return the live learning rate of each group, as the optimizer holds it."""
         return [group["lr"] for group in self._groups()]
 
     def state_dict(self) -> dict[str, Any]:
-        """The inner scheduler's state. What was steered is a knob, and is saved with the knobs."""
+        """Return the inner scheduler's state; the steering is saved by `memory`."""
         return dict(self.inner.state_dict()) if self.inner is not None else {}
 
     def refusal(self, index: int, value: float, mode: Literal["keep", "hold"]) -> str | None:
-        """Why group `index` cannot be set, or None."""
+        """Return the reason why group `index` cannot be set, or None."""
         planned = self._steering[index].planned(self._scheduled[index])
         course = self._steering[index].course is not None
         if mode == "keep" and planned <= 0 and (self.inner is not None or course):
@@ -143,7 +143,7 @@ class SteeredSchedule:
         return None
 
     def set(self, index: int, value: float, mode: Literal["keep", "hold"]) -> None:
-        """Give group `index` exactly `value` for the next step, and steer the steps after it."""
+        """Set group `index` to exactly `value` for the next step, and steer the steps after it."""
         steering = self._steering[index]
         planned = steering.planned(self._scheduled[index])
         if mode == "hold" or planned <= 0:
@@ -155,21 +155,21 @@ class SteeredSchedule:
         self._groups()[index]["lr"] = value
 
     def follow(self, courses: list[Course]) -> None:
-        """From the next step on, each group follows its course; the values for the next step stay as they are."""
+        """Have each group follow its planned schedule; the values for the next step stay."""
         self._steering = [Steering("course", 1.0, course) for course in courses]
 
     def modes(self) -> list[str]:
-        """`keep`, `hold` or `course` for each group."""
+        """Return `keep`, `hold` or `course` for each group."""
         return [steering.mode for steering in self._steering]
 
     def remember(self) -> tuple[list[Steering], list[float]]:
-        """What `restore` needs to put everything back as it is now."""
+        """Return a snapshot for `restore`."""
         return list(self._steering), [group["lr"] for group in self._groups()]
 
     def memory(self) -> dict[str, Any]:
-        """What a checkpoint keeps of the steering: each group's scheduled value, mode, factor or held value, course.
+        """Return the steering for a checkpoint: each group's scheduled value, mode, factor or constant, plan.
 
-        The names of the groups only where what is live would give others.
+        With the names of the groups only where the live groups would give others.
         """
         kept = {
             "scheduled": list(self._scheduled),
@@ -178,13 +178,13 @@ class SteeredSchedule:
         return kept if self.names == group_names(self._groups()) else kept | {"names": list(self.names)}
 
     def recall(self, memory: dict[str, Any]) -> None:
-        """Steer as it was when `memory` was taken. The groups' live values are restored with the groups."""
+        """Restore the steering from a checkpoint. The groups' live values are restored with the groups."""
         self._scheduled = [float(value) for value in memory["scheduled"]]
         self._steering = [Steering.recalled(*kept) for kept in memory["steering"]]
         self.names = list(memory.get("names", self.names))
 
     def restore(self, memory: tuple[list[Steering], list[float]]) -> None:
-        """Put back what `remember` saw."""
+        """Restore a snapshot of `remember`."""
         steering, rates = memory
         self._steering = list(steering)
         for group, rate in zip(self._groups(), rates, strict=True):
@@ -192,13 +192,13 @@ class SteeredSchedule:
 
 
 def live_groups(trainer: Any) -> Callable[[], ParamGroups]:
-    """The parameter groups that the next optimizer step will read, of DeepSpeed's engine or of a plain Trainer."""
+    """Return a getter of the live parameter groups, of DeepSpeed's engine or of a plain optimizer."""
     engine = getattr(trainer, "deepspeed", None)
     return lambda: (engine if engine is not None else trainer).optimizer.param_groups
 
 
 def steer_schedule(trainer: Any) -> SteeredSchedule:
-    """Put a `SteeredSchedule` wherever `trainer` or its DeepSpeed engine would step the scheduler.
+    """Install a `SteeredSchedule` wherever `trainer` or its DeepSpeed engine steps the scheduler.
 
     With a DeepSpeed scheduler, or with DeepSpeed's optimizer, the engine steps it and the Trainer holds a wrapper
     that does nothing; with Transformers' optimizer and scheduler, the Trainer steps it.
@@ -218,7 +218,7 @@ def steer_schedule(trainer: Any) -> SteeredSchedule:
 
 
 def group_names(groups: ParamGroups) -> list[str]:
-    """A name for each parameter group: its own, or what Transformers means by the two it makes, or its index."""
+    """Return a name for each parameter group: its own, Transformers' decay and no_decay, or its index."""
     if len(groups) == 2 and [bool(group.get("weight_decay")) for group in groups] == [True, False]:
         return [str(group.get("name", name)) for group, name in zip(groups, ("decay", "no_decay"), strict=True)]
     return [str(group.get("name", f"group{index}")) for index, group in enumerate(groups)]

@@ -1,10 +1,10 @@
-"""The state of a script's own callbacks, by Transformers' `ExportableState`: kept with a checkpoint, and put back.
+"""State of a script's own callbacks, by Transformers' `ExportableState`, saved in checkpoints and restored.
 
-    kept = captured(trainer)           this rank's: what each callback says of itself, and whether one has ended it all
-    put_back(trainer, kept)            before the callbacks hear that the training begins
+    kept = captured(trainer)           this rank's: each callback's state, and whether one has ended the training
+    put_back(trainer, kept)            before `on_train_begin`
 
 Transformers makes new callbacks of what was saved, and only if it is told to; here the script's own ones go on, so
-that patience is not given anew after each loss. Callbacks without such a state begin anew, as they do by hand.
+that early stopping keeps its patience over a restart. Callbacks without such a state begin anew, as they do by hand.
 """
 
 import copy
@@ -21,7 +21,7 @@ Kept = dict[str, Any]
 
 
 def captured(trainer: Any) -> Kept:
-    """What there is to keep; empty if there is nothing, as in a plain loop."""
+    """Return the callbacks' states and whether the script has ended the training; may be empty."""
     kept: dict[str, list[Any]] = defaultdict(list)
     for name, callback in _stateful(trainer):
         try:
@@ -36,7 +36,7 @@ def captured(trainer: Any) -> Kept:
 
 
 def put_back(trainer: Any, kept: Kept) -> None:
-    """Each callback gets what one of its kind, in its place, had. One that does not take it begins anew, by name."""
+    """Restore each callback from the state of the same class and position; one that fails starts anew."""
     left = {name: list(states) for name, states in kept.get("states", {}).items()}
     for name, callback in _stateful(trainer):
         state = left[name].pop(0) if left.get(name) else None
@@ -49,7 +49,7 @@ def put_back(trainer: Any, kept: Kept) -> None:
 
 
 def _was_told_to_stop(trainer: Any) -> bool:
-    """By a command, which is repeated as commands are, and may be over when the run goes on."""
+    """Return whether a command, not the script, ends the training: commands are replayed by themselves."""
     session = getattr(getattr(trainer, "_steering", None), "session", None)
     return session is not None and (session.replica.stopping or session.replica.leaving is not None)
 

@@ -1,14 +1,13 @@
-"""Random numbers of data loading as a function of (seed, epoch, number of the batch, rank), wherever it is loaded.
+"""Seeded data loading: random numbers as a function of (seed, epoch, batch number, rank), in any process.
 
     draws = Draws(seed=7, rank=0)
     inexact = draws.attach(loader)       # a DataLoader, or what accelerate has made of one
     draws.begin(epoch=2, first=5)        # before an epoch's iterator is made; its first five batches are skipped
 
-Around the fetch of a batch (reading its samples and collating them) the generators of the process stand at a seed of
-the batch's own. So it does not matter when a batch was prefetched, from where a training was restored, or which of the
-loader's workers made it; and training's own generators are what they would be without any loading. Samplers draw
-their order from (seed, epoch) in the same way. What belongs to a stream is the same on every rank, as it is by hand:
-ranks that shuffle a stream and share it must shuffle it alike.
+Around the fetch of a batch (reading its samples and collating them) the process's generators are seeded for that batch.
+So prefetching, a restore, and the choice of worker make no difference, and training's own generators are what they
+would be without any loading. Samplers draw their order from (seed, epoch) in the same way. For a stream, the seed is
+the same on every rank, as it is by hand: ranks that shuffle a stream and share it must shuffle it alike.
 """
 
 from collections.abc import Callable, Iterator
@@ -22,13 +21,13 @@ from torch.utils.data import dataloader as torch_loader
 from ray_jobs.generators import seed_all, seed_of, seeded
 
 KNOWN_SAMPLERS = ("torch.utils.data", "accelerate.", "transformers.", "ray_jobs.data")
-"""Where samplers come from that draw from their own generator, or from a seed and the epoch, and nowhere else."""
+"""Modules whose samplers draw only from their own generator, or from a seed and the epoch."""
 
 _theirs: Callable[..., Any] = torch_loader._DatasetKind.create_fetcher
 
 
 class Draws:
-    """Where the random numbers of one training's loader come from. Copies of it go to the loader's workers."""
+    """Seeds of one training's loader. Copies of it go to the loader's workers."""
 
     def __init__(self, seed: int, rank: int) -> None:
         self.seed, self.rank = seed, rank
@@ -40,7 +39,7 @@ class Draws:
         return {"seed": self.seed, "rank": self.rank, "epoch": self.epoch, "first": self.first, "iterated": 0}
 
     def begin(self, epoch: int, first: int) -> None:
-        """An epoch's iterator is made next; of a sized dataset its batches begin with number `first`, from 0."""
+        """Prepare for an epoch's iterator; of a sized dataset its batches begin with number `first`, from 0."""
         self.epoch, self.first, self.iterated = epoch, first, 0
         self._workers.manual_seed(seed_of(self.seed, "workers", epoch))
         for sampler in self._samplers:
@@ -51,13 +50,13 @@ class Draws:
                 sampler.generator.manual_seed(seed_of(self.seed, "order", epoch))
 
     def iterate(self) -> tuple[int, int]:
-        """A fetcher is made: its epoch and first batch. A worker that is kept for several epochs makes one for each."""
+        """Return epoch and first batch of a new fetcher. A persistent worker makes one for each epoch."""
         epoch, first = self.epoch + self.iterated, self.first if not self.iterated else 0
         self.iterated += 1
         return epoch, first
 
     def attach(self, loader: Any) -> list[str]:
-        """Have this loader draw from here. Answers what it draws from elsewhere, in words."""
+        """Seed this loader from here. Returns what cannot be seeded, in words."""
         base = getattr(loader, "base_dataloader", loader)
         if not isinstance(base, DataLoader) or type(base)._get_iterator is not DataLoader._get_iterator:
             return [f"the order and the random numbers of the data loader, a {type(base).__name__}"]
@@ -90,7 +89,7 @@ def _samplers(loader: Any) -> Iterator[Any]:
 
 
 class SeededCollate:
-    """A collate function, and by being one, the mark of a loader whose fetchers are seeded.
+    """Wrapped collate function; its type marks a loader whose fetchers are seeded.
 
     It goes wherever the loader's settings go: into its copies, and into its workers.
     """
@@ -103,7 +102,7 @@ class SeededCollate:
 
 
 class SeededOrder:
-    """A sampler, or a batch sampler, of unknown origin: what it draws, it draws from (seed, epoch, place)."""
+    """Wrapper of an unknown sampler or batch sampler: it draws from (seed, epoch, position)."""
 
     def __init__(self, theirs: Any, draws: Draws) -> None:
         self.theirs, self._draws = theirs, draws
@@ -113,7 +112,7 @@ class SeededOrder:
 
     @property  # type: ignore[misc]
     def __class__(self) -> type:
-        """As accelerate does it: it asks whether this is a batch sampler."""
+        """Return the wrapped class: accelerate asks whether this is a batch sampler."""
         return type(self.theirs)
 
     def __len__(self) -> int:
@@ -134,7 +133,7 @@ class SeededOrder:
 
 
 class SeededFetcher:
-    """Fetches the batches of one iterator in one process, each with the generators at the batch's own seed."""
+    """Fetcher for one iterator in one process, with the generators seeded for each batch."""
 
     def __init__(self, kind: int, dataset: Any, auto_collation: bool, collate: SeededCollate, drop_last: bool) -> None:
         draws, worker = collate.draws, get_worker_info()
@@ -155,13 +154,13 @@ class SeededFetcher:
         self._theirs = self._seeded("begin", lambda: _theirs(kind, dataset, auto_collation, given, drop_last))
 
     def fetch(self, index: Any) -> Any:
-        """The next batch."""
+        """Return the next batch."""
         number, self._number = self._number, self._number + self._stride
         self._now = number
         return self._seeded(number, lambda: self._theirs.fetch(index))
 
     def _collate_of_a_stream(self, samples: Any) -> Any:
-        """What ranks must draw alike has been drawn; masks may differ from rank to rank, as they do elsewhere."""
+        """Collate with a per-rank seed: samples must be the same on all ranks, but masks may differ."""
         seed_all(seed_of(*self._place, self._now, "rank", self._rank))
         return self._collate(samples)
 

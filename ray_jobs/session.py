@@ -1,9 +1,9 @@
-"""One rank's part in a steered run: it drives the boundary and keeps what the boundary needs.
+"""Session of one rank in a steered run: it drives the boundary protocol and holds its state.
 
-    before a step   begin_step   the boundary's generator starts; its broadcast is issued and not awaited
-    after the step  end_step     the broadcast is awaited; commands, if any, are settled; a pause is held here
+    before a step   begin_step   starts the boundary's generator and its broadcast, without waiting
+    after the step  end_step     waits for the broadcast; settles commands, if any; holds a pause
 
-Training calls nothing else. On rank 0 a `Link` brings offers and takes outcomes; elsewhere there is none.
+Training calls nothing else. On rank 0 a `Link` brings offers and takes outcomes; other ranks have none.
 """
 
 import logging
@@ -50,7 +50,7 @@ SPEED_WINDOW_STEPS = 20
 
 @dataclass(slots=True)
 class _Open:
-    """A boundary between `begin_step` and `end_step`."""
+    """Boundary between `begin_step` and `end_step`."""
 
     steps: Steps
     step: int
@@ -59,7 +59,7 @@ class _Open:
 
 @dataclass
 class RankSession:
-    """One rank's session. `link` is given on rank 0 and nowhere else. `beat` is told what goes on, on every rank."""
+    """Session of one rank. `link` is set on rank 0 only. `beat` is called with the phase, on every rank."""
 
     collectives: Collectives
     link: Link | None
@@ -70,9 +70,9 @@ class RankSession:
     beat: Callable[[str], None] = lambda phase: None
     # Everything that can be set on this rank, read from the live objects.
     read_knobs: Callable[[], Reading] = dict
-    # What is told beside every reading of an applied command: that its step was skipped, see `skipped`.
+    # Added to every reading of an applied command: that its step was skipped, see `skipped`.
     beside: Callable[[], Reading] = dict
-    # Told that the run is held with nothing to do, and that this is over: states may lie elsewhere meanwhile.
+    # Called when a pause becomes idle (True) and when it has work or ends (False): states may be offloaded meanwhile.
     rest: Callable[[bool], None] = lambda resting: None
     # Commands whose outcome is not known at their own boundary: a save goes on in the background.
     deferred: set[UUID] = field(default_factory=set)
@@ -83,11 +83,11 @@ class RankSession:
 
     @property
     def rank(self) -> int:
-        """This rank."""
+        """Rank of this process."""
         return self.collectives.rank
 
     def register(self, kind: str, applier: Applier) -> None:
-        """Say who carries out the commands of one kind on this rank."""
+        """Register the applier of one command kind on this rank."""
         self.appliers[kind] = applier
 
     def start(
@@ -100,7 +100,7 @@ class RankSession:
         plan: Plan = FROM_THE_BEGINNING,
         retention: Reading | None = None,
     ) -> int:
-        """Collective. Announce this start of the trainers; answers the generation's number.
+        """Collective. Announce this start of the trainers; return the generation's number.
 
         Raises, on every rank: `Unavailable` if the control server could not be reached, `Invalid` if the facts
         (which include a digest of the data) differ between ranks.
@@ -144,11 +144,11 @@ class RankSession:
         return int(generation)
 
     def is_open(self, step: int) -> bool:
-        """Whether the boundary after `step` has been begun and not held."""
+        """Return whether the boundary after `step` was begun and has not ended."""
         return self._open is not None and self._open.step == step
 
     def begin_step(self, step: int) -> None:
-        """Collective. Issue the boundary's broadcast for the end of optimizer step `step`; returns at once."""
+        """Collective. Start the boundary's broadcast for the end of optimizer step `step`; returns at once."""
         steps = boundary(self.replica, step)
         effect = next(steps)
         effect = steps.send(self._perform(effect))
@@ -156,7 +156,7 @@ class RankSession:
         self._open = _Open(steps, step, self.collectives.start_broadcast(effect))
 
     def end_step(self, step: int) -> None:
-        """Collective. The boundary after step `step`: settle what was proposed, and hold here while paused.
+        """Collective. Run the boundary after step `step`: settle the proposed commands, and block while paused.
 
         Raises `Diverged` on every rank if the ranks could not be brought back to agreement.
         """
@@ -175,8 +175,8 @@ class RankSession:
         self._progress(step)
 
     def hold(self, step: int) -> None:
-        """Collective. The boundary at which a restored state begins: a pause stays a pause, and what was decided at
-        the very step of the checkpoint is decided again."""
+        """Collective. Run the boundary of a restored state: a pause is kept, and commands that were decided at the very
+        step of the checkpoint are decided again."""
         if self.replica.paused or self.replica.is_behind(step):
             self.end_step(step)
 
@@ -205,10 +205,10 @@ class RankSession:
         raise TypeError(effect)
 
     def check(self, command: Command) -> str | None:
-        """Why this rank cannot do it, or None."""
+        """Return the reason why this rank cannot apply the command, or None."""
         applier = self.appliers.get(command.intent.kind)
         if applier is None:
-            return f"this run cannot '{command.describe()}': nothing in it carries that out"
+            return f"no handler for '{command.describe()}' is registered on this run"
         try:
             return applier.check(command)
         except Exception as error:
@@ -234,7 +234,7 @@ class RankSession:
     def _report_outcomes(self) -> None:
         """Hand new decisions to the link; the ledger is in the order of decision.
 
-        A decision that is deferred is handed over when what it began has ended, see `conclude`.
+        A deferred decision is reported when its work has ended, see `conclude`.
         """
         for chore in self.chores:
             chore()
@@ -245,7 +245,7 @@ class RankSession:
         self.link.report([outcome for outcome in new if outcome.uuid not in self.deferred])
 
     def conclude(self, uuid: UUID, reason: str | None, after: Reading) -> None:
-        """What a deferred command began has ended: with `after`, or, if there is a `reason`, with nothing."""
+        """Report the end of a deferred command: applied with the reading `after`, or failed if there is a `reason`."""
         self.deferred.discard(uuid)
         outcome = self.replica.ledger.get(uuid)
         if self.link is None or outcome is None:
@@ -268,19 +268,19 @@ class RankSession:
         self.link.progress(step, self.total_steps, "training", speed)
 
     def phase(self, phase: Phase) -> None:
-        """Say what this run is doing, between two steps. Time that is not training does not count as speed."""
+        """Report the phase between two steps. Time that is not training does not count as speed."""
         self.beat(phase)
         if self.link is not None:
             self._step_times_s.clear()
             self.link.phase(phase)
 
     def commit_checkpoint(self, checkpoint: CheckpointCommitted) -> None:
-        """A manifest is in place: rank 0 tells the control server."""
+        """Report a committed checkpoint to the control server, from rank 0."""
         if self.link is not None:
             self.link.checkpoint(checkpoint)
 
     def fail_checkpoint(self, checkpoint: str, step: int, reason: str) -> None:
-        """A save came to nothing: rank 0 tells the control server, and training goes on."""
+        """Log a failed save and report it to the control server, from rank 0; training continues."""
         log.error("no checkpoint at step %d: %s", step, reason)
         if self.link is not None:
             generation = self.replica.generation

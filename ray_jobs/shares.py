@@ -1,11 +1,11 @@
-"""Which stretch of a parameter's master weights this rank's optimizer steps, for a plain Trainer and ZeRO 0 to 3.
+"""Partitions: the part of a parameter's master weights that this rank's optimizer steps, for ZeRO 0 to 3.
 
     plain, ZeRO 0   the parameter itself
-    ZeRO 1, 2       a stretch of a flat fp32 tensor, one such tensor for each parameter group; some ranks have none
-    ZeRO 3          one too, of which the last rank's may run over the parameter's end: that part is padding
+    ZeRO 1, 2       a range of a flat fp32 tensor, one such tensor for each parameter group; some ranks have none
+    ZeRO 3          a range too, of which the last rank's may exceed the parameter's end: that part is padding
 
-The optimizer's state has tensors of the same shape as the tensor it steps; the same stretch of those is the
-parameter's state, whatever the optimizer.
+The optimizer's state has tensors of the same shape as the tensor it steps; the same range of those is the parameter's
+state, for any optimizer.
 """
 
 from dataclasses import dataclass
@@ -14,14 +14,14 @@ from typing import Any, cast
 import torch
 
 WEIGHTS = "weights"
-"""Among the tensors of a share, the master weights; the others go by the optimizer's own names."""
+"""Key of the master weights in `Share.tensors`; other keys are the optimizer's own."""
 
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
 class Share:
-    """Elements `start` to `start + size` of `owner`, a tensor that the optimizer steps, are those of a parameter.
+    """Partition of a parameter: elements `start` to `start + size` of `owner`, a tensor that the optimizer steps.
 
     The first of them is element `first` of the parameter; sizes are in elements.
     """
@@ -32,7 +32,7 @@ class Share:
     size: int
 
     def tensors(self, optimizer: torch.optim.Optimizer) -> Tensors:
-        """Views of the master weights and of each state of the same shape, as they lie in the live optimizer."""
+        """Return views of the partition in the live master weights and in each state of the same shape."""
         found = {WEIGHTS: self.owner} | {
             key: value
             for key, value in optimizer.state.get(self.owner, {}).items()
@@ -46,7 +46,7 @@ class Share:
 
 
 def step_optimizer(trainer: Any) -> torch.optim.Optimizer:
-    """The optimizer whose `step` moves the weights, inside of what accelerate and DeepSpeed wrap around it."""
+    """Return the torch optimizer inside the wrappers of accelerate and DeepSpeed."""
     engine = getattr(trainer, "deepspeed", None)
     optimizer = engine.optimizer if engine is not None else trainer.optimizer
     while hasattr(optimizer, "optimizer"):
@@ -55,7 +55,7 @@ def step_optimizer(trainer: Any) -> torch.optim.Optimizer:
 
 
 def share_of(trainer: Any, parameter: Any) -> Share | None:
-    """This rank's share of a trained parameter, or None if it has none. Raises `LookupError` if nobody has one."""
+    """Return this rank's partition of a trained parameter, or None. Raises `LookupError` if no rank has one."""
     if hasattr(parameter, "ds_id"):
         return _stage_3_share(trainer.deepspeed.optimizer, parameter)
     optimizer = step_optimizer(trainer)
@@ -80,12 +80,12 @@ def _stage_3_share(zero: Any, parameter: Any) -> Share:
 
 
 def partition_rank(zero: Any, parameter: Any) -> int:
-    """Which part of a parameter this rank has under ZeRO 3, from 0."""
+    """Return the index of this rank's partition of a parameter under ZeRO 3, from 0."""
     return int(zero._get_param_partition_rank(parameter))
 
 
 def obstacle(trainer: Any) -> str | None:
-    """Why the parameters of this run cannot be kept or replaced, or None: a sentence."""
+    """Return the reason why parameters of this run cannot be frozen or reset, or None."""
     if getattr(trainer, "is_fsdp_enabled", False):
         return "this run shards its parameters with FSDP; freezing and resetting are for a plain Trainer and DeepSpeed"
     if not isinstance(optimizer := step_optimizer(trainer), torch.optim.Optimizer):
@@ -109,10 +109,10 @@ def obstacle(trainer: Any) -> str | None:
 
 
 def elements(parameter: Any) -> int:
-    """How many elements a parameter has, also where only a part of it is here."""
+    """Return the number of elements of the whole parameter, also where it is partitioned."""
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 
 def shape_of(parameter: Any) -> torch.Size:
-    """The shape of the whole parameter, also where only a part of it is here."""
+    """Return the shape of the whole parameter, also where it is partitioned."""
     return torch.Size(getattr(parameter, "ds_shape", parameter.shape))

@@ -1,4 +1,4 @@
-"""Steps that the optimizer did not take: gradients were not finite, a loss scaler lowered its scale, nothing moved.
+"""Skipped optimizer steps: gradients overflowed, the loss scaler lowered its scale, no weight changed.
 
 DeepSpeed skips such steps in 16 bits (fp16; bf16 unless `check_grad_overflow` is off), on all ranks or on none, and so
 does accelerate with a gradient scaler. What follows from that:
@@ -16,7 +16,7 @@ from control_plane.core.records import SKIPPED_STEPS, STEP_WAS_SKIPPED, Reading
 
 
 def was_skipped(trainer: Any) -> bool:
-    """Whether the optimizer did not take the last step; the same on all ranks."""
+    """Return whether the optimizer skipped the last step; the same on all ranks."""
     engine = getattr(trainer, "deepspeed", None)
     if engine is not None:
         return bool(getattr(engine.optimizer, "overflow", False))
@@ -24,11 +24,11 @@ def was_skipped(trainer: Any) -> bool:
 
 
 def skipped_steps(trainer: Any) -> int:
-    """How many steps DeepSpeed's engine has skipped in this training; 0 without one, where nobody counts them."""
+    """Return the number of steps that DeepSpeed's engine has skipped in this training; 0 without an engine."""
     return int(getattr(getattr(trainer, "deepspeed", None), "skipped_steps", 0))
 
 
 def readings(trainer: Any) -> Reading:
-    """What belongs into the reading of a command that is applied now; nothing, where no step was ever skipped."""
+    """Return the entries for the reading of a command that is applied now; none if no step was skipped."""
     count, flag = skipped_steps(trainer), was_skipped(trainer)
     return ({SKIPPED_STEPS: count} if count else {}) | ({STEP_WAS_SKIPPED: True} if flag else {})

@@ -1,4 +1,4 @@
-"""The Hugging Face Trainer, steered, with the least overridden.
+"""Steerable Hugging Face Trainer, with as few overrides as possible.
 
     from ray_jobs.trainer import make_interactive
     trainer = make_interactive(Trainer)(model=model, args=args, train_dataset=data)
@@ -34,7 +34,7 @@ T = TypeVar("T", bound=type[Trainer])
 
 
 class Steered(Extensible):
-    """What a Trainer's subclass needs to be steered, and to begin where the run was. Stands before the Trainer.
+    """Mixin that makes a Trainer's subclass steerable and resumes the run. Comes before the Trainer in the MRO.
 
     Of Transformers' Trainer it extends `train`, and the places inside of it where a checkpoint is loaded, where the
     samples are ordered, and where a step is over: after its logging and its evaluation, before the next step.
@@ -57,7 +57,7 @@ class Steered(Extensible):
         self.own_vocabulary = OwnVocabulary()
         super().__init__(*args, **kwargs)
         if run is None:
-            log.warning("not started by `steer submit`: this trainer runs, but nobody can steer it")
+            log.warning("not started by `steer submit`: this trainer runs, but cannot be steered")
             return
         self._steering = InteractiveCallback(self, run)
         self._saving = self._steering.saving = CheckpointCallback(self._steering, run.checkpoint_every_steps)
@@ -70,9 +70,9 @@ class Steered(Extensible):
             self.add_callback(callback)  # type: ignore[attr-defined]
 
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """As before, from where the run was. A failure is told to the control server before it goes its way.
+        """Train from where the run was. A failure is reported to the control server and raised again.
 
-        Raises `LeaveForBranch` when the run is taken to another branch.
+        Raises `LeaveForBranch` when the run continues on another branch.
         """
         steering, training = self._steering, cast(Any, super())
         if steering is None:
@@ -100,7 +100,7 @@ class Steered(Extensible):
 
     @property
     def _plan(self) -> Plan | None:
-        """Where this training begins, if that is a checkpoint."""
+        """Resume plan of this training, if it begins at a checkpoint."""
         plan = self._steering.plan if self._steering is not None else None
         return plan if plan is not None and plan.checkpoint else None
 
@@ -147,7 +147,7 @@ class Steered(Extensible):
         return bool(ends or control.should_epoch_stop or control.should_training_stop)
 
     def get_train_dataloader(self) -> Any:
-        """As before; in a run, its random numbers are a function of the seed, the epoch and the batch."""
+        """Return the loader; in a run, its random numbers are a function of the seed, the epoch and the batch."""
         this, theirs, run = cast(Any, self), cast(Any, super()).get_train_dataloader, self._run
         if run is None:
             return theirs()
@@ -161,7 +161,7 @@ class Steered(Extensible):
         return loader
 
     def _filled_up_otherwise(self) -> list[str]:
-        """Where an epoch's tail is kept, its step is filled up by rules that depend on the number of ranks."""
+        """Return an inexactness if an epoch's tail is kept on another number of ranks: its step differs."""
         order, plan, ranks = self._order, self._plan, cast(Any, self).args.world_size
         writers = plan.manifest.world_size if plan is not None and plan.manifest is not None else ranks
         if order is None or not order.has_a_tail or writers == ranks:
@@ -183,7 +183,7 @@ class Steered(Extensible):
         return order
 
     def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
-        """As before; but who moves `total_steps` beyond the last epoch finds another one there, see `_run_epoch`."""
+        """Return Transformers' values, but with unlimited epochs, for a later `total_steps`; see `_run_epoch`."""
         epochs, *values, max_steps = cast(Any, super()).set_initial_training_values(args, dataloader)
         self._planned = int(epochs), int(max_steps)
         # Without a length Transformers reads on until the planned step, and cannot tell where an epoch ends.
@@ -203,7 +203,7 @@ class Steered(Extensible):
         return place[0], 0 if args.ignore_data_skip else place[1] * args.gradient_accumulation_steps
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """As before; where the data has no length, it is counted how far it has been read."""
+        """Return the batches of a step, and count the position in data without a length."""
         batches, items = cast(Any, super()).get_batch_samples(*args, **kwargs)
         if self.stream_place is not None and len(batches) == cast(Any, self).args.gradient_accumulation_steps:
             self.stream_place = (self.stream_place[0], self.stream_place[1] + 1)
@@ -231,14 +231,14 @@ class Steered(Extensible):
 
 
 def make_interactive(trainer_class: T) -> T:
-    """A subclass of `trainer_class` that can be steered, and that begins where the run was."""
+    """Return a subclass of `trainer_class` that can be steered and resumes the run."""
     name = f"Interactive{trainer_class.__name__.removeprefix('Interactive')}"
     return type(name, (Steered, trainer_class), {"__doc__": Steered.__doc__})  # type: ignore[return-value]
 
 
 def _takes_our_order(trainer_class: type[Trainer], data: Any, args: TrainingArguments, keeps_the_tail: bool) -> bool:
-    """Whether the order of samples is the Trainer's own choice, a random one of a sized dataset: then it may as well
-    be one that does not depend on the number of ranks. A sampler of the user's, or another strategy, stays."""
+    """Return whether the Trainer would use its own random order of a sized dataset, so that ours, which does not depend
+    on the number of ranks, may replace it. A sampler of the user's, or another strategy, is kept."""
     theirs = next(each for each in trainer_class.__mro__ if each is not Steered and "_get_train_sampler" in vars(each))
     own = theirs is Trainer
     random = getattr(args, "train_sampling_strategy", "random") == "random"

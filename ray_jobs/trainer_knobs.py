@@ -1,4 +1,4 @@
-"""The knobs of a Transformers Trainer, with DeepSpeed or without: hyper-parameters, clipping, intervals, length.
+"""Knobs of a Transformers Trainer, with or without DeepSpeed: hyper-parameters, clipping, intervals, length.
 
     register_trainer_knobs(knobs, trainer, saving)     when the engine and the schedule exist
 
@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 NOT_KNOBS = frozenset(
     {"params", "name", "lr", "initial_lr", "max_lr", "min_lr", "base_momentum", "max_momentum", "param_names"}
 )
-"""In the optimizer's groups, and not to be set here: the learning rate and what schedulers keep for themselves."""
+"""Keys of optimizer groups that are no knobs: the learning rate, and state of schedulers."""
 
 BOUNDS: dict[str, dict[str, float]] = {
     "weight_decay": {"least": 0.0, "most": 10.0},
@@ -39,7 +39,7 @@ DESCRIPTIONS = {
 
 
 def register_trainer_knobs(knobs: Knobs, trainer: Any, saving: Any = None) -> None:
-    """Register every knob that this trainer has.
+    """Register every knob of this trainer.
 
     `saving` has an `every_steps` that may be changed (see `saving.CheckpointCallback`); None: nothing is saved.
     """
@@ -54,8 +54,8 @@ def register_trainer_knobs(knobs: Knobs, trainer: Any, saving: Any = None) -> No
 
 
 def _register(knobs: Knobs, knob: Knob) -> None:
-    """A trainer with a value that nobody would set (an infinite norm) trains as before, without that knob; and one
-    whose script has its own knob of that name keeps it."""
+    """Register a knob, without bounds if its live value is outside of them (an infinite norm); a script's own knob of
+    that name takes precedence."""
     if misfit(knob, knob.get()):
         knob = replace(knob, **UNBOUNDED)
     try:
@@ -68,7 +68,7 @@ def _register(knobs: Knobs, knob: Knob) -> None:
 
 
 def group_knobs(groups: Callable[[], ParamGroups]) -> list[Knob]:
-    """A knob for each hyper-parameter of the parameter groups but the learning rate: numbers, and tuples of numbers."""
+    """Return a knob for each hyper-parameter (number or tuple of numbers) of the groups except the learning rate."""
     names = dict.fromkeys(name for group in groups() for name in group if name not in NOT_KNOBS)
     found = []
     for name in names:
@@ -120,7 +120,7 @@ def _plain(value: Any) -> Any:
 
 
 def clipping_knob(trainer: Any) -> Knob | None:
-    """The norm that gradients are clipped to; 0: none. Without DeepSpeed, a loop of the script's own does it itself.
+    """Return the knob of gradient clipping (0: none), or None where a script clips by itself.
 
     With DeepSpeed it lives in up to three places. The ones that do nothing are made to agree with the one in force.
     """
@@ -156,13 +156,13 @@ def clipping_knob(trainer: Any) -> Knob | None:
 
 
 class Place:
-    """An attribute that holds a number."""
+    """Attribute that holds a number."""
 
     def __init__(self, owner: Any, name: str) -> None:
         self._owner, self._name = owner, name
 
     def get(self) -> float:
-        """The live value; None counts as 0."""
+        """Return the live value; None counts as 0."""
         return float(getattr(self._owner, self._name) or 0.0)
 
     def set(self, value: float) -> None:
@@ -171,7 +171,7 @@ class Place:
 
 
 def _clipping_places(trainer: Any) -> dict[str, Place]:
-    """By name, in the order in which they count: the first one is what clips."""
+    """Return the places of the clipping norm by name; the first one is in force."""
     places = {}
     engine = getattr(trainer, "deepspeed", None)
     if engine is not None:
@@ -187,7 +187,7 @@ def _clipping_places(trainer: Any) -> dict[str, Place]:
 
 
 def _interval_knobs(trainer: Any) -> list[Knob]:
-    """Those that Transformers looks at: only where it logs or evaluates every so many steps."""
+    """Return knobs for the intervals that Transformers uses: where it logs or evaluates every k steps."""
     args = trainer.args
     found = []
     if args.logging_strategy == "steps":
@@ -228,7 +228,7 @@ def _checkpoint_knob(saving: Any) -> Knob:
 
 
 def _total_steps_knob(trainer: Any, saving: Any) -> Knob:
-    """The step at which the training ends. `trainer.most_steps` is the largest that can be, or None for no bound."""
+    """Return the knob of the last step. `trainer.most_steps` is its upper bound, or None."""
 
     def write(value: int) -> None:
         state, session = trainer.state, saving.session

@@ -1,4 +1,4 @@
-"""Any training loop, steered: plain PyTorch with torch.distributed, or a DeepSpeed engine.
+"""Steerable training loop of a script's own: plain PyTorch with torch.distributed, or a DeepSpeed engine.
 
     session = TrainingSession(engine=engine, total_steps=1000)
     with session:                          # opens, and restores where the run was
@@ -34,11 +34,11 @@ log = logging.getLogger(__name__)
 
 MAX_METRIC_CHARS = 64
 EVALUATED = "eval_"
-"""Measurements whose names begin so are kept with a checkpoint, for those who keep the best ones."""
+"""Prefix of metrics that are kept with a checkpoint, for retention of the best ones."""
 
 
 class OwnSchedule:
-    """A scheduler that the script goes on to step by itself: what it steps, from now on, is the steered one."""
+    """Scheduler that the script steps by itself; its `step` is redirected to the steered one."""
 
     def __init__(self, scheduler: Any) -> None:
         self._scheduler, self.step = scheduler, scheduler.step
@@ -47,16 +47,16 @@ class OwnSchedule:
         return getattr(self._scheduler, name)
 
     def state_dict(self) -> dict[str, Any]:
-        """The scheduler's own state, without what `lead_to` has put on it."""
+        """Return the scheduler's own state, without the attributes that `lead_to` has set."""
         return {name: value for name, value in self._scheduler.state_dict().items() if not callable(value)}
 
     def lead_to(self, steered: Any) -> None:
-        """Whoever steps the scheduler or asks it for the live rates reaches the steered one."""
+        """Redirect `step` and `get_last_lr` of the scheduler to the steered one."""
         self._scheduler.step, self._scheduler.get_last_lr = steered.step, steered.get_last_lr
 
 
 class Loop:
-    """What stands where a Trainer would: the live objects, and as much of its state as a loop has."""
+    """Stand-in for a Trainer: the live objects of a loop, and as much of a Trainer's state as a loop has."""
 
     def __init__(
         self, model: Any, optimizer: Any, engine: Any, scheduler: Any, total_steps: int, seed: int, own: OwnVocabulary
@@ -90,26 +90,26 @@ class Loop:
         self._tr_loss = torch.zeros(())
 
     def steer(self) -> None:
-        """`steered_schedule` has been made: let it be stepped where the script, or DeepSpeed's engine, steps one."""
+        """Install `steered_schedule` where the script, or DeepSpeed's engine, steps a scheduler."""
         if isinstance(self._given, OwnSchedule):
             self._given.lead_to(self.steered_schedule)
         elif self._given is None and self.deepspeed is not None:
             self.deepspeed.lr_scheduler = None
 
     def step_schedule(self) -> None:
-        """Nobody steps a schedule where none was given. A course that was set since then is followed nevertheless.
+        """Step the schedule in a loop without a scheduler, if `set_schedule` has planned one.
 
-        Without one the rates are left alone: the script may set them by itself. A step that was skipped moves nothing.
+        Without a plan the rates are left alone: the script may set them. A skipped step does not move the schedule.
         """
         if self._given is None and "course" in self.steered_schedule.modes() and not skipped.was_skipped(self):
             self.steered_schedule.step()
 
 
 class LoopSteering(InteractiveCallback):
-    """Opens the session, restores a loop's state, and holds a boundary after every step."""
+    """Opens the rank's session, restores a loop's state, and runs a boundary after every step."""
 
     def _keep_the_batch(self, plan: Plan) -> None:
-        """Only the script can: it is told."""
+        """Raise `Invalid` if the script's global batch is not the run's: only the script can change it."""
         wanted = plan.manifest.global_batch_samples if plan.manifest is not None else 0
         batch = global_batch_samples(self.trainer.args)
         if wanted and batch and wanted != batch:
@@ -121,7 +121,7 @@ class LoopSteering(InteractiveCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Collective. Load, steer, restore the rest, and compare. Raises `Diverged` if what is restored differs."""
+        """Collective. Load the checkpoint, wrap the schedule, restore the rest. Raises `Diverged` if digests differ."""
         plan = self.plan
         if plan is not None and plan.manifest is not None:
             restore.load(self.trainer, plan)
@@ -134,7 +134,7 @@ class LoopSteering(InteractiveCallback):
         self.trainer.own_vocabulary.attach(session)
 
     def begin(self, state: TrainerState) -> None:
-        """Collective. Announce the trainers. An action that is repeated here may draw from the random generators."""
+        """Collective. Restore random generators (a replayed action may draw from them) and announce the trainers."""
         if self.plan is not None and self.plan.checkpoint:
             restore.random_generators(self.trainer, self.plan, self.opened().rank)
         super().begin(state)
@@ -146,10 +146,10 @@ class LoopSteering(InteractiveCallback):
 
 
 class TrainingSession(Extensible):
-    """Steers one loop. One round of the loop is one step of the optimizer, on every rank alike.
+    """Steerable training loop. One iteration of the loop is one step of the optimizer, on every rank alike.
 
-    `state` is the script's own: what it puts in there before a checkpoint (per rank; anything that `torch.save` takes)
-    is there again after a loss. Weights, optimizer, schedule, random generators and knobs are kept without it.
+    `state` is for the script: its content (per rank; anything that `torch.save` takes) is saved in checkpoints and
+    restored after a failure. Weights, optimizer, schedule, random generators and knobs are saved without it.
     """
 
     def __init__(
@@ -181,17 +181,17 @@ class TrainingSession(Extensible):
 
     @property
     def state(self) -> dict[str, Any]:
-        """What the script wants to have again after a loss."""
+        """State of the script's own, saved in checkpoints and restored after a failure."""
         return self.own_vocabulary.state
 
     @property
     def global_step(self) -> int:
-        """Steps made since the beginning of the run."""
+        """Number of steps made since the beginning of the run."""
         return int(self._loop.state.global_step)
 
     @property
     def total_steps(self) -> int:
-        """Steps to make."""
+        """Number of steps to make."""
         return int(self._loop.state.max_steps)
 
     def __enter__(self) -> Self:
@@ -202,7 +202,7 @@ class TrainingSession(Extensible):
         self._is_open = True
         run = context.current()
         if run is None:
-            log.warning("not started by `steer submit`: this loop runs, but nobody can steer it")
+            log.warning("not started by `steer submit`: this loop runs, but cannot be steered")
             return self
         steering = LoopSteering(self._loop, run)
         self._saving = steering.saving = CheckpointCallback(steering, run.checkpoint_every_steps)
@@ -220,7 +220,7 @@ class TrainingSession(Extensible):
         return self
 
     def steps(self) -> Iterator[int]:
-        """The steps that are left, as the number of steps made before each: `range(restored, total_steps)`.
+        """Yield the remaining steps, as the number of steps made before each: `range(restored, total_steps)`.
 
         Ends early when the run is stopped. Raises `RuntimeError` if a round of the loop does not call `step`.
         """
@@ -237,7 +237,7 @@ class TrainingSession(Extensible):
                 raise RuntimeError("each round of `for step in session.steps()` calls session.step() once")
 
     def step(self, metrics: Mapping[str, Any] | None = None) -> None:
-        """Collective. The step has been made: here it is measured, commands are carried out, and a pause is held.
+        """Collective. End a step: send metrics, save a due checkpoint, apply commands, and block while paused.
 
         `metrics` are numbers or tensors of one element; rank 0's are told. Raises `Invalid` for anything else,
         `Diverged` on every rank if the ranks could not be brought back to agreement.
@@ -258,9 +258,9 @@ class TrainingSession(Extensible):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Tell the control server how it ended; what is still being saved is waited for.
+        """Wait for a save in progress, and report to the control server how the training ended.
 
-        Raises `LeaveForBranch` when the run is taken to another branch.
+        Raises `LeaveForBranch` when the run continues on another branch.
         """
         self._is_open = False
         steering = self._steering
@@ -280,7 +280,7 @@ class TrainingSession(Extensible):
 
     @property
     def _stand_ins(self) -> tuple[TrainingArguments, TrainerState, TrainerControl]:
-        """What a Trainer hands to its callbacks."""
+        """Arguments that a Trainer passes to its callbacks."""
         return cast(TrainingArguments, self._loop.args), self._loop.state, self._loop.control
 
     def _begin_step(self) -> None:
@@ -304,7 +304,7 @@ class TrainingSession(Extensible):
 
 
 def _check(metrics: Mapping[str, Any]) -> None:
-    """On every rank alike, and without waiting for a GPU."""
+    """Raise `Invalid` for unfit metrics, on every rank alike and without waiting for a GPU."""
     for name, value in metrics.items():
         if not 0 < len(name) <= MAX_METRIC_CHARS:
             raise Invalid(f"the measurement {name!r}: a name has 1 to {MAX_METRIC_CHARS} characters")

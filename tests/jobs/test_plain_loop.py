@@ -24,7 +24,7 @@ def test_by_hand_it_is_a_loop_with_one_line_in_the_log(caplog: pytest.LogCapture
             session.step({"loss": torch.tensor(1.0)})
             made.append(step)
     assert made == [0, 1, 2]
-    assert [record.getMessage() for record in caplog.records if "nobody can steer it" in record.getMessage()]
+    assert [record.getMessage() for record in caplog.records if "cannot be steered" in record.getMessage()]
 
 
 def test_a_round_that_does_not_end_its_step_is_found() -> None:
