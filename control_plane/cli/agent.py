@@ -1,4 +1,4 @@
-"""`steer agent`: an operator that happens to be a language model, or a rule."""
+"""`steer agent`: run an autopilot, a language model or a rule, on a run."""
 
 import fcntl
 import os
@@ -17,22 +17,28 @@ from control_plane.core.errors import Conflict
 
 
 def agent(
-    run: Annotated[str | None, typer.Argument(help="The run. Without it: the one that is active.")] = None,
-    policy: Annotated[str, typer.Option(help="auto, model or rule.")] = "auto",
-    every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Look every so many steps.")] = 25,
-    max_decisions: Annotated[int, typer.Option(min=1, help="Stop after so many; bounds what a model may cost.")] = 1000,
-    powers: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A YAML file of further knobs and actions that it may use.")
+    run: Annotated[
+        str | None, typer.Argument(help="Run id, or a unique prefix or suffix of it. Default: the active run.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Propose, but change nothing.")] = False,
+    policy: Annotated[
+        str, typer.Option(help="Who decides: auto (the model if one is configured), model or rule.")
+    ] = "auto",
+    every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Decide once every this many steps.")] = 25,
+    max_decisions: Annotated[
+        int, typer.Option(min=1, help="Stop after this many decisions; bounds the model's cost.")
+    ] = 1000,
+    powers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file with further knobs and actions to grant.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print proposals, change nothing.")] = False,
 ) -> None:
-    """Let a model, or a rule, tune the learning rate within fixed bounds, and with --powers what a file grants."""
+    """Run an autopilot that tunes the learning rate within fixed bounds, and the knobs granted with --powers."""
     from control_plane.agent.loop import AgentOptions, run_agent
     from control_plane.agent.powers import NO_MORE, load
     from control_plane.client import SteerwayClient
 
     if policy not in ("auto", "model", "rule"):
-        raise Misused(f"--policy is {policy!r}; allowed is auto, model or rule")
+        raise Misused(f"--policy is {policy!r}; allowed are auto, model and rule")
     chosen: Any = policy
     options = AgentOptions(
         every_steps=every,
@@ -49,24 +55,24 @@ def agent(
 
 @contextmanager
 def only_autopilot(home: Path, run: str) -> Iterator[None]:
-    """No other one of this installation steers the run inside. One of elsewhere is noticed when it acts.
+    """Hold this installation's autopilot lock of the run. Raises `Conflict` if another autopilot holds it.
 
-    Raises `Conflict` if there is one.
+    Not covered: an autopilot of another machine; it is noticed in the journal, when it acts.
     """
     folder = home / "autopilots"
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # It stays there: whoever removed it could take the lock from under the next one.
+        # The file is never removed: removing it would let two processes lock different files of the same name.
         lock = os.open(folder / run, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        say(f"whether another autopilot steers run {run} cannot be told here: {error.strerror or error}")
+        say(f"cannot check for another autopilot on run {run}: {error.strerror or error}")
         yield
         return
     try:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Conflict(f"another autopilot steers run {run}: end that `steer agent` first") from None
+            raise Conflict(f"another autopilot is already running on {run}: stop that `steer agent` first") from None
         yield
     finally:
         os.close(lock)

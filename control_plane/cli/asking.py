@@ -1,10 +1,10 @@
-"""What changes a run. Each command waits until it is applied, unless it is told not to.
+"""Commands that change a run: pause, stop, save, evaluate, cancel. Each waits until it is applied, or `--detach`.
 
     @steering
     def pause(run: Run = None) -> Asked:
         return run, Pause()
 
-`steering` adds the options that all of them have, sends the intent, waits for its end and says it.
+`steering` adds the shared options, submits the intent, waits for its outcome and prints it.
 """
 
 import inspect
@@ -32,42 +32,39 @@ if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
 
 DEFAULT_TIMEOUT_S = 120.0
-"""An evaluation or a checkpoint may stand before the command."""
+"""Leaves time for an evaluation or a checkpoint that is queued before the command."""
 
 MIN_UUID_CHARS = 8
-"""As many of a uuid as the journal shows to people."""
+"""The length of the uuid prefix that `steer journal` prints."""
 
 JOURNAL_PAGE = 1000
 
-Run = Annotated[
-    str | None, typer.Argument(help="The run, or the beginning or the end of its id. Without it: the active one.")
-]
-Reason = Annotated[str | None, typer.Option(help="Why; kept in the journal.")]
-Detach = Annotated[bool, typer.Option("--detach", help="Return when the command is durable; do not wait for its end.")]
-Timeout = Annotated[float, typer.Option("--timeout", metavar="S", min=0.1, help="Wait this long for its end.")]
-Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
+Run = Annotated[str | None, typer.Argument(help="Run id, or a unique prefix or suffix of it. Default: the active run.")]
+Reason = Annotated[str | None, typer.Option(help="Why the command is given; recorded in the journal.")]
+Detach = Annotated[bool, typer.Option("--detach", help="Return once the command is durable; do not wait for it.")]
+Timeout = Annotated[float, typer.Option("--timeout", metavar="S", min=0.1, help="Seconds to wait for the outcome.")]
+Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask for confirmation.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 Asked = tuple[str | None, Intent]
-"""The run, as it was named, and what is asked of it."""
+"""The run as the user named it, and the intent to submit."""
 
 
 @dataclass(frozen=True, slots=True)
 class Manner:
-    """How a command is given: the options that all of them have."""
+    """Options that every steering command has."""
 
     reason: Reason = None
     not_before: Annotated[
-        int | None, typer.Option("--not-before", metavar="STEP", help="Apply after this step, no earlier.")
+        int | None, typer.Option("--not-before", metavar="STEP", help="Earliest step after which to apply it.")
     ] = None
     not_after: Annotated[
-        int | None, typer.Option("--not-after", metavar="STEP", help="Apply after this step at the latest, or not.")
+        int | None,
+        typer.Option("--not-after", metavar="STEP", help="Latest step after which to apply it; then it expires."),
     ] = None
     based_on: Annotated[
         int | None,
-        typer.Option(
-            "--based-on", metavar="SEQ", help="Only if nobody has changed the run since this record of its journal."
-        ),
+        typer.Option("--based-on", metavar="SEQ", help="Reject it if the run has changed since this journal record."),
     ] = None
     detach: Detach = False
     timeout: Timeout = DEFAULT_TIMEOUT_S
@@ -75,7 +72,7 @@ class Manner:
 
 
 Arrive = Callable[["SteerwayClient", str, CommandView, float], tuple[dict[str, Any], str]]
-"""Waits for what an applied command of a run leads to, for some seconds: members for the JSON, and a sentence."""
+"""Waits up to some seconds for the effect of an applied command. Returns extra JSON members, and a sentence."""
 
 
 Send = Callable[[str | None, Intent, Manner, Arrive | None], None]
@@ -87,9 +84,9 @@ def steering(
     send: Send | None = None,
     manners: type[Manner] = Manner,
 ) -> Callable[..., None]:
-    """A command of `steer`: what `wish` answers is asked, in the manner of its options.
+    """Return a `steer` command that submits the intent which `wish` builds, with the shared options of `manners`.
 
-    With `arrive`, the command has done its work only when that has happened, too. `send` takes the place of `ask`.
+    `arrive` waits for the effect of the applied command before it counts as done. `send` replaces `ask`.
     """
     own = inspect.signature(wish, eval_str=True)
     shared = inspect.signature(manners, eval_str=True).parameters
@@ -109,7 +106,7 @@ def steering(
 
 @steering
 def pause(run: Run = None) -> Asked:
-    """Hold every rank at the next step boundary."""
+    """Pause a run: every rank waits at the next step boundary until `steer resume`."""
     return run, intent_of("pause")
 
 
@@ -117,24 +114,24 @@ def pause(run: Run = None) -> Asked:
 def stop(
     run: Run = None,
     yes: Yes = False,
-    save: Annotated[bool, typer.Option("--save", help="Save a last checkpoint.")] = False,
+    save: Annotated[bool, typer.Option("--save", help="Save a checkpoint first.")] = False,
 ) -> Asked:
-    """End a run at the next step boundary. `steer resume` can have it go on later."""
-    check_can_ask(yes, "a stop ends the training")
+    """Stop a run at the next step boundary. `steer resume` restarts it from its latest checkpoint."""
+    check_can_ask(yes, "this ends the training")
     with connect() as client:
         chosen = active_run(client, run)
-    confirm(yes, f"Stop {chosen}?", "nothing was stopped")
+    confirm(yes, f"Stop {chosen}?", "not confirmed; the run was not stopped")
     return chosen, intent_of("stop", save=save)
 
 
 def check_can_ask(yes: bool, because: str) -> None:
-    """Raises `Misused` where nobody can be asked and nobody has said yes."""
+    """Raise `Misused` if there is no terminal to ask for confirmation on and `--yes` was not given."""
     if not yes and not sys.stdin.isatty():
-        raise Misused(f"{because}; say -y if that is meant")
+        raise Misused(f"{because}: confirm with --yes (stdin is not a terminal)")
 
 
 def confirm(yes: bool, question: str, otherwise: str) -> None:
-    """Ask, unless it was said already. Raises `Misused` for a no."""
+    """Ask for confirmation unless `yes`. Raises `Misused` with the text `otherwise` if it is denied."""
     if not yes and not typer.confirm(question, err=True):
         raise Misused(otherwise)
 
@@ -143,8 +140,8 @@ def confirm(yes: bool, question: str, otherwise: str) -> None:
 def save(
     run: Run = None,
     label: Annotated[str | None, typer.Option(help="A name for the checkpoint.")] = None,
-    note: Annotated[str | None, typer.Option(help="What is worth knowing about it, kept with it.")] = None,
-    pin: Annotated[bool, typer.Option("--pin", help="Keep it, whatever the run's retention lets go.")] = False,
+    note: Annotated[str | None, typer.Option(help="A note that is stored with the checkpoint.")] = None,
+    pin: Annotated[bool, typer.Option("--pin", help="Protect it from deletion by the run's retention rules.")] = False,
 ) -> Asked:
     """Save a checkpoint at the next step boundary."""
     return run, intent_of("save_checkpoint", label=label, note=note, pin=pin)
@@ -152,7 +149,7 @@ def save(
 
 @steering
 def evaluate(run: Run = None) -> Asked:
-    """Evaluate at the next step boundary."""
+    """Evaluate the model at the next step boundary."""
     return run, intent_of("evaluate")
 
 
@@ -160,10 +157,12 @@ def evaluate(run: Run = None) -> Asked:
 def cancel(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[RUN] UUID", help=f"The command's uuid, or its first {MIN_UUID_CHARS} digits or more."),
+        typer.Argument(
+            metavar="[RUN] UUID", help=f"The command's uuid, or at least its first {MIN_UUID_CHARS} digits."
+        ),
     ],
 ) -> Asked:
-    """Take back a command that has not been settled yet. What was applied first stays applied."""
+    """Cancel a command that has no outcome yet. One that was already applied stays applied."""
     run, given = run_and(words, "a command", "steer cancel RUN 1f0c9a7e")
     with connect() as client:
         chosen = active_run(client, run)
@@ -171,44 +170,44 @@ def cancel(
 
 
 def _uuid_of(client: "SteerwayClient", run: str, given: str) -> UUID:
-    """The uuid, or the only one of the run's commands that begins so. Raises `Misused`, `NotFound`."""
+    """Return the uuid of the only command of the run that starts with `given`. Raises `Misused`, `NotFound`."""
     try:
         return UUID(given)
     except ValueError:
         digits = given.lower().replace("-", "")
     if len(digits) < MIN_UUID_CHARS or not set(digits) <= set("0123456789abcdef"):
-        raise Misused(f"{given!r} is not a uuid, nor its first {MIN_UUID_CHARS} digits: `steer journal {run}` has them")
-    found = [uuid for uuid in _commands(client, run) if uuid.hex.startswith(digits)]
-    if not found:
-        raise NotFound(f"run {run} has no command whose uuid begins with {given!r}")
-    if len(found) > 1:
-        raise Misused(f"{len(found)} commands of run {run} begin with {given!r}; say more of the one you mean")
-    return found[0]
+        raise Misused(f"{given!r} is not a uuid or its first {MIN_UUID_CHARS} digits; `steer journal {run}` lists them")
+    matching = [uuid for uuid in _commands(client, run) if uuid.hex.startswith(digits)]
+    if not matching:
+        raise NotFound(f"run {run} has no command whose uuid starts with {given!r}; `steer journal {run}` lists them")
+    if len(matching) > 1:
+        raise Misused(f"{given!r} matches {len(matching)} commands of run {run}; give more digits")
+    return matching[0]
 
 
 def _commands(client: "SteerwayClient", run: str) -> list[UUID]:
-    """Every command that the run has ever accepted."""
-    found: list[UUID] = []
+    """Return the uuids of all commands that the run has accepted."""
+    uuids: list[UUID] = []
     after = 0
     while page := client.journal(run, after=after, limit=JOURNAL_PAGE):
-        found += [each.record.command.uuid for each in page if isinstance(each.record, CommandAccepted)]
+        uuids += [entry.record.command.uuid for entry in page if isinstance(entry.record, CommandAccepted)]
         after = page[-1].seq
-    return found
+    return uuids
 
 
 def run_and(words: Sequence[str], what: str, example: str) -> tuple[str | None, str]:
-    """`[RUN] WHAT`: the run is left out where it is the only active one. Raises `Misused`."""
+    """Split `[RUN] WHAT`; the run is None if it was left out. Raises `Misused`."""
     if not 1 <= len(words) <= 2:
-        raise Misused(f"give {what}, and at most one run before it, for example: {example}")
+        raise Misused(f"expected {what}, with an optional run before it, for example: {example}")
     return (words[0] if len(words) == 2 else None), words[-1]
 
 
 def ask(run: str | None, intent: Intent, manner: Manner, arrive: Arrive | None = None) -> None:
-    """Send a command, wait for its end and say it. Exits with 6 if it was not applied."""
+    """Submit a command, wait for its outcome and print it. Exits with 6 if it was not applied."""
     from control_plane.cli.wording import outcome
 
     if isinstance(intent, NEEDS_NO_RANK) and not (manner.not_before is manner.not_after is None):
-        raise Misused("this needs no rank and is done at once: leave --not-before and --not-after out")
+        raise Misused("this command takes effect at once, at no step: remove --not-before and --not-after")
     with connect() as client:
         chosen = active_run(client, run)
         receipt = client.submit(
@@ -220,39 +219,39 @@ def ask(run: str | None, intent: Intent, manner: Manner, arrive: Arrive | None =
             based_on_seq=manner.based_on,
         )
         if manner.detach:
-            seen = f"accepted by {receipt.run} as record {receipt.seq}, uuid {receipt.uuid}"
-            tell(receipt.model_dump_json() if manner.as_json else seen)
+            accepted = f"accepted by {receipt.run} as record {receipt.seq}, uuid {receipt.uuid}"
+            tell(receipt.model_dump_json() if manner.as_json else accepted)
             return
         until = time.monotonic() + manner.timeout
         try:
             view = client.wait_settled(chosen, receipt.uuid, manner.timeout)
         except KeyboardInterrupt:
-            say(f"the command is durable and goes on without you; to take it back: steer cancel {receipt.uuid}")
+            say(f"the command is durable and will still be applied; cancel it with: steer cancel {receipt.uuid}")
             raise
-        members, said = dict[str, Any](), outcome(view)
+        members, sentence = dict[str, Any](), outcome(view)
         if arrive is not None and view.status == "applied":
-            say(said)
-            members, said = arrive(client, chosen, view, max(0.0, until - time.monotonic()))
-    tell(json.dumps(json.loads(view.model_dump_json()) | members) if manner.as_json else said)
+            say(sentence)
+            members, sentence = arrive(client, chosen, view, max(0.0, until - time.monotonic()))
+    tell(json.dumps(json.loads(view.model_dump_json()) | members) if manner.as_json else sentence)
     if view.status != "applied":
         raise typer.Exit(REJECTED)
 
 
 def intent_of(kind: str, **body: Any) -> Intent:
-    """Raises `Invalid` with a sentence where the core's words refuse a value."""
+    """Build an intent from its kind and fields. Raises `Invalid` with the reason."""
     try:
         return INTENT.validate_python({"kind": kind, **body})
     except ValidationError as error:
-        raise Invalid(_objection(error, body)) from None
+        raise Invalid(_reason(error, body)) from None
 
 
-def _objection(error: ValidationError, body: dict[str, Any]) -> str:
+def _reason(error: ValidationError, body: dict[str, Any]) -> str:
     first = error.errors()[0]
-    said, loc = first["msg"].removeprefix("Value error, "), first["loc"][1:]
+    reason, loc = first["msg"].removeprefix("Value error, "), first["loc"][1:]
     if len(loc) > 1 and loc[0] == "changes":
         change = body["changes"][loc[1]]
         if "value" in loc:
-            said = f"a finite number, true or false, or 1 to {MAX_VALUES} finite numbers with commas between are needed"
-            return f"{change['knob']} = {change['value']!r}: {said}"
-        return f"{change['knob']}: {said[0].lower()}{said[1:]}"
-    return f"{loc[0]} = {first['input']!r}: {said.lower()}" if loc else said
+            allowed = f"a finite number, true, false, or 1 to {MAX_VALUES} finite numbers separated by commas"
+            return f"{change['knob']} = {change['value']!r}: expected {allowed}"
+        return f"{change['knob']}: {reason[0].lower()}{reason[1:]}"
+    return f"{loc[0]} = {first['input']!r}: {reason.lower()}" if loc else reason

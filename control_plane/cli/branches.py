@@ -1,4 +1,4 @@
-"""What takes a run to another branch: `steer rollback` begins one at a checkpoint, `steer switch` goes on with one."""
+"""`steer rollback`, `steer switch` and `steer adopt`: continue a run on another branch."""
 
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -25,32 +25,32 @@ if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
 
 MAX_NAMED = 8
-"""As many checkpoints or branches as a refusal lists."""
+"""Most checkpoints that an error message lists."""
 
 AT_STEP = "step:"
 NAMED: TypeAdapter[str] = TypeAdapter(BranchName)
-LEAVES = "this leaves the branch that is trained; what it made since its newest checkpoint is lost to it"
+LEAVES = "this leaves the current branch, which loses the steps since its latest checkpoint"
 EXAMPLE = "steer rollback RUN step-00000200-g1 --set lr=1e-4"
-HOW_TO_NAME = "its name, the beginning of it, its label, or step:N"
+HOW_TO_NAME = "name, prefix of the name, label, or step:N"
 
 
 @taking
 def rollback(
-    words: Annotated[list[str], typer.Argument(metavar="[RUN] CHECKPOINT", help=f"The checkpoint: {HOW_TO_NAME}.")],
+    words: Annotated[list[str], typer.Argument(metavar="[RUN] CHECKPOINT", help=f"The checkpoint: its {HOW_TO_NAME}.")],
     changes: Annotated[
         list[str] | None,
-        typer.Option(
-            "--set", metavar="KNOB=VALUE", help="The branch begins with it: lr=1e-4, lr*=0.5; may be repeated."
-        ),
+        typer.Option("--set", metavar="KNOB=VALUE", help="Set a knob on the new branch: lr=1e-4, lr*=0.5. Repeatable."),
     ] = None,
-    branch: Annotated[str | None, typer.Option(help="What the branch is called; otherwise it gets a number.")] = None,
-    hold: Annotated[bool, typer.Option("--hold", help="Keep the learning rate; do not follow the schedule.")] = False,
+    branch: Annotated[str | None, typer.Option(help="Name of the new branch. Default: branch-N.")] = None,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Hold the learning rate constant instead of following the schedule.")
+    ] = False,
     yes: Yes = False,
 ) -> Asked:
-    """Go back to a checkpoint and on from there as a new branch. What was trained since stays on the branch it left."""
+    """Return to a checkpoint and continue from it on a new branch. The current branch keeps what it has trained."""
     run, given = run_and(words, "a checkpoint", EXAMPLE)
     first = first_of(changes or [], hold)
-    check_can_ask(yes, "a rollback takes the training back to an earlier step")
+    check_can_ask(yes, "a rollback returns the training to an earlier step")
     with connect() as client:
         snapshot = client.snapshot(active_run(client, run))
     check_known(snapshot, [name for intent in first for name in _knobs_of(intent)])
@@ -59,7 +59,7 @@ def rollback(
         yes,
         f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} back to {found.checkpoint} (step "
         f"{found.step})?",
-        "the run was left as it is",
+        "not confirmed; the run was not changed",
     )
     named = None if branch is None else _checked(branch)
     return snapshot.run, intent_of(
@@ -71,11 +71,11 @@ def rollback(
 def switch(
     words: Annotated[
         list[str],
-        typer.Argument(metavar="[RUN] BRANCH", help="A branch of `steer tree`, or the beginning of its name."),
+        typer.Argument(metavar="[RUN] BRANCH", help="A branch as `steer tree` lists it, or a prefix of its name."),
     ],
     yes: Yes = False,
 ) -> Asked:
-    """Go on with another branch of a run, from its newest checkpoint. The branch that is left stays as it is."""
+    """Continue another branch of a run from its latest checkpoint. The current branch stays in the tree."""
     run, given = run_and(words, "a branch", "steer switch RUN branch-2")
     check_can_ask(yes, LEAVES)
     with connect() as client:
@@ -89,15 +89,15 @@ def adopt(
         list[str],
         typer.Argument(
             metavar="[RUN] BRANCH|FORK",
-            help="A branch of the run; or a fork of it: FORK, FORK:BRANCH, FORK@STEP or FORK@CHECKPOINT.",
+            help="A branch of the run, or a fork of it: FORK, FORK:BRANCH, FORK@STEP or FORK@CHECKPOINT.",
         ),
     ],
     branch: Annotated[
-        str | None, typer.Option(help="What a fork's branch is called; otherwise it gets a number.")
+        str | None, typer.Option(help="Name of the branch that is made from a fork. Default: branch-N.")
     ] = None,
     yes: Yes = False,
 ) -> Asked:
-    """Have the best branch go on as the run's head; or the best fork, as a branch of the run it was forked from."""
+    """Make a branch the head of its run, or continue from a fork's checkpoint on a new branch of the parent run."""
     run, given = run_and(words, "a branch or a fork", "steer adopt RUN FORK")
     named = None if branch is None else _checked(branch)
     check_can_ask(yes, LEAVES)
@@ -105,12 +105,14 @@ def adopt(
         snapshot = client.snapshot(active_run(client, run))
         if given and any(each.branch.startswith(given) for each in snapshot.branches):
             if branch is not None:
-                raise Misused(f"{given} is a branch of {snapshot.run}, and has its name: leave --branch out")
+                raise Misused(
+                    f"{given} is already a branch of {snapshot.run}: remove --branch, which names the branch of a fork"
+                )
             return _on_with(snapshot, find_branch(snapshot, given), yes)
         fork, checkpoint = _of_another_run(client, snapshot, given)
-    at = f"{checkpoint.checkpoint} (step {checkpoint.step})" if checkpoint else f"the newest checkpoint of {fork}"
+    at = f"{checkpoint.checkpoint} (step {checkpoint.step})" if checkpoint else f"the latest checkpoint of {fork}"
     question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} to {at}, as a branch of its own?"
-    confirm(yes, question, "the run was left as it is")
+    confirm(yes, question, "not confirmed; the run was not changed")
     name = named or free_name([each.branch for each in snapshot.branches])
     found = checkpoint.checkpoint if checkpoint else None
     return snapshot.run, intent_of("adopt_checkpoint", run=fork, checkpoint=found, branch=name)
@@ -124,7 +126,7 @@ def _of_another_run(client: "SteerwayClient", snapshot: Snapshot, given: str) ->
     except NotFound:
         listed = ", ".join(each.branch for each in snapshot.branches)
         raise NotFound(
-            f"{given!r} is neither a branch of {snapshot.run}, which has {listed}, nor is there a run of that name"
+            f"{given!r} is neither a branch of {snapshot.run} (it has {listed}) nor a run; see `steer runs`"
         ) from None
     if asked.place is not None:
         place = f"{AT_STEP}{asked.place}" if asked.place.isdecimal() else asked.place
@@ -134,25 +136,25 @@ def _of_another_run(client: "SteerwayClient", snapshot: Snapshot, given: str) ->
     name = find_branch(other, asked.branch)
     newest = next(each.newest_checkpoint for each in other.branches if each.branch == name)
     if newest is None:
-        raise NotFound(f"branch {name} of run {other.run} has no checkpoint of its own")
+        raise NotFound(f"branch {name} of run {other.run} has no checkpoint of its own to adopt")
     return other.run, find_checkpoint(other, newest)
 
 
 def _on_with(snapshot: Snapshot, branch: str, yes: bool) -> Asked:
     question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} to branch {branch}?"
-    confirm(yes, question, "the run was left as it is")
+    confirm(yes, question, "not confirmed; the run was not changed")
     return snapshot.run, intent_of("rollback", branch=branch)
 
 
 def first_of(assignments: Iterable[str], hold: bool) -> list[Intent]:
-    """What a branch begins with: the learning rate by itself, all other knobs in one command. Raises `Misused`."""
+    """Return the first commands of a branch: one for the learning rate, one for all other knobs. Raises `Misused`."""
     parsed = [parse_assignment(word) for word in assignments]
     rates = [change for change in parsed if change["knob"] == LEARNING_RATE]
     others = [change for change in parsed if change["knob"] != LEARNING_RATE]
     if len(rates) > 1:
         raise Misused("the learning rate is set twice in one command")
     if hold and not rates:
-        raise Misused("--hold is for the learning rate: give --set lr=VALUE with it")
+        raise Misused("--hold applies to the learning rate only: add --set lr=VALUE")
     made = []
     for change in rates:
         members = {name: value for name, value in change.items() if name != "knob"}
@@ -165,7 +167,7 @@ def _knobs_of(intent: Intent) -> list[str]:
 
 
 def find_checkpoint(snapshot: Snapshot, given: str) -> CheckpointCommitted:
-    """By name, label, step or the beginning of the name. Raises `NotFound`, `Misused`."""
+    """Return the checkpoint of this name, label, step or name prefix. Raises `NotFound`, `Misused`."""
     found = [each for each in snapshot.checkpoints if each.checkpoint == given]
     found = found or [each for each in snapshot.checkpoints if each.label == given]
     found = found or [each for each in snapshot.checkpoints if given == f"{AT_STEP}{each.step}"]
@@ -174,21 +176,19 @@ def find_checkpoint(snapshot: Snapshot, given: str) -> CheckpointCommitted:
     if len(found) == 1:
         return found[0]
     if found:
-        raise Misused(
-            f"{len(found)} checkpoints are meant by {given!r}: {_listed(found)}; say more of the one you mean"
-        )
-    there_are = _listed(snapshot.checkpoints) or "none yet"
-    raise NotFound(f"run {snapshot.run} has no checkpoint {given!r} ({HOW_TO_NAME}); it has {there_are}")
+        raise Misused(f"{given!r} matches {len(found)} checkpoints: {_listed(found)}; be more specific")
+    available = _listed(snapshot.checkpoints) or "none yet"
+    raise NotFound(f"run {snapshot.run} has no checkpoint {given!r} (give a {HOW_TO_NAME}); it has {available}")
 
 
 def find_branch(snapshot: Snapshot, given: str) -> str:
-    """By name, or the beginning of it. Raises `NotFound`, `Misused`."""
+    """Return the branch of this name or name prefix. Raises `NotFound`, `Misused`."""
     names = [each.branch for each in snapshot.branches]
     found = [name for name in names if name == given] or [name for name in names if given and name.startswith(given)]
     if len(found) == 1:
         return found[0]
     if found:
-        raise Misused(f"{len(found)} branches begin with {given!r}: {', '.join(found)}; say more of the one you mean")
+        raise Misused(f"{given!r} matches {len(found)} branches: {', '.join(found)}; be more specific")
     raise NotFound(f"run {snapshot.run} has no branch {given!r}; it has {', '.join(names)}")
 
 
@@ -202,4 +202,4 @@ def _checked(branch: str) -> str:
     try:
         return NAMED.validate_python(branch)
     except ValidationError:
-        raise Misused(f"{branch!r} is no name for a branch: it has {A_BRANCH_NAME}") from None
+        raise Misused(f"{branch!r} is not a valid branch name: it needs {A_BRANCH_NAME}") from None

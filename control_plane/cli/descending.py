@@ -1,4 +1,4 @@
-"""New runs from old ones: `steer fork` goes on from a checkpoint in a run of its own, `steer replay` does all again."""
+"""`steer fork` starts new runs from a checkpoint; `steer replay` repeats a run and compares it bit for bit."""
 
 import itertools
 import json
@@ -26,29 +26,31 @@ if TYPE_CHECKING:
     from control_plane.replayed import Verdict
 
 MAX_FORKS = 16
-"""Of one command: each is a Ray job with a driver and a control server, whether it has room to train yet or not."""
+"""Most forks of one command: each is a Ray job with a driver and a control server, even while it is queued."""
 
 NUMBERS = "numbers"
-"""The kind of a knob whose value is a list: there a comma parts the numbers of one value."""
+"""The kind of a knob whose value is a list: there a comma separates the numbers of one value."""
 
 LOOK_EVERY_S = 1.0
 DIVERGED = 1
 
 
 def fork(
-    run: Annotated[str, typer.Argument(help="The run, or the beginning or the end of its id.")],
-    checkpoint: Annotated[str, typer.Argument(help="Its name, its label, the beginning of its name, or step:N.")],
+    run: Annotated[str, typer.Argument(help="Run id, or a unique prefix or suffix of it.")],
+    checkpoint: Annotated[str, typer.Argument(help="The checkpoint: its name, prefix of the name, label, or step:N.")],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to the config.")
+        list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Config values to change.")
     ] = None,
     sets: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KNOB=VALUE[,VALUE]...", help="What it begins with; one fork for each value."),
+        typer.Option(
+            "--set", metavar="KNOB=VALUE[,VALUE]...", help="Set a knob at the start; starts one fork for each value."
+        ),
     ] = None,
     trust: Trust = False,
     as_json: asking.AsJson = False,
 ) -> None:
-    """Start runs from a checkpoint, at the same place in the data: one, or one for each combination of values."""
+    """Start new runs from a checkpoint, at the same position in the data: one, or one per combination of values."""
     where = settings()
     with connect() as client:
         snapshot = client.snapshot(any_run(client, run))
@@ -62,12 +64,12 @@ def fork(
         tell_json({"parent": snapshot.run, "checkpoint": base.checkpoint, "runs": begun})
         return
     for new, first in zip(begun, firsts, strict=True):
-        tell(f"{new}  {_in_words(first) or 'nothing changed'}")
-    say(f"compare them with `steer compare {' '.join([snapshot.run, *begun])}`, see `steer tree {snapshot.run}`")
+        tell(f"{new}  {_in_words(first) or 'no changes'}")
+    say(f"compare them with `steer compare {' '.join([snapshot.run, *begun])}`, or show `steer tree {snapshot.run}`")
 
 
 def combinations(sets: Sequence[str], snapshot: "Snapshot") -> list[tuple[str, ...]]:
-    """`lr=1e-4,3e-4` and `eps=1e-6,1e-8` are four. Raises `Misused` if they are too many."""
+    """Return every combination of the values: `lr=1e-4,3e-4 eps=1e-6,1e-8` gives four. Raises `Misused` if too many."""
     choices = []
     for text in sets:
         name, equals, values = text.partition("=")
@@ -77,7 +79,7 @@ def combinations(sets: Sequence[str], snapshot: "Snapshot") -> list[tuple[str, .
         choices.append([f"{name}{equals}{value}" for value in alternatives] or [text])
     found = list(itertools.product(*choices))
     if len(found) > MAX_FORKS:
-        raise Misused(f"these are {len(found)} forks; one command starts {MAX_FORKS} at most")
+        raise Misused(f"this would start {len(found)} forks; the limit of one command is {MAX_FORKS}")
     return found
 
 
@@ -88,18 +90,18 @@ def _in_words(first: Sequence[Intent]) -> str:
 
 
 def replay(
-    run: Annotated[str, typer.Argument(help="The run, or the beginning or the end of its id.")],
+    run: Annotated[str, typer.Argument(help="Run id, or a unique prefix or suffix of it.")],
     until: Annotated[
-        int | None, typer.Option("--until", metavar="STEP", min=1, help="Stop when it gets to this step first.")
+        int | None, typer.Option("--until", metavar="STEP", min=1, help="Stop the replay at this step.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option("--against", metavar="REPLAY", help="Start nothing: judge a replay that there is.")
+        str | None, typer.Option("--against", metavar="REPLAY", help="Compare with this existing replay; start none.")
     ] = None,
-    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for it, and judge nothing.")] = False,
+    detach: Annotated[bool, typer.Option("--detach", help="Do not wait for the replay and do not compare.")] = False,
     trust: Trust = False,
     as_json: asking.AsJson = False,
 ) -> None:
-    """Do again what a run did, every command at its step, rollbacks included, and say whether the same came out."""
+    """Repeat a recorded run with every command at its step, and check whether the result is bit-identical."""
     where = settings()
     with connect() as client:
         source = any_run(client, run)
@@ -111,13 +113,13 @@ def replay(
         if detach:
             tell(json.dumps({"run": source, "replay": begun}) if as_json else begun)
             return
-        say(f"run {begun} does again what {source} did; watch it at {where.console_url}")
+        say(f"run {begun} replays {source}; watch it at {where.console_url}")
         _wait(client, begun)
     _tell(begun, source, where, as_json)
 
 
 def _wait(client: "SteerwayClient", run: str) -> None:
-    """Until it is over, or has nothing left to do again. Raises `SteerwayError` if it failed."""
+    """Wait until the replay has ended. Raises `SteerwayError` if it failed."""
     while not (snapshot := client.snapshot(run)).closed:
         time.sleep(LOOK_EVERY_S)
     if snapshot.status == "failed":
@@ -144,10 +146,10 @@ def _judge(replayed: str, run: str, where: "Settings") -> "Verdict":
 
 
 def trusting(trust: bool) -> list[str]:
-    """The flag, where it was given."""
+    """Return the `--trust` flag for a subprocess, if it was given."""
     return ["--trust"] if trust else []
 
 
 def descent(verb: str, *words: str) -> list[str]:
-    """The command that begins runs from another one."""
+    """Return the subprocess command that starts runs from another run."""
     return [sys.executable, "-m", "ray_jobs.descend", verb, *words, "--json"]

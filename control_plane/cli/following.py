@@ -1,4 +1,4 @@
-"""Following a run on the terminal: a panel that moves on a TTY, a line every few seconds elsewhere."""
+"""Live progress of a run: a redrawn panel on a TTY, a line every few seconds elsewhere."""
 
 import sys
 import time
@@ -20,31 +20,31 @@ if TYPE_CHECKING:
 POLL_S = 1.0
 LINE_EVERY_S = 5.0
 UNHEARD_FOR_S = 60.0
-"""A gateway that restarts is back within seconds; one that is away for this long is not coming."""
+"""A restarting gateway answers within seconds; after this long without an answer, give up."""
 
 
 class Source(Protocol):
-    """What following needs of `client.SteerwayClient`."""
+    """Client interface: the part of `client.SteerwayClient` that `follow` calls."""
 
     def snapshot(self, run: str) -> Snapshot:
-        """The run as it is now."""
+        """Return the current state of a run."""
         ...
 
 
 class Screen(Protocol):
-    """Where the progress is shown."""
+    """Output interface for progress."""
 
     def show(self, snapshot: Snapshot) -> None:
-        """The run as it is now."""
+        """Return the current state of a run."""
         ...
 
     def tell(self, line: str) -> None:
-        """Something happened, once."""
+        """Show an event, once."""
         ...
 
 
 class Lines:
-    """Plain lines, one every `every_s` seconds and whenever the status changes."""
+    """Progress as plain lines, one every `every_s` seconds and at each change of status."""
 
     def __init__(
         self,
@@ -56,24 +56,24 @@ class Lines:
         self._next_at, self._status = float("-inf"), ""
 
     def show(self, snapshot: Snapshot) -> None:
-        """Write a line if it is time."""
+        """Write a progress line if one is due."""
         if self._clock() >= self._next_at or snapshot.status != self._status:
             self._next_at, self._status = self._clock() + self._every_s, snapshot.status
             self._write(wording.progress_line(snapshot))
 
     def tell(self, line: str) -> None:
-        """Write it at once."""
+        """Write an event line at once."""
         self._write(line)
 
 
 class JsonLines:
-    """One JSON object a line, whenever something has changed; for programs."""
+    """Progress as JSON Lines, one object per change; for programs."""
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write, self._shown = write, ""
 
     def show(self, snapshot: Snapshot) -> None:
-        """Write the snapshot, unless only its age is new."""
+        """Write the snapshot, unless only its age has changed."""
         line = ascii_json(snapshot.model_dump_json())
         lasting = snapshot.model_dump_json(exclude={"progress_age_s"})
         if lasting != self._shown:
@@ -81,18 +81,18 @@ class JsonLines:
             self._write(line)
 
     def tell(self, line: str) -> None:
-        """Nothing: what happened is in the snapshot."""
+        """Do nothing: the snapshot contains the event."""
 
 
 class RunDied(SteerwayError):
-    """The run can no longer end by itself."""
+    """The Ray job of the run is gone, so the run can no longer end."""
 
     exit_code = RUN_FAILED
     slug = "run-died"
 
 
 class Panel:
-    """A rich panel that is redrawn in place; what happened scrolls past above it. Use it as a context."""
+    """Progress as a rich panel, redrawn in place, with events scrolling above it. Context manager."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -110,16 +110,16 @@ class Panel:
         self._live.__exit__(kind, error, trace)
 
     def show(self, snapshot: Snapshot) -> None:
-        """Redraw."""
+        """Redraw the panel."""
         self._live.update(draw(snapshot), refresh=True)
 
     def tell(self, line: str) -> None:
-        """Print above the panel. The text is a person's: no markup is read in it."""
+        """Print an event above the panel. Its text may come from users, so rich markup is off."""
         self._live.console.print(one_line(line), markup=False)
 
 
 def draw(snapshot: Snapshot) -> "RenderableType":
-    """The panel of one run."""
+    """Return the rich panel of one run."""
     from rich.console import Group
     from rich.panel import Panel as Box
     from rich.progress_bar import ProgressBar
@@ -146,26 +146,26 @@ def follow(
     sleep: Callable[[float], None] = time.sleep,
     clock: Callable[[], float] = time.monotonic,
 ) -> Snapshot:
-    """Show a run until it is over; each settled command, loss and recovery once. Answers the last snapshot.
+    """Show a run until it has ended, with each settled command, failure and recovery once. Returns the last snapshot.
 
-    Raises: `RunDied` with the sentence that `dead`, asked after each look, answers; `Unavailable` for a gateway that
-    stays away for `UNHEARD_FOR_S`.
+    `dead` is called after each poll and returns why the run can never end, or None.
+    Raises `RunDied` with that reason, `Unavailable` if the gateway does not answer for `UNHEARD_FOR_S`.
     """
-    told: set[Hashable] = set()
+    shown: set[Hashable] = set()
     heard_at = clock()
     while True:
         try:
             snapshot = source.snapshot(run)
             heard_at = clock()
-        except Unavailable as nobody:
+        except Unavailable as error:
             if clock() - heard_at > UNHEARD_FOR_S:
                 raise
-            screen.tell(f"({nobody.reason}; trying again)")
+            screen.tell(f"({error.reason}; retrying)")
             sleep(POLL_S)
             continue
         for event, line in events(snapshot):
-            if event not in told:
-                told.add(event)
+            if event not in shown:
+                shown.add(event)
                 screen.tell(line)
         screen.show(snapshot)
         if snapshot.closed:
@@ -177,7 +177,7 @@ def follow(
 
 
 def events(snapshot: Snapshot) -> Iterator[tuple[Hashable, str]]:
-    """What has happened to a run, each with a name of its own and a line."""
+    """Yield the events of a run: a key that identifies the event, and a line that describes it."""
     for view in snapshot.commands:
         if view.settled is not None:
             yield view.command.uuid, wording.settled_line(view)
@@ -191,7 +191,7 @@ def events(snapshot: Snapshot) -> Iterator[tuple[Hashable, str]]:
 
 
 def wants_panel() -> bool:
-    """Whether a person looks at a terminal that can redraw."""
+    """Return whether stderr is a terminal that can redraw lines."""
     from rich.console import Console
 
     return sys.stderr.isatty() and not Console(stderr=True).is_dumb_terminal

@@ -1,4 +1,4 @@
-"""Where a run goes on: by a command to its trainers, or, where there are none any more, by a new job.
+"""Continue a run on another branch: by a command to its trainers, or by a new job if it has none.
 
 @taking
 def switch(words, yes) -> Asked:
@@ -32,24 +32,24 @@ if TYPE_CHECKING:
 
 POLL_S = 20.0
 MAX_SETTINGS_TOLD = 6
-"""Of two configs; the journal has them all."""
+"""Most differing settings of two configs that are printed; the journal records all of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class GoingManner(Manner):
-    """How a run is taken to another branch, by a new job, too."""
+    """Options of a command that may submit a new job."""
 
     trust: Trust = False
 
 
 def taking(wish: Callable[..., Asked]) -> Callable[..., None]:
-    """A command of `steer` that takes a run to another branch: `wish` answers a rollback, or an adoption."""
+    """Return a `steer` command that moves a run to another branch; `wish` builds a rollback or an adoption."""
     return steering(wish, arrive, go, GoingManner)
 
 
 def go(run: str | None, intent: Intent, manner: Manner, arrived: Arrive | None) -> None:
-    """Take a run to another branch, and wait until it trains there. Where nobody trains it, a new job does."""
-    assert run is not None, "whoever goes back has looked at the run"
+    """Move a run to another branch and wait until it trains there. Submits a new job if the run has no trainers."""
+    assert run is not None, "the command has already looked the run up"
     with connect() as client:
         why = needs_a_job(when_it_has_ended(client, client.snapshot(run)), settings())
     if why is not None:
@@ -62,29 +62,29 @@ def go(run: str | None, intent: Intent, manner: Manner, arrived: Arrive | None) 
     try:
         ask(run, intent_of("rollback", branch=intent.branch), manner, arrived)
     except (SteerwayError, typer.Exit):
-        say(f"branch {intent.branch} is there, and waits: steer switch {run} {intent.branch}")
+        say(f"branch {intent.branch} exists but is not trained yet: run steer switch {run} {intent.branch}")
         raise
 
 
 def _adopt(run: str, intent: AdoptCheckpoint, manner: Manner) -> None:
-    """It is done at once: no rank is needed. What then comes of the branch is another command's."""
+    """Create the branch; this needs no rank. Training it is a second command, a rollback to that branch."""
     from control_plane.cli.wording import outcome
 
     with connect() as client:
         receipt = client.submit(run, intent, reason=manner.reason)
         view = client.wait_settled(run, receipt.uuid, manner.timeout)
     say(outcome(view))
-    found = (view.settled.after or {}) if view.settled else {}
-    told = [f"{name} = {own} (there {theirs})" for name, (theirs, own) in found.get("differing", {}).items()]
-    if told:
-        more = f" and {len(told) - MAX_SETTINGS_TOLD} more" if len(told) > MAX_SETTINGS_TOLD else ""
-        say(f"the run keeps its own settings: {', '.join(told[:MAX_SETTINGS_TOLD])}{more}")
+    after = (view.settled.after or {}) if view.settled else {}
+    kept = [f"{name} = {own} (fork: {theirs})" for name, (theirs, own) in after.get("differing", {}).items()]
+    if kept:
+        more = f" and {len(kept) - MAX_SETTINGS_TOLD} more" if len(kept) > MAX_SETTINGS_TOLD else ""
+        say(f"settings of the run that differ from the fork's are kept: {', '.join(kept[:MAX_SETTINGS_TOLD])}{more}")
 
 
 def _by_a_new_job(run: str, intent: Intent, manner: Manner, why: str) -> None:
     if not (manner.not_before is manner.not_after is manner.based_on is None):
-        raise Misused(f"{why}, and a new job goes there at once: leave --not-before, --not-after and --based-on out")
-    say(f"{why}; submitting a new job that goes on from there")
+        raise Misused(f"{why}, so a new job switches at once: remove --not-before, --not-after and --based-on")
+    say(f"{why}; submitting a new job to continue from there")
     command = Command(uuid=uuid4(), author=getpass.getuser(), intent=intent, reason=manner.reason)
     words = [
         *resumption(run, isinstance(manner, GoingManner) and manner.trust, manner.as_json),
@@ -95,7 +95,7 @@ def _by_a_new_job(run: str, intent: Intent, manner: Manner, why: str) -> None:
 
 
 def arrive(client: "SteerwayClient", run: str, view: CommandView, timeout_s: float) -> tuple[dict[str, Any], str]:
-    """Wait until the trainers of the other branch have begun. Raises `NotSettledYet`, `RunEnded`, `Conflict`."""
+    """Wait until the other branch is being trained. Raises `NotSettledYet`, `RunEnded`, `Conflict`."""
     from control_plane.client import NotSettledYet
 
     until, after, branch = time.monotonic() + timeout_s, view.accepted_seq, ""
@@ -104,15 +104,17 @@ def arrive(client: "SteerwayClient", run: str, view: CommandView, timeout_s: flo
             after, record = entry.seq, entry.record
             if isinstance(record, BranchStarted | BranchResumed):
                 if branch:
-                    raise Conflict(f"run {run} was taken to branch {record.branch} before {branch} had begun to train")
+                    raise Conflict(f"run {run} moved on to branch {record.branch} before branch {branch} was trained")
                 branch = record.branch if record.rollback == view.command.uuid else ""
             elif isinstance(record, GenerationStarted) and branch and record.branch == branch:
                 return _begun(view, entry, record)
             elif isinstance(record, RunClosed):
-                raise RunEnded(f"run {run} {record.ending} before branch {branch or 'it went to'} had begun to train")
+                raise RunEnded(
+                    f"run {run} {record.ending} before {f'branch {branch}' if branch else 'the new branch'} was trained"
+                )
     raise NotSettledYet(
-        f"the run was taken to branch {branch or 'asked for'}, but no trainers have begun there within {timeout_s:.0f} "
-        f"s; look with: steer status {run}"
+        f"run {run} moved to {f'branch {branch}' if branch else 'the new branch'}, but no trainer started there within "
+        f"{timeout_s:.0f} s; check with: steer status {run}"
     )
 
 

@@ -1,4 +1,4 @@
-"""`steer checkpoint`: which checkpoints are kept. `steer save` makes one, `steer checkpoints` lists them."""
+"""`steer checkpoint`: pin, unpin and delete checkpoints."""
 
 from typing import Annotated
 
@@ -15,7 +15,8 @@ checkpoint = typer.Typer(
 )
 
 Named = Annotated[
-    list[str], typer.Argument(metavar="[RUN] CHECKPOINT", help="The checkpoint's name, as `steer checkpoints` has it.")
+    list[str],
+    typer.Argument(metavar="[RUN] CHECKPOINT", help="Name of the checkpoint, as `steer checkpoints` lists it."),
 ]
 EXAMPLE = "steer checkpoint {} RUN step-00000100-g1"
 
@@ -23,7 +24,7 @@ EXAMPLE = "steer checkpoint {} RUN step-00000100-g1"
 @checkpoint.command()
 @steering
 def pin(words: Named) -> Asked:
-    """Keep a checkpoint, whatever the run's retention lets go."""
+    """Protect a checkpoint from deletion by the run's retention rules."""
     run, name = run_and(words, "a checkpoint", EXAMPLE.format("pin"))
     return run, intent_of("pin_checkpoint", checkpoint=name)
 
@@ -31,7 +32,7 @@ def pin(words: Named) -> Asked:
 @checkpoint.command()
 @steering
 def unpin(words: Named) -> Asked:
-    """Leave a checkpoint to the run's retention again."""
+    """Unpin a checkpoint: the run's retention rules apply to it again."""
     run, name = run_and(words, "a checkpoint", EXAMPLE.format("unpin"))
     return run, intent_of("pin_checkpoint", checkpoint=name, pinned=False)
 
@@ -39,6 +40,6 @@ def unpin(words: Named) -> Asked:
 @checkpoint.command()
 @steering
 def delete(words: Named) -> Asked:
-    """Remove a checkpoint for good. One that is pinned, in use, or the newest is refused."""
+    """Delete a checkpoint permanently. Rejected if it is pinned, in use, or the latest."""
     run, name = run_and(words, "a checkpoint", EXAMPLE.format("delete"))
     return run, intent_of("delete_checkpoint", checkpoint=name)

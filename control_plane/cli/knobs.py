@@ -1,4 +1,4 @@
-"""What can be set on a run: `steer knobs` lists it, `steer set` and `steer schedule` change it."""
+"""`steer set`, `steer schedule` and `steer knobs`: change and list the knobs of a run."""
 
 import math
 from collections.abc import Iterable, Mapping
@@ -29,15 +29,19 @@ def set_knobs(
             metavar="[RUN] KNOB=VALUE...", help="lr=1e-4, lr*=0.5 or lr=x0.5, weight_decay=0.1 betas=0.9,0.95"
         ),
     ],
-    group: Annotated[str | None, typer.Option(help="One parameter group, by index or name; otherwise all.")] = None,
-    factor: Annotated[bool, typer.Option("--factor", help="The values are factors.")] = False,
-    hold: Annotated[bool, typer.Option("--hold", help="Keep the learning rate; do not follow the schedule.")] = False,
+    group: Annotated[str | None, typer.Option(help="Change one parameter group only, by index or name.")] = None,
+    factor: Annotated[
+        bool, typer.Option("--factor", help="Multiply the current values instead of replacing them.")
+    ] = False,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Hold the learning rate constant instead of following the schedule.")
+    ] = False,
 ) -> Asked:
-    """Change the learning rate or other knobs of a run while it trains: all that are named at once, or none."""
+    """Change the learning rate or other knobs of a run while it trains: all at one step, or none."""
     assignments = [word for word in words if "=" in word]
     runs = [word for word in words if "=" not in word]
     if not assignments or len(runs) > 1:
-        raise Misused(f"give one change or several, and at most one run, {EXAMPLES}")
+        raise Misused(f"expected one or more KNOB=VALUE, with an optional run before them, {EXAMPLES}")
     changes = [parse_assignment(word, group, factor) for word in assignments]
     run = runs[0] if runs else None
     if len(changes) == 1 and changes[0]["knob"] == LEARNING_RATE:
@@ -45,13 +49,13 @@ def set_knobs(
         del change["knob"]
         return run, intent_of("set_learning_rate", schedule="hold" if hold else "keep", **change)
     if hold:
-        raise Misused("--hold is for the learning rate, and for nothing else in the same command")
+        raise Misused("--hold applies to the learning rate only: set lr in a command of its own")
     intent = intent_of("set_knobs", changes=changes)
     return _known_to_the_run(run, [change["knob"] for change in changes]), intent
 
 
 def parse_assignment(text: str, group: str | None = None, factor: bool = False) -> dict[str, Any]:
-    """`lr=1e-4`, `lr*=0.5`, `lr=x0.5`, `betas=0.9,0.95`, `use_ema=true`: the members of a change. Raises `Misused`."""
+    """Parse `lr=1e-4`, `lr*=0.5`, `lr=x0.5`, `betas=0.9,0.95` or `use_ema=true` into a change. Raises `Misused`."""
     name, _, value = (part.strip() for part in text.partition("="))
     times = factor or name.endswith("*") or value[:1] in ("x", "X", "*")
     name, value = name.removesuffix("*").strip(), value.lstrip("xX*").strip()
@@ -77,9 +81,9 @@ def _amount(text: str) -> bool | int | float | tuple[float, ...] | None:
 
 
 def _known_to_the_run(run: str | None, names: list[str]) -> str:
-    """The run's id. Raises `NotFound` for a knob that it does not list, with the name that was perhaps meant.
+    """Return the run's id. Raises `NotFound` for an unknown knob, and suggests a similar one.
 
-    A pattern is not listed, and a run whose trainers have not told their knobs is asked: its ranks decide.
+    Patterns are not checked here, nor are knobs of a run that has not reported any yet: its ranks decide.
     """
     with connect() as client:
         chosen = active_run(client, run)
@@ -88,34 +92,36 @@ def _known_to_the_run(run: str | None, names: list[str]) -> str:
 
 
 def check_known(snapshot: Snapshot, names: Iterable[str]) -> None:
-    """Raises `NotFound` for a knob that the run does not list, with the name that was perhaps meant."""
+    """Raise `NotFound` for an unknown knob, and suggest a similar one."""
     listed = [*snapshot.knob_facts, LEARNING_RATE]
     for name in names if snapshot.knob_facts else ():
         if name not in listed and ":" not in name:
             nearest = get_close_matches(name, listed, n=1)
             hint = f"did you mean {nearest[0]}? " if nearest else ""
-            raise NotFound(f"run {snapshot.run} has no knob {name!r}; {hint}it lists {', '.join(listed)}")
+            raise NotFound(f"run {snapshot.run} has no knob {name!r}; {hint}its knobs are {', '.join(listed)}")
 
 
 @steering
 def schedule(
-    words: Annotated[list[str], typer.Argument(metavar="[RUN] SHAPE", help="constant, linear or cosine")],
-    end: Annotated[float, typer.Option(help="Where it leads: this times the value after the warm-up.")] = 0.0,
-    warmup: Annotated[int, typer.Option(metavar="STEPS", help="First go to the peak within so many steps.")] = 0,
-    peak: Annotated[float, typer.Option(help="The peak: this times the live value.")] = 1.0,
+    words: Annotated[
+        list[str], typer.Argument(metavar="[RUN] SHAPE", help="Shape of the schedule: constant, linear or cosine.")
+    ],
+    end: Annotated[float, typer.Option(help="Final value, as a factor of the value after the warm-up.")] = 0.0,
+    warmup: Annotated[int, typer.Option(metavar="STEPS", help="Steps of linear warm-up to the peak.")] = 0,
+    peak: Annotated[float, typer.Option(help="Peak, as a factor of the current value.")] = 1.0,
     over: Annotated[
-        int | None, typer.Option(metavar="STEPS", help="Get to the end within so many steps; otherwise all.")
+        int | None, typer.Option(metavar="STEPS", help="Steps until the final value. Default: all that remain.")
     ] = None,
 ) -> Asked:
-    """Replace what is left of the learning rate's schedule, from the live value on."""
+    """Replace the rest of the learning rate schedule, starting from the current value."""
     run, shape = run_and(words, "a shape (constant, linear or cosine)", "steer schedule RUN cosine --end 0.1")
     if peak != 1.0 and not warmup:
-        raise Misused("a peak is reached within --warmup STEPS: say how many")
+        raise Misused("--peak needs --warmup STEPS, the steps in which to reach it")
     return run, intent_of("set_schedule", shape=shape, end=end, warmup_steps=warmup, peak=peak, over_steps=over)
 
 
 def knobs(run: looking.Run = None, as_json: looking.AsJson = False) -> None:
-    """List what can be set: value (per parameter group), type, bounds, and what the run's owner allows."""
+    """List the knobs of a run: value per parameter group, type, bounds, and the limits of its config."""
     with connect() as client:
         snapshot = client.snapshot(any_run(client, run))
     if as_json:
@@ -127,7 +133,7 @@ def knobs(run: looking.Run = None, as_json: looking.AsJson = False) -> None:
 
 
 def names_of(snapshot: Snapshot) -> list[str]:
-    """The learning rate, the knobs that the trainers list, and those of modules that were changed."""
+    """Return the names of all knobs: the learning rate, those the trainers report, and changed module knobs."""
     facts = snapshot.knob_facts
     modules = [name for name in snapshot.knobs if ":" in name and name not in facts]
     return [
@@ -157,12 +163,12 @@ def _described(snapshot: Snapshot, name: str) -> dict[str, Any]:
 
 
 def _value(snapshot: Snapshot, name: str) -> Any:
-    """As last set; a learning rate as last measured, because its schedule moves it at every step."""
+    """Return the value as last set, or a learning rate as last measured, since its schedule moves it every step."""
     value = snapshot.knobs.get(name)
     if name != LEARNING_RATE or not isinstance(value, list):
         return value
     measured = [snapshot.latest.get("lr" if at == 0 else f"lr/{at}", math.nan) for at in range(len(value))]
-    return [heard if math.isfinite(heard) else was for heard, was in zip(measured, value, strict=True)]
+    return [rate if math.isfinite(rate) else last for rate, last in zip(measured, value, strict=True)]
 
 
 def _groups(snapshot: Snapshot) -> list[str]:
@@ -170,22 +176,22 @@ def _groups(snapshot: Snapshot) -> list[str]:
 
 
 def value_per_group(value: Any, groups: list[str], per_group: bool) -> str:
-    """`0.1` where all groups agree, else `decay 0.1, no_decay 0`."""
+    """Format a value: `0.1` if all groups agree, else `decay 0.1, no_decay 0`."""
     if value is None:
         return wording.UNKNOWN
-    said = [telling.spelled([each]) for each in value] if per_group and isinstance(value, list) else []
-    if len(set(said)) <= 1 or len(said) != len(groups):
+    values = [telling.spelled([one]) for one in value] if per_group and isinstance(value, list) else []
+    if len(set(values)) <= 1 or len(values) != len(groups):
         return telling.spelled(value)
-    return ", ".join(f"{name} {each}" for name, each in zip(groups, said, strict=True))
+    return ", ".join(f"{name} {one}" for name, one in zip(groups, values, strict=True))
 
 
 def allowed(limit: Limit) -> str:
-    """A limit in a few words: `1e-06 to 0.01, at most x 10, every 30 s, operator`."""
-    said = [_between(limit.min, limit.max)]
-    said += [f"at most x {limit.max_factor:g}"] if limit.max_factor else []
-    said += [f"every {limit.cool_down_s:g} s"] if limit.cool_down_s else []
-    said += [" or ".join(limit.roles)] if limit.roles else []
-    return ", ".join(each for each in said if each)
+    """Format a limit: `from 1e-06 to 0.01, at most x 10, every 30 s, operator`."""
+    parts = [_between(limit.min, limit.max)]
+    parts += [f"at most x {limit.max_factor:g}"] if limit.max_factor else []
+    parts += [f"every {limit.cool_down_s:g} s"] if limit.cool_down_s else []
+    parts += [" or ".join(limit.roles)] if limit.roles else []
+    return ", ".join(part for part in parts if part)
 
 
 def _between(least: float | None, most: float | None) -> str:

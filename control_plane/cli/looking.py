@@ -1,4 +1,4 @@
-"""What changes nothing: runs, status, checkpoints, journal, logs."""
+"""Read-only commands: `steer runs`, `status`, `checkpoints`, `journal` and `logs`."""
 
 import json
 import time
@@ -29,27 +29,27 @@ RECOVERIES_SHOWN = 3
 
 Run = Annotated[
     str | None,
-    typer.Argument(help="The run, or the beginning or the end of its id. Without it: the active one, else the newest."),
+    typer.Argument(help="Run id, or a unique prefix or suffix of it. Default: the active run, else the newest."),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 
 
 def runs(as_json: AsJson = False) -> None:
-    """List the runs."""
+    """List all runs with their status and step."""
     with connect() as client:
-        found = sorted(client.runs(), key=lambda run: run.created_at)
+        summaries = sorted(client.runs(), key=lambda run: run.created_at)
     if as_json:
-        tell_json([run.model_dump(mode="json") for run in found])
+        tell_json([run.model_dump(mode="json") for run in summaries])
         return
     rows = [
         (run.run, run.status, f"{run.step}/{run.total_steps or '?'}", str(run.world_size or "-"), run.created_at)
-        for run in found
+        for run in summaries
     ]
     print_table(("RUN", "STATUS", "STEP", "RANKS", "CREATED"), rows)
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
-    """Columns that a person can read and `awk` can split."""
+    """Print a table with aligned columns that `awk` can split."""
     rows = [tuple(map(one_line, row)) for row in rows]
     widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
     for row in (head, *rows):
@@ -58,10 +58,10 @@ def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
 
 def status(
     run: Run = None,
-    watch: Annotated[bool, typer.Option("--watch", "-w", help="Go on until the run is over.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", "-w", help="Keep printing until the run has ended.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show a run: progress, learning rates, ranks, losses, the latest commands. Exits with 7 if it has failed."""
+    """Show a run: progress, learning rates, ranks, failures, latest commands. Exits with 7 if the run has failed."""
     with connect() as client:
         chosen = any_run(client, run)
         snapshot = _watch(client, chosen, as_json) if watch else client.snapshot(chosen)
@@ -89,11 +89,11 @@ def _describe(snapshot: Snapshot) -> list[str]:
     lines += [f"{label:<11} {value}" for label, value in wording.progress(snapshot).items() if value != wording.UNKNOWN]
     lines.append(f"journal     {snapshot.seq} records")
     if len(snapshot.branches) > 1:
-        others = ", ".join(each.branch for each in snapshot.branches if not each.head)
+        others = ", ".join(branch.branch for branch in snapshot.branches if not branch.head)
         lines.append(f"branch      {snapshot.branch} (others: {others}; `steer tree` shows them)")
     if snapshot.restarting is not None:
         lines += [f"{label:<11} {line}" for label, line in wording.restarting(snapshot.restarting)]
-    lines += [f"attempt     {each.describe()}" for each in snapshot.attempts]
+    lines += [f"attempt     {attempt.describe()}" for attempt in snapshot.attempts]
     if snapshot.reason:
         lines.append(f"reason      {snapshot.reason}")
     if snapshot.progress_age_s is not None and not snapshot.closed:
@@ -110,29 +110,29 @@ def _describe(snapshot: Snapshot) -> list[str]:
         f"checkpoint  {checkpoint.checkpoint} at step {checkpoint.step}" for checkpoint in snapshot.checkpoints[-3:]
     ]
     for view in snapshot.recoveries[-RECOVERIES_SHOWN:]:
-        lines += [f"lost        {wording.loss_line(view)}", f"            {wording.recovery_line(view)}"]
+        lines += [f"failure     {wording.loss_line(view)}", f"            {wording.recovery_line(view)}"]
     lines += [f"command     {wording.settled_line(view)}" for view in snapshot.commands[-COMMANDS_SHOWN:]]
     return lines
 
 
 def checkpoints(run: Run = None, as_json: AsJson = False) -> None:
-    """List the checkpoints that a run could be restored from, oldest first."""
+    """List the checkpoints that a run can be restored from, oldest first."""
     with connect() as client:
-        found = client.snapshot(any_run(client, run)).checkpoints
+        committed = client.snapshot(any_run(client, run)).checkpoints
     if as_json:
-        tell_json([each.model_dump(mode="json", exclude={"type"}) for each in found])
+        tell_json([checkpoint.model_dump(mode="json", exclude={"type"}) for checkpoint in committed])
         return
     head = ("CHECKPOINT", "STEP", "SIZE", "PINNED", "LABEL", "NOTE")
-    print_table(head, [wording.checkpoint_row(each) for each in found])
+    print_table(head, [wording.checkpoint_row(checkpoint) for checkpoint in committed])
 
 
 def journal(
     run: Run = None,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
-    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Only what came after this record.")] = 0,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run has ended.")] = False,
+    after: Annotated[int, typer.Option(min=0, metavar="SEQ", help="Print only records after this one.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Print a run's journal: what was decided, by whom, and when it took effect."""
+    """Print a run's journal: every command, who gave it and why, and what became of it."""
     with connect() as client:
         chosen = any_run(client, run)
         entries = client.stream(chosen, after=after) if follow else _pages(client, chosen, after)
@@ -153,11 +153,11 @@ def _pages(client: "SteerwayClient", run: str, after: int) -> Iterator[wording.E
 
 def logs(
     run: Run = None,
-    source: Annotated[str, typer.Option("--source", "-s", help="driver, rank-0, rank-1, ...")] = "driver",
-    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=2000, help="How many of the last lines.")] = 200,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until the run is over.")] = False,
+    source: Annotated[str, typer.Option("--source", "-s", help="Log to print: driver, rank-0, rank-1, ...")] = "driver",
+    lines: Annotated[int, typer.Option("--lines", "-n", min=1, max=2000, help="Number of lines from the end.")] = 200,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Keep printing until the run has ended.")] = False,
 ) -> None:
-    """Print the end of what the driver or a rank has printed."""
+    """Print the end of the log of the driver or of a rank."""
     with connect() as client:
         chosen = any_run(client, run)
         seen = client.logs(chosen, source, lines).splitlines()
@@ -173,16 +173,16 @@ def logs(
 
 
 def news(seen: list[str], latest: list[str]) -> list[str]:
-    """The lines of `latest` that came after `seen`; both are the end of one growing log.
+    """Return the lines of `latest` that came after `seen`; both are tails of one growing log.
 
-    A log that repeats its last lines word for word is told the shortest way: a repetition may be left out.
+    If the log repeats lines verbatim, the overlap is ambiguous and a repetition may be left out.
     """
     if not seen:
         return latest
     for start in range(len(latest) - len(seen), -1, -1):
         if latest[start : start + len(seen)] == seen:
             return latest[start + len(seen) :]
-    # More than what `seen` holds has scrolled by, in part: the end of one is then the beginning of the other.
+    # The log grew by more than fits: the end of `seen` is then the beginning of `latest`.
     for count in range(min(len(seen), len(latest)), 0, -1):
         if latest[:count] == seen[-count:]:
             return latest[count:]

@@ -1,4 +1,4 @@
-"""The machine's cluster and its jobs: up, down, nodes, submit. Each is another program: no Ray is imported here."""
+"""`steer up`, `down`, `nodes`, `submit` and `console`: this machine's cluster, through subprocesses without Ray."""
 
 import json
 import os
@@ -15,18 +15,17 @@ from control_plane.config import Role, Settings, settings
 from control_plane.core.errors import SteerwayError
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
-Config = Annotated[str, typer.Argument(help="A run's YAML file.")]
+Config = Annotated[str, typer.Argument(help="YAML config of the run.")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Changes to it, e.g. training.max_steps=200.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Config values to change, e.g. training.max_steps=200."),
 ]
 Env = Annotated[
     list[str] | None,
-    typer.Option(
-        "--env", metavar="NAME", help="Take this variable from this shell to the ranks, as a secret; may be repeated."
-    ),
+    typer.Option("--env", metavar="NAME", help="Pass this environment variable to the ranks as a secret. Repeatable."),
 ]
 MAX_NODES = 64
-"""As many as the cluster itself takes; said here too, because the cluster is another program."""
+"""The limit of `cluster.local`, repeated here because that is another program."""
 
 Nodes = Annotated[
     int,
@@ -34,12 +33,12 @@ Nodes = Annotated[
         "--nodes",
         min=1,
         max=MAX_NODES,
-        help="Ray nodes on this machine. With more than one, ranks lie on the nodes 2, 3, ..; see `steer chaos`.",
+        help="Number of Ray nodes on this machine. With more than one, ranks run on nodes 2, 3, ...",
     ),
 ]
 
 CLEAN_UP_S = 40.0
-"""What a child gets to take down what it started, once it has been interrupted with us."""
+"""Time for a subprocess to clean up after Ctrl-C, which reaches it too."""
 
 
 def up(nodes: Nodes = 1, as_json: AsJson = False) -> None:
@@ -48,29 +47,29 @@ def up(nodes: Nodes = 1, as_json: AsJson = False) -> None:
 
 
 def down(as_json: AsJson = False) -> None:
-    """End this machine's cluster and everything that runs on it."""
+    """Stop this machine's cluster and everything that runs on it."""
     raise typer.Exit(call(local("down", as_json)))
 
 
 def console(
-    run: Annotated[str | None, typer.Argument(help="The run whose page it opens; all runs without it.")] = None,
+    run: Annotated[str | None, typer.Argument(help="Run whose page to open. Default: the list of runs.")] = None,
     role: Annotated[
-        Role, typer.Option("--role", help="Whose local token the console acts with: viewer sees, operator steers.")
+        Role, typer.Option("--role", help="Role of the login: viewer can look, operator can steer.")
     ] = "operator",
 ) -> None:
-    """Print a link that logs a browser in to this machine's console. It works once, within 12 hours."""
+    """Print a login link for this machine's console. It works once, within 12 hours."""
     from control_plane.console_login import create_link
 
     tell(create_link(settings(), role, f"/run?run={quote(run)}" if run else ""))
 
 
 def nodes(as_json: AsJson = False) -> None:
-    """The Ray nodes of this machine's cluster, and what each of them carries."""
+    """List the Ray nodes of this machine's cluster and the ranks and services on each."""
     raise typer.Exit(call(local("nodes", as_json)))
 
 
 def submit(config: Config, overrides: Overrides = None, env: Env = None, as_json: AsJson = False) -> None:
-    """Submit a run to the cluster."""
+    """Submit a run to the cluster, as a Ray job."""
     where = settings()
     code = call(submission(config, overrides or [], as_json, env or []), submitter_environment(where))
     if code == 0:
@@ -79,23 +78,23 @@ def submit(config: Config, overrides: Overrides = None, env: Env = None, as_json
 
 
 def local(verb: str, as_json: bool = False) -> list[str]:
-    """The command that does `verb` to this machine's cluster."""
+    """Return the subprocess command for a verb of `cluster.local`."""
     return [sys.executable, "-m", "cluster.local", verb, *(["--json"] if as_json else [])]
 
 
 def submission(config: str, overrides: Sequence[str], as_json: bool, env: Sequence[str] = ()) -> list[str]:
-    """The command that submits a run."""
+    """Return the subprocess command that submits a run."""
     flags = [*variable_flags(env), *(["--json"] if as_json else [])]
     return [sys.executable, "-m", "ray_jobs.submit", config, *overrides, *flags]
 
 
 def variable_flags(env: Sequence[str]) -> list[str]:
-    """`--env` for the submitter, once for each name. Their values stay in the environment."""
+    """Return an `--env` flag per variable name; the values stay in the environment."""
     return [f"--env={name}" for name in env]
 
 
 def cluster_record(where: Settings) -> dict[str, Any]:
-    """What `steer up` wrote down about the cluster; empty if there is nothing."""
+    """Return the record that `steer up` wrote about the cluster; empty if there is none."""
     try:
         record = json.loads(where.cluster_file.read_text())
     except (OSError, ValueError):
@@ -104,18 +103,18 @@ def cluster_record(where: Settings) -> dict[str, Any]:
 
 
 def submitter_environment(where: Settings) -> dict[str, str]:
-    """The environment of the submitter, which finds by itself what the cluster wrote down for those who talk to it."""
+    """Return the environment of the submitter, which reads the cluster's own settings by itself."""
     return dict(os.environ) | where.environment()
 
 
 def call(command: Sequence[str], environment: dict[str, str] | None = None) -> int:
-    """Run a command on this terminal; its exit code. Ctrl-C reaches it too: it ends in its own way."""
+    """Run a command on this terminal and return its exit code. Ctrl-C reaches it as well."""
     with subprocess.Popen(command, env=environment) as process:
         return _wait(process)
 
 
 def call_for_json(command: Sequence[str], environment: dict[str, str] | None = None) -> dict[str, Any]:
-    """Run a command and read the JSON object that it prints.
+    """Run a command and return the JSON object that it prints.
 
     Raises `typer.Exit` with its exit code if it fails (it has said why on stderr), `SteerwayError` for no JSON.
     """
@@ -123,7 +122,7 @@ def call_for_json(command: Sequence[str], environment: dict[str, str] | None = N
         try:
             printed = process.communicate()[0]
         except KeyboardInterrupt:
-            # It cleans up after itself; what we do next would get in its way.
+            # Wait for it to clean up, so that the next command does not interfere.
             process.terminate()
             process.wait(CLEAN_UP_S)
             raise
@@ -132,7 +131,7 @@ def call_for_json(command: Sequence[str], environment: dict[str, str] | None = N
     try:
         answer = json.loads(printed.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        raise SteerwayError(f"{command[2]} printed no JSON") from None
+        raise SteerwayError(f"`{' '.join(command[1:3])}` printed no JSON object") from None
     return dict(answer)
 
 
@@ -141,5 +140,5 @@ def _wait(process: "subprocess.Popen[Any]") -> int:
         code = process.wait()
     except KeyboardInterrupt:
         code = process.wait(CLEAN_UP_S)
-    # Killed by a signal: as a shell says it.
+    # Killed by a signal: the exit code that a shell reports.
     return code if code >= 0 else 128 - code

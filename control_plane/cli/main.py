@@ -1,7 +1,7 @@
 """`steer`: the command line.
 
-It talks to the gateway over HTTP, and to this machine's cluster by starting other programs; it imports neither Ray nor
-torch, and what a command does not need is not imported for it.
+It talks to the gateway over HTTP and manages this machine's cluster through subprocesses. To start quickly it never
+imports Ray or torch, and each command imports only what it needs.
 """
 
 from typing import Annotated
@@ -30,7 +30,7 @@ app = typer.Typer(
     "7 the run failed, 124 timeout, 130 Ctrl-C.",
 )
 
-TRAIN, STEER, LOOK = "Train", "Steer", "Look"
+TRAIN, STEER, LOOK = "Train", "Steer", "Inspect"
 
 
 def _run(
@@ -38,17 +38,17 @@ def _run(
     overrides: machine.Overrides = None,
     env: machine.Env = None,
     unattended: Annotated[
-        bool, typer.Option("--unattended", help="Nobody watches: plain lines, also on a terminal.")
+        bool, typer.Option("--unattended", help="Print plain lines even on a terminal; exit when the run ends.")
     ] = False,
 ) -> None:
-    """Bring up a cluster, train, show the progress, and take everything down at the end or on Ctrl-C."""
+    """Start a cluster, submit one run, show its progress, and shut everything down at the end or on Ctrl-C."""
     from control_plane.cli.run import run
 
     run(config, overrides or [], unattended, env or [])
 
 
 def _version() -> None:
-    """Print the version."""
+    """Print the installed version."""
     from importlib.metadata import PackageNotFoundError, version
 
     try:
@@ -98,7 +98,7 @@ app.add_typer(key, rich_help_panel=TRAIN)
 
 
 def main() -> None:
-    """The entry point of `steer`."""
+    """Run the `steer` command line."""
     app()
 
 

@@ -1,8 +1,8 @@
-"""Where the command line prints: no character that a terminal would obey leaves through here.
+"""Terminal output of the command line, with control characters escaped.
 
-tell       a sentence or a row for a person, on stdout
-say        the same on stderr: stdout is for data
-tell_json  JSON for a program, in ASCII
+tell       a sentence or a table row, on stdout
+say        a message on stderr, which keeps stdout for data
+tell_json  JSON for programs, in ASCII
 """
 
 import json
@@ -17,35 +17,35 @@ from pydantic import BaseModel
 from control_plane.core.characters import one_line
 
 COLOURS = re.compile(r"\x1b\[[0-9;:?]*[ -/]*[@-~]")
-"""What programs write into their logs for a terminal: left out as a whole, nothing of them would be in sight."""
+"""ANSI colour sequences in logs: removed as a whole, so that no remainder of them is printed."""
 
 NOT_ASCII = re.compile(r"[^\x20-\x7e]")
 
 
 def tell(*lines: str) -> None:
-    """Print lines, each of which stays one whatever is in it."""
+    """Print lines on stdout, with line breaks and control characters escaped."""
     for line in lines:
         typer.echo(one_line(line))
 
 
 def say(*lines: str) -> None:
-    """The same, on stderr."""
+    """Print lines on stderr, escaped like `tell`."""
     for line in lines:
         typer.echo(one_line(line), err=True)
 
 
 def tell_json(value: Any) -> None:
-    """One line of JSON. A model is told as its own JSON has it."""
+    """Print one line of JSON; a pydantic model in its own JSON form."""
     tell(ascii_json(value.model_dump_json()) if isinstance(value, BaseModel) else json.dumps(value))
 
 
 def ascii_json(text: str) -> str:
-    """JSON whose texts are spelled with escapes, so that a terminal shows them and does not obey them."""
-    return NOT_ASCII.sub(lambda found: json.dumps(found[0])[1:-1] if found[0] != "\x7f" else "\\u007f", text)
+    """Return JSON with every non-ASCII or control character escaped, safe to print on a terminal."""
+    return NOT_ASCII.sub(lambda match: json.dumps(match[0])[1:-1] if match[0] != "\x7f" else "\\u007f", text)
 
 
 def tell_log(lines: Iterable[str]) -> None:
-    """Lines of somebody's log: as they are into a file or a pipe, cleaned on a terminal."""
+    """Print log lines: unchanged to a file or pipe, escaped on a terminal."""
     if sys.stdout.isatty():
         tell(*map(_uncoloured, lines))
         return
@@ -54,7 +54,7 @@ def tell_log(lines: Iterable[str]) -> None:
 
 
 def say_log(lines: Iterable[str]) -> None:
-    """The same on stderr, always cleaned: it stands among our own sentences."""
+    """Print log lines on stderr, always escaped, since they stand between our own messages."""
     say(*map(_uncoloured, lines))
 
 

@@ -1,4 +1,4 @@
-"""How a refusal leaves the command line: one line on stderr and an exit code, never a traceback.
+"""Exit codes of the command line: an error is one line on stderr and an exit code, never a traceback.
 
 0 ok   1 error   2 usage   3 not found   4 not allowed   5 conflict   6 refused or rejected   7 the run failed
 124 timeout   130 Ctrl-C
@@ -22,17 +22,17 @@ INTERRUPTED = 130
 
 
 class Misused(SteerwayError):
-    """The command line makes no sense as it stands; nobody was asked."""
+    """Usage error: the command line is wrong; nothing was sent."""
 
     exit_code = USAGE
     slug = "misused"
 
 
 class SteerGroup(TyperGroup):
-    """The commands, with one place where errors become exit codes."""
+    """Command group that turns exceptions into exit codes."""
 
     def invoke(self, ctx: Any) -> Any:
-        """Run the command."""
+        """Run the command; print an error as one line and exit with its code."""
         try:
             return super().invoke(ctx)
         except SteerwayError as error:
@@ -42,6 +42,6 @@ class SteerGroup(TyperGroup):
             say("steer: interrupted")
             raise typer.Exit(INTERRUPTED) from None
         except BrokenPipeError:
-            # `steer journal | head`: nobody reads any more. Python would complain again when it flushes at exit.
+            # `steer journal | head`: the reader is gone. Python would raise again when it flushes at exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             raise typer.Exit(0) from None

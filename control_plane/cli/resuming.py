@@ -1,4 +1,4 @@
-"""`steer resume`: a paused run goes on; a run that ended early, or whose job is gone, is given a new job."""
+"""`steer resume`: release a pause, or submit a new job for a run that has none."""
 
 import sys
 import time
@@ -21,22 +21,22 @@ if TYPE_CHECKING:
 
 Trust = Annotated[
     bool,
-    typer.Option("--trust", help="For a new job: take a run of elsewhere, its script and checkpoints, for your own."),
+    typer.Option("--trust", help="Trust a run from another installation: load its checkpoints and run its script."),
 ]
 
 ENDING_S = 120.0
-"""Saving a model, a last evaluation, and whatever else a script does after its training."""
+"""Leaves time to save the model, evaluate it, and for anything else that a script does after training."""
 
 LOOK_EVERY_S = 1.0
 
 HEARD_LATELY_S = 15.0
-"""Rank 0 reports about once a second, also while it is paused: a run that was heard lately has its job."""
+"""Rank 0 reports about once a second, even while paused: a run that reported within this time has a job."""
 
 
 def resume(
     run: Annotated[
         str | None,
-        typer.Argument(help="The run, or the beginning or the end of its id. Without it: the active one."),
+        typer.Argument(help="Run id, or a unique prefix or suffix of it. Default: the active run."),
     ] = None,
     trust: Trust = False,
     env: machine.Env = None,
@@ -45,7 +45,7 @@ def resume(
     timeout: asking.Timeout = asking.DEFAULT_TIMEOUT_S,
     as_json: asking.AsJson = False,
 ) -> None:
-    """Have a run go on: release a pause, or start again from the newest checkpoint what was stopped, failed or lost."""
+    """Resume a paused run, or restart a stopped or failed one from its latest checkpoint."""
     where = settings()
     with connect() as client:
         chosen = _chosen(client, run)
@@ -57,20 +57,20 @@ def resume(
         asking.ask(chosen, Resume(), asking.Manner(reason, detach=detach, timeout=timeout, as_json=as_json))
         return
     if snapshot.status != "finished":
-        say(f"{why}; submitting a new job that goes on from its newest checkpoint")
+        say(f"{why}; submitting a new job to continue from its latest checkpoint")
     if reason is not None:
-        say("the reason is not kept: only commands have one")
+        say("--reason is ignored: a new job records none, only a command does")
     submit_job(chosen, resumption(chosen, trust, as_json, env or []), where)
 
 
 def _chosen(client: "SteerwayClient", run: str | None) -> str:
-    """Raises `NotFound` with a hint: a run that is over is not resumed unless it is named."""
+    """Return the run to resume. Raises `NotFound`: a run that has ended must be named."""
     try:
         return active_run(client, run)
     except NotFound:
         if run is not None:
             raise
-        raise NotFound("no run is active; name the one that shall go on: steer resume RUN (see `steer runs`)") from None
+        raise NotFound("no run is active; name the run to restart: steer resume RUN (see `steer runs`)") from None
 
 
 def when_it_has_ended(
@@ -79,19 +79,19 @@ def when_it_has_ended(
     within_s: float = ENDING_S,
     sleep: Callable[[float], None] = time.sleep,
 ) -> "Snapshot":
-    """The run as it is; one whose training has ended and that is about to end, when it has, or goes on after all.
+    """Wait while a run is ending (its training is over, its script is not), and return its snapshot.
 
-    Nobody would carry out a command then, and a new job cannot begin before the old one has ended. Raises `Conflict`
-    if it takes too long.
+    Meanwhile no trainer takes a command, and a new job cannot start before the old one has ended. Raises `Conflict`
+    if it takes longer than `within_s`.
     """
     waited_s = 0.0
     while wording.is_ending(snapshot):
         if waited_s == 0.0:
-            say(f"run {snapshot.run} is ending, at step {snapshot.step}; waiting until it has ended")
+            say(f"run {snapshot.run} is ending at step {snapshot.step}; waiting for its script to exit")
         if waited_s >= within_s:
             raise Conflict(
-                f"run {snapshot.run} is still ending after {within_s:.0f} s: its script goes on after its training. "
-                "Try again when `steer status` says how it has ended"
+                f"run {snapshot.run} is still ending after {within_s:.0f} s: its training is over, but its script "
+                "still runs. Try again once `steer status` shows that it has ended"
             )
         sleep(LOOK_EVERY_S)
         waited_s += LOOK_EVERY_S
@@ -100,20 +100,20 @@ def when_it_has_ended(
 
 
 def needs_a_job(snapshot: "Snapshot", where: "Settings") -> str | None:
-    """Why a command cannot have this run go on, as a sentence; None if its trainers are there to take one.
+    """Return why this run needs a new job to continue; None if it has trainers that can take a command.
 
-    Where Ray does not answer nobody knows, and the run is asked: its refusal is a sentence too.
+    If Ray does not answer, assume that it has: the control server then rejects the command with a reason.
     """
     if snapshot.closed:
         return f"run {snapshot.run} has {snapshot.status} at step {snapshot.step}"
     heard_lately = snapshot.progress_age_s is not None and snapshot.progress_age_s < HEARD_LATELY_S
     if not heard_lately and job_is_gone(where, snapshot.run):
-        return f"run {snapshot.run} is not over, but no Ray job executes it"
+        return f"run {snapshot.run} has not ended, but its Ray job is gone"
     return None
 
 
 def submit_job(run: str, command: Sequence[str], where: "Settings") -> NoReturn:
-    """Call the submitter for a run that there is already, and leave with its exit code."""
+    """Submit a new job for an existing run, and exit with the submitter's exit code."""
     code = machine.call(command, machine.submitter_environment(where))
     if code == 0:
         say(f"watch it with `steer status {run} --watch`, or at {where.console_url}")
@@ -121,6 +121,6 @@ def submit_job(run: str, command: Sequence[str], where: "Settings") -> NoReturn:
 
 
 def resumption(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
-    """The command that submits a new job for a run that there is already."""
+    """Return the subprocess command that submits a new job for an existing run."""
     flags = [*(["--trust"] if trust else []), *machine.variable_flags(env), *(["--json"] if as_json else [])]
     return [sys.executable, "-m", "ray_jobs.submit", "--resume", run, *flags]

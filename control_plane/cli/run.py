@@ -1,4 +1,4 @@
-"""`steer run`: the cluster, one run on it, its progress on the terminal, and everything down again at the end."""
+"""`steer run`: start a cluster, run one training in the foreground, and shut everything down."""
 
 import signal
 import subprocess
@@ -34,24 +34,24 @@ if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
 
 STOP_WAIT_S = 20.0
-"""After Ctrl-C the run is stopped at a step boundary, so that its journal says how it ended. Then it is killed."""
+"""Time after Ctrl-C to stop at a step boundary, so that the journal records the stop. Then the run is killed."""
 
 LOG_LINES_SHOWN = 20
 STAY_POLL_S = 3600.0
 
 
 def run(config: str, overrides: Sequence[str], unattended: bool, env: Sequence[str] = ()) -> None:
-    """Bring up a cluster, train, show the progress, and take everything down at the end or on Ctrl-C.
+    """Start a cluster, submit one run, show its progress, and shut everything down at the end or on Ctrl-C.
 
-    On a terminal the cluster that it brought up stays at the end, so that one can look, until Ctrl-C.
+    On a terminal, a cluster that it started stays up after the run until Ctrl-C, for inspection.
     Raises `typer.Exit` with 7 if the run failed, with 130 after Ctrl-C while it trained.
     """
     where = settings()
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal leaves no cluster behind either
         signal.signal(number, _interrupt)
     with _cluster(where) as is_ours:
-        told = call_for_json(submission(config, overrides, True, env), submitter_environment(where))
-        chosen = str(told["run"])
+        submitted = call_for_json(submission(config, overrides, True, env), submitter_environment(where))
+        chosen = str(submitted["run"])
         say(*invitation(where, chosen, unattended))
         with connect() as client:
             snapshot = _attend(client, chosen, JobWatch(where, chosen), unattended)
@@ -66,15 +66,15 @@ def run(config: str, overrides: Sequence[str], unattended: bool, env: Sequence[s
 
 
 def _stay(where: Settings, run: str) -> None:
-    """Keep the cluster up until somebody presses Ctrl-C, who may want to look at what has just ended."""
-    say(f"run {run} is over; console, gateway and cluster stay up until Ctrl-C takes them down: {where.console_url}")
+    """Keep the cluster up until Ctrl-C, so that the ended run can be inspected."""
+    say(f"run {run} has ended; console, gateway and cluster stay up until you press Ctrl-C: {where.console_url}")
     with suppress(KeyboardInterrupt):
         while True:
             time.sleep(STAY_POLL_S)
 
 
 def invitation(where: Settings, run: str, unattended: bool) -> list[str]:
-    """What a person can do while the run trains, ready to paste."""
+    """Return the lines printed at the start: console link, and example commands ready to paste."""
     lines = [f"run      {run}", f"console  {create_link(where, page=f'/run?run={run}')}"]
     if unattended:
         return lines
@@ -89,39 +89,37 @@ def invitation(where: Settings, run: str, unattended: bool) -> list[str]:
 
 
 def written(files: RunFiles) -> str:
-    """Where the script's outputs lie, and what copies them."""
+    """Return a line with the folder of the script's outputs and the command that copies them."""
     count = len(outputs(files))
-    told = (
-        f"{count} file{'' if count == 1 else 's'}; `steer outputs {files.run} --copy TO` copies them"
-        if count
-        else "none"
-    )
-    return f"outputs: {files.work} ({told})"
+    if not count:
+        return f"outputs: {files.work} (none)"
+    counted = f"{count} file{'' if count == 1 else 's'}"
+    return f"outputs: {files.work} ({counted}; copy with `steer outputs {files.run} --copy TO`)"
 
 
 @contextmanager
 def _cluster(where: Settings) -> Iterator[bool]:
-    """A cluster for as long as the block; whether it is ours: one that was up before is used and left as it was."""
+    """Provide a cluster for the block; yields whether it was started here. One that was already up is left up."""
     status = subprocess.run(local("status"), capture_output=True, check=False)
     if status.returncode == 0:
         since = cluster_record(where).get("started_at", "earlier")
-        say(f"using the cluster that is up since {since}; it is left up at the end")
+        say(f"using the cluster that is running since {since}; it will be left running")
         yield False
         return
     try:
         call_for_json(local("up", as_json=True))
         yield True
     finally:
-        # Not to be interrupted by a second Ctrl-C; the child ignores it as well.
+        # A second Ctrl-C must not interrupt the shutdown; the subprocess ignores it as well.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
         code = subprocess.run(local("down"), check=False, start_new_session=True).returncode
         signal.signal(signal.SIGINT, before)
         if code:
-            say(f"steer: the cluster could not be taken down (exit code {code}); try `steer down`")
+            say(f"steer: the cluster could not be stopped (exit code {code}); try `steer down`")
 
 
 def _attend(client: "SteerwayClient", run: str, job: JobWatch, unattended: bool) -> Snapshot:
-    """Follow the run to its end. Ctrl-C stops the run first, and raises `typer.Exit`."""
+    """Show the run until it has ended. On Ctrl-C, stop the run and raise `typer.Exit`."""
     try:
         if unattended or not wants_panel():
             return follow(client, run, Lines(say), dead=job.dead)
@@ -140,24 +138,24 @@ def _stop(client: "SteerwayClient", run: str) -> None:
     from control_plane.core.commands import Stop
 
     try:
-        receipt = client.submit(run, Stop(), reason="Ctrl-C on the terminal that started it")
+        receipt = client.submit(run, Stop(), reason="Ctrl-C in `steer run`")
         client.wait_settled(run, receipt.uuid, STOP_WAIT_S)
         follow(client, run, Lines(say))
-    except (Refused, Unavailable) as nobody:
-        say(f"it is killed instead: {nobody.reason}")
+    except (Refused, Unavailable) as error:
+        say(f"the run could not be stopped and is killed: {error.reason}")
     except KeyboardInterrupt:
         say("killed")
 
 
 def last_log_lines(client: "SteerwayClient", snapshot: Snapshot) -> str:
-    """The ends of the logs of a run that failed: the driver's, and each rank's."""
+    """Return the last log lines of a failed run: of the driver and of each rank."""
     sources = ["driver", *(f"rank-{place.rank}" for place in snapshot.ranks)]
     parts = []
     for source in sources:
         try:
             text = client.logs(snapshot.run, source, LOG_LINES_SHOWN)
-        except SteerwayError as nothing:
-            text = f"({nothing.reason})"
+        except SteerwayError as error:
+            text = f"({error.reason})"
         parts.append(f"--- {source} ---\n{text.rstrip()}")
     return "\n".join(parts)
 
@@ -165,8 +163,8 @@ def last_log_lines(client: "SteerwayClient", snapshot: Snapshot) -> str:
 def _driver_log(client: "SteerwayClient", run: str) -> str:
     try:
         return f"--- driver ---\n{client.logs(run, 'driver', LOG_LINES_SHOWN).rstrip()}"
-    except SteerwayError as nothing:
-        return f"(there is no log of the driver: {nothing.reason})"
+    except SteerwayError as error:
+        return f"(no driver log: {error.reason})"
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

@@ -10,27 +10,27 @@ key = typer.Typer(
     cls=SteerGroup,
     name="key",
     no_args_is_help=True,
-    help="The keys with which this installation signs its checkpoints and configs, and those that it accepts.",
+    help="List and rotate the keys that sign this installation's checkpoints and configs.",
 )
 
 
 @key.command("list")
 def list_keys() -> None:
-    """Name the key that signs, and the others whose signatures are accepted."""
+    """List the signing key and the old keys whose signatures are still accepted."""
     from control_plane.storage.signing import SigningKey
 
-    found = SigningKey.of_installation(settings().signing_key)
-    tell(f"signs     {found.name}")
-    for name in found.accepted:
+    signing_key = SigningKey.of_installation(settings().signing_key)
+    tell(f"signs     {signing_key.name}")
+    for name in signing_key.accepted:
         tell(f"accepted  {name}")
 
 
 @key.command()
 def rotate() -> None:
-    """Sign with a fresh key from now on. What the old one has signed is accepted for as long as its file is there."""
+    """Create a new signing key. Signatures of the old one are accepted as long as its key file exists."""
     from control_plane.storage.signing import rotate as put_a_fresh_one
 
     fresh, kept = put_a_fresh_one(settings().signing_key)
     tell(f"signs     {fresh.name}")
-    say(f"the old key lies in {kept}, and what it has signed is accepted; without that file it needs --trust")
-    say("runs that are at work sign with the old key until their ranks start again")
+    say(f"the old key is in {kept}; as long as that file exists, its signatures are accepted without --trust")
+    say("active runs sign with the old key until their ranks restart")

@@ -1,4 +1,4 @@
-"""Whom a command is for: the gateway in the settings, and one run of it."""
+"""Selection of the run that a command is for, by id, prefix, suffix or default."""
 
 from typing import TYPE_CHECKING
 
@@ -12,39 +12,39 @@ if TYPE_CHECKING:
 
 ACTIVE = ("waiting", "running", "paused", "recovering", "switching")
 MAX_RUNS_NAMED = 8
-"""More names than this in a sentence help nobody; `steer runs` has them all."""
+"""Most runs that a message lists; `steer runs` lists all of them."""
 
 
 def connect() -> "SteerwayClient":
-    """A client with the operator's token. Raises `NotAllowed` if there is none."""
+    """Return a client with the operator's token. Raises `NotAllowed` if there is none."""
     from control_plane.client import SteerwayClient
 
     return SteerwayClient.from_settings(settings(), role="operator")
 
 
 def active_run(client: "SteerwayClient", given: str | None) -> str:
-    """The run that is meant: its id, a beginning or an end that only it has, or, if none is given, the only active one.
+    """Return the id of the run named by `given`, a unique prefix or suffix of it, or else of the only active run.
 
-    Raises: `NotFound` if there is none, `Misused` if there are several.
+    Raises `NotFound` if no run matches, `Misused` if several do.
     """
     if given is not None:
         return _named(client, given)
     active = [run.run for run in client.runs() if run.status in ACTIVE]
     if not active:
-        raise NotFound("no run is active: submit one with `steer submit CONFIG`, or see `steer runs`")
-    return only(active, "runs are active; say which one")
+        raise NotFound("no run is active: submit one with `steer submit CONFIG`, or name one of `steer runs`")
+    return only(active, "{} runs are active")
 
 
 def any_run(client: "SteerwayClient", given: str | None) -> str:
-    """As `active_run`; when nothing is given and nothing is active, the newest run."""
+    """Return a run like `active_run`, or the newest run if none is given and none is active."""
     if given is not None:
         return _named(client, given)
     runs = client.runs()
     if not runs:
-        raise NotFound("there is no run yet: submit one with `steer submit CONFIG`")
+        raise NotFound("no run exists yet: submit one with `steer submit CONFIG`")
     active = [run.run for run in runs if run.status in ACTIVE]
     if active:
-        return only(active, "runs are active; say which one")
+        return only(active, "{} runs are active")
     return max(runs, key=_age).run
 
 
@@ -55,16 +55,17 @@ def _age(run: RunSummary) -> str:
 def _named(client: "SteerwayClient", given: str) -> str:
     try:
         return client.snapshot(given).run or given
-    except (NotFound, Invalid) as refusal:
-        found = [run.run for run in client.runs() if given and (run.run.startswith(given) or run.run.endswith(given))]
-        if not found:
-            raise refusal from None
-        return only(found, f"runs begin or end with {given!r}; say more of the one you mean")
+    except (NotFound, Invalid) as error:
+        runs = [run.run for run in client.runs() if given and (run.run.startswith(given) or run.run.endswith(given))]
+        if not runs:
+            raise error from None
+        return only(runs, f"{given!r} matches {{}} runs")
 
 
 def only(runs: list[str], several: str) -> str:
-    """The one run there is. Raises `Misused` if there are several: `several` says of what kind."""
+    """Return the only run. Raises `Misused` if there are several; `several` is the message, `{}` in it their number."""
     if len(runs) == 1:
         return runs[0]
     more = f" and {len(runs) - MAX_RUNS_NAMED} more" if len(runs) > MAX_RUNS_NAMED else ""
-    raise Misused(f"{len(runs)} {several}: {', '.join(sorted(runs)[:MAX_RUNS_NAMED])}{more}")
+    listed = ", ".join(sorted(runs)[:MAX_RUNS_NAMED])
+    raise Misused(f"{several.replace('{}', str(len(runs)))}: {listed}{more}; be more specific")

@@ -1,4 +1,4 @@
-"""What a run has tried: `steer tree` shows its branches, `steer compare` puts branches and runs beside each other."""
+"""`steer tree` and `steer compare`: show the branches and forks of a run, and compare them."""
 
 from typing import Annotated, Any
 
@@ -15,27 +15,28 @@ from control_plane.lineage import depths
 
 INDENT = "   "
 MAX_CHANGES_SHOWN = 6
-"""The newest of a branch's changes; `steer journal` has them all."""
+"""Most changes of a branch that `steer tree` prints; `steer journal` has all of them."""
 
 
 def tree(run: looking.Run = None, as_json: looking.AsJson = False) -> None:
-    """Show a run's branches: where each began, with what, how far it came, its best loss. `*` marks the head."""
+    """Show the branches and forks of a run: origin, changes, last step, best loss. `*` marks the head branch."""
     with connect() as client:
         found = client.tree(any_run(client, run))
     tell(*([ascii_json(found.model_dump_json())] if as_json else describe(found)))
 
 
 def describe(found: RunTree) -> list[str]:
-    """A tree in lines."""
+    """Format a run's tree as lines."""
     lines = [f"{found.run}  {found.status}{_parentage(found)}"]
-    depth = depths(each.branch for each in found.branches)
-    for each in found.branches:
-        lines += [f"{INDENT * depth[each.branch.branch]}{line}" for line in _branch(each)]
+    depth = depths(branch.branch for branch in found.branches)
+    for branch in found.branches:
+        name = branch.branch.branch
+        lines += [f"{INDENT * depth[name]}{line}" for line in _branch(branch)]
         for child in found.children:
-            if child.parent is not None and child.parent.branch == each.branch.branch:
-                where = f"at step {child.parent.step}" if child.parent.kind == "fork" else "from the beginning"
-                told = f"> {child.parent.kind} {child.run} {where}: {child.status}, step {child.step}"
-                lines.append(f"{INDENT * (depth[each.branch.branch] + 1)}{told}")
+            if child.parent is not None and child.parent.branch == name:
+                where = f"at step {child.parent.step}" if child.parent.kind == "fork" else "from the start"
+                described = f"> {child.parent.kind} {child.run} {where}: {child.status}, step {child.step}"
+                lines.append(f"{INDENT * (depth[name] + 1)}{described}")
     return lines
 
 
@@ -44,20 +45,20 @@ def _parentage(found: RunTree) -> str:
     if parent is None:
         return ""
     if parent.kind == "replay":
-        return f", does again what {parent.run} did"
+        return f", a replay of {parent.run}"
     return f", a fork of {parent.run}:{parent.branch} at step {parent.step} ({parent.checkpoint})"
 
 
 def _branch(found: TreeBranch) -> list[str]:
     view = found.branch
-    told = [f"{'*' if view.head else '-'} {view.branch}", _reach(view)]
-    told += [f"newest {view.newest_checkpoint}"] if view.newest_checkpoint else ["no checkpoint of its own"]
-    told += [f"best {found.best.name} {found.best.value:.4g} at step {found.best.step}"] if found.best else []
-    lines = ["  ".join(told)]
-    lines += [f"    began with {', '.join(view.first)}"] if view.first else []
+    cells = [f"{'*' if view.head else '-'} {view.branch}", _reach(view)]
+    cells += [f"latest {view.newest_checkpoint}"] if view.newest_checkpoint else ["no checkpoint of its own"]
+    cells += [f"best {found.best.name} {found.best.value:.4g} at step {found.best.step}"] if found.best else []
+    lines = ["  ".join(cells)]
+    lines += [f"    started with {', '.join(view.first)}"] if view.first else []
     older = len(found.changes) - MAX_CHANGES_SHOWN
     lines += [f"    {older} older changes"] if older > 0 else []
-    return lines + [f"    {change(each)}" for each in found.changes[-MAX_CHANGES_SHOWN:]]
+    return lines + [f"    {change(made)}" for made in found.changes[-MAX_CHANGES_SHOWN:]]
 
 
 def _reach(view: BranchView) -> str:
@@ -69,7 +70,7 @@ def _reach(view: BranchView) -> str:
 
 
 def change(done: Intervention) -> str:
-    """An intervention on one line: `step 45: lr x 0.5, by ann because 'too hot'`."""
+    """Format an intervention: `step 45: lr x 0.5, by ann because 'too hot'`."""
     reason = f" because {telling.clean(done.reason)!r}" if done.reason else ""
     return f"step {done.step}: {done.what}, by {done.author}{reason}"
 
@@ -77,13 +78,13 @@ def change(done: Intervention) -> str:
 def compare(
     sides: Annotated[
         list[str],
-        typer.Argument(metavar="A B...", help="RUN, RUN:BRANCH, RUN@STEP or RUN@CHECKPOINT: two or more of them."),
+        typer.Argument(metavar="A B...", help="Two or more of RUN, RUN:BRANCH, RUN@STEP, RUN@CHECKPOINT."),
     ],
     as_json: looking.AsJson = False,
 ) -> None:
-    """Put branches and runs beside each other, from the step where they part: knobs, commands, losses."""
+    """Compare branches and runs from their last common step: knobs, commands, losses."""
     if len(sides) < 2:
-        raise Misused("give two or more to compare, for example: steer compare RUN RUN:branch-2")
+        raise Misused("expected two or more runs or branches, for example: steer compare RUN RUN:branch-2")
     with connect() as client:
         found = client.compare([_with_run(client, side) for side in sides])
     if as_json:
@@ -94,11 +95,11 @@ def compare(
     looking.print_table(heads, rows(found))
     for side in found.sides:
         tell("", f"{side.name} (branch {side.branch}, step {side.step})")
-        tell(*([f"  {change(each)}" for each in side.interventions] or ["  no commands since then"]))
+        tell(*([f"  {change(made)}" for made in side.interventions] or ["  no commands since then"]))
 
 
 def _with_run(client: Any, side: str) -> str:
-    """The side with its run's whole id, where only the beginning or the end of it was given."""
+    """Return the side with the run's prefix or suffix replaced by its whole id."""
     run = side.replace("@", ":").split(":", 1)[0]
     return any_run(client, run) + side[len(run) :] if run else side
 

@@ -45,7 +45,10 @@ def test_adopt_takes_the_fork_s_newest_checkpoint_as_a_branch_and_goes_on_there(
     assert answer.exit_code == 0, answer.stderr
     assert answer.stdout.startswith("on branch branch-2 at step 9, ")
     assert f"adopt the newest checkpoint of {FORK} as branch-2" in answer.stderr
-    assert "the run keeps its own settings: training.max_steps = 100 (there 200)" in answer.stderr
+    assert (
+        "settings of the run that differ from the fork's are kept: training.max_steps = 100 (fork: 200)"
+        in answer.stderr
+    )
     snapshot = forked.call(forked.server.snapshot())
     assert [(view.what, view.command.reason) for view in snapshot.commands] == [
         (f"adopt the newest checkpoint of {FORK} as branch-2", "lowest loss"),
@@ -69,15 +72,15 @@ def test_adopt_takes_a_step_a_checkpoint_a_branch_or_part_of_a_name(
 
 
 REFUSED = [
-    ((RUN, "nowhere", "-y"), 3, f"'nowhere' is neither a branch of {RUN}, which has main, nor is there a run"),
+    ((RUN, "nowhere", "-y"), 3, f"'nowhere' is neither a branch of {RUN} (it has main) nor a run"),
     ((RUN, "stranger", "-y"), 5, "no run in common"),
     ((RUN, "untrained", "-y"), 3, "has no checkpoint to go on from"),
     ((RUN, f"{FORK}@8", "-y"), 3, "no checkpoint 'step:8'"),
     ((RUN, f"{FORK}:other", "-y"), 3, "no branch 'other'; it has main"),
     ((RUN, FORK, "-y", "--branch", "main"), 5, "has a branch 'main' already"),
-    ((RUN, FORK, "-y", "--branch", "Best!"), 2, "no name for a branch"),
-    ((RUN, "main", "-y", "--branch", "best"), 2, "leave --branch out"),
-    ((RUN, FORK), 2, "say -y"),
+    ((RUN, FORK, "-y", "--branch", "Best!"), 2, "not a valid branch name"),
+    ((RUN, "main", "-y", "--branch", "best"), 2, "remove --branch"),
+    ((RUN, FORK), 2, "confirm with --yes"),
     ((RUN, RUN, "-y"), 6, "has its own checkpoints already"),
 ]
 
@@ -94,7 +97,7 @@ def test_adopted_branch_to_which_nobody_went_is_told(forked: LiveGateway, steer:
     answer = steer("adopt", RUN, FORK, "-y", "--based-on", "1")
     assert answer.exit_code == 5
     assert "look again" in answer.stderr
-    assert f"branch branch-2 is there, and waits: steer switch {RUN} branch-2" in answer.stderr
+    assert f"branch branch-2 exists but is not trained yet: run steer switch {RUN} branch-2" in answer.stderr
     assert steer("switch", RUN, "branch-2", "-y").stdout.startswith("on branch branch-2 at step 9, ")
 
 
@@ -104,7 +107,7 @@ def test_adopt_by_a_run_that_has_ended_is_a_new_job_that_adopts_first(
     forked.call(forked.server.close("finished", None))
     answer = steer("adopt", RUN, FORK, "-y", "--reason", "lowest loss", "--json")
     assert answer.exit_code == 0, answer.stderr
-    assert f"run {RUN} has finished at step 4; submitting a new job that goes on from there" in answer.stderr
+    assert f"run {RUN} has finished at step 4; submitting a new job to continue from there" in answer.stderr
     (words, _) = json.loads(submitter.read_text())
     assert words[:4] == ["--resume", RUN, "--json", "--back"]
     command = json.loads(words[4])
@@ -129,5 +132,5 @@ def test_ended_run_goes_back_by_a_new_job(forked: LiveGateway, steer: Steer, sub
 def test_ended_run_does_not_go_back_at_a_later_step(forked: LiveGateway, steer: Steer, submitter: Path) -> None:
     forked.call(forked.server.close("stopped", None))
     answer = steer("rollback", RUN, "step:2", "-y", "--not-before", "5")
-    assert (answer.exit_code, "leave --not-before" in answer.stderr) == (2, True)
+    assert (answer.exit_code, "remove --not-before" in answer.stderr) == (2, True)
     assert not submitter.exists()

@@ -17,7 +17,7 @@ def test_second_autopilot_of_a_run_is_refused_at_its_start(
     with only_autopilot(tmp_path, RUN):
         answer = steer("agent", RUN, "--policy", "rule")
     assert answer.exit_code == Conflict.exit_code
-    assert f"another autopilot steers run {RUN}" in answer.stderr
+    assert f"another autopilot is already running on {RUN}" in answer.stderr
 
 
 def test_next_autopilot_and_one_of_another_run_may_steer(tmp_path: Path) -> None:
@@ -33,4 +33,4 @@ def test_home_that_cannot_hold_a_lock_is_said_and_stops_nobody(
     (tmp_path / "autopilots").write_text("a file in the way")
     with only_autopilot(tmp_path, "one"):
         pass
-    assert "cannot be told here" in capsys.readouterr().err
+    assert "cannot check for another autopilot" in capsys.readouterr().err

@@ -60,19 +60,19 @@ def test_switch_goes_back_to_the_branch_that_was_left(saved: LiveGateway, steer:
     [
         (("rollback", RUN, "step-9-g1", "-y"), 3, "it has step-2-g1 (early), step-4-g1"),
         (("rollback", RUN, "step:3", "-y"), 3, "no checkpoint 'step:3'"),
-        (("rollback", RUN, "step-", "-y"), 2, "2 checkpoints are meant by 'step-'"),
-        (("rollback", RUN, "early"), 2, "say -y"),
-        (("rollback", RUN, "early", "-y", "--branch", "Calm!"), 2, "no name for a branch"),
+        (("rollback", RUN, "step-", "-y"), 2, "'step-' matches 2 checkpoints"),
+        (("rollback", RUN, "early"), 2, "confirm with --yes"),
+        (("rollback", RUN, "early", "-y", "--branch", "Calm!"), 2, "not a valid branch name"),
         (("rollback", RUN, "early", "-y", "--branch", "main"), 5, "has a branch 'main' already"),
         (("rollback", RUN, "early", "-y", "--set", "lr=1e4"), 6, "less than or equal to 10"),
         (("rollback", RUN, "early", "-y", "--set", "lr"), 2, "not a number"),
         (("rollback", RUN, "early", "-y", "--set", "weigth_decay=1"), 3, "did you mean weight_decay?"),
         (("rollback", RUN, "early", "-y", "--set", "lr=1e-4", "--set", "lr=1e-5"), 2, "set twice"),
-        (("rollback", RUN, "early", "-y", "--hold"), 2, "--hold is for the learning rate"),
+        (("rollback", RUN, "early", "-y", "--hold"), 2, "--hold applies to the learning rate"),
         (("rollback", "a", "b", "c", "-y"), 2, "steer rollback RUN"),
         (("switch", RUN, "branch-7", "-y"), 3, "no branch 'branch-7'; it has main"),
         (("switch", RUN, "main", "-y"), 5, "on branch main already"),
-        (("switch", RUN, "main"), 2, "say -y"),
+        (("switch", RUN, "main"), 2, "confirm with --yes"),
         (("compare", RUN), 2, "two or more"),
         (("compare", RUN, f"{RUN}:nowhere"), 3, "no branch 'nowhere'; it has main"),
         (("compare", RUN, f"{RUN}@99"), 3, "has reached step 5"),
@@ -95,7 +95,7 @@ def test_rollback_whose_trainers_do_not_come_says_so(idle_gateway: LiveGateway, 
     idle_gateway.call(save(server, 2))
     idle_gateway.call(server.end_generation(1, "failed", 7, "out of memory"))
     answer = steer("rollback", RUN, "step-2-g1", "-y", "--timeout", "0.3")
-    assert "no trainers have begun there" in answer.stderr
+    assert "no trainer started there" in answer.stderr
     assert (answer.exit_code, answer.stdout) == (124, "")
 
 
@@ -105,9 +105,9 @@ def test_tree_shows_branches_their_changes_and_best_losses(saved: LiveGateway, s
     saved.call(measure(saved.server, 2, {3: 3.9, 4: 2.0}))
     assert steer("tree", RUN).stdout.splitlines() == [
         f"{RUN}  running",
-        "- main  to step 7  newest step-4-g1  best eval_loss 2.5 at step 5",
+        "- main  to step 7  latest step-4-g1  best eval_loss 2.5 at step 5",
         "   * branch-2  from step 2 of main to step 7  no checkpoint of its own  best loss 2 at step 4",
-        "       began with lr = 0.0001",
+        "       started with lr = 0.0001",
         "       step 7: weight_decay = 0.2, by test-operator because 'overfits'",
     ]
     told = json.loads(steer("tree", RUN, "--json").stdout)

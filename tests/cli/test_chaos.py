@@ -71,5 +71,5 @@ def test_a_rank_is_not_touched_while_no_cluster_is_up(
 
 def test_partition_says_what_it_really_does(steer: Steer) -> None:
     told = " ".join(steer("chaos", "partition", "--help").stdout.split())
-    assert "Its network is not cut" in told
+    assert "Simulate a network partition" in told
     assert "SIGSTOP" in told

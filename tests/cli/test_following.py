@@ -72,7 +72,7 @@ def test_follow_plain_writes_every_five_seconds_and_at_the_end() -> None:
 def test_follow_outlives_a_gateway_that_comes_back() -> None:
     away = Unavailable("nobody answers")
     written, last = followed(Script([snapshot(1), away, away, snapshot(100, "finished")]))
-    assert written.count("(nobody answers; trying again)") == 2
+    assert written.count("(nobody answers; retrying)") == 2
     assert last.step == 100
 
 
@@ -123,7 +123,7 @@ def test_duration_is_short(seconds: float, text: str) -> None:
 def test_what_is_left_out_is_said_once_at_the_end_and_not_in_every_line() -> None:
     with_a_tail = snapshot(40, facts={"samples_left_out": 7})
     assert "left out" not in progress_line(with_a_tail)
-    assert summary(with_a_tail)[-1] == "left out: 7 samples of each epoch, which fill no global batch"
+    assert summary(with_a_tail)[-1] == "left out: 7 samples per epoch that do not fill a global batch"
 
 
 def test_what_is_not_exact_after_a_failure_is_shown_by_name() -> None:

@@ -103,7 +103,7 @@ def test_export_is_imported_elsewhere_with_the_differences_stated(
     monkeypatch.setenv("STEERWAY_HOME", str(tmp_path / "elsewhere"))
     checked = steer("journal", "import", "run-1.steer.zip", "--check")
     assert (checked.exit_code, (tmp_path / "elsewhere").exists()) == (0, False)
-    assert "no difference in versions and hardware" in checked.stdout
+    assert "versions and hardware are the same" in checked.stdout
     told = json.loads(steer("journal", "import", "run-1.steer.zip", "--json").stdout)
     assert told == {
         "run": "run-1",
@@ -126,8 +126,8 @@ def test_export_says_what_was_left_out_and_what_is_in_it_all_the_same(home: Path
     journal.append([RunClosed(ending="failed", reason="HF_TOKEN=hf_A1 is refused")], NOW)
     journal.close()
     said = steer("journal", "export", "run-1").stderr.splitlines()
-    assert said[0] == "steer: config.yaml: the value of workload.args[1] looks like a secret and was left out"
-    assert said[1].startswith("steer: journal: record 4 holds what looks like a secret, and is exported as it is")
+    assert said[0] == "steer: config.yaml: removed the value of workload.args[1], which looks like a secret"
+    assert said[1].startswith("steer: journal: record 4 contains what looks like a secret and is exported unchanged")
 
 
 def test_export_of_a_damaged_journal_exits_with_one_and_leaves_no_file(
@@ -158,6 +158,9 @@ def test_import_says_which_script_the_run_would_start(home: Path, steer: Steer) 
     (home / "runs" / "run-1" / "config.yaml").write_bytes(config)
     steer("journal", "export", "run-1")
     shown = steer("journal", "import", "run-1.steer.zip", "--check").stdout
-    assert "would start  the script /opt/train.py with the arguments --lr '1 [2K' 3; nothing of it runs" in shown
+    assert (
+        "would start  the script /opt/train.py with the arguments --lr '1 [2K' 3; it only runs here with --trust"
+        in shown
+    )
     told = json.loads(steer("journal", "import", "run-1.steer.zip", "--run", "again", "--json").stdout)
     assert told["would_start"].startswith("the script /opt/train.py with")

@@ -17,7 +17,7 @@ def test_status_of_a_recovering_run_says_who_was_lost(idle_gateway: LiveGateway,
     idle_gateway.call(lose(idle_gateway.server))
     shown = steer("status").stdout.splitlines()
     assert "status      recovering" in shown
-    assert any(line.startswith(f"lost        {LOST}") for line in shown)
+    assert any(line.startswith(f"failure     {LOST}") for line in shown)
     assert any(line.strip() == "recovering: new trainers have not started yet" for line in shown)
 
 

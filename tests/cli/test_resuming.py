@@ -81,7 +81,7 @@ def test_resume_with_no_run_active_asks_for_a_name(gateway: LiveGateway, steer: 
     gateway.call(gateway.server.close("failed", None))
     answer = steer("resume")
     assert answer.exit_code == 3
-    assert "name the one that shall go on" in answer.stderr
+    assert "name the run to restart" in answer.stderr
     assert not submitter.exists()
 
 
@@ -93,7 +93,7 @@ def test_resume_of_a_run_without_a_job_submits_one(
         monkeypatch.setenv("STEERWAY_DASHBOARD_PORT", str(port))
         answer = steer("resume", RUN)
     assert answer.exit_code == 0
-    assert "no Ray job executes it" in answer.stderr
+    assert "its Ray job is gone" in answer.stderr
     assert json.loads(submitter.read_text())[0] == ["--resume", RUN]
 
 
@@ -145,7 +145,7 @@ def test_run_that_was_heard_lately_is_not_given_another_job(idle_gateway: LiveGa
         where = settings(dashboard_port=port)
         assert needs_a_job(seen, where) is None
         silent = seen.model_copy(update={"progress_age_s": 60.0})
-        assert "no Ray job executes it" in (needs_a_job(silent, where) or "")
+        assert "its Ray job is gone" in (needs_a_job(silent, where) or "")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_job_watch_calls_a_run_dead_after_a_while_and_only_without_a_later_job()
         watch = JobWatch(settings(dashboard_port=port), RUN, clock)
         assert watch.dead(snapshot(1)) is None
         clock.sleep(GRACE_S)
-        assert "has failed, but the run was never closed" in (watch.dead(snapshot(1)) or "")
+        assert "has ended (failed), but the run was never closed" in (watch.dead(snapshot(1)) or "")
         jobs[f"{RUN}-r2"] = "RUNNING"
         clock.sleep(GRACE_S)
         assert watch.dead(snapshot(1)) is None
