@@ -1,10 +1,10 @@
-"""The driver: Ray Train's worker group; one start is one generation.
+"""Driver of a run, the entry point of its Ray job: starts Ray Train's worker group; one start is one generation.
 
     python -m ray_jobs.launch RUN_FOLDER [--resume AUTHOR] [--back COMMAND]
 
-This is the entry point of the Ray job. It creates the run's control actor, starts the worker group, waits, and closes
-the run. A group that is lost is started again by Ray Train, for as long as the control server lets the trainers start
-(see `core.recovery`). The driver imports neither DeepSpeed nor the workload.
+It creates the run's control actor, starts the worker group, waits, and closes the run. Ray Train restarts a failed
+group for as long as the control server lets the trainers start (see `core.recovery`). The driver imports neither
+DeepSpeed nor the workload.
 """
 
 import argparse
@@ -46,23 +46,26 @@ from ray_jobs.turns import turn
 log = logging.getLogger("steerway.driver")
 
 LAST_WORDS_S = 1.0
-"""Those who watch a run hear of its end from its control server before that one is retired."""
+"""Delay before the control server is retired, so that clients that follow the run receive its end from it."""
 
 
 class RanksTrainer(TorchTrainer):
-    """Ray Train's, with `NoFarewell` before its callbacks, and without its datasets: ranks read their own data, and an
-    actor for those would be made, and import its libraries, at every start, while ranks are being restored."""
+    """Ray Train's TorchTrainer with `NoFarewell` as its first callback, and without its datasets callback.
+
+    Ranks read their own data; the callback would make an actor for datasets, and import its libraries, at every start,
+    while ranks are being restored.
+    """
 
     def _create_default_callbacks(self) -> list[Any]:
-        theirs: list[Any] = cast(Any, super())._create_default_callbacks()
-        return [NoFarewell(), *(each for each in theirs if not isinstance(each, DatasetsCallback))]
+        defaults: list[Any] = cast(Any, super())._create_default_callbacks()
+        return [NoFarewell(), *(callback for callback in defaults if not isinstance(callback, DatasetsCallback))]
 
 
 def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> int:
-    """Run the job. Answers the exit status: 0 if the training ended as it should, 1 if it failed.
+    """Run the job and return the exit status: 0 if the training finished or was stopped, 1 if it failed.
 
-    `resumed_by` says who has the run go on after its driver or its cluster was lost; `back` where: a rollback as JSON,
-    or an adoption, of which it then trains the branch.
+    `resumed_by` is the user who resumes the run after its driver or its cluster was lost. `back` is the command to
+    begin with, as JSON: a rollback, or an adoption, whose branch is then trained.
     """
     files = RunFiles(root)
     settings = own_config(files)
@@ -72,7 +75,7 @@ def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> 
         asyncio.run(_open(handle, resumed_by, Command.model_validate_json(back) if back else None))
     except Refused:
         if asyncio.run(handle.snapshot()).closed:
-            retire(files)  # it was only served to be asked
+            retire(files)  # it was only started for this request
         raise
     with turn(
         files.root.parent / ".turns", _needed(settings), ray.available_resources, ray.cluster_resources, _begins(files)
@@ -98,19 +101,19 @@ async def _open(handle: RayHandle, resumed_by: str | None, back: Command | None)
     try:
         await handle.submit(back)
     except Refused as refusal:
-        await handle.close("failed", f"the run could not go where it was to go on: {refusal.reason}")
+        await handle.close("failed", f"the run could not be resumed from that checkpoint: {refusal.reason}")
         raise
 
 
 def _needed(settings: run_config.RunConfig) -> dict[str, float]:
-    """What the fewest ranks that may start take."""
+    """Return the resources of the smallest number of ranks that may start."""
     least = settings.scaling.bounds[0]
     gpus = {"GPU": float(least)} if use_gpu(settings) else {}
     return {"CPU": least * float(settings.scaling.cpus_per_rank)} | gpus
 
 
 def _begins(files: RunFiles) -> Callable[[], bool]:
-    """Whether trainers have begun since now, by the run's journal."""
+    """Return a function that says whether, by the run's journal, trainers have begun since this call."""
     before = fold(journal.read(files.journal)).generation_number
 
     def begun() -> bool:
@@ -121,7 +124,7 @@ def _begins(files: RunFiles) -> Callable[[], bool]:
 
 
 def use_gpu(settings: run_config.RunConfig) -> bool:
-    """GPUs if the config says so, or if it leaves the choice and the cluster declares any."""
+    """Return whether ranks get GPUs: as the config says, or for `auto`, if the cluster declares any."""
     wanted = settings.scaling.use_gpu
     if wanted == "auto":
         return declares_gpus(known_nodes(), node_groups())
@@ -140,12 +143,12 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         placement_strategy=settings.scaling.placement.upper(),
         resources_per_worker={"CPU": settings.scaling.cpus_per_rank} | ({"GPU": 1} if gpu else {}),
     )
-    # Ray declares other classes here than those that it takes.
+    # Ray's annotations name other classes than those that it accepts.
     callbacks: list[Any] = [DeathWatch(str(files.root)), HelperStandsBy()]
     run_config_of_ray: Any = RunConfig(
         name=f"{files.run}-{time.time_ns():x}",
         storage_path=str(files.root / "ray_train"),
-        # Whether to go on is the control server's decision: it knows whether there was any progress.
+        # Whether to restart is the control server's decision: it knows whether there was any progress.
         failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1, max_preemption_failures=-1),
         callbacks=callbacks,
         worker_runtime_env={"env_vars": first_variables(settings) | worker_environment(accelerator, user_code_s)},
@@ -161,14 +164,14 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         trainer.fit()
     except Exception as error:
         if isinstance(getattr(error, "controller_failure", None), RunIsOver):
-            return "stopped", None  # it is closed already, with its own ending
+            return "stopped", None  # the run is closed already, with its own ending
         log.exception("the worker group failed")
         return "failed", _first_cause(error, redaction_of(files))
     return "finished", None
 
 
 def _first_cause(error: BaseException, redaction: Redaction) -> str:
-    """The workers' own complaint, without the layers around it."""
+    """Return the first worker's error message, without Ray's exceptions around it."""
     failures = getattr(error, "worker_failures", None)
     if failures:
         rank, failure = sorted(failures.items())[0]
@@ -178,7 +181,7 @@ def _first_cause(error: BaseException, redaction: Redaction) -> str:
 
 def _last_line(text: str) -> str:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "no reason was given"
+    return lines[-1] if lines else "the error has no message"
 
 
 async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> tuple[str, str | None]:

@@ -1,4 +1,4 @@
-"""How the monitors hear of each other: rank 0's in the middle, which judges, and the others around it, which obey.
+"""Star network of the ranks' monitors: the hub at rank 0 detects failures, the spokes at the other ranks report to it.
 
 Standard library only, see `rank_monitor`.
 """
@@ -16,45 +16,45 @@ from ray_jobs.verdict import Account, Verdict, judge
 
 CONNECT_EVERY_S = 1.0
 RANKS_A_TICK = 128
-"""So many may be heard and told in each tick; of more, every second one, and so on."""
+"""Up to so many ranks, messages are exchanged in each tick; up to twice as many, in every second tick, and so on."""
 
 MOST_TICKS = 6
-"""Never more seldom than so: silence means something after a few seconds."""
+"""Longest interval between messages: a missing heartbeat counts after a few seconds."""
 
 MOST_STRANGERS = 64
-"""So many connections may be open whose other end has not shown that it knows the token."""
+"""Limit of open connections that have not been authenticated with the token."""
 
 
 class Star:
-    """What all have in common: rank 0's monitor in the middle, the others around it."""
+    """Base class of the hub and the spokes: heartbeats, and the processes of known ranks."""
 
     def __init__(self, orders: Orders, ward: Ward, selector: selectors.BaseSelector) -> None:
         self._orders, self._ward, self._selector = orders, ward, selector
         self._machine = machine()
         self._places: dict[int, tuple[str, int, int]] = {}
-        # Something was heard that is not to wait for the next tick.
+        # A message was received that must not wait for the next tick.
         self.is_urgent = False
         self._ticks = 0
 
     def _is_time_to_tell(self) -> bool:
-        """Each tick; where there are many ranks, less often: rank 0's monitor hears and tells them all."""
+        """Return whether to send in this tick: less often with many ranks, since the hub exchanges with all of them."""
         self._ticks += 1
         return self._ticks % min(1 + self._orders.world_size // RANKS_A_TICK, MOST_TICKS) == 0
 
     def never_heard(self) -> list[int]:
-        """The ranks whose monitors have never been heard, by the one that should."""
+        """Return the ranks whose monitors have never reported to the hub; empty for a spoke."""
         return []
 
     def _about_mine(self) -> dict[str, Any]:
         place = (self._machine, self._orders.pid, self._ward.started)
         return {"account": asdict(self._ward.account), "place": place}
 
-    def _note_place(self, rank: int, told: dict[str, Any]) -> None:
-        name, pid, started = told["place"]
+    def _note_place(self, rank: int, message: dict[str, Any]) -> None:
+        name, pid, started = message["place"]
         self._places[rank] = (str(name), int(pid), int(started))
 
     def _checked(self, account: Account) -> Account:
-        """Where a monitor is silent, and its rank is on this machine: the rank need not be."""
+        """Return the account with its silence reset if the rank's process is alive on this machine."""
         name, pid, started = self._places.get(account.rank, ("", 0, 0))
         if account.unheard_s < self._orders.hang_after_s or not name or name != self._machine:
             return account
@@ -72,7 +72,7 @@ class Star:
 
 
 class Hub(Star):
-    """Rank 0's part: it hears all, judges, and tells the verdict."""
+    """Rank 0's end of the star: receives all reports, detects failures, and broadcasts the verdict."""
 
     def __init__(self, orders: Orders, ward: Ward, selector: selectors.BaseSelector, listener: socket.socket) -> None:
         super().__init__(orders, ward, selector)
@@ -83,7 +83,7 @@ class Hub(Star):
         selector.register(listener, selectors.EVENT_READ, self.accept)
 
     def accept(self) -> None:
-        """Somebody wants to talk."""
+        """Accept a connection, unless too many are not authenticated."""
         with contextlib.suppress(OSError):
             connection, _ = self._listener.accept()
             if sum(not wire.is_trusted for wire in self._wires) >= self._orders.world_size + MOST_STRANGERS:
@@ -97,18 +97,18 @@ class Hub(Star):
     def _hear(self, wire: Wire) -> None:
         try:
             wire.flush()
-            for told in wire.receive():
-                account = Account(**told["account"])
+            for message in wire.receive():
+                account = Account(**message["account"])
                 if account.rank in self._accounts:
                     self._accounts[account.rank] = replace(account, heard=True, unheard_s=0.0)
-                    self._note_place(account.rank, told)
+                    self._note_place(account.rank, message)
                     self.is_urgent |= account.stopped_s >= self._orders.hang_after_s
         except (Refused, TypeError, KeyError, ValueError):
             self._wires.remove(wire)
             self._drop(wire)
 
     def tick(self, tick_s: float) -> Verdict | None:
-        """Count, tell that this one is there, and judge."""
+        """Advance the clocks, send a heartbeat, and return a verdict if there is a failure."""
         for rank, account in self._accounts.items():
             self._accounts[rank] = self._checked(replace(account, unheard_s=account.unheard_s + tick_s))
         if self._is_time_to_tell():
@@ -116,11 +116,11 @@ class Hub(Star):
         return judge([self._ward.account, *self._accounts.values()], self._orders.bounds)
 
     def never_heard(self) -> list[int]:
-        """These are not watched by anybody but their own monitor, if that is there."""
+        """Return the ranks whose monitors have never reported: only their own monitors, if any, watch them."""
         return [account.rank for account in self._accounts.values() if not account.heard]
 
     def tell(self, message: dict[str, Any]) -> None:
-        """To all who are there."""
+        """Send a message to all connected monitors."""
         for wire in list(self._wires):
             try:
                 wire.say(message)
@@ -130,17 +130,17 @@ class Hub(Star):
 
 
 class Spoke(Star):
-    """Any other rank's part: it tells, and obeys. It judges by itself only when the middle is silent."""
+    """Another rank's end of the star: reports to the hub and takes its verdict; decides alone if the hub is silent."""
 
     def __init__(self, orders: Orders, ward: Ward, selector: selectors.BaseSelector) -> None:
         super().__init__(orders, ward, selector)
         self._wire: Wire | None = None
         self._since_s = CONNECT_EVERY_S
         self._hub = Account(0, heard=False)
-        self._told: Verdict | None = None
+        self._verdict: Verdict | None = None
 
     def tick(self, tick_s: float) -> Verdict | None:
-        """Count, tell, and answer what was decided."""
+        """Advance the clocks, report to the hub, and return the verdict, if there is one."""
         self._since_s += tick_s
         self._hub = self._checked(replace(self._hub, unheard_s=self._hub.unheard_s + tick_s))
         if self._wire is None and self._since_s >= CONNECT_EVERY_S:
@@ -150,12 +150,12 @@ class Spoke(Star):
         if self._wire is not None and (self._is_time_to_tell() or is_grave or not self._wire.is_open):
             self._tell(self._wire)
         is_alone = self._hub.unheard_s >= self._orders.hang_after_s or self._hub.over
-        if self._told is None and is_alone:
+        if self._verdict is None and is_alone:
             return judge([self._ward.account, self._hub], self._orders.bounds)
-        return self._told
+        return self._verdict
 
     def _tell(self, wire: Wire) -> None:
-        """To rank 0's; first of all the nonce, and nothing else until its own is known."""
+        """Report to the hub; only the nonce until the hub's nonce is known."""
         try:
             if wire.is_open:
                 wire.say(self._about_mine())
@@ -166,12 +166,12 @@ class Spoke(Star):
 
     def _connect(self) -> None:
         try:
-            found = socket.getaddrinfo(self._orders.address, self._orders.port, type=socket.SOCK_STREAM)
-            connection = socket.socket(found[0][0], socket.SOCK_STREAM)
+            addresses = socket.getaddrinfo(self._orders.address, self._orders.port, type=socket.SOCK_STREAM)
+            connection = socket.socket(addresses[0][0], socket.SOCK_STREAM)
         except OSError:
             return
         connection.setblocking(False)
-        connection.connect_ex(found[0][4])
+        connection.connect_ex(addresses[0][4])
         self._wire = Wire(connection, self._orders.token, is_hub=False)
         self._selector.register(connection, selectors.EVENT_READ, self._hear)
 
@@ -180,12 +180,12 @@ class Spoke(Star):
             return
         try:
             self._wire.flush()
-            for told in self._wire.receive():
-                if "verdict" in told:
-                    self._told, self.is_urgent = verdict_of(told["verdict"]), True
+            for message in self._wire.receive():
+                if "verdict" in message:
+                    self._verdict, self.is_urgent = verdict_of(message["verdict"]), True
                 else:
-                    self._hub = replace(Account(**told["account"]), rank=0, heard=True, unheard_s=0.0)
-                    self._note_place(0, told)
+                    self._hub = replace(Account(**message["account"]), rank=0, heard=True, unheard_s=0.0)
+                    self._note_place(0, message)
         except (Refused, TypeError, KeyError, ValueError):
             self._lose()
 
@@ -195,6 +195,6 @@ class Spoke(Star):
             self._drop(wire)
 
 
-def verdict_of(told: dict[str, Any]) -> Verdict:
-    """As it was sent."""
-    return Verdict(told["kind"], tuple(told["ranks"]), str(told["phase"]), str(told["reason"]))
+def verdict_of(message: dict[str, Any]) -> Verdict:
+    """Parse a verdict that another monitor has sent."""
+    return Verdict(message["kind"], tuple(message["ranks"]), str(message["phase"]), str(message["reason"]))

@@ -1,4 +1,4 @@
-"""One rank as its monitor knows it: what the kernel shows of the process, and what its threads say of themselves.
+"""State of one rank as its monitor sees it: from /proc, and from the reports of the rank's watchdog thread.
 
 Standard library only, see `rank_monitor`.
 """
@@ -17,14 +17,14 @@ from ray_jobs.rank_processes import Offspring, is_same, status_of
 from ray_jobs.verdict import Account, Bounds, Verdict
 
 STALE_AFTER_S = 2.0
-"""Without a word of the rank's threads for so long, it is not known where it is: Python's lock is held."""
+"""After so long without a report of the rank's watchdog thread its position is unknown: the GIL is held."""
 
 LOOK_AFTER_CHILDREN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Orders:
-    """What a rank tells its monitor first. `signal` is what has its stacks written, if anything does."""
+    """Settings that a rank sends to its monitor first. `signal`, if any, makes the rank write its stacks."""
 
     rank: int
     world_size: int
@@ -43,12 +43,12 @@ class Orders:
 
     @property
     def bounds(self) -> Bounds:
-        """For the verdict."""
+        """Time limits for failure detection."""
         return Bounds(self.hang_after_s, self.user_code_s, self.deadlock_s)
 
 
 class Ward:
-    """The rank, as its monitor knows it."""
+    """State of the monitored rank."""
 
     def __init__(self, orders: Orders, dump: int) -> None:
         self._orders, self._dump = orders, dump
@@ -58,49 +58,49 @@ class Ward:
         self.offspring = Offspring(orders.pid, status.session if status else 0)
         self.is_stopped = False
         self._progress: tuple[Any, ...] = ()
-        self._told_s = self._looked_s = 0.0
+        self._unreported_s = self._looked_s = 0.0
         self._has_asked = False
 
-    def hear(self, told: dict[str, Any]) -> None:
-        """A word of the rank's threads."""
-        if "child" in told:
-            self.offspring.add(int(told["child"]))
+    def hear(self, report: dict[str, Any]) -> None:
+        """Take in a report of the rank's watchdog thread, or of a process that it has forked."""
+        if "child" in report:
+            self.offspring.add(int(report["child"]))
             return
-        progress = (told["beats"], told["made"], told["phase"])
+        progress = (report["beats"], report["made"], report["phase"])
         same = progress == self._progress
         account = self.account
-        self._progress, self._told_s = progress, 0.0
+        self._progress, self._unreported_s = progress, 0.0
         self.account = replace(
             account,
-            phase=str(told["phase"]),
-            over=account.over or bool(told["over"]),
+            phase=str(report["phase"]),
+            over=account.over or bool(report["over"]),
             quiet_s=account.quiet_s if same else 0.0,
-            inside_s=account.inside_s if same and told["waits"] == account.waits else 0.0,
-            waits=told["waits"],
-            slowest_step_s=float(told["slowest_step_s"]),
-            at=str(told["at"]),
+            inside_s=account.inside_s if same and report["waits"] == account.waits else 0.0,
+            waits=report["waits"],
+            slowest_step_s=float(report["slowest_step_s"]),
+            at=str(report["at"]),
         )
 
     def tick(self, tick_s: float) -> None:
-        """Look at the process, and count."""
+        """Read the state of the process and advance the clocks."""
         orders, account = self._orders, self.account
         try:
             status = status_of(orders.pid)
         except OSError:
-            return  # nothing is known, which is nobody's death
+            return  # unknown, which is not a failure
         if status is None or status.started != self.started:
             self.account = replace(account, gone_s=account.gone_s + max(tick_s, 1e-3))
             return
         self.is_stopped = status.is_stopped
-        self._told_s += tick_s
-        is_known = self._told_s < STALE_AFTER_S
+        self._unreported_s += tick_s
+        is_known = self._unreported_s < STALE_AFTER_S
         self.account = replace(
             account,
             quiet_s=account.quiet_s + tick_s,
             stopped_s=account.stopped_s + tick_s if status.is_stopped else 0.0,
             inside_s=account.inside_s + tick_s if is_known and account.waits else 0.0,
             waits=account.waits if is_known else "",
-            at=account.at if is_known else self._asked(),
+            at=account.at if is_known else self._dumped_line(),
         )
         self._looked_s += tick_s
         if self._looked_s >= LOOK_AFTER_CHILDREN_S:
@@ -108,13 +108,13 @@ class Ward:
             with contextlib.suppress(OSError):
                 self.offspring.look()
 
-    def _asked(self) -> str:
-        """The line in which the lock is held. Asked for once, and only when that is about to be the verdict."""
+    def _dumped_line(self) -> str:
+        """Return the line in which the GIL is held. Requests a stack dump once, shortly before the timeout."""
         orders = self._orders
         soon = self.account.quiet_s >= orders.user_code_s - 4 * orders.tick_s
         if orders.signal is None or not soon:
             return ""
-        from ray_jobs.stacks import parse_dump  # here, where it is wanted: it imports as much as all the rest
+        from ray_jobs.stacks import parse_dump  # imported late: it imports as much as all the rest
 
         if not self._has_asked:
             self._has_asked = True
@@ -126,7 +126,7 @@ class Ward:
         return parse_dump(text, orders.thread)
 
     def end(self, verdict: Verdict) -> None:
-        """Kill it, and say why where the driver finds it."""
+        """Write the exit reason for the driver, and kill the rank."""
         if not is_same(self._orders.pid, self.started):
             return
         write_last_words(Path(self._orders.last_words), self._orders.pid, verdict)
@@ -135,8 +135,8 @@ class Ward:
 
 
 def write_last_words(path: Path, pid: int, verdict: Verdict) -> None:
-    """Why a rank was ended, for whoever finds it dead."""
-    words = {
+    """Write the exit reason of a rank that is terminated, for the failure reporter."""
+    content = {
         "pid": pid,
         "reason": verdict.reason,
         "time_s": time.time(),
@@ -145,4 +145,4 @@ def write_last_words(path: Path, pid: int, verdict: Verdict) -> None:
         "ranks": list(verdict.ranks),
     }
     with contextlib.suppress(OSError):
-        write_file(path, json.dumps(words))
+        write_file(path, json.dumps(content))

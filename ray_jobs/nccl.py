@@ -1,8 +1,8 @@
-"""NCCL's own watchdog waits longer than ours, which knows why a rank is blocked.
+"""Timeouts of PyTorch's NCCL watchdog, which is set to wait longer than Steerway's own.
 
-Two threads may end a rank whose collective does not end. Ours (see `watchdog`) says which rank was silent, where the
-driver finds it. PyTorch's says only which collective timed out; it would be first in a long start or end, and then the
-run's reason would be lost. So PyTorch's is the second line: for a process in which even our thread cannot run.
+Two watchdogs may terminate a rank whose collective does not end. Ours (see `watchdog`) reports which rank was silent
+to the driver. PyTorch's reports only which collective timed out; if it were first, the run's failure reason would be
+lost. So PyTorch's is the fallback, for a process in which even our thread cannot run.
 
 Names and meanings read in torch 2.13, `ProcessGroupNCCL.hpp`.
 """
@@ -10,29 +10,31 @@ Names and meanings read in torch 2.13, `ProcessGroupNCCL.hpp`.
 from ray_jobs.verdict import USER_CODE_S
 
 MARGIN_S = 300.0
-"""Between the two: time for our watchdog's tick, its last words, and Ray's end of the other ranks."""
+"""Margin between the two: time for our watchdog to detect, to write the exit reason, and for Ray to end all ranks."""
 
 
 def collective_timeout_s(user_code_s: float = USER_CODE_S) -> int:
-    """For the process group: how long a collective may take, of NCCL or gloo, before PyTorch ends the rank. Above all
-    that ours waits for, but one: a deadlock in a training whose steps take longer than a hundred seconds or so."""
+    """Return the timeout of process groups, of NCCL or gloo, after which PyTorch ends the rank.
+
+    Longer than all timeouts of our watchdog but one: a deadlock in a training whose steps take more than about 100 s.
+    """
     return int(user_code_s + MARGIN_S)
 
 
 def nccl_environment(user_code_s: float = USER_CODE_S) -> dict[str, str]:
-    """What must be in a rank's environment before its process group is made; values that are there already give way.
+    """Return the NCCL variables for a rank's environment, which replace existing values.
 
-    Ray Train makes the group before any code of a rank runs, so that these come with the workers' environment.
+    Ray Train makes the process group before any code of a rank runs, so these are set in the workers' environment.
     """
     return {
         # 3 (SkipCleanUp), PyTorch's default: end the process, and do not abort communicators first, which may hang as
-        # well. Ray Train would set 1 where it is not set. 0 would leave a broken link unnoticed.
+        # well. Ray Train sets 1 by default. 0 would leave a broken link unnoticed.
         "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",
-        # With 1 a wait blocks the thread and raises in it: a rank would end with a traceback of the collective's.
+        # With 1 a wait blocks the thread and raises in it: a rank would end with a traceback of the collective.
         "TORCH_NCCL_BLOCKING_WAIT": "0",
         # A thread that ends the process when PyTorch's watchdog itself is stuck, by default after 8 minutes.
         "TORCH_NCCL_ENABLE_MONITORING": "1",
         "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": str(collective_timeout_s(user_code_s)),
-        # One rank's error would end the others through the store before they are told why.
+        # One rank's error would end the others through the store before they get the reason.
         "TORCH_NCCL_PROPAGATE_ERROR": "0",
     }

@@ -1,4 +1,4 @@
-"""The one way from a run's folder to a job: its config, if this installation made it or somebody trusts it."""
+"""Trusted configs: only a config that this installation has signed is run as a job."""
 
 from control_plane import telling
 from control_plane.config_text import from_yaml
@@ -10,14 +10,14 @@ from ray_jobs.config import RunConfig
 
 
 def own_config(files: RunFiles) -> RunConfig:
-    """The config of a run that is to be started, forked or replayed. Raises what `check_own` does, and `Invalid`."""
+    """Return the config of a run that is to be started, forked or replayed. Raises as `check_own`, and `Invalid`."""
     return RunConfig.from_yaml(check_own(files), str(files.config))
 
 
 def check_own(files: RunFiles) -> str:
-    """The text of a run's config, if this installation signed it.
+    """Return the text of a run's config if this installation has signed it.
 
-    Raises `Refused` for a run of elsewhere, with what a job of it would run; `Damaged`, `Invalid` if it cannot be read.
+    Raises `Refused` otherwise, with the command that a job would run; `Damaged`, `Invalid` if it cannot be read.
     """
     text = signed_config(files)
     if text is not None:
@@ -25,12 +25,12 @@ def check_own(files: RunFiles) -> str:
     would = telling.what_starts(from_yaml(files.config.read_text(), str(files.config)))
     raise Refused(
         f"run {files.run} {telling.clean(whence(files))}; a job of it would run, as you, {would}; if you know where it "
-        "comes from and mean that to run, say --trust"
+        "comes from and want to run that, add --trust"
     )
 
 
 def trust(files: RunFiles) -> None:
-    """Take a run of elsewhere for one's own: its config, and its checkpoints, whose hashes are compared first.
+    """Sign another installation's run: its config, and its checkpoints, after verifying their hashes.
 
     Raises `Damaged` for a checkpoint that does not verify, `Unavailable` if the disk fails.
     """

@@ -1,16 +1,16 @@
-"""The process beside each rank: it sees what the rank cannot say itself, tells rank 0's, and ends what is to end.
+"""Monitor process beside each rank: detects failures that the rank cannot report itself, and terminates the rank.
 
-    rank     -- socket pair -->  its monitor   what goes on, twice a second; and its forks, when they begin
-    monitor  -- TCP, signed -->  rank 0's      what is known of the rank (`verdict.Account`), four times a second
-    rank 0's -- TCP, signed -->  all           that it is there; the verdict, if there is one
-    monitor  -- socket pair -->  its rank      the same, so that the rank says its last words and ends
+    rank     -- socket pair -->  its monitor   progress reports, twice a second; and its forks, when they begin
+    monitor  -- TCP, signed -->  rank 0's      the state of the rank (`verdict.Account`), four times a second
+    rank 0's -- TCP, signed -->  all           heartbeats; the verdict, if there is one
+    monitor  -- socket pair -->  its rank      the same, so that the rank writes its exit reason and ends
 
-A thread of the rank cannot do this: it stands still when the rank is stopped, and also when the rank is merely busy in
-a C call that holds Python's lock. The kernel tells the two apart. Whoever does not end when told to, being stopped or
-busy, is killed. A monitor has a session of its own, imports the standard library only, and never outlives its rank by
-more than seconds. One that dies alone is started again; one that is missing is no death (see `verdict`).
+A thread of the rank cannot do this: it does not run while the rank is stopped, nor while the rank is merely busy in a C
+call that holds the GIL. The kernel tells the two apart. A rank that does not end on a verdict, being stopped or busy,
+is killed. A monitor has a session of its own, imports the standard library only, and never outlives its rank by more
+than seconds. If a monitor dies alone, it is started again; a missing monitor is not a failure (see `verdict`).
 
-Time is counted in ticks: when this process itself stands still, so does the count.
+Time is counted in ticks, so that no time passes while this process itself is stopped.
 """
 
 import contextlib
@@ -29,23 +29,23 @@ from ray_jobs.verdict import GONE_AFTER_S, Verdict
 
 MESSAGE_BYTES = 16384
 END_WITHIN_S = 2.0
-"""How long a rank has to end itself."""
+"""Time that a rank has to end itself before it is killed."""
 
 STOPPED_END_WITHIN_S = 0.2
-"""One that is stopped cannot; but the others are to say why they end before they see it go."""
+"""The same for a stopped rank, which cannot; but the others must write their exit reasons before they see it die."""
 
 ALL_HEARD_AFTER_S = 60.0
-"""By then every other monitor should have been heard once."""
+"""Time within which every other monitor should have reported once."""
 
 SAY_EVERY_S = 2.0
-"""How often the rank is told that its monitor is there."""
+"""Interval of heartbeats from a monitor to its rank."""
 
 LINGER_S = GONE_AFTER_S + 2.0
-"""How long a monitor goes on after its rank has died: long enough for the verdict to be made and told."""
+"""How long a monitor continues after its rank has died: long enough to make and send the verdict."""
 
 
 class Monitor:
-    """One rank's."""
+    """Monitor of one rank."""
 
     def __init__(self, orders: Orders, rank: socket.socket, dump: int, listener: socket.socket | None) -> None:
         self._orders, self._rank = orders, rank
@@ -65,7 +65,7 @@ class Monitor:
         self._abandoned_s = self._said_s = self._age_s = 0.0
 
     def run(self) -> None:
-        """Until the rank is gone and nothing is left to tell."""
+        """Watch the rank until it has ended and the verdict, if any, has been sent."""
         last_s = time.monotonic()
         while not self._is_left:
             due_s = last_s + self._orders.tick_s
@@ -73,7 +73,7 @@ class Monitor:
                 key.data()
             now_s = time.monotonic()
             if now_s >= due_s or (self._star.is_urgent and self._verdict is None):
-                # A tick that came late says that this process stood still, too: it proves nothing about the others.
+                # A late tick means that this process was stopped, too: it says nothing about the others.
                 self._tick(min(now_s - last_s, 2 * self._orders.tick_s))
                 last_s = now_s
 
@@ -83,9 +83,9 @@ class Monitor:
         if account.gone_s:
             self._end_what_is_left()
         self._star.is_urgent = False
-        found = self._star.tick(tick_s)
-        if self._verdict is None and found is not None:
-            self._begin_to_act(found)
+        verdict = self._star.tick(tick_s)
+        if self._verdict is None and verdict is not None:
+            self._begin_to_act(verdict)
         elif self._verdict is not None:
             self._acting_s += tick_s
             within_s = STOPPED_END_WITHIN_S if self._ward.is_stopped else END_WITHIN_S
@@ -110,7 +110,7 @@ class Monitor:
             self._say({"verdict": asdict(verdict)})
 
     def _end_what_is_left(self) -> None:
-        """Once. Not after the end of a training: what a script then leaves, it may have meant to leave."""
+        """Kill the rank's children, once. Not after the end of a training: a script may leave processes on purpose."""
         if self._has_ended_what_is_left:
             return
         self._has_ended_what_is_left = True
@@ -118,7 +118,7 @@ class Monitor:
             self._ward.offspring.end()
 
     def _look_again(self) -> None:
-        """The kernel says that the rank has ended: now, and not at the next tick."""
+        """Handle the end of the rank's process as soon as the kernel reports it."""
         for key in list(self._selector.get_map().values()):
             if isinstance(key.fileobj, int):
                 self._selector.unregister(key.fileobj)
@@ -128,16 +128,16 @@ class Monitor:
     def _hear_rank(self) -> None:
         try:
             while message := self._rank.recv(MESSAGE_BYTES):
-                told = json.loads(message)
-                if "leave" in told:
+                report = json.loads(message)
+                if "leave" in report:
                     self._is_left = True
                     return
-                self._ward.hear(told)
+                self._ward.hear(report)
         except BlockingIOError:
             return
         except (OSError, ValueError):
             pass
-        # Every copy of its end is closed: it is gone, which the tick will see, or has another monitor.
+        # Every copy of its end is closed: the rank has ended, which the next tick sees, or has another monitor.
         self._is_abandoned = True
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(self._rank)
@@ -148,15 +148,15 @@ class Monitor:
 
 
 def main(rank_file: int, dump: int, listener_file: int) -> None:
-    """Begin. The files are inherited; the first message of the rank says what for."""
+    """Run the monitor. The files are inherited descriptors; the rank's first message holds the `Orders`."""
     rank = socket.socket(fileno=rank_file)
     with contextlib.suppress(ValueError, OSError):
-        # Rank 0's has a connection to each of the others.
+        # Rank 0's monitor has a connection to each of the others.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    told = rank.recv(MESSAGE_BYTES)
-    if not told:
+    orders = rank.recv(MESSAGE_BYTES)
+    if not orders:
         return
     rank.setblocking(False)
     listener = socket.socket(fileno=listener_file) if listener_file >= 0 else None
-    Monitor(Orders(**json.loads(told)), rank, dump, listener).run()
+    Monitor(Orders(**json.loads(orders)), rank, dump, listener).run()

@@ -1,4 +1,4 @@
-"""Processes as Linux shows them in /proc: what state a rank is in, and what it has left behind.
+"""State and children of processes, read from Linux's /proc.
 
 Standard library only: the ranks' monitors, which import nothing else, use this.
 """
@@ -15,7 +15,7 @@ DEAD_STATES = "ZXx"
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """One process at one moment. `started` tells it from a later one of the same number."""
+    """State of a process. `started` distinguishes it from a later one with the same pid."""
 
     state: str
     parent: int
@@ -25,20 +25,20 @@ class Status:
 
     @property
     def is_stopped(self) -> bool:
-        """By a signal. Under a debugger ("t") somebody looks at it."""
+        """True if it is stopped by a signal. One that a debugger holds ("t") is not stopped in this sense."""
         return self.state == "T"
 
 
 def status_of(pid: int) -> Status | None:
-    """What it does; None if there is no such process, or it has ended and nobody has asked how.
+    """Return the state of a process; None if there is no such process, or it is a zombie.
 
-    Raises `OSError` if that cannot be said: no more files can be opened, say.
+    Raises `OSError` if the state cannot be read, such as when too many files are open.
     """
     try:
         content = Path(f"/proc/{pid}/stat").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return None
-    # Its name stands in brackets, and may hold any.
+    # The name stands in brackets, and may contain brackets.
     fields = content[content.rindex(b")") + 2 :].split()
     state = fields[0].decode()
     if state in DEAD_STATES:
@@ -48,13 +48,13 @@ def status_of(pid: int) -> Status | None:
 
 
 def is_same(pid: int, started: int) -> bool:
-    """Whether that very process lives."""
+    """Return whether the process with that start time is alive."""
     status = status_of(pid)
     return status is not None and status.started == started
 
 
 def machine() -> str:
-    """The same for processes that see each other's numbers, and reach each other by the loopback."""
+    """Return an identifier that is equal for processes that share pids and the loopback interface."""
     try:
         boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         return " ".join((boot, os.readlink("/proc/self/ns/pid"), os.readlink("/proc/self/ns/net")))
@@ -63,19 +63,19 @@ def machine() -> str:
 
 
 def children_of(pid: int) -> list[int]:
-    """Those that it, or one of its threads, has started."""
-    found: list[int] = []
+    """Return the pids of the children of all threads of a process."""
+    children: list[int] = []
     with contextlib.suppress(OSError):
         for thread in os.listdir(f"/proc/{pid}/task"):
             with contextlib.suppress(OSError):
-                found += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
-    return found
+                children += map(int, Path(f"/proc/{pid}/task/{thread}/children").read_text().split())
+    return children
 
 
 class Offspring:
-    """What a rank has started: what is in its session ends when the rank has died.
+    """Descendants of a rank in its session, which are killed when the rank has died.
 
-    A process that has begun a session of its own, as daemons do, was meant to outlive it.
+    A process with a session of its own, as daemons have, is left alone: it is meant to outlive the rank.
     """
 
     def __init__(self, pid: int, session: int) -> None:
@@ -83,7 +83,7 @@ class Offspring:
         self._known: dict[int, int] = {}
 
     def look(self) -> None:
-        """Take note of those that are there now, and theirs."""
+        """Update the known descendants."""
         known: dict[int, int] = {}
         todo = [self._pid]
         while todo:
@@ -92,16 +92,16 @@ class Offspring:
                 if status is not None and status.session == self._session and child not in known:
                     known[child] = status.started
                     todo.append(child)
-        # One that told of itself may have been forked since.
+        # Keeps those that `add` has registered since.
         self._known = {pid: at for pid, at in self._known.items() if is_same(pid, at)} | known
 
     def add(self, pid: int) -> None:
-        """One that has told of itself."""
+        """Register a forked process."""
         if status := status_of(pid):
             self._known[pid] = status.started
 
     def end(self) -> list[int]:
-        """Kill what is left; answers the pids."""
+        """Kill the remaining descendants and return their pids."""
         ended = []
         for pid, started in self._known.items():
             status = status_of(pid)

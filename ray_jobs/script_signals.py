@@ -1,12 +1,12 @@
-"""Signal handlers of a script that runs as a run: said and not installed, instead of an error that ends the script.
+"""Signal handlers of scripts: logged and ignored in a worker's thread, where Python cannot install them.
 
     with signals_in_a_thread():      # around the script, in the thread in which Ray runs it
         ...
 
-Python calls handlers in the main thread alone, and refuses to install them anywhere else. A script that asks for one
-to save before it is ended works by hand; as a run it needs none, since a run is stopped by `steer stop`, with a
-checkpoint, and goes on after a failure from its newest one. A time limit by SIGALRM would never come, or would end the
-process: it stays refused, with a sentence.
+Python calls handlers in the main thread only, and raises an error in any other. A script that installs a handler to
+save before it is ended works by hand; as a run it does not need it, since `steer stop` saves a checkpoint, and a failed
+run is restored from its latest one. A time limit by SIGALRM would have no effect, or would end the process: it still
+raises an error, with an explanation.
 """
 
 import logging
@@ -25,9 +25,9 @@ TIMERS = frozenset({signal.SIGALRM, signal.SIGVTALRM, signal.SIGPROF})
 
 @contextmanager
 def signals_in_a_thread() -> Iterator[None]:
-    """Inside, `signal.signal`, `alarm` and `setitimer` answer for threads other than the main one."""
-    theirs = signal.signal, signal.alarm, signal.setitimer
-    handlers = _Handlers(*theirs)
+    """Make `signal.signal`, `alarm` and `setitimer` callable in threads other than the main one, inside the context."""
+    originals = signal.signal, signal.alarm, signal.setitimer
+    handlers = _Handlers(*originals)
     signal.signal, signal.alarm, signal.setitimer = (
         handlers.signal,
         handlers.alarm,
@@ -36,38 +36,38 @@ def signals_in_a_thread() -> Iterator[None]:
     try:
         yield
     finally:
-        signal.signal, signal.alarm, signal.setitimer = theirs
+        signal.signal, signal.alarm, signal.setitimer = originals
 
 
 class _Handlers:
-    """What the script believes to have installed."""
+    """Replacements of the signal functions, and the handlers that the script has asked for."""
 
     def __init__(self, install: Any, alarm: Any, setitimer: Any) -> None:
         self._install, self._alarm, self._setitimer = install, alarm, setitimer
-        self._believed: dict[int, Any] = {}
-        self._told: set[str] = set()
+        self._requested: dict[int, Any] = {}
+        self._logged: set[str] = set()
 
     def signal(self, signalnum: int, handler: Any) -> Any:
-        """The handler before; in a thread nothing is installed, and the log says so once a place."""
+        """Return the previous handler; in a thread other than the main one, log once per line and install nothing."""
         if _in_the_main_thread():
             return self._install(signalnum, handler)
         number = signal.Signals(signalnum)
         if number in TIMERS:
             raise ValueError(_refused(f"signal.signal({number.name}, ...)"))
-        before = self._believed.get(number, signal.getsignal(number))
-        self._believed[number] = handler
-        told = (
+        before = self._requested.get(number, signal.getsignal(number))
+        self._requested[number] = handler
+        message = (
             f"the {number.name} handler of {_place()} is not installed: the script runs in a thread of a Ray worker, "
-            "where Python installs none. To end a run early use `steer stop`, which saves a checkpoint; what has to "
-            "happen at its end belongs after `train()`"
+            "where Python cannot install one. To end a run early use `steer stop`, which saves a checkpoint; put code "
+            "for the end of a run after `train()`"
         )
-        if told not in self._told:
-            self._told.add(told)
-            log.warning("%s", told)
+        if message not in self._logged:
+            self._logged.add(message)
+            log.warning("%s", message)
         return before
 
     def alarm(self, seconds: int, /) -> int:
-        """Refused in a thread, unless it ends an alarm that was never set."""
+        """Raise `ValueError` in a thread other than the main one, unless `seconds` is 0."""
         if _in_the_main_thread():
             return int(self._alarm(seconds))
         if seconds:
@@ -75,7 +75,7 @@ class _Handlers:
         return 0
 
     def setitimer(self, which: int, seconds: float, interval: float = 0.0, /) -> Any:
-        """Refused in a thread, unless it ends a timer that was never set."""
+        """Raise `ValueError` in a thread other than the main one, unless `seconds` is 0."""
         if _in_the_main_thread():
             return self._setitimer(which, seconds, interval)
         if seconds:
@@ -84,14 +84,14 @@ class _Handlers:
 
 
 def _in_the_main_thread() -> bool:
-    """A process that the script forks has its own: there signals work as ever."""
+    """Return whether this is the main thread, as it is in a process that the script has forked."""
     return threading.current_thread() is threading.main_thread()
 
 
 def _refused(call: str) -> str:
     return (
         f"{call} at {_place()}: a time limit by a signal cannot work in a run, where the script runs in a thread of a "
-        "Ray worker; measure the time in the script, or have the work done in a process of its own"
+        "Ray worker; measure the time in the script, or do the work in a process of its own"
     )
 
 

@@ -1,12 +1,12 @@
-"""Warm spares: worker processes that have imported everything, kept idle for the next start.
+"""Warm spares: idle worker processes that have imported all libraries, for a fast next start.
 
     keep_warm           in a rank: spares for the ranks, on every node
-    HelperStandsBy      in Ray Train's controller: a plain one beside it, for the actor that it makes at each start
+    HelperStandsBy      in Ray Train's controller: a plain one on its node, for the actor that it makes at each start
 
-A fresh rank spends most of its start-up on imports: seconds on a large machine, tens of seconds on a small one. Ray
-keeps idle worker processes, and hands one out to an actor with the same runtime environment; it can be asked to start
-some ahead of need (the raylet's `PrestartWorkers`). What a spare imports is said by a hook in that environment. All of
-this is an optimisation: where it fails, a start takes its time, and the log says so.
+A new rank spends most of its start-up on imports: seconds on a large machine, tens of seconds on a small one. Ray
+keeps idle worker processes, and hands one out to an actor with the same runtime environment; it can start some ahead of
+need (the raylet's `PrestartWorkers`). A hook in that environment names what a spare imports. All of this is an
+optimization: if it fails, a start takes longer, and the log says so.
 """
 
 import gc
@@ -25,12 +25,12 @@ from ray_jobs.verdict import USER_CODE_S
 log = logging.getLogger(__name__)
 
 HOOK = "ray_jobs.spares.preload"
-"""Run by Ray at the start of a worker process whose environment names it."""
+"""Setup hook that Ray runs at the start of a worker process whose environment names it."""
 
 PRELOADED = (
     "torch",
     "deepspeed",
-    # Looks with a compiler for what can be built, when it is first imported.
+    # Probes with a compiler for what can be built, when it is first imported.
     "deepspeed.ops",
     # Imported when an engine is built; drags in all of PyTorch's compiler.
     "deepspeed.runtime.zero.muon.original_muon",
@@ -47,33 +47,33 @@ PRELOADED = (
 )
 
 KEPT_FOR_S = 7 * 24 * 3600
-"""Ray ends idle workers after a while. A spare that is never needed costs its memory, until its run ends."""
+"""Longer than most runs: Ray would end idle workers earlier. An unused spare costs its memory until its run ends."""
 
 LOOK_FOR_NODES_EVERY_S = 5.0
 
 HELPER_AFTER_S = 10.0
-"""From the ranks' first line: by then they make steps."""
+"""Delay after the start of the ranks' training function: by then they make steps."""
 
 REQUEST_TIMEOUT_S = 10.0
 
 
 def preload() -> None:
-    """Import what every rank needs. Nothing here may touch a GPU: which one is this process's is not known yet."""
-    # PyTorch would otherwise ask the driver whether there is a GPU, and fix for good which ones it sees.
+    """Import the libraries of a rank. Nothing here may touch a GPU: this process has not been assigned one yet."""
+    # PyTorch would otherwise ask the CUDA driver whether there is a GPU, and fix the visible ones for good.
     os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")
     os.environ.setdefault("DS_ACCELERATOR", os.environ.get("STEERWAY_ACCELERATOR", "cpu"))
     for module in PRELOADED:
         try:
             importlib.import_module(module)
         except Exception:
-            log.exception("a spare could not import %s", module)
-    # Half a second for every search through a million objects of libraries, and a start makes several: they stay.
+            log.exception("a warm spare could not import %s", module)
+    # A collection over the million objects of the libraries takes half a second, and a start makes several.
     gc.collect()
     gc.freeze()
 
 
 def worker_environment(accelerator: str, user_code_s: float = USER_CODE_S) -> dict[str, str]:
-    """The environment of the ranks and of their spares; `accelerator` is DeepSpeed's name for it, `cpu` or `cuda`."""
+    """Return the environment of ranks and spares; `accelerator` is DeepSpeed's name for it, `cpu` or `cuda`."""
     from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
 
     ours = {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: HOOK, "STEERWAY_ACCELERATOR": accelerator}
@@ -81,10 +81,11 @@ def worker_environment(accelerator: str, user_code_s: float = USER_CODE_S) -> di
 
 
 def keep_warm(count: int, after_s: float) -> None:
-    """Have `count` idle workers like this one on every node that can take ranks, also on those that join later.
+    """Keep `count` idle workers like this one on every node that can run ranks, including nodes that join later.
 
-    Called in a worker: its spares get its own runtime environment, and belong to its own job. Works in the background,
-    for as long as this process lives; begins after `after_s`, for a start must not compete with its own spares.
+    To be called in a worker: its spares get its own runtime environment, and belong to its own job. Works in a
+    background thread, for as long as this process lives; begins after `after_s`, so that a start does not compete with
+    its own spares.
     """
     threading.Thread(target=_ask_every_node, args=(count, after_s), name="steerway-spares", daemon=True).start()
 
@@ -96,7 +97,7 @@ def _ask_every_node(count: int, after_s: float) -> None:
     time.sleep(after_s)
     while True:
         for node in ray.nodes():
-            # A node without CPUs, as a head often is, gets no ranks.
+            # A node without CPUs, as a head often is, runs no ranks.
             if node["NodeID"] in asked or not node["Alive"] or not node["Resources"].get("CPU"):
                 continue
             asked.add(node["NodeID"])
@@ -108,13 +109,13 @@ def _ask(node: dict[str, Any], count: int) -> None:
     try:
         _prestart(node, count)
     except Exception as error:
-        log.warning("no spares on %s: %s", node["NodeManagerAddress"], str(error).splitlines()[0])
+        log.warning("cannot start warm spares on %s: %s", node["NodeManagerAddress"], str(error).splitlines()[0])
     else:
-        log.info("%d spares asked for on node %s", count, node["NodeID"][:8])
+        log.info("requested %d warm spares on node %s", count, node["NodeID"][:8])
 
 
 def _prestart(node: dict[str, Any], count: int) -> None:
-    """Workers with the environment of this process, and of its job."""
+    """Request workers with the environment of this process, for its job."""
     import ray
     from ray._private.grpc_utils import init_grpc_channel
     from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc, runtime_environment_pb2
@@ -135,14 +136,14 @@ def _prestart(node: dict[str, Any], count: int) -> None:
 
 
 class HelperStandsBy(WorkerGroupCallback):
-    """A callback of Ray Train's: when the ranks train, have an idle worker ready for what their next start needs.
+    """Ray Train callback that requests an idle worker for the controller's own actor at the next start.
 
-    At each start the controller makes a `SynchronizationActor` on its own node. A process that has to be started for
-    it at that moment takes a core from the ranks that are being restored.
+    At each start the controller makes a `SynchronizationActor` on its own node. If a process had to be started for it
+    at that moment, it would take a core from the ranks that are being restored.
     """
 
     def after_worker_group_training_start(self, worker_group: Any) -> None:
-        """Ask for it beside the controller's event loop, once the ranks have begun."""
+        """Request it in a thread beside the controller's event loop, once the ranks have begun."""
         threading.Thread(target=_ask_for_a_helper, name="steerway-helper", daemon=True).start()
 
 

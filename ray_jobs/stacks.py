@@ -1,7 +1,7 @@
-"""Where a training thread is: in a collective, waiting for its GPU, or in user code, and in which line.
+"""Stack inspection of a training thread: whether it is in a collective, waits for its GPU or runs user code, and where.
 
-Asked from another thread, twice a second, without stopping it. Where Python's lock is held by a C call nobody can ask;
-then the line is written down by `faulthandler`, in a signal handler, when a monitor wants to know.
+Sampled from another thread, twice a second, without stopping it. While a C call holds the GIL no thread can sample;
+then a monitor has `faulthandler` write the line, in a signal handler.
 """
 
 import faulthandler
@@ -23,26 +23,26 @@ STANDARD = sysconfig.get_paths()["stdlib"]
 OURS = str(Path(__file__).parent)
 WAITING = re.compile(r"\b(wait|synchronize|barrier|monitored_barrier)\(|\bitem\(\)")
 NOT_THE_RANKS = ("checkpoint", "elastic", "launcher", "run.py", "fsdp", "pipelining")
-"""Parts of torch.distributed in which a thread writes files, or runs a model."""
+"""Parts of torch.distributed in which a thread does not wait for other ranks: it writes files, or runs a model."""
 
 MAX_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
 class Spot:
-    """Where a thread was when somebody looked. `at` is for people: the innermost line of the user's own code."""
+    """Sampled position of a thread. `at`, for messages: the innermost line of the user's own code."""
 
     waits: Waits
     at: str
 
 
 def _folder(package: str) -> str:
-    found = importlib.util.find_spec(package)
-    return str(Path(found.origin).parent) if found is not None and found.origin else f"no {package}"
+    spec = importlib.util.find_spec(package)
+    return str(Path(spec.origin).parent) if spec is not None and spec.origin else f"no {package}"
 
 
 class Stacks:
-    """Looks at one thread. `on_devices`: collectives are NCCL's, which are waited for on the GPU."""
+    """Sampler of one thread. `on_devices`: collectives are NCCL's, so that a thread waits for them on the GPU."""
 
     def __init__(self, thread: int, on_devices: bool) -> None:
         self._thread, self._on_devices = thread, on_devices
@@ -50,10 +50,10 @@ class Stacks:
         self._distributed = os.path.join(torch, "distributed") + os.sep
         self._deepspeed = _folder("deepspeed") + os.sep
         self._data = os.path.join(torch, "utils", "data") + os.sep
-        self._libraries = tuple(_folder(each) + os.sep for each in ("torch", "deepspeed", "accelerate", "transformers"))
+        self._libraries = tuple(_folder(name) + os.sep for name in ("torch", "deepspeed", "accelerate", "transformers"))
 
     def look(self) -> Spot:
-        """Where it is now."""
+        """Return the current position of the thread."""
         frame = sys._current_frames().get(self._thread)
         if frame is None:
             return Spot("", "")
@@ -75,14 +75,14 @@ class Stacks:
 
 
 def _is_wrapper(frame: FrameType) -> bool:
-    """What logs or times a call, and waits in it for nothing of its own."""
+    """Return whether a frame only logs or times a call, and does not wait itself."""
     return frame.f_code.co_filename.endswith(("c10d_logger.py", "contextlib.py"))
 
 
 def _told(innermost: FrameType) -> str:
     frames = list(_outwards(innermost))
-    theirs = next((each for each in frames if _is_users(each.f_code.co_filename)), None)
-    frame = theirs or innermost
+    of_the_user = next((frame for frame in frames if _is_users(frame.f_code.co_filename)), None)
+    frame = of_the_user or innermost
     return told_line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
@@ -93,13 +93,13 @@ def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
 
 
 def _is_users(path: str) -> bool:
-    """Neither Python's, nor a library's, nor ours."""
+    """Return whether a file is the user's: neither Python's, nor a library's, nor Steerway's."""
     inner = ("<", STANDARD, OURS)
     return not path.startswith(inner) and "site-packages" not in path and "dist-packages" not in path
 
 
 def told_line(path: str, line: int, name: str) -> str:
-    """One line of a stack, for people."""
+    """Format one line of a stack for a message."""
     return f"at {path}:{line} in {name}"[:MAX_CHARS]
 
 
@@ -107,20 +107,20 @@ FRAME = re.compile(r'^  File "(?P<path>[^"]*)", line (?P<line>\d+) in (?P<name>\
 
 
 def parse_dump(text: str, thread: int) -> str:
-    """The same as `Spot.at`, from what `faulthandler` has written of all threads; empty if the thread is not in it."""
+    """Return `Spot.at` of a thread from a dump of all threads by `faulthandler`; empty if the thread is not in it."""
     for block in text.split("\n\n"):
         if not re.match(rf"(Current thread|Thread) 0x0*{thread:x} ", block):
             continue
-        frames = [(each["path"], int(each["line"]), each["name"]) for each in FRAME.finditer(block)]
+        frames = [(frame["path"], int(frame["line"]), frame["name"]) for frame in FRAME.finditer(block)]
         if frames:
-            return told_line(*next((each for each in frames if _is_users(each[0])), frames[0]))
+            return told_line(*next((frame for frame in frames if _is_users(frame[0])), frames[0]))
     return ""
 
 
 def write_on_signal(file: int) -> int | None:
-    """From now on a signal has the stacks of all threads written into that file, also while the lock is held.
+    """Install a signal handler that writes the stacks of all threads into that file, even while the GIL is held.
 
-    Answers which signal, a real-time one that nobody handles, or None where there is none.
+    Returns the signal, a real-time one without another handler, or None if there is none.
     """
     caught = int(next(line.split()[1] for line in _status_lines() if line.startswith("SigCgt")), 16)
     for number in range(signal.SIGRTMIN + 6, signal.SIGRTMAX):

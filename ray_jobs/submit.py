@@ -1,9 +1,9 @@
-"""A config becomes a Ray job.
+"""Submission of runs as Ray jobs, and resumption of runs.
 
     python -m ray_jobs.submit configs/gpt2-local.yaml [key=value ...] [--run ID] [--json]
-    python -m ray_jobs.submit --resume RUN [--json]       a run goes on, on a brand-new cluster, too
+    python -m ray_jobs.submit --resume RUN [--json]       resume a run, on a new cluster too
 
-The config is checked and resolved before anything is started; the run's folder is made; the job is handed to Ray's
+The config is validated and resolved before anything is started; the run's folder is made; the job is submitted to Ray's
 Jobs API with the run's id as its submission id.
 """
 
@@ -45,7 +45,7 @@ from ray_jobs.own_config import check_own, own_config, trust
 
 
 def new_run_id(name: str) -> str:
-    """The config's name, the day, and enough chance to be unique."""
+    """Return a unique run id: the config's name, the day, and random digits."""
     stem = name[: 64 - len("-20260101-000000")]
     run = f"{stem}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
     assert RUN_ID.fullmatch(run), run
@@ -53,58 +53,57 @@ def new_run_id(name: str) -> str:
 
 
 def prepare(config: RunConfig, runs_dir: Path, run: str) -> RunFiles:
-    """Make the run's folder with its resolved config. Raises `Conflict` if there is such a run already."""
+    """Make the run's folder with its resolved config. Raises `Conflict` if the run exists already."""
     files = RunFiles(runs_dir / check_run_id(run))
     try:
         make_folder(files.root)
         files.logs.mkdir(mode=FOLDER_MODE, exist_ok=False)
     except FileExistsError:
-        raise Conflict(f"there is a run {run!r} already; choose another id") from None
+        raise Conflict(f"run {run!r} exists already; choose another id") from None
     write_file(files.config, config.to_yaml())
     sign_config(files)
     return files
 
 
 def author() -> str:
-    """Who asks: the name of the user of this machine."""
+    """Return the author of commands from this machine: the name of its user."""
     return getpass.getuser()
 
 
 def check(config: RunConfig) -> None:
-    """Refuse what cannot train, here, where the mistake was made. Raises `Invalid`."""
+    """Validate the config before it is submitted. Raises `Invalid`."""
     _check_training(config)
     _check_scaling(config)
 
 
 def _check_training(config: RunConfig) -> None:
-    """A few seconds here, where the mistake was made, instead of a minute later in a worker's log."""
+    """Check the training arguments: takes a few seconds, and saves an error in a worker's log a minute later."""
     if importlib.util.find_spec("transformers") is not None:
         check_training_keys(config)
 
 
 def _check_scaling(config: RunConfig) -> None:
-    """Refuse bounds with sizes that cannot share the global batch: Ray Train may choose any size within them."""
+    """Raise `Invalid` unless every size within the bounds divides the global batch: Ray Train may choose any."""
     least, most = config.scaling.bounds
     if least == most or isinstance(config.workload, ScriptWorkload):
         return
     micro = int(config.training.get("per_device_train_batch_size", DEFAULT_MICRO_BATCH))
     batch = micro * int(config.training.get("gradient_accumulation_steps", 1)) * config.scaling.ranks
-    can = sizes_that_can(batch, least, most)
-    if len(can) < most - least + 1:
-        told = ", ".join(map(str, can)) or "none"
+    possible = sizes_that_can(batch, least, most)
+    if len(possible) < most - least + 1:
         raise Invalid(
-            f"{config.name}: a global batch of {batch} samples cannot be shared evenly by every number of ranks from "
-            f"{least} to {most}; those that can: {told}"
+            f"{config.name}: a global batch of {batch} samples cannot be divided evenly among every number of ranks "
+            f"from {least} to {most}; possible numbers: {', '.join(map(str, possible)) or 'none'}"
         )
 
 
 def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back: str | None = None) -> str:
-    """Hand the run to Ray's Jobs API; answers the job's submission id.
+    """Submit the run to Ray's Jobs API and return the job's submission id.
 
     `back` is a command, as JSON, that takes a resumed run back to a checkpoint before its trainers begin.
 
-    Raises `Unavailable` if no Ray answers, `Conflict` if the run's job is still at work, `Refused` if the run's config
-    is not this installation's own.
+    Raises `Unavailable` if Ray does not answer, `Conflict` if the run's job is still active, `Refused` if this
+    installation has not signed the run's config.
     """
     os.environ.update(ray_environment(where))  # Ray reads it when it is imported
     from ray.exceptions import RayError
@@ -122,13 +121,13 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back
         )
     except (ConnectionError, RuntimeError, RayError) as error:
         raise Unavailable(
-            f"no Ray cluster took the job at {where.dashboard_url}: {str(error).splitlines()[0]}; "
-            "start one with `steer up`"
+            f"cannot submit the job to a Ray cluster at {where.dashboard_url}: {str(error).splitlines()[0]}; "
+            "start a cluster with `steer up`"
         ) from None
 
 
 def command_line(files: RunFiles, resumed_by: str | None = None, back: str | None = None) -> str:
-    """What the Ray job runs. Other users of the machine see it: nothing of the config is in it."""
+    """Return the shell command of the Ray job. It holds nothing of the config: other users of the machine see it."""
     resume = [*(["--resume", resumed_by] if resumed_by else []), *(["--back", back] if back else [])]
     driver = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root), *resume])
     log = shlex.join([sys.executable, "-m", "ray_jobs.clean_log", str(files.root)])
@@ -139,7 +138,7 @@ JOB_ENDS_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.5
 
 DEFAULT_MICRO_BATCH = 8
-"""What Transformers takes if a config does not say."""
+"""Default of Transformers."""
 
 
 def _is_closed(files: RunFiles) -> bool:
@@ -149,72 +148,75 @@ def _is_closed(files: RunFiles) -> bool:
 def _free_job_id(
     client: Any, run: str, is_closed: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
 ) -> str:
-    """The run's id for its first job here, then `<run>-r2`, ... Raises `Conflict` if one of them is at work.
+    """Return the run's id for its first job here, then `<run>-r2`, ... Raises `Conflict` if one of them is active.
 
-    The job of a run that is closed lives a moment longer than the run; it is waited for.
+    The job of a closed run lives a moment longer than the run: this waits for its end.
     """
     waited_s = 0.0
     while True:
         jobs = {job_number(run, job.submission_id or ""): job for job in client.list_jobs()}
         numbers = [number for number in jobs if number is not None]
-        at_work = [jobs[number] for number in numbers if not jobs[number].status.is_terminal()]
-        if not at_work:
+        active = [jobs[number] for number in numbers if not jobs[number].status.is_terminal()]
+        if not active:
             return job_name(run, max(numbers, default=0) + 1)
-        job = at_work[0]
-        told = f"Ray job {job.submission_id} ({job.status.value.lower()})"
+        name = f"Ray job {active[0].submission_id} ({active[0].status.value.lower()})"
         if not is_closed():
-            raise Conflict(f"run {run} is at work as {told}")
+            raise Conflict(f"run {run} is still active as {name}; stop it with `steer stop {run}`")
         if waited_s >= JOB_ENDS_WITHIN_S:
-            raise Conflict(f"run {run} is over, but its {told} has not ended within {waited_s:.0f} s; try again")
+            raise Conflict(f"run {run} is over, but its {name} has not ended within {waited_s:.0f} s; try again")
         if waited_s == 0.0:
-            print(f"run {run} is over, and its {told} is ending; waiting for that", file=sys.stderr)
+            print(f"run {run} is over; waiting for the end of its {name}", file=sys.stderr)
         sleep(LOOK_EVERY_S)
         waited_s += LOOK_EVERY_S
 
 
 def ray_environment(where: Settings) -> dict[str, str]:
-    """What `steer up` wrote down for whoever talks to its Ray: above all, where Ray's own token lies."""
+    """Return the environment for clients of the Ray that `steer up` has started: above all, the path of its token."""
     try:
         recorded = json.loads(where.cluster_file.read_text())["ray_environment"]
     except (OSError, ValueError, KeyError):
-        return {}  # another Ray, or none: the connection will tell
+        return {}  # another Ray, or none: connecting to it will show
     return {str(name): str(value) for name, value in recorded.items()}
 
 
 def worker_environment(start_timeout_s: float) -> dict[str, str]:
-    """What every process of the job finds in its environment.
+    """Return the environment of every process of the job.
 
-    `start_timeout_s`: how long Ray Train waits for the resources of all ranks before it makes do with fewer.
+    `start_timeout_s`: how long Ray Train waits for the resources of all ranks before it starts with fewer.
     """
     return {
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
         "TOKENIZERS_PARALLELISM": "false",
         "RAY_TRAIN_ENABLE_STATE_TRACKING": "0",
-        # Ray Train looks after its workers this often; by default every 2 s.
+        # How often Ray Train polls its workers; by default every 2 s.
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.25",
-        # One process less at every start of the ranks: `preemption` looks after nodes that are taken away.
+        # One process less at every start of the ranks: `preemption` handles preempted nodes.
         "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
-        # It asks workers that may be dead to take leave of each other, and waits for them 30 s by default.
+        # It asks workers, which may be dead, to shut down their process group, and waits for them 30 s by default.
         "TORCH_PROCESS_GROUP_SHUTDOWN_TIMEOUT_S": "1",
-        # A second net beneath the ranks' own watchdogs, for a worker that does not even answer Ray.
+        # Fallback for the ranks' own watchdogs, for a worker that does not even answer Ray.
         "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "60",
         "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": f"{start_timeout_s:g}",
     }
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Errors are a sentence on stderr and an exit code."""
+    """Run the command line and return the exit code. Errors are printed to stderr."""
     parser = argparse.ArgumentParser(prog="ray_jobs.submit", description="Submit a run to Ray.")
     parser.add_argument("config", nargs="?", help="a run's YAML file")
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
     parser.add_argument("--run", help="the run's id; made from the config's name if left out")
-    parser.add_argument("--resume", metavar="RUN", help="have a run go on whose driver or cluster was lost")
+    parser.add_argument("--resume", metavar="RUN", help="resume a run that was stopped, failed or lost its cluster")
     parser.add_argument(
-        "--back", metavar="COMMAND", help="with --resume: first go there; a rollback or an adoption as JSON"
+        "--back", metavar="COMMAND", help="with --resume: first run this rollback or adoption, given as JSON"
     )
-    parser.add_argument("--trust", action="store_true", help="with --resume: take a run of elsewhere for your own")
-    parser.add_argument("--env", action="append", default=[], metavar="NAME", help="a secret variable, from this shell")
+    parser.add_argument(
+        "--trust", action="store_true", help="with --resume: trust a run that this installation did not make"
+    )
+    parser.add_argument(
+        "--env", action="append", default=[], metavar="NAME", help="secret variable, read from this shell"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON line")
     given = parser.parse_args(arguments)
     try:
@@ -223,7 +225,7 @@ def main(arguments: Sequence[str]) -> int:
             job = resume(where, given.resume, given.trust, given.back, given.env)
             return _tell(job, where.runs_dir / given.resume, given.json, "resumed")
         if given.config is None:
-            raise Invalid("name a run's YAML file, or a run with --resume")
+            raise Invalid("give a run's YAML file, or --resume RUN")
         config = with_variables(load(given.config, given.overrides), given.env)
         check(config)
         files = prepare(config, where.runs_dir, given.run or new_run_id(config.name))
@@ -231,7 +233,7 @@ def main(arguments: Sequence[str]) -> int:
             keep_secrets(files, config, os.environ)
             job = submit(files, where)
         except SteerwayError:
-            shutil.rmtree(files.root, ignore_errors=True)  # a run that was never taken is not a run
+            shutil.rmtree(files.root, ignore_errors=True)  # a run that was not submitted leaves no folder
             raise
     except SteerwayError as error:
         print(one_line(f"steer: {error.reason}"), file=sys.stderr)
@@ -240,13 +242,13 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def resume(where: Settings, run: str, given_trust: bool, back: str | None = None, names: Sequence[str] = ()) -> str:
-    """Have a run go on from its newest checkpoint; answers the job's submission id. Needs the run's folder only.
+    """Resume a run from its newest checkpoint and return the job's submission id. Needs only the run's folder.
 
-    `names`: secret variables whose values are taken from this shell again.
-    With `back` (a rollback or an adoption, as JSON) it goes on from another one, and may have finished.
-    Raises `NotFound` if there is no such run, `Conflict` if it is at work or has finished, `Damaged` if its journal
-    does not verify, `Refused` for a run of elsewhere without `given_trust`, and what the rules say of a rollback or an
-    adoption.
+    `names`: secret variables whose values are read from this shell again.
+    With `back` (a rollback or an adoption, as JSON) it resumes from another checkpoint, even if it has finished.
+    Raises `NotFound` if there is no such run, `Conflict` if it is active or has finished, `Damaged` if its journal
+    does not verify, `Refused` for a run that this installation did not make, without `given_trust`, and the errors of
+    `check_rollback` and `check_adoption`.
     """
     files = find_run(where.runs_dir, run)
     if not given_trust:
@@ -263,7 +265,7 @@ def resume(where: Settings, run: str, given_trust: bool, back: str | None = None
 
 
 def _check_back(files: RunFiles, state: RunState, back: str) -> None:
-    """Here, where somebody can be told: what is refused in the job ends up in its log."""
+    """Check the rollback or adoption before the job is submitted: an error in the job would only be in its log."""
     try:
         command = Command.model_validate_json(back)
     except ValidationError as error:
@@ -279,8 +281,8 @@ def _check_back(files: RunFiles, state: RunState, back: str) -> None:
 
 
 def _tell(job: str, root: Path, as_json: bool, done: str) -> int:
-    told = {"run": root.name, "job": job, "run_dir": str(root)}
-    print(json.dumps(told) if as_json else f"{done} run {root.name}")
+    result = {"run": root.name, "job": job, "run_dir": str(root)}
+    print(json.dumps(result) if as_json else f"{done} run {root.name}")
     return 0
 
 

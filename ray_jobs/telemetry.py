@@ -1,4 +1,4 @@
-"""Measurements on their way to the control server: bounded, droppable, never in the journal."""
+"""Bounded queue of metrics for the control server, which drops the oldest points when it is full."""
 
 import threading
 from collections import deque
@@ -6,14 +6,14 @@ from collections import deque
 from control_plane.handle import Point
 
 MAX_POINTS = 10_000
-"""Points kept while the control server is away: some minutes of a fast run. Older ones are dropped first."""
+"""Points buffered while the control server is unavailable: some minutes of a fast run."""
 
 MAX_POINTS_PER_REPORT = 2_000
-"""One report stays well below a megabyte."""
+"""Keeps a report well below a megabyte."""
 
 
 class Telemetry:
-    """A queue between the training thread, which puts and never waits, and the link's thread, which takes."""
+    """Queue between the training thread, which puts without blocking, and the link's thread, which takes."""
 
     def __init__(self, max_points: int = MAX_POINTS) -> None:
         self._points: deque[Point] = deque(maxlen=max_points)
@@ -21,14 +21,14 @@ class Telemetry:
         self._dropped = 0
 
     def put(self, points: list[Point]) -> None:
-        """Add points, dropping the oldest ones when there is no room."""
+        """Add points, dropping the oldest ones if the queue is full."""
         with self._lock:
             room = (self._points.maxlen or 0) - len(self._points)
             self._dropped += max(0, len(points) - room)
             self._points.extend(points)
 
     def take(self) -> tuple[tuple[Point, ...], int]:
-        """The oldest points, and how many were dropped since the last `take`."""
+        """Remove and return the oldest points, and the number of points dropped since the last `take`."""
         with self._lock:
             size = min(len(self._points), MAX_POINTS_PER_REPORT)
             points = tuple(self._points.popleft() for _ in range(size))

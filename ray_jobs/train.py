@@ -1,7 +1,7 @@
-"""What each worker runs, top to bottom.
+"""Training function of each worker: prepares the process, then runs the script or the built-in workload.
 
-Ray Train has set up torch.distributed by the time `main` is called. DeepSpeed and Transformers are imported here, in
-the worker, and nowhere above it: on a machine without a GPU importing DeepSpeed can break Ray Train's controller.
+Ray Train has set up torch.distributed by the time `main` is called. DeepSpeed and Transformers are only imported here,
+in the worker: on a machine without a GPU importing DeepSpeed can break Ray Train's controller.
 """
 
 import logging
@@ -28,21 +28,21 @@ from ray_jobs.work_folder import enter_work_folder, written_over
 log = logging.getLogger(__name__)
 
 SPARES_AFTER_S = 1.0
-"""From the first step to the start of the spares: what is loaded first is what trains."""
+"""Delay from the first step to the start of the spares, which must not slow down the training's own start."""
 
 MAX_WARNINGS = 1000
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def main(loop_config: dict[str, Any]) -> None:
-    """One rank's training. `loop_config` holds `root`, the run's folder, and `use_gpu`."""
+    """Train on one rank. `loop_config` holds `root`, the run's folder, and `use_gpu`."""
     files, use_gpu = RunFiles(Path(loop_config["root"])), bool(loop_config["use_gpu"])
     rank = int(os.environ.get("RANK", "0"))
     _log_to_file(files, rank)
     exit_reason.begin(files, rank)
     started_at_s = time.time()
     if _is_closed(files):
-        log.error("run %s is over: there is nothing to start for", files.run)
+        log.error("run %s is closed: its training is not started", files.run)
         return
     try:
         config = RunConfig.from_yaml(files.config.read_text(), str(files.config))
@@ -53,37 +53,37 @@ def main(loop_config: dict[str, Any]) -> None:
         while not _trained_to_the_end(config, files, started_at_s, spares):
             started_at_s = time.time()
     except Refused as refusal:
-        # Nothing that another start would change: the run ends here, and Ray Train is not asked to try again.
+        # A restart would not help: the run is closed, and this rank returns so that Ray Train does not restart it.
         log.error("%s", refusal.reason)
         _close(files, refusal)
     except SteerwayError as error:
-        # The sentence says it all; a traceback of ours would bury it.
+        # The message suffices; a traceback of Steerway's code would bury it.
         log.error("%s", error.reason)
-        _leave_behind(files, rank, error, error.reason)
+        _write_exit_reason(files, rank, error, error.reason)
         raise RuntimeError(redaction_of(files).text(error.reason)) from None
     except Exception as error:
         log.exception("rank %d failed", rank)
-        # Ray tells it to processes that do not know what is secret here.
-        said = f"{type(error).__name__}: {error}"
-        _leave_behind(files, rank, error, said)
-        if (cleaned := redaction_of(files).text(said)) != said:
+        # Ray passes it on to processes that do not know this one's secrets.
+        message = f"{type(error).__name__}: {error}"
+        _write_exit_reason(files, rank, error, message)
+        if (cleaned := redaction_of(files).text(message)) != message:
             raise RuntimeError(cleaned).with_traceback(error.__traceback__) from None
         raise
 
 
-def _leave_behind(files: RunFiles, rank: int, error: BaseException, said: str) -> None:
+def _write_exit_reason(files: RunFiles, rank: int, error: BaseException, message: str) -> None:
     run = context.current()
     step = run.trainings.failed_at if run is not None else None
     code = f"exit code {error.code}" if isinstance(error, ScriptExit) else exit_reason.signature_of(error)
-    told = [line.strip() for line in redaction_of(files).text(said).splitlines() if line.strip()]
-    exit_reason.note(files, rank, told[0][:500] if told else type(error).__name__, code, step)
+    lines = [line.strip() for line in redaction_of(files).text(message).splitlines() if line.strip()]
+    exit_reason.note(files, rank, lines[0][:500] if lines else type(error).__name__, code, step)
 
 
 class ScriptExit(RuntimeError):
-    """The script ended by `sys.exit`, and not as one does that has come to its end."""
+    """The script ended early, or unsuccessfully, by `sys.exit`."""
 
-    def __init__(self, told: str, code: object) -> None:
-        super().__init__(told)
+    def __init__(self, message: str, code: object) -> None:
+        super().__init__(message)
         self.code = code if isinstance(code, int) else "with a text"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -91,7 +91,7 @@ class ScriptExit(RuntimeError):
 
 
 class _Once:
-    """Does it the first time that it is called."""
+    """Callable that calls a function the first time only."""
 
     def __init__(self, do: Callable[[], None]) -> None:
         self._do: Callable[[], None] | None = do
@@ -105,7 +105,7 @@ class _Once:
 def _trained_to_the_end(
     config: RunConfig, files: RunFiles, started_at_s: float, on_first_step: Callable[[], None]
 ) -> bool:
-    """Train; False if the run was taken to another branch, which these processes are to train next."""
+    """Train; return False if a rollback took the run to another branch, which these processes train next."""
     from ray_jobs.rollback import LeaveForBranch, forget_training
 
     try:
@@ -114,12 +114,12 @@ def _trained_to_the_end(
         context.enter(None)
     else:
         return True
-    forget_training()  # here, where nothing refers to the trainer any more
+    forget_training()  # here nothing refers to the trainer any more
     return False
 
 
 def _is_closed(files: RunFiles) -> bool:
-    """Whether the control server has given the run up; then Ray Train is not given another failure to try again for."""
+    """Return whether the control server has closed the run; then the rank returns, so that Ray Train does not retry."""
     import asyncio
 
     from control_plane.ray_handle import RayHandle
@@ -128,7 +128,7 @@ def _is_closed(files: RunFiles) -> bool:
 
 
 def _close(files: RunFiles, refusal: Refused) -> None:
-    """Every rank says so: it is recorded once."""
+    """Close the run as failed. Idempotent: every rank does it."""
     import asyncio
 
     from control_plane.ray_handle import RayHandle
@@ -161,7 +161,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         _seed(config.seed)
         run_script(config.workload, run.trainings)
         for path in written_over(work, started_at_s):
-            log.warning("the script has written over %s, which lies beside it and is not the run's own", path)
+            log.warning("the script has overwritten %s in its own folder, which all runs of the script share", path)
     else:
         enter_work_folder(files)
         _run_workload(config, run)
@@ -178,7 +178,7 @@ def _watch_for_preemption(files: RunFiles) -> None:
 
 
 def _keep_spares(config: RunConfig) -> None:
-    """Called on every rank after the first step; one rank of the group asks for all nodes."""
+    """Request warm spares for all nodes, from rank 0. Called on every rank after the first step."""
     import ray.train
 
     from ray_jobs.spares import keep_warm
@@ -191,9 +191,9 @@ def _keep_spares(config: RunConfig) -> None:
 
 
 def _prepare_process(config: RunConfig, use_gpu: bool) -> None:
-    """Everything that must be set before torch and DeepSpeed are used."""
+    """Set up the process before torch and DeepSpeed are used."""
     if not use_gpu:
-        # Not `use_cpu` and not ACCELERATE_USE_CPU: with either, accelerate leaves DeepSpeed out without a word.
+        # Not `use_cpu` and not ACCELERATE_USE_CPU: with either, accelerate silently disables DeepSpeed.
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ["CUDA_VISIBLE_DEVICES"] = ""
     import torch
@@ -207,17 +207,17 @@ def _prepare_process(config: RunConfig, use_gpu: bool) -> None:
 
 
 def _seed(seed: int) -> None:
-    """Before a script runs: what it draws before it seeds itself, its first weights perhaps, is the same each time."""
+    """Seed the random generators before a script runs: it may draw numbers, such as weights, before it seeds itself."""
     from transformers import set_seed
 
     set_seed(seed)
 
 
 def run_script(workload: ScriptWorkload, trainings: context.Trainings) -> None:
-    """The user's own script, as if it were started by hand on this rank.
+    """Run the user's own script as if it were started by hand on this rank.
 
-    Raises `LeaveForBranch` when the run was taken to another branch, also if the script has caught that: what it did
-    afterwards, and whether it failed in doing so, belongs to a training that is left.
+    Raises `LeaveForBranch` if a rollback took the run to another branch, even if the script has caught that exception:
+    what it did afterwards, and whether that failed, does not count.
     """
     from ray_jobs.rollback import LeaveForBranch
 
@@ -226,7 +226,7 @@ def run_script(workload: ScriptWorkload, trainings: context.Trainings) -> None:
     except Exception:
         if not trainings.left:
             raise
-        log.warning("the script caught what ends it for another branch, and failed then", exc_info=True)
+        log.warning("the script caught the exception that ends it for a rollback, and then failed", exc_info=True)
     if trainings.left:
         raise LeaveForBranch
 
@@ -239,15 +239,15 @@ def _run_to_its_end(workload: ScriptWorkload, trainings: context.Trainings) -> N
         with signals_in_a_thread():
             runpy.run_path(str(path), run_name="__main__")
     except SystemExit as leaving:
-        # `sys.exit(main())`, click, typer and absl end a script so; Ray would take any of it for a failure.
+        # `sys.exit(main())`, click, typer and absl end a script with it; Ray would take it for a failure in any case.
         in_the_middle = trainings.broken_off
         if leaving.code in (None, 0) and not in_the_middle:
             return
         code = leaving.code or 0
-        told = f"with exit code {code}" if isinstance(code, int) else f"saying: {code}"
+        how = f"with exit code {code}" if isinstance(code, int) else f"with the message: {code}"
         if in_the_middle:
-            told += f", {in_the_middle}; to end a training early, set control.should_training_stop or `steer stop` it"
-        raise ScriptExit(f"the script {path.name} ended {told}", leaving.code) from None
+            how += f", {in_the_middle}; to end a training early, set control.should_training_stop or use `steer stop`"
+        raise ScriptExit(f"the script {path.name} ended {how}", leaving.code) from None
 
 
 def _run_workload(config: RunConfig, run: context.RunContext) -> None:
@@ -274,7 +274,7 @@ def _run_workload(config: RunConfig, run: context.RunContext) -> None:
             **dict(config.training),  # type: ignore[arg-type]
         )
     except (TypeError, ValueError) as error:
-        raise Invalid(f"{config.name}: the settings under 'training' do not go together: {error}") from None
+        raise Invalid(f"{config.name}: TrainingArguments rejects the settings under 'training': {error}") from None
     trainer = InteractiveTrainer(
         model=workload.model,
         args=args,
@@ -285,7 +285,7 @@ def _run_workload(config: RunConfig, run: context.RunContext) -> None:
 
 
 def _plain(deepspeed: Any) -> dict[str, Any] | None:
-    """A copy: Transformers fills in the `auto` values in place."""
+    """Return a deep copy: Transformers replaces `auto` values in place."""
     import copy
 
     return copy.deepcopy(dict(deepspeed)) if deepspeed is not None else None
@@ -307,17 +307,20 @@ def _log_to_file(files: RunFiles, rank: int) -> None:
 
 
 class ToldOnce(logging.Filter):
-    """Lets a message through the first time. PyTorch saves and restores Python's filters at each collective, and with
-    them goes the memory of what was warned of `once`: a log of ZeRO 3 would be made of one sentence."""
+    """Log filter that drops repeated warnings.
+
+    PyTorch saves and restores Python's warning filters at each collective, which resets `once`: the same warning would
+    fill a log of ZeRO 3.
+    """
 
     def __init__(self) -> None:
         super().__init__()
-        self._told = set[str]()
+        self._seen = set[str]()
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Whether it is new. Beyond `MAX_WARNINGS` different ones nothing is remembered any more."""
+        """Return whether the message is new. Remembers up to `MAX_WARNINGS` messages."""
         message = record.getMessage()
-        is_new = message not in self._told
-        if len(self._told) < MAX_WARNINGS:
-            self._told.add(message)
+        is_new = message not in self._seen
+        if len(self._seen) < MAX_WARNINGS:
+            self._seen.add(message)
         return is_new

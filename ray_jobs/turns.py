@@ -1,8 +1,8 @@
-"""Runs wait for their turn: one that the cluster has no room for yet does not begin to start its ranks.
+"""Start queue of runs: gang scheduling, so that two runs never hold half of the same resources each.
 
-Every driver takes a ticket, a file beside the runs' folders that it keeps locked. The one with the oldest ticket waits
-for room, starts, and gives its ticket back when its ranks have begun, so that two runs never take half of the same room
-each. The system unlocks the ticket of a driver that dies, and the next one to look removes it.
+Every driver takes a ticket, a file beside the runs' folders that it keeps locked. The driver with the oldest ticket
+waits until the cluster has enough free resources, starts its ranks, and removes its ticket when they have begun. The
+kernel unlocks the ticket of a driver that dies, and the next driver to look removes it.
 """
 
 import fcntl
@@ -18,10 +18,10 @@ log = logging.getLogger(__name__)
 
 LOOK_EVERY_S = 0.5
 BEGIN_WITHIN_S = 180.0
-"""So long a run that had room may take to begin; then the next one may look for room."""
+"""Timeout for a run to begin once it has its resources; after it, the next run may start."""
 
 UNSEEN = "."
-"""Before the name of a ticket that is not locked yet."""
+"""Prefix of a ticket's name while it is not locked yet."""
 
 Resources = dict[str, float]
 
@@ -34,48 +34,50 @@ def turn(
     total: Callable[[], Resources],
     has_begun: Callable[[], bool],
 ) -> Iterator[None]:
-    """Inside there is room for what is `needed`, as far as it was `free` a moment ago.
+    """Wait in the queue until the cluster has the `needed` resources `free`, then run the context.
 
-    What the cluster does not have in all (`total`) is not waited for: Ray says so, and nodes may still come.
+    Does not wait for more than the cluster has in `total`: then Ray reports what is missing, and nodes may still join.
     """
     try:
         ticket = Ticket(tickets)
     except OSError as error:
-        log.warning("runs cannot take turns here (%s): this one starts at once", error)
+        log.warning("the start queue cannot be used (%s): this run starts at once", error)
         yield
         return
-    _wait_until("its turn: runs that came before are starting, or wait for room", ticket.is_oldest)
-    _wait_until(f"room: its ranks need {needed}", lambda: not _lacks(needed, free()) or _lacks(needed, total()))
+    _wait_until("its turn in the start queue: earlier runs are starting, or wait for resources", ticket.is_oldest)
+    _wait_until(
+        f"free resources: its ranks need {needed}", lambda: not _lacks(needed, free()) or _lacks(needed, total())
+    )
     threading.Thread(target=_give_back, args=(ticket, has_begun), name="steerway-turn", daemon=True).start()
     yield
 
 
 class Ticket:
-    """One driver's place in the row."""
+    """One driver's place in the start queue."""
 
     def __init__(self, folder: Path) -> None:
-        """Take the next one. Raises `OSError` where files cannot be locked."""
+        """Join the end of the queue. Raises `OSError` if files cannot be locked there."""
         folder.mkdir(mode=0o700, exist_ok=True)
         self._path = folder / f"{time.time_ns():020d}-{os.getpid()}"
-        # Nobody sees it before it is locked: whoever saw it then would take its driver for dead.
+        # Hidden until it is locked: another driver would take the driver of an unlocked one for dead.
         unseen = folder / f"{UNSEEN}{self._path.name}"
         self._descriptor = os.open(unseen, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         unseen.rename(self._path)
 
     def is_oldest(self) -> bool:
-        """Whether nobody who lives came before."""
+        """Return whether no living driver came before."""
         tickets = (path for path in sorted(self._path.parent.iterdir()) if not path.name.startswith(UNSEEN))
         return not any(_is_held(path) for path in tickets if path.name < self._path.name)
 
     def give_back(self) -> None:
-        """The next one, please."""
+        """Leave the queue."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
 
 def _is_held(path: Path) -> bool:
-    """Whether the driver lives; the ticket of one that died is removed."""
+    """Return whether the ticket's driver is alive; remove the ticket if it is not."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -94,7 +96,7 @@ def _is_held(path: Path) -> bool:
 def _wait_until(what: str, ready: Callable[[], bool]) -> None:
     if ready():
         return
-    log.info("waits for %s", what)
+    log.info("the run waits for %s", what)
     while not ready():
         time.sleep(LOOK_EVERY_S)
 

@@ -1,10 +1,10 @@
-"""A rank's part in the watch over all ranks: it tells its monitor what goes on, and ends itself when told why.
+"""Watchdog of a rank: reports progress to its monitor process, and ends the rank on a verdict.
 
-    arrange     collective: where rank 0's monitor listens, and the token that all of them know
-    Watchdog    one rank's: starts the monitor beside it (see `rank_monitor`), and again if that is lost
+    arrange     collective: the address of rank 0's monitor, and the token that authenticates all of them
+    Watchdog    one rank's: starts the monitor beside it (see `rank_monitor`), and restarts it if it dies
 
-What is a death, and what is none, is decided in `verdict`; `recovery.hang_after_s` and `recovery.user_code_s` are its
-bounds. A rank ends itself so that Ray Train sees a death and starts the trainers anew.
+`verdict` decides which ranks have failed; `recovery.hang_after_s` and `recovery.user_code_s` are its timeouts. A rank
+ends itself so that Ray Train sees a failure and restarts the trainers.
 """
 
 import faulthandler
@@ -36,12 +36,12 @@ from ray_jobs.verdict import Bounds, Verdict
 log = logging.getLogger(__name__)
 
 TICK_S = 0.5
-"""How often a rank tells its monitor where it is."""
+"""Interval of a rank's reports to its monitor."""
 
 MONITOR_TICK_S = 0.25
 SLOWEST_STEPS = 50
 MONITOR_SILENT_TICKS = 20
-"""A monitor that says nothing for so many of our ticks is started again."""
+"""A monitor that is silent for so many ticks is restarted."""
 
 MOST_STARTS = 20
 LOOPBACK = "127.0.0.1"
@@ -50,7 +50,7 @@ EXIT_HUNG = 75
 
 @dataclass(frozen=True)
 class Arrangement:
-    """Where rank 0's monitor is found, and by what the others are known to it. `listener` is rank 0's alone."""
+    """Address of rank 0's monitor, and the token for it. `listener` is None on all ranks but 0."""
 
     rank: int
     world_size: int
@@ -63,7 +63,7 @@ class Arrangement:
 
 
 def arrange(collectives: Collectives, node: str) -> Arrangement:
-    """Collective. Rank 0 listens where the ranks reach each other anyway, and on the loopback if all are there."""
+    """Collective. Open rank 0's listening socket: on the ranks' master address, or the loopback if all are there."""
     import torch.distributed as dist
 
     machines = collectives.all_gather(machine())
@@ -74,7 +74,11 @@ def arrange(collectives: Collectives, node: str) -> Arrangement:
         try:
             listener = _listen(address)
         except OSError as error:
-            log.warning("the ranks' monitors cannot listen on %s, and each watches its own rank: %s", address, error)
+            log.warning(
+                "rank 0's monitor cannot listen on %s, so that each monitor only watches its own rank: %s",
+                address,
+                error,
+            )
     port = listener.getsockname()[1] if listener is not None else 0
     port, token = collectives.broadcast_json([port, secrets.token_hex(32)])
     on_devices = dist.get_backend() == "nccl"
@@ -82,15 +86,15 @@ def arrange(collectives: Collectives, node: str) -> Arrangement:
 
 
 def _listen(address: str) -> socket.socket:
-    found = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
-    listener = socket.socket(found[0][0], socket.SOCK_STREAM)
-    listener.bind(found[0][4])
+    addresses = socket.getaddrinfo(address, 0, type=socket.SOCK_STREAM)
+    listener = socket.socket(addresses[0][0], socket.SOCK_STREAM)
+    listener.bind(addresses[0][4])
     listener.listen(1024)
     return listener
 
 
 class Watchdog:
-    """One rank's. `bite` is called, in a thread of its own, with the verdict; by default the process ends at once."""
+    """Watchdog of one rank. `bite` is called with the verdict, in another thread; by default it exits at once."""
 
     def __init__(
         self,
@@ -99,7 +103,7 @@ class Watchdog:
         arrangement: Arrangement,
         bite: Callable[[Verdict], None] | None = None,
     ) -> None:
-        """Made in the thread that trains: it is this one's stack that is looked at."""
+        """Must be called in the training thread, whose stack is sampled."""
         self._bounds, self._last_words, self._arrangement = bounds, last_words, arrangement
         self._bite = bite or self._end
         self._training_thread = threading.get_ident()
@@ -115,7 +119,7 @@ class Watchdog:
         self._thread = threading.Thread(target=self._watch, name="steerway-watchdog", daemon=True)
 
     def start(self) -> None:
-        """Begin to watch. The monitor of the training before this one, if there was any, is let go."""
+        """Start the watchdog thread and its monitor; end the monitor of an earlier training in this process."""
         global _current
         if _current is not None:
             _current.leave()
@@ -124,12 +128,12 @@ class Watchdog:
         self._thread.start()
 
     def stop(self) -> None:
-        """The training is over. The monitor stays: rank 0's still hears the others."""
+        """End the watchdog after the training. The monitor stays: rank 0's still receives the others' reports."""
         self._stopped.set()
         self._report()
 
     def leave(self) -> None:
-        """The monitor ends, too."""
+        """End the watchdog and its monitor."""
         self._stopped.set()
         self._say({"leave": True})
         if self._channel is not None:
@@ -138,7 +142,7 @@ class Watchdog:
             self._arrangement.listener.close()
 
     def beat(self, phase: str) -> None:
-        """A sign of progress: what comes next is a part of `phase`."""
+        """Register progress. `phase`: what the rank does next."""
         now_s = time.monotonic()
         if self._phase == phase == "training" and self._step_began_s is not None:
             self._steps_s.append(now_s - self._step_began_s)
@@ -150,11 +154,11 @@ class Watchdog:
 
     @property
     def monitor_pid(self) -> int | None:
-        """The process beside this one."""
+        """Pid of the monitor process, or None."""
         return self._monitor.pid if self._monitor is not None else None
 
     def tell_of_fork(self) -> None:
-        """In a process that was forked: say so, and hold on to nothing that is the rank's."""
+        """Register a forked process with the monitor, from that process, and close its copies of the rank's sockets."""
         if self._channel is not None and self._monitor is not None:
             self._say({"child": os.getpid()})
             self._channel.close()
@@ -194,25 +198,25 @@ class Watchdog:
             if self._channel is not None:
                 self._channel.send(json.dumps(message).encode())
         except BlockingIOError:
-            return True  # it is slow; that it has ended says `_listen`
+            return True  # the monitor is slow; `_listen` sees whether it has ended
         except OSError:
             return False
         return self._channel is not None
 
     def _listen(self) -> bool:
-        """Take what the monitor says; False if there is none any more."""
+        """Handle the messages of the monitor; return False if it has ended."""
         try:
             while self._channel is not None and (message := self._channel.recv(MESSAGE_BYTES)):
                 self._silent_ticks = 0
-                told = json.loads(message)
-                if missing := told.get("never_heard"):
+                content = json.loads(message)
+                if missing := content.get("never_heard"):
                     log.warning(
-                        "the monitors of ranks %s cannot reach rank 0's: nobody notices if their nodes are cut off",
+                        "the monitors of ranks %s cannot reach rank 0's: a network failure there will not be detected",
                         missing,
                     )
-                if "verdict" in told:
+                if "verdict" in content:
                     self._stopped.set()
-                    self._bite(verdict_of(told["verdict"]))
+                    self._bite(verdict_of(content["verdict"]))
                     return True
         except BlockingIOError:
             return True
@@ -224,9 +228,9 @@ class Watchdog:
         if self._starts > MOST_STARTS:
             return
         if self._starts == MOST_STARTS:
-            log.error("this rank's monitor ended %d times: nobody watches this rank any more", self._starts)
+            log.error("the monitor of this rank ended %d times: this rank is not monitored any more", self._starts)
         elif self._starts == 1:
-            log.warning("this rank's monitor has ended, and is started again; the rank goes on")
+            log.warning("the monitor of this rank has ended and is restarted; the rank continues")
         if self._monitor is not None:
             self._monitor.kill()
             self._monitor.wait()
@@ -239,8 +243,8 @@ class Watchdog:
             self._channel.close()
             self._channel = None
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        given, (dump, number) = self._arrangement, _dump()
-        listening = given.listener.fileno() if given.listener is not None else -1
+        arrangement, (dump, number) = self._arrangement, _dump()
+        listening = arrangement.listener.fileno() if arrangement.listener is not None else -1
         files = [theirs.fileno(), dump, listening]
         call = f"main({', '.join(map(str, files))})"
         code = f"import sys; sys.path.append({_ROOT!r}); from ray_jobs.rank_monitor import main; {call}"
@@ -256,15 +260,15 @@ class Watchdog:
                     start_new_session=True,
                 )
             orders = Orders(
-                rank=given.rank,
-                world_size=given.world_size,
+                rank=arrangement.rank,
+                world_size=arrangement.world_size,
                 pid=os.getpid(),
-                node=given.node,
+                node=arrangement.node,
                 thread=self._training_thread,
                 signal=number,
-                address=given.address,
-                port=given.port,
-                token=given.token,
+                address=arrangement.address,
+                port=arrangement.port,
+                token=arrangement.token,
                 last_words=str(self._last_words),
                 tick_s=MONITOR_TICK_S,
                 **asdict(self._bounds),
@@ -272,14 +276,14 @@ class Watchdog:
             mine.send(json.dumps(asdict(orders)).encode())
         except OSError as error:
             mine.close()
-            log.warning("this rank's monitor was not started: %s", error)
+            log.warning("the monitor of this rank could not be started: %s", error)
             return
         mine.setblocking(False)
         self._channel = mine
         self._report()
 
     def _end(self, verdict: Verdict) -> None:
-        """Say why, where the driver finds it, and end without waiting for anything that may hang, too."""
+        """Write the exit reason for the driver, and exit without waiting for anything that may hang, too."""
         log.error("%s; this rank ends itself", verdict.reason)
         write_last_words(self._last_words, os.getpid(), verdict)
         with suppress(OSError, ValueError):
@@ -303,7 +307,7 @@ def _wait_for(channel: socket.socket | None, wait_s: float) -> None:
 
 
 def _dump() -> tuple[int, int | None]:
-    """The file into which this process writes its stacks, and the signal upon which it does."""
+    """Return the file for this process's stack dumps, and the signal that triggers one."""
     global _stacks_file
     if _stacks_file is None:
         file = os.memfd_create("steerway-stacks")
@@ -312,13 +316,13 @@ def _dump() -> tuple[int, int | None]:
 
 
 def _collectives_made() -> int:
-    """How many this rank has begun, in all groups."""
+    """Return how many collectives this rank has begun, in all process groups."""
     from torch.distributed import distributed_c10d
 
     try:
         groups: list[Any] = list(distributed_c10d._world.pg_map)
         return sum(int(group._get_sequence_number_for_group()) for group in groups)
-    except Exception:  # a group that is being made or ended
+    except Exception:  # a group that is being created or destroyed
         return 0
 
 

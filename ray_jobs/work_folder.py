@@ -1,9 +1,9 @@
-"""The folder that a run's ranks work in: RUN/work, where a script finds its inputs and leaves its outputs.
+"""Working directory of a run's ranks, RUN/work, with links to the files in the script's folder.
 
-A relative path means this folder, on every rank and at every start, so what a script writes stays with its run and is
-found again after a loss; forks write beside each other. What lies beside the script appears here: its files as links,
-its folders made anew. A file that a script writes *over* is still the file beside the script, as when it is started by
-hand; `written_over` names those.
+It is the same folder on every rank and at every start, so what a script writes under relative paths stays with its run
+and is there after a restart; forks do not share it. The contents of the script's folder appear in it: files as links,
+folders as new folders. A script that *overwrites* such a file changes the file in its own folder, as when it is started
+by hand; `written_over` lists those.
 """
 
 import contextlib
@@ -18,16 +18,16 @@ from control_plane.storage.private import make_folder
 log = logging.getLogger(__name__)
 
 MAX_LINKS = 5_000
-"""Beyond it a folder is linked as a whole: a data set of a million files must not delay every start."""
+"""Further folders are linked as a whole: a data set of a million files must not delay every start."""
 
 LINKED_WHOLE = frozenset({"__pycache__", "node_modules", "venv", "site-packages"})
-"""Folders that nobody writes results to; those whose names begin with a dot are linked as a whole, too."""
+"""Folders without results; hidden ones are linked as a whole, too."""
 
 
 def enter_work_folder(files: RunFiles, script: Path | None = None) -> Path:
-    """Work in the run's own folder from now on, with what lies beside `script` in it. Answers the folder.
+    """Change to the run's working directory, with links to the folder of `script`, and return it.
 
-    May be called by several ranks at once and again at each start. Raises `OSError` if the folder cannot be made.
+    Idempotent, and safe on several ranks at once. Raises `OSError` if the folder cannot be made.
     """
     make_folder(files.work)
     if script is not None:
@@ -37,7 +37,7 @@ def enter_work_folder(files: RunFiles, script: Path | None = None) -> Path:
 
 
 def _link_beside(source: Path, work: Path) -> None:
-    """Breadth first, so that what lies next to the script is there even if what lies deep below is too much."""
+    """Link the contents of a folder, breadth first, so that the limit applies to deep folders first."""
     left, crowded = MAX_LINKS, list[str]()
     waiting = deque([(source, work)])
     while waiting:
@@ -45,12 +45,12 @@ def _link_beside(source: Path, work: Path) -> None:
         try:
             entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
         except OSError as error:
-            log.warning("%s cannot be read (%s), so what lies in it is not found from here", folder, error.strerror)
+            log.warning("%s cannot be read (%s): its contents are missing in RUN/work", folder, error.strerror)
             continue
         left -= len(entries)
         for entry in entries:
             if work.resolve().is_relative_to(Path(entry.path).resolve()):
-                continue  # the runs themselves lie beside the script
+                continue  # the runs' folders are in the script's folder
             whole = entry.name.startswith(".") or entry.name in LINKED_WHOLE or left < 0
             if entry.is_dir(follow_symlinks=False) and not whole:
                 if _made_anew(mirror / entry.name):
@@ -61,8 +61,8 @@ def _link_beside(source: Path, work: Path) -> None:
             _linked(Path(entry.path), mirror / entry.name)
     if crowded:
         log.warning(
-            "more than %d files lie beside the script: %d folders are linked as a whole, and what is written into them "
-            "is written beside the script: %s",
+            "the script's folder has more than %d files: %d folders are linked as a whole, and files written into them "
+            "are shared by all runs of the script: %s",
             MAX_LINKS,
             len(crowded),
             ", ".join(crowded[:5]),
@@ -70,7 +70,7 @@ def _link_beside(source: Path, work: Path) -> None:
 
 
 def _made_anew(path: Path) -> bool:
-    """Whether it is a folder of the run's own now. What the script put in this place itself is left as it is."""
+    """Make a folder of the run's own and return True; False if the script has put something else in its place."""
     if not os.path.lexists(path):
         path.mkdir(exist_ok=True)
     return path.is_dir() and not path.is_symlink()
@@ -83,7 +83,7 @@ def _linked(target: Path, link: Path) -> None:
 
 
 def written_over(work: Path, since_s: float) -> list[Path]:
-    """Files beside the script that were changed through their links since then (Unix time), as paths in `work`."""
+    """Return the files of the script's folder that were changed since then (Unix time), as paths in `work`."""
     changed = []
     for folder, _, names in os.walk(work):
         for name in names:

@@ -1,4 +1,4 @@
-"""The models and data of the shipped configs.
+"""Models and data of the shipped configs.
 
 `build(config)` runs in every worker process. Torch and transformers are imported by the call.
 """
@@ -11,7 +11,7 @@ __all__ = ["Workload", "build"]
 
 
 def build(config: RunConfig) -> Workload:
-    """Model and data of the config. Raises `Invalid` for a workload that builds its own, or unusable data."""
+    """Build the model and the data of a config. Raises `Invalid` for a script workload, or unusable data."""
     if config.workload.kind != "gpt2":
         raise Invalid(f"{config.name}: workload.kind is {config.workload.kind}, which builds its own model and data.")
     from ray_jobs.workloads import gpt2

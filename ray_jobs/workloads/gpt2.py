@@ -1,4 +1,4 @@
-"""A GPT-2 with fresh weights, on one of the text sources."""
+"""GPT-2 workload: a model with new weights, on one of the text sources."""
 
 import hashlib
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 def build(config: RunConfig) -> Workload:
-    """Model and blocks of the config. The weights follow from `config.seed` alone."""
+    """Build the model and the token blocks of a config. The weights depend on `config.seed` only."""
     if config.model is None or config.data is None:
         raise Invalid(f"{config.name}: workload.kind is gpt2, which also needs model and data.")
     tokens = tokenized(_corpus(config.data), config.data.vocab_size)
@@ -42,7 +42,7 @@ def _corpus(data: DataSettings) -> Corpus:
 
 
 def fresh_model(shape: ModelSettings, data: DataSettings, vocab_size: int, seed: int) -> GPT2LMHeadModel:
-    """A GPT-2 of this shape. Its weights follow from the seed alone, on every rank alike."""
+    """Build a GPT-2 of this shape. Its weights depend on the seed only, so they are the same on every rank."""
     gpt2 = GPT2Config(
         vocab_size=vocab_size,
         n_positions=data.block_size,

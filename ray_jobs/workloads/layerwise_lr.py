@@ -1,10 +1,10 @@
-"""A GPT-2 whose layers learn at different rates, in a plain DeepSpeed loop: each layer is a named parameter group.
+"""Layer-wise learning rates for a GPT-2, in a plain DeepSpeed loop: each layer is a named parameter group.
 
     steer submit configs/layerwise-lr.yaml
     steer set RUN 'lr*=0.1' --group layer0
 
-It learns the bytes of Python's standard library. Lower layers learn more slowly, by `decay` for each layer below the
-top. The loop is the script's own; Steerway needs the few lines that name the session.
+It learns the bytes of Python's standard library. The learning rate decreases by the factor `decay` for each layer below
+the top. The loop is the script's own; Steerway needs only the few lines that use the session.
 """
 
 import argparse
@@ -24,7 +24,7 @@ MAX_TEXT_BYTES = 2_000_000
 
 
 def layer_groups(model: nn.Module, layers: int, rate: float, decay: float) -> list[dict[str, Any]]:
-    """One parameter group for each layer and for what is below and above them, the top one at `rate`."""
+    """Return a parameter group for the embedding, each layer and the head, which has the learning rate `rate`."""
     groups: dict[str, list[nn.Parameter]] = {"embedding": []}
     groups |= {f"layer{index}": [] for index in range(layers)} | {"head": []}
     for name, parameter in model.named_parameters():
@@ -37,14 +37,14 @@ def layer_groups(model: nn.Module, layers: int, rate: float, decay: float) -> li
 
 
 def group_of(parameter: str) -> str:
-    """The group of a parameter, by its name."""
+    """Return the group of a parameter, by its name."""
     if ".h." in parameter:
         return f"layer{parameter.split('.h.')[1].split('.')[0]}"
     return "embedding" if ".wte." in parameter or ".wpe." in parameter else "head"
 
 
 def corpus() -> torch.Tensor:
-    """The training text as bytes, `(n,)`."""
+    """Return the training text as bytes, shape `(n,)`."""
     from ray_jobs.workloads import stdlib_text
 
     documents = stdlib_text.read(DataSettings(source="stdlib", max_train_bytes=MAX_TEXT_BYTES)).train
@@ -53,7 +53,7 @@ def corpus() -> torch.Tensor:
 
 
 def batch(text: torch.Tensor, seed: int, step: int, samples: int, rank: int, ranks: int) -> torch.Tensor:
-    """This rank's share of the step's blocks, `(samples / ranks, BLOCK_BYTES)`: a function of seed and step alone."""
+    """Return this rank's blocks of a step, shape `(samples / ranks, BLOCK_BYTES)`. Depends on seed and step only."""
     digest = hashlib.sha256(f"{seed}:{step}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
     starts = torch.randint(0, len(text) - BLOCK_BYTES, (samples,), generator=generator)[rank::ranks]
@@ -61,12 +61,12 @@ def batch(text: torch.Tensor, seed: int, step: int, samples: int, rank: int, ran
 
 
 def build_engine(arguments: argparse.Namespace, ranks: int) -> Any:
-    """A DeepSpeed engine with the named groups. Raises `Invalid` if the ranks cannot share the batch."""
+    """Build a DeepSpeed engine with the named groups. Raises `Invalid` if the ranks do not divide the batch."""
     import deepspeed
     from transformers import GPT2Config, GPT2LMHeadModel
 
     if arguments.samples % ranks:
-        raise Invalid(f"a batch of {arguments.samples} samples cannot be shared evenly by {ranks} ranks")
+        raise Invalid(f"a batch of {arguments.samples} samples cannot be divided evenly among {ranks} ranks")
     layers = arguments.layers
     shape = GPT2Config(vocab_size=VOCABULARY, n_positions=BLOCK_BYTES, n_embd=96, n_layer=layers, n_head=4)
     model = GPT2LMHeadModel(shape)
@@ -84,7 +84,7 @@ def build_engine(arguments: argparse.Namespace, ranks: int) -> Any:
 
 
 def train(engine: Any, text: torch.Tensor, session: TrainingSession, arguments: argparse.Namespace) -> None:
-    """The loop."""
+    """Run the training loop."""
     import torch.distributed as dist
 
     rank, ranks = dist.get_rank(), dist.get_world_size()
@@ -97,15 +97,15 @@ def train(engine: Any, text: torch.Tensor, session: TrainingSession, arguments: 
 
 
 def main() -> None:
-    """Train, on the ranks that torch.distributed has."""
+    """Train on the ranks of torch.distributed."""
     import torch.distributed as dist
 
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--samples", type=int, default=16, help="of one step, over all ranks")
+    parser.add_argument("--samples", type=int, default=16, help="samples of one step, over all ranks")
     parser.add_argument("--layers", type=int, default=4)
-    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of the top")
-    parser.add_argument("--decay", type=float, default=0.7, help="times the rate, for each layer below the top")
+    parser.add_argument("--rate", type=float, default=2e-3, help="learning rate of the head")
+    parser.add_argument("--decay", type=float, default=0.7, help="factor of the learning rate, per layer below the top")
     parser.add_argument("--seed", type=int, default=20260101)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)

@@ -1,11 +1,11 @@
-"""REINFORCE on a small grid, in plain PyTorch: what the agent is rewarded for can be changed while it learns.
+"""REINFORCE on a small grid, in plain PyTorch, with rewards that can be changed while it trains.
 
     steer submit configs/policy-gradient.yaml
     steer set RUN reward/wall=-2
     steer action RUN move_goal row=0 column=4
 
-The agent begins somewhere on the grid and should come to a goal that it is not told of. Rewards are knobs, moving the
-goal is an action; the optimizer's learning rate is steered like any other.
+The agent starts at a random field and has to find a goal. Rewards are knobs, moving the goal is an action; the
+optimizer's learning rate is steered like any other.
 """
 
 import argparse
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Rewards:
-    """What each thing that happens is worth."""
+    """Reward of each event."""
 
     goal: float = 1.0
     step: float = -0.05
@@ -47,7 +47,7 @@ class Played:
     reached: float
 
     def returns(self, discount: float = 0.97) -> torch.Tensor:
-        """What each move led to, discounted: `(moves, games)`."""
+        """Return the discounted return of each move, shape `(moves, games)`."""
         ahead, out = torch.zeros(self.rewards.shape[1]), []
         for reward in reversed(self.rewards):
             ahead = reward + discount * ahead
@@ -56,19 +56,19 @@ class Played:
 
 
 class Grid:
-    """`SIDE` by `SIDE` fields with walls around them, and a goal."""
+    """Grid world: `SIDE` by `SIDE` fields with walls around them, and a goal."""
 
     def __init__(self) -> None:
         self.goal = (SIDE - 1, SIDE - 1)
 
     def move_goal(self, row: int, column: int) -> None:
-        """Put the goal elsewhere. Raises `Invalid` outside of the grid."""
+        """Move the goal. Raises `Invalid` outside of the grid."""
         if not (0 <= row < SIDE and 0 <= column < SIDE):
-            raise Invalid(f"rows and columns are counted from 0 to {SIDE - 1}")
+            raise Invalid(f"row {row}, column {column} is outside of the grid: both must be from 0 to {SIDE - 1}")
         self.goal = (row, column)
 
     def play(self, policy: nn.Module, games: int, rewards: Rewards) -> Played:
-        """Play games side by side with the policy, `(games, SIDE * SIDE)` fields to `(games, 4)` log-odds of moves."""
+        """Play games in parallel. `policy` maps `(games, SIDE * SIDE)` fields to `(games, 4)` log-odds of moves."""
         at, goal = torch.randint(0, SIDE, (games, 2)), torch.tensor(self.goal)
         alive = (at != goal).any(dim=1).float()
         log_odds, entropies, gained, lived = [], [], [], []
@@ -91,7 +91,7 @@ class Grid:
 
 
 def policy_loss(played: Played, entropy_weight: float) -> torch.Tensor:
-    """REINFORCE with the batch's mean as its baseline, and a reward for staying undecided."""
+    """Return the REINFORCE loss with the batch's mean as its baseline, and an entropy bonus."""
     returns, count = played.returns(), played.alive.sum().clamp(min=1)
     advantage = returns - (returns * played.alive).sum() / count
     gain = (played.log_odds * advantage + entropy_weight * played.entropy) * played.alive
@@ -99,26 +99,26 @@ def policy_loss(played: Played, entropy_weight: float) -> torch.Tensor:
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Collective. The mean over the ranks, as one message."""
+    """Collective. Average the gradients over the ranks, with one all-reduce."""
     if not dist.is_initialized() or dist.get_world_size() == 1:
         return
-    gradients = [each.grad for each in model.parameters() if each.grad is not None]
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.grad is not None]
     flat = torch.cat([gradient.reshape(-1) for gradient in gradients])
     dist.all_reduce(flat)
     flat /= dist.get_world_size()
-    for gradient, part in zip(gradients, flat.split([each.numel() for each in gradients]), strict=True):
+    for gradient, part in zip(gradients, flat.split([gradient.numel() for gradient in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
 
 
 def make_session(model: nn.Module, optimizer: Any, rewards: Rewards, grid: Grid, steps: int) -> TrainingSession:
-    """A session that knows the rewards as knobs, and how the goal is moved. What it sets it keeps in its state."""
+    """Return a session with the rewards as knobs, and an action that moves the goal, which is kept in its state."""
     session = TrainingSession(model, optimizer, total_steps=steps, tell_every_steps=5)
-    told = {
-        "goal": "what reaching the goal is worth",
-        "step": "what each move is worth",
-        "wall": "what running into a wall is worth",
+    descriptions = {
+        "goal": "reward for reaching the goal",
+        "step": "reward for each move",
+        "wall": "reward for running into a wall",
     }
-    for name, description in told.items():
+    for name, description in descriptions.items():
         session.register_knob(
             f"reward/{name}",
             get=lambda name=name: getattr(rewards, name),  # type: ignore[misc]
@@ -132,7 +132,7 @@ def make_session(model: nn.Module, optimizer: Any, rewards: Rewards, grid: Grid,
     def put_back() -> None:
         session.state["goal"] = grid.goal = before[0]
 
-    @session.action("move_goal", description="Put the goal elsewhere; the agent has to find out", undo=put_back)
+    @session.action("move_goal", description="Move the goal; the agent has to find it again", undo=put_back)
     def move_goal(row: int, column: int) -> dict[str, int]:
         before[0] = grid.goal
         grid.move_goal(row, column)
@@ -151,7 +151,7 @@ def learn(
     games: int,
     entropy: float,
 ) -> None:
-    """The loop: each step plays, and learns from, `games` games on each rank."""
+    """Run the training loop: each step plays, and learns from, `games` games on each rank."""
     for _ in session.steps():
         played = grid.play(policy, games, rewards)
         loss = policy_loss(played, entropy)
@@ -164,18 +164,18 @@ def learn(
 
 
 def build_policy(rate: float) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """From a field to the log-odds of each move, and what trains it."""
+    """Return the policy network, from a field to the log-odds of each move, and its optimizer."""
     policy = nn.Sequential(nn.Linear(SIDE * SIDE, 32), nn.Tanh(), nn.Linear(32, len(MOVES)))
     return policy, torch.optim.Adam([{"params": policy.parameters(), "lr": rate, "name": "policy"}])
 
 
 def main() -> None:
-    """Learn, on the ranks that torch.distributed has, or alone."""
+    """Train on the ranks of torch.distributed, or in a single process."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=2000)
-    parser.add_argument("--games", type=int, default=32, help="of one step, on each rank")
+    parser.add_argument("--games", type=int, default=32, help="games of one step, on each rank")
     parser.add_argument("--rate", type=float, default=3e-3, help="learning rate")
-    parser.add_argument("--entropy", type=float, default=0.02, help="weight of staying undecided")
+    parser.add_argument("--entropy", type=float, default=0.02, help="weight of the entropy bonus")
     parser.add_argument("--seed", type=int, default=20260101)
     arguments = parser.parse_args()
     torch.manual_seed(arguments.seed)

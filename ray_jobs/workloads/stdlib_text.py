@@ -1,4 +1,4 @@
-"""Text that every machine has: the source of the running Python's standard library."""
+"""Training text from the source code of the running Python's standard library, which every machine has."""
 
 import hashlib
 import os
@@ -19,9 +19,9 @@ EVALUATION_SHARE = 16  # one file in 16, by the hash of its path, is for evaluat
 
 
 def read(data: DataSettings, root: Path | None = None) -> Corpus:
-    """One document for each file, cut at the size caps of `data`. Raises `Invalid` if there is no text.
+    """Return one document for each file, cut at the size caps of `data`. Raises `Invalid` if there is no text.
 
-    The files come in the order of the hash of their path, so that a cap takes a sample of the whole library.
+    The files are in the order of the hash of their path, so that a capped text is a sample of the whole library.
     """
     root = root or Path(sysconfig.get_path("stdlib"))
     files = sorted((_hash(path.relative_to(root)), path) for path in _sources(root))
@@ -29,16 +29,16 @@ def read(data: DataSettings, root: Path | None = None) -> Corpus:
     evaluation = _documents((path for digest, path in files if not digest[0] % EVALUATION_SHARE), data.max_eval_bytes)
     if not train or not evaluation:
         raise Invalid(
-            f"data.source stdlib found too little source text in {root}: it is not installed with this Python. "
+            f"data.source stdlib needs Python's standard library as source files, and {root} has too few. "
             "Use data.source wikitext2."
         )
     return Corpus(train, evaluation)
 
 
 def _sources(root: Path) -> Iterator[Path]:
-    """Folders that are left out are not walked: what is installed beside the library may be many times larger.
+    """Yield the library's source files. Excluded folders are not walked: site-packages may be many times larger.
 
-    _sysconfigdata holds the paths of the machine that built this Python.
+    _sysconfigdata is excluded because it holds the paths of the machine that built this Python.
     """
     for folder, folders, names in os.walk(root):
         folders[:] = [name for name in folders if name not in LEFT_OUT]
@@ -52,7 +52,7 @@ def _hash(relative: Path) -> bytes:
 
 
 def _documents(paths: Iterable[Path], cap_bytes: int | None) -> tuple[str, ...]:
-    """The last document is cut where the cap is reached; empty files are left out."""
+    """Return the text of the files, cut at the cap, without empty files."""
     documents, left_bytes = [], cap_bytes
     for path in paths:
         if left_bytes == 0:

@@ -1,4 +1,4 @@
-"""Text to token ids, by a byte-level BPE that is trained on the text itself and cached."""
+"""Tokenization by a byte-level BPE that is trained on the text itself, with a cache."""
 
 import hashlib
 import logging
@@ -22,7 +22,7 @@ _LAYOUT = 1  # of the cached file; raise it when the file or the tokenizer's set
 
 @dataclass(frozen=True)
 class Tokens:
-    """Both splits as int32 ids in `[0, vocab_size)`, documents joined by END_OF_TEXT."""
+    """Token ids of both splits, int32 in `[0, vocab_size)`, documents joined by END_OF_TEXT."""
 
     train: Ids
     evaluation: Ids
@@ -30,10 +30,10 @@ class Tokens:
 
 
 def tokenized(corpus: Corpus, vocab_size: int, cache: Path | None = None) -> Tokens:
-    """The ids of the corpus under a BPE of at most `vocab_size` tokens, trained on its train split.
+    """Tokenize the corpus by a BPE of at most `vocab_size` tokens, trained on its train split.
 
-    Read from `cache` if they are there and intact. Ranks that start at once may each do the work; each then
-    publishes the same file whole, under the same name, so that none reads half of another's.
+    Reads the result from `cache` if it is there and intact. Ranks that start at once may each do the work; each then
+    publishes the same file atomically, so that none reads a half-written one.
     """
     settings = f"{_LAYOUT} {tokenizers.__version__} {vocab_size} {corpus.digest()}"
     key = hashlib.sha256(settings.encode("ascii")).hexdigest()
@@ -79,15 +79,15 @@ def _read(path: Path) -> Tokens | None:
             tokens = Tokens(stored["train"], stored["evaluation"], int(stored["vocab_size"]))
             intact = str(stored["digest"]) == _digest(tokens)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
-        log.warning("The cached tokens in %s cannot be read and are made again: %s", path, error)
+        log.warning("The cached tokens in %s cannot be read and are recomputed: %s", path, error)
         return None
     if not intact:
-        log.warning("The cached tokens in %s are damaged and are made again.", path)
+        log.warning("The cached tokens in %s are damaged and are recomputed.", path)
     return tokens if intact else None
 
 
 def _write(path: Path, tokens: Tokens) -> None:
-    """A cache that cannot be written costs the next start a few seconds, and this one nothing."""
+    """Write the cache; an error is only logged: the next start then tokenizes again, for a few seconds."""
     digest, size = np.array(_digest(tokens)), np.array(tokens.vocab_size)
     temporary = None
     try:

@@ -1,4 +1,4 @@
-"""Wikitext-2, from the Hugging Face hub or from a folder of text files."""
+"""Wikitext-2 dataset, from the Hugging Face hub or from a folder of text files."""
 
 import logging
 from collections.abc import Callable
@@ -24,7 +24,7 @@ Load = Callable[..., Any]
 
 
 def read(data: DataSettings, load: Load = datasets.load_dataset) -> Corpus:
-    """Train and evaluation text, cut at the size caps of `data`. Raises `Invalid` if there is none."""
+    """Return the training and evaluation text, cut at the size caps of `data`. Raises `Invalid` if there is none."""
     splits = _local(Path(data.path), load) if data.path is not None else _hub(load)
     train, evaluation = ("".join(f"{line}\n" for line in split["text"]) for split in splits)
     return Corpus((_cut(train, data.max_train_bytes),), (_cut(evaluation, data.max_eval_bytes),))
@@ -32,28 +32,28 @@ def read(data: DataSettings, load: Load = datasets.load_dataset) -> Corpus:
 
 def _hub(load: Load) -> tuple[Any, Any]:
     try:
-        found = load(HUB_NAME, HUB_CONFIG)
+        dataset = load(HUB_NAME, HUB_CONFIG)
     except Exception as error:  # the hub's client raises errors of four libraries; all mean the same here
         first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise Invalid(
             f"Wikitext-2 ({HUB_NAME}) could not be loaded from the Hugging Face hub: {first.rstrip('.')}. "
-            "To use files that are already here, set data.path= to their folder."
+            "To use local files, set data.path= to their folder."
         ) from error
-    return found["train"], found["validation"]
+    return dataset["train"], dataset["validation"]
 
 
 def _local(folder: Path, load: Load) -> tuple[Any, Any]:
     train, evaluation = chosen_files(folder)
-    found = load(
+    dataset = load(
         "text",
         data_files={"train": str(train), "evaluation": str(evaluation)},
         cache_dir=str(cache_folder() / "datasets"),
     )
-    return found["train"], found["evaluation"]
+    return dataset["train"], dataset["evaluation"]
 
 
 def chosen_files(folder: Path) -> tuple[Path, Path]:
-    """The files to train on and to evaluate on. Says in the log when they are not the usual two."""
+    """Return the files for training and for evaluation. Logs a warning unless they are the usual splits."""
     if not folder.is_dir():
         raise Invalid(f"data.path is {folder}, but there is no such folder.")
     files = {split: file for split in SPLIT_FILES if (file := _first_file(folder, split))}
@@ -67,8 +67,8 @@ def chosen_files(folder: Path) -> tuple[Path, Path]:
         return files["validation"], files["test"]
     looked_for = "; ".join(f"{split}: {', '.join(names)}" for split, names in SPLIT_FILES.items())
     raise Invalid(
-        f"data.path is {folder}, which needs two files with text in them, one to train on and one to evaluate "
-        f"on; looked for {looked_for}."
+        f"data.path is {folder}, which must hold two non-empty text files, one for training and one for evaluation; "
+        f"looked for {looked_for}."
     )
 
 

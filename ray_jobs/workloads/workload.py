@@ -1,4 +1,4 @@
-"""What a workload gives to the Trainer."""
+"""Model and data of a workload, for the Trainer."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -11,11 +11,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Workload:
-    """A freshly initialised model and its data, the same on every rank.
+    """Newly initialized model and its data, the same on every rank.
 
-    `facts` describe it for a person: `parameters`, `vocab_size`, `train_tokens`, `eval_tokens`,
+    `facts` describe it for the user: `parameters`, `vocab_size`, `train_tokens`, `eval_tokens`,
     `unigram_entropy_nats` (of the evaluation split, per token) and `tokens_digest`, which must agree
-    between ranks: two machines with different sources would otherwise train on different data unnoticed.
+    between ranks: machines with different sources would otherwise train on different data without notice.
     """
 
     model: "PreTrainedModel"

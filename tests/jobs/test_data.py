@@ -170,7 +170,7 @@ def test_tokens_of_a_damaged_cache_are_made_again(
     sound = cached_file(tmp_path).read_bytes()
     cached_file(tmp_path).write_bytes(damage(sound))
     assert same(tokenized(CORPUS, 300, tmp_path), tokens)
-    assert "made again" in caplog.text
+    assert "recomputed" in caplog.text
     caplog.clear()
     assert same(tokenized(CORPUS, 300, tmp_path), tokens)
     assert not caplog.text
@@ -239,7 +239,7 @@ def test_stdlib_text_split_of_a_file_does_not_change_with_the_others(tmp_path: P
 
 
 def test_stdlib_text_without_sources_is_refused_by_folder(tmp_path: Path) -> None:
-    with pytest.raises(Invalid, match=f"too little source text in {tmp_path}"):
+    with pytest.raises(Invalid, match=f"source files, and {tmp_path} has too few"):
         stdlib_text.read(DataSettings(source="stdlib"), tmp_path)
 
 

@@ -18,7 +18,7 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs import exit_reason
 from ray_jobs.deaths import describe, oom_kills
 from ray_jobs.exit_reason import signature_of
-from ray_jobs.train import ScriptExit, _leave_behind
+from ray_jobs.train import ScriptExit, _write_exit_reason
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -67,7 +67,7 @@ def test_exception_that_another_ranks_end_has_caused_is_told_as_that(said: str) 
 def test_exit_code_of_a_script_is_its_signature(files: RunFiles) -> None:
     for code, signature in ((3, "exit code 3"), ("no data", "exit code with a text")):
         error = ScriptExit(f"the script ended: {code}", code)
-        _leave_behind(files, 0, error, str(error))
+        _write_exit_reason(files, 0, error, str(error))
         death = describe(files, 0, RuntimeError("as Ray tells it"))
         assert (death.reason, death.signature) == (f"the script ended: {code}", signature)
 

@@ -30,7 +30,7 @@ def test_script_that_leaves_without_a_complaint_has_ended(
     ("end", "told"),
     [
         ("sys.exit(3)", "script.py ended with exit code 3"),
-        ("sys.exit('no such data')", "script.py ended saying: no such data"),
+        ("sys.exit('no such data')", "script.py ended with the message: no such data"),
         ("raise ValueError('wrong')", "wrong"),
     ],
 )

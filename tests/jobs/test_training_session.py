@@ -317,7 +317,7 @@ def test_rewards_and_the_goal_of_the_shipped_game_are_steered(ranks: Ranks) -> N
     assert (reward.status, reward.after) == ("applied", {"reward/wall": -2.0})
     assert (moved.status, moved.after) == ("applied", {"row": 0, "column": 4})
     assert outside.status == "failed"
-    assert "counted from 0 to 4" in str(outside.reason)
+    assert "must be from 0 to 4" in str(outside.reason)
     (ended,) = ranks.records("policy_gradient", GenerationEnded)
     assert (ended.ending, ended.step) == ("finished", 3)
 

@@ -24,8 +24,8 @@ BUSY = replace(OTHER, waits="", inside_s=0.0, at="at /code/train.py:7 in tokeniz
 DEATHS = {
     "stopped": (replace(OTHER, stopped_s=5.0), "stopped", "recovery.hang_after_s, 5"),
     "stopped while saving": (replace(OTHER, stopped_s=5.0, phase="saving"), "stopped", "while saving"),
-    "killed": (replace(OTHER, gone_s=GONE_AFTER_S), "gone", "rank 1 (process 101 on a) ended while training"),
-    "cut off": (replace(OTHER, unheard_s=5.0), "silent", "no sign of life of rank 1 (process 101 on a) for 5.0 s"),
+    "killed": (replace(OTHER, gone_s=GONE_AFTER_S), "gone", "rank 1 (process 101 on a) died while training"),
+    "cut off": (replace(OTHER, unheard_s=5.0), "silent", "no heartbeat of rank 1 (process 101 on a) for 5.0 s"),
     "in user code for too long": (replace(BUSY, quiet_s=1800.0), "user code", "train.py:7 in tokenize"),
     "evaluating for too long": (replace(BUSY, quiet_s=1800.0, phase="evaluating"), "user code", "while evaluating"),
 }

@@ -86,7 +86,7 @@ def test_pause_stays_a_pause_and_a_lost_driver_is_resumed(cluster: Cluster, clie
     assert paused is not None
     at_work = cluster.command("ray_jobs.submit", "--resume", run)
     assert at_work.returncode == 5
-    assert "is at work" in at_work.stderr
+    assert "is still active" in at_work.stderr
     drivers = [each for each in cluster.processes() if _is_driver(each, run)]
     assert drivers
     for driver in drivers:
