@@ -17,8 +17,8 @@ from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 
 from benchmarks.catalogue import BENCHMARKS, Benchmark, listing
-from benchmarks.result import Result
-from control_plane.core.errors import SteerwayError
+from benchmarks.harness.result import Result
+from control_plane.core.model.errors import SteerwayError
 
 INTERRUPTED = 130
 
@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _run(benchmark: Benchmark, n: int | None, quick: bool, as_json: bool) -> int:
-    from benchmarks import conditions
+    from benchmarks.harness import conditions
 
     machine = conditions.machine()  # now: the load of others, before our own
     try:
@@ -70,7 +70,7 @@ def _run(benchmark: Benchmark, n: int | None, quick: bool, as_json: bool) -> int
 def _show(name: str, result: Result) -> None:
     from rich.console import Console
 
-    from benchmarks.report import show
+    from benchmarks.harness.report import show
 
     show(name, result, Console())
 

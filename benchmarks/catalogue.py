@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from benchmarks.result import Result
+from benchmarks.harness.result import Result
 
 Say = Callable[[str], None]
 """Takes a line about what is going on."""
@@ -14,15 +14,20 @@ Say = Callable[[str], None]
 class Benchmark:
     """One benchmark. Its module has `measure(n, quick, say)`, which answers a `Result` and leaves nothing running."""
 
-    name: str
+    module: str
     caption: str
     unit: str
     default_n: int
     quick_n: int
 
+    @property
+    def name(self) -> str:
+        """Name on the command line: the last part of the module's."""
+        return self.module.rpartition(".")[2]
+
     def measure(self, n: int | None, quick: bool, say: Say) -> Result:
         """Run it. Raises `SteerwayError` if it could not be run."""
-        module = importlib.import_module(f"benchmarks.{self.name}")
+        module = importlib.import_module(f"benchmarks.{self.module}")
         count = n if n is not None else self.quick_n if quick else self.default_n
         result: Result = module.measure(count, quick, say)
         return result
@@ -31,33 +36,79 @@ class Benchmark:
 BENCHMARKS = {
     benchmark.name: benchmark
     for benchmark in (
-        Benchmark("boundary", "cost of the quiet boundary per step: none, blocking, prefetched", "rounds", 8, 2),
-        Benchmark("overhead", "how much longer a step takes with Steerway than without", "blocks an arm", 60, 5),
         Benchmark(
-            "latency", "steps and milliseconds from the gateway's 202 to the live optimizer", "commands", 200, 20
+            "step_cost.boundary", "cost of the quiet boundary per step: none, blocking, prefetched", "rounds", 8, 2
         ),
-        Benchmark("checkpoint", "how long a step waits for a checkpoint, against stock DeepSpeed", "rounds", 3, 1),
-        Benchmark("control_loss", "what training and commands notice when the control server is killed", "kills", 5, 1),
-        Benchmark("recovery", "SIGKILL of a rank's node: seconds to the next step, beside stock", "kills an arm", 5, 1),
-        Benchmark("recovery_rank", "SIGKILL of one rank: seconds to the next step, beside stock", "kills an arm", 5, 1),
-        Benchmark("recovery_stop", "SIGSTOP of one rank: seconds to the next step, beside stock", "stops", 5, 1),
         Benchmark(
-            "false_alarms", "losses of a run that nothing happens to, with evaluations and saves", "minutes", 30, 1
+            "step_cost.overhead", "how much longer a step takes with Steerway than without", "blocks an arm", 60, 5
         ),
-        Benchmark("deaths", "SIGSTOP and SIGKILL of a rank: seconds until its peer has ended", "faults a kind", 20, 2),
         Benchmark(
-            "busy", "ranks that are slow, busy or hold Python's lock, on a busy machine: false deaths", "minutes", 20, 2
+            "live.latency", "steps and milliseconds from the gateway's 202 to the live optimizer", "commands", 200, 20
         ),
-        Benchmark("scale", "what grows with the ranks: boundary, control server, real gloo", "boundaries", 40, 4),
-        Benchmark("storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5),
-        Benchmark("supervision", "SIGKILL of what `steer up` starts: seconds until it answers", "kills a part", 5, 1),
-        Benchmark("storm_of_faults", "SIGKILL and SIGSTOP to every part while somebody steers", "storms", 3, 1),
         Benchmark(
-            "rollback", "back to a checkpoint on a live run: seconds to the next step", "rollbacks a stage", 7, 2
+            "checkpoints.checkpoint", "how long a step waits for a checkpoint, against stock DeepSpeed", "rounds", 3, 1
         ),
-        Benchmark("digest", "cost of digesting the live state every 1, 10, 100 steps, beside SHA-256", "rounds", 4, 1),
-        Benchmark("kills", "SIGKILL at every named failpoint of a control server, under load", "kills", 1000, 66),
-        Benchmark("torn_saves", "what a restart chooses after a death during a save", "saves a protocol", 12, 1),
+        Benchmark(
+            "live.control_loss", "what training and commands notice when the control server is killed", "kills", 5, 1
+        ),
+        Benchmark(
+            "recovery.recovery",
+            "SIGKILL of a rank's node: seconds to the next step, beside stock",
+            "kills an arm",
+            5,
+            1,
+        ),
+        Benchmark(
+            "recovery.recovery_rank",
+            "SIGKILL of one rank: seconds to the next step, beside stock",
+            "kills an arm",
+            5,
+            1,
+        ),
+        Benchmark(
+            "recovery.recovery_stop", "SIGSTOP of one rank: seconds to the next step, beside stock", "stops", 5, 1
+        ),
+        Benchmark(
+            "failures.false_alarms",
+            "losses of a run that nothing happens to, with evaluations and saves",
+            "minutes",
+            30,
+            1,
+        ),
+        Benchmark(
+            "failures.deaths", "SIGSTOP and SIGKILL of a rank: seconds until its peer has ended", "faults a kind", 20, 2
+        ),
+        Benchmark(
+            "failures.busy",
+            "ranks that are slow, busy or hold Python's lock, on a busy machine: false deaths",
+            "minutes",
+            20,
+            2,
+        ),
+        Benchmark(
+            "step_cost.scale", "what grows with the ranks: boundary, control server, real gloo", "boundaries", 40, 4
+        ),
+        Benchmark(
+            "storm.storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5
+        ),
+        Benchmark(
+            "live.supervision", "SIGKILL of what `steer up` starts: seconds until it answers", "kills a part", 5, 1
+        ),
+        Benchmark("storm.storm_of_faults", "SIGKILL and SIGSTOP to every part while somebody steers", "storms", 3, 1),
+        Benchmark(
+            "live.rollback", "back to a checkpoint on a live run: seconds to the next step", "rollbacks a stage", 7, 2
+        ),
+        Benchmark(
+            "step_cost.digest",
+            "cost of digesting the live state every 1, 10, 100 steps, beside SHA-256",
+            "rounds",
+            4,
+            1,
+        ),
+        Benchmark("kills.kills", "SIGKILL at every named failpoint of a control server, under load", "kills", 1000, 66),
+        Benchmark(
+            "checkpoints.torn_saves", "what a restart chooses after a death during a save", "saves a protocol", 12, 1
+        ),
     )
 }
 

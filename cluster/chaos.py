@@ -23,7 +23,7 @@ from cluster.nodes import HEAD, node_members, recorded_nodes
 from cluster.processes import continue_processes, kill_processes, stop_processes
 from cluster.record import ClusterRecord, cluster_lock
 from control_plane.config import Settings, settings
-from control_plane.core.errors import Conflict, NotAllowed, NotFound, SteerwayError
+from control_plane.core.model.errors import Conflict, NotAllowed, NotFound, SteerwayError
 
 SIGNALS = {"kill": signal.SIGKILL, "stop": signal.SIGSTOP, "continue": signal.SIGCONT}
 WHAT_THE_HEAD_CARRIES = "Ray's GCS, the gateway, the control servers and the drivers"

@@ -33,8 +33,8 @@ from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, 
 from control_plane.addresses import is_loopback
 from control_plane.config import Settings, settings
 from control_plane.console_login import create_link
-from control_plane.core.characters import one_line
-from control_plane.core.errors import Conflict, Invalid, NotFound, SteerwayError
+from control_plane.core.model.characters import one_line
+from control_plane.core.model.errors import Conflict, Invalid, NotFound, SteerwayError
 
 TEMP_PREFIX = "steerway-"
 MAX_TEMP_DIR_CHARS = 36

@@ -15,7 +15,7 @@ from cluster.processes import ProcessMark, find_carriers
 from cluster.record import ClusterRecord
 from control_plane.addresses import is_loopback
 from control_plane.config import Settings
-from control_plane.core.errors import NotFound
+from control_plane.core.model.errors import NotFound
 
 HEAD = "node-1"
 HEAD_PROCESS = "ray"

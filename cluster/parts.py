@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.error import URLError
 
 from control_plane.config import Settings
-from control_plane.core.errors import Invalid, SteerwayError
+from control_plane.core.model.errors import Invalid, SteerwayError
 
 RAY_STARTS = 2
 """Ray gives its raylet a fixed 30 s; on two cores beside other trainings it has needed more, and then gives up."""

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.processes import ProcessMark, find_members
 from control_plane.config import Settings
-from control_plane.core.errors import Conflict, Damaged, SteerwayError
+from control_plane.core.model.errors import Conflict, Damaged, SteerwayError
 from control_plane.storage.private import check_home, make_folder
 
 

@@ -1,0 +1,1 @@
+"""Control plane: commands, journal, control server, gateway, agent and CLI."""

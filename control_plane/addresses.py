@@ -5,7 +5,7 @@ from ipaddress import ip_address
 from urllib.parse import SplitResult, urlsplit
 
 from control_plane.config import Role, Settings
-from control_plane.core.errors import NotAllowed
+from control_plane.core.model.errors import NotAllowed
 
 PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.\-_~%:\[\]]+(/[A-Za-z0-9.\-_~%/]*)?")
 """Nothing that two URL parsers could read differently: no user, no query, no backslash, no blank."""

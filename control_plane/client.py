@@ -20,10 +20,12 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, ValidationError
 
 from control_plane.addresses import is_in_the_clear, is_loopback, plain_url, token_of
-from control_plane.comparing import Comparison, RunTree
+from control_plane.api.handle import ADOPTION_WAIT_S, CommandView, Measurements, Receipt, RunSummary, Snapshot
+from control_plane.api.patience import FIRST_WAIT_S, patience_of, retrying
+from control_plane.compare.comparison import Comparison, RunTree
 from control_plane.config import Role, Settings
-from control_plane.core.commands import Intent
-from control_plane.core.errors import (
+from control_plane.core.model.commands import Intent
+from control_plane.core.model.errors import (
     Conflict,
     Invalid,
     NotAllowed,
@@ -33,10 +35,8 @@ from control_plane.core.errors import (
     SteerwayError,
     Unavailable,
 )
-from control_plane.core.intents import AdoptCheckpoint
-from control_plane.core.records import Entry
-from control_plane.handle import ADOPTION_WAIT_S, CommandView, Measurements, Receipt, RunSummary, Snapshot
-from control_plane.patience import FIRST_WAIT_S, patience_of, retrying
+from control_plane.core.model.intents import AdoptCheckpoint
+from control_plane.core.model.records import Entry
 from control_plane.storage.layout import check_run_id
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from control_plane.core.errors import Invalid
+from control_plane.core.model.errors import Invalid
 
 Role = Literal["viewer", "operator", "agent", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "agent", "admin")

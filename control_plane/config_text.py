@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from control_plane.core.errors import Invalid
+from control_plane.core.model.errors import Invalid
 
 LARGEST_FILE_BYTES = 1 << 18  # a config is written by hand; more than this is the wrong file, and takes seconds to read
 

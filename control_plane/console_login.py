@@ -18,7 +18,7 @@ from urllib.parse import quote
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from control_plane.config import Role, Settings
-from control_plane.core.errors import NotAllowed, SteerwayError
+from control_plane.core.model.errors import NotAllowed, SteerwayError
 
 VALID_S = 12 * 3600.0
 """How long a key may be used, and how long a session lasts from the login on. A working day."""

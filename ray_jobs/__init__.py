@@ -1,0 +1,1 @@
+"""Training side: what a Ray job runs on its driver and on each rank."""

@@ -21,27 +21,27 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
-from control_plane.actor import retire
-from control_plane.core.branching import go_on_with
-from control_plane.core.commands import Command
-from control_plane.core.errors import Refused, SteerwayError
-from control_plane.core.intents import AdoptCheckpoint
-from control_plane.core.records import Ending
-from control_plane.core.redaction import Redaction
-from control_plane.core.state import fold
-from control_plane.ray_handle import RayHandle
-from control_plane.storage import journal
+from control_plane.actor.control_actor import retire
+from control_plane.actor.remote import RayHandle
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Refused, SteerwayError
+from control_plane.core.model.intents import AdoptCheckpoint
+from control_plane.core.model.records import Ending
+from control_plane.core.model.redaction import Redaction
+from control_plane.core.model.state import fold
+from control_plane.core.rules.branch_rules import go_on_with
+from control_plane.storage.journal import writer
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
-from ray_jobs import config as run_config
-from ray_jobs.back_off import RunIsOver
-from ray_jobs.deaths import DeathWatch, NoFarewell
-from ray_jobs.devices import declares_gpus, known_nodes, node_groups
-from ray_jobs.environment import first_variables
-from ray_jobs.nccl import collective_timeout_s
-from ray_jobs.own_config import own_config
-from ray_jobs.spares import HelperStandsBy, worker_environment
-from ray_jobs.turns import turn
+from ray_jobs.config import run_config
+from ray_jobs.config.environment import first_variables
+from ray_jobs.config.own_config import own_config
+from ray_jobs.driver.back_off import RunIsOver
+from ray_jobs.driver.devices import declares_gpus, known_nodes, node_groups
+from ray_jobs.driver.failure_reporter import DeathWatch, NoFarewell
+from ray_jobs.driver.nccl import collective_timeout_s
+from ray_jobs.driver.start_queue import turn
+from ray_jobs.driver.warm_spares import HelperStandsBy, worker_environment
 
 log = logging.getLogger("steerway.driver")
 
@@ -114,10 +114,10 @@ def _needed(settings: run_config.RunConfig) -> dict[str, float]:
 
 def _begins(files: RunFiles) -> Callable[[], bool]:
     """Return a function that says whether, by the run's journal, trainers have begun since this call."""
-    before = fold(journal.read(files.journal)).generation_number
+    before = fold(writer.read(files.journal)).generation_number
 
     def begun() -> bool:
-        state = fold(journal.read(files.journal))
+        state = fold(writer.read(files.journal))
         return state.generation_number > before or state.closed is not None
 
     return begun

@@ -25,23 +25,23 @@ from typing import Any
 from pydantic import ValidationError
 
 from control_plane.config import Settings, settings
-from control_plane.core.branching import check_rollback
-from control_plane.core.characters import one_line
-from control_plane.core.commands import Command
-from control_plane.core.errors import Conflict, Invalid, SteerwayError, Unavailable
-from control_plane.core.intents import AdoptCheckpoint, Rollback
-from control_plane.core.keeping import check_adoption
-from control_plane.core.state import RunState, fold
-from control_plane.storage import journal
-from control_plane.storage.descent import adoptable
+from control_plane.core.model.characters import one_line
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Conflict, Invalid, SteerwayError, Unavailable
+from control_plane.core.model.intents import AdoptCheckpoint, Rollback
+from control_plane.core.model.state import RunState, fold
+from control_plane.core.rules.branch_rules import check_rollback
+from control_plane.core.rules.checkpoint_rules import check_adoption
+from control_plane.storage.checkpoint.transfer import adoptable
+from control_plane.storage.journal import writer
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
 from control_plane.storage.ownership import sign_config
 from control_plane.storage.private import FOLDER_MODE, make_folder, write_file
-from ray_jobs.batch import sizes_that_can
-from ray_jobs.config import RunConfig, check_training_keys, load
-from ray_jobs.config_sections import ScriptWorkload
-from ray_jobs.environment import keep_secrets, with_variables
-from ray_jobs.own_config import check_own, own_config, trust
+from ray_jobs.checkpoint.batch import sizes_that_can
+from ray_jobs.config.environment import keep_secrets, with_variables
+from ray_jobs.config.own_config import check_own, own_config, trust
+from ray_jobs.config.run_config import RunConfig, check_training_keys, load
+from ray_jobs.config.sections import ScriptWorkload
 
 
 def new_run_id(name: str) -> str:
@@ -130,7 +130,7 @@ def command_line(files: RunFiles, resumed_by: str | None = None, back: str | Non
     """Return the shell command of the Ray job. It holds nothing of the config: other users of the machine see it."""
     resume = [*(["--resume", resumed_by] if resumed_by else []), *(["--back", back] if back else [])]
     driver = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root), *resume])
-    log = shlex.join([sys.executable, "-m", "ray_jobs.clean_log", str(files.root)])
+    log = shlex.join([sys.executable, "-m", "ray_jobs.driver.clean_log", str(files.root)])
     return shlex.join(["bash", "-c", f"umask 077; set -o pipefail; {driver} 2>&1 | {log}"])
 
 
@@ -142,7 +142,7 @@ DEFAULT_MICRO_BATCH = 8
 
 
 def _is_closed(files: RunFiles) -> bool:
-    return fold(journal.read(files.journal)).closed is not None
+    return fold(writer.read(files.journal)).closed is not None
 
 
 def _free_job_id(
@@ -253,7 +253,7 @@ def resume(where: Settings, run: str, given_trust: bool, back: str | None = None
     files = find_run(where.runs_dir, run)
     if not given_trust:
         check_own(files)
-    state = fold(journal.read(files.journal))
+    state = fold(writer.read(files.journal))
     if back is not None:
         _check_back(files, state, back)
     elif state.closed is not None and state.closed.ending == "finished":

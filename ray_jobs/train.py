@@ -14,16 +14,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from control_plane.core.errors import Invalid, Refused, RunEnded, SteerwayError
+from control_plane.core.model.errors import Invalid, Refused, RunEnded, SteerwayError
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FILE_MODE, make_folder
-from ray_jobs import context, exit_reason
-from ray_jobs.clean_log import CleanFormatter
-from ray_jobs.config import RunConfig, ScriptWorkload, check_training_keys
-from ray_jobs.environment import variables
-from ray_jobs.script_signals import signals_in_a_thread
-from ray_jobs.work_folder import enter_work_folder, written_over
+from ray_jobs.config.environment import variables
+from ray_jobs.config.run_config import RunConfig, ScriptWorkload, check_training_keys
+from ray_jobs.driver.clean_log import CleanFormatter
+from ray_jobs.monitor import exit_reason
+from ray_jobs.rank import context
+from ray_jobs.rank.script_signals import signals_in_a_thread
+from ray_jobs.rank.work_folder import enter_work_folder, written_over
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +107,7 @@ def _trained_to_the_end(
     config: RunConfig, files: RunFiles, started_at_s: float, on_first_step: Callable[[], None]
 ) -> bool:
     """Train; return False if a rollback took the run to another branch, which these processes train next."""
-    from ray_jobs.rollback import LeaveForBranch, forget_training
+    from ray_jobs.steering.rollback import LeaveForBranch, forget_training
 
     try:
         _train(config, files, started_at_s, on_first_step)
@@ -122,7 +123,7 @@ def _is_closed(files: RunFiles) -> bool:
     """Return whether the control server has closed the run; then the rank returns, so that Ray Train does not retry."""
     import asyncio
 
-    from control_plane.ray_handle import RayHandle
+    from control_plane.actor.remote import RayHandle
 
     return asyncio.run(RayHandle(files).snapshot()).closed
 
@@ -131,14 +132,14 @@ def _close(files: RunFiles, refusal: Refused) -> None:
     """Close the run as failed. Idempotent: every rank does it."""
     import asyncio
 
-    from control_plane.ray_handle import RayHandle
+    from control_plane.actor.remote import RayHandle
 
     if not isinstance(refusal, RunEnded):
         asyncio.run(RayHandle(files).close("failed", refusal.reason))
 
 
 def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_step: Callable[[], None]) -> None:
-    from control_plane.ray_handle import RayHandle
+    from control_plane.actor.remote import RayHandle
 
     run = context.RunContext(
         files=files,
@@ -170,8 +171,8 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
 def _watch_for_preemption(files: RunFiles) -> None:
     import ray
 
-    from control_plane.ray_handle import RayHandle
-    from ray_jobs import preemption
+    from control_plane.actor.remote import RayHandle
+    from ray_jobs.driver import preemption
 
     node = ray.get_runtime_context().get_node_id()
     preemption.watch(node, files.run, lambda: RayHandle(files), ray._private.state.state.get_draining_nodes)
@@ -181,7 +182,7 @@ def _keep_spares(config: RunConfig) -> None:
     """Request warm spares for all nodes, from rank 0. Called on every rank after the first step."""
     import ray.train
 
-    from ray_jobs.spares import keep_warm
+    from ray_jobs.driver.warm_spares import keep_warm
 
     group = ray.train.get_context()
     wanted = config.recovery.spares
@@ -199,8 +200,8 @@ def _prepare_process(config: RunConfig, use_gpu: bool) -> None:
     import torch
 
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_rank)))
-    from ray_jobs.cpu_ranks import prepare_cpu_ranks
-    from ray_jobs.ddp_timeout import let_it_count
+    from ray_jobs.rank.cpu_setup import prepare_cpu_ranks
+    from ray_jobs.rank.ddp_timeout import let_it_count
 
     prepare_cpu_ranks()
     let_it_count()
@@ -219,7 +220,7 @@ def run_script(workload: ScriptWorkload, trainings: context.Trainings) -> None:
     Raises `LeaveForBranch` if a rollback took the run to another branch, even if the script has caught that exception:
     what it did afterwards, and whether that failed, does not count.
     """
-    from ray_jobs.rollback import LeaveForBranch
+    from ray_jobs.steering.rollback import LeaveForBranch
 
     try:
         _run_to_its_end(workload, trainings)
@@ -255,7 +256,7 @@ def _run_workload(config: RunConfig, run: context.RunContext) -> None:
 
     from transformers import TrainingArguments, set_seed
 
-    from ray_jobs.trainer import InteractiveTrainer
+    from ray_jobs.hf.trainer import InteractiveTrainer
     from ray_jobs.workloads import build
 
     check_training_keys(config)

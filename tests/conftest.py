@@ -21,14 +21,14 @@ WHOLE_MACHINE = ("tests/cluster/test_local.py", "tests/ray/", "tests/ui/test_bro
 machine of two cores has to carry."""
 
 LONGEST_FILES = (
-    "jobs/test_elastic.py",
+    "ray_jobs/checkpoint/test_elastic.py",
     "benchmarks/test_gpu_check.py",
-    "jobs/test_rollback.py",
-    "jobs/test_recovery.py",
-    "jobs/test_knob_commands.py",
-    "jobs/test_adopting.py",
-    "jobs/test_replay.py",
-    "jobs/test_checkpoints.py",
+    "ray_jobs/steering/test_rollback.py",
+    "ray_jobs/rank/test_recovery.py",
+    "ray_jobs/steering/test_knob_commands.py",
+    "ray_jobs/checkpoint/test_adopting.py",
+    "ray_jobs/digest/test_replay.py",
+    "ray_jobs/checkpoint/test_checkpoints.py",
     "benchmarks/test_boundary_job.py",
 )
 """As measured. A file that is not here comes later, and the one that runs last should be a short one."""
@@ -70,8 +70,9 @@ def _place_of_file(items: list[pytest.Item]) -> Callable[[pytest.Item], tuple[in
             return 1, _shares_a_cluster(item)
         if item.path not in trainings:
             return 0, False
-        name = "/".join(item.path.parts[-2:])
-        return 2 + (LONGEST_FILES.index(name) if name in LONGEST_FILES else len(LONGEST_FILES)), False
+        path = item.path.as_posix()
+        ahead = next((i for i, name in enumerate(LONGEST_FILES) if path.endswith(f"/tests/{name}")), len(LONGEST_FILES))
+        return 2 + ahead, False
 
     return place
 

@@ -8,7 +8,7 @@ from starlette.middleware import Middleware
 
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings, settings
-from control_plane.core.errors import SteerwayError
+from control_plane.core.model.errors import SteerwayError
 from ui.login.middleware import LoginRequired
 
 SCRIPT = Path(__file__).with_name("console.py")

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import streamlit as st
 
-from ui import pages
 from ui.style import CSS
+from ui.views import addresses
 
 # A file of ours: an icon of Material's would be fetched from a stranger's server.
 ICON = Path(__file__).with_name("icon.svg")
@@ -22,7 +22,7 @@ def _freeze_start_up() -> bool:
 
 
 st.set_page_config(page_title="Steerway", page_icon=str(ICON), layout="wide")
-chosen = st.navigation([pages.runs(), pages.run(), pages.compare()], position="top")
+chosen = st.navigation([addresses.runs(), addresses.run(), addresses.compare()], position="top")
 _freeze_start_up()
 st.html(CSS)
 chosen.run()

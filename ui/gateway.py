@@ -6,9 +6,9 @@ from control_plane.addresses import token_of
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings, settings
 from control_plane.console_login import read_session
-from control_plane.core.errors import NotAllowed, NotFound, SteerwayError, Unavailable
+from control_plane.core.model.errors import NotAllowed, NotFound, SteerwayError, Unavailable
+from ui.labels import sentence
 from ui.login.middleware import SESSION_HEADER
-from ui.words import sentence
 
 TIMEOUT_S = 4.0
 """A page that waits longer for the gateway feels dead; it says so and tries again."""

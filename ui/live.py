@@ -5,14 +5,14 @@ from uuid import UUID
 
 import streamlit as st
 
-from control_plane.comparing import RunTree
-from control_plane.core.commands import Command
-from control_plane.core.errors import NotAllowed, SteerwayError, Unavailable
-from control_plane.core.records import CommandAccepted, Entry
-from control_plane.handle import Snapshot
-from control_plane.lineage import lineage
+from control_plane.api.handle import Snapshot
+from control_plane.compare.comparison import RunTree
+from control_plane.compare.lineage import lineage
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import NotAllowed, SteerwayError, Unavailable
+from control_plane.core.model.records import CommandAccepted, Entry
+from ui.charts.history import History
 from ui.gateway import client
-from ui.history import History
 
 SNAPSHOT_AGE_S = 0.7
 """Several parts of a page ask for the snapshot in the same second; one answer serves them all."""

@@ -4,8 +4,8 @@ from uuid import UUID, uuid4
 
 import streamlit as st
 
-from control_plane.core.commands import Intent
-from control_plane.core.errors import SteerwayError, Unavailable
+from control_plane.core.model.commands import Intent
+from control_plane.core.model.errors import SteerwayError, Unavailable
 from ui.gateway import client
 
 UNANSWERED = "unanswered_commands"

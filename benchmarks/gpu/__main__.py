@@ -48,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _lay_down(folder: Path) -> int:
     from benchmarks.gpu.bundle import lay_down
-    from control_plane.core.errors import SteerwayError
+    from control_plane.core.model.errors import SteerwayError
 
     try:
         print(lay_down(folder))

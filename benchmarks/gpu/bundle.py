@@ -7,7 +7,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from control_plane.core.errors import Invalid, SteerwayError
+from control_plane.core.model.errors import Invalid, SteerwayError
 
 ROOT = Path(__file__).parents[2]
 SOURCES = (

@@ -14,7 +14,7 @@ from typing import Any
 from benchmarks.gpu.catalogue import STAGE_BOXES, StageBox
 
 EXIT_HUNG = 75
-"""`ray_jobs.watchdog.EXIT_HUNG`, named here so that the launcher imports nothing of the training side."""
+"""`ray_jobs.monitor.watchdog.EXIT_HUNG`, named here so that the launcher imports nothing of the training side."""
 
 START_BOX_S = 150.0
 """Importing torch, DeepSpeed and Transformers, and joining: slow on a cold disk."""

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from transformers import Trainer, TrainerCallback
 
-from benchmarks import checkpoint_rank
-from benchmarks.boundary_rank import WARM_UP, Alternation, quiet_session
+from benchmarks.checkpoints import checkpoint_rank
 from benchmarks.gpu.steered import Setting, TokenBlocks, Training, steer
-from benchmarks.training import forget_trainer
-from ray_jobs import digests
+from benchmarks.harness.training import forget_trainer
+from benchmarks.step_cost.boundary_rank import WARM_UP, Alternation, quiet_session
+from ray_jobs.digest import state as digests
 
 BOUNDARY = "steerway.boundary"
 SYNCHRONISING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")

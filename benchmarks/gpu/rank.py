@@ -41,7 +41,7 @@ def _join(rehearse: bool) -> str:
     import torch
     import torch.distributed as dist
 
-    from ray_jobs.cpu_ranks import prepare_cpu_ranks
+    from ray_jobs.rank.cpu_setup import prepare_cpu_ranks
 
     backend = "gloo" if rehearse else "nccl"
     if not rehearse:

@@ -13,16 +13,16 @@ import torch
 import torch.distributed as dist
 from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments, set_seed
 
-from control_plane.core.commands import Command
-from control_plane.core.errors import NotFound
-from control_plane.core.records import RunCreated
-from control_plane.server import ControlServer
-from control_plane.storage.journal import Journal
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import NotFound
+from control_plane.core.model.records import RunCreated
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
-from ray_jobs import context
-from ray_jobs.capture import capture, state_digest
-from ray_jobs.rollback import LeaveForBranch, forget_training
+from ray_jobs.checkpoint.capture import capture, state_digest
+from ray_jobs.rank import context
+from ray_jobs.steering.rollback import LeaveForBranch, forget_training
 
 SUBMIT_WAIT_S = 30.0
 SAVE_WAIT_S = 60.0
@@ -223,7 +223,7 @@ def _train(
 ) -> None:
     from accelerate.state import AcceleratorState
 
-    from ray_jobs.trainer import InteractiveTrainer
+    from ray_jobs.hf.trainer import InteractiveTrainer
 
     AcceleratorState._reset_state()
     connect: Any = lambda: server  # noqa: E731

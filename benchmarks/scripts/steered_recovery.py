@@ -7,15 +7,15 @@ import os
 import sys
 from pathlib import Path
 
-from benchmarks.recovery_diary import BEGUN, DiaryPen
+from benchmarks.recovery.diary import BEGUN, DiaryPen
 
 
 def main(diaries: Path) -> None:
     """Train until somebody sends `stop`. Where to begin after a loss is Steerway's business."""
     pen = DiaryPen(diaries, int(os.environ["RANK"]))
     pen.write(BEGUN)
-    from benchmarks.recovery_training import build_trainer
-    from ray_jobs.trainer import InteractiveTrainer
+    from benchmarks.recovery.training import build_trainer
+    from ray_jobs.hf.trainer import InteractiveTrainer
 
     build_trainer(InteractiveTrainer, pen, diaries / "trainer").train()
 

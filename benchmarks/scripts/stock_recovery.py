@@ -20,7 +20,7 @@ import ray.train
 from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from benchmarks.recovery_diary import BEGUN, DiaryPen
+from benchmarks.recovery.diary import BEGUN, DiaryPen
 
 KEPT_CHECKPOINTS = 3
 """As many as a run of Steerway keeps by default."""
@@ -63,12 +63,12 @@ def train(given: dict[str, Any]) -> None:
     context = ray.train.get_context()
     pen = DiaryPen(Path(given["folder"]), context.get_world_rank())
     pen.write(BEGUN)
-    from benchmarks.training import prepare_rank
+    from benchmarks.harness.training import prepare_rank
 
     prepare_rank()
     from transformers import Trainer
 
-    from benchmarks.recovery_training import build_trainer
+    from benchmarks.recovery.training import build_trainer
 
     with tempfile.TemporaryDirectory(prefix="rank-", dir=given["folder"]) as own:
         trainer = build_trainer(

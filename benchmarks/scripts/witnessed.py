@@ -14,9 +14,9 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback
 
-from benchmarks.training import arguments, fresh_model, random_blocks, shipped_config
-from ray_jobs.config import RunConfig
-from ray_jobs.trainer import make_interactive
+from benchmarks.harness.training import arguments, fresh_model, random_blocks, shipped_config
+from ray_jobs.config.run_config import RunConfig
+from ray_jobs.hf.trainer import make_interactive
 
 SteerableTrainer = make_interactive(Trainer)
 

@@ -19,9 +19,9 @@ from typing import Any, Protocol
 from uuid import UUID
 
 from control_plane.agent.policy import AUTOPILOT, is_number
-from control_plane.core.errors import Conflict
-from control_plane.core.limits import LEARNING_RATE, changed_by
-from control_plane.core.records import (
+from control_plane.core.model.errors import Conflict
+from control_plane.core.model.limits import LEARNING_RATE, changed_by
+from control_plane.core.model.records import (
     CommandAccepted,
     CommandRepeated,
     CommandScheduled,
@@ -29,7 +29,7 @@ from control_plane.core.records import (
     Entry,
     GenerationStarted,
 )
-from control_plane.core.state import CommandLife, RunState, evolve
+from control_plane.core.model.state import CommandLife, RunState, evolve
 
 ENTRIES_PER_PAGE = 1000
 MAX_PAGES_PER_READ = 20

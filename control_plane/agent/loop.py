@@ -16,17 +16,17 @@ from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 from uuid import UUID, uuid4
 
-from control_plane.agent import rules
+from control_plane.agent import greedy_lr
+from control_plane.agent.grants import NO_MORE, Powers, Proposal, decide
 from control_plane.agent.history import History
 from control_plane.agent.model import DEFAULT_TIMEOUT_S, ChatModel, ModelUnavailable, endpoint
 from control_plane.agent.observing import actions_seen, knobs_seen
 from control_plane.agent.policy import Action, Bounds, Decision, Observation, explain, printable
-from control_plane.agent.powers import NO_MORE, Powers, Proposal, decide
-from control_plane.core.commands import Intent
-from control_plane.core.errors import Conflict, Invalid, NotAllowed, Refused, Unavailable
-from control_plane.core.limits import LEARNING_RATE
-from control_plane.core.records import Entry
-from control_plane.handle import CommandView, Measurements, Receipt, Snapshot
+from control_plane.api.handle import CommandView, Measurements, Receipt, Snapshot
+from control_plane.core.model.commands import Intent
+from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, Refused, Unavailable
+from control_plane.core.model.limits import LEARNING_RATE
+from control_plane.core.model.records import Entry
 
 METRIC_NAMES = ("loss", "eval_loss", "lr")
 MEASUREMENTS_PER_PAGE = 5000
@@ -93,7 +93,7 @@ class AgentOptions:
     poll_s: float = 1.0
     settle_timeout_s: float = 60.0
     model_timeout_s: float = DEFAULT_TIMEOUT_S
-    patience: rules.Patience = field(default_factory=rules.Patience)
+    patience: greedy_lr.Patience = field(default_factory=greedy_lr.Patience)
 
     def __post_init__(self) -> None:
         if self.policy not in ("auto", "model", "rule"):
@@ -170,7 +170,7 @@ class Autopilot:
     ) -> None:
         self._client, self._run, self._options, self._say, self._model = client, run, options, say, model
         self._measured = Measured(max(options.window_points, options.every_steps))
-        self._memory = rules.Memory()
+        self._memory = greedy_lr.Memory()
         self._generation: int | None = None
         self._next_step = options.every_steps
         self._history = History()
@@ -206,7 +206,7 @@ class Autopilot:
         """A new generation begins elsewhere: it is given its own first look."""
         if self._generation not in (None, snapshot.generation):
             self._next_step = snapshot.step + self._options.every_steps
-            self._memory = rules.Memory()
+            self._memory = greedy_lr.Memory()
             self._measured.losses.clear()
         self._generation = snapshot.generation
 
@@ -217,7 +217,7 @@ class Autopilot:
     def _act(self, seen: Observation) -> None:
         self.decisions += 1
         self._next_step = seen.step + self._options.every_steps
-        self._memory, by_rule = rules.look(self._memory, seen, self._options.patience)
+        self._memory, by_rule = greedy_lr.look(self._memory, seen, self._options.patience)
         pilot, decision = self._propose(seen, by_rule)
         reason = explain(pilot, decision.reason)
         is_kept = isinstance(decision, Decision) and decision.action is Action.KEEP

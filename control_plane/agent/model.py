@@ -18,12 +18,12 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from control_plane.addresses import is_in_the_clear, is_loopback, plain_url
+from control_plane.agent.grants import MAX_NAME_CHARS, NO_MORE, Powers, Proposal, Run, Scale, SetTo
 from control_plane.agent.policy import Action, Bounds, Decision, Observation
-from control_plane.agent.powers import MAX_NAME_CHARS, NO_MORE, Powers, Proposal, Run, Scale, SetTo
 from control_plane.agent.prompt import messages
-from control_plane.core.commands import Words
-from control_plane.core.errors import Invalid, Unavailable
-from control_plane.core.intents import MAX_ARGUMENTS, Finite, KnobValue, Scalar
+from control_plane.core.model.commands import Words
+from control_plane.core.model.errors import Invalid, Unavailable
+from control_plane.core.model.intents import MAX_ARGUMENTS, Finite, KnobValue, Scalar
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "o4-mini"

@@ -7,11 +7,11 @@ is not seen at all, and text of the run goes no further than this module.
 from collections.abc import Mapping
 from typing import Any
 
+from control_plane.agent.grants import ARGUMENT_TYPES, KINDS, Powers
 from control_plane.agent.history import History
 from control_plane.agent.policy import ActionSeen, KnobSeen, is_number
-from control_plane.agent.powers import ARGUMENT_TYPES, KINDS, Powers
-from control_plane.core.limits import ACTION, LEARNING_RATE
-from control_plane.handle import Snapshot
+from control_plane.api.handle import Snapshot
+from control_plane.core.model.limits import ACTION, LEARNING_RATE
 
 BOUNDS = ("least", "most", "above", "below")
 

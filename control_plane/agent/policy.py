@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from control_plane.core.commands import MAX_LEARNING_RATE, Intent, SetLearningRate
-from control_plane.core.errors import Invalid
+from control_plane.core.model.commands import MAX_LEARNING_RATE, Intent, SetLearningRate
+from control_plane.core.model.errors import Invalid
 
 AUTOPILOT = "autopilot ("
 """How the reason of every autopilot's command begins; its budget is counted by it, see `history`."""

@@ -11,8 +11,8 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from control_plane.agent.grants import ARGUMENT_TYPES, NO_MORE, ArgumentRange, Power, Powers
 from control_plane.agent.policy import ActionSeen, Bounds, KnobSeen, Observation, is_number
-from control_plane.agent.powers import ARGUMENT_TYPES, NO_MORE, ArgumentRange, Power, Powers
 
 MAX_POINTS = 40
 """Losses shown, thinned evenly: enough to see a trend, few enough to be cheap."""

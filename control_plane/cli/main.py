@@ -8,16 +8,17 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli import asking, branches, descending, knobs, looking, machine, resuming, surgery, trajectories
-from control_plane.cli.agent import agent
-from control_plane.cli.chaos import chaos
-from control_plane.cli.journals import journals
-from control_plane.cli.keeping import checkpoint
-from control_plane.cli.outputs import outputs
-from control_plane.cli.printing import tell
-from control_plane.cli.refusals import SteerGroup
-from control_plane.cli.signing_keys import key
-from control_plane.cli.tokens import tokens
+from control_plane.cli import cluster
+from control_plane.cli.commands import branches, fork, knobs, lifecycle, parameters, resume, show, tree
+from control_plane.cli.commands.agent import agent
+from control_plane.cli.commands.chaos import chaos
+from control_plane.cli.commands.checkpoint import checkpoint
+from control_plane.cli.commands.journal import journals
+from control_plane.cli.commands.keys import key
+from control_plane.cli.commands.outputs import outputs
+from control_plane.cli.commands.tokens import tokens
+from control_plane.cli.errors import SteerGroup
+from control_plane.cli.output.printing import tell
 
 app = typer.Typer(
     cls=SteerGroup,
@@ -34,15 +35,15 @@ TRAIN, STEER, LOOK = "Train", "Steer", "Inspect"
 
 
 def _run(
-    config: machine.Config,
-    overrides: machine.Overrides = None,
-    env: machine.Env = None,
+    config: cluster.Config,
+    overrides: cluster.Overrides = None,
+    env: cluster.Env = None,
     unattended: Annotated[
         bool, typer.Option("--unattended", help="Print plain lines even on a terminal; exit when the run ends.")
     ] = False,
 ) -> None:
     """Start a cluster, submit one run, show its progress, and shut everything down at the end or on Ctrl-C."""
-    from control_plane.cli.run import run
+    from control_plane.cli.commands.run import run
 
     run(config, overrides or [], unattended, env or [])
 
@@ -58,39 +59,39 @@ def _version() -> None:
 
 
 app.command("run", rich_help_panel=TRAIN)(_run)
-app.command(rich_help_panel=TRAIN)(machine.up)
-app.command(rich_help_panel=TRAIN)(machine.down)
-app.command(rich_help_panel=TRAIN)(machine.submit)
-app.command(rich_help_panel=TRAIN)(descending.fork)
-app.command(rich_help_panel=TRAIN)(descending.replay)
+app.command(rich_help_panel=TRAIN)(cluster.up)
+app.command(rich_help_panel=TRAIN)(cluster.down)
+app.command(rich_help_panel=TRAIN)(cluster.submit)
+app.command(rich_help_panel=TRAIN)(fork.fork)
+app.command(rich_help_panel=TRAIN)(fork.replay)
 app.command("set", rich_help_panel=STEER)(knobs.set_knobs)
 app.command(rich_help_panel=STEER)(knobs.schedule)
-app.command(rich_help_panel=STEER)(surgery.freeze)
-app.command(rich_help_panel=STEER)(surgery.unfreeze)
-app.command(rich_help_panel=STEER)(surgery.reset)
-app.command(rich_help_panel=STEER)(surgery.action)
-app.command(rich_help_panel=STEER)(asking.pause)
-app.command(rich_help_panel=STEER)(resuming.resume)
-app.command(rich_help_panel=STEER)(asking.stop)
-app.command(rich_help_panel=STEER)(asking.save)
-app.command(rich_help_panel=STEER)(asking.evaluate)
+app.command(rich_help_panel=STEER)(parameters.freeze)
+app.command(rich_help_panel=STEER)(parameters.unfreeze)
+app.command(rich_help_panel=STEER)(parameters.reset)
+app.command(rich_help_panel=STEER)(parameters.action)
+app.command(rich_help_panel=STEER)(lifecycle.pause)
+app.command(rich_help_panel=STEER)(resume.resume)
+app.command(rich_help_panel=STEER)(lifecycle.stop)
+app.command(rich_help_panel=STEER)(lifecycle.save)
+app.command(rich_help_panel=STEER)(lifecycle.evaluate)
 app.command(rich_help_panel=STEER)(branches.rollback)
 app.command(rich_help_panel=STEER)(branches.switch)
 app.command(rich_help_panel=STEER)(branches.adopt)
 app.add_typer(checkpoint, rich_help_panel=STEER)
-app.command(rich_help_panel=STEER)(asking.cancel)
+app.command(rich_help_panel=STEER)(lifecycle.cancel)
 app.command(rich_help_panel=STEER)(agent)
-app.command(rich_help_panel=LOOK)(looking.runs)
-app.command(rich_help_panel=LOOK)(looking.status)
+app.command(rich_help_panel=LOOK)(show.runs)
+app.command(rich_help_panel=LOOK)(show.status)
 app.command(rich_help_panel=LOOK)(knobs.knobs)
-app.command(rich_help_panel=LOOK)(trajectories.tree)
-app.command(rich_help_panel=LOOK)(trajectories.compare)
-app.command(rich_help_panel=LOOK)(looking.checkpoints)
+app.command(rich_help_panel=LOOK)(tree.tree)
+app.command(rich_help_panel=LOOK)(tree.compare)
+app.command(rich_help_panel=LOOK)(show.checkpoints)
 app.add_typer(journals, rich_help_panel=LOOK)
-app.command(rich_help_panel=LOOK)(looking.logs)
+app.command(rich_help_panel=LOOK)(show.logs)
 app.command(rich_help_panel=LOOK)(outputs)
-app.command(rich_help_panel=LOOK)(machine.console)
-app.command(rich_help_panel=LOOK)(machine.nodes)
+app.command(rich_help_panel=LOOK)(cluster.console)
+app.command(rich_help_panel=LOOK)(cluster.nodes)
 app.command("version", rich_help_panel=LOOK)(_version)
 app.add_typer(tokens, rich_help_panel=TRAIN)
 app.add_typer(chaos, rich_help_panel=TRAIN)

@@ -21,10 +21,10 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 from uuid import UUID
 
-from control_plane.core.commands import Command, Pause, Resume, Stop
-from control_plane.core.errors import Diverged
-from control_plane.core.intents import Cancel, Rollback
-from control_plane.core.records import MAX_RANKS_LISTED, CommandSettled, Reading
+from control_plane.core.model.commands import Command, Pause, Resume, Stop
+from control_plane.core.model.errors import Diverged
+from control_plane.core.model.intents import Cancel, Rollback
+from control_plane.core.model.records import MAX_RANKS_LISTED, CommandSettled, Reading
 
 MAX_COMMANDS_PER_PROPOSAL = 16
 """Bounds the time that one boundary may take; the rest waits for the next step."""

@@ -15,15 +15,15 @@ from typing import Any, Protocol
 from fastapi import Depends, FastAPI, Response
 from starlette.datastructures import MutableHeaders
 
-from control_plane.core.errors import SteerwayError
+from control_plane.api.handle import RunHandle, RunSummary
+from control_plane.core.model.errors import SteerwayError
+from control_plane.gateway.admission import Turnstile, is_at_most, turned_away
 from control_plane.gateway.auth import Seats, authorize_each
 from control_plane.gateway.description import describe
 from control_plane.gateway.problems import NO_SNIFFING, install_problems, internal_problem, problem
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
 from control_plane.gateway.tokens import Tokens
-from control_plane.gateway.turnstile import Turnstile, is_at_most, turned_away
-from control_plane.handle import RunHandle, RunSummary
 from control_plane.storage.layout import RunFiles
 
 MAX_BODY_BYTES = 256 * 1024

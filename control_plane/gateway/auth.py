@@ -12,8 +12,8 @@ from starlette.exceptions import WebSocketException
 from starlette.requests import HTTPConnection
 
 from control_plane.config import ROLES, Role
-from control_plane.core.commands import Intent
-from control_plane.core.errors import NotAllowed, NotFound, Overloaded
+from control_plane.core.model.commands import Intent
+from control_plane.core.model.errors import NotAllowed, NotFound, Overloaded
 from control_plane.gateway.tokens import Identity, Tokens
 
 PREFIX = "/api/v1"

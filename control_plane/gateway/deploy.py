@@ -18,15 +18,15 @@ import ray
 from ray import serve
 from ray.serve.config import HTTPOptions, ProxyLocation
 
-from control_plane.actor import is_serving
-from control_plane.archive import ArchivedRun
+from control_plane.actor.control_actor import is_serving
+from control_plane.actor.remote import RayHandle
+from control_plane.api.handle import RunHandle, RunSummary
 from control_plane.config import Settings, settings
-from control_plane.core.errors import SteerwayError, Unavailable
+from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
 from control_plane.gateway.priority import give_way
 from control_plane.gateway.tokens import TokenFile
-from control_plane.handle import RunHandle, RunSummary
-from control_plane.ray_handle import RayHandle
+from control_plane.server.archive import ArchivedRun
 from control_plane.storage.layout import RunFiles, find_run, list_runs
 
 APPLICATION = "gateway"

@@ -14,9 +14,9 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from control_plane.core.commands import Change, Intent
-from control_plane.core.errors import Overloaded, SteerwayError, Unavailable
-from control_plane.core.intents import MAX_NAME_CHARS, MAX_VALUES
+from control_plane.core.model.commands import Change, Intent
+from control_plane.core.model.errors import Overloaded, SteerwayError, Unavailable
+from control_plane.core.model.intents import MAX_NAME_CHARS, MAX_VALUES
 
 MEDIA_TYPE = "application/problem+json"
 

@@ -15,12 +15,12 @@ from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.config import settings
-from control_plane.core.errors import Overloaded, SteerwayError
+from control_plane.core.model.errors import Overloaded, SteerwayError
+from control_plane.gateway.admission import Turnstile, UnwantedBody, turned_away
 from control_plane.gateway.auth import Unauthenticated
 from control_plane.gateway.priority import give_way
 from control_plane.gateway.stream import MAX_STRANGERS, TRY_AGAIN
 from control_plane.gateway.tokens import TokenFile
-from control_plane.gateway.turnstile import Turnstile, UnwantedBody, turned_away
 
 log = logging.getLogger(__name__)
 

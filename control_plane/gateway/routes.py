@@ -18,15 +18,7 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import Field, ValidationError
 
-from control_plane.comparing import MAX_SIDES, Comparison, RunTree
-from control_plane.core.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent, Words
-from control_plane.core.errors import Invalid, NotFound
-from control_plane.core.records import CommandSettled
-from control_plane.gateway.auth import PREFIX, authorize, check_may_command
-from control_plane.gateway.scope import scoped
-from control_plane.gateway.tokens import Identity
-from control_plane.gateway.trajectories import comparison_of, tree_of
-from control_plane.handle import (
+from control_plane.api.handle import (
     MAX_TAIL_ENTRIES,
     MAX_WAIT_S,
     CommandView,
@@ -36,6 +28,14 @@ from control_plane.handle import (
     RunSummary,
     Snapshot,
 )
+from control_plane.compare.comparison import MAX_SIDES, Comparison, RunTree
+from control_plane.core.model.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent, Words
+from control_plane.core.model.errors import Invalid, NotFound
+from control_plane.core.model.records import CommandSettled
+from control_plane.gateway.auth import PREFIX, authorize, check_may_command
+from control_plane.gateway.comparison import comparison_of, tree_of
+from control_plane.gateway.scope import scoped
+from control_plane.gateway.tokens import Identity
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MAX_POINTS_PER_READ
 from control_plane.storage.regular import open_regular

@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from control_plane.core.errors import NotFound
+from control_plane.api.handle import RunHandle, RunSummary
+from control_plane.core.model.errors import NotFound
 from control_plane.gateway.tokens import Identity
-from control_plane.handle import RunHandle, RunSummary
 from control_plane.storage.layout import RunFiles, check_run_id
 
 if TYPE_CHECKING:

@@ -21,12 +21,12 @@ from fastapi import FastAPI, WebSocket
 from pydantic_core import to_json
 from starlette.websockets import WebSocketDisconnect
 
-from control_plane.core.errors import NotAllowed, Overloaded, Refused, SteerwayError
-from control_plane.core.records import RunClosed
+from control_plane.api.handle import RunHandle
+from control_plane.core.model.errors import NotAllowed, Overloaded, Refused, SteerwayError
+from control_plane.core.model.records import RunClosed
 from control_plane.gateway.auth import PREFIX, Unauthenticated, access_key, admit
 from control_plane.gateway.scope import scoped
 from control_plane.gateway.tokens import Identity
-from control_plane.handle import RunHandle
 
 AUTH_DEADLINE_S = 5.0
 """A program sends its token at once; a connection without one must not cost anything for long."""

@@ -23,8 +23,8 @@ from typing import Annotated, Any, Literal, Protocol, Self
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from control_plane.config import ROLES, Role, Settings
-from control_plane.core.commands import MAX_LABEL_CHARS
-from control_plane.core.errors import Conflict, Damaged, Invalid, NotFound
+from control_plane.core.model.commands import MAX_LABEL_CHARS
+from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound
 from control_plane.storage.regular import open_regular
 
 TOKEN_BYTES = 32

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import xxhash
 
-from control_plane.core.digests import Divergence
-from control_plane.core.errors import Damaged, NotFound, SteerwayError
-from control_plane.core.records import StateDigested
+from control_plane.core.model.errors import Damaged, NotFound, SteerwayError
+from control_plane.core.model.records import StateDigested
+from control_plane.core.rules.digests import Divergence
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.regular import open_regular
 

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from typing import Protocol, TypeVar
 
-from control_plane.core.errors import Invalid
+from control_plane.core.model.errors import Invalid
 
 VARIABLE = "STEERWAY_FAILPOINTS"
 

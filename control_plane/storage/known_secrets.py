@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from hashlib import sha256
 
 from control_plane.config_text import from_yaml
-from control_plane.core.errors import Damaged, Invalid
-from control_plane.core.redaction import Redaction, secrets_in
+from control_plane.core.model.errors import Damaged, Invalid
+from control_plane.core.model.redaction import Redaction, secrets_in
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.regular import read_regular
 

@@ -16,8 +16,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from control_plane.core import intents
-from control_plane.core.errors import Invalid, NotFound
+from control_plane.core.model import intents
+from control_plane.core.model.errors import Invalid, NotFound
 
 STATE = "state"
 """A checkpoint's subfolder for what the trainers save; DeepSpeed calls it a tag."""

@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from control_plane.core.commands import MAX_STEP
-from control_plane.handle import Measured, Measurements, Point, Result, Stretch
+from control_plane.api.handle import Measured, Measurements, Point, Result, Stretch
+from control_plane.core.model.commands import MAX_STEP
 from control_plane.storage.private import FILE_MODE
 
 MAX_POINTS_PER_READ = 20_000

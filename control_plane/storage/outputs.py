@@ -6,7 +6,7 @@ import stat
 from dataclasses import dataclass
 from pathlib import Path
 
-from control_plane.core.errors import Conflict, NotFound, SteerwayError
+from control_plane.core.model.errors import Conflict, NotFound, SteerwayError
 from control_plane.storage.layout import RunFiles
 
 

@@ -12,11 +12,11 @@ import os
 import secrets
 from hashlib import sha256
 
-from control_plane.core.errors import Damaged, Unavailable
+from control_plane.core.model.errors import Damaged, Unavailable
+from control_plane.storage.checkpoint.signing import SigningKey
 from control_plane.storage.layout import IMPORTED, RunFiles
 from control_plane.storage.private import FILE_MODE
 from control_plane.storage.regular import open_regular, read_regular
-from control_plane.storage.signing import SigningKey
 
 MAX_READ_BYTES = 1 << 20
 """A signature has 81; a config is written by hand."""

@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from control_plane.core.errors import SteerwayError, Unavailable
+from control_plane.core.model.errors import SteerwayError, Unavailable
 
 FOLDER_MODE, FILE_MODE = 0o700, 0o600
 

@@ -10,7 +10,7 @@ import stat
 from pathlib import Path
 from typing import BinaryIO
 
-from control_plane.core.errors import Damaged
+from control_plane.core.model.errors import Damaged
 
 
 def open_regular(path: Path | str, folder: int | None = None, only_name: bool = False) -> BinaryIO:

@@ -3,8 +3,8 @@
 `build(config)` runs in every worker process. Torch and transformers are imported by the call.
 """
 
-from control_plane.core.errors import Invalid
-from ray_jobs.config import RunConfig
+from control_plane.core.model.errors import Invalid
+from ray_jobs.config.run_config import RunConfig
 from ray_jobs.workloads.workload import Workload
 
 __all__ = ["Workload", "build"]

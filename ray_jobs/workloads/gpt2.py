@@ -7,9 +7,9 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
-from control_plane.core.errors import Invalid
-from ray_jobs.config import DataSettings, ModelSettings, RunConfig
-from ray_jobs.data import Corpus, Ids, TokenBlocks, unigram_entropy
+from control_plane.core.model.errors import Invalid
+from ray_jobs.config.run_config import DataSettings, ModelSettings, RunConfig
+from ray_jobs.data.sample_order import Corpus, Ids, TokenBlocks, unigram_entropy
 from ray_jobs.workloads import stdlib_text, wikitext2
 from ray_jobs.workloads.vocabulary import END_OF_TEXT, Tokens, tokenized
 from ray_jobs.workloads.workload import Workload

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from control_plane.core.errors import Invalid
-from ray_jobs.config_sections import DataSettings
-from ray_jobs.training_session import TrainingSession
+from control_plane.core.model.errors import Invalid
+from ray_jobs.config.sections import DataSettings
+from ray_jobs.loop.session import TrainingSession
 
 BLOCK_BYTES = 64
 VOCABULARY = 256

@@ -17,8 +17,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from control_plane.core.errors import Invalid
-from ray_jobs.training_session import TrainingSession
+from control_plane.core.model.errors import Invalid
+from ray_jobs.loop.session import TrainingSession
 
 SIDE = 5
 MOVES = ((-1, 0), (1, 0), (0, -1), (0, 1))

@@ -6,9 +6,9 @@ import sysconfig
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from control_plane.core.errors import Invalid
-from ray_jobs.config import DataSettings
-from ray_jobs.data import Corpus
+from control_plane.core.model.errors import Invalid
+from ray_jobs.config.run_config import DataSettings
+from ray_jobs.data.sample_order import Corpus
 
 # Not installed with Python, or left out by some packagers, or tables rather than text.
 LEFT_OUT = frozenset(

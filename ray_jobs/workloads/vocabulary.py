@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import tokenizers
 
-from ray_jobs.data import Corpus, Ids, cache_folder
+from ray_jobs.data.sample_order import Corpus, Ids, cache_folder
 
 log = logging.getLogger(__name__)
 

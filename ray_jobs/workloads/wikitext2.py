@@ -7,9 +7,9 @@ from typing import Any
 
 import datasets
 
-from control_plane.core.errors import Invalid
-from ray_jobs.config import DataSettings
-from ray_jobs.data import Corpus, cache_folder
+from control_plane.core.model.errors import Invalid
+from ray_jobs.config.run_config import DataSettings
+from ray_jobs.data.sample_order import Corpus, cache_folder
 
 log = logging.getLogger(__name__)
 

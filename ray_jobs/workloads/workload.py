@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
-    from ray_jobs.data import TokenBlocks
+    from ray_jobs.data.sample_order import TokenBlocks
 
 
 @dataclass(frozen=True)

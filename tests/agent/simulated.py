@@ -8,13 +8,13 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from control_plane.agent.policy import Observation
-from control_plane.core.acceptance import check_view
-from control_plane.core.commands import Command, Intent, SetKnobs, SetLearningRate
-from control_plane.core.errors import SteerwayError, Unavailable
-from control_plane.core.intents import RunAction
-from control_plane.core.records import CommandAccepted, CommandSettled, Entry, GenerationStarted, Record
-from control_plane.core.state import RunState, evolve
-from control_plane.handle import CommandView, Measurements, Point, Receipt, Snapshot
+from control_plane.api.handle import CommandView, Measurements, Point, Receipt, Snapshot
+from control_plane.core.model.commands import Command, Intent, SetKnobs, SetLearningRate
+from control_plane.core.model.errors import SteerwayError, Unavailable
+from control_plane.core.model.intents import RunAction
+from control_plane.core.model.records import CommandAccepted, CommandSettled, Entry, GenerationStarted, Record
+from control_plane.core.model.state import RunState, evolve
+from control_plane.core.rules.admission import check_view
 from tests.core import examples
 
 NOON = "2026-01-01T12:00:00Z"

@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from control_plane.agent.grants import Powers
 from control_plane.agent.policy import Bounds
-from control_plane.agent.powers import Powers
-from control_plane.core.commands import SetLearningRate
-from control_plane.core.intents import RunAction
+from control_plane.core.model.commands import SetLearningRate
+from control_plane.core.model.intents import RunAction
 from tests.agent.chat_server import Answer, says
 from tests.agent.simulated import SimulatedRun
 from tests.agent.test_loop import INJECTIONS, KEY, fly_with

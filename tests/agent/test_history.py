@@ -8,16 +8,17 @@ from uuid import UUID, uuid4
 
 import pytest
 
+from control_plane.agent.grants import Powers, Proposal, Run, Scale
 from control_plane.agent.history import History
 from control_plane.agent.loop import AgentOptions, Autopilot
 from control_plane.agent.policy import Action, Bounds, Decision
-from control_plane.agent.powers import Powers, Proposal, Run, Scale
+from control_plane.api.handle import CommandView, Measurements, Point, Receipt, Report, Snapshot
 from control_plane.client import SteerwayClient
-from control_plane.core.commands import Command, Evaluate, Intent, SetLearningRate
-from control_plane.core.errors import Conflict
-from control_plane.core.intents import RunAction, SetKnobs, SetSchedule
-from control_plane.core.limits import Limit
-from control_plane.core.records import (
+from control_plane.core.model.commands import Command, Evaluate, Intent, SetLearningRate
+from control_plane.core.model.errors import Conflict
+from control_plane.core.model.intents import RunAction, SetKnobs, SetSchedule
+from control_plane.core.model.limits import Limit
+from control_plane.core.model.records import (
     BranchStarted,
     CommandAccepted,
     CommandRepeated,
@@ -28,11 +29,10 @@ from control_plane.core.records import (
     Record,
     TermStarted,
 )
-from control_plane.handle import CommandView, Measurements, Point, Receipt, Report, Snapshot
 from control_plane.storage.layout import RunFiles
 from tests.agent.simulated import SimulatedRun
 from tests.core import examples
-from tests.gateway.house import RUN, TOKENS, live_gateway, open_server, settle, start_trainers
+from tests.gateway.rig import RUN, TOKENS, live_gateway, open_server, settle, start_trainers
 
 HALVE, DOUBLE = Decision(Action.HALVE, "lower"), Decision(Action.DOUBLE, "higher")
 

@@ -8,8 +8,8 @@ import pytest
 
 from control_plane.agent.loop import AgentOptions, run_agent
 from control_plane.agent.policy import Bounds
-from control_plane.core.commands import SetLearningRate
-from control_plane.core.errors import Invalid, NotAllowed, NotFound, RunEnded, Unavailable
+from control_plane.core.model.commands import SetLearningRate
+from control_plane.core.model.errors import Invalid, NotAllowed, NotFound, RunEnded, Unavailable
 from tests.agent.chat_server import Answer, Chat, chat_server, completion, says, sends
 from tests.agent.simulated import NoisyModel, SimulatedRun
 

@@ -18,7 +18,7 @@ from control_plane.agent.model import (
     endpoint,
 )
 from control_plane.agent.policy import Action, Bounds, Decision
-from control_plane.core.errors import Invalid
+from control_plane.core.model.errors import Invalid
 from tests.agent.chat_server import Answer, Chat, chat_server, completion, drips, floods, hangs_up, never, says, sends
 from tests.agent.simulated import observed
 

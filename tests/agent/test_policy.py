@@ -13,8 +13,8 @@ from control_plane.agent.policy import (
     decide,
     explain,
 )
-from control_plane.core.commands import MAX_REASON_CHARS, SetLearningRate
-from control_plane.core.errors import Invalid
+from control_plane.core.model.commands import MAX_REASON_CHARS, SetLearningRate
+from control_plane.core.model.errors import Invalid
 from tests.agent.simulated import observed
 
 SEEN = observed([3.0] * 100, lr=1e-3)

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from control_plane.agent import powers as powers_module
+from control_plane.agent import grants as powers_module
+from control_plane.agent.grants import NO_MORE, ArgumentRange, Powers, Proposal, Run, Scale, SetTo, decide, load
 from control_plane.agent.model import GRANTED as GRANTED_ANSWER
 from control_plane.agent.policy import Action, ActionSeen, Bounds, Decision, KnobSeen, Observation
-from control_plane.agent.powers import NO_MORE, ArgumentRange, Powers, Proposal, Run, Scale, SetTo, decide, load
 from control_plane.agent.prompt import GRANTED, MAX_GRANTED_CHARS, MAX_PROMPT_CHARS, messages
-from control_plane.core.commands import SetKnobs, SetLearningRate
-from control_plane.core.errors import Invalid
-from control_plane.core.intents import RunAction
+from control_plane.core.model.commands import SetKnobs, SetLearningRate
+from control_plane.core.model.errors import Invalid
+from control_plane.core.model.intents import RunAction
 from tests.agent.simulated import observed
 
 POWERS = Powers.model_validate(

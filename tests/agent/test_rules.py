@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
+from control_plane.agent.greedy_lr import Memory, Patience, look
 from control_plane.agent.loop import AgentOptions, run_agent
 from control_plane.agent.policy import Action, Decision, Observation
-from control_plane.agent.rules import Memory, Patience, look
 from tests.agent.simulated import NoisyModel, Quadratic, SimulatedRun, observed
 
 MODELS: dict[str, Callable[[], Callable[[float], float]]] = {

@@ -10,7 +10,7 @@ import pytest
 from tests.architecture.tree import PACKAGES, ROOT
 
 LINT_IMPORTS = Path(sys.executable).with_name("lint-imports")
-CORE = "control_plane/core/state.py"
+MODEL, RULES = "control_plane/core/model/state.py", "control_plane/core/rules/decisions.py"
 
 
 def lint(root: Path) -> subprocess.CompletedProcess[str]:
@@ -37,16 +37,24 @@ def test_contracts_hold() -> None:
 @pytest.mark.parametrize(
     ("file", "breach", "contract"),
     [
-        (CORE, "import os", "The core has no I/O, no clock, no chance and no framework"),
-        (CORE, "import ray", "The core has no I/O, no clock, no chance and no framework"),
-        (CORE, "from control_plane.core import decisions", "Inside the core, rules stand on state"),
-        (CORE, "from control_plane import handle", "The control side is built in floors"),
-        ("control_plane/agent/loop.py", "from control_plane import server", "Console and agent are clients"),
-        ("control_plane/server.py", "from ray_jobs import config", "The control side knows nothing of training"),
-        ("control_plane/gateway/routes.py", "import ray", "Storage, handle, server, agent and the gateway's app"),
-        ("ui/panels.py", "from control_plane import ray_handle", "The console never meets Ray or torch"),
-        ("ray_jobs/appliers.py", "from control_plane import server", "Worker code uses the core, a run's files"),
-        ("ray_jobs/collectives.py", "import ray", "Inside a training step nothing calls Ray"),
+        (MODEL, "import os", "The core has no I/O, no clock, no chance and no framework"),
+        (RULES, "import ray", "The core has no I/O, no clock, no chance and no framework"),
+        (MODEL, "from control_plane.core.rules import decisions", "Layers of the core"),
+        ("control_plane/core/boundary.py", "from control_plane.core.rules import decisions", "Layers of the core"),
+        (
+            "control_plane/core/model/records.py",
+            "from control_plane.core.model import state",
+            "Layers of the core's model",
+        ),
+        (RULES, "from control_plane.api import handle", "Layers of the control plane"),
+        ("control_plane/storage/layout.py", "from control_plane.server import views", "Layers of the control plane"),
+        ("control_plane/agent/loop.py", "from control_plane.server import views", "Console and agent are clients"),
+        ("control_plane/server/views.py", "from ray_jobs import train", "The control plane knows nothing of training"),
+        ("control_plane/gateway/routes.py", "import ray", "Only the actor and the gateway's deployment know Ray"),
+        ("control_plane/storage/layout.py", "import torch", "Only the actor and the gateway's deployment know Ray"),
+        ("ui/charts/layout.py", "from control_plane.actor import remote", "The console imports neither Ray nor torch"),
+        ("ray_jobs/steering/appliers.py", "from control_plane.server import views", "Rank code uses the core"),
+        ("ray_jobs/rank/collectives.py", "import ray", "Inside a training step nothing calls Ray"),
     ],
 )
 def test_planted_breach_is_named_by_its_contract(

@@ -9,10 +9,10 @@ import pytest
 
 pytest.importorskip("torch")
 
-from benchmarks import boundary
-from benchmarks.boundary_rank import VARIANTS, WARM_UP, plan
-from benchmarks.overhead_rank import Meter, threads_and_children
-from benchmarks.overhead_rank import plan as overhead_turns
+from benchmarks.step_cost import boundary
+from benchmarks.step_cost.boundary_rank import VARIANTS, WARM_UP, plan
+from benchmarks.step_cost.overhead_rank import Meter, threads_and_children
+from benchmarks.step_cost.overhead_rank import plan as overhead_turns
 
 
 def test_boundary_plan_gives_each_variant_the_same_steps_and_turns_round() -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 import psutil
 import pytest
 
-from benchmarks.boundary import TARGETS
-from benchmarks.ranks import run_ranks
-from control_plane.core.errors import SteerwayError
+from benchmarks.harness.ranks import run_ranks
+from benchmarks.step_cost.boundary import TARGETS
+from control_plane.core.model.errors import SteerwayError
 
 pytestmark = pytest.mark.jobs
 
@@ -28,6 +28,8 @@ def test_boundary_quick_run_measures_every_figure() -> None:
 
 def test_ranks_that_fail_show_their_log_and_leave_no_process(tmp_path: Path) -> None:
     with pytest.raises(SteerwayError, match="no attribute 'missing'"):
-        run_ranks("benchmarks.quantiles:missing", 2, {}, tmp_path, timeout_s=120)
-    left = [child for child in psutil.Process().children(recursive=True) if "benchmarks.ranks" in child.cmdline()]
+        run_ranks("benchmarks.harness.quantiles:missing", 2, {}, tmp_path, timeout_s=120)
+    left = [
+        child for child in psutil.Process().children(recursive=True) if "benchmarks.harness.ranks" in child.cmdline()
+    ]
     assert left == []

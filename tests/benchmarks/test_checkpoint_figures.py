@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks import checkpoint
-from benchmarks.result import met
+from benchmarks.checkpoints import checkpoint
+from benchmarks.harness.result import met
 
 
 def seen(size_mib: int, slower: float, ours: list[float], stock: list[float]) -> dict[str, Any]:

@@ -4,8 +4,8 @@ from uuid import uuid4
 
 import pytest
 
-from benchmarks.control_loss import Loss, comebacks, longest_gap, not_used, speed
-from benchmarks.latency_evidence import Page
+from benchmarks.live.control_loss import Loss, comebacks, longest_gap, not_used, speed
+from benchmarks.live.latency_evidence import Page
 
 
 def diary(*rates: float) -> dict[int, Page]:

@@ -4,9 +4,9 @@ import math
 from collections import Counter
 from itertools import pairwise
 
-from benchmarks import busy, deaths
-from benchmarks.busy_rank import schedule
-from benchmarks.deaths import END_WAIT_S, Trial
+from benchmarks.failures import busy, deaths
+from benchmarks.failures.busy_rank import schedule
+from benchmarks.failures.deaths import END_WAIT_S, Trial
 
 
 def test_faults_that_are_all_found_in_time_meet_the_target_and_bound_what_is_missed() -> None:

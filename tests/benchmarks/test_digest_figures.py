@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.digest import figures_of, overheads_percent
+from benchmarks.step_cost.digest import figures_of, overheads_percent
 
 
 def block(arm: str, every: int, step_ms: float, *digest_ms: float) -> dict[str, Any]:

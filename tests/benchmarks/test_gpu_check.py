@@ -13,7 +13,7 @@ from benchmarks.gpu import bundle
 from benchmarks.gpu.catalogue import STAGE_BOXES, StageBox
 from benchmarks.gpu.check import Check
 from benchmarks.gpu.measured import BOUNDARY, Span, interval, synchronisations
-from control_plane.core.errors import Invalid
+from control_plane.core.model.errors import Invalid
 
 
 def check(folder: Path, world_size: int = 2, budget_s: float = 300.0) -> Check:

@@ -6,13 +6,13 @@ from uuid import UUID
 
 import pytest
 
-from benchmarks.kills import figures, main
-from benchmarks.kills_campaign import ERROR_POINTS, KILL_POINTS, Course, Seen, fates
-from benchmarks.kills_clients import Operator, Place
-from benchmarks.kills_rank import Rank
-from benchmarks.kills_verdict import judge
+from benchmarks.kills.campaign import ERROR_POINTS, KILL_POINTS, Course, Seen, fates
+from benchmarks.kills.clients import Operator, Place
+from benchmarks.kills.kills import figures, main
+from benchmarks.kills.rank import Rank
+from benchmarks.kills.verdict import judge
 from control_plane.storage.failpoints import parse
-from control_plane.storage.journal import Journal
+from control_plane.storage.journal.writer import Journal
 from tests.storage.facts import NOW, accepted, settled
 
 

@@ -4,8 +4,8 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from benchmarks.latency_evidence import Diary, Evidence, Page, Sent
-from control_plane.core.records import CommandSettled
+from benchmarks.live.latency_evidence import Diary, Evidence, Page, Sent
+from control_plane.core.model.records import CommandSettled
 
 STEPS = range(1, 11)
 BEFORE, ASKED = 1e-3, 5e-4

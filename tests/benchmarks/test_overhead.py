@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.overhead import LEAST_BLOCKS, LEAST_PAIRS, TARGETS, result_of
-from benchmarks.paired_bootstrap import overhead
-from benchmarks.report import TOLD
+from benchmarks.harness.paired_bootstrap import overhead
+from benchmarks.harness.report import TOLD
+from benchmarks.step_cost.overhead import LEAST_BLOCKS, LEAST_PAIRS, TARGETS, result_of
 
 TURNS = ("steered", "plain", "again")
 
@@ -100,7 +100,7 @@ def test_same_times_give_the_same_interval() -> None:
 def test_interval_holds_the_truth_about_as_often_as_it_says(
     size: int, run_length: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("benchmarks.paired_bootstrap.RESAMPLES", 1000)
+    monkeypatch.setattr("benchmarks.harness.paired_bootstrap.RESAMPLES", 1000)
     found = [overhead(*drifting(size, 0.03, seed), run_length) for seed in range(200)]
     held = sum(each.low <= 0 <= each.high for each in found)
     assert 180 <= held <= 199  # of 200; 95 % are 190

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.false_alarms import evaluation_steps, figures_of_calm, longest_gap_s
-from benchmarks.quantiles import median
-from benchmarks.recovery import Trial, figures_of, result_of
-from benchmarks.recovery_diary import BEGUN, LOADED, STEP, DiaryPen, Life, latest, read_lives, recovery_of, steps_of_all
-from benchmarks.recovery_faults import kill_all, living
-from control_plane.core.records import GenerationLost
+from benchmarks.failures.false_alarms import evaluation_steps, figures_of_calm, longest_gap_s
+from benchmarks.harness.quantiles import median
+from benchmarks.recovery.diary import BEGUN, LOADED, STEP, DiaryPen, Life, latest, read_lives, recovery_of, steps_of_all
+from benchmarks.recovery.faults import kill_all, living
+from benchmarks.recovery.recovery import Trial, figures_of, result_of
+from control_plane.core.model.records import GenerationLost
 
 KILLED_S, DETECTED_S = 100.0, 103.0
 

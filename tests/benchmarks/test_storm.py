@@ -4,8 +4,8 @@ from typing import Any
 
 import pytest
 
-from benchmarks.storm_client import MAX_OUTSTANDING, Connection, Order, Outcome, offer, prepare
-from benchmarks.storm_cost import Reading, cores
+from benchmarks.storm.storm_client import MAX_OUTSTANDING, Connection, Order, Outcome, offer, prepare
+from benchmarks.storm.storm_cost import Reading, cores
 
 
 class Wire:

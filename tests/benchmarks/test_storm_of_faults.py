@@ -6,9 +6,9 @@ from uuid import UUID
 
 import pytest
 
-from benchmarks.result import Result
-from benchmarks.storm_faults import LEAST_GAP_S, MOST_GAP_S, PARTS, SIGNALS, plan
-from benchmarks.storm_of_faults import TARGETS, Seen, figures_of
+from benchmarks.harness.result import Result
+from benchmarks.storm.faults import LEAST_GAP_S, MOST_GAP_S, PARTS, SIGNALS, plan
+from benchmarks.storm.storm_of_faults import TARGETS, Seen, figures_of
 
 GOOD = Seen(
     1, hits={"rank": 3, "Serve controller": 2}, acknowledged=[UUID(int=7)] * 300, outages_s=[3.0, 4.5], ended=True

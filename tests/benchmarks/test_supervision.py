@@ -2,8 +2,8 @@
 
 from collections.abc import Iterator
 
-from benchmarks.result import Result
-from benchmarks.supervision import ASK_EVERY_S, BACK_WITHIN_S, PARTS, figures_of, first_of_a_row, targets
+from benchmarks.harness.result import Result
+from benchmarks.live.supervision import ASK_EVERY_S, BACK_WITHIN_S, PARTS, figures_of, first_of_a_row, targets
 
 
 class Time:

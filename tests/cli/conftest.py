@@ -9,15 +9,15 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from control_plane.api.handle import Point, Progress, Report
 from control_plane.cli.main import app
-from control_plane.core.branching import reading
-from control_plane.core.commands import Command, SetKnobs, SetLearningRate
-from control_plane.core.intents import Cancel, Rollback
-from control_plane.core.records import CommandSettled
-from control_plane.handle import Point, Progress, Report
-from control_plane.server import ControlServer
+from control_plane.core.model.commands import Command, SetKnobs, SetLearningRate
+from control_plane.core.model.intents import Cancel, Rollback
+from control_plane.core.model.records import CommandSettled
+from control_plane.core.rules.branch_rules import reading
+from control_plane.server.control_server import ControlServer
 from tests.core import examples
-from tests.gateway.house import KNOB_FACTS, KNOBS, TOKENS, LiveGateway, live_gateway
+from tests.gateway.rig import KNOB_FACTS, KNOBS, TOKENS, LiveGateway, live_gateway
 
 HIGHEST_LR = 1.0
 STEP = 7

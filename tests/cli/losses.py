@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from control_plane.core.records import CheckpointCommitted, Death
-from control_plane.handle import Progress, Report, Restart
-from control_plane.server import ControlServer
+from control_plane.api.handle import Progress, Report, Restart
+from control_plane.core.model.records import CheckpointCommitted, Death
+from control_plane.server.control_server import ControlServer
 from tests.core import examples
 
 CHECKPOINT = "step-00000004-g1"

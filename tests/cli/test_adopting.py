@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.server import ControlServer
-from control_plane.storage.journal import Journal
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from tests.cli.conftest import Steer, save
 from tests.cli.test_resuming import submitter
 from tests.core import examples
-from tests.gateway.house import RUN, LiveGateway, PointList
-from tests.storage.kin import CONFIG, lay
-from tests.storage.saved import name_of
+from tests.gateway.rig import RUN, LiveGateway, PointList
+from tests.storage.checkpoint.kin import CONFIG, lay
+from tests.storage.checkpoint.saved import name_of
 
 __all__ = ["submitter"]
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.cli.agent import only_autopilot
-from control_plane.core.errors import Conflict
+from control_plane.cli.commands.agent import only_autopilot
+from control_plane.core.model.errors import Conflict
 from tests.cli.conftest import Steer
-from tests.gateway.house import RUN, TOKENS, LiveGateway
+from tests.gateway.rig import RUN, TOKENS, LiveGateway
 
 
 def test_second_autopilot_of_a_run_is_refused_at_its_start(

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from control_plane.cli.trajectories import describe
-from control_plane.comparing import RunTree, TreeBranch
-from control_plane.core.records import Parent
-from control_plane.handle import BranchView, RunSummary
+from control_plane.api.handle import BranchView, RunSummary
+from control_plane.cli.commands.tree import describe
+from control_plane.compare.comparison import RunTree, TreeBranch
+from control_plane.core.model.records import Parent
 from tests.cli.conftest import Steer, measure, save
-from tests.gateway.house import RUN, LiveGateway
+from tests.gateway.rig import RUN, LiveGateway
 
 
 @pytest.fixture

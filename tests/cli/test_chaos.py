@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Steer
-from tests.gateway.house import RUN, LiveGateway
+from tests.gateway.rig import RUN, LiveGateway
 
 
 @pytest.fixture

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.core.records import RunClosed
-from control_plane.storage.journal import Journal
+from control_plane.core.model.records import RunClosed
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from tests.cli.conftest import Steer
 from tests.core.examples import accepted, created, settled
-from tests.gateway.house import RUN, LiveGateway
+from tests.gateway.rig import RUN, LiveGateway
 from tests.storage.scenario import FAST, NOW
 
 CONFIG = b"name: run-1\n"

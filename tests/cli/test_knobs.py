@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 
-from control_plane.cli.knobs import allowed, parse_assignment, value_per_group
-from control_plane.cli.refusals import Misused
-from control_plane.cli.wording import change
-from control_plane.core.limits import Limit
-from control_plane.handle import Report
+from control_plane.api.handle import Report
+from control_plane.cli.commands.knobs import allowed, parse_assignment, value_per_group
+from control_plane.cli.errors import Misused
+from control_plane.cli.output.formatting import change
+from control_plane.core.model.limits import Limit
 from control_plane.storage.layout import RunFiles
 from tests.cli.conftest import Steer
 from tests.core import examples
-from tests.gateway.house import RUN, LiveGateway, open_server, start_trainers
+from tests.gateway.rig import RUN, LiveGateway, open_server, start_trainers
 
 
 def asked(steer: Steer, *words: str) -> dict[str, Any]:

@@ -6,11 +6,11 @@ import sys
 
 import pytest
 
-from control_plane.cli.looking import news
-from control_plane.core.records import Entry
+from control_plane.cli.commands.show import news
+from control_plane.core.model.records import Entry
 from control_plane.storage.layout import RunFiles
 from tests.cli.conftest import Steer
-from tests.gateway.house import RUN, LiveGateway
+from tests.gateway.rig import RUN, LiveGateway
 
 
 def write_log(gateway: LiveGateway, source: str, text: str) -> None:
@@ -114,7 +114,7 @@ def test_news_is_what_came_after(seen: list[str], latest: list[str], new: list[s
 
 def test_steer_imports_no_framework() -> None:
     program = (
-        "import sys, control_plane.cli.main, control_plane.cli.run, control_plane.client\n"
+        "import sys, control_plane.cli.main, control_plane.cli.commands.run, control_plane.client\n"
         "heavy = {'ray', 'torch', 'transformers', 'deepspeed', 'streamlit', 'fastapi', 'openai', 'httpx'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

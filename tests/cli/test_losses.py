@@ -6,8 +6,8 @@ import pytest
 
 from tests.cli.conftest import Steer
 from tests.cli.losses import CHECKPOINT, come_back, lose, save
-from tests.cli.test_following import Script, followed, snapshot
-from tests.gateway.house import RUN, LiveGateway
+from tests.cli.output.test_following import Script, followed, snapshot
+from tests.gateway.rig import RUN, LiveGateway
 
 LOST = "lost the trainers at step 9: rank 1 on node-3 died (its process ended)"
 BACK = f"recovered: generation 2 restored {CHECKPOINT} (step 4) on 1 rank; 5 steps lost; detect "

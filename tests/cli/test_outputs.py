@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from control_plane.cli.commands.run import written
 from control_plane.cli.main import app
-from control_plane.cli.run import written
 from control_plane.storage.layout import RunFiles
 
 

@@ -8,16 +8,16 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.cli.ray_job import GRACE_S, JobWatch, job_is_gone, jobs_of
-from control_plane.cli.resuming import needs_a_job, resumption, when_it_has_ended
-from control_plane.cli.target import connect
+from control_plane.cli.commands.resume import needs_a_job, resumption, when_it_has_ended
+from control_plane.cli.job_watch import GRACE_S, JobWatch, job_is_gone, jobs_of
+from control_plane.cli.select_run import connect
 from control_plane.config import settings
-from control_plane.core.errors import Conflict
+from control_plane.core.model.errors import Conflict
 from tests.cli.conftest import Steer
 from tests.cli.losses import ray_with_jobs, save
-from tests.cli.test_following import Clock, snapshot
+from tests.cli.output.test_following import Clock, snapshot
 from tests.core.examples import start
-from tests.gateway.house import RUN, LiveGateway
+from tests.gateway.rig import RUN, LiveGateway
 
 
 @pytest.fixture
@@ -44,8 +44,8 @@ def submitter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     def command(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
         return [sys.executable, str(program), *resumption(run, trust, as_json, env)[3:]]
 
-    monkeypatch.setattr("control_plane.cli.resuming.resumption", command)
-    monkeypatch.setattr("control_plane.cli.going.resumption", command)
+    monkeypatch.setattr("control_plane.cli.commands.resume.resumption", command)
+    monkeypatch.setattr("control_plane.cli.continue_run.resumption", command)
     return told
 
 
@@ -88,7 +88,7 @@ def test_resume_with_no_run_active_asks_for_a_name(gateway: LiveGateway, steer: 
 def test_resume_of_a_run_without_a_job_submits_one(
     idle_gateway: LiveGateway, steer: Steer, submitter: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("control_plane.cli.resuming.HEARD_LATELY_S", 0.0)
+    monkeypatch.setattr("control_plane.cli.commands.resume.HEARD_LATELY_S", 0.0)
     with ray_with_jobs({RUN: "FAILED", "another": "RUNNING"}) as port:
         monkeypatch.setenv("STEERWAY_DASHBOARD_PORT", str(port))
         answer = steer("resume", RUN)
@@ -110,7 +110,7 @@ def test_run_whose_training_has_ended_is_waited_for_before_a_new_job_is_submitte
     """Its script may still save something; whoever asked in these seconds got a job that could not begin."""
     server = saved_idle.server
     saved_idle.call(server.end_generation(1, "finished", 7, None))
-    monkeypatch.setattr("control_plane.cli.resuming.LOOK_EVERY_S", 0.05)
+    monkeypatch.setattr("control_plane.cli.commands.resume.LOOK_EVERY_S", 0.05)
     closing = threading.Timer(0.5, lambda: saved_idle.call(server.close("stopped", None)))
     closing.start()
     answer = steer(*words)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from control_plane.cli import run as cli_run
-from tests.gateway.house import RUN, LiveGateway
+from control_plane.cli.commands import run as cli_run
+from tests.gateway.rig import RUN, LiveGateway
 
 
 @pytest.fixture

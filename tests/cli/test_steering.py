@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.core.errors import Unavailable
+from control_plane.core.model.errors import Unavailable
 from tests.cli.conftest import Steer
-from tests.gateway.house import RUN, LiveGateway
+from tests.gateway.rig import RUN, LiveGateway
 
 
 def test_set_applied_says_the_step_and_every_rank(gateway: LiveGateway, steer: Steer) -> None:

@@ -15,7 +15,7 @@ from cluster.environment import MARK, NODE_MARK
 from cluster.processes import ProcessMark, end_members
 from cluster.record import make_home, write_record
 from control_plane.config import Settings
-from control_plane.core.errors import Conflict, NotAllowed, NotFound
+from control_plane.core.model.errors import Conflict, NotAllowed, NotFound
 from tests.cluster.test_local import record
 
 CLUSTER = f"test-chaos-{os.getpid()}"

@@ -20,7 +20,7 @@ from cluster.processes import ProcessMark, find_members
 from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_record
 from control_plane.config import Settings
 from control_plane.console_login import Login, log_in_with_key
-from control_plane.core.errors import Conflict, Damaged, Invalid, SteerwayError
+from control_plane.core.model.errors import Conflict, Damaged, Invalid, SteerwayError
 from control_plane.gateway.proxy import middlewares
 
 

@@ -28,7 +28,7 @@ from cluster.nodes import (
 from cluster.processes import ProcessMark, end_members
 from cluster.record import ClusterRecord, make_home, read_record, write_record
 from control_plane.config import Settings
-from control_plane.core.errors import Invalid, NotFound
+from control_plane.core.model.errors import Invalid, NotFound
 from tests.cluster.test_local import record
 
 DEAD = ProcessMark(pid=os.getpid(), created_s=1.0)

@@ -3,9 +3,8 @@
 from typing import Any
 from uuid import UUID
 
-from control_plane.core.commands import INTENT, Command, Intent
-from control_plane.core.decisions import GenerationStart
-from control_plane.core.records import (
+from control_plane.core.model.commands import INTENT, Command, Intent
+from control_plane.core.model.records import (
     BranchAdopted,
     BranchResumed,
     BranchStarted,
@@ -33,7 +32,8 @@ from control_plane.core.records import (
     StateDigested,
     TermStarted,
 )
-from control_plane.core.state import RunState, evolve
+from control_plane.core.model.state import RunState, evolve
+from control_plane.core.rules.decisions import GenerationStart
 
 KNOBS = {"lr": [1e-3, 5e-4], "groups": ["decay", "no_decay"]}
 EVERY_INTENT: tuple[dict[str, Any], ...] = (

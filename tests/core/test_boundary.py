@@ -26,9 +26,9 @@ from control_plane.core.boundary import (
     boundary,
     propose,
 )
-from control_plane.core.commands import Command
-from control_plane.core.errors import Diverged
-from control_plane.core.records import MAX_RANKS_LISTED, CommandSettled
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Diverged
+from control_plane.core.model.records import MAX_RANKS_LISTED, CommandSettled
 from tests.core.examples import command, uuid
 
 FINISHED = "finished"

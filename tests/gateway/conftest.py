@@ -11,9 +11,9 @@ from fastapi.testclient import TestClient
 
 from control_plane.config import Role
 from control_plane.gateway.app import create_app
-from control_plane.server import ControlServer
+from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles
-from tests.gateway.house import (
+from tests.gateway.rig import (
     API,
     HOST,
     ORIGIN,

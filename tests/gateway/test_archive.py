@@ -5,15 +5,15 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.archive import ArchivedRun
-from control_plane.core.errors import Conflict, Damaged, NotFound, RunEnded
-from control_plane.handle import Point, Progress, Report, Snapshot, Stretch
-from control_plane.server import ControlServer
-from control_plane.storage.journal import Journal
+from control_plane.api.handle import Point, Progress, Report, Snapshot, Stretch
+from control_plane.core.model.errors import Conflict, Damaged, NotFound, RunEnded
+from control_plane.server.archive import ArchivedRun
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 from tests.core import examples
-from tests.gateway.house import settle
+from tests.gateway.rig import settle
 
 
 async def train(files: RunFiles, close: bool = True) -> Snapshot:

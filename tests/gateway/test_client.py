@@ -14,14 +14,14 @@ import httpx
 import pytest
 
 from control_plane.addresses import token_of
+from control_plane.api.patience import COMES_BACK_WITHIN_S, patience_of
 from control_plane.client import LEAST_SUBMIT_TRIES, NotSettledYet, SteerwayClient
 from control_plane.config import Settings, settings
-from control_plane.core.commands import Evaluate, Pause, Resume, SetLearningRate
-from control_plane.core.errors import Conflict, Invalid, NotAllowed, NotFound, RunEnded, Unavailable
-from control_plane.core.records import Entry
-from control_plane.patience import COMES_BACK_WITHIN_S, patience_of
+from control_plane.core.model.commands import Evaluate, Pause, Resume, SetLearningRate
+from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, NotFound, RunEnded, Unavailable
+from control_plane.core.model.records import Entry
 from tests.core import examples
-from tests.gateway.house import KNOBS, RUN, TOKENS, LiveGateway, live_gateway, settle
+from tests.gateway.rig import KNOBS, RUN, TOKENS, LiveGateway, live_gateway, settle
 
 
 def client_of(live: LiveGateway, role: str = "operator") -> SteerwayClient:

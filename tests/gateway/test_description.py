@@ -11,14 +11,14 @@ from uuid import uuid4
 import pytest
 from jsonschema import Draft202012Validator
 
-from control_plane.core.errors import Unavailable
-from control_plane.core.records import CheckpointCommitted
+from control_plane.api.handle import Report
+from control_plane.core.model.errors import Unavailable
+from control_plane.core.model.records import CheckpointCommitted
 from control_plane.gateway.app import MAX_BODY_BYTES
 from control_plane.gateway.problems import MEDIA_TYPE
-from control_plane.handle import Report
 from tests.core import examples
 from tests.gateway.conftest import House
-from tests.gateway.house import API, RUN, TOKENS, DeadHandle, settle
+from tests.gateway.rig import API, RUN, TOKENS, DeadHandle, settle
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
 CREDENTIALS = (None, "nobody", *TOKENS.values())

@@ -3,11 +3,11 @@
 import threading
 from uuid import UUID, uuid4
 
-from control_plane.core.records import Entry
-from control_plane.handle import CommandView, Measurements, RunSummary, Snapshot
+from control_plane.api.handle import CommandView, Measurements, RunSummary, Snapshot
+from control_plane.core.model.records import Entry
 from tests.core import examples
 from tests.gateway.conftest import House
-from tests.gateway.house import API, RUN, settle
+from tests.gateway.rig import API, RUN, settle
 
 PAUSE = {"kind": "pause"}
 

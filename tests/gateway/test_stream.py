@@ -6,12 +6,12 @@ from typing import Any
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
-from control_plane.core.errors import Unavailable
+from control_plane.api.handle import Snapshot
+from control_plane.core.model.errors import Unavailable
 from control_plane.gateway import stream
-from control_plane.handle import Snapshot
 from tests.core import examples
 from tests.gateway.conftest import House
-from tests.gateway.house import API, HOST, ORIGIN, RUN, TOKENS, DeadHandle
+from tests.gateway.rig import API, HOST, ORIGIN, RUN, TOKENS, DeadHandle
 
 AT = f"ws://{HOST}"
 STREAM = f"{AT}{API}/runs/{RUN}/stream"

@@ -5,16 +5,16 @@ from typing import Any
 
 import pytest
 
-from control_plane.core.branching import Origin, reading
-from control_plane.core.records import CommandSettled, Parent
+from control_plane.api.handle import Point, Report
+from control_plane.core.model.records import CommandSettled, Parent
+from control_plane.core.rules.branch_rules import Origin, reading
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
-from control_plane.handle import Point, Report
-from control_plane.server import ControlServer
-from control_plane.storage.journal import Journal
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from tests.core import examples
 from tests.gateway.conftest import House
-from tests.gateway.house import API, RUN, PointList, token_book
+from tests.gateway.rig import API, RUN, PointList, token_book
 
 
 async def measure(server: ControlServer, generation: int, values: dict[int, float]) -> None:

@@ -5,11 +5,11 @@ from uuid import uuid4
 
 import pytest
 
-from control_plane.core.limits import Limit
-from control_plane.handle import Snapshot
+from control_plane.api.handle import Snapshot
+from control_plane.core.model.limits import Limit
 from control_plane.storage.layout import RunFiles
 from tests.gateway.conftest import House
-from tests.gateway.house import KNOB_FACTS, KNOBS, RUN, open_server, start_trainers
+from tests.gateway.rig import KNOB_FACTS, KNOBS, RUN, open_server, start_trainers
 
 LIMITED = "run-2"
 LIMITS = {

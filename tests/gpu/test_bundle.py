@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.gpu import bundle
-from control_plane.core.errors import Invalid, SteerwayError
+from control_plane.core.model.errors import Invalid, SteerwayError
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def test_bundle_is_imported_from_where_it_lies_and_says_how_it_is_run(tmp_path: 
     assert {path.name for path in folder.iterdir()} == {*bundle.SOURCES, "wheels", "README.txt"}
     assert not list(folder.rglob("__pycache__"))
     code = (
-        "import benchmarks.gpu.__main__ as a, control_plane as b, ray_jobs.config as c; "
+        "import benchmarks.gpu.__main__ as a, control_plane as b, ray_jobs.config.run_config as c; "
         "from benchmarks.gpu import requirements as d; assert d.pins(); "
         "print(*(each.__file__ for each in (a, b, c, d)), sep='\\n')"
     )

@@ -13,10 +13,10 @@ from typing import Any
 
 import psutil
 
+from control_plane.api.handle import Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings, settings
-from control_plane.core.records import Entry
-from control_plane.handle import Snapshot
+from control_plane.core.model.records import Entry
 from tests.ports import free_ports
 
 REPOSITORY = Path(__file__).parents[2]

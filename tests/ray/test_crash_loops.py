@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.api.handle import Snapshot
 from control_plane.client import SteerwayClient
-from control_plane.handle import Snapshot
 from tests.ray.cluster import REPOSITORY, Cluster, wait_closed, wait_for
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from ray_jobs.training_session import TrainingSession
+from ray_jobs.loop.session import TrainingSession
 
 model = torch.nn.Linear(4, 1)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)

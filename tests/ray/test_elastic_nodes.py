@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from cluster.record import read_record
+from control_plane.api.handle import Snapshot
 from control_plane.client import SteerwayClient
-from control_plane.core.commands import SetLearningRate, Stop
-from control_plane.core.errors import SteerwayError
-from control_plane.core.records import CheckpointCommitted, CommandAccepted, GenerationStarted
-from control_plane.handle import Snapshot
+from control_plane.core.model.commands import SetLearningRate, Stop
+from control_plane.core.model.errors import SteerwayError
+from control_plane.core.model.records import CheckpointCommitted, CommandAccepted, GenerationStarted
 from tests.ray.cluster import REPOSITORY, Cluster, running, wait_closed, wait_for, wait_for_step, whole_journal
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1500)]

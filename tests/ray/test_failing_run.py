@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from control_plane.client import SteerwayClient
-from control_plane.core.commands import Evaluate
-from control_plane.core.errors import RunEnded
-from control_plane.core.records import RunClosed
+from control_plane.core.model.commands import Evaluate
+from control_plane.core.model.errors import RunEnded
+from control_plane.core.model.records import RunClosed
 from tests.ray.cluster import REPOSITORY, Cluster, _title, wait_closed, wait_for, whole_journal
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]

@@ -6,12 +6,12 @@ from uuid import UUID
 
 import pytest
 
+from control_plane.api.handle import Snapshot
 from control_plane.client import SteerwayClient
-from control_plane.core.commands import Pause, Resume, SaveCheckpoint, SetLearningRate
-from control_plane.core.errors import NotFound, SteerwayError
-from control_plane.core.intents import Rollback
-from control_plane.core.records import CommandAccepted, CommandSettled, GenerationStarted, RunClosed, TermStarted
-from control_plane.handle import Snapshot
+from control_plane.core.model.commands import Pause, Resume, SaveCheckpoint, SetLearningRate
+from control_plane.core.model.errors import NotFound, SteerwayError
+from control_plane.core.model.intents import Rollback
+from control_plane.core.model.records import CommandAccepted, CommandSettled, GenerationStarted, RunClosed, TermStarted
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.outputs import outputs
 from tests.ray.cluster import (
@@ -161,7 +161,7 @@ def test_a_rollback_begins_a_branch_in_the_living_processes_of_a_users_script(
 
 
 def test_the_run_ends_and_its_journal_says_so(run: str, cluster: Cluster, client: SteerwayClient) -> None:
-    from control_plane.core.commands import Stop
+    from control_plane.core.model.commands import Stop
 
     client.submit(run, Stop())
     snapshot = wait_closed(client, run)

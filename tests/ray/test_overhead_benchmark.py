@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from benchmarks.overhead import TARGETS
+from benchmarks.step_cost.overhead import TARGETS
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 

@@ -1,6 +1,6 @@
 """What dies comes back: a rank, a rank that is only stopped, the driver, and at last the whole cluster.
 
-One run goes through all of it. That it ends bit for bit as if nothing had happened is shown in `tests/jobs`.
+One run goes through all of it. That it ends bit for bit as if nothing had happened is shown in `tests/ray_jobs`.
 """
 
 import json
@@ -11,11 +11,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from control_plane.api.handle import Snapshot
 from control_plane.client import SteerwayClient
-from control_plane.core.commands import Pause, Resume, SetLearningRate, Stop
-from control_plane.core.errors import SteerwayError
-from control_plane.core.records import CommandRepeated, CommandSettled
-from control_plane.handle import Snapshot
+from control_plane.core.model.commands import Pause, Resume, SetLearningRate, Stop
+from control_plane.core.model.errors import SteerwayError
+from control_plane.core.model.records import CommandRepeated, CommandSettled
 from tests.ray.cluster import REPOSITORY, Cluster, wait_closed, wait_for, wait_for_step, whole_journal
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(900)]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from control_plane.client import SteerwayClient
-from control_plane.core.commands import SetLearningRate
+from control_plane.core.model.commands import SetLearningRate
 from tests.ray.cluster import Cluster, wait_closed, wait_for, wait_for_step
 from tests.strangers.catalog import SCRIPTS, STRANGERS, TRAINER
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.api.handle import Snapshot
 from control_plane.client import SteerwayClient
-from control_plane.core.commands import Pause, SaveCheckpoint, SetKnobs, SetLearningRate
-from control_plane.core.intents import Rollback, SetSchedule
-from control_plane.handle import Snapshot
+from control_plane.core.model.commands import Pause, SaveCheckpoint, SetKnobs, SetLearningRate
+from control_plane.core.model.intents import Rollback, SetSchedule
 from tests.ray.cluster import REPOSITORY, Cluster, running, wait_for, wait_for_step
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1800)]
@@ -50,7 +50,7 @@ def trains(snapshot: Snapshot, branch: str) -> bool:
 
 
 def begun(cluster: Cluster, *words: str) -> list[str]:
-    done = cluster.command("ray_jobs.descend", *words, "--json")
+    done = cluster.command("ray_jobs.driver.fork_and_replay", *words, "--json")
     assert done.returncode == 0, done.stderr
     return list(json.loads(done.stdout.splitlines()[-1])["runs"])
 

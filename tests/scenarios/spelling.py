@@ -3,8 +3,8 @@
 import json
 from uuid import UUID
 
-from control_plane.core.branching import first_uuid
-from control_plane.core.records import Entry
+from control_plane.core.model.records import Entry
+from control_plane.core.rules.branch_rules import first_uuid
 
 Words = dict[str, str]
 FIRST = {first_uuid(UUID(int=number), place): f"{number}.{place + 1}" for number in range(30) for place in range(8)}

@@ -23,13 +23,10 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from control_plane.core import decisions, digests
 from control_plane.core.boundary import Replica, boundary
-from control_plane.core.branching import Adopted, Origin, Scheduled
-from control_plane.core.commands import INTENT, Command
-from control_plane.core.decisions import GenerationStart
-from control_plane.core.errors import Diverged, Refused
-from control_plane.core.records import (
+from control_plane.core.model.commands import INTENT, Command
+from control_plane.core.model.errors import Diverged, Refused
+from control_plane.core.model.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
     CheckpointFailed,
@@ -41,13 +38,16 @@ from control_plane.core.records import (
     RefusedCheckpoint,
     StateDigested,
 )
-from control_plane.core.recovery import replay_after
+from control_plane.core.rules import decisions, digests
+from control_plane.core.rules.branch_rules import Adopted, Origin, Scheduled
+from control_plane.core.rules.decisions import GenerationStart
+from control_plane.core.rules.recovery import replay_after
 from tests.scenarios.spelling import Words, compact, literal, numbered, pairs, shown
-from tests.simulation.faults import Faults
-from tests.simulation.fleet import Fleet
-from tests.simulation.rank import SimRank
-from tests.simulation.saved import BEGINNING, Saved
-from tests.simulation.server import Disk, Rules, SimServer
+from tests.simulation.world.faults import Faults
+from tests.simulation.world.fleet import Fleet
+from tests.simulation.world.rank import SimRank
+from tests.simulation.world.saved import BEGINNING, Saved
+from tests.simulation.world.server import Disk, Rules, SimServer
 
 
 class Stage:

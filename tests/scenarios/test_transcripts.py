@@ -12,8 +12,8 @@ from typing import get_args
 
 import pytest
 
-from control_plane.core.commands import Intent
-from control_plane.core.records import Record, Status
+from control_plane.core.model.commands import Intent
+from control_plane.core.model.records import Record, Status
 from tests.scenarios.stage import Stage
 
 FOLDER = Path(__file__).parent

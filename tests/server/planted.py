@@ -5,15 +5,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
-from control_plane.core import decisions
-from control_plane.core.commands import Command
-from control_plane.core.records import CheckpointDiscarded, CommandAccepted, Entry, Record
-from control_plane.handle import Receipt
-from control_plane.server import ControlServer
-from control_plane.storage import segments
+from control_plane.api.handle import Receipt
+from control_plane.core.model.commands import Command
+from control_plane.core.model.records import CheckpointDiscarded, CommandAccepted, Entry, Record
+from control_plane.core.rules import decisions
+from control_plane.server.control_server import ControlServer
+from control_plane.server.views import retired_checkpoints
 from control_plane.storage.failpoints import halves, reach
-from control_plane.storage.journal import Disk, Journal
-from control_plane.views import retired_checkpoints
+from control_plane.storage.journal import segments
+from control_plane.storage.journal.writer import Disk, Journal
 
 NOW = "2026-01-01T00:00:00.000Z"
 

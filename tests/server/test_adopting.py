@@ -7,18 +7,18 @@ from typing import Any
 
 import pytest
 
-from control_plane.core.commands import Command
-from control_plane.core.errors import Conflict, Fenced, NotFound, Unavailable
-from control_plane.core.intents import AdoptCheckpoint, Rollback
-from control_plane.server import ControlServer
-from control_plane.storage.descent import adopt
-from control_plane.storage.journal import Journal
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Conflict, Fenced, NotFound, Unavailable
+from control_plane.core.model.intents import AdoptCheckpoint, Rollback
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.checkpoint.transfer import adopt
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 from tests.core import examples
-from tests.server.house import command
-from tests.storage.kin import lay
-from tests.storage.saved import name_of
+from tests.server.rig import command
+from tests.storage.checkpoint.kin import lay
+from tests.storage.checkpoint.saved import name_of
 
 HERE = f"{name_of(9)}-of-fork"
 

@@ -9,14 +9,14 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.core.commands import Command, SetLearningRate
-from control_plane.core.errors import Invalid, Refused
-from control_plane.core.limits import Limit
-from control_plane.core.records import CommandSettled
-from control_plane.server import ControlServer
-from control_plane.storage.journal import read
+from control_plane.core.model.commands import Command, SetLearningRate
+from control_plane.core.model.errors import Invalid, Refused
+from control_plane.core.model.limits import Limit
+from control_plane.core.model.records import CommandSettled
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.writer import read
 from tests.core.examples import command as example
-from tests.server.house import CREATED, House, applied, command, outcome, start
+from tests.server.rig import CREATED, House, applied, command, outcome, start
 from tests.server.virtual_time import run
 
 HOUR_S = 3600.0

@@ -14,10 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.comparing import Measurements, choose, compare, interventions, knobs_at, parse, tree
-from control_plane.core.errors import Invalid, NotFound
-from control_plane.core.records import CheckpointCommitted, Parent
-from control_plane.handle import (
+from control_plane.api.handle import (
     BranchView,
     Intervention,
     Measured,
@@ -27,7 +24,10 @@ from control_plane.handle import (
     Trajectories,
     Trajectory,
 )
-from control_plane.lineage import Chosen, cut, depths, line, lineage, where_they_part
+from control_plane.compare.comparison import Measurements, choose, compare, interventions, knobs_at, parse, tree
+from control_plane.compare.lineage import Chosen, cut, depths, line, lineage, where_they_part
+from control_plane.core.model.errors import Invalid, NotFound
+from control_plane.core.model.records import CheckpointCommitted, Parent
 from tests.core import examples
 
 

@@ -6,13 +6,13 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.cli import wording
-from control_plane.core.commands import Command
-from control_plane.core.intents import Rollback
-from control_plane.core.records import CheckpointCommitted, CommandSettled, Death
-from control_plane.handle import Point, Progress, Report, Snapshot
-from control_plane.server import ControlServer
-from tests.server.house import House, command, start
+from control_plane.api.handle import Point, Progress, Report, Snapshot
+from control_plane.cli.output import formatting
+from control_plane.core.model.commands import Command
+from control_plane.core.model.intents import Rollback
+from control_plane.core.model.records import CheckpointCommitted, CommandSettled, Death
+from control_plane.server.control_server import ControlServer
+from tests.server.rig import House, command, start
 from tests.server.virtual_time import run
 
 ABANDONED_LR = 0.000245
@@ -50,7 +50,7 @@ async def rolled_back(house: House) -> ControlServer:
 
 
 def shown(snapshot: Snapshot) -> tuple[int, object, str, str]:
-    told = wording.progress(snapshot)
+    told = formatting.progress(snapshot)
     return snapshot.step, snapshot.latest.get("loss"), told["lr"], told["status"]
 
 
@@ -105,9 +105,9 @@ def test_run_whose_training_has_ended_is_ending_until_it_is_over(house: House) -
         await server.start_generation(start(1))
         await trained(server, 1, 3)
         await server.end_generation(1, "finished", 3, None)
-        assert wording.progress(await server.snapshot())["status"] == "ending"
+        assert formatting.progress(await server.snapshot())["status"] == "ending"
         await server.close("finished", None)
-        assert wording.progress(await server.snapshot())["status"] == "finished"
+        assert formatting.progress(await server.snapshot())["status"] == "finished"
 
     run(story())
 
@@ -117,8 +117,8 @@ def test_run_that_was_resumed_is_starting_and_has_no_ranks_until_its_trainers_be
         server = await closed_and_resumed(house)
         snapshot = await server.snapshot()
         assert (snapshot.ranks, snapshot.phase, snapshot.reason, snapshot.steps_per_s) == ((), None, None, None)
-        assert (snapshot.status, wording.progress(snapshot)["status"]) == ("waiting", "starting")
-        assert wording.progress(snapshot)["ranks"] == "-"
+        assert (snapshot.status, formatting.progress(snapshot)["status"]) == ("waiting", "starting")
+        assert formatting.progress(snapshot)["ranks"] == "-"
         await server.start_generation(start(2, step=3))
         snapshot = await server.snapshot()
         assert (snapshot.status, [place.pid for place in snapshot.ranks]) == ("running", [1])

@@ -4,13 +4,13 @@ import hashlib
 import time
 from pathlib import Path
 
-from control_plane.actor import open_server
-from control_plane.core.records import CheckpointDiscarded
-from control_plane.storage.journal import Journal
+from control_plane.actor.control_actor import open_server
+from control_plane.core.model.records import CheckpointDiscarded
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
+from tests.storage.checkpoint.kin import lay
+from tests.storage.checkpoint.saved import name_of
 from tests.storage.facts import NOW
-from tests.storage.kin import lay
-from tests.storage.saved import name_of
 
 REMOVED_WITHIN_S = 20.0
 

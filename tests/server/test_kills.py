@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills import figures
-from benchmarks.kills_campaign import ERROR_POINTS, KILL_POINTS, STOP_POINTS, Campaign, Course, Seen
-from benchmarks.kills_nursery import Nursery, nursery
+from benchmarks.kills.campaign import ERROR_POINTS, KILL_POINTS, STOP_POINTS, Campaign, Course, Seen
+from benchmarks.kills.kills import figures
+from benchmarks.kills.nursery import Nursery, nursery
 from tests.server import planted
 
 APPEND = tuple(point for point in KILL_POINTS if point.startswith("journal.append"))

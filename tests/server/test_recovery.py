@@ -7,15 +7,15 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.core.commands import Pause, Stop
-from control_plane.core.crash_loop import SAME_FAILURES
-from control_plane.core.errors import Conflict, RunEnded
-from control_plane.core.records import CheckpointCommitted, CheckpointFailed, CommandSettled, Death
-from control_plane.core.recovery import replay_after
-from control_plane.handle import Progress, Report, Restart
-from control_plane.server import ControlServer
+from control_plane.api.handle import Progress, Report, Restart
+from control_plane.core.model.commands import Pause, Stop
+from control_plane.core.model.errors import Conflict, RunEnded
+from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, CommandSettled, Death
+from control_plane.core.rules.crash_loop import SAME_FAILURES
+from control_plane.core.rules.recovery import replay_after
+from control_plane.server.control_server import ControlServer
 from tests.core.examples import digested
-from tests.server.house import House, applied, command, outcome, start
+from tests.server.rig import House, applied, command, outcome, start
 from tests.server.virtual_time import now_s, run
 
 DEATHS = (Death(rank=0, node="here", reason="SIGKILL"),)

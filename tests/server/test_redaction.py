@@ -7,17 +7,18 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.core.records import CheckpointFailed, CommandSettled, Death
-from control_plane.core.redaction import Redaction
-from control_plane.handle import Report
-from control_plane.ray_handle import RayHandle
-from control_plane.server import ControlServer
-from control_plane.storage.journal import Journal
+from control_plane.actor.remote import RayHandle
+from control_plane.api.handle import Report
+from control_plane.core.model.records import CheckpointFailed, CommandSettled, Death
+from control_plane.core.model.redaction import Redaction
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
-from ray_jobs import complaints, context, launch
-from ray_jobs.deaths import describe
-from tests.server.house import CREATED, House, command, start
+from ray_jobs import launch
+from ray_jobs.driver.failure_reporter import describe
+from ray_jobs.rank import context, error_text
+from tests.server.rig import CREATED, House, command, start
 
 IN_ENVIRONMENT, IN_CONFIG, SHAPED = "canary-of-the-environment", "canary-of-the-config", "hf_" + "Canary12" * 4
 SAID = f"HTTPError: 401 for {IN_ENVIRONMENT}, {IN_CONFIG} and {SHAPED}"
@@ -101,7 +102,7 @@ def test_ranks_and_driver_tell_an_exception_without_what_they_know(
 
     context.enter(context.RunContext(files=files, connect=connect))
     try:
-        assert complaints.told(ValueError(SAID)) == "ValueError: HTTPError: 401 for ***, *** and ***"
+        assert error_text.told(ValueError(SAID)) == "ValueError: HTTPError: 401 for ***, *** and ***"
     finally:
         context.enter(None)
     redaction = Wire(files)._redaction()

@@ -6,11 +6,11 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from control_plane.core.records import Death, StateDigested
-from control_plane.handle import Point, Report
-from control_plane.replayed import Verdict, judge
+from control_plane.api.handle import Point, Report
+from control_plane.compare.replay_check import Verdict, judge
+from control_plane.core.model.records import Death, StateDigested
 from control_plane.storage.layout import RunFiles
-from tests.server.house import House, start
+from tests.server.rig import House, start
 from tests.server.virtual_time import run
 
 Life = tuple[int, int, int, bool]

@@ -7,14 +7,14 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.core.commands import Pause, Resume, Stop
-from control_plane.core.decisions import MAX_PENDING_COMMANDS, MAX_PENDING_OF_ONE
-from control_plane.core.errors import Conflict, NotFound, Overloaded, Refused, RunEnded
-from control_plane.core.records import CheckpointCommitted, CommandSettled
-from control_plane.handle import MAX_TAIL_ENTRIES, MAX_WAIT_S, Point, Progress, Report, Snapshot
-from control_plane.storage.journal import Disk
-from control_plane.views import MAX_COMMANDS_IN_SNAPSHOT
-from tests.server.house import CREATED, House, applied, command, outcome, start
+from control_plane.api.handle import MAX_TAIL_ENTRIES, MAX_WAIT_S, Point, Progress, Report, Snapshot
+from control_plane.core.model.commands import Pause, Resume, Stop
+from control_plane.core.model.errors import Conflict, NotFound, Overloaded, Refused, RunEnded
+from control_plane.core.model.records import CheckpointCommitted, CommandSettled
+from control_plane.core.rules.decisions import MAX_PENDING_COMMANDS, MAX_PENDING_OF_ONE
+from control_plane.server.views import MAX_COMMANDS_IN_SNAPSHOT
+from control_plane.storage.journal.writer import Disk
+from tests.server.rig import CREATED, House, applied, command, outcome, start
 from tests.server.virtual_time import now_s, run
 
 

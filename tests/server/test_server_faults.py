@@ -8,13 +8,13 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.core.errors import Fenced, NotFound, Unavailable
-from control_plane.core.intents import DeleteCheckpoint
-from control_plane.core.records import CheckpointCommitted
-from control_plane.handle import Report
-from control_plane.server import ControlServer
-from control_plane.storage.journal import read
-from tests.server.house import House, applied, command, outcome, start
+from control_plane.api.handle import Report
+from control_plane.core.model.errors import Fenced, NotFound, Unavailable
+from control_plane.core.model.intents import DeleteCheckpoint
+from control_plane.core.model.records import CheckpointCommitted
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.writer import read
+from tests.server.rig import House, applied, command, outcome, start
 from tests.server.virtual_time import now_s, run
 from tests.storage.disks import Crash, FailingDisk
 

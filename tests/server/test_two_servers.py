@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
-from control_plane.core.errors import Fenced
-from control_plane.server import ControlServer
-from control_plane.storage.journal import Disk, read
-from tests.server.house import House, command, start
+from control_plane.core.model.errors import Fenced
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.writer import Disk, read
+from tests.server.rig import House, command, start
 
 PLACES = ("before the write", "before the sync", "after the sync")
 

@@ -4,18 +4,18 @@ from typing import Any
 
 import pytest
 
-from control_plane.core.crash_loop import SAME_FAILURES
-from control_plane.core.errors import Conflict, NotFound
-from control_plane.core.intents import Rollback
-from control_plane.core.records import GenerationLost
-from tests.simulation.branch_mutants import BRANCH_MUTANTS, BY_STORY
-from tests.simulation.fleet import Violation
-from tests.simulation.histories import wander_through
-from tests.simulation.parts import Parts
-from tests.simulation.rank import FIRST_RATES
+from control_plane.core.model.errors import Conflict, NotFound
+from control_plane.core.model.intents import Rollback
+from control_plane.core.model.records import GenerationLost
+from control_plane.core.rules.crash_loop import SAME_FAILURES
+from tests.simulation.mutants.branch_mutants import BRANCH_MUTANTS, BY_STORY
 from tests.simulation.test_recovery import quiet, saved, settle, starts
 from tests.simulation.test_world import fleet_of, ticks
-from tests.simulation.world import World
+from tests.simulation.world.fleet import Violation
+from tests.simulation.world.histories import wander_through
+from tests.simulation.world.parts import Parts
+from tests.simulation.world.rank import FIRST_RATES
+from tests.simulation.world.world import World
 
 MAX_SEEDS_TO_CATCH = 60
 ACTIONS = 100

@@ -1,7 +1,7 @@
 """The same boundary on 4,096 ranks."""
 
-from tests.simulation.faults import Faults
-from tests.simulation.world import World
+from tests.simulation.world.faults import Faults
+from tests.simulation.world.world import World
 
 RANKS = 4096
 

@@ -2,16 +2,16 @@
 
 import pytest
 
-from tests.simulation.fleet import Violation
-from tests.simulation.histories import live_through
-from tests.simulation.mutants import MUTANTS
-from tests.simulation.parts import Parts
-from tests.simulation.recovery_mutants import BY_STORY as RECOVERY_BY_STORY
-from tests.simulation.recovery_mutants import RECOVERY_MUTANTS
+from tests.simulation.mutants.core_mutants import MUTANTS
+from tests.simulation.mutants.recovery_mutants import BY_STORY as RECOVERY_BY_STORY
+from tests.simulation.mutants.recovery_mutants import RECOVERY_MUTANTS
+from tests.simulation.mutants.vocabulary_mutants import BY_STORY, VOCABULARY_MUTANTS
 from tests.simulation.test_recovery import quiet
 from tests.simulation.test_world import fleet_of, ticks
-from tests.simulation.vocabulary_mutants import BY_STORY, VOCABULARY_MUTANTS
-from tests.simulation.world import World
+from tests.simulation.world.fleet import Violation
+from tests.simulation.world.histories import live_through
+from tests.simulation.world.parts import Parts
+from tests.simulation.world.world import World
 
 MAX_SEEDS_TO_CATCH = 60
 LEAST_MUTANTS = {"the rules of one command": 20, "all": 50}

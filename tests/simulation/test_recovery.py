@@ -5,16 +5,16 @@ from typing import Any
 import pytest
 
 from control_plane.core.boundary import MAX_COMMANDS_PER_PROPOSAL
-from control_plane.core.crash_loop import SAME_FAILURES
-from control_plane.core.errors import Conflict, Refused
-from control_plane.core.records import CommandRepeated, CommandSettled, GenerationStarted
-from control_plane.core.recovery import ResumePoint, resume_point
-from tests.simulation.fleet import Violation
-from tests.simulation.histories import live_through, submit_many
-from tests.simulation.parts import Parts
-from tests.simulation.recovery_mutants import BY_STORY, GIVING_UP, RECOVERY_MUTANTS
+from control_plane.core.model.errors import Conflict, Refused
+from control_plane.core.model.records import CommandRepeated, CommandSettled, GenerationStarted
+from control_plane.core.rules.crash_loop import SAME_FAILURES
+from control_plane.core.rules.recovery import ResumePoint, resume_point
+from tests.simulation.mutants.recovery_mutants import BY_STORY, GIVING_UP, RECOVERY_MUTANTS
 from tests.simulation.test_world import fleet_of, ticks, training
-from tests.simulation.world import World
+from tests.simulation.world.fleet import Violation
+from tests.simulation.world.histories import live_through, submit_many
+from tests.simulation.world.parts import Parts
+from tests.simulation.world.world import World
 
 MAX_SEEDS_TO_CATCH = 300
 SHOWN_BY = {

@@ -3,12 +3,12 @@
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from control_plane.core import decisions
 from control_plane.core.boundary import Replica, propose
-from control_plane.core.commands import Command
-from control_plane.core.errors import Refused
-from control_plane.core.records import CommandAccepted, CommandSettled
-from control_plane.core.state import RunState
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Refused
+from control_plane.core.model.records import CommandAccepted, CommandSettled
+from control_plane.core.model.state import RunState
+from control_plane.core.rules import decisions
 from tests.core.examples import command, running, settled
 
 KINDS = st.sampled_from(["evaluate", "pause", "resume", "stop"])

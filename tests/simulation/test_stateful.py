@@ -9,14 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
-from control_plane.core.commands import MAX_STEP, Command
-from control_plane.core.errors import Conflict, Refused
-from tests.simulation.faults import CRASH_POINTS, CrashPoint
-from tests.simulation.fleet import Violation
-from tests.simulation.histories import FIRST, KINDS
-from tests.simulation.mutants import MUTANTS
-from tests.simulation.parts import Parts
-from tests.simulation.world import World
+from control_plane.core.model.commands import MAX_STEP, Command
+from control_plane.core.model.errors import Conflict, Refused
+from tests.simulation.mutants.core_mutants import MUTANTS
+from tests.simulation.world.faults import CRASH_POINTS, CrashPoint
+from tests.simulation.world.fleet import Violation
+from tests.simulation.world.histories import FIRST, KINDS
+from tests.simulation.world.parts import Parts
+from tests.simulation.world.world import World
 
 RANKS = st.integers(0, 2)
 LEAST_RULES, LEAST_RULES_IN_A_LONG_SEARCH = 5_000, 100_000

@@ -2,16 +2,16 @@
 
 import pytest
 
-from control_plane.core.commands import Command
-from control_plane.core.errors import Fenced
-from tests.simulation.faults import CRASH_POINTS
-from tests.simulation.fleet import Violation
-from tests.simulation.histories import live_through
-from tests.simulation.parts import Parts
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Fenced
+from tests.simulation.mutants.vocabulary_mutants import VOCABULARY_MUTANTS
 from tests.simulation.test_recovery import quiet
 from tests.simulation.test_world import ticks
-from tests.simulation.vocabulary_mutants import VOCABULARY_MUTANTS
-from tests.simulation.world import World
+from tests.simulation.world.faults import CRASH_POINTS
+from tests.simulation.world.fleet import Violation
+from tests.simulation.world.histories import live_through
+from tests.simulation.world.parts import Parts
+from tests.simulation.world.world import World
 
 TRIALS = 520
 JUMPING = range(40)

@@ -6,12 +6,12 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.core.errors import Conflict
-from control_plane.core.records import Status
-from tests.simulation.faults import CRASH_POINTS, CrashPoint, Faults
-from tests.simulation.fleet import Fleet, Violation
-from tests.simulation.histories import live_through
-from tests.simulation.world import World
+from control_plane.core.model.errors import Conflict
+from control_plane.core.model.records import Status
+from tests.simulation.world.faults import CRASH_POINTS, CrashPoint, Faults
+from tests.simulation.world.fleet import Fleet, Violation
+from tests.simulation.world.histories import live_through
+from tests.simulation.world.world import World
 
 
 def training(faults: Faults | None = None, ranks: int = 3) -> World:

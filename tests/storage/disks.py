@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from stat import S_ISDIR
 
-from control_plane.storage.journal import Disk
+from control_plane.storage.journal.writer import Disk
 
 
 class Crash(BaseException):

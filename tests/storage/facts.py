@@ -2,8 +2,8 @@
 
 from uuid import UUID
 
-from control_plane.core.commands import Command, SetLearningRate
-from control_plane.core.records import CommandAccepted, CommandSettled, Entry, Record, TermStarted
+from control_plane.core.model.commands import Command, SetLearningRate
+from control_plane.core.model.records import CommandAccepted, CommandSettled, Entry, Record, TermStarted
 
 NOW = "2025-01-01T00:00:00.000Z"
 

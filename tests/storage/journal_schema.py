@@ -6,15 +6,15 @@ from typing import Any, get_args
 
 from pydantic.json_schema import models_json_schema
 
-from control_plane.core.intents import Intent
-from control_plane.core.records import (
+from control_plane.core.model.intents import Intent
+from control_plane.core.model.records import (
     ABOUT_A_COMMAND,
     CommandAccepted,
     Record,
     RunCreated,
     RunResumed,
 )
-from control_plane.storage.segments import FORMAT_VERSION, READABLE_VERSIONS
+from control_plane.storage.journal.segments import FORMAT_VERSION, READABLE_VERSIONS
 
 FILE = Path(__file__).parents[2] / "docs" / "journal.schema.json"
 HASH = {"type": "string", "pattern": "^[0-9a-f]{64}$"}

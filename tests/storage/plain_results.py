@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from control_plane.handle import Measured, Point, Result, Stretch
+from control_plane.api.handle import Measured, Point, Result, Stretch
 
 
 def results_of(points: Sequence[Point], stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from control_plane.core.records import Record, RunClosed, TermStarted
-from control_plane.storage.journal import Disk, Journal
+from control_plane.core.model.records import Record, RunClosed, TermStarted
+from control_plane.storage.journal.writer import Disk, Journal
 from tests.core.examples import EVERY_INTENT, accepted, created, every_record, settled
 
 FAST = Disk(fsync=lambda descriptor: None)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.core.digests import compare
-from control_plane.core.errors import Damaged, NotFound
-from control_plane.core.records import StateDigested
+from control_plane.core.model.errors import Damaged, NotFound
+from control_plane.core.model.records import StateDigested
+from control_plane.core.rules.digests import compare
 from control_plane.storage.digest_files import RankDigest, differing, digest_file, named, read_parts, root_of
 from control_plane.storage.layout import RunFiles
 

@@ -12,19 +12,27 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.kills_campaign import KILL_POINTS
-from control_plane.core.errors import Invalid, Unavailable
-from control_plane.core.records import CheckpointCommitted
+from benchmarks.kills.campaign import KILL_POINTS
+from control_plane.core.model.errors import Invalid, Unavailable
+from control_plane.core.model.records import CheckpointCommitted
 from control_plane.storage import failpoints
-from control_plane.storage.checkpoints import MANIFEST, ShardFile, SigningKey, discard, hash_shard, newest_good, verify
-from control_plane.storage.descent import inherit
-from control_plane.storage.export import export, lay_down, read_export
+from control_plane.storage.checkpoint.store import (
+    MANIFEST,
+    ShardFile,
+    SigningKey,
+    discard,
+    hash_shard,
+    newest_good,
+    verify,
+)
+from control_plane.storage.checkpoint.transfer import inherit
 from control_plane.storage.failpoints import POINTS, VARIABLE, arm, halves, parse, reach
-from control_plane.storage.journal import Disk, Journal, read
+from control_plane.storage.journal.export import export, lay_down, read_export
+from control_plane.storage.journal.writer import Disk, Journal, read
 from control_plane.storage.layout import RunFiles
-from ray_jobs.convert import _take_place
+from ray_jobs.checkpoint.convert import _take_place
+from tests.storage.checkpoint.saved import name_of, save
 from tests.storage.facts import NOW, accepted, numbers
-from tests.storage.saved import name_of, save
 from tests.storage.scenario import write_small
 
 POINT = "journal.append.before_sync"
@@ -123,8 +131,8 @@ def test_append_that_is_refused_at_any_moment_is_unavailable_and_the_next_goes_o
 
 def test_variable_that_makes_no_sense_is_told_at_the_first_write_and_not_at_the_import(tmp_path: Path) -> None:
     script = (
-        "import sys; from pathlib import Path; from control_plane.core.errors import Invalid\n"
-        "from control_plane.storage.journal import Journal\n"
+        "import sys; from pathlib import Path; from control_plane.core.model.errors import Invalid\n"
+        "from control_plane.storage.journal.writer import Journal\n"
         "try:\n    Journal.open(Path(sys.argv[1]) / 'journal')\nexcept Invalid as error:\n    print(error.reason)"
     )
     environment = os.environ | {VARIABLE: "journal.append=kill"}
@@ -135,7 +143,7 @@ def test_variable_that_makes_no_sense_is_told_at_the_first_write_and_not_at_the_
 
 
 def test_variable_kills_a_process_at_its_point(tmp_path: Path) -> None:
-    script = "import sys; from pathlib import Path; from control_plane.storage.signing import SigningKey\n"
+    script = "import sys; from pathlib import Path; from control_plane.storage.checkpoint.signing import SigningKey\n"
     script += "SigningKey.of_installation(Path(sys.argv[1]) / 'key')"
     environment = os.environ | {VARIABLE: "key.file.before_link=kill"}
     ended = subprocess.run([sys.executable, "-c", script, str(tmp_path)], env=environment, check=False, timeout=60)

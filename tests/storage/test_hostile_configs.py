@@ -8,18 +8,18 @@ from typing import Any
 
 import pytest
 
-from control_plane.actor import limits_in
-from control_plane.archive import ArchivedRun
+from control_plane.actor.control_actor import limits_in
 from control_plane.config_text import LARGEST_FILE_BYTES
-from control_plane.core.errors import Damaged, Invalid
-from control_plane.core.intents import AdoptCheckpoint
-from control_plane.storage.descent import adoptable
-from control_plane.storage.export import CONFIG, read_export, without_secrets
+from control_plane.core.model.errors import Damaged, Invalid
+from control_plane.core.model.intents import AdoptCheckpoint
+from control_plane.server.archive import ArchivedRun
+from control_plane.storage.checkpoint.transfer import adoptable
+from control_plane.storage.journal.export import CONFIG, read_export, without_secrets
+from control_plane.storage.journal.segments import unseal
 from control_plane.storage.layout import IMPORTED, RunFiles
-from control_plane.storage.segments import unseal
-from ray_jobs.config import RunConfig
-from tests.storage.kin import lay
-from tests.storage.test_export import file, members_of, pack, run
+from ray_jobs.config.run_config import RunConfig
+from tests.storage.checkpoint.kin import lay
+from tests.storage.journal.test_export import file, members_of, pack, run
 
 __all__ = ["file", "run"]
 

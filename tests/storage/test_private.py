@@ -9,28 +9,28 @@ from pathlib import Path
 import pytest
 
 from cluster.record import make_home
+from control_plane.api.handle import Point
 from control_plane.config import settings
-from control_plane.core.branching import Origin
-from control_plane.core.errors import SteerwayError
-from control_plane.core.records import Parent, RunCreated
-from control_plane.handle import Point
-from control_plane.storage import descent
-from control_plane.storage.checkpoints import SigningKey
-from control_plane.storage.descent import inherit, write_origin
+from control_plane.core.model.errors import SteerwayError
+from control_plane.core.model.records import Parent, RunCreated
+from control_plane.core.rules.branch_rules import Origin
+from control_plane.storage.checkpoint import transfer
+from control_plane.storage.checkpoint.store import SigningKey
+from control_plane.storage.checkpoint.transfer import inherit, write_origin
 from control_plane.storage.digest_files import RankDigest, digest_file
-from control_plane.storage.export import export, lay_down, read_export
-from control_plane.storage.journal import Journal
+from control_plane.storage.journal.export import export, lay_down, read_export
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
-from ray_jobs import checkpoint_io
-from ray_jobs.config import load
-from ray_jobs.digest_stream import DigestFile
+from ray_jobs.checkpoint import save as checkpoint_io
+from ray_jobs.config.run_config import load
+from ray_jobs.digest.stream import DigestFile
+from ray_jobs.rank.work_folder import enter_work_folder
 from ray_jobs.submit import prepare
-from ray_jobs.work_folder import enter_work_folder
 from tests.ray.cluster import REPOSITORY
+from tests.storage.checkpoint.kin import lay, record_of
+from tests.storage.checkpoint.saved import name_of, save
 from tests.storage.facts import NOW
-from tests.storage.kin import lay, record_of
-from tests.storage.saved import name_of, save
 
 CONFIG = str(REPOSITORY / "configs" / "gpt2-local.yaml")
 
@@ -96,7 +96,7 @@ def test_checkpoint_that_a_fork_is_given_is_its_owners_only(
     before = os.umask(0o002)
     try:
         if not linked:
-            monkeypatch.setattr(descent.os, "link", refuse_to_link)
+            monkeypatch.setattr(transfer.os, "link", refuse_to_link)
         child = RunFiles(tmp_path / "home" / "runs" / "child")
         inherit(parent, record_of(parent, name_of(1)), child)
     finally:

@@ -8,14 +8,15 @@ from control_plane.storage.failpoints import POINTS
 from tests.architecture.tree import ROOT
 from tests.storage.write_sites import points, sites
 
-STORAGE = sorted((ROOT / "control_plane" / "storage").glob("*.py"))
-WALKED = [*(path for path in STORAGE if path.name != "failpoints.py"), ROOT / "control_plane" / "server.py"]
-ELSEWHERE = [ROOT / "ray_jobs" / "convert.py"]
+STORAGE = sorted((ROOT / "control_plane" / "storage").rglob("*.py"))
+SERVER = ROOT / "control_plane" / "server" / "control_server.py"
+WALKED = [*(path for path in STORAGE if path.name != "failpoints.py"), SERVER]
+ELSEWHERE = [ROOT / "ray_jobs" / "checkpoint" / "convert.py"]
 """Passes failpoints, too; what else it writes is its workshop, which no restart looks at."""
 
 WITHOUT: dict[tuple[str, str], str] = {
-    ("journal.py", "_create"): "the segment's birth: `_begin_segment` has a point before it and one after it",
-    ("journal.py", "<module>"): "the three calls by their names; whoever calls them has the points",
+    ("writer.py", "_create"): "the segment's birth: `_begin_segment` has a point before it and one after it",
+    ("writer.py", "<module>"): "the three calls by their names; whoever calls them has the points",
     ("signing.py", "_create"): "it says only how the key is named: `_put` names it, and has the points",
     ("private.py", "make_folder"): "whoever makes a folder in which something has to last has the points",
     ("private.py", "write_file"): "what a new run begins with: one that was not submitted is removed",

@@ -13,16 +13,16 @@ from uuid import UUID
 
 import torch.distributed as dist
 
-from control_plane.core.commands import Command
-from control_plane.server import ControlServer
+from control_plane.core.model.commands import Command
+from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles
-from ray_jobs import context
-from ray_jobs.callbacks import InteractiveCallback
-from ray_jobs.config_sections import ScriptWorkload
+from ray_jobs.config.sections import ScriptWorkload
+from ray_jobs.hf.callbacks import InteractiveCallback
+from ray_jobs.rank import context
+from ray_jobs.rank.work_folder import enter_work_folder
 from ray_jobs.train import run_script
-from ray_jobs.work_folder import enter_work_folder
-from tests.jobs.crash_trials import _known, die
-from tests.jobs.trials import open_server
+from tests.ray_jobs.trials.crash_trials import _known, die
+from tests.ray_jobs.trials.trials import open_server
 
 PHASES = ("in the step", "before its boundary", "after its boundary")
 FIRST_UUID = 1000

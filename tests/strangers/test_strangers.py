@@ -9,16 +9,16 @@ from typing import Any
 
 import pytest
 
-from control_plane.core.branching import Origin
-from control_plane.core.digests import compare
-from control_plane.core.records import GenerationStarted, Parent, StateDigested
-from control_plane.core.replaying import recorded
-from control_plane.core.state import fold
-from control_plane.replayed import judge
-from control_plane.storage import journal
-from control_plane.storage.descent import write_origin
+from control_plane.compare.replay_check import judge
+from control_plane.core.model.records import GenerationStarted, Parent, StateDigested
+from control_plane.core.model.state import fold
+from control_plane.core.rules.branch_rules import Origin
+from control_plane.core.rules.digests import compare
+from control_plane.core.rules.replay_plan import recorded
+from control_plane.storage.checkpoint.transfer import write_origin
+from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles
-from tests.jobs.crashes import run_crashes
+from tests.ray_jobs.support.crashes import run_crashes
 from tests.strangers.catalog import RANKS, SCRIPTS, STRANGERS, Stranger
 
 pytestmark = [pytest.mark.jobs, pytest.mark.timeout(900)]
@@ -46,7 +46,7 @@ def life(stranger: Stranger, root: Path, kills: list[list[Any]], is_replay: bool
 def digested(root: Path) -> dict[int, list[StateDigested]]:
     """By the script's training."""
     streams, training_of = dict[int, list[StateDigested]](), dict[int, int]()
-    for entry in journal.read(files_of(root).journal):
+    for entry in writer.read(files_of(root).journal):
         record = entry.record
         if isinstance(record, GenerationStarted):
             training_of[record.generation] = record.training
@@ -62,7 +62,7 @@ def left_by(stranger: Stranger, root: Path) -> dict[str, str]:
 
 def assert_carried_out(stranger: Stranger, root: Path) -> None:
     """Every command was applied where it was asked for, and all ranks read the same back."""
-    lives = list(fold(journal.read(files_of(root).journal)).commands.values())
+    lives = list(fold(writer.read(files_of(root).journal)).commands.values())
     assert len(lives) == len(stranger.asked)
     for asked, (training, step, _) in zip(lives, stranger.asked, strict=True):
         settled = asked.settled
@@ -87,7 +87,7 @@ def assert_equal(stranger: Stranger, undisturbed: Path, killed: Path, about: str
 def replay(stranger: Stranger, source: Path, root: Path) -> Any:
     files = files_of(root)
     files.root.mkdir(parents=True)
-    schedule = recorded(journal.read(files_of(source).journal))
+    schedule = recorded(writer.read(files_of(source).journal))
     write_origin(files, Origin(parent=Parent(kind="replay", run="crashed"), scheduled=schedule))
     run_crashes([life(stranger, root, [], is_replay=True)], RANKS, root)
     return judge(files, files_of(source))

@@ -10,15 +10,15 @@ from uuid import uuid4
 
 import uvicorn
 
-from control_plane.core.branching import Adopted
-from control_plane.core.commands import Command, Intent, SetLearningRate
-from control_plane.core.errors import NotFound
-from control_plane.core.intents import AdoptCheckpoint
-from control_plane.core.records import Parent, RunCreated
+from control_plane.api.handle import RunHandle, RunSummary
+from control_plane.core.model.commands import Command, Intent, SetLearningRate
+from control_plane.core.model.errors import NotFound
+from control_plane.core.model.intents import AdoptCheckpoint
+from control_plane.core.model.records import Parent, RunCreated
+from control_plane.core.rules.branch_rules import Adopted
 from control_plane.gateway.app import create_app
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
-from control_plane.handle import RunHandle, RunSummary
-from control_plane.server import ControlServer
+from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles, check_run_id
 from tests.ports import free_port
 from tests.ui.fake_trainer import STEPS_PER_S, Clock, FakeTrainer, JournalInMemory, MetricsInMemory
@@ -155,7 +155,7 @@ class FakeCluster:
 
 def _demo() -> None:
     """Serve a few runs for somebody who wants to look at the console."""
-    from control_plane.core.commands import Evaluate, SaveCheckpoint
+    from control_plane.core.model.commands import Evaluate, SaveCheckpoint
 
     parser = argparse.ArgumentParser(description=_demo.__doc__)
     parser.add_argument("--port", type=int, default=8700)

@@ -9,13 +9,11 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from control_plane.core.acceptance import find_group
+from control_plane.api.handle import Measurements, Point, Progress, Report, Restart, Result, Stretch
 from control_plane.core.boundary import Repeat
-from control_plane.core.branching import reading
-from control_plane.core.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
-from control_plane.core.decisions import GenerationStart
-from control_plane.core.intents import Cancel, Change, Rollback
-from control_plane.core.records import (
+from control_plane.core.model.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
+from control_plane.core.model.intents import Cancel, Change, Rollback
+from control_plane.core.model.records import (
     MAIN,
     CheckpointCommitted,
     CheckpointFailed,
@@ -28,9 +26,11 @@ from control_plane.core.records import (
     Record,
     RefusedCheckpoint,
 )
-from control_plane.core.recovery import ResumePoint, replay_after
-from control_plane.handle import Measurements, Point, Progress, Report, Restart, Result, Stretch
-from control_plane.server import ControlServer
+from control_plane.core.rules.admission import find_group
+from control_plane.core.rules.branch_rules import reading
+from control_plane.core.rules.decisions import GenerationStart
+from control_plane.core.rules.recovery import ResumePoint, replay_after
+from control_plane.server.control_server import ControlServer
 from tests.storage.plain_results import results_of
 
 GROUPS = ["decay", "no_decay"]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from ui.bins import bin_width, extremes, last_of_bins
+from ui.charts.bins import bin_width, extremes, last_of_bins
 
 
 @pytest.mark.parametrize(("span", "width"), [(0, 1), (600, 1), (601, 2), (50_000, 128)])

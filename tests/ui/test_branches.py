@@ -3,18 +3,18 @@
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from control_plane.core.commands import SetLearningRate
-from control_plane.core.intents import Rollback
-from control_plane.core.records import Parent
-from control_plane.handle import Measurements, Point, Stretch
+from control_plane.api.handle import Measurements, Point, Stretch
+from control_plane.core.model.commands import SetLearningRate
+from control_plane.core.model.intents import Rollback
+from control_plane.core.model.records import Parent
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
 from tests.ui.fake_trainer import FakeTrainer
 from tests.ui.test_charts import series
 from tests.ui.test_console import press, text
-from ui.charts import View, chart_options
-from ui.going_back import adoption, back_to
-from ui.history import History
+from ui.charts.charts import View, chart_options
+from ui.charts.history import History
+from ui.panels.rollback import adoption, back_to
 
 
 def html(app: AppTest) -> str:

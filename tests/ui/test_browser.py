@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import Page, expect
 
-from control_plane.core.commands import SaveCheckpoint
+from control_plane.core.model.commands import SaveCheckpoint
 from tests.ui.conftest import RunningConsole
 from tests.ui.fake_cluster import FakeCluster
 

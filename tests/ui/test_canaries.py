@@ -17,20 +17,22 @@ import httpx
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from control_plane.actor import open_server
+from control_plane.actor.control_actor import open_server
+from control_plane.actor.remote import RayHandle
+from control_plane.api.handle import Report
 from control_plane.core.boundary import Failure
-from control_plane.core.commands import Command, Evaluate
-from control_plane.core.errors import Damaged
-from control_plane.core.records import CheckpointFailed, CommandSettled
-from control_plane.core.redaction import Redaction
-from control_plane.handle import Report
-from control_plane.ray_handle import RayHandle
-from control_plane.server import ControlServer
-from control_plane.storage.export import export
+from control_plane.core.model.commands import Command, Evaluate
+from control_plane.core.model.errors import Damaged
+from control_plane.core.model.records import CheckpointFailed, CommandSettled
+from control_plane.core.model.redaction import Redaction
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.export import export
 from control_plane.storage.layout import RunFiles
-from ray_jobs import clean_log, context, deaths, launch, submit, train
-from ray_jobs.session import RankSession
-from tests.server.house import start
+from ray_jobs import launch, submit, train
+from ray_jobs.driver import clean_log, failure_reporter
+from ray_jobs.rank import context
+from ray_jobs.rank.session import RankSession
+from tests.server.rig import start
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import TOKEN, FakeCluster
 
@@ -108,7 +110,7 @@ async def live_through_it(files: RunFiles, server: ControlServer) -> None:
         await handle.report(Report(generation=1, outcomes=(settled,)))
     failed = CheckpointFailed(checkpoint="step-5", step=5, generation=1, reason=SAID)
     await handle.report(Report(generation=1, failed_checkpoints=(failed,)))
-    dead = deaths.describe(files, 1, RuntimeError(f"a traceback\n{SAID}"))
+    dead = failure_reporter.describe(files, 1, RuntimeError(f"a traceback\n{SAID}"))
     await handle.lose_generation(1, (dead,), UUID(int=9))
     await handle.close("failed", launch._first_cause(RuntimeError(SAID), handle._redaction()))
 
@@ -213,7 +215,7 @@ def test_the_search_finds_them_where_nobody_takes_them_out(
     files: RunFiles, cluster: FakeCluster, visit: Visit, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Redaction, "text", lambda self, text: text)
-    monkeypatch.setattr("control_plane.storage.export.conceals", lambda key, value: False)
+    monkeypatch.setattr("control_plane.storage.journal.export.conceals", lambda key, value: False)
     found = places(files, cluster, visit, monkeypatch, f"tee -a {shlex.quote(str(files.logs / clean_log.DRIVER_LOG))}")
     assert set(leaks(found)) >= {
         "journal, 000001.jsonl",
@@ -237,7 +239,7 @@ def test_log_is_written_as_it_comes_and_no_secret_in_two_pieces(files: RunFiles,
     half = len(line) // 2
     parts = (line[:half], line[half:])
     script = f"import time; [(print(part, end='', flush=True), time.sleep(0.2)) for part in {parts!r}]"
-    log = shlex.join([sys.executable, "-m", "ray_jobs.clean_log", str(files.root)])
+    log = shlex.join([sys.executable, "-m", "ray_jobs.driver.clean_log", str(files.root)])
     done = subprocess.run(
         ["bash", "-c", f"{shlex.join([sys.executable, '-c', script])} | {log}"],
         capture_output=True,
@@ -252,7 +254,7 @@ def test_log_is_written_as_it_comes_and_no_secret_in_two_pieces(files: RunFiles,
 
 
 def test_beginning_of_a_line_is_written_though_its_end_does_not_come(files: RunFiles) -> None:
-    command = [sys.executable, "-m", "ray_jobs.clean_log", str(files.root)]
+    command = [sys.executable, "-m", "ray_jobs.driver.clean_log", str(files.root)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None

@@ -8,14 +8,14 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.core.commands import Command, Intent, Pause, SaveCheckpoint, SetLearningRate
-from control_plane.core.intents import Rollback
-from control_plane.core.records import CommandSettled, Death
-from control_plane.handle import BranchView, CommandView, Measurements, Point, RecoveryView, Snapshot
-from control_plane.lineage import lineage
-from ui.charts import View, chart_options
-from ui.history import History
-from ui.panels import Band, Mark, bands, marks, on_the_line
+from control_plane.api.handle import BranchView, CommandView, Measurements, Point, RecoveryView, Snapshot
+from control_plane.compare.lineage import lineage
+from control_plane.core.model.commands import Command, Intent, Pause, SaveCheckpoint, SetLearningRate
+from control_plane.core.model.intents import Rollback
+from control_plane.core.model.records import CommandSettled, Death
+from ui.charts.charts import View, chart_options
+from ui.charts.history import History
+from ui.charts.layout import Band, Mark, bands, marks, on_the_line
 
 
 def heard(name: str, values: dict[int, float]) -> Measurements:

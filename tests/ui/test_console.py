@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from control_plane.core.commands import Pause, SetLearningRate
+from control_plane.core.model.commands import Pause, SetLearningRate
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
 from tests.ui.fake_trainer import FakeTrainer

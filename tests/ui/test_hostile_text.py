@@ -8,16 +8,16 @@ from uuid import uuid4
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from control_plane.core.characters import OBEYED
-from control_plane.core.commands import Command, SaveCheckpoint, SetLearningRate
-from control_plane.core.errors import Unavailable
-from control_plane.core.intents import RunAction
-from control_plane.core.records import CheckpointCommitted, CheckpointFailed, CommandAccepted, CommandSettled
+from control_plane.core.model.characters import OBEYED
+from control_plane.core.model.commands import Command, SaveCheckpoint, SetLearningRate
+from control_plane.core.model.errors import Unavailable
+from control_plane.core.model.intents import RunAction
+from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, CommandAccepted, CommandSettled
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
 from tests.ui.fake_trainer import FakeTrainer
-from ui import gateway, words
-from ui.words import escape, plain, sentence
+from ui import gateway, labels
+from ui.labels import escape, plain, sentence
 
 LINKS = re.compile(r"https?://|www\.\S|[-.\w+]+@[-\w]+(?:\.[-\w]+)+|:material/\w+:|:[a-z_]\w*:", re.IGNORECASE)
 """What Markdown, as the page reads it, takes for a link or an icon by its looks, escaped or not."""
@@ -55,12 +55,12 @@ def test_plain_text_is_no_link_no_icon_and_no_order(text: str) -> None:
 
 def test_plain_text_is_shown_as_it_was_written() -> None:
     for text in ("lr = 1e-4, at 12:30:40 (rank 1)", "a & b", "C:\\x", "学習率 größer", "1.5 x", "www", "a@b"):
-        assert meant(plain(text)).replace(words.WORD_JOINER, "") == text
+        assert meant(plain(text)).replace(labels.WORD_JOINER, "") == text
 
 
 def test_a_refusal_keeps_its_commands_and_nothing_else() -> None:
     assert sentence("open what `steer console` prints at http://x") == (
-        f"open what `steer console` prints at http\\:{words.WORD_JOINER}//x"
+        f"open what `steer console` prints at http\\:{labels.WORD_JOINER}//x"
     )
     assert "[x](http" not in gateway.explain(Unavailable("[x](http://evil.example) is away"))
 
@@ -126,9 +126,9 @@ def test_pages_of_a_hostile_journal_hold_no_link(visit: Visit, hostile: FakeTrai
 
 def test_no_page_makes_html_of_text_past_the_one_place_that_cleans() -> None:
     found = []
-    for path in sorted(Path(words.__file__).parent.glob("*.py")):
+    for path in sorted(Path(labels.__file__).parent.rglob("*.py")):
         for node in ast.walk(ast.parse(path.read_text())):
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import | ast.ImportFrom) else []
-            if path.name != "words.py" and (getattr(node, "module", "") == "html" or "html" in names):
+            if path.name != "labels.py" and (getattr(node, "module", "") == "html" or "html" in names):
                 found.append(path.name)
     assert found == []

@@ -2,14 +2,14 @@
 
 import pytest
 
-from control_plane.core.commands import Change, SaveCheckpoint, SetKnobs, SetLearningRate
-from control_plane.core.intents import Cancel
+from control_plane.core.model.commands import Change, SaveCheckpoint, SetKnobs, SetLearningRate
+from control_plane.core.model.intents import Cancel
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
 from tests.ui.fake_trainer import KNOB_FACTS, FakeTrainer
 from tests.ui.test_console import press, text
 from tests.ui.test_recovery import html
-from ui.knobs import may_be, table
+from ui.panels.knobs import may_be, table
 
 
 def test_knobs_in_force_are_listed_with_what_they_may_be(

@@ -22,7 +22,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 from control_plane import console_login
 from control_plane.config import Settings
 from control_plane.console_login import create_link
-from control_plane.core.errors import NotAllowed, Unavailable
+from control_plane.core.model.errors import NotAllowed, Unavailable
 from ui.login.middleware import LoginRequired
 
 PORT = 8701

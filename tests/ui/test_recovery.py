@@ -4,7 +4,8 @@ from datetime import UTC, datetime
 
 from streamlit.testing.v1 import AppTest
 
-from control_plane.core.records import (
+from control_plane.api.handle import RecoveryView, Restarting
+from control_plane.core.model.records import (
     CheckpointCommitted,
     CheckpointFailed,
     Death,
@@ -13,15 +14,14 @@ from control_plane.core.records import (
     Record,
     RefusedCheckpoint,
 )
-from control_plane.handle import RecoveryView, Restarting
 from tests.core import examples
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
 from tests.ui.fake_trainer import FakeTrainer
 from tests.ui.test_console import press, text
-from ui.checkpoints import ages, failed_since, newest, refused, row
-from ui.palette import LIGHT
-from ui.recovery import bar, lost_words, stage_words, waiting, way_back
+from ui.charts.palette import LIGHT
+from ui.panels.checkpoints import ages, failed_since, newest, refused, row
+from ui.panels.recovery import bar, lost_words, stage_words, waiting, way_back
 
 LOST = RecoveryView(
     generation=1,

@@ -5,10 +5,10 @@ from uuid import UUID
 import pytest
 from pydantic import ValidationError
 
-from control_plane.core.commands import Command, SetLearningRate
-from control_plane.core.records import CommandAccepted, CommandSettled, Entry
-from control_plane.handle import CommandView
-from ui.words import complaint, duration, life, line, plain, read_back
+from control_plane.api.handle import CommandView
+from control_plane.core.model.commands import Command, SetLearningRate
+from control_plane.core.model.records import CommandAccepted, CommandSettled, Entry
+from ui.labels import complaint, duration, life, line, plain, read_back
 
 COMMAND = Command(uuid=UUID(int=1), author="ada", intent=SetLearningRate(value=1e-4), reason="loss is flat")
 

@@ -5,7 +5,7 @@ import asyncio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from starlette.requests import ClientDisconnect, Request
 
-from control_plane.core.errors import Invalid
+from control_plane.core.model.errors import Invalid
 
 MAX_BODY_BYTES = 4096
 BODY_WITHIN_S = 5.0

@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from control_plane import console_login
 from control_plane.config import Settings
 from control_plane.console_login import Login, SessionRecord
-from control_plane.core.errors import NotAllowed, SteerwayError
+from control_plane.core.model.errors import NotAllowed, SteerwayError
 from ui.login.exchange import read_request
 
 SESSION_HEADER = "x-steerway-session"

@@ -1,0 +1,1 @@
+"""Benchmarks of saving: stall of a step, and torn saves."""

@@ -1,0 +1,83 @@
+"""How long a step waits for a checkpoint: ours against `engine.save_checkpoint`, on the same engine, in turns: A B B A.
+
+Two CPU ranks train a stack of wide layers with ZeRO 2, in growing sizes. Stock DeepSpeed has returned when the files
+are in the page cache; ours when the state is copied, and its files, hashed and synced, follow in the background. So
+the background is measured too: its speed against the bare disk's, and what it costs the steps that it runs behind.
+Where the temporary folder is in memory, name one on a disk in TMPDIR.
+"""
+
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalogue import Say
+from benchmarks.harness.quantiles import midpoint
+from benchmarks.harness.ranks import run_ranks
+from benchmarks.harness.result import Bound, Result, Table
+
+RANKS = 2
+SIZES_BYTES = (64 << 20, 256 << 20, 1 << 30)
+QUICK_SIZES_BYTES = (8 << 20, 32 << 20)
+STEPS = 12
+QUICK_STEPS = 3
+TIMEOUT_S = 900.0
+
+TARGETS: dict[str, Bound] = {"blocked_over_stock": {"max": 0.5}, "blocked_s": {"max": 1.0}}
+
+Seen = dict[str, Any]
+"""One rank at one size, in seconds: `first`, `raw`; lists `ours`, `stock`, `quiet`, `writing`; `write` by phase."""
+
+
+def measure(n: int, quick: bool, say: Say) -> Result:
+    """`n` rounds of four saves at each size. Raises `SteerwayError` if a rank fails."""
+    sizes = QUICK_SIZES_BYTES if quick else SIZES_BYTES
+    say(f"checkpoint: {n} rounds at {', '.join(_megabytes(size) for size in sizes)} on {RANKS} ranks")
+    with tempfile.TemporaryDirectory(prefix="steerway-bench-") as name:
+        spec = {"folder": name, "rounds": n, "sizes": sizes, "quiet_steps": QUICK_STEPS if quick else STEPS}
+        ranks = run_ranks("benchmarks.checkpoints.checkpoint_rank:save", RANKS, spec, Path(name), TIMEOUT_S)
+    return Result(figures_of(ranks), TARGETS, n, (_table(ranks),))
+
+
+def figures_of(ranks: Sequence[Sequence[Seen]]) -> dict[str, float]:
+    """The figures, by rank and size: everything waits for the slowest rank. Plain names are of the largest size."""
+    figures: dict[str, float] = {}
+    for at_size in zip(*ranks, strict=True):
+        suffix = f"_{_megabytes(at_size[0]['state_bytes'])}".replace(" ", "_")
+        ours_s, stock_s = blocked_s(at_size, "ours"), blocked_s(at_size, "stock")
+        figures |= {f"blocked_s{suffix}": ours_s, f"stock_blocked_s{suffix}": stock_s}
+        figures[f"blocked_over_stock{suffix}"] = ours_s / stock_s
+    largest = [rank[-1] for rank in ranks]
+    size_bytes = largest[0]["size_bytes"]
+    raw_s = largest[0]["raw"]
+    write_s = max(seen["write"]["write"] for seen in largest)
+    return {
+        "blocked_over_stock": figures[f"blocked_over_stock{suffix}"],
+        "blocked_s": figures[f"blocked_s{suffix}"],
+        "first_blocked_s": max(seen["first"] for seen in largest),
+        "checkpoint_mb": size_bytes / 1e6,
+        "background_write_mb_per_s": size_bytes / 1e6 / write_s,
+        "raw_disk_mb_per_s": size_bytes / 1e6 / raw_s,
+        "background_over_raw_disk": raw_s / write_s,
+        "step_time_ratio_while_writing": midpoint(largest[0]["writing"]) / midpoint(largest[0]["quiet"]),
+        **figures,
+    }
+
+
+def blocked_s(at_size: Sequence[Seen], arm: str) -> float:
+    """The median save; each one took as long as it did on the slowest rank."""
+    return midpoint(map(max, zip(*(seen[arm] for seen in at_size), strict=True)))
+
+
+def _table(ranks: Sequence[Sequence[Seen]]) -> Table:
+    rows = []
+    for at_size in zip(*ranks, strict=True):
+        ours_s, stock_s = blocked_s(at_size, "ours"), blocked_s(at_size, "stock")
+        rows.append(
+            (_megabytes(at_size[0]["state_bytes"]), f"{ours_s:.3f}", f"{stock_s:.3f}", f"{ours_s / stock_s:.2f}")
+        )
+    return Table("seconds that a step waits", ("ours", "stock", "ratio"), tuple(rows))
+
+
+def _megabytes(size_bytes: int) -> str:
+    return f"{size_bytes >> 20} MiB"

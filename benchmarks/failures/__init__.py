@@ -1,0 +1,1 @@
+"""Benchmarks of failure detection: detection time and false alarms."""

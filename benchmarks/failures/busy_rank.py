@@ -1,0 +1,138 @@
+"""One rank of `busy`: a steered Trainer that is hindered, by rank 0's clock, in every way that is no death.
+
+lock       one C call that holds Python's lock: a sleep, or a sum that takes a core, in turns
+callback   a callback of the user's own, while the other rank waits
+saving     the last save, of rank 0, when rank 1 has left
+"""
+
+import ctypes
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from transformers import TrainerCallback
+
+from benchmarks.gpu.steered import Setting, Training, steer
+from control_plane.storage.layout import RunFiles
+from ray_jobs.checkpoint import writer
+
+NO_STEPS_LIMIT = 10**7
+PAD_S = 0.05
+"""Between two steps: a step of this model takes no time, and the machine is for others, too."""
+
+NOTHING, OVER = 0, -1
+TRIED = 10**7
+
+
+@dataclass(frozen=True)
+class Hindrance:
+    """Something that one rank does at a time (seconds after the first step), for so long."""
+
+    at_s: float
+    kind: str
+    rank: int
+    for_s: float
+
+
+def schedule(minutes: float, lock_s: float, callback_s: float) -> list[Hindrance]:
+    """What happens in these minutes: a callback on each rank in turns in a half of the time, the lock in the rest."""
+    found: list[Hindrance] = []
+    at_s, number = 10.0, 0
+    while True:
+        kind, for_s = ("callback", callback_s) if number % 6 == 1 else ("lock", lock_s)
+        if at_s + for_s + 10.0 > 60 * minutes:
+            return found
+        # Callbacks on one rank, then on the other; both kinds of the lock on both.
+        found.append(Hindrance(at_s, kind, (number // 6 if kind == "callback" else number // 2) % 2, for_s))
+        at_s += for_s + 15.0
+        number += 1
+
+
+class Hinder(TrainerCallback):
+    """Does what is due, at the end of a step, and ends the training when the time is over. Collective."""
+
+    def __init__(self, trainer: Any, spec: dict[str, Any], rank: int) -> None:
+        self._trainer, self._spec, self._rank = trainer, spec, rank
+        self._plan = [Hindrance(**each) for each in spec["plan"]]
+        self._began_s: float | None = None
+        self._group: Any = None
+        self.done = 0
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
+        """Rank 0 decides for all."""
+        time.sleep(PAD_S)
+        if self._began_s is None:
+            self._began_s, self._group = time.monotonic(), dist.new_group(backend="gloo")
+        due = torch.tensor([self._due(time.monotonic() - self._began_s)])
+        dist.broadcast(due, src=0, group=self._group)
+        number = int(due.item())
+        if number == OVER:
+            self._save_slowly_at(state.global_step)
+            control.should_training_stop = True
+        elif number != NOTHING:
+            self.done += 1
+            if self._plan[number - 1].rank == self._rank:
+                hinder(self._plan[number - 1], number)
+        return control
+
+    def _due(self, now_s: float) -> int:
+        if self.done < len(self._plan) and now_s >= self._plan[self.done].at_s:
+            return self.done + 1
+        return OVER if now_s >= 60 * self._spec["minutes"] else NOTHING
+
+    def _save_slowly_at(self, step: int) -> None:
+        self._trainer._saving.every_steps = step
+        write = writer._write_shard
+
+        def slowly(*args: Any, **kwargs: Any) -> Any:
+            writer._write_shard = write  # one file is enough
+            time.sleep(self._spec["save_s"])
+            return write(*args, **kwargs)
+
+        if self._rank == 0:
+            writer._write_shard = slowly
+
+
+def hinder(what: Hindrance, number: int) -> None:
+    """Now, for as long."""
+    if what.kind == "callback":
+        time.sleep(what.for_s)
+    elif number % 2:
+        # `PyDLL` keeps Python's lock while it calls, as a C extension does that does not know better.
+        ctypes.PyDLL(None).usleep(int(what.for_s * 1e6))
+    else:
+        began_s = time.perf_counter()
+        sum(range(TRIED))
+        sum(range(int(TRIED * what.for_s / (time.perf_counter() - began_s))))
+
+
+def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """To the end of the time; answers what was survived."""
+    hinders: list[Hinder] = []
+
+    def attach(trainer: Any) -> TrainerCallback:
+        hinders.append(Hinder(trainer, spec, rank))
+        return hinders[0]
+
+    setting = Setting(rank=rank, world_size=dist.get_world_size(), rehearse=True, folder=Path(spec["folder"]))
+    training = Training(
+        "busy",
+        steps=NO_STEPS_LIMIT,
+        precision="fp32",
+        layers=1,
+        save_every=spec["save_every"],
+        hang_after_s=spec["hang_after_s"],
+        callbacks=(attach,),
+    )
+    began_s = time.monotonic()
+    seen = steer(setting, training)
+    files = RunFiles(setting.folder / "runs" / training.name)
+    return {
+        "steps": seen.final["step"],
+        "done": hinders[0].done,
+        "seconds": time.monotonic() - began_s,
+        "checkpoints": len(list(files.checkpoints.glob("*/manifest.json"))),
+    }

@@ -1,0 +1,1 @@
+"""Harness that all benchmarks share: ranks, runs, statistics, results."""

@@ -1,0 +1,151 @@
+"""A real run on a cluster of its own, for benchmarks: started, sent to, stopped, and its diaries read.
+
+The cluster is whole (Ray, gateway, console), with a home and ports of its own. The run is `scripts/witnessed.py` on two
+CPU ranks, submitted as a user's own script.
+"""
+
+import json
+import random
+import secrets
+import shutil
+import socket
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from benchmarks.catalogue import Say
+from benchmarks.live.latency_evidence import Page, Sent
+from cluster import local
+from control_plane import config_text
+from control_plane.client import SteerwayClient
+from control_plane.config import Settings
+from control_plane.core.model.commands import SetLearningRate
+from control_plane.core.model.errors import SteerwayError
+from control_plane.core.model.records import CommandSettled
+from ray_jobs.config.run_config import load
+from ray_jobs.submit import prepare, submit
+
+RANKS = 2
+SCRIPT = Path(__file__).parents[1] / "scripts" / "witnessed.py"
+MAX_STEPS = 100_000
+"""More than any benchmark takes: a run ends with `stop`."""
+
+RUNNING_STEPS = 20
+"""A run counts as running when so many steps are done."""
+
+MAX_GAP_S = 0.5
+LEAST_RATE = 1e-4
+RATE_SPACING = 1e-7
+"""Every command asks for a value of its own, so that each can be recognised."""
+
+RUNNING_WAIT_S = 180.0
+SETTLE_WAIT_S = 60.0
+END_WAIT_S = 120.0
+LOOK_EVERY_S = 0.5
+
+PORT_RANGE = (21_000, 32_000)
+"""Below the ports that Linux hands to outgoing connections."""
+
+
+@contextmanager
+def own_cluster(say: Say) -> Iterator[Settings]:
+    """A cluster with a home and ports of its own; it is taken down and its home removed, whatever happens."""
+    home = Path(tempfile.mkdtemp(prefix="steerway-bench-"))
+    ports = dict(zip(("gateway_port", "console_port", "ray_port", "dashboard_port"), _free_ports(4), strict=True))
+    where = Settings.model_validate({"home": home} | ports)
+    try:
+        local.up(where, lambda line: say(f"cluster: {line}"))
+        yield where
+    finally:
+        local.down(where)
+        shutil.rmtree(home, ignore_errors=True)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on; chosen by chance, so that two clusters starting at once rarely want the same."""
+    first, last = PORT_RANGE
+    found: list[int] = []
+    while len(found) < count:
+        port = first + secrets.randbelow(last - first)
+        with socket.socket() as probe:
+            if port not in found and probe.connect_ex(("127.0.0.1", port)) != 0:
+                found.append(port)
+    return found
+
+
+def start(where: Settings, shape: str, folder: Path, sections: Mapping[str, Any] | None = None) -> str:
+    """Submit a run of the `small` or the `default` model, with `sections` of a config; diaries: in `folder`."""
+    raw: dict[str, Any] = {
+        "name": f"witnessed-{shape}",
+        "seed": 1,
+        "scaling": {"ranks": RANKS, "use_gpu": False},
+        "workload": {"kind": "script", "path": str(SCRIPT), "args": [str(folder), shape, str(MAX_STEPS)]},
+    } | dict(sections or {})
+    path = folder / f"{shape}.yaml"
+    path.write_text(config_text.to_yaml(raw))
+    files = prepare(load(path), where.runs_dir, f"witnessed-{shape}")
+    submit(files, where)
+    return files.run
+
+
+def wait_running(client: SteerwayClient, run: str) -> None:
+    """Until it trains. Raises `SteerwayError` with the end of its log if it does not."""
+    deadline = time.monotonic() + RUNNING_WAIT_S
+    while time.monotonic() < deadline:
+        snapshot = client.snapshot(run)
+        if snapshot.closed:
+            raise SteerwayError(f"run {run} ended before it trained: {snapshot.reason}")
+        if snapshot.phase == "training" and snapshot.step >= RUNNING_STEPS:
+            return
+        time.sleep(LOOK_EVERY_S)
+    raise SteerwayError(f"run {run} did not train within {RUNNING_WAIT_S:g} s; it said:\n{client.logs(run, lines=15)}")
+
+
+def send(client: SteerwayClient, run: str, count: int, mean_gap_s: float) -> list[Sent]:
+    """Exponential gaps: a moment within a step is as likely as any other."""
+    chance = random.Random(count)
+    sent = []
+    for number in range(count):
+        time.sleep(min(chance.expovariate(1 / mean_gap_s), MAX_GAP_S))
+        rate = LEAST_RATE + number * RATE_SPACING
+        receipt = client.submit(run, SetLearningRate(value=rate, schedule="hold"))
+        sent.append(Sent(receipt.uuid, rate, time.time()))
+    return sent
+
+
+def settled(client: SteerwayClient, run: str, sent: list[Sent]) -> list[CommandSettled]:
+    """The outcomes, in the journal's order. A command that stays unsettled is counted later, not waited for."""
+    wanted = {one.uuid for one in sent}
+    found: list[CommandSettled] = []
+    after, deadline = 0, time.monotonic() + SETTLE_WAIT_S
+    while wanted and time.monotonic() < deadline:
+        for entry in client.journal(run, after=after, wait_s=1.0):
+            after = entry.seq
+            if isinstance(entry.record, CommandSettled) and entry.record.uuid in wanted:
+                wanted.remove(entry.record.uuid)
+                found.append(entry.record)
+    return found
+
+
+def wait_closed(client: SteerwayClient, run: str) -> None:
+    """Until it is over. Raises `SteerwayError` if it goes on."""
+    deadline = time.monotonic() + END_WAIT_S
+    while not client.snapshot(run).closed:
+        if time.monotonic() > deadline:
+            raise SteerwayError(f"run {run} did not end within {END_WAIT_S:g} s after its stop")
+        time.sleep(LOOK_EVERY_S)
+
+
+def diaries(folder: Path, shape: str) -> list[dict[int, Page]]:
+    """What each rank wrote down, by step. Raises `SteerwayError` if a rank left none."""
+    return [_diary(folder / f"{shape}-rank-{rank}.json") for rank in range(RANKS)]
+
+
+def _diary(path: Path) -> dict[int, Page]:
+    try:
+        return {step: Page(begin_s, rate, end_s) for step, begin_s, rate, end_s in json.loads(path.read_text())}
+    except FileNotFoundError:
+        raise SteerwayError(f"a rank ended without its diary {path.name}") from None

@@ -1,0 +1,1 @@
+"""Kill campaign: SIGKILL at every failpoint of a control server."""

@@ -1,0 +1,1 @@
+"""Benchmarks of commands on a live run."""

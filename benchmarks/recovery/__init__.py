@@ -1,0 +1,1 @@
+"""Benchmark of recovery from failures, beside the stock stack."""

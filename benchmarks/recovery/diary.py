@@ -1,0 +1,139 @@
+"""Diaries of ranks that are killed, and what they say of a recovery. Both arms of the benchmark keep the same diaries.
+
+Each process of a rank appends to a file of its own, `rank-R-PID.diary`: a line `begun`, a line `loaded` right before
+its first step, a line `step S` at the end of every optimizer step, each with the Unix time. A line is one `write`, so
+that a kill leaves whole lines.
+"""
+
+import math
+import os
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from control_plane.core.rules.recovery import PHASES
+
+BEGUN, LOADED, STEP = "begun", "loaded", "step"
+
+
+class DiaryPen:
+    """One process writes down what it does, with the time."""
+
+    def __init__(self, folder: Path, rank: int) -> None:
+        path = folder / f"rank-{rank}-{os.getpid()}.diary"
+        self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
+
+    def write(self, word: str, step: int = 0) -> None:
+        """One line."""
+        os.write(self._file, f"{word} {step} {time.time():.6f}\n".encode())
+
+
+@dataclass(frozen=True, slots=True)
+class Life:
+    """One process of one rank. Times are Unix times; `ends_s` has the end of each optimizer step."""
+
+    rank: int
+    pid: int
+    begun_s: float
+    loaded_s: float | None
+    ends_s: Mapping[int, float]
+
+
+@dataclass(frozen=True, slots=True)
+class Recovery:
+    """One fault and the way back. All times are Unix times.
+
+    `stepped_s`: when the last rank ended the first optimizer step of the new processes. `back_s`: the same for the
+    step `reached`, the last one that any of the old processes had ended. `resumed` is the step that the new processes
+    started from.
+    """
+
+    killed_s: float
+    detected_s: float
+    begun_s: float
+    loaded_s: float
+    stepped_s: float
+    back_s: float
+    reached: int
+    resumed: int
+
+    @property
+    def seconds(self) -> float:
+        """From the fault to the first new step."""
+        return self.stepped_s - self.killed_s
+
+    @property
+    def seconds_to_be_back(self) -> float:
+        """From the fault to the step that the run had reached."""
+        return self.back_s - self.killed_s
+
+    @property
+    def lost_steps(self) -> int:
+        """Steps that were made twice."""
+        return max(0, self.reached - self.resumed)
+
+    def split(self) -> dict[str, float]:
+        """Seconds of each phase; together they are `seconds`, but for clocks that went back."""
+        moments = (self.killed_s, self.detected_s, self.begun_s, self.loaded_s, self.stepped_s)
+        lengths = (max(0.0, after - before) for before, after in pairwise(moments))
+        return dict(zip(PHASES, lengths, strict=True))
+
+
+def read_lives(folder: Path) -> list[Life]:
+    """What every process has written so far, in the order in which they began."""
+    lives = [_life(path) for path in folder.glob("rank-*-*.diary")]
+    return sorted((life for life in lives if life is not None), key=lambda life: life.begun_s)
+
+
+def _life(path: Path) -> Life | None:
+    lines = [line.split() for line in path.read_text().splitlines() if line.count(" ") == 2]
+    if not lines or lines[0][0] != BEGUN:
+        return None  # it has been opened, and its first line is on its way
+    _, rank, pid = path.stem.split("-")
+    loaded = next((float(at) for word, _, at in lines if word == LOADED), None)
+    ends = {int(step): float(at) for word, step, at in lines if word == STEP}
+    return Life(int(rank), int(pid), float(lines[0][2]), loaded, ends)
+
+
+def latest(lives: Iterable[Life]) -> dict[int, Life]:
+    """Each rank's last process."""
+    return {life.rank: life for life in sorted(lives, key=lambda life: life.begun_s)}
+
+
+def steps_of_all(lives: Iterable[Life], ranks: int) -> dict[int, float]:
+    """The steps that every rank has ended in these lives, and when the last rank first had."""
+    ends: dict[int, dict[int, float]] = {}
+    for life in lives:
+        for step, at_s in life.ends_s.items():
+            of_step = ends.setdefault(step, {})
+            of_step[life.rank] = min(at_s, of_step.get(life.rank, math.inf))
+    return {step: max(of_step.values()) for step, of_step in ends.items() if len(of_step) == ranks}
+
+
+def recovery_of(lives: Iterable[Life], killed_s: float, detected_s: float, ranks: int) -> Recovery | None:
+    """The way back from the fault at `killed_s`, or None while the run is not back at the step that it had reached.
+
+    A new step is one that processes ended which began after the fault: a rank that lived on may have ended the step
+    that was in progress. `lives` must hold nothing after the next fault.
+    """
+    lives = list(lives)
+    old = latest(life for life in lives if life.begun_s <= killed_s)
+    new = [life for life in lives if life.begun_s > killed_s]
+    reached = max((step for life in old.values() for step in life.ends_s), default=0)
+    ended = steps_of_all(new, ranks)
+    if not any(step >= reached for step in ended):
+        return None
+    first = min(ended, key=lambda step: ended[step])
+    made_it = list(latest(life for life in new if first in life.ends_s).values())
+    return Recovery(
+        killed_s=killed_s,
+        detected_s=detected_s,
+        begun_s=max(life.begun_s for life in made_it),
+        loaded_s=max(life.loaded_s or life.begun_s for life in made_it),
+        stepped_s=ended[first],
+        back_s=min(at_s for step, at_s in ended.items() if step >= reached),
+        reached=reached,
+        resumed=first - 1,
+    )

@@ -1,0 +1,32 @@
+"""SIGSTOP of one rank, which then hangs, as do its peers: seconds until the training makes new steps, beside stock.
+
+Stock waits for as long as Ray Train lets a worker be silent (10 minutes), so it is struck once only, and given up a
+while after that; `stock_gave_up` says so, and its seconds are then a lower bound.
+"""
+
+from benchmarks.catalogue import Say
+from benchmarks.harness.result import Bound, Result
+from benchmarks.recovery.ours import steered
+from benchmarks.recovery.recovery import RECOVERY_WAIT_S, SAVE_EVERY_STEPS, NotBack, Trial, faults, result_of
+from benchmarks.recovery.stock import stock
+
+STOCK_WAIT_S = 780.0
+QUICK_STOCK_WAIT_S = 60.0
+TARGETS: dict[str, Bound] = {
+    "ours_seconds_worst": {"max": 15},
+    "ours_steps_lost_worst": {"max": 2 * SAVE_EVERY_STEPS},
+    "ours_old_ranks_left": {"max": 0},
+    "stock_over_ours": {"min": 5},
+}
+
+
+def measure(n: int, quick: bool, say: Say) -> Result:
+    """`n` faults in Steerway's arm, one in the other. Raises `SteerwayError` if an arm does not start."""
+    ours = faults(lambda: steered(say, "recovery-stop", SAVE_EVERY_STEPS), "stop", n, RECOVERY_WAIT_S, say)
+    wait_s = QUICK_STOCK_WAIT_S if quick else STOCK_WAIT_S
+    theirs: list[Trial] = []
+    try:
+        theirs = faults(lambda: stock(say, SAVE_EVERY_STEPS), "stop", 1, wait_s, say)
+    except NotBack as gave_up:
+        say(f"recovery: {gave_up.reason}")
+    return result_of("stop", n, ours, theirs, TARGETS, gave_up_after_s=wait_s)

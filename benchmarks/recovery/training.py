@@ -1,0 +1,56 @@
+"""The training that is interrupted, in both arms: the model, data and settings of `configs/gpt2-local.yaml`."""
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerCallback, TrainingArguments, set_seed
+
+from benchmarks.harness.training import shipped_config
+from benchmarks.recovery.diary import LOADED, STEP, DiaryPen
+from ray_jobs.workloads import build
+
+MAX_STEPS = 200_000
+"""More than any benchmark takes: a run ends with `stop`, or with its cluster."""
+
+
+class Diary(TrainerCallback):
+    """Writes down the end of every step, before anything that follows a step."""
+
+    def __init__(self, pen: DiaryPen) -> None:
+        self._pen = pen
+        self._stepped = False
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The first one: everything is built and restored by now."""
+        if not self._stepped:
+            self._stepped = True
+            self._pen.write(LOADED, state.global_step)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """One line."""
+        self._pen.write(STEP, state.global_step)
+
+
+def build_trainer(trainer_class: Any, pen: DiaryPen, output_dir: Path, **settings: Any) -> Any:
+    """A `trainer_class` with model, data and arguments of the shipped config; `settings` come on top of those."""
+    config = shipped_config()
+    set_seed(config.seed)
+    workload = build(config)
+    arguments = {**config.training, "max_steps": MAX_STEPS, "save_strategy": "no", **settings}
+    args = TrainingArguments(
+        output_dir=str(output_dir),
+        deepspeed=copy.deepcopy(dict(config.deepspeed)) if config.deepspeed else None,
+        seed=config.seed,
+        report_to="none",
+        disable_tqdm=True,
+        **arguments,
+    )
+    trainer = trainer_class(
+        model=workload.model,
+        args=args,
+        train_dataset=workload.train_dataset,
+        eval_dataset=workload.eval_dataset,
+    )
+    trainer.add_callback(Diary(pen))
+    return trainer

@@ -1,0 +1,1 @@
+"""Benchmarks of what Steerway adds to a training step."""

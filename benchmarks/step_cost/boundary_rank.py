@@ -1,0 +1,137 @@
+"""One rank of the boundary benchmark: a real training whose boundary changes from block to block of steps.
+
+    none           no boundary at all
+    blocking       issued and awaited at the end of the step
+    prefetched     issued at the start of the step, awaited at its end: what Steerway does
+    synchronised   all ranks first wait for each other at the end of the step, then as blocking: no rank is late
+
+All of them run in one process and one training, in turns, so that whatever drifts meets them alike.
+"""
+
+import asyncio
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from transformers import Trainer, TrainerCallback
+
+from benchmarks.harness.training import arguments, fresh_model, random_blocks, shipped_config
+from control_plane.api.handle import Offer, Report, RunHandle
+from control_plane.core.model.records import Ending, RankPlace
+from control_plane.core.rules.decisions import GenerationStart
+from ray_jobs.rank.collectives import Collectives
+from ray_jobs.rank.link import Link
+from ray_jobs.rank.session import RankSession
+
+VARIANTS = ("none", "blocking", "prefetched", "synchronised")
+WARM_UP = -1
+"""The round of the steps that do not count."""
+
+BARE_BROADCASTS = 300
+TRAINING_BLOCKS = 2048
+
+
+class QuietControl:
+    """A control server with nothing to say: the link's thread has its usual work, and nobody else runs."""
+
+    async def start_generation(self, start: GenerationStart) -> int:
+        """See `RunHandle`."""
+        return 1
+
+    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
+        """See `RunHandle`."""
+        await asyncio.sleep(wait_s if seen_revision == 0 else 0)
+        return Offer(commands=(), revision=0)
+
+    async def report(self, report: Report) -> None:
+        """See `RunHandle`."""
+
+    async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
+        """See `RunHandle`."""
+
+
+@dataclass
+class Alternation(TrainerCallback):
+    """Holds the boundary of each step as `plan` has it: (round, variant) by step. Times are in microseconds."""
+
+    session: RankSession
+    plan: list[tuple[int, str]]
+    seen: list[tuple[int, str, float, float]] = field(default_factory=list)
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """The first step's time starts here."""
+        self._ended_ns = time.perf_counter_ns()
+
+    def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Collective. Issue, if prefetched."""
+        self._round, self._variant = self.plan[state.global_step]
+        begun_ns = time.perf_counter_ns()
+        if self._variant == "prefetched":
+            self.session.begin_step(state.global_step + 1)
+        self._spent_ns = time.perf_counter_ns() - begun_ns
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Collective. Await, or issue and await; then write down what it took, and what the whole step took."""
+        if self._variant == "synchronised":
+            self.session.collectives.barrier()
+        begun_ns = time.perf_counter_ns()
+        if self._variant != "none":
+            self.session.end_step(state.global_step)
+        now_ns = time.perf_counter_ns()
+        self._spent_ns += now_ns - begun_ns
+        step_ns, self._ended_ns = now_ns - self._ended_ns, now_ns
+        self.seen.append((self._round, self._variant, self._spent_ns / 1e3, step_ns / 1e3))
+
+
+def plan(rounds: int, block_steps: int, warm_up_steps: int) -> list[tuple[int, str]]:
+    """The round and the variant of each step. Every other round goes backwards, so that a steady drift cancels."""
+    steps = [(WARM_UP, "prefetched")] * warm_up_steps
+    for number in range(rounds):
+        order = VARIANTS if number % 2 == 0 else VARIANTS[::-1]
+        steps += [(number, variant) for variant in order for _ in range(block_steps)]
+    return steps
+
+
+def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """Train; `spec`: rounds, block_steps, warm_up_steps, output_dir. Answers what each step and each broadcast took."""
+    config = shipped_config()
+    steps = plan(spec["rounds"], spec["block_steps"], spec["warm_up_steps"])
+    session = quiet_session(rank, len(steps))
+    alternation = Alternation(session, steps)
+    trainer = Trainer(
+        model=fresh_model(config),
+        args=arguments(config, Path(spec["output_dir"]), len(steps)),
+        train_dataset=random_blocks(config, TRAINING_BLOCKS),
+        callbacks=[alternation],
+    )
+    trainer.train()
+    bare_us = _bare_broadcasts_us(BARE_BROADCASTS)
+    if session.link is not None:
+        session.link.close("finished", len(steps), None)
+    return {"steps": [step for step in alternation.seen if step[0] != WARM_UP], "bare_us": bare_us}
+
+
+def quiet_session(rank: int, total_steps: int) -> RankSession:
+    """Collective. A session of a run for which nobody has a command."""
+    link = Link(lambda: cast(RunHandle, QuietControl())) if rank == 0 else None
+    session = RankSession(Collectives(), link)
+    place = RankPlace(rank=rank, node="local", pid=os.getpid(), device="cpu")
+    session.start(place, 0, total_steps, {}, {})
+    return session
+
+
+def _bare_broadcasts_us(times: int) -> list[float]:
+    """What torch alone takes for the same 8 bytes, between ranks that have just met."""
+    group = dist.new_group(backend="gloo")
+    header = torch.zeros(1, dtype=torch.int64)
+    taken_us = []
+    for _ in range(times):
+        dist.barrier(group=group)
+        begun_ns = time.perf_counter_ns()
+        dist.broadcast(header, src=0, group=group)
+        taken_us.append((time.perf_counter_ns() - begun_ns) / 1e3)
+    return taken_us

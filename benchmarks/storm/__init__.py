@@ -1,0 +1,1 @@
+"""Storms of commands and of faults against a live run."""

@@ -1,0 +1,250 @@
+"""The control server as a Ray actor: its name, restarts and retries.
+
+Detached and named, one per run, restarted for ever by Ray. A restarted actor runs its constructor again: everything
+it knows comes from the run's journal. Ray never repeats a task by itself (`max_task_retries=0`): callers repeat, with
+uuids that make repeating harmless.
+"""
+
+import hashlib
+import logging
+import os
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import ray
+from pydantic import TypeAdapter, ValidationError
+
+from control_plane.api.handle import (
+    CommandView,
+    Measurements,
+    Offer,
+    Receipt,
+    Report,
+    Result,
+    Snapshot,
+    Stretch,
+    Trajectories,
+)
+from control_plane.config_text import from_yaml
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Damaged, Invalid, SteerwayError
+from control_plane.core.model.limits import Limit
+from control_plane.core.model.records import UNIVERSAL, Death, Ending, Entry, GenerationEnding, RunCreated
+from control_plane.core.rules.decisions import GenerationStart
+from control_plane.core.rules.recovery import ResumePoint
+from control_plane.server.control_server import ControlServer
+from control_plane.storage.checkpoint.cleanup import discard, is_ours
+from control_plane.storage.checkpoint.transfer import adopt, read_origin
+from control_plane.storage.journal.writer import Journal
+from control_plane.storage.known_secrets import redaction_of
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.metrics import MetricsStore
+from control_plane.storage.regular import read_regular
+
+log = logging.getLogger(__name__)
+
+LIMITS = TypeAdapter(dict[str, Limit])
+
+NAMESPACE = "steerway"
+HEAD = "node:__internal_head__"
+"""The resource by which Ray marks its head node; there is 1.0 of it."""
+
+SHARE_OF_THE_HEAD = 0.001
+
+MAX_CONCURRENT_CALLS = 1000
+"""Long polls hold a place each: one for the run's link, one for everybody who watches."""
+
+
+def open_server(files: RunFiles) -> ControlServer:
+    """A control server over a run's folder, in a new term.
+
+    Raises: `Damaged` if the journal does not verify or the config cannot be read, `Conflict` if the journal is another
+    run's.
+    """
+    config = read_regular(files.config)
+    created = RunCreated(
+        run=files.run,
+        name=files.run,
+        author="steerway",
+        config_sha256=hashlib.sha256(config).hexdigest(),
+        limits=limits_in(config, str(files.config)),
+    )
+    server = ControlServer(
+        created,
+        Journal.open(files.journal),
+        MetricsStore(files.metrics),
+        discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
+        origin=read_origin(files),
+        adopt=partial(adopt, files),
+        redaction=redaction_of(files),
+        give_up_after_s=give_up_after_in(config, str(files.config)),
+    )
+    # The server before may have died between the decision and the removal.
+    for name in server.discarded:
+        if is_ours(files.checkpoints, name):
+            remove_later(files, name)
+    return server
+
+
+def limits_in(config: bytes, source: str) -> dict[str, Limit]:
+    """What a run's resolved config allows, in its order. Raises `Damaged` if it cannot be read.
+
+    It was checked when the run was submitted; a limit that got lost on the way would be one that nobody enforces.
+    """
+    try:
+        # As text: whether `1e-6` and `on` are text or not, YAML's dialects disagree. The limits know what they are.
+        raw = from_yaml(config.decode(), source, as_text=True)
+        found = raw.get("limits") if isinstance(raw, dict) else None
+        said = {knob: _without_nulls(limit) for knob, limit in (found or {}).items()}
+        return LIMITS.validate_python(said)
+    except Invalid as error:
+        raise Damaged(f"the limits in {source} cannot be read: {error.reason}") from None
+    except (UnicodeDecodeError, ValidationError, AttributeError) as error:
+        raise Damaged(f"the limits in {source} cannot be read ({type(error).__name__})") from None
+
+
+def give_up_after_in(config: bytes, source: str) -> float | None:
+    """For how long a run may fail without a new step, by its resolved config; None: without end."""
+    try:
+        raw = from_yaml(config.decode(), source, as_text=True)
+        found = raw["recovery"]["give_up_after_s"]
+        return None if found == "null" else float(found)
+    except (Invalid, UnicodeDecodeError, KeyError, TypeError, ValueError):
+        return None  # runs of earlier releases have no such setting
+
+
+def _without_nulls(limit: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in limit.items() if value != "null"}
+
+
+def remove_later(files: RunFiles, checkpoint: str) -> None:
+    """Remove a checkpoint's files, and what was converted from them, beside the event loop: it may take seconds."""
+
+    def remove() -> None:
+        for name in (checkpoint, f"{checkpoint}{UNIVERSAL}"):
+            try:
+                discard(files.checkpoints, name)
+            except SteerwayError as error:
+                log.error("checkpoint %s was not removed: %s", name, error.reason)
+
+    threading.Thread(target=remove, name=f"discard-{checkpoint}", daemon=True).start()
+
+
+class ControlActor:
+    """The same methods as `handle.RunHandle`, callable across Ray."""
+
+    def __init__(self, root: str) -> None:
+        logging.basicConfig(level=logging.INFO)
+        self._server = open_server(RunFiles(Path(root)))
+
+    async def pid(self) -> int:
+        """The process that serves, for people and for tests that kill it."""
+        return os.getpid()
+
+    async def submit(self, command: Command) -> Receipt:
+        """See `RunHandle.submit`."""
+        return await self._server.submit(command)
+
+    async def command(self, uuid: UUID) -> CommandView:
+        """See `RunHandle.command`."""
+        return await self._server.command(uuid)
+
+    async def snapshot(self) -> Snapshot:
+        """See `RunHandle.snapshot`."""
+        return await self._server.snapshot()
+
+    async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
+        """See `RunHandle.tail`."""
+        return await self._server.tail(after_seq, limit, wait_s)
+
+    async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
+        """See `RunHandle.measurements`."""
+        return await self._server.measurements(after, limit, names)
+
+    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+        """See `RunHandle.results`."""
+        return await self._server.results(stretches, names)
+
+    async def trajectories(self) -> Trajectories:
+        """See `RunHandle.trajectories`."""
+        return await self._server.trajectories()
+
+    async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
+        """See `RunHandle.resume_point`."""
+        return await self._server.resume_point(call, fingerprint)
+
+    async def resume(self, author: str, back: bool = False) -> None:
+        """See `RunHandle.resume`."""
+        await self._server.resume(author, back)
+
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
+        """See `RunHandle.lose_generation`."""
+        await self._server.lose_generation(generation, deaths, loss)
+
+    async def start_generation(self, start: GenerationStart) -> int:
+        """See `RunHandle.start_generation`."""
+        return await self._server.start_generation(start)
+
+    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
+        """See `RunHandle.offers`."""
+        return await self._server.offers(generation, seen_revision, wait_s)
+
+    async def report(self, report: Report) -> None:
+        """See `RunHandle.report`."""
+        await self._server.report(report)
+
+    async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
+        """See `RunHandle.end_generation`."""
+        await self._server.end_generation(generation, ending, step, reason)
+
+    async def close(self, ending: Ending, reason: str | None) -> None:
+        """See `RunHandle.close`."""
+        await self._server.close(ending, reason)
+
+
+def actor_name(run: str) -> str:
+    """The name under which a run's control server is found, in `NAMESPACE`."""
+    return f"control:{run}"
+
+
+def get_or_create(files: RunFiles) -> Any:
+    """The run's control actor, made if it does not exist. Needs a connection to Ray."""
+    remote = ray.remote(ControlActor)
+    return remote.options(
+        name=actor_name(files.run),
+        namespace=NAMESPACE,
+        lifetime="detached",
+        get_if_exists=True,
+        max_restarts=-1,
+        max_task_retries=0,
+        max_concurrency=MAX_CONCURRENT_CALLS,
+        num_cpus=0,
+        resources=_of_the_head(),
+    ).remote(str(files.root))
+
+
+def _of_the_head() -> dict[str, float]:
+    """Ties the actor to the node of the cluster's own control plane: a node that is lost then takes ranks with it or
+    the control server, and not both. An affinity would not do: Ray forgets a soft one, and a hard one names a node."""
+    heads = [node for node in ray.nodes() if node["Alive"] and HEAD in node.get("Resources", {})]
+    return {HEAD: SHARE_OF_THE_HEAD} if heads else {}
+
+
+def is_serving(files: RunFiles) -> bool:
+    """Whether the run has a control actor, living or restarting. Asks Ray by name; makes none."""
+    try:
+        ray.get_actor(actor_name(files.run), namespace=NAMESPACE)
+    except ValueError:
+        return False
+    return True
+
+
+def retire(files: RunFiles) -> None:
+    """End the actor of a closed run: its files say everything, and a process for each old run would add up."""
+    try:
+        ray.kill(ray.get_actor(actor_name(files.run), namespace=NAMESPACE), no_restart=True)
+    except ValueError:
+        return  # nobody serves it

@@ -1,0 +1,371 @@
+"""What more the autopilot may do, if its operator grants it: knobs and actions by name, and the gate for them.
+
+    knobs:
+      lr: {max_factor: 2, min: 1e-5, max: 1e-3, cool_down_steps: 50}
+      reward/goal: {max_factor: 1.5, max: 5}
+    actions:
+      reshuffle: {}
+      move_goal: {row: {min: 0, max: 7}, slow: {}}
+    watch: [return]
+
+A file of this kind (`steer agent RUN --powers FILE`) widens the autopilot to these knobs, these actions, and nothing
+else; its three answers about the learning rate stay what they are. What is proposed is typed (`Scale`, `SetTo`,
+`Run`), and `decide` is the gate: it knows what was granted, what the run has, and what is live. The run's own limits
+hold beside it, as for everybody.
+
+An action's arguments are granted one by one: a number within its `min` and `max`, both of which must be there, or true
+or false. What is not written down may not be given, and is not told to the model. `actions: [reshuffle]` grants actions
+without arguments.
+"""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, field_validator, model_validator
+
+from control_plane.agent import policy
+from control_plane.agent.policy import ActionSeen, Bounds, Decision, KnobSeen, Observation, Ruling, is_number
+from control_plane.config_text import from_yaml
+from control_plane.core.model.commands import MAX_FACTOR, MAX_LEARNING_RATE, Words
+from control_plane.core.model.errors import Invalid
+from control_plane.core.model.intents import INTENT, MAX_SEED
+from control_plane.core.model.limits import LEARNING_RATE
+
+MAX_NAME_CHARS = 60
+"""A name is shown to the model as quoted data: long enough for a name, too short for a speech."""
+
+MAX_KNOBS, MAX_ACTIONS, MAX_WATCHED = 12, 6, 6
+MAX_FILE_BYTES = 64 * 1024
+ARGUMENT_TYPES = ("int", "float", "bool")
+"""What a model may give to an action. Text is not among them: what it says must not become the script's input."""
+
+MAX_ARGUMENTS_GRANTED = 6
+MAX_ARGUMENT_CHARS = 30
+
+KINDS = {
+    "number": "a finite number",
+    "integer": "a whole number",
+    "switch": "true or false",
+    "numbers": "a list of finite numbers",
+}
+
+
+def is_showable(name: str) -> bool:
+    """Whether a name can stand in a prompt: short, printable, on one line."""
+    return 0 < len(name) <= MAX_NAME_CHARS and name.isprintable()
+
+
+class Power(Words):
+    """How far one knob may be moved. Without `max_factor` not further than by a factor of two at a time."""
+
+    max_factor: float = Field(default=2.0, ge=1, le=MAX_FACTOR, allow_inf_nan=False)
+    min: float | None = Field(default=None, allow_inf_nan=False)
+    max: float | None = Field(default=None, allow_inf_nan=False)
+    cool_down_steps: int = Field(default=20, ge=0)
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> "Power":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min:g}, which is above max {self.max:g}")
+        return self
+
+
+class ArgumentRange(Words):
+    """Within what an argument of an action may be chosen. A number needs both bounds, a switch none."""
+
+    min: float | None = Field(default=None, allow_inf_nan=False)
+    max: float | None = Field(default=None, allow_inf_nan=False)
+
+    @model_validator(mode="after")
+    def _both_or_none_and_min_is_not_above_max(self) -> "ArgumentRange":
+        if (self.min is None) != (self.max is None):
+            raise ValueError("a number needs both min and max, true or false needs none")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min:g}, which is above max {self.max:g}")
+        return self
+
+
+Arguments = Annotated[dict[str, ArgumentRange], Field(max_length=MAX_ARGUMENTS_GRANTED)]
+
+
+class Powers(Words):
+    """What was granted. Empty: the learning rate may be doubled or halved, and that is all."""
+
+    knobs: dict[str, Power] = Field(default={}, max_length=MAX_KNOBS)
+    actions: dict[str, Arguments] = Field(default={}, max_length=MAX_ACTIONS)
+    watch: tuple[str, ...] = Field(default=(), max_length=MAX_WATCHED)
+
+    @field_validator("actions", mode="before")
+    @classmethod
+    def _names_alone_grant_no_arguments(cls, actions: object) -> object:
+        listed = isinstance(actions, list | tuple) and all(isinstance(name, str) for name in actions)
+        return {name: {} for name in actions} if listed else actions  # type: ignore[attr-defined]
+
+    @model_validator(mode="after")
+    def _names_can_be_shown(self) -> "Powers":
+        for name in (*self.knobs, *self.actions, *self.watch):
+            if not is_showable(name):
+                raise ValueError(
+                    f"the name {name[:MAX_NAME_CHARS]!r} is not 1 to {MAX_NAME_CHARS} printable characters"
+                )
+        for name in (name for arguments in self.actions.values() for name in arguments):
+            if not (name.isascii() and name.isidentifier() and len(name) <= MAX_ARGUMENT_CHARS):
+                raise ValueError(
+                    f"{name[:MAX_ARGUMENT_CHARS]!r} is not the name of an argument of at most {MAX_ARGUMENT_CHARS} "
+                    "letters, digits and underscores"
+                )
+        return self
+
+    @property
+    def widen(self) -> bool:
+        """Whether anything beyond the learning rate's three answers was granted."""
+        return bool(self.knobs or self.actions)
+
+
+NO_MORE = Powers()
+
+
+def load(path: Path) -> Powers:
+    """The powers that a YAML file grants. Raises `Invalid` with the place of what is wrong."""
+    try:
+        text = path.read_bytes()[: MAX_FILE_BYTES + 1]
+        if len(text) > MAX_FILE_BYTES:
+            raise Invalid(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB, which no such file is")
+        return Powers.model_validate(from_yaml(text.decode("utf-8"), str(path)) or {})
+    except OSError as error:
+        raise Invalid(f"{path} cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise Invalid(f"{path} is not text in UTF-8; it holds knobs, actions and watch in YAML") from None
+    except ValidationError as error:
+        wrong = error.errors()[0]
+        place = ".".join(map(str, wrong["loc"])) or "the file"
+        raise Invalid(f"{path}: {place}: {wrong['msg'].removeprefix('Value error, ')}") from None
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """Multiply a knob."""
+
+    knob: str
+    factor: float
+    reason: str = ""
+
+    @property
+    def what(self) -> str:
+        """The proposal in a few words."""
+        return f"scale {self.knob} x {self.factor:g}"
+
+
+@dataclass(frozen=True, slots=True)
+class SetTo:
+    """Give a knob a value."""
+
+    knob: str
+    value: Any
+    reason: str = ""
+
+    @property
+    def what(self) -> str:
+        """The proposal in a few words."""
+        return f"set {self.knob} = {self.value}"
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Have the script carry out one of its actions."""
+
+    name: str
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def what(self) -> str:
+        """The proposal in a few words."""
+        return f"run {self.name} {json.dumps(dict(self.arguments))}"
+
+
+Proposal = Decision | Scale | SetTo | Run
+
+
+def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: Bounds, powers: Powers) -> Ruling:
+    """The gate. `seen` is what the proposer looked at, `now` is the run when the answer came."""
+    if isinstance(proposal, Decision):
+        obstacle = _against_power(proposal, seen, now, powers.knobs.get(LEARNING_RATE))
+        return Ruling(None, f"not done: {obstacle}") if obstacle else policy.decide(proposal, seen, now, bounds)
+    obstacle = policy.gone_on(seen, now, bounds) or policy.too_many(now, bounds)
+    if obstacle is None:
+        about = _about_action if isinstance(proposal, Run) else _about_knob
+        obstacle = about(proposal, seen, now, bounds, powers)  # type: ignore[arg-type]
+    if obstacle is not None:
+        return Ruling(None, f"not done: {obstacle}")
+    try:
+        return Ruling(INTENT.validate_python(_intent(proposal)), proposal.what)
+    except ValidationError:
+        return Ruling(None, "not done: it is no command that anyone could send")
+
+
+def _intent(proposal: Scale | SetTo | Run) -> dict[str, Any]:
+    if isinstance(proposal, Run):
+        return {"kind": "run_action", "name": proposal.name, "arguments": dict(proposal.arguments)}
+    value = proposal.value if isinstance(proposal, SetTo) else None
+    change = {"factor": float(proposal.factor)} if isinstance(proposal, Scale) else {"value": value}
+    if proposal.knob == LEARNING_RATE:
+        return {"kind": "set_learning_rate", "schedule": "keep"} | change
+    return {"kind": "set_knobs", "changes": [{"knob": proposal.knob} | change]}
+
+
+def _about_action(proposal: Run, seen: Observation, now: Observation, bounds: Bounds, powers: Powers) -> str | None:
+    if proposal.name not in powers.actions:
+        return f"the action {proposal.name!r} is not one that the autopilot was granted"
+    action = now.actions.get(proposal.name)
+    if action is None:
+        return f"this run has no action {proposal.name!r}"
+    return _recently(
+        proposal.name, seen.actions.get(proposal.name), action, now.step, bounds.cooldown_steps
+    ) or _unfit_arguments(action, powers.actions[proposal.name], proposal.arguments)
+
+
+def _unfit_arguments(action: ActionSeen, granted: Mapping[str, ArgumentRange], given: Mapping[str, Any]) -> str | None:
+    for name in sorted(action.required - given.keys()):
+        return f"the argument {name!r} is missing"
+    for name, value in given.items():
+        kind, within = action.types.get(name), granted.get(name)
+        if kind not in ARGUMENT_TYPES or within is None:
+            return f"there is no argument {name!r} that the autopilot was granted"
+        fits = {
+            "int": type(value) is int and abs(value) <= MAX_SEED,
+            "float": is_number(value),
+            "bool": isinstance(value, bool),
+        }
+        if not fits[kind]:
+            return f"the argument {name!r} takes {kind}, not {_shown(value)}"
+        if kind != "bool" and (within.min is None or within.max is None):
+            return f"the argument {name!r} is a number, for which no min and max were granted"
+        if kind != "bool" and not (within.min or 0.0) <= value <= (within.max or 0.0):
+            return f"the argument {name!r} is {value:g}; granted is {within.min:g} to {within.max:g}"
+    return None
+
+
+def _about_knob(
+    proposal: Scale | SetTo, seen: Observation, now: Observation, bounds: Bounds, powers: Powers
+) -> str | None:
+    power, knob = powers.knobs.get(proposal.knob), now.knobs.get(proposal.knob)
+    if power is None:
+        return f"the knob {proposal.knob!r} is not one that the autopilot was granted"
+    if knob is None:
+        return f"this run has no knob {proposal.knob!r}"
+    obstacle = _recently(proposal.knob, seen.knobs.get(proposal.knob), knob, now.step, power.cool_down_steps)
+    if obstacle is not None:
+        return obstacle
+    if proposal.knob == LEARNING_RATE:
+        return _about_rates(proposal, now, bounds, power)
+    if isinstance(proposal, SetTo):
+        return _wrong_type(proposal.knob, knob, proposal.value) or _beyond(proposal.knob, knob, power, proposal.value)
+    if knob.kind == "switch" or not is_number(proposal.factor) or proposal.factor <= 0:
+        return f"{proposal.knob} cannot be multiplied by {proposal.factor!r}"
+    return _beyond(proposal.knob, knob, power, None, proposal.factor)
+
+
+def _about_rates(proposal: Scale | SetTo, now: Observation, bounds: Bounds, power: Power) -> str | None:
+    given = proposal.value if isinstance(proposal, SetTo) else proposal.factor
+    if not is_number(given) or given <= 0:
+        return f"a learning rate is a finite number above 0, not {_shown(given)}"
+    chosen = {"value": given} if isinstance(proposal, SetTo) else {"factor": given}
+    return _beyond_power(now, power, **chosen) or policy.rates_out_of_bounds(now, bounds, **chosen)
+
+
+def _against_power(proposal: Decision, seen: Observation, now: Observation, power: Power | None) -> str | None:
+    """What was granted of the learning rate binds double and halve as well."""
+    factor, knob = policy.FACTORS.get(proposal.action), now.knobs.get(LEARNING_RATE)
+    if power is None or factor is None or knob is None:
+        return None
+    recently = _recently(LEARNING_RATE, seen.knobs.get(LEARNING_RATE), knob, now.step, power.cool_down_steps)
+    return recently or _beyond_power(now, power, factor)
+
+
+def _beyond_power(
+    now: Observation, power: Power, factor: float | None = None, value: float | None = None
+) -> str | None:
+    rates = KnobSeen(value=[rate for rate in now.lr if rate], per_group=True, above=0.0, most=MAX_LEARNING_RATE)
+    return _beyond(LEARNING_RATE, rates, power, value, factor)
+
+
+def _recently(
+    name: str, seen: KnobSeen | ActionSeen | None, now: KnobSeen | ActionSeen, step: int, cool_down_steps: int
+) -> str | None:
+    if seen is None or seen.changed_at != now.changed_at:
+        return f"{name} was changed since it was looked at"
+    if now.pending:
+        return f"an earlier change of {name} is not settled yet"
+    if now.changed_at is not None and step - now.changed_at < cool_down_steps:
+        return f"{name} was changed {step - now.changed_at} steps ago; it is given {cool_down_steps} steps"
+    return None
+
+
+def _wrong_type(name: str, knob: KnobSeen, value: Any) -> str | None:
+    fits = {
+        "number": is_number(value),
+        "integer": is_number(value) and float(value).is_integer(),
+        "switch": isinstance(value, bool),
+        "numbers": isinstance(value, list | tuple) and all(map(is_number, value)),
+    }
+    return None if fits.get(knob.kind, False) else f"{name} takes {KINDS.get(knob.kind)}, not {_shown(value)}"
+
+
+def _beyond(name: str, knob: KnobSeen, power: Power, value: Any, factor: float | None = None) -> str | None:
+    """Why a knob may not become this: its own bounds, those that were granted, and how far it may go at once."""
+    if knob.kind == "switch":
+        return f"{name} is that already" if value == knob.value else None
+    live = _moved(knob)
+    if not live:
+        return f"{name} has no value that could be changed"
+    becomes = [was * factor for was in live] if factor is not None else _spread(knob, value, len(live))
+    if len(becomes) != len(live):
+        return f"{name} does not have that many numbers"
+    if becomes == live:
+        return f"{name} is that already"
+    return next(
+        (told for was, new in zip(live, becomes, strict=True) if (told := _step(name, knob, power, was, new))), None
+    )
+
+
+def _spread(knob: KnobSeen, value: Any, count: int) -> list[float]:
+    """What was given for one parameter group is given to each of them."""
+    if knob.kind != "numbers":
+        return _numbers(value) * count
+    return _numbers(value) * (sum(each is not None for each in knob.value) if knob.per_group else 1)
+
+
+def _step(name: str, knob: KnobSeen, power: Power, was: float, new: float) -> str | None:
+    floors = [bound for bound in (knob.least, power.min) if bound is not None]
+    ceilings = [bound for bound in (knob.most, power.max) if bound is not None]
+    # From beyond a bound, towards it is the way.
+    if new < was and (new < max(floors, default=new) or (knob.above is not None and new <= knob.above)):
+        return f"{name} would become {new:g}, below what is allowed"
+    if not new <= was and (new > min(ceilings, default=new) or (knob.below is not None and new >= knob.below)):
+        return f"{name} would become {new:g}, above what is allowed"
+    times = new / was if was else (1.0 if new == was else math.inf)
+    # Rounding must not stand in the way of a step that is exactly as long as allowed.
+    if not (1 - 1e-9) / power.max_factor <= times <= power.max_factor * (1 + 1e-9):
+        return f"{name} would go from {was:g} to {new:g}, further than by a factor of {power.max_factor:g} at once"
+    return None
+
+
+def _moved(knob: KnobSeen) -> list[float]:
+    """The numbers that a change moves: groups that hold 0, or nothing, stay as they are."""
+    return [each for each in _numbers(knob.value) if each or not (knob.per_group and knob.kind == "number")]
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list | tuple):
+        return [number for each in value for number in _numbers(each)]
+    return [float(value)] if is_number(value) else []
+
+
+def _shown(value: Any) -> str:
+    # A whole number of thousands of digits has no text in Python.
+    return "a number of endless digits" if isinstance(value, int) and abs(value) > MAX_SEED else repr(value)[:40]

@@ -1,0 +1,1 @@
+"""Messages, ports and sentences that server, gateway, clients and trainers share."""

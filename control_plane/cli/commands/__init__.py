@@ -1,0 +1,1 @@
+"""Subcommands of `steer`, one module a command group."""

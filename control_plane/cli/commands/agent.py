@@ -1,0 +1,78 @@
+"""`steer agent`: run an autopilot, a language model or a rule, on a run."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from control_plane.cli.errors import Misused
+from control_plane.cli.output.printing import say
+from control_plane.cli.select_run import active_run
+from control_plane.config import settings
+from control_plane.core.model.errors import Conflict
+
+
+def agent(
+    run: Annotated[
+        str | None, typer.Argument(help="Run id, or a unique prefix or suffix of it. Default: the active run.")
+    ] = None,
+    policy: Annotated[
+        str, typer.Option(help="Who decides: auto (the model if one is configured), model or rule.")
+    ] = "auto",
+    every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Decide once every this many steps.")] = 25,
+    max_decisions: Annotated[
+        int, typer.Option(min=1, help="Stop after this many decisions; bounds the model's cost.")
+    ] = 1000,
+    powers: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="YAML file with further knobs and actions to grant.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print proposals, change nothing.")] = False,
+) -> None:
+    """Run an autopilot that tunes the learning rate within fixed bounds, and the knobs granted with --powers."""
+    from control_plane.agent.grants import NO_MORE, load
+    from control_plane.agent.loop import AgentOptions, run_agent
+    from control_plane.client import SteerwayClient
+
+    if policy not in ("auto", "model", "rule"):
+        raise Misused(f"--policy is {policy!r}; allowed are auto, model and rule")
+    chosen: Any = policy
+    options = AgentOptions(
+        every_steps=every,
+        policy=chosen,
+        max_decisions=max_decisions,
+        dry_run=dry_run,
+        powers=load(powers) if powers else NO_MORE,
+    )
+    with SteerwayClient.from_settings(settings(), role="agent") as client:
+        which = active_run(client, run)
+        with nullcontext() if dry_run else only_autopilot(settings().home, which):
+            run_agent(client, which, options, say=say)
+
+
+@contextmanager
+def only_autopilot(home: Path, run: str) -> Iterator[None]:
+    """Hold this installation's autopilot lock of the run. Raises `Conflict` if another autopilot holds it.
+
+    Not covered: an autopilot of another machine; it is noticed in the journal, when it acts.
+    """
+    folder = home / "autopilots"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # The file is never removed: removing it would let two processes lock different files of the same name.
+        lock = os.open(folder / run, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        say(f"cannot check for another autopilot on run {run}: {error.strerror or error}")
+        yield
+        return
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Conflict(f"another autopilot is already running on {run}: stop that `steer agent` first") from None
+        yield
+    finally:
+        os.close(lock)

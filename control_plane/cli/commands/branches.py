@@ -1,0 +1,205 @@
+"""`steer rollback`, `steer switch` and `steer adopt`: continue a run on another branch."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from pydantic import TypeAdapter, ValidationError
+
+from control_plane.api.handle import Snapshot
+from control_plane.api.sentences import A_BRANCH_NAME
+from control_plane.cli.commands.knobs import check_known, parse_assignment
+from control_plane.cli.commands.lifecycle import Asked, Yes, check_can_ask, confirm, intent_of, run_and
+from control_plane.cli.continue_run import taking
+from control_plane.cli.errors import Misused
+from control_plane.cli.select_run import active_run, any_run, connect
+from control_plane.compare.comparison import parse
+from control_plane.core.model.branch_tree import free_name
+from control_plane.core.model.commands import Intent
+from control_plane.core.model.errors import NotFound
+from control_plane.core.model.intents import BranchName
+from control_plane.core.model.limits import LEARNING_RATE
+from control_plane.core.model.records import CheckpointCommitted
+
+if TYPE_CHECKING:
+    from control_plane.client import SteerwayClient
+
+MAX_NAMED = 8
+"""Most checkpoints that an error message lists."""
+
+AT_STEP = "step:"
+NAMED: TypeAdapter[str] = TypeAdapter(BranchName)
+LEAVES = "this leaves the current branch, which loses the steps since its latest checkpoint"
+EXAMPLE = "steer rollback RUN step-00000200-g1 --set lr=1e-4"
+HOW_TO_NAME = "name, prefix of the name, label, or step:N"
+
+
+@taking
+def rollback(
+    words: Annotated[list[str], typer.Argument(metavar="[RUN] CHECKPOINT", help=f"The checkpoint: its {HOW_TO_NAME}.")],
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KNOB=VALUE", help="Set a knob on the new branch: lr=1e-4, lr*=0.5. Repeatable."),
+    ] = None,
+    branch: Annotated[str | None, typer.Option(help="Name of the new branch. Default: branch-N.")] = None,
+    hold: Annotated[
+        bool, typer.Option("--hold", help="Hold the learning rate constant instead of following the schedule.")
+    ] = False,
+    yes: Yes = False,
+) -> Asked:
+    """Return to a checkpoint and continue from it on a new branch. The current branch keeps what it has trained."""
+    run, given = run_and(words, "a checkpoint", EXAMPLE)
+    first = first_of(changes or [], hold)
+    check_can_ask(yes, "a rollback returns the training to an earlier step")
+    with connect() as client:
+        snapshot = client.snapshot(active_run(client, run))
+    check_known(snapshot, [name for intent in first for name in _knobs_of(intent)])
+    found = find_checkpoint(snapshot, given)
+    confirm(
+        yes,
+        f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} back to {found.checkpoint} (step "
+        f"{found.step})?",
+        "not confirmed; the run was not changed",
+    )
+    named = None if branch is None else _checked(branch)
+    return snapshot.run, intent_of(
+        "rollback", checkpoint=found.checkpoint, branch=named, first=[each.model_dump() for each in first]
+    )
+
+
+@taking
+def switch(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[RUN] BRANCH", help="A branch as `steer tree` lists it, or a prefix of its name."),
+    ],
+    yes: Yes = False,
+) -> Asked:
+    """Continue another branch of a run from its latest checkpoint. The current branch stays in the tree."""
+    run, given = run_and(words, "a branch", "steer switch RUN branch-2")
+    check_can_ask(yes, LEAVES)
+    with connect() as client:
+        snapshot = client.snapshot(active_run(client, run))
+    return _on_with(snapshot, find_branch(snapshot, given), yes)
+
+
+@taking
+def adopt(
+    words: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="[RUN] BRANCH|FORK",
+            help="A branch of the run, or a fork of it: FORK, FORK:BRANCH, FORK@STEP or FORK@CHECKPOINT.",
+        ),
+    ],
+    branch: Annotated[
+        str | None, typer.Option(help="Name of the branch that is made from a fork. Default: branch-N.")
+    ] = None,
+    yes: Yes = False,
+) -> Asked:
+    """Make a branch the head of its run, or continue from a fork's checkpoint on a new branch of the parent run."""
+    run, given = run_and(words, "a branch or a fork", "steer adopt RUN FORK")
+    named = None if branch is None else _checked(branch)
+    check_can_ask(yes, LEAVES)
+    with connect() as client:
+        snapshot = client.snapshot(active_run(client, run))
+        if given and any(each.branch.startswith(given) for each in snapshot.branches):
+            if branch is not None:
+                raise Misused(
+                    f"{given} is already a branch of {snapshot.run}: remove --branch, which names the branch of a fork"
+                )
+            return _on_with(snapshot, find_branch(snapshot, given), yes)
+        fork, checkpoint = _of_another_run(client, snapshot, given)
+    at = f"{checkpoint.checkpoint} (step {checkpoint.step})" if checkpoint else f"the latest checkpoint of {fork}"
+    question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} to {at}, as a branch of its own?"
+    confirm(yes, question, "not confirmed; the run was not changed")
+    name = named or free_name([each.branch for each in snapshot.branches])
+    found = checkpoint.checkpoint if checkpoint else None
+    return snapshot.run, intent_of("adopt_checkpoint", run=fork, checkpoint=found, branch=name)
+
+
+def _of_another_run(client: "SteerwayClient", snapshot: Snapshot, given: str) -> tuple[str, CheckpointCommitted | None]:
+    """`FORK`, `FORK:BRANCH`, either of them `@STEP` or `@CHECKPOINT`. Raises `NotFound`, `Misused`, `Invalid`."""
+    asked = parse(given)
+    try:
+        other = client.snapshot(any_run(client, asked.run))
+    except NotFound:
+        listed = ", ".join(each.branch for each in snapshot.branches)
+        raise NotFound(
+            f"{given!r} is neither a branch of {snapshot.run} (it has {listed}) nor a run; see `steer runs`"
+        ) from None
+    if asked.place is not None:
+        place = f"{AT_STEP}{asked.place}" if asked.place.isdecimal() else asked.place
+        return other.run, find_checkpoint(other, place)
+    if asked.branch is None:
+        return other.run, None
+    name = find_branch(other, asked.branch)
+    newest = next(each.newest_checkpoint for each in other.branches if each.branch == name)
+    if newest is None:
+        raise NotFound(f"branch {name} of run {other.run} has no checkpoint of its own to adopt")
+    return other.run, find_checkpoint(other, newest)
+
+
+def _on_with(snapshot: Snapshot, branch: str, yes: bool) -> Asked:
+    question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} to branch {branch}?"
+    confirm(yes, question, "not confirmed; the run was not changed")
+    return snapshot.run, intent_of("rollback", branch=branch)
+
+
+def first_of(assignments: Iterable[str], hold: bool) -> list[Intent]:
+    """Return the first commands of a branch: one for the learning rate, one for all other knobs. Raises `Misused`."""
+    parsed = [parse_assignment(word) for word in assignments]
+    rates = [change for change in parsed if change["knob"] == LEARNING_RATE]
+    others = [change for change in parsed if change["knob"] != LEARNING_RATE]
+    if len(rates) > 1:
+        raise Misused("the learning rate is set twice in one command")
+    if hold and not rates:
+        raise Misused("--hold applies to the learning rate only: add --set lr=VALUE")
+    made = []
+    for change in rates:
+        members = {name: value for name, value in change.items() if name != "knob"}
+        made.append(intent_of("set_learning_rate", schedule="hold" if hold else "keep", **members))
+    return [*made, *([intent_of("set_knobs", changes=others)] if others else [])]
+
+
+def _knobs_of(intent: Intent) -> list[str]:
+    return [change.knob for change in getattr(intent, "changes", ())]
+
+
+def find_checkpoint(snapshot: Snapshot, given: str) -> CheckpointCommitted:
+    """Return the checkpoint of this name, label, step or name prefix. Raises `NotFound`, `Misused`."""
+    found = [each for each in snapshot.checkpoints if each.checkpoint == given]
+    found = found or [each for each in snapshot.checkpoints if each.label == given]
+    found = found or [each for each in snapshot.checkpoints if given == f"{AT_STEP}{each.step}"]
+    if not given.startswith(AT_STEP):
+        found = found or [each for each in snapshot.checkpoints if given and each.checkpoint.startswith(given)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Misused(f"{given!r} matches {len(found)} checkpoints: {_listed(found)}; be more specific")
+    available = _listed(snapshot.checkpoints) or "none yet"
+    raise NotFound(f"run {snapshot.run} has no checkpoint {given!r} (give a {HOW_TO_NAME}); it has {available}")
+
+
+def find_branch(snapshot: Snapshot, given: str) -> str:
+    """Return the branch of this name or name prefix. Raises `NotFound`, `Misused`."""
+    names = [each.branch for each in snapshot.branches]
+    found = [name for name in names if name == given] or [name for name in names if given and name.startswith(given)]
+    if len(found) == 1:
+        return found[0]
+    if found:
+        raise Misused(f"{given!r} matches {len(found)} branches: {', '.join(found)}; be more specific")
+    raise NotFound(f"run {snapshot.run} has no branch {given!r}; it has {', '.join(names)}")
+
+
+def _listed(found: Sequence[CheckpointCommitted]) -> str:
+    names = [each.checkpoint + (f" ({each.label})" if each.label else "") for each in found]
+    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
+    return ", ".join(names[-MAX_NAMED:]) + more
+
+
+def _checked(branch: str) -> str:
+    try:
+        return NAMED.validate_python(branch)
+    except ValidationError:
+        raise Misused(f"{branch!r} is not a valid branch name: it needs {A_BRANCH_NAME}") from None

@@ -1,0 +1,125 @@
+"""Continue a run on another branch: by a command to its trainers, or by a new job if it has none.
+
+@taking
+def switch(words, yes) -> Asked:
+    return run, Rollback(branch=...)
+"""
+
+import getpass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+from uuid import uuid4
+
+import typer
+
+from control_plane.api.handle import CommandView
+from control_plane.cli.commands.lifecycle import Arrive, Asked, Manner, ask, intent_of, steering
+from control_plane.cli.commands.resume import Trust, needs_a_job, resumption, submit_job, when_it_has_ended
+from control_plane.cli.errors import Misused
+from control_plane.cli.output.printing import say
+from control_plane.cli.select_run import connect
+from control_plane.config import settings
+from control_plane.core.model.commands import Command, Intent
+from control_plane.core.model.errors import Conflict, RunEnded, SteerwayError
+from control_plane.core.model.intents import AdoptCheckpoint
+from control_plane.core.model.records import BranchResumed, BranchStarted, Entry, GenerationStarted, RunClosed
+
+if TYPE_CHECKING:
+    from control_plane.client import SteerwayClient
+
+POLL_S = 20.0
+MAX_SETTINGS_TOLD = 6
+"""Most differing settings of two configs that are printed; the journal records all of them."""
+
+
+@dataclass(frozen=True, slots=True)
+class GoingManner(Manner):
+    """Options of a command that may submit a new job."""
+
+    trust: Trust = False
+
+
+def taking(wish: Callable[..., Asked]) -> Callable[..., None]:
+    """Return a `steer` command that moves a run to another branch; `wish` builds a rollback or an adoption."""
+    return steering(wish, arrive, go, GoingManner)
+
+
+def go(run: str | None, intent: Intent, manner: Manner, arrived: Arrive | None) -> None:
+    """Move a run to another branch and wait until it trains there. Submits a new job if the run has no trainers."""
+    assert run is not None, "the command has already looked the run up"
+    with connect() as client:
+        why = needs_a_job(when_it_has_ended(client, client.snapshot(run)), settings())
+    if why is not None:
+        _by_a_new_job(run, intent, manner, why)
+        return
+    if not isinstance(intent, AdoptCheckpoint):
+        ask(run, intent, manner, arrived)
+        return
+    _adopt(run, intent, manner)
+    try:
+        ask(run, intent_of("rollback", branch=intent.branch), manner, arrived)
+    except (SteerwayError, typer.Exit):
+        say(f"branch {intent.branch} exists but is not trained yet: run steer switch {run} {intent.branch}")
+        raise
+
+
+def _adopt(run: str, intent: AdoptCheckpoint, manner: Manner) -> None:
+    """Create the branch; this needs no rank. Training it is a second command, a rollback to that branch."""
+    from control_plane.cli.output.formatting import outcome
+
+    with connect() as client:
+        receipt = client.submit(run, intent, reason=manner.reason)
+        view = client.wait_settled(run, receipt.uuid, manner.timeout)
+    say(outcome(view))
+    after = (view.settled.after or {}) if view.settled else {}
+    kept = [f"{name} = {own} (fork: {theirs})" for name, (theirs, own) in after.get("differing", {}).items()]
+    if kept:
+        more = f" and {len(kept) - MAX_SETTINGS_TOLD} more" if len(kept) > MAX_SETTINGS_TOLD else ""
+        say(f"settings of the run that differ from the fork's are kept: {', '.join(kept[:MAX_SETTINGS_TOLD])}{more}")
+
+
+def _by_a_new_job(run: str, intent: Intent, manner: Manner, why: str) -> None:
+    if not (manner.not_before is manner.not_after is manner.based_on is None):
+        raise Misused(f"{why}, so a new job switches at once: remove --not-before, --not-after and --based-on")
+    say(f"{why}; submitting a new job to continue from there")
+    command = Command(uuid=uuid4(), author=getpass.getuser(), intent=intent, reason=manner.reason)
+    words = [
+        *resumption(run, isinstance(manner, GoingManner) and manner.trust, manner.as_json),
+        "--back",
+        command.model_dump_json(),
+    ]
+    submit_job(run, words, settings())
+
+
+def arrive(client: "SteerwayClient", run: str, view: CommandView, timeout_s: float) -> tuple[dict[str, Any], str]:
+    """Wait until the other branch is being trained. Raises `NotSettledYet`, `RunEnded`, `Conflict`."""
+    from control_plane.client import NotSettledYet
+
+    until, after, branch = time.monotonic() + timeout_s, view.accepted_seq, ""
+    while (left_s := until - time.monotonic()) > 0:
+        for entry in client.journal(run, after=after, wait_s=min(left_s, POLL_S)):
+            after, record = entry.seq, entry.record
+            if isinstance(record, BranchStarted | BranchResumed):
+                if branch:
+                    raise Conflict(f"run {run} moved on to branch {record.branch} before branch {branch} was trained")
+                branch = record.branch if record.rollback == view.command.uuid else ""
+            elif isinstance(record, GenerationStarted) and branch and record.branch == branch:
+                return _begun(view, entry, record)
+            elif isinstance(record, RunClosed):
+                raise RunEnded(
+                    f"run {run} {record.ending} before {f'branch {branch}' if branch else 'the new branch'} was trained"
+                )
+    raise NotSettledYet(
+        f"run {run} moved to {f'branch {branch}' if branch else 'the new branch'}, but no trainer started there within "
+        f"{timeout_s:.0f} s; check with: steer status {run}"
+    )
+
+
+def _begun(view: CommandView, entry: Entry, record: GenerationStarted) -> tuple[dict[str, Any], str]:
+    left_at = datetime.fromisoformat(view.settled_at or entry.time)
+    took_s = (datetime.fromisoformat(entry.time) - left_at).total_seconds()
+    members = {"branch": record.branch, "step": record.step, "generation": record.generation, "took_s": took_s}
+    return {"arrival": members}, f"on branch {record.branch} at step {record.step}, {took_s:.1f} s"

@@ -1,0 +1,1 @@
+"""Terminal output: escaping, formatting and the live panel."""

@@ -1,0 +1,142 @@
+"""The line that leads to a branch: its own steps, and its parents' up to where it began.
+
+    main ----20----27            the line of branch-2 is main up to step 20, and its own steps from there on;
+              \\                  it parts from main at step 20
+               branch-2 ----60
+
+The line of a fork begins with that of its parent, which is a branch of another run; so does that of a branch that was
+adopted from another run.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from control_plane.api.handle import BranchView, Stretch, Trajectories
+from control_plane.core.model.branch_tree import Branch, to_the_root
+from control_plane.core.model.intents import Words
+from control_plane.core.model.records import CheckpointCommitted, Parent
+
+
+class Piece(Words):
+    """Part of a line: a stretch of one run."""
+
+    run: str
+    stretch: Stretch
+
+
+class Common(Words):
+    """Where lines part: after `step` of this branch. Lines that have nothing in common part before their first step."""
+
+    step: int = 0
+    run: str | None = None
+    branch: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Chosen:
+    """What was asked for, found: a branch of a run, up to a step."""
+
+    name: str
+    run: str
+    branch: str
+    step: int
+
+
+def lineage(branches: Iterable[BranchView], name: str, last: int | None = None) -> tuple[Stretch, ...]:
+    """The stretches that lead to a branch, the oldest first: its own from where it began, its parents' up to there."""
+    found: list[Stretch] = []
+    for branch in to_the_root(_by_name(branches), name):
+        # One that begins behind the last step is left out: nothing of it is meant.
+        if last is None or branch.step <= last or branch.parent is None:
+            found.append(Stretch(branch=branch.name, first=branch.step, last=last))
+            last = branch.step
+    return tuple(reversed(found))
+
+
+def is_on_line(
+    branches: Iterable[BranchView],
+    checkpoints: Sequence[CheckpointCommitted],
+    head: str,
+    where: tuple[str, int],
+    command: UUID,
+) -> bool:
+    """Whether a command that was decided on a branch at a step is part of the history of `head`, as far as views tell.
+
+    Where a run was lost and lineages cross, the journal knows better, see `core.branches`.
+    """
+    branch, step = where
+    for child in to_the_root(_by_name(branches), head):
+        if child.name == branch:
+            return True
+        if child.parent == branch:
+            contained = (each.decided_here for each in checkpoints if each.checkpoint == child.checkpoint)
+            return step < child.step or (step == child.step and command in next(contained, ()))
+    return False
+
+
+def _by_name(branches: Iterable[BranchView]) -> dict[str, Branch]:
+    return {each.branch: Branch(each.branch, each.parent, each.checkpoint, each.step) for each in branches}
+
+
+def line(chosen: Chosen, runs: Mapping[str, Trajectories]) -> tuple[Piece, ...]:
+    """As `lineage`, and before it the line of what it begins at in another run, where that run is known."""
+    run = runs[chosen.run]
+    own = lineage((each.branch for each in run.branches), chosen.branch, chosen.step)
+    origin = origin_of(run, own[0].branch)
+    if origin is None:
+        return tuple(Piece(run=chosen.run, stretch=stretch) for stretch in own)
+    own = (own[0].model_copy(update={"first": origin.step}), *own[1:])
+    here = tuple(Piece(run=chosen.run, stretch=stretch) for stretch in own)
+    return before(origin, chosen, runs) + here
+
+
+def origin_of(run: Trajectories, branch: str) -> Parent | None:
+    """Where a branch begins that begins in another run."""
+    return next((each.branch.origin for each in run.branches if each.branch.branch == branch), None)
+
+
+def origins(run: Trajectories) -> set[str]:
+    """The other runs in which branches of this one begin."""
+    return {each.branch.origin.run for each in run.branches if each.branch.origin is not None}
+
+
+def before(parent: Parent, child: Chosen, runs: Mapping[str, Trajectories]) -> tuple[Piece, ...]:
+    """The line of a branch before it began in its run; nothing if that run or its branch is not known any more."""
+    known = runs.get(parent.run)
+    if known is None or parent.branch not in {each.branch.branch for each in known.branches}:
+        return ()
+    return line(Chosen("", parent.run, parent.branch, min(parent.step, child.step)), runs)
+
+
+def where_they_part(lines: Sequence[Sequence[Piece]]) -> Common:
+    """The last step that all lines have in common."""
+    common = Common()
+    for pieces in zip(*lines, strict=False):
+        places = {(piece.run, piece.stretch.branch) for piece in pieces}
+        if len(places) > 1:
+            break
+        ends = {piece.stretch.last or 0 for piece in pieces}
+        ((run, branch),) = places
+        common = Common(step=min(ends), run=run, branch=branch)
+        if len(ends) > 1:
+            break
+    return common
+
+
+def cut(pieces: Iterable[Piece], after: int, last: int) -> tuple[Piece, ...]:
+    """What of a line lies behind step `after`, up to `last`."""
+    found = []
+    for piece in pieces:
+        first = max(piece.stretch.first, after + 1)
+        end = last if piece.stretch.last is None else min(piece.stretch.last, last)
+        if first <= end:
+            stretch = piece.stretch.model_copy(update={"first": first, "last": end})
+            found.append(piece.model_copy(update={"stretch": stretch}))
+    return tuple(found)
+
+
+def depths(branches: Iterable[BranchView]) -> dict[str, int]:
+    """How far each branch is from the root."""
+    known = _by_name(branches)
+    return {name: sum(1 for _ in to_the_root(known, name)) - 1 for name in known}

@@ -1,0 +1,166 @@
+"""Whether a replay did what the run did: digests of the live state first, then the losses, branch by branch.
+
+    verdict = judge(replay, run)      two runs' files; the run may lie here because its journal was imported
+
+`identical`: every digest that both have is equal on every rank, and so is every loss, to the last bit. `divergent`
+names the first step and branch, the ranks, and, where the ranks' own files are there, the tensors.
+"""
+
+import struct
+from collections.abc import Mapping, Sequence
+from typing import Literal
+
+from pydantic import Field
+
+from control_plane.core.model.commands import Words
+from control_plane.core.model.records import NOT_EXACT, Entry, GenerationStarted, StateDigested
+from control_plane.core.model.state import fold
+from control_plane.core.rules.digests import Comparison, compare
+from control_plane.storage.digest_files import named
+from control_plane.storage.journal import writer
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.metrics import MAX_POINTS_PER_READ, MetricsStore
+
+LOSS = "loss"
+OTHER_BEGINNING = (
+    "The script built another model than it did then: its first weights come from random numbers that the run's seed "
+    "does not reach, or are drawn after another number of draws, or it loads other ones"
+)
+MAX_NAMES = 5
+"""Tensors named of one rank: after the first, nearly everything differs."""
+
+Line = tuple[int, str]
+"""One of the script's trainings, on one branch: each has steps of its own, from 0."""
+
+Losses = dict[tuple[Line, int], float]
+
+
+class Differing(Words):
+    """Where two runs part: after which step of which branch, on which ranks, in what."""
+
+    branch: str
+    step: int
+    training: int = Field(default=1, description="which of the script's trainings")
+    ranks: dict[int, tuple[str, ...]] = Field(default={}, description="by rank, the parts of its state that differ")
+    loss: tuple[float, float] | None = Field(default=None, description="the replay's and the run's, where they differ")
+
+    def sentence(self) -> str:
+        """`step 12 of main: rank 1 differs in optimizer/wte/exp_avg`."""
+        said = [f"rank {rank} differs in {', '.join(parts) or 'its state'}" for rank, parts in self.ranks.items()]
+        said += [f"the loss is {self.loss[0]!r}, and was {self.loss[1]!r}"] if self.loss else []
+        of = self.branch if self.training == 1 else f"{self.branch}, training {self.training} of the script"
+        if self.step == 0 and self.ranks:
+            return f"the beginning of {of}, before any step: {'; '.join(said)}. {OTHER_BEGINNING}"
+        return f"step {self.step} of {of}: {'; '.join(said) or 'other samples were trained'}"
+
+
+class Verdict(Words):
+    """What a comparison of a replay with its run found."""
+
+    verdict: Literal["identical", "divergent", "incomparable"]
+    digests: int = Field(description="digests of all ranks at one step that both runs have")
+    losses: int
+    first: Differing | None = None
+    notes: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """The verdict for people."""
+        seen = f"{self.digests} digests of every rank and {self.losses} losses"
+        if self.verdict == "identical":
+            return f"identical: {seen} are equal, bit for bit"
+        if self.first is None:
+            return f"incomparable: {seen} were compared, which proves nothing"
+        return f"divergent: the first difference is at {self.first.sentence()}"
+
+
+def judge(replay: RunFiles, run: RunFiles) -> Verdict:
+    """Compare what two runs left. Raises `NotFound` or `Damaged` if a journal cannot be read."""
+    ours, theirs = (writer.read(files.journal) for files in (replay, run))
+    our_streams, their_streams = _streams(ours), _streams(theirs)
+    our_losses, their_losses = _losses(replay), _losses(run)
+    untold = any(map(_does_not_say_the_training, (ours, theirs), (our_losses, their_losses)))
+    if untold:
+        our_losses = their_losses = Losses()
+    common = [line for line in our_streams if line in their_streams]
+    found = {line: compare(our_streams[line], their_streams[line]) for line in common}
+    differing = [_digested(line, each, replay, run) for line, each in found.items() if each.first is not None]
+    shared = our_losses.keys() & their_losses.keys()
+    differing += _lost(our_losses, their_losses)
+    digests = sum(len(each.steps) - len(each.unlike) for each in found.values())
+    notes = _notes(ours, theirs, found)
+    if untold:
+        notes += ("losses were not compared: an earlier release did not keep of which training each of them is",)
+    if differing:
+        notes += _inexact(ours, theirs)
+        order = list(fold(theirs).branches)
+        first = min(differing, key=lambda each: (each.training, order.index(each.branch), each.step, not each.ranks))
+        return Verdict(verdict="divergent", digests=digests, losses=len(shared), first=first, notes=notes)
+    verdict: Literal["identical", "incomparable"] = "identical" if digests or shared else "incomparable"
+    return Verdict(verdict=verdict, digests=digests, losses=len(shared), notes=notes)
+
+
+def _streams(entries: Sequence[Entry]) -> dict[Line, list[StateDigested]]:
+    state = fold(list(entries))
+    line_of = {
+        each: (state.training_of_generation[each], branch) for each, branch in state.branch_of_generation.items()
+    }
+    streams: dict[Line, list[StateDigested]] = {line: [] for line in line_of.values()}
+    for entry in entries:
+        if isinstance(entry.record, StateDigested):
+            streams[line_of[entry.record.generation]].append(entry.record)
+    return streams
+
+
+def _does_not_say_the_training(entries: Sequence[Entry], losses: Losses) -> bool:
+    several = len(set(fold(list(entries)).training_of_generation.values())) > 1
+    return several and bool(losses) and all(training == 1 for (training, _), _ in losses)
+
+
+def _losses(files: RunFiles) -> Losses:
+    if not files.metrics.is_file():
+        return {}
+    store, found, after = MetricsStore(files.metrics), Losses(), 0
+    try:
+        while (read := store.read(after, MAX_POINTS_PER_READ, (LOSS,))).points:
+            found |= {((point.training, point.branch), point.step): point.value for point in read.points}
+            after = read.cursor
+    finally:
+        store.close()
+    return found
+
+
+def _digested(line: Line, found: Comparison, replay: RunFiles, run: RunFiles) -> Differing:
+    assert found.first is not None
+    names = {each.rank: each.names[:MAX_NAMES] for each in named(found.first, replay, run)}
+    ranks = {rank: names.get(rank, ()) for rank in found.first.ranks}
+    return Differing(training=line[0], branch=line[1], step=found.first.step, ranks=ranks)
+
+
+def _lost(ours: Losses, theirs: Losses) -> list[Differing]:
+    """The first loss of each line that differs; a NaN is equal to the same NaN."""
+    first: dict[Line, Differing] = {}
+    for line, step in sorted(ours.keys() & theirs.keys()):
+        mine, other = ours[line, step], theirs[line, step]
+        if line not in first and struct.pack(">d", mine) != struct.pack(">d", other):
+            first[line] = Differing(training=line[0], branch=line[1], step=step, loss=(mine, other))
+    return list(first.values())
+
+
+def _inexact(ours: Sequence[Entry], theirs: Sequence[Entry]) -> tuple[str, ...]:
+    """What the runs' own trainers have said that no restart makes as it would have been."""
+    started = [entry.record for entry in (*theirs, *ours) if isinstance(entry.record, GenerationStarted)]
+    reasons = dict.fromkeys(str(reason) for each in started for reason in each.facts.get(NOT_EXACT, ()))
+    return tuple(f"not exact after a failure: {reason}" for reason in reasons)
+
+
+def _notes(ours: Sequence[Entry], theirs: Sequence[Entry], found: Mapping[Line, Comparison]) -> tuple[str, ...]:
+    mine, other = fold(list(ours)), fold(list(theirs))
+    trained = {branch for _, branch in found}
+    notes = [f"branch {branch} was never trained by the replay" for branch in other.branches if branch not in trained]
+    if mine.generation and other.generation and mine.generation.world_size != other.generation.world_size:
+        notes.append(f"{mine.generation.world_size} ranks did again what {other.generation.world_size} ranks did")
+    for (_, branch), each in found.items():
+        if each.their_contradictions:
+            step = each.their_contradictions[0].step
+            notes.append(f"the run itself made step {step} of {branch} twice, and not equal")
+    return tuple(notes)

@@ -1,0 +1,91 @@
+"""What a person or an agent may ask of a running job.
+
+A `Command` is an immutable request: a uuid that its sender chose, so that sending it twice is harmless; an author;
+a reason; and an intent, the typed body (see `intents`). Everything here is checked when it is built, so a command that
+exists is well-formed.
+"""
+
+from uuid import UUID
+
+from pydantic import Field, model_validator
+
+from control_plane.core.model.intents import (
+    INTENT,
+    MAX_FACTOR,
+    MAX_LABEL_CHARS,
+    MAX_LEARNING_RATE,
+    Change,
+    Evaluate,
+    Intent,
+    Pause,
+    Resume,
+    SaveCheckpoint,
+    SetKnobs,
+    SetLearningRate,
+    Stop,
+    Words,
+    describe,
+)
+
+__all__ = [
+    "INTENT",
+    "MAX_FACTOR",
+    "MAX_LABEL_CHARS",
+    "MAX_LEARNING_RATE",
+    "Change",
+    "Command",
+    "Evaluate",
+    "Intent",
+    "Pause",
+    "Resume",
+    "SaveCheckpoint",
+    "SetKnobs",
+    "SetLearningRate",
+    "Stop",
+    "Words",
+    "describe",
+]
+
+MAX_REASON_CHARS = 500
+MAX_STEP = 2**53 - 1
+"""The largest integer that every JSON reader keeps exactly."""
+
+
+class Command(Words):
+    """One request to one run.
+
+    It is settled at the first step boundary that is not before `not_before_step`; at one after `not_after_step` it
+    expires instead. With `based_on_seq` it is refused if somebody has changed the run since that entry of its journal.
+    `role` is what its author was known as when it came in.
+    """
+
+    uuid: UUID
+    author: str = Field(min_length=1, max_length=MAX_LABEL_CHARS)
+    intent: Intent
+    reason: str | None = Field(default=None, max_length=MAX_REASON_CHARS)
+    not_before_step: int | None = Field(default=None, ge=0, le=MAX_STEP, strict=True)
+    not_after_step: int | None = Field(default=None, ge=0, le=MAX_STEP, strict=True)
+    based_on_seq: int | None = Field(default=None, ge=0, le=MAX_STEP, strict=True)
+    role: str | None = Field(default=None, max_length=MAX_LABEL_CHARS)
+
+    @model_validator(mode="after")
+    def _a_paused_run_makes_no_steps(self) -> "Command":
+        if isinstance(self.intent, Resume) and self.not_before_step is not None:
+            raise ValueError("a resume takes no 'not_before_step': a paused run would never reach that step")
+        return self
+
+    @model_validator(mode="after")
+    def _there_is_a_step_for_it(self) -> "Command":
+        if self.not_after_step is not None and self.not_after_step < (self.not_before_step or 0):
+            raise ValueError(
+                f"'not_after_step' is {self.not_after_step}, which is before 'not_before_step' {self.not_before_step}"
+            )
+        return self
+
+    def describe(self) -> str:
+        """The command in a few words, for logs and charts."""
+        return describe(self.intent)
+
+    def takes_back(self) -> str:
+        """Why what this cancel takes back is no more, told to whoever had sent it."""
+        return f"cancelled by {self.author}" + (f": {self.reason}" if self.reason else "")

@@ -1,0 +1,144 @@
+"""What a run's owner allows: bounds per knob, from the run's config.
+
+    limits:
+      lr: {min: 1e-6, max: 1e-2, max_factor: 10, cool_down_s: 30, roles: [operator, admin]}
+      "*:p": {max: 0.5}
+      action/reshuffle: {roles: [operator, admin, agent]}
+
+A name may be a pattern; the first that fits counts. An action of the script is limited as `action/NAME`; an agent may
+run it only if a limit whose name begins so names the role `agent`: nobody here knows what it does. What is asked for is
+checked when a command comes in. Which knobs a pattern covers, and what a value becomes, is known to the ranks alone,
+and is checked by all of them at the step boundary, see `barred` and `breach`.
+"""
+
+from collections.abc import Iterable, Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from pydantic import Field, model_validator
+
+from control_plane.core.model.intents import Intent, RunAction, SetKnobs, SetLearningRate, SetSchedule, Words
+
+LEARNING_RATE = "lr"
+ACTION = "action/"
+AGENT = "agent"
+NEVER: Mapping[str, float] = {}
+
+
+class Limit(Words):
+    """What one knob may become, how fast, how often, and at whose word. What is not said is not bounded."""
+
+    min: float | None = Field(default=None, allow_inf_nan=False)
+    max: float | None = Field(default=None, allow_inf_nan=False)
+    max_factor: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    cool_down_s: float | None = Field(default=None, gt=0, allow_inf_nan=False)
+    roles: tuple[str, ...] | None = Field(default=None, min_length=1)
+
+    @model_validator(mode="after")
+    def _min_is_not_above_max(self) -> "Limit":
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min is {self.min:g}, which is above max {self.max:g}")
+        return self
+
+
+def limit_of(limits: Mapping[str, Limit], knob: str) -> Limit | None:
+    """The knob's own limit, or that of the first pattern that fits."""
+    own = limits.get(knob)
+    return own or next((limit for pattern, limit in limits.items() if fnmatchcase(knob, pattern)), None)
+
+
+def knobs_of(intent: Intent) -> tuple[str, ...]:
+    """The knobs that an intent changes; an action counts as one."""
+    if isinstance(intent, SetLearningRate | SetSchedule):
+        return (LEARNING_RATE,)
+    if isinstance(intent, RunAction):
+        return (ACTION + intent.name,)
+    return tuple(change.knob for change in intent.changes) if isinstance(intent, SetKnobs) else ()
+
+
+def changed_by(intent: Intent, after: Mapping[str, Any] | None) -> tuple[str, ...]:
+    """The knobs that an applied intent has changed: those that it names, and those that the ranks read after it."""
+    return tuple(dict.fromkeys((*knobs_of(intent), *((after or {}) if isinstance(intent, SetKnobs) else ()))))
+
+
+def refusal(
+    limits: Mapping[str, Limit], intent: Intent, role: str | None, changed_s_ago: Mapping[str, float]
+) -> str | None:
+    """Why this may not be asked for, or None. `changed_s_ago`: seconds since each knob was last changed."""
+    for knob in knobs_of(intent):
+        if role == AGENT and isinstance(intent, RunAction) and not _is_granted(limits, knob):
+            return f"{intent.name} may be run by people; for an agent this run's limits have no {knob} with that role"
+        # A pattern stands for every knob that it fits, as far as their names are known here.
+        covered = (name for name in (*limits, *changed_s_ago) if ":" in knob and fnmatchcase(name, knob))
+        for name in (knob, *covered):
+            if problem := barred(limits, name, role, changed_s_ago):
+                return problem
+        limit = limit_of(limits, knob)
+        for value, factor in _asked(intent, knob) if limit is not None else ():
+            if limit is not None and (problem := _beyond(knob, limit, value, factor)):
+                return problem
+    return None
+
+
+def barred(
+    limits: Mapping[str, Limit], knob: str, role: str | None, changed_s_ago: Mapping[str, float] = NEVER
+) -> str | None:
+    """Why this role may not change this knob now, or None, whatever it would become."""
+    limit = limit_of(limits, knob)
+    if limit is None:
+        return None
+    if limit.roles is not None and role is not None and role not in limit.roles:
+        return f"{knob} may be changed by {', '.join(limit.roles)}, not by {role}"
+    ago_s = max(0.0, changed_s_ago[knob]) if knob in changed_s_ago else None
+    if limit.cool_down_s is not None and ago_s is not None and ago_s < limit.cool_down_s:
+        return (
+            f"{knob} was changed {ago_s:.0f} s ago and may be changed again after {limit.cool_down_s:g} s; "
+            f"try again in {limit.cool_down_s - ago_s:.0f} s"
+        )
+    return None
+
+
+def _is_granted(limits: Mapping[str, Limit], action: str) -> bool:
+    """Whether an agent may run this action: a limit of all knobs, such as `*`, does not say so."""
+    limit = limit_of({name: each for name, each in limits.items() if name.startswith(ACTION)}, action)
+    return limit is not None and AGENT in (limit.roles or ())
+
+
+def breach(limits: Mapping[str, Limit], knob: str, before: Any, after: Any) -> str | None:
+    """Why a knob may not go from one value to another, or None. Values: numbers, or lists of them of equal length."""
+    limit = limit_of(limits, knob)
+    if limit is None:
+        return None
+    for was, becomes in zip(_numbers(before), _numbers(after), strict=False):
+        if problem := _beyond(knob, limit, becomes, becomes / was if was and becomes != was else None):
+            return problem
+    return None
+
+
+def _asked(intent: Intent, knob: str) -> Iterable[tuple[float | None, float | None]]:
+    """Pairs of value and factor, one of which is None."""
+    if isinstance(intent, SetLearningRate):
+        yield intent.value, intent.factor
+    elif isinstance(intent, SetKnobs):
+        for change in intent.changes:
+            if change.knob == knob:
+                values = _numbers(change.value) if change.value is not None else []
+                yield from ((value, None) for value in values)
+                yield None, change.factor
+
+
+def _beyond(knob: str, limit: Limit, value: float | None, factor: float | None) -> str | None:
+    if value is not None and limit.min is not None and value < limit.min:
+        return f"{knob} would be {value:g}; this run allows at least {limit.min:g}"
+    if value is not None and limit.max is not None and value > limit.max:
+        return f"{knob} would be {value:g}; this run allows at most {limit.max:g}"
+    most = limit.max_factor
+    if factor is not None and most is not None and not 1 / most <= abs(factor) <= most:
+        return f"{knob} would be multiplied by {factor:g}; this run allows at most {most:g} and at least {1 / most:g}"
+    return None
+
+
+def _numbers(value: Any) -> list[float]:
+    if isinstance(value, list | tuple):
+        return [number for each in value for number in _numbers(each)]
+    return [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []

@@ -1,0 +1,365 @@
+"""One run as the fold of its records.
+
+Possibly the simplest way to think of a steered run is as two machines: each command (accepted, then settled once)
+and the run itself (waiting, running, paused, closed). Rule 1: whatever changes either of them is `evolve`. Rule 2:
+this file does not know whether it is live, replaying a journal, in a console or inside a simulation.
+"""
+
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+from control_plane.core.model.branch_tree import Branch
+from control_plane.core.model.commands import Command
+from control_plane.core.model.intents import CHANGES_TRAINING, Rollback
+from control_plane.core.model.limits import Limit, changed_by
+from control_plane.core.model.records import (
+    MAIN,
+    BranchAdopted,
+    BranchResumed,
+    BranchStarted,
+    CheckpointCommitted,
+    CheckpointDiscarded,
+    CheckpointFailed,
+    CheckpointPinned,
+    CommandAccepted,
+    CommandRepeated,
+    CommandScheduled,
+    CommandSettled,
+    Entry,
+    GenerationEnded,
+    GenerationLost,
+    GenerationRecovered,
+    GenerationStarted,
+    Parent,
+    Reading,
+    Record,
+    RunClosed,
+    RunCreated,
+    RunResumed,
+    StateDigested,
+    TermStarted,
+)
+
+
+@dataclass(slots=True)
+class CommandLife:
+    """One command and what became of it."""
+
+    command: Command
+    accepted_seq: int
+    accepted_at: str
+    settled: CommandSettled | None = None
+    settled_seq: int | None = None
+    settled_at: str | None = None
+    repeated: CommandRepeated | None = None
+    # The branch on which it was settled; until then, that on which it was asked for. So with the training.
+    branch: str = MAIN
+    training: int = 1
+
+    @property
+    def status(self) -> str:
+        """`accepted`, or how it was settled."""
+        return self.settled.status if self.settled else "accepted"
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """One loss of the trainers, and how the run came back from it; `recovered` is None while it has not.
+
+    `began` is the start of those who were lost; None if they died before they had begun.
+    """
+
+    lost: GenerationLost
+    lost_at: str
+    began: GenerationStarted | None = None
+    restarted: GenerationStarted | None = None
+    recovered: GenerationRecovered | None = None
+
+
+@dataclass(slots=True)
+class RunState:
+    """What a journal says about its run. Only `evolve` changes it."""
+
+    run: str = ""
+    name: str = ""
+    config_sha256: str = ""
+    created_at: str = ""
+    # seq is the position of the last record folded in. Invariant: seq == number of records folded.
+    seq: int = 0
+    term: int = 0
+    generation: GenerationStarted | None = None
+    # Every start there was, by its uuid: a late repetition of an old announcement must not begin a new generation.
+    starts: dict[UUID, int] = field(default_factory=dict)
+    ended: GenerationEnded | None = None
+    closed: RunClosed | None = None
+    paused: bool = False
+    stopping: bool = False
+    step: int = 0
+    knobs: Reading = field(default_factory=dict)
+    commands: dict[UUID, CommandLife] = field(default_factory=dict)
+    # Invariant: pending holds exactly the uuids of `commands` that are not settled, in the order of acceptance.
+    pending: dict[UUID, None] = field(default_factory=dict)
+    # In the order of their commits, without those that were discarded.
+    checkpoints: list[CheckpointCommitted] = field(default_factory=list)
+    discarded: set[str] = field(default_factory=set)
+    # The record of each checkpoint, of the discarded ones too.
+    committed_seq: dict[str, int] = field(default_factory=dict)
+    # Checkpoints that lie beyond a later start of their branch, with the record of that start: the branch went on from
+    # before them, and its history took another way.
+    abandoned: dict[str, int] = field(default_factory=dict)
+    # Of each branch and training the starts of its trainers: the record, and the step at which they began.
+    begun: dict[tuple[str, int], list[tuple[int, int]]] = field(default_factory=dict)
+    losses: list[Loss] = field(default_factory=list)
+    # Of the current generation, by step: what is told twice is recorded once.
+    digested: dict[int, StateDigested] = field(default_factory=dict)
+    # The highest step that the journal knows to have been made, by any generation.
+    reached_step: int = 0
+    started_seq: int = 0
+    # Stops up to this record are over and done with: the run was resumed after them.
+    resumed_seq: int = 0
+    # So many losses came before that: somebody has looked since.
+    losses_before_resume: int = 0
+    limits: dict[str, Limit] = field(default_factory=dict)
+    # The entry that last changed each knob.
+    changed_seq: dict[str, int] = field(default_factory=dict)
+    # The last entry that changed the run's course, or announced that it will, and what that was.
+    course_seq: int = 0
+    course: str = "its beginning"
+    parent: Parent | None = None
+    branches: dict[str, Branch] = field(default_factory=lambda: {MAIN: Branch()})
+    # The branch that is trained, or that the next trainers will train.
+    head: str = MAIN
+    branch_of_generation: dict[int, str] = field(default_factory=dict)
+    # Which of the script's trainings, see `trainings`, each generation was of.
+    training_of_generation: dict[int, int] = field(default_factory=dict)
+    # The trainings that have begun, by their number: the fingerprint of model and data.
+    trainings: dict[int, str] = field(default_factory=dict)
+    # Those that came to their end, with the branch on which they did.
+    finished_trainings: set[tuple[str, int]] = field(default_factory=set)
+    # The highest step that the journal knows of each branch.
+    reached: dict[str, int] = field(default_factory=dict)
+    # The knobs as the trainers of each branch have them, or had them last; the head's are `knobs`.
+    knobs_of: dict[str, Reading] = field(default_factory=dict)
+    # When the run was last taken to another branch; pauses and stops before that are over and done with.
+    branched_seq: int = 0
+    # Commands that take effect at a known step, before any other.
+    scheduled: dict[UUID, int] = field(default_factory=dict)
+
+    @property
+    def switching(self) -> bool:
+        """Whether the run is on its way to another branch."""
+        return self.branched_seq > self.started_seq
+
+    @property
+    def lost(self) -> bool:
+        """Whether the current generation was lost, and no other has begun."""
+        return bool(self.losses) and self.losses[-1].restarted is None
+
+    @property
+    def listens(self) -> bool:
+        """Whether the current generation may still report: its successors have not been told history without it."""
+        return not self.lost and not self.is_resumed
+
+    @property
+    def is_resumed(self) -> bool:
+        """Whether somebody had the run go on, and its new trainers have not begun yet."""
+        return self.resumed_seq > self.started_seq
+
+    @property
+    def status(self) -> str:
+        """`waiting` (no trainers yet), `running`, `paused`, `recovering`, or how the run was closed."""
+        if self.closed:
+            return self.closed.ending
+        if self.generation is None or (self.is_resumed and not self.switching):
+            return "waiting"
+        if self.switching and (self.is_resumed or not self.lost):
+            return "switching"
+        if self.lost or self.ended is not None:
+            return "recovering" if self.lost or (self.ended and self.ended.ending == "failed") else "waiting"
+        return "paused" if self.paused else "running"
+
+    @property
+    def generation_number(self) -> int:
+        """Generations are counted from 1; 0 means that no trainer has started yet."""
+        return self.generation.generation if self.generation else 0
+
+    def pending_commands(self) -> tuple[Command, ...]:
+        """Accepted, not settled and for no certain step, oldest first."""
+        return tuple(self.commands[uuid].command for uuid in self.pending if uuid not in self.scheduled)
+
+
+def evolve(state: RunState, entry: Entry) -> None:
+    """Fold one entry into the state. The only mutation there is.
+
+    Raises `ValueError` if the entry is not the next one: a gap means that records were lost on the way.
+    """
+    if entry.seq != state.seq + 1:
+        raise ValueError(f"record {entry.seq} cannot follow record {state.seq}")
+    _fold(state, entry, entry.record)
+    state.seq = entry.seq
+
+
+def _fold(state: RunState, entry: Entry, record: Record) -> None:
+    match record:
+        case RunCreated():
+            state.run, state.name, state.config_sha256 = record.run, record.name, record.config_sha256
+            state.created_at, state.limits = entry.time, dict(record.limits)
+            state.parent = record.parent
+        case TermStarted():
+            state.term = record.term
+        case GenerationStarted():
+            _start_generation(state, entry, record)
+        case CommandAccepted():
+            uuid = record.command.uuid
+            training = state.generation.training if state.generation else 1
+            life = CommandLife(record.command, entry.seq, entry.time, branch=state.head, training=training)
+            state.commands[uuid] = life
+            state.pending[uuid] = None
+            if isinstance(record.command.intent, (*CHANGES_TRAINING, Rollback)):
+                state.course_seq, state.course = entry.seq, f"{record.command.author}: {record.command.describe()}"
+        case CommandScheduled():
+            state.scheduled[record.uuid] = record.step
+            if record.uuid in state.commands:
+                state.commands[record.uuid].training = record.training
+        case CommandSettled():
+            _settle(state, entry, record)
+        case BranchStarted() | BranchResumed():
+            _take_branch(state, entry, record)
+        case BranchAdopted():
+            state.branches[record.branch] = Branch(
+                record.branch, step=record.origin.step, began_seq=entry.seq, origin=record.origin
+            )
+            _reach(state, record.origin.step, record.branch)
+        case CommandRepeated():
+            life = state.commands[record.uuid]
+            life.repeated = record
+            _take_effect(state, entry, life.command, record)
+        case CheckpointCommitted():
+            state.checkpoints.append(record)
+            state.committed_seq[record.checkpoint] = entry.seq
+            _reach(state, record.step, record.branch)
+        case CheckpointDiscarded():
+            state.checkpoints = [each for each in state.checkpoints if each.checkpoint != record.checkpoint]
+            state.discarded.add(record.checkpoint)
+        case CheckpointPinned():
+            state.checkpoints = [
+                each.model_copy(update={"pinned": record.pinned}) if each.checkpoint == record.checkpoint else each
+                for each in state.checkpoints
+            ]
+        case CheckpointFailed():
+            pass  # for people: what was never committed was never there
+        case StateDigested():
+            state.digested[record.step] = record
+            state.step = max(state.step, record.step)
+            state.reached_step = max(state.reached_step, record.step)
+        case GenerationLost():
+            _lose(state, entry, record)
+            _reach(state, record.step, state.branch_of_generation.get(record.generation, state.head))
+        case GenerationRecovered():
+            state.losses[-1] = replace(state.losses[-1], recovered=record)
+        case GenerationEnded():
+            _end_generation(state, record)
+        case RunClosed():
+            state.closed = record
+        case RunResumed():
+            state.closed, state.stopping, state.resumed_seq = None, False, entry.seq
+            state.losses_before_resume = len(state.losses)
+
+
+def _reach(state: RunState, step: int, branch: str) -> None:
+    state.reached_step = max(state.reached_step, step)
+    state.reached[branch] = max(state.reached.get(branch, 0), step)
+
+
+def _take_branch(state: RunState, entry: Entry, record: BranchStarted | BranchResumed) -> None:
+    if isinstance(record, BranchStarted):
+        base = next((each for each in state.checkpoints if each.checkpoint == record.checkpoint), None)
+        training = base.training if base is not None else 1
+        state.branches[record.branch] = Branch(
+            record.branch, record.parent, record.checkpoint, record.step, training, entry.seq, record.rollback
+        )
+        _reach(state, record.step, record.branch)
+    state.head, state.branched_seq = record.branch, entry.seq
+    # A branch begins to train, whatever was the matter with the one before, and nothing speaks against it yet.
+    state.paused = state.stopping = False
+    state.losses_before_resume = len(state.losses)
+    state.course_seq, state.course = entry.seq, f"the run was taken to branch {record.branch}"
+
+
+def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) -> None:
+    # A pause, or a stop, outlives the trainers: what was decided before a loss is repeated after it.
+    state.generation, state.ended, state.step = record, None, record.step
+    state.started_seq = entry.seq
+    state.digested = {}
+    state.course_seq, state.course = entry.seq, f"the trainers began at step {record.step}"
+    own = [each for each in state.checkpoints if (each.branch, each.training) == (record.branch, record.training)]
+    left = {each.checkpoint: entry.seq for each in own if each.step > record.step}
+    state.abandoned = left | state.abandoned
+    state.begun.setdefault((record.branch, record.training), []).append((entry.seq, record.step))
+    state.branch_of_generation[record.generation] = record.branch
+    state.training_of_generation[record.generation] = record.training
+    state.trainings[record.training] = record.training_sha256
+    _reach(state, record.step, record.branch)
+    state.starts[record.uuid] = record.generation
+    state.knobs = state.knobs_of[record.branch] = dict(record.knobs)
+    if state.lost:
+        state.losses[-1] = replace(state.losses[-1], restarted=record)
+
+
+def _lose(state: RunState, entry: Entry, record: GenerationLost) -> None:
+    last = state.losses[-1] if state.lost else None
+    # Those who were lost on their way to another branch tell nothing of how it is there.
+    is_of_another_branch = state.switching and state.ended is None and not state.lost
+    if last is not None and last.lost.is_inferred and not record.is_inferred:
+        state.losses[-1] = replace(last, lost=record)  # the driver's word of what was known already
+    else:
+        died_on_the_way = state.lost or (state.switching and state.ended is not None)
+        state.losses.append(Loss(record, entry.time, None if died_on_the_way else state.generation))
+    if is_of_another_branch:
+        state.losses_before_resume = len(state.losses)
+
+
+def _end_generation(state: RunState, record: GenerationEnded) -> None:
+    state.ended, state.step = record, record.step
+    branch = state.branch_of_generation.get(record.generation, state.head)
+    _reach(state, record.step, branch)
+    if record.ending == "finished":
+        state.finished_trainings.add((branch, state.training_of_generation.get(record.generation, 1)))
+
+
+def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:
+    life = state.commands[record.uuid]
+    life.settled, life.settled_seq, life.settled_at = record, entry.seq, entry.time
+    del state.pending[record.uuid]
+    state.scheduled.pop(record.uuid, None)
+    life.branch = state.branch_of_generation.get(record.generation or 0, state.head)
+    life.training = state.training_of_generation.get(record.generation or 0, life.training)
+    _take_effect(state, entry, life.command, record)
+
+
+def _take_effect(state: RunState, entry: Entry, command: Command, outcome: CommandSettled | CommandRepeated) -> None:
+    if outcome.status != "applied":
+        return
+    _reach(state, outcome.step or 0, state.branch_of_generation.get(outcome.generation or 0, state.head))
+    if state.switching and outcome.generation is not None:
+        return  # told late, of a branch that the run has left
+    state.step = max(state.step, outcome.step or 0)
+    for knob in changed_by(command.intent, outcome.after):
+        state.changed_seq[knob] = entry.seq
+    match command.intent.kind:
+        case "set_learning_rate" | "set_knobs" | "set_schedule" | "freeze" | "unfreeze":
+            state.knobs |= outcome.after or {}
+        case "pause":
+            state.paused = True
+        case "resume":
+            state.paused = False
+        case "stop":
+            state.stopping, state.paused = True, False
+
+
+def fold(entries: "list[Entry]") -> RunState:
+    """The state after these entries, from nothing."""
+    state = RunState()
+    for entry in entries:
+        evolve(state, entry)
+    return state

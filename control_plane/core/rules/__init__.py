@@ -1,0 +1,1 @@
+"""Decision rules: state and a request in, records or an error out."""

@@ -1,0 +1,84 @@
+"""Commands that need no rank: checkpoints are kept, deleted and adopted, and what nobody trains for is cancelled."""
+
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Conflict, Invalid, NotFound
+from control_plane.core.model.intents import MAX_NAMES_TOLD, AdoptCheckpoint, Cancel, DeleteCheckpoint, PinCheckpoint
+from control_plane.core.model.records import UNIVERSAL, CheckpointDiscarded, CheckpointPinned, CommandSettled, Record
+from control_plane.core.model.state import RunState
+from control_plane.core.rules.branch_rules import Adopted, check_branch_is_free, next_name, stands_on, take_in
+
+
+def cancel_command(state: RunState, command: Command) -> list[Record]:
+    """Nothing, while trainers may already have been offered what is to be cancelled: they settle both."""
+    assert isinstance(command.intent, Cancel)
+    life = state.commands.get(command.intent.command)
+    if life is None:
+        raise NotFound(f"no command {command.intent.command} was ever accepted by run {state.run}")
+    if life.settled is not None:
+        raise Conflict(f"'{life.command.describe()}' is already {life.status}: there is nothing left to cancel")
+    if isinstance(life.command.intent, Cancel):
+        raise Conflict("a cancel cannot be cancelled")
+    if life.command.uuid in state.scheduled:
+        raise Conflict(f"'{life.command.describe()}' is what a branch begins with, or a replay does: it stays")
+    if state.generation is not None and state.listens:
+        return []
+    return [
+        CommandSettled(uuid=life.command.uuid, status="cancelled", reason=command.takes_back()),
+        CommandSettled(uuid=command.uuid, status="applied", after={"cancelled": str(life.command.uuid)}),
+    ]
+
+
+def keep_or_delete(state: RunState, command: Command) -> list[Record]:
+    intent = command.intent
+    assert isinstance(intent, PinCheckpoint | DeleteCheckpoint)
+    names = [each.checkpoint for each in state.checkpoints]
+    found = next((each for each in state.checkpoints if each.checkpoint == intent.checkpoint), None)
+    if found is None:
+        listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
+        raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}; the newest are {listed}")
+    if isinstance(intent, PinCheckpoint):
+        pinned = CheckpointPinned(checkpoint=found.checkpoint, pinned=intent.pinned)
+        after = {"checkpoint": found.checkpoint, "pinned": intent.pinned}
+        return [pinned, CommandSettled(uuid=command.uuid, status="applied", after=after)]
+    restored_from = state.generation.checkpoint if state.generation else None
+    if found.checkpoint in stands_on(state) - {names[-1]}:
+        raise Conflict(f"checkpoint {found.checkpoint} is what a branch stands on, or goes on from: it stays")
+    if found.pinned:
+        raise Conflict(f"checkpoint {found.checkpoint} is pinned; unpin it first")
+    if found.checkpoint == names[-1] or found.checkpoint == (restored_from or "").removesuffix(UNIVERSAL):
+        raise Conflict(f"checkpoint {found.checkpoint} is the newest, or what the run stands on: it stays")
+    gone = CheckpointDiscarded(checkpoint=found.checkpoint, reason=f"deleted by {command.author}")
+    after = {"checkpoint": found.checkpoint, "deleted": True}
+    return [gone, CommandSettled(uuid=command.uuid, status="applied", after=after)]
+
+
+def check_adoption(state: RunState, intent: AdoptCheckpoint) -> str:
+    """What the branch is called. Raises `Invalid` for the run itself, `Conflict` for a name that is taken."""
+    if intent.run == state.run:
+        raise Invalid(
+            f"run {state.run} has its own checkpoints already: go back to one, or on with one of its branches"
+        )
+    if intent.branch is None:
+        return next_name(state)
+    check_branch_is_free(state, intent.branch)
+    return intent.branch
+
+
+def adopt(state: RunState, command: Command, adopted: Adopted) -> list[Record]:
+    """The branch and its checkpoint, whose files are here already. Raises what `check_adoption` does."""
+    assert isinstance(command.intent, AdoptCheckpoint)
+    checkpoint, origin = adopted.checkpoint, adopted.origin
+    if checkpoint.checkpoint in state.committed_seq:
+        branch = next((each.name for each in state.branches.values() if each.origin == origin), checkpoint.branch)
+        raise Conflict(f"{origin.checkpoint} of run {origin.run} was adopted before, as branch {branch}")
+    # While the files were brought here others may have begun a branch of that name.
+    check_adoption(state, command.intent.model_copy(update={"branch": checkpoint.branch}))
+    after = {
+        "branch": checkpoint.branch,
+        "checkpoint": checkpoint.checkpoint,
+        "step": checkpoint.step,
+        "from_run": origin.run,
+        "from_branch": origin.branch,
+        "differing": adopted.differing,
+    }
+    return [*take_in(adopted), CommandSettled(uuid=command.uuid, status="applied", after=after)]

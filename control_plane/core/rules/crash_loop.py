@@ -1,0 +1,192 @@
+"""The crash-loop rule: which failures are the same one again, when a run is given up for them, and the back-off.
+
+    reason_to_give_up(state)       after each failure, and before each start
+    wait_s(state)                  how long the next start waits after the last failure
+
+A machine that dies is no reason to give a run up: its trainers are started again without end, after longer and longer
+waits. What fails a run is the same failure again and again: it would fail in the same way for ever.
+"""
+
+import re
+from collections.abc import Sequence
+
+from pydantic import Field
+
+from control_plane.core.model.commands import Words
+from control_plane.core.model.records import MAIN, Death
+from control_plane.core.model.state import Loss, RunState
+
+SAME_FAILURES = 3
+"""So many equal failures in a row, without a new step, are not the machines' fault."""
+
+SAME_FAILURES_BEFORE_A_START = 2
+"""Before the first start nothing has ever worked: most likely the script does not."""
+
+LEAST_WAIT_S, MOST_WAIT_S = 1.0, 300.0
+"""The back-off: doubled from the first of these to the second."""
+
+ALERT_AFTER = 3
+"""So many failures without a new step are worth a warning: most runs have none in their life."""
+
+MAX_ATTEMPTS_TOLD = 5
+MAX_CAUSE_CHARS = 200
+
+OUT_OF_MEMORY = "out of memory"
+KILLED = "killed, or ended without a word"
+NODE_DIED = "its node died"
+NO_ANSWER = "it does not answer"
+PEER_LOST = "the connection to another rank broke"
+
+UNKNOWN = "no reason is known"
+
+NEVER_THE_SAME = (NODE_DIED, UNKNOWN)
+"""Of these it cannot be said that they come again for the same reason, once the trainers have worked."""
+
+SIGNAL = "signal "
+"""Before a signal's name."""
+
+BY_FORCE = (OUT_OF_MEMORY, KILLED, NODE_DIED, SIGNAL)
+"""Nobody does that to himself: where a rank died so, exceptions of others came of it."""
+
+CONSEQUENCES = (PEER_LOST, NO_ANSWER, "gone", "silent", "stopped")
+"""What is said of a failure by ranks that noticed another one's: they know less of it than that one does."""
+
+_NOISE = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]*\d[0-9a-f]{6,}\b|\d+(?:\.\d+)*", re.IGNORECASE)
+
+
+class Attempt(Words):
+    """One life of the trainers that ended in a failure.
+
+    `restored_step` is None if they died before they had begun. `cause` is the failure's, without the step; it says the
+    same of the same failure. `said` is what the rank said of it.
+    """
+
+    number: int
+    generation: int
+    restored_step: int | None
+    reached_step: int
+    cause: str
+    said: str = ""
+    training: int = 1
+    branch: str = MAIN
+    failed_at: str = Field(default="", description="UTC, ISO 8601")
+
+    def is_like(self, other: "Attempt") -> bool:
+        """Whether both failed in the same way at the same step of the same training."""
+        if self.restored_step is not None and self.cause in NEVER_THE_SAME:
+            return self is other
+        return self._place == other._place and self.cause == other.cause
+
+    @property
+    def _place(self) -> tuple[int, bool, int]:
+        return self.training, self.restored_step is None, self.reached_step
+
+    def describe(self) -> str:
+        """`3 (generation 2) from step 40 to 47: ValueError at train.py:12 in main`."""
+        if self.restored_step is None:
+            return f"{self.number} died before it had begun: {self.cause}"
+        return (
+            f"{self.number} (generation {self.generation}) from step {self.restored_step} to {self.reached_step}: "
+            f"{self.cause}"
+        )
+
+
+def failures_without_a_new_step(state: RunState) -> tuple[Attempt, ...]:
+    """The failures since the run last got further than ever, that last one included; oldest first.
+
+    Failures before somebody had the run go on, or took it to another branch, do not count.
+    """
+    row: list[Attempt] = []
+    furthest = (0, -1)
+    for number, loss in enumerate(state.losses[state.losses_before_resume :], start=1):
+        attempt = _attempt(state, number, loss)
+        place = (attempt.training, attempt.reached_step)
+        if place > furthest:
+            row, furthest = [], place
+        row.append(attempt)
+    return tuple(row)
+
+
+def _attempt(state: RunState, number: int, loss: Loss) -> Attempt:
+    lost, began = loss.lost, loss.began
+    cause, said = cause_of(lost.deaths)
+    return Attempt(
+        number=number,
+        generation=lost.generation,
+        restored_step=began.step if began else None,
+        reached_step=lost.step,
+        cause=cause,
+        said=said,
+        training=state.training_of_generation.get(lost.generation, 1),
+        branch=state.branch_of_generation.get(lost.generation, MAIN) if began else state.head,
+        failed_at=loss.lost_at,
+    )
+
+
+def cause_of(deaths: Sequence[Death]) -> tuple[str, str]:
+    """What made the trainers fail, and how the rank put it that knows most.
+
+    A rank's own exception says more than its peers do, who only lost their connection to it.
+    """
+    if not deaths:
+        return UNKNOWN, ""
+    told = [(_knows(death), death.signature or without_noise(death.reason), death.reason) for death in deaths]
+    _, cause, said = min(told)
+    return cause, said
+
+
+def _knows(death: Death) -> int:
+    """The less, the nearer to the cause."""
+    if death.signature.startswith(CONSEQUENCES):
+        return 2
+    return 0 if death.signature.startswith(BY_FORCE) else 1
+
+
+def without_noise(reason: str) -> str:
+    """A reason without what is another one each time: numbers, addresses, ids. For deaths without a signature."""
+    return " ".join(_NOISE.sub("#", reason).split())[:MAX_CAUSE_CHARS]
+
+
+def wait_s(state: RunState) -> float:
+    """How long after the last failure the next start waits. The first one after new steps waits for nothing."""
+    again = len(failures_without_a_new_step(state)) - 1
+    return min(MOST_WAIT_S, LEAST_WAIT_S * 2.0 ** min(again - 1, 60)) if again > 0 else 0.0
+
+
+def is_waiting(state: RunState, failed_s_ago: float) -> bool:
+    """Whether the trainers failed, and the next ones are not to be started yet."""
+    return state.closed is None and state.lost and failed_s_ago < wait_s(state)
+
+
+def reason_to_give_up(state: RunState, failing_s: float = 0.0, give_up_after_s: float | None = None) -> str | None:
+    """Why it makes no sense to start the trainers once more, or None. It says what was counted.
+
+    `failing_s`: for how long the run has failed without a new step; `give_up_after_s`: how long it may.
+    """
+    row = failures_without_a_new_step(state)
+    if not row:
+        return None
+    started, last = state.generation is not None, row[-1]
+    limit = SAME_FAILURES if started else SAME_FAILURES_BEFORE_A_START
+    same = row[-limit:]
+    if len(same) == limit and all(each.is_like(last) for each in same):
+        return _told(f"the trainers failed {limit} times in a row in the same way", last, started, same)
+    if give_up_after_s is not None and len(row) > 1 and failing_s > give_up_after_s:
+        told = (
+            f"the trainers failed {len(row)} times in {failing_s:.0f} s (recovery.give_up_after_s: {give_up_after_s:g})"
+        )
+        return _told(told, last, started, row)
+    return None
+
+
+def _told(what: str, last: Attempt, started: bool, row: Sequence[Attempt]) -> str:
+    if not started:
+        where = "before they had begun"
+    elif last.restored_step is None:
+        where = "before they had begun again"
+    else:
+        where = f"at step {last.reached_step}, without a new step in between"
+    said = f" ({last.said})" if last.said and last.said not in last.cause else ""
+    left_out = f"{len(row) - MAX_ATTEMPTS_TOLD} earlier ones; " if len(row) > MAX_ATTEMPTS_TOLD else ""
+    attempts = "; ".join(each.describe() for each in row[-MAX_ATTEMPTS_TOLD:])
+    return f"{what}, {where}: {last.cause}{said}. Attempts: {left_out}{attempts}"

@@ -1,0 +1,379 @@
+"""The rules: state and a request in, records or a refusal out.
+
+Every function here is pure. An empty list means that the request is already in the journal: the answer to a retry is
+the answer to the first try. After a refusal nothing has changed.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from uuid import UUID
+
+from control_plane.core.model import limits
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
+from control_plane.core.model.intents import (
+    NEEDS_NO_RANK,
+    AdoptCheckpoint,
+    Cancel,
+    Rollback,
+    Stop,
+)
+from control_plane.core.model.records import (
+    MAIN,
+    CheckpointCommitted,
+    CheckpointFailed,
+    CommandAccepted,
+    CommandRepeated,
+    CommandSettled,
+    Death,
+    Ending,
+    GenerationEnded,
+    GenerationEnding,
+    GenerationLost,
+    GenerationRecovered,
+    GenerationStarted,
+    RankPlace,
+    Reading,
+    Record,
+    RefusedCheckpoint,
+    RunClosed,
+    RunCreated,
+    RunResumed,
+    TermStarted,
+)
+from control_plane.core.model.state import CommandLife, RunState
+from control_plane.core.rules.admission import check_intent, check_text, check_view, stop_is_pending
+from control_plane.core.rules.branch_rules import Adopted, Origin, begin, branch_off, settle_at_once
+from control_plane.core.rules.checkpoint_rules import adopt, cancel_command, check_adoption, keep_or_delete
+
+NEVER: Mapping[str, float] = {}
+
+MAX_PENDING_COMMANDS = 256
+"""Accepted and not yet settled. A boundary settles at least 16, so a queue this long means that nobody trains."""
+
+MAX_PENDING_OF_ONE = MAX_PENDING_COMMANDS // 2
+"""The same for one author: a storm from one leaves room for others."""
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationStart:
+    """What the trainers announce when they are ready to take their first step."""
+
+    uuid: UUID
+    ranks: tuple[RankPlace, ...]
+    step: int
+    total_steps: int
+    knobs: Reading
+    facts: Reading
+    checkpoint: str | None = None
+    refused: tuple[RefusedCheckpoint, ...] = ()
+    retention: Reading = field(default_factory=dict)
+    branch: str = MAIN
+    # The `branched_seq` of the `ResumePoint` that they were told.
+    branched_seq: int | None = None
+    training: int = 1
+    training_sha256: str = ""
+
+
+def create(state: RunState, created: RunCreated, origin: Origin | None = None) -> list[Record]:
+    """A run gets its first records. Raises `Conflict` if the journal belongs to another run or configuration."""
+    if state.seq == 0 or not state.run:
+        if origin is None:
+            return [created]
+        return [created.model_copy(update={"parent": origin.parent}), *begin(origin)]
+    if (state.run, state.config_sha256) != (created.run, created.config_sha256):
+        raise Conflict(
+            f"the journal belongs to run {state.run} with another configuration; a new run needs a new id",
+            run=state.run,
+        )
+    return []
+
+
+def start_term(state: RunState, term: int) -> list[Record]:
+    """A control server begins its life."""
+    return [TermStarted(term=term, recovered=state.seq)]
+
+
+def accept(
+    state: RunState, command: Command, changed_s_ago: Mapping[str, float] = NEVER, adopted: Adopted | None = None
+) -> list[Record]:
+    """Take a command, or refuse it. What needs no rank, or nobody can apply any more, is settled at once.
+
+    `changed_s_ago`: seconds since each knob of `state.changed_seq` was changed. `adopted`: what an adoption has
+    brought here, see `to_be_adopted`.
+
+    Raises: `Conflict` if the uuid names another command, if the run is not in a state for it, or if the sender's view
+    of it is stale; `RunEnded`; `Overloaded` at `MAX_PENDING_COMMANDS`; `NotFound` for an unknown parameter group,
+    command or checkpoint; `Invalid` beyond one of the run's limits.
+    """
+    known = state.commands.get(command.uuid)
+    if known is not None:
+        if known.command != command:
+            raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
+        return []
+    check_text(command)
+    if isinstance(command.intent, NEEDS_NO_RANK):
+        check_view(state, command)
+        if not isinstance(command.intent, AdoptCheckpoint):
+            return [CommandAccepted(command=command), *keep_or_delete(state, command)]
+        assert adopted is not None, "its files come first"
+        return [CommandAccepted(command=command), *adopt(state, command, adopted)]
+    if state.closed is not None:
+        raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
+    if isinstance(command.intent, Cancel):
+        check_view(state, command)
+        return [CommandAccepted(command=command), *cancel_command(state, command)]
+    if state.stopping or stop_is_pending(state):
+        raise RunEnded(f"run {state.run} is stopping and takes no more commands")
+    _check_room(state, command)
+    check_view(state, command)
+    check_intent(state, command)
+    firsts = command.intent.first if isinstance(command.intent, Rollback) else ()
+    for intent in (command.intent, *firsts):
+        if problem := limits.refusal(state.limits, intent, command.role, changed_s_ago):
+            raise Invalid(problem)
+    accepted = CommandAccepted(command=command)
+    if isinstance(command.intent, Rollback) and _nobody_trains(state) and not _is_planned(command):
+        return [accepted, *settle_at_once(state, command)]
+    return [accepted]
+
+
+def to_be_adopted(state: RunState, command: Command) -> str | None:
+    """The name of the branch for which files have to be brought here before `accept`, or None if this brings none.
+
+    Raises what `accept` would raise then, as far as it is known before.
+    """
+    if not isinstance(command.intent, AdoptCheckpoint) or command.uuid in state.commands:
+        return None
+    check_text(command)
+    check_view(state, command)
+    return check_adoption(state, command.intent)
+
+
+def _nobody_trains(state: RunState) -> bool:
+    return state.generation is None or state.ended is not None or not state.listens
+
+
+def _is_planned(command: Command) -> bool:
+    """Then the next trainers take it, at its step."""
+    return command.not_before_step is not None or command.not_after_step is not None
+
+
+def _check_room(state: RunState, command: Command) -> None:
+    waiting = state.pending_commands()
+    own = sum(each.author == command.author for each in waiting)
+    if len(waiting) >= MAX_PENDING_COMMANDS or own >= MAX_PENDING_OF_ONE:
+        limit = MAX_PENDING_OF_ONE if own >= MAX_PENDING_OF_ONE else MAX_PENDING_COMMANDS
+        whose = f"of {command.author} " if own >= MAX_PENDING_OF_ONE else ""
+        raise Overloaded(
+            f"run {state.run} has {own if whose else len(waiting)} commands {whose}that are not settled yet; the limit "
+            f"is {limit}, try again later",
+            limit=limit,
+        )
+
+
+def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
+    """The trainers begin. Announcing the same start (by uuid) again changes nothing.
+
+    Raises `RunEnded` if the run is closed, `Conflict` if that start has been followed by another.
+    """
+    if start.uuid in state.starts:
+        check_generation(state, state.starts[start.uuid])
+        return []
+    if state.closed is not None:
+        raise RunEnded(f"run {state.run} has {state.closed.ending}; it cannot start again")
+    was_told = state.branched_seq if start.branched_seq is None else start.branched_seq
+    if start.branch != state.head or was_told != state.branched_seq:
+        raise Conflict(f"the run was taken to branch {state.head} while trainers got ready for {start.branch}")
+    return [
+        GenerationStarted(
+            uuid=start.uuid,
+            generation=state.generation_number + 1,
+            ranks=start.ranks,
+            step=start.step,
+            total_steps=start.total_steps,
+            knobs=start.knobs,
+            facts=start.facts,
+            checkpoint=start.checkpoint,
+            refused=start.refused,
+            retention=start.retention,
+            branch=start.branch,
+            training=start.training,
+            training_sha256=start.training_sha256,
+        )
+    ]
+
+
+def check_generation(state: RunState, generation: int) -> None:
+    """Raises `Conflict` unless `generation` is the current one: trainers of an earlier start are not listened to.
+
+    Nor are those of a start that was lost. Their successors may already have been told the run's history: what were
+    added to it now, nobody would repeat.
+    """
+    _check_current(state, generation)
+    if not state.listens:
+        raise Conflict(f"generation {generation} was given up for lost", generation=generation)
+
+
+def _check_current(state: RunState, generation: int) -> None:
+    if generation != state.generation_number:
+        raise Conflict(
+            f"generation {generation} is over; generation {state.generation_number} is the current one",
+            generation=state.generation_number,
+        )
+
+
+def settle(state: RunState, outcome: CommandSettled) -> list[Record]:
+    """What the ranks decided about a command. Told twice, it is recorded once.
+
+    What an earlier generation decided and this one applied again, after a loss, is recorded as a repetition.
+    Raises `NotFound` for a command that was never accepted, `Conflict` if this generation settled it otherwise.
+    """
+    life = state.commands.get(outcome.uuid)
+    if life is None:
+        raise NotFound(f"no command {outcome.uuid} was ever accepted by run {state.run}")
+    before = life.settled
+    if before is None:
+        return [outcome, *branch_off(state, life.command, outcome)]
+    if before.status == outcome.status == "cancelled":
+        return []  # by two cancels: one while nobody trained, one by the trainers who came
+    if outcome.generation is not None and (before.generation or 0) < outcome.generation:
+        return _repeat(life, outcome)
+    if (before.status, before.step) != (outcome.status, outcome.step):
+        raise Conflict(f"command {outcome.uuid} is already settled as {before.status} at step {before.step}")
+    return []
+
+
+def _repeat(life: CommandLife, outcome: CommandSettled) -> list[Record]:
+    generation = outcome.generation or 0
+    if life.repeated is not None and life.repeated.generation >= generation:
+        return []
+    return [
+        CommandRepeated(
+            uuid=outcome.uuid,
+            generation=generation,
+            step=outcome.step or 0,
+            status=outcome.status,
+            after=outcome.after,
+            reason=outcome.reason,
+        )
+    ]
+
+
+def commit_checkpoint(state: RunState, checkpoint: CheckpointCommitted) -> list[Record]:
+    """A manifest is in place. Told twice, it is recorded once."""
+    known = any(c.checkpoint == checkpoint.checkpoint for c in state.checkpoints)
+    return [] if known or checkpoint.checkpoint in state.discarded else [checkpoint]
+
+
+def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
+    """A save came to nothing. Told twice, it may be recorded twice: nothing depends on it."""
+    known = any(each.checkpoint == failed.checkpoint for each in state.checkpoints)
+    return [] if known else [failed]
+
+
+def lose_generation(
+    state: RunState, generation: int, step: int, silent_s: float, deaths: tuple[Death, ...], loss: UUID | None = None
+) -> list[Record]:
+    """The driver found the trainers dead. Told twice (by the same `loss`), it is recorded once.
+
+    Trainers that die before they have announced themselves are a loss of their own: they count, too, for those who
+    have to give up.
+
+    Raises `Conflict` for an earlier generation, `RunEnded` if the run is closed.
+    """
+    if state.closed is not None:
+        raise RunEnded(f"run {state.run} has {state.closed.ending}")
+    _check_current(state, generation)
+    told = any(each.lost.loss == loss for each in state.losses) if loss is not None else state.lost
+    if told or (loss is None and state.generation is None):
+        return []
+    if state.switching and (state.ended is not None or state.lost):
+        # The trainers before had left: these died on their way to where the other branch is.
+        reached = state.reached.get(state.head, 0)
+    else:
+        saved = (each.step for each in state.checkpoints if each.generation == generation)
+        told_by_the_dead = (death.step or 0 for death in deaths)
+        reached = max(step, state.step, *saved, *told_by_the_dead)
+    silent_s = 0.0 if state.lost else max(0.0, silent_s)
+    places = state.generation.ranks if state.generation else ()
+    nodes: dict[int | None, str] = {place.rank: place.node for place in places}
+    deaths = tuple(each if each.node else each.model_copy(update={"node": nodes.get(each.rank, "")}) for each in deaths)
+    return [GenerationLost(loss=loss, generation=generation, step=reached, silent_s=silent_s, deaths=deaths)]
+
+
+def succeed_generation(state: RunState, step: int, silent_s: float) -> list[Record]:
+    """New trainers ask where to begin: those before are gone, even if the driver's word of it was lost on its way."""
+    if state.closed is not None or state.generation is None or state.ended is not None or not state.listens:
+        return []
+    return lose_generation(state, state.generation_number, step, silent_s, ())
+
+
+def recover_generation(state: RunState, recovered: GenerationRecovered) -> list[Record]:
+    """The first step after a loss. Told twice, it is recorded once."""
+    last = state.losses[-1] if state.losses else None
+    if last is None or last.restarted is None or last.recovered is not None:
+        return []
+    if last.restarted.generation != recovered.generation:
+        return []  # those who came after the loss left for another branch before they had told
+    return [recovered]
+
+
+def resume_run(state: RunState, author: str, back: bool = False) -> list[Record]:
+    """Somebody wants the run to go on, `back` at an earlier step or from where it was.
+
+    Raises `Conflict` if it has finished and nobody goes back, or if it was never started.
+    """
+    if not state.run:
+        raise Conflict("this run has no journal to resume from")
+    if state.closed is not None and state.closed.ending == "finished" and not back:
+        raise Conflict(f"run {state.run} has finished at step {state.step}: there is nothing left to resume")
+    return [*_too_late_cancels(state), RunResumed(author=author)]
+
+
+def _too_late_cancels(state: RunState) -> list[Record]:
+    """Cancels of what was settled first. New trainers do not know a stop that is over, and would cancel it."""
+    told: list[Record] = []
+    for cancel in state.pending_commands():
+        target = state.commands.get(cancel.intent.command) if isinstance(cancel.intent, Cancel) else None
+        if target is not None and target.settled is not None:
+            reason = f"'{target.command.describe()}' was already {target.status}"
+            told.append(CommandSettled(uuid=cancel.uuid, status="rejected", reason=reason))
+    return told
+
+
+def end_generation(
+    state: RunState, generation: int, ending: GenerationEnding, step: int, reason: str | None
+) -> list[Record]:
+    """The trainers ended. What they left undecided stays pending: a later generation may take it up."""
+    check_generation(state, generation)
+    if state.ended is not None:
+        return []
+    return [GenerationEnded(generation=generation, ending=ending, step=step, reason=reason)]
+
+
+def stop_before_a_start(state: RunState) -> list[Record]:
+    """A run whose trainers failed, and whose next ones are not started yet, ends at once where it is told to stop."""
+    if not stop_is_pending(state):
+        return []
+    stops = [each.uuid for each in state.pending_commands() if isinstance(each.intent, Stop)]
+    settled: list[Record] = [CommandSettled(uuid=uuid, status="applied", step=state.step) for uuid in stops]
+    rest = [each for each in close_run(state, "stopped", None) if getattr(each, "uuid", None) not in stops]
+    return [*settled, *rest]
+
+
+def close_run(state: RunState, ending: Ending, reason: str | None) -> list[Record]:
+    """The run is over. Whatever was accepted and never applied expires: nothing is left without an end.
+
+    A training that ended well after a stop was applied is `stopped`, whatever the driver calls it.
+    """
+    if state.closed is not None:
+        return []
+    if ending == "finished" and state.stopping:
+        ending = "stopped"
+    why = f"the run {ending} at step {state.step} before this command was applied"
+    expired: list[Record] = [
+        CommandSettled(uuid=uuid, status="expired", generation=state.generation_number, reason=why)
+        for uuid in state.pending
+    ]
+    return [*expired, RunClosed(ending=ending, reason=reason)]

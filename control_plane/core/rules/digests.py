@@ -1,0 +1,110 @@
+"""Digests of the live state: what the journal keeps of them, and where two streams of them part.
+
+    compare(ours, theirs)      the entries of one branch each: identical, or the first step and ranks that differ
+
+A step that a loss has undone is made, and digested, again: history repeats itself, so that both must be equal.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from control_plane.core.model.errors import Conflict
+from control_plane.core.model.records import Record, StateDigested
+from control_plane.core.model.state import RunState
+
+Verdict = Literal["identical", "divergent", "incomparable"]
+
+
+def digest_state(state: RunState, digested: StateDigested) -> list[Record]:
+    """The ranks digested what they have live. Told twice, it is recorded once.
+
+    Raises `Conflict` if this generation told something else of the same step.
+    """
+    known = state.digested.get(digested.step) if digested.generation == state.generation_number else None
+    if known is None:
+        return [digested]
+    if known != digested:
+        raise Conflict(f"generation {known.generation} has told another digest of step {known.step} already")
+    return []
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Two digests of one step that differ.
+
+    `ranks` are those whose own state differs, from 0. There are none where only the samples of the step differ, which
+    are all that can be compared on another number of ranks.
+    """
+
+    ours: StateDigested
+    theirs: StateDigested
+    ranks: tuple[int, ...]
+
+    @property
+    def step(self) -> int:
+        """The step after which the state was digested."""
+        return self.ours.step
+
+    @property
+    def samples_differ(self) -> bool:
+        """Whether the step's global batch consisted of other samples."""
+        return self.ours.samples != self.theirs.samples
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What two streams say about each other.
+
+    `steps` were digested in both, in order. Of those, `unlike` were digested on another number of ranks, or in another
+    way: only their samples were compared. `contradictions` are steps that one stream has twice, and not equal:
+    there history did not repeat itself; `ours` is the earlier one.
+    """
+
+    steps: tuple[int, ...]
+    unlike: tuple[int, ...]
+    first: Divergence | None
+    our_contradictions: tuple[Divergence, ...] = ()
+    their_contradictions: tuple[Divergence, ...] = ()
+
+    @property
+    def verdict(self) -> Verdict:
+        """`incomparable` if no step was compared in full, and nothing differs in those that were compared in part."""
+        if self.first is not None:
+            return "divergent"
+        return "identical" if len(self.steps) > len(self.unlike) else "incomparable"
+
+
+def compare(ours: Iterable[StateDigested], theirs: Iterable[StateDigested]) -> Comparison:
+    """Compare two streams step by step, each in the order of its journal; what was digested last of a step counts."""
+    our_last, our_contradictions = _by_step(ours)
+    their_last, their_contradictions = _by_step(theirs)
+    steps = tuple(sorted(our_last.keys() & their_last.keys()))
+    unlike = tuple(step for step in steps if not _alike(our_last[step], their_last[step]))
+    found = (_divergence(our_last[step], their_last[step]) for step in steps)
+    first = next((each for each in found if each is not None), None)
+    return Comparison(steps, unlike, first, our_contradictions, their_contradictions)
+
+
+def _by_step(stream: Iterable[StateDigested]) -> tuple[Mapping[int, StateDigested], tuple[Divergence, ...]]:
+    last: dict[int, StateDigested] = {}
+    contradictions = []
+    for each in stream:
+        before = last.get(each.step)
+        if before is not None and (difference := _divergence(before, each)) is not None:
+            contradictions.append(difference)
+        last[each.step] = each
+    return last, tuple(contradictions)
+
+
+def _divergence(ours: StateDigested, theirs: StateDigested) -> Divergence | None:
+    ranks = _differing(ours.ranks, theirs.ranks) if _alike(ours, theirs) else ()
+    return Divergence(ours, theirs, ranks) if ranks or ours.samples != theirs.samples else None
+
+
+def _differing(ours: Sequence[str], theirs: Sequence[str]) -> tuple[int, ...]:
+    return tuple(rank for rank, (mine, other) in enumerate(zip(ours, theirs, strict=True)) if mine != other)
+
+
+def _alike(ours: StateDigested, theirs: StateDigested) -> bool:
+    return (ours.algorithm, len(ours.ranks)) == (theirs.algorithm, len(theirs.ranks))

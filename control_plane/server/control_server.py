@@ -1,0 +1,399 @@
+"""One run's control server: durable first, then visible.
+
+The whole server is one rule, in `_commit`: decide, append and fsync, evolve, notify. What it knows is the fold of its
+journal, so a new server over the same directory is the same server in a later term. What it hears in passing
+(progress, measurements) is kept apart and may be lost.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Protocol
+from uuid import UUID
+
+from control_plane.api.handle import (
+    MAX_TAIL_ENTRIES,
+    MAX_WAIT_S,
+    CommandView,
+    Measurements,
+    Offer,
+    Point,
+    Progress,
+    Receipt,
+    Report,
+    Result,
+    Snapshot,
+    Stretch,
+    Trajectories,
+)
+from control_plane.api.newest import NewestValues
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import NotFound, RunEnded, Unavailable
+from control_plane.core.model.intents import AdoptCheckpoint
+from control_plane.core.model.records import (
+    CheckpointCommitted,
+    CheckpointDiscarded,
+    CommandAccepted,
+    CommandSettled,
+    Death,
+    Ending,
+    Entry,
+    GenerationEnding,
+    GenerationLost,
+    Record,
+    RunCreated,
+)
+from control_plane.core.model.redaction import Redaction
+from control_plane.core.model.state import RunState, evolve
+from control_plane.core.rules import crash_loop, decisions, digests, recovery
+from control_plane.core.rules.branch_rules import Adopted, Origin
+from control_plane.core.rules.decisions import GenerationStart
+from control_plane.core.rules.recovery import ResumePoint
+from control_plane.server.views import measured, retired_checkpoints, snapshot_of, trajectories_of, view_of
+from control_plane.storage.failpoints import reach
+
+
+class JournalWriter(Protocol):
+    """What the server needs of a journal: it is `storage.journal.Journal` in production."""
+
+    @property
+    def term(self) -> int:
+        """This writer's term."""
+        ...
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """What was found when the journal was opened."""
+        ...
+
+    def append(self, records: Sequence[Record], now: str) -> list[Entry]:
+        """Make records durable. Raises `Fenced` or `Unavailable`; then nothing may be confirmed."""
+        ...
+
+
+class MeasurementStore(Protocol):
+    """What the server needs of a metrics store: it is `storage.metrics.MetricsStore` in production."""
+
+    def add(self, points: Sequence[Point]) -> None:
+        """Keep these points."""
+        ...
+
+    def read(self, after: int, limit: int, names: Sequence[str] = ()) -> Measurements:
+        """Points after a cursor."""
+        ...
+
+    def latest(self) -> dict[str, float]:
+        """The newest value of each name."""
+        ...
+
+    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch."""
+        ...
+
+
+Adopt = Callable[[AdoptCheckpoint, str, frozenset[str]], Adopted]
+"""Brings a checkpoint of another run here, for the branch of this name; the journal knows those checkpoints."""
+
+
+def adopt_nothing(intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> Adopted:
+    """Of a server without files."""
+    raise Unavailable("this control server has no files into which a checkpoint could be adopted")
+
+
+class ControlServer:
+    """A run's control server. Satisfies `handle.RunHandle`."""
+
+    def __init__(
+        self,
+        created: RunCreated,
+        journal: JournalWriter,
+        metrics: MeasurementStore,
+        utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
+        clock: Callable[[], float] = time.monotonic,
+        discard: Callable[[CheckpointCommitted], None] = lambda checkpoint: None,
+        origin: Origin | None = None,
+        adopt: Adopt = adopt_nothing,
+        redaction: Redaction = Redaction(),
+        give_up_after_s: float | None = None,
+    ) -> None:
+        """Rebuild the state from the journal and begin a term. `discard` removes the files of a checkpoint.
+
+        `adopt` brings those of another run's here. `origin` says how a run begins that has a parent. `redaction` takes
+        out of what is recorded the secrets that whoever told it has left in. `give_up_after_s`: for how long trainers
+        that make no new step are started again; None: without end.
+
+        Raises: `Conflict` if the journal is another run's.
+        """
+        self._journal, self._metrics = journal, metrics
+        self._utc_now, self._clock, self._discard = utc_now, clock, discard
+        self._adopt, self._adopting, self._redaction = adopt, asyncio.Lock(), redaction
+        self._state = RunState()
+        self._entries: list[Entry] = []
+        self._progress: Progress | None = None
+        self._progress_at = self._moved_at = clock()
+        self._revision = 0
+        # When each knob was last changed, by `clock`: a wall clock that is set meanwhile moves no cool-down.
+        self._turned_at: dict[str, float] = {}
+        # When the trainers failed, by the place among the run's losses.
+        self._failed_at: dict[int, float] = {}
+        self._give_up_after_s = give_up_after_s
+        self._changed = asyncio.Event()
+        for entry in journal.entries:
+            self._fold(entry, self._age_s)
+        self._newest = NewestValues(metrics, self._state)
+        self._commit(decisions.create(self._state, created, origin))
+        self._commit(decisions.start_term(self._state, journal.term))
+
+    @property
+    def term(self) -> int:
+        """Which life of this run's control server this is, counted from 1."""
+        return self._state.term
+
+    @property
+    def discarded(self) -> frozenset[str]:
+        """The checkpoints that are no more, whether or not all of their files are gone."""
+        return frozenset(self._state.discarded)
+
+    def _commit(self, records: list[Record]) -> None:
+        """The law: durable first, then visible. Raises `Fenced` or `Unavailable` with nothing changed."""
+        if not records:
+            return
+        now = self._utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
+        reach("server.commit", "before_append")
+        entries = self._journal.append([self._redacted(record) for record in records], now)
+        reach("server.commit", "after_append")
+        for entry in entries:
+            self._fold(entry)
+        self._newest.follow(entries)
+        reach("server.commit", "after_evolve")
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    def _redacted(self, record: Record) -> Record:
+        """A command stays as it was sent: the ranks carry out what it says, and its sender may send it again."""
+        return record if isinstance(record, CommandAccepted) else self._redaction.words(record)
+
+    def _age_s(self, entry: Entry) -> float:
+        """How old an entry of an earlier life is. Only the wall clock has lived through both: it may have been set."""
+        return max(0.0, (self._utc_now() - datetime.fromisoformat(entry.time)).total_seconds())
+
+    def _fold(self, entry: Entry, age_s: Callable[[Entry], float] = lambda entry: 0.0) -> None:
+        pending_before = len(self._state.pending)
+        evolve(self._state, entry)
+        self._entries.append(entry)
+        if turned := [knob for knob, seq in self._state.changed_seq.items() if seq == entry.seq]:
+            self._turned_at |= dict.fromkeys(turned, self._clock() - age_s(entry))
+        if isinstance(entry.record, GenerationLost):
+            self._failed_at.setdefault(len(self._state.losses), self._clock() - age_s(entry))
+        if len(self._state.pending) != pending_before:
+            self._revision += 1
+
+    async def _wait_until(self, ready: Callable[[], bool], wait_s: float) -> None:
+        # In this order a NaN counts as the longest wait.
+        deadline = self._clock() + min(MAX_WAIT_S, wait_s)
+        while not ready():
+            left_s = deadline - self._clock()
+            if left_s <= 0:
+                return
+            # Not `asyncio.wait_for`: in Python 3.11 it swallows a cancellation that comes together with a change.
+            try:
+                async with asyncio.timeout(left_s):
+                    await self._changed.wait()
+            except TimeoutError:
+                return
+
+    # What operators ask
+
+    async def submit(self, command: Command) -> Receipt:
+        """Make a command durable, or refuse it with a reason."""
+        if isinstance(command.intent, AdoptCheckpoint):
+            # Whoever asked may give up waiting. What was begun is ended, and a second request finds what the first did.
+            return await asyncio.shield(self._submit_adoption(command, command.intent))
+        return self._take(command)
+
+    async def _submit_adoption(self, command: Command, intent: AdoptCheckpoint) -> Receipt:
+        """One at a time. The files are brought here beside the event loop: to verify them takes seconds."""
+        async with self._adopting:
+            branch = decisions.to_be_adopted(self._state, command)
+            if branch is None:
+                return self._take(command)
+            known = frozenset(self._state.committed_seq)
+            return self._take(command, await asyncio.to_thread(self._adopt, intent, branch, known))
+
+    def _take(self, command: Command, adopted: Adopted | None = None) -> Receipt:
+        ago_s = {knob: self._clock() - moment for knob, moment in self._turned_at.items()}
+        records = decisions.accept(self._state, command, ago_s, adopted)
+        deleted = {record.checkpoint for record in records if isinstance(record, CheckpointDiscarded)}
+        gone = [each for each in self._state.checkpoints if each.checkpoint in deleted]
+        self._commit(records)
+        for each in gone:
+            reach("server.delete", "before_removal")
+            self._discard(each)
+        self._stop_if_nobody_trains()
+        life = self._state.commands[command.uuid]
+        reach("server.submit", "before_reply")
+        return Receipt(uuid=command.uuid, run=self._state.run, seq=life.accepted_seq, status=life.status)
+
+    async def command(self, uuid: UUID) -> CommandView:
+        """One command's life."""
+        life = self._state.commands.get(uuid)
+        if life is None:
+            raise NotFound(f"run {self._state.run} has no command {uuid}")
+        return view_of(life)
+
+    async def snapshot(self) -> Snapshot:
+        """The run as it is now."""
+        age_s = round(self._clock() - self._progress_at, 3) if self._progress else None
+        return snapshot_of(self._state, dict(self._newest.values), self._progress, age_s, self._failed_s_ago())
+
+    async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
+        """Entries after `after_seq`. Entry `seq` sits at index `seq - 1`: there are no gaps."""
+        await self._wait_until(lambda: self._state.seq > after_seq, wait_s)
+        start = max(after_seq, 0)
+        return tuple(self._entries[start : start + min(max(limit, 0), MAX_TAIL_ENTRIES)])
+
+    async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
+        """Points after the cursor."""
+        return self._metrics.read(after, limit, names)
+
+    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+        """What these metrics came to on each stretch."""
+        return self._metrics.results(stretches, names)
+
+    async def trajectories(self) -> Trajectories:
+        """Every branch, with what was done on it."""
+        return trajectories_of(self._state, self._progress)
+
+    # What rank 0 and the driver say
+
+    async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
+        """The run's history, for new trainers. Closes the run as failed when starting again is hopeless."""
+        self._commit(decisions.succeed_generation(self._state, *self._heard()))
+        self._give_up_if_hopeless()
+        if self._state.closed is not None:
+            raise RunEnded(f"run {self._state.run} has {self._state.closed.ending}: {self._state.closed.reason}")
+        return recovery.resume_point(self._state, call, fingerprint)
+
+    async def resume(self, author: str, back: bool = False) -> None:
+        """Somebody has the run go on."""
+        self._commit(decisions.resume_run(self._state, author, back))
+
+    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
+        """The trainers are dead; the last step that rank 0 told counts as reached. Silence is time without a step."""
+        self._commit(decisions.lose_generation(self._state, generation, *self._heard(), deaths, loss))
+        self._give_up_if_hopeless()
+        self._stop_if_nobody_trains()
+
+    def _heard(self) -> tuple[int, float]:
+        """The last step that rank 0 told, and the seconds since then."""
+        if self._progress is None:
+            return 0, 0.0
+        return self._progress.step, round(self._clock() - self._moved_at, 3)
+
+    def _give_up_if_hopeless(self) -> None:
+        if self._state.closed is not None or not self._state.losses:
+            return
+        failing_s = self._failed_s_ago(len(crash_loop.failures_without_a_new_step(self._state)))
+        if reason := crash_loop.reason_to_give_up(self._state, failing_s, self._give_up_after_s):
+            self._commit(decisions.close_run(self._state, "failed", reason))
+
+    def _stop_if_nobody_trains(self) -> None:
+        """A stop need not wait for trainers whose start waits, see `crash_loop`."""
+        if crash_loop.is_waiting(self._state, self._failed_s_ago()):
+            self._commit(decisions.stop_before_a_start(self._state))
+
+    def _failed_s_ago(self, back: int = 1) -> float:
+        """How long ago the trainers failed: the last time, or `back` failures ago, the last one included."""
+        failed_at = self._failed_at.get(len(self._state.losses) - back + 1)
+        return max(0.0, self._clock() - failed_at) if failed_at is not None else 0.0
+
+    async def start_generation(self, start: GenerationStart) -> int:
+        """The trainers begin."""
+        begun = decisions.start_generation(self._state, start)
+        self._commit(begun)
+        if begun:
+            self._progress = Progress(step=start.step, total_steps=start.total_steps)
+            self._progress_at = self._moved_at = self._clock()
+        return self._state.generation_number
+
+    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
+        """The unsettled commands, as soon as there is something that the caller has not seen."""
+        decisions.check_generation(self._state, generation)
+        await self._wait_until(
+            lambda: (
+                self._revision != seen_revision
+                or self._state.generation_number != generation
+                or not self._state.listens
+            ),
+            wait_s,
+        )
+        decisions.check_generation(self._state, generation)
+        return Offer(commands=self._state.pending_commands(), revision=self._revision)
+
+    async def report(self, report: Report) -> None:
+        """Outcomes become records; measurements and progress are kept apart."""
+        decisions.check_generation(self._state, report.generation)
+        # In this order: a checkpoint that may be restored contains no decision that the journal does not know.
+        self._settle(report.outcomes)
+        for checkpoint in report.checkpoints:
+            self._commit(decisions.commit_checkpoint(self._state, checkpoint))
+        for failed in report.failed_checkpoints:
+            self._commit(decisions.fail_checkpoint(self._state, failed))
+        # All at once: a run that digests every step would wait for the disk once for each of them.
+        self._commit([new for each in report.digests for new in digests.digest_state(self._state, each)])
+        if report.restart is not None:
+            self._commit(decisions.recover_generation(self._state, measured(self._state, report.restart)))
+        if report.checkpoints:
+            self._retire_checkpoints()
+        if report.points:
+            at, state = report.generation, self._state
+            of = {"branch": state.branch_of_generation[at], "training": state.training_of_generation[at]}
+            self._metrics.add([point.model_copy(update=of) for point in report.points])
+            self._newest.note(report.points)
+        if report.progress is not None:
+            if self._progress is None or report.progress.step != self._progress.step:
+                self._moved_at = self._clock()
+            self._progress, self._progress_at = report.progress, self._clock()
+        reach("server.report", "before_reply")
+
+    def _settle(self, outcomes: Sequence[CommandSettled]) -> None:
+        """One write for all that a boundary has settled: a disk takes a while for each, and nobody is served meanwhile.
+
+        Outcomes of different commands do not know each other. What follows from one of a rollback is more than that.
+        """
+        together: dict[UUID, Record] = {}
+
+        def write() -> None:
+            records = list(together.values())
+            together.clear()
+            self._commit(records)
+
+        try:
+            for outcome in outcomes:
+                if outcome.uuid in together:
+                    write()
+                decided = decisions.settle(self._state, outcome)
+                if len(decided) > 1:
+                    write()
+                    self._commit(decisions.settle(self._state, outcome))
+                elif decided:
+                    together[outcome.uuid] = decided[0]
+        finally:
+            write()
+
+    def _retire_checkpoints(self) -> None:
+        """Which checkpoints are kept is a decision: it is durable before the first file is removed."""
+        retired = retired_checkpoints(self._state)
+        self._commit([CheckpointDiscarded(checkpoint=each.checkpoint, reason=reason) for each, reason in retired])
+        for each, _ in retired:
+            reach("server.retire", "before_removal")
+            self._discard(each)
+
+    async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
+        """The trainers ended."""
+        self._commit(decisions.end_generation(self._state, generation, ending, step, reason))
+
+    async def close(self, ending: Ending, reason: str | None) -> None:
+        """The run is over; what is pending expires."""
+        self._commit(decisions.close_run(self._state, ending, reason))

@@ -1,0 +1,238 @@
+"""What people are shown of a run's state: pure functions from the fold to `handle`'s words."""
+
+from datetime import datetime
+
+from control_plane.api.handle import (
+    BranchView,
+    CommandView,
+    Intervention,
+    Progress,
+    RecoveryView,
+    Restart,
+    Restarting,
+    Snapshot,
+    Trajectories,
+    Trajectory,
+)
+from control_plane.core.model.branch_tree import Branch
+from control_plane.core.model.commands import describe
+from control_plane.core.model.intents import CHANGES_TRAINING, MAX_FIRST, Rollback
+from control_plane.core.model.records import MAIN, UNIVERSAL, CheckpointCommitted, GenerationRecovered
+from control_plane.core.model.state import CommandLife, Loss, RunState
+from control_plane.core.rules.branch_rules import first_uuid, stands_on
+from control_plane.core.rules.crash_loop import ALERT_AFTER, Attempt, failures_without_a_new_step, wait_s
+from control_plane.core.rules.recovery import PHASES
+from control_plane.core.rules.retention import CheckpointFacts, Retention, to_discard
+
+MAX_RECOVERIES_IN_SNAPSHOT = 10
+MAX_COMMANDS_IN_SNAPSHOT = 50
+"""A snapshot is for people; the journal has the rest."""
+
+
+def view_of(life: CommandLife) -> CommandView:
+    """One command and what has become of it."""
+    return CommandView(
+        command=life.command,
+        what=life.command.describe(),
+        status=life.status,
+        accepted_seq=life.accepted_seq,
+        accepted_at=life.accepted_at,
+        settled=life.settled,
+        settled_at=life.settled_at,
+        branch=life.branch,
+    )
+
+
+def snapshot_of(
+    state: RunState,
+    latest: dict[str, float],
+    progress: Progress | None,
+    progress_age_s: float | None,
+    failed_s_ago: float = 0.0,
+) -> Snapshot:
+    """The run as the journal and the last word of rank 0 (`progress`, so many seconds ago) have it."""
+    generation = state.generation
+    # Where a run is on its way to another branch, nothing of the one before is current.
+    leaves = state.switching and state.closed is None
+    progress = None if leaves else progress
+    at_work = state.closed is not None or state.listens
+    lives = list(state.commands.values())[-MAX_COMMANDS_IN_SNAPSHOT:]
+    ended = state.closed or (None if state.is_resumed else state.ended)
+    facts = generation.facts if generation else {}
+    return Snapshot(
+        run=state.run,
+        name=state.name,
+        status=state.status,
+        seq=state.seq,
+        term=state.term,
+        generation=state.generation_number,
+        created_at=state.created_at,
+        step=state.reached.get(state.head, 0) if leaves else max(state.step, progress.step if progress else 0),
+        total_steps=generation.total_steps if generation else 0,
+        phase="ended" if ended else (progress.phase if progress else None),
+        steps_per_s=progress.steps_per_s if progress and at_work else None,
+        progress_age_s=progress_age_s,
+        ranks=generation.ranks if generation is not None and at_work else (),
+        knobs=state.knobs_of.get(state.head, {}) if leaves else state.knobs,
+        knob_facts=facts.get("knobs", {}),
+        limits=state.limits,
+        facts={name: value for name, value in facts.items() if name != "knobs"},
+        latest=latest,
+        commands=tuple(view_of(life) for life in lives),
+        checkpoints=tuple(state.checkpoints),
+        recoveries=tuple(_recovery_of(state, loss) for loss in state.losses[-MAX_RECOVERIES_IN_SNAPSHOT:]),
+        reason=ended.reason if ended else None,
+        restarting=_restarting(state, failed_s_ago),
+        attempts=_attempts(state),
+        branch=state.head,
+        branches=tuple(_branch_of(state, branch, progress) for branch in state.branches.values()),
+        parent=state.parent,
+    )
+
+
+def _restarting(state: RunState, failed_s_ago: float) -> Restarting | None:
+    row = failures_without_a_new_step(state) if state.lost and state.closed is None else ()
+    if not row:
+        return None
+    waits_s = wait_s(state)
+    return Restarting(
+        failures=len(row),
+        wait_s=waits_s,
+        left_s=round(max(0.0, waits_s - failed_s_ago), 3),
+        alert=len(row) >= ALERT_AFTER,
+        reason=row[-1].cause,
+    )
+
+
+def _attempts(state: RunState) -> tuple[Attempt, ...]:
+    """Of a run that fails again and again, or has failed so. One failure is told among the recoveries."""
+    failed = state.closed is not None and state.closed.ending == "failed"
+    row = failures_without_a_new_step(state) if state.lost or failed else ()
+    return row[-MAX_RECOVERIES_IN_SNAPSHOT:] if len(row) > 1 else ()
+
+
+def _branch_of(state: RunState, branch: Branch, progress: Progress | None) -> BranchView:
+    usable = [each for each in state.checkpoints if each.checkpoint not in state.abandoned]
+    own = [each for each in usable if each.branch == branch.name]
+    rollback = state.commands.get(branch.rollback) if branch.rollback else None
+    lives = [life for life in state.commands.values() if life.status == "applied" and life.branch == branch.name]
+    trained = state.generation is not None and state.generation.branch == branch.name
+    return BranchView(
+        branch=branch.name,
+        parent=branch.parent,
+        checkpoint=branch.checkpoint,
+        step=branch.step,
+        reached_step=max(state.reached.get(branch.name, branch.step), progress.step if progress and trained else 0),
+        commands=len(lives),
+        first=_first_of(rollback) if rollback else (),
+        newest_checkpoint=max(own, key=lambda each: each.step).checkpoint if own else None,
+        head=branch.name == state.head,
+        origin=branch.origin or (state.parent if branch.name == MAIN and _is_fork(state) else None),
+    )
+
+
+def _is_fork(state: RunState) -> bool:
+    return state.parent is not None and state.parent.kind == "fork"
+
+
+def _first_of(rollback: CommandLife) -> tuple[str, ...]:
+    intent = rollback.command.intent
+    return tuple(describe(each) for each in intent.first) if isinstance(intent, Rollback) else ()
+
+
+def _recovery_of(state: RunState, loss: Loss) -> RecoveryView:
+    restarted, recovered = loss.restarted, loss.recovered
+    return RecoveryView(
+        generation=loss.lost.generation,
+        lost_at=loss.lost_at,
+        step=loss.lost.step,
+        silent_s=loss.lost.silent_s,
+        deaths=loss.lost.deaths,
+        checkpoint=restarted.checkpoint if restarted else None,
+        resumed_step=restarted.step if restarted else None,
+        world_size=restarted.world_size if restarted else None,
+        lost_steps=recovered.lost_steps if recovered else None,
+        phases_s=recovered.phases_s if recovered else {},
+        branch=state.branch_of_generation.get(loss.lost.generation, MAIN),
+    )
+
+
+def trajectories_of(state: RunState, progress: Progress | None) -> Trajectories:
+    """Every branch, with what was done on it; the one that is trained as far as rank 0 has told (`progress`)."""
+    return Trajectories(
+        run=state.run,
+        status=state.status,
+        head=state.head,
+        total_steps=state.generation.total_steps if state.generation else 0,
+        parent=state.parent,
+        branches=tuple(_trajectory_of(state, branch, progress) for branch in state.branches.values()),
+        checkpoints=tuple(each for each in state.checkpoints if each.checkpoint not in state.abandoned),
+    )
+
+
+def _trajectory_of(state: RunState, branch: Branch, progress: Progress | None) -> Trajectory:
+    firsts = {first_uuid(branch.rollback, place) for place in range(MAX_FIRST)} if branch.rollback else set()
+    changes = (life for life in state.commands.values() if isinstance(life.command.intent, CHANGES_TRAINING))
+    applied = (life for life in changes if life.status == "applied" and life.branch == branch.name)
+    in_order = sorted(applied, key=lambda life: life.settled_seq or 0)
+    return Trajectory(
+        branch=_branch_of(state, branch, progress),
+        knobs=state.knobs_of.get(branch.name, {}),
+        interventions=tuple(_intervention_of(life, life.command.uuid in firsts) for life in in_order),
+    )
+
+
+def _intervention_of(life: CommandLife, first: bool) -> Intervention:
+    assert life.settled is not None, "it was applied"
+    return Intervention(
+        uuid=life.command.uuid,
+        step=life.settled.step or 0,
+        what=life.command.describe(),
+        author=life.command.author,
+        reason=life.command.reason,
+        first=first,
+        before=life.settled.before or {},
+        after=life.settled.after or {},
+    )
+
+
+def measured(state: RunState, restart: Restart) -> GenerationRecovered:
+    """The phases of the recovery that `restart` ends. The clocks of two nodes may differ: no phase is negative."""
+    loss = state.losses[-1] if state.losses else None
+    resumed_step = state.generation.step if state.generation else 0
+    lost_at_s = datetime.fromisoformat(loss.lost_at).timestamp() if loss else restart.started_at_s
+    seconds = (
+        loss.lost.silent_s if loss else 0.0,
+        max(0.0, restart.started_at_s - lost_at_s),
+        restart.loaded_s,
+        restart.first_step_s,
+    )
+    return GenerationRecovered(
+        generation=state.generation_number,
+        step=restart.step,
+        lost_steps=max(0, loss.lost.step - resumed_step) if loss else 0,
+        phases_s={phase: round(value, 3) for phase, value in zip(PHASES, seconds, strict=True)},
+    )
+
+
+def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]]:
+    """The checkpoints that the run's retention lets go, each with the reason. None without a retention."""
+    wanted = state.generation.retention if state.generation else {}
+    if not wanted or state.generation is None:
+        return []
+    # What was converted for another number of ranks belongs to what it was converted from.
+    in_use = {state.generation.checkpoint.removesuffix(UNIVERSAL)} if state.generation.checkpoint else set()
+    in_use |= stands_on(state)
+    retention, by_name = Retention.model_validate(wanted), {each.checkpoint: each for each in state.checkpoints}
+    discarded = [gone for branch in state.branches for gone in to_discard(_facts_of(state, branch), retention, in_use)]
+    return [(by_name[name], reason) for name, reason in discarded]
+
+
+def _facts_of(state: RunState, branch: str) -> list[CheckpointFacts]:
+    """Each branch keeps its own: one that begins early must not push out what another can go on from."""
+    return [
+        CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics)
+        for each in state.checkpoints
+        # An abandoned one must not push out, as the newer one, what the run can really be restored from.
+        if each.branch == branch and each.checkpoint not in state.abandoned
+    ]

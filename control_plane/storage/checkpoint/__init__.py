@@ -1,0 +1,1 @@
+"""Checkpoints on disk: shards, signed manifests, transfer between runs, cleanup."""

@@ -1,0 +1,244 @@
+"""A checkpoint becomes another run's: its files are linked or copied, and its manifest is written anew.
+
+Every byte is verified before; the manifest that the new run gets is signed with this installation's key, names the new
+run, and is written last. Where both runs lie on one file system nothing is copied: files of a checkpoint are never
+written again, and each run removes its own names of them.
+"""
+
+import os
+import shutil
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from control_plane.config_text import from_yaml
+from control_plane.core.model.branch_tree import candidates
+from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
+from control_plane.core.model.intents import MAX_NAME_CHARS, MAX_NAMES_TOLD, AdoptCheckpoint
+from control_plane.core.model.records import MAIN, CheckpointCommitted, Parent
+from control_plane.core.model.redaction import Redaction, conceals, names_secret
+from control_plane.core.model.state import RunState, fold
+from control_plane.core.rules.branch_rules import Adopted, Origin
+from control_plane.storage.checkpoint.shards import sync, sync_folder
+from control_plane.storage.checkpoint.store import (
+    Manifest,
+    SigningKey,
+    commit,
+    discard,
+    read_manifest,
+    verify,
+)
+from control_plane.storage.journal import writer
+from control_plane.storage.layout import RunFiles, find_run
+from control_plane.storage.private import make_folder, private, write_file
+from control_plane.storage.regular import read_regular
+
+MAX_ANCESTORS = 16
+"""A fork of a fork of a fork: so many runs are looked at for one that two of them have in common."""
+
+NOT_SHOWN = "(not shown)"
+"""In the place of a value that may be a secret: of a key that names one, or text and lists of any length."""
+
+SAVED_SO = (
+    "deepspeed.zero_optimization.stage",
+    "deepspeed.optimizer.type",
+    "deepspeed.bf16.enabled",
+    "deepspeed.fp16.enabled",
+    "training.optim",
+)
+"""Settings on which it depends what a checkpoint's files hold: with others they cannot be restored."""
+
+
+def inherit(
+    parent: RunFiles, recorded: CheckpointCommitted, child: RunFiles, branch: str = MAIN, name: str | None = None
+) -> CheckpointCommitted:
+    """Give `child` a checkpoint of `parent`, as one of its own branch; answers the record for its journal.
+
+    `recorded` is the parent's own record: another checkpoint that lies in its place is not taken. The child's is called
+    `name`, if there is one: what a crash has left under it makes way. Else it is called as it was.
+
+    Raises: `Damaged` if it does not verify, `Conflict` if the child has another one of that name, `Unavailable` if the
+    disk fails; then the child has none that it did not have before.
+    """
+    checkpoint = recorded.checkpoint
+    source, target = parent.checkpoints / checkpoint, child.checkpoints / (name or checkpoint)
+    key = SigningKey.of_installation(child.signing_key)
+    parent_key = SigningKey.of_installation(parent.signing_key)
+    manifest = verify(source, parent_key, recorded_sha256=recorded.manifest_sha256)
+    own = _own(manifest, child.run, branch, target.name)
+    is_here = _is_here(target, own, key)
+    if target.exists() and not is_here:
+        if name is None:
+            raise Conflict(f"run {child.run} has a checkpoint {target.name} already")
+        discard(target.parent, target.name)
+    try:
+        for shard in () if is_here else manifest.shards:
+            make_folder((target / shard.path).parent)
+            _link(source / shard.path, target / shard.path)
+        sync_folder(child.checkpoints, "inherited.folder")
+        digest = commit(target, own, key)
+    except OSError as error:
+        if not is_here:
+            discard(target.parent, target.name)
+        told = error.strerror or error
+        raise Unavailable(f"checkpoint {checkpoint} could not be given to run {child.run}: {told}") from None
+    return CheckpointCommitted(
+        checkpoint=own.checkpoint,
+        step=own.step,
+        generation=0,
+        path=str(target.relative_to(child.root)),
+        label=own.label,
+        pinned=True,
+        size_bytes=own.size_bytes,
+        world_size=own.world_size,
+        metrics=own.metrics,
+        manifest_sha256=digest,
+        branch=branch,
+        training=own.training,
+    )
+
+
+def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collection[str]) -> Adopted:
+    """Give a run a checkpoint of another one, as the beginning of `branch`. `known` are those that its journal knows.
+
+    Raises what `adoptable` does; `Conflict` if it was adopted before; `Damaged`, `Unavailable`.
+    """
+    source, found, differing = adoptable(files, intent)
+    name = f"{found.checkpoint}-of-{source.run}"
+    if len(name) > MAX_NAME_CHARS:
+        raise Conflict(f"{name} has more than {MAX_NAME_CHARS} characters: nobody could ask for that checkpoint")
+    if name in known:
+        raise Conflict(f"{found.checkpoint} of run {source.run} was adopted before, as checkpoint {name}")
+    origin = Parent(kind="adopted", run=source.run, branch=found.branch, checkpoint=found.checkpoint, step=found.step)
+    return Adopted(origin=origin, checkpoint=inherit(source, found, files, branch, name), differing=differing)
+
+
+def adoptable(files: RunFiles, intent: AdoptCheckpoint) -> tuple[RunFiles, CheckpointCommitted, dict[str, Any]]:
+    """What a run would adopt: of whom, which checkpoint, and the settings in which the two differ. Changes nothing.
+
+    Raises: `NotFound` for an unknown run or checkpoint; `Conflict` if the runs have no ancestor in common, or if what
+    one saves the other cannot restore; `Damaged` for what cannot be read.
+    """
+    source = find_run(files.root.parent, intent.run)
+    found = _chosen(fold(writer.read(source.journal)), source.run, intent.checkpoint)
+    _check_kinship(files, source)
+    differing = _differing(source, files)
+    if unlike := next((key for key in SAVED_SO if key in differing), None):
+        theirs, own = differing[unlike]
+        raise Conflict(
+            f"run {source.run} has {unlike} = {theirs}, and {files.run} has {own}: it could not restore that"
+        )
+    return source, found, differing
+
+
+def _chosen(state: RunState, run: str, checkpoint: str | None) -> CheckpointCommitted:
+    best_first = candidates(state, state.head)
+    known = best_first if checkpoint is None else state.checkpoints
+    found = next((each for each in known if checkpoint in (None, each.checkpoint)), None)
+    if found is None:
+        listed = ", ".join(each.checkpoint for each in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
+        raise NotFound(f"run {run} has no checkpoint {checkpoint or 'to go on from'}; the newest are {listed}")
+    return found
+
+
+def _check_kinship(files: RunFiles, source: RunFiles) -> None:
+    if not set(_ancestors(files)) & set(_ancestors(source)):
+        raise Conflict(
+            f"runs {files.run} and {source.run} have no run in common that both come from: what can be adopted is a "
+            "fork, or what it was forked from"
+        )
+
+
+def _ancestors(files: RunFiles) -> Iterator[str]:
+    """The run, the one that it was forked from or that it replays, and so on."""
+    for _ in range(MAX_ANCESTORS):
+        yield files.run
+        origin = read_origin(files)
+        if origin is None:
+            return
+        try:
+            files = find_run(files.root.parent, origin.parent.run)
+        except NotFound:
+            yield origin.parent.run
+            return
+
+
+def _differing(one: RunFiles, other: RunFiles) -> dict[str, Any]:
+    """The settings in which two runs differ, except their names. None where one has not said it.
+
+    They are for the journal: what may be a secret is `NOT_SHOWN`.
+    """
+    ones, others = (dict(_flat(_settings(each))) for each in (one, other))
+    keys = [key for key in dict.fromkeys([*ones, *others]) if ones.get(key) != others.get(key) and key != "name"]
+    return {key: [_shown(key, ones.get(key)), _shown(key, others.get(key))] for key in keys}
+
+
+def _shown(key: str, value: Any) -> Any:
+    is_harmless = value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 40)
+    # The outermost key that names a secret does so for all that is below it.
+    named = next((part for part in key.split(".") if names_secret(part)), key)
+    return NOT_SHOWN if not is_harmless or conceals(named, value) or Redaction().value(value) != value else value
+
+
+def _settings(files: RunFiles) -> Any:
+    try:
+        return from_yaml(read_regular(files.config).decode(), str(files.config))
+    except (Invalid, Damaged) as error:
+        raise Damaged(f"{files.config} cannot be read: {error.reason}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise Damaged(f"{files.config} cannot be read: {error}") from None
+
+
+def _flat(settings: Any, within: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(settings, dict):
+        for key, value in settings.items():
+            yield from _flat(value, f"{within}.{key}" if within else str(key))
+    else:
+        yield within, settings
+
+
+def write_origin(files: RunFiles, origin: Origin) -> None:
+    """Say how a new run begins, before its control server first does. Raises `Unavailable` if the disk fails."""
+    try:
+        write_file(files.origin, origin.model_dump_json())
+    except OSError as error:
+        raise Unavailable(f"{files.origin} could not be written: {error.strerror or error}") from None
+
+
+def read_origin(files: RunFiles) -> Origin | None:
+    """How a run begins that has a parent; None if it has none. Raises `Damaged` if its file cannot be read."""
+    if not files.origin.is_file():
+        return None
+    try:
+        return Origin.model_validate_json(read_regular(files.origin))
+    except (OSError, ValidationError) as error:
+        raise Damaged(f"{files.origin} cannot be read ({type(error).__name__})") from None
+
+
+def _own(manifest: Manifest, run: str, branch: str, name: str) -> Manifest:
+    named = {"checkpoint": name, "run": run, "branch": branch}
+    return manifest.model_copy(
+        update={**named, "signature": "", "resigned_from": "", "pinned": True, "decided_here": ()}
+    )
+
+
+def _is_here(target: Path, own: Manifest, key: SigningKey) -> bool:
+    try:
+        return read_manifest(target, key).model_copy(update={"signature": ""}) == own
+    except Damaged:
+        return False
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without links
+        with open(source, "rb") as saved, open(target, "wb", opener=private) as copied:
+            shutil.copyfileobj(saved, copied)
+        descriptor = os.open(target, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            sync(descriptor, "inherited.file")
+        finally:
+            os.close(descriptor)

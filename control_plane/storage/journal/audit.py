@@ -1,0 +1,332 @@
+"""The audit of a journal: whether it is as it was written, and if not, what is wrong with it and what can be trusted.
+
+It never stops at the first problem and it changes nothing. Its verdict is the strict reader's: `intact` is what opens
+as it is, a `torn tail` what opens without its last, interrupted write. What does not open is `damaged`, and so is a
+journal whose lines verify and contradict each other (a command settled that was never accepted).
+
+Not covered, because nothing in the files could tell: whole lines, or whole segments, removed from the end; the last
+line of all, edited with its checksum made good; and whoever rewrites every line behind an edit. Against these stands
+the head, `SEQ:HASH`, noted somewhere else: it fixes every line up to it.
+"""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from control_plane.core.model.commands import Words
+from control_plane.core.model.errors import Damaged, Invalid, NotFound, Unavailable
+from control_plane.core.model.records import (
+    Asked,
+    BranchAdopted,
+    BranchResumed,
+    BranchStarted,
+    CommandAccepted,
+    CommandRepeated,
+    CommandScheduled,
+    CommandSettled,
+    Entry,
+    GenerationLost,
+    GenerationRecovered,
+    GenerationStarted,
+    RunCreated,
+    TermStarted,
+)
+from control_plane.core.model.state import RunState, evolve
+from control_plane.storage.journal.diagnosis import Finding, Place, diagnose, follow
+from control_plane.storage.journal.pieces import pieces_of
+from control_plane.storage.journal.segments import Segment, honoured, list_segments, segment_name, verify
+from control_plane.storage.regular import read_regular
+
+Verdict = Literal["intact", "torn tail", "damaged"]
+
+HEAD = re.compile(r"([0-9]{1,16}):([0-9a-f]{16,64})")
+SAID_BESIDE = ("uuid", "status", "command", "arguments", "author")
+"""What a line says beside its body, and must not contradict it."""
+
+
+class Head(Words):
+    """A record and the SHA-256 of its line, which fixes every line before it as well."""
+
+    seq: int = Field(ge=0)
+    hash: str = ""
+
+    def __str__(self) -> str:
+        """As it is noted: `SEQ:HASH`."""
+        return f"{self.seq}:{self.hash}"
+
+    @classmethod
+    def parse(cls, text: str) -> "Head":
+        """The inverse of `str`; the first 16 digits of the hash are enough. Raises `Invalid`."""
+        match = HEAD.fullmatch(text.strip())
+        if match is None:
+            raise Invalid(
+                f"{text[:100]!r} is not SEQ:HASH: a record's number, a colon, and at least the first 16 hexadecimal "
+                "digits of its hash, as the audit prints them"
+            )
+        return cls(seq=int(match[1]), hash=match[2])
+
+
+class Audit(Words):
+    """What an audit found. `run` is whose journal it says it is, `head` the last record that can be trusted."""
+
+    verdict: Verdict
+    run: str = ""
+    records: int
+    segments: int
+    head: Head
+    findings: tuple[Finding, ...] = ()
+    torn: str | None = None
+    notes: tuple[str, ...] = ()
+
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        size = f"{self.records} records in {self.segments} segments"
+        if self.verdict == "intact":
+            return f"the journal is intact: {size}"
+        if self.verdict == "torn tail":
+            return f"the journal has a torn tail: {size}; {self.torn}"
+        first = self.findings[0].said
+        more = f" (and {len(self.findings) - 1} more)" if len(self.findings) > 1 else ""
+        trusted = f"records 1 to {self.head.seq} can be trusted" if self.head.seq else "no record can be trusted"
+        return f"the journal is damaged: {first}{more}; {trusted}"
+
+
+def audit(directory: Path, expect: Head | None = None) -> Audit:
+    """Everything that can be said about this journal. `expect` is a head that was noted earlier.
+
+    Raises: `NotFound` without such a folder, `Unavailable` if a file cannot be read.
+    """
+    if not directory.is_dir():
+        raise NotFound("this run has no journal")
+    try:
+        found = _audited(directory)
+    except OSError as error:
+        raise Unavailable(f"the journal could not be read: {error.strerror or error}", errno=error.errno) from error
+    return found[0] if expect is None else _compared(found[0], found[1], expect)
+
+
+def _audited(directory: Path) -> tuple[Audit, list[Place]]:
+    numbers = list_segments(directory)
+    if not numbers:
+        none = Finding(what="missing segment", said="the journal's folder holds no segment", seq=1)
+        return Audit(verdict="damaged", records=0, segments=0, head=Head(seq=0), findings=(none,)), []
+    try:
+        segments = honoured(directory)
+        entries, end = verify(segments)
+    except Damaged as refusal:
+        return _damaged(directory, refusal)
+    places = [place for segment in segments for place in _places(segment, end.size_bytes, segments[-1])]
+    places = list(follow([place.piece for place in places]))
+    torn, notes = _torn(numbers, segments, end.size_bytes), _notes(directory, numbers, segments)
+    wrong = tuple(_contradictions(places))
+    sound = min((finding.seq or 1 for finding in wrong), default=len(entries) + 1)
+    return (
+        Audit(
+            verdict="damaged" if wrong else "torn tail" if torn else "intact",
+            run=_run(places),
+            records=len(entries),
+            segments=len(segments),
+            head=_head([place for place in places if place.seq < sound]),
+            findings=wrong,
+            torn=torn,
+            notes=notes,
+        ),
+        places,
+    )
+
+
+def _places(segment: Segment, end_bytes: int, newest: Segment) -> list[Place]:
+    data = segment.data[:end_bytes] if segment is newest else segment.data
+    return [Place(piece, 0) for piece in pieces_of(segment.number, data)]
+
+
+def _damaged(directory: Path, refusal: Damaged) -> tuple[Audit, list[Place]]:
+    findings, places = diagnose(directory)
+    if not findings:
+        findings = [_as_the_reader_said(refusal, places)]
+        places = [place for place in places if place.seq < (findings[0].seq or 1)]
+    segments = {place.piece.segment for place in places}
+    records = sum(not place.piece.is_header for place in places)
+    wrong = (*findings, *_contradictions(places))
+    return (
+        Audit(
+            verdict="damaged",
+            run=_run(places),
+            records=records,
+            segments=len(segments),
+            head=_head(places),
+            findings=wrong,
+        ),
+        places,
+    )
+
+
+def _as_the_reader_said(refusal: Damaged, places: Sequence[Place]) -> Finding:
+    file, line = refusal.detail.get("file"), refusal.detail.get("line")
+    before = [place.seq for place in places if (place.piece.file, place.piece.number) < (str(file), int(str(line)))]
+    return Finding(
+        what="damaged", said=refusal.reason, file=str(file), line=int(str(line)), seq=max(before, default=0) + 1
+    )
+
+
+def _run(places: Sequence[Place]) -> str:
+    created = (place.piece.plain or {} for place in places if place.seq == 1 and not place.piece.is_header)
+    body = next(created, {}).get("body")
+    return str(body.get("run", "")) if isinstance(body, dict) else ""
+
+
+def _head(places: Sequence[Place]) -> Head:
+    records = [place for place in places if not place.piece.is_header]
+    return Head(seq=records[-1].seq, hash=records[-1].piece.digest) if records else Head(seq=0)
+
+
+def _torn(numbers: Sequence[int], segments: Sequence[Segment], end_bytes: int) -> str | None:
+    """What an interrupted write has left at the end, as a sentence."""
+    newest = segments[-1].number if segments else 0
+    unborn = [number for number in numbers if number > newest]
+    if unborn:
+        return (
+            f"the header of {segment_name(unborn[-1])} was not written to its end; its writer confirmed nothing, and "
+            "the next one leaves it out"
+        )
+    left = len(segments[-1].data) - end_bytes if segments else 0
+    return (
+        f"the last write was cut off: {left} bytes of {segment_name(newest)} from byte {end_bytes} on were never "
+        "confirmed (or are being written just now), and the next writer leaves them out"
+        if left
+        else None
+    )
+
+
+def _notes(directory: Path, numbers: Sequence[int], segments: Sequence[Segment]) -> tuple[str, ...]:
+    """What lies there and is not honoured, without being damage."""
+    used = {segment.number: segment for segment in segments}
+    newest = max(used, default=0)
+    notes = [
+        f"{segment_name(number)} is void: its writer was overtaken before it confirmed anything"
+        for number in numbers
+        if number not in used and number < newest
+    ]
+    for number, segment in used.items():
+        more = read_regular(directory / segment_name(number))[len(segment.data) :] if number != newest else b""
+        if more:
+            known = any(raw and raw in segment.data for raw in more.split(b"\n"))
+            copy = " (there is a copy of a line among them)" if known else ""
+            notes.append(
+                f"{len(more)} bytes at the end of {segment_name(number)} were never confirmed{copy}; "
+                "no reader sees them"
+            )
+    strange = sorted(path.name for path in directory.iterdir() if path.name not in map(segment_name, numbers))
+    return (*notes, *(f"{name[:80]!r} is no file of a journal; nobody reads it" for name in strange))
+
+
+def _compared(found: Audit, places: Sequence[Place], expect: Head) -> Audit:
+    """The audit, held against a head that somebody has noted."""
+    hashes = {place.seq: place.piece.digest for place in places if not place.piece.is_header}
+    if expect.seq == 0 or hashes.get(expect.seq, "").startswith(expect.hash):
+        return found
+    if expect.seq in hashes:
+        said = f"record {expect.seq} is not the one that was noted: history up to it was rewritten"
+        wrong, head = Finding(what="not as noted", said=said, seq=1), Head(seq=0)
+    elif found.verdict == "damaged" and expect.seq > found.head.seq:
+        return found  # it is known already that not all can be trusted
+    else:
+        said = f"the journal ends at record {found.head.seq}, and record {expect.seq} was noted: its end was removed"
+        wrong, head = Finding(what="not as noted", said=said, seq=found.head.seq + 1), found.head
+    return found.model_copy(update={"verdict": "damaged", "findings": (*found.findings, wrong), "head": head})
+
+
+def _contradictions(places: Sequence[Place]) -> Iterator[Finding]:
+    """What no history can be, although each line is as it was written."""
+    state, asked, version = RunState(), Asked(), 1
+    for piece, seq in places:
+        line = piece.plain or {}
+        if piece.is_header:
+            version = line.get("version", 1)
+            continue
+        try:
+            entry = Entry.from_line(line)
+        except (ValueError, TypeError):
+            return  # named elsewhere; what comes after it cannot be understood
+        said = impossible(state, entry) or _says_two_things(line, entry, asked, version)
+        try:
+            evolve(state, entry)
+        except (KeyError, IndexError, ValueError):
+            said = said or f"a {entry.record.type} cannot follow what came before it"
+        state.seq = entry.seq
+        if said:
+            told = f"{piece.where()}, byte {piece.offset}: record {seq} contradicts the records before it: {said}"
+            yield Finding(
+                what="contradiction", said=told, file=piece.file, line=piece.number, offset=piece.offset, seq=seq
+            )
+
+
+def impossible(state: RunState, entry: Entry) -> str | None:
+    """Why this record cannot follow that state, as a sentence."""
+    record = entry.record
+    match record:
+        case RunCreated() if state.seq:
+            return "the run is created a second time"
+        case _ if not state.seq and not isinstance(record, RunCreated):
+            return f"a journal begins with RunCreated, and not with {record.type}"
+        case TermStarted() if record.term <= state.term:
+            return f"term {record.term} begins after term {state.term}"
+        case GenerationStarted() if record.generation <= state.generation_number:
+            return f"generation {record.generation} begins after generation {state.generation_number}"
+        case GenerationLost() if record.generation > state.generation_number:
+            return f"generation {record.generation} is lost before it began"
+        case GenerationRecovered() if not state.losses:
+            return "a recovery without a loss"
+        case CommandAccepted() if record.command.uuid in state.commands:
+            return f"command {record.command.uuid} was accepted before"
+        case CommandScheduled() if record.uuid not in state.commands:
+            return f"command {record.uuid} was never accepted"
+        case CommandSettled() | CommandRepeated():
+            return _impossible_end(state, record)
+        case BranchStarted() | BranchResumed() | BranchAdopted():
+            return _impossible_turn(state, record)
+    return None
+
+
+def _impossible_turn(state: RunState, record: BranchStarted | BranchResumed | BranchAdopted) -> str | None:
+    if isinstance(record, BranchResumed):
+        return None if record.branch in state.branches else f"there is no branch {record.branch} to go on with"
+    if record.branch in state.branches:
+        return f"branch {record.branch} begins a second time"
+    if isinstance(record, BranchAdopted):
+        return None
+    return None if record.parent in state.branches else f"there is no branch {record.parent} to stand on"
+
+
+def _impossible_end(state: RunState, record: CommandSettled | CommandRepeated) -> str | None:
+    life = state.commands.get(record.uuid)
+    if life is None:
+        return f"command {record.uuid} was never accepted"
+    if isinstance(record, CommandRepeated):
+        return None if life.settled else f"command {record.uuid} is repeated before it was settled"
+    return f"command {record.uuid} was settled before, in record {life.settled_seq}" if life.settled else None
+
+
+def _says_two_things(line: dict[str, Any], entry: Entry, asked: Asked, version: int) -> str | None:
+    """Whether what stands beside the body contradicts it, or what the command asked when it was accepted."""
+    plain = asked.complete(entry.model_copy(update={"about": None})).line()
+    for key in SAID_BESIDE:
+        if key in line and key not in plain and key in ("command", "arguments"):
+            continue  # about a command that is not known, which is said elsewhere
+        if key in line and not _agrees(line[key], plain.get(key)):
+            return f"its {key} is {str(line[key])[:60]!r}, and {str(plain.get(key))[:60]!r} by its body or its command"
+        if key not in line and key in plain and version > 1:
+            return f"it lacks its {key}"
+    return None
+
+
+def _agrees(said: Any, known: Any) -> bool:
+    """Whether `known` says all that was said; a later release may know more fields of an intent."""
+    if isinstance(said, dict) and isinstance(known, dict):
+        return all(key in known and _agrees(value, known[key]) for key, value in said.items())
+    if isinstance(said, list) and isinstance(known, list):
+        return len(said) == len(known) and all(map(_agrees, said, known))
+    return bool(said == known)

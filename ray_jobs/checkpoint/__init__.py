@@ -1,0 +1,1 @@
+"""Sharded checkpoints: save, restore, resume plan, and conversion to another number of ranks."""

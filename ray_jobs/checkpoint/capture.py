@@ -1,0 +1,320 @@
+"""Snapshot of the live training state: this rank's checkpoint files, their copy in host memory, and their digest.
+
+DeepSpeed itself decides the contents: its `save_checkpoint` runs as always, into a checkpoint engine that only records
+references to live tensors. The copy to host memory is the one thing that a training step has to wait for.
+"""
+
+import dataclasses
+import hashlib
+import io
+import json
+import logging
+import math
+import os
+import pickle
+import re
+import struct
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from enum import Enum
+from typing import Any
+
+import numpy
+import torch
+import torch.distributed as dist
+
+from control_plane.storage.layout import STATE
+from ray_jobs.checkpoint import loop_state
+from ray_jobs.checkpoint.host_memory import HostBuffers, copied_tensors
+from ray_jobs.checkpoint.universal import universal_checkpoint_info
+from ray_jobs.rank.plain_values import plain
+
+log = logging.getLogger(__name__)
+
+_told: set[str] = set()
+
+FileStates = dict[str, Any]
+"""Files of one rank, by path relative to the checkpoint's folder: an object for `torch.save`, bytes, or text."""
+
+TRAINER_STATE = f"{STATE}/trainer_state.json"
+RANDOM = "random"
+"""The key of the random generators in a rank's progress."""
+
+NOT_STATE = frozenset({"ds_config", "ds_version", "log_history"})
+"""Keys left out of digests: configuration, a version, and the log history with its times and speeds."""
+
+RANK_IN_NAME = re.compile(r"(zero_pp_rank_|rank-)\d+")
+NOWHERE = "checkpoint"
+"""DeepSpeed wants a folder to save to; nothing is written there."""
+
+
+def capture(trainer: Any) -> FileStates:
+    """Collective. Return this rank's files, as references to live tensors; nothing is written.
+
+    Raises: `RuntimeError` if the optimizer's state is offloaded to NVMe, where it cannot be copied.
+    """
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    engine = getattr(trainer, "deepspeed", None)
+    if engine is not None:
+        states = _captured_from(engine)
+    elif rank == 0:
+        states = {f"{STATE}/model.pt": _plain_state(trainer)}
+    else:
+        states = {}
+    states[progress_path(rank)] = loop_state.captured(trainer)
+    if rank == 0:
+        states[TRAINER_STATE] = _trainer_state(trainer.state)
+    return states
+
+
+def _trainer_state(state: Any) -> str:
+    """Return the Trainer's state as Transformers writes it; logged values that are no JSON are left out."""
+    left_out: set[str] = set()
+    text = json.dumps(plain(dataclasses.asdict(state), left_out), indent=2, sort_keys=True) + "\n"
+    for name in sorted(left_out - _told):
+        log.warning(
+            "%s is logged, or kept in the Trainer's state, and is no number or text: no checkpoint has it", name
+        )
+    _told.update(left_out)
+    return text
+
+
+def progress_path(rank: int) -> str:
+    """Return the path of a rank's loop state in a checkpoint."""
+    return f"{STATE}/rank-{rank}-progress.pt"
+
+
+def model_shapes(model: Any) -> tuple[str, int]:
+    """Return SHA-256 over names and full shapes of the model's parameters (equal on all ranks), and their number."""
+    shapes = [(name, tuple(getattr(each, "ds_shape", each.shape))) for name, each in model.named_parameters()]
+    return hashlib.sha256(repr(shapes).encode()).hexdigest(), sum(math.prod(shape) for _, shape in shapes)
+
+
+def _plain_state(trainer: Any) -> dict[str, Any]:
+    return {
+        "model": trainer.model.state_dict(),
+        "optimizer": trainer.optimizer.state_dict(),
+        "lr_scheduler": trainer.lr_scheduler.state_dict(),
+    }
+
+
+def _captured_from(engine: Any) -> FileStates:
+    if engine.zero_nvme_offload_optimizer():
+        raise RuntimeError("the optimizer is offloaded to NVMe: its state cannot be copied while training goes on")
+    with _noting(engine) as notes:
+        engine.save_checkpoint(
+            NOWHERE,
+            tag=STATE,
+            client_state=universal_checkpoint_info(engine),
+            save_latest=False,
+            exclude_frozen_parameters=False,
+        )
+    return notes.states
+
+
+class _Notes:
+    """Checkpoint engine for DeepSpeed that records what it is given and writes nothing."""
+
+    def __init__(self, engine: Any) -> None:
+        self._engine = engine
+        self.states: FileStates = {}
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._engine, name)
+
+    def create(self, info: Any) -> None:
+        """Prepare nothing."""
+
+    def makedirs(self, path: str, exist_ok: bool = False) -> None:
+        """Make no folder."""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """Record one file."""
+        self.states[os.path.relpath(path, NOWHERE)] = state_dict
+
+    def commit(self, info: Any) -> bool:
+        """Commit nothing."""
+        return True
+
+    def is_decoupled(self) -> bool:
+        """Return False, so that `save_checkpoint` ends where it always does."""
+        return False
+
+    def preserves_storage_sharing(self) -> bool:
+        """Return False: DeepSpeed need not clone tensors, for the copy leaves out storage that no tensor covers."""
+        return False
+
+
+@contextmanager
+def _noting(engine: Any) -> Iterator[_Notes]:
+    """Redirect DeepSpeed's `save_checkpoint` to a recorder; restored on exit."""
+    notes, theirs = _Notes(engine.checkpoint_engine), engine.checkpoint_engine
+    engine.checkpoint_engine = notes
+    # Beside the state, rank 0 would put a script of DeepSpeed's into the folder.
+    engine._copy_recovery_script = lambda folder: None
+    try:
+        yield notes
+    finally:
+        engine.checkpoint_engine = theirs
+        del engine._copy_recovery_script
+
+
+def copied(states: FileStates, reuse: HostBuffers | None = None) -> FileStates:
+    """Return a copy of the files, tensors in host memory (pinned, if they come from a GPU).
+
+    Tensors that share memory share it in the copy. Buffers in `reuse` are overwritten: readers of the copy before
+    must have finished.
+    """
+    buffers = reuse if reuse is not None else HostBuffers()
+    buffers.take_back()
+    out: FileStates = {}
+    for path, state in states.items():
+        if isinstance(state, bytes | str):
+            out[path] = state
+        else:
+            skeleton, tensors = _taken_apart(state)
+            out[path] = _put_together(skeleton, copied_tensors(tensors, buffers))
+    buffers.forget_unused()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return out
+
+
+class _Skeleton(pickle.Pickler):
+    """Pickler that sets tensors aside: it visits exactly the objects that `torch.save` would visit."""
+
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file, protocol=pickle.HIGHEST_PROTOCOL)
+        self.tensors: list[torch.Tensor] = []
+        self._seen: dict[int, int] = {}
+
+    def persistent_id(self, value: Any) -> int | None:
+        """Return a tensor's index in the list."""
+        if not isinstance(value, torch.Tensor):
+            return None
+        if id(value) not in self._seen:
+            self._seen[id(value)] = len(self.tensors)
+            self.tensors.append(value)
+        return self._seen[id(value)]
+
+
+class _Filled(pickle.Unpickler):
+    def __init__(self, file: io.BytesIO, tensors: list[torch.Tensor]) -> None:
+        super().__init__(file)
+        self._tensors = tensors
+
+    def persistent_load(self, place: int) -> torch.Tensor:
+        return self._tensors[place]
+
+
+def _taken_apart(state: Any) -> tuple[io.BytesIO, list[torch.Tensor]]:
+    file = io.BytesIO()
+    pickler = _Skeleton(file)
+    pickler.dump(state)
+    file.seek(0)
+    return file, pickler.tensors
+
+
+def _put_together(skeleton: io.BytesIO, tensors: list[torch.Tensor]) -> Any:
+    return _Filled(skeleton, tensors).load()
+
+
+def state_digest(states: FileStates) -> str:
+    """Return SHA-256 of one rank's training state: all but random generators, configuration and log history.
+
+    Equal states give equal digests, whatever the order in which their dictionaries were filled, the device that they
+    are on, the process, and the rank in the files' names. Any other bit or number gives another.
+    """
+    return _digest(
+        (_neutral(path), _without_random(path, _read(path, state))) for path, state in sorted(states.items())
+    )
+
+
+def random_digest(states: FileStates) -> str:
+    """Return SHA-256 of one rank's random generators."""
+    return _digest(
+        (_neutral(path), state.get(RANDOM)) for path, state in sorted(states.items()) if _is_progress(path, state)
+    )
+
+
+def _is_progress(path: str, state: Any) -> bool:
+    return isinstance(state, dict) and _neutral(path) == _neutral(progress_path(0))
+
+
+def _neutral(path: str) -> str:
+    return RANK_IN_NAME.sub(r"\1", path)
+
+
+def _read(path: str, state: Any) -> Any:
+    return json.loads(state) if path == TRAINER_STATE else state
+
+
+def _without_random(path: str, state: Any) -> Any:
+    beside = (RANDOM, loop_state.CALLBACKS)
+    return {key: part for key, part in state.items() if key not in beside} if _is_progress(path, state) else state
+
+
+def _digest(parts: Iterable[Any]) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        for block in canonical(part):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def canonical(value: Any) -> Iterator[Any]:
+    """Yield the value in canonical bytes: its type, its size where it has one, its content."""
+    if isinstance(value, torch.Tensor):
+        plain = value.detach().cpu().contiguous()
+        yield f"T{plain.dtype}{tuple(plain.shape)}".encode()
+        yield plain.reshape(-1).view(torch.uint8).numpy().data
+    elif isinstance(value, numpy.ndarray) and value.dtype.hasobject:
+        yield from canonical(value.tolist())  # its bytes are addresses
+    elif isinstance(value, numpy.ndarray | numpy.generic):
+        yield f"A{value.dtype.str}{value.shape}".encode()
+        yield value.tobytes()
+    elif isinstance(value, float):
+        yield b"F" + struct.pack(">d", value)
+    elif isinstance(value, bytes | bytearray):
+        yield b"B%d:" % len(value) + bytes(value)
+    elif isinstance(value, Enum | type | torch.dtype):
+        yield f"N{value};".encode()
+    elif value is None or isinstance(value, bool | int | str):
+        text = repr(value).encode()
+        yield b"V%d:" % len(text) + text
+    elif isinstance(value, torch.device):
+        yield b"D"
+    else:
+        yield from _canonical_container(value)
+
+
+def _canonical_container(value: Any) -> Iterator[Any]:
+    if isinstance(value, dict):
+        entries = sorted((b"".join(canonical(key)), part) for key, part in value.items() if key not in NOT_STATE)
+        yield b"M%d:" % len(entries)
+        for key, part in entries:
+            yield key
+            yield from canonical(part)
+    elif isinstance(value, list | tuple):
+        yield b"L%d:" % len(value)
+        for part in value:
+            yield from canonical(part)
+    elif isinstance(value, set | frozenset):
+        yield b"S%d:" % len(value)
+        yield from sorted(b"".join(canonical(part)) for part in value)
+    elif callable(value) and hasattr(value, "__qualname__"):
+        yield f"N{value.__module__}.{value.__qualname__};".encode()
+    else:
+        yield from _canonical_object(value)
+
+
+def _canonical_object(value: Any) -> Iterator[Any]:
+    """Yield an object in canonical bytes by its `__reduce_ex__`: constructor, arguments, state, items."""
+    said = value.__reduce_ex__(4)
+    if isinstance(said, str):  # a global of its module
+        yield f"N{type(value).__module__}.{said};".encode()
+        return
+    make, arguments, *rest = said
+    state, items, pairs = (*rest, None, None, None)[:3]
+    yield b"O"
+    yield from canonical((make, arguments, state, list(items or ()), dict(pairs or ())))

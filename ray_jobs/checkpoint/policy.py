@@ -1,0 +1,199 @@
+"""Checkpoint policy: saves on command and every k steps, begun at a boundary and finished in the background."""
+
+import logging
+import math
+from typing import Any
+
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from control_plane.core.boundary import Applied
+from control_plane.core.model.commands import Command, SaveCheckpoint
+from control_plane.core.model.records import CheckpointCommitted, Reading
+from ray_jobs.checkpoint import save
+from ray_jobs.checkpoint.batch import global_batch_samples
+from ray_jobs.checkpoint.capture import model_shapes
+from ray_jobs.checkpoint.writer import CheckpointWriter
+from ray_jobs.rank.plain_values import number
+from ray_jobs.rank.session import RankSession
+
+log = logging.getLogger(__name__)
+
+LAST_SAVE_WAIT_S = 600.0
+"""Timeout at the end of the training for a save that is still being written."""
+
+
+class CheckpointCallback(TrainerCallback):
+    """Saves on command and every `every_steps` steps (0: never). Also the applier of `save_checkpoint`."""
+
+    def __init__(self, interactive: Any, every_steps: int) -> None:
+        self._interactive, self.every_steps = interactive, every_steps
+        self._writer: CheckpointWriter | None = None
+        self._shapes: dict[str, Any] | None = None
+        # The command that asked for a checkpoint, by the checkpoint's name.
+        self._asked: dict[str, Command] = {}
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Create the writer and register the applier."""
+        session = self._interactive.opened()
+        context = self._interactive.context
+        self._writer = CheckpointWriter(context.files, session.rank, session.collectives.world_size, context.key)
+        session.register("save_checkpoint", self)
+        session.chores.append(self._tell_what_ended)
+
+    @property
+    def session(self) -> RankSession:
+        """Session of this rank. Raises `RuntimeError` outside of training."""
+        session: RankSession = self._interactive.opened()
+        return session
+
+    @property
+    def writer(self) -> CheckpointWriter:
+        """Checkpoint writer of this rank. Raises `RuntimeError` outside of training."""
+        if self._writer is None:
+            raise RuntimeError("the training has not begun")
+        return self._writer
+
+    def after_step(self, step: int) -> None:
+        """Collective, if a checkpoint is due: begin a save. The step is the same on all ranks."""
+        if not self.every_steps or step % self.every_steps:
+            return
+        session = self._interactive.opened()
+        if save.busy_anywhere(session.collectives, self.writer):
+            session.fail_checkpoint(f"step-{step:08d}", step, "the one before it is still being written")
+            return
+        if refusal := session.collectives.first_problem(self._space_refusal()):
+            session.fail_checkpoint(f"step-{step:08d}", step, refusal)
+            return
+        try:
+            self._begin(step, None, False)
+        except RuntimeError as error:
+            session.fail_checkpoint(f"step-{step:08d}", step, str(error))
+
+    def check(self, command: Command) -> str | None:
+        """Reject if the disk has no room, or another save is still being written."""
+        busy = self.writer.busy
+        return f"checkpoint {busy} is still being written; ask again when it is done" if busy else self._space_refusal()
+
+    def apply(self, command: Command, step: int) -> Applied:
+        """Collective. Begin a save; the command is settled when the checkpoint is committed or has failed.
+
+        Raises `RuntimeError` on every rank if it cannot begin.
+        """
+        assert isinstance(command.intent, SaveCheckpoint)
+        if command.intent.name is not None:
+            # A rollback will go there, at a step that is known: it has to be there by then.
+            return Applied(before={}, after=self.apply_now(step, command.intent))
+        name = self._begin(step, command.intent.label, command.intent.pin)
+        self._asked[name] = command
+        self._interactive.opened().deferred.add(command.uuid)
+        return Applied(before={}, after={"checkpoint": name})
+
+    def apply_now(self, step: int, wanted: SaveCheckpoint = SaveCheckpoint()) -> Reading:
+        """Collective. Save synchronously. Raises `RuntimeError` on every rank if it fails."""
+        session = self._interactive.opened()
+        session.phase("saving")
+        saved = save.save_now(
+            self._interactive.trainer,
+            self._interactive.context.files,
+            session.collectives,
+            self.writer,
+            self._about(step, wanted.label, wanted.pin),
+            wanted.name,
+        )
+        session.phase("training")
+        if isinstance(saved, str):
+            raise RuntimeError(saved)
+        session.commit_checkpoint(saved)
+        return {"checkpoint": saved.checkpoint, "size_bytes": saved.size_bytes}
+
+    def undo(self, command: Command) -> None:
+        """Do nothing: a committed checkpoint does no harm, and a failed one has been removed."""
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Wait for a save that is still being written."""
+        if not self.writer.drain(LAST_SAVE_WAIT_S):
+            log.error("checkpoint %s was not finished in time", self.writer.busy)
+        self._tell_what_ended()
+
+    def _space_refusal(self) -> str | None:
+        return save.space_refusal(self._interactive.trainer, self._interactive.context.files)
+
+    def _begin(self, step: int, label: str | None, pinned: bool) -> str:
+        session = self._interactive.opened()
+        session.phase("saving")
+        try:
+            return save.begin_save(
+                self._interactive.trainer,
+                self._interactive.context.files,
+                session.collectives,
+                self.writer,
+                self._about(step, label, pinned),
+            )
+        finally:
+            session.phase("training")
+
+    def _about(self, step: int, label: str | None, pinned: bool) -> dict[str, Any]:
+        session, args = self._interactive.opened(), self._interactive.trainer.args
+        batch = global_batch_samples(args)
+        return (
+            {
+                "generation": session.replica.generation,
+                "branch": self._interactive.plan.branch,
+                "step": step,
+                "label": label,
+                "pinned": pinned,
+                "knobs": self._interactive.knobs(),
+                "settled": tuple(str(uuid) for uuid in session.replica.ledger),
+                "decided_here": tuple(str(uuid) for uuid in session.replica.decided_at(step)),
+                "metrics": _metrics(self._interactive.trainer.state.log_history),
+                "samples_consumed": batch * step,
+                "global_batch_samples": batch,
+                "accumulation_steps": args.gradient_accumulation_steps,
+            }
+            | self._model()
+            | self._training()
+        )
+
+    def _model(self) -> dict[str, Any]:
+        if self._shapes is None:
+            sha256, parameters = model_shapes(self._interactive.trainer.model)
+            self._shapes = {"model_sha256": sha256, "model_parameters": parameters}
+        return self._shapes
+
+    def _training(self) -> dict[str, Any]:
+        """Return the training's number from the second one on: older releases can read a first one's manifest."""
+        training = self._interactive.plan.training
+        return {"training": training} if training > 1 else {}
+
+    def _tell_what_ended(self) -> None:
+        for ended in self.writer.finished():
+            session, asked = self._interactive.opened(), self._asked.pop(ended.name, None)
+            if ended.committed is not None:
+                self._tell_committed(ended.committed, asked)
+            elif ended.reason is not None and asked is None:
+                session.fail_checkpoint(ended.name, int(ended.about["step"]), ended.reason)
+            elif asked is not None:
+                session.conclude(asked.uuid, ended.reason, {})
+
+    def _tell_committed(self, committed: CheckpointCommitted, asked: Command | None) -> None:
+        session = self._interactive.opened()
+        if asked is not None:
+            after = {"checkpoint": committed.checkpoint, "size_bytes": committed.size_bytes}
+            session.conclude(asked.uuid, None, after)
+            assert isinstance(asked.intent, SaveCheckpoint)
+            # People's words are for people: the journal has them, and the manifest, which is signed, does not.
+            committed = committed.model_copy(update={"note": asked.intent.note})
+        session.commit_checkpoint(committed)
+
+
+def _metrics(history: list[dict[str, Any]]) -> dict[str, float]:
+    """Return the newest value of every evaluation metric, for retention of the best checkpoints."""
+    newest: dict[str, float] = {}
+    for logged in history:
+        newest |= {name: value for name, value in logged.items() if name.startswith("eval_")}
+    measured = {name: number(value) for name, value in newest.items()}
+    return {name: float(value) for name, value in measured.items() if value is not None and math.isfinite(value)}

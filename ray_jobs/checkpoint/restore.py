@@ -1,0 +1,166 @@
+"""Restore of a verified checkpoint into a new training, with a digest that proves the live state equals the saved one.
+
+    load(trainer, plan)                  the engine has been built: weights, optimizer, DeepSpeed's scheduler
+    finish(trainer, plan, collectives)   the loop is about to begin: schedule, loss sums, groups; then the digest
+    random_generators(trainer, plan)     the first batch has been fetched
+
+The digest of the live state must be the one in the manifest. On another number of ranks it cannot be: there DeepSpeed's
+universal format is loaded, and `elastic` compares the consolidated state instead.
+"""
+
+import hashlib
+import io
+import json
+import logging
+from typing import Any
+
+import torch
+
+from control_plane.core.model.errors import Damaged, Diverged, Refused
+from control_plane.storage.checkpoint.store import Manifest, Shard, open_shard, read_shard
+from control_plane.storage.layout import STATE
+from ray_jobs.checkpoint import loop_state
+from ray_jobs.checkpoint.capture import TRAINER_STATE, capture, model_shapes, progress_path, random_digest, state_digest
+from ray_jobs.checkpoint.resume_plan import Plan
+from ray_jobs.checkpoint.universal import load_universal
+from ray_jobs.hf import script_callbacks
+from ray_jobs.rank.collectives import Collectives
+
+log = logging.getLogger(__name__)
+
+CONFIGURED = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "save_steps", "train_batch_size")
+"""Settings in Transformers' state that it takes from the config again at every start."""
+
+
+def load(trainer: Any, plan: Plan) -> None:
+    """Collective. Load the weights and the optimizer.
+
+    Raises: `Refused` if it is of another model, `Damaged` if DeepSpeed finds nothing to load.
+    """
+    assert plan.root is not None
+    assert plan.manifest is not None
+    if problem := misfit(trainer, plan.manifest):
+        raise Refused(problem)
+    engine = getattr(trainer, "deepspeed", None)
+    if engine is None:
+        with open_shard(plan.root, _shard(plan.manifest, f"{STATE}/model.pt")) as file:
+            state = torch.load(file, map_location="cpu", weights_only=True)
+        trainer.model.load_state_dict(state["model"])
+        trainer.optimizer.load_state_dict(state["optimizer"])
+    elif plan.manifest.kind == "universal":
+        load_universal(engine, plan.root)
+    else:
+        loaded, _ = engine.load_checkpoint(str(plan.root), tag=STATE)
+        if loaded is None:
+            raise Damaged(f"DeepSpeed found nothing to load in {plan.checkpoint}")
+
+
+def misfit(trainer: Any, manifest: Manifest) -> str | None:
+    """Return the reason why the checkpoint is not of this model, or None.
+
+    Checkpoints of the first release do not name their model.
+    """
+    shapes, parameters = model_shapes(trainer.model)
+    if not manifest.model_sha256 or shapes == manifest.model_sha256:
+        return None
+    return (
+        f"checkpoint {manifest.checkpoint} does not fit this model: it is of one with "
+        f"{manifest.model_parameters:,} parameters, and this one has {parameters:,}"
+        + (", of other names or shapes" if parameters == manifest.model_parameters else "")
+    )
+
+
+def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
+    """Collective. Restore the loop state and compare digests. Raises `Diverged` on every rank if any differs."""
+    assert plan.manifest is not None
+    problem = None
+    try:
+        loop_state.restore(trainer, _progress(plan, collectives.rank))
+    except Diverged as difference:
+        problem = difference.reason
+    states = capture(trainer)
+    if TRAINER_STATE in states:
+        states[TRAINER_STATE] = _as_configured_then(states[TRAINER_STATE], plan)
+    if problem is None and plan.manifest.kind == "saved":
+        saved = {each.rank: each.state_sha256 for each in plan.manifest.ranks}.get(collectives.rank)
+        found = state_digest(states)
+        if found != saved:
+            problem = f"its state has the digest {found[:12]}, and {str(saved)[:12]} was saved"
+    told = collectives.problems(problem)
+    if told:
+        raise Diverged(f"what was restored from {plan.checkpoint} is not what was saved: {'; '.join(told)}")
+    log.info("restored %s: step %d, digest compared", plan.checkpoint, plan.manifest.step)
+
+
+def _as_configured_then(state: str, plan: Plan) -> str:
+    """Return the Trainer's state with the saved config's settings: a fork may have other ones, on purpose."""
+    assert plan.root is not None
+    assert plan.manifest is not None
+    saved = json.loads(read_shard(plan.root, _shard(plan.manifest, TRAINER_STATE)))
+    return json.dumps(json.loads(state) | {key: saved[key] for key in CONFIGURED if key in saved})
+
+
+def callbacks(trainer: Any, plan: Plan, rank: int) -> None:
+    """Restore the script's own callbacks, before `on_train_begin`."""
+    assert plan.manifest is not None
+    saved = _read(plan, rank % plan.manifest.world_size)
+    script_callbacks.put_back(trainer, saved.get(loop_state.CALLBACKS, {}))
+
+
+def stream_place(plan: Plan, rank: int) -> tuple[int, int] | None:
+    """Return the pass of a stream without a length, from 0, and the steps made in it; None in older checkpoints."""
+    assert plan.manifest is not None
+    place = _read(plan, rank % plan.manifest.world_size).get("stream")
+    return (int(place[0]), int(place[1])) if place is not None else None
+
+
+def had_ended(plan: Plan, rank: int) -> bool:
+    """Return whether the script had ended its training early at this checkpoint. A new branch from there continues."""
+    assert plan.manifest is not None
+    saved = _read(plan, rank % plan.manifest.world_size)
+    return plan.manifest.branch == plan.branch and bool(saved.get(loop_state.CALLBACKS, {}).get("ended"))
+
+
+def random_generators(trainer: Any, plan: Plan, rank: int) -> None:
+    """Restore this rank's random generators; a rank that the checkpoint does not have is seeded.
+
+    Raises `Diverged` if a digest differs.
+    """
+    assert plan.manifest is not None
+    manifest = plan.manifest
+    loop_state.restore_random(_read(plan, rank % manifest.world_size))
+    if manifest.kind == "universal" and rank >= manifest.world_size:
+        seed = hashlib.sha256(f"{trainer.args.seed}:{manifest.step}:{rank}".encode()).digest()
+        torch.manual_seed(int.from_bytes(seed[:8], "big"))
+        return
+    saved = {each.rank: each.random_sha256 for each in manifest.ranks}.get(rank)
+    found = random_digest({progress_path(rank): {"random": loop_state.random_state()}})
+    if manifest.kind == "saved" and found != saved:
+        raise Diverged(f"the random generators of rank {rank} are not what {manifest.checkpoint} holds")
+
+
+def _progress(plan: Plan, rank: int) -> loop_state.Progress:
+    """Return this rank's loop state; on another number of ranks, with the mean of the per-rank loss sums."""
+    assert plan.root is not None
+    assert plan.manifest is not None
+    writers = plan.manifest.world_size
+    saved = _read(plan, rank % writers)
+    if plan.manifest.kind == "universal":
+        everyone = [_read(plan, writer) for writer in range(writers)]
+        saved["tr_loss"] = sum(each["tr_loss"] for each in everyone) / writers
+    return saved
+
+
+def _read(plan: Plan, rank: int) -> loop_state.Progress:
+    assert plan.root is not None
+    assert plan.manifest is not None
+    # Verified before the plan was made, by every rank's word; and compared once more, as the very bytes that are used.
+    content = read_shard(plan.root, _shard(plan.manifest, progress_path(rank)))
+    return dict(torch.load(io.BytesIO(content), map_location="cpu", weights_only=False))
+
+
+def _shard(manifest: Manifest, path: str) -> Shard:
+    found = next((shard for shard in manifest.shards if shard.path == path), None)
+    if found is None:
+        raise Damaged(f"checkpoint {manifest.checkpoint} holds no {path}")
+    return found

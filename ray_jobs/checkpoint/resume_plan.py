@@ -1,0 +1,170 @@
+"""Resume plan of a start: the newest checkpoint that all ranks have verified, and the commands to replay.
+
+The ranks share the work: rank r hashes the shards that rank r wrote (and those of ranks that no longer exist). Nothing
+of a checkpoint is unpickled before every rank has agreed that all of it verifies.
+"""
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from control_plane.core.model.errors import Damaged, Refused, SteerwayError, Unavailable
+from control_plane.core.model.records import MAIN, CheckpointCommitted, RefusedCheckpoint
+from control_plane.core.rules.recovery import Replay, ResumePoint, replay_after
+from control_plane.storage.checkpoint.store import Manifest, SigningKey, discard, leftovers, read_manifest, verify
+from control_plane.storage.layout import STATE
+from ray_jobs.checkpoint.convert import ensure_universal
+from ray_jobs.rank.collectives import Collectives
+from ray_jobs.rank.context import RunContext
+from ray_jobs.rank.link import Link
+
+log = logging.getLogger(__name__)
+
+MAX_TOLD = 3
+"""Refused checkpoints named in a message; the journal and the log have the others."""
+
+LEFTOVER_AFTER_S = 300.0
+"""Age at which a checkpoint folder without a manifest counts as abandoned."""
+
+CONVERT_WITHIN_S = 3600.0
+"""Timeout of a conversion, which reads and writes the checkpoint about three times; the other ranks wait for rank 0."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Resume plan, the same on every rank. Without a checkpoint the training begins at step 0."""
+
+    replay: Replay
+    checkpoint: str | None = None
+    root: Path | None = None
+    manifest: Manifest | None = None
+    refused: tuple[RefusedCheckpoint, ...] = ()
+    branch: str = MAIN
+    branched_seq: int | None = None
+    replays: bool = False
+    # Which of the script's trainings this is, and what it is known by.
+    training: int = 1
+    fingerprint: str = ""
+
+    @property
+    def state_folder(self) -> Path:
+        """Folder of the checkpoint's state files. Only for a plan with a checkpoint."""
+        assert self.root is not None
+        return self.root / STATE
+
+
+FROM_THE_BEGINNING = Plan(Replay(ledger={}, repeats=(), paused=False, stopping=False))
+
+
+def make_plan(
+    collectives: Collectives, link: Link | None, context: RunContext, fingerprint: Callable[[], str] = str
+) -> Plan:
+    """Collective. Get the run's history from the control server, and choose the newest checkpoint that verifies.
+
+    Only those of this training of the script: the next one of `context.trainings`, unless its `fingerprint`, which is
+    asked for on rank 0, is a later one's.
+
+    Raises, on every rank: `SteerwayError` with the control server's reason if the trainers may not start.
+    """
+    point, problem, refusal, found = None, None, None, ""
+    call = context.trainings.next()
+    if link is not None:
+        _clear_leftovers(context)
+        try:
+            found = fingerprint()
+            point = link.resume_point(call, found).model_dump(mode="json")
+        except SteerwayError as error:
+            problem, refusal = error.reason, type(error)
+    point, problem, found = collectives.broadcast_json([point, problem, found])
+    if problem is not None:
+        raise (refusal or Unavailable)(problem)
+    told = ResumePoint.model_validate(point)
+    context.trainings.begun = told.training
+    if told.note:
+        log.warning("%s", told.note)
+    plan = _choose(collectives, told, context)
+    replay = replace(plan.replay, stopping=plan.replay.stopping or told.stopped)
+    return replace(plan, replay=replay, training=told.training, fingerprint=found)
+
+
+def _clear_leftovers(context: RunContext) -> None:
+    """Discard leftovers of unfinished saves: the trainers that wrote them are dead or superseded."""
+    for root in leftovers(context.files.checkpoints, LEFTOVER_AFTER_S):
+        try:
+            discard(root.parent, root.name)
+        except SteerwayError as error:
+            log.warning("%s", error.reason)
+
+
+def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -> Plan:
+    refused: list[RefusedCheckpoint] = []
+    for candidate in point.candidates:
+        chosen = _try(collectives, candidate, context, point.training)
+        if isinstance(chosen, Manifest):
+            replay = replay_after(point.decided, set(chosen.settled), point.scheduled)
+            root = context.files.checkpoints / chosen.checkpoint
+            why = tuple(refused)
+            return Plan(replay, chosen.checkpoint, root, chosen, why, point.branch, point.branched_seq, point.replays)
+        log.error("checkpoint %s is not restored: %s", candidate.checkpoint, chosen)
+        refused.append(RefusedCheckpoint(checkpoint=candidate.checkpoint, reason=chosen))
+    if refused:
+        # To begin at the beginning would throw away what somebody may still be able to save.
+        told = "; ".join(f"{each.checkpoint}: {each.reason}" for each in refused[:MAX_TOLD])
+        raise Refused(f"none of the {len(refused)} checkpoints of run {context.files.run} can be restored: {told}")
+    replay = replay_after(point.decided, (), point.scheduled)
+    return Plan(replay, branch=point.branch, branched_seq=point.branched_seq, replays=point.replays)
+
+
+def _try(
+    collectives: Collectives, candidate: CheckpointCommitted, context: RunContext, training: int
+) -> Manifest | str:
+    """Collective. Return the manifest to restore from, or, on every rank alike, the reason why not."""
+    root, key, recorded = context.files.checkpoints / candidate.checkpoint, context.key, candidate.manifest_sha256
+    if problem := collectives.first_problem(_problem(root, key, collectives, context.files.run, recorded)):
+        return problem
+    manifest = read_manifest(root, key, recorded)
+    if manifest.training != training:
+        return f"{root.name} is of training {manifest.training} of the script, and this is training {training}"
+    if manifest.world_size == collectives.world_size:
+        return manifest
+    converted, problem, unavailable = None, None, None
+    if collectives.rank == 0:
+        try:
+            converted = ensure_universal(
+                context.files, candidate.checkpoint, context.key_path, log.info, CONVERT_WITHIN_S, recorded
+            )
+        except Unavailable as error:
+            unavailable = error.reason
+        except SteerwayError as error:
+            problem = error.reason
+    converted, problem, unavailable = collectives.broadcast_json([converted, problem, unavailable])
+    if unavailable is not None:
+        raise Unavailable(unavailable)  # nothing is wrong with the checkpoint: another start may convert it
+    if problem is None:
+        root = context.files.checkpoints / str(converted)
+        problem = collectives.first_problem(_problem(root, key, collectives, context.files.run))
+    return problem or read_manifest(root, key)
+
+
+def examine(root: Path, key: SigningKey, collectives: Collectives, run: str, recorded: str) -> Manifest | str:
+    """Return a checkpoint's manifest, or the reason why this rank's part of it does not verify.
+
+    `recorded` is the SHA-256 of the manifest that the journal knows, where this rank knows it.
+    """
+    return _problem(root, key, collectives, run, recorded) or read_manifest(root, key, recorded)
+
+
+def _problem(root: Path, key: SigningKey, collectives: Collectives, run: str, recorded: str = "") -> str | None:
+    try:
+        manifest = read_manifest(root, key, recorded)
+        if manifest.run != run:
+            return f"{root.name} belongs to run {manifest.run}"
+        writers = manifest.world_size
+        own = {rank for rank in range(writers) if rank % collectives.world_size == collectives.rank}
+        verify(root, key, own, recorded)
+    except Damaged as damage:
+        return damage.reason
+    except OSError as error:
+        return f"{root.name} cannot be read: {error.strerror or error}"
+    return None

@@ -1,0 +1,151 @@
+"""Checkpoint save at a step boundary: agree on a name, copy the state to host memory, hand it to the async writer.
+
+Training waits for the copy alone. Every collective is here, and none in the writer's threads. A problem on any rank,
+up to the moment when all begin to write, is everyone's: then nothing was begun.
+"""
+
+import logging
+import time
+from collections.abc import Callable
+from typing import Any
+
+from control_plane.core.model.errors import SteerwayError
+from control_plane.core.model.records import CheckpointCommitted
+from control_plane.storage.checkpoint.store import discard, room_refusal
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.private import FOLDER_MODE, make_folder
+from ray_jobs.checkpoint.capture import FileStates, capture, copied
+from ray_jobs.checkpoint.writer import CheckpointWriter
+from ray_jobs.rank.collectives import Collectives
+from ray_jobs.rank.error_text import told
+
+log = logging.getLogger(__name__)
+
+FREE_SPACE_FACTOR = 1.2
+"""A save is refused unless this many times its estimated size is free."""
+
+BYTES_PER_PARAMETER = 16
+"""fp32 weights, their master copy and Adam's two moments."""
+
+ROUND_S = 1.0
+"""Interval at which ranks synchronize while they wait for a save: far within a collective's timeout."""
+
+
+def begin_save(
+    trainer: Any,
+    files: RunFiles,
+    collectives: Collectives,
+    writer: CheckpointWriter,
+    about: dict[str, Any],
+    wanted: str | None = None,
+) -> str:
+    """Collective, at a step boundary. Begin an async save; return the checkpoint's name. See `writer.finished`.
+
+    `about` holds the manifest's generation, step and all else that it says about this save; rank 0's counts. Without a
+    `wanted` name it is called by its step and generation.
+    Raises `RuntimeError` on every rank alike if it could not be begun; then its folder is removed.
+    """
+    began_s = time.monotonic()
+    name, problem = _agreed_name(files, collectives, about, writer, wanted)
+    _raise_together(collectives, files, name, problem)
+    states: FileStates = {}
+
+    def take() -> None:
+        states.update(copied(capture(trainer), writer.buffers))
+
+    _raise_together(collectives, files, name, _guarded(take))
+    writer.start(name, states, about)
+    log.info("checkpoint %s: training waited %.3f s", name, time.monotonic() - began_s)
+    return name
+
+
+def save_now(
+    trainer: Any,
+    files: RunFiles,
+    collectives: Collectives,
+    writer: CheckpointWriter,
+    about: dict[str, Any],
+    wanted: str | None = None,
+) -> CheckpointCommitted | str:
+    """Collective. Save and wait for the end, also of a save that is still being written.
+
+    Returns the committed checkpoint, or, on every rank alike, the reason why there is none.
+    """
+    _drain_together(collectives, writer)
+    try:
+        name = begin_save(trainer, files, collectives, writer, about, wanted)
+    except RuntimeError as error:
+        return str(error)
+    _drain_together(collectives, writer)
+    ended = writer.take(name)
+    answer = (ended.committed or ended.reason) if ended else f"{name} was begun, and its end was reported elsewhere"
+    whole: CheckpointCommitted | str = collectives.all_gather(answer)[0]
+    return whole
+
+
+def busy_anywhere(collectives: Collectives, writer: CheckpointWriter) -> bool:
+    """Collective. Return whether any rank is still writing a checkpoint."""
+    return collectives.all_reduce_min(0 if writer.busy else 1) == 0
+
+
+def space_refusal(trainer: Any, files: RunFiles) -> str | None:
+    """Return the reason why the disk has no room for a checkpoint, or None."""
+    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    return room_refusal(files.checkpoints, int(parameters * BYTES_PER_PARAMETER * FREE_SPACE_FACTOR))
+
+
+def _agreed_name(
+    files: RunFiles, collectives: Collectives, about: dict[str, Any], writer: CheckpointWriter, wanted: str | None
+) -> tuple[str, str | None]:
+    """Collective. Return the checkpoint's name, whose folder rank 0 has made, and this rank's problem or None."""
+    wanted = wanted or f"step-{about['step']:08d}-g{about['generation']}"
+    name, problem = "", f"checkpoint {writer.busy} is still being written" if writer.busy else None
+    if collectives.rank == 0 and problem is None:
+        try:
+            name = _new_folder(files, wanted)
+        except OSError as error:
+            problem = f"its folder could not be made: {error}"
+    return str(collectives.broadcast_json(name)), problem
+
+
+def _new_folder(files: RunFiles, wanted: str) -> str:
+    make_folder(files.checkpoints)
+    number = 1
+    while True:
+        name = wanted if number == 1 else f"{wanted}-{number}"
+        try:
+            (files.checkpoints / name).mkdir(mode=FOLDER_MODE)
+        except FileExistsError:
+            number += 1
+        else:
+            return name
+
+
+def _raise_together(collectives: Collectives, files: RunFiles, name: str, problem: str | None) -> None:
+    """Collective. If any rank has a problem, rank 0 removes the folder, and all raise `RuntimeError`."""
+    told = collectives.problems(problem)
+    if not told:
+        return
+    if collectives.rank == 0 and name:
+        try:
+            discard(files.checkpoints, name)
+        except SteerwayError as error:
+            log.warning("a failed save could not be removed: %s", error.reason)
+    raise RuntimeError("; ".join(told))
+
+
+def _drain_together(collectives: Collectives, writer: CheckpointWriter) -> None:
+    """Collective. Wait until no rank is writing; bounded by the writer's own timeouts."""
+    while True:
+        idle = writer.drain(ROUND_S)
+        if collectives.all_reduce_min(int(idle)):
+            return
+
+
+def _guarded(take: Callable[[], None]) -> str | None:
+    try:
+        take()
+    except Exception as error:
+        log.exception("the state could not be copied")
+        return told(error)
+    return None

@@ -1,0 +1,364 @@
+"""Typed config of a run: reading, overrides and validation.
+
+    config = load("configs/gpt2-local.yaml", overrides=["scaling.ranks=4", "training.learning_rate=1e-4"])
+    (run_dir / "config.yaml").write_text(config.to_yaml())      # self-contained; `from_yaml` reads it back
+
+Importable without torch, ray and transformers: the command line validates a config before it starts anything.
+Validation errors are raised as one `Invalid`, with a line for each.
+"""
+
+import difflib
+import math
+from collections.abc import Callable, Iterator, Sequence
+from enum import EnumType
+from pathlib import Path
+from typing import Annotated, Any, Self, get_args
+
+from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+
+from control_plane import config_text
+from control_plane.config_text import shown
+from control_plane.core.model.errors import Invalid
+from ray_jobs.config.deepspeed_features import unsupported
+from ray_jobs.config.environment import check_variables
+from ray_jobs.config.sections import (
+    CheckpointSettings,
+    DataSettings,
+    DeepSpeedSettings,
+    DigestSettings,
+    Gpt2Workload,
+    LimitSettings,
+    ModelSettings,
+    PauseSettings,
+    RecoverySettings,
+    ScalingSettings,
+    ScriptWorkload,
+    SecretVariable,
+    Section,
+    TrainingSettings,
+)
+
+Raw = dict[str, Any]
+
+
+class RunConfig(Section):
+    """Config of a run. As `load` returns it, it is self-contained: it refers to no other config file."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9_-]{0,63}$")
+    seed: int = Field(ge=0, lt=2**32)
+    scaling: ScalingSettings = ScalingSettings()
+    workload: Annotated[Gpt2Workload | ScriptWorkload, Field(discriminator="kind")]
+    model: ModelSettings | None = None
+    data: DataSettings | None = None
+    training: TrainingSettings = {}
+    deepspeed: DeepSpeedSettings | None = None
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    digest: DigestSettings = DigestSettings()
+    recovery: RecoverySettings = RecoverySettings()
+    pause: PauseSettings = PauseSettings()
+    limits: dict[str, LimitSettings] = {}
+    env: dict[str, str | SecretVariable] = {}
+
+    @model_validator(mode="after")
+    def _variables_may_be_set(self) -> Self:
+        check_variables(self.env)
+        return self
+
+    @model_validator(mode="after")
+    def _sections_fit_the_workload(self) -> Self:
+        given = {key for key in ("model", "data", "deepspeed") if getattr(self, key) is not None}
+        if self.workload.kind == "gpt2" and given != {"model", "data", "deepspeed"}:
+            missing = " and ".join(sorted({"model", "data", "deepspeed"} - given))
+            raise ValueError(f"workload.kind is gpt2, which also needs {missing}")
+        if self.workload.kind == "gpt2" and self.data is not None and self.data.source is None:
+            raise ValueError("workload.kind is gpt2, which also needs data.source: stdlib or wikitext2")
+        if self.data is not None and self.data.is_of_a_script:
+            given -= {"data"}
+        if self.workload.kind == "script" and given & {"model", "data"}:
+            extra = " and ".join(sorted(given & {"model", "data"}))
+            raise ValueError(f"workload.kind is script, which builds its own model and data: leave out {extra}")
+        return self
+
+    @model_validator(mode="after")
+    def _deepspeed_can_be_kept(self) -> Self:
+        if self.deepspeed is not None and (reasons := unsupported(self.deepspeed)):
+            raise ValueError("; ".join(f"deepspeed.{reason}" for reason in reasons))
+        return self
+
+    def to_yaml(self) -> str:
+        """Return the whole config as YAML that `from_yaml` turns into an equal config."""
+        return config_text.to_yaml(self.model_dump(mode="json"))
+
+    @classmethod
+    def from_yaml(cls, text: str, source: str = "the run's config") -> "RunConfig":
+        """Parse the output of `to_yaml`; reads no other file. Raises `Invalid`, whose message names `source`."""
+        return _validated(_mapping(text, source), source)
+
+
+# Settings of TrainingArguments that Steerway sets itself, and the setting to use instead.
+_OWN_CHECKPOINTS = "Steerway saves the checkpoints, see checkpoint.every_steps"
+_OWN_DEVICE = "Steerway chooses the devices, see scaling.use_gpu"
+_OWN_PLACE = "the run's folder is chosen when it is submitted"
+_OWN_REPORT = "metrics go to the run's own store"
+_OWN_HUB = "a run uploads nothing"
+OWN_TRAINING_KEYS: dict[str, str] = {
+    "output_dir": _OWN_PLACE,
+    "run_name": "use the top-level key name",
+    "deepspeed": "use the top-level key deepspeed",
+    "seed": "use the top-level key seed",
+    "data_seed": "the top-level key seed determines the order of the samples",
+    "report_to": _OWN_REPORT,
+    "disable_tqdm": _OWN_REPORT,
+    **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "save_only_model"), _OWN_CHECKPOINTS),
+    **dict.fromkeys(("save_on_each_node", "enable_jit_checkpoint", "load_best_model_at_end"), _OWN_CHECKPOINTS),
+    **dict.fromkeys(("resume_from_checkpoint", "ignore_data_skip"), "a run resumes from its newest checkpoint"),
+    **dict.fromkeys(("use_cpu", "ddp_backend", "local_rank", "parallelism_config"), _OWN_DEVICE),
+    **dict.fromkeys(("fsdp", "fsdp_config"), "DeepSpeed shards the model, see deepspeed.zero_optimization"),
+    **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id", "hub_strategy"), _OWN_HUB),
+    "auto_find_batch_size": "a batch size that changes on one rank only would make the others hang",
+}
+
+
+def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a config file, apply `dotted.key=value` overrides, and make it self-contained.
+
+    Relative paths, also in overrides, are relative to the file's folder; a DeepSpeed file is inlined.
+    Raises `Invalid`, with one line for each error.
+    """
+    path = Path(path)
+    source, folder = str(path), path.expanduser().absolute().parent
+    raw = _mapping(config_text.read_text(path.expanduser(), source), source)
+    for override in overrides:
+        _override(raw, override, folder)
+    _inline_deepspeed(raw, folder, source)
+    for section in ("data", "workload"):
+        _absolute_path(raw.get(section), folder)
+    config = _validated(raw, source)
+    if config.workload.kind == "script" and not Path(config.workload.path).is_file():
+        raise Invalid(f"{source}: workload.path is {config.workload.path}, but there is no such file.")
+    return config
+
+
+def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return a resolved config with `dotted.key=value` overrides; paths in them are relative to the current folder.
+
+    Raises `Invalid`, with one line for each error.
+    """
+    raw: Raw = config.model_dump(mode="json")
+    for override in overrides:
+        _override(raw, override, Path.cwd())
+    for section in ("data", "workload"):
+        _absolute_path(raw.get(section), Path.cwd())
+    return _validated(raw, config.name)
+
+
+def check_training_keys(config: RunConfig) -> None:
+    """Raise `Invalid` for settings that the installed TrainingArguments does not take. Imports transformers."""
+    from transformers import TrainingArguments
+
+    hints = {name: field.type for name, field in TrainingArguments.__dataclass_fields__.items() if field.init}
+    own = sorted(set(hints) - set(OWN_TRAINING_KEYS))
+    problems = []
+    for key, value in config.training.items():
+        if key not in own:
+            nearest = difflib.get_close_matches(key, own, n=1)
+            hint = f"did you mean {nearest[0]}?" if nearest else "see the documentation of TrainingArguments."
+            problems.append(f"training.{key} is not a key of transformers.TrainingArguments; {hint}")
+        elif not _fits(hints[key], value):
+            problems.append(
+                f"training.{key} is {shown(value)}, but TrainingArguments takes {_type_name(hints[key])}{_hint(value)}."
+            )
+    if problems:
+        raise Invalid("\n".join(f"{config.name}: {problem}" for problem in problems))
+
+
+_SPELLED = ("no", "off", "n", "false", "yes", "on", "y", "true")
+"""Truth values in quotes. They would be passed on as text, and any text counts as true."""
+
+
+def _fits(hint: Any, value: object) -> bool:
+    """Return whether a value has the argument's type, without coercion: it is passed on as it is."""
+    if isinstance(value, str) and (choices := _choices(hint)):
+        return value in choices
+    if isinstance(value, str) and bool in get_args(hint) and value != "no" and value.lower() in _SPELLED:
+        return False  # text or a truth value: "no" is a word of its own there
+    try:
+        TypeAdapter(hint).validate_python(value, strict=not isinstance(value, list))
+    except ValidationError:
+        return False
+    return True
+
+
+def _hint(value: object) -> str:
+    """Return a hint on how to write a value that was given as text, or ''."""
+    if not isinstance(value, str):
+        return ""
+    if value.lower() in _SPELLED:
+        return "; write true or false"
+    return "; write numbers without quotes" if value[:1] in "0123456789+-." and value else ""
+
+
+def _choices(hint: Any) -> list[str]:
+    """Return the allowed values of an enum argument. Its annotation, `SchedulerType | str`, would allow any text."""
+    kinds: list[Any] = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, EnumType)]
+    return [str(member.value) for kind in kinds for member in kind]
+
+
+def _type_name(hint: Any) -> str:
+    choices = _choices(hint)
+    return f"one of {', '.join(choices)}" if choices else getattr(hint, "__name__", str(hint))
+
+
+# --- Reading ---
+
+
+def _mapping(text: str, source: str) -> Raw:
+    raw = config_text.from_yaml(text, source)
+    if raw is None:
+        raise Invalid(f"{source} is empty, but must be a mapping with the keys {', '.join(RunConfig.model_fields)}.")
+    if not isinstance(raw, dict):
+        raise Invalid(f"{source} is {shown(raw)}, but must be a mapping of keys to values.")
+    return raw
+
+
+def _override(raw: Raw, override: str, folder: Path) -> None:
+    key, equals, text = override.partition("=")
+    parts = key.strip().split(".")
+    if not equals or not all(parts):
+        raise Invalid(f"The override {override!r} is not of the form dotted.key=value.")
+    value = config_text.from_yaml(text, f"The value of the override {override!r}")
+    if len(parts) > 1 and parts[0] == "deepspeed":
+        _inline_deepspeed(raw, folder, f"The override {override!r}")
+    group = raw
+    for depth, part in enumerate(parts[:-1], start=1):
+        if group.get(part) is None:
+            group[part] = {}
+        group = group[part]
+        if not isinstance(group, dict):
+            above = ".".join(parts[:depth])
+            raise Invalid(f"The override {override!r} cannot be applied: {above} is {shown(group)}, not a mapping.")
+    group[parts[-1]] = value
+
+
+def _inline_deepspeed(raw: Raw, folder: Path, source: str) -> None:
+    if not isinstance(raw.get("deepspeed"), str):
+        return
+    path = folder / Path(raw["deepspeed"]).expanduser()
+    named = f"{source}: deepspeed names {path}, which"
+    raw["deepspeed"] = config_text.from_json(config_text.read_text(path, named), named)
+
+
+def _absolute_path(section: object, folder: Path) -> None:
+    if isinstance(section, dict) and isinstance(section.get("path"), str) and section["path"]:
+        section["path"] = str(folder / Path(section["path"]).expanduser())
+
+
+# --- Validation errors ---
+
+
+def _validated(raw: Raw, source: str) -> RunConfig:
+    problems = dict(_unusable_values(raw, ""))
+    training = raw.get("training")
+    for key in training if isinstance(training, dict) else ():
+        if key in OWN_TRAINING_KEYS:
+            problems[f"training.{key}"] = f"training.{key} cannot be set: {OWN_TRAINING_KEYS[key]}"
+    config = None
+    try:
+        config = RunConfig.model_validate(raw)
+    except ValidationError as error:
+        for detail in error.errors(include_url=False):
+            location = _location(detail["loc"])
+            problems.setdefault(".".join(location), _complaint(detail, location))
+    if problems or config is None:
+        raise Invalid("\n".join(f"{source}: {problem}." for problem in problems.values()))
+    return config
+
+
+def _unusable_values(value: object, key: str) -> Iterator[tuple[str, str]]:
+    """Yield the dotted key and the error of each value that no setting can have: NaN, infinities, other types."""
+    if isinstance(value, dict):
+        for name, below in value.items():
+            inner = f"{key}.{name}" if key else str(name)
+            if not isinstance(name, str):
+                yield inner, f"{inner} has the key {shown(name)}, but keys must be text"
+            yield from _unusable_values(below, inner)
+    elif isinstance(value, list):
+        for index, below in enumerate(value):
+            yield from _unusable_values(below, f"{key}.{index}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield key, f"{key} is {value}, but must be a finite number"
+    elif value is not None and not isinstance(value, str | int | float):
+        yield (
+            key,
+            f"{key} is {shown(value)}, but must be text, a number, true, false, null, a list or a mapping",
+        )
+
+
+def _location(loc: tuple[int | str, ...]) -> tuple[str, ...]:
+    """Return the path of a key in the file: pydantic puts the workload's kind after `workload`, as if it were a key."""
+    parts = tuple(str(part) for part in loc)
+    return parts[:1] + parts[2:] if parts[:1] == ("workload",) and len(parts) > 1 else parts
+
+
+def _complaint(detail: Any, location: tuple[str, ...]) -> str:
+    key, kind, context = ".".join(location), detail["type"], detail.get("ctx", {})
+    if kind == "extra_forbidden":
+        return _unknown_key(location, detail["loc"])
+    if kind == "missing":
+        return f"{key} is missing"
+    if kind == "union_tag_not_found":
+        return f"{key}.kind is missing; allowed: 'gpt2', 'script'"
+    if kind == "union_tag_invalid":
+        return f"{key}.kind is {shown(context['tag'])}, but must be one of {context['expected_tags']}"
+    if kind == "value_error":
+        return f"{key}: {context['error']}" if key else str(context["error"])
+    wanted = _WANTED.get(kind, lambda _: detail["msg"])(context)
+    return f"{key} is {shown(detail['input'])}, but must be {wanted}"
+
+
+_WANTED: dict[str, Callable[[dict[str, Any]], str]] = {
+    "int_type": lambda _: "an integer",
+    "float_type": lambda _: "a number",
+    "bool_type": lambda _: "true or false",
+    "string_type": lambda _: "text",
+    **dict.fromkeys(("list_type", "tuple_type"), lambda _: "a list"),
+    "too_short": lambda context: f"a list of at least {context['min_length']}",
+    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), lambda _: "a mapping of keys to values"),
+    "literal_error": lambda context: f"one of {context['expected']}",
+    "greater_than": lambda context: f"greater than {context['gt']}",
+    "greater_than_equal": lambda context: f"at least {context['ge']}",
+    "less_than": lambda context: f"less than {context['lt']}",
+    "less_than_equal": lambda context: f"at most {context['le']}",
+    "string_pattern_mismatch": lambda _: "1 to 64 of a-z, 0-9, '_' and '-', the first a letter or a digit",
+}
+
+
+_SECTIONS: dict[str, type[Section]] = {
+    "": RunConfig,
+    "scaling": ScalingSettings,
+    "model": ModelSettings,
+    "data": DataSettings,
+    # Before "checkpoint": a stray `every_steps` is more likely meant for that.
+    "digest": DigestSettings,
+    "checkpoint": CheckpointSettings,
+    "recovery": RecoverySettings,
+    "pause": PauseSettings,
+}
+_WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWorkload}
+
+
+def _section_at(location: tuple[str, ...], loc: tuple[int | str, ...]) -> type[BaseModel]:
+    if location[:1] == ("limits",):
+        return LimitSettings  # the name of the knob stands between
+    return _WORKLOADS[str(loc[1])] if location == ("workload",) else _SECTIONS[".".join(location)]
+
+
+def _unknown_key(location: tuple[str, ...], loc: tuple[str, ...]) -> str:
+    section, key = ".".join(location[:-1]), location[-1]
+    allowed = list(_section_at(location[:-1], loc).model_fields)
+    elsewhere = {field: f"{name}.{field}" for name, its in _SECTIONS.items() if name for field in its.model_fields}
+    nearest = [elsewhere[key]] if key in elsewhere else difflib.get_close_matches(key, allowed, n=1)
+    nearest += [elsewhere[near] for near in difflib.get_close_matches(key, elsewhere, n=1)]
+    hint = f"did you mean {nearest[0]}? Allowed" if nearest else "allowed"
+    place = f" in {section}" if section else ""
+    return f"{'.'.join(location)} is not a known key; {hint}{place}: {', '.join(allowed)}"

@@ -1,0 +1,1 @@
+"""Deterministic data order and random number generators."""

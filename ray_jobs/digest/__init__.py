@@ -1,0 +1,1 @@
+"""Digests of live state: proof that two runs are bit-identical."""

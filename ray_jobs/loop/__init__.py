@@ -1,0 +1,1 @@
+"""Adapter for any other training loop: plain PyTorch or a DeepSpeed engine."""

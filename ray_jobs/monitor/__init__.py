@@ -1,0 +1,1 @@
+"""Failure detection: one monitor process beside each rank, heartbeats over TCP, and the verdict."""

@@ -1,0 +1,1 @@
+"""One rank's connection to the run: session, link, collectives and process setup."""

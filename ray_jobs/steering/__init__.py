@@ -1,0 +1,1 @@
+"""Appliers: carry out commands on a live training and read the values back."""

@@ -1,6 +1,0 @@
-"""What the ranks of a checkpoint test and the test itself must both know, without importing a framework."""
-
-from control_plane.storage.checkpoints import SigningKey
-
-KEY = SigningKey(b"0123456789abcdef0123456789abcdef")
-STEPS = 4

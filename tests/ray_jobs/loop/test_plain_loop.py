@@ -1,0 +1,81 @@
+"""A loop of the user's own that was started by hand: it is a loop, and misuse is refused."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from control_plane.core.model.errors import Conflict, Invalid
+from ray_jobs.loop.session import Loop, TrainingSession
+from ray_jobs.steering.actions import OwnVocabulary
+from ray_jobs.steering.schedule import Course, steer_schedule
+
+
+def alone(steps: int = 3) -> TrainingSession:
+    net = nn.Linear(2, 1)
+    return TrainingSession(net, torch.optim.SGD(net.parameters(), lr=0.1), total_steps=steps)
+
+
+def test_by_hand_it_is_a_loop_with_one_line_in_the_log(caplog: pytest.LogCaptureFixture) -> None:
+    made = []
+    with alone() as session:
+        for step in session.steps():
+            session.step({"loss": torch.tensor(1.0)})
+            made.append(step)
+    assert made == [0, 1, 2]
+    assert [record.getMessage() for record in caplog.records if "cannot be steered" in record.getMessage()]
+
+
+def test_a_round_that_does_not_end_its_step_is_found() -> None:
+    with alone() as session, pytest.raises(RuntimeError, match=r"calls session\.step\(\) once"):
+        for _ in session.steps():
+            pass
+
+
+def test_a_step_that_was_not_begun_is_refused() -> None:
+    with alone() as session, pytest.raises(RuntimeError, match="once in each round"):
+        session.step()
+
+
+def test_steps_outside_of_the_session_are_refused() -> None:
+    with pytest.raises(RuntimeError, match="inside of `with session:`"):
+        next(iter(alone().steps()))
+
+
+@pytest.mark.parametrize("metrics", [{"loss": "low"}, {"loss": torch.zeros(2)}, {"x" * 65: 1.0}, {"": 1.0}])
+def test_what_is_no_measurement_is_refused(metrics: dict[str, Any]) -> None:
+    with alone() as session:
+        steps = session.steps()
+        next(steps)
+        with pytest.raises(Invalid, match="the measurement"):
+            session.step(metrics)
+
+
+def test_a_session_without_anything_to_train_is_refused() -> None:
+    with pytest.raises(Invalid, match="an engine, or a model and its optimizer"):
+        TrainingSession(nn.Linear(1, 1), total_steps=1)
+
+
+def test_a_loop_without_a_schedule_keeps_its_own_rates_until_a_course_is_set() -> None:
+    net = nn.Linear(2, 1)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
+    loop = Loop(net, optimizer, None, None, 8, 0, OwnVocabulary())
+    steered = steer_schedule(loop)
+    loop.steer()
+    optimizer.param_groups[0]["lr"] = 0.25
+    loop.step_schedule()
+    assert optimizer.param_groups[0]["lr"] == 0.25
+    steered.follow([Course(0.25, "linear", 0.0, 0, 1.0, 4)])
+    rates = []
+    for _ in range(4):
+        loop.step_schedule()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates == [0.1875, 0.125, 0.0625, 0.0]
+
+
+def test_a_knob_whose_name_is_taken_is_refused() -> None:
+    session = alone()
+    session.register_knob("temperature", get=lambda: 1.0, set=lambda value: None)
+    with pytest.raises(Conflict, match="temperature"):
+        session.register_knob("temperature", get=lambda: 1.0, set=lambda value: None)

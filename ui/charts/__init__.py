@@ -1,0 +1,1 @@
+"""Live charts of the console."""

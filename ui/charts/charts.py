@@ -1,0 +1,233 @@
+"""The live charts of a run: all panels in one ECharts component, whose zoom outlives every refresh.
+
+The component is mounted once under a fixed key and told to replace its series and nothing else, so what the reader
+did to it stays. See docs/decisions/0002-live-charts.md for the alternatives that were measured.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ui.charts.bins import bin_width
+from ui.charts.history import History
+from ui.charts.layout import PANELS, Band, Mark, Panel
+from ui.charts.palette import DARK, LIGHT, Palette
+from ui.charts.series import Axis, Canvas, Options, beside, panel_series
+
+MAX_BINS = 600
+"""Bins across a chart. Two points a bin are more than a chart of half a screen has pixels."""
+
+HEIGHT = "max(560px, calc(1420px - 140vw))"
+"""Two rows of charts on a desktop; four rows, and taller, on a phone."""
+
+NARROW_PX = 640
+"""A component of less than this width shows its panels one below the other."""
+
+FOOT_PX = 52
+"""Room for the zoom slider below the charts."""
+
+LEGEND_PX = 20
+"""More room, where other branches have a legend below the slider."""
+
+PIN_ZOOM = """
+(event) => {
+  if ((event.batch || [event])[0].start === undefined) return;
+  const { start, end, startValue, endValue } = chart.getModel().getComponent('dataZoom', 0).option;
+  if (start > 0 || end < 100) chart.dispatchAction({ type: 'dataZoom', dataZoomIndex: 0, startValue, endValue });
+}
+"""
+"""ECharts keeps a zoom as per cent of an axis that grows, so the window would creep: pin it to its values instead."""
+
+SAY_RANGE = """
+() => { chart.getDom().dataset.range = chart.getModel().getComponent('dataZoom', 0).getValueRange().join(' '); }
+"""
+"""What is on a canvas cannot be read from outside: say on its element which range of x is drawn."""
+
+SHOW_ALL = "() => { chart.dispatchAction({ type: 'dataZoom', dataZoomIndex: 0, start: 0, end: 100 }); }"
+"""A double click ends a zoom; from then on the charts follow the run again."""
+
+EVENTS = {"datazoom": PIN_ZOOM, "finished": SAY_RANGE, "zr:dblclick": SHOW_ALL}
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """How the reader wants to see the charts. `smoothing` is the weight of the past, from 0 (none) to 0.99."""
+
+    smoothing: float = 0.0
+    log_y: bool = False
+    axis: Axis = "step"
+    dark: bool = False
+
+    @property
+    def palette(self) -> Palette:
+        """The colours for the page's theme."""
+        return DARK if self.dark else LIGHT
+
+
+def chart_options(history: History, marks: list[Mark], view: View, bands: Sequence[Band] = ()) -> Options:
+    """The ECharts options of all panels."""
+    extent = history.extent(view.axis) or (0.0, 1.0)
+    others = beside(history)
+    foot_px = LEGEND_PX if others else 0
+    panels = list(enumerate(PANELS))
+    series = [
+        one
+        for at, panel in panels
+        for one in panel_series(history, panel, marks, list(bands), _canvas(at, panel, view, extent))
+    ]
+    return {
+        "baseOption": {
+            "animation": False,
+            "textStyle": {"color": view.palette.text},
+            "title": [_title(history, panel, view) for _, panel in panels],
+            "grid": [{"id": f"grid {at}"} for at, _ in panels],
+            "xAxis": [_x_axis(at, view, extent) for at, _ in panels],
+            "yAxis": [_y_axis(at, panel, view) for at, panel in panels] + [_hidden_axis(at) for at, _ in panels],
+            "axisPointer": {"link": [{"xAxisIndex": "all"}], "label": {"show": False}},
+            "legend": _legend(others, view.palette),
+            "tooltip": {"trigger": "axis", "confine": True, "textStyle": {"fontSize": 12}},
+            "dataZoom": _zoom(view.palette, foot_px),
+            "toolbox": _toolbox(view.palette),
+            "series": series,
+        },
+        "media": [
+            {"query": {"maxWidth": NARROW_PX}, "option": _one_column() | _keep(series)},
+            {"option": _two_columns(foot_px) | _keep(series)},
+        ],
+    }
+
+
+def _keep(series: list[Options]) -> Options:
+    """Series that an option does not name are taken away, also by the option of a layout; so it names them."""
+    return {"series": [{"id": one["id"], "type": one["type"]} for one in series]}
+
+
+def _canvas(at: int, panel: Panel, view: View, extent: tuple[float, float]) -> Canvas:
+    """A minute is cut finer than a step: 1/64 of it is about a second."""
+    span, cuts = extent[1] - extent[0], 1 if view.axis == "step" else 64
+    return Canvas(
+        at=at,
+        count=len(PANELS),
+        bin_width=bin_width(span * cuts, MAX_BINS) / cuts,
+        axis=view.axis,
+        smoothing=view.smoothing,
+        log_y=view.log_y and panel.may_be_log,
+        palette=view.palette,
+        extent=extent,
+    )
+
+
+def _title(history: History, panel: Panel, view: View) -> Options:
+    """The panel's name and the newest value of each of its metrics, in the colour of its line."""
+    parts, styles = [panel.title], {}
+    for number, name in enumerate(panel.metrics(history.series)):
+        style = f"line{number}"
+        parts.append(f"{{{style}|{name} {history.series[name].values[-1]:.4g}}}")
+        styles[style] = {"color": view.palette.lines[number % len(view.palette.lines)], "fontSize": 12}
+    return {"text": "   ".join(parts), "textStyle": {"fontSize": 13, "fontWeight": 600, "rich": styles}, "padding": 0}
+
+
+def _legend(others: list[str], palette: Palette) -> Options:
+    """The other branches, at the foot; a click hides one. The line itself is in the titles."""
+    return {
+        "data": others,
+        "type": "scroll",
+        "bottom": 0,
+        "padding": 0,
+        "itemWidth": 30,
+        "itemStyle": {"opacity": 0},
+        "textStyle": {"fontSize": 11, "color": palette.text},
+        "inactiveColor": palette.grid,
+        "pageIconSize": 9,
+        "pageTextStyle": {"color": palette.text},
+    }
+
+
+def _x_axis(at: int, view: View, extent: tuple[float, float]) -> Options:
+    return {
+        "gridIndex": at,
+        "type": "value",
+        "min": extent[0],
+        "max": max(extent[1], extent[0] + 1e-3),
+        "splitLine": {"show": False},
+        "axisLine": {"onZero": False, "lineStyle": {"color": view.palette.grid}},
+        "axisTick": {"show": False},
+        "axisLabel": {"color": view.palette.text, "fontSize": 11, "hideOverlap": True, "showMaxLabel": False},
+        "splitNumber": 5,
+        "axisPointer": {"label": {"precision": 0 if view.axis == "step" else 1}},
+    }
+
+
+def _y_axis(at: int, panel: Panel, view: View) -> Options:
+    return {
+        "gridIndex": at,
+        "type": "log" if view.log_y and panel.may_be_log else "value",
+        "scale": True,
+        "splitNumber": 4,
+        "splitLine": {"lineStyle": {"color": view.palette.grid}},
+        "axisLine": {"show": False},
+        "axisLabel": {"color": view.palette.text, "fontSize": 11},
+    }
+
+
+def _hidden_axis(at: int) -> Options:
+    """From 0 at the bottom to 1 at the top of a chart, for marks that have no value."""
+    return {"gridIndex": at, "type": "value", "min": 0, "max": 1, "show": False}
+
+
+def _zoom(palette: Palette, above_px: int) -> list[Options]:
+    """One range for all panels: a slider below them; inside, drag moves it and Ctrl with the wheel changes it."""
+    every = list(range(len(PANELS)))
+    common = {"xAxisIndex": every, "filterMode": "filter"}
+    slider = {
+        "type": "slider",
+        "height": 18,
+        "bottom": 8 + above_px,
+        "left": 56,
+        "right": 16,
+        "showDataShadow": False,
+        "brushSelect": True,
+        "borderColor": palette.grid,
+        "fillerColor": palette.lines[0] + "2e",
+        "handleSize": "120%",
+        "textStyle": {"fontSize": 11, "color": palette.text},
+        "labelPrecision": 0,
+    }
+    return [common | slider, common | {"type": "inside", "zoomOnMouseWheel": "ctrl", "moveOnMouseMove": True}]
+
+
+def _toolbox(palette: Palette) -> Options:
+    save = {"title": "Save as PNG", "name": "steerway-charts", "pixelRatio": 2}
+    return {
+        "right": 10,
+        "top": 0,
+        "padding": 0,
+        "itemSize": 13,
+        "showTitle": False,
+        "iconStyle": {"borderColor": palette.text},
+    } | {"feature": {"saveAsImage": save}}
+
+
+def _two_columns(above_px: int) -> Options:
+    """Two charts a row."""
+    titles, grids = [], []
+    for at in range(len(PANELS)):
+        row, column = divmod(at, 2)
+        titles.append({"top": "49%" if row else 2, "left": 8 if column == 0 else "51%"})
+        grids.append(
+            {
+                "top": "56%" if row else 40,
+                "bottom": FOOT_PX + 18 + above_px if row else "57%",
+                "left": 52 if column == 0 else "55.5%",
+                "right": "53%" if column == 0 else 18,
+            }
+        )
+    return {"title": titles, "grid": grids}
+
+
+def _one_column() -> Options:
+    """One chart a row."""
+    titles, grids = [], []
+    for at in range(len(PANELS)):
+        titles.append({"top": f"{at * 23.5 + 0.2:g}%", "left": 4})
+        grids.append({"top": f"{at * 23.5 + 4.2:g}%", "height": "16%", "bottom": "auto", "left": 46, "right": 14})
+    return {"title": titles, "grid": grids}

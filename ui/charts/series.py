@@ -1,0 +1,223 @@
+"""From measurements to the series of one chart: lines, marks of interventions, marks of what is not finite."""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from ui.charts.bins import Floats, extremes, last_of_bins
+from ui.charts.history import History, Series
+from ui.charts.layout import Band, Mark, Panel
+from ui.charts.palette import Palette
+
+Axis = Literal["step", "time"]
+Options = dict[str, Any]
+Pairs = list[list[float | None]]
+
+MAX_FAULTS = 60
+"""Marks of values that are not finite, per metric: one a bin, and the newest ones."""
+
+MAX_BESIDE = 6
+"""Other branches behind the line: the newest. More grey lines say nothing."""
+
+DASHES: tuple[str | list[int], ...] = ("solid", [6, 3], [2, 2], [10, 3, 2, 3])
+"""What tells grey lines apart."""
+
+NEAR_THE_EDGE = 0.07
+"""This near to the right edge of a chart, as part of its width, a label in the middle of its line would be cut off."""
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """One chart of several: its number, how many there are, its bins' width and its x axis, and how it is drawn."""
+
+    at: int
+    count: int
+    bin_width: float
+    axis: Axis
+    smoothing: float
+    log_y: bool
+    palette: Palette
+    extent: tuple[float, float] = (0.0, 1.0)
+
+
+def panel_series(history: History, panel: Panel, marks: list[Mark], bands: list[Band], canvas: Canvas) -> list[Options]:
+    """Every ECharts series of one panel."""
+    drawn: list[Options] = []
+    for number, name in enumerate(panel.metrics(history.series)):
+        series, colour = history.series[name], canvas.palette.lines[number % len(canvas.palette.lines)]
+        x = history.x(series, canvas.axis)
+        drawn += _metric(name, panel, series, x, colour, canvas)
+        drawn.append(_faults(name, series, x, canvas))
+    for number, branch in enumerate(beside(history)):
+        drawn += _beside(history, panel, branch, number, canvas)
+    return [*drawn, _interventions(marks, bands, canvas)]
+
+
+def beside(history: History) -> list[str]:
+    """The other branches that are drawn, the newest last."""
+    others = history.others
+    return sorted(others, key=lambda name: max(series.times_s[-1] for series in others[name].values()))[-MAX_BESIDE:]
+
+
+def _beside(history: History, panel: Panel, branch: str, number: int, canvas: Canvas) -> list[Options]:
+    """Another branch, thin and grey behind the line. All that is of one branch has its name, as the legend has it."""
+    others = history.others[branch]
+    drawn = []
+    for name in panel.metrics(others):
+        series, x = others[name], history.x(others[name], canvas.axis)
+        is_smooth = panel.smooth and canvas.smoothing > 0 and not name.startswith("eval")
+        data = _smoothed(series, x, canvas) if is_smooth else _raw(series, x, canvas)
+        style = {"width": 1, "color": canvas.palette.beside, "opacity": 0.7, "type": DASHES[number % len(DASHES)]}
+        drawn.append(
+            _line(branch, canvas.palette.beside, data, canvas)
+            | {"id": f"{canvas.at}/{name}/of {branch}", "lineStyle": style, "tooltip": {"show": False}, "z": 1}
+            | {"step": False if panel.smooth else "end", "symbol": "none"}
+        )
+    return drawn
+
+
+def _metric(name: str, panel: Panel, series: Series, x: Floats, colour: str, canvas: Canvas) -> list[Options]:
+    drawn = metric(name, series, x, colour, canvas, may_be_smooth=panel.smooth, sparse=name.startswith("eval"))
+    drawn[0]["step"] = False if panel.smooth else "end"
+    return drawn
+
+
+def metric(
+    name: str, series: Series, x: Floats, colour: str, canvas: Canvas, *, may_be_smooth: bool, sparse: bool
+) -> list[Options]:
+    """A metric as it was measured; if it is smoothed, that line is faint and the smooth one is on top of it."""
+    raw = _line(name, colour, _raw(series, x, canvas), canvas) | {"showSymbol": sparse}
+    if sparse or not may_be_smooth or canvas.smoothing <= 0:
+        return [raw]
+    raw |= {"lineStyle": {"width": 1, "color": colour, "opacity": 0.28}, "tooltip": {"show": False}, "z": 2}
+    smooth = _line(name, colour, _smoothed(series, x, canvas), canvas)
+    return [raw, smooth | {"id": f"{canvas.at}/{name}/smooth"}]
+
+
+def _line(name: str, colour: str, data: Pairs, canvas: Canvas) -> Options:
+    return {
+        "id": f"{canvas.at}/{name}",
+        "name": name,
+        "type": "line",
+        "xAxisIndex": canvas.at,
+        "yAxisIndex": canvas.at,
+        "data": data,
+        "showSymbol": False,
+        "symbol": "circle",
+        "symbolSize": 6,
+        "silent": True,
+        "itemStyle": {"color": colour},
+        "lineStyle": {"width": 1.6, "color": colour},
+        "z": 3,
+    }
+
+
+def _raw(series: Series, x: Floats, canvas: Canvas) -> Pairs:
+    y = _drawable(np.array(series.values), canvas)
+    return _joined([extremes(x[cut], y[cut], canvas.bin_width) for cut in _pieces(series, canvas)])
+
+
+def _smoothed(series: Series, x: Floats, canvas: Canvas) -> Pairs:
+    y = _drawable(series.smoothed(canvas.smoothing), canvas)
+    parts = []
+    for cut in _pieces(series, canvas):
+        finite = np.isfinite(y[cut])
+        parts.append(last_of_bins(x[cut][finite], y[cut][finite], canvas.bin_width))
+    return _joined(parts)
+
+
+def _pieces(series: Series, canvas: Canvas) -> list[slice]:
+    """A line over steps goes on after a restart; a line over time has a gap where nothing is left of it."""
+    return series.pieces() if canvas.axis == "time" else [slice(0, len(series.steps))]
+
+
+def _drawable(y: Floats, canvas: Canvas) -> Floats:
+    """A logarithmic axis has no place for what is not positive."""
+    return np.where(y > 0, y, np.nan) if canvas.log_y else y
+
+
+def _joined(parts: list[tuple[Floats, Floats]]) -> Pairs:
+    """Pieces one after the other, with a gap between them."""
+    points: Pairs = []
+    for x, y in parts:
+        if points and len(x):
+            points.append([_short(float(x[0])), None])
+        points += [[_short(a), _short(b)] for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+    return points
+
+
+def _short(value: float) -> float:
+    """Six digits are more than a screen shows; whole steps stay exact."""
+    return value if float(value).is_integer() and abs(value) < 1e15 else float(f"{value:.6g}")
+
+
+def _faults(name: str, series: Series, x: Floats, canvas: Canvas) -> Options:
+    """Values that are not finite, as triangles at the top of the chart: a line cannot show them."""
+    y = np.array(series.values)
+    bad = np.flatnonzero(~np.isfinite(y))
+    _, first = np.unique(np.floor_divide(x[bad], canvas.bin_width), return_index=True)
+    shown = bad[np.sort(first)][-MAX_FAULTS:]
+    return {
+        "id": f"{canvas.at}/{name}/faults",
+        "name": f"{name} not finite",
+        "type": "scatter",
+        "xAxisIndex": canvas.at,
+        "yAxisIndex": canvas.count + canvas.at,
+        "data": [{"value": [_short(float(x[i])), 0.96], "name": _fault(float(y[i]))} for i in shown],
+        "symbol": "triangle",
+        "symbolRotate": 180,
+        "symbolSize": 8,
+        "itemStyle": {"color": canvas.palette.fault},
+        "label": {"show": True, "formatter": "{b}", "position": "bottom", "fontSize": 10, "color": "inherit"},
+        "labelLayout": {"hideOverlap": True},
+        "tooltip": {"show": False},
+        "silent": True,
+        "z": 5,
+    }
+
+
+def _fault(value: float) -> str:
+    return "NaN" if math.isnan(value) else "+inf" if value > 0 else "-inf"
+
+
+def _interventions(marks: list[Mark], bands: list[Band], canvas: Canvas) -> Options:
+    """A dashed line where commands took effect, a solid one where trainers were lost, each with a short label above.
+
+    The band beside a loss is what it cost.
+    """
+    return {
+        "id": f"{canvas.at}/interventions",
+        "name": "interventions",
+        "type": "line",
+        "xAxisIndex": canvas.at,
+        "yAxisIndex": canvas.at,
+        "data": [],
+        "markLine": {
+            "symbol": "none",
+            "silent": True,
+            "animation": False,
+            "lineStyle": {"type": [4, 3], "width": 1, "color": canvas.palette.mark},
+            "label": {"formatter": "{b}", "position": "end", "fontSize": 10, "color": canvas.palette.mark},
+            "data": [_mark(mark, canvas) for mark in marks],
+        },
+        "markArea": {
+            "silent": True,
+            "animation": False,
+            "itemStyle": {"color": canvas.palette.band},
+            "data": [[{"xAxis": _short(band.low)}, {"xAxis": _short(band.high)}] for band in bands],
+        },
+    }
+
+
+def _mark(mark: Mark, canvas: Canvas) -> Options:
+    label: Options = {"show": bool(mark.label)}
+    drawn: Options = {"xAxis": _short(mark.x), "name": mark.label, "label": label}
+    low, high = canvas.extent
+    if mark.x > high - NEAR_THE_EDGE * (high - low):
+        label["align"] = "right"
+    if mark.loss:
+        label |= {"color": canvas.palette.loss, "fontWeight": 600}
+        drawn["lineStyle"] = {"type": "solid", "width": 1.4, "color": canvas.palette.loss}
+    return drawn

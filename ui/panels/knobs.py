@@ -1,0 +1,175 @@
+"""The knobs beside the learning rate: what they are now, and a form that changes several of them at once."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import streamlit as st
+from pydantic import ValidationError
+
+from control_plane.api.handle import Snapshot
+from control_plane.api.sentences import spelled
+from control_plane.core.model.intents import SetKnobs
+from control_plane.core.model.limits import LEARNING_RATE
+from control_plane.core.model.records import Reading
+from ui.labels import complaint, escape, plain
+from ui.live import LiveRun
+from ui.panels.learning_rate import ALL, groups
+from ui.sending import send
+
+OUTCOME, ACCEPTED = "knobs_outcome", "knobs_accepted"
+SHOWN = "knobs_shown_seq"
+"""The entry of the journal up to which the values in sight are true: what is asked for is based on them."""
+
+AS_IT_IS = "as it is"
+SWITCH = {AS_IT_IS: None, "true": True, "false": False}
+GROUP, REASON = "knobs_group", "knobs_reason"
+
+
+def listed(snapshot: Snapshot) -> dict[str, Reading]:
+    """The facts of every knob that the trainers list, by name. The learning rate has a form of its own."""
+    return {name: facts for name, facts in snapshot.knob_facts.items() if name != LEARNING_RATE}
+
+
+def now(live: LiveRun, were_known: bool) -> None:
+    """The values in force. Called again and again inside a fragment; the form comes when there is something to set."""
+    snapshot = live.refresh()
+    if snapshot is None:
+        return
+    if listed(snapshot) and not were_known:
+        st.rerun()
+    st.session_state[SHOWN] = snapshot.seq
+    if listed(snapshot):
+        st.html(table(snapshot))
+    else:
+        st.caption("The trainers have not told of any other knob.")
+
+
+def table(snapshot: Snapshot) -> str:
+    """One row a knob, as HTML: its name, what it is in each parameter group, and what it may be."""
+    head = "".join(f"<th>{title}</th>" for title in ("knob", "now", "may be"))
+    rows = "".join(_row(name, snapshot.knobs.get(name), facts) for name, facts in listed(snapshot).items())
+    return f'<table class="checkpoints knobs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
+
+
+def _row(name: str, value: Any, facts: Mapping[str, Any]) -> str:
+    told = str(facts.get("description", ""))
+    about = f"<span>{escape(told)}</span>" if told else ""
+    live = escape(spelled(value)) if value is not None else ""
+    return f"<tr><td>{escape(name)} {about}</td><td>{live}</td><td>{escape(may_be(facts))}</td></tr>"
+
+
+def may_be(facts: Mapping[str, Any]) -> str:
+    """What a knob takes, in a few words: `0 to 1`, `true or false`, `numbers, at least 0`."""
+    kind, least, most = facts.get("kind", "number"), facts.get("least"), facts.get("most")
+    if kind == "switch":
+        return "true or false"
+    bounds = f"at least {least:g}" if least is not None else f"at most {most:g}" if most is not None else ""
+    bounds = f"{least:g} to {most:g}" if least is not None and most is not None else bounds
+    return ", ".join(each for each in ("" if kind == "number" and bounds else str(kind), bounds) if each)
+
+
+@st.fragment
+def form(live: LiveRun) -> None:
+    """The form. It stands in a fragment of its own, outside all refreshes: nobody's typing is overwritten."""
+    snapshot = live.snapshot
+    if snapshot is None or not listed(snapshot):
+        return
+    names = groups(snapshot)
+    with st.expander("Change knobs", icon=":material/tune:"), st.form("knobs", border=False):
+        for name, facts in listed(snapshot).items():
+            _input(name, facts)
+        if len(names) > 1 and any(facts.get("per_group") for facts in listed(snapshot).values()):
+            st.selectbox(
+                "Parameter group", [ALL, *names], key=GROUP, help="For the knobs that have a value for each group."
+            )
+        st.text_input("Reason", key=REASON, max_chars=500, placeholder="optional, kept in the journal")
+        st.form_submit_button(
+            "Set knobs",
+            type="primary",
+            icon=":material/send:",
+            disabled=snapshot.closed,
+            on_click=_apply,
+            args=(live.run, listed(snapshot), names),
+        )
+    refusal = st.session_state.get(OUTCOME)
+    if refusal:
+        st.error(plain(refusal), icon=":material/block:")
+    accepted = st.session_state.pop(ACCEPTED, None)
+    if accepted:
+        st.toast(f"{plain(accepted)}: accepted", icon=":material/send:")
+
+
+def _key(name: str) -> str:
+    return f"knob/{name}"
+
+
+def _input(name: str, facts: Mapping[str, Any]) -> None:
+    """What is left empty stays as it is."""
+    label, kind, taken = plain(name), facts.get("kind", "number"), may_be(facts)
+    least, most = facts.get("least"), facts.get("most")
+    if kind == "switch":
+        st.selectbox(label, list(SWITCH), key=_key(name))
+    elif kind == "numbers":
+        st.text_input(label, key=_key(name), placeholder=f"{taken}, e.g. 0.9, 0.95")
+    elif kind == "integer":
+        low, high = (None if bound is None else int(bound) for bound in (least, most))
+        st.number_input(label, low, high, value=None, step=1, key=_key(name), placeholder=taken)
+    else:
+        least, most = (None if bound is None else float(bound) for bound in (least, most))
+        st.number_input(label, least, most, value=None, step=0.01, format="%g", key=_key(name), placeholder=taken)
+
+
+def _apply(run: str, facts: Mapping[str, Reading], names: list[str]) -> None:
+    """Send every knob that was given a value, as one command. Called before the page is drawn again."""
+    state = st.session_state
+    chosen = state.get(GROUP, ALL)
+    group = None if chosen == ALL else names.index(chosen)
+    state[OUTCOME] = None
+    try:
+        intent = SetKnobs.model_validate({"changes": _changes(facts, state, group)})
+    except ValidationError as error:
+        state[OUTCOME] = complaint(error)
+    except ValueError as error:
+        state[OUTCOME] = str(error)
+    else:
+        refusal = send(run, intent, (state.get(REASON) or "").strip() or None, based_on_seq=state.get(SHOWN))
+        state[OUTCOME] = refusal
+        if refusal is None:
+            state[ACCEPTED] = ", ".join(change.describe() for change in intent.changes)
+            _clear(facts)
+
+
+def _changes(facts: Mapping[str, Reading], state: Any, group: int | None) -> list[dict[str, Any]]:
+    """The knobs that were given a value. Raises `ValueError` with a sentence for none, and for what is no value."""
+    given = {name: _value(name, each, state.get(_key(name))) for name, each in facts.items()}
+    changes = [
+        {"knob": name, "value": value, "group": group if facts[name].get("per_group") else None}
+        for name, value in given.items()
+        if value is not None
+    ]
+    if not changes:
+        raise ValueError("Give at least one knob a value first.")
+    return changes
+
+
+def _value(name: str, facts: Mapping[str, Any], given: Any) -> Any:
+    if facts.get("kind") == "switch":
+        return SWITCH.get(given)
+    if facts.get("kind") != "numbers" or not str(given or "").strip():
+        return None if given == "" else given
+    try:
+        numbers = [float(part) for part in given.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or not all(map(math.isfinite, numbers)):
+        raise ValueError(f"{name} takes numbers with commas between, such as 0.9, 0.95.")
+    return numbers
+
+
+def _clear(facts: Mapping[str, Reading]) -> None:
+    """What was accepted is no longer asked for."""
+    empty = {"switch": AS_IT_IS, "numbers": ""}
+    for name, each in facts.items():
+        st.session_state[_key(name)] = empty.get(str(each.get("kind")))
+    st.session_state[REASON] = ""

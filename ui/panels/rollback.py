@@ -1,0 +1,153 @@
+"""Going back to a checkpoint, or on with another branch: a dialog that says what it means, and sends it.
+
+The buttons stand in parts of the page that live; the dialog is opened by the page itself, so that no refresh closes it.
+"""
+
+from typing import Any
+
+import streamlit as st
+from pydantic import ValidationError
+
+from control_plane.api.handle import BranchView, Snapshot
+from control_plane.api.sentences import A_BRANCH_NAME
+from control_plane.core.model.commands import describe
+from control_plane.core.model.intents import AdoptCheckpoint, Rollback, SetLearningRate
+from control_plane.core.model.records import CheckpointCommitted
+from ui.labels import complaint, plain
+from ui.live import LiveRun
+from ui.sending import send
+
+CHOSEN = "going_back"
+ICON = ":material/alt_route:"
+
+
+def back_button(checkpoint: str) -> None:
+    """Beside a checkpoint."""
+    _button("Go back here", f"back/{checkpoint}", ("checkpoint", checkpoint))
+
+
+def on_button(branch: str) -> None:
+    """Beside a branch that is not trained."""
+    _button("Go on with this branch", f"on/{branch}", ("branch", branch))
+
+
+def adopt_button(fork: str) -> None:
+    """Beside a fork of the run."""
+    _button("Adopt", f"adopt/{fork}", ("fork", fork))
+
+
+def _button(label: str, key: str, choice: tuple[str, str]) -> None:
+    if st.button(label, key=key, icon=ICON, type="tertiary"):
+        st.session_state[CHOSEN] = choice
+        st.rerun()
+
+
+def dialog(live: LiveRun, snapshot: Snapshot) -> None:
+    """What was chosen, as a question. Called by the page outside of all that refreshes."""
+    what, name = st.session_state.get(CHOSEN, ("", ""))
+    checkpoint = next((each for each in snapshot.checkpoints if each.checkpoint == name), None)
+    branch = next((each for each in snapshot.branches if each.branch == name), None)
+    if what == "checkpoint" and checkpoint is not None:
+        title = f"Go back to step {checkpoint.step:,}"
+        st.dialog(title, icon=ICON, on_dismiss=_forget)(_go_back)(live, snapshot, checkpoint)
+    elif what == "branch" and branch is not None:
+        st.dialog(f"Go on with {plain(name)}", icon=ICON, on_dismiss=_forget)(_go_on)(live, snapshot, branch)
+    elif what == "fork":
+        st.dialog("Adopt a fork", icon=ICON, on_dismiss=_forget)(_adopt)(live, snapshot, name)
+
+
+def _forget() -> None:
+    st.session_state.pop(CHOSEN, None)
+
+
+def _go_back(live: LiveRun, snapshot: Snapshot, found: CheckpointCommitted) -> None:
+    st.write(_leaving(snapshot), f"It goes on from **{plain(found.checkpoint)}** as a new branch.")
+    with st.form("go_back", border=False):
+        name = st.text_input("Name of the branch", key="back_name", placeholder="optional: otherwise a number")
+        rate = st.text_input("Learning rate from there on", key="back_rate", placeholder="optional: otherwise as saved")
+        reason = st.text_input("Reason", key="back_reason", max_chars=500, placeholder="optional, kept in the journal")
+        pressed = st.form_submit_button("Go back", type="primary", icon=ICON)
+    if pressed:
+        try:
+            _send(live, back_to(found.checkpoint, name or "", rate or ""), reason or "")
+        except ValueError as error:
+            st.error(plain(str(error)), icon=":material/block:")
+
+
+def _go_on(live: LiveRun, snapshot: Snapshot, branch: BranchView) -> None:
+    at = branch.newest_checkpoint or branch.checkpoint or "its beginning"
+    st.write(_leaving(snapshot), f"It goes on with **{plain(branch.branch)}** from {plain(at)}.")
+    reason = st.text_input("Reason", key="on_reason", max_chars=500, placeholder="optional, kept in the journal")
+    if st.button("Go on with it", type="primary", icon=ICON, key="on_send"):
+        _send(live, Rollback(branch=branch.branch), reason or "")
+
+
+def _adopt(live: LiveRun, snapshot: Snapshot, fork: str) -> None:
+    st.write(
+        f"The newest checkpoint of **{plain(fork)}** becomes the beginning of a branch of **{plain(snapshot.run)}**. "
+        "The training stays where it is: go on with the branch when it is there. Settings stay those of this run."
+    )
+    with st.form("adopt", border=False):
+        name = st.text_input("Name of the branch", key="adopt_name", placeholder="optional: otherwise a number")
+        reason = st.text_input("Reason", key="adopt_reason", max_chars=500, placeholder="optional, kept in the journal")
+        pressed = st.form_submit_button("Adopt", type="primary", icon=ICON)
+    if pressed:
+        try:
+            _send(live, adoption(fork, name or ""), reason or "")
+        except ValueError as error:
+            st.error(plain(str(error)), icon=":material/block:")
+
+
+def adoption(fork: str, name: str) -> AdoptCheckpoint:
+    """What the form asks for. Raises `ValueError` with a sentence."""
+    try:
+        return AdoptCheckpoint(run=fork, branch=name.strip() or None)
+    except ValidationError:
+        raise ValueError(_no_name(name)) from None
+
+
+def _no_name(name: str) -> str:
+    return f"{name} is no name for a branch: it has {A_BRANCH_NAME}."
+
+
+def _leaving(snapshot: Snapshot) -> str:
+    """What is left, and what stays of it."""
+    head = next((each for each in snapshot.branches if each.branch == snapshot.branch), None)
+    at = head.newest_checkpoint if head else None
+    stays = f"from {plain(at)}" if at else "though it has no checkpoint of its own yet"
+    return (
+        f"The training leaves **{plain(snapshot.branch)}** at step {snapshot.step:,}. What was trained there stays, "
+        f"and can be gone on with {stays}."
+    )
+
+
+def back_to(checkpoint: str, name: str, rate: str) -> Rollback:
+    """What the form asks for. Raises `ValueError` with a sentence."""
+    first: tuple[Any, ...] = ()
+    try:
+        if rate.strip():
+            first = (SetLearningRate.model_validate({"value": _number(rate)}),)
+    except ValidationError as error:
+        raise ValueError(complaint(error)) from None
+    try:
+        return Rollback(checkpoint=checkpoint, branch=name.strip() or None, first=first)
+    except ValidationError:
+        raise ValueError(_no_name(name)) from None
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text.strip())
+    except ValueError:
+        return text.strip()
+
+
+def _send(live: LiveRun, intent: Rollback | AdoptCheckpoint, reason: str) -> None:
+    refusal = send(live.run, intent, reason.strip() or None)
+    if refusal is not None:
+        st.error(plain(refusal), icon=":material/block:")
+        return
+    st.toast(f"{plain(describe(intent))}: accepted", icon=ICON)
+    _forget()
+    live.refresh(max_age_s=0)
+    st.rerun()

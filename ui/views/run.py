@@ -1,0 +1,150 @@
+"""One run: its head, its live charts, its controls and its journal."""
+
+import streamlit as st
+
+from control_plane.api.handle import Snapshot
+from control_plane.compare.lineage import lineage
+from control_plane.core.model.errors import SteerwayError
+from ui.charts.charts import EVENTS, HEIGHT, View, chart_options
+from ui.charts.layout import bands, marks, on_the_line
+from ui.gateway import banner
+from ui.live import LiveRun, live_run
+from ui.panels import commands, knobs, learning_rate, recovery, rollback
+from ui.panels.branches import branches
+from ui.panels.checkpoints import checkpoints
+from ui.panels.header import header
+from ui.panels.journal import journal
+from ui.views import addresses
+
+FAST_S, CHARTS_S = 1.0, 2.0
+"""How often the head and the commands, and how often charts and journal, look again."""
+
+
+def run_page() -> None:
+    """The page of the run that the address names."""
+    run = st.query_params.get("run", "")
+    if not run:
+        st.info("No run is chosen: the address of this page ends in `?run=ID`.", icon=":material/info:")
+        _back()
+        return
+    live = live_run(run)
+    try:
+        snapshot = live.refresh(max_age_s=0)
+    except SteerwayError as error:
+        banner(error)
+        _back()
+        return
+    if snapshot is None:
+        _wait_for_gateway(live)
+        return
+    _page(live, snapshot)
+
+
+def _page(live: LiveRun, snapshot: Snapshot) -> None:
+    """Everything below is drawn once; the parts that live are fragments, and stop when the run is closed."""
+    fast_s, charts_s = (None, None) if snapshot.closed else (FAST_S, CHARTS_S)
+    st.fragment(_header, run_every=fast_s)(live, snapshot.closed)
+    left, right = st.columns([3, 1], gap="medium")
+    with left:
+        view = _view()
+        st.fragment(_charts, run_every=charts_s)(live, view)
+        st.fragment(_aftermath, run_every=charts_s)(live, view)
+    with right:
+        st.markdown("**Learning rate**")
+        st.fragment(_now, run_every=charts_s)(live)
+        learning_rate.form(live)
+        st.markdown("**Knobs**")
+        known = bool(knobs.listed(snapshot))
+        st.fragment(knobs.now, run_every=charts_s)(live, known)
+        knobs.form(live)
+        st.fragment(_commands, run_every=fast_s)(live)
+    rollback.dialog(live, snapshot)
+    with st.bottom:
+        st.fragment(journal, run_every=charts_s)(live)
+
+
+def _header(live: LiveRun, was_closed: bool) -> None:
+    snapshot = live.refresh()
+    if snapshot is None:
+        return
+    if snapshot.closed and not was_closed:
+        live.refresh_metrics()
+        st.rerun()
+    header(live, snapshot)
+    recovery.notice(snapshot)
+
+
+def _view() -> View:
+    """How to draw the charts: kept in the address, so that a link shows what its sender saw."""
+    with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="chart_view"):
+        smoothing = st.slider("Smoothing", 0.0, 0.99, 0.6, 0.01, key="smooth", bind="query-params", width=190)
+        axis = st.segmented_control(
+            "x axis", ["step", "time"], default="step", required=True, key="x", bind="query-params"
+        )
+        log_y = st.toggle("log y", key="logy", bind="query-params")
+    dark = st.context.theme.type == "dark"
+    return View(smoothing=smoothing, log_y=log_y, axis="time" if axis == "time" else "step", dark=dark)
+
+
+def _charts(live: LiveRun, view: View) -> None:
+    from streamlit_echarts import st_echarts  # registers its component, which needs a running Streamlit
+
+    snapshot, history = live.refresh(), live.refresh_metrics()
+    if not history.series:
+        st.info("No measurements yet: the charts appear with the first step.", icon=":material/monitoring:")
+        return
+    line = lineage(snapshot.branches, snapshot.branch) if snapshot else ()
+    asked, recoveries = on_the_line(snapshot, line) if snapshot else ([], [])
+    started_at_s, extent = history.started_at_s(), history.extent(view.axis)
+    found = marks(asked, view.axis, started_at_s, extent, recoveries, line)
+    lost = bands(recoveries, view.axis, started_at_s, extent)
+    st_echarts(
+        options=chart_options(history, found, view, lost),
+        height=HEIGHT,
+        replace_merge=["series"],
+        events=EVENTS,
+        key=f"charts/{live.run}/{view.axis}",
+    )
+
+
+def _aftermath(live: LiveRun, view: View) -> None:
+    """What the run could fall back on, and how often it had to."""
+    snapshot = live.refresh()
+    if snapshot is None:
+        return
+    live.refresh_journal()
+    branches(live, snapshot)
+    if not snapshot.recoveries:
+        checkpoints(live, snapshot)
+        return
+    left, right = st.columns([3, 2], gap="medium")
+    with left:
+        recovery.recoveries(live, snapshot, view.palette, view.axis)
+    with right:
+        checkpoints(live, snapshot)
+
+
+def _now(live: LiveRun) -> None:
+    snapshot = live.refresh()
+    if snapshot is not None:
+        st.markdown(learning_rate.now(snapshot))
+
+
+def _commands(live: LiveRun) -> None:
+    snapshot = live.refresh()
+    if snapshot is not None:
+        commands.sent_command(snapshot)
+        commands.recent_commands(snapshot)
+
+
+@st.fragment(run_every=FAST_S)
+def _wait_for_gateway(live: LiveRun) -> None:
+    """Nothing is known about the run yet: ask until somebody answers."""
+    if live.problem is not None:
+        banner(live.problem)
+    if live.refresh() is not None:
+        st.rerun()
+
+
+def _back() -> None:
+    st.page_link(addresses.runs(), label="All runs", icon=":material/list:")
