@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CONFIG ?= configs/gpt2-local.yaml
 WORKERS ?= 2
-SOURCES := control_plane ray_jobs ui cluster benchmarks tests
+SOURCES := steerway control_plane ray_jobs ui cluster benchmarks tests
 
 .PHONY: help run test test-slow check format bench gpu-check clean
 
@@ -50,7 +50,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Steerway needs Python 3.11 or newer; $(PYTHON) is older. Try: make PYTHON=python3.11 ..." >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
 	@touch $@
 
 # The console is tested in a real browser.

@@ -26,6 +26,7 @@ from cluster.parts import answers
 from cluster.record import read_record, utc_now, write_private
 from cluster.stopped import StoppedServices
 from control_plane.config import Settings, settings
+from control_plane.programs import program
 
 POLL_S = 1.0
 FIRST_WAIT_S = 0.5
@@ -183,7 +184,7 @@ def say(line: str) -> None:
 def main() -> int:
     """Keep and watch until a signal comes, or until the console ends without ever having answered."""
     where = settings()
-    keeper = Keeper([sys.executable, "-m", "ui"], say)
+    keeper = Keeper(program("ui"), say)
     watch = Watch(where)
     stopped = StoppedServices(lambda: _members(where), say)
 

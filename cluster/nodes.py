@@ -16,6 +16,7 @@ from cluster.record import ClusterRecord
 from control_plane.addresses import is_loopback
 from control_plane.config import Settings
 from control_plane.core.model.errors import NotFound
+from control_plane.programs import program
 
 HEAD = "node-1"
 HEAD_PROCESS = "ray"
@@ -136,7 +137,7 @@ def ray_node(settings: Settings, name: str, temp_dir: str) -> Launch:
     """One more node: a raylet with its agents and workers, on the head's address. All its ports are any free ones."""
     options = _options(settings, name, temp_dir, cpus_of_node()) | {"address": settings.ray_address}
     module = "cluster.join" if is_loopback(settings.host) else "ray.scripts.scripts"
-    command = [sys.executable, "-m", module, "start", *_flags(options)]
+    command = program(module, "start", *_flags(options))
     return Launch(name, command, settings.home / "logs" / f"{name}.log")
 
 

@@ -3,7 +3,6 @@
 import os
 import socket
 import subprocess
-import sys
 import time
 import urllib.request
 from collections.abc import Callable, Sequence
@@ -13,6 +12,7 @@ from urllib.error import URLError
 
 from control_plane.config import Settings
 from control_plane.core.model.errors import Invalid, SteerwayError
+from control_plane.programs import program
 
 RAY_STARTS = 2
 """Ray gives its raylet a fixed 30 s; on two cores beside other trainings it has needed more, and then gives up."""
@@ -103,14 +103,14 @@ def gateway(settings: Settings) -> Launch:
     """What deploys the gateway on Ray Serve and ends when it answers."""
     return Launch(
         "the gateway",
-        [sys.executable, "-m", "control_plane.gateway.deploy"],
+        program("control_plane.gateway.deploy"),
         settings.home / "logs" / "gateway.log",
     )
 
 
 def console(settings: Settings) -> Launch:
     """The Streamlit console and its keeper, which find their addresses in the environment of the cluster."""
-    return Launch("the console", [sys.executable, "-m", "cluster.keeper"], settings.home / "logs" / "console.log")
+    return Launch("the console", program("cluster.keeper"), settings.home / "logs" / "console.log")
 
 
 def start(launch: Launch, environment: dict[str, str]) -> "subprocess.Popen[bytes]":

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments
 
-from ray_jobs.trainer import make_interactive  # 1
+from steerway import make_interactive  # 1
 
 SteerableTrainer = make_interactive(Trainer)  # 2
 BLOCK_TOKENS = 64

@@ -32,6 +32,7 @@ from control_plane.core.model.intents import AdoptCheckpoint, Rollback
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.rules.branch_rules import check_rollback
 from control_plane.core.rules.checkpoint_rules import check_adoption
+from control_plane.programs import program
 from control_plane.storage.checkpoint.transfer import adoptable
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
@@ -42,6 +43,7 @@ from ray_jobs.config.environment import keep_secrets, with_variables
 from ray_jobs.config.own_config import check_own, own_config, trust
 from ray_jobs.config.run_config import RunConfig, check_training_keys, load
 from ray_jobs.config.sections import ScriptWorkload
+from ray_jobs.config.shipped import find_config
 
 
 def new_run_id(name: str) -> str:
@@ -129,8 +131,8 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back
 def command_line(files: RunFiles, resumed_by: str | None = None, back: str | None = None) -> str:
     """Return the shell command of the Ray job. It holds nothing of the config: other users of the machine see it."""
     resume = [*(["--resume", resumed_by] if resumed_by else []), *(["--back", back] if back else [])]
-    driver = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root), *resume])
-    log = shlex.join([sys.executable, "-m", "ray_jobs.driver.clean_log", str(files.root)])
+    driver = shlex.join(program("ray_jobs.launch", str(files.root), *resume))
+    log = shlex.join(program("ray_jobs.driver.clean_log", str(files.root)))
     return shlex.join(["bash", "-c", f"umask 077; set -o pipefail; {driver} 2>&1 | {log}"])
 
 
@@ -226,7 +228,7 @@ def main(arguments: Sequence[str]) -> int:
             return _tell(job, where.runs_dir / given.resume, given.json, "resumed")
         if given.config is None:
             raise Invalid("give a run's YAML file, or --resume RUN")
-        config = with_variables(load(given.config, given.overrides), given.env)
+        config = with_variables(load(find_config(given.config), given.overrides), given.env)
         check(config)
         files = prepare(config, where.runs_dir, given.run or new_run_id(config.name))
         try:

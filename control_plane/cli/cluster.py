@@ -3,7 +3,6 @@
 import json
 import os
 import subprocess
-import sys
 from collections.abc import Sequence
 from typing import Annotated, Any
 from urllib.parse import quote
@@ -13,6 +12,7 @@ import typer
 from control_plane.cli.output.printing import say, tell
 from control_plane.config import Role, Settings, settings
 from control_plane.core.model.errors import SteerwayError
+from control_plane.programs import program
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON on stdout.")]
 Config = Annotated[str, typer.Argument(help="YAML config of the run.")]
@@ -79,13 +79,13 @@ def submit(config: Config, overrides: Overrides = None, env: Env = None, as_json
 
 def local(verb: str, as_json: bool = False) -> list[str]:
     """Return the subprocess command for a verb of `cluster.local`."""
-    return [sys.executable, "-m", "cluster.local", verb, *(["--json"] if as_json else [])]
+    return program("cluster.local", verb, *(["--json"] if as_json else []))
 
 
 def submission(config: str, overrides: Sequence[str], as_json: bool, env: Sequence[str] = ()) -> list[str]:
     """Return the subprocess command that submits a run."""
     flags = [*variable_flags(env), *(["--json"] if as_json else [])]
-    return [sys.executable, "-m", "ray_jobs.submit", config, *overrides, *flags]
+    return program("ray_jobs.submit", config, *overrides, *flags)
 
 
 def variable_flags(env: Sequence[str]) -> list[str]:
@@ -131,7 +131,7 @@ def call_for_json(command: Sequence[str], environment: dict[str, str] | None = N
     try:
         answer = json.loads(printed.strip().splitlines()[-1])
     except (ValueError, IndexError):
-        raise SteerwayError(f"`{' '.join(command[1:3])}` printed no JSON object") from None
+        raise SteerwayError(f"`{' '.join(command[2:4])}` printed no JSON object") from None
     return dict(answer)
 
 

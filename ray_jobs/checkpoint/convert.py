@@ -24,6 +24,7 @@ from typing import IO, Any
 
 from control_plane.core.model.errors import Damaged, Invalid, Refused, SteerwayError, Unavailable
 from control_plane.core.model.records import UNIVERSAL
+from control_plane.programs import program
 from control_plane.storage.checkpoint.cleanup import room_refusal
 from control_plane.storage.checkpoint.shards import sync_folder
 from control_plane.storage.checkpoint.store import (
@@ -76,16 +77,7 @@ def ensure_universal(
     the converter's sentence, `Unavailable` if it did not end within `timeout_s` seconds or died.
     """
     say(f"converting checkpoint {name} for another number of ranks")
-    command = [
-        sys.executable,
-        "-m",
-        "ray_jobs.checkpoint.convert",
-        str(files.root),
-        name,
-        "--key-file",
-        str(key_file),
-        "--json",
-    ]
+    command = program("ray_jobs.checkpoint.convert", str(files.root), name, "--key-file", str(key_file), "--json")
     command += ["--recorded-sha256", recorded_sha256] if recorded_sha256 else []
     began_s = time.monotonic()
     status, out, err = _run_bounded(command, timeout_s)

@@ -7,7 +7,7 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("control_plane", "ray_jobs", "ui", "cluster", "benchmarks")
+PACKAGES = ("steerway", "control_plane", "ray_jobs", "ui", "cluster", "benchmarks")
 DOCUMENT = ROOT / "ARCHITECTURE.md"
 OPENS, CLOSES = "<!-- tree: made by `python -m tests.architecture.tree` -->\n```text\n", "```\n<!-- end of tree -->"
 CAPTION_COLUMN = 34

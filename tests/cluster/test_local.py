@@ -183,7 +183,7 @@ def test_cluster_comes_up_and_leaves_nothing_behind(where: Settings) -> None:
         assert console_stream_status(where, f"evil.example:{where.console_port}", login) == 403
         assert link.partition("#key=")[2] not in (where.home / "logs" / "console.log").read_text()
         for process in find_members(found.cluster, found.processes.values()):
-            if process.cmdline()[1:] == ["-m", "ui"]:
+            if process.cmdline()[1:] == ["-P", "-m", "ui"]:
                 process.kill()
         wait_until(lambda: read_parts(where).get("console", PartView(up=False, since="")).restarts == 1)
         wait_until(lambda: answers(f"{where.console_url}/_stcore/health"))

@@ -1,6 +1,5 @@
 """`steer chaos`: fault injection. Every command prints what it did to which processes."""
 
-import sys
 from typing import Annotated
 
 import typer
@@ -10,6 +9,7 @@ from control_plane.cli.errors import Misused, SteerGroup
 from control_plane.cli.output.printing import tell
 from control_plane.cli.select_run import ACTIVE, active_run, connect
 from control_plane.core.model.errors import Conflict, NotFound
+from control_plane.programs import program
 
 chaos = typer.Typer(
     cls=SteerGroup,
@@ -103,7 +103,7 @@ def _do(*words: str) -> None:
 
 
 def _command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "cluster.chaos", *words]
+    return program("cluster.chaos", *words)
 
 
 def _flag(name: str, given: bool) -> list[str]:

@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import sys
 import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
@@ -19,6 +18,7 @@ from control_plane.cli.select_run import any_run, connect
 from control_plane.config import settings
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.intents import Intent
+from control_plane.programs import program
 
 if TYPE_CHECKING:
     from control_plane.api.handle import Snapshot
@@ -153,4 +153,4 @@ def trusting(trust: bool) -> list[str]:
 
 def descent(verb: str, *words: str) -> list[str]:
     """Return the subprocess command that starts runs from another run."""
-    return [sys.executable, "-m", "ray_jobs.driver.fork_and_replay", verb, *words, "--json"]
+    return program("ray_jobs.driver.fork_and_replay", verb, *words, "--json")

@@ -1,6 +1,5 @@
 """`steer resume`: release a pause, or submit a new job for a run that has none."""
 
-import sys
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, NoReturn
@@ -15,6 +14,7 @@ from control_plane.cli.output.printing import say
 from control_plane.cli.select_run import active_run, connect
 from control_plane.config import settings
 from control_plane.core.model.errors import Conflict, NotFound
+from control_plane.programs import program
 
 if TYPE_CHECKING:
     from control_plane.api.handle import Snapshot
@@ -125,4 +125,4 @@ def submit_job(run: str, command: Sequence[str], where: "Settings") -> NoReturn:
 def resumption(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
     """Return the subprocess command that submits a new job for an existing run."""
     flags = [*(["--trust"] if trust else []), *cluster.variable_flags(env), *(["--json"] if as_json else [])]
-    return [sys.executable, "-m", "ray_jobs.submit", "--resume", run, *flags]
+    return program("ray_jobs.submit", "--resume", run, *flags)

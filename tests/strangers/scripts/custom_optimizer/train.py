@@ -16,7 +16,7 @@ from transformers import (
     set_seed,
 )
 
-from ray_jobs.trainer import make_interactive  # 1
+from steerway import make_interactive  # 1
 
 VOCAB, LENGTH = 32, 16
 

@@ -17,7 +17,7 @@ from transformers import (
     set_seed,
 )
 
-from ray_jobs.trainer import make_interactive  # 1
+from steerway import make_interactive  # 1
 
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader, Dataset
 from torch.utils.data.distributed import DistributedSampler
 
-from ray_jobs.training_session import TrainingSession  # 1
+from steerway import TrainingSession  # 1
 
 
 class Spirals(Dataset):

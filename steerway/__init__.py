@@ -1,0 +1,46 @@
+"""Public API of Steerway; every other package may change between releases.
+
+    from steerway import make_interactive      steer a Hugging Face Trainer
+    from steerway import TrainingSession       steer any other training loop
+    from steerway import Client, errors        send commands to a running gateway
+
+Names are imported when they are first used: `Client` needs no torch.
+"""
+
+import importlib
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from control_plane.core.model import errors
+
+if TYPE_CHECKING:
+    from control_plane.client import SteerwayClient as Client
+    from ray_jobs.hf.trainer import InteractiveTrainer, make_interactive
+    from ray_jobs.loop.session import TrainingSession
+
+__all__ = ["Client", "InteractiveTrainer", "TrainingSession", "__version__", "errors", "make_interactive"]
+
+_HOMES = {
+    "Client": ("control_plane.client", "SteerwayClient"),
+    "InteractiveTrainer": ("ray_jobs.hf.trainer", "InteractiveTrainer"),
+    "TrainingSession": ("ray_jobs.loop.session", "TrainingSession"),
+    "make_interactive": ("ray_jobs.hf.trainer", "make_interactive"),
+}
+
+try:
+    __version__ = version("steerway")
+except PackageNotFoundError:  # a source tree that is not installed
+    __version__ = "0+unknown"
+
+
+def __getattr__(name: str) -> object:
+    """Import a public name on first use. Raises ImportError with the extra to install if packages are missing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'steerway' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module, attribute = _HOMES[name]
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as missing:
+        raise ImportError(
+            f"steerway.{name} needs the package {missing.name!r}, which is not installed: pip install 'steerway[train]'"
+        ) from missing
