@@ -42,7 +42,7 @@ def submitter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
 
     def command(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
-        return [sys.executable, str(program), *resumption(run, trust, as_json, env)[3:]]
+        return [sys.executable, str(program), *resumption(run, trust, as_json, env)[4:]]
 
     monkeypatch.setattr("control_plane.cli.commands.resume.resumption", command)
     monkeypatch.setattr("control_plane.cli.continue_run.resumption", command)
