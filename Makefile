@@ -13,7 +13,7 @@ help:
 	@echo "make run [UNATTENDED=1] [CONFIG=...]   a local cluster, the gateway, the console, and a training to steer"
 	@echo "make test [WORKERS=2]                  every test but the slow soaks, in so many processes"
 	@echo "make test-slow                         the soaks"
-	@echo "make check                             format, lint, types, floors, known vulnerabilities"
+	@echo "make check                             format, lint, types, import contracts, known vulnerabilities"
 	@echo "make bench NAME=overhead               one benchmark; the last line is JSON"
 	@echo "make gpu-check [GPU_CHECK=--rehearse]  the check on one GPU, with the packages that PYTHON has; installs nothing"
 	@echo "make clean                             remove the environment and every cache"

@@ -1,1 +1,1 @@
-"""The architecture as failing checks: floors, captions, sizes, vocabulary."""
+"""The architecture as failing checks: import contracts, captions, sizes, names, documents."""

@@ -1,4 +1,4 @@
-"""Who may use whom: import-linter's contracts hold, and each of them bites."""
+"""Import contracts hold, and a planted breach of each is found."""
 
 import shutil
 import subprocess
@@ -14,14 +14,14 @@ MODEL, RULES = "control_plane/core/model/state.py", "control_plane/core/rules/de
 
 
 def lint(root: Path) -> subprocess.CompletedProcess[str]:
-    """Run the contracts over the house that stands here."""
+    """Run import-linter over the packages in this folder."""
     command = [str(LINT_IMPORTS), "--no-cache", "--config", str(root / "pyproject.toml")]
     return subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
-def copy_of_the_house(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    root = tmp_path_factory.mktemp("house")
+def copy_of_the_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("packages")
     shutil.copy(ROOT / "pyproject.toml", root)
     for package in PACKAGES:
         shutil.copytree(ROOT / package, root / package, ignore=shutil.ignore_patterns("__pycache__", ".*"))
@@ -59,13 +59,13 @@ def test_contracts_hold() -> None:
     ],
 )
 def test_planted_breach_is_named_by_its_contract(
-    copy_of_the_house: Path, file: str, breach: str, contract: str
+    copy_of_the_packages: Path, file: str, breach: str, contract: str
 ) -> None:
-    victim = copy_of_the_house / file
+    victim = copy_of_the_packages / file
     sound = victim.read_text(encoding="utf-8")
     victim.write_text(f"{sound}\n{breach}\n", encoding="utf-8")
     try:
-        result = lint(copy_of_the_house)
+        result = lint(copy_of_the_packages)
     finally:
         victim.write_text(sound, encoding="utf-8")
     assert result.returncode != 0
