@@ -1,4 +1,4 @@
-"""Where a client may send a secret: which hosts are this machine, and whom plain http or a local token may reach."""
+"""Address checks before a secret is sent: loopback hosts, plain http, and the scope of the local token."""
 
 import re
 from ipaddress import ip_address
@@ -8,13 +8,13 @@ from control_plane.config import Role, Settings
 from control_plane.core.model.errors import NotAllowed
 
 PLAIN_URL = re.compile(r"https?://[A-Za-z0-9.\-_~%:\[\]]+(/[A-Za-z0-9.\-_~%/]*)?")
-"""Nothing that two URL parsers could read differently: no user, no query, no backslash, no blank."""
+"""No user, query, backslash or blank: nothing that two URL parsers could read differently."""
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host can be reached from this machine only: 127.0.0.0/8, ::1, localhost.
+    """Return whether a host is the loopback: 127.0.0.0/8, ::1, localhost.
 
-    Odd spellings of an address (decimal, short) are not: a proxy and a resolver may read them differently.
+    Odd spellings of an address (decimal, short) do not count: a proxy and a resolver may read them differently.
     """
     try:
         return host == "localhost" or ip_address(host).is_loopback
@@ -23,7 +23,7 @@ def is_loopback(host: str) -> bool:
 
 
 def plain_url(url: str) -> SplitResult | None:
-    """The parts of an http or https address that every parser reads alike; None for any other text."""
+    """Return the parts of an unambiguous http or https URL; None for any other text."""
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
@@ -33,15 +33,14 @@ def plain_url(url: str) -> SplitResult | None:
 
 
 def is_in_the_clear(parts: SplitResult) -> bool:
-    """Whether others could read what is sent there: plain http to another machine."""
+    """Return whether traffic could be read on the way: plain http to another machine."""
     return parts.scheme == "http" and not is_loopback(parts.hostname or "")
 
 
 def token_of(settings: Settings, role: Role) -> str:
-    """The token for the gateway in the settings: the one that is set, or that of this machine's own installation.
+    """Return the token for the gateway in the settings: the configured one, or this installation's own.
 
-    Raises `NotAllowed` if there is none. The installation's own token is for its own gateway, and for no other
-    machine that an address may name.
+    Raises `NotAllowed` if there is none. The installation's own token is never sent to another machine.
     """
     if settings.token:
         return settings.token
@@ -49,8 +48,8 @@ def token_of(settings: Settings, role: Role) -> str:
     host = (parts.hostname if parts else None) or ""
     if settings.url is not None and not is_loopback(host):
         raise NotAllowed(
-            f"STEERWAY_URL names {host or 'no host'}, which is another machine, and the token of this machine's own "
-            "installation is not sent there: set STEERWAY_TOKEN to a token of that gateway"
+            f"STEERWAY_URL names {host or 'no host'}, which is another machine; this installation's own token is not "
+            "sent there: set STEERWAY_TOKEN to a token of that gateway"
         )
     path = settings.token_file(role)
     try:

@@ -1,12 +1,12 @@
-"""The gateway over HTTP, for the CLI, the console and the agent.
+"""HTTP client of the gateway, for the CLI, the console and the agent.
 
     with SteerwayClient.from_settings(settings()) as client:
         receipt = client.submit(run, SetLearningRate(value=3e-5), reason="loss plateaued")
         view = client.wait_settled(run, receipt.uuid, timeout_s=60)
 
-A refusal comes back as the class that the control server raised (`Refused` and below). When nobody answers, or what
-answers is not a gateway, the error is `Unavailable`: it may or may not have happened. `submit` repeats itself then,
-always with the same uuid, so a command is taken once.
+Errors have the class that the control server raised (`Refused` and below). Without an answer, or if the answer is not
+a gateway's, the error is `Unavailable`: the request may or may not have taken effect. `submit` then retries with the
+same uuid, so a command is accepted exactly once.
 """
 
 import json
@@ -46,16 +46,16 @@ if TYPE_CHECKING:
 API = "/api/v1"
 
 LEAST_SUBMIT_TRIES = 4
-"""A restarting control server answers within a second or two."""
+"""Enough for a restarting control server, which answers within a second or two."""
 
 MAX_LONG_POLL_S = 30.0
-"""What the gateway grants to one long poll; longer waits are several polls."""
+"""The gateway's limit of one long poll; longer waits are several polls."""
 
 STREAM_SILENCE_S = 30.0
-"""The gateway speaks every few seconds; a stream that is silent for this long is dead."""
+"""The gateway sends a heartbeat every few seconds; a stream silent for this long is dead."""
 
 RECONNECT_FOR_S = 60.0
-"""How long a stream that has worked looks for the gateway again before it gives up."""
+"""How long an interrupted stream tries to reconnect before it gives up."""
 
 MAX_STREAM_MESSAGE_BYTES = 4 * 1024 * 1024
 """A generation of thousands of ranks is one journal line of this order."""
@@ -68,7 +68,7 @@ STREAM_CLOSE_ERRORS: dict[int, type[SteerwayError]] = {
     4422: Invalid,
     4429: Overloaded,
 }
-"""The gateway's close codes (`gateway/stream.py`): asking again would not help. Every other code is a reconnect."""
+"""The gateway's close codes (`gateway/stream.py`) that are final. On any other code the client reconnects."""
 
 _PROBLEM_MEMBERS = frozenset({"type", "title", "status", "detail", "instance"})
 
@@ -76,14 +76,14 @@ Model = TypeVar("Model", bound=BaseModel)
 
 
 class NotSettledYet(Unavailable):
-    """The command is durable and waits; only the time to wait for it is over."""
+    """Timeout of `wait_settled`: the command is durable and still pending."""
 
     exit_code = 124
     slug = "not-settled-yet"
 
 
 class SteerwayClient:
-    """Every call raises a `SteerwayError` and nothing else. May be shared by threads."""
+    """Thread-safe client of a gateway. Every call raises a `SteerwayError` and nothing else."""
 
     def __init__(
         self,
@@ -95,10 +95,11 @@ class SteerwayClient:
         patience_s: float = 0.0,
         transport: "httpx.BaseTransport | None" = None,
     ) -> None:
-        """Raises `Invalid` if the address or the token cannot be one. Connects to nobody yet.
+        """Prepare a client without connecting. Raises `Invalid` for a malformed address or token.
 
-        `patience_s`: for so long a question is repeated that nobody answers; a submission always is, a few times.
-        `insecure`: the token may be sent over plain http to another machine than this one.
+        Args:
+            patience_s: how long an unanswered request is retried; submissions are always retried a few times.
+            insecure: allow the token over plain http to another machine.
         """
         import httpx
 
@@ -111,18 +112,18 @@ class SteerwayClient:
             headers={"Authorization": f"Bearer {self._token}", "Accept": "application/json"},
             timeout=timeout_s,
             transport=transport,
-            # A proxy of the environment is shown no token: over https it sees none, and nothing else goes through it.
+            # The environment's proxy must not see the token: only https goes through it.
             trust_env=at.scheme == "https" and not is_loopback(at.hostname or ""),
         )
 
     @classmethod
     def from_settings(cls, settings: Settings, role: Role = "operator") -> "SteerwayClient":
-        """A client of the gateway in the settings. Raises `NotAllowed` if there is no token for this role."""
+        """Return a client of the gateway in the settings. Raises `NotAllowed` if there is no token for this role."""
         insecure, patience_s = settings.may_be_in_the_clear, patience_of(settings)
         return cls(settings.gateway_url, token_of(settings, role), insecure=insecure, patience_s=patience_s)
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._http.close()
 
     def __enter__(self) -> "SteerwayClient":
@@ -132,15 +133,15 @@ class SteerwayClient:
         self.close()
 
     def health(self) -> dict[str, Any]:
-        """`{"status": "ok", "version": ...}`."""
+        """Return `{"status": "ok", "version": ...}`."""
         return self._get_json("/health")
 
     def runs(self) -> list[RunSummary]:
-        """Every run that the gateway knows."""
+        """Return every run that the gateway knows."""
         return [_parse(RunSummary, run) for run in _listed(self._get_json("/runs"), "runs")]
 
     def snapshot(self, run: str) -> Snapshot:
-        """The run as it is now. Raises `NotFound`."""
+        """Return the run's current state. Raises `NotFound`."""
         return _parse(Snapshot, self._get_json(_path(run)))
 
     def submit(
@@ -154,20 +155,21 @@ class SteerwayClient:
         based_on_seq: int | None = None,
         uuid: UUID | None = None,
     ) -> Receipt:
-        """Ask for something; when this returns, it is durable. Raises `Refused`, or `Unavailable` after a few tries.
+        """Submit a command; it is durable when this returns. Raises `Refused`, or `Unavailable` after a few tries.
 
-        `based_on_seq` is the `seq` of the snapshot that the wish is based on: if somebody has changed the run's course
-        since then, it is refused with `Conflict`.
+        Args:
+            based_on_seq: the `seq` of the snapshot that the command is based on; if the run has changed since, the
+                command is rejected with `Conflict`.
         """
         chosen = uuid or uuid4()
         body: dict[str, Any] = {"intent": intent.model_dump(mode="json"), "uuid": str(chosen)}
-        said = {
+        optional = {
             "reason": reason,
             "not_before_step": not_before_step,
             "not_after_step": not_after_step,
             "based_on_seq": based_on_seq,
         }
-        body |= {name: value for name, value in said.items() if value is not None}
+        body |= {name: value for name, value in optional.items() if value is not None}
         timeout_s = self._timeout_s + (ADOPTION_WAIT_S if isinstance(intent, AdoptCheckpoint) else 0.0)
         tries = retrying(LEAST_SUBMIT_TRIES, self._patience_s, 2 * timeout_s)
         headers = {"Idempotency-Key": str(chosen)}
@@ -176,11 +178,11 @@ class SteerwayClient:
         return _parse(Receipt, answer)
 
     def command(self, run: str, uuid: UUID, wait_s: float = 0.0) -> CommandView:
-        """One command's life; waits up to `wait_s` for its end. Raises `NotFound`."""
+        """Return a command's status; waits up to `wait_s` until it is settled. Raises `NotFound`."""
         return _parse(CommandView, self._get_json(_path(run, "commands", str(uuid)), wait_s=wait_s))
 
     def wait_settled(self, run: str, uuid: UUID, timeout_s: float) -> CommandView:
-        """The command once it has ended. Raises `NotSettledYet`; the command goes on waiting all the same."""
+        """Wait until the command is settled. Raises `NotSettledYet` on timeout; the command stays pending."""
         deadline = time.monotonic() + timeout_s
         while True:
             left_s = max(0.0, deadline - time.monotonic())
@@ -189,38 +191,38 @@ class SteerwayClient:
                 return view
             if time.monotonic() >= deadline:
                 raise NotSettledYet(
-                    f"'{view.what}' was not settled within {timeout_s:g} s; it is still accepted and will be applied "
+                    f"'{view.what}' was not settled within {timeout_s:g} s; it is still pending and will be applied "
                     "at the next step boundary",
                     uuid=str(uuid),
                     run=run,
                 )
 
     def journal(self, run: str, after: int = 0, limit: int = 1000, wait_s: float = 0.0) -> list[Entry]:
-        """Entries after `after`; waits up to `wait_s` for the first."""
+        """Return journal entries after seq `after`; waits up to `wait_s` for the first."""
         answer = self._get_json(_path(run, "journal"), wait_s=wait_s, after=after, limit=limit)
         return [_entry(line) for line in _listed(answer, "entries")]
 
     def metrics(self, run: str, after: int = 0, limit: int = 20000, names: Sequence[str] = ()) -> Measurements:
-        """Points after the cursor `after`, of these names or of all."""
+        """Return metric points after the cursor `after`, of these names or of all."""
         answer = self._get_json(_path(run, "metrics"), after=after, limit=limit, name=list(names))
         return _parse(Measurements, answer)
 
     def logs(self, run: str, source: str = "driver", lines: int = 200) -> str:
-        """The last lines that the driver or a rank (`rank-0`) printed. Raises `NotFound`."""
+        """Return the last log lines of the driver or a rank (`rank-0`). Raises `NotFound`."""
         return str(_member(self._get_json(_path(run, "logs"), source=source, lines=lines), "text"))
 
     def tree(self, run: str) -> RunTree:
-        """The run's branches, and the runs that were begun from it. Raises `NotFound`."""
+        """Return the run's branches, and its forks and replays. Raises `NotFound`."""
         return _parse(RunTree, self._get_json(_path(run, "tree")))
 
     def compare(self, names: Sequence[str]) -> Comparison:
-        """`RUN`, `RUN:BRANCH`, `RUN@STEP` or `RUN@CHECKPOINT`, two or more. Raises `NotFound`, `Invalid`."""
+        """Compare two or more of `RUN`, `RUN:BRANCH`, `RUN@STEP`, `RUN@CHECKPOINT`. Raises `NotFound`, `Invalid`."""
         return _parse(Comparison, self._get_json("/compare", of=list(names)))
 
     def stream(self, run: str, after: int = 0) -> Iterator[Entry]:
-        """Entries after `after` as they become durable, each once and in order, until the run is over.
+        """Yield journal entries after seq `after` as they become durable, exactly once and in order, until the end.
 
-        Reconnects and goes on where it was. Raises `Unavailable` when the gateway stays away.
+        Reconnects and continues. Raises `Unavailable` when the gateway stays unreachable for `RECONNECT_FOR_S`.
         """
         cursor, heard_at = after, None
         while True:
@@ -238,7 +240,7 @@ class SteerwayClient:
                 time.sleep(FIRST_WAIT_S + random.random())
 
     def _listen(self, run: str, after: int) -> Iterator[dict[str, Any]]:
-        """The messages of one connection. Ends when the run is over; raises `Unavailable` when the line breaks."""
+        """Yield the messages of one connection until the run ends. Raises `Unavailable` when the connection breaks."""
         from websockets.exceptions import ConnectionClosed
 
         with self._connect(f"{API}{_path(run, 'stream')}", after) as connection:
@@ -250,9 +252,9 @@ class SteerwayClient:
                 code, why = (closed.rcvd.code, closed.rcvd.reason) if closed.rcvd else (None, "")
                 if code == STREAM_CLOSE_OVER:
                     return
-                raise STREAM_CLOSE_ERRORS.get(code or 0, Unavailable)(why or "the stream broke off") from None
+                raise STREAM_CLOSE_ERRORS.get(code or 0, Unavailable)(why or "the stream was closed") from None
             except TimeoutError:
-                raise Unavailable(f"the stream of run {run} fell silent for {STREAM_SILENCE_S:g} s") from None
+                raise Unavailable(f"the stream of run {run} sent nothing for {STREAM_SILENCE_S:g} s") from None
 
     def _connect(self, path: str, after: int) -> "ClientConnection":
         from websockets.exceptions import InvalidHandshake, InvalidURI
@@ -263,7 +265,7 @@ class SteerwayClient:
         try:
             return connect(url, open_timeout=self._timeout_s, max_size=MAX_STREAM_MESSAGE_BYTES, proxy=None)
         except (InvalidHandshake, InvalidURI, EOFError):
-            raise Unavailable(f"{self._base_url} does not stream: what answers there is not a gateway") from None
+            raise Unavailable(f"{self._base_url} is not a Steerway gateway: it offers no stream") from None
         except OSError:
             raise self._nobody_answers() from None
 
@@ -279,11 +281,11 @@ class SteerwayClient:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.TimeoutException:
-            raise Unavailable(f"{self._base_url} did not answer in time; it may or may not have happened") from None
+            raise Unavailable(f"{self._base_url} timed out; the request may or may not have taken effect") from None
         except httpx.ConnectError:
             raise self._nobody_answers() from None
         except httpx.HTTPError as error:
-            raise Unavailable(f"the answer of {self._base_url} broke off ({type(error).__name__})") from None
+            raise Unavailable(f"the response of {self._base_url} was interrupted ({type(error).__name__})") from None
         if answer.is_success:
             return _parse_json(answer.content, self._base_url)
         raise _error_of(answer, self._base_url)
@@ -293,26 +295,26 @@ class SteerwayClient:
 
 
 def _error_of(answer: "httpx.Response", base_url: str) -> SteerwayError:
-    """The error that a problem+json carries, in the class that was raised on the other side."""
+    """Return the error in a problem+json response, with the class raised by the server."""
     if not answer.headers.get("content-type", "").startswith("application/problem+json"):
         return _not_ours(base_url, f"HTTP {answer.status_code}")
     problem = _parse_json(answer.content, base_url)
     slug = str(problem.get("type", "")).rsplit("/", 1)[-1]
     kind = _kinds_by_slug(SteerwayError).get(slug) or _kind_by_status(answer.status_code)
-    error = kind(str(problem.get("detail") or problem.get("title") or "refused without a word"))
+    error = kind(str(problem.get("detail") or problem.get("title") or "refused without a reason"))
     error.detail = {name: value for name, value in problem.items() if name not in _PROBLEM_MEMBERS}
     return error
 
 
 def _kinds_by_slug(kind: type[SteerwayError]) -> dict[str, type[SteerwayError]]:
-    found = {kind.slug: kind}
+    kinds = {kind.slug: kind}
     for below in kind.__subclasses__():
-        found = _kinds_by_slug(below) | found  # where two share a slug, the one nearer to the root speaks for both
-    return found
+        kinds = _kinds_by_slug(below) | kinds  # of two with the same slug, the one nearer to the root wins
+    return kinds
 
 
 def _kind_by_status(status: int) -> type[SteerwayError]:
-    """For a slug that this client does not know yet: a newer gateway."""
+    """Return the error class for an HTTP status, if a newer gateway sends an unknown slug."""
     if status >= 500:
         return Unavailable
     kinds: tuple[type[Refused], ...] = (NotAllowed, NotFound, Conflict, Overloaded, Invalid)
@@ -321,7 +323,7 @@ def _kind_by_status(status: int) -> type[SteerwayError]:
 
 
 def _not_ours(base_url: str, what: str) -> Unavailable:
-    return Unavailable(f"what answers at {base_url} is not a Steerway gateway ({what}): is the address right?")
+    return Unavailable(f"{base_url} is not a Steerway gateway ({what}): is the address right?")
 
 
 def _parse_json(content: str | bytes, base_url: str) -> dict[str, Any]:
@@ -346,12 +348,12 @@ Value = TypeVar("Value")
 
 
 def _understand(read: Callable[[], Value], what: str) -> Value:
-    """Extra members are refused, so this also speaks up when the gateway is of another version."""
+    """Run a parser; raise `Unavailable` if it fails. Unknown members fail, too: the gateway has another version."""
     try:
         return read()
     except (ValidationError, KeyError, TypeError):
         raise Unavailable(
-            f"the gateway's {what} cannot be understood: are the gateway and this client of the same version?"
+            f"the gateway's {what} cannot be parsed: do the gateway and this client have the same version?"
         ) from None
 
 
@@ -368,22 +370,22 @@ def _path(run: str, *below: str) -> str:
 
 
 def _check_url(url: str, insecure: bool) -> SplitResult:
-    """The parts of the address. Raises `Invalid` if it is no HTTP address, or others could read the token."""
+    """Return the parts of the address. Raises `Invalid` for a malformed one, or one that would expose the token."""
     parts = plain_url(url)
     if parts is None:
-        raise Invalid(f"{url!r} is not an address of a gateway; it looks like http://127.0.0.1:8700")
+        raise Invalid(f"{url!r} is not a gateway address; use one like http://127.0.0.1:8700")
     if is_in_the_clear(parts) and not insecure:
         raise Invalid(
-            f"{url} is plain http to another machine, and whoever is on the way could read the token: use https, or a "
+            f"{url} is plain http to another machine and would expose the token on the network: use https, or a "
             f"tunnel (ssh -L 8700:127.0.0.1:8700 {parts.hostname}) and http://127.0.0.1:8700; STEERWAY_INSECURE=1 "
-            "sends it all the same"
+            "sends it anyway"
         )
     return parts
 
 
 def _check_token(token: str) -> str:
-    """The token without white space around it. The message must not repeat it."""
+    """Return the token without surrounding white space. The error must not repeat it."""
     stripped = token.strip()
     if not stripped or not stripped.isascii() or not stripped.isprintable() or " " in stripped:
-        raise Invalid("the token is empty or holds characters that no token has; copy it again")
+        raise Invalid("the token is empty or contains invalid characters; copy it again")
     return stripped

@@ -1,7 +1,7 @@
 """Settings of the cluster, the gateway and their clients, typed.
 
-A flag beats the environment (`STEERWAY_*`), which beats the default. Nothing here reads a file: what a running
-cluster wrote down about itself (its ports and processes) is in `Settings.cluster_file`.
+A flag overrides the environment (`STEERWAY_*`), which overrides the default. Nothing here reads a file: ports and
+processes of a running cluster are in `Settings.cluster_file`.
 """
 
 import os
@@ -18,7 +18,7 @@ ROLES: tuple[Role, ...] = ("viewer", "operator", "agent", "admin")
 
 
 class Settings(BaseModel):
-    """Where things are on this machine. Ports are bound on `host`, which is the loopback unless someone says so."""
+    """Paths, addresses and ports of this installation. Ports are bound on `host`, by default the loopback."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -34,7 +34,7 @@ class Settings(BaseModel):
 
     @property
     def runs_dir(self) -> Path:
-        """One folder a run; see `storage.layout.RunFiles`."""
+        """Folder of all runs, one folder each; see `storage.layout.RunFiles`."""
         return self.home / "runs"
 
     @property
@@ -44,7 +44,7 @@ class Settings(BaseModel):
 
     @property
     def cluster_file(self) -> Path:
-        """What `steer up` wrote down about the cluster that it started (JSON)."""
+        """Record of the cluster started by `steer up` (JSON)."""
         return self.home / "cluster.json"
 
     @property
@@ -53,22 +53,22 @@ class Settings(BaseModel):
         return self.home / "tokens.json"
 
     def token_file(self, role: Role) -> Path:
-        """Where the local token of this role lies, mode 0600."""
+        """Return the path of this role's local token, mode 0600."""
         return self.home / "tokens" / role
 
     @property
     def gateway_url(self) -> str:
-        """Where clients find the gateway."""
+        """Base URL of the gateway."""
         return self.url or f"http://{self.host}:{self.gateway_port}"
 
     @property
     def may_be_in_the_clear(self) -> bool:
-        """Whether the token may be sent over plain http: to the own gateway, or where the user has said so."""
+        """True if the token may be sent over plain http: to the own gateway, or where the user allows it."""
         return self.insecure or self.url is None
 
     @property
     def console_url(self) -> str:
-        """Where a browser finds the console."""
+        """Base URL of the console."""
         return f"http://{self.host}:{self.console_port}"
 
     @property
@@ -82,20 +82,21 @@ class Settings(BaseModel):
         return f"http://{self.host}:{self.dashboard_port}"
 
     def environment(self) -> dict[str, str]:
-        """These settings as environment variables, for a process that this one starts. Holds no token."""
+        """Return these settings as environment variables for a child process, without the token."""
         values = self.model_dump(mode="json", exclude={"token", "insecure"}, exclude_none=True)
         return {f"STEERWAY_{name.upper()}": str(value) for name, value in values.items()}
 
 
 def settings(environ: Mapping[str, str] = os.environ, **flags: object) -> Settings:
-    """The settings in force. Raises `Invalid`, naming the variable, if one of them makes no sense."""
-    found = {
+    """Return the settings in force. Raises `Invalid`, naming the variable, if one is malformed."""
+    from_environ = {
         name: environ[f"STEERWAY_{name.upper()}"]
         for name in Settings.model_fields
         if environ.get(f"STEERWAY_{name.upper()}")
     }
     try:
-        return Settings.model_validate(found | {name: value for name, value in flags.items() if value is not None})
+        given = {name: value for name, value in flags.items() if value is not None}
+        return Settings.model_validate(from_environ | given)
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])

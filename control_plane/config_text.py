@@ -1,7 +1,7 @@
-"""The one strict reader of configs: files, YAML of the core schema of 1.2, JSON; how a complaint shows a value.
+"""Strict parsing of config text: YAML (core schema of 1.2) and JSON.
 
-Stricter than YAML at large, because a config is read by people: `1e-4` is a number, `yes` and dates are text,
-anchors and repeated keys are refused. Everything that cannot be read is an `Invalid` with a sentence.
+Stricter than YAML at large: `1e-4` is a number, `yes` and dates are text, aliases and duplicate keys are errors. All
+errors are `Invalid`.
 """
 
 import json
@@ -20,7 +20,7 @@ LARGEST_FILE_BYTES = 1 << 18  # a config is written by hand; more than this is t
 
 class _Loader(yaml.SafeLoader):
     def compose_node(self, parent: Any, index: Any) -> Any:
-        """Anchors let a small file describe an endless one; a config has no use for them."""
+        """Reject aliases: with them a small file can expand to an endless one."""
         if self.check_event(yaml.AliasEvent):
             mark = self.peek_event().start_mark
             raise yaml.composer.ComposerError(None, None, "aliases (*name) are not supported", mark)
@@ -62,7 +62,7 @@ class _TextLoader(_Loader):
 
 
 def read_text(path: Path, source: str) -> str:
-    """The text of a file. `source` names it in an `Invalid`."""
+    """Return the text of a file. `source` names it in an `Invalid`."""
     try:
         if path.is_dir():
             raise Invalid(f"{source} is a folder, but must be a file.")
@@ -78,15 +78,16 @@ def read_text(path: Path, source: str) -> str:
 
 
 def from_yaml(text: str, source: str, as_text: bool = False) -> Any:
-    """The value of a YAML document, with `as_text` every scalar of it as it is spelled. `source` names it.
+    """Return the value of a YAML document, safe for untrusted text. Raises `Invalid`, naming `source`.
 
-    For everything that others may have written. Raises `Invalid`.
+    Args:
+        as_text: return every scalar as its text.
     """
     return _loaded(text, source, lambda: yaml.load(text, Loader=_TextLoader if as_text else _Loader))
 
 
 def compose(text: str, source: str) -> yaml.Node | None:
-    """The nodes of a YAML document, which know where they stand in it. As strict as `from_yaml`. Raises `Invalid`."""
+    """Return the nodes of a YAML document, with their line numbers. As strict as `from_yaml`. Raises `Invalid`."""
     node: yaml.Node | None = _loaded(text, source, lambda: yaml.compose(text, Loader=_Loader))
     return node
 
@@ -106,12 +107,12 @@ def _loaded(text: str, source: str, load: Callable[[], Any]) -> Any:
 
 
 def to_yaml(value: Any) -> str:
-    """Text that `from_yaml` turns into an equal value."""
+    """Return YAML text that `from_yaml` parses to an equal value."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=False)
 
 
 def from_json(text: str, source: str) -> Any:
-    """The value of a JSON document. `source` names it in an `Invalid`."""
+    """Return the value of a JSON document. `source` names it in an `Invalid`."""
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -119,7 +120,7 @@ def from_json(text: str, source: str) -> Any:
 
 
 def shown(value: object) -> str:
-    """A value, shortened, and what it is: `'two' (text)`."""
+    """Return a value, shortened, with its type for an error message: `'two' (text)`."""
     if value is None:
         return "empty (null)"
     kinds = {

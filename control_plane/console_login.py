@@ -1,9 +1,9 @@
-"""Logging in to the console: one-time keys and sessions, kept as private files of this installation.
+"""Console login: one-time keys and sessions, stored as private files of this installation.
 
-A key is a secret of 256 bits in a link. Whoever shows it first gets a session, and the key's file is gone. A session is
-two secrets: an id, which the browser keeps in a cookie, and a second one, which a page keeps in its own storage.
-Browsers send a cookie to every port of a host, so to another user's server, too; storage belongs to one port. On the
-disk lie digests of all three, so that whoever reads the files cannot log in with them.
+A key is a secret of 256 bits in a link. Its first use creates a session and removes the key's file. A session has two
+secrets: an id in a cookie, and a second one in the page's own storage. Browsers send a cookie to every port of a host,
+so to another user's server, too; storage belongs to one port. Only digests of the secrets are stored, so the files do
+not allow a login.
 """
 
 import hashlib
@@ -21,15 +21,15 @@ from control_plane.config import Role, Settings
 from control_plane.core.model.errors import NotAllowed, SteerwayError
 
 VALID_S = 12 * 3600.0
-"""How long a key may be used, and how long a session lasts from the login on. A working day."""
+"""Lifetime of a key, and of a session since its login: a working day."""
 
 SECRET_BYTES = 32
 MAX_SECRET_CHARS = 200
-"""Longer than any secret that we make; bounds what is hashed for a stranger."""
+"""Longer than any generated secret; bounds what is hashed for an unauthenticated client."""
 
 
 class KeyRecord(BaseModel):
-    """What is kept of a key. `expires_at`: seconds since the epoch."""
+    """Stored record of a key. `expires_at`: seconds since the epoch."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -38,7 +38,7 @@ class KeyRecord(BaseModel):
 
 
 class SessionRecord(BaseModel):
-    """What is kept of a session. It acts with the local token of `role`, or with `token`, which somebody brought."""
+    """Stored record of a session. It acts with the local token of `role`, or with the `token` it was opened with."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -50,16 +50,16 @@ class SessionRecord(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Login:
-    """What a browser gets for a key or a token: the cookie's value, and the secret for the page's storage."""
+    """Credentials of a new session: the cookie's value, and the secret for the page's storage."""
 
     cookie: str
     secret: str
 
 
 def create_link(where: Settings, role: Role = "operator", page: str = "") -> str:
-    """A link that logs one browser in, once, within `VALID_S`. The key stands behind `#`, which no server is sent.
+    """Return a one-time login link, valid for `VALID_S`. The key is in the fragment (`#`), which no server receives.
 
-    `page` is where the browser goes then, e.g. "/run?run=gpt2-1". Raises `SteerwayError` if the key cannot be kept.
+    `page` is opened after the login, e.g. "/run?run=gpt2-1". Raises `SteerwayError` if the key cannot be stored.
     """
     key = secrets.token_urlsafe(SECRET_BYTES)
     record = KeyRecord(role=role, expires_at=time.time() + VALID_S)
@@ -68,34 +68,34 @@ def create_link(where: Settings, role: Role = "operator", page: str = "") -> str
 
 
 def log_in_with_key(where: Settings, key: str) -> Login:
-    """Use a key up. Raises `NotAllowed` if it is unknown, was used, or is too old."""
+    """Consume a key and open a session. Raises `NotAllowed` if the key is unknown, used or expired."""
     path = _folder(where, "keys") / _digest(key)
     taken = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
     try:
-        path.rename(taken)  # of two who show one key at once, one succeeds
+        path.rename(taken)  # of two concurrent logins with one key, one succeeds
         record = KeyRecord.model_validate_json(taken.read_bytes())
         taken.unlink()
     except (OSError, ValidationError):
-        raise NotAllowed("this link is unknown or was used already: `steer console` prints a new one") from None
+        raise NotAllowed("this link is unknown or already used; `steer console` prints a new one") from None
     if record.expires_at < time.time():
-        raise NotAllowed("this link is too old: `steer console` prints a new one")
+        raise NotAllowed("this link has expired; `steer console` prints a new one")
     return _begin(where, role=record.role)
 
 
 def log_in_with_token(where: Settings, token: str) -> Login:
-    """A session that acts with this token. The caller has asked the gateway whether it knows it."""
+    """Open a session that acts with this token, which the caller has verified with the gateway."""
     return _begin(where, token=token)
 
 
 def find_session(where: Settings, cookie: str | None) -> tuple[str, SessionRecord] | None:
-    """A living session and its name, by the value of its cookie alone."""
+    """Return the name and record of the unexpired session with this cookie, or None."""
     name = _digest(cookie or "")
     record = read_session(where, name) if cookie else None
     return None if record is None else (name, record)
 
 
 def read_session(where: Settings, name: str) -> SessionRecord | None:
-    """A living session by its name, which is the SHA-256 of its cookie's value."""
+    """Return an unexpired session by its name, the SHA-256 of its cookie's value, or None."""
     if len(name) != 64 or not name.isalnum():
         return None
     try:
@@ -106,12 +106,12 @@ def read_session(where: Settings, name: str) -> SessionRecord | None:
 
 
 def has_secret(record: SessionRecord, secret: str | None) -> bool:
-    """Whether this is the session's second secret."""
+    """Return whether this is the session's second secret."""
     return secret is not None and hmac.compare_digest(record.secret_sha256, _digest(secret))
 
 
 def log_out(where: Settings, name: str) -> None:
-    """End a session. May be repeated."""
+    """End a session. Idempotent."""
     if read_session(where, name) is not None:
         (where.home / "console" / "sessions" / name).unlink(missing_ok=True)
 
@@ -130,7 +130,7 @@ def _digest(secret: str) -> str:
 
 
 def _folder(where: Settings, name: str) -> Path:
-    """The private folder of keys or sessions, without what nobody can use any more."""
+    """Return the private folder of keys or sessions, after removing expired ones."""
     folder = where.home / "console" / name
     try:
         for made in (where.home, folder.parent, folder):
@@ -139,9 +139,9 @@ def _folder(where: Settings, name: str) -> Path:
             if old.stat().st_mtime < time.time() - VALID_S:
                 old.unlink(missing_ok=True)
     except FileNotFoundError:
-        pass  # somebody else has removed it in the same moment
+        pass  # removed concurrently
     except OSError as error:
-        raise SteerwayError(f"the console's logins cannot be kept in {folder}: {error.strerror}") from None
+        raise SteerwayError(f"the console's logins cannot be stored in {folder}: {error.strerror}") from None
     return folder
 
 
@@ -152,4 +152,4 @@ def _write(path: Path, text: str) -> None:
             file.write(text)
         draft.replace(path)
     except OSError as error:
-        raise SteerwayError(f"the console's logins cannot be kept in {path.parent}: {error.strerror}") from None
+        raise SteerwayError(f"the console's logins cannot be stored in {path.parent}: {error.strerror}") from None

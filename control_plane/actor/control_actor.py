@@ -1,8 +1,8 @@
 """The control server as a Ray actor: its name, restarts and retries.
 
-Detached and named, one per run, restarted for ever by Ray. A restarted actor runs its constructor again: everything
-it knows comes from the run's journal. Ray never repeats a task by itself (`max_task_retries=0`): callers repeat, with
-uuids that make repeating harmless.
+A detached, named actor per run, restarted without limit by Ray. A restarted actor runs its constructor again and
+rebuilds its state from the run's journal. Ray never retries a task (`max_task_retries=0`): callers retry, with uuids
+that make their calls idempotent.
 """
 
 import hashlib
@@ -50,19 +50,19 @@ LIMITS = TypeAdapter(dict[str, Limit])
 
 NAMESPACE = "steerway"
 HEAD = "node:__internal_head__"
-"""The resource by which Ray marks its head node; there is 1.0 of it."""
+"""The resource that Ray gives its head node, 1.0 of it."""
 
 SHARE_OF_THE_HEAD = 0.001
 
 MAX_CONCURRENT_CALLS = 1000
-"""Long polls hold a place each: one for the run's link, one for everybody who watches."""
+"""Each long poll takes one: the run's link, and every watcher."""
 
 
 def open_server(files: RunFiles) -> ControlServer:
-    """A control server over a run's folder, in a new term.
+    """Open a control server on a run's folder, in a new term.
 
-    Raises: `Damaged` if the journal does not verify or the config cannot be read, `Conflict` if the journal is another
-    run's.
+    Raises `Damaged` if the journal does not verify or the config cannot be read, `Conflict` if the journal belongs to
+    another run.
     """
     config = read_regular(files.config)
     created = RunCreated(
@@ -82,7 +82,7 @@ def open_server(files: RunFiles) -> ControlServer:
         redaction=redaction_of(files),
         give_up_after_s=give_up_after_in(config, str(files.config)),
     )
-    # The server before may have died between the decision and the removal.
+    # The previous server may have died between the decision and the removal.
     for name in server.discarded:
         if is_ours(files.checkpoints, name):
             remove_later(files, name)
@@ -90,16 +90,15 @@ def open_server(files: RunFiles) -> ControlServer:
 
 
 def limits_in(config: bytes, source: str) -> dict[str, Limit]:
-    """What a run's resolved config allows, in its order. Raises `Damaged` if it cannot be read.
+    """Return the limits in a run's resolved config, in its order. Raises `Damaged` if they cannot be read.
 
-    It was checked when the run was submitted; a limit that got lost on the way would be one that nobody enforces.
+    They were validated at submission; a limit dropped here would not be enforced.
     """
     try:
-        # As text: whether `1e-6` and `on` are text or not, YAML's dialects disagree. The limits know what they are.
+        # As text: YAML's dialects disagree whether `1e-6` and `on` are text. The limits' types decide.
         raw = from_yaml(config.decode(), source, as_text=True)
-        found = raw.get("limits") if isinstance(raw, dict) else None
-        said = {knob: _without_nulls(limit) for knob, limit in (found or {}).items()}
-        return LIMITS.validate_python(said)
+        section = raw.get("limits") if isinstance(raw, dict) else None
+        return LIMITS.validate_python({knob: _without_nulls(limit) for knob, limit in (section or {}).items()})
     except Invalid as error:
         raise Damaged(f"the limits in {source} cannot be read: {error.reason}") from None
     except (UnicodeDecodeError, ValidationError, AttributeError) as error:
@@ -107,11 +106,11 @@ def limits_in(config: bytes, source: str) -> dict[str, Limit]:
 
 
 def give_up_after_in(config: bytes, source: str) -> float | None:
-    """For how long a run may fail without a new step, by its resolved config; None: without end."""
+    """Return the seconds for which a run may fail without a new step, from its resolved config; None: no limit."""
     try:
         raw = from_yaml(config.decode(), source, as_text=True)
-        found = raw["recovery"]["give_up_after_s"]
-        return None if found == "null" else float(found)
+        text = raw["recovery"]["give_up_after_s"]
+        return None if text == "null" else float(text)
     except (Invalid, UnicodeDecodeError, KeyError, TypeError, ValueError):
         return None  # runs of earlier releases have no such setting
 
@@ -121,27 +120,27 @@ def _without_nulls(limit: dict[str, Any]) -> dict[str, Any]:
 
 
 def remove_later(files: RunFiles, checkpoint: str) -> None:
-    """Remove a checkpoint's files, and what was converted from them, beside the event loop: it may take seconds."""
+    """Remove a checkpoint's files and their conversions in a thread: it may take seconds."""
 
     def remove() -> None:
         for name in (checkpoint, f"{checkpoint}{UNIVERSAL}"):
             try:
                 discard(files.checkpoints, name)
             except SteerwayError as error:
-                log.error("checkpoint %s was not removed: %s", name, error.reason)
+                log.error("files of checkpoint %s could not be removed: %s", name, error.reason)
 
     threading.Thread(target=remove, name=f"discard-{checkpoint}", daemon=True).start()
 
 
 class ControlActor:
-    """The same methods as `handle.RunHandle`, callable across Ray."""
+    """A `ControlServer` as a Ray actor, with the methods of `handle.RunHandle`."""
 
     def __init__(self, root: str) -> None:
         logging.basicConfig(level=logging.INFO)
         self._server = open_server(RunFiles(Path(root)))
 
     async def pid(self) -> int:
-        """The process that serves, for people and for tests that kill it."""
+        """Return the pid of the serving process, for people and for tests that kill it."""
         return os.getpid()
 
     async def submit(self, command: Command) -> Receipt:
@@ -206,12 +205,12 @@ class ControlActor:
 
 
 def actor_name(run: str) -> str:
-    """The name under which a run's control server is found, in `NAMESPACE`."""
+    """Return the name of a run's control actor in `NAMESPACE`."""
     return f"control:{run}"
 
 
 def get_or_create(files: RunFiles) -> Any:
-    """The run's control actor, made if it does not exist. Needs a connection to Ray."""
+    """Return the run's control actor, created if it does not exist. Needs a connection to Ray."""
     remote = ray.remote(ControlActor)
     return remote.options(
         name=actor_name(files.run),
@@ -227,14 +226,14 @@ def get_or_create(files: RunFiles) -> Any:
 
 
 def _of_the_head() -> dict[str, float]:
-    """Ties the actor to the node of the cluster's own control plane: a node that is lost then takes ranks with it or
-    the control server, and not both. An affinity would not do: Ray forgets a soft one, and a hard one names a node."""
+    """Return the resource that places the actor on the head node, so that a node failure hits ranks or the control
+    server, not both. No node affinity: Ray forgets a soft one, and a hard one names a node."""
     heads = [node for node in ray.nodes() if node["Alive"] and HEAD in node.get("Resources", {})]
     return {HEAD: SHARE_OF_THE_HEAD} if heads else {}
 
 
 def is_serving(files: RunFiles) -> bool:
-    """Whether the run has a control actor, living or restarting. Asks Ray by name; makes none."""
+    """Return whether the run has a control actor, alive or restarting. Creates none."""
     try:
         ray.get_actor(actor_name(files.run), namespace=NAMESPACE)
     except ValueError:
@@ -243,8 +242,8 @@ def is_serving(files: RunFiles) -> bool:
 
 
 def retire(files: RunFiles) -> None:
-    """End the actor of a closed run: its files say everything, and a process for each old run would add up."""
+    """Kill the actor of a closed run: its files hold everything, and one process per old run would add up."""
     try:
         ray.kill(ray.get_actor(actor_name(files.run), namespace=NAMESPACE), no_restart=True)
     except ValueError:
-        return  # nobody serves it
+        return  # the run has no actor

@@ -1,7 +1,7 @@
-"""The handle, across Ray. What ranks and driver tell leaves its process without the secrets that are known there.
+"""Remote handle of a run's control actor, with retries; secrets are redacted before a call leaves its process.
 
 Ray's calls are at-most-once or at-least-once, never exactly once: a call may have run although it raised. Every
-method of a handle may be repeated, so this one repeats, for as long as an actor takes to be restarted.
+method of a handle is idempotent, so this one retries for as long as an actor takes to restart.
 """
 
 import asyncio
@@ -40,10 +40,10 @@ from control_plane.storage.layout import RunFiles
 log = logging.getLogger(__name__)
 
 CALL_TIMEOUT_S = 10.0
-"""A call that waits for nothing is answered in milliseconds; beyond this the actor is gone or stuck."""
+"""A call without a long poll takes milliseconds; beyond this the actor is gone or stuck."""
 
 RETRY_FOR_S = 15.0
-"""Ray restarts an actor in one to a few seconds; whoever still gets no answer is told so."""
+"""Ray restarts an actor within a few seconds; after this the caller gets `Unavailable`."""
 
 
 class RayHandle:
@@ -66,7 +66,7 @@ class RayHandle:
     async def _call_once(self, method: str, args: tuple[Any, ...], wait_s: float) -> Any:
         try:
             if self._actor is None:
-                # Blocks for milliseconds; a thread keeps it from holding up everybody else's calls.
+                # Blocks for milliseconds; in a thread it does not hold up other calls.
                 self._actor = await asyncio.to_thread(self._find)
             call = getattr(self._actor, method).remote(*args)
             async with asyncio.timeout(wait_s + CALL_TIMEOUT_S):
@@ -75,27 +75,27 @@ class RayHandle:
             if isinstance(error.cause, SteerwayError):
                 raise error.cause from None
             log.exception("%s of run %s", method, self._files.run)
-            told = self._redaction().text(repr(error.cause))
-            raise Unavailable(f"the control server of run {self._files.run} failed: {told}") from error
+            cause = self._redaction().text(repr(error.cause))
+            raise Unavailable(f"the control server of run {self._files.run} failed: {cause}") from error
         except (RayActorError, GetTimeoutError, TimeoutError) as error:
             self._actor = None
             raise Unavailable(f"the control server of run {self._files.run} does not answer") from error
         except (RayError, ValueError, ConnectionError) as error:
             self._actor = None
-            told = self._redaction().text(str(error))
-            raise Unavailable(f"the control server of run {self._files.run} cannot be reached: {told}") from error
+            cause = self._redaction().text(str(error))
+            raise Unavailable(f"the control server of run {self._files.run} cannot be reached: {cause}") from error
 
     def _redaction(self) -> Redaction:
-        """Made anew each time: a script may have put a secret into its environment by now."""
+        """Build the redactor anew for each call: a script may have put a secret into its environment since."""
         return redaction_of(self._files)
 
     def _clean(self, reason: str | None) -> str | None:
         return None if reason is None else self._redaction().text(reason)
 
     def _find(self) -> Any:
-        """The run's actor. One that was retired is not made again: it would serve an ended run for ever."""
+        """Return the run's actor. A retired one is not created again: it would serve a closed run for ever."""
         if self._had_one and not is_serving(self._files) and _is_closed(self._files):
-            raise Unavailable(f"run {self._files.run} has ended, and its control server was retired; ask again")
+            raise Unavailable(f"run {self._files.run} has ended and its control server was retired; retry")
         actor = get_or_create(self._files)
         self._had_one = True
         return actor
@@ -163,7 +163,7 @@ class RayHandle:
         await self._call("close", ending, self._clean(reason))
 
     async def pid(self) -> int:
-        """The process of the control server."""
+        """Return the pid of the control server."""
         return int(await self._call("pid"))
 
 

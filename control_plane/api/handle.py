@@ -1,8 +1,7 @@
-"""What anyone may ask of a run's control server.
+"""The interface of a run's control server, and its messages.
 
-`ControlServer` is one such handle, in the same process; `RayHandle` is the same across Ray. Whoever holds a handle
-need not know which. Every call may be repeated: commands by their uuid, a generation by its uuid, outcomes because
-they are facts.
+`ControlServer` implements it in the same process, `RayHandle` across Ray; callers need not know which. Every call is
+idempotent: commands and generations by their uuid, outcomes because they are facts.
 """
 
 from typing import Literal, Protocol
@@ -37,13 +36,13 @@ MAX_WAIT_S = 30.0
 """The longest a long poll may be held."""
 
 ADOPTION_WAIT_S = 120.0
-"""So long an adoption may take beyond any other command: every byte of the other run's checkpoint is read before."""
+"""Extra time allowed for an adoption: every byte of the other run's checkpoint is verified first."""
 
 Phase = Literal["starting", "training", "evaluating", "saving", "paused", "ended"]
 
 
 class Receipt(Words):
-    """The command is durable. `seq` is its place in the journal; `status` what has become of it by now."""
+    """Acknowledgement that a command is durable. `seq`: its journal entry; `status`: its current status."""
 
     uuid: UUID
     run: str
@@ -52,7 +51,7 @@ class Receipt(Words):
 
 
 class Progress(Words):
-    """Where rank 0 is. Not a decision: it is never journalled."""
+    """Progress of rank 0. Not a decision: it is never recorded in the journal."""
 
     step: int
     total_steps: int
@@ -61,7 +60,7 @@ class Progress(Words):
 
 
 class Point(Words):
-    """One measurement: `value` may be NaN or infinite, and is kept so. `time_s` is Unix time."""
+    """One measurement. `value` may be NaN or infinite; `time_s` is Unix time."""
 
     step: int
     name: str = Field(max_length=64)
@@ -72,14 +71,14 @@ class Point(Words):
 
 
 class Measurements(Words):
-    """Points in the order of arrival. Ask again with `after=cursor` for what came since."""
+    """Points in order of arrival. Request again with `after=cursor` for later ones."""
 
     points: tuple[Point, ...]
     cursor: int
 
 
 class Restart(Words):
-    """What a generation that resumes measured of its own start; times are Unix times, of rank 0's node."""
+    """Startup timings of a generation that resumes; `started_at_s` is Unix time of rank 0's node."""
 
     started_at_s: float
     loaded_s: float = Field(ge=0, description="from rank 0's first line to a restored state")
@@ -88,7 +87,7 @@ class Restart(Words):
 
 
 class Report(Words):
-    """What rank 0's link tells the control server."""
+    """Report of rank 0 to the control server."""
 
     generation: int
     outcomes: tuple[CommandSettled, ...] = ()
@@ -102,7 +101,7 @@ class Report(Words):
 
 
 class Stretch(Words):
-    """Part of a branch: from step `first` to step `last`, both included; to its end without `last`."""
+    """Step range of a branch, from `first` to `last`, both included; without `last` to its end."""
 
     branch: str = MAIN
     first: int = 0
@@ -110,14 +109,14 @@ class Stretch(Words):
 
 
 class Measured(Words):
-    """A measurement where it was made."""
+    """A measured value and its step."""
 
     step: int
     value: float
 
 
 class Result(Words):
-    """What a metric came to on a stretch: the newest value, and the lowest one that is a number."""
+    """Summary of a metric over a step range: the newest value, and the lowest that is not NaN."""
 
     name: str
     stretch: Stretch
@@ -126,14 +125,14 @@ class Result(Words):
 
 
 class Offer(Words):
-    """The unsettled commands, oldest first. `revision` moves whenever that list does."""
+    """The unsettled commands, oldest first. `revision` changes whenever that list does."""
 
     commands: tuple[Command, ...]
     revision: int
 
 
 class CommandView(Words):
-    """One command and what has become of it."""
+    """A command and its status."""
 
     command: Command
     what: str
@@ -146,7 +145,7 @@ class CommandView(Words):
 
 
 class RecoveryView(Words):
-    """One loss of the trainers and the way back. `phases_s` and `lost_steps` are known when it is over."""
+    """One failure of the trainers and the recovery. `phases_s` and `lost_steps` are set when it is over."""
 
     generation: int
     lost_at: str
@@ -162,12 +161,13 @@ class RecoveryView(Words):
 
     @property
     def over(self) -> bool:
-        """Whether the run makes steps again."""
+        """True if the run makes steps again."""
         return self.lost_steps is not None
 
 
 class Restarting(Words):
-    """The trainers failed, and are started again: `wait_s` after the last failure, of so many without a new step."""
+    """Pending restart of failed trainers: `wait_s` is the backoff after the last failure, `failures` those without a
+    new step."""
 
     failures: int
     wait_s: float = Field(ge=0)
@@ -177,9 +177,9 @@ class Restarting(Words):
 
 
 class BranchView(Words):
-    """One branch of a run: where it left its parent, what it began with, and how far it has come.
+    """One branch of a run: its fork point, initial changes and progress.
 
-    One without a parent in its run may have its `origin` in another one: what was forked, or adopted.
+    `origin` is set if it starts in another run: on a fork, or an adopted branch.
     """
 
     branch: str
@@ -211,7 +211,7 @@ class Intervention(Words):
 
 
 class Trajectory(Words):
-    """A branch, what was done on it, oldest first, and the knobs as its trainers had them last."""
+    """A branch with its interventions, oldest first, and its last known knobs."""
 
     branch: BranchView
     knobs: Reading = {}
@@ -219,7 +219,7 @@ class Trajectory(Words):
 
 
 class Trajectories(Words):
-    """Everything that a run has tried."""
+    """All branches of a run."""
 
     run: str
     status: str
@@ -231,9 +231,9 @@ class Trajectories(Words):
 
 
 class Snapshot(Words):
-    """A run as it is now, for people. `progress_age_s` says how long ago rank 0 was last heard.
+    """Current state of a run, for people. `progress_age_s`: seconds since rank 0's last report.
 
-    `seq` is the entry of the journal up to which this is true: a command may say that it is based on it.
+    `seq` is the last journal entry included; a command may be based on it (`based_on_seq`).
     """
 
     run: str
@@ -266,14 +266,14 @@ class Snapshot(Words):
 
     @property
     def closed(self) -> bool:
-        """Whether the run is over."""
+        """True if the run is closed."""
         return self.status in ("finished", "stopped", "failed")
 
 
 class RunSummary(Words):
     """One line of the list of runs. `world_size` counts the ranks of the current or last generation.
 
-    `branch` is the one that is trained, of `branches`.
+    `branch` is the current one of `branches`.
     """
 
     run: str
@@ -289,7 +289,7 @@ class RunSummary(Words):
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> "RunSummary":
-        """A run's line in the list of runs."""
+        """Return a run's line in the list of runs."""
         return cls(
             run=snapshot.run,
             name=snapshot.name,
@@ -305,74 +305,73 @@ class RunSummary(Words):
 
 
 class RunHandle(Protocol):
-    """One run's control server, wherever it lives. Every method may raise `Unavailable` or `Fenced`."""
+    """Interface of one run's control server. Every method may raise `Unavailable` or `Fenced`."""
 
     async def submit(self, command: Command) -> Receipt:
-        """Make a command durable. Raises `Refused`."""
+        """Make a command durable; idempotent by its uuid. Raises `Refused`."""
         ...
 
     async def command(self, uuid: UUID) -> CommandView:
-        """One command's life. Raises `NotFound`."""
+        """Return a command's status. Raises `NotFound`."""
         ...
 
     async def snapshot(self) -> Snapshot:
-        """The run as it is now, with its latest commands."""
+        """Return the run's current state, with its latest commands."""
         ...
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
-        """Entries after `after_seq`, at most `limit`; waits up to `wait_s` for the first."""
+        """Return at most `limit` entries after `after_seq`; waits up to `wait_s` for the first."""
         ...
 
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
-        """Points after the cursor `after`, at most `limit`."""
+        """Return at most `limit` points after the cursor `after`."""
         ...
 
     async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
-        """What these metrics came to on each stretch; nothing for one without a measurement."""
+        """Return a summary of each metric over each step range; none where nothing was measured."""
         ...
 
     async def trajectories(self) -> Trajectories:
-        """Every branch, with what was done on it."""
+        """Return every branch with its interventions."""
         ...
 
     async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
-        """What new trainers start from, in the script's `call`-th `train()`; `fingerprint` is of its model and data.
+        """Return the resume point for the script's `call`-th `train()`; `fingerprint` is of its model and data.
 
-        Raises `RunEnded` if the run is closed, or if starting again is hopeless; `Refused` if it cannot be told which
-        of its trainings that is.
+        Raises `RunEnded` if the run is closed or in a crash loop; `Refused` if the training cannot be identified.
         """
         ...
 
     async def resume(self, author: str, back: bool = False) -> None:
-        """Have the run go on after its driver or its cluster was lost.
+        """Resume the run after its driver or its cluster was lost.
 
-        Raises `Conflict` if it has finished, unless it is to go `back`: a rollback follows.
+        Raises `Conflict` if it has finished, unless `back`: a rollback follows.
         """
         ...
 
     async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
-        """The driver found the trainers of this generation dead; `loss` makes telling it twice harmless.
+        """Report that the trainers of this generation failed; idempotent by `loss`, the report's uuid.
 
-        Raises `Conflict` if another generation has begun. Closes the run if to start once more makes no sense.
+        Closes the run in a crash loop. Raises `Conflict` if another generation has begun.
         """
         ...
 
     async def start_generation(self, start: GenerationStart) -> int:
-        """The trainers begin; answers the generation's number. Raises `RunEnded`."""
+        """Begin a generation and return its number. Idempotent by its uuid. Raises `RunEnded`."""
         ...
 
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
-        """The unsettled commands; waits up to `wait_s` for a revision other than `seen_revision`."""
+        """Return the unsettled commands; waits up to `wait_s` for a revision other than `seen_revision`."""
         ...
 
     async def report(self, report: Report) -> None:
-        """Outcomes, measurements and progress from rank 0. Raises `Conflict` for an earlier generation."""
+        """Take outcomes, measurements and progress from rank 0. Raises `Conflict` for an earlier generation."""
         ...
 
     async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
-        """The trainers ended."""
+        """End a generation."""
         ...
 
     async def close(self, ending: Ending, reason: str | None) -> None:
-        """The run is over; what is pending expires."""
+        """Close the run; pending commands expire."""
         ...

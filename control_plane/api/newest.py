@@ -1,4 +1,4 @@
-"""The newest value of each series on the branch that is trained, as far as its trainers have come: what is current."""
+"""Current metric values: the newest of each series on the current branch, up to its trainers' step."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -9,33 +9,33 @@ from control_plane.core.model.state import RunState
 
 
 class Measured(Protocol):
-    """What is asked of a metrics store."""
+    """Interface of a metrics store."""
 
     def latest(self) -> dict[str, float]:
-        """The newest value of each name, wherever it was measured."""
+        """Return the newest value of each name, on any branch."""
         ...
 
     def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
-        """What these metrics came to on each stretch."""
+        """Return a summary of each metric over each step range."""
         ...
 
 
 def newest_on(metrics: Measured, branch: str, last: int | None = None) -> dict[str, float]:
-    """The newest value of each name on a branch, up to step `last`."""
-    found = metrics.results((Stretch(branch=branch, last=last),), tuple(metrics.latest()))
-    return {result.name: result.last.value for result in found}
+    """Return the newest value of each name on a branch, up to step `last`."""
+    results = metrics.results((Stretch(branch=branch, last=last),), tuple(metrics.latest()))
+    return {result.name: result.last.value for result in results}
 
 
 class NewestValues:
-    """Follows a run: what was measured on a branch that it left, or beyond where it went back to, is not current."""
+    """Current metric values of a live run: those of a branch it has left, or of undone steps, are dropped."""
 
     def __init__(self, metrics: Measured, state: RunState) -> None:
-        """Of a run that may be at work already."""
+        """Start from the values in the store."""
         self._metrics = metrics
         self.values = {} if state.switching else newest_on(metrics, state.head)
 
     def follow(self, entries: Sequence[Entry]) -> None:
-        """Trainers that begin at a checkpoint stand where it stands."""
+        """Reset the values where a branch or a generation begins."""
         for entry in entries:
             if isinstance(entry.record, BranchStarted | BranchResumed):
                 self.values = {}
@@ -43,6 +43,6 @@ class NewestValues:
                 self.values = newest_on(self._metrics, entry.record.branch, entry.record.step)
 
     def note(self, points: Sequence[Point]) -> None:
-        """What the trainers have measured, as far as it was kept."""
+        """Take over new points, as far as the store kept them."""
         kept = self._metrics.latest()
         self.values |= {point.name: point.value for point in points if point.name in kept}

@@ -1,6 +1,6 @@
-"""How long a client repeats a request that nobody has answered.
+"""Retry policy of clients for unanswered requests.
 
-A gateway whose process has died is back within a few seconds; whoever asks meanwhile should not have to ask again.
+A gateway whose process has died is back within seconds; requests in between should succeed without a manual retry.
 """
 
 from typing import TYPE_CHECKING
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
     import tenacity
 
 COMES_BACK_WITHIN_S = 8.0
-"""What Ray Serve needs to start its proxy or the gateway's replica again: 3 to 4 s on two busy cores."""
+"""Ray Serve restarts its proxy or the gateway's replica within 3 to 4 s on two busy cores; twice that."""
 
 FIRST_WAIT_S, MAX_WAIT_S = 0.25, 1.0
-"""The wait before the second try, which doubles, and the longest; both with jitter."""
+"""Exponential backoff: the first wait and the longest; both with jitter."""
 
 
 def patience_of(settings: Settings) -> float:
-    """Seconds for which it makes sense to ask again: none if the gateway is this machine's and no cluster is up."""
+    """Return the seconds for which to retry: 0 if the gateway is this machine's and no cluster is up."""
     may_be_there = settings.url is not None or settings.cluster_file.exists()
     return COMES_BACK_WITHIN_S if may_be_there else 0.0
 
 
 def retrying(tries: int, patience_s: float, most_s: float) -> "tenacity.Retrying":
-    """Repeats what raises `Unavailable`: `tries` times, or for `patience_s` if that is longer, and never beyond
-    `most_s`. Raises what the last try raised."""
+    """Return a retry policy for `Unavailable`: `tries` times, or for `patience_s` if that is longer, never beyond
+    `most_s`. It raises the last try's error."""
     import tenacity
 
     enough = tenacity.stop_all(tenacity.stop_after_attempt(tries), tenacity.stop_after_delay(patience_s))

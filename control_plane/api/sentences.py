@@ -1,6 +1,6 @@
-"""What happened to a run, in sentences: the terminal and the console say it in the same words.
+"""Sentences about records and views of a run, shared by the terminal and the console.
 
-Pure: records and views in, plain text out, each in one line and without characters that a terminal would obey.
+Pure: each function returns one line of plain text without control characters.
 """
 
 import shlex
@@ -42,18 +42,18 @@ from control_plane.core.model.records import (
 from control_plane.core.rules.recovery import PHASES
 
 MAX_REASON_CHARS = 240
-"""A death may be told with a whole traceback; a sentence has room for its beginning."""
+"""A reason may hold a whole traceback; a sentence has room for its beginning."""
 
 MAX_ARGUMENTS = 40
-"""Of a script, where it is said what would run."""
+"""Script arguments listed before a job is started."""
 
 A_BRANCH_NAME = "1 to 40 small letters, digits, '.', '_' or '-', and begins with a letter or a digit"
-"""What a branch's name has, for whoever is told that theirs is none."""
+"""Rule for branch names, for error messages."""
 
 
 @in_one_line
 def what(record: Record, asked: Mapping[UUID, Command]) -> str:
-    """A journal record in plain words. `asked`: the commands known so far, for records that only name a uuid."""
+    """Describe a journal record. `asked`: the commands known so far, for records that only hold a uuid."""
     match record:
         case RunCreated():
             return f"run {record.name} created{_parentage(record)}"
@@ -74,7 +74,7 @@ def what(record: Record, asked: Mapping[UUID, Command]) -> str:
         case BranchStarted():
             return f"branch {record.branch} began at step {record.step} of {record.parent} ({record.checkpoint})"
         case BranchResumed():
-            return f"back on branch {record.branch}"
+            return f"switched to branch {record.branch}"
         case BranchAdopted():
             return f"branch {record.branch} adopted from {whence(record.origin)}"
         case CheckpointCommitted() | CheckpointPinned() | CheckpointFailed() | CheckpointDiscarded():
@@ -90,25 +90,25 @@ def _parentage(record: RunCreated) -> str:
     if parent is None:
         return ""
     if parent.kind == "replay":
-        return f", to do again what {parent.run} did"
+        return f", a replay of {parent.run}"
     return f", a fork of {parent.run} at step {parent.step} ({parent.checkpoint})"
 
 
 @in_one_line
 def whence(origin: Parent) -> str:
-    """`gpt2-2, branch main, at step 40`: where a branch begins that begins in another run."""
+    """Describe the origin of a branch in another run: `gpt2-2, branch main, at step 40`."""
     return f"{origin.run}, branch {origin.branch}, at step {origin.step}"
 
 
 @in_one_line
 def generation(record: GenerationStarted | GenerationLost | GenerationRecovered | GenerationEnded) -> str:
-    """How the trainers began, were lost, came back and ended."""
+    """Describe the start, failure, recovery or end of a generation."""
     match record:
         case GenerationStarted():
-            said = start(record.generation, record.checkpoint, record.step, record.world_size)
-            said += f", training {record.training} of the script" if record.training > 1 else ""
+            began = start(record.generation, record.checkpoint, record.step, record.world_size)
+            began += f", training {record.training} of the script" if record.training > 1 else ""
             refused = [f"{each.checkpoint} was refused: {clean(each.reason)}" for each in record.refused]
-            return "; ".join([said, *refused])
+            return "; ".join([began, *refused])
         case GenerationLost():
             return loss(record.step, record.deaths)
         case GenerationRecovered():
@@ -120,28 +120,28 @@ def generation(record: GenerationStarted | GenerationLost | GenerationRecovered 
 
 @in_one_line
 def checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed | CheckpointDiscarded) -> str:
-    """What became of a checkpoint."""
+    """Describe a checkpoint record."""
     match record:
         case CheckpointCommitted():
             label = f" ({record.label})" if record.label else ""
             notes = [size(record.size_bytes)] if record.size_bytes else []
             notes += ["pinned"] if record.pinned else []
-            said = ", ".join([f"checkpoint {record.checkpoint}{label} at step {record.step}", *notes])
-            return said + _because(record.note)
+            parts = [f"checkpoint {record.checkpoint}{label} at step {record.step}", *notes]
+            return ", ".join(parts) + _because(record.note)
         case CheckpointPinned():
             return f"checkpoint {record.checkpoint} {'pinned' if record.pinned else 'no longer pinned'}"
         case CheckpointFailed():
-            return f"no checkpoint at step {record.step}: {clean(record.reason)}"
+            return f"saving a checkpoint at step {record.step} failed: {clean(record.reason)}"
         case CheckpointDiscarded():
             return f"checkpoint {record.checkpoint} discarded: {clean(record.reason)}"
 
 
 @in_one_line
 def ending(settled: CommandSettled) -> str:
-    """The end of a command's life."""
+    """Describe a command's final status."""
     at = f" at step {settled.step}" if settled.step is not None else ""
     if settled.status == "applied":
-        # What needs no rank is done by the control server when it takes the command, at no step.
+        # A command without ranks is applied by the control server on acceptance, at no step.
         ranks = f" on {settled.world_size} of {settled.world_size} ranks" if settled.world_size else ""
         skipped = " (a step that was skipped)" if (settled.after or {}).get(STEP_WAS_SKIPPED) else ""
         return f"applied{at or ' at once'}{skipped}{ranks}"
@@ -152,7 +152,7 @@ def ending(settled: CommandSettled) -> str:
 
 @in_one_line
 def repetition(record: CommandRepeated, name: str) -> str:
-    """A command that was applied before a failure, and what became of it the second time."""
+    """Describe the repetition of a command after a failure."""
     if record.status == "applied":
         return f"{name} applied again at step {record.step}"
     return f"{name} could not be applied again at step {record.step}: {record.status}{_because(record.reason)}"
@@ -160,7 +160,7 @@ def repetition(record: CommandRepeated, name: str) -> str:
 
 @in_one_line
 def start(generation: int, checkpoint: str | None, step: int, world_size: int) -> str:
-    """From where, and on how many ranks, a generation began."""
+    """Describe the start of a generation: its checkpoint, step and number of ranks."""
     ranks = _count(world_size, "rank")
     if checkpoint is not None:
         return f"generation {generation} restored {checkpoint} (step {step}) on {ranks}"
@@ -171,14 +171,14 @@ def start(generation: int, checkpoint: str | None, step: int, world_size: int) -
 
 @in_one_line
 def loss(step: int, deaths: Iterable[Death]) -> str:
-    """Who was lost where: `lost the trainers at step 137: rank 1 on node-3 died (its process ended)`."""
+    """Describe a failure: `trainers failed at step 137: rank 1 on node-3 died (its process ended)`."""
     died = the_dead(deaths)
-    return f"lost the trainers at step {step}" + (f": {died}" if died else "")
+    return f"trainers failed at step {step}" + (f": {died}" if died else "")
 
 
 @in_one_line
 def the_dead(deaths: Iterable[Death]) -> str:
-    """Ranks that died of one reason are named together, and within that those of one node."""
+    """List the failed ranks, grouped by reason and node."""
     together: dict[str, dict[str, list[int]]] = {}
     for death in deaths:
         ranks = together.setdefault(clean(death.reason), {}).setdefault(death.node, [])
@@ -202,19 +202,19 @@ def _and(parts: list[str]) -> str:
 
 @in_one_line
 def restarting(told: Restarting) -> str:
-    """Trainers that failed are started again: `starting again in 4 s after 4 failures without a new step: killed`."""
+    """Describe a pending restart: `starting again in 4 s after 4 failures without a new step: killed`."""
     count = f"{told.failures} failures without a new step" if told.failures > 1 else "a failure"
     when = f"starting again in {told.left_s:.0f} s" if told.left_s > 0 else "starting again"
     return f"{when} after {count}: {clean(told.reason)}"
 
 
 FAILS_AGAIN = "the run fails again and again: see its logs, or stop it"
-"""Beside `restarting`, where that has happened often enough."""
+"""Warning beside `restarting`, from `crash_loop.ALERT_AFTER` failures on."""
 
 
 @in_one_line
 def recovery(view: RecoveryView) -> str:
-    """The way back from a loss, as far as it is known: `generation 2 restored ...; 17 steps lost; detect 0.4 s`."""
+    """Describe a recovery, as far as it is known: `generation 2 restored ...; 17 steps lost; detect 0.4 s`."""
     if view.resumed_step is None:
         return "new trainers have not started yet"
     begun = start(view.generation + 1, view.checkpoint, view.resumed_step, view.world_size or 0)
@@ -223,26 +223,26 @@ def recovery(view: RecoveryView) -> str:
 
 @in_one_line
 def price(lost_steps: int, phases_s: Mapping[str, float]) -> str:
-    """What a recovery took: `17 steps lost; detect 0.4 s, re-form 3.1 s, load 1.0 s, first step 0.6 s`."""
+    """Describe the cost of a recovery: `17 steps lost; detect 0.4 s, re-form 3.1 s, load 1.0 s, first step 0.6 s`."""
     spent = ", ".join(f"{name} {seconds(value)}" for name, value in phases(phases_s))
     return f"{_count(lost_steps, 'step') if lost_steps else 'no step'} lost" + (f"; {spent}" if spent else "")
 
 
 def phases(phases_s: Mapping[str, float]) -> list[tuple[str, float]]:
-    """The phases of a recovery with their seconds, in the order in which they happen."""
+    """Return the phases of a recovery with their seconds, in order."""
     known = [name for name in PHASES if name in phases_s]
     return [(name, phases_s[name]) for name in (*known, *(name for name in phases_s if name not in known))]
 
 
 @in_one_line
 def reading(values: Reading | None) -> str:
-    """What a rank read, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are said once."""
+    """Format a readback, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are shown once."""
     return "; ".join(f"{name} {spelled(value)}" for name, value in (values or {}).items() if name != "groups")
 
 
 @in_one_line
 def change(before: Reading | None, after: Reading | None) -> str:
-    """What became of what: `weight_decay 0.01 -> 0.1; betas (0.9, 0.999) -> (0.9, 0.95)`. What stayed is left out."""
+    """Format a change: `weight_decay 0.01 -> 0.1; betas (0.9, 0.999) -> (0.9, 0.95)`, without unchanged values."""
     was, now = before or {}, after or {}
     changed = [key for key, value in now.items() if key in was and was[key] != value]
     return "; ".join(f"{key} {spelled(was[key])} -> {spelled(now[key])}" for key in changed)
@@ -250,10 +250,10 @@ def change(before: Reading | None, after: Reading | None) -> str:
 
 @in_one_line
 def spelled(value: Any) -> str:
-    """A knob's value: of several groups if it is a list, and then said once if all have the same."""
+    """Format a knob's value; a list holds one value per parameter group, and equal ones are shown once."""
     if isinstance(value, list | tuple):
-        said = [_single(item) for item in value]
-        return said[0] if said and len(set(said)) == 1 else ", ".join(said) or "none"
+        values = [_single(item) for item in value]
+        return values[0] if values and len(set(values)) == 1 else ", ".join(values) or "none"
     return _single(value)
 
 
@@ -268,12 +268,12 @@ def _single(value: Any) -> str:
 
 
 def seconds(value_s: float) -> str:
-    """`0.4 s`, `12.3 s`, `140 s`: phases stay comparable in one unit."""
+    """Format seconds: `0.4 s`, `12.3 s`, `140 s`. One unit keeps phases comparable."""
     return f"{value_s:.1f} s" if value_s < 100 else f"{value_s:.0f} s"
 
 
 def size(size_bytes: int) -> str:
-    """`512 B`, `1.3 MB`, `2.4 TB`: powers of 1000, as disks are sold."""
+    """Format a size: `512 B`, `1.3 MB`, `2.4 TB`, in powers of 1000."""
     amount, unit = float(size_bytes), "B"
     for larger in ("kB", "MB", "GB", "TB", "PB"):
         if amount < 999.5:
@@ -283,20 +283,20 @@ def size(size_bytes: int) -> str:
 
 
 def clean(reason: str) -> str:
-    """Somebody's reason as the middle of a sentence."""
+    """Return a reason as one line of at most `MAX_REASON_CHARS`."""
     words = " ".join(one_line(reason).split())
     return words if len(words) <= MAX_REASON_CHARS else words[: MAX_REASON_CHARS - 1] + "…"
 
 
 @in_one_line
 def what_starts(config: Any) -> str:
-    """What a job of a run with this config (as YAML has it) would run, each word of it on its own and `clean`."""
-    found = config.get("workload") if isinstance(config, dict) else None
-    workload = found if isinstance(found, dict) else {}
+    """Describe what a job with this config, parsed from YAML, would execute, with every word quoted and `clean`."""
+    section = config.get("workload") if isinstance(config, dict) else None
+    workload = section if isinstance(section, dict) else {}
     if not workload:
         return "nothing: its config names no workload"
     if workload.get("kind") != "script":
-        return f"the workload {clean(str(workload.get('kind')))!r}, which is Steerway's own, and no script"
+        return f"Steerway's own workload {clean(str(workload.get('kind')))!r}, no script"
     given = workload.get("args")
     words = [shlex.quote(clean(str(word))) for word in (given if isinstance(given, list) else [])]
     more = f" and {len(words) - MAX_ARGUMENTS} more" if len(words) > MAX_ARGUMENTS else ""
@@ -310,7 +310,7 @@ def _because(reason: str | None) -> str:
 
 @in_one_line
 def name(command: Command, asked: Mapping[UUID, Command]) -> str:
-    """What a command asks for; a cancel names the command that it takes back."""
+    """Describe a command; a cancel names the command that it takes back."""
     if isinstance(command.intent, Cancel):
         return f"cancel '{_name(command.intent.command, asked)}'"
     return describe(command.intent)

@@ -1,6 +1,6 @@
-"""Branches and runs beside each other: trees, and what differs since two lines part.
+"""Comparison of branches and runs: trees, and differences since the fork point.
 
-Pure: what runs have told in, words out. Whoever has the measurements is asked for stretches of lines.
+Pure functions on the runs' messages. The caller supplies the measurements over step ranges.
 """
 
 import re
@@ -37,22 +37,22 @@ from control_plane.core.model.limits import LEARNING_RATE
 from control_plane.core.model.records import CheckpointCommitted, Parent
 
 LOSSES = ("eval_loss", "loss")
-"""What a branch is judged by: the first that it has measured."""
+"""Metrics that rank a branch: the first that it has measured counts."""
 
 MAX_SIDES = 8
-"""More lines than this in one chart are told apart by nobody."""
+"""More lines than this in one chart cannot be told apart."""
 
 MAX_ANCESTORS = 16
-"""A fork of a fork of a fork: so many runs are looked at for the beginning of a line."""
+"""Runs that are read for the beginning of a line: forks of forks."""
 
 NOT_A_KNOB = frozenset({"groups", "schedule", LEARNING_RATE})
-"""Of what trainers read: names, and what the learning rate's schedule moves by itself at every step."""
+"""Readback fields that are no knobs: names, and values that the schedule changes at every step."""
 
 _SIDE = re.compile(r"(?P<run>[^:@]+)(?::(?P<branch>[^:@]+))?(?:@(?P<place>[^:@]+))?")
 
 
 class Best(Words):
-    """The lowest loss of a branch: of the evaluations where there are any."""
+    """The lowest loss of a branch; of the evaluations if there are any."""
 
     name: str
     step: int
@@ -60,7 +60,7 @@ class Best(Words):
 
 
 class TreeBranch(Words):
-    """One branch of a tree. `changes` were made on it after it began; those that it began with are `branch.first`."""
+    """One branch of a tree. `changes` were made after it began; its initial changes are `branch.first`."""
 
     branch: BranchView
     changes: tuple[Intervention, ...] = ()
@@ -68,7 +68,7 @@ class TreeBranch(Words):
 
 
 class RunTree(Words):
-    """A run's branches, parents before children, and the runs that have this one as their parent."""
+    """A run's branches, parents before children, and the runs forked or replayed from it."""
 
     run: str
     status: str
@@ -80,7 +80,7 @@ class RunTree(Words):
 
 
 class Outcome(Words):
-    """What a metric came to on one side: since the lines parted, and at the last step that all have reached."""
+    """A metric on one side: since the fork point, and at the last step that all sides have reached."""
 
     name: str
     last: Measured | None = None
@@ -89,7 +89,7 @@ class Outcome(Words):
 
 
 class Side(Words):
-    """One of the things that are compared, up to `step`. `line` leads from the first step to it."""
+    """One side of a comparison, up to `step`. `line`: the run ranges from the first step to it."""
 
     name: str
     run: str
@@ -101,9 +101,9 @@ class Side(Words):
 
 
 class Difference(Words):
-    """A knob that is not the same on all sides, in their order; null where it is not known.
+    """A knob that differs between the sides; its values in their order, null if unknown.
 
-    With `step`, as it was measured there; else as it was last set.
+    With `step`: as measured there; else as last set.
     """
 
     knob: str
@@ -112,7 +112,7 @@ class Difference(Words):
 
 
 class Comparison(Words):
-    """Sides beside each other. `last_common_step` is the last one that all of them have reached."""
+    """Result of a comparison. `last_common_step`: the last step that all sides have reached."""
 
     common: Common
     last_common_step: int
@@ -122,7 +122,7 @@ class Comparison(Words):
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`RUN`, `RUN:BRANCH`, and either of them `@STEP` or `@CHECKPOINT`, as it was written."""
+    """A parsed selector: `RUN` or `RUN:BRANCH`, optionally with `@STEP` or `@CHECKPOINT`."""
 
     name: str
     run: str
@@ -130,11 +130,11 @@ class Asked:
     place: str | None = None
 
 
-# What is asked for
+# Selectors
 
 
 def parse(text: str) -> Asked:
-    """Raises `Invalid`."""
+    """Parse a selector. Raises `Invalid`."""
     match = _SIDE.fullmatch(text.strip())
     if match is None:
         raise Invalid(
@@ -144,7 +144,7 @@ def parse(text: str) -> Asked:
 
 
 def choose(asked: Asked, run: Trajectories) -> Chosen:
-    """The branch and the step that are meant. Raises `NotFound` with what there is."""
+    """Resolve a selector to a branch and a step. Raises `NotFound`, listing the existing ones."""
     checkpoint = None
     if asked.place is not None and not asked.place.isdecimal():
         checkpoint = _checkpoint(run, asked.place)
@@ -154,7 +154,7 @@ def choose(asked: Asked, run: Trajectories) -> Chosen:
         raise NotFound(f"run {run.run} has no branch {branch!r}; it has {', '.join(reached)}", branches=list(reached))
     step = checkpoint.step if checkpoint else int(asked.place) if asked.place else reached[branch]
     if step > reached[branch]:
-        raise NotFound(f"branch {branch} of run {run.run} has reached step {reached[branch]}, and not {step}")
+        raise NotFound(f"branch {branch} of run {run.run} has reached step {reached[branch]}, not {step}")
     return Chosen(asked.name, run.run, branch, step)
 
 
@@ -170,7 +170,7 @@ def _checkpoint(run: Trajectories, name: str) -> CheckpointCommitted:
 
 
 def tree(run: Trajectories, results: Iterable[Result], children: Iterable[RunSummary]) -> RunTree:
-    """A run's tree. `results` are the losses of each branch from where it began."""
+    """Return a run's tree. `results`: the losses of each branch since its beginning."""
     by_branch: dict[str, dict[str, Result]] = {}
     for result in results:
         by_branch.setdefault(result.stretch.branch, {})[result.name] = result
@@ -186,7 +186,7 @@ def tree(run: Trajectories, results: Iterable[Result], children: Iterable[RunSum
 
 
 def own_stretches(run: Trajectories) -> tuple[Stretch, ...]:
-    """What each branch has measured itself."""
+    """Return the step range of each branch since its own beginning."""
     return tuple(Stretch(branch=each.branch.branch, first=each.branch.step) for each in run.branches)
 
 
@@ -198,7 +198,7 @@ def _tree_branch(found: Trajectory, results: Mapping[str, Result]) -> TreeBranch
 
 
 def _parents_first(run: Trajectories) -> list[Trajectory]:
-    """Depth first: under each branch its children, in the order in which they leave it."""
+    """Return the branches depth first, children in the order of their fork points."""
 
     def below(parent: str | None) -> list[Trajectory]:
         children = sorted(
@@ -213,13 +213,13 @@ def _parents_first(run: Trajectories) -> list[Trajectory]:
 
 
 def interventions(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[tuple[str, UUID], Intervention]:
-    """What was done on the line to `chosen`, oldest first."""
+    """Return the interventions on the line to `chosen`, oldest first, by run and command."""
     run = runs[chosen.run]
     found: dict[tuple[str, UUID], Intervention] = {}
     views = [each.branch for each in run.branches]
     parent = origin_of(run, lineage(views, chosen.branch)[0].branch)
     if parent is not None and before(parent, chosen, runs):
-        # What was decided there at that very step belongs to both, if the checkpoint was saved after it.
+        # Commands decided at the very step of the fork belong to both, if the checkpoint was saved after them.
         saved = (each for each in runs[parent.run].checkpoints if each.checkpoint == parent.checkpoint)
         contained = {uuid for each in saved for uuid in each.decided_here}
         theirs = interventions(Chosen("", parent.run, parent.branch, parent.step), runs)
@@ -233,7 +233,7 @@ def interventions(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[tupl
 
 
 def knobs_at(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[str, Any]:
-    """The knobs as they were after `chosen.step`: as they were last, and what was changed in between taken back."""
+    """Return the knobs after `chosen.step`: the last known ones with later changes reverted."""
     found = next(each for each in runs[chosen.run].branches if each.branch.branch == chosen.branch)
     knobs, whole = dict(found.knobs), Chosen("", chosen.run, chosen.branch, found.branch.reached_step)
     for done in reversed(interventions(whole, runs).values()):
@@ -244,14 +244,14 @@ def knobs_at(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Measurements:
-    """What a comparison needs of one side: since the lines part, and up to the last step that all have reached."""
+    """Measurements of one side: since the fork point, and up to the last step that all sides have reached."""
 
     since: tuple[Result, ...] = ()
     at_common: tuple[Result, ...] = ()
 
 
 def compare(chosen: Sequence[Chosen], runs: Mapping[str, Trajectories], measured: Sequence[Measurements]) -> Comparison:
-    """The sides beside each other."""
+    """Compare the sides: outcomes, interventions since the fork point, and differing knobs."""
     lines = [line(each, runs) for each in chosen]
     common, last = where_they_part(lines), min(each.step for each in chosen)
     done = [interventions(each, runs) for each in chosen]
@@ -290,12 +290,12 @@ def _outcomes(found: Measurements) -> tuple[Outcome, ...]:
 
 
 def is_learning_rate(name: str) -> bool:
-    """`lr`, or `lr/1` for the second parameter group."""
+    """Return whether a metric is a learning rate: `lr`, or `lr/1` for the second parameter group."""
     return name == LEARNING_RATE or name.startswith(f"{LEARNING_RATE}/")
 
 
 def _learning_rates(measured: Sequence[Measurements], step: int) -> list[Difference]:
-    """At a step that all have reached: the schedule moves them, so that others cannot be compared."""
+    """Compare learning rates at a step that all sides have reached: the schedule changes them at every step."""
     sides = [{r.name: r.last.value for r in each.at_common if is_learning_rate(r.name)} for each in measured]
     names = sorted({name for side in sides for name in side}, key=lambda name: (len(name), name))
     rows = [Difference(knob=name, values=tuple(side.get(name) for side in sides), step=step) for name in names]
@@ -314,7 +314,7 @@ UNKNOWN = "-"
 
 
 def rows(found: Comparison) -> list[tuple[str, ...]]:
-    """What each side came to, and the knobs that differ: a label, then a cell for each side."""
+    """Return table rows of outcomes and differing knobs: a label, then a cell for each side."""
     return [*_results(found), *(_row(each) for each in found.knobs)]
 
 

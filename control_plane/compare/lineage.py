@@ -1,11 +1,10 @@
-"""The line that leads to a branch: its own steps, and its parents' up to where it began.
+"""Lineage of a branch: its own steps, and its parents' up to the fork points.
 
     main ----20----27            the line of branch-2 is main up to step 20, and its own steps from there on;
               \\                  it parts from main at step 20
                branch-2 ----60
 
-The line of a fork begins with that of its parent, which is a branch of another run; so does that of a branch that was
-adopted from another run.
+The line of a fork, or of an adopted branch, begins with that of its parent in another run.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,14 +18,14 @@ from control_plane.core.model.records import CheckpointCommitted, Parent
 
 
 class Piece(Words):
-    """Part of a line: a stretch of one run."""
+    """Part of a line: a step range of one run."""
 
     run: str
     stretch: Stretch
 
 
 class Common(Words):
-    """Where lines part: after `step` of this branch. Lines that have nothing in common part before their first step."""
+    """Fork point of lines: after `step` of this branch. Lines without common steps part before their first one."""
 
     step: int = 0
     run: str | None = None
@@ -35,7 +34,7 @@ class Common(Words):
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """What was asked for, found: a branch of a run, up to a step."""
+    """A resolved selector: a branch of a run, up to a step."""
 
     name: str
     run: str
@@ -44,14 +43,14 @@ class Chosen:
 
 
 def lineage(branches: Iterable[BranchView], name: str, last: int | None = None) -> tuple[Stretch, ...]:
-    """The stretches that lead to a branch, the oldest first: its own from where it began, its parents' up to there."""
-    found: list[Stretch] = []
+    """Return the step ranges that lead to a branch, the oldest first, up to step `last`."""
+    ranges: list[Stretch] = []
     for branch in to_the_root(_by_name(branches), name):
-        # One that begins behind the last step is left out: nothing of it is meant.
+        # A branch that begins after the last step contributes nothing.
         if last is None or branch.step <= last or branch.parent is None:
-            found.append(Stretch(branch=branch.name, first=branch.step, last=last))
+            ranges.append(Stretch(branch=branch.name, first=branch.step, last=last))
             last = branch.step
-    return tuple(reversed(found))
+    return tuple(reversed(ranges))
 
 
 def is_on_line(
@@ -61,9 +60,9 @@ def is_on_line(
     where: tuple[str, int],
     command: UUID,
 ) -> bool:
-    """Whether a command that was decided on a branch at a step is part of the history of `head`, as far as views tell.
+    """Return whether a command settled at `where` (branch, step) is part of the history of `head`.
 
-    Where a run was lost and lineages cross, the journal knows better, see `core.branches`.
+    An approximation from views: after failures, when lineages cross, the journal is exact, see `core.branches`.
     """
     branch, step = where
     for child in to_the_root(_by_name(branches), head):
@@ -80,7 +79,7 @@ def _by_name(branches: Iterable[BranchView]) -> dict[str, Branch]:
 
 
 def line(chosen: Chosen, runs: Mapping[str, Trajectories]) -> tuple[Piece, ...]:
-    """As `lineage`, and before it the line of what it begins at in another run, where that run is known."""
+    """Return the lineage of `chosen`, preceded by the line of its origin in another run, if that run is known."""
     run = runs[chosen.run]
     own = lineage((each.branch for each in run.branches), chosen.branch, chosen.step)
     origin = origin_of(run, own[0].branch)
@@ -92,17 +91,17 @@ def line(chosen: Chosen, runs: Mapping[str, Trajectories]) -> tuple[Piece, ...]:
 
 
 def origin_of(run: Trajectories, branch: str) -> Parent | None:
-    """Where a branch begins that begins in another run."""
+    """Return the origin of a branch in another run, or None."""
     return next((each.branch.origin for each in run.branches if each.branch.branch == branch), None)
 
 
 def origins(run: Trajectories) -> set[str]:
-    """The other runs in which branches of this one begin."""
+    """Return the other runs in which branches of this run start."""
     return {each.branch.origin.run for each in run.branches if each.branch.origin is not None}
 
 
 def before(parent: Parent, child: Chosen, runs: Mapping[str, Trajectories]) -> tuple[Piece, ...]:
-    """The line of a branch before it began in its run; nothing if that run or its branch is not known any more."""
+    """Return the line of `child`'s origin in another run; empty if that run or its branch is not known any more."""
     known = runs.get(parent.run)
     if known is None or parent.branch not in {each.branch.branch for each in known.branches}:
         return ()
@@ -110,7 +109,7 @@ def before(parent: Parent, child: Chosen, runs: Mapping[str, Trajectories]) -> t
 
 
 def where_they_part(lines: Sequence[Sequence[Piece]]) -> Common:
-    """The last step that all lines have in common."""
+    """Return the last step that all lines have in common."""
     common = Common()
     for pieces in zip(*lines, strict=False):
         places = {(piece.run, piece.stretch.branch) for piece in pieces}
@@ -125,18 +124,18 @@ def where_they_part(lines: Sequence[Sequence[Piece]]) -> Common:
 
 
 def cut(pieces: Iterable[Piece], after: int, last: int) -> tuple[Piece, ...]:
-    """What of a line lies behind step `after`, up to `last`."""
-    found = []
+    """Return the part of a line after step `after`, up to `last`."""
+    kept = []
     for piece in pieces:
         first = max(piece.stretch.first, after + 1)
         end = last if piece.stretch.last is None else min(piece.stretch.last, last)
         if first <= end:
             stretch = piece.stretch.model_copy(update={"first": first, "last": end})
-            found.append(piece.model_copy(update={"stretch": stretch}))
-    return tuple(found)
+            kept.append(piece.model_copy(update={"stretch": stretch}))
+    return tuple(kept)
 
 
 def depths(branches: Iterable[BranchView]) -> dict[str, int]:
-    """How far each branch is from the root."""
+    """Return the distance of each branch from the root."""
     known = _by_name(branches)
     return {name: sum(1 for _ in to_the_root(known, name)) - 1 for name in known}

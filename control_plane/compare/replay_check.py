@@ -1,6 +1,6 @@
-"""Whether a replay did what the run did: digests of the live state first, then the losses, branch by branch.
+"""Replay check: whether a replay reproduced its run, by digests of the live state, then by losses, branch by branch.
 
-    verdict = judge(replay, run)      two runs' files; the run may lie here because its journal was imported
+    verdict = judge(replay, run)      the files of two runs; the run's journal may be an imported one
 
 `identical`: every digest that both have is equal on every rank, and so is every loss, to the last bit. `divergent`
 names the first step and branch, the ranks, and, where the ranks' own files are there, the tensors.
@@ -23,20 +23,20 @@ from control_plane.storage.metrics import MAX_POINTS_PER_READ, MetricsStore
 
 LOSS = "loss"
 OTHER_BEGINNING = (
-    "The script built another model than it did then: its first weights come from random numbers that the run's seed "
-    "does not reach, or are drawn after another number of draws, or it loads other ones"
+    "The script's initial model is different: its weights come from random numbers that the run's seed does not "
+    "control, or from a different number of draws, or it loaded other weights"
 )
 MAX_NAMES = 5
-"""Tensors named of one rank: after the first, nearly everything differs."""
+"""Tensors listed per rank: after the first difference nearly everything differs."""
 
 Line = tuple[int, str]
-"""One of the script's trainings, on one branch: each has steps of its own, from 0."""
+"""(training, branch): each has steps of its own, from 0."""
 
 Losses = dict[tuple[Line, int], float]
 
 
 class Differing(Words):
-    """Where two runs part: after which step of which branch, on which ranks, in what."""
+    """The first difference of two runs: step, branch, ranks, and what differs."""
 
     branch: str
     step: int
@@ -45,17 +45,17 @@ class Differing(Words):
     loss: tuple[float, float] | None = Field(default=None, description="the replay's and the run's, where they differ")
 
     def sentence(self) -> str:
-        """`step 12 of main: rank 1 differs in optimizer/wte/exp_avg`."""
-        said = [f"rank {rank} differs in {', '.join(parts) or 'its state'}" for rank, parts in self.ranks.items()]
-        said += [f"the loss is {self.loss[0]!r}, and was {self.loss[1]!r}"] if self.loss else []
+        """Return e.g. `step 12 of main: rank 1 differs in optimizer/wte/exp_avg`."""
+        details = [f"rank {rank} differs in {', '.join(parts) or 'its state'}" for rank, parts in self.ranks.items()]
+        details += [f"the loss is {self.loss[0]!r}, and was {self.loss[1]!r}"] if self.loss else []
         of = self.branch if self.training == 1 else f"{self.branch}, training {self.training} of the script"
         if self.step == 0 and self.ranks:
-            return f"the beginning of {of}, before any step: {'; '.join(said)}. {OTHER_BEGINNING}"
-        return f"step {self.step} of {of}: {'; '.join(said) or 'other samples were trained'}"
+            return f"the beginning of {of}, before any step: {'; '.join(details)}. {OTHER_BEGINNING}"
+        return f"step {self.step} of {of}: {'; '.join(details) or 'other samples were trained'}"
 
 
 class Verdict(Words):
-    """What a comparison of a replay with its run found."""
+    """Result of comparing a replay with its run."""
 
     verdict: Literal["identical", "divergent", "incomparable"]
     digests: int = Field(description="digests of all ranks at one step that both runs have")
@@ -64,17 +64,17 @@ class Verdict(Words):
     notes: tuple[str, ...] = ()
 
     def sentence(self) -> str:
-        """The verdict for people."""
+        """Return the verdict as a sentence."""
         seen = f"{self.digests} digests of every rank and {self.losses} losses"
         if self.verdict == "identical":
             return f"identical: {seen} are equal, bit for bit"
         if self.first is None:
-            return f"incomparable: {seen} were compared, which proves nothing"
+            return f"incomparable: {seen} were compared, which is not enough to tell"
         return f"divergent: the first difference is at {self.first.sentence()}"
 
 
 def judge(replay: RunFiles, run: RunFiles) -> Verdict:
-    """Compare what two runs left. Raises `NotFound` or `Damaged` if a journal cannot be read."""
+    """Compare the files of a replay and its run. Raises `NotFound` or `Damaged` if a journal cannot be read."""
     ours, theirs = (writer.read(files.journal) for files in (replay, run))
     our_streams, their_streams = _streams(ours), _streams(theirs)
     our_losses, their_losses = _losses(replay), _losses(run)
@@ -89,7 +89,7 @@ def judge(replay: RunFiles, run: RunFiles) -> Verdict:
     digests = sum(len(each.steps) - len(each.unlike) for each in found.values())
     notes = _notes(ours, theirs, found)
     if untold:
-        notes += ("losses were not compared: an earlier release did not keep of which training each of them is",)
+        notes += ("losses were not compared: an earlier release did not record to which training each belongs",)
     if differing:
         notes += _inexact(ours, theirs)
         order = list(fold(theirs).branches)
@@ -137,7 +137,7 @@ def _digested(line: Line, found: Comparison, replay: RunFiles, run: RunFiles) ->
 
 
 def _lost(ours: Losses, theirs: Losses) -> list[Differing]:
-    """The first loss of each line that differs; a NaN is equal to the same NaN."""
+    """Return the first differing loss of each line; equal NaN bits are equal."""
     first: dict[Line, Differing] = {}
     for line, step in sorted(ours.keys() & theirs.keys()):
         mine, other = ours[line, step], theirs[line, step]
@@ -147,7 +147,7 @@ def _lost(ours: Losses, theirs: Losses) -> list[Differing]:
 
 
 def _inexact(ours: Sequence[Entry], theirs: Sequence[Entry]) -> tuple[str, ...]:
-    """What the runs' own trainers have said that no restart makes as it would have been."""
+    """Return the trainers' own reasons why a recovery was not bit-identical."""
     started = [entry.record for entry in (*theirs, *ours) if isinstance(entry.record, GenerationStarted)]
     reasons = dict.fromkeys(str(reason) for each in started for reason in each.facts.get(NOT_EXACT, ()))
     return tuple(f"not exact after a failure: {reason}" for reason in reasons)
@@ -158,9 +158,9 @@ def _notes(ours: Sequence[Entry], theirs: Sequence[Entry], found: Mapping[Line, 
     trained = {branch for _, branch in found}
     notes = [f"branch {branch} was never trained by the replay" for branch in other.branches if branch not in trained]
     if mine.generation and other.generation and mine.generation.world_size != other.generation.world_size:
-        notes.append(f"{mine.generation.world_size} ranks did again what {other.generation.world_size} ranks did")
+        notes.append(f"{mine.generation.world_size} ranks replayed a run of {other.generation.world_size} ranks")
     for (_, branch), each in found.items():
         if each.their_contradictions:
             step = each.their_contradictions[0].step
-            notes.append(f"the run itself made step {step} of {branch} twice, and not equal")
+            notes.append(f"the run itself made step {step} of {branch} twice, with different results")
     return tuple(notes)

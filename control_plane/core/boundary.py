@@ -1,9 +1,8 @@
-"""What every rank does at a step boundary, as a generator of effects.
+"""The step boundary: the protocol by which all ranks apply commands, as a generator of effects.
 
-The generator yields an effect and is sent its result. On a cluster torch.distributed carries the effects out; in a
+The generator yields an effect and is sent its result. On a cluster torch.distributed executes the effects; in a
 simulation a loop over thousands of replicas does. All ranks run the same code and must yield the same sequence of
-collective effects, so no `yield` stands under a test of the rank: everything that is branched on came out of a
-collective.
+collective effects, so no `yield` depends on the rank: every branch is taken on the result of a collective.
 
     TakeOffers -> Broadcast -> for each command: Check, AllReduceMin (the vote), Apply, AllGather (the readings)
 
@@ -27,10 +26,10 @@ from control_plane.core.model.intents import Cancel, Rollback
 from control_plane.core.model.records import MAX_RANKS_LISTED, CommandSettled, Reading
 
 MAX_COMMANDS_PER_PROPOSAL = 16
-"""Bounds the time that one boundary may take; the rest waits for the next step."""
+"""Bounds the duration of one boundary; the rest waits for the next step."""
 
 COMPARE_EVERY_STEPS = 25
-"""So often all ranks compare the knobs that they hold, whether or not a command has come: two small collectives."""
+"""Steps between comparisons of all ranks' knobs, with or without a command: two small collectives."""
 
 PAUSE_POLL_S = 0.1
 """How often a paused run looks for commands: fast enough for a person, slow enough to leave the cores alone."""
@@ -38,7 +37,7 @@ PAUSE_POLL_S = 0.1
 
 @dataclass(frozen=True, slots=True)
 class Applied:
-    """One rank's success: what it read before and after. Both are read from the live objects, never assumed."""
+    """One rank's success, with its readback before and after. Both are read from live objects, never assumed."""
 
     before: Reading
     after: Reading
@@ -65,7 +64,7 @@ class Broadcast:
 
 @dataclass(frozen=True, slots=True)
 class Check:
-    """Local. Can this rank do it? Answers None, or the reason why not. Changes nothing."""
+    """Local, without side effects. Answers None if this rank can apply the command, else the reason."""
 
     command: Command
 
@@ -87,14 +86,14 @@ class Apply:
 
 @dataclass(frozen=True, slots=True)
 class Undo:
-    """Local. Puts back what the last `Apply` of this command changed. Answers None, or the reason why it could not."""
+    """Local. Reverts the last `Apply` of this command. Answers None, or the reason why it failed."""
 
     command: Command
 
 
 @dataclass(frozen=True, slots=True)
 class ReadKnobs:
-    """Local. The live value of everything that can be set on this rank."""
+    """Local. Answers the live value of every knob of this rank."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +116,7 @@ Steps = Generator[Effect, Any, None]
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """A command that took effect after step `step` before a crash, and has to do so again."""
+    """A command to apply again at the boundary after `step`, where it took effect before a failure."""
 
     command: Command
     step: int
@@ -125,10 +124,10 @@ class Repeat:
 
 @dataclass(slots=True)
 class Replica:
-    """What a rank carries from one boundary to the next.
+    """Replicated state of one rank, carried from one boundary to the next.
 
     The ledger holds *decisions*, not only effects: a rejected command stays rejected when a stale offer brings it
-    back. Invariant: ledgers are equal on all ranks after every boundary, and so are the repeats that are left.
+    back. Invariant: ledgers and remaining repeats are equal on all ranks after every boundary.
     """
 
     generation: int
@@ -136,13 +135,13 @@ class Replica:
     stopping: bool = False
     ledger: dict[UUID, CommandSettled] = field(default_factory=dict)
     repeats: tuple[Repeat, ...] = ()
-    # What is repeated is another run's history, which nobody may change; this one may be stopped.
+    # The repeats are another run's history, which nobody may change; only a stop is accepted meanwhile.
     replays: bool = False
-    # The command that takes the run to another branch: after it these trainers decide nothing any more.
+    # The command that takes the run to another branch: after it these trainers decide nothing more.
     leaving: Command | None = None
 
     def decide(self, command: Command, outcome: CommandSettled) -> None:
-        """Enter a decision about a command that was proposed."""
+        """Enter the decision about a proposed command into the ledger."""
         self.ledger[command.uuid] = outcome
         self.repeats = tuple(each for each in self.repeats if each.command.uuid != command.uuid)
         if outcome.status != "applied":
@@ -154,23 +153,23 @@ class Replica:
             self.leaving = command
 
     def decided_at(self, step: int) -> tuple[UUID, ...]:
-        """What was decided at the boundary after `step` so far, by an earlier generation too: see `branches.Cut`."""
+        """Return the commands decided at the boundary after `step`, by earlier generations too, see `branches.Cut`."""
         return tuple(uuid for uuid, each in self.ledger.items() if each.step == step)
 
     def repeating(self, command: Command) -> bool:
-        """Whether this command is one of those that are to be repeated."""
+        """Return whether this command is among the repeats."""
         return any(each.command.uuid == command.uuid for each in self.repeats)
 
     def is_behind(self, step: int) -> bool:
-        """Whether there is still something to repeat at the boundary after `step`."""
+        """Return whether repeats are left for the boundary after `step`."""
         return any(each.step <= step for each in self.repeats)
 
 
 def boundary(replica: Replica, step: int) -> Steps:
-    """The boundary after optimizer step `step`. Returns when the next step may begin.
+    """Run the boundary after optimizer step `step`. Returns when the next step may begin.
 
-    While the run is paused the same boundary is held again and again, slowly: commands are still taken.
-    Raises `Diverged` if ranks could not be brought back to agreement.
+    While the run is paused the boundary polls for commands every `PAUSE_POLL_S`.
+    Raises `Diverged` if the ranks could not be brought back to agreement.
     """
     while True:
         offers: tuple[Command, ...] = yield TakeOffers()
@@ -179,7 +178,7 @@ def boundary(replica: Replica, step: int) -> Steps:
             outcome = yield from _settle(replica, command, step)
             replica.decide(command, outcome)
             if replica.leaving is not None:
-                return  # what is left is for those who train the other branch
+                return  # the rest is for the trainers of the other branch
         if replica.is_behind(step):
             continue
         if not replica.paused or replica.stopping:
@@ -190,7 +189,7 @@ def boundary(replica: Replica, step: int) -> Steps:
 
 
 def _compare_knobs(step: int) -> Steps:
-    """Raises `Diverged`, on every rank alike, if a rank holds other knobs than rank 0."""
+    """Raise `Diverged`, on every rank alike, if a rank's knobs differ from rank 0's."""
     mine: Reading = yield ReadKnobs()
     digests: list[str] = yield AllGather(hashlib.sha256(_canonical(mine).encode()).hexdigest())
     if len(set(digests)) == 1:
@@ -210,10 +209,9 @@ def _compare_knobs(step: int) -> Steps:
 
 
 def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[Command, ...]:
-    """Which commands may be settled at this boundary, oldest first, each once.
+    """Return the commands to settle at this boundary, oldest first, each once.
 
-    Until history has repeated itself no new offer is taken: it would come before commands that are older, and the
-    last word would not be the last.
+    Until all repeats are applied no new offer is taken: it would be overwritten by commands that are older.
     """
     if replica.repeats:
         again = [each.command for each in replica.repeats if each.step <= step]
@@ -222,7 +220,7 @@ def propose(replica: Replica, offers: tuple[Command, ...], step: int) -> tuple[C
         offers = tuple(each for each in offers if isinstance(each.intent, Stop | Cancel))
     undecided = {command.uuid: command for command in offers if command.uuid not in replica.ledger}
     due = [command for command in undecided.values() if (command.not_before_step or 0) <= step]
-    # What takes back comes before what it takes back, though it was sent after it; too late, it takes nothing back.
+    # A cancel is settled before its target, though it was sent later; an expired cancel takes nothing back.
     taken_back = {
         command.intent.command for command in due if isinstance(command.intent, Cancel) and not _is_late(command, step)
     }
@@ -237,7 +235,7 @@ def _is_late(command: Command, step: int) -> bool:
 
 def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, Any, CommandSettled]:
     if _is_late(command, step):
-        reason = f"this is the boundary after step {step}, and it was for step {command.not_after_step} at the latest"
+        reason = f"not_after_step is {command.not_after_step}, and step {step} is done already"
         return _unapplied(replica, command, step, "expired", reason)
     if isinstance(command.intent, Cancel):
         return _cancel(replica, command, command.intent.command, step)
@@ -255,14 +253,14 @@ def _settle(replica: Replica, command: Command, step: int) -> Generator[Effect, 
     failures: list[str | None] = yield AllGather(failed_to_undo)
     if any(failure is not None for failure in failures):
         reason = f"{disagreement}; it could not be undone: {_name_ranks(failures)}"
-        # Decided all the same: left without an end, it would be offered to the next trainers, and end them, too.
+        # Decided all the same: left pending, it would be offered to the next trainers and end them, too.
         replica.decide(command, _unapplied(replica, command, step, "failed", reason))
         raise Diverged(f"'{command.describe()}' at step {step}: {reason}", uuid=str(command.uuid), step=step)
     return _unapplied(replica, command, step, "failed", f"{disagreement}; undone on all ranks")
 
 
 def _cancel(replica: Replica, command: Command, target: UUID, step: int) -> CommandSettled:
-    """Decide the target, if nobody has: every rank knows the same decisions, and needs no other's word."""
+    """Settle the cancel's target unless it is decided. No collective: the ledgers are equal on all ranks."""
     decided = replica.ledger.get(target)
     if decided is not None:
         where = f" at step {decided.step}" if decided.step is not None else ""
@@ -293,7 +291,7 @@ def _unapplied(replica: Replica, command: Command, step: int, status: Any, reaso
 
 
 def _disagreement(results: list[Applied | Failure]) -> str | None:
-    """Why these results are not one result; None if they are."""
+    """Return the reason why the ranks' results differ, or None if they are equal."""
     # Every rank goes through the results of all ranks: with thousands of them this must stay cheap.
     if Failure in map(type, results):
         return _name_ranks([result.reason if isinstance(result, Failure) else None for result in results])
@@ -310,7 +308,7 @@ def _disagreement(results: list[Applied | Failure]) -> str | None:
 
 
 def _same(one: Reading, other: Reading) -> bool:
-    """Equal as JSON: so a NaN that every rank read (a diverged eval loss) counts as agreement."""
+    """Return whether two readbacks are equal as JSON: a NaN on every rank (a diverged eval loss) counts as equal."""
     return _canonical(one) == _canonical(other)
 
 
@@ -319,7 +317,7 @@ def _canonical(value: Any) -> str:
 
 
 def _name_ranks(reasons: list[str | None]) -> str:
-    """One sentence for many ranks: each distinct reason once, with the ranks that gave it."""
+    """Return one sentence for many ranks: each distinct reason once, with the ranks that gave it."""
     ranks_by_reason: dict[str, list[str]] = {}
     for rank, reason in enumerate(reasons):
         if reason is not None:

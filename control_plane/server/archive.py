@@ -1,7 +1,7 @@
-"""A run that nobody serves any more, read from its files.
+"""Read-only access to a run without a control server, from its files.
 
-Satisfies `handle.RunHandle`, and adds nothing to the run: what was recorded can be looked at, and a command that is
-already in the journal answers its retry; everything else is refused with `RunEnded`.
+Satisfies `handle.RunHandle`: the run can be inspected, and a retry of a command in the journal gets its receipt;
+everything else raises `RunEnded`.
 """
 
 import asyncio
@@ -40,7 +40,7 @@ from control_plane.storage.regular import read_regular
 
 
 class ArchivedRun:
-    """One run's files as a handle. The journal is read once: it does not grow, unless somebody has the run go on.
+    """Read-only handle of an archived run. The journal is read once: it does not grow unless the run is resumed.
 
     Every method raises `Damaged` if the journal does not verify.
     """
@@ -50,7 +50,7 @@ class ArchivedRun:
         self._segments = _segments(files)
 
     def has_gone_on(self) -> bool:
-        """Whether a control server has written since: then the run is not over any more, or ended once more."""
+        """Return whether a control server has written to the journal since it was opened here."""
         return _segments(self._files) != self._segments
 
     @cached_property
@@ -63,32 +63,32 @@ class ArchivedRun:
 
     @property
     def closed(self) -> bool:
-        """Whether the journal ends with the run's end. Reads the journal when it is first asked."""
+        """True if the run is closed. Reads the journal on first use."""
         return self._state.closed is not None
 
     @property
     def renamed(self) -> bool:
-        """Whether this is another run's journal, imported under an id of its own: to be looked at, never resumed."""
+        """True if another run's journal was imported under this id: it can be inspected, never resumed."""
         return self._state.run != self._files.run
 
     @property
     def only_imported(self) -> bool:
-        """Whether the run was imported and nobody has resumed it since: it is looked at in its files, and no control
-        server, which would write and remove, is made for it. Reads the journal when it is first asked."""
+        """True if the run was imported and not resumed since: it is read from its files, without a control server,
+        which would write and remove. Reads the journal on first use."""
         try:
-            told = json.loads(read_regular(self._files.root / IMPORTED))
-            return len(self._entries) <= int(told["records"])
+            marker = json.loads(read_regular(self._files.root / IMPORTED))
+            return len(self._entries) <= int(marker["records"])
         except FileNotFoundError:
             return False
         except (Damaged, OSError, ValueError, TypeError, KeyError, RecursionError):
-            return True  # imported, and it cannot be told whether it was resumed: looking at it must stay harmless
+            return True  # imported, and unknown whether it was resumed: inspecting it must stay harmless
 
     async def _load(self) -> RunState:
-        """The state; a long journal is read beside the event loop."""
+        """Return the state; the journal is read in a thread."""
         return await asyncio.to_thread(lambda: self._state)
 
     async def submit(self, command: Command) -> Receipt:
-        """The receipt of a command that is in the journal. Raises `RunEnded` for every other, `Conflict` as ever."""
+        """Return the receipt of a command in the journal. Raises `RunEnded` for any other, `Conflict` as usual."""
         state = await self._load()
         if decisions.to_be_adopted(state, command) is not None or decisions.accept(state, command):
             raise self._over()
@@ -96,33 +96,33 @@ class ArchivedRun:
         return Receipt(uuid=command.uuid, run=self._files.run, seq=life.accepted_seq, status=life.status)
 
     async def command(self, uuid: UUID) -> CommandView:
-        """One command's life. Raises `NotFound`."""
+        """See `RunHandle.command`."""
         state = await self._load()
         if uuid not in state.commands:
             raise NotFound(f"run {state.run} has no command {uuid}")
         return view_of(state.commands[uuid])
 
     async def snapshot(self) -> Snapshot:
-        """The run as its journal left it."""
+        """Return the run as its journal has it."""
         state = await self._load()
         latest = await asyncio.to_thread(self._latest, state.head)
-        told = snapshot_of(state, latest, progress=None, progress_age_s=None)
-        snapshot = told.model_copy(update={"run": self._files.run})
+        recorded = snapshot_of(state, latest, progress=None, progress_age_s=None)
+        snapshot = recorded.model_copy(update={"run": self._files.run})
         if snapshot.closed:
             return snapshot
         return snapshot.model_copy(update={"phase": None, "ranks": (), "reason": self._over().reason})
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
-        """Entries after `after_seq`. Past the end nothing will come, and it takes `wait_s` to say so."""
+        """Return entries after `after_seq`. Past the end it still waits `wait_s`, as a long poll does."""
         await self._load()
         start = max(after_seq, 0)
-        found = tuple(self._entries[start : start + min(limit, MAX_TAIL_ENTRIES)])
-        if not found:
+        entries = tuple(self._entries[start : start + min(limit, MAX_TAIL_ENTRIES)])
+        if not entries:
             await asyncio.sleep(min(max(wait_s, 0.0), MAX_WAIT_S))
-        return found
+        return entries
 
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
-        """Points after the cursor; none if the run never measured anything."""
+        """See `RunHandle.measurements`; empty if the run has no metrics."""
         return await asyncio.to_thread(self._measurements, after, limit, names)
 
     def _measurements(self, after: int, limit: int, names: tuple[str, ...]) -> Measurements:
@@ -138,7 +138,7 @@ class ArchivedRun:
             return newest_on(store, branch)
 
     async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
-        """What these metrics came to; nothing if the run never measured anything."""
+        """See `RunHandle.results`; empty if the run has no metrics."""
         return await asyncio.to_thread(self._results, stretches, names)
 
     def _results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
@@ -148,13 +148,13 @@ class ArchivedRun:
             return store.results(stretches, names)
 
     async def trajectories(self) -> Trajectories:
-        """Every branch as the journal left it."""
+        """See `RunHandle.trajectories`."""
         return trajectories_of(await self._load(), progress=None)
 
     def _over(self) -> RunEnded:
         return RunEnded(
-            f"run {self._files.run} is served from its files, because its control server is gone; it takes commands "
-            "again when it is resumed"
+            f"run {self._files.run} has no control server and is read from its files; it takes commands again when "
+            "it is resumed"
         )
 
     async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
@@ -191,9 +191,9 @@ class ArchivedRun:
 
 
 def _segments(files: RunFiles) -> tuple[tuple[str, int], ...]:
-    """The journal's segments and their bytes: each life of a control server begins one, and only that one grows.
+    """Return the journal's segments and their sizes in bytes: each control server begins one, and only that one grows.
 
-    A server that has begun its segment may have the run go on a moment later, in the same one.
+    Sizes are needed: a server may resume the run some time after it began its segment.
     """
     if not files.journal.is_dir():
         return ()
@@ -203,5 +203,5 @@ def _segments(files: RunFiles) -> tuple[tuple[str, int], ...]:
 def _size_bytes(path: Path) -> int:
     try:
         return path.stat().st_size
-    except FileNotFoundError:  # a server that could not write its first line takes its segment away
+    except FileNotFoundError:  # a server that could not write its first line removes its segment
         return 0

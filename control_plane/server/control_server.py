@@ -1,8 +1,8 @@
-"""One run's control server: durable first, then visible.
+"""Control server of one run: durable first, then visible.
 
-The whole server is one rule, in `_commit`: decide, append and fsync, evolve, notify. What it knows is the fold of its
-journal, so a new server over the same directory is the same server in a later term. What it hears in passing
-(progress, measurements) is kept apart and may be lost.
+The whole server is one rule, in `_commit`: decide, append and fsync, evolve, notify. Its state is the fold of its
+journal, so a new server on the same directory is the same server in a later term. Progress and measurements are kept
+apart and may be lost.
 """
 
 import asyncio
@@ -55,7 +55,7 @@ from control_plane.storage.failpoints import reach
 
 
 class JournalWriter(Protocol):
-    """What the server needs of a journal: it is `storage.journal.Journal` in production."""
+    """Interface of the journal; `storage.journal.Journal` in production."""
 
     @property
     def term(self) -> int:
@@ -64,7 +64,7 @@ class JournalWriter(Protocol):
 
     @property
     def entries(self) -> Sequence[Entry]:
-        """What was found when the journal was opened."""
+        """The entries read when the journal was opened."""
         ...
 
     def append(self, records: Sequence[Record], now: str) -> list[Entry]:
@@ -73,32 +73,32 @@ class JournalWriter(Protocol):
 
 
 class MeasurementStore(Protocol):
-    """What the server needs of a metrics store: it is `storage.metrics.MetricsStore` in production."""
+    """Interface of the metrics store; `storage.metrics.MetricsStore` in production."""
 
     def add(self, points: Sequence[Point]) -> None:
-        """Keep these points."""
+        """Store points."""
         ...
 
     def read(self, after: int, limit: int, names: Sequence[str] = ()) -> Measurements:
-        """Points after a cursor."""
+        """Return points after a cursor."""
         ...
 
     def latest(self) -> dict[str, float]:
-        """The newest value of each name."""
+        """Return the newest value of each name."""
         ...
 
     def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
-        """What these metrics came to on each stretch."""
+        """Return a summary of each metric over each step range."""
         ...
 
 
 Adopt = Callable[[AdoptCheckpoint, str, frozenset[str]], Adopted]
-"""Brings a checkpoint of another run here, for the branch of this name; the journal knows those checkpoints."""
+"""Copies a checkpoint of another run for the branch of this name; the set: checkpoints in the journal already."""
 
 
 def adopt_nothing(intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> Adopted:
-    """Of a server without files."""
-    raise Unavailable("this control server has no files into which a checkpoint could be adopted")
+    """Raise `Unavailable`: the adoption of a server without files."""
+    raise Unavailable("this control server has no files to which a checkpoint could be copied")
 
 
 class ControlServer:
@@ -117,13 +117,11 @@ class ControlServer:
         redaction: Redaction = Redaction(),
         give_up_after_s: float | None = None,
     ) -> None:
-        """Rebuild the state from the journal and begin a term. `discard` removes the files of a checkpoint.
+        """Rebuild the state from the journal and begin a term. Raises `Conflict` if the journal is another run's.
 
-        `adopt` brings those of another run's here. `origin` says how a run begins that has a parent. `redaction` takes
-        out of what is recorded the secrets that whoever told it has left in. `give_up_after_s`: for how long trainers
-        that make no new step are started again; None: without end.
-
-        Raises: `Conflict` if the journal is another run's.
+        `discard` removes the files of a checkpoint. `origin`: initial state of a run created from another. `adopt`
+        copies a checkpoint of another run. `redaction` removes secrets from records. `give_up_after_s`: how long
+        trainers without a new step are restarted; None: no limit.
         """
         self._journal, self._metrics = journal, metrics
         self._utc_now, self._clock, self._discard = utc_now, clock, discard
@@ -133,9 +131,9 @@ class ControlServer:
         self._progress: Progress | None = None
         self._progress_at = self._moved_at = clock()
         self._revision = 0
-        # When each knob was last changed, by `clock`: a wall clock that is set meanwhile moves no cool-down.
+        # When each knob was last changed, by `clock`: setting the wall clock must not move a cool-down.
         self._turned_at: dict[str, float] = {}
-        # When the trainers failed, by the place among the run's losses.
+        # When the trainers failed, by the number of the failure, from 1.
         self._failed_at: dict[int, float] = {}
         self._give_up_after_s = give_up_after_s
         self._changed = asyncio.Event()
@@ -147,16 +145,16 @@ class ControlServer:
 
     @property
     def term(self) -> int:
-        """Which life of this run's control server this is, counted from 1."""
+        """Term of this control server, counted from 1."""
         return self._state.term
 
     @property
     def discarded(self) -> frozenset[str]:
-        """The checkpoints that are no more, whether or not all of their files are gone."""
+        """Discarded checkpoints, whether or not all of their files are removed."""
         return frozenset(self._state.discarded)
 
     def _commit(self, records: list[Record]) -> None:
-        """The law: durable first, then visible. Raises `Fenced` or `Unavailable` with nothing changed."""
+        """Append records: durable first, then visible. Raises `Fenced` or `Unavailable` with nothing changed."""
         if not records:
             return
         now = self._utc_now().isoformat(timespec="milliseconds").replace("+00:00", "Z")
@@ -171,11 +169,11 @@ class ControlServer:
         self._changed = asyncio.Event()
 
     def _redacted(self, record: Record) -> Record:
-        """A command stays as it was sent: the ranks carry out what it says, and its sender may send it again."""
+        """Return the record without secrets. A command stays as sent: ranks execute it, its sender may retry."""
         return record if isinstance(record, CommandAccepted) else self._redaction.words(record)
 
     def _age_s(self, entry: Entry) -> float:
-        """How old an entry of an earlier life is. Only the wall clock has lived through both: it may have been set."""
+        """Return the age in seconds of an earlier term's entry, by the wall clock, which may have been set since."""
         return max(0.0, (self._utc_now() - datetime.fromisoformat(entry.time)).total_seconds())
 
     def _fold(self, entry: Entry, age_s: Callable[[Entry], float] = lambda entry: 0.0) -> None:
@@ -203,17 +201,17 @@ class ControlServer:
             except TimeoutError:
                 return
 
-    # What operators ask
+    # Calls of operators
 
     async def submit(self, command: Command) -> Receipt:
         """Make a command durable, or refuse it with a reason."""
         if isinstance(command.intent, AdoptCheckpoint):
-            # Whoever asked may give up waiting. What was begun is ended, and a second request finds what the first did.
+            # If the caller gives up waiting, the adoption still completes, and a retry finds its result.
             return await asyncio.shield(self._submit_adoption(command, command.intent))
         return self._take(command)
 
     async def _submit_adoption(self, command: Command, intent: AdoptCheckpoint) -> Receipt:
-        """One at a time. The files are brought here beside the event loop: to verify them takes seconds."""
+        """Adopt one checkpoint at a time. The files are copied in a thread: verifying them takes seconds."""
         async with self._adopting:
             branch = decisions.to_be_adopted(self._state, command)
             if branch is None:
@@ -236,39 +234,39 @@ class ControlServer:
         return Receipt(uuid=command.uuid, run=self._state.run, seq=life.accepted_seq, status=life.status)
 
     async def command(self, uuid: UUID) -> CommandView:
-        """One command's life."""
+        """See `RunHandle.command`."""
         life = self._state.commands.get(uuid)
         if life is None:
             raise NotFound(f"run {self._state.run} has no command {uuid}")
         return view_of(life)
 
     async def snapshot(self) -> Snapshot:
-        """The run as it is now."""
+        """See `RunHandle.snapshot`."""
         age_s = round(self._clock() - self._progress_at, 3) if self._progress else None
         return snapshot_of(self._state, dict(self._newest.values), self._progress, age_s, self._failed_s_ago())
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
-        """Entries after `after_seq`. Entry `seq` sits at index `seq - 1`: there are no gaps."""
+        """See `RunHandle.tail`. Entry `seq` is at index `seq - 1`: there are no gaps."""
         await self._wait_until(lambda: self._state.seq > after_seq, wait_s)
         start = max(after_seq, 0)
         return tuple(self._entries[start : start + min(max(limit, 0), MAX_TAIL_ENTRIES)])
 
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
-        """Points after the cursor."""
+        """See `RunHandle.measurements`."""
         return self._metrics.read(after, limit, names)
 
     async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
-        """What these metrics came to on each stretch."""
+        """Return a summary of each metric over each step range."""
         return self._metrics.results(stretches, names)
 
     async def trajectories(self) -> Trajectories:
-        """Every branch, with what was done on it."""
+        """See `RunHandle.trajectories`."""
         return trajectories_of(self._state, self._progress)
 
-    # What rank 0 and the driver say
+    # Calls of rank 0 and the driver
 
     async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
-        """The run's history, for new trainers. Closes the run as failed when starting again is hopeless."""
+        """See `RunHandle.resume_point`. Closes the run as failed in a crash loop."""
         self._commit(decisions.succeed_generation(self._state, *self._heard()))
         self._give_up_if_hopeless()
         if self._state.closed is not None:
@@ -276,17 +274,17 @@ class ControlServer:
         return recovery.resume_point(self._state, call, fingerprint)
 
     async def resume(self, author: str, back: bool = False) -> None:
-        """Somebody has the run go on."""
+        """See `RunHandle.resume`."""
         self._commit(decisions.resume_run(self._state, author, back))
 
     async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
-        """The trainers are dead; the last step that rank 0 told counts as reached. Silence is time without a step."""
+        """See `RunHandle.lose_generation`. The last step that rank 0 reported counts as reached."""
         self._commit(decisions.lose_generation(self._state, generation, *self._heard(), deaths, loss))
         self._give_up_if_hopeless()
         self._stop_if_nobody_trains()
 
     def _heard(self) -> tuple[int, float]:
-        """The last step that rank 0 told, and the seconds since then."""
+        """Return the last step that rank 0 reported, and the seconds since it was made."""
         if self._progress is None:
             return 0, 0.0
         return self._progress.step, round(self._clock() - self._moved_at, 3)
@@ -299,17 +297,17 @@ class ControlServer:
             self._commit(decisions.close_run(self._state, "failed", reason))
 
     def _stop_if_nobody_trains(self) -> None:
-        """A stop need not wait for trainers whose start waits, see `crash_loop`."""
+        """Apply a pending stop at once while the trainers wait in the restart backoff, see `crash_loop`."""
         if crash_loop.is_waiting(self._state, self._failed_s_ago()):
             self._commit(decisions.stop_before_a_start(self._state))
 
     def _failed_s_ago(self, back: int = 1) -> float:
-        """How long ago the trainers failed: the last time, or `back` failures ago, the last one included."""
+        """Return the seconds since the trainers last failed, or since `back` failures ago, the last one included."""
         failed_at = self._failed_at.get(len(self._state.losses) - back + 1)
         return max(0.0, self._clock() - failed_at) if failed_at is not None else 0.0
 
     async def start_generation(self, start: GenerationStart) -> int:
-        """The trainers begin."""
+        """See `RunHandle.start_generation`."""
         begun = decisions.start_generation(self._state, start)
         self._commit(begun)
         if begun:
@@ -318,7 +316,7 @@ class ControlServer:
         return self._state.generation_number
 
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
-        """The unsettled commands, as soon as there is something that the caller has not seen."""
+        """See `RunHandle.offers`."""
         decisions.check_generation(self._state, generation)
         await self._wait_until(
             lambda: (
@@ -332,15 +330,15 @@ class ControlServer:
         return Offer(commands=self._state.pending_commands(), revision=self._revision)
 
     async def report(self, report: Report) -> None:
-        """Outcomes become records; measurements and progress are kept apart."""
+        """See `RunHandle.report`. Outcomes become records; measurements and progress are kept apart."""
         decisions.check_generation(self._state, report.generation)
-        # In this order: a checkpoint that may be restored contains no decision that the journal does not know.
+        # In this order: a restorable checkpoint contains no decision that the journal does not have.
         self._settle(report.outcomes)
         for checkpoint in report.checkpoints:
             self._commit(decisions.commit_checkpoint(self._state, checkpoint))
         for failed in report.failed_checkpoints:
             self._commit(decisions.fail_checkpoint(self._state, failed))
-        # All at once: a run that digests every step would wait for the disk once for each of them.
+        # One write for all digests: a run that digests every step would fsync once for each of them.
         self._commit([new for each in report.digests for new in digests.digest_state(self._state, each)])
         if report.restart is not None:
             self._commit(decisions.recover_generation(self._state, measured(self._state, report.restart)))
@@ -358,9 +356,9 @@ class ControlServer:
         reach("server.report", "before_reply")
 
     def _settle(self, outcomes: Sequence[CommandSettled]) -> None:
-        """One write for all that a boundary has settled: a disk takes a while for each, and nobody is served meanwhile.
+        """Record the outcomes of a boundary in one write: the server is blocked during each fsync.
 
-        Outcomes of different commands do not know each other. What follows from one of a rollback is more than that.
+        Outcomes of different commands are independent. An applied rollback has further records and is written alone.
         """
         together: dict[UUID, Record] = {}
 
@@ -383,7 +381,7 @@ class ControlServer:
             write()
 
     def _retire_checkpoints(self) -> None:
-        """Which checkpoints are kept is a decision: it is durable before the first file is removed."""
+        """Discard checkpoints outside retention: the decision is durable before the first file is removed."""
         retired = retired_checkpoints(self._state)
         self._commit([CheckpointDiscarded(checkpoint=each.checkpoint, reason=reason) for each, reason in retired])
         for each, _ in retired:
@@ -391,9 +389,9 @@ class ControlServer:
             self._discard(each)
 
     async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
-        """The trainers ended."""
+        """See `RunHandle.end_generation`."""
         self._commit(decisions.end_generation(self._state, generation, ending, step, reason))
 
     async def close(self, ending: Ending, reason: str | None) -> None:
-        """The run is over; what is pending expires."""
+        """See `RunHandle.close`."""
         self._commit(decisions.close_run(self._state, ending, reason))

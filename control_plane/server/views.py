@@ -1,4 +1,4 @@
-"""What people are shown of a run's state: pure functions from the fold to `handle`'s words."""
+"""Views of a run's state for people: pure functions from `RunState` to the messages of `handle`."""
 
 from datetime import datetime
 
@@ -26,11 +26,11 @@ from control_plane.core.rules.retention import CheckpointFacts, Retention, to_di
 
 MAX_RECOVERIES_IN_SNAPSHOT = 10
 MAX_COMMANDS_IN_SNAPSHOT = 50
-"""A snapshot is for people; the journal has the rest."""
+"""A snapshot is for people; the journal holds the rest."""
 
 
 def view_of(life: CommandLife) -> CommandView:
-    """One command and what has become of it."""
+    """Return the view of one command."""
     return CommandView(
         command=life.command,
         what=life.command.describe(),
@@ -50,9 +50,9 @@ def snapshot_of(
     progress_age_s: float | None,
     failed_s_ago: float = 0.0,
 ) -> Snapshot:
-    """The run as the journal and the last word of rank 0 (`progress`, so many seconds ago) have it."""
+    """Return the run's state as of the journal and rank 0's last report, `progress`, `progress_age_s` seconds ago."""
     generation = state.generation
-    # Where a run is on its way to another branch, nothing of the one before is current.
+    # While a run is being taken to another branch, nothing of the previous branch is current.
     leaves = state.switching and state.closed is None
     progress = None if leaves else progress
     at_work = state.closed is not None or state.listens
@@ -105,7 +105,7 @@ def _restarting(state: RunState, failed_s_ago: float) -> Restarting | None:
 
 
 def _attempts(state: RunState) -> tuple[Attempt, ...]:
-    """Of a run that fails again and again, or has failed so. One failure is told among the recoveries."""
+    """Return the attempts of a run in a crash loop, or closed by one. A single failure is shown as a recovery."""
     failed = state.closed is not None and state.closed.ending == "failed"
     row = failures_without_a_new_step(state) if state.lost or failed else ()
     return row[-MAX_RECOVERIES_IN_SNAPSHOT:] if len(row) > 1 else ()
@@ -158,7 +158,7 @@ def _recovery_of(state: RunState, loss: Loss) -> RecoveryView:
 
 
 def trajectories_of(state: RunState, progress: Progress | None) -> Trajectories:
-    """Every branch, with what was done on it; the one that is trained as far as rank 0 has told (`progress`)."""
+    """Return every branch with its interventions; the current one up to rank 0's last report, `progress`."""
     return Trajectories(
         run=state.run,
         status=state.status,
@@ -197,7 +197,7 @@ def _intervention_of(life: CommandLife, first: bool) -> Intervention:
 
 
 def measured(state: RunState, restart: Restart) -> GenerationRecovered:
-    """The phases of the recovery that `restart` ends. The clocks of two nodes may differ: no phase is negative."""
+    """Return the record of the recovery that `restart` ends. Clocks of two nodes may differ: no phase is negative."""
     loss = state.losses[-1] if state.losses else None
     resumed_step = state.generation.step if state.generation else 0
     lost_at_s = datetime.fromisoformat(loss.lost_at).timestamp() if loss else restart.started_at_s
@@ -216,11 +216,11 @@ def measured(state: RunState, restart: Restart) -> GenerationRecovered:
 
 
 def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]]:
-    """The checkpoints that the run's retention lets go, each with the reason. None without a retention."""
+    """Return the checkpoints outside the run's retention, each with the reason. None without a retention."""
     wanted = state.generation.retention if state.generation else {}
     if not wanted or state.generation is None:
         return []
-    # What was converted for another number of ranks belongs to what it was converted from.
+    # A conversion for another number of ranks belongs to its original.
     in_use = {state.generation.checkpoint.removesuffix(UNIVERSAL)} if state.generation.checkpoint else set()
     in_use |= stands_on(state)
     retention, by_name = Retention.model_validate(wanted), {each.checkpoint: each for each in state.checkpoints}
@@ -229,10 +229,10 @@ def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]
 
 
 def _facts_of(state: RunState, branch: str) -> list[CheckpointFacts]:
-    """Each branch keeps its own: one that begins early must not push out what another can go on from."""
+    """Return the retention input of one branch: branches must not push out each other's checkpoints."""
     return [
         CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics)
         for each in state.checkpoints
-        # An abandoned one must not push out, as the newer one, what the run can really be restored from.
+        # An abandoned, newer checkpoint must not push out one that the run can be restored from.
         if each.branch == branch and each.checkpoint not in state.abandoned
     ]

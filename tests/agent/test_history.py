@@ -234,7 +234,7 @@ def test_a_person_between_gate_and_submit_is_not_overruled(served: Callable[[flo
     run.before_submit = lambda: run.take(SetLearningRate(value=1e-2), "operator")  # type: ignore[assignment]
     fly(autopilot, run, 1, 30)
     assert (run.lr, autopilot.applied) == (1e-2, 0)
-    assert "-> not done: the run was changed since it was looked at (this is based on entry" in said[-1]
+    assert "-> not done: the run was changed since it was looked at (the command is based on journal entry" in said[-1]
 
 
 @pytest.mark.parametrize(
@@ -281,7 +281,7 @@ def test_over_the_gateway_a_command_says_what_it_is_based_on_and_a_change_meanwh
         restarted.poll()
         (only,) = live.call(live.server.snapshot()).commands
     assert only.command.author == "ann"
-    assert "not done: the run was changed since it was looked at (this is based on entry 3" in said[0]
+    assert "not done: the run was changed since it was looked at (the command is based on journal entry 3" in said[0]
     assert "not done: the last change was 0 steps ago" in said[1]
 
 

@@ -81,7 +81,7 @@ REFUSED = [
     ((RUN, FORK, "-y", "--branch", "Best!"), 2, "not a valid branch name"),
     ((RUN, "main", "-y", "--branch", "best"), 2, "remove --branch"),
     ((RUN, FORK), 2, "confirm with --yes"),
-    ((RUN, RUN, "-y"), 6, "has its own checkpoints already"),
+    ((RUN, RUN, "-y"), 6, "cannot adopt its own checkpoints"),
 ]
 
 
@@ -96,7 +96,7 @@ def test_adoption_that_cannot_be_says_why_and_leaves_the_run_alone(forked: LiveG
 def test_adopted_branch_to_which_nobody_went_is_told(forked: LiveGateway, steer: Steer) -> None:
     answer = steer("adopt", RUN, FORK, "-y", "--based-on", "1")
     assert answer.exit_code == 5
-    assert "look again" in answer.stderr
+    assert "and resend" in answer.stderr
     assert f"branch branch-2 exists but is not trained yet: run steer switch {RUN} branch-2" in answer.stderr
     assert steer("switch", RUN, "branch-2", "-y").stdout.startswith("on branch branch-2 at step 9, ")
 

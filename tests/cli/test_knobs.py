@@ -118,7 +118,7 @@ def test_cancel_by_the_beginning_of_a_uuid_takes_a_command_back(gateway: LiveGat
     told = steer("journal", RUN).stdout
     assert "test-operator: cancel 'lr = 0.0001'" in told
     again = steer("cancel", RUN, receipt["uuid"])
-    assert (again.exit_code, "nothing left to cancel" in again.stderr) == (5, True)
+    assert (again.exit_code, "cannot be cancelled" in again.stderr) == (5, True)
 
 
 def test_cancel_of_a_beginning_that_two_commands_share_asks_for_more(gateway: LiveGateway, steer: Steer) -> None:

@@ -9,7 +9,7 @@ from tests.cli.losses import CHECKPOINT, come_back, lose, save
 from tests.cli.output.test_following import Script, followed, snapshot
 from tests.gateway.rig import RUN, LiveGateway
 
-LOST = "lost the trainers at step 9: rank 1 on node-3 died (its process ended)"
+LOST = "trainers failed at step 9: rank 1 on node-3 died (its process ended)"
 BACK = f"recovered: generation 2 restored {CHECKPOINT} (step 4) on 1 rank; 5 steps lost; detect "
 
 
@@ -47,7 +47,7 @@ def test_follow_tells_a_loss_and_the_recovery_once() -> None:
     away = snapshot(9, "recovering", recoveries=[lost])
     again = snapshot(5, recoveries=[back])
     written, _ = followed(Script([snapshot(9), away, away, again, again, snapshot(100, "finished", recoveries=[back])]))
-    assert written.count("lost the trainers at step 9") == 1
+    assert written.count("trainers failed at step 9") == 1
     assert written.count("recovered: generation 2 restored c (step 4) on 2 ranks; 5 steps lost; detect 0.4 s") == 1
 
 

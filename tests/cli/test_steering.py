@@ -76,7 +76,7 @@ def test_detach_answers_with_the_receipt(gateway: LiveGateway, steer: Steer) -> 
         (("action", RUN, "a", "k=1", "k=2"), 2, "k is given twice"),
         (("cancel", RUN, "1f0c"), 2, "not a uuid or its first 8 digits"),
         (("cancel", RUN, "1f0c9a7e"), 3, "no command whose uuid starts with '1f0c9a7e'"),
-        (("cancel", RUN, "00000000-0000-0000-0000-000000000001"), 3, "no command"),
+        (("cancel", RUN, "00000000-0000-0000-0000-000000000001"), 3, "never accepted a command"),
         (("checkpoint", "pin", RUN, "c9"), 3, "no checkpoint 'c9'"),
         (("checkpoint", "delete", RUN, "c9", "--not-before", "8"), 2, "takes effect at once"),
         (("set", RUN, "lr=1e-4", "--group", "nobody"), 3, "no parameter group 'nobody'"),

@@ -125,7 +125,7 @@ def test_action_that_the_run_does_not_name_for_agents_is_refused_to_one(house: H
     seq = house.get(f"/runs/{RUN}").json()["seq"]
     answer = house.post(f"/runs/{RUN}/commands", "agent", json={"intent": {"kind": "run_action", "name": "x"}})
     assert answer.status_code == 422
-    assert "x may be run by people" in answer.json()["detail"]
+    assert "x may not be run by an agent" in answer.json()["detail"]
     assert house.get(f"/runs/{RUN}").json()["seq"] == seq
 
 

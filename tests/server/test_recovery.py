@@ -75,7 +75,7 @@ def test_resume_point_whose_loss_nobody_told_of_is_a_loss_and_the_late_word_comp
             "recovering",
             [(8, ())],
         )
-        with pytest.raises(Conflict, match="given up for lost"):
+        with pytest.raises(Conflict, match="declared failed"):
             await server.report(Report(generation=1, progress=Progress(step=9, total_steps=100)))
         await server.lose_generation(1, DEATHS, UUID(int=7))
         for living in (server, house.serve()):
@@ -103,7 +103,7 @@ def test_generation_that_was_lost_is_refused_until_another_has_begun(house: Hous
         await server.submit(command(2))
         await server.lose_generation(1, DEATHS)
         for request in (server.report(outcome(applied(2))), server.offers(1, -1, 5.0)):
-            with pytest.raises(Conflict, match="given up for lost"):
+            with pytest.raises(Conflict, match="declared failed"):
                 await request
         assert (await server.command(UUID(int=2))).status == "accepted"
         assert await server.start_generation(start(2, step=3)) == 2
@@ -121,7 +121,7 @@ def test_offers_end_at_once_when_the_generation_is_lost(house: House) -> None:
         polling = asyncio.create_task(server.offers(1, revision, 10.0))
         await asyncio.sleep(1.0)
         await server.lose_generation(1, DEATHS)
-        with pytest.raises(Conflict, match="given up for lost"):
+        with pytest.raises(Conflict, match="declared failed"):
             await polling
         assert now_s() - begun_s < 2.0
 

@@ -205,7 +205,7 @@ def test_generation_that_is_over_is_not_listened_to(house: House) -> None:
             server.report(outcome(applied(1))),
             server.end_generation(1, "failed", 3, None),
         ):
-            with pytest.raises(Conflict, match="generation 1 is over"):
+            with pytest.raises(Conflict, match="generation 1 is not the current one"):
                 await call
         assert (await server.command(UUID(int=1))).status == "accepted"
         assert [c.uuid for c in (await server.offers(2, -1, 0)).commands] == [UUID(int=1)]

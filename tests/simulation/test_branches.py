@@ -265,7 +265,7 @@ def test_finished_run_that_is_taken_back_begins_there_and_one_that_is_not_does_n
     assert world.server is not None
     if world.server.state.closed is None:
         world.server.close("finished")
-    with pytest.raises(Conflict, match="nothing left to resume"):
+    with pytest.raises(Conflict, match="cannot be resumed, only rolled back"):
         world.server.resume()
     world.resume_run(back=True)
     world.submit("rollback", checkpoint=base)

@@ -229,7 +229,7 @@ def test_report_of_lost_trainers_is_refused_before_their_successors_have_begun()
     world.faults.drop(1.0)
     world.start_trainers()
     assert world.server is not None
-    with pytest.raises(Conflict, match="given up for lost"):
+    with pytest.raises(Conflict, match="declared failed"):
         world.server.report(number, late)
     world.faults.heal()
     ticks(world, 6)

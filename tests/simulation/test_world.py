@@ -241,7 +241,7 @@ def test_report_of_a_dead_generation_is_not_recorded_over_the_living_one() -> No
     ticks(world, 3)
     assert world.server is not None
     assert world.server is not server
-    with pytest.raises(Conflict, match="generation 1 is over"):
+    with pytest.raises(Conflict, match="generation 1 is not the current one"):
         world.server.report(1, late)
     world.check()
 

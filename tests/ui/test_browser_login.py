@@ -86,7 +86,7 @@ def test_link_logs_in_once_and_stays_logged_in(
 
     replayed = new_tab(browser.new_context())
     replayed.goto(link)
-    expect(replayed.get_by_text("was used already")).to_be_visible()
+    expect(replayed.get_by_text("already used")).to_be_visible()
     shows_the_login(replayed)
 
     console.end()

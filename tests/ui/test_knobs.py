@@ -136,7 +136,7 @@ def test_cancel_of_what_is_settled_by_now_shows_the_refusal(
     cluster.send(trainer, SetLearningRate(value=1e-4))
     app = visit(run="gpt2-1")
     cluster.do(trainer.step())
-    assert "nothing left to cancel" in press(app, "Cancel").warning[0].value
+    assert "cannot be cancelled" in press(app, "Cancel").warning[0].value
 
 
 def test_checkpoint_is_pinned_unpinned_and_deleted(visit: Visit, cluster: FakeCluster, trainer: FakeTrainer) -> None:

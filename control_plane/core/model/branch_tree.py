@@ -1,13 +1,13 @@
-"""Branches: a run as a tree, and what of it belongs to the history of one branch.
+"""The branch tree of a run: lineage of a branch, and the history that belongs to it.
 
     main ----10----20----30          rolled back to the checkpoint of step 20: what main did after it
                     \\                is main's own, and no part of branch-2's history
                      branch-2 ----30
 
-A branch stands on a checkpoint of its parent. The history of a branch is its own, and what its parent had decided when
-that checkpoint was saved, and so on to the root. What the parent does later, even at earlier steps, after a loss or
-when somebody goes on with it, is its own. A branch that was adopted from another run has no parent here: its history
-begins with its checkpoint.
+A branch starts at a checkpoint of its parent. Its history is its own decisions plus those its parent had made when that
+checkpoint was saved, and so on to the root. Later decisions of the parent, even at earlier steps (after a failure, or
+when the run is switched back to it), are not part of it. A branch adopted from another run has no parent here: its
+history begins with its checkpoint.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -23,9 +23,9 @@ NEVER = 2**63
 
 @dataclass(frozen=True, slots=True)
 class Branch:
-    """A line of training. `checkpoint` at `step` is where it left its `parent`; the first one has neither.
+    """One branch of training, forked from `parent` at `checkpoint` (after `step`); the first branch has neither.
 
-    One that was adopted from another run has its `origin` there.
+    `origin` is set on a branch adopted from another run.
     """
 
     name: str = MAIN
@@ -39,39 +39,40 @@ class Branch:
 
 
 class Tree(Protocol):
-    """What a run knows of its branches: a `RunState` is one."""
+    """Branches and checkpoints of one run, as `RunState` holds them."""
 
     @property
     def branches(self) -> Mapping[str, Branch]:
-        """Every branch, by its name."""
+        """Every branch by name."""
         ...
 
     @property
     def checkpoints(self) -> Sequence[CheckpointCommitted]:
-        """Those that there are."""
+        """The existing checkpoints, in order of commit."""
         ...
 
     @property
     def committed_seq(self) -> Mapping[str, int]:
-        """The record of each checkpoint."""
+        """Seq of the record that committed each checkpoint."""
         ...
 
     @property
     def abandoned(self) -> Mapping[str, int]:
-        """Checkpoints beyond a later start of their own branch, each with the record of that start."""
+        """Checkpoints beyond a later start of their own branch, each with the seq of that start."""
         ...
 
     @property
     def begun(self) -> Mapping[tuple[str, int], Sequence[tuple[int, int]]]:
-        """Of each branch and training the starts of its trainers: the record, and the step at which they began."""
+        """Generation starts by (branch, training): pairs of the record's seq and the first step."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """Where a branch left another: what that one did later, or decided later at that step, is not of its history.
+    """Fork point of a branch: what the parent decided after it is not part of the branch's history.
 
-    `trained_from` is the earliest step from which the branch has trained, as its checkpoint need not have verified.
+    `trained_from` is the earliest step from which the branch has trained: earlier than `step` if its checkpoint did not
+    verify.
     """
 
     checkpoint: str
@@ -81,20 +82,20 @@ class Cut:
     trained_from: int
 
     def keeps(self, step: int, settled_seq: int, command: UUID) -> bool:
-        """Whether what was decided at that step and recorded there is on this side."""
+        """Return whether a command settled at `step` (record `settled_seq`) lies before the fork point."""
         return settled_seq < self.seq and (step < self.step or (step == self.step and command in self.decided_here))
 
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """A branch, as far as it belongs to the history of another: up to all of these cuts, the nearest first."""
+    """The part of a branch that belongs to another branch's history: up to all of `cuts`, the nearest first."""
 
     branch: str
     cuts: tuple[Cut, ...]
 
 
 def to_the_root(branches: Mapping[str, Branch], name: str) -> Iterator[Branch]:
-    """The branch and those that it stands on, itself first."""
+    """Yield the branch and its ancestors, itself first."""
     branch: Branch | None = branches[name]
     while branch is not None:
         yield branch
@@ -102,7 +103,7 @@ def to_the_root(branches: Mapping[str, Branch], name: str) -> Iterator[Branch]:
 
 
 def lineage(tree: Tree, head: str, training: int = 1) -> Iterator[Stretch]:
-    """The branch itself, then what it stands on, to the root: as far as it is the history of this training."""
+    """Yield the branch and its ancestors, each as far as it belongs to the history of this training."""
     cuts: tuple[Cut, ...] = ()
     for branch in to_the_root(tree.branches, head):
         yield Stretch(branch.name, cuts)
@@ -114,13 +115,13 @@ def _cut(tree: Tree, branch: Branch, until_seq: int, training: int) -> Cut:
     decided_here = next((each.decided_here for each in tree.checkpoints if each.checkpoint == name), ())
     starts = (step for seq, step in tree.begun.get((branch.name, training), ()) if seq < until_seq)
     seq = tree.committed_seq.get(name, branch.began_seq)
-    # Trainings come one after the other: those before the checkpoint's were whole then, and those after it unknown.
+    # Trainings are consecutive: those before the checkpoint's were complete then, those after it had not begun.
     step = branch.step if training == branch.training else NEVER if training < branch.training else -1
     return Cut(name, step, seq, decided_here, trained_from=min(starts, default=step))
 
 
 def belongs(line: Sequence[Stretch], branch: str, step: int, settled_seq: int, command: UUID) -> bool:
-    """Whether a command that was decided on a branch at a step is part of the history that this line is."""
+    """Return whether a command settled on `branch` at `step` is part of the history described by `line`."""
     for stretch in line:
         if stretch.branch == branch:
             return all(cut.keeps(step, settled_seq, command) for cut in stretch.cuts)
@@ -128,9 +129,10 @@ def belongs(line: Sequence[Stretch], branch: str, step: int, settled_seq: int, c
 
 
 def candidates(tree: Tree, head: str, training: int | None = None) -> list[CheckpointCommitted]:
-    """The checkpoints from which `head` can go on, the best one first: its own, then those that it stands on.
+    """Return the checkpoints that `head` can be restored from, the best first: its own, then its ancestors'.
 
-    Those of this training of the script; without one, those of every training, the last one's first.
+    Args:
+        training: which training of the script; None for all of them, the last one's first.
     """
     wanted = sorted({each.training for each in tree.checkpoints})[::-1] if training is None else [training]
     found: list[CheckpointCommitted] = []
@@ -143,7 +145,10 @@ def candidates(tree: Tree, head: str, training: int | None = None) -> list[Check
 
 
 def _leads_on(tree: Tree, stretch: Stretch, checkpoint: CheckpointCommitted) -> bool:
-    """Whether all that came after it in this history came at its step or later, and nothing else is in it."""
+    """Return whether the branch can be restored from this checkpoint.
+
+    True if everything later in this history happened at its step or after, and it contains nothing else.
+    """
     left_seq = tree.abandoned.get(checkpoint.checkpoint, NEVER)
     if not stretch.cuts:
         return left_seq == NEVER
@@ -157,5 +162,5 @@ def _leads_on(tree: Tree, stretch: Stretch, checkpoint: CheckpointCommitted) -> 
 
 
 def free_name(taken: Sequence[str] | Mapping[str, object]) -> str:
-    """`branch-2`, `branch-3`, ...: the first that is not taken."""
+    """Return the first of `branch-2`, `branch-3`, ... that is not taken."""
     return next(name for number in range(2, len(taken) + 3) if (name := f"branch-{number}") not in taken)

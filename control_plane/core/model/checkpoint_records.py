@@ -1,4 +1,4 @@
-"""What the journal may hold about the ranks' state: checkpoints, kept, gone or failed, and digests."""
+"""Journal records of checkpoints (committed, pinned, failed, discarded) and of state digests."""
 
 from typing import Literal
 from uuid import UUID
@@ -6,14 +6,14 @@ from uuid import UUID
 from control_plane.core.model.intents import CheckpointName, Words
 
 MAIN = "main"
-"""The branch with which every run begins."""
+"""The first branch of every run."""
 
 
 class CheckpointCommitted(Words):
-    """A checkpoint exists: its manifest is in place and every shard is durable. `path` is relative to the run.
+    """A checkpoint was committed: its manifest is in place and every shard is durable. `path` is relative to the run.
 
-    `training` is which of the script's trainings it is of, by the order of its calls of `train()`, from 1.
-    `decided_here` are the commands that were decided at the boundary of `step` before it was saved.
+    `training` numbers the script's calls of `train()`, from 1. `decided_here`: the commands decided at the boundary
+    after `step` before the save.
     """
 
     type: Literal["CheckpointCommitted"] = "CheckpointCommitted"
@@ -34,7 +34,7 @@ class CheckpointCommitted(Words):
 
 
 class CheckpointPinned(Words):
-    """A checkpoint is kept whatever the retention says, or, if not `pinned`, no longer."""
+    """A checkpoint was pinned (exempt from retention) or unpinned."""
 
     type: Literal["CheckpointPinned"] = "CheckpointPinned"
     checkpoint: CheckpointName
@@ -42,7 +42,7 @@ class CheckpointPinned(Words):
 
 
 class CheckpointFailed(Words):
-    """A save that was begun came to nothing. Training went on."""
+    """A save failed. Training went on."""
 
     type: Literal["CheckpointFailed"] = "CheckpointFailed"
     checkpoint: CheckpointName
@@ -52,7 +52,7 @@ class CheckpointFailed(Words):
 
 
 class CheckpointDiscarded(Words):
-    """A checkpoint may no longer be used; its files are being removed."""
+    """A checkpoint was discarded: it may no longer be used, and its files are being removed."""
 
     type: Literal["CheckpointDiscarded"] = "CheckpointDiscarded"
     checkpoint: CheckpointName
@@ -60,10 +60,10 @@ class CheckpointDiscarded(Words):
 
 
 class StateDigested(Words):
-    """What every rank had live after step `step`, as a digest for each rank, in rank order.
+    """The live state of every rank was digested after step `step`; one digest per rank, in rank order.
 
-    `samples` is the digest of the ids of the step's global batch. Which part of a rank's state a digest came from
-    is in the rank's own file, see `storage.digest_files`.
+    `samples` is the digest of the ids of the step's global batch. Digests of the parts of a rank's state are in the
+    rank's own file, see `storage.digest_files`.
     """
 
     type: Literal["StateDigested"] = "StateDigested"

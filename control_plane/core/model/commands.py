@@ -1,8 +1,7 @@
-"""What a person or an agent may ask of a running job.
+"""Commands: requests of a person or an agent to a running job.
 
-A `Command` is an immutable request: a uuid that its sender chose, so that sending it twice is harmless; an author;
-a reason; and an intent, the typed body (see `intents`). Everything here is checked when it is built, so a command that
-exists is well-formed.
+A `Command` is immutable and idempotent: it carries a uuid chosen by its sender, an author, a reason, and an intent,
+the typed body (see `intents`). Everything is validated on construction, so a command that exists is well-formed.
 """
 
 from uuid import UUID
@@ -54,9 +53,9 @@ MAX_STEP = 2**53 - 1
 class Command(Words):
     """One request to one run.
 
-    It is settled at the first step boundary that is not before `not_before_step`; at one after `not_after_step` it
-    expires instead. With `based_on_seq` it is refused if somebody has changed the run since that entry of its journal.
-    `role` is what its author was known as when it came in.
+    It is settled at the first step boundary at or after `not_before_step`, and expires after `not_after_step`. With
+    `based_on_seq` it is rejected if the run has changed since that journal entry. `role`: the author's role when the
+    command was received.
     """
 
     uuid: UUID
@@ -83,9 +82,9 @@ class Command(Words):
         return self
 
     def describe(self) -> str:
-        """The command in a few words, for logs and charts."""
+        """Return a short description for logs and charts, e.g. `lr = 0.0001`."""
         return describe(self.intent)
 
     def takes_back(self) -> str:
-        """Why what this cancel takes back is no more, told to whoever had sent it."""
+        """Return the reason recorded for the command that this cancel takes back."""
         return f"cancelled by {self.author}" + (f": {self.reason}" if self.reason else "")

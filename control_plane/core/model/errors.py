@@ -1,16 +1,16 @@
-"""Every way to be refused, in one tree.
+"""The exception hierarchy.
 
     SteerwayError
-    ├── Refused              you asked for something that cannot be; nothing has changed
+    ├── Refused              the request cannot be granted; nothing has changed
     │   ├── Invalid          the request itself is malformed or out of bounds
     │   ├── NotFound         no such run, command or parameter group
     │   ├── Conflict         the request contradicts what is already recorded
     │   ├── RunEnded         the run takes no more commands
     │   ├── Overloaded       a limit was reached; try again later
     │   └── NotAllowed       the token is missing, unknown, or its role may not do this
-    ├── Unavailable          nobody answered: it may or may not have happened; retry with the same uuid
-    │   └── Fenced           this control server has been replaced; ask again
-    ├── Damaged              what was stored does not verify; nothing is guessed
+    ├── Unavailable          no answer: it may or may not have happened; retry with the same uuid
+    │   └── Fenced           this control server has been replaced by one of a later term; retry
+    ├── Damaged              stored data does not verify; nothing is guessed
     └── Diverged             ranks disagree about what they did; the generation must end
 
     try:
@@ -18,8 +18,8 @@
     except Refused as refusal:
         print(refusal.reason)
 
-The edges translate a class into their own language (an HTTP status, an exit code) from `status_hint` and
-`exit_code`; nobody else looks at those two numbers.
+The gateway and the CLI map a class to an HTTP status and an exit code by `status_hint` and `exit_code`; nothing else
+reads those two numbers.
 """
 
 
@@ -98,25 +98,25 @@ class NotAllowed(Refused):
 
 
 class Unavailable(SteerwayError):
-    """Nobody answered: it may or may not have happened. Retry with the same uuid."""
+    """No answer: the request may or may not have taken effect. Retry with the same uuid."""
 
     status_hint = 503
     slug = "unavailable"
 
 
 class Fenced(Unavailable):
-    """This control server has been replaced by one of a later term."""
+    """This control server has been replaced by one of a later term (fencing)."""
 
     slug = "fenced"
 
 
 class Damaged(SteerwayError):
-    """What was stored does not verify. Nothing is guessed and nothing is overwritten."""
+    """Stored data does not verify. Nothing is guessed and nothing is overwritten."""
 
     slug = "damaged"
 
 
 class Diverged(SteerwayError):
-    """Ranks disagree about what they did. The generation must end; training on would be a silent lie."""
+    """Ranks disagree about what they did. The generation must end: training on would hide the difference."""
 
     slug = "diverged"

@@ -1,4 +1,4 @@
-"""The vocabulary of steering: every intent, with its bounds. Imperatives; each is checked when it is built.
+"""Intents: the typed bodies of commands, validated on construction, with their bounds.
 
     a run's course     Pause, Resume, Stop, Evaluate
     its knobs          SetLearningRate, SetSchedule, SetKnobs
@@ -8,8 +8,8 @@
     its branches       Rollback, AdoptCheckpoint
     other commands     Cancel
 
-Whether an intent *may* happen is decided in `decisions`, and whether every rank *can* do it is voted on at the step
-boundary. Pinning, deleting and adopting a checkpoint need no rank: the control server does them itself.
+`decisions` decides whether an intent *may* happen; the ranks vote at the step boundary whether they *can* do it.
+Pinning, deleting and adopting a checkpoint need no ranks: the control server does them itself.
 """
 
 from typing import Annotated, Literal, TypeVar
@@ -28,26 +28,26 @@ from pydantic import (
 )
 
 MAX_LEARNING_RATE = 10.0
-"""Above this no optimizer trains anything; such a value is a typing error (1e4 for 1e-4)."""
+"""Above this no optimizer trains anything; such a value is a typo (1e4 for 1e-4)."""
 
 MAX_FACTOR = 1000.0
-"""One change may multiply a value by at most this, and divide it by as much."""
+"""The most by which one change may multiply or divide a value."""
 
 MAX_LABEL_CHARS = 80
 MAX_NOTE_CHARS = 2000
 MAX_NAME_CHARS = 200
 MAX_CHANGES = 32
-"""Changes of one command: more than a person means at once, and bounded in time at the boundary."""
+"""Changes per command: more than a person needs, and bounds the duration of the boundary."""
 
 MAX_ARGUMENTS = 16
 MAX_VALUES = 8
 """Numbers in one value: betas have two."""
 
 MAX_NAMES_TOLD = 5
-"""Names that a refusal lists."""
+"""Names listed in an error message."""
 
 MAX_FIRST = 8
-"""Changes with which a branch begins."""
+"""Initial changes of a branch."""
 
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 MAX_SEED = 2**63 - 1
@@ -55,7 +55,7 @@ MAX_SCHEDULE_STEPS = 2**31
 
 
 class Words(BaseModel):
-    """Base of every immutable value that crosses a process: unknown keys are refused, not ignored."""
+    """Base of every immutable message between processes (frozen pydantic model): unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
@@ -64,7 +64,7 @@ class Words(BaseModel):
 Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
 Factor = Annotated[float, Field(ge=1 / MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False, strict=True)]
 Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS, strict=True)]
-# What fits into 64 bits: a bound can be compared with it, and every reader can keep it.
+# 64-bit, so that bounds can be compared with it and every JSON reader can keep it.
 Whole = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED, strict=True)]
 Scalar = StrictBool | Whole | Finite | Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
 KnobValue = StrictBool | Whole | Finite | Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_VALUES)]
@@ -76,7 +76,7 @@ RunId = Annotated[str, Field(pattern=f"^{RUN_ID}$", strict=True)]
 
 
 def check_group(group: int | str | None) -> int | str | None:
-    """A parameter group is an index from 0 or a name."""
+    """Validate a parameter group: an index from 0 or a name."""
     if isinstance(group, int) and group < 0:
         raise ValueError("a parameter group is counted from 0")
     if isinstance(group, str) and not 0 < len(group) <= MAX_LABEL_CHARS:
@@ -88,7 +88,7 @@ ValueOrFactor = TypeVar("ValueOrFactor", "SetLearningRate", "Change")
 
 
 def check_value_or_factor(change: ValueOrFactor) -> ValueOrFactor:
-    """A change says what a value becomes, or what it is multiplied by."""
+    """Validate that a change has either `value` or `factor`."""
     if (change.value is None) == (change.factor is None):
         raise ValueError("give either 'value' or 'factor', not both and not neither")
     return change
@@ -130,7 +130,7 @@ class Change(Words):
 
     @property
     def target(self) -> tuple[str, str]:
-        """What is changed: the knob and the group."""
+        """Knob and group that the change applies to."""
         return self.knob, "" if self.group is None else str(self.group)
 
     def describe(self) -> str:
@@ -140,7 +140,7 @@ class Change(Words):
 
 
 class SetKnobs(Words):
-    """Change one knob or several, all together at one step boundary or none of them."""
+    """Change one or several knobs at one step boundary, all or none (atomic)."""
 
     kind: Literal["set_knobs"] = "set_knobs"
     changes: tuple[Change, ...] = Field(min_length=1, max_length=MAX_CHANGES)
@@ -170,7 +170,7 @@ class SetSchedule(Words):
 
 
 class Freeze(Words):
-    """Keep the parameters whose names match a pattern (`transformer.h.0.*`) as they are from the next step on."""
+    """Freeze the parameters whose names match a pattern (`transformer.h.0.*`) from the next step on."""
 
     kind: Literal["freeze"] = "freeze"
     parameters: Name
@@ -256,15 +256,15 @@ class DeleteCheckpoint(Words):
 
 
 First = Annotated[SetLearningRate | SetKnobs | SetSchedule | Freeze | Unfreeze, Field(discriminator="kind")]
-"""What a branch may begin with."""
+"""Intents allowed as initial changes of a branch."""
 
 
 class Rollback(Words):
-    """Go back to a checkpoint, and on from there as a new branch; or on with a branch that there is already.
+    """Roll back to a checkpoint as a new branch, or switch to an existing branch.
 
-    With `checkpoint`: a new branch begins there, called `branch` or by a number, and its first step is made with the
-    changes of `first`. Without: `branch` is one that there is, and training goes on from its newest checkpoint.
-    What was trained and commanded since then stays where it is, on its own branch.
+    With `checkpoint`: a new branch starts there, named `branch` or by a number, with the changes of `first` applied
+    before its first step. Without: training continues on the existing `branch` from its newest checkpoint.
+    Steps and commands since then stay on their own branch.
     """
 
     kind: Literal["rollback"] = "rollback"
@@ -282,10 +282,10 @@ class Rollback(Words):
 
 
 class AdoptCheckpoint(Words):
-    """Make a checkpoint of another run the beginning of a branch of this one: what a fork has learnt is the run's own.
+    """Copy a checkpoint of another run (e.g. of a fork) into this run, as the start of a new branch.
 
-    Without `checkpoint`: the one from which that run would go on. The branch is called `branch`, or by a number. The
-    run goes on as it was; `rollback` with that branch goes on with it.
+    Without `checkpoint`: the one that run would resume from. The branch is named `branch` or by a number. Training
+    stays on the current branch; `rollback` with the new branch switches to it.
     """
 
     kind: Literal["adopt_checkpoint"] = "adopt_checkpoint"
@@ -295,7 +295,7 @@ class AdoptCheckpoint(Words):
 
 
 class Cancel(Words):
-    """Take back a command that has not been settled. What was applied first stays applied, and this is rejected."""
+    """Cancel a command that is not settled. If it is applied first it stays applied, and the cancel is rejected."""
 
     kind: Literal["cancel"] = "cancel"
     command: UUID
@@ -335,14 +335,14 @@ CHANGES_TRAINING = (
     Resume,
     Stop,
 )
-"""After a crash these are repeated at the step where they took effect; what is left changes nothing in the training."""
+"""After a failure these are repeated at the step where they took effect; the others do not change the training."""
 
 NEEDS_NO_RANK = (PinCheckpoint, DeleteCheckpoint, AdoptCheckpoint)
-"""The control server does these itself."""
+"""The control server applies these itself."""
 
 
 def describe(intent: Intent) -> str:
-    """An intent in a few words: `lr = 0.0001`, `lr x 0.5 (group 1, hold)`, `weight_decay = 0.1, betas = ...`."""
+    """Return a short description: `lr = 0.0001`, `lr x 0.5 (group 1, hold)`, `weight_decay = 0.1, betas = ...`."""
     match intent:
         case SetLearningRate():
             return _learning_rate(intent)
@@ -355,8 +355,8 @@ def describe(intent: Intent) -> str:
         case ResetParameters():
             return f"reset {intent.modules} (seed {intent.seed})"
         case RunAction():
-            told = ", ".join(f"{name} = {_spelled(value)}" for name, value in intent.arguments.items())
-            return f"run {intent.name}" + (f" ({told})" if told else "")
+            arguments = ", ".join(f"{name} = {_spelled(value)}" for name, value in intent.arguments.items())
+            return f"run {intent.name}" + (f" ({arguments})" if arguments else "")
         case PinCheckpoint():
             return f"{'pin' if intent.pinned else 'unpin'} {intent.checkpoint}"
         case DeleteCheckpoint():

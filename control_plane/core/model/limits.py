@@ -1,14 +1,14 @@
-"""What a run's owner allows: bounds per knob, from the run's config.
+"""Per-knob limits of a run, set by its owner in the config: bounds, rate of change, cool-down, roles.
 
     limits:
       lr: {min: 1e-6, max: 1e-2, max_factor: 10, cool_down_s: 30, roles: [operator, admin]}
       "*:p": {max: 0.5}
       action/reshuffle: {roles: [operator, admin, agent]}
 
-A name may be a pattern; the first that fits counts. An action of the script is limited as `action/NAME`; an agent may
-run it only if a limit whose name begins so names the role `agent`: nobody here knows what it does. What is asked for is
-checked when a command comes in. Which knobs a pattern covers, and what a value becomes, is known to the ranks alone,
-and is checked by all of them at the step boundary, see `barred` and `breach`.
+A name may be a pattern; the first match counts. An action of the script is limited as `action/NAME`; an agent may run
+it only if a limit with that prefix names the role `agent`, since its effect is unknown here. Commands are checked on
+admission. Only the ranks know which knobs a pattern covers and what a factor yields; they check it at the step
+boundary, see `barred` and `breach`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -26,7 +26,7 @@ NEVER: Mapping[str, float] = {}
 
 
 class Limit(Words):
-    """What one knob may become, how fast, how often, and at whose word. What is not said is not bounded."""
+    """Bounds of one knob's value, factor, frequency of change, and the roles that may change it; None: unbounded."""
 
     min: float | None = Field(default=None, allow_inf_nan=False)
     max: float | None = Field(default=None, allow_inf_nan=False)
@@ -42,13 +42,13 @@ class Limit(Words):
 
 
 def limit_of(limits: Mapping[str, Limit], knob: str) -> Limit | None:
-    """The knob's own limit, or that of the first pattern that fits."""
+    """Return the knob's own limit, else that of the first matching pattern, else None."""
     own = limits.get(knob)
     return own or next((limit for pattern, limit in limits.items() if fnmatchcase(knob, pattern)), None)
 
 
 def knobs_of(intent: Intent) -> tuple[str, ...]:
-    """The knobs that an intent changes; an action counts as one."""
+    """Return the knobs that an intent names; an action counts as one."""
     if isinstance(intent, SetLearningRate | SetSchedule):
         return (LEARNING_RATE,)
     if isinstance(intent, RunAction):
@@ -57,18 +57,22 @@ def knobs_of(intent: Intent) -> tuple[str, ...]:
 
 
 def changed_by(intent: Intent, after: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """The knobs that an applied intent has changed: those that it names, and those that the ranks read after it."""
+    """Return the knobs changed by an applied intent: those it names, and those in the ranks' readback."""
     return tuple(dict.fromkeys((*knobs_of(intent), *((after or {}) if isinstance(intent, SetKnobs) else ()))))
 
 
 def refusal(
     limits: Mapping[str, Limit], intent: Intent, role: str | None, changed_s_ago: Mapping[str, float]
 ) -> str | None:
-    """Why this may not be asked for, or None. `changed_s_ago`: seconds since each knob was last changed."""
+    """Return the reason why the limits forbid an intent, or None.
+
+    Args:
+        changed_s_ago: seconds since each knob was last changed.
+    """
     for knob in knobs_of(intent):
         if role == AGENT and isinstance(intent, RunAction) and not _is_granted(limits, knob):
-            return f"{intent.name} may be run by people; for an agent this run's limits have no {knob} with that role"
-        # A pattern stands for every knob that it fits, as far as their names are known here.
+            return f"{intent.name} may not be run by an agent: no limit {knob} of this run grants the role 'agent'"
+        # A pattern stands for every knob that it matches, as far as their names are known here.
         covered = (name for name in (*limits, *changed_s_ago) if ":" in knob and fnmatchcase(name, knob))
         for name in (knob, *covered):
             if problem := barred(limits, name, role, changed_s_ago):
@@ -83,7 +87,7 @@ def refusal(
 def barred(
     limits: Mapping[str, Limit], knob: str, role: str | None, changed_s_ago: Mapping[str, float] = NEVER
 ) -> str | None:
-    """Why this role may not change this knob now, or None, whatever it would become."""
+    """Return the reason why a role may not change a knob now, whatever the value, or None."""
     limit = limit_of(limits, knob)
     if limit is None:
         return None
@@ -99,13 +103,18 @@ def barred(
 
 
 def _is_granted(limits: Mapping[str, Limit], action: str) -> bool:
-    """Whether an agent may run this action: a limit of all knobs, such as `*`, does not say so."""
+    """Return whether a limit grants the action to agents. A limit of all knobs, such as `*`, does not."""
     limit = limit_of({name: each for name, each in limits.items() if name.startswith(ACTION)}, action)
     return limit is not None and AGENT in (limit.roles or ())
 
 
 def breach(limits: Mapping[str, Limit], knob: str, before: Any, after: Any) -> str | None:
-    """Why a knob may not go from one value to another, or None. Values: numbers, or lists of them of equal length."""
+    """Return the reason why a knob may not change from `before` to `after`, or None.
+
+    Args:
+        before: a number, or a list of numbers (one per parameter group).
+        after: the same, of equal length.
+    """
     limit = limit_of(limits, knob)
     if limit is None:
         return None
@@ -116,7 +125,7 @@ def breach(limits: Mapping[str, Limit], knob: str, before: Any, after: Any) -> s
 
 
 def _asked(intent: Intent, knob: str) -> Iterable[tuple[float | None, float | None]]:
-    """Pairs of value and factor, one of which is None."""
+    """Yield the requested (value, factor) pairs of a knob; one of the two is None."""
     if isinstance(intent, SetLearningRate):
         yield intent.value, intent.factor
     elif isinstance(intent, SetKnobs):

@@ -1,7 +1,7 @@
-"""What the journal may hold: facts, in the past tense.
+"""Journal records: facts, in the past tense.
 
-A record is written once, durably, before anyone sees it. Measurements (losses, speeds) are not facts of this kind:
-they live in the metrics store and may be lost.
+A record is written once, durably, before anyone sees it. Measurements (losses, speeds) are not records: they are kept
+in the metrics store and may be lost.
 """
 
 from math import isfinite, isnan
@@ -32,31 +32,31 @@ def _spelled(value: Any) -> Any:
 
 
 Reading = Annotated[dict[str, Any], AfterValidator(_spelled)]
-"""What one rank read back from its live objects, as plain JSON values, e.g. `{"lr": [1e-4, 1e-4]}`.
+"""Readback of one rank's live objects, as plain JSON values, e.g. `{"lr": [1e-4, 1e-4]}`.
 
-JSON has no NaN and no infinity: in a record they are spelled "NaN", "Infinity" and "-Infinity"."""
+JSON has no NaN and no infinity: a record spells them "NaN", "Infinity" and "-Infinity"."""
 
 SKIPPED_STEPS, STEP_WAS_SKIPPED = "skipped_steps", "step_was_skipped"
-"""In the reading of an applied command: how many steps the optimizer has not taken because gradients were not finite,
-and that the step before this boundary was one of them. Left out where there is nothing to tell."""
+"""In the readback of an applied command: how many steps the optimizer has skipped because gradients were not finite,
+and that the step before this boundary was one of them. Absent if there are none."""
 
 NOT_EXACT = "not_exact"
-"""Among a generation's facts: in words, what is not after a failure what it would have been without one."""
+"""Among a generation's facts: reasons why a recovery of this training is not bit-identical, as sentences."""
 
 Status = Literal["applied", "rejected", "failed", "expired", "cancelled"]
 Ending = Literal["finished", "stopped", "failed"]
 GenerationEnding = Ending | Literal["left"]
-"""`left`: the same processes go on elsewhere, with another branch."""
+"""`left`: the same processes continue on another branch."""
 
 UNIVERSAL = "-universal"
-"""Added to a checkpoint's name: the same for another number of ranks."""
+"""Suffix of a checkpoint's name: the same checkpoint, converted for another number of ranks."""
 
 MAX_RANKS_LISTED = 8
-"""Readings are journalled rank by rank up to this world size; beyond it, agreement makes one reading enough."""
+"""Readbacks are recorded rank by rank up to this world size; beyond it one is enough, as all ranks agree."""
 
 
 class RankPlace(Words):
-    """Where one rank runs. `device` is `cpu` or e.g. `cuda:0`."""
+    """Placement of one rank: node, process and device (`cpu` or e.g. `cuda:0`)."""
 
     rank: int
     node: str
@@ -65,11 +65,10 @@ class RankPlace(Words):
 
 
 class Parent(Words):
-    """Where a run comes from that did not begin at nothing.
+    """Origin of a run, or of an adopted branch, in another run.
 
-    A `fork` begins at a checkpoint of another run, of which it has a copy under its own name. A `replay` begins at the
-    beginning and does again what that run did, up to step `step` of its last branch. A branch of a run begins so, too,
-    if it was `adopted` from another run.
+    A `fork` starts at a checkpoint of that run, of which it has a copy. A `replay` starts at step 0 and repeats that
+    run's commands up to step `step` of its last branch. An `adopted` branch starts at a copied checkpoint.
     """
 
     kind: Literal["fork", "replay", "adopted"]
@@ -80,7 +79,7 @@ class Parent(Words):
 
 
 class RunCreated(Words):
-    """A run got its journal. `config_sha256` is the digest of the resolved configuration."""
+    """A run was created. `config_sha256` is the digest of the resolved configuration."""
 
     type: Literal["RunCreated"] = "RunCreated"
     run: str
@@ -93,7 +92,7 @@ class RunCreated(Words):
 
 
 class TermStarted(Words):
-    """A control server began its life. `recovered` counts the records it found."""
+    """A control server began a term. `recovered` counts the records it found in the journal."""
 
     type: Literal["TermStarted"] = "TermStarted"
     term: int
@@ -108,11 +107,10 @@ class RefusedCheckpoint(Words):
 
 
 class GenerationStarted(Words):
-    """The trainers began, from `step`, with these ranks and knobs. `uuid` makes announcing it twice harmless.
+    """A generation of trainers started from `step`, with these ranks and knobs. Idempotent by `uuid`.
 
-    `checkpoint` is what they restored; without one they began at the beginning. `refused` did not verify.
-    `branch` is the one that they train. `training` is which of the script's trainings this is, by the order of its
-    calls of `train()`, from 1; `training_sha256` is of its model's shapes and of samples of its data.
+    `checkpoint` was restored; without one they started at step 0. `refused` did not verify. `training` numbers the
+    script's calls of `train()`, from 1; `training_sha256` is a digest of its model's shapes and of samples of its data.
     """
 
     type: Literal["GenerationStarted"] = "GenerationStarted"
@@ -137,15 +135,15 @@ class GenerationStarted(Words):
 
 
 class CommandAccepted(Words):
-    """The command is durable. It will be settled exactly once."""
+    """A command was accepted and is durable. It will be settled exactly once."""
 
     type: Literal["CommandAccepted"] = "CommandAccepted"
     command: Command
 
 
 class CommandScheduled(Words):
-    """An accepted command takes effect at the boundary after `step`, before any other: a branch begins with it, or the
-    run that is replayed did it there."""
+    """An accepted command was scheduled for the boundary after `step`, before any other: an initial change of a branch,
+    or a command of the replayed run."""
 
     type: Literal["CommandScheduled"] = "CommandScheduled"
     uuid: UUID
@@ -155,7 +153,7 @@ class CommandScheduled(Words):
 
 
 class BranchStarted(Words):
-    """The run goes on from `checkpoint`, as a new branch of that name. `rollback` is the command that asked for it."""
+    """The run continues from `checkpoint` on a new branch. `rollback` is the command that requested it."""
 
     type: Literal["BranchStarted"] = "BranchStarted"
     branch: BranchName
@@ -166,7 +164,7 @@ class BranchStarted(Words):
 
 
 class BranchResumed(Words):
-    """The run goes on with a branch that there was already."""
+    """The run was switched to an existing branch."""
 
     type: Literal["BranchResumed"] = "BranchResumed"
     branch: BranchName
@@ -174,7 +172,7 @@ class BranchResumed(Words):
 
 
 class BranchAdopted(Words):
-    """A branch begins at a checkpoint of another run, of which this one has a copy. The run is not taken to it."""
+    """A branch was created at a copied checkpoint of another run. The run is not switched to it."""
 
     type: Literal["BranchAdopted"] = "BranchAdopted"
     branch: BranchName
@@ -182,10 +180,10 @@ class BranchAdopted(Words):
 
 
 class CommandSettled(Words):
-    """The end of a command's life.
+    """The final status of a command.
 
-    `applied` means: after step `step`, every one of `world_size` ranks read `after` back from its live objects.
-    `before` is what the ranks read first. `ranks` lists each rank's own reading (up to `MAX_RANKS_LISTED` ranks).
+    `applied` means: after step `step`, all `world_size` ranks read `after` back from their live objects; `before` is
+    the readback before the change. `ranks` lists each rank's own readback (up to `MAX_RANKS_LISTED` ranks).
     """
 
     type: Literal["CommandSettled"] = "CommandSettled"
@@ -201,9 +199,9 @@ class CommandSettled(Words):
 
 
 class CommandRepeated(Words):
-    """A command that was applied before a failure was applied again, at the step where it first took effect.
+    """A command was applied again after a failure, at the step where it first took effect.
 
-    `status` and `after` must be what they were; a difference is recorded and not hidden.
+    `status` and `after` must be what they were; a difference is recorded, not hidden.
     """
 
     type: Literal["CommandRepeated"] = "CommandRepeated"
@@ -216,10 +214,10 @@ class CommandRepeated(Words):
 
 
 class Death(Words):
-    """One rank that was lost, as the driver saw it. `rank` is None if it was lost before it had one.
+    """Failure of one rank, as the driver saw it. `rank` is None if it failed before it had a rank.
 
-    `signature` says the same of the same failure: the exception and where it was raised, the signal, out of memory, or
-    what the watchdog found in which phase. `step` is the last one that this rank had made, if it could still tell.
+    `signature` is equal for equal failures: the exception and where it was raised, the signal, out of memory, or what
+    the watchdog found in which phase. `step` is this rank's last completed step, if known.
     """
 
     rank: int | None
@@ -230,7 +228,10 @@ class Death(Words):
 
 
 class GenerationLost(Words):
-    """Trainers died or hung. `step` is the last that was heard of; what came after the checkpoint is undone."""
+    """A generation failed: trainers died or hung. `step` is the last reported; steps after the checkpoint are undone.
+
+    `loss` is the uuid of the driver's report.
+    """
 
     type: Literal["GenerationLost"] = "GenerationLost"
     loss: UUID | None = None
@@ -241,12 +242,12 @@ class GenerationLost(Words):
 
     @property
     def is_inferred(self) -> bool:
-        """Nobody told of it: new trainers came."""
+        """True if nobody reported the failure: it was inferred when new trainers asked where to start."""
         return self.loss is None and not self.deaths
 
 
 class GenerationRecovered(Words):
-    """The first step after a loss. Each phase in seconds: see `core.recovery.PHASES`."""
+    """The first step after a failure was made. Seconds of each phase: see `core.recovery.PHASES`."""
 
     type: Literal["GenerationRecovered"] = "GenerationRecovered"
     generation: int
@@ -256,7 +257,7 @@ class GenerationRecovered(Words):
 
 
 class GenerationEnded(Words):
-    """The trainers ended at `step`."""
+    """A generation of trainers ended at `step`."""
 
     type: Literal["GenerationEnded"] = "GenerationEnded"
     generation: int
@@ -266,7 +267,7 @@ class GenerationEnded(Words):
 
 
 class RunClosed(Words):
-    """The run is over; it takes no more commands."""
+    """The run was closed; it takes no more commands."""
 
     type: Literal["RunClosed"] = "RunClosed"
     ending: Ending
@@ -274,7 +275,7 @@ class RunClosed(Words):
 
 
 class RunResumed(Words):
-    """Somebody had the run go on, with a new driver and perhaps on a new cluster. A stop is not repeated."""
+    """The run was resumed, with a new driver and perhaps on a new cluster. An earlier stop is not repeated."""
 
     type: Literal["RunResumed"] = "RunResumed"
     author: str
@@ -307,13 +308,13 @@ RECORD: TypeAdapter[Record] = TypeAdapter(Record)
 
 
 ABOUT_A_COMMAND = (CommandScheduled, CommandSettled, CommandRepeated)
-"""Records that say more of a command that was accepted earlier: each has its `uuid` and a `status`."""
+"""Records about a command accepted earlier: each has its `uuid` and a `status`."""
 
 
 class About(Words):
-    """What a command asks, for whoever reads a single line: the intent's kind, and all else that it says.
+    """Summary of a command for readers of a single journal line: the intent's kind and its other fields.
 
-    What the intent leaves open is left out.
+    Fields that are None are left out.
     """
 
     command: str
@@ -321,17 +322,17 @@ class About(Words):
 
     @classmethod
     def of(cls, command: Command) -> "About":
-        """What this command asks."""
-        said = command.intent.model_dump(mode="json", exclude={"kind"})
+        """Return the summary of a command."""
+        fields = command.intent.model_dump(mode="json", exclude={"kind"})
         return cls(
-            command=command.intent.kind, arguments={key: value for key, value in said.items() if value is not None}
+            command=command.intent.kind, arguments={key: value for key, value in fields.items() if value is not None}
         )
 
 
 class Entry(Words):
-    """A record in its place: `seq` counts from 1 without gaps; `time` is UTC, ISO 8601, for people only.
+    """A journal entry: `seq` counts from 1 without gaps; `time` is UTC, ISO 8601, for people only.
 
-    `about` is set where the record says more of an earlier command; an accepted one says it itself.
+    `about` is set on records about an earlier command, see `ABOUT_A_COMMAND`.
     """
 
     seq: int = Field(ge=1)
@@ -340,7 +341,7 @@ class Entry(Words):
     about: About | None = None
 
     def line(self) -> dict[str, Any]:
-        """The journal's line, without the checksum and the chain that the storage adds."""
+        """Return the journal line as a JSON object, without the checksum and the hash chain that the storage adds."""
         body = self.record.model_dump(mode="json", exclude={"type"})
         line: dict[str, Any] = {"seq": self.seq, "time": self.time, "type": self.record.type}
         about = self.about
@@ -359,12 +360,12 @@ class Entry(Words):
 
     @classmethod
     def from_line(cls, line: dict[str, Any]) -> "Entry":
-        """The inverse of `line`. Raises `pydantic.ValidationError` if the line is not one of ours."""
+        """Parse a journal line, the inverse of `line`. Raises `pydantic.ValidationError`."""
         body = line.get("body")
         record = {**body, "type": line.get("type")} if isinstance(body, dict) else body
         entry = cls.model_validate({"seq": line.get("seq"), "time": line.get("time"), "record": record})
         command, arguments = line.get("command"), line.get("arguments")
-        # What stands beside the body is for people: a line without it, as earlier releases wrote them, is complete.
+        # The fields beside the body are for people: a line of an earlier release without them is complete.
         if not isinstance(entry.record, ABOUT_A_COMMAND) or not isinstance(command, str):
             return entry
         if not isinstance(arguments, dict):
@@ -373,14 +374,14 @@ class Entry(Words):
 
 
 class Asked:
-    """What each command asks, learnt from the entries in their order: later ones about it say it again."""
+    """Index of command summaries, filled from entries in order, to complete later entries about the same command."""
 
     def __init__(self) -> None:
-        """Knows nothing."""
+        """Start empty."""
         self._known = dict[UUID, About]()
 
     def complete(self, entry: Entry) -> Entry:
-        """The entry, and what its command asks, if that is known."""
+        """Return the entry with `about` filled in, if its command is known."""
         record = entry.record
         if isinstance(record, CommandAccepted):
             self._known[record.command.uuid] = About.of(record.command)

@@ -1,10 +1,10 @@
-"""What may be a secret, and its removal: by its key's name, behind a flag, by its shape, and where its value is known.
+"""Redaction of secrets: by key name, behind a command-line flag, by shape, and by known value.
 
-Pure. A journal is chained and passed on: what it was once told, it keeps for ever. So a text is cleaned before it
-becomes a record, and a config before it is exported. In doubt something is a secret; but settings of a training that
-only sound like one (`max_new_tokens`, `pad_token`, `sort_key`) stay.
+Pure. A journal is hash-chained and exported, so it keeps a secret for ever: texts are redacted before they become
+records, and a config before it is exported. In doubt something is a secret; but training settings that only sound like
+one (`max_new_tokens`, `pad_token`, `sort_key`) stay.
 
-Not covered: a secret of no known shape, behind no name that says so, that is in no environment variable.
+Not covered: a secret of no known shape, behind no telling name, and in no environment variable.
 """
 
 import dataclasses
@@ -18,13 +18,13 @@ from urllib.parse import quote
 T = TypeVar("T")
 
 HIDDEN = "***"
-"""In the place of a secret inside a text."""
+"""Replaces a secret inside a text."""
 
 MIN_KNOWN_CHARS = 8
-"""A shorter value of an environment variable is found in many a word that is no secret."""
+"""Shorter values of environment variables occur in ordinary words and are not redacted."""
 
 TEXTS = frozenset({"reason", "note", "label", "description"})
-"""The fields of records and reports that hold what an exception, a script or a person said; others are names."""
+"""Fields of records and reports with free text of an exception, a script or a person; the others hold names."""
 
 _JOINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")
 _NO_WORD = re.compile(r"[^a-z0-9]+")
@@ -42,21 +42,21 @@ _NAMED = re.compile(
 _DESCRIBES = re.compile(
     r"path|file|dir|folder|mode|type|method|kind|url|uri|scheme|provider|timeout|enabled|length|sock|name|names"
 )
-"""How a key ends that tells of a secret, and is none."""
+"""Last words of keys that describe a secret without holding it."""
 
 _PLAIN_TOKENS = re.compile(
     r"pad|eos|bos|unk|mask|sep|cls|special|stop|start|end|new|max|min|num|n|no|image|video|audio|prompt|forced|"
     r"suppress|begin|added|extra|additional|input|output|total|train|eval|target|source|per|of|prefix|suffix|"
     r"fill|word|sub|pre|multi|bad|ignore|ignored|boi|eoi|think|tool|next|last|first|every|by"
 )
-"""Before `token`: a word of a vocabulary, or a number of them."""
+"""Words before `token` that make it a vocabulary entry or a count of tokens."""
 
 _PLAIN_KEYS = re.compile(
     r"sort|group|text|label|input|output|target|source|column|image|audio|ignore|include|exclude|primary|"
     r"foreign|cache|dataset|data|feature|metric|prompt|response|question|answer|batch|id|public|row|name|dict|"
     r"map|hash|index"
 )
-"""Before `key`: where something is found."""
+"""Words before `key` that make it a lookup key."""
 
 _OWNED_KEYS = re.compile(
     r"^(?:api|access|private|secret|auth|signing|encryption|master|account|ssh|wandb|openai|anthropic|aws|azure|hf)+keys?$"
@@ -85,7 +85,7 @@ _OPTION = re.compile(r"(?P<name>-{0,2}[A-Za-z_][\w.-]*)=(?P<value>.+)", re.DOTAL
 
 @lru_cache(maxsize=4096)
 def names_secret(key: str) -> bool:
-    """Whether what is called so may be a secret: `hf_token`, `apiKey`, `AWS_ACCESS_KEY_ID`, `--db-password`."""
+    """Return whether a key names a secret: `hf_token`, `apiKey`, `AWS_ACCESS_KEY_ID`, `--db-password`."""
     words = _NO_WORD.sub("_", _JOINS.sub("_", key).lower()).strip("_").split("_")
     last, before = words[-1], words[-2] if len(words) > 1 else ""
     if words[0] == "keep" or _DESCRIBES.fullmatch(last):
@@ -99,7 +99,7 @@ def names_secret(key: str) -> bool:
 
 
 def conceals(key: str, value: Any) -> bool:
-    """Whether this scalar below this key may be a secret. True, false and nothing are none, nor are `tokens: 4096`."""
+    """Return whether a scalar below this key may be a secret. Booleans, empty values and `tokens: 4096` are not."""
     if value is None or isinstance(value, bool) or value == "" or not names_secret(key):
         return False
     return not (key.lower().endswith("tokens") and _is_number(value))
@@ -114,7 +114,7 @@ def _is_number(value: Any) -> bool:
 
 
 def concealed_arguments(arguments: Sequence[Any]) -> Iterator[tuple[int, str]]:
-    """Which arguments of a command line hold a secret, and what of them is none of it: `--hf-token X`, `--pin=X`."""
+    """Yield (index, prefix) of arguments that hold a secret: `--hf-token X`; `--pin=` of `--pin=X` is the prefix."""
     flag = ""
     for number, argument in enumerate(arguments):
         if not isinstance(argument, str):
@@ -135,7 +135,7 @@ def _last_part(name: str) -> str:
 
 
 def secrets_in(settings: Any, key: str = "") -> Iterator[str]:
-    """The values of a config that may be secrets, at least `MIN_KNOWN_CHARS` long. `key`: below which it all lies."""
+    """Yield the values of a config that may be secrets. `key`: the key below which `settings` lies."""
     if isinstance(settings, Mapping):
         for name, value in settings.items():
             yield from secrets_in(value, key if key and names_secret(key) else str(name))
@@ -149,24 +149,24 @@ def secrets_in(settings: Any, key: str = "") -> Iterator[str]:
 
 
 class Redaction:
-    """Takes secrets out of texts: those of known shape, those behind a name that says so, and the values of `known`."""
+    """Redactor for texts: secrets of known shape, behind a telling name, and the values of `known`."""
 
     def __init__(self, known: Iterable[str] = ()) -> None:
         # The longest first: one secret may be the beginning of another.
-        long = {each for each in known if len(each) >= MIN_KNOWN_CHARS}
-        lines = {line for each in long for line in each.splitlines() if len(line) >= 2 * MIN_KNOWN_CHARS}
-        spelled = {quote(each, safe="") for each in long}
-        values = sorted(long | lines | spelled, key=lambda each: (-len(each), each))
+        long = {value for value in known if len(value) >= MIN_KNOWN_CHARS}
+        lines = {line for value in long for line in value.splitlines() if len(line) >= 2 * MIN_KNOWN_CHARS}
+        quoted = {quote(value, safe="") for value in long}
+        values = sorted(long | lines | quoted, key=lambda value: (-len(value), value))
         self._known = re.compile("|".join(map(re.escape, values))) if values else None
 
     @classmethod
     def of(cls, environ: Mapping[str, str], known: Iterable[str] = ()) -> "Redaction":
-        """One that also knows the values of those variables whose name is a secret's. `PWD` is a folder."""
+        """Return a redactor that also knows the environment's variables with a secret's name. `PWD` is a folder."""
         named = (value for name, value in environ.items() if name not in ("PWD", "OLDPWD") and names_secret(name))
         return cls([*named, *known])
 
     def text(self, text: str) -> str:
-        """The text without its secrets."""
+        """Return the text without secrets."""
         if self._known is not None:
             text = self._known.sub(HIDDEN, text)
         text = _IN_URL.sub(f"://{HIDDEN}@", text)
@@ -176,9 +176,9 @@ class Redaction:
         return _hidden_behind(_FLAGGED, _hidden_behind(_ASSIGNED, text))
 
     def value(self, value: Any, key: str = "") -> Any:
-        """A plain value of JSON without its secrets: no text is left of a key that names one.
+        """Return a JSON value without secrets: texts below a key that names one are replaced.
 
-        Numbers are, and what lies deeper: a script may call a knob `aux_key`, and it has to be steered.
+        Numbers and nested values stay: a script may name a knob `aux_key`, and it must remain usable.
         """
         if isinstance(value, Mapping):
             return {name: self.value(each, str(name)) for name, each in value.items()}
@@ -192,9 +192,9 @@ class Redaction:
         return self.text(value) if isinstance(value, str) else self.words(value)
 
     def words(self, words: T) -> T:
-        """A record, a report or another of our typed messages, without secrets in its `TEXTS` and readings.
+        """Return a message (a record, a report) without secrets in its `TEXTS` and readbacks.
 
-        Names are left: of runs, branches, checkpoints and ranks. What has nothing to hide is answered as it is.
+        Names of runs, branches, checkpoints and ranks stay. Without a secret the same object is returned.
         """
         names = _field_names(words)
         changed = {name: new for name in names if (new := self._field(name, old := getattr(words, name))) is not old}
@@ -219,18 +219,18 @@ class Redaction:
 
 
 def _hidden_behind(names: re.Pattern[str], text: str) -> str:
-    """The text without the values that stand behind a secret's name. After a colon or a blank stands many a word."""
-    kept, done, found = list[str](), 0, names.search(text)
-    while found is not None:
-        at = found.end()
-        value = _VALUE.match(text, at) if names_secret(_last_part(found["name"])) else None
+    """Return the text without values behind a secret's name. A plain word after a colon or a blank is kept as prose."""
+    kept, done, match = list[str](), 0, names.search(text)
+    while match is not None:
+        at = match.end()
+        value = _VALUE.match(text, at) if names_secret(_last_part(match["name"])) else None
         if value is not None:
-            is_prose = "=" not in found["sign"] and _A_WORD.fullmatch(value[0]) is not None
-            if not is_prose and conceals(_last_part(found["name"]), value["quoted"] or value["plain"]):
+            is_prose = "=" not in match["sign"] and _A_WORD.fullmatch(value[0]) is not None
+            if not is_prose and conceals(_last_part(match["name"]), value["quoted"] or value["plain"]):
                 mark = value["quote"] or ""
                 kept += [text[done:at], mark + HIDDEN + mark]
                 done = at = value.end()
-        found = names.search(text, at)
+        match = names.search(text, at)
     return "".join([*kept, text[done:]])
 
 

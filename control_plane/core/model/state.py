@@ -1,8 +1,8 @@
-"""One run as the fold of its records.
+"""State of one run: the fold of its journal records.
 
-Possibly the simplest way to think of a steered run is as two machines: each command (accepted, then settled once)
-and the run itself (waiting, running, paused, closed). Rule 1: whatever changes either of them is `evolve`. Rule 2:
-this file does not know whether it is live, replaying a journal, in a console or inside a simulation.
+A steered run is two state machines: each command (accepted, then settled once) and the run itself (waiting, running,
+paused, closed). Rule 1: only `evolve` changes either of them. Rule 2: this module does not know whether it is live,
+replaying a journal, in a console or inside a simulation.
 """
 
 from dataclasses import dataclass, field, replace
@@ -43,7 +43,7 @@ from control_plane.core.model.records import (
 
 @dataclass(slots=True)
 class CommandLife:
-    """One command and what became of it."""
+    """One accepted command and its outcome."""
 
     command: Command
     accepted_seq: int
@@ -52,21 +52,21 @@ class CommandLife:
     settled_seq: int | None = None
     settled_at: str | None = None
     repeated: CommandRepeated | None = None
-    # The branch on which it was settled; until then, that on which it was asked for. So with the training.
+    # The branch on which it was settled; until then, on which it was accepted. The same for the training.
     branch: str = MAIN
     training: int = 1
 
     @property
     def status(self) -> str:
-        """`accepted`, or how it was settled."""
+        """`accepted`, or the status it was settled with."""
         return self.settled.status if self.settled else "accepted"
 
 
 @dataclass(frozen=True, slots=True)
 class Loss:
-    """One loss of the trainers, and how the run came back from it; `recovered` is None while it has not.
+    """One failure of the trainers, and the recovery from it; `recovered` is None while that is not over.
 
-    `began` is the start of those who were lost; None if they died before they had begun.
+    `began` is the start of the failed generation; None if it failed before its first step.
     """
 
     lost: GenerationLost
@@ -78,7 +78,7 @@ class Loss:
 
 @dataclass(slots=True)
 class RunState:
-    """What a journal says about its run. Only `evolve` changes it."""
+    """State of one run, as its journal has it. Only `evolve` changes it."""
 
     run: str = ""
     name: str = ""
@@ -88,7 +88,7 @@ class RunState:
     seq: int = 0
     term: int = 0
     generation: GenerationStarted | None = None
-    # Every start there was, by its uuid: a late repetition of an old announcement must not begin a new generation.
+    # Every start by its uuid: a late repetition of an old announcement must not begin a new generation.
     starts: dict[UUID, int] = field(default_factory=dict)
     ended: GenerationEnded | None = None
     closed: RunClosed | None = None
@@ -104,65 +104,65 @@ class RunState:
     discarded: set[str] = field(default_factory=set)
     # The record of each checkpoint, of the discarded ones too.
     committed_seq: dict[str, int] = field(default_factory=dict)
-    # Checkpoints that lie beyond a later start of their branch, with the record of that start: the branch went on from
-    # before them, and its history took another way.
+    # Checkpoints beyond a later start of their own branch, with the seq of that start: the branch was restarted from
+    # before them, and its history diverged.
     abandoned: dict[str, int] = field(default_factory=dict)
     # Of each branch and training the starts of its trainers: the record, and the step at which they began.
     begun: dict[tuple[str, int], list[tuple[int, int]]] = field(default_factory=dict)
     losses: list[Loss] = field(default_factory=list)
-    # Of the current generation, by step: what is told twice is recorded once.
+    # Of the current generation, by step, so that recording is idempotent.
     digested: dict[int, StateDigested] = field(default_factory=dict)
-    # The highest step that the journal knows to have been made, by any generation.
+    # The highest step in the journal, of any generation.
     reached_step: int = 0
     started_seq: int = 0
-    # Stops up to this record are over and done with: the run was resumed after them.
+    # Stops up to this record have no effect any more: the run was resumed after them.
     resumed_seq: int = 0
-    # So many losses came before that: somebody has looked since.
+    # Failures before that do not count in the crash loop: a person has resumed the run since.
     losses_before_resume: int = 0
     limits: dict[str, Limit] = field(default_factory=dict)
     # The entry that last changed each knob.
     changed_seq: dict[str, int] = field(default_factory=dict)
-    # The last entry that changed the run's course, or announced that it will, and what that was.
+    # The last entry that changed the run's course, or announced it, and its description.
     course_seq: int = 0
     course: str = "its beginning"
     parent: Parent | None = None
     branches: dict[str, Branch] = field(default_factory=lambda: {MAIN: Branch()})
-    # The branch that is trained, or that the next trainers will train.
+    # The current branch: trained now, or by the next trainers.
     head: str = MAIN
     branch_of_generation: dict[int, str] = field(default_factory=dict)
-    # Which of the script's trainings, see `trainings`, each generation was of.
+    # The training of the script, see `trainings`, of each generation.
     training_of_generation: dict[int, int] = field(default_factory=dict)
-    # The trainings that have begun, by their number: the fingerprint of model and data.
+    # Fingerprints of model and data of the trainings that have begun, by number.
     trainings: dict[int, str] = field(default_factory=dict)
-    # Those that came to their end, with the branch on which they did.
+    # Trainings that finished, with the branch.
     finished_trainings: set[tuple[str, int]] = field(default_factory=set)
-    # The highest step that the journal knows of each branch.
+    # The highest step in the journal of each branch.
     reached: dict[str, int] = field(default_factory=dict)
-    # The knobs as the trainers of each branch have them, or had them last; the head's are `knobs`.
+    # The last known knobs of each branch; the head's are `knobs`.
     knobs_of: dict[str, Reading] = field(default_factory=dict)
-    # When the run was last taken to another branch; pauses and stops before that are over and done with.
+    # When the run was last taken to another branch; pauses and stops before that have no effect any more.
     branched_seq: int = 0
-    # Commands that take effect at a known step, before any other.
+    # Commands scheduled for a known step, before any other.
     scheduled: dict[UUID, int] = field(default_factory=dict)
 
     @property
     def switching(self) -> bool:
-        """Whether the run is on its way to another branch."""
+        """True if the run is being taken to another branch."""
         return self.branched_seq > self.started_seq
 
     @property
     def lost(self) -> bool:
-        """Whether the current generation was lost, and no other has begun."""
+        """True if the current generation has failed and no other has begun."""
         return bool(self.losses) and self.losses[-1].restarted is None
 
     @property
     def listens(self) -> bool:
-        """Whether the current generation may still report: its successors have not been told history without it."""
+        """True if the current generation may still report: no successor has read the history without it."""
         return not self.lost and not self.is_resumed
 
     @property
     def is_resumed(self) -> bool:
-        """Whether somebody had the run go on, and its new trainers have not begun yet."""
+        """True if the run was resumed and its new trainers have not begun yet."""
         return self.resumed_seq > self.started_seq
 
     @property
@@ -184,14 +184,14 @@ class RunState:
         return self.generation.generation if self.generation else 0
 
     def pending_commands(self) -> tuple[Command, ...]:
-        """Accepted, not settled and for no certain step, oldest first."""
+        """Return accepted commands that are neither settled nor scheduled, oldest first."""
         return tuple(self.commands[uuid].command for uuid in self.pending if uuid not in self.scheduled)
 
 
 def evolve(state: RunState, entry: Entry) -> None:
-    """Fold one entry into the state. The only mutation there is.
+    """Fold one entry into the state: the only mutation of a `RunState`.
 
-    Raises `ValueError` if the entry is not the next one: a gap means that records were lost on the way.
+    Raises `ValueError` if the entry is not the next one: a gap means lost records.
     """
     if entry.seq != state.seq + 1:
         raise ValueError(f"record {entry.seq} cannot follow record {state.seq}")
@@ -280,14 +280,14 @@ def _take_branch(state: RunState, entry: Entry, record: BranchStarted | BranchRe
         )
         _reach(state, record.step, record.branch)
     state.head, state.branched_seq = record.branch, entry.seq
-    # A branch begins to train, whatever was the matter with the one before, and nothing speaks against it yet.
+    # A branch starts unpaused and without failures, whatever the state of the one before.
     state.paused = state.stopping = False
     state.losses_before_resume = len(state.losses)
     state.course_seq, state.course = entry.seq, f"the run was taken to branch {record.branch}"
 
 
 def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) -> None:
-    # A pause, or a stop, outlives the trainers: what was decided before a loss is repeated after it.
+    # A pause, or a stop, outlives the trainers: what was decided before a failure is repeated after it.
     state.generation, state.ended, state.step = record, None, record.step
     state.started_seq = entry.seq
     state.digested = {}
@@ -308,10 +308,10 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
 
 def _lose(state: RunState, entry: Entry, record: GenerationLost) -> None:
     last = state.losses[-1] if state.lost else None
-    # Those who were lost on their way to another branch tell nothing of how it is there.
+    # A failure on the way to another branch does not count against that branch.
     is_of_another_branch = state.switching and state.ended is None and not state.lost
     if last is not None and last.lost.is_inferred and not record.is_inferred:
-        state.losses[-1] = replace(last, lost=record)  # the driver's word of what was known already
+        state.losses[-1] = replace(last, lost=record)  # the driver's report of a failure inferred before
     else:
         died_on_the_way = state.lost or (state.switching and state.ended is not None)
         state.losses.append(Loss(record, entry.time, None if died_on_the_way else state.generation))
@@ -342,7 +342,7 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
         return
     _reach(state, outcome.step or 0, state.branch_of_generation.get(outcome.generation or 0, state.head))
     if state.switching and outcome.generation is not None:
-        return  # told late, of a branch that the run has left
+        return  # a late report, of a branch that the run has left
     state.step = max(state.step, outcome.step or 0)
     for knob in changed_by(command.intent, outcome.after):
         state.changed_seq[knob] = entry.seq
@@ -358,7 +358,7 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
 
 
 def fold(entries: "list[Entry]") -> RunState:
-    """The state after these entries, from nothing."""
+    """Return the state after these entries, from an empty one."""
     state = RunState()
     for entry in entries:
         evolve(state, entry)

@@ -1,4 +1,4 @@
-"""Whether a run takes a command as it stands: what `decisions.accept` checks of what the ranks will carry out."""
+"""Admission checks of `decisions.accept`: whether a run can take a command in its current state."""
 
 from control_plane.core.model.characters import objection
 from control_plane.core.model.commands import Command, Pause, Resume, SetKnobs, SetLearningRate, Stop
@@ -9,35 +9,36 @@ from control_plane.core.rules.branch_rules import check_rollback
 
 
 def check_text(command: Command) -> None:
-    """Raises `Invalid` for a character that would change how what stands around it is shown.
+    """Raise `Invalid` if a text of the command holds a control or direction character, see `characters.OBEYED`.
 
-    Here, and not in the types: journals of earlier releases have such commands, and are read.
+    Checked here, not in the types: journals of earlier releases hold such commands and must stay readable.
     """
     if problem := objection(command):
         raise Invalid(problem)
 
 
 def check_view(state: RunState, command: Command) -> None:
-    """Raises `Conflict` if the run has changed since its sender looked."""
+    """Raise `Conflict` if the run has changed since `based_on_seq` (optimistic concurrency control)."""
     if command.based_on_seq is not None and command.based_on_seq < state.course_seq:
         raise Conflict(
-            f"this is based on entry {command.based_on_seq} of the journal, and the run has changed since: "
-            f"{state.course} (entry {state.course_seq}); look again",
+            f"the command is based on journal entry {command.based_on_seq}, but the run has changed since: "
+            f"{state.course} (entry {state.course_seq}); read the run's state again and resend",
             course_seq=state.course_seq,
         )
 
 
 def stop_is_pending(state: RunState) -> bool:
-    """A stop that is planned for a later step does not count: until then the run may have to be resumed.
+    """Return whether an accepted stop takes effect at the next boundary.
 
-    Nor does one with which a replay ends.
+    A stop planned for a later step does not count: until then the run may have to be resumed. Nor does the stop at the
+    end of a replay.
     """
     pending = state.pending_commands()
     return any(isinstance(command.intent, Stop) and command.not_before_step is None for command in pending)
 
 
 def check_intent(state: RunState, command: Command) -> None:
-    """Raises `NotFound`, `Conflict`, `Invalid` or `RunEnded` for what this run cannot be asked now."""
+    """Raise `NotFound`, `Conflict`, `Invalid` or `RunEnded` if the run cannot take this command now."""
     intent = command.intent
     for each in intent.first if isinstance(intent, Rollback) else (intent,):
         _check_groups(state, each)
@@ -47,7 +48,7 @@ def check_intent(state: RunState, command: Command) -> None:
         _check_not_ending(state)
         check_rollback(state, intent)
     elif isinstance(intent, Pause) and _will_be_paused(state):
-        raise Conflict(f"run {state.run} is already paused, or a pause is on its way")
+        raise Conflict(f"run {state.run} is already paused, or a pause is pending")
     elif isinstance(intent, Resume) and not _will_be_paused(state):
         raise Conflict(f"run {state.run} is not paused")
     total_steps = state.generation.total_steps if state.generation else None
@@ -59,18 +60,18 @@ def check_intent(state: RunState, command: Command) -> None:
 
 
 def _check_not_ending(state: RunState) -> None:
-    """Raises `RunEnded` between the end of the last step and that of the run: nobody would train the other branch."""
+    """Raise `RunEnded` between the end of training and the end of the run: no trainers are left for another branch."""
     if state.ended is not None and state.listens and state.ended.ending in ("finished", "stopped"):
         raise RunEnded(
-            f"run {state.run} has {state.ended.ending} its training and is ending: try again when it has ended"
+            f"run {state.run} has {state.ended.ending} training and is shutting down; try again once it has ended"
         )
 
 
 def _check_during_replay(state: RunState, command: Command) -> None:
     if isinstance(command.intent, (*CHANGES_TRAINING, Rollback)) and not isinstance(command.intent, Stop):
         raise Conflict(
-            f"run {state.run} does again what {state.parent.run if state.parent else 'another run'} did; until that is "
-            f"done ({len(state.scheduled)} commands are left) it can be stopped, and not be changed"
+            f"run {state.run} is replaying {state.parent.run if state.parent else 'another run'}: it can only be "
+            f"stopped until the {len(state.scheduled)} remaining commands are replayed"
         )
 
 
@@ -92,7 +93,7 @@ def _check_group(state: RunState, group: int | str | None) -> None:
 
 
 def find_group(groups: list[str], group: int | str) -> int | None:
-    """The index of a parameter group given by index or by name; None if there is none."""
+    """Return the index of a parameter group given by index or by name, or None if it does not exist."""
     if isinstance(group, int):
         return group if 0 <= group < len(groups) else None
     if group in groups:
@@ -101,10 +102,10 @@ def find_group(groups: list[str], group: int | str) -> int | None:
 
 
 def _will_be_paused(state: RunState) -> bool:
-    """Paused, once everything that is already accepted, and due at once, has been applied."""
+    """Return whether the run is paused once all accepted commands that are due have been applied."""
     paused = state.paused
     for command in state.pending_commands():
-        # A pause that is planned for a later step says nothing of until then.
+        # A pause planned for a later step does not pause the run before that step.
         if isinstance(command.intent, Pause | Resume) and command.not_before_step is None:
             paused = isinstance(command.intent, Pause)
     return paused

@@ -1,4 +1,4 @@
-"""The rules of branches: where a rollback may go, what it makes of the run, and how a run begins that has a parent."""
+"""Rules for branches: rollback targets, records of an applied rollback, and initial records of forks and replays."""
 
 from collections.abc import Sequence
 from uuid import UUID, uuid5
@@ -33,9 +33,9 @@ class Scheduled(Words):
 
 
 class Adopted(Words):
-    """A checkpoint of another run that has become this run's, on a branch of its own (`checkpoint.branch`).
+    """A checkpoint copied from another run, on a branch of its own (`checkpoint.branch`).
 
-    `differing` are the settings in which the two runs' configs differ: a pair for each, the other run's first.
+    `differing`: settings that differ between the two runs' configs, as pairs (other run's value, own value).
     """
 
     origin: Parent
@@ -44,9 +44,9 @@ class Adopted(Words):
 
 
 class Origin(Words):
-    """How a run begins that does not begin at nothing: from whom, at which checkpoint, with which commands.
+    """Initial state of a run created from another run: the parent, its checkpoint, and commands to replay.
 
-    `adopted`: what a run that is replayed had adopted from others.
+    `adopted`: checkpoints that the replayed run had adopted from other runs.
     """
 
     parent: Parent
@@ -56,26 +56,26 @@ class Origin(Words):
 
 
 def begin(origin: Origin) -> list[Record]:
-    """The records that follow a run's first one."""
+    """Return the records that follow `RunCreated` in a run created from another run."""
     saved: list[Record] = [origin.checkpoint] if origin.checkpoint is not None else []
     adopted = [record for each in origin.adopted for record in take_in(each)]
     return saved + adopted + schedule(origin.scheduled)
 
 
 def take_in(adopted: Adopted) -> list[Record]:
-    """A branch that begins at another run's checkpoint, and that checkpoint."""
+    """Return the records of an adopted branch and its checkpoint."""
     return [BranchAdopted(branch=adopted.checkpoint.branch, origin=adopted.origin), adopted.checkpoint]
 
 
 def go_on_with(adoption: Command) -> Command:
-    """The command that takes a run to the branch that `adoption` gives it; its uuid follows from that one's."""
+    """Return the command that switches the run to the adopted branch, with a uuid derived from the adoption's."""
     assert isinstance(adoption.intent, AdoptCheckpoint)
     intent = Rollback(branch=adoption.intent.branch)
     return adoption.model_copy(update={"uuid": uuid5(adoption.uuid, "go-on"), "intent": intent, "based_on_seq": None})
 
 
 def schedule(commands: Sequence[Scheduled]) -> list[Record]:
-    """Accept commands for certain steps."""
+    """Return the records that accept commands and schedule each for its step."""
     return [
         record
         for each in commands
@@ -87,7 +87,7 @@ def schedule(commands: Sequence[Scheduled]) -> list[Record]:
 
 
 def first_commands(command: Command, step: int, training: int = 1) -> list[Scheduled]:
-    """What a branch begins with: each change of a rollback as a command, whose uuid follows from the rollback's."""
+    """Return the initial changes of a rollback as scheduled commands, with uuids derived from the rollback's."""
     assert isinstance(command.intent, Rollback)
     told = command.model_copy(update={"not_before_step": None, "not_after_step": None, "based_on_seq": None})
     return [
@@ -101,52 +101,53 @@ def first_commands(command: Command, step: int, training: int = 1) -> list[Sched
 
 
 def first_uuid(rollback: UUID, place: int) -> UUID:
-    """The uuid of the change in this place of a rollback's `first`."""
+    """Return the uuid of the change at index `place` of a rollback's `first`."""
     return uuid5(rollback, f"first-{place}")
 
 
 def check_rollback(state: RunState, intent: Rollback) -> None:
-    """Raises `NotFound` for an unknown checkpoint or branch, `Conflict` for one that cannot be gone to."""
+    """Raise `NotFound` for an unknown checkpoint or branch, `Conflict` if the run cannot be taken there."""
     pending = [state.commands[uuid].command.intent for uuid in state.pending]
     if intent.checkpoint is None:
         if intent.branch not in state.branches:
-            # Not one that a pending rollback is to begin, either: that one may still be refused.
+            # A branch that a pending rollback is to create does not count: that rollback may still be rejected.
             raise NotFound(f"run {state.run} has no branch {intent.branch!r}; it has {', '.join(state.branches)}")
         if intent.branch == state.head and not any(isinstance(each, Rollback) for each in pending):
             raise Conflict(f"run {state.run} is on branch {intent.branch} already")
         return
     check_branch_is_free(state, intent.branch)
     names = [each.checkpoint for each in state.checkpoints]
-    # While a recorded run is replayed, its rollbacks are known before the checkpoints that they go to.
+    # During a replay the rollbacks are known before their checkpoints exist; those are not checked here.
     if intent.checkpoint not in names:
         listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
         gone = "; it was discarded" if intent.checkpoint in state.discarded else ""
         raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}{gone}; the newest are {listed}")
     if intent.checkpoint in state.abandoned:
         raise Conflict(
-            f"checkpoint {intent.checkpoint} was left behind when the trainers began before it: choose another one"
+            f"checkpoint {intent.checkpoint} is abandoned: its branch was restarted from an earlier step; choose "
+            "another checkpoint"
         )
 
 
 def names_to_come(state: RunState) -> list[str]:
-    """What pending rollbacks call the branches that they are to begin."""
+    """Return the names of branches that pending rollbacks will create."""
     pending = (state.commands[uuid].command.intent for uuid in state.pending)
     return [each.branch for each in pending if isinstance(each, Rollback) and each.checkpoint and each.branch]
 
 
 def next_name(state: RunState) -> str:
-    """A branch's name, where nobody has wished for one: what no branch is called, or is going to be."""
+    """Return a default branch name that no existing or pending branch has."""
     return free_name([*state.branches, *names_to_come(state)])
 
 
 def check_branch_is_free(state: RunState, name: str | None) -> None:
-    """Raises `Conflict` if a branch is called so, or is going to be."""
+    """Raise `Conflict` if an existing or pending branch has this name."""
     if name in [*state.branches, *names_to_come(state)]:
         raise Conflict(f"run {state.run} has a branch {name!r} already; choose another name")
 
 
 def settle_at_once(state: RunState, command: Command) -> list[Record]:
-    """A rollback of a run that nobody trains: the next trainers begin there."""
+    """Return the records of a rollback applied while no trainers run; the next generation starts from there."""
     assert isinstance(command.intent, Rollback)
     found = next((each for each in state.checkpoints if each.checkpoint == command.intent.checkpoint), None)
     after = {"branch": command.intent.branch} if found is None else reading(found.checkpoint, found.step, found.branch)
@@ -155,12 +156,12 @@ def settle_at_once(state: RunState, command: Command) -> list[Record]:
 
 
 def reading(checkpoint: str, step: int, branch: str) -> dict[str, object]:
-    """What the ranks read of the checkpoint that they go back to."""
+    """Return the readback of the checkpoint that a rollback restores."""
     return {"checkpoint": checkpoint, "step": step, "from_branch": branch}
 
 
 def branch_off(state: RunState, command: Command, outcome: CommandSettled) -> list[Record]:
-    """What an applied rollback makes of the run."""
+    """Return the records that follow an applied rollback: the new or resumed branch and its initial changes."""
     intent = command.intent
     if not isinstance(intent, Rollback) or outcome.status != "applied":
         return []
@@ -178,15 +179,15 @@ def branch_off(state: RunState, command: Command, outcome: CommandSettled) -> li
 
 
 def stands_on(state: RunState) -> set[str]:
-    """The checkpoints that a branch stands on, that a pending rollback goes to, or that a branch could go on from."""
+    """Return the names of checkpoints in use: bases of branches, targets of pending rollbacks, restart points."""
     pending = (state.commands[uuid].command.intent for uuid in state.pending)
     wanted = {each.checkpoint for each in pending if isinstance(each, Rollback) and each.checkpoint}
     bases = {branch.checkpoint for branch in state.branches.values() if branch.checkpoint}
-    # Of every training of the script: started again, it goes through all of them in order.
+    # Of every training of the script: when it restarts, it goes through all of them in order.
     trainings = {each.training for each in state.checkpoints}
     best = {
         each.checkpoint for branch in state.branches for one in trainings for each in candidates(state, branch, one)[:1]
     }
-    # What a run was given at its beginning: before it there is nothing.
+    # The checkpoint a fork started from: the run cannot be restored from anything earlier.
     given = {each.checkpoint for each in state.checkpoints if each.generation == 0}
     return wanted | bases | best | given

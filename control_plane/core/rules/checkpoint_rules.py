@@ -1,4 +1,4 @@
-"""Commands that need no rank: checkpoints are kept, deleted and adopted, and what nobody trains for is cancelled."""
+"""Commands settled by the control server without ranks: pin, delete and adopt a checkpoint; cancel a command."""
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotFound
@@ -9,17 +9,17 @@ from control_plane.core.rules.branch_rules import Adopted, check_branch_is_free,
 
 
 def cancel_command(state: RunState, command: Command) -> list[Record]:
-    """Nothing, while trainers may already have been offered what is to be cancelled: they settle both."""
+    """Return the records that cancel a command; none while trainers run, which may hold it and settle both."""
     assert isinstance(command.intent, Cancel)
     life = state.commands.get(command.intent.command)
     if life is None:
-        raise NotFound(f"no command {command.intent.command} was ever accepted by run {state.run}")
+        raise NotFound(f"run {state.run} never accepted a command {command.intent.command}")
     if life.settled is not None:
-        raise Conflict(f"'{life.command.describe()}' is already {life.status}: there is nothing left to cancel")
+        raise Conflict(f"'{life.command.describe()}' is already {life.status} and cannot be cancelled")
     if isinstance(life.command.intent, Cancel):
         raise Conflict("a cancel cannot be cancelled")
     if life.command.uuid in state.scheduled:
-        raise Conflict(f"'{life.command.describe()}' is what a branch begins with, or a replay does: it stays")
+        raise Conflict(f"'{life.command.describe()}' cannot be cancelled: a branch starts with it, or it is replayed")
     if state.generation is not None and state.listens:
         return []
     return [
@@ -29,6 +29,7 @@ def cancel_command(state: RunState, command: Command) -> list[Record]:
 
 
 def keep_or_delete(state: RunState, command: Command) -> list[Record]:
+    """Return the records that pin, unpin or delete a checkpoint. Raises `NotFound`, or `Conflict` if it is in use."""
     intent = command.intent
     assert isinstance(intent, PinCheckpoint | DeleteCheckpoint)
     names = [each.checkpoint for each in state.checkpoints]
@@ -42,21 +43,27 @@ def keep_or_delete(state: RunState, command: Command) -> list[Record]:
         return [pinned, CommandSettled(uuid=command.uuid, status="applied", after=after)]
     restored_from = state.generation.checkpoint if state.generation else None
     if found.checkpoint in stands_on(state) - {names[-1]}:
-        raise Conflict(f"checkpoint {found.checkpoint} is what a branch stands on, or goes on from: it stays")
+        raise Conflict(f"checkpoint {found.checkpoint} cannot be deleted: {_dependent(state, found.checkpoint)}")
     if found.pinned:
         raise Conflict(f"checkpoint {found.checkpoint} is pinned; unpin it first")
     if found.checkpoint == names[-1] or found.checkpoint == (restored_from or "").removesuffix(UNIVERSAL):
-        raise Conflict(f"checkpoint {found.checkpoint} is the newest, or what the run stands on: it stays")
+        which = "it is the newest" if found.checkpoint == names[-1] else "the current trainers were restored from it"
+        raise Conflict(f"checkpoint {found.checkpoint} cannot be deleted: {which}")
     gone = CheckpointDiscarded(checkpoint=found.checkpoint, reason=f"deleted by {command.author}")
     after = {"checkpoint": found.checkpoint, "deleted": True}
     return [gone, CommandSettled(uuid=command.uuid, status="applied", after=after)]
 
 
+def _dependent(state: RunState, checkpoint: str) -> str:
+    branch = next((branch.name for branch in state.branches.values() if branch.checkpoint == checkpoint), None)
+    return f"branch {branch} starts at it" if branch else "a branch or a pending rollback would restart from it"
+
+
 def check_adoption(state: RunState, intent: AdoptCheckpoint) -> str:
-    """What the branch is called. Raises `Invalid` for the run itself, `Conflict` for a name that is taken."""
+    """Return the adopted branch's name. Raises `Invalid` for the run itself, `Conflict` for a name that is taken."""
     if intent.run == state.run:
         raise Invalid(
-            f"run {state.run} has its own checkpoints already: go back to one, or on with one of its branches"
+            f"run {state.run} cannot adopt its own checkpoints: roll back to one, or switch to one of its branches"
         )
     if intent.branch is None:
         return next_name(state)
@@ -65,13 +72,13 @@ def check_adoption(state: RunState, intent: AdoptCheckpoint) -> str:
 
 
 def adopt(state: RunState, command: Command, adopted: Adopted) -> list[Record]:
-    """The branch and its checkpoint, whose files are here already. Raises what `check_adoption` does."""
+    """Return the records of an adopted branch, whose files are copied already. Raises what `check_adoption` does."""
     assert isinstance(command.intent, AdoptCheckpoint)
     checkpoint, origin = adopted.checkpoint, adopted.origin
     if checkpoint.checkpoint in state.committed_seq:
         branch = next((each.name for each in state.branches.values() if each.origin == origin), checkpoint.branch)
         raise Conflict(f"{origin.checkpoint} of run {origin.run} was adopted before, as branch {branch}")
-    # While the files were brought here others may have begun a branch of that name.
+    # Another branch of that name may have begun while the files were copied.
     check_adoption(state, command.intent.model_copy(update={"branch": checkpoint.branch}))
     after = {
         "branch": checkpoint.branch,

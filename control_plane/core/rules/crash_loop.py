@@ -1,10 +1,10 @@
-"""The crash-loop rule: which failures are the same one again, when a run is given up for them, and the back-off.
+"""Crash-loop detection and back-off: which failures are equal, when a run is given up, how long a restart waits.
 
     reason_to_give_up(state)       after each failure, and before each start
-    wait_s(state)                  how long the next start waits after the last failure
+    wait_s(state)                  exponential backoff between the last failure and the next start
 
-A machine that dies is no reason to give a run up: its trainers are started again without end, after longer and longer
-waits. What fails a run is the same failure again and again: it would fail in the same way for ever.
+A dead machine is no reason to give up a run: its trainers are restarted without limit, with growing waits. A run fails
+on the same failure again and again: it would fail in the same way for ever.
 """
 
 import re
@@ -17,16 +17,16 @@ from control_plane.core.model.records import MAIN, Death
 from control_plane.core.model.state import Loss, RunState
 
 SAME_FAILURES = 3
-"""So many equal failures in a row, without a new step, are not the machines' fault."""
+"""Equal failures in a row, without a new step, after which the machines are not to blame."""
 
 SAME_FAILURES_BEFORE_A_START = 2
-"""Before the first start nothing has ever worked: most likely the script does not."""
+"""The same before the first start: nothing has ever worked, most likely the script is broken."""
 
 LEAST_WAIT_S, MOST_WAIT_S = 1.0, 300.0
-"""The back-off: doubled from the first of these to the second."""
+"""The backoff doubles from the first of these to the second."""
 
 ALERT_AFTER = 3
-"""So many failures without a new step are worth a warning: most runs have none in their life."""
+"""Failures without a new step from which on a warning is shown: most runs never have one."""
 
 MAX_ATTEMPTS_TOLD = 5
 MAX_CAUSE_CHARS = 200
@@ -40,25 +40,25 @@ PEER_LOST = "the connection to another rank broke"
 UNKNOWN = "no reason is known"
 
 NEVER_THE_SAME = (NODE_DIED, UNKNOWN)
-"""Of these it cannot be said that they come again for the same reason, once the trainers have worked."""
+"""Causes that never count as equal once the trainers have worked: two dead nodes need not have one reason."""
 
 SIGNAL = "signal "
-"""Before a signal's name."""
+"""Prefix of a cause, before a signal's name."""
 
 BY_FORCE = (OUT_OF_MEMORY, KILLED, NODE_DIED, SIGNAL)
-"""Nobody does that to himself: where a rank died so, exceptions of others came of it."""
+"""Causes from outside the process: if a rank died so, exceptions on other ranks are consequences."""
 
 CONSEQUENCES = (PEER_LOST, NO_ANSWER, "gone", "silent", "stopped")
-"""What is said of a failure by ranks that noticed another one's: they know less of it than that one does."""
+"""Causes reported by ranks that only noticed another rank's failure."""
 
 _NOISE = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]*\d[0-9a-f]{6,}\b|\d+(?:\.\d+)*", re.IGNORECASE)
 
 
 class Attempt(Words):
-    """One life of the trainers that ended in a failure.
+    """One start of the trainers that ended in a failure.
 
-    `restored_step` is None if they died before they had begun. `cause` is the failure's, without the step; it says the
-    same of the same failure. `said` is what the rank said of it.
+    `restored_step` is None if they failed before the first step. `cause` is equal for equal failures and holds no step.
+    `said` is the rank's own error message.
     """
 
     number: int
@@ -72,7 +72,7 @@ class Attempt(Words):
     failed_at: str = Field(default="", description="UTC, ISO 8601")
 
     def is_like(self, other: "Attempt") -> bool:
-        """Whether both failed in the same way at the same step of the same training."""
+        """Return whether both failed with the same cause at the same step of the same training."""
         if self.restored_step is not None and self.cause in NEVER_THE_SAME:
             return self is other
         return self._place == other._place and self.cause == other.cause
@@ -84,7 +84,7 @@ class Attempt(Words):
     def describe(self) -> str:
         """`3 (generation 2) from step 40 to 47: ValueError at train.py:12 in main`."""
         if self.restored_step is None:
-            return f"{self.number} died before it had begun: {self.cause}"
+            return f"{self.number} failed before the first step: {self.cause}"
         return (
             f"{self.number} (generation {self.generation}) from step {self.restored_step} to {self.reached_step}: "
             f"{self.cause}"
@@ -92,9 +92,9 @@ class Attempt(Words):
 
 
 def failures_without_a_new_step(state: RunState) -> tuple[Attempt, ...]:
-    """The failures since the run last got further than ever, that last one included; oldest first.
+    """Return the failures since the run last reached a new step, oldest first.
 
-    Failures before somebody had the run go on, or took it to another branch, do not count.
+    Failures before the run was resumed or taken to another branch do not count.
     """
     row: list[Attempt] = []
     furthest = (0, -1)
@@ -124,9 +124,9 @@ def _attempt(state: RunState, number: int, loss: Loss) -> Attempt:
 
 
 def cause_of(deaths: Sequence[Death]) -> tuple[str, str]:
-    """What made the trainers fail, and how the rank put it that knows most.
+    """Return the root cause of a failure and the message of the rank that reported it.
 
-    A rank's own exception says more than its peers do, who only lost their connection to it.
+    A rank's own exception wins over reports of its peers, which only lost their connection to it.
     """
     if not deaths:
         return UNKNOWN, ""
@@ -136,32 +136,34 @@ def cause_of(deaths: Sequence[Death]) -> tuple[str, str]:
 
 
 def _knows(death: Death) -> int:
-    """The less, the nearer to the cause."""
+    """Return a sort key: 0 for a root cause, 2 for a consequence."""
     if death.signature.startswith(CONSEQUENCES):
         return 2
     return 0 if death.signature.startswith(BY_FORCE) else 1
 
 
 def without_noise(reason: str) -> str:
-    """A reason without what is another one each time: numbers, addresses, ids. For deaths without a signature."""
+    """Return a reason without numbers, addresses and ids, so that equal failures compare equal."""
     return " ".join(_NOISE.sub("#", reason).split())[:MAX_CAUSE_CHARS]
 
 
 def wait_s(state: RunState) -> float:
-    """How long after the last failure the next start waits. The first one after new steps waits for nothing."""
+    """Return the backoff in seconds between the last failure and the next start; 0 for the first after new steps."""
     again = len(failures_without_a_new_step(state)) - 1
     return min(MOST_WAIT_S, LEAST_WAIT_S * 2.0 ** min(again - 1, 60)) if again > 0 else 0.0
 
 
 def is_waiting(state: RunState, failed_s_ago: float) -> bool:
-    """Whether the trainers failed, and the next ones are not to be started yet."""
+    """Return whether the trainers failed and the backoff before their restart is not over."""
     return state.closed is None and state.lost and failed_s_ago < wait_s(state)
 
 
 def reason_to_give_up(state: RunState, failing_s: float = 0.0, give_up_after_s: float | None = None) -> str | None:
-    """Why it makes no sense to start the trainers once more, or None. It says what was counted.
+    """Return the reason to give up restarting the trainers (crash loop), or None.
 
-    `failing_s`: for how long the run has failed without a new step; `give_up_after_s`: how long it may.
+    Args:
+        failing_s: seconds for which the run has failed without a new step.
+        give_up_after_s: the limit of that; None: no limit.
     """
     row = failures_without_a_new_step(state)
     if not row:
@@ -181,9 +183,9 @@ def reason_to_give_up(state: RunState, failing_s: float = 0.0, give_up_after_s: 
 
 def _told(what: str, last: Attempt, started: bool, row: Sequence[Attempt]) -> str:
     if not started:
-        where = "before they had begun"
+        where = "before their first step"
     elif last.restored_step is None:
-        where = "before they had begun again"
+        where = "before their first step after a restart"
     else:
         where = f"at step {last.reached_step}, without a new step in between"
     said = f" ({last.said})" if last.said and last.said not in last.cause else ""

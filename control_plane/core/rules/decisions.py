@@ -1,7 +1,7 @@
-"""The rules: state and a request in, records or a refusal out.
+"""Decisions: pure functions from (state, request) to the records to append, or an error.
 
-Every function here is pure. An empty list means that the request is already in the journal: the answer to a retry is
-the answer to the first try. After a refusal nothing has changed.
+Idempotent: an empty list means that the request is already in the journal, so a retry gets the answer of the first try.
+After an error nothing has changed.
 """
 
 from collections.abc import Mapping
@@ -49,15 +49,15 @@ from control_plane.core.rules.checkpoint_rules import adopt, cancel_command, che
 NEVER: Mapping[str, float] = {}
 
 MAX_PENDING_COMMANDS = 256
-"""Accepted and not yet settled. A boundary settles at least 16, so a queue this long means that nobody trains."""
+"""Limit of accepted, unsettled commands. A boundary settles up to 16, so a longer queue means that no trainers run."""
 
 MAX_PENDING_OF_ONE = MAX_PENDING_COMMANDS // 2
-"""The same for one author: a storm from one leaves room for others."""
+"""The same per author, so that a flood from one leaves room for others."""
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationStart:
-    """What the trainers announce when they are ready to take their first step."""
+    """Announcement of a new generation of trainers, ready for its first step."""
 
     uuid: UUID
     ranks: tuple[RankPlace, ...]
@@ -69,42 +69,46 @@ class GenerationStart:
     refused: tuple[RefusedCheckpoint, ...] = ()
     retention: Reading = field(default_factory=dict)
     branch: str = MAIN
-    # The `branched_seq` of the `ResumePoint` that they were told.
+    # The `branched_seq` of the `ResumePoint` that the trainers started from.
     branched_seq: int | None = None
     training: int = 1
     training_sha256: str = ""
 
 
 def create(state: RunState, created: RunCreated, origin: Origin | None = None) -> list[Record]:
-    """A run gets its first records. Raises `Conflict` if the journal belongs to another run or configuration."""
+    """Return a new run's first records. Raises `Conflict` if the journal belongs to another run or configuration."""
     if state.seq == 0 or not state.run:
         if origin is None:
             return [created]
         return [created.model_copy(update={"parent": origin.parent}), *begin(origin)]
     if (state.run, state.config_sha256) != (created.run, created.config_sha256):
         raise Conflict(
-            f"the journal belongs to run {state.run} with another configuration; a new run needs a new id",
+            f"the journal belongs to run {state.run} with another configuration; choose a new id for a new run",
             run=state.run,
         )
     return []
 
 
 def start_term(state: RunState, term: int) -> list[Record]:
-    """A control server begins its life."""
+    """Return the record that begins a control server's term."""
     return [TermStarted(term=term, recovered=state.seq)]
 
 
 def accept(
     state: RunState, command: Command, changed_s_ago: Mapping[str, float] = NEVER, adopted: Adopted | None = None
 ) -> list[Record]:
-    """Take a command, or refuse it. What needs no rank, or nobody can apply any more, is settled at once.
+    """Accept or reject a command; idempotent by its uuid. A command that needs no ranks is settled at once.
 
-    `changed_s_ago`: seconds since each knob of `state.changed_seq` was changed. `adopted`: what an adoption has
-    brought here, see `to_be_adopted`.
+    Args:
+        changed_s_ago: seconds since each knob of `state.changed_seq` was changed.
+        adopted: the checkpoint that an adoption has copied, see `to_be_adopted`.
 
-    Raises: `Conflict` if the uuid names another command, if the run is not in a state for it, or if the sender's view
-    of it is stale; `RunEnded`; `Overloaded` at `MAX_PENDING_COMMANDS`; `NotFound` for an unknown parameter group,
-    command or checkpoint; `Invalid` beyond one of the run's limits.
+    Raises:
+        Conflict: the uuid names another command, the run is not in a state for it, or the sender's view is stale.
+        RunEnded: the run is closed or stopping.
+        Overloaded: `MAX_PENDING_COMMANDS` are pending.
+        NotFound: unknown parameter group, command or checkpoint.
+        Invalid: beyond one of the run's limits.
     """
     known = state.commands.get(command.uuid)
     if known is not None:
@@ -116,7 +120,7 @@ def accept(
         check_view(state, command)
         if not isinstance(command.intent, AdoptCheckpoint):
             return [CommandAccepted(command=command), *keep_or_delete(state, command)]
-        assert adopted is not None, "its files come first"
+        assert adopted is not None, "the files are copied before the command is accepted"
         return [CommandAccepted(command=command), *adopt(state, command, adopted)]
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
@@ -139,9 +143,9 @@ def accept(
 
 
 def to_be_adopted(state: RunState, command: Command) -> str | None:
-    """The name of the branch for which files have to be brought here before `accept`, or None if this brings none.
+    """Return the branch for which checkpoint files must be copied before `accept`; None if the command needs none.
 
-    Raises what `accept` would raise then, as far as it is known before.
+    Raises what `accept` would raise, as far as it is known before the copy.
     """
     if not isinstance(command.intent, AdoptCheckpoint) or command.uuid in state.commands:
         return None
@@ -155,7 +159,7 @@ def _nobody_trains(state: RunState) -> bool:
 
 
 def _is_planned(command: Command) -> bool:
-    """Then the next trainers take it, at its step."""
+    """Return whether the command is tied to a step, and so waits for trainers that reach it."""
     return command.not_before_step is not None or command.not_after_step is not None
 
 
@@ -173,9 +177,9 @@ def _check_room(state: RunState, command: Command) -> None:
 
 
 def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
-    """The trainers begin. Announcing the same start (by uuid) again changes nothing.
+    """Return the record that begins a generation. Idempotent by the start's uuid.
 
-    Raises `RunEnded` if the run is closed, `Conflict` if that start has been followed by another.
+    Raises `RunEnded` if the run is closed, `Conflict` if a later generation has begun.
     """
     if start.uuid in state.starts:
         check_generation(state, state.starts[start.uuid])
@@ -184,7 +188,7 @@ def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
         raise RunEnded(f"run {state.run} has {state.closed.ending}; it cannot start again")
     was_told = state.branched_seq if start.branched_seq is None else start.branched_seq
     if start.branch != state.head or was_told != state.branched_seq:
-        raise Conflict(f"the run was taken to branch {state.head} while trainers got ready for {start.branch}")
+        raise Conflict(f"the run was switched to branch {state.head} while trainers were starting on {start.branch}")
     return [
         GenerationStarted(
             uuid=start.uuid,
@@ -205,38 +209,38 @@ def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
 
 
 def check_generation(state: RunState, generation: int) -> None:
-    """Raises `Conflict` unless `generation` is the current one: trainers of an earlier start are not listened to.
+    """Raise `Conflict` unless `generation` is the current one and alive (fencing of stale trainers).
 
-    Nor are those of a start that was lost. Their successors may already have been told the run's history: what were
-    added to it now, nobody would repeat.
+    Reports of a failed generation are rejected, too: its successors may already have read the run's history, and
+    would not repeat what were added to it now.
     """
     _check_current(state, generation)
     if not state.listens:
-        raise Conflict(f"generation {generation} was given up for lost", generation=generation)
+        raise Conflict(f"generation {generation} was declared failed; its reports are ignored", generation=generation)
 
 
 def _check_current(state: RunState, generation: int) -> None:
     if generation != state.generation_number:
         raise Conflict(
-            f"generation {generation} is over; generation {state.generation_number} is the current one",
+            f"generation {generation} is not the current one ({state.generation_number}); its reports are ignored",
             generation=state.generation_number,
         )
 
 
 def settle(state: RunState, outcome: CommandSettled) -> list[Record]:
-    """What the ranks decided about a command. Told twice, it is recorded once.
+    """Return the records of a command's outcome, as the ranks decided it. Idempotent.
 
-    What an earlier generation decided and this one applied again, after a loss, is recorded as a repetition.
-    Raises `NotFound` for a command that was never accepted, `Conflict` if this generation settled it otherwise.
+    A command of an earlier generation that this one applied again after a failure is recorded as a repetition.
+    Raises `NotFound` for a command that was never accepted, `Conflict` if this generation settled it differently.
     """
     life = state.commands.get(outcome.uuid)
     if life is None:
-        raise NotFound(f"no command {outcome.uuid} was ever accepted by run {state.run}")
+        raise NotFound(f"run {state.run} never accepted a command {outcome.uuid}")
     before = life.settled
     if before is None:
         return [outcome, *branch_off(state, life.command, outcome)]
     if before.status == outcome.status == "cancelled":
-        return []  # by two cancels: one while nobody trained, one by the trainers who came
+        return []  # by two cancels: one while no trainers ran, one by the next trainers
     if outcome.generation is not None and (before.generation or 0) < outcome.generation:
         return _repeat(life, outcome)
     if (before.status, before.step) != (outcome.status, outcome.step):
@@ -261,13 +265,13 @@ def _repeat(life: CommandLife, outcome: CommandSettled) -> list[Record]:
 
 
 def commit_checkpoint(state: RunState, checkpoint: CheckpointCommitted) -> list[Record]:
-    """A manifest is in place. Told twice, it is recorded once."""
+    """Return the record of a committed checkpoint (its manifest is in place). Idempotent."""
     known = any(c.checkpoint == checkpoint.checkpoint for c in state.checkpoints)
     return [] if known or checkpoint.checkpoint in state.discarded else [checkpoint]
 
 
 def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
-    """A save came to nothing. Told twice, it may be recorded twice: nothing depends on it."""
+    """Return the record of a failed save. Reported twice, it may be recorded twice: nothing depends on it."""
     known = any(each.checkpoint == failed.checkpoint for each in state.checkpoints)
     return [] if known else [failed]
 
@@ -275,10 +279,13 @@ def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
 def lose_generation(
     state: RunState, generation: int, step: int, silent_s: float, deaths: tuple[Death, ...], loss: UUID | None = None
 ) -> list[Record]:
-    """The driver found the trainers dead. Told twice (by the same `loss`), it is recorded once.
+    """Return the record of a failed generation, as the driver reports it. Idempotent by `loss`, the report's uuid.
 
-    Trainers that die before they have announced themselves are a loss of their own: they count, too, for those who
-    have to give up.
+    Trainers that fail before they have announced themselves are a failure of their own, and count in the crash loop.
+
+    Args:
+        step: the last step that rank 0 reported.
+        silent_s: seconds since then.
 
     Raises `Conflict` for an earlier generation, `RunEnded` if the run is closed.
     """
@@ -289,7 +296,7 @@ def lose_generation(
     if told or (loss is None and state.generation is None):
         return []
     if state.switching and (state.ended is not None or state.lost):
-        # The trainers before had left: these died on their way to where the other branch is.
+        # The trainers before had left: these failed while switching to the other branch.
         reached = state.reached.get(state.head, 0)
     else:
         saved = (each.step for each in state.checkpoints if each.generation == generation)
@@ -303,36 +310,42 @@ def lose_generation(
 
 
 def succeed_generation(state: RunState, step: int, silent_s: float) -> list[Record]:
-    """New trainers ask where to begin: those before are gone, even if the driver's word of it was lost on its way."""
+    """Return the record of an inferred failure: new trainers ask where to begin, so the previous ones are gone.
+
+    Needed when the driver's own report of the failure was lost.
+    """
     if state.closed is not None or state.generation is None or state.ended is not None or not state.listens:
         return []
     return lose_generation(state, state.generation_number, step, silent_s, ())
 
 
 def recover_generation(state: RunState, recovered: GenerationRecovered) -> list[Record]:
-    """The first step after a loss. Told twice, it is recorded once."""
+    """Return the record of the first step after a failure. Idempotent."""
     last = state.losses[-1] if state.losses else None
     if last is None or last.restarted is None or last.recovered is not None:
         return []
     if last.restarted.generation != recovered.generation:
-        return []  # those who came after the loss left for another branch before they had told
+        return []  # the trainers that came after the failure left for another branch before they reported
     return [recovered]
 
 
 def resume_run(state: RunState, author: str, back: bool = False) -> list[Record]:
-    """Somebody wants the run to go on, `back` at an earlier step or from where it was.
+    """Return the records that resume a run, from where it was or (`back`) for a rollback that follows.
 
-    Raises `Conflict` if it has finished and nobody goes back, or if it was never started.
+    Raises `Conflict` if it was never started, or has finished and is not rolled back.
     """
     if not state.run:
         raise Conflict("this run has no journal to resume from")
     if state.closed is not None and state.closed.ending == "finished" and not back:
-        raise Conflict(f"run {state.run} has finished at step {state.step}: there is nothing left to resume")
+        raise Conflict(f"run {state.run} has finished at step {state.step} and cannot be resumed, only rolled back")
     return [*_too_late_cancels(state), RunResumed(author=author)]
 
 
 def _too_late_cancels(state: RunState) -> list[Record]:
-    """Cancels of what was settled first. New trainers do not know a stop that is over, and would cancel it."""
+    """Return rejections of cancels whose target is already settled.
+
+    New trainers would not know a stop from before the resume as settled, and would cancel it.
+    """
     told: list[Record] = []
     for cancel in state.pending_commands():
         target = state.commands.get(cancel.intent.command) if isinstance(cancel.intent, Cancel) else None
@@ -345,7 +358,7 @@ def _too_late_cancels(state: RunState) -> list[Record]:
 def end_generation(
     state: RunState, generation: int, ending: GenerationEnding, step: int, reason: str | None
 ) -> list[Record]:
-    """The trainers ended. What they left undecided stays pending: a later generation may take it up."""
+    """Return the record of a generation's end. Undecided commands stay pending for a later generation."""
     check_generation(state, generation)
     if state.ended is not None:
         return []
@@ -353,7 +366,7 @@ def end_generation(
 
 
 def stop_before_a_start(state: RunState) -> list[Record]:
-    """A run whose trainers failed, and whose next ones are not started yet, ends at once where it is told to stop."""
+    """Return the records that close a run on a pending stop, while its trainers wait in the restart backoff."""
     if not stop_is_pending(state):
         return []
     stops = [each.uuid for each in state.pending_commands() if isinstance(each.intent, Stop)]
@@ -363,9 +376,9 @@ def stop_before_a_start(state: RunState) -> list[Record]:
 
 
 def close_run(state: RunState, ending: Ending, reason: str | None) -> list[Record]:
-    """The run is over. Whatever was accepted and never applied expires: nothing is left without an end.
+    """Return the records that close a run. Pending commands expire: every accepted command is settled.
 
-    A training that ended well after a stop was applied is `stopped`, whatever the driver calls it.
+    A training that ended well after a stop was applied is `stopped`, whatever the driver reports.
     """
     if state.closed is not None:
         return []

@@ -1,8 +1,8 @@
-"""Digests of the live state: what the journal keeps of them, and where two streams of them part.
+"""Digests of the live state: recording, and comparison of two streams for the first divergence.
 
     compare(ours, theirs)      the entries of one branch each: identical, or the first step and ranks that differ
 
-A step that a loss has undone is made, and digested, again: history repeats itself, so that both must be equal.
+A step undone by a failure is made and digested again; both digests must be equal.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,15 +17,15 @@ Verdict = Literal["identical", "divergent", "incomparable"]
 
 
 def digest_state(state: RunState, digested: StateDigested) -> list[Record]:
-    """The ranks digested what they have live. Told twice, it is recorded once.
+    """Return the record of the ranks' digests after a step. Idempotent.
 
-    Raises `Conflict` if this generation told something else of the same step.
+    Raises `Conflict` if this generation reported another digest of the same step.
     """
     known = state.digested.get(digested.step) if digested.generation == state.generation_number else None
     if known is None:
         return [digested]
     if known != digested:
-        raise Conflict(f"generation {known.generation} has told another digest of step {known.step} already")
+        raise Conflict(f"generation {known.generation} already reported another digest of step {known.step}")
     return []
 
 
@@ -33,8 +33,8 @@ def digest_state(state: RunState, digested: StateDigested) -> list[Record]:
 class Divergence:
     """Two digests of one step that differ.
 
-    `ranks` are those whose own state differs, from 0. There are none where only the samples of the step differ, which
-    are all that can be compared on another number of ranks.
+    `ranks`: indices from 0 of the ranks whose state differs. Empty if only the samples of the step differ; with
+    different numbers of ranks nothing else can be compared.
     """
 
     ours: StateDigested
@@ -48,17 +48,17 @@ class Divergence:
 
     @property
     def samples_differ(self) -> bool:
-        """Whether the step's global batch consisted of other samples."""
+        """Return whether the step's global batch consisted of other samples."""
         return self.ours.samples != self.theirs.samples
 
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """What two streams say about each other.
+    """Result of comparing two digest streams.
 
-    `steps` were digested in both, in order. Of those, `unlike` were digested on another number of ranks, or in another
-    way: only their samples were compared. `contradictions` are steps that one stream has twice, and not equal:
-    there history did not repeat itself; `ours` is the earlier one.
+    `steps`: digested in both, in order. `unlike`: those of `steps` with another number of ranks or another algorithm,
+    of which only the samples were compared. `contradictions`: steps that one stream holds twice with different digests
+    (a repetition after a failure that was not exact); `ours` is the earlier one.
     """
 
     steps: tuple[int, ...]
@@ -69,14 +69,14 @@ class Comparison:
 
     @property
     def verdict(self) -> Verdict:
-        """`incomparable` if no step was compared in full, and nothing differs in those that were compared in part."""
+        """The verdict; `incomparable` if no step was compared in full and none compared in part differs."""
         if self.first is not None:
             return "divergent"
         return "identical" if len(self.steps) > len(self.unlike) else "incomparable"
 
 
 def compare(ours: Iterable[StateDigested], theirs: Iterable[StateDigested]) -> Comparison:
-    """Compare two streams step by step, each in the order of its journal; what was digested last of a step counts."""
+    """Compare two streams, each in the order of its journal; the last digest of a step counts."""
     our_last, our_contradictions = _by_step(ours)
     their_last, their_contradictions = _by_step(theirs)
     steps = tuple(sorted(our_last.keys() & their_last.keys()))

@@ -1,11 +1,11 @@
-"""After a death: where to resume, and what to do again.
+"""Recovery after a failure: the resume point, and the commands to repeat.
 
     history = resume_point(state)                                   the control server, from its journal
     replay = replay_after(history, manifest.settled)                every rank, when it has chosen a checkpoint
 
-Law: after a crash, history repeats itself. A command that was applied after the checkpoint is applied again at the
-step where it first took effect; until that is done no new command is taken, so that the last word stays the last.
-What changes nothing in the training (a save, an evaluation, a refusal) is not repeated.
+Invariant: after a failure, history is repeated. A command that was applied after the checkpoint is applied again at the
+step where it first took effect; until then no new command is taken, so that the newest value stays the newest.
+Commands that do not change the training (a save, an evaluation, a rejected one) are not repeated.
 """
 
 from collections.abc import Collection, Sequence
@@ -22,16 +22,15 @@ from control_plane.core.rules.branch_rules import Scheduled
 from control_plane.core.rules.trainings import which_training
 
 PHASES = ("detect", "re-form", "load", "first step")
-"""The phases of a recovery: from the last sign of life to the discovery, to the new ranks' first line, to a restored
+"""The phases of a recovery: from the last sign of life to the detection, to the new ranks' first line, to a restored
 state, to the end of the first new step."""
 
 MAX_CANDIDATES = 16
-"""Checkpoints that a start may try. With more than that damaged, somebody has to look."""
+"""Checkpoints that a start may try. If more are damaged, a person has to look."""
 
 
 class Decided(Words):
-    """A command with its outcome. `elsewhere`: it is over, or of a branch that is not this one's history: it is known,
-    and has no effect here."""
+    """A settled command with its outcome. `elsewhere`: known for idempotence, but without effect on this branch."""
 
     command: Command
     outcome: CommandSettled
@@ -39,12 +38,12 @@ class Decided(Words):
 
 
 class ResumePoint(Words):
-    """What the trainers must know before they start.
+    """Starting information for new trainers, from the journal.
 
-    `branch` is the one to train. `candidates` are the checkpoints to try, the newest first; without any, or when none
-    verifies, training begins at the beginning. `decided` is every settled command in the order of settlement, and
-    `scheduled` what is to be done at certain steps after that. `replays`: these are what another run did. All of it is
-    of one `training` of the script. `stopped`: with an earlier one of them the whole run was. `note` is for the log.
+    `branch`: the branch to train. `candidates`: checkpoints to try, best first; if none verifies, training starts at
+    step 0. `decided`: every settled command in order. `scheduled`: commands for known steps after that. `replays`: they
+    are another run's. `training`: all of it belongs to this training of the script. `stopped`: the run was stopped in
+    an earlier training. `note`: for the log.
     """
 
     generation: int
@@ -62,7 +61,7 @@ class ResumePoint(Words):
 
 @dataclass(frozen=True, slots=True)
 class Replay:
-    """What a replica is given before its first step: the decisions that its state contains, and those to repeat."""
+    """Initial state of a replica after a restore: decisions contained in the checkpoint, and commands to repeat."""
 
     ledger: dict[UUID, CommandSettled]
     repeats: tuple[Repeat, ...]
@@ -71,9 +70,9 @@ class Replay:
 
 
 def resume_point(state: RunState, call: int = 1, fingerprint: str = "") -> ResumePoint:
-    """The run's history, as far as new trainers need it for what the script's `call`-th `train()` begins.
+    """Return the resume point for the training that the script's `call`-th `train()` starts.
 
-    Raises `Refused` if it cannot be told which training that is.
+    Raises `Refused` if that training cannot be identified, see `which_training`.
     """
     training, note = which_training(state, call, fingerprint)
     best_first, line = candidates(state, state.head, training), list(lineage(state, state.head, training))
@@ -112,7 +111,7 @@ def _is_over(life: CommandLife, over_seq: int) -> bool:
 
 
 def _stopped_before(state: RunState, life: CommandLife, training: int) -> bool:
-    """Whether this stop ended an earlier training of this history: who stops a run means all that is to come."""
+    """Return whether this is a stop of an earlier training in this history: it stops all later ones, too."""
     if not isinstance(life.command.intent, Stop) or life.status != "applied" or life.training >= training:
         return False
     return _is_of(list(lineage(state, state.head, life.training)), life)
@@ -124,10 +123,10 @@ def _is_of(line: Sequence[Stretch], life: CommandLife) -> bool:
 
 
 def _scheduled(state: RunState, training: int) -> tuple[Scheduled, ...]:
-    """What these trainers do at certain steps, up to the rollback, if there is one, that ends their branch.
+    """Return the commands scheduled for the current branch, up to the rollback that ends it, if any.
 
-    What a branch begins with comes first, though in a replay what comes later was known before. What another branch
-    was to begin with waits for somebody to go on with that one.
+    Initial changes of the branch come first, though in a replay the later commands were accepted before them. Initial
+    changes of another branch wait until the run is switched to it.
     """
     waiting = [state.commands[uuid] for uuid in state.pending if uuid in state.scheduled]
     own = [life for life in waiting if life.branch == state.head]
@@ -144,9 +143,9 @@ def _scheduled(state: RunState, training: int) -> tuple[Scheduled, ...]:
 
 
 def _last_stop_that_is_over(state: RunState) -> int:
-    """The seq of the last stop after which somebody resumed the run; 0 if there is none.
+    """Return the seq of the last stop after which the run was resumed; 0 if there is none.
 
-    To repeat it would stop the run again. A pause before it was ended by it, and must not hold the run either.
+    Repeating it would stop the run again. A pause before it was ended by it, and must not hold the run either.
     """
     stops = (life for life in state.commands.values() if isinstance(life.command.intent, Stop))
     applied = (life.settled_seq or 0 for life in stops if life.status == "applied")
@@ -154,9 +153,11 @@ def _last_stop_that_is_over(state: RunState) -> int:
 
 
 def replay_after(decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()) -> Replay:
-    """Split the history at a checkpoint. `contained`: the uuids (as text) that the checkpoint's state contains.
+    """Split the history at a checkpoint into decisions contained in it and commands to repeat.
 
-    What is `scheduled` comes after all that has to be repeated.
+    Args:
+        contained: uuids, as text, of the commands that the checkpoint's state contains.
+        scheduled: commands for known steps; they come after all repeats.
     """
     ledger: dict[UUID, CommandSettled] = {}
     repeats: list[Repeat] = []

@@ -1,12 +1,11 @@
-"""A recorded run as commands for a new one: every command at the step where it took effect, rollbacks included.
+"""Replay plan: a recorded run as scheduled commands for a new run, each at the step where it took effect.
 
     schedule = recorded(entries, until_step)
 
-What a run did is parted by its rollbacks. In each part the commands that changed something are done again in the order
-in which they were decided, whatever was lost and repeated meanwhile: after a loss history repeats itself, so that the
-run which nothing happened to did the same. The checkpoints to which the run was rolled back are saved again, under
-their names, each at its place between the commands of its step. Other checkpoints are not: they change nothing. What
-the run was given, or adopted from other runs, the new one is given, too, at its beginning.
+Rollbacks divide a run into parts. In each part the commands that took effect are repeated in the order of their
+decision; failures and repetitions in between are skipped, since they do not change the result. The checkpoints to which
+the run was rolled back are saved again under their names, each at its place among the commands of its step; others are
+not, as they change nothing. Checkpoints that the run was forked from, or adopted, are copied to the new run first.
 """
 
 from collections.abc import Sequence
@@ -21,25 +20,25 @@ from control_plane.core.model.state import CommandLife, RunState, fold
 from control_plane.core.rules.branch_rules import Scheduled, first_uuid
 
 REPLAYED = (*CHANGES_TRAINING, Evaluate, SaveCheckpoint, Rollback)
-"""What took effect on the ranks. What was refused, cancelled, or done by the control server alone, changed nothing."""
+"""Kinds that take effect on the ranks. Commands settled by the control server alone do not change the training."""
 
 
 @dataclass(slots=True)
 class Part:
-    """What happened between two rollbacks: commands that took effect, and checkpoints, by generation."""
+    """Commands that took effect, and checkpoints, between two rollbacks."""
 
     lives: list[CommandLife] = field(default_factory=list)
     saved: list[CheckpointCommitted] = field(default_factory=list)
 
 
 def recorded(entries: Sequence[Entry], until_step: int | None = None) -> tuple[Scheduled, ...]:
-    """The commands of a run with their steps. With `until_step` the new run stops when it gets there first.
+    """Return the commands of a run with their steps; with `until_step`, cut off there by a stop.
 
-    Raises `Conflict` if the run never began, or if a checkpoint to which it was rolled back is not known any more.
+    Raises `Conflict` if the run never started, or if a checkpoint to which it was rolled back was discarded.
     """
     state = fold(list(entries))
     if state.generation is None:
-        raise Conflict(f"run {state.run} never began to train: there is nothing to do again")
+        raise Conflict(f"run {state.run} never started training: nothing to replay")
     wanted = _bases(state)
     items = [item for part in _parts(state, entries) for item in _in_order(part, wanted)]
     end = until_step if until_step is not None else _open_end(state)
@@ -53,7 +52,7 @@ def recorded(entries: Sequence[Entry], until_step: int | None = None) -> tuple[S
 
 
 def _open_end(state: RunState) -> int | None:
-    """Where a run stops that does again what one did that has no end of its own, or not yet."""
+    """Return the stop step for replaying a run that has not finished; None if it has finished or reached its end."""
     ended = state.closed is not None and state.closed.ending in ("finished", "stopped")
     reached = state.reached.get(state.head, state.step)
     total_steps = state.generation.total_steps if state.generation else 0
@@ -61,14 +60,14 @@ def _open_end(state: RunState) -> int | None:
 
 
 def _bases(state: RunState) -> dict[str, UUID]:
-    """The checkpoints to which the run was rolled back, with the rollback that went there first."""
+    """Return the checkpoints to which the run was rolled back, each with its first rollback."""
     wanted: dict[str, UUID] = {}
     known = {each.checkpoint for each in state.checkpoints}
     for branch in state.branches.values():
         if branch.checkpoint is None or branch.rollback is None:
             continue
         if branch.checkpoint not in known:
-            raise Conflict(f"run {state.run} was rolled back to {branch.checkpoint}, which is not known any more")
+            raise Conflict(f"run {state.run} was rolled back to {branch.checkpoint}, which has been discarded since")
         wanted.setdefault(branch.checkpoint, branch.rollback)
     return wanted
 
@@ -98,7 +97,7 @@ def _turns(entries: Sequence[Entry]) -> list[int]:
 
 
 def _first_uuids(state: RunState) -> set[UUID]:
-    """What branches began with: the new run's own rollbacks bring it along."""
+    """Return the uuids of initial changes of branches: the replay's own rollbacks include them."""
     rollbacks = (life.command for life in state.commands.values())
     return {
         first_uuid(command.uuid, place)
@@ -110,7 +109,7 @@ def _first_uuids(state: RunState) -> set[UUID]:
 
 def _in_order(part: Part, wanted: dict[str, UUID]) -> list[Scheduled]:
     items = [_again(life) for life in part.lives]
-    # A save is settled when it has ended, which may be steps later; all else in the order of its decision.
+    # A save is settled when it has ended, which may be steps later; the others in the order of their decision.
     items.sort(key=_where)
     asked = {item.command.intent.name for item in items if isinstance(item.command.intent, SaveCheckpoint)}
     for saved in part.saved:
@@ -129,7 +128,7 @@ def _again(life: CommandLife) -> Scheduled:
 
 
 def _place(items: Sequence[Scheduled], saved: CheckpointCommitted) -> int:
-    """After all that was decided before it was saved, and before all else of its step."""
+    """Return the index for a save: after all commands decided before it, before the others of its step."""
     before = [at for at, item in enumerate(items) if item.command.uuid in saved.decided_here]
     if before:
         return before[-1] + 1
@@ -148,7 +147,7 @@ def _where(item: Scheduled) -> tuple[int, int]:
 
 
 def _without_open_pauses(items: list[Scheduled]) -> list[Scheduled]:
-    """A pause that nobody ended at its own step would hold the new run for ever."""
+    """Drop pauses that were not ended at their own step: they would hold the new run for ever."""
     kept: list[Scheduled] = []
     for at, item in enumerate(items):
         ends = (Resume, Stop, Rollback)

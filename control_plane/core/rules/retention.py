@@ -1,6 +1,6 @@
-"""Which checkpoints may go: a pure rule, with a reason for each.
+"""Checkpoint retention: a pure rule for which checkpoints may be discarded, with a reason for each.
 
-Whatever the settings say: the newest stays, a pinned one stays, one in use stays, one that something stands on stays.
+Whatever the settings: the newest, pinned, used, and base checkpoints of branches and forks are kept.
 """
 
 import math
@@ -14,7 +14,7 @@ from control_plane.core.model.commands import MAX_STEP, Words
 
 
 class Retention(Words):
-    """What to keep besides what always stays. A checkpoint goes if none of these rules wants it."""
+    """Retention settings: checkpoints to keep besides those always kept. One that no rule keeps is discarded."""
 
     keep_last: int = Field(default=3, ge=1, le=MAX_STEP)
     keep_every_steps: int = Field(
@@ -27,21 +27,21 @@ class Retention(Words):
 
 @dataclass(frozen=True, slots=True)
 class CheckpointFacts:
-    """What the rule needs to know of one checkpoint. `base_of` counts the branches and forks that stand on it."""
+    """Input of the retention rule for one checkpoint. `base_of` counts the branches and forks that start at it."""
 
     checkpoint: str
     step: int
     pinned: bool = False
     metrics: dict[str, float] = field(default_factory=dict)
     base_of: int = 0
-    # After a rollback a newer checkpoint has a smaller step. Where the seq of its record is given, that decides.
+    # After a rollback a newer checkpoint may have a smaller step: the seq of its record, where given, decides.
     seq: int = 0
 
 
 def to_discard(
     checkpoints: Sequence[CheckpointFacts], retention: Retention, in_use: Collection[str]
 ) -> list[tuple[str, str]]:
-    """The checkpoints that may go, oldest first, each with the reason. The order of `checkpoints` says nothing."""
+    """Return the checkpoints to discard, oldest first, each with the reason. `checkpoints` may be in any order."""
     by_age = sorted(checkpoints, key=_age)
     kept = {facts.checkpoint for facts in by_age[-retention.keep_last :]}
     kept |= {facts.checkpoint for facts in by_age if facts.pinned or facts.base_of > 0}
@@ -55,7 +55,7 @@ def _age(facts: CheckpointFacts) -> tuple[int, int, str]:
 
 
 def _first_of_each_span(by_age: Sequence[CheckpointFacts], steps: int) -> set[str]:
-    """Saves need not fall on multiples; the first one of a span stays the first, however often this is asked."""
+    """Return the first checkpoint of every span of `steps`. Saves need not fall on multiples; the result is stable."""
     if not steps:
         return set()
     first = dict[int, CheckpointFacts]()
@@ -65,7 +65,7 @@ def _first_of_each_span(by_age: Sequence[CheckpointFacts], steps: int) -> set[st
 
 
 def _best(by_age: Sequence[CheckpointFacts], retention: Retention) -> set[str]:
-    """Of equal ones the older is the better, so that a newer one displaces it only by being better."""
+    """Return the `keep_best` best checkpoints. Of equal ones the older wins, so only a better one displaces it."""
     name, sign = retention.best_metric, 1 if retention.best_mode == "min" else -1
     if name is None:
         return set()
@@ -75,11 +75,8 @@ def _best(by_age: Sequence[CheckpointFacts], retention: Retention) -> set[str]:
 
 
 def _reason(retention: Retention) -> str:
-    rules = [f"the last {retention.keep_last}"]
-    if retention.keep_every_steps:
-        rules.append(f"the first of every {retention.keep_every_steps} steps")
+    rules = [f"keep_last={retention.keep_last}"]
+    rules += [f"keep_every_steps={retention.keep_every_steps}"] if retention.keep_every_steps else []
     if retention.keep_best and retention.best_metric is not None:
-        extreme = "lowest" if retention.best_mode == "min" else "highest"
-        rules.append(f"the {retention.keep_best} with the {extreme} {retention.best_metric}")
-    told = " or ".join([", ".join(rules[:-1]), rules[-1]] if len(rules) > 1 else rules)
-    return f"not among {told}; not pinned, not in use, and nothing stands on it"
+        rules.append(f"keep_best={retention.keep_best} by {retention.best_mode} {retention.best_metric}")
+    return f"outside retention ({', '.join(rules)}), not pinned, unused"

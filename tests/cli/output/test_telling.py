@@ -37,9 +37,9 @@ def death(rank: int | None, node: str = "node-3", reason: str = "its process end
     [
         (
             GenerationLost(generation=1, step=137, deaths=(death(1),)),
-            "lost the trainers at step 137: rank 1 on node-3 died (its process ended)",
+            "trainers failed at step 137: rank 1 on node-3 died (its process ended)",
         ),
-        (GenerationLost(generation=1, step=137), "lost the trainers at step 137"),
+        (GenerationLost(generation=1, step=137), "trainers failed at step 137"),
         (
             examples.started(generation=2).model_copy(update={"step": 120, "checkpoint": "step-00000120-g1"}),
             "generation 2 restored step-00000120-g1 (step 120) on 2 ranks",
@@ -77,7 +77,7 @@ def death(rank: int | None, node: str = "node-3", reason: str = "its process end
         ),
         (
             CheckpointFailed(checkpoint="c", step=40, generation=1, reason="disk full"),
-            "no checkpoint at step 40: disk full",
+            "saving a checkpoint at step 40 failed: disk full",
         ),
         (CheckpointDiscarded(checkpoint="c", reason="3 newer ones"), "checkpoint c discarded: 3 newer ones"),
         (examples.digested(100), "state at step 100 digested on 2 ranks"),

@@ -111,7 +111,7 @@ def test_adopted_branch_goes_on_from_its_own_checkpoints_and_keeps_what_it_began
     assert HERE in stands_on(state)
     refuse(
         Conflict,
-        "what a branch stands on",
+        "would restart from it",
         state,
         lambda s: decisions.accept(s, command(80, "delete_checkpoint", checkpoint=HERE)),
     )
@@ -153,9 +153,9 @@ def test_adoption_whose_name_was_taken_while_its_files_came_is_refused() -> None
 def test_adoption_of_the_run_itself_or_on_a_stale_view_is_refused_before_any_file_is_touched() -> None:
     state = running(committed(10), *changed(1, 15))
     own = command(60, "adopt_checkpoint", run=state.run)
-    refuse(Invalid, "has its own checkpoints already", state, lambda s: decisions.to_be_adopted(s, own))
+    refuse(Invalid, "cannot adopt its own checkpoints", state, lambda s: decisions.to_be_adopted(s, own))
     stale = adoption().model_copy(update={"based_on_seq": 1})
-    refuse(Conflict, "look again", state, lambda s: decisions.to_be_adopted(s, stale))
+    refuse(Conflict, "and resend", state, lambda s: decisions.to_be_adopted(s, stale))
     assert decisions.to_be_adopted(state, rollback(checkpoint="step-10-g1")) is None
 
 

@@ -88,7 +88,7 @@ def taken_back(*first: dict[str, Any], **body: Any) -> RunState:
     [
         ({"checkpoint": "c9"}, NotFound, r"has no checkpoint 'c9'; the newest are step-10-g1, step-20-g1"),
         ({"checkpoint": "step-5-g1"}, NotFound, r"has no checkpoint 'step-5-g1'; it was discarded; the newest"),
-        ({"checkpoint": "step-20-g1"}, Conflict, "was left behind when the trainers began before it"),
+        ({"checkpoint": "step-20-g1"}, Conflict, "is abandoned"),
         ({"checkpoint": "step-10-g1", "branch": "main"}, Conflict, "has a branch 'main' already; choose another name"),
         ({"checkpoint": "step-10-g1", "branch": "b"}, Conflict, "has a branch 'b' already"),
         ({"branch": "main"}, Conflict, "is on branch main already"),

@@ -161,7 +161,9 @@ def test_sentence_says_what_was_counted_and_lists_the_attempts() -> None:
         f"2 (generation 2) from step 5 to 7: {BUG}; 3 (generation 3) from step 5 to 7: {BUG}"
     )
     before = reason_to_give_up(story((NEVER, 0, BUG), (NEVER, 0, BUG)))
-    assert str(before).startswith(f"the trainers failed 2 times in a row in the same way, before they had begun: {BUG}")
+    assert str(before).startswith(
+        f"the trainers failed 2 times in a row in the same way, before their first step: {BUG}"
+    )
 
 
 def test_run_that_was_given_up_and_resumed_gets_all_its_chances_again() -> None:

@@ -127,7 +127,7 @@ def test_accept_counts_groups_by_learning_rates_when_they_have_no_names() -> Non
 @pytest.mark.parametrize(
     ("records", "kind", "words"),
     [
-        ((accepted(1, "pause"),), "pause", "already paused, or a pause is on its way"),
+        ((accepted(1, "pause"),), "pause", "already paused, or a pause is pending"),
         ((accepted(1, "pause"), settled(1)), "pause", "already paused"),
         ((), "resume", "is not paused"),
         ((accepted(1, "pause"), settled(1), accepted(2, "resume")), "resume", "is not paused"),
@@ -173,7 +173,9 @@ def test_start_generation_announced_again_records_nothing() -> None:
 def test_start_generation_of_an_earlier_start_is_a_conflict() -> None:
     """A late repetition of the first announcement must not push the living generation aside."""
     state = running(started(901, generation=2))
-    assert_refused(Conflict, state, lambda s: decisions.start_generation(s, start(900)), "generation 1 is over")
+    assert_refused(
+        Conflict, state, lambda s: decisions.start_generation(s, start(900)), "generation 1 is not the current one"
+    )
 
 
 def test_start_generation_of_a_closed_run_is_refused() -> None:
@@ -184,7 +186,9 @@ def test_check_generation_listens_to_the_current_one_only() -> None:
     state = running(started(901, generation=2))
     decisions.check_generation(state, 2)
     for stale in (0, 1, 3):
-        assert_refused(Conflict, state, partial(decisions.check_generation, generation=stale), "2 is the current one")
+        assert_refused(
+            Conflict, state, partial(decisions.check_generation, generation=stale), "is not the current one .2."
+        )
 
 
 def test_settle_records_the_outcome_once() -> None:
@@ -201,7 +205,7 @@ def test_settle_otherwise_than_before_is_a_conflict() -> None:
 
 
 def test_settle_of_an_unknown_command_is_refused() -> None:
-    assert_refused(NotFound, running(), lambda s: decisions.settle(s, settled(1)), "was ever accepted")
+    assert_refused(NotFound, running(), lambda s: decisions.settle(s, settled(1)), "never accepted a command")
 
 
 def test_commit_checkpoint_records_it_once() -> None:
@@ -218,7 +222,12 @@ def test_end_generation_records_it_once_and_leaves_commands_pending() -> None:
 
 def test_end_generation_of_an_earlier_one_is_a_conflict() -> None:
     state = running(started(901, generation=2))
-    assert_refused(Conflict, state, lambda s: decisions.end_generation(s, 1, "failed", 3, "x"), "generation 1 is over")
+    assert_refused(
+        Conflict,
+        state,
+        lambda s: decisions.end_generation(s, 1, "failed", 3, "x"),
+        "generation 1 is not the current one",
+    )
 
 
 def test_close_run_gives_every_pending_command_an_end() -> None:

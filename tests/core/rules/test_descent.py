@@ -75,13 +75,13 @@ def test_replay_takes_a_stop_though_it_ends_with_one_itself_and_no_change() -> N
     assert decisions.accept(state, command(9, "stop"))
     refuse(
         Conflict,
-        r"does again what r did; until that is done \(2 commands are left\)",
+        r"is replaying r: it can only be stopped until the 2 remaining",
         state,
         lambda s: decisions.accept(s, command(9, "set_learning_rate", factor=2.0)),
     )
     refuse(
         Conflict,
-        "or a replay does",
+        "or it is replayed",
         state,
         lambda s: decisions.accept(s, command(9, "cancel", command=str(uuid(1)))),
     )

@@ -79,14 +79,17 @@ def test_rollback_between_the_end_of_the_training_and_that_of_the_run_is_refused
     ended = GenerationEnded(generation=1, ending=ending, step=100)
     state = running(committed(10), ended)
     refuse(
-        RunEnded, f"has {ending} its training and is ending", state, lambda s: decisions.accept(s, rollback(branch="b"))
+        RunEnded,
+        f"has {ending} training and is shutting down",
+        state,
+        lambda s: decisions.accept(s, rollback(branch="b")),
     )
 
 
 def test_finished_run_that_is_resumed_to_go_back_does_so_at_once() -> None:
     ended = GenerationEnded(generation=1, ending="finished", step=100)
     state = running(committed(10), ended, RunClosed(ending="finished"))
-    refuse(Conflict, "nothing left to resume", state, lambda s: decisions.resume_run(s, "bo"))
+    refuse(Conflict, "cannot be resumed, only rolled back", state, lambda s: decisions.resume_run(s, "bo"))
     refuse(RunEnded, "takes no more", state, lambda s: decisions.accept(s, rollback(checkpoint="step-10-g1")))
     state = after(state, *decisions.resume_run(state, "bo", back=True))
     state = after(state, *decisions.accept(state, rollback(checkpoint="step-10-g1")))
@@ -100,11 +103,11 @@ def test_finished_run_that_is_resumed_to_go_back_does_so_at_once() -> None:
 def test_start_of_trainers_that_were_told_of_another_branch_is_refused() -> None:
     state = after(taken_back(), ENDED)
     told = resume_point(state)
-    refuse(Conflict, "was taken to branch branch-2", state, lambda s: decisions.start_generation(s, start(901)))
+    refuse(Conflict, "was switched to branch branch-2", state, lambda s: decisions.start_generation(s, start(901)))
     of_it = start(901, branch="branch-2", branched_seq=told.branched_seq, step=10)
     assert decisions.start_generation(state, of_it)
     there_and_back = after(state, began("c", 10), back_to("branch-2"))
-    refuse(Conflict, "was taken to", there_and_back, lambda s: decisions.start_generation(s, of_it))
+    refuse(Conflict, "was switched to", there_and_back, lambda s: decisions.start_generation(s, of_it))
 
 
 def test_outcome_of_the_generation_before_is_recorded_and_says_nothing_of_the_branch() -> None:
@@ -121,7 +124,7 @@ def test_outcome_of_the_generation_before_is_recorded_and_says_nothing_of_the_br
     assert (state.paused, state.knobs, state.reached) == (False, knobs, {"main": 30, "branch-2": 10})
     assert [state.commands[uuid(number)].branch for number in (1, 2)] == ["main", "main"]
     state = after(state, ENDED, started(901, 2, step=10, branch="branch-2"))
-    refuse(Conflict, "generation 1 is over", state, lambda s: decisions.check_generation(s, 1))
+    refuse(Conflict, "generation 1 is not the current one", state, lambda s: decisions.check_generation(s, 1))
 
 
 def losses(*steps: int, generation: int = 2) -> list[Record]:
@@ -152,7 +155,7 @@ def test_trainers_that_never_get_to_their_branch_are_given_up() -> None:
         assert reason_to_give_up(state) is None
         (told,) = decisions.lose_generation(state, 1, 30, 0.5, (), uuid(800 + number))
         state = after(state, told)
-    assert "in the same way, before they had begun again" in str(reason_to_give_up(state))
+    assert "in the same way, before their first step after a restart" in str(reason_to_give_up(state))
 
 
 def test_recovery_is_told_by_those_who_came_after_the_loss_only() -> None:
@@ -185,7 +188,7 @@ def test_what_a_branch_begins_with_cannot_be_cancelled_and_expires_with_the_run(
     """Trainers that nobody has heard of yet may have been told of it."""
     state, first = after(taken_back(HALVED), ENDED), first_uuid(uuid(50), 0)
     cancel = command(60, "cancel", command=str(first))
-    refuse(Conflict, "is what a branch begins with", state, lambda s: decisions.accept(s, cancel))
+    refuse(Conflict, "cannot be cancelled", state, lambda s: decisions.accept(s, cancel))
     assert [each.uuid for each in decisions.close_run(state, "failed", None) if isinstance(each, CommandSettled)] == [
         first
     ]
@@ -231,11 +234,11 @@ def test_delete_of_what_a_branch_stands_on_or_goes_on_from_is_refused(name: str)
         committed(12, 2, branch="b"),
     )
     asked = command(60, "delete_checkpoint", checkpoint=name)
-    refuse(Conflict, "is what a branch stands on, or goes on from", state, lambda s: decisions.accept(s, asked))
+    refuse(Conflict, "cannot be deleted", state, lambda s: decisions.accept(s, asked))
     assert decisions.accept(state, command(61, "delete_checkpoint", checkpoint="step-5-g1"))
 
 
 def test_delete_of_where_a_pending_rollback_goes_is_refused() -> None:
     state = running(committed(5), committed(10), accepted(50, "rollback", checkpoint="step-5-g1"))
     asked = command(60, "delete_checkpoint", checkpoint="step-5-g1")
-    refuse(Conflict, "stands on", state, lambda s: decisions.accept(s, asked))
+    refuse(Conflict, "would restart from it", state, lambda s: decisions.accept(s, asked))

@@ -222,7 +222,7 @@ def test_settle_of_a_repetition_that_came_out_otherwise_is_recorded_and_not_hidd
 def test_settle_by_the_same_generation_otherwise_than_before_is_a_conflict() -> None:
     state = running(accepted(1), settled(1))
     refused(Conflict, "already settled", partial(decisions.settle, state, settled(1, step=11)))
-    refused(NotFound, "was ever accepted", partial(decisions.settle, state, settled(2, generation=2)))
+    refused(NotFound, "never accepted a command", partial(decisions.settle, state, settled(2, generation=2)))
 
 
 def test_lose_generation_counts_the_farthest_step_and_no_negative_silence() -> None:
@@ -242,7 +242,9 @@ def test_lose_generation_told_twice_or_before_any_start_records_nothing() -> Non
 
 def test_lose_generation_that_is_over_or_of_a_closed_run_is_refused() -> None:
     state = running(started(901, 2))
-    refused(Conflict, "generation 1 is over", partial(decisions.lose_generation, state, 1, 5, 0.0, DEATHS))
+    refused(
+        Conflict, "generation 1 is not the current one", partial(decisions.lose_generation, state, 1, 5, 0.0, DEATHS)
+    )
     closed = running(RunClosed(ending="failed"))
     refused(RunEnded, "has failed", partial(decisions.lose_generation, closed, 1, 5, 0.0, DEATHS))
 
@@ -250,9 +252,9 @@ def test_lose_generation_that_is_over_or_of_a_closed_run_is_refused() -> None:
 def test_generation_that_was_lost_is_not_listened_to_any_more() -> None:
     """Its successors may have been told the history already: what came now would never be repeated."""
     for state in (running(lost(12)), running(RESUMED)):
-        refused(Conflict, "given up for lost", partial(decisions.check_generation, state, 1))
+        refused(Conflict, "declared failed", partial(decisions.check_generation, state, 1))
         end = partial(decisions.end_generation, state, 1, "failed", 12, None)
-        refused(Conflict, "given up for lost", end)
+        refused(Conflict, "declared failed", end)
     decisions.check_generation(running(lost(12), started(901, 2)), 2)
 
 
@@ -269,7 +271,7 @@ def test_resume_run_reopens_what_stopped_or_failed_and_nothing_that_finished() -
         assert decisions.resume_run(state, "bo") == [RESUMED]
     assert decisions.resume_run(running(), "bo") == [RESUMED]
     finished = running(RunClosed(ending="finished"))
-    refused(Conflict, "nothing left to resume", partial(decisions.resume_run, finished, "bo"))
+    refused(Conflict, "cannot be resumed, only rolled back", partial(decisions.resume_run, finished, "bo"))
     refused(Conflict, "no journal", partial(decisions.resume_run, state_after(), "bo"))
 
 

@@ -102,7 +102,7 @@ def test_best_kept_are_as_good_as_any_that_went(checkpoints: list[CheckpointFact
 def test_keep_last_three_of_five_lets_the_two_oldest_go_with_a_reason() -> None:
     gone = to_discard([at(step) for step in (50, 10, 30, 20, 40)], Retention(), ())
     assert [name for name, _ in gone] == ["step-10", "step-20"]
-    assert gone[0][1] == "not among the last 3; not pinned, not in use, and nothing stands on it"
+    assert gone[0][1] == "outside retention (keep_last=3), not pinned, unused"
 
 
 def test_keep_last_after_a_rollback_keeps_what_was_saved_last() -> None:
@@ -128,7 +128,7 @@ def test_keep_best_of_a_metric_to_maximise_keeps_the_highest() -> None:
     kept = Retention(keep_last=1, keep_best=1, best_mode="max")
     gone = to_discard(checkpoints, kept, ())
     assert [name for name, _ in gone] == ["step-1"]
-    assert "the last 1 or the 1 with the highest eval_loss" in gone[0][1]
+    assert "keep_last=1, keep_best=1 by max eval_loss" in gone[0][1]
 
 
 @pytest.mark.parametrize("wrong", [{"keep_last": 0}, {"keep_best": -1}, {"keep_every_steps": -5}, {"best_mode": "up"}])

@@ -56,7 +56,7 @@ def test_cancel_of_what_is_settled_unknown_or_a_cancel_is_refused() -> None:
         accepted(1), settled(1), accepted(2, not_before_step=9), accepted(3, "cancel", command=str(uuid(2)))
     )
     assert_refused(Conflict, state, lambda s: decisions.accept(s, cancel(9, 1)), "already applied")
-    assert_refused(NotFound, state, lambda s: decisions.accept(s, cancel(9, 8)), "was ever accepted")
+    assert_refused(NotFound, state, lambda s: decisions.accept(s, cancel(9, 8)), "never accepted a command")
     assert_refused(Conflict, state, lambda s: decisions.accept(s, cancel(9, 3)), "cannot be cancelled")
 
 
@@ -130,7 +130,7 @@ def test_accept_of_a_stale_view_is_a_conflict_that_says_what_changed() -> None:
     fresh = command(2).model_copy(update={"based_on_seq": seen})
     assert decisions.accept(state, fresh) == [CommandAccepted(command=fresh)]
     stale = command(2).model_copy(update={"based_on_seq": seen - 1})
-    assert_refused(Conflict, state, lambda s: decisions.accept(s, stale), "ann: lr = 0.0001 .entry 4.; look again")
+    assert_refused(Conflict, state, lambda s: decisions.accept(s, stale), "ann: lr = 0.0001 .entry 4.; read the run")
 
 
 @pytest.mark.parametrize(
@@ -145,7 +145,7 @@ def test_accept_of_a_stale_view_is_a_conflict_that_says_what_changed() -> None:
 def test_stale_view_counts_for_every_kind_and_a_known_uuid_comes_first(asked: Command) -> None:
     state = running(committed(10), committed(20), accepted(1, not_before_step=50), accepted(2, "pause"))
     stale = asked.model_copy(update={"based_on_seq": state.course_seq - 1})
-    assert_refused(Conflict, state, lambda s: decisions.accept(s, stale), "look again")
+    assert_refused(Conflict, state, lambda s: decisions.accept(s, stale), "and resend")
     fresh = asked.model_copy(update={"based_on_seq": state.course_seq})
     told = decisions.accept(state, fresh)
     assert told[0] == CommandAccepted(command=fresh)
@@ -206,7 +206,7 @@ def test_delete_removes_an_old_checkpoint_and_says_who_did() -> None:
     [
         ("step-20-g1", Conflict, "is the newest"),
         ("step-10-g1", Conflict, "is pinned"),
-        ("step-5-g1", Conflict, "what the run stands on"),
+        ("step-5-g1", Conflict, "were restored from it"),
         ("step-7-g1", NotFound, "the newest are step-5-g1, step-10-g1, step-20-g1"),
         ("../x", NotFound, "has no checkpoint"),
     ],

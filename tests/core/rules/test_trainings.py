@@ -119,5 +119,5 @@ def test_training_is_the_one_in_its_place_unless_model_and_data_are_a_later_ones
 
 
 def test_training_that_nobody_can_tell_is_refused() -> None:
-    with pytest.raises(Refused, match="it is not known which one to go on with"):
+    with pytest.raises(Refused, match="it is unknown which one to resume"):
         which_training(known("a", "b", unfinished=2), 1, "c")

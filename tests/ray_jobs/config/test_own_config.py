@@ -135,7 +135,7 @@ def test_run_of_elsewhere_that_is_trusted_is_ones_own_from_then_on(
     for attempt in (TRUSTING, ROADS):  # somebody who has trusted it once is not asked again
         assert attempt[road]() == (Conflict.exit_code if road == "replay" else 1)
         told = capsys.readouterr().err
-        assert ("never began to train" if road == "replay" else "cannot submit the job to a Ray cluster") in told
+        assert ("never started training" if road == "replay" else "cannot submit the job to a Ray cluster") in told
     assert signed_config(files) == EVIL
     assert read_manifest(files.checkpoints / CHECKPOINT, SigningKey.of_installation(files.signing_key))
 

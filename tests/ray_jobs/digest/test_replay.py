@@ -143,7 +143,7 @@ def test_replay_whose_script_builds_another_model_is_told_so(
     assert (verdict.first.step, sorted(verdict.first.ranks)) == (0, [0, 1])
     assert all(names[0].startswith("weights/") for names in verdict.first.ranks.values())
     assert "before any step" in verdict.sentence()
-    assert "built another model" in verdict.sentence()
+    assert "initial model is different" in verdict.sentence()
 
 
 def test_verdict_names_what_the_run_said_is_not_exact() -> None:

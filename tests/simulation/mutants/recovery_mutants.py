@@ -131,7 +131,7 @@ def pause_kept_by_a_resumption(state: RunState, entry: Entry) -> None:
 
 
 def lost_and_heard(state: RunState, generation: int) -> None:
-    """Trainers that were given up for lost still write history."""
+    """Trainers that were declared failed still write history."""
     if generation != state.generation_number:
         raise Conflict(f"generation {generation} is over", generation=generation)
 

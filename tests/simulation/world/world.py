@@ -289,7 +289,7 @@ class World(Operators):
                 return
         else:
             generation, step = link.generation or 0, fleet.step
-            with suppress(Refused):  # it was given up for lost
+            with suppress(Refused):  # it was declared failed
                 self._ask(lambda server: server.end_generation(generation, "left", step))
         self.start_trainers(in_place=True)
 
