@@ -20,12 +20,12 @@ from pydantic import TypeAdapter, ValidationError
 from control_plane.api.handle import (
     CommandView,
     Measurements,
+    MetricSummary,
     Offer,
     Receipt,
     Report,
-    Result,
     Snapshot,
-    Stretch,
+    StepRange,
     Trajectories,
 )
 from control_plane.config_text import from_yaml
@@ -163,7 +163,7 @@ class ControlActor:
         """See `RunHandle.measurements`."""
         return await self._server.measurements(after, limit, names)
 
-    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+    async def results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
         """See `RunHandle.results`."""
         return await self._server.results(stretches, names)
 
@@ -179,9 +179,9 @@ class ControlActor:
         """See `RunHandle.resume`."""
         await self._server.resume(author, back)
 
-    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
-        """See `RunHandle.lose_generation`."""
-        await self._server.lose_generation(generation, deaths, loss)
+    async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
+        """See `RunHandle.fail_generation`."""
+        await self._server.fail_generation(generation, deaths, failure)
 
     async def start_generation(self, start: GenerationStart) -> int:
         """See `RunHandle.start_generation`."""

@@ -17,12 +17,12 @@ from control_plane.api.handle import (
     ADOPTION_WAIT_S,
     CommandView,
     Measurements,
+    MetricSummary,
     Offer,
     Receipt,
     Report,
-    Result,
     Snapshot,
-    Stretch,
+    StepRange,
     Trajectories,
 )
 from control_plane.core.model.commands import Command
@@ -121,7 +121,7 @@ class RayHandle:
         """See `RunHandle.measurements`."""
         return await self._call("measurements", after, limit, names)
 
-    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+    async def results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
         """See `RunHandle.results`."""
         return await self._call("results", stretches, names)
 
@@ -137,10 +137,10 @@ class RayHandle:
         """See `RunHandle.resume`."""
         await self._call("resume", author, back)
 
-    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
-        """See `RunHandle.lose_generation`."""
+    async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
+        """See `RunHandle.fail_generation`."""
         cleaned = tuple(map(self._redaction().words, deaths))
-        await self._call("lose_generation", generation, cleaned, loss)
+        await self._call("fail_generation", generation, cleaned, failure)
 
     async def start_generation(self, start: GenerationStart) -> int:
         """See `RunHandle.start_generation`."""

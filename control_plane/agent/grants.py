@@ -30,7 +30,7 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from control_plane.agent import policy
 from control_plane.agent.policy import ActionSeen, Bounds, Decision, KnobSeen, Observation, Ruling, is_number
 from control_plane.config_text import from_yaml
-from control_plane.core.model.commands import MAX_FACTOR, MAX_LEARNING_RATE, Words
+from control_plane.core.model.commands import MAX_FACTOR, MAX_LEARNING_RATE, Message
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import INTENT, MAX_SEED
 from control_plane.core.model.limits import LEARNING_RATE
@@ -59,7 +59,7 @@ def is_showable(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME_CHARS and name.isprintable()
 
 
-class Power(Words):
+class Power(Message):
     """How far one knob may be moved. Without `max_factor` not further than by a factor of two at a time."""
 
     max_factor: float = Field(default=2.0, ge=1, le=MAX_FACTOR, allow_inf_nan=False)
@@ -74,7 +74,7 @@ class Power(Words):
         return self
 
 
-class ArgumentRange(Words):
+class ArgumentRange(Message):
     """Within what an argument of an action may be chosen. A number needs both bounds, a switch none."""
 
     min: float | None = Field(default=None, allow_inf_nan=False)
@@ -92,7 +92,7 @@ class ArgumentRange(Words):
 Arguments = Annotated[dict[str, ArgumentRange], Field(max_length=MAX_ARGUMENTS_GRANTED)]
 
 
-class Powers(Words):
+class Powers(Message):
     """What was granted. Empty: the learning rate may be doubled or halved, and that is all."""
 
     knobs: dict[str, Power] = Field(default={}, max_length=MAX_KNOBS)

@@ -29,7 +29,7 @@ from control_plane.core.model.records import (
     Entry,
     GenerationStarted,
 )
-from control_plane.core.model.state import CommandLife, RunState, evolve
+from control_plane.core.model.state import CommandStatus, RunState, evolve
 
 ENTRIES_PER_PAGE = 1000
 MAX_PAGES_PER_READ = 20
@@ -53,7 +53,7 @@ class History:
         self._sent: set[UUID] = set()
         self._confirmed: set[UUID] = set()
         self._replayed: set[UUID] = set()
-        self._by_autopilots: dict[UUID, CommandLife] = {}
+        self._by_autopilots: dict[UUID, CommandStatus] = {}
         self.peak_lr = 0.0
 
     @property
@@ -143,7 +143,7 @@ class History:
                 steps += self._steps_of(life)
         return max(steps, default=None), pending
 
-    def _steps_of(self, life: CommandLife) -> Iterable[int]:
+    def _steps_of(self, life: CommandStatus) -> Iterable[int]:
         generation, reach = self._state.generation_number, self._reach()
         for outcome in (life.settled, life.repeated):
             if outcome is None or outcome.status != "applied" or outcome.step is None:
@@ -164,7 +164,7 @@ class History:
         return found
 
 
-def _changes(life: CommandLife, knob: str) -> bool:
+def _changes(life: CommandStatus, knob: str) -> bool:
     named = changed_by(life.command.intent, life.settled.after if life.settled else None)
     # What a pattern covers is known when the ranks have read it back; until then it covers what it fits.
     return knob in named or any(":" in each and fnmatchcase(knob, each) for each in named)

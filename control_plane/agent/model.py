@@ -21,7 +21,7 @@ from control_plane.addresses import is_in_the_clear, is_loopback, plain_url
 from control_plane.agent.grants import MAX_NAME_CHARS, NO_MORE, Powers, Proposal, Run, Scale, SetTo
 from control_plane.agent.policy import Action, Bounds, Decision, Observation
 from control_plane.agent.prompt import messages
-from control_plane.core.model.commands import Words
+from control_plane.core.model.commands import Message
 from control_plane.core.model.errors import Invalid, Unavailable
 from control_plane.core.model.intents import MAX_ARGUMENTS, Finite, KnobValue, Scalar
 
@@ -90,7 +90,7 @@ def _is_link_local(host: str) -> bool:
         return False
 
 
-class Answer(Words):
+class Answer(Message):
     """What the model must answer; any other key is refused."""
 
     action: Action
@@ -101,7 +101,7 @@ Told = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
 Why = Annotated[str, Field(max_length=MAX_ANSWER_BYTES)]
 
 
-class _Tuned(Words):
+class _Tuned(Message):
     action: Literal["double", "halve", "keep"]
     reason: Why = ""
 
@@ -109,7 +109,7 @@ class _Tuned(Words):
         return Decision(Action(self.action), self.reason)
 
 
-class _Scaled(Words):
+class _Scaled(Message):
     action: Literal["scale"]
     knob: Told
     factor: Finite
@@ -119,7 +119,7 @@ class _Scaled(Words):
         return Scale(self.knob, self.factor, self.reason)
 
 
-class _Set(Words):
+class _Set(Message):
     action: Literal["set"]
     knob: Told
     value: KnobValue
@@ -129,7 +129,7 @@ class _Set(Words):
         return SetTo(self.knob, self.value, self.reason)
 
 
-class _Ran(Words):
+class _Ran(Message):
     action: Literal["run"]
     name: Told
     arguments: dict[Told, Scalar] = Field(default={}, max_length=MAX_ARGUMENTS)

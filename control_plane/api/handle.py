@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import Field
 
-from control_plane.core.model.commands import Command, Words
+from control_plane.core.model.commands import Command, Message
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import (
     MAIN,
@@ -22,7 +22,7 @@ from control_plane.core.model.records import (
     GenerationEnding,
     Parent,
     RankPlace,
-    Reading,
+    Readback,
     StateDigested,
 )
 from control_plane.core.rules.crash_loop import Attempt
@@ -41,7 +41,7 @@ ADOPTION_WAIT_S = 120.0
 Phase = Literal["starting", "training", "evaluating", "saving", "paused", "ended"]
 
 
-class Receipt(Words):
+class Receipt(Message):
     """Acknowledgement that a command is durable. `seq`: its journal entry; `status`: its current status."""
 
     uuid: UUID
@@ -50,7 +50,7 @@ class Receipt(Words):
     status: str
 
 
-class Progress(Words):
+class Progress(Message):
     """Progress of rank 0. Not a decision: it is never recorded in the journal."""
 
     step: int
@@ -59,7 +59,7 @@ class Progress(Words):
     steps_per_s: float | None = None
 
 
-class Point(Words):
+class Point(Message):
     """One measurement. `value` may be NaN or infinite; `time_s` is Unix time."""
 
     step: int
@@ -70,14 +70,14 @@ class Point(Words):
     training: int = Field(default=1, description="which of the script's trainings it is of")
 
 
-class Measurements(Words):
+class Measurements(Message):
     """Points in order of arrival. Request again with `after=cursor` for later ones."""
 
     points: tuple[Point, ...]
     cursor: int
 
 
-class Restart(Words):
+class Restart(Message):
     """Startup timings of a generation that resumes; `started_at_s` is Unix time of rank 0's node."""
 
     started_at_s: float
@@ -86,7 +86,7 @@ class Restart(Words):
     step: int
 
 
-class Report(Words):
+class Report(Message):
     """Report of rank 0 to the control server."""
 
     generation: int
@@ -100,7 +100,7 @@ class Report(Words):
     dropped_points: int = 0
 
 
-class Stretch(Words):
+class StepRange(Message):
     """Step range of a branch, from `first` to `last`, both included; without `last` to its end."""
 
     branch: str = MAIN
@@ -108,30 +108,30 @@ class Stretch(Words):
     last: int | None = None
 
 
-class Measured(Words):
+class MeasuredValue(Message):
     """A measured value and its step."""
 
     step: int
     value: float
 
 
-class Result(Words):
+class MetricSummary(Message):
     """Summary of a metric over a step range: the newest value, and the lowest that is not NaN."""
 
     name: str
-    stretch: Stretch
-    last: Measured
-    lowest: Measured | None = None
+    stretch: StepRange
+    last: MeasuredValue
+    lowest: MeasuredValue | None = None
 
 
-class Offer(Words):
+class Offer(Message):
     """The unsettled commands, oldest first. `revision` changes whenever that list does."""
 
     commands: tuple[Command, ...]
     revision: int
 
 
-class CommandView(Words):
+class CommandView(Message):
     """A command and its status."""
 
     command: Command
@@ -144,7 +144,7 @@ class CommandView(Words):
     branch: str = Field(default=MAIN, description="where it was settled; until then, where it was asked for")
 
 
-class RecoveryView(Words):
+class RecoveryView(Message):
     """One failure of the trainers and the recovery. `phases_s` and `lost_steps` are set when it is over."""
 
     generation: int
@@ -165,7 +165,7 @@ class RecoveryView(Words):
         return self.lost_steps is not None
 
 
-class Restarting(Words):
+class Restarting(Message):
     """Pending restart of failed trainers: `wait_s` is the backoff after the last failure, `failures` those without a
     new step."""
 
@@ -176,7 +176,7 @@ class Restarting(Words):
     reason: str
 
 
-class BranchView(Words):
+class BranchView(Message):
     """One branch of a run: its fork point, initial changes and progress.
 
     `origin` is set if it starts in another run: on a fork, or an adopted branch.
@@ -194,7 +194,7 @@ class BranchView(Words):
     origin: Parent | None = None
 
 
-class Intervention(Words):
+class Intervention(Message):
     """A command that changed the training of a branch, at the boundary after `step`.
 
     `first`: the branch began with it. `before` and `after` are what the ranks read.
@@ -206,19 +206,19 @@ class Intervention(Words):
     author: str
     reason: str | None = None
     first: bool = False
-    before: Reading = {}
-    after: Reading = {}
+    before: Readback = {}
+    after: Readback = {}
 
 
-class Trajectory(Words):
+class Trajectory(Message):
     """A branch with its interventions, oldest first, and its last known knobs."""
 
     branch: BranchView
-    knobs: Reading = {}
+    knobs: Readback = {}
     interventions: tuple[Intervention, ...] = ()
 
 
-class Trajectories(Words):
+class Trajectories(Message):
     """All branches of a run."""
 
     run: str
@@ -230,7 +230,7 @@ class Trajectories(Words):
     checkpoints: tuple[CheckpointCommitted, ...] = ()
 
 
-class Snapshot(Words):
+class Snapshot(Message):
     """Current state of a run, for people. `progress_age_s`: seconds since rank 0's last report.
 
     `seq` is the last journal entry included; a command may be based on it (`based_on_seq`).
@@ -249,10 +249,10 @@ class Snapshot(Words):
     steps_per_s: float | None = None
     progress_age_s: float | None = None
     ranks: tuple[RankPlace, ...] = ()
-    knobs: Reading = {}
-    knob_facts: Reading = Field(default={}, description="type, bounds and description of each knob, by name")
+    knobs: Readback = {}
+    knob_facts: Readback = Field(default={}, description="type, bounds and description of each knob, by name")
     limits: dict[str, Limit] = Field(default={}, description="what the run's owner allows, by knob or pattern")
-    facts: Reading = {}
+    facts: Readback = {}
     latest: dict[str, float] = {}
     commands: tuple[CommandView, ...] = ()
     checkpoints: tuple[CheckpointCommitted, ...] = ()
@@ -270,7 +270,7 @@ class Snapshot(Words):
         return self.status in ("finished", "stopped", "failed")
 
 
-class RunSummary(Words):
+class RunSummary(Message):
     """One line of the list of runs. `world_size` counts the ranks of the current or last generation.
 
     `branch` is the current one of `branches`.
@@ -327,7 +327,7 @@ class RunHandle(Protocol):
         """Return at most `limit` points after the cursor `after`."""
         ...
 
-    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+    async def results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
         """Return a summary of each metric over each step range; none where nothing was measured."""
         ...
 
@@ -349,8 +349,8 @@ class RunHandle(Protocol):
         """
         ...
 
-    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
-        """Report that the trainers of this generation failed; idempotent by `loss`, the report's uuid.
+    async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
+        """Report that the trainers of this generation failed; idempotent by `failure`, the report's uuid.
 
         Closes the run in a crash loop. Raises `Conflict` if another generation has begun.
         """

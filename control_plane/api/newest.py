@@ -3,33 +3,33 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from control_plane.api.handle import Point, Result, Stretch
+from control_plane.api.handle import MetricSummary, Point, StepRange
 from control_plane.core.model.records import BranchResumed, BranchStarted, Entry, GenerationStarted
 from control_plane.core.model.state import RunState
 
 
-class Measured(Protocol):
+class MetricsReader(Protocol):
     """Interface of a metrics store."""
 
     def latest(self) -> dict[str, float]:
         """Return the newest value of each name, on any branch."""
         ...
 
-    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+    def results(self, stretches: Sequence[StepRange], names: Sequence[str]) -> tuple[MetricSummary, ...]:
         """Return a summary of each metric over each step range."""
         ...
 
 
-def newest_on(metrics: Measured, branch: str, last: int | None = None) -> dict[str, float]:
+def newest_on(metrics: MetricsReader, branch: str, last: int | None = None) -> dict[str, float]:
     """Return the newest value of each name on a branch, up to step `last`."""
-    results = metrics.results((Stretch(branch=branch, last=last),), tuple(metrics.latest()))
+    results = metrics.results((StepRange(branch=branch, last=last),), tuple(metrics.latest()))
     return {result.name: result.last.value for result in results}
 
 
 class NewestValues:
     """Current metric values of a live run: those of a branch it has left, or of undone steps, are dropped."""
 
-    def __init__(self, metrics: Measured, state: RunState) -> None:
+    def __init__(self, metrics: MetricsReader, state: RunState) -> None:
         """Start from the values in the store."""
         self._metrics = metrics
         self.values = {} if state.switching else newest_on(metrics, state.head)

@@ -31,7 +31,7 @@ from control_plane.core.model.records import (
     GenerationRecovered,
     GenerationStarted,
     Parent,
-    Reading,
+    Readback,
     Record,
     RunClosed,
     RunCreated,
@@ -235,13 +235,13 @@ def phases(phases_s: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 @in_one_line
-def reading(values: Reading | None) -> str:
+def reading(values: Readback | None) -> str:
     """Format a readback, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are shown once."""
     return "; ".join(f"{name} {spelled(value)}" for name, value in (values or {}).items() if name != "groups")
 
 
 @in_one_line
-def change(before: Reading | None, after: Reading | None) -> str:
+def change(before: Readback | None, after: Readback | None) -> str:
     """Format a change: `weight_decay 0.01 -> 0.1; betas (0.9, 0.999) -> (0.9, 0.95)`, without unchanged values."""
     was, now = before or {}, after or {}
     changed = [key for key, value in now.items() if key in was and was[key] != value]

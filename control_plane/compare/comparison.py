@@ -12,18 +12,18 @@ from uuid import UUID
 from control_plane.api.handle import (
     BranchView,
     Intervention,
-    Measured,
-    Result,
+    MeasuredValue,
+    MetricSummary,
     RunSummary,
-    Stretch,
+    StepRange,
     Trajectories,
     Trajectory,
 )
 from control_plane.api.sentences import spelled
 from control_plane.compare.lineage import (
-    Chosen,
-    Common,
-    Piece,
+    CommonPrefix,
+    RunRange,
+    Selection,
     before,
     is_on_line,
     line,
@@ -32,7 +32,7 @@ from control_plane.compare.lineage import (
     where_they_part,
 )
 from control_plane.core.model.errors import Invalid, NotFound
-from control_plane.core.model.intents import Words
+from control_plane.core.model.intents import Message
 from control_plane.core.model.limits import LEARNING_RATE
 from control_plane.core.model.records import CheckpointCommitted, Parent
 
@@ -51,7 +51,7 @@ NOT_A_KNOB = frozenset({"groups", "schedule", LEARNING_RATE})
 _SIDE = re.compile(r"(?P<run>[^:@]+)(?::(?P<branch>[^:@]+))?(?:@(?P<place>[^:@]+))?")
 
 
-class Best(Words):
+class Best(Message):
     """The lowest loss of a branch; of the evaluations if there are any."""
 
     name: str
@@ -59,7 +59,7 @@ class Best(Words):
     value: float
 
 
-class TreeBranch(Words):
+class TreeBranch(Message):
     """One branch of a tree. `changes` were made after it began; its initial changes are `branch.first`."""
 
     branch: BranchView
@@ -67,7 +67,7 @@ class TreeBranch(Words):
     best: Best | None = None
 
 
-class RunTree(Words):
+class RunTree(Message):
     """A run's branches, parents before children, and the runs forked or replayed from it."""
 
     run: str
@@ -79,28 +79,28 @@ class RunTree(Words):
     children: tuple[RunSummary, ...] = ()
 
 
-class Outcome(Words):
+class MetricOutcome(Message):
     """A metric on one side: since the fork point, and at the last step that all sides have reached."""
 
     name: str
-    last: Measured | None = None
-    best: Measured | None = None
-    at_common: Measured | None = None
+    last: MeasuredValue | None = None
+    best: MeasuredValue | None = None
+    at_common: MeasuredValue | None = None
 
 
-class Side(Words):
+class Side(Message):
     """One side of a comparison, up to `step`. `line`: the run ranges from the first step to it."""
 
     name: str
     run: str
     branch: str
     step: int
-    line: tuple[Piece, ...]
+    line: tuple[RunRange, ...]
     interventions: tuple[Intervention, ...] = ()
-    outcomes: tuple[Outcome, ...] = ()
+    outcomes: tuple[MetricOutcome, ...] = ()
 
 
-class Difference(Words):
+class Difference(Message):
     """A knob that differs between the sides; its values in their order, null if unknown.
 
     With `step`: as measured there; else as last set.
@@ -111,17 +111,17 @@ class Difference(Words):
     step: int | None = None
 
 
-class Comparison(Words):
+class Comparison(Message):
     """Result of a comparison. `last_common_step`: the last step that all sides have reached."""
 
-    common: Common
+    common: CommonPrefix
     last_common_step: int
     sides: tuple[Side, ...]
     knobs: tuple[Difference, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class Selector:
     """A parsed selector: `RUN` or `RUN:BRANCH`, optionally with `@STEP` or `@CHECKPOINT`."""
 
     name: str
@@ -133,17 +133,17 @@ class Asked:
 # Selectors
 
 
-def parse(text: str) -> Asked:
+def parse(text: str) -> Selector:
     """Parse a selector. Raises `Invalid`."""
     match = _SIDE.fullmatch(text.strip())
     if match is None:
         raise Invalid(
             f"{text!r} is none of RUN, RUN:BRANCH, RUN@STEP, RUN@CHECKPOINT; for example gpt2-1, or gpt2-1:branch-2@300"
         )
-    return Asked(text.strip(), match["run"], match["branch"], match["place"])
+    return Selector(text.strip(), match["run"], match["branch"], match["place"])
 
 
-def choose(asked: Asked, run: Trajectories) -> Chosen:
+def choose(asked: Selector, run: Trajectories) -> Selection:
     """Resolve a selector to a branch and a step. Raises `NotFound`, listing the existing ones."""
     checkpoint = None
     if asked.place is not None and not asked.place.isdecimal():
@@ -155,7 +155,7 @@ def choose(asked: Asked, run: Trajectories) -> Chosen:
     step = checkpoint.step if checkpoint else int(asked.place) if asked.place else reached[branch]
     if step > reached[branch]:
         raise NotFound(f"branch {branch} of run {run.run} has reached step {reached[branch]}, not {step}")
-    return Chosen(asked.name, run.run, branch, step)
+    return Selection(asked.name, run.run, branch, step)
 
 
 def _checkpoint(run: Trajectories, name: str) -> CheckpointCommitted:
@@ -169,9 +169,9 @@ def _checkpoint(run: Trajectories, name: str) -> CheckpointCommitted:
 # Trees
 
 
-def tree(run: Trajectories, results: Iterable[Result], children: Iterable[RunSummary]) -> RunTree:
+def tree(run: Trajectories, results: Iterable[MetricSummary], children: Iterable[RunSummary]) -> RunTree:
     """Return a run's tree. `results`: the losses of each branch since its beginning."""
-    by_branch: dict[str, dict[str, Result]] = {}
+    by_branch: dict[str, dict[str, MetricSummary]] = {}
     for result in results:
         by_branch.setdefault(result.stretch.branch, {})[result.name] = result
     return RunTree(
@@ -185,12 +185,12 @@ def tree(run: Trajectories, results: Iterable[Result], children: Iterable[RunSum
     )
 
 
-def own_stretches(run: Trajectories) -> tuple[Stretch, ...]:
+def own_stretches(run: Trajectories) -> tuple[StepRange, ...]:
     """Return the step range of each branch since its own beginning."""
-    return tuple(Stretch(branch=each.branch.branch, first=each.branch.step) for each in run.branches)
+    return tuple(StepRange(branch=each.branch.branch, first=each.branch.step) for each in run.branches)
 
 
-def _tree_branch(found: Trajectory, results: Mapping[str, Result]) -> TreeBranch:
+def _tree_branch(found: Trajectory, results: Mapping[str, MetricSummary]) -> TreeBranch:
     lowest = ((name, results[name].lowest) for name in LOSSES if name in results)
     best = next((Best(name=name, step=each.step, value=each.value) for name, each in lowest if each), None)
     changes = tuple(each for each in found.interventions if not each.first)
@@ -212,7 +212,7 @@ def _parents_first(run: Trajectories) -> list[Trajectory]:
 # Comparisons
 
 
-def interventions(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[tuple[str, UUID], Intervention]:
+def interventions(chosen: Selection, runs: Mapping[str, Trajectories]) -> dict[tuple[str, UUID], Intervention]:
     """Return the interventions on the line to `chosen`, oldest first, by run and command."""
     run = runs[chosen.run]
     found: dict[tuple[str, UUID], Intervention] = {}
@@ -222,7 +222,7 @@ def interventions(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[tupl
         # Commands decided at the very step of the fork belong to both, if the checkpoint was saved after them.
         saved = (each for each in runs[parent.run].checkpoints if each.checkpoint == parent.checkpoint)
         contained = {uuid for each in saved for uuid in each.decided_here}
-        theirs = interventions(Chosen("", parent.run, parent.branch, parent.step), runs)
+        theirs = interventions(Selection("", parent.run, parent.branch, parent.step), runs)
         found |= {at: each for at, each in theirs.items() if each.step < parent.step or each.uuid in contained}
     for each in run.branches:
         for done in each.interventions:
@@ -232,10 +232,10 @@ def interventions(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[tupl
     return dict(sorted(found.items(), key=lambda item: item[1].step))
 
 
-def knobs_at(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[str, Any]:
+def knobs_at(chosen: Selection, runs: Mapping[str, Trajectories]) -> dict[str, Any]:
     """Return the knobs after `chosen.step`: the last known ones with later changes reverted."""
     found = next(each for each in runs[chosen.run].branches if each.branch.branch == chosen.branch)
-    knobs, whole = dict(found.knobs), Chosen("", chosen.run, chosen.branch, found.branch.reached_step)
+    knobs, whole = dict(found.knobs), Selection("", chosen.run, chosen.branch, found.branch.reached_step)
     for done in reversed(interventions(whole, runs).values()):
         if done.step > chosen.step:
             knobs |= {name: value for name, value in done.before.items() if name in knobs}
@@ -243,14 +243,16 @@ def knobs_at(chosen: Chosen, runs: Mapping[str, Trajectories]) -> dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Measurements:
+class SideMetrics:
     """Measurements of one side: since the fork point, and up to the last step that all sides have reached."""
 
-    since: tuple[Result, ...] = ()
-    at_common: tuple[Result, ...] = ()
+    since: tuple[MetricSummary, ...] = ()
+    at_common: tuple[MetricSummary, ...] = ()
 
 
-def compare(chosen: Sequence[Chosen], runs: Mapping[str, Trajectories], measured: Sequence[Measurements]) -> Comparison:
+def compare(
+    chosen: Sequence[Selection], runs: Mapping[str, Trajectories], measured: Sequence[SideMetrics]
+) -> Comparison:
     """Compare the sides: outcomes, interventions since the fork point, and differing knobs."""
     lines = [line(each, runs) for each in chosen]
     common, last = where_they_part(lines), min(each.step for each in chosen)
@@ -273,13 +275,13 @@ def compare(chosen: Sequence[Chosen], runs: Mapping[str, Trajectories], measured
     return Comparison(common=common, last_common_step=last, sides=sides, knobs=tuple(knobs))
 
 
-def _outcomes(found: Measurements) -> tuple[Outcome, ...]:
+def _outcomes(found: SideMetrics) -> tuple[MetricOutcome, ...]:
     made = []
     for name in LOSSES:
         since = [result for result in found.since if result.name == name]
         before = [result for result in found.at_common if result.name == name]
         lowest = [result.lowest for result in since if result.lowest is not None]
-        outcome = Outcome(
+        outcome = MetricOutcome(
             name=name,
             last=since[-1].last if since else None,
             best=min(lowest, key=lambda each: each.value, default=None),
@@ -294,7 +296,7 @@ def is_learning_rate(name: str) -> bool:
     return name == LEARNING_RATE or name.startswith(f"{LEARNING_RATE}/")
 
 
-def _learning_rates(measured: Sequence[Measurements], step: int) -> list[Difference]:
+def _learning_rates(measured: Sequence[SideMetrics], step: int) -> list[Difference]:
     """Compare learning rates at a step that all sides have reached: the schedule changes them at every step."""
     sides = [{r.name: r.last.value for r in each.at_common if is_learning_rate(r.name)} for each in measured]
     names = sorted({name for side in sides for name in side}, key=lambda name: (len(name), name))
@@ -329,11 +331,11 @@ def _results(found: Comparison) -> list[tuple[str, ...]]:
     return made
 
 
-def _outcome(side: Side, name: str) -> Outcome:
-    return next((each for each in side.outcomes if each.name == name), Outcome(name=name))
+def _outcome(side: Side, name: str) -> MetricOutcome:
+    return next((each for each in side.outcomes if each.name == name), MetricOutcome(name=name))
 
 
-def _spelled(found: Measured | None) -> str:
+def _spelled(found: MeasuredValue | None) -> str:
     return f"{found.value:.4g} (step {found.step})" if found else UNKNOWN
 
 

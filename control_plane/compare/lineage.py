@@ -11,20 +11,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from control_plane.api.handle import BranchView, Stretch, Trajectories
+from control_plane.api.handle import BranchView, StepRange, Trajectories
 from control_plane.core.model.branch_tree import Branch, to_the_root
-from control_plane.core.model.intents import Words
+from control_plane.core.model.intents import Message
 from control_plane.core.model.records import CheckpointCommitted, Parent
 
 
-class Piece(Words):
+class RunRange(Message):
     """Part of a line: a step range of one run."""
 
     run: str
-    stretch: Stretch
+    stretch: StepRange
 
 
-class Common(Words):
+class CommonPrefix(Message):
     """Fork point of lines: after `step` of this branch. Lines without common steps part before their first one."""
 
     step: int = 0
@@ -33,7 +33,7 @@ class Common(Words):
 
 
 @dataclass(frozen=True, slots=True)
-class Chosen:
+class Selection:
     """A resolved selector: a branch of a run, up to a step."""
 
     name: str
@@ -42,13 +42,13 @@ class Chosen:
     step: int
 
 
-def lineage(branches: Iterable[BranchView], name: str, last: int | None = None) -> tuple[Stretch, ...]:
+def lineage(branches: Iterable[BranchView], name: str, last: int | None = None) -> tuple[StepRange, ...]:
     """Return the step ranges that lead to a branch, the oldest first, up to step `last`."""
-    ranges: list[Stretch] = []
+    ranges: list[StepRange] = []
     for branch in to_the_root(_by_name(branches), name):
         # A branch that begins after the last step contributes nothing.
         if last is None or branch.step <= last or branch.parent is None:
-            ranges.append(Stretch(branch=branch.name, first=branch.step, last=last))
+            ranges.append(StepRange(branch=branch.name, first=branch.step, last=last))
             last = branch.step
     return tuple(reversed(ranges))
 
@@ -78,15 +78,15 @@ def _by_name(branches: Iterable[BranchView]) -> dict[str, Branch]:
     return {each.branch: Branch(each.branch, each.parent, each.checkpoint, each.step) for each in branches}
 
 
-def line(chosen: Chosen, runs: Mapping[str, Trajectories]) -> tuple[Piece, ...]:
+def line(chosen: Selection, runs: Mapping[str, Trajectories]) -> tuple[RunRange, ...]:
     """Return the lineage of `chosen`, preceded by the line of its origin in another run, if that run is known."""
     run = runs[chosen.run]
     own = lineage((each.branch for each in run.branches), chosen.branch, chosen.step)
     origin = origin_of(run, own[0].branch)
     if origin is None:
-        return tuple(Piece(run=chosen.run, stretch=stretch) for stretch in own)
+        return tuple(RunRange(run=chosen.run, stretch=stretch) for stretch in own)
     own = (own[0].model_copy(update={"first": origin.step}), *own[1:])
-    here = tuple(Piece(run=chosen.run, stretch=stretch) for stretch in own)
+    here = tuple(RunRange(run=chosen.run, stretch=stretch) for stretch in own)
     return before(origin, chosen, runs) + here
 
 
@@ -100,30 +100,30 @@ def origins(run: Trajectories) -> set[str]:
     return {each.branch.origin.run for each in run.branches if each.branch.origin is not None}
 
 
-def before(parent: Parent, child: Chosen, runs: Mapping[str, Trajectories]) -> tuple[Piece, ...]:
+def before(parent: Parent, child: Selection, runs: Mapping[str, Trajectories]) -> tuple[RunRange, ...]:
     """Return the line of `child`'s origin in another run; empty if that run or its branch is not known any more."""
     known = runs.get(parent.run)
     if known is None or parent.branch not in {each.branch.branch for each in known.branches}:
         return ()
-    return line(Chosen("", parent.run, parent.branch, min(parent.step, child.step)), runs)
+    return line(Selection("", parent.run, parent.branch, min(parent.step, child.step)), runs)
 
 
-def where_they_part(lines: Sequence[Sequence[Piece]]) -> Common:
+def where_they_part(lines: Sequence[Sequence[RunRange]]) -> CommonPrefix:
     """Return the last step that all lines have in common."""
-    common = Common()
+    common = CommonPrefix()
     for pieces in zip(*lines, strict=False):
         places = {(piece.run, piece.stretch.branch) for piece in pieces}
         if len(places) > 1:
             break
         ends = {piece.stretch.last or 0 for piece in pieces}
         ((run, branch),) = places
-        common = Common(step=min(ends), run=run, branch=branch)
+        common = CommonPrefix(step=min(ends), run=run, branch=branch)
         if len(ends) > 1:
             break
     return common
 
 
-def cut(pieces: Iterable[Piece], after: int, last: int) -> tuple[Piece, ...]:
+def cut(pieces: Iterable[RunRange], after: int, last: int) -> tuple[RunRange, ...]:
     """Return the part of a line after step `after`, up to `last`."""
     kept = []
     for piece in pieces:

@@ -12,10 +12,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from control_plane.core.model.commands import Words
+from control_plane.core.model.commands import Message
 from control_plane.core.model.records import NOT_EXACT, Entry, GenerationStarted, StateDigested
 from control_plane.core.model.state import fold
-from control_plane.core.rules.digests import Comparison, compare
+from control_plane.core.rules.digests import DigestComparison, compare
 from control_plane.storage.digest_files import named
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles
@@ -35,7 +35,7 @@ Line = tuple[int, str]
 Losses = dict[tuple[Line, int], float]
 
 
-class Differing(Words):
+class ReplayDifference(Message):
     """The first difference of two runs: step, branch, ranks, and what differs."""
 
     branch: str
@@ -54,13 +54,13 @@ class Differing(Words):
         return f"step {self.step} of {of}: {'; '.join(details) or 'other samples were trained'}"
 
 
-class Verdict(Words):
+class ReplayVerdict(Message):
     """Result of comparing a replay with its run."""
 
     verdict: Literal["identical", "divergent", "incomparable"]
     digests: int = Field(description="digests of all ranks at one step that both runs have")
     losses: int
-    first: Differing | None = None
+    first: ReplayDifference | None = None
     notes: tuple[str, ...] = ()
 
     def sentence(self) -> str:
@@ -73,7 +73,7 @@ class Verdict(Words):
         return f"divergent: the first difference is at {self.first.sentence()}"
 
 
-def judge(replay: RunFiles, run: RunFiles) -> Verdict:
+def judge(replay: RunFiles, run: RunFiles) -> ReplayVerdict:
     """Compare the files of a replay and its run. Raises `NotFound` or `Damaged` if a journal cannot be read."""
     ours, theirs = (writer.read(files.journal) for files in (replay, run))
     our_streams, their_streams = _streams(ours), _streams(theirs)
@@ -94,9 +94,9 @@ def judge(replay: RunFiles, run: RunFiles) -> Verdict:
         notes += _inexact(ours, theirs)
         order = list(fold(theirs).branches)
         first = min(differing, key=lambda each: (each.training, order.index(each.branch), each.step, not each.ranks))
-        return Verdict(verdict="divergent", digests=digests, losses=len(shared), first=first, notes=notes)
+        return ReplayVerdict(verdict="divergent", digests=digests, losses=len(shared), first=first, notes=notes)
     verdict: Literal["identical", "incomparable"] = "identical" if digests or shared else "incomparable"
-    return Verdict(verdict=verdict, digests=digests, losses=len(shared), notes=notes)
+    return ReplayVerdict(verdict=verdict, digests=digests, losses=len(shared), notes=notes)
 
 
 def _streams(entries: Sequence[Entry]) -> dict[Line, list[StateDigested]]:
@@ -129,20 +129,20 @@ def _losses(files: RunFiles) -> Losses:
     return found
 
 
-def _digested(line: Line, found: Comparison, replay: RunFiles, run: RunFiles) -> Differing:
+def _digested(line: Line, found: DigestComparison, replay: RunFiles, run: RunFiles) -> ReplayDifference:
     assert found.first is not None
     names = {each.rank: each.names[:MAX_NAMES] for each in named(found.first, replay, run)}
     ranks = {rank: names.get(rank, ()) for rank in found.first.ranks}
-    return Differing(training=line[0], branch=line[1], step=found.first.step, ranks=ranks)
+    return ReplayDifference(training=line[0], branch=line[1], step=found.first.step, ranks=ranks)
 
 
-def _lost(ours: Losses, theirs: Losses) -> list[Differing]:
+def _lost(ours: Losses, theirs: Losses) -> list[ReplayDifference]:
     """Return the first differing loss of each line; equal NaN bits are equal."""
-    first: dict[Line, Differing] = {}
+    first: dict[Line, ReplayDifference] = {}
     for line, step in sorted(ours.keys() & theirs.keys()):
         mine, other = ours[line, step], theirs[line, step]
         if line not in first and struct.pack(">d", mine) != struct.pack(">d", other):
-            first[line] = Differing(training=line[0], branch=line[1], step=step, loss=(mine, other))
+            first[line] = ReplayDifference(training=line[0], branch=line[1], step=step, loss=(mine, other))
     return list(first.values())
 
 
@@ -153,7 +153,7 @@ def _inexact(ours: Sequence[Entry], theirs: Sequence[Entry]) -> tuple[str, ...]:
     return tuple(f"not exact after a failure: {reason}" for reason in reasons)
 
 
-def _notes(ours: Sequence[Entry], theirs: Sequence[Entry], found: Mapping[Line, Comparison]) -> tuple[str, ...]:
+def _notes(ours: Sequence[Entry], theirs: Sequence[Entry], found: Mapping[Line, DigestComparison]) -> tuple[str, ...]:
     mine, other = fold(list(ours)), fold(list(theirs))
     trained = {branch for _, branch in found}
     notes = [f"branch {branch} was never trained by the replay" for branch in other.branches if branch not in trained]

@@ -23,7 +23,7 @@ from uuid import UUID
 from control_plane.core.model.commands import Command, Pause, Resume, Stop
 from control_plane.core.model.errors import Diverged
 from control_plane.core.model.intents import Cancel, Rollback
-from control_plane.core.model.records import MAX_RANKS_LISTED, CommandSettled, Reading
+from control_plane.core.model.records import MAX_RANKS_LISTED, CommandSettled, Readback
 
 MAX_COMMANDS_PER_PROPOSAL = 16
 """Bounds the duration of one boundary; the rest waits for the next step."""
@@ -39,8 +39,8 @@ PAUSE_POLL_S = 0.1
 class Applied:
     """One rank's success, with its readback before and after. Both are read from live objects, never assumed."""
 
-    before: Reading
-    after: Reading
+    before: Readback
+    after: Readback
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,11 +190,11 @@ def boundary(replica: Replica, step: int) -> Steps:
 
 def _compare_knobs(step: int) -> Steps:
     """Raise `Diverged`, on every rank alike, if a rank's knobs differ from rank 0's."""
-    mine: Reading = yield ReadKnobs()
+    mine: Readback = yield ReadKnobs()
     digests: list[str] = yield AllGather(hashlib.sha256(_canonical(mine).encode()).hexdigest())
     if len(set(digests)) == 1:
         return
-    readings: list[Reading] = yield AllGather(mine)
+    readings: list[Readback] = yield AllGather(mine)
     first = readings[0]
     for rank, reading in enumerate(readings):
         for knob in sorted(first.keys() | reading.keys()):
@@ -307,7 +307,7 @@ def _disagreement(results: list[Applied | Failure]) -> str | None:
     return None
 
 
-def _same(one: Reading, other: Reading) -> bool:
+def _same(one: Readback, other: Readback) -> bool:
     """Return whether two readbacks are equal as JSON: a NaN on every rank (a diverged eval loss) counts as equal."""
     return _canonical(one) == _canonical(other)
 

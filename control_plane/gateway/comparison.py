@@ -4,21 +4,21 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from control_plane.api.handle import Result, Trajectories
+from control_plane.api.handle import MetricSummary, Trajectories
 from control_plane.compare.comparison import (
     LOSSES,
     MAX_ANCESTORS,
     MAX_SIDES,
     Comparison,
-    Measurements,
     RunTree,
+    SideMetrics,
     choose,
     compare,
     own_stretches,
     parse,
     tree,
 )
-from control_plane.compare.lineage import Piece, cut, line, origins, where_they_part
+from control_plane.compare.lineage import RunRange, cut, line, origins, where_they_part
 from control_plane.core.model.errors import Invalid, SteerwayError
 from control_plane.core.model.limits import LEARNING_RATE
 
@@ -55,7 +55,7 @@ async def comparison_of(directory: "RunDirectory", names: Sequence[str]) -> Comp
     # What lines that have nothing in common measured at step 0 is their own, too.
     after = parted.step if parted.run else -1
     measured = [
-        Measurements(
+        SideMetrics(
             since=await _results(directory, cut(pieces, after, each.step), LOSSES),
             at_common=await _results(directory, cut(pieces, parted.step - 1, last), (*LOSSES, *RATES)),
         )
@@ -75,9 +75,11 @@ async def _add_ancestors(directory: "RunDirectory", runs: dict[str, Trajectories
                 gone.add(name)
 
 
-async def _results(directory: "RunDirectory", pieces: Sequence[Piece], names: tuple[str, ...]) -> tuple[Result, ...]:
+async def _results(
+    directory: "RunDirectory", pieces: Sequence[RunRange], names: tuple[str, ...]
+) -> tuple[MetricSummary, ...]:
     """In the order of the line: forks come after their parents."""
-    found: list[Result] = []
+    found: list[MetricSummary] = []
     for run, of_run in groupby(pieces, key=lambda piece: piece.run):
         handle = await directory.handle(run)
         found += await handle.results(tuple(piece.stretch for piece in of_run), names)

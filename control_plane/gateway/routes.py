@@ -29,7 +29,7 @@ from control_plane.api.handle import (
     Snapshot,
 )
 from control_plane.compare.comparison import MAX_SIDES, Comparison, RunTree
-from control_plane.core.model.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent, Words
+from control_plane.core.model.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent, Message
 from control_plane.core.model.errors import Invalid, NotFound
 from control_plane.core.model.records import CommandSettled
 from control_plane.gateway.auth import PREFIX, authorize, check_may_command
@@ -58,20 +58,20 @@ Seq = Annotated[int, Query(ge=0, le=MAX_STEP)]
 WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
 
 
-class Health(Words):
+class Health(Message):
     """The gateway answers."""
 
     status: str = "ok"
     version: str
 
 
-class RunList(Words):
+class RunList(Message):
     """Every run."""
 
     runs: tuple[RunSummary, ...]
 
 
-class CommandRequest(Words):
+class CommandRequest(Message):
     """The body of a command. The author is whoever's token it is, so it cannot be said here."""
 
     intent: Intent
@@ -88,14 +88,14 @@ class CommandRequest(Words):
     )
 
 
-class JournalPage(Words):
+class JournalPage(Message):
     """Lines of the journal, as `steer journal --json` prints them. `last_seq` is where to go on from."""
 
     entries: tuple[dict[str, Any], ...]
     last_seq: int
 
 
-class LogTail(Words):
+class LogTail(Message):
     """The last lines of one log, and which logs there are."""
 
     source: str
@@ -158,7 +158,7 @@ def _directory(request: Request) -> "RunDirectory":
     return scoped(request.app.state.runs, request.state.identity)
 
 
-def _answer(answer: Words, status: int = 200, **headers: str) -> Response:
+def _answer(answer: Message, status: int = 200, **headers: str) -> Response:
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Response(
         answer.model_dump_json(),
@@ -347,7 +347,7 @@ def _by_rank(source: str) -> tuple[str, int]:
 def add_routes(app: FastAPI) -> None:
     """Add every REST route. Their names are the operation ids; who may use them stands in `auth.ACCESS`."""
     app.router.route_class = StrictRoute
-    routes: list[tuple[str, str, Callable[..., Awaitable[Response]], int, type[Words] | None]] = [
+    routes: list[tuple[str, str, Callable[..., Awaitable[Response]], int, type[Message] | None]] = [
         ("GET", "/health", health, 200, Health),
         ("GET", "/openapi.json", openapi_schema, 200, None),
         ("GET", "/runs", list_runs, 200, RunList),

@@ -16,12 +16,12 @@ from control_plane.api.handle import (
     MAX_WAIT_S,
     CommandView,
     Measurements,
+    MetricSummary,
     Offer,
     Receipt,
     Report,
-    Result,
     Snapshot,
-    Stretch,
+    StepRange,
     Trajectories,
 )
 from control_plane.api.newest import newest_on
@@ -137,11 +137,11 @@ class ArchivedRun:
         with closing(MetricsStore(self._files.metrics)) as store:
             return newest_on(store, branch)
 
-    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+    async def results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
         """See `RunHandle.results`; empty if the run has no metrics."""
         return await asyncio.to_thread(self._results, stretches, names)
 
-    def _results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+    def _results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
         if not self._files.metrics.is_file():
             return ()
         with closing(MetricsStore(self._files.metrics)) as store:
@@ -165,7 +165,7 @@ class ArchivedRun:
         """Raises `RunEnded`."""
         raise self._over()
 
-    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
+    async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
         """Raises `RunEnded`."""
         raise self._over()
 

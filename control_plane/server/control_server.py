@@ -17,14 +17,14 @@ from control_plane.api.handle import (
     MAX_WAIT_S,
     CommandView,
     Measurements,
+    MetricSummary,
     Offer,
     Point,
     Progress,
     Receipt,
     Report,
-    Result,
     Snapshot,
-    Stretch,
+    StepRange,
     Trajectories,
 )
 from control_plane.api.newest import NewestValues
@@ -47,7 +47,7 @@ from control_plane.core.model.records import (
 from control_plane.core.model.redaction import Redaction
 from control_plane.core.model.state import RunState, evolve
 from control_plane.core.rules import crash_loop, decisions, digests, recovery
-from control_plane.core.rules.branch_rules import Adopted, Origin
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint
 from control_plane.server.views import measured, retired_checkpoints, snapshot_of, trajectories_of, view_of
@@ -87,16 +87,16 @@ class MeasurementStore(Protocol):
         """Return the newest value of each name."""
         ...
 
-    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+    def results(self, stretches: Sequence[StepRange], names: Sequence[str]) -> tuple[MetricSummary, ...]:
         """Return a summary of each metric over each step range."""
         ...
 
 
-Adopt = Callable[[AdoptCheckpoint, str, frozenset[str]], Adopted]
+Adopt = Callable[[AdoptCheckpoint, str, frozenset[str]], AdoptedCheckpoint]
 """Copies a checkpoint of another run for the branch of this name; the set: checkpoints in the journal already."""
 
 
-def adopt_nothing(intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> Adopted:
+def adopt_nothing(intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> AdoptedCheckpoint:
     """Raise `Unavailable`: the adoption of a server without files."""
     raise Unavailable("this control server has no files to which a checkpoint could be copied")
 
@@ -183,7 +183,7 @@ class ControlServer:
         if turned := [knob for knob, seq in self._state.changed_seq.items() if seq == entry.seq]:
             self._turned_at |= dict.fromkeys(turned, self._clock() - age_s(entry))
         if isinstance(entry.record, GenerationLost):
-            self._failed_at.setdefault(len(self._state.losses), self._clock() - age_s(entry))
+            self._failed_at.setdefault(len(self._state.failures), self._clock() - age_s(entry))
         if len(self._state.pending) != pending_before:
             self._revision += 1
 
@@ -219,7 +219,7 @@ class ControlServer:
             known = frozenset(self._state.committed_seq)
             return self._take(command, await asyncio.to_thread(self._adopt, intent, branch, known))
 
-    def _take(self, command: Command, adopted: Adopted | None = None) -> Receipt:
+    def _take(self, command: Command, adopted: AdoptedCheckpoint | None = None) -> Receipt:
         ago_s = {knob: self._clock() - moment for knob, moment in self._turned_at.items()}
         records = decisions.accept(self._state, command, ago_s, adopted)
         deleted = {record.checkpoint for record in records if isinstance(record, CheckpointDiscarded)}
@@ -255,7 +255,7 @@ class ControlServer:
         """See `RunHandle.measurements`."""
         return self._metrics.read(after, limit, names)
 
-    async def results(self, stretches: tuple[Stretch, ...], names: tuple[str, ...]) -> tuple[Result, ...]:
+    async def results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
         """Return a summary of each metric over each step range."""
         return self._metrics.results(stretches, names)
 
@@ -267,7 +267,7 @@ class ControlServer:
 
     async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
         """See `RunHandle.resume_point`. Closes the run as failed in a crash loop."""
-        self._commit(decisions.succeed_generation(self._state, *self._heard()))
+        self._commit(decisions.infer_failure(self._state, *self._heard()))
         self._give_up_if_hopeless()
         if self._state.closed is not None:
             raise RunEnded(f"run {self._state.run} has {self._state.closed.ending}: {self._state.closed.reason}")
@@ -277,9 +277,9 @@ class ControlServer:
         """See `RunHandle.resume`."""
         self._commit(decisions.resume_run(self._state, author, back))
 
-    async def lose_generation(self, generation: int, deaths: tuple[Death, ...], loss: UUID | None = None) -> None:
-        """See `RunHandle.lose_generation`. The last step that rank 0 reported counts as reached."""
-        self._commit(decisions.lose_generation(self._state, generation, *self._heard(), deaths, loss))
+    async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
+        """See `RunHandle.fail_generation`. The last step that rank 0 reported counts as reached."""
+        self._commit(decisions.fail_generation(self._state, generation, *self._heard(), deaths, failure))
         self._give_up_if_hopeless()
         self._stop_if_nobody_trains()
 
@@ -290,7 +290,7 @@ class ControlServer:
         return self._progress.step, round(self._clock() - self._moved_at, 3)
 
     def _give_up_if_hopeless(self) -> None:
-        if self._state.closed is not None or not self._state.losses:
+        if self._state.closed is not None or not self._state.failures:
             return
         failing_s = self._failed_s_ago(len(crash_loop.failures_without_a_new_step(self._state)))
         if reason := crash_loop.reason_to_give_up(self._state, failing_s, self._give_up_after_s):
@@ -303,7 +303,7 @@ class ControlServer:
 
     def _failed_s_ago(self, back: int = 1) -> float:
         """Return the seconds since the trainers last failed, or since `back` failures ago, the last one included."""
-        failed_at = self._failed_at.get(len(self._state.losses) - back + 1)
+        failed_at = self._failed_at.get(len(self._state.failures) - back + 1)
         return max(0.0, self._clock() - failed_at) if failed_at is not None else 0.0
 
     async def start_generation(self, start: GenerationStart) -> int:

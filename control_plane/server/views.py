@@ -18,7 +18,7 @@ from control_plane.core.model.branch_tree import Branch
 from control_plane.core.model.commands import describe
 from control_plane.core.model.intents import CHANGES_TRAINING, MAX_FIRST, Rollback
 from control_plane.core.model.records import MAIN, UNIVERSAL, CheckpointCommitted, GenerationRecovered
-from control_plane.core.model.state import CommandLife, Loss, RunState
+from control_plane.core.model.state import CommandStatus, GenerationFailure, RunState
 from control_plane.core.rules.branch_rules import first_uuid, stands_on
 from control_plane.core.rules.crash_loop import ALERT_AFTER, Attempt, failures_without_a_new_step, wait_s
 from control_plane.core.rules.recovery import PHASES
@@ -29,7 +29,7 @@ MAX_COMMANDS_IN_SNAPSHOT = 50
 """A snapshot is for people; the journal holds the rest."""
 
 
-def view_of(life: CommandLife) -> CommandView:
+def view_of(life: CommandStatus) -> CommandView:
     """Return the view of one command."""
     return CommandView(
         command=life.command,
@@ -80,7 +80,7 @@ def snapshot_of(
         latest=latest,
         commands=tuple(view_of(life) for life in lives),
         checkpoints=tuple(state.checkpoints),
-        recoveries=tuple(_recovery_of(state, loss) for loss in state.losses[-MAX_RECOVERIES_IN_SNAPSHOT:]),
+        recoveries=tuple(_recovery_of(state, failure) for failure in state.failures[-MAX_RECOVERIES_IN_SNAPSHOT:]),
         reason=ended.reason if ended else None,
         restarting=_restarting(state, failed_s_ago),
         attempts=_attempts(state),
@@ -91,7 +91,7 @@ def snapshot_of(
 
 
 def _restarting(state: RunState, failed_s_ago: float) -> Restarting | None:
-    row = failures_without_a_new_step(state) if state.lost and state.closed is None else ()
+    row = failures_without_a_new_step(state) if state.has_failed and state.closed is None else ()
     if not row:
         return None
     waits_s = wait_s(state)
@@ -107,7 +107,7 @@ def _restarting(state: RunState, failed_s_ago: float) -> Restarting | None:
 def _attempts(state: RunState) -> tuple[Attempt, ...]:
     """Return the attempts of a run in a crash loop, or closed by one. A single failure is shown as a recovery."""
     failed = state.closed is not None and state.closed.ending == "failed"
-    row = failures_without_a_new_step(state) if state.lost or failed else ()
+    row = failures_without_a_new_step(state) if state.has_failed or failed else ()
     return row[-MAX_RECOVERIES_IN_SNAPSHOT:] if len(row) > 1 else ()
 
 
@@ -135,25 +135,25 @@ def _is_fork(state: RunState) -> bool:
     return state.parent is not None and state.parent.kind == "fork"
 
 
-def _first_of(rollback: CommandLife) -> tuple[str, ...]:
+def _first_of(rollback: CommandStatus) -> tuple[str, ...]:
     intent = rollback.command.intent
     return tuple(describe(each) for each in intent.first) if isinstance(intent, Rollback) else ()
 
 
-def _recovery_of(state: RunState, loss: Loss) -> RecoveryView:
-    restarted, recovered = loss.restarted, loss.recovered
+def _recovery_of(state: RunState, failure: GenerationFailure) -> RecoveryView:
+    restarted, recovered = failure.restarted, failure.recovered
     return RecoveryView(
-        generation=loss.lost.generation,
-        lost_at=loss.lost_at,
-        step=loss.lost.step,
-        silent_s=loss.lost.silent_s,
-        deaths=loss.lost.deaths,
+        generation=failure.record.generation,
+        lost_at=failure.failed_at,
+        step=failure.record.step,
+        silent_s=failure.record.silent_s,
+        deaths=failure.record.deaths,
         checkpoint=restarted.checkpoint if restarted else None,
         resumed_step=restarted.step if restarted else None,
         world_size=restarted.world_size if restarted else None,
         lost_steps=recovered.lost_steps if recovered else None,
         phases_s=recovered.phases_s if recovered else {},
-        branch=state.branch_of_generation.get(loss.lost.generation, MAIN),
+        branch=state.branch_of_generation.get(failure.record.generation, MAIN),
     )
 
 
@@ -182,7 +182,7 @@ def _trajectory_of(state: RunState, branch: Branch, progress: Progress | None) -
     )
 
 
-def _intervention_of(life: CommandLife, first: bool) -> Intervention:
+def _intervention_of(life: CommandStatus, first: bool) -> Intervention:
     assert life.settled is not None, "it was applied"
     return Intervention(
         uuid=life.command.uuid,
@@ -198,11 +198,11 @@ def _intervention_of(life: CommandLife, first: bool) -> Intervention:
 
 def measured(state: RunState, restart: Restart) -> GenerationRecovered:
     """Return the record of the recovery that `restart` ends. Clocks of two nodes may differ: no phase is negative."""
-    loss = state.losses[-1] if state.losses else None
+    failure = state.failures[-1] if state.failures else None
     resumed_step = state.generation.step if state.generation else 0
-    lost_at_s = datetime.fromisoformat(loss.lost_at).timestamp() if loss else restart.started_at_s
+    lost_at_s = datetime.fromisoformat(failure.failed_at).timestamp() if failure else restart.started_at_s
     seconds = (
-        loss.lost.silent_s if loss else 0.0,
+        failure.record.silent_s if failure else 0.0,
         max(0.0, restart.started_at_s - lost_at_s),
         restart.loaded_s,
         restart.first_step_s,
@@ -210,7 +210,7 @@ def measured(state: RunState, restart: Restart) -> GenerationRecovered:
     return GenerationRecovered(
         generation=state.generation_number,
         step=restart.step,
-        lost_steps=max(0, loss.lost.step - resumed_step) if loss else 0,
+        lost_steps=max(0, failure.record.step - resumed_step) if failure else 0,
         phases_s={phase: round(value, 3) for phase, value in zip(PHASES, seconds, strict=True)},
     )
 

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from control_plane.api.handle import Measured, Measurements, Point, Result, Stretch
+from control_plane.api.handle import MeasuredValue, Measurements, MetricSummary, Point, StepRange
 from control_plane.core.model.commands import MAX_STEP
 from control_plane.storage.private import FILE_MODE
 
@@ -99,7 +99,7 @@ class MetricsStore:
         """The value of each series that arrived last."""
         return dict(self._latest)
 
-    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+    def results(self, stretches: Sequence[StepRange], names: Sequence[str]) -> tuple[MetricSummary, ...]:
         """What these metrics came to on each stretch; nothing for one without a measurement."""
         with self._surviving_errors("read"):
             known = [name for name in dict.fromkeys(names) if name in self._latest]
@@ -107,7 +107,7 @@ class MetricsStore:
             return tuple(result for result in found if result is not None)
         return ()
 
-    def _result(self, stretch: Stretch, name: str) -> Result | None:
+    def _result(self, stretch: StepRange, name: str) -> MetricSummary | None:
         """The newest and the lowest point."""
         last_step = MAX_STEP if stretch.last is None else stretch.last
         points = _KEPT if self._falls(name, stretch.branch) else "points"
@@ -119,7 +119,9 @@ class MetricsStore:
             return None
         finite = f"{query} AND value > -9e999 AND value < 9e999 ORDER BY value, id LIMIT 1"
         lowest = self._database.execute(finite, given).fetchone()
-        return Result(name=name, stretch=stretch, last=_measured(last), lowest=_measured(lowest) if lowest else None)
+        return MetricSummary(
+            name=name, stretch=stretch, last=_measured(last), lowest=_measured(lowest) if lowest else None
+        )
 
     def _falls(self, name: str, branch: str) -> bool:
         """Whether steps of this series came again. Looked up once; `_insert` notices what comes after that."""
@@ -253,8 +255,8 @@ def _loaded(value: float | None) -> float:
     return math.nan if value is None else value
 
 
-def _measured(row: tuple[int, float | None]) -> Measured:
-    return Measured(step=row[0], value=_loaded(row[1]))
+def _measured(row: tuple[int, float | None]) -> MeasuredValue:
+    return MeasuredValue(step=row[0], value=_loaded(row[1]))
 
 
 def _point(row: Row) -> Point:

@@ -8,7 +8,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command, SaveCheckpoint
-from control_plane.core.model.records import CheckpointCommitted, Reading
+from control_plane.core.model.records import CheckpointCommitted, Readback
 from ray_jobs.checkpoint import save
 from ray_jobs.checkpoint.batch import global_batch_samples
 from ray_jobs.checkpoint.capture import model_shapes
@@ -90,7 +90,7 @@ class CheckpointCallback(TrainerCallback):
         self._interactive.opened().deferred.add(command.uuid)
         return Applied(before={}, after={"checkpoint": name})
 
-    def apply_now(self, step: int, wanted: SaveCheckpoint = SaveCheckpoint()) -> Reading:
+    def apply_now(self, step: int, wanted: SaveCheckpoint = SaveCheckpoint()) -> Readback:
         """Collective. Save synchronously. Raises `RuntimeError` on every rank if it fails."""
         session = self._interactive.opened()
         session.phase("saving")

@@ -156,7 +156,7 @@ def _tell(files: RunFiles, deaths: tuple[Death, ...]) -> None:
         snapshot = await handle.snapshot()
         nodes = {place.rank: place.node for place in snapshot.ranks}
         placed = tuple(death.model_copy(update={"node": nodes.get(death.rank or 0, "")}) for death in deaths)
-        await handle.lose_generation(snapshot.generation, placed, loss)
+        await handle.fail_generation(snapshot.generation, placed, loss)
 
     try:
         asyncio.run(lose())

@@ -25,7 +25,7 @@ from control_plane.core.model.errors import Invalid, NotFound, SteerwayError
 from control_plane.core.model.intents import MAX_NAMES_TOLD, First, Rollback
 from control_plane.core.model.records import CheckpointCommitted, Parent
 from control_plane.core.model.state import RunState, fold
-from control_plane.core.rules.branch_rules import Adopted, Origin, Scheduled, first_commands
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand, first_commands
 from control_plane.core.rules.replay_plan import recorded
 from control_plane.storage.checkpoint.transfer import inherit, write_origin
 from control_plane.storage.journal import writer
@@ -135,11 +135,11 @@ def replay(where: Settings, run: str, until_step: int | None = None, given_trust
     return files
 
 
-def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[Adopted, ...]:
+def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[AdoptedCheckpoint, ...]:
     """Copy the checkpoints that `source` has adopted from other runs to `files`. Raises as `inherit` does."""
     origins = {branch.name: branch.origin for branch in state.branches.values() if branch.origin is not None}
     return tuple(
-        Adopted(origin=origins[saved.branch], checkpoint=inherit(source, saved, files, saved.branch))
+        AdoptedCheckpoint(origin=origins[saved.branch], checkpoint=inherit(source, saved, files, saved.branch))
         for saved in state.checkpoints
         if saved.generation == 0 and saved.branch in origins
     )
@@ -161,7 +161,7 @@ def _read(where: Settings, run: str, given_trust: bool) -> tuple[RunFiles, RunSt
     return files, state, own_config(files)
 
 
-def _scheduled(first: tuple[First, ...], checkpoint: str, step: int) -> tuple[Scheduled, ...]:
+def _scheduled(first: tuple[First, ...], checkpoint: str, step: int) -> tuple[ScheduledCommand, ...]:
     begun = Command(uuid=uuid4(), author=author(), intent=Rollback(checkpoint=checkpoint, first=first))
     return tuple(first_commands(begun, step))
 

@@ -17,7 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from control_plane.api.handle import Point, Restart
 from control_plane.core.model.errors import Invalid, SteerwayError
-from control_plane.core.model.records import SKIPPED_STEPS, GenerationEnding, RankPlace, Reading
+from control_plane.core.model.records import SKIPPED_STEPS, GenerationEnding, RankPlace, Readback
 from control_plane.storage.checkpoint.store import Manifest, list_checkpoints
 from ray_jobs.checkpoint import restore
 from ray_jobs.checkpoint.batch import plan_batch
@@ -87,7 +87,7 @@ class InteractiveCallback(TrainerCallback):
         """True if this training has ended because the run continues on another branch."""
         return self.session is not None and self.session.replica.leaving is not None
 
-    def knobs(self) -> Reading:
+    def knobs(self) -> Readback:
         """Return every value that can be steered, read from the live objects."""
         assert self._learning_rate is not None
         frozen = frozen_parameters(self.trainer)

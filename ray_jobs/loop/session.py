@@ -20,7 +20,7 @@ import torch.distributed as dist
 from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from control_plane.core.model.errors import Invalid
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from ray_jobs.checkpoint import loop_state, restore
 from ray_jobs.checkpoint.batch import global_batch_samples
 from ray_jobs.checkpoint.policy import CheckpointCallback
@@ -141,7 +141,7 @@ class LoopSteering(InteractiveCallback):
             restore.random_generators(self.trainer, self.plan, self.opened().rank)
         super().begin(state)
 
-    def _facts(self) -> Reading:
+    def _facts(self) -> Readback:
         loop = self.trainer
         optimizer = getattr(loop.deepspeed, "basic_optimizer", loop.optimizer)
         return super()._facts() | {"optimizer": type(optimizer).__name__, "schedule": loop.schedule_name}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from control_plane.api.handle import RunHandle
 from control_plane.core.model.limits import Limit
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from control_plane.storage.checkpoint.store import SigningKey
 from control_plane.storage.layout import RunFiles
 from ray_jobs.monitor.verdict import USER_CODE_S
@@ -59,7 +59,7 @@ class RunContext:
     keeps_the_tail: bool = False
     # The number of ranks that the batch sizes of the arguments are meant for; None: as many as there are.
     ranks: int | None = None
-    retention: Reading = field(default_factory=dict)
+    retention: Readback = field(default_factory=dict)
     key_file: Path | None = None
     hang_after_s: float | None = None
     user_code_s: float = USER_CODE_S
@@ -68,7 +68,7 @@ class RunContext:
     # When this process began to work for the run (Unix time): recovery is measured from here.
     started_at_s: float = field(default_factory=time.time)
     on_first_step: Callable[[], None] = lambda: None
-    facts: Reading = field(default_factory=dict)
+    facts: Readback = field(default_factory=dict)
     # What the run's owner allows. Checked on every rank, too: only there is known what a factor makes of a value.
     limits: Mapping[str, Limit] = field(default_factory=dict)
     trainings: Trainings = field(default_factory=Trainings)

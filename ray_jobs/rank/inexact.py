@@ -19,7 +19,7 @@ import numpy
 import torch
 from torch.utils.data import IterableDataset
 
-from control_plane.core.model.records import NOT_EXACT, Reading
+from control_plane.core.model.records import NOT_EXACT, Readback
 from ray_jobs.rank.collectives import Collectives
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ def of_a_trainer(trainer: Any, loader: Any) -> list[str]:
     return reasons
 
 
-def facts(trainer: Any, collectives: Collectives) -> Reading:
+def facts(trainer: Any, collectives: Collectives) -> Readback:
     """Collective. Return the union of all ranks' `trainer.inexact` as a fact; empty if there is none."""
     everyone = collectives.all_gather(tuple(getattr(trainer, "inexact", ())))
     reasons = sorted({reason for one in everyone for reason in one})

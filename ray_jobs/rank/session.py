@@ -33,7 +33,7 @@ from control_plane.core.boundary import (
 )
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Invalid, Unavailable
-from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, CommandSettled, RankPlace, Reading
+from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, CommandSettled, RankPlace, Readback
 from control_plane.core.rules.decisions import GenerationStart
 from ray_jobs.checkpoint.resume_plan import FROM_THE_BEGINNING, Plan
 from ray_jobs.rank.collectives import Collectives
@@ -69,9 +69,9 @@ class RankSession:
     total_steps: int = 0
     beat: Callable[[str], None] = lambda phase: None
     # Everything that can be set on this rank, read from the live objects.
-    read_knobs: Callable[[], Reading] = dict
+    read_knobs: Callable[[], Readback] = dict
     # Added to every reading of an applied command: that its step was skipped, see `skipped`.
-    beside: Callable[[], Reading] = dict
+    beside: Callable[[], Readback] = dict
     # Called when a pause becomes idle (True) and when it has work or ends (False): states may be offloaded meanwhile.
     rest: Callable[[bool], None] = lambda resting: None
     # Commands whose outcome is not known at their own boundary: a save goes on in the background.
@@ -95,10 +95,10 @@ class RankSession:
         place: RankPlace,
         step: int,
         total_steps: int,
-        knobs: Reading,
-        facts: Reading,
+        knobs: Readback,
+        facts: Readback,
         plan: Plan = FROM_THE_BEGINNING,
-        retention: Reading | None = None,
+        retention: Readback | None = None,
     ) -> int:
         """Collective. Announce this start of the trainers; return the generation's number.
 
@@ -244,7 +244,7 @@ class RankSession:
         self._reported = len(self.replica.ledger)
         self.link.report([outcome for outcome in new if outcome.uuid not in self.deferred])
 
-    def conclude(self, uuid: UUID, reason: str | None, after: Reading) -> None:
+    def conclude(self, uuid: UUID, reason: str | None, after: Readback) -> None:
         """Report the end of a deferred command: applied with the reading `after`, or failed if there is a `reason`."""
         self.deferred.discard(uuid)
         outcome = self.replica.ledger.get(uuid)

@@ -21,7 +21,7 @@ from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Diverged, Invalid, NotFound
 from control_plane.core.model.intents import MAX_ARGUMENTS, MAX_NAME_CHARS, RunAction
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from ray_jobs.rank.session import RankSession
 from ray_jobs.steering.knobs import Kind, Knob, Knobs
 
@@ -54,7 +54,7 @@ class Action:
         """Signature for messages, such as `reshuffle(seed: int = 0)`."""
         return f"{self.name}({', '.join(map(str, self.parameters))})"
 
-    def facts(self) -> Reading:
+    def facts(self) -> Readback:
         """Return description, arguments and whether it can be undone, as plain JSON."""
         arguments = {each.name: {"type": each.annotation.__name__} | _default(each) for each in self.parameters}
         return {"description": self.description, "arguments": arguments, "can_be_undone": self.undo is not None}
@@ -95,7 +95,7 @@ class Actions:
             raise NotFound(f"there is no action {name!r}; this run has {', '.join(self._actions) or 'none'}")
         return self._actions[name]
 
-    def facts(self) -> Reading:
+    def facts(self) -> Readback:
         """Return description and arguments of every action."""
         return {name: action.facts() for name, action in self._actions.items()}
 
@@ -121,7 +121,7 @@ def _parameters(name: str, call: Callable[..., Any]) -> tuple[inspect.Parameter,
     return parameters
 
 
-def _default(parameter: inspect.Parameter) -> Reading:
+def _default(parameter: inspect.Parameter) -> Readback:
     return {} if parameter.default is parameter.empty else {"default": parameter.default}
 
 
@@ -167,7 +167,7 @@ class ActionsApplier:
         return action, action.bound(command.intent.arguments)
 
 
-def _reading(name: str, result: Any) -> Reading:
+def _reading(name: str, result: Any) -> Readback:
     if result is None or not _is_plain(result):
         return {}
     text = json.dumps(result if isinstance(result, dict) else {"result": result})

@@ -16,7 +16,7 @@ from control_plane.core.model import limits as rules
 from control_plane.core.model.commands import MAX_LEARNING_RATE, Command, Evaluate, SetLearningRate, Stop
 from control_plane.core.model.intents import SetSchedule
 from control_plane.core.model.limits import LEARNING_RATE, Limit
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from control_plane.core.rules.admission import find_group
 from ray_jobs.rank.plain_values import number
 from ray_jobs.steering.schedule import Course, SteeredSchedule, live_groups
@@ -50,7 +50,7 @@ class LearningRateApplier:
         self._limits = limits or {}
         self._memory = schedule.remember()
 
-    def knobs(self) -> Reading:
+    def knobs(self) -> Readback:
         """Return learning rate and schedule mode of each group, read from the live optimizer."""
         return {
             "lr": [float(group["lr"]) for group in self._groups()],
@@ -161,7 +161,7 @@ class ScheduleApplier:
         """Every group as it was."""
         self._schedule.restore(self._memory)
 
-    def _reading(self) -> Reading:
+    def _reading(self) -> Readback:
         return {"lr": [float(rate) for rate in self._schedule.get_last_lr()], "schedule": self._schedule.modes()}
 
     def _steps_left(self) -> int:
@@ -209,7 +209,7 @@ class FlagApplier:
 class StopApplier:
     """Applier of `stop`: ends the training after this boundary, with a final checkpoint if requested."""
 
-    def __init__(self, stop: Callable[[bool], None], save_now: Callable[[int], Reading]) -> None:
+    def __init__(self, stop: Callable[[bool], None], save_now: Callable[[int], Readback]) -> None:
         self._stop, self._save_now = stop, save_now
 
     def check(self, command: Command) -> str | None:

@@ -25,7 +25,7 @@ from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Diverged
 from control_plane.core.model.intents import Freeze, Unfreeze
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from ray_jobs.steering.partitions import Share, Tensors, elements, obstacle, share_of, step_optimizer
 
 MAX_NAMES_LISTED = 64
@@ -62,7 +62,7 @@ class FrozenParameters:
         first = {id(parameter): name for name, parameter in self._parameters.items()}
         return {first[id(each)] for name, each in named if id(each) in first and matches(name, pattern)}
 
-    def readings(self) -> Reading:
+    def readings(self) -> Readback:
         """Return `frozen` (names, at most 64 and then how many more) and `frozen_parameters` (elements)."""
         count = sum(elements(self._parameters[name]) for name in self._frozen)
         return {"frozen": listed(self.names), "frozen_parameters": count}

@@ -19,7 +19,7 @@ from control_plane.core.model import limits as rules
 from control_plane.core.model.commands import Change, Command, SetKnobs
 from control_plane.core.model.errors import Conflict, Diverged, Invalid, NotFound
 from control_plane.core.model.limits import Limit
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from control_plane.core.rules.admission import find_group
 
 Kind = Literal["number", "integer", "switch", "numbers"]
@@ -70,7 +70,7 @@ class Knob:
         """Names under which a run's limits apply to this knob."""
         return (self.name, *self.covers, *self.limited_as)
 
-    def facts(self) -> Reading:
+    def facts(self) -> Readback:
         """Return type, bounds and description, as plain JSON."""
         told = {name: getattr(self, name) for name in ("kind", "least", "most", "above", "below", "description")}
         return {"per_group": self.per_group} | {name: value for name, value in told.items() if value not in (None, "")}
@@ -87,7 +87,7 @@ class Knobs:
         # Those that were set, and that nobody else keeps: a checkpoint has to hold them.
         self._set: dict[str, Knob] = {}
         # What a checkpoint held of knobs that nobody has registered yet.
-        self._awaited: Reading = {}
+        self._awaited: Readback = {}
 
     def register(self, knob: Knob) -> None:
         """Add a knob; a value that a checkpoint held of it is restored.
@@ -106,17 +106,17 @@ class Knobs:
         """Add a lookup for knobs too many to list: by `PATTERN:ATTRIBUTE`, or one by its name."""
         self._sources.append(find)
 
-    def readings(self) -> Reading:
+    def readings(self) -> Readback:
         """Return the live value of every listed knob, and of those found by a pattern that were set."""
         listed = {name: value for name, knob in self._knobs.items() if (value := knob.get()) is not None}
         covered = {name for knob in self._knobs.values() if knob.name in listed for name in knob.covers}
         return listed | {name: knob.get() for name, knob in self._set.items() if name not in covered}
 
-    def facts(self) -> Reading:
+    def facts(self) -> Readback:
         """Return type, bounds and description of every listed knob."""
         return {name: knob.facts() for name, knob in self._knobs.items()}
 
-    def memory(self) -> Reading:
+    def memory(self) -> Readback:
         """Return the knobs' part of a checkpoint: the value of every knob that was set, except those stored in the
         optimizer's groups or as the script's own."""
         return {name: knob.get() for name, knob in self._set.items() if knob.get() is not None} | self._awaited

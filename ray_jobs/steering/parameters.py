@@ -20,7 +20,7 @@ from torch import nn
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import ResetParameters
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from ray_jobs.rank.session import RankSession
 from ray_jobs.steering.appliers import random_state_kept
 from ray_jobs.steering.freezing import FreezeApplier, listed, matches, some
@@ -256,7 +256,7 @@ def _intent(command: Command) -> ResetParameters:
     return command.intent
 
 
-def layers(model: nn.Module, frozen: Collection[str] = ()) -> list[Reading]:
+def layers(model: nn.Module, frozen: Collection[str] = ()) -> list[Readback]:
     """Return every module, outer before inner, as plain JSON.
 
     `name` ("" is the model itself), `type`, `parameters` and `trainable` (elements in it and in what it holds, all and
@@ -267,7 +267,7 @@ def layers(model: nn.Module, frozen: Collection[str] = ()) -> list[Reading]:
     return [_layer(name, module, still) for name, module in model.named_modules()]
 
 
-def _layer(name: str, module: nn.Module, still: set[int]) -> Reading:
+def _layer(name: str, module: nn.Module, still: set[int]) -> Readback:
     found = [(elements(each), each.requires_grad and id(each) not in still) for each in module.parameters()]
     return {
         "name": name,

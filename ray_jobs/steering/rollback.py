@@ -17,7 +17,7 @@ from typing import Any
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import Rollback
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from control_plane.core.rules.branch_rules import reading
 from control_plane.storage.checkpoint.store import Manifest
 
@@ -61,7 +61,7 @@ class RollbackApplier:
     def apply(self, command: Command, step: int) -> Applied:
         """End the loop after this boundary."""
         intent, found = _rollback(command), self._found
-        after: Reading = {"branch": intent.branch}
+        after: Readback = {"branch": intent.branch}
         if intent.checkpoint is not None:
             assert found is not None, "it was checked before"
             after = reading(found.checkpoint, found.step, found.branch)

@@ -12,7 +12,7 @@ does accelerate with a gradient scaler. What follows from that:
 
 from typing import Any
 
-from control_plane.core.model.records import SKIPPED_STEPS, STEP_WAS_SKIPPED, Reading
+from control_plane.core.model.records import SKIPPED_STEPS, STEP_WAS_SKIPPED, Readback
 
 
 def was_skipped(trainer: Any) -> bool:
@@ -28,7 +28,7 @@ def skipped_steps(trainer: Any) -> int:
     return int(getattr(getattr(trainer, "deepspeed", None), "skipped_steps", 0))
 
 
-def readings(trainer: Any) -> Reading:
+def readings(trainer: Any) -> Readback:
     """Return the entries for the reading of a command that is applied now; none if no step was skipped."""
     count, flag = skipped_steps(trainer), was_skipped(trainer)
     return ({SKIPPED_STEPS: count} if count else {}) | ({STEP_WAS_SKIPPED: True} if flag else {})

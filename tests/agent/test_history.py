@@ -166,7 +166,7 @@ def test_max_changes_counts_on_with_a_new_token_and_in_another_generation(served
     run = served(1e-3)
     fly(pilot(run, HALVE, bounds=Bounds(max_changes=2)), run, 1, 25)
     run.author = "rotated-agent"
-    run.call(run.server.lose_generation(1, ()))
+    run.call(run.server.fail_generation(1, ()))
     run.call(run.server.start_generation(examples.start(number=901, knobs=examples.KNOBS, step=run.step)))
     history = History()
     assert history.read(run, RUN, run.snapshot(RUN).seq)

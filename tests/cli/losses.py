@@ -24,7 +24,7 @@ async def save(server: ControlServer, name: str = CHECKPOINT, step: int = 4, **m
 async def lose(server: ControlServer, step: int = 9) -> None:
     """Rank 1 dies after this step."""
     await server.report(Report(generation=1, progress=Progress(step=step, total_steps=100)))
-    await server.lose_generation(1, DEATHS)
+    await server.fail_generation(1, DEATHS)
 
 
 async def come_back(server: ControlServer) -> None:

@@ -13,7 +13,16 @@ from uuid import UUID
 
 import uvicorn
 
-from control_plane.api.handle import Measurements, Point, Progress, Report, Result, RunHandle, RunSummary, Stretch
+from control_plane.api.handle import (
+    Measurements,
+    MetricSummary,
+    Point,
+    Progress,
+    Report,
+    RunHandle,
+    RunSummary,
+    StepRange,
+)
 from control_plane.config import Role
 from control_plane.core.model.errors import NotFound
 from control_plane.core.model.limits import Limit
@@ -77,7 +86,7 @@ class PointList:
         """The newest value of each name."""
         return {point.name: point.value for point in self.points}
 
-    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+    def results(self, stretches: Sequence[StepRange], names: Sequence[str]) -> tuple[MetricSummary, ...]:
         """What these metrics came to on each stretch."""
         return results_of(self.points, stretches, names)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.api.handle import Point, Progress, Report, Snapshot, Stretch
+from control_plane.api.handle import Point, Progress, Report, Snapshot, StepRange
 from control_plane.core.model.errors import Conflict, Damaged, NotFound, RunEnded
 from control_plane.server.archive import ArchivedRun
 from control_plane.server.control_server import ControlServer
@@ -57,10 +57,10 @@ def test_archived_run_tells_its_branches_and_what_they_came_to(files: RunFiles) 
     (main,) = asyncio.run(archived.trajectories()).branches
     assert [(done.what, done.step) for done in main.interventions] == [("pause", 10)]
     assert main.knobs == examples.KNOBS
-    (rate,) = asyncio.run(archived.results((Stretch(),), ("lr",)))
+    (rate,) = asyncio.run(archived.results((StepRange(),), ("lr",)))
     assert (rate.last.step, rate.last.value) == (11, 1.0)
     files.metrics.unlink()
-    assert asyncio.run(archived.results((Stretch(),), ("lr",))) == ()
+    assert asyncio.run(archived.results((StepRange(),), ("lr",))) == ()
 
 
 def test_archived_run_that_somebody_has_go_on_says_so(files: RunFiles) -> None:

@@ -39,7 +39,7 @@ from control_plane.core.model.records import (
     StateDigested,
 )
 from control_plane.core.rules import decisions, digests
-from control_plane.core.rules.branch_rules import Adopted, Origin, Scheduled
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import replay_after
 from tests.scenarios.spelling import Words, compact, literal, numbered, pairs, shown
@@ -116,7 +116,9 @@ class Stage:
             checkpoint=name, step=step, generation=0, path=f"checkpoints/{name}", pinned=True, branch=branch
         )
         self.saved[name] = Saved(step, tuple(rank.saved() for rank in self._fleet().ranks), frozenset(), branch)
-        return [f"acknowledged as record {self.server.submit(command, Adopted(origin=origin, checkpoint=given))}"]
+        return [
+            f"acknowledged as record {self.server.submit(command, AdoptedCheckpoint(origin=origin, checkpoint=given))}"
+        ]
 
     def do_resend(self, rest: str) -> list[str]:
         """Command N again, or another command under its uuid."""
@@ -237,7 +239,7 @@ class Stage:
         scheduled, self.commands = [], {}
         for number, (step, body) in enumerate(json.loads(words["of"]), start=1):
             self.commands[number] = Command.model_validate({"uuid": UUID(int=number), "author": "ann", "intent": body})
-            scheduled.append(Scheduled(command=self.commands[number], step=step))
+            scheduled.append(ScheduledCommand(command=self.commands[number], step=step))
         origin = Origin(parent=parent, checkpoint=given, scheduled=tuple(scheduled))
         self.disk, self.fleet, self.shown, self.reported = Disk(), None, 0, set()
         self.server = SimServer(self.disk, self.faults, Rules(), origin=origin)
@@ -271,7 +273,7 @@ class Stage:
         words = pairs(rest)
         death = Death(rank=1, node="10.0.0.2", reason=words["reason"])
         generation = int(words.get("generation", str(self.generation)))
-        records = decisions.lose_generation(self.server.state, generation, int(words["step"]), 0.5, (death,))
+        records = decisions.fail_generation(self.server.state, generation, int(words["step"]), 0.5, (death,))
         self.server.commit(records)
         return []
 

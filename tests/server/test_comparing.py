@@ -17,15 +17,15 @@ import pytest
 from control_plane.api.handle import (
     BranchView,
     Intervention,
-    Measured,
-    Result,
+    MeasuredValue,
+    MetricSummary,
     RunSummary,
-    Stretch,
+    StepRange,
     Trajectories,
     Trajectory,
 )
-from control_plane.compare.comparison import Measurements, choose, compare, interventions, knobs_at, parse, tree
-from control_plane.compare.lineage import Chosen, cut, depths, line, lineage, where_they_part
+from control_plane.compare.comparison import SideMetrics, choose, compare, interventions, knobs_at, parse, tree
+from control_plane.compare.lineage import Selection, cut, depths, line, lineage, where_they_part
 from control_plane.core.model.errors import Invalid, NotFound
 from control_plane.core.model.records import CheckpointCommitted, Parent
 from tests.core import examples
@@ -103,7 +103,7 @@ THREE = ONE.model_copy(
 RUNS = {"one": ONE, "two": TWO, "three": THREE}
 
 
-def chosen(text: str) -> Chosen:
+def chosen(text: str) -> Selection:
     """What the text means among these runs."""
     asked = parse(text)
     return choose(asked, RUNS[asked.run])
@@ -123,11 +123,11 @@ def numbers(text: str) -> list[int]:
 def test_lineage_leads_from_the_root_to_the_branch() -> None:
     views = [each.branch for each in ONE.branches]
     assert lineage(views, "branch-3") == (
-        Stretch(branch="main", first=0, last=20),
-        Stretch(branch="branch-2", first=20, last=25),
-        Stretch(branch="branch-3", first=25, last=None),
+        StepRange(branch="main", first=0, last=20),
+        StepRange(branch="branch-2", first=20, last=25),
+        StepRange(branch="branch-3", first=25, last=None),
     )
-    assert lineage(views, "main") == (Stretch(branch="main"),)
+    assert lineage(views, "main") == (StepRange(branch="main"),)
     assert depths(views) == {"main": 0, "branch-2": 1, "branch-3": 2}
 
 
@@ -171,7 +171,7 @@ def test_lines_part_at_the_last_step_that_they_have_in_common(sides: Any, step: 
 
 def test_lines_of_strangers_part_before_the_first_step() -> None:
     stranger = ONE.model_copy(update={"run": "three"})
-    lines = [line(chosen("one"), RUNS), line(Chosen("", "three", "main", 40), {"three": stranger})]
+    lines = [line(chosen("one"), RUNS), line(Selection("", "three", "main", 40), {"three": stranger})]
     assert (where_they_part(lines).step, where_they_part(lines).run) == (0, None)
 
 
@@ -201,26 +201,29 @@ def test_knobs_at_a_step_take_back_what_was_changed_later() -> None:
     assert knobs_at(chosen("one:branch-2@5"), RUNS) == {"weight_decay": 0.1}
 
 
-def result(name: str, step: int, value: float, lowest: tuple[int, float] | None = None) -> Result:
+def result(name: str, step: int, value: float, lowest: tuple[int, float] | None = None) -> MetricSummary:
     """What a metric came to."""
     at, low = lowest or (step, value)
-    return Result(
-        name=name, stretch=Stretch(), last=Measured(step=step, value=value), lowest=Measured(step=at, value=low)
+    return MetricSummary(
+        name=name,
+        stretch=StepRange(),
+        last=MeasuredValue(step=step, value=value),
+        lowest=MeasuredValue(step=at, value=low),
     )
 
 
 def test_compare_tells_knobs_commands_and_losses_since_the_lines_part() -> None:
-    here = Measurements(
+    here = SideMetrics(
         (result("loss", 25, 3.0, (22, 2.0)), result("loss", 60, 2.5)), (result("loss", 40, 2.7), result("lr", 40, 0.1))
     )
-    there = Measurements((result("loss", 40, 2.9),), (result("loss", 40, 2.9), result("lr", 40, 0.3)))
+    there = SideMetrics((result("loss", 40, 2.9),), (result("loss", 40, 2.9), result("lr", 40, 0.3)))
     found = compare([chosen("one"), chosen("one:main")], RUNS, [here, there])
     assert (found.common.step, found.last_common_step) == (20, 40)
     assert [[each.uuid.int for each in side.interventions] for side in found.sides] == [[5], [3, 4]]
     (loss,) = found.sides[0].outcomes
-    assert loss.last == Measured(step=60, value=2.5)
-    assert loss.best == Measured(step=22, value=2.0)
-    assert loss.at_common == Measured(step=40, value=2.7)
+    assert loss.last == MeasuredValue(step=60, value=2.5)
+    assert loss.best == MeasuredValue(step=22, value=2.0)
+    assert loss.at_common == MeasuredValue(step=40, value=2.7)
     assert [(each.knob, each.values, each.step) for each in found.knobs] == [
         ("lr", (0.1, 0.3), 40),
         ("weight_decay", (0.6, 0.1), None),
@@ -228,7 +231,7 @@ def test_compare_tells_knobs_commands_and_losses_since_the_lines_part() -> None:
 
 
 def test_compare_with_itself_differs_in_nothing() -> None:
-    measured = Measurements((), (result("lr", 60, 0.1),))
+    measured = SideMetrics((), (result("lr", 60, 0.1),))
     found = compare([chosen("one"), chosen("one")], RUNS, [measured, measured])
     assert found.knobs == ()
     assert [side.interventions for side in found.sides] == [(), ()]
@@ -239,8 +242,8 @@ def test_tree_lists_parents_before_their_children_with_their_best_losses() -> No
         run="two", name="two", status="running", step=70, total_steps=100, created_at="2026", world_size=2
     )
     results = [
-        result("loss", 40, 2.0).model_copy(update={"stretch": Stretch(branch="branch-2", first=20)}),
-        result("eval_loss", 40, 2.4).model_copy(update={"stretch": Stretch(branch="branch-2", first=20)}),
+        result("loss", 40, 2.0).model_copy(update={"stretch": StepRange(branch="branch-2", first=20)}),
+        result("eval_loss", 40, 2.4).model_copy(update={"stretch": StepRange(branch="branch-2", first=20)}),
     ]
     mixed = ONE.model_copy(update={"branches": ONE.branches[::-1]})
     found = tree(mixed, results, [of_two])

@@ -79,7 +79,7 @@ def test_values_beyond_what_was_restored_are_not_current(house: House) -> None:
         server = house.serve()
         await server.start_generation(start(1))
         await trained(server, 1, 3, 4, 9)
-        await server.lose_generation(1, (Death(rank=0, reason="a fault"),))
+        await server.fail_generation(1, (Death(rank=0, reason="a fault"),))
         assert (await server.snapshot()).latest["loss"] == 1.0, "how far it was, until the next ones begin"
         await server.start_generation(start(2, step=4))
         assert (await server.snapshot()).latest["loss"] == 6.0
@@ -91,7 +91,7 @@ async def closed_and_resumed(house: House) -> ControlServer:
     server = house.serve()
     await server.start_generation(start(1))
     await trained(server, 1, 3)
-    await server.lose_generation(1, (Death(rank=0, reason="a fault"),))
+    await server.fail_generation(1, (Death(rank=0, reason="a fault"),))
     await server.close("failed", "it has failed")
     assert (await server.snapshot()).ranks, "of a run that is over: where it was"
     server = house.serve()
@@ -132,7 +132,7 @@ def test_trainers_that_are_lost_are_not_listed_and_their_nodes_are_known(house: 
         await server.start_generation(start(1))
         await trained(server, 1, 3)
         await server.resume_point()
-        await server.lose_generation(1, (Death(rank=0, reason="a fault"),), UUID(int=7))
+        await server.fail_generation(1, (Death(rank=0, reason="a fault"),), UUID(int=7))
         snapshot = await server.snapshot()
         assert (snapshot.status, snapshot.ranks, snapshot.step, snapshot.steps_per_s) == ("recovering", (), 3, None)
         assert [death.node for death in snapshot.recoveries[0].deaths] == ["here"]

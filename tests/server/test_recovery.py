@@ -77,7 +77,7 @@ def test_resume_point_whose_loss_nobody_told_of_is_a_loss_and_the_late_word_comp
         )
         with pytest.raises(Conflict, match="declared failed"):
             await server.report(Report(generation=1, progress=Progress(step=9, total_steps=100)))
-        await server.lose_generation(1, DEATHS, UUID(int=7))
+        await server.fail_generation(1, DEATHS, UUID(int=7))
         for living in (server, house.serve()):
             assert [(each.step, each.deaths) for each in (await living.snapshot()).recoveries] == [(8, DEATHS)]
 
@@ -88,8 +88,8 @@ def test_lose_generation_counts_what_rank_0_was_heard_of_and_is_recorded_once(ho
     async def story() -> None:
         server = await steered(house)
         await server.report(Report(generation=1, progress=Progress(step=8, total_steps=100)))
-        await server.lose_generation(1, DEATHS)
-        await server.lose_generation(1, DEATHS)
+        await server.fail_generation(1, DEATHS)
+        await server.fail_generation(1, DEATHS)
         snapshot = await server.snapshot()
         assert (snapshot.status, [each.step for each in snapshot.recoveries]) == ("recovering", [8])
         assert house.record_types().count("GenerationLost") == 1
@@ -101,7 +101,7 @@ def test_generation_that_was_lost_is_refused_until_another_has_begun(house: Hous
     async def story() -> None:
         server = await steered(house)
         await server.submit(command(2))
-        await server.lose_generation(1, DEATHS)
+        await server.fail_generation(1, DEATHS)
         for request in (server.report(outcome(applied(2))), server.offers(1, -1, 5.0)):
             with pytest.raises(Conflict, match="declared failed"):
                 await request
@@ -120,7 +120,7 @@ def test_offers_end_at_once_when_the_generation_is_lost(house: House) -> None:
         begun_s, revision = now_s(), (await server.offers(1, -1, 0.0)).revision
         polling = asyncio.create_task(server.offers(1, revision, 10.0))
         await asyncio.sleep(1.0)
-        await server.lose_generation(1, DEATHS)
+        await server.fail_generation(1, DEATHS)
         with pytest.raises(Conflict, match="declared failed"):
             await polling
         assert now_s() - begun_s < 2.0
@@ -131,7 +131,7 @@ def test_offers_end_at_once_when_the_generation_is_lost(house: House) -> None:
 def test_repetition_is_recorded_beside_the_settlement_once(house: House) -> None:
     async def story() -> None:
         server = await steered(house)
-        await server.lose_generation(1, DEATHS)
+        await server.fail_generation(1, DEATHS)
         await server.start_generation(start(2, step=3))
         for _ in range(2):
             await server.report(outcome(applied(1, generation=2), generation=2))
@@ -145,7 +145,7 @@ def test_recovery_is_measured_and_recorded_once(house: House) -> None:
     async def story() -> None:
         server = await steered(house)
         await server.report(Report(generation=1, progress=Progress(step=8, total_steps=100)))
-        await server.lose_generation(1, DEATHS)
+        await server.fail_generation(1, DEATHS)
         await server.start_generation(start(2, step=3))
         restart = Restart(step=4, started_at_s=0.0, loaded_s=1.5, first_step_s=0.25)
         for _ in range(2):
@@ -164,7 +164,7 @@ def test_trainers_that_make_no_step_are_refused_in_the_end_and_again_allowed_by_
         for number in range(1, SAME_FAILURES + 1):
             await server.resume_point()
             await server.start_generation(start(number))
-            await server.lose_generation(number, DEATHS)
+            await server.fail_generation(number, DEATHS)
         with pytest.raises(RunEnded, match="failed 3 times in a row in the same way, at step 0, without a new step"):
             await server.resume_point()
         assert (await house.serve().snapshot()).status == "failed"
@@ -232,7 +232,7 @@ def test_retention_lets_no_abandoned_checkpoint_push_out_what_can_be_restored(ho
         keep_one = {"keep_last": 1}
         await server.start_generation(start(1))
         await server.report(Report(generation=1, checkpoints=(checkpoint(10), checkpoint(30))))
-        await server.lose_generation(1, DEATHS)
+        await server.fail_generation(1, DEATHS)
         await server.start_generation(replace(start(2, step=10), retention=keep_one))
         await server.report(Report(generation=2, checkpoints=(checkpoint(20, 2),)))
         names = [each.checkpoint for each in (await server.resume_point()).candidates]

@@ -47,7 +47,7 @@ def told_everything(handle: Any) -> None:
         )
         failed = CheckpointFailed(checkpoint="step-5", step=5, generation=1, reason=SAID)
         await handle.report(Report(generation=1, outcomes=(settled,), failed_checkpoints=(failed,)))
-        await handle.lose_generation(1, (Death(rank=0, reason=SAID),), UUID(int=7))
+        await handle.fail_generation(1, (Death(rank=0, reason=SAID),), UUID(int=7))
         await handle.close("failed", SAID)
 
     asyncio.run(tell())

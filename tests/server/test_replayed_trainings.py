@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from control_plane.api.handle import Point, Report
-from control_plane.compare.replay_check import Verdict, judge
+from control_plane.compare.replay_check import ReplayVerdict, judge
 from control_plane.core.model.records import Death, StateDigested
 from control_plane.storage.layout import RunFiles
 from tests.server.rig import House, start
@@ -34,7 +34,7 @@ def lived(root: Path, lives: Sequence[Life], other: Mapping[tuple[int, int], flo
                 point = Point(step=step, name="loss", value=loss, time_s=float(step))
                 await server.report(Report(generation=generation, digests=(digest,), points=(point,)))
             if fails:
-                await server.lose_generation(generation, (Death(rank=0, reason="a fault"),))
+                await server.fail_generation(generation, (Death(rank=0, reason="a fault"),))
             else:
                 await server.end_generation(generation, "finished", last, None)
 
@@ -46,7 +46,7 @@ def lived(root: Path, lives: Sequence[Life], other: Mapping[tuple[int, int], flo
 def test_trainings_that_were_made_again_in_part_are_compared_each_with_its_own(tmp_path: Path) -> None:
     again, once = lived(tmp_path / "a", UNDISTURBED), lived(tmp_path / "b", FAILED_IN_THE_SECOND)
     for verdict in (judge(again, once), judge(once, again)):
-        assert verdict == Verdict(verdict="identical", digests=8, losses=8)
+        assert verdict == ReplayVerdict(verdict="identical", digests=8, losses=8)
 
 
 def test_difference_is_named_with_its_training(tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ def stale_writes(world: World) -> int:
     fresh = Command.model_validate({"uuid": world.new_uuid(), "author": "ann", "intent": {"kind": "evaluate"}})
     attempts = (
         lambda: server.submit(fresh),
-        lambda: server.lose_generation(99),
+        lambda: server.fail_generation(99),
         lambda: server.end_generation(generation, "failed", 99),
         lambda: server.close("failed"),
     )

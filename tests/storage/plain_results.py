@@ -3,16 +3,18 @@
 import math
 from collections.abc import Sequence
 
-from control_plane.api.handle import Measured, Point, Result, Stretch
+from control_plane.api.handle import MeasuredValue, MetricSummary, Point, StepRange
 
 
-def results_of(points: Sequence[Point], stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+def results_of(
+    points: Sequence[Point], stretches: Sequence[StepRange], names: Sequence[str]
+) -> tuple[MetricSummary, ...]:
     """As `MetricsStore.results`."""
     found = [_result(points, stretch, name) for stretch in stretches for name in names]
     return tuple(each for each in found if each is not None)
 
 
-def _result(points: Sequence[Point], stretch: Stretch, name: str) -> Result | None:
+def _result(points: Sequence[Point], stretch: StepRange, name: str) -> MetricSummary | None:
     kept: list[Point] = []
     for point in points:
         if point.name == name and point.branch == stretch.branch:
@@ -23,9 +25,9 @@ def _result(points: Sequence[Point], stretch: Stretch, name: str) -> Result | No
     if not kept:
         return None
     lowest = min(finite, key=lambda each: each.value, default=None)
-    return Result(
+    return MetricSummary(
         name=name,
         stretch=stretch,
-        last=Measured(step=kept[-1].step, value=kept[-1].value),
-        lowest=Measured(step=lowest.step, value=lowest.value) if lowest else None,
+        last=MeasuredValue(step=kept[-1].step, value=kept[-1].value),
+        lowest=MeasuredValue(step=lowest.step, value=lowest.value) if lowest else None,
     )

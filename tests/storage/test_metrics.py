@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.api.handle import Measured, Measurements, Point, Snapshot, Stretch
+from control_plane.api.handle import MeasuredValue, Measurements, Point, Snapshot, StepRange
 from control_plane.core.model.commands import MAX_STEP
 from control_plane.storage.metrics import MAX_POINTS_PER_READ, MAX_SERIES, MetricsStore
 from tests.storage.plain_results import results_of
@@ -213,12 +213,12 @@ def test_results_of_a_stretch_are_its_newest_and_its_lowest_point(path: Path) ->
     store = MetricsStore(path)
     store.add([point(step, value=value) for step, value in ((1, 5.0), (2, math.nan), (3, 2.0), (4, math.inf))])
     store.add([point(1, "eval_loss", math.nan)])
-    (whole,) = store.results([Stretch()], ["loss", "nothing"])
-    assert (whole.last, whole.lowest) == (Measured(step=4, value=math.inf), Measured(step=3, value=2.0))
-    (cut,) = store.results([Stretch(last=2)], ["loss"])
-    assert (cut.last.step, math.isnan(cut.last.value), cut.lowest) == (2, True, Measured(step=1, value=5.0))
-    assert store.results([Stretch(first=5), Stretch(branch="other")], ["loss"]) == ()
-    assert store.results([Stretch()], ["eval_loss"])[0].lowest is None
+    (whole,) = store.results([StepRange()], ["loss", "nothing"])
+    assert (whole.last, whole.lowest) == (MeasuredValue(step=4, value=math.inf), MeasuredValue(step=3, value=2.0))
+    (cut,) = store.results([StepRange(last=2)], ["loss"])
+    assert (cut.last.step, math.isnan(cut.last.value), cut.lowest) == (2, True, MeasuredValue(step=1, value=5.0))
+    assert store.results([StepRange(first=5), StepRange(branch="other")], ["loss"]) == ()
+    assert store.results([StepRange()], ["eval_loss"])[0].lowest is None
 
 
 def test_results_of_many_restarts_and_branches_are_those_of_the_plain_way(path: Path) -> None:
@@ -232,12 +232,12 @@ def test_results_of_many_restarts_and_branches_are_those_of_the_plain_way(path: 
         points.append(point(steps[branch], name, value).model_copy(update={"branch": branch}))
     store.add(points[:10])
     for at in range(10, len(points), 10):
-        whole = [Stretch(branch=branch) for branch in steps]
+        whole = [StepRange(branch=branch) for branch in steps]
         assert store.results(whole, ["loss"]) == results_of(points[:at], whole, ["loss"])
         store.add(points[at : at + 10])
     for _ in range(40):
         first = chance.randrange(60)
         branch = chance.choice(list(steps))
-        stretch = Stretch(branch=branch, first=first, last=chance.choice([None, first + chance.randrange(40)]))
+        stretch = StepRange(branch=branch, first=first, last=chance.choice([None, first + chance.randrange(40)]))
         names = ["loss", "eval_loss"]
         assert store.results([stretch], names) == results_of(points, [stretch], names), stretch

@@ -15,7 +15,7 @@ from control_plane.core.model.commands import Command, Intent, SetLearningRate
 from control_plane.core.model.errors import NotFound
 from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import Parent, RunCreated
-from control_plane.core.rules.branch_rules import Adopted
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint
 from control_plane.gateway.app import create_app
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
 from control_plane.server.control_server import ControlServer
@@ -119,12 +119,12 @@ class FakeCluster:
         self.runs.servers[run] = server
         return FakeTrainer(server, clock=clock, **trainer)
 
-    def _adopt(self, intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> Adopted:
+    def _adopt(self, intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> AdoptedCheckpoint:
         """The newest checkpoint of another run; of nothing here there are files."""
         found = self.runs.servers[intent.run]._state.checkpoints[-1]
         name = f"{found.checkpoint}-of-{intent.run}"
         given = {"checkpoint": name, "branch": branch, "generation": 0, "pinned": True}
-        return Adopted(
+        return AdoptedCheckpoint(
             origin=Parent(kind="adopted", run=intent.run, checkpoint=found.checkpoint, step=found.step),
             checkpoint=found.model_copy(update=given),
         )

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from control_plane.api.handle import Measurements, Point, Progress, Report, Restart, Result, Stretch
+from control_plane.api.handle import Measurements, MetricSummary, Point, Progress, Report, Restart, StepRange
 from control_plane.core.boundary import Repeat
 from control_plane.core.model.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
 from control_plane.core.model.intents import Cancel, Change, Rollback
@@ -22,7 +22,7 @@ from control_plane.core.model.records import (
     Ending,
     Entry,
     RankPlace,
-    Reading,
+    Readback,
     Record,
     RefusedCheckpoint,
 )
@@ -34,14 +34,14 @@ from control_plane.server.control_server import ControlServer
 from tests.storage.plain_results import results_of
 
 GROUPS = ["decay", "no_decay"]
-OTHER_KNOBS: Reading = {
+OTHER_KNOBS: Readback = {
     "weight_decay": [0.01, 0.0],
     "betas": [[0.9, 0.999], [0.9, 0.999]],
     "gradient_clipping": 1.0,
     "eval_steps": 100,
     "augment": True,
 }
-KNOB_FACTS: Reading = {
+KNOB_FACTS: Readback = {
     "weight_decay": {"per_group": True, "kind": "number", "least": 0.0, "most": 1.0, "description": "of the optimizer"},
     "betas": {"per_group": True, "kind": "numbers", "least": 0.0, "most": 1.0},
     "gradient_clipping": {"per_group": False, "kind": "number", "least": 0.0},
@@ -108,7 +108,7 @@ class MetricsInMemory:
         """The newest value of each name."""
         return {point.name: point.value for point in self._points}
 
-    def results(self, stretches: Sequence[Stretch], names: Sequence[str]) -> tuple[Result, ...]:
+    def results(self, stretches: Sequence[StepRange], names: Sequence[str]) -> tuple[MetricSummary, ...]:
         """What these metrics came to on each stretch."""
         return results_of(self._points, stretches, names)
 
@@ -131,11 +131,11 @@ class FakeTrainer:
         self.done, self.paused, self.ending, self.away = 0, False, "", False
         self.branch, self.leaving = MAIN, False
         self.lr, self.scale = [3e-4, 3e-4], [1.0, 1.0]
-        self.knobs: Reading = dict(OTHER_KNOBS)
+        self.knobs: Readback = dict(OTHER_KNOBS)
         self.loss = 10.4
         self.generation = 0
         self._restored: tuple[float, float] | None = None
-        self._saved: dict[str, tuple[float, list[float], Reading, int, str]] = {}
+        self._saved: dict[str, tuple[float, list[float], Readback, int, str]] = {}
         self._repeats: list[Repeat] = []
         self._random = random.Random(seed)
 
@@ -145,7 +145,7 @@ class FakeTrainer:
             RankPlace(rank=r, node=f"node-{r // self.ranks_per_node}", pid=4000 + r, device="cpu")
             for r in range(self.world_size)
         )
-        facts: Reading = {"model": "gpt2", "knobs": KNOB_FACTS}
+        facts: Readback = {"model": "gpt2", "knobs": KNOB_FACTS}
         self.generation = await self.server.start_generation(
             GenerationStart(
                 uuid4(),
@@ -165,7 +165,7 @@ class FakeTrainer:
         self.away = True
         self.clock.skip(silent_s)
         deaths = tuple(Death(rank=r, node=f"node-{r // self.ranks_per_node}", reason=reason) for r in ranks)
-        await self.server.lose_generation(self.generation, deaths)
+        await self.server.fail_generation(self.generation, deaths)
 
     async def come_back(
         self, ranks: int | None = None, form_s: float = 0.0, load_s: float = 1.0, refuse: dict[str, str] | None = None
@@ -197,7 +197,7 @@ class FakeTrainer:
         self._repeats = list(replay_after(point.decided, contained, point.scheduled).repeats)
         await self.start(chosen.checkpoint if chosen else None, refused)
 
-    def _knobs(self) -> Reading:
+    def _knobs(self) -> Readback:
         return {"lr": list(self.lr), "groups": GROUPS} | self.knobs
 
     async def step(self) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from control_plane.api.handle import Measurements, Point, Stretch
+from control_plane.api.handle import Measurements, Point, StepRange
 from control_plane.core.model.commands import SetLearningRate
 from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import Parent
@@ -167,7 +167,7 @@ def heard(*points: Point) -> Measurements:
     return Measurements(points=points, cursor=len(points))
 
 
-LINE = (Stretch(branch="main", last=3), Stretch(branch="calm", first=3))
+LINE = (StepRange(branch="main", last=3), StepRange(branch="calm", first=3))
 
 
 def test_history_along_a_line_goes_back_and_on() -> None:

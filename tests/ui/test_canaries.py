@@ -111,7 +111,7 @@ async def live_through_it(files: RunFiles, server: ControlServer) -> None:
     failed = CheckpointFailed(checkpoint="step-5", step=5, generation=1, reason=SAID)
     await handle.report(Report(generation=1, failed_checkpoints=(failed,)))
     dead = failure_reporter.describe(files, 1, RuntimeError(f"a traceback\n{SAID}"))
-    await handle.lose_generation(1, (dead,), UUID(int=9))
+    await handle.fail_generation(1, (dead,), UUID(int=9))
     await handle.close("failed", launch._first_cause(RuntimeError(SAID), handle._redaction()))
 
 

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from control_plane.api.handle import Measurements, Point, Stretch
+from control_plane.api.handle import Measurements, Point, StepRange
 from ui.charts.bins import Floats
 
 
@@ -96,7 +96,7 @@ class Series:
 class Cut:
     """What a line takes of a branch's series: the measurements from index `start` to `end`."""
 
-    stretch: Stretch
+    stretch: StepRange
     start: int
     end: int
     undone: int
@@ -123,7 +123,7 @@ class History:
         """Nothing heard yet; followed is the branch with which every run begins."""
         self.cursor = 0
         self._branches: dict[str, dict[str, Series]] = {}
-        self._line: tuple[Stretch, ...] = (Stretch(),)
+        self._line: tuple[StepRange, ...] = (StepRange(),)
         self._joined: dict[tuple[str, str], Joined] = {}
 
     def extend(self, heard: Measurements, of: str = "") -> None:
@@ -132,7 +132,7 @@ class History:
             self._branches.setdefault(of + point.branch, {}).setdefault(point.name, Series()).append(point)
         self.cursor = heard.cursor
 
-    def follow(self, line: Sequence[Stretch]) -> None:
+    def follow(self, line: Sequence[StepRange]) -> None:
         """The line that `series` are about, from the root to the branch that is trained."""
         self._line = tuple(line)
 
@@ -147,12 +147,12 @@ class History:
         ends = {stretch.branch: stretch.last for stretch in self._line}
         left = [name for name in self._branches if name not in ends or ends[name] is not None]
         found = {
-            name: self.along(f"{name} beside", (Stretch(branch=name, first=ends.get(name) or 0),)) for name in left
+            name: self.along(f"{name} beside", (StepRange(branch=name, first=ends.get(name) or 0),)) for name in left
         }
         # A single measurement is the one where the line leaves.
         return {name: series for name, series in found.items() if any(len(each.steps) > 1 for each in series.values())}
 
-    def along(self, what: str, line: Sequence[Stretch]) -> dict[str, Series]:
+    def along(self, what: str, line: Sequence[StepRange]) -> dict[str, Series]:
         """Every metric along a line, by name; `what` is asked for again when there is more of it."""
         if len(line) == 1 and line[0].first <= 0 and line[0].last is None:
             return self._branches.get(line[0].branch, {})
@@ -160,7 +160,7 @@ class History:
         made = {name: self._join(what, name, line) for name in names}
         return {name: series for name, series in made.items() if series.steps}
 
-    def _join(self, what: str, name: str, line: Sequence[Stretch]) -> Series:
+    def _join(self, what: str, name: str, line: Sequence[StepRange]) -> Series:
         """One metric along a line. What was put together before is gone on with, and so is its average."""
         cuts = [cut for stretch in line if (cut := self._cut(name, stretch)) is not None]
         known = self._joined.get((what, name))
@@ -172,7 +172,7 @@ class History:
         known.cuts = cuts
         return known.series
 
-    def _cut(self, name: str, stretch: Stretch) -> Cut | None:
+    def _cut(self, name: str, stretch: StepRange) -> Cut | None:
         series = self._branches.get(stretch.branch, {}).get(name)
         if series is None:
             return None

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 
-from control_plane.api.handle import CommandView, RecoveryView, Snapshot, Stretch
+from control_plane.api.handle import CommandView, RecoveryView, Snapshot, StepRange
 from control_plane.compare.lineage import is_on_line
 from control_plane.core.model.intents import Rollback
 
@@ -64,7 +64,7 @@ def marks(
     started_at_s: float,
     extent: tuple[float, float] | None,
     recoveries: Iterable[RecoveryView] = (),
-    line: Iterable[Stretch] = (),
+    line: Iterable[StepRange] = (),
 ) -> list[Mark]:
     """One mark for every place where commands were applied, and one for every loss of the trainers, oldest first.
 
@@ -86,7 +86,7 @@ def marks(
     return _with_room(sorted(chain(applied, lost), key=lambda mark: mark.x), extent)
 
 
-def on_the_line(snapshot: Snapshot, line: Iterable[Stretch]) -> tuple[list[CommandView], list[RecoveryView]]:
+def on_the_line(snapshot: Snapshot, line: Iterable[StepRange]) -> tuple[list[CommandView], list[RecoveryView]]:
     """The commands and the losses that the line of the head has seen: those of other branches are no part of it."""
     ends = {stretch.branch: stretch.last for stretch in line}
     commands = [

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from control_plane.api.handle import Stretch
+from control_plane.api.handle import StepRange
 from control_plane.compare.comparison import Comparison, Side
 from ui.charts.bins import bin_width
 from ui.charts.history import History, Series, x_of
@@ -30,7 +30,7 @@ class Look:
 def along(side: Side, found: Comparison, history: History) -> dict[str, Series]:
     """What a side has measured since the sides part. In `history` the branches of all runs are called `RUN:BRANCH`."""
     line = [
-        Stretch(
+        StepRange(
             branch=f"{piece.run}:{piece.stretch.branch}",
             first=max(piece.stretch.first, found.common.step),
             last=piece.stretch.last,

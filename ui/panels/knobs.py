@@ -11,7 +11,7 @@ from control_plane.api.handle import Snapshot
 from control_plane.api.sentences import spelled
 from control_plane.core.model.intents import SetKnobs
 from control_plane.core.model.limits import LEARNING_RATE
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from ui.labels import complaint, escape, plain
 from ui.live import LiveRun
 from ui.panels.learning_rate import ALL, groups
@@ -26,7 +26,7 @@ SWITCH = {AS_IT_IS: None, "true": True, "false": False}
 GROUP, REASON = "knobs_group", "knobs_reason"
 
 
-def listed(snapshot: Snapshot) -> dict[str, Reading]:
+def listed(snapshot: Snapshot) -> dict[str, Readback]:
     """The facts of every knob that the trainers list, by name. The learning rate has a form of its own."""
     return {name: facts for name, facts in snapshot.knob_facts.items() if name != LEARNING_RATE}
 
@@ -120,7 +120,7 @@ def _input(name: str, facts: Mapping[str, Any]) -> None:
         st.number_input(label, least, most, value=None, step=0.01, format="%g", key=_key(name), placeholder=taken)
 
 
-def _apply(run: str, facts: Mapping[str, Reading], names: list[str]) -> None:
+def _apply(run: str, facts: Mapping[str, Readback], names: list[str]) -> None:
     """Send every knob that was given a value, as one command. Called before the page is drawn again."""
     state = st.session_state
     chosen = state.get(GROUP, ALL)
@@ -140,7 +140,7 @@ def _apply(run: str, facts: Mapping[str, Reading], names: list[str]) -> None:
             _clear(facts)
 
 
-def _changes(facts: Mapping[str, Reading], state: Any, group: int | None) -> list[dict[str, Any]]:
+def _changes(facts: Mapping[str, Readback], state: Any, group: int | None) -> list[dict[str, Any]]:
     """The knobs that were given a value. Raises `ValueError` with a sentence for none, and for what is no value."""
     given = {name: _value(name, each, state.get(_key(name))) for name, each in facts.items()}
     changes = [
@@ -167,7 +167,7 @@ def _value(name: str, facts: Mapping[str, Any], given: Any) -> Any:
     return numbers
 
 
-def _clear(facts: Mapping[str, Reading]) -> None:
+def _clear(facts: Mapping[str, Readback]) -> None:
     """What was accepted is no longer asked for."""
     empty = {"switch": AS_IT_IS, "numbers": ""}
     for name, each in facts.items():

@@ -23,7 +23,7 @@ from control_plane.programs import program
 if TYPE_CHECKING:
     from control_plane.api.handle import Snapshot
     from control_plane.client import SteerwayClient
-    from control_plane.compare.replay_check import Verdict
+    from control_plane.compare.replay_check import ReplayVerdict
     from control_plane.config import Settings
 
 MAX_FORKS = 16
@@ -139,7 +139,7 @@ def _tell(replayed: str, run: str, where: "Settings", as_json: bool) -> None:
         raise typer.Exit(DIVERGED)
 
 
-def _judge(replayed: str, run: str, where: "Settings") -> "Verdict":
+def _judge(replayed: str, run: str, where: "Settings") -> "ReplayVerdict":
     from control_plane.compare.replay_check import judge
     from control_plane.storage.layout import find_run
 

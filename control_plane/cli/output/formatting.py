@@ -17,7 +17,7 @@ from control_plane.core.model.records import (
     CommandAccepted,
     CommandSettled,
     Entry,
-    Reading,
+    Readback,
 )
 
 UNKNOWN = "-"
@@ -53,7 +53,7 @@ def duration(seconds: float) -> str:
 
 
 @in_one_line
-def learning_rate(reading: Reading | None) -> str:
+def learning_rate(reading: Readback | None) -> str:
     """Format the learning rates of a readback: one number if all groups agree."""
     rates = (reading or {}).get("lr")
     if rates is None:
@@ -89,7 +89,7 @@ def change(what: str, settled: CommandSettled) -> str:
     return f"lr {learning_rate(settled.before)} -> {learning_rate(after)}" + (f" ({ranks})" if ranks else "")
 
 
-def _result(settled: CommandSettled, known: Iterable[str]) -> Reading:
+def _result(settled: CommandSettled, known: Iterable[str]) -> Readback:
     """Return the values that were only read back afterwards, such as the result of an action."""
     left_out = {*known, *(settled.before or {}), *BESIDE, "cancelled"}
     after = settled.after or {}

@@ -68,7 +68,7 @@ class Tree(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class ForkPoint:
     """Fork point of a branch: what the parent decided after it is not part of the branch's history.
 
     `trained_from` is the earliest step from which the branch has trained: earlier than `step` if its checkpoint did not
@@ -87,11 +87,11 @@ class Cut:
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class LineagePart:
     """The part of a branch that belongs to another branch's history: up to all of `cuts`, the nearest first."""
 
     branch: str
-    cuts: tuple[Cut, ...]
+    cuts: tuple[ForkPoint, ...]
 
 
 def to_the_root(branches: Mapping[str, Branch], name: str) -> Iterator[Branch]:
@@ -102,25 +102,25 @@ def to_the_root(branches: Mapping[str, Branch], name: str) -> Iterator[Branch]:
         branch = branches[branch.parent] if branch.parent is not None else None
 
 
-def lineage(tree: Tree, head: str, training: int = 1) -> Iterator[Stretch]:
+def lineage(tree: Tree, head: str, training: int = 1) -> Iterator[LineagePart]:
     """Yield the branch and its ancestors, each as far as it belongs to the history of this training."""
-    cuts: tuple[Cut, ...] = ()
+    cuts: tuple[ForkPoint, ...] = ()
     for branch in to_the_root(tree.branches, head):
-        yield Stretch(branch.name, cuts)
+        yield LineagePart(branch.name, cuts)
         cuts = (_cut(tree, branch, cuts[0].seq if cuts else NEVER, training), *cuts)
 
 
-def _cut(tree: Tree, branch: Branch, until_seq: int, training: int) -> Cut:
+def _cut(tree: Tree, branch: Branch, until_seq: int, training: int) -> ForkPoint:
     name = branch.checkpoint or ""
     decided_here = next((each.decided_here for each in tree.checkpoints if each.checkpoint == name), ())
     starts = (step for seq, step in tree.begun.get((branch.name, training), ()) if seq < until_seq)
     seq = tree.committed_seq.get(name, branch.began_seq)
     # Trainings are consecutive: those before the checkpoint's were complete then, those after it had not begun.
     step = branch.step if training == branch.training else NEVER if training < branch.training else -1
-    return Cut(name, step, seq, decided_here, trained_from=min(starts, default=step))
+    return ForkPoint(name, step, seq, decided_here, trained_from=min(starts, default=step))
 
 
-def belongs(line: Sequence[Stretch], branch: str, step: int, settled_seq: int, command: UUID) -> bool:
+def belongs(line: Sequence[LineagePart], branch: str, step: int, settled_seq: int, command: UUID) -> bool:
     """Return whether a command settled on `branch` at `step` is part of the history described by `line`."""
     for stretch in line:
         if stretch.branch == branch:
@@ -144,7 +144,7 @@ def candidates(tree: Tree, head: str, training: int | None = None) -> list[Check
     return found
 
 
-def _leads_on(tree: Tree, stretch: Stretch, checkpoint: CheckpointCommitted) -> bool:
+def _leads_on(tree: Tree, stretch: LineagePart, checkpoint: CheckpointCommitted) -> bool:
     """Return whether the branch can be restored from this checkpoint.
 
     True if everything later in this history happened at its step or after, and it contains nothing else.

@@ -3,13 +3,13 @@
 from typing import Literal
 from uuid import UUID
 
-from control_plane.core.model.intents import CheckpointName, Words
+from control_plane.core.model.intents import CheckpointName, Message
 
 MAIN = "main"
 """The first branch of every run."""
 
 
-class CheckpointCommitted(Words):
+class CheckpointCommitted(Message):
     """A checkpoint was committed: its manifest is in place and every shard is durable. `path` is relative to the run.
 
     `training` numbers the script's calls of `train()`, from 1. `decided_here`: the commands decided at the boundary
@@ -33,7 +33,7 @@ class CheckpointCommitted(Words):
     decided_here: tuple[UUID, ...] = ()
 
 
-class CheckpointPinned(Words):
+class CheckpointPinned(Message):
     """A checkpoint was pinned (exempt from retention) or unpinned."""
 
     type: Literal["CheckpointPinned"] = "CheckpointPinned"
@@ -41,7 +41,7 @@ class CheckpointPinned(Words):
     pinned: bool
 
 
-class CheckpointFailed(Words):
+class CheckpointFailed(Message):
     """A save failed. Training went on."""
 
     type: Literal["CheckpointFailed"] = "CheckpointFailed"
@@ -51,7 +51,7 @@ class CheckpointFailed(Words):
     reason: str
 
 
-class CheckpointDiscarded(Words):
+class CheckpointDiscarded(Message):
     """A checkpoint was discarded: it may no longer be used, and its files are being removed."""
 
     type: Literal["CheckpointDiscarded"] = "CheckpointDiscarded"
@@ -59,7 +59,7 @@ class CheckpointDiscarded(Words):
     reason: str
 
 
-class StateDigested(Words):
+class StateDigested(Message):
     """The live state of every rank was digested after step `step`; one digest per rank, in rank order.
 
     `samples` is the digest of the ids of the step's global batch. Digests of the parts of a rank's state are in the

@@ -16,13 +16,13 @@ from control_plane.core.model.intents import (
     Change,
     Evaluate,
     Intent,
+    Message,
     Pause,
     Resume,
     SaveCheckpoint,
     SetKnobs,
     SetLearningRate,
     Stop,
-    Words,
     describe,
 )
 
@@ -35,13 +35,13 @@ __all__ = [
     "Command",
     "Evaluate",
     "Intent",
+    "Message",
     "Pause",
     "Resume",
     "SaveCheckpoint",
     "SetKnobs",
     "SetLearningRate",
     "Stop",
-    "Words",
     "describe",
 ]
 
@@ -50,7 +50,7 @@ MAX_STEP = 2**53 - 1
 """The largest integer that every JSON reader keeps exactly."""
 
 
-class Command(Words):
+class Command(Message):
     """One request to one run.
 
     It is settled at the first step boundary at or after `not_before_step`, and expires after `not_after_step`. With

@@ -54,7 +54,7 @@ MAX_SEED = 2**63 - 1
 MAX_SCHEDULE_STEPS = 2**31
 
 
-class Words(BaseModel):
+class Message(BaseModel):
     """Base of every immutable message between processes (frozen pydantic model): unknown keys are rejected."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
@@ -94,7 +94,7 @@ def check_value_or_factor(change: ValueOrFactor) -> ValueOrFactor:
     return change
 
 
-class SetLearningRate(Words):
+class SetLearningRate(Message):
     """Set the learning rate from the next step on.
 
     Give `value` (absolute) or `factor` (times the live value of each group). `schedule="keep"` keeps the shape of
@@ -112,7 +112,7 @@ class SetLearningRate(Words):
     _change = model_validator(mode="after")(check_value_or_factor)
 
 
-class Change(Words):
+class Change(Message):
     """One knob's new value: `value`, or `factor` times what it is.
 
     `knob` is a name that the run lists (`weight_decay`, `gradient_clipping`, `eval_steps`, one of the script's own), or
@@ -139,7 +139,7 @@ class Change(Words):
         return f"{self.knob} {change}" + (f" (group {self.group})" if self.group is not None else "")
 
 
-class SetKnobs(Words):
+class SetKnobs(Message):
     """Change one or several knobs at one step boundary, all or none (atomic)."""
 
     kind: Literal["set_knobs"] = "set_knobs"
@@ -154,7 +154,7 @@ class SetKnobs(Words):
         return self
 
 
-class SetSchedule(Words):
+class SetSchedule(Message):
     """Replace what is left of the learning rate's schedule, from the next step on, in every group.
 
     Each group goes from its live value: up or down to `peak` times it within `warmup_steps`, if there are any; then, in
@@ -169,21 +169,21 @@ class SetSchedule(Words):
     over_steps: int | None = Field(default=None, ge=1, le=MAX_SCHEDULE_STEPS, strict=True)
 
 
-class Freeze(Words):
+class Freeze(Message):
     """Freeze the parameters whose names match a pattern (`transformer.h.0.*`) from the next step on."""
 
     kind: Literal["freeze"] = "freeze"
     parameters: Name
 
 
-class Unfreeze(Words):
+class Unfreeze(Message):
     """Train the parameters whose names match a pattern again."""
 
     kind: Literal["unfreeze"] = "unfreeze"
     parameters: Name
 
 
-class ResetParameters(Words):
+class ResetParameters(Message):
     """Give the modules whose names match a pattern fresh weights, the same on every rank; their moments become zero.
 
     The weights follow from `seed` and the modules' names alone.
@@ -194,7 +194,7 @@ class ResetParameters(Words):
     seed: int = Field(default=0, ge=0, le=MAX_SEED, strict=True)
 
 
-class RunAction(Words):
+class RunAction(Message):
     """Carry out an action that the training script has registered."""
 
     kind: Literal["run_action"] = "run_action"
@@ -202,32 +202,32 @@ class RunAction(Words):
     arguments: dict[Name, Scalar] = Field(default={}, max_length=MAX_ARGUMENTS)
 
 
-class Pause(Words):
+class Pause(Message):
     """Hold every rank at the next step boundary. Commands are still taken while the run is paused."""
 
     kind: Literal["pause"] = "pause"
 
 
-class Resume(Words):
+class Resume(Message):
     """Let a paused run go on."""
 
     kind: Literal["resume"] = "resume"
 
 
-class Stop(Words):
+class Stop(Message):
     """End the training at the next step boundary, with a last checkpoint if `save` is set."""
 
     kind: Literal["stop"] = "stop"
     save: bool = False
 
 
-class Evaluate(Words):
+class Evaluate(Message):
     """Evaluate on the evaluation set at the next step boundary."""
 
     kind: Literal["evaluate"] = "evaluate"
 
 
-class SaveCheckpoint(Words):
+class SaveCheckpoint(Message):
     """Save a checkpoint at the next step boundary. With `pin` it is kept until somebody removes it.
 
     `name` is what the checkpoint is called where a recorded run is replayed; others are named by their step.
@@ -240,7 +240,7 @@ class SaveCheckpoint(Words):
     name: Annotated[str, Field(pattern=r"^step-[0-9]{8,}-g[0-9]+(-[0-9]+)?$", strict=True)] | None = None
 
 
-class PinCheckpoint(Words):
+class PinCheckpoint(Message):
     """Keep a checkpoint whatever the retention says; with `pinned=false`, leave it to the retention again."""
 
     kind: Literal["pin_checkpoint"] = "pin_checkpoint"
@@ -248,7 +248,7 @@ class PinCheckpoint(Words):
     pinned: bool = True
 
 
-class DeleteCheckpoint(Words):
+class DeleteCheckpoint(Message):
     """Remove a checkpoint. One that is pinned, in use, or the newest is refused."""
 
     kind: Literal["delete_checkpoint"] = "delete_checkpoint"
@@ -259,7 +259,7 @@ First = Annotated[SetLearningRate | SetKnobs | SetSchedule | Freeze | Unfreeze, 
 """Intents allowed as initial changes of a branch."""
 
 
-class Rollback(Words):
+class Rollback(Message):
     """Roll back to a checkpoint as a new branch, or switch to an existing branch.
 
     With `checkpoint`: a new branch starts there, named `branch` or by a number, with the changes of `first` applied
@@ -281,7 +281,7 @@ class Rollback(Words):
         return self
 
 
-class AdoptCheckpoint(Words):
+class AdoptCheckpoint(Message):
     """Copy a checkpoint of another run (e.g. of a fork) into this run, as the start of a new branch.
 
     Without `checkpoint`: the one that run would resume from. The branch is named `branch` or by a number. Training
@@ -294,7 +294,7 @@ class AdoptCheckpoint(Words):
     branch: BranchName | None = None
 
 
-class Cancel(Words):
+class Cancel(Message):
     """Cancel a command that is not settled. If it is applied first it stays applied, and the cancel is rejected."""
 
     kind: Literal["cancel"] = "cancel"

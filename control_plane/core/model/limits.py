@@ -17,7 +17,7 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from control_plane.core.model.intents import Intent, RunAction, SetKnobs, SetLearningRate, SetSchedule, Words
+from control_plane.core.model.intents import Intent, Message, RunAction, SetKnobs, SetLearningRate, SetSchedule
 
 LEARNING_RATE = "lr"
 ACTION = "action/"
@@ -25,7 +25,7 @@ AGENT = "agent"
 NEVER: Mapping[str, float] = {}
 
 
-class Limit(Words):
+class Limit(Message):
     """Bounds of one knob's value, factor, frequency of change, and the roles that may change it; None: unbounded."""
 
     min: float | None = Field(default=None, allow_inf_nan=False)

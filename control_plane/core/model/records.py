@@ -18,7 +18,7 @@ from control_plane.core.model.checkpoint_records import (
     CheckpointPinned,
     StateDigested,
 )
-from control_plane.core.model.commands import Command, Words
+from control_plane.core.model.commands import Command, Message
 from control_plane.core.model.intents import BranchName, CheckpointName
 from control_plane.core.model.limits import Limit
 
@@ -31,7 +31,7 @@ def _spelled(value: Any) -> Any:
     return [_spelled(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
-Reading = Annotated[dict[str, Any], AfterValidator(_spelled)]
+Readback = Annotated[dict[str, Any], AfterValidator(_spelled)]
 """Readback of one rank's live objects, as plain JSON values, e.g. `{"lr": [1e-4, 1e-4]}`.
 
 JSON has no NaN and no infinity: a record spells them "NaN", "Infinity" and "-Infinity"."""
@@ -55,7 +55,7 @@ MAX_RANKS_LISTED = 8
 """Readbacks are recorded rank by rank up to this world size; beyond it one is enough, as all ranks agree."""
 
 
-class RankPlace(Words):
+class RankPlace(Message):
     """Placement of one rank: node, process and device (`cpu` or e.g. `cuda:0`)."""
 
     rank: int
@@ -64,7 +64,7 @@ class RankPlace(Words):
     device: str
 
 
-class Parent(Words):
+class Parent(Message):
     """Origin of a run, or of an adopted branch, in another run.
 
     A `fork` starts at a checkpoint of that run, of which it has a copy. A `replay` starts at step 0 and repeats that
@@ -78,7 +78,7 @@ class Parent(Words):
     step: int = 0
 
 
-class RunCreated(Words):
+class RunCreated(Message):
     """A run was created. `config_sha256` is the digest of the resolved configuration."""
 
     type: Literal["RunCreated"] = "RunCreated"
@@ -91,7 +91,7 @@ class RunCreated(Words):
     parent: Parent | None = None
 
 
-class TermStarted(Words):
+class TermStarted(Message):
     """A control server began a term. `recovered` counts the records it found in the journal."""
 
     type: Literal["TermStarted"] = "TermStarted"
@@ -99,14 +99,14 @@ class TermStarted(Words):
     recovered: int
 
 
-class RefusedCheckpoint(Words):
+class RefusedCheckpoint(Message):
     """A checkpoint that did not verify when the trainers wanted to start from it."""
 
     checkpoint: CheckpointName
     reason: str
 
 
-class GenerationStarted(Words):
+class GenerationStarted(Message):
     """A generation of trainers started from `step`, with these ranks and knobs. Idempotent by `uuid`.
 
     `checkpoint` was restored; without one they started at step 0. `refused` did not verify. `training` numbers the
@@ -119,11 +119,11 @@ class GenerationStarted(Words):
     ranks: tuple[RankPlace, ...]
     step: int
     total_steps: int
-    knobs: Reading
-    facts: Reading = {}
+    knobs: Readback
+    facts: Readback = {}
     checkpoint: CheckpointName | None = None
     refused: tuple[RefusedCheckpoint, ...] = ()
-    retention: Reading = Field(default={}, description="a `core.retention.Retention`; empty: every checkpoint is kept")
+    retention: Readback = Field(default={}, description="a `core.retention.Retention`; empty: every checkpoint is kept")
     branch: str = MAIN
     training: int = 1
     training_sha256: str = ""
@@ -134,14 +134,14 @@ class GenerationStarted(Words):
         return len(self.ranks)
 
 
-class CommandAccepted(Words):
+class CommandAccepted(Message):
     """A command was accepted and is durable. It will be settled exactly once."""
 
     type: Literal["CommandAccepted"] = "CommandAccepted"
     command: Command
 
 
-class CommandScheduled(Words):
+class CommandScheduled(Message):
     """An accepted command was scheduled for the boundary after `step`, before any other: an initial change of a branch,
     or a command of the replayed run."""
 
@@ -152,7 +152,7 @@ class CommandScheduled(Words):
     training: int = 1
 
 
-class BranchStarted(Words):
+class BranchStarted(Message):
     """The run continues from `checkpoint` on a new branch. `rollback` is the command that requested it."""
 
     type: Literal["BranchStarted"] = "BranchStarted"
@@ -163,7 +163,7 @@ class BranchStarted(Words):
     rollback: UUID
 
 
-class BranchResumed(Words):
+class BranchResumed(Message):
     """The run was switched to an existing branch."""
 
     type: Literal["BranchResumed"] = "BranchResumed"
@@ -171,7 +171,7 @@ class BranchResumed(Words):
     rollback: UUID
 
 
-class BranchAdopted(Words):
+class BranchAdopted(Message):
     """A branch was created at a copied checkpoint of another run. The run is not switched to it."""
 
     type: Literal["BranchAdopted"] = "BranchAdopted"
@@ -179,7 +179,7 @@ class BranchAdopted(Words):
     origin: Parent
 
 
-class CommandSettled(Words):
+class CommandSettled(Message):
     """The final status of a command.
 
     `applied` means: after step `step`, all `world_size` ranks read `after` back from their live objects; `before` is
@@ -192,13 +192,13 @@ class CommandSettled(Words):
     step: int | None = None
     generation: int | None = None
     reason: str | None = None
-    before: Reading | None = None
-    after: Reading | None = None
+    before: Readback | None = None
+    after: Readback | None = None
     world_size: int = 0
-    ranks: tuple[Reading, ...] = ()
+    ranks: tuple[Readback, ...] = ()
 
 
-class CommandRepeated(Words):
+class CommandRepeated(Message):
     """A command was applied again after a failure, at the step where it first took effect.
 
     `status` and `after` must be what they were; a difference is recorded, not hidden.
@@ -209,11 +209,11 @@ class CommandRepeated(Words):
     generation: int
     step: int
     status: Status
-    after: Reading | None = None
+    after: Readback | None = None
     reason: str | None = None
 
 
-class Death(Words):
+class Death(Message):
     """Failure of one rank, as the driver saw it. `rank` is None if it failed before it had a rank.
 
     `signature` is equal for equal failures: the exception and where it was raised, the signal, out of memory, or what
@@ -227,7 +227,7 @@ class Death(Words):
     step: int | None = None
 
 
-class GenerationLost(Words):
+class GenerationLost(Message):
     """A generation failed: trainers died or hung. `step` is the last reported; steps after the checkpoint are undone.
 
     `loss` is the uuid of the driver's report.
@@ -246,7 +246,7 @@ class GenerationLost(Words):
         return self.loss is None and not self.deaths
 
 
-class GenerationRecovered(Words):
+class GenerationRecovered(Message):
     """The first step after a failure was made. Seconds of each phase: see `core.recovery.PHASES`."""
 
     type: Literal["GenerationRecovered"] = "GenerationRecovered"
@@ -256,7 +256,7 @@ class GenerationRecovered(Words):
     phases_s: dict[str, float] = {}
 
 
-class GenerationEnded(Words):
+class GenerationEnded(Message):
     """A generation of trainers ended at `step`."""
 
     type: Literal["GenerationEnded"] = "GenerationEnded"
@@ -266,7 +266,7 @@ class GenerationEnded(Words):
     reason: str | None = None
 
 
-class RunClosed(Words):
+class RunClosed(Message):
     """The run was closed; it takes no more commands."""
 
     type: Literal["RunClosed"] = "RunClosed"
@@ -274,7 +274,7 @@ class RunClosed(Words):
     reason: str | None = None
 
 
-class RunResumed(Words):
+class RunResumed(Message):
     """The run was resumed, with a new driver and perhaps on a new cluster. An earlier stop is not repeated."""
 
     type: Literal["RunResumed"] = "RunResumed"
@@ -311,7 +311,7 @@ ABOUT_A_COMMAND = (CommandScheduled, CommandSettled, CommandRepeated)
 """Records about a command accepted earlier: each has its `uuid` and a `status`."""
 
 
-class About(Words):
+class CommandSummary(Message):
     """Summary of a command for readers of a single journal line: the intent's kind and its other fields.
 
     Fields that are None are left out.
@@ -321,7 +321,7 @@ class About(Words):
     arguments: dict[str, Any]
 
     @classmethod
-    def of(cls, command: Command) -> "About":
+    def of(cls, command: Command) -> "CommandSummary":
         """Return the summary of a command."""
         fields = command.intent.model_dump(mode="json", exclude={"kind"})
         return cls(
@@ -329,7 +329,7 @@ class About(Words):
         )
 
 
-class Entry(Words):
+class Entry(Message):
     """A journal entry: `seq` counts from 1 without gaps; `time` is UTC, ISO 8601, for people only.
 
     `about` is set on records about an earlier command, see `ABOUT_A_COMMAND`.
@@ -338,7 +338,7 @@ class Entry(Words):
     seq: int = Field(ge=1)
     time: str
     record: Record
-    about: About | None = None
+    about: CommandSummary | None = None
 
     def line(self) -> dict[str, Any]:
         """Return the journal line as a JSON object, without the checksum and the hash chain that the storage adds."""
@@ -346,7 +346,7 @@ class Entry(Words):
         line: dict[str, Any] = {"seq": self.seq, "time": self.time, "type": self.record.type}
         about = self.about
         if isinstance(self.record, CommandAccepted):
-            about = About.of(self.record.command)
+            about = CommandSummary.of(self.record.command)
             line |= {"uuid": str(self.record.command.uuid), "status": "accepted"}
         elif isinstance(self.record, ABOUT_A_COMMAND):
             line |= {"uuid": str(self.record.uuid), "status": self.record.status}
@@ -370,21 +370,21 @@ class Entry(Words):
             return entry
         if not isinstance(arguments, dict):
             return entry
-        return entry.model_copy(update={"about": About(command=command, arguments=arguments)})
+        return entry.model_copy(update={"about": CommandSummary(command=command, arguments=arguments)})
 
 
-class Asked:
+class CommandIndex:
     """Index of command summaries, filled from entries in order, to complete later entries about the same command."""
 
     def __init__(self) -> None:
         """Start empty."""
-        self._known = dict[UUID, About]()
+        self._known = dict[UUID, CommandSummary]()
 
     def complete(self, entry: Entry) -> Entry:
         """Return the entry with `about` filled in, if its command is known."""
         record = entry.record
         if isinstance(record, CommandAccepted):
-            self._known[record.command.uuid] = About.of(record.command)
+            self._known[record.command.uuid] = CommandSummary.of(record.command)
         elif isinstance(record, ABOUT_A_COMMAND) and entry.about is None and record.uuid in self._known:
             return entry.model_copy(update={"about": self._known[record.uuid]})
         return entry

@@ -31,7 +31,7 @@ from control_plane.core.model.records import (
     GenerationRecovered,
     GenerationStarted,
     Parent,
-    Reading,
+    Readback,
     Record,
     RunClosed,
     RunCreated,
@@ -42,7 +42,7 @@ from control_plane.core.model.records import (
 
 
 @dataclass(slots=True)
-class CommandLife:
+class CommandStatus:
     """One accepted command and its outcome."""
 
     command: Command
@@ -63,14 +63,14 @@ class CommandLife:
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class GenerationFailure:
     """One failure of the trainers, and the recovery from it; `recovered` is None while that is not over.
 
     `began` is the start of the failed generation; None if it failed before its first step.
     """
 
-    lost: GenerationLost
-    lost_at: str
+    record: GenerationLost
+    failed_at: str
     began: GenerationStarted | None = None
     restarted: GenerationStarted | None = None
     recovered: GenerationRecovered | None = None
@@ -95,8 +95,8 @@ class RunState:
     paused: bool = False
     stopping: bool = False
     step: int = 0
-    knobs: Reading = field(default_factory=dict)
-    commands: dict[UUID, CommandLife] = field(default_factory=dict)
+    knobs: Readback = field(default_factory=dict)
+    commands: dict[UUID, CommandStatus] = field(default_factory=dict)
     # Invariant: pending holds exactly the uuids of `commands` that are not settled, in the order of acceptance.
     pending: dict[UUID, None] = field(default_factory=dict)
     # In the order of their commits, without those that were discarded.
@@ -109,7 +109,7 @@ class RunState:
     abandoned: dict[str, int] = field(default_factory=dict)
     # Of each branch and training the starts of its trainers: the record, and the step at which they began.
     begun: dict[tuple[str, int], list[tuple[int, int]]] = field(default_factory=dict)
-    losses: list[Loss] = field(default_factory=list)
+    failures: list[GenerationFailure] = field(default_factory=list)
     # Of the current generation, by step, so that recording is idempotent.
     digested: dict[int, StateDigested] = field(default_factory=dict)
     # The highest step in the journal, of any generation.
@@ -118,7 +118,7 @@ class RunState:
     # Stops up to this record have no effect any more: the run was resumed after them.
     resumed_seq: int = 0
     # Failures before that do not count in the crash loop: a person has resumed the run since.
-    losses_before_resume: int = 0
+    failures_before_resume: int = 0
     limits: dict[str, Limit] = field(default_factory=dict)
     # The entry that last changed each knob.
     changed_seq: dict[str, int] = field(default_factory=dict)
@@ -139,7 +139,7 @@ class RunState:
     # The highest step in the journal of each branch.
     reached: dict[str, int] = field(default_factory=dict)
     # The last known knobs of each branch; the head's are `knobs`.
-    knobs_of: dict[str, Reading] = field(default_factory=dict)
+    knobs_of: dict[str, Readback] = field(default_factory=dict)
     # When the run was last taken to another branch; pauses and stops before that have no effect any more.
     branched_seq: int = 0
     # Commands scheduled for a known step, before any other.
@@ -151,14 +151,14 @@ class RunState:
         return self.branched_seq > self.started_seq
 
     @property
-    def lost(self) -> bool:
+    def has_failed(self) -> bool:
         """True if the current generation has failed and no other has begun."""
-        return bool(self.losses) and self.losses[-1].restarted is None
+        return bool(self.failures) and self.failures[-1].restarted is None
 
     @property
     def listens(self) -> bool:
         """True if the current generation may still report: no successor has read the history without it."""
-        return not self.lost and not self.is_resumed
+        return not self.has_failed and not self.is_resumed
 
     @property
     def is_resumed(self) -> bool:
@@ -172,10 +172,10 @@ class RunState:
             return self.closed.ending
         if self.generation is None or (self.is_resumed and not self.switching):
             return "waiting"
-        if self.switching and (self.is_resumed or not self.lost):
+        if self.switching and (self.is_resumed or not self.has_failed):
             return "switching"
-        if self.lost or self.ended is not None:
-            return "recovering" if self.lost or (self.ended and self.ended.ending == "failed") else "waiting"
+        if self.has_failed or self.ended is not None:
+            return "recovering" if self.has_failed or (self.ended and self.ended.ending == "failed") else "waiting"
         return "paused" if self.paused else "running"
 
     @property
@@ -212,7 +212,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case CommandAccepted():
             uuid = record.command.uuid
             training = state.generation.training if state.generation else 1
-            life = CommandLife(record.command, entry.seq, entry.time, branch=state.head, training=training)
+            life = CommandStatus(record.command, entry.seq, entry.time, branch=state.head, training=training)
             state.commands[uuid] = life
             state.pending[uuid] = None
             if isinstance(record.command.intent, (*CHANGES_TRAINING, Rollback)):
@@ -256,14 +256,14 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             _lose(state, entry, record)
             _reach(state, record.step, state.branch_of_generation.get(record.generation, state.head))
         case GenerationRecovered():
-            state.losses[-1] = replace(state.losses[-1], recovered=record)
+            state.failures[-1] = replace(state.failures[-1], recovered=record)
         case GenerationEnded():
             _end_generation(state, record)
         case RunClosed():
             state.closed = record
         case RunResumed():
             state.closed, state.stopping, state.resumed_seq = None, False, entry.seq
-            state.losses_before_resume = len(state.losses)
+            state.failures_before_resume = len(state.failures)
 
 
 def _reach(state: RunState, step: int, branch: str) -> None:
@@ -282,7 +282,7 @@ def _take_branch(state: RunState, entry: Entry, record: BranchStarted | BranchRe
     state.head, state.branched_seq = record.branch, entry.seq
     # A branch starts unpaused and without failures, whatever the state of the one before.
     state.paused = state.stopping = False
-    state.losses_before_resume = len(state.losses)
+    state.failures_before_resume = len(state.failures)
     state.course_seq, state.course = entry.seq, f"the run was taken to branch {record.branch}"
 
 
@@ -302,21 +302,21 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     _reach(state, record.step, record.branch)
     state.starts[record.uuid] = record.generation
     state.knobs = state.knobs_of[record.branch] = dict(record.knobs)
-    if state.lost:
-        state.losses[-1] = replace(state.losses[-1], restarted=record)
+    if state.has_failed:
+        state.failures[-1] = replace(state.failures[-1], restarted=record)
 
 
 def _lose(state: RunState, entry: Entry, record: GenerationLost) -> None:
-    last = state.losses[-1] if state.lost else None
+    last = state.failures[-1] if state.has_failed else None
     # A failure on the way to another branch does not count against that branch.
-    is_of_another_branch = state.switching and state.ended is None and not state.lost
-    if last is not None and last.lost.is_inferred and not record.is_inferred:
-        state.losses[-1] = replace(last, lost=record)  # the driver's report of a failure inferred before
+    is_of_another_branch = state.switching and state.ended is None and not state.has_failed
+    if last is not None and last.record.is_inferred and not record.is_inferred:
+        state.failures[-1] = replace(last, record=record)  # the driver's report of a failure inferred before
     else:
-        died_on_the_way = state.lost or (state.switching and state.ended is not None)
-        state.losses.append(Loss(record, entry.time, None if died_on_the_way else state.generation))
+        died_on_the_way = state.has_failed or (state.switching and state.ended is not None)
+        state.failures.append(GenerationFailure(record, entry.time, None if died_on_the_way else state.generation))
     if is_of_another_branch:
-        state.losses_before_resume = len(state.losses)
+        state.failures_before_resume = len(state.failures)
 
 
 def _end_generation(state: RunState, record: GenerationEnded) -> None:

@@ -6,7 +6,7 @@ from uuid import UUID, uuid5
 from pydantic import Field
 
 from control_plane.core.model.branch_tree import candidates, free_name
-from control_plane.core.model.commands import Command, Words
+from control_plane.core.model.commands import Command, Message
 from control_plane.core.model.errors import Conflict, NotFound
 from control_plane.core.model.intents import MAX_NAMES_TOLD, AdoptCheckpoint, Rollback
 from control_plane.core.model.records import (
@@ -18,13 +18,13 @@ from control_plane.core.model.records import (
     CommandScheduled,
     CommandSettled,
     Parent,
-    Reading,
+    Readback,
     Record,
 )
 from control_plane.core.model.state import RunState
 
 
-class Scheduled(Words):
+class ScheduledCommand(Message):
     """A command and the step after which it takes effect."""
 
     command: Command
@@ -32,7 +32,7 @@ class Scheduled(Words):
     training: int = Field(default=1, ge=1, description="of which of the script's trainings that is a step")
 
 
-class Adopted(Words):
+class AdoptedCheckpoint(Message):
     """A checkpoint copied from another run, on a branch of its own (`checkpoint.branch`).
 
     `differing`: settings that differ between the two runs' configs, as pairs (other run's value, own value).
@@ -40,10 +40,10 @@ class Adopted(Words):
 
     origin: Parent
     checkpoint: CheckpointCommitted
-    differing: Reading = {}
+    differing: Readback = {}
 
 
-class Origin(Words):
+class Origin(Message):
     """Initial state of a run created from another run: the parent, its checkpoint, and commands to replay.
 
     `adopted`: checkpoints that the replayed run had adopted from other runs.
@@ -51,8 +51,8 @@ class Origin(Words):
 
     parent: Parent
     checkpoint: CheckpointCommitted | None = None
-    scheduled: tuple[Scheduled, ...] = ()
-    adopted: tuple[Adopted, ...] = ()
+    scheduled: tuple[ScheduledCommand, ...] = ()
+    adopted: tuple[AdoptedCheckpoint, ...] = ()
 
 
 def begin(origin: Origin) -> list[Record]:
@@ -62,7 +62,7 @@ def begin(origin: Origin) -> list[Record]:
     return saved + adopted + schedule(origin.scheduled)
 
 
-def take_in(adopted: Adopted) -> list[Record]:
+def take_in(adopted: AdoptedCheckpoint) -> list[Record]:
     """Return the records of an adopted branch and its checkpoint."""
     return [BranchAdopted(branch=adopted.checkpoint.branch, origin=adopted.origin), adopted.checkpoint]
 
@@ -74,7 +74,7 @@ def go_on_with(adoption: Command) -> Command:
     return adoption.model_copy(update={"uuid": uuid5(adoption.uuid, "go-on"), "intent": intent, "based_on_seq": None})
 
 
-def schedule(commands: Sequence[Scheduled]) -> list[Record]:
+def schedule(commands: Sequence[ScheduledCommand]) -> list[Record]:
     """Return the records that accept commands and schedule each for its step."""
     return [
         record
@@ -86,12 +86,12 @@ def schedule(commands: Sequence[Scheduled]) -> list[Record]:
     ]
 
 
-def first_commands(command: Command, step: int, training: int = 1) -> list[Scheduled]:
+def first_commands(command: Command, step: int, training: int = 1) -> list[ScheduledCommand]:
     """Return the initial changes of a rollback as scheduled commands, with uuids derived from the rollback's."""
     assert isinstance(command.intent, Rollback)
     told = command.model_copy(update={"not_before_step": None, "not_after_step": None, "based_on_seq": None})
     return [
-        Scheduled(
+        ScheduledCommand(
             command=told.model_copy(update={"uuid": first_uuid(command.uuid, at), "intent": intent}),
             step=step,
             training=training,

@@ -5,7 +5,7 @@ from control_plane.core.model.errors import Conflict, Invalid, NotFound
 from control_plane.core.model.intents import MAX_NAMES_TOLD, AdoptCheckpoint, Cancel, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.records import UNIVERSAL, CheckpointDiscarded, CheckpointPinned, CommandSettled, Record
 from control_plane.core.model.state import RunState
-from control_plane.core.rules.branch_rules import Adopted, check_branch_is_free, next_name, stands_on, take_in
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, check_branch_is_free, next_name, stands_on, take_in
 
 
 def cancel_command(state: RunState, command: Command) -> list[Record]:
@@ -71,7 +71,7 @@ def check_adoption(state: RunState, intent: AdoptCheckpoint) -> str:
     return intent.branch
 
 
-def adopt(state: RunState, command: Command, adopted: Adopted) -> list[Record]:
+def adopt(state: RunState, command: Command, adopted: AdoptedCheckpoint) -> list[Record]:
     """Return the records of an adopted branch, whose files are copied already. Raises what `check_adoption` does."""
     assert isinstance(command.intent, AdoptCheckpoint)
     checkpoint, origin = adopted.checkpoint, adopted.origin

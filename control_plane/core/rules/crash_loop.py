@@ -12,9 +12,9 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from control_plane.core.model.commands import Words
+from control_plane.core.model.commands import Message
 from control_plane.core.model.records import MAIN, Death
-from control_plane.core.model.state import Loss, RunState
+from control_plane.core.model.state import GenerationFailure, RunState
 
 SAME_FAILURES = 3
 """Equal failures in a row, without a new step, after which the machines are not to blame."""
@@ -54,7 +54,7 @@ CONSEQUENCES = (PEER_LOST, NO_ANSWER, "gone", "silent", "stopped")
 _NOISE = re.compile(r"0x[0-9a-f]+|\b[0-9a-f]*\d[0-9a-f]{6,}\b|\d+(?:\.\d+)*", re.IGNORECASE)
 
 
-class Attempt(Words):
+class Attempt(Message):
     """One start of the trainers that ended in a failure.
 
     `restored_step` is None if they failed before the first step. `cause` is equal for equal failures and holds no step.
@@ -98,8 +98,8 @@ def failures_without_a_new_step(state: RunState) -> tuple[Attempt, ...]:
     """
     row: list[Attempt] = []
     furthest = (0, -1)
-    for number, loss in enumerate(state.losses[state.losses_before_resume :], start=1):
-        attempt = _attempt(state, number, loss)
+    for number, failure in enumerate(state.failures[state.failures_before_resume :], start=1):
+        attempt = _attempt(state, number, failure)
         place = (attempt.training, attempt.reached_step)
         if place > furthest:
             row, furthest = [], place
@@ -107,8 +107,8 @@ def failures_without_a_new_step(state: RunState) -> tuple[Attempt, ...]:
     return tuple(row)
 
 
-def _attempt(state: RunState, number: int, loss: Loss) -> Attempt:
-    lost, began = loss.lost, loss.began
+def _attempt(state: RunState, number: int, failure: GenerationFailure) -> Attempt:
+    lost, began = failure.record, failure.began
     cause, said = cause_of(lost.deaths)
     return Attempt(
         number=number,
@@ -119,7 +119,7 @@ def _attempt(state: RunState, number: int, loss: Loss) -> Attempt:
         said=said,
         training=state.training_of_generation.get(lost.generation, 1),
         branch=state.branch_of_generation.get(lost.generation, MAIN) if began else state.head,
-        failed_at=loss.lost_at,
+        failed_at=failure.failed_at,
     )
 
 
@@ -155,7 +155,7 @@ def wait_s(state: RunState) -> float:
 
 def is_waiting(state: RunState, failed_s_ago: float) -> bool:
     """Return whether the trainers failed and the backoff before their restart is not over."""
-    return state.closed is None and state.lost and failed_s_ago < wait_s(state)
+    return state.closed is None and state.has_failed and failed_s_ago < wait_s(state)
 
 
 def reason_to_give_up(state: RunState, failing_s: float = 0.0, give_up_after_s: float | None = None) -> str | None:

@@ -33,7 +33,7 @@ from control_plane.core.model.records import (
     GenerationRecovered,
     GenerationStarted,
     RankPlace,
-    Reading,
+    Readback,
     Record,
     RefusedCheckpoint,
     RunClosed,
@@ -41,9 +41,9 @@ from control_plane.core.model.records import (
     RunResumed,
     TermStarted,
 )
-from control_plane.core.model.state import CommandLife, RunState
+from control_plane.core.model.state import CommandStatus, RunState
 from control_plane.core.rules.admission import check_intent, check_text, check_view, stop_is_pending
-from control_plane.core.rules.branch_rules import Adopted, Origin, begin, branch_off, settle_at_once
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, begin, branch_off, settle_at_once
 from control_plane.core.rules.checkpoint_rules import adopt, cancel_command, check_adoption, keep_or_delete
 
 NEVER: Mapping[str, float] = {}
@@ -63,11 +63,11 @@ class GenerationStart:
     ranks: tuple[RankPlace, ...]
     step: int
     total_steps: int
-    knobs: Reading
-    facts: Reading
+    knobs: Readback
+    facts: Readback
     checkpoint: str | None = None
     refused: tuple[RefusedCheckpoint, ...] = ()
-    retention: Reading = field(default_factory=dict)
+    retention: Readback = field(default_factory=dict)
     branch: str = MAIN
     # The `branched_seq` of the `ResumePoint` that the trainers started from.
     branched_seq: int | None = None
@@ -95,7 +95,10 @@ def start_term(state: RunState, term: int) -> list[Record]:
 
 
 def accept(
-    state: RunState, command: Command, changed_s_ago: Mapping[str, float] = NEVER, adopted: Adopted | None = None
+    state: RunState,
+    command: Command,
+    changed_s_ago: Mapping[str, float] = NEVER,
+    adopted: AdoptedCheckpoint | None = None,
 ) -> list[Record]:
     """Accept or reject a command; idempotent by its uuid. A command that needs no ranks is settled at once.
 
@@ -248,7 +251,7 @@ def settle(state: RunState, outcome: CommandSettled) -> list[Record]:
     return []
 
 
-def _repeat(life: CommandLife, outcome: CommandSettled) -> list[Record]:
+def _repeat(life: CommandStatus, outcome: CommandSettled) -> list[Record]:
     generation = outcome.generation or 0
     if life.repeated is not None and life.repeated.generation >= generation:
         return []
@@ -276,10 +279,10 @@ def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
     return [] if known else [failed]
 
 
-def lose_generation(
-    state: RunState, generation: int, step: int, silent_s: float, deaths: tuple[Death, ...], loss: UUID | None = None
+def fail_generation(
+    state: RunState, generation: int, step: int, silent_s: float, deaths: tuple[Death, ...], failure: UUID | None = None
 ) -> list[Record]:
-    """Return the record of a failed generation, as the driver reports it. Idempotent by `loss`, the report's uuid.
+    """Return the record of a failed generation, as the driver reports it. Idempotent by `failure`, the report's uuid.
 
     Trainers that fail before they have announced themselves are a failure of their own, and count in the crash loop.
 
@@ -292,36 +295,36 @@ def lose_generation(
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending}")
     _check_current(state, generation)
-    told = any(each.lost.loss == loss for each in state.losses) if loss is not None else state.lost
-    if told or (loss is None and state.generation is None):
+    known = any(each.record.loss == failure for each in state.failures) if failure is not None else state.has_failed
+    if known or (failure is None and state.generation is None):
         return []
-    if state.switching and (state.ended is not None or state.lost):
+    if state.switching and (state.ended is not None or state.has_failed):
         # The trainers before had left: these failed while switching to the other branch.
         reached = state.reached.get(state.head, 0)
     else:
         saved = (each.step for each in state.checkpoints if each.generation == generation)
         told_by_the_dead = (death.step or 0 for death in deaths)
         reached = max(step, state.step, *saved, *told_by_the_dead)
-    silent_s = 0.0 if state.lost else max(0.0, silent_s)
+    silent_s = 0.0 if state.has_failed else max(0.0, silent_s)
     places = state.generation.ranks if state.generation else ()
     nodes: dict[int | None, str] = {place.rank: place.node for place in places}
     deaths = tuple(each if each.node else each.model_copy(update={"node": nodes.get(each.rank, "")}) for each in deaths)
-    return [GenerationLost(loss=loss, generation=generation, step=reached, silent_s=silent_s, deaths=deaths)]
+    return [GenerationLost(loss=failure, generation=generation, step=reached, silent_s=silent_s, deaths=deaths)]
 
 
-def succeed_generation(state: RunState, step: int, silent_s: float) -> list[Record]:
+def infer_failure(state: RunState, step: int, silent_s: float) -> list[Record]:
     """Return the record of an inferred failure: new trainers ask where to begin, so the previous ones are gone.
 
     Needed when the driver's own report of the failure was lost.
     """
     if state.closed is not None or state.generation is None or state.ended is not None or not state.listens:
         return []
-    return lose_generation(state, state.generation_number, step, silent_s, ())
+    return fail_generation(state, state.generation_number, step, silent_s, ())
 
 
 def recover_generation(state: RunState, recovered: GenerationRecovered) -> list[Record]:
     """Return the record of the first step after a failure. Idempotent."""
-    last = state.losses[-1] if state.losses else None
+    last = state.failures[-1] if state.failures else None
     if last is None or last.restarted is None or last.recovered is not None:
         return []
     if last.restarted.generation != recovered.generation:

@@ -53,7 +53,7 @@ class Divergence:
 
 
 @dataclass(frozen=True, slots=True)
-class Comparison:
+class DigestComparison:
     """Result of comparing two digest streams.
 
     `steps`: digested in both, in order. `unlike`: those of `steps` with another number of ranks or another algorithm,
@@ -75,7 +75,7 @@ class Comparison:
         return "identical" if len(self.steps) > len(self.unlike) else "incomparable"
 
 
-def compare(ours: Iterable[StateDigested], theirs: Iterable[StateDigested]) -> Comparison:
+def compare(ours: Iterable[StateDigested], theirs: Iterable[StateDigested]) -> DigestComparison:
     """Compare two streams, each in the order of its journal; the last digest of a step counts."""
     our_last, our_contradictions = _by_step(ours)
     their_last, their_contradictions = _by_step(theirs)
@@ -83,7 +83,7 @@ def compare(ours: Iterable[StateDigested], theirs: Iterable[StateDigested]) -> C
     unlike = tuple(step for step in steps if not _alike(our_last[step], their_last[step]))
     found = (_divergence(our_last[step], their_last[step]) for step in steps)
     first = next((each for each in found if each is not None), None)
-    return Comparison(steps, unlike, first, our_contradictions, their_contradictions)
+    return DigestComparison(steps, unlike, first, our_contradictions, their_contradictions)
 
 
 def _by_step(stream: Iterable[StateDigested]) -> tuple[Mapping[int, StateDigested], tuple[Divergence, ...]]:

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from uuid import UUID
 
 from control_plane.core.boundary import Repeat
-from control_plane.core.model.branch_tree import Stretch, belongs, candidates, lineage
-from control_plane.core.model.commands import Command, Pause, Resume, Stop, Words
+from control_plane.core.model.branch_tree import LineagePart, belongs, candidates, lineage
+from control_plane.core.model.commands import Command, Message, Pause, Resume, Stop
 from control_plane.core.model.intents import CHANGES_TRAINING, Rollback
 from control_plane.core.model.records import MAIN, CheckpointCommitted, CommandSettled
-from control_plane.core.model.state import CommandLife, RunState
-from control_plane.core.rules.branch_rules import Scheduled
+from control_plane.core.model.state import CommandStatus, RunState
+from control_plane.core.rules.branch_rules import ScheduledCommand
 from control_plane.core.rules.trainings import which_training
 
 PHASES = ("detect", "re-form", "load", "first step")
@@ -29,7 +29,7 @@ MAX_CANDIDATES = 16
 """Checkpoints that a start may try. If more are damaged, a person has to look."""
 
 
-class Decided(Words):
+class Decided(Message):
     """A settled command with its outcome. `elsewhere`: known for idempotence, but without effect on this branch."""
 
     command: Command
@@ -37,7 +37,7 @@ class Decided(Words):
     elsewhere: bool = False
 
 
-class ResumePoint(Words):
+class ResumePoint(Message):
     """Starting information for new trainers, from the journal.
 
     `branch`: the branch to train. `candidates`: checkpoints to try, best first; if none verifies, training starts at
@@ -52,7 +52,7 @@ class ResumePoint(Words):
     reached_step: int
     branch: str = MAIN
     branched_seq: int = 0
-    scheduled: tuple[Scheduled, ...] = ()
+    scheduled: tuple[ScheduledCommand, ...] = ()
     replays: bool = False
     training: int = 1
     stopped: bool = False
@@ -106,23 +106,23 @@ def _replays(state: RunState) -> bool:
     return state.parent is not None and state.parent.kind == "replay"
 
 
-def _is_over(life: CommandLife, over_seq: int) -> bool:
+def _is_over(life: CommandStatus, over_seq: int) -> bool:
     return isinstance(life.command.intent, Pause | Resume | Stop) and (life.settled_seq or 0) <= over_seq
 
 
-def _stopped_before(state: RunState, life: CommandLife, training: int) -> bool:
+def _stopped_before(state: RunState, life: CommandStatus, training: int) -> bool:
     """Return whether this is a stop of an earlier training in this history: it stops all later ones, too."""
     if not isinstance(life.command.intent, Stop) or life.status != "applied" or life.training >= training:
         return False
     return _is_of(list(lineage(state, state.head, life.training)), life)
 
 
-def _is_of(line: Sequence[Stretch], life: CommandLife) -> bool:
+def _is_of(line: Sequence[LineagePart], life: CommandStatus) -> bool:
     assert life.settled is not None
     return belongs(line, life.branch, life.settled.step or 0, life.settled_seq or 0, life.command.uuid)
 
 
-def _scheduled(state: RunState, training: int) -> tuple[Scheduled, ...]:
+def _scheduled(state: RunState, training: int) -> tuple[ScheduledCommand, ...]:
     """Return the commands scheduled for the current branch, up to the rollback that ends it, if any.
 
     Initial changes of the branch come first, though in a replay the later commands were accepted before them. Initial
@@ -132,11 +132,11 @@ def _scheduled(state: RunState, training: int) -> tuple[Scheduled, ...]:
     own = [life for life in waiting if life.branch == state.head]
     if _replays(state) and state.head != MAIN:
         own += [life for life in waiting if life.branch == MAIN]
-    found: list[Scheduled] = []
+    found: list[ScheduledCommand] = []
     for life in own:
         if life.training == training:
             step = state.scheduled[life.command.uuid]
-            found.append(Scheduled(command=life.command, step=step, training=training))
+            found.append(ScheduledCommand(command=life.command, step=step, training=training))
         if isinstance(life.command.intent, Rollback):
             break
     return tuple(found)
@@ -152,7 +152,9 @@ def _last_stop_that_is_over(state: RunState) -> int:
     return max((seq for seq in applied if seq < state.resumed_seq), default=0)
 
 
-def replay_after(decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()) -> Replay:
+def replay_after(
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
+) -> Replay:
     """Split the history at a checkpoint into decisions contained in it and commands to repeat.
 
     Args:

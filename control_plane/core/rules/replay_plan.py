@@ -16,8 +16,8 @@ from control_plane.core.model.commands import Command, Pause, Resume, SaveCheckp
 from control_plane.core.model.errors import Conflict
 from control_plane.core.model.intents import CHANGES_TRAINING, Evaluate, Rollback
 from control_plane.core.model.records import BranchResumed, BranchStarted, CheckpointCommitted, Entry, GenerationStarted
-from control_plane.core.model.state import CommandLife, RunState, fold
-from control_plane.core.rules.branch_rules import Scheduled, first_uuid
+from control_plane.core.model.state import CommandStatus, RunState, fold
+from control_plane.core.rules.branch_rules import ScheduledCommand, first_uuid
 
 REPLAYED = (*CHANGES_TRAINING, Evaluate, SaveCheckpoint, Rollback)
 """Kinds that take effect on the ranks. Commands settled by the control server alone do not change the training."""
@@ -27,11 +27,11 @@ REPLAYED = (*CHANGES_TRAINING, Evaluate, SaveCheckpoint, Rollback)
 class Part:
     """Commands that took effect, and checkpoints, between two rollbacks."""
 
-    lives: list[CommandLife] = field(default_factory=list)
+    lives: list[CommandStatus] = field(default_factory=list)
     saved: list[CheckpointCommitted] = field(default_factory=list)
 
 
-def recorded(entries: Sequence[Entry], until_step: int | None = None) -> tuple[Scheduled, ...]:
+def recorded(entries: Sequence[Entry], until_step: int | None = None) -> tuple[ScheduledCommand, ...]:
     """Return the commands of a run with their steps; with `until_step`, cut off there by a stop.
 
     Raises `Conflict` if the run never started, or if a checkpoint to which it was rolled back was discarded.
@@ -47,7 +47,7 @@ def recorded(entries: Sequence[Entry], until_step: int | None = None) -> tuple[S
         items = items[:late]
     if end is not None and not (items and isinstance(items[-1].command.intent, Stop)):
         stop = Command(uuid=uuid5(UUID(int=end), state.run), author="replay", intent=Stop())
-        items.append(Scheduled(command=stop, step=end))
+        items.append(ScheduledCommand(command=stop, step=end))
     return tuple(items)
 
 
@@ -107,7 +107,7 @@ def _first_uuids(state: RunState) -> set[UUID]:
     }
 
 
-def _in_order(part: Part, wanted: dict[str, UUID]) -> list[Scheduled]:
+def _in_order(part: Part, wanted: dict[str, UUID]) -> list[ScheduledCommand]:
     items = [_again(life) for life in part.lives]
     # A save is settled when it has ended, which may be steps later; the others in the order of their decision.
     items.sort(key=_where)
@@ -118,16 +118,18 @@ def _in_order(part: Part, wanted: dict[str, UUID]) -> list[Scheduled]:
     return _without_open_pauses(items)
 
 
-def _again(life: CommandLife) -> Scheduled:
+def _again(life: CommandStatus) -> ScheduledCommand:
     assert life.settled is not None
     command, step = life.command, life.settled.step or 0
     if isinstance(command.intent, SaveCheckpoint):
         name = (life.settled.after or {}).get("checkpoint")
         command = command.model_copy(update={"intent": command.intent.model_copy(update={"name": name})})
-    return Scheduled(command=command.model_copy(update={"based_on_seq": None}), step=step, training=life.training)
+    return ScheduledCommand(
+        command=command.model_copy(update={"based_on_seq": None}), step=step, training=life.training
+    )
 
 
-def _place(items: Sequence[Scheduled], saved: CheckpointCommitted) -> int:
+def _place(items: Sequence[ScheduledCommand], saved: CheckpointCommitted) -> int:
     """Return the index for a save: after all commands decided before it, before the others of its step."""
     before = [at for at, item in enumerate(items) if item.command.uuid in saved.decided_here]
     if before:
@@ -136,19 +138,19 @@ def _place(items: Sequence[Scheduled], saved: CheckpointCommitted) -> int:
     return next((at for at, item in enumerate(items) if _where(item) >= here), len(items))
 
 
-def _save(saved: CheckpointCommitted, rollback: UUID) -> Scheduled:
+def _save(saved: CheckpointCommitted, rollback: UUID) -> ScheduledCommand:
     intent = SaveCheckpoint(label=saved.label, name=saved.checkpoint)
     command = Command(uuid=uuid5(rollback, saved.checkpoint), author="replay", intent=intent)
-    return Scheduled(command=command, step=saved.step, training=saved.training)
+    return ScheduledCommand(command=command, step=saved.step, training=saved.training)
 
 
-def _where(item: Scheduled) -> tuple[int, int]:
+def _where(item: ScheduledCommand) -> tuple[int, int]:
     return item.training, item.step
 
 
-def _without_open_pauses(items: list[Scheduled]) -> list[Scheduled]:
+def _without_open_pauses(items: list[ScheduledCommand]) -> list[ScheduledCommand]:
     """Drop pauses that were not ended at their own step: they would hold the new run for ever."""
-    kept: list[Scheduled] = []
+    kept: list[ScheduledCommand] = []
     for at, item in enumerate(items):
         ends = (Resume, Stop, Rollback)
         rest = (later for later in items[at + 1 :] if isinstance(later.command.intent, ends))

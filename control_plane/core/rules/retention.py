@@ -10,10 +10,10 @@ from typing import Literal
 
 from pydantic import Field
 
-from control_plane.core.model.commands import MAX_STEP, Words
+from control_plane.core.model.commands import MAX_STEP, Message
 
 
-class Retention(Words):
+class Retention(Message):
     """Retention settings: checkpoints to keep besides those always kept. One that no rule keeps is discarded."""
 
     keep_last: int = Field(default=3, ge=1, le=MAX_STEP)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from control_plane.core.model.commands import Words
+from control_plane.core.model.commands import Message
 from control_plane.core.model.errors import Invalid
 
 MANIFEST = "manifest.json"
@@ -20,7 +20,7 @@ MAX_MANIFEST_BYTES = 64 * 2**20
 """16,384 ranks with three shards each and their digests fit twice over."""
 
 
-class Shard(Words):
+class Shard(Message):
     """One file of a checkpoint. `path` is relative to the checkpoint's folder, with `/` between its parts."""
 
     path: str
@@ -29,7 +29,7 @@ class Shard(Words):
     sha256: str
 
 
-class RankState(Words):
+class RankState(Message):
     """Digests of one rank's live state and random generators, to be compared after a restore."""
 
     rank: int
@@ -37,7 +37,7 @@ class RankState(Words):
     random_sha256: str
 
 
-class Manifest(Words):
+class Manifest(Message):
     """The file that makes a checkpoint."""
 
     format: Literal[2] = 2

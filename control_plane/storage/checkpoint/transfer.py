@@ -20,7 +20,7 @@ from control_plane.core.model.intents import MAX_NAME_CHARS, MAX_NAMES_TOLD, Ado
 from control_plane.core.model.records import MAIN, CheckpointCommitted, Parent
 from control_plane.core.model.redaction import Redaction, conceals, names_secret
 from control_plane.core.model.state import RunState, fold
-from control_plane.core.rules.branch_rules import Adopted, Origin
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
 from control_plane.storage.checkpoint.shards import sync, sync_folder
 from control_plane.storage.checkpoint.store import (
     Manifest,
@@ -100,7 +100,7 @@ def inherit(
     )
 
 
-def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collection[str]) -> Adopted:
+def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collection[str]) -> AdoptedCheckpoint:
     """Give a run a checkpoint of another one, as the beginning of `branch`. `known` are those that its journal knows.
 
     Raises what `adoptable` does; `Conflict` if it was adopted before; `Damaged`, `Unavailable`.
@@ -112,7 +112,7 @@ def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collecti
     if name in known:
         raise Conflict(f"{found.checkpoint} of run {source.run} was adopted before, as checkpoint {name}")
     origin = Parent(kind="adopted", run=source.run, branch=found.branch, checkpoint=found.checkpoint, step=found.step)
-    return Adopted(origin=origin, checkpoint=inherit(source, found, files, branch, name), differing=differing)
+    return AdoptedCheckpoint(origin=origin, checkpoint=inherit(source, found, files, branch, name), differing=differing)
 
 
 def adoptable(files: RunFiles, intent: AdoptCheckpoint) -> tuple[RunFiles, CheckpointCommitted, dict[str, Any]]:

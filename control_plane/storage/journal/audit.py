@@ -16,14 +16,14 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from control_plane.core.model.commands import Words
+from control_plane.core.model.commands import Message
 from control_plane.core.model.errors import Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.model.records import (
-    Asked,
     BranchAdopted,
     BranchResumed,
     BranchStarted,
     CommandAccepted,
+    CommandIndex,
     CommandRepeated,
     CommandScheduled,
     CommandSettled,
@@ -47,7 +47,7 @@ SAID_BESIDE = ("uuid", "status", "command", "arguments", "author")
 """What a line says beside its body, and must not contradict it."""
 
 
-class Head(Words):
+class Head(Message):
     """A record and the SHA-256 of its line, which fixes every line before it as well."""
 
     seq: int = Field(ge=0)
@@ -69,7 +69,7 @@ class Head(Words):
         return cls(seq=int(match[1]), hash=match[2])
 
 
-class Audit(Words):
+class Audit(Message):
     """What an audit found. `run` is whose journal it says it is, `head` the last record that can be trusted."""
 
     verdict: Verdict
@@ -241,7 +241,7 @@ def _compared(found: Audit, places: Sequence[Place], expect: Head) -> Audit:
 
 def _contradictions(places: Sequence[Place]) -> Iterator[Finding]:
     """What no history can be, although each line is as it was written."""
-    state, asked, version = RunState(), Asked(), 1
+    state, asked, version = RunState(), CommandIndex(), 1
     for piece, seq in places:
         line = piece.plain or {}
         if piece.is_header:
@@ -278,7 +278,7 @@ def impossible(state: RunState, entry: Entry) -> str | None:
             return f"generation {record.generation} begins after generation {state.generation_number}"
         case GenerationLost() if record.generation > state.generation_number:
             return f"generation {record.generation} is lost before it began"
-        case GenerationRecovered() if not state.losses:
+        case GenerationRecovered() if not state.failures:
             return "a recovery without a loss"
         case CommandAccepted() if record.command.uuid in state.commands:
             return f"command {record.command.uuid} was accepted before"
@@ -310,7 +310,7 @@ def _impossible_end(state: RunState, record: CommandSettled | CommandRepeated) -
     return f"command {record.uuid} was settled before, in record {life.settled_seq}" if life.settled else None
 
 
-def _says_two_things(line: dict[str, Any], entry: Entry, asked: Asked, version: int) -> str | None:
+def _says_two_things(line: dict[str, Any], entry: Entry, asked: CommandIndex, version: int) -> str | None:
     """Whether what stands beside the body contradicts it, or what the command asked when it was accepted."""
     plain = asked.complete(entry.model_copy(update={"about": None})).line()
     for key in SAID_BESIDE:

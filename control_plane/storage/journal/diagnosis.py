@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from control_plane.core.model.commands import Words
+from control_plane.core.model.commands import Message
 from control_plane.core.model.records import Entry
 from control_plane.storage.journal.pieces import Piece, pieces_of
 from control_plane.storage.journal.segments import READABLE_VERSIONS, list_segments, segment_name
@@ -35,7 +35,7 @@ What = Literal[
 ]
 
 
-class Finding(Words):
+class Finding(Message):
     """One thing that is wrong. `seq` is the first record that cannot be trusted for it."""
 
     what: What

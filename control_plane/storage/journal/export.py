@@ -30,7 +30,7 @@ import yaml
 from pydantic import Field, ValidationError
 
 from control_plane.config_text import compose, from_yaml
-from control_plane.core.model.commands import Words
+from control_plane.core.model.commands import Message
 from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.model.records import Entry, RunCreated
 from control_plane.core.model.redaction import Redaction, concealed_arguments, conceals, names_secret
@@ -62,14 +62,14 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 """The time of every member: the oldest that a ZIP can say."""
 
 
-class Member(Words):
+class Member(Message):
     """One file in an export."""
 
     size_bytes: int = Field(ge=0)
     sha256: str
 
 
-class Manifest(Words):
+class Manifest(Message):
     """What an export holds, and where it comes from. `removed` are the keys of the config whose values were secrets."""
 
     format: int = FORMAT

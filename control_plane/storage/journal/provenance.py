@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from control_plane.core.model.commands import Words
+from control_plane.core.model.commands import Message
 from control_plane.core.model.records import Entry, GenerationStarted
 
 PACKAGES = ("steerway", "torch", "deepspeed", "transformers", "accelerate", "ray")
@@ -17,7 +17,7 @@ GPU_INFO = Path("/proc/driver/nvidia/gpus")
 """Where Linux tells of them; elsewhere they are not known, which is no difference."""
 
 
-class Machine(Words):
+class Machine(Message):
     """Versions and hardware. What is not known is empty, or None."""
 
     python: str
@@ -28,7 +28,7 @@ class Machine(Words):
     gpus: tuple[str, ...] = ()
 
 
-class Trainers(Words):
+class Trainers(Message):
     """What the journal says of the ranks of the last start: how many ran on which kind of device."""
 
     ranks: int = 0

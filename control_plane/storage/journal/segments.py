@@ -41,7 +41,7 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.core.model.errors import Damaged
-from control_plane.core.model.records import Asked, Entry
+from control_plane.core.model.records import CommandIndex, Entry
 from control_plane.storage.regular import read_regular
 
 FORMAT_VERSION = 2
@@ -206,7 +206,7 @@ def honoured(directory: Path, below: float = math.inf) -> list[Segment]:
 
 def verify(segments: Sequence[Segment]) -> tuple[list[Entry], Pin]:
     """The records in these segments, and where they end. Raises `Damaged`."""
-    entries, end, asked = list[Entry](), Pin(), Asked()
+    entries, end, asked = list[Entry](), Pin(), CommandIndex()
     for segment in segments:
         if segment.header()[0] != end:
             raise segment.damaged(1, f"it pins another history than {segment_name(end.segment)} holds")

@@ -13,7 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from control_plane.core.model.errors import Fenced, Invalid, NotFound, Unavailable
-from control_plane.core.model.records import Asked, Entry, Record
+from control_plane.core.model.records import CommandIndex, Entry, Record
 from control_plane.storage.failpoints import halves, reach
 from control_plane.storage.journal.segments import FORMAT_VERSION, Pin, list_segments, load, seal, segment_name, unseal
 from control_plane.storage.private import FILE_MODE, make_folder
@@ -83,7 +83,7 @@ class Journal:
         self._directory, self._disk = directory, disk
         self._descriptor: int | None = None
         self._entries = list[Entry]()
-        self._asked = Asked()
+        self._asked = CommandIndex()
         # Everything up to here is durable and may be confirmed; the segment may be longer.
         self._end = Pin()
         self._segment = self._term = 0
@@ -200,7 +200,7 @@ class Journal:
     def _recover(self, number: int) -> None:
         """Read the older segments. What is pinned must be durable, also where its own writer died before its fsync."""
         self._entries, self._end = load(self._directory, below=number)
-        self._asked = Asked()
+        self._asked = CommandIndex()
         for entry in self._entries:
             self._asked.complete(entry)
         if self._end.segment:

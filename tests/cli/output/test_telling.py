@@ -16,7 +16,7 @@ from control_plane.core.model.records import (
     Death,
     GenerationLost,
     GenerationRecovered,
-    Reading,
+    Readback,
     Record,
     RefusedCheckpoint,
     RunResumed,
@@ -158,7 +158,7 @@ def test_seconds_stay_seconds(value_s: float, said: str) -> None:
         ({}, None, ""),
     ],
 )
-def test_change_tells_what_became_of_what(before: Reading | None, after: Reading | None, said: str) -> None:
+def test_change_tells_what_became_of_what(before: Readback | None, after: Readback | None, said: str) -> None:
     assert change(before, after) == said
 
 

@@ -7,7 +7,7 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from control_plane.core.model.records import Asked, CommandAccepted, CommandSettled, Entry, Record
+from control_plane.core.model.records import CommandAccepted, CommandIndex, CommandSettled, Entry, Record
 from tests.core.examples import EVERY_INTENT, accepted, command, every_record, repeated, settled, uuid
 
 
@@ -64,7 +64,7 @@ def test_line_of_an_accepted_command_says_what_it_asks() -> None:
 
 
 def test_later_lines_about_a_command_say_again_what_it_asks() -> None:
-    asked = Asked()
+    asked = CommandIndex()
     first = asked.complete(Entry(seq=1, time="t", record=accepted(1, "stop", save=True)))
     for record in (settled(1), repeated(1)):
         entry = asked.complete(Entry(seq=2, time="t", record=record))
@@ -75,7 +75,7 @@ def test_later_lines_about_a_command_say_again_what_it_asks() -> None:
 
 
 def test_later_lines_about_an_unknown_command_say_what_they_know() -> None:
-    entry = Asked().complete(Entry(seq=2, time="t", record=settled(7)))
+    entry = CommandIndex().complete(Entry(seq=2, time="t", record=settled(7)))
     assert entry.about is None
     assert "command" not in entry.line()
 

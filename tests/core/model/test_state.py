@@ -132,11 +132,11 @@ def test_repetition_moves_knobs_and_step_and_leaves_the_settlement() -> None:
 
 def test_loss_is_followed_by_its_start_and_its_recovery() -> None:
     state = running(lost(12))
-    assert (state.lost, state.listens) == (True, False)
+    assert (state.has_failed, state.listens) == (True, False)
     begun = running(lost(12), started(901, 2))
-    assert (begun.lost, begun.listens, begun.losses[0].restarted) == (False, True, started(901, 2))
+    assert (begun.has_failed, begun.listens, begun.failures[0].restarted) == (False, True, started(901, 2))
     back = running(lost(12), started(901, 2), recovered(1))
-    assert back.losses[0].recovered == recovered(1)
+    assert back.failures[0].recovered == recovered(1)
     assert (back.reached_step, back.step) == (12, 0)
 
 

@@ -21,7 +21,7 @@ from control_plane.core.model.records import (
 )
 from control_plane.core.model.state import RunState
 from control_plane.core.rules import decisions
-from control_plane.core.rules.branch_rules import Adopted, Origin, Scheduled, go_on_with, stands_on
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand, go_on_with, stands_on
 from control_plane.core.rules.recovery import resume_point
 from control_plane.core.rules.replay_plan import recorded
 from tests.core.examples import command, committed, created, running, started, state_after, uuid
@@ -37,11 +37,11 @@ def adoption(number: int = 60, **body: Any) -> Command:
     return command(number, "adopt_checkpoint", run="fork-1", **body)
 
 
-def brought(branch: str = "branch-2", name: str = HERE, **origin: Any) -> Adopted:
+def brought(branch: str = "branch-2", name: str = HERE, **origin: Any) -> AdoptedCheckpoint:
     checkpoint = CheckpointCommitted(
         checkpoint=name, step=25, generation=0, path=f"checkpoints/{name}", pinned=True, branch=branch
     )
-    return Adopted(origin=FORK.model_copy(update=origin), checkpoint=checkpoint, differing={"seed": [1, 2]})
+    return AdoptedCheckpoint(origin=FORK.model_copy(update=origin), checkpoint=checkpoint, differing={"seed": [1, 2]})
 
 
 def told_then(records: list[Record], asked: Command, **facts: Any) -> list[Record]:
@@ -181,7 +181,7 @@ def test_rollback_to_an_adopted_branch_that_there_is_not_is_refused() -> None:
 def test_replay_is_given_what_the_run_had_adopted_and_goes_there_at_the_same_step() -> None:
     start = started(902, 2, step=25, checkpoint=HERE, branch="branch-2")
     source = after(gone_on(), start, committed(28, 2, branch="branch-2"))
-    on = Scheduled(command=rollback(70, branch="branch-2"), step=30)
+    on = ScheduledCommand(command=rollback(70, branch="branch-2"), step=30)
     origin = Origin(parent=Parent(kind="replay", run="r"), scheduled=(on,), adopted=(brought(),))
     state = state_after(*decisions.create(RunState(), created(), origin))
     assert state.branches["branch-2"].origin == source.branches["branch-2"].origin

@@ -109,7 +109,7 @@ def _as_before(attempts: Callable[[RunState], tuple[Attempt, ...]], state: RunSt
 
 
 def _all_attempts(state: RunState) -> tuple[Attempt, ...]:
-    return tuple(crash_loop._attempt(state, number, loss) for number, loss in enumerate(state.losses, start=1))
+    return tuple(crash_loop._attempt(state, number, loss) for number, loss in enumerate(state.failures, start=1))
 
 
 def _any_two_alike(state: RunState) -> str | None:
@@ -217,7 +217,7 @@ def test_run_that_may_fail_for_so_long_only_is_given_up_then_and_says_the_settin
 
 def test_step_that_a_dead_rank_has_told_counts_as_reached() -> None:
     dead = (Death(rank=1, reason="r", signature=BUG, step=41),)
-    (lost,) = decisions.lose_generation(running(), 1, 38, 0.0, dead)
+    (lost,) = decisions.fail_generation(running(), 1, 38, 0.0, dead)
     assert isinstance(lost, GenerationLost)
     assert lost.step == 41
 

@@ -9,7 +9,7 @@ from control_plane.core.model.records import (
 )
 from control_plane.core.model.state import RunState
 from control_plane.core.rules import decisions
-from control_plane.core.rules.branch_rules import Origin, Scheduled, first_uuid, stands_on
+from control_plane.core.rules.branch_rules import Origin, ScheduledCommand, first_uuid, stands_on
 from control_plane.core.rules.recovery import (
     resume_point,
 )
@@ -27,11 +27,11 @@ from tests.core.rules.test_branching import FROZEN, after, gone_back, refuse, ro
 # Runs that have a parent
 
 
-def scheduled(number: int, step: int, kind: str = "set_learning_rate", **body: Any) -> Scheduled:
-    return Scheduled(command=command(number, kind, **(body or {"factor": 0.5})), step=step)
+def scheduled(number: int, step: int, kind: str = "set_learning_rate", **body: Any) -> ScheduledCommand:
+    return ScheduledCommand(command=command(number, kind, **(body or {"factor": 0.5})), step=step)
 
 
-def replaying(*commands: Scheduled) -> RunState:
+def replaying(*commands: ScheduledCommand) -> RunState:
     origin = Origin(parent=Parent(kind="replay", run="r", step=40), scheduled=commands)
     return after(state_after(*decisions.create(RunState(), created(), origin)), started())
 
@@ -56,7 +56,7 @@ def test_fork_that_goes_back_before_its_first_changes_leaves_them_on_its_first_b
 
 
 def test_replay_is_told_its_history_up_to_the_rollback_and_what_the_next_branch_begins_with_first() -> None:
-    back = Scheduled(command=rollback(checkpoint="step-10-g1", first=[FROZEN]), step=30)
+    back = ScheduledCommand(command=rollback(checkpoint="step-10-g1", first=[FROZEN]), step=30)
     state = replaying(scheduled(1, 15), back, scheduled(2, 12), scheduled(3, 40, "stop", save=False))
     assert [each.command.uuid.int for each in resume_point(state).scheduled] == [1, 50]
     assert resume_point(state).replays

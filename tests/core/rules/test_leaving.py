@@ -153,7 +153,7 @@ def test_trainers_that_never_get_to_their_branch_are_given_up() -> None:
     state = after(taken_back(), ENDED)
     for number in range(SAME_FAILURES):
         assert reason_to_give_up(state) is None
-        (told,) = decisions.lose_generation(state, 1, 30, 0.5, (), uuid(800 + number))
+        (told,) = decisions.fail_generation(state, 1, 30, 0.5, (), uuid(800 + number))
         state = after(state, told)
     assert "in the same way, before their first step after a restart" in str(reason_to_give_up(state))
 

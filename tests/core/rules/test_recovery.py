@@ -227,26 +227,26 @@ def test_settle_by_the_same_generation_otherwise_than_before_is_a_conflict() -> 
 
 def test_lose_generation_counts_the_farthest_step_and_no_negative_silence() -> None:
     state = running(accepted(1), settled(1, step=10))
-    assert decisions.lose_generation(state, 1, 8, -1.0, DEATHS) == [
+    assert decisions.fail_generation(state, 1, 8, -1.0, DEATHS) == [
         GenerationLost(generation=1, step=10, silent_s=0.0, deaths=DEATHS)
     ]
-    assert decisions.lose_generation(state, 1, 12, 2.5, DEATHS) == [
+    assert decisions.fail_generation(state, 1, 12, 2.5, DEATHS) == [
         GenerationLost(generation=1, step=12, silent_s=2.5, deaths=DEATHS)
     ]
 
 
 def test_lose_generation_told_twice_or_before_any_start_records_nothing() -> None:
-    assert decisions.lose_generation(running(lost(12)), 1, 12, 0.0, DEATHS) == []
-    assert decisions.lose_generation(state_after(), 0, 0, 0.0, DEATHS) == []
+    assert decisions.fail_generation(running(lost(12)), 1, 12, 0.0, DEATHS) == []
+    assert decisions.fail_generation(state_after(), 0, 0, 0.0, DEATHS) == []
 
 
 def test_lose_generation_that_is_over_or_of_a_closed_run_is_refused() -> None:
     state = running(started(901, 2))
     refused(
-        Conflict, "generation 1 is not the current one", partial(decisions.lose_generation, state, 1, 5, 0.0, DEATHS)
+        Conflict, "generation 1 is not the current one", partial(decisions.fail_generation, state, 1, 5, 0.0, DEATHS)
     )
     closed = running(RunClosed(ending="failed"))
-    refused(RunEnded, "has failed", partial(decisions.lose_generation, closed, 1, 5, 0.0, DEATHS))
+    refused(RunEnded, "has failed", partial(decisions.fail_generation, closed, 1, 5, 0.0, DEATHS))
 
 
 def test_generation_that_was_lost_is_not_listened_to_any_more() -> None:

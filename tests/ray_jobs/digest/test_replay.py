@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.compare.replay_check import Verdict, _inexact, judge
+from control_plane.compare.replay_check import ReplayVerdict, _inexact, judge
 from control_plane.core.model.records import NOT_EXACT, Parent
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.rules.branch_rules import Origin, first_commands
@@ -58,7 +58,7 @@ def state_of(root: Path) -> RunState:
     return fold(writer.read(run_of(root).journal))
 
 
-def replayed(source: Path, root: Path, **spec: Any) -> tuple[dict[str, Any], Verdict]:
+def replayed(source: Path, root: Path, **spec: Any) -> tuple[dict[str, Any], ReplayVerdict]:
     """What the ranks of a replay saw, and what is said of it."""
     given = {"steps": STEPS, "every_steps": 0, "commands": [], "digest_every": 1} | spec
     (answer,) = run_crashes([training(root, 2, [], **given)], 2, root)

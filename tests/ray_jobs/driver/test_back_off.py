@@ -26,7 +26,7 @@ async def failing(house: House, failures: int) -> ControlServer:
     server = house.serve()
     for number in range(1, failures + 1):
         await server.start_generation(start(number))
-        await server.lose_generation(number, (Death(rank=0, reason="a fault", signature=f"{KILLED} {number}"),))
+        await server.fail_generation(number, (Death(rank=0, reason="a fault", signature=f"{KILLED} {number}"),))
     return server
 
 
@@ -88,7 +88,7 @@ def test_stop_that_was_sent_before_the_failure_is_not_waited_for_either(house: H
         server = await failing(house, 3)
         await server.start_generation(start(4))
         await server.submit(command(1, Stop()))
-        await server.lose_generation(4, (Death(rank=0, reason="a fault", signature=KILLED),))
+        await server.fail_generation(4, (Death(rank=0, reason="a fault", signature=KILLED),))
         assert (await server.command(UUID(int=1))).status == "applied"
         assert (await server.snapshot()).status == "stopped"
 
@@ -102,7 +102,7 @@ def test_failed_run_tells_its_attempts_and_one_that_trains_tells_none(house: Hou
         await server.start_generation(start(4))
         assert (await server.snapshot()).attempts == ()
         for number in (4, 5, 6):
-            await server.lose_generation(number, (Death(rank=0, reason="a fault", signature=KILLED),))
+            await server.fail_generation(number, (Death(rank=0, reason="a fault", signature=KILLED),))
             if number < 6:
                 await server.start_generation(start(number + 1))
         snapshot = await server.snapshot()
@@ -118,12 +118,12 @@ def test_run_that_may_fail_for_so_long_only_is_given_up(tmp_path: Path) -> None:
         server = await failing(house, 2)
         await asyncio.sleep(19.0)
         await server.start_generation(start(3))
-        await server.lose_generation(3, (Death(rank=0, reason="a fault", signature="1"),))
+        await server.fail_generation(3, (Death(rank=0, reason="a fault", signature="1"),))
         assert (await server.snapshot()).status == "recovering"
         await asyncio.sleep(2.0)
         server = house.serve()
         await server.start_generation(start(4))
-        await server.lose_generation(4, (Death(rank=0, reason="a fault", signature="2"),))
+        await server.fail_generation(4, (Death(rank=0, reason="a fault", signature="2"),))
         assert "failed 4 times in 21 s (recovery.give_up_after_s: 20)" in str((await server.snapshot()).reason)
 
     run(story())

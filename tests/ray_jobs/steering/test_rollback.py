@@ -102,7 +102,7 @@ def test_rollback_leaves_a_tree_in_the_journal(arms: dict[str, Any]) -> None:
     assert begun[:3] == [("main", 0), ("branch-2", 3), ("second-try", 6)]
     assert begun[3] in (("main", 6), ("main", 9)), "from the newest checkpoint of the branch"
     assert begun[4:] == [("branch-3", 6)]
-    assert not state.losses, "nobody was lost"
+    assert not state.failures, "nobody was lost"
     assert [type(entry.record) for entry in entries].count(BranchResumed) == 1
     assert state.head == "branch-3"
 

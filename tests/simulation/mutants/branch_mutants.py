@@ -18,9 +18,9 @@ from control_plane.core.model.records import (
     GenerationStarted,
     Record,
 )
-from control_plane.core.model.state import CommandLife, RunState, evolve
+from control_plane.core.model.state import CommandStatus, RunState, evolve
 from control_plane.core.rules import decisions, recovery
-from control_plane.core.rules.branch_rules import Scheduled
+from control_plane.core.rules.branch_rules import ScheduledCommand
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import Decided, Replay, ResumePoint, replay_after
 from control_plane.core.rules.retention import CheckpointFacts, Retention, to_discard
@@ -32,7 +32,7 @@ Told = Callable[[RunState], ResumePoint]
 
 
 def elsewhere_ignored(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """Whatever any branch did is done again."""
     everything = [each.model_copy(update={"elsewhere": False}) for each in decided]
@@ -40,20 +40,20 @@ def elsewhere_ignored(
 
 
 def scheduled_dropped(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """What a branch is to begin with is not told to the ranks."""
     return replay_after(decided, contained)
 
 
 def ledger_of_this_branch_only(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """What was decided on other branches is not known."""
     return replay_after([each for each in decided if not each.elsewhere], contained, scheduled)
 
 
-def judged(is_of: Callable[[RunState, CommandLife], bool]) -> Told:
+def judged(is_of: Callable[[RunState, CommandStatus], bool]) -> Told:
     """Another opinion on what belongs to the history of the head."""
 
     def told(state: RunState) -> ResumePoint:
@@ -68,11 +68,11 @@ def judged(is_of: Callable[[RunState, CommandLife], bool]) -> Told:
     return told
 
 
-def _at(life: CommandLife) -> int:
+def _at(life: CommandStatus) -> int:
     return (life.settled.step or 0) if life.settled else 0
 
 
-def _cuts(state: RunState, life: CommandLife) -> list[tuple[int, int, tuple[UUID, ...]]] | None:
+def _cuts(state: RunState, life: CommandStatus) -> list[tuple[int, int, tuple[UUID, ...]]] | None:
     """Where this history leaves the command's branch: steps, seqs, what was decided there. None: it never was there."""
     for stretch in lineage(state, state.head):
         if stretch.branch == life.branch:
@@ -80,30 +80,30 @@ def _cuts(state: RunState, life: CommandLife) -> list[tuple[int, int, tuple[UUID
     return None
 
 
-def only_its_own(state: RunState, life: CommandLife) -> bool:
+def only_its_own(state: RunState, life: CommandStatus) -> bool:
     """A branch has no history before its beginning."""
     return life.branch == state.head
 
 
-def all_of_the_step(state: RunState, life: CommandLife) -> bool:
+def all_of_the_step(state: RunState, life: CommandStatus) -> bool:
     """Of the step where a branch begins everything counts, whenever it was decided."""
     cuts = _cuts(state, life)
     return cuts is not None and all(_at(life) <= step and (life.settled_seq or 0) < seq for step, seq, _ in cuts)
 
 
-def none_of_the_step(state: RunState, life: CommandLife) -> bool:
+def none_of_the_step(state: RunState, life: CommandStatus) -> bool:
     """Of the step where a branch begins nothing counts."""
     cuts = _cuts(state, life)
     return cuts is not None and all(_at(life) < step and (life.settled_seq or 0) < seq for step, seq, _ in cuts)
 
 
-def by_steps_only(state: RunState, life: CommandLife) -> bool:
+def by_steps_only(state: RunState, life: CommandStatus) -> bool:
     """What the parent does at earlier steps counts, also if it does that after the branch has begun."""
     cuts, uuid = _cuts(state, life), life.command.uuid
     return cuts is not None and all(_at(life) < step or (_at(life) == step and uuid in here) for step, _, here in cuts)
 
 
-def at_the_nearest_cut(state: RunState, life: CommandLife) -> bool:
+def at_the_nearest_cut(state: RunState, life: CommandStatus) -> bool:
     """Only where the command's own branch was left is looked at, and not where those after it were."""
     cuts, uuid = _cuts(state, life), life.command.uuid
     if not cuts:
@@ -139,7 +139,7 @@ def of_the_line_by_steps(state: RunState) -> list[CheckpointCommitted]:
 def scheduled_of_every_branch(state: RunState) -> ResumePoint:
     """What any branch is still to begin with."""
     waiting = [uuid for uuid in state.pending if uuid in state.scheduled]
-    scheduled = [Scheduled(command=state.commands[uuid].command, step=state.scheduled[uuid]) for uuid in waiting]
+    scheduled = [ScheduledCommand(command=state.commands[uuid].command, step=state.scheduled[uuid]) for uuid in waiting]
     return recovery.resume_point(state).model_copy(update={"scheduled": tuple(scheduled)})
 
 

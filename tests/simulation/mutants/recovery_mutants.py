@@ -9,7 +9,7 @@ from control_plane.core.model.errors import Conflict
 from control_plane.core.model.records import Entry, GenerationStarted, RunResumed
 from control_plane.core.model.state import RunState, evolve
 from control_plane.core.rules import crash_loop, recovery
-from control_plane.core.rules.branch_rules import Scheduled
+from control_plane.core.rules.branch_rules import ScheduledCommand
 from control_plane.core.rules.recovery import Decided, Replay, ResumePoint, replay_after
 from tests.simulation.mutants.core_mutants import altered
 from tests.simulation.world.parts import Parts
@@ -19,28 +19,28 @@ Evolve = Callable[[RunState, Entry], None]
 
 
 def ledger_forgotten(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """The trainers do not know what their state contains, and neither do their checkpoints."""
     return replace(replay_after(decided, contained, scheduled), ledger={})
 
 
 def repeats_forgotten(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """What came after the checkpoint is gone."""
     return replace(replay_after(decided, contained, scheduled), repeats=())
 
 
 def pause_forgotten(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """A restored run always runs."""
     return replace(replay_after(decided, contained, scheduled), paused=False)
 
 
 def repeats_backwards(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """The newest command first."""
     replay = replay_after(decided, contained, scheduled)
@@ -48,7 +48,7 @@ def repeats_backwards(
 
 
 def repeats_a_step_late(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """At the step after the one where it took effect."""
     replay = replay_after(decided, contained, scheduled)
@@ -56,14 +56,14 @@ def repeats_a_step_late(
 
 
 def repeats_what_is_contained(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """Whatever was applied is applied again, whether the checkpoint contains it or not."""
     return replay_after(decided, (), scheduled)
 
 
 def repeats_what_was_rejected(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """A second chance for the rejected."""
     replay = replay_after(decided, contained, scheduled)

@@ -22,7 +22,7 @@ from control_plane.core.model.intents import Cancel, ResetParameters, RunAction,
 from control_plane.core.model.records import CheckpointDiscarded, CommandSettled, Entry, Record
 from control_plane.core.model.state import RunState, evolve
 from control_plane.core.rules import decisions
-from control_plane.core.rules.branch_rules import Scheduled
+from control_plane.core.rules.branch_rules import ScheduledCommand
 from control_plane.core.rules.recovery import Decided, Replay, replay_after
 from tests.simulation.mutants.core_mutants import altered
 from tests.simulation.mutants.recovery_mutants import with_fold
@@ -274,7 +274,7 @@ def discarded_kept(state: RunState, entry: Entry) -> None:
 
 
 def newer_kinds_not_repeated(
-    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[Scheduled] = ()
+    decided: Sequence[Decided], contained: Collection[str], scheduled: Sequence[ScheduledCommand] = ()
 ) -> Replay:
     """History repeats itself, but for the kinds that came later."""
     replay = replay_after(decided, contained, scheduled)

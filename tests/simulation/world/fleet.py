@@ -22,7 +22,7 @@ from control_plane.core.boundary import (
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Diverged
 from control_plane.core.model.intents import Cancel
-from control_plane.core.model.records import MAIN, CommandSettled, Reading
+from control_plane.core.model.records import MAIN, CommandSettled, Readback
 from tests.simulation.world.rank import SimRank
 
 Boundary = Callable[[Replica, int], Steps]
@@ -41,7 +41,7 @@ class Decision:
     """What all ranks decided about one command, and what each of them really had live just then."""
 
     outcome: CommandSettled
-    live: tuple[Reading, ...]
+    live: tuple[Readback, ...]
 
 
 class Fleet:

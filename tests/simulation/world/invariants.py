@@ -16,7 +16,7 @@ from control_plane.core.model.records import (
     CommandSettled,
     Entry,
     GenerationStarted,
-    Reading,
+    Readback,
     RunResumed,
 )
 from control_plane.core.model.state import RunState
@@ -40,7 +40,7 @@ class Books:
     accepted: dict[UUID, Command] = field(default_factory=dict)
     settled: dict[UUID, CommandSettled] = field(default_factory=dict)
     starts: list[UUID] = field(default_factory=list)
-    knobs: Reading = field(default_factory=dict)
+    knobs: Readback = field(default_factory=dict)
     history: Undisturbed = field(default_factory=Undisturbed)
     # The last record that changed the run's course, or said that it will be changed.
     course_seq: int = 0
@@ -100,7 +100,7 @@ class Books:
                     raise Violation(f"I5 checkpoints: record {entry.seq} discards {name}, which is pinned")
                 self.discarded.add(name)
 
-    def _take_effect(self, command: Command, after: Reading | None) -> None:
+    def _take_effect(self, command: Command, after: Readback | None) -> None:
         """What is told late, of a branch that the run has left, says nothing of how it stands."""
         if self.turns.on_the_way:
             return

@@ -7,7 +7,7 @@ from control_plane.core.model.commands import INTENT, Command
 from control_plane.core.model.errors import Refused
 from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import CheckpointCommitted, Parent
-from control_plane.core.rules.branch_rules import Adopted
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint
 
 ADOPTED = "-of-"
 """In the name of a checkpoint that was another run's."""
@@ -41,7 +41,7 @@ class Operators:
         command = Command(uuid=self.new_uuid(), author="ann", intent=intent)
         if here not in self.files:
             self.files[here] = replace(saved, branch=branch)
-        self.brought[command.uuid] = Adopted(
+        self.brought[command.uuid] = AdoptedCheckpoint(
             origin=Parent(kind="adopted", run="other", checkpoint=name, step=saved.step),
             checkpoint=CheckpointCommitted(
                 checkpoint=here, step=saved.step, generation=0, path=f"checkpoints/{here}", pinned=True, branch=branch

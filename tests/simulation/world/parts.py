@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 
 from control_plane.core.boundary import Replica, boundary
-from control_plane.core.rules.branch_rules import Scheduled
+from control_plane.core.rules.branch_rules import ScheduledCommand
 from control_plane.core.rules.recovery import Decided, Replay, replay_after
 from tests.simulation.world.fleet import Boundary
 from tests.simulation.world.rank import SimRank
@@ -20,4 +20,4 @@ class Parts:
     boundary: Boundary = boundary
     replica: type[Replica] = Replica
     rank: Callable[..., SimRank] = SimRank
-    replay: Callable[[Sequence[Decided], Collection[str], Sequence[Scheduled]], Replay] = replay_after
+    replay: Callable[[Sequence[Decided], Collection[str], Sequence[ScheduledCommand]], Replay] = replay_after

@@ -11,7 +11,7 @@ from control_plane.core.model import limits as rules
 from control_plane.core.model.commands import Change, Command, SetKnobs, SetLearningRate
 from control_plane.core.model.intents import Freeze, Intent, ResetParameters, Rollback, RunAction, SetSchedule, Unfreeze
 from control_plane.core.model.limits import Limit
-from control_plane.core.model.records import Reading
+from control_plane.core.model.records import Readback
 from control_plane.core.rules.admission import find_group
 from tests.simulation.world.faults import Faults
 from tests.simulation.world.saved import Saved
@@ -48,15 +48,15 @@ class SimRank:
     trouble: tuple[str, str] | None = None
     before: Before = field(default_factory=lambda: ([], {}, {}, []))
 
-    def knobs(self) -> Reading:
+    def knobs(self) -> Readback:
         """What an announcement says about the knobs."""
         return {"lr": list(self.rates), "groups": GROUPS}
 
-    def held(self) -> Reading:
+    def held(self) -> Readback:
         """Every knob that is live."""
         return {"lr": list(self.rates), **deepcopy(self.values), **self.marks}
 
-    def truth(self, command: Command) -> Reading:
+    def truth(self, command: Command) -> Readback:
         """The live values that this command is about, whatever the rank may say about them."""
         if isinstance(command.intent, SetKnobs):
             return {change.knob: list(self.values.get(change.knob, [])) for change in command.intent.changes}
@@ -98,7 +98,7 @@ class SimRank:
         saved = self.find(intent.checkpoint)
         return f"checkpoint {intent.checkpoint} is not what was saved" if saved is None or saved.is_damaged else None
 
-    def _destination(self, intent: Rollback) -> Reading:
+    def _destination(self, intent: Rollback) -> Readback:
         saved = self.find(intent.checkpoint) if intent.checkpoint is not None else None
         if saved is None or intent.checkpoint is None:
             return {"branch": intent.branch}
@@ -200,7 +200,7 @@ def _turn(values: list[float], change: SetLearningRate | Change) -> None:
             values[index] = float(new)
 
 
-def _odd(kind: str, rank: int, reading: Reading) -> Reading:
+def _odd(kind: str, rank: int, reading: Readback) -> Readback:
     # Each rank is wrong in its own way: the same lie told by all of them is agreement, and nobody could tell.
     if kind != "misread":
         return reading

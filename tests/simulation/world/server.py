@@ -20,7 +20,7 @@ from control_plane.core.model.records import (
 )
 from control_plane.core.model.state import RunState, evolve, fold
 from control_plane.core.rules import crash_loop, decisions, recovery
-from control_plane.core.rules.branch_rules import Adopted, Origin
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint
 from control_plane.server.views import retired_checkpoints
@@ -141,7 +141,7 @@ class SimServer:
         if self._faults.server_crashes(point):  # type: ignore[arg-type]
             raise Crashed(point)
 
-    def submit(self, command: Command, adopted: Adopted | None = None) -> int:
+    def submit(self, command: Command, adopted: AdoptedCheckpoint | None = None) -> int:
         """Accept a command; answers its seq. `adopted` is what an adoption has brought. Raises `Refused`."""
         if adopted is None or decisions.to_be_adopted(self.state, command) is None:
             self.commit(self._rules.accept(self.state, command))
@@ -178,13 +178,13 @@ class SimServer:
             gone = self._rules.retire(self.state)
             self.commit([CheckpointDiscarded(checkpoint=each.checkpoint, reason=reason) for each, reason in gone])
 
-    def lose_generation(self, step: int) -> None:
+    def fail_generation(self, step: int) -> None:
         """The driver found the trainers dead, at this step as far as it has heard. Raises `Refused`."""
-        self.commit(decisions.lose_generation(self.state, self.state.generation_number, step, 0.0, (DEATH,)))
+        self.commit(decisions.fail_generation(self.state, self.state.generation_number, step, 0.0, (DEATH,)))
 
     def resume_point(self, heard_step: int) -> ResumePoint:
         """The run's history, for new trainers. Raises `RunEnded` when starting again is hopeless."""
-        self.commit(decisions.succeed_generation(self.state, heard_step, 0.0))
+        self.commit(decisions.infer_failure(self.state, heard_step, 0.0))
         if self.state.closed is None and (reason := self._rules.give_up(self.state)):
             self.commit(decisions.close_run(self.state, "failed", reason))
         if self.state.closed is not None:

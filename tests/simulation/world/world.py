@@ -11,7 +11,7 @@ from control_plane.core.boundary import COMPARE_EVERY_STEPS
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Diverged, Fenced, Refused
 from control_plane.core.model.records import CheckpointCommitted
-from control_plane.core.rules.branch_rules import Adopted
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint
 from control_plane.core.rules.recovery import ResumePoint
 from tests.simulation.world.beginning import begun, rank_maker, taken
 from tests.simulation.world.faults import Faults
@@ -50,7 +50,7 @@ class World(Operators):
         self.unanswered: dict[UUID, Command] = {}
         self.files: dict[str, Saved] = {}
         self.books.turns.files = self.files
-        self.brought: dict[UUID, Adopted] = {}
+        self.brought: dict[UUID, AdoptedCheckpoint] = {}
         # How many checkpoints of a branch are kept (0: all), and whether somebody goes back when the run has ended.
         self.keep_last, self.goes_back_at_the_end = 0, False
         self.reached_step = 0
@@ -78,7 +78,7 @@ class World(Operators):
         self.kill_trainers()
         try:
             if not in_place and self.dice.random() < DRIVER_IS_HEARD:
-                self._ask(lambda server: server.lose_generation(self._heard_step))
+                self._ask(lambda server: server.fail_generation(self._heard_step))
             point: ResumePoint | None = self._ask(lambda server: server.resume_point(self._heard_step))
         except Refused:
             point = None
