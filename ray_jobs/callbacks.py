@@ -1,6 +1,5 @@
 """Public names of the callbacks around a steered Trainer's steps."""
 
-from ray_jobs.checkpoint.policy import CheckpointCallback
-from ray_jobs.hf.callbacks import InteractiveCallback, LoggingCallback, RunPauseCallback
+from ray_jobs.hf.callbacks import CheckpointCallback, InteractiveCallback, LoggingCallback, RunPauseCallback
 
 __all__ = ["CheckpointCallback", "InteractiveCallback", "LoggingCallback", "RunPauseCallback"]

@@ -24,7 +24,9 @@ from ray_jobs.checkpoint.capture import STATE
 from ray_jobs.checkpoint.save import begin_save, busy_anywhere
 from ray_jobs.checkpoint.universal import universal_checkpoint_info
 from ray_jobs.checkpoint.writer import CheckpointWriter, Finished
+from ray_jobs.hf.live import live
 from ray_jobs.rank.collectives import Collectives
+from ray_jobs.rank.live_training import LiveTraining
 
 LAYERS = 8
 BYTES_PER_PARAMETER = 16
@@ -78,6 +80,7 @@ class Saves:
     writer: CheckpointWriter
     rounds: int
     quiet_steps: int
+    _training: LiveTraining | None = None
     seen: dict[str, Any] = field(default_factory=lambda: {"ours": [], "stock": [], "quiet": [], "writing": []})
 
     def plan(self) -> Iterator[None]:
@@ -99,7 +102,9 @@ class Saves:
 
     def _begin(self) -> str:
         about = {"generation": 1, "step": self.trainer.state.global_step, "samples_consumed": 0}
-        return begin_save(self.trainer, self.files, self.collectives, self.writer, about)
+        if self._training is None:
+            self._training = live(self.trainer)  # the engine exists from here on
+        return begin_save(self._training, self.files, self.collectives, self.writer, about)
 
     def _ours(self) -> tuple[float, dict[str, float], int]:
         """What the step waited for, the phases of the write behind it, and the bytes of this rank."""

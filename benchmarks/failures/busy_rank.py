@@ -84,7 +84,7 @@ class Hinder(TrainerCallback):
         return OVER if now_s >= 60 * self._spec["minutes"] else NOTHING
 
     def _save_slowly_at(self, step: int) -> None:
-        self._trainer._saving.every_steps = step
+        self._trainer._steering.saver.every_steps = step
         write = writer._write_shard
 
         def slowly(*args: Any, **kwargs: Any) -> Any:

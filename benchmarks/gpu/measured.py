@@ -154,7 +154,8 @@ def digest(setting: Setting) -> dict[str, Any]:
                 if setting.device == "cuda":
                     torch.cuda.synchronize()
                 began_s = time.perf_counter()
-                digests.take(self._trainer, self._trainer._steering.opened())
+                steering = self._trainer._steering
+                digests.take(steering.training, steering.opened())
                 taken_ms.append(1e3 * (time.perf_counter() - began_s))
 
     size = {} if setting.rehearse else GPT2_124M

@@ -110,9 +110,9 @@ class Witness(TrainerCallback):
         groups = self._trainer.deepspeed.optimizer.param_groups
         self._seen.rates.append((state.global_step + 1, [float(group["lr"]) for group in groups]))
         # What is to be restored later must be there: each save is waited for before the next step.
-        self._trainer._saving.writer.drain(SAVE_WAIT_S)
+        self._trainer._steering.saver.writer.drain(SAVE_WAIT_S)
         if self._digest_steps:
-            self._seen.digests.append((state.global_step, state_digest(capture(self._trainer))))
+            self._seen.digests.append((state.global_step, state_digest(capture(self._trainer._steering.training))))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """The loss of a step."""

@@ -118,9 +118,9 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
 def quiet_session(rank: int, total_steps: int) -> RankSession:
     """Collective. A session of a run for which nobody has a command."""
     link = Link(lambda: cast(RunHandle, QuietControl())) if rank == 0 else None
-    session = RankSession(Collectives(), link)
+    session = RankSession(Collectives(), link, total_steps=lambda: total_steps)
     place = RankPlace(rank=rank, node="local", pid=os.getpid(), device="cpu")
-    session.start(place, 0, total_steps, {}, {})
+    session.start(place, 0, {}, {})
     return session
 
 

@@ -20,11 +20,9 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs.digest import hashing
 from ray_jobs.digest import state as digests
 from ray_jobs.digest.stream import DigestStream
-from ray_jobs.hf.hf_knobs import register_trainer_knobs
+from ray_jobs.hf.live import live
 from ray_jobs.rank.collectives import Collectives
 from ray_jobs.rank.session import RankSession
-from ray_jobs.steering.knobs import Knobs
-from ray_jobs.steering.schedule import steer_schedule
 
 WARM_UP_STEPS = 20
 SAMPLES = 4096
@@ -110,15 +108,17 @@ def train(rank: int, spec: dict[str, Any]) -> list[Block]:
         train_dataset=random_blocks(config, SAMPLES),
         callbacks=[blocks],
     )
-    session = RankSession(collectives, None, knobs=Knobs())
-    stream = DigestStream(trainer, session, files, every_steps=1)
-    blocks.ours, blocks.plain = _ours(trainer, session, stream), _plain(trainer)
+    streams: list[DigestStream] = []
+    blocks.ours, blocks.plain = _ours(trainer, collectives, files, streams), _plain(trainer)
     trainer.train()
-    stream.close()
+    for stream in streams:
+        stream.close()
     return blocks.blocks
 
 
-def _ours(trainer: Any, session: RankSession, stream: DigestStream) -> Callable[[int], int]:
+def _ours(
+    trainer: Trainer, collectives: Collectives, files: RunFiles, streams: list[DigestStream]
+) -> Callable[[int], int]:
     hashed = hashing.tensor_digest
     size_bytes = 0
 
@@ -129,12 +129,12 @@ def _ours(trainer: Any, session: RankSession, stream: DigestStream) -> Callable[
 
     def digest(step: int) -> int:
         nonlocal size_bytes
-        if not hasattr(trainer, "steered_schedule"):
-            steer_schedule(trainer)
-            register_trainer_knobs(session.knobs, trainer)
-            session.read_knobs = session.knobs.readings
+        if not streams:  # the engine exists from here on
+            training = live(trainer)
+            session = RankSession(collectives, None, read_knobs=training.knobs.readings)
+            streams.append(DigestStream(training, session, files, every_steps=1))
         size_bytes = 0
-        stream.after_boundary(step)
+        streams[0].after_boundary(step)
         return size_bytes
 
     digests.tensor_digest = counted

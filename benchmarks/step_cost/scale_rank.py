@@ -62,7 +62,7 @@ def run(rank: int, spec: dict[str, Any]) -> dict[str, list[float]]:
     offers = Offers()
     session = RankSession(Collectives(), offers if rank == 0 else None)  # type: ignore[arg-type]
     session.register("set_learning_rate", Rates())
-    session.start(RankPlace(rank=rank, node="local", pid=os.getpid(), device="cpu"), 0, 10**6, {}, {})
+    session.start(RankPlace(rank=rank, node="local", pid=os.getpid(), device="cpu"), 0, {}, {})
     taken: dict[str, list[float]] = {"quiet": [], "command": []}
     for number in range(1, WARM_UP + 2 * spec["n"] + 1):
         kind = "command" if number % 2 else "quiet"

@@ -4,7 +4,6 @@ DeepSpeed itself decides the contents: its `save_checkpoint` runs as always, int
 references to live tensors. The copy to host memory is the one thing that a training step has to wait for.
 """
 
-import dataclasses
 import hashlib
 import io
 import json
@@ -15,19 +14,26 @@ import pickle
 import re
 import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from enum import Enum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy
 import torch
 import torch.distributed as dist
 
+from control_plane.core.model.records import Readback
 from control_plane.storage.layout import STATE
 from ray_jobs.checkpoint import loop_state
 from ray_jobs.checkpoint.host_memory import HostBuffers, copied_tensors
 from ray_jobs.checkpoint.universal import universal_checkpoint_info
+from ray_jobs.rank import deepspeed_internals
+from ray_jobs.rank.deepspeed_internals import shape_of
+from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.rank.plain_values import plain
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+    from deepspeed.runtime.checkpoint_engine.checkpoint_engine import CheckpointEngine
 
 log = logging.getLogger(__name__)
 
@@ -48,29 +54,28 @@ NOWHERE = "checkpoint"
 """DeepSpeed wants a folder to save to; nothing is written there."""
 
 
-def capture(trainer: Any) -> FileStates:
+def capture(training: LiveTraining) -> FileStates:
     """Collective. Return this rank's files, as references to live tensors; nothing is written.
 
     Raises: `RuntimeError` if the optimizer's state is offloaded to NVMe, where it cannot be copied.
     """
     rank = dist.get_rank() if dist.is_initialized() else 0
-    engine = getattr(trainer, "deepspeed", None)
-    if engine is not None:
-        states = _captured_from(engine)
+    if training.engine is not None:
+        states = _captured_from(training.engine)
     elif rank == 0:
-        states = {f"{STATE}/model.pt": _plain_state(trainer)}
+        states = {f"{STATE}/model.pt": _plain_state(training)}
     else:
         states = {}
-    states[progress_path(rank)] = loop_state.captured(trainer)
+    states[progress_path(rank)] = loop_state.captured(training)
     if rank == 0:
-        states[TRAINER_STATE] = _trainer_state(trainer.state)
+        states[TRAINER_STATE] = _trainer_state(training.loop.state())
     return states
 
 
-def _trainer_state(state: Any) -> str:
+def _trainer_state(state: Readback) -> str:
     """Return the Trainer's state as Transformers writes it; logged values that are no JSON are left out."""
     left_out: set[str] = set()
-    text = json.dumps(plain(dataclasses.asdict(state), left_out), indent=2, sort_keys=True) + "\n"
+    text = json.dumps(plain(state, left_out), indent=2, sort_keys=True) + "\n"
     for name in sorted(left_out - _told):
         log.warning(
             "%s is logged, or kept in the Trainer's state, and is no number or text: no checkpoint has it", name
@@ -84,24 +89,25 @@ def progress_path(rank: int) -> str:
     return f"{STATE}/rank-{rank}-progress.pt"
 
 
-def model_shapes(model: Any) -> tuple[str, int]:
+def model_shapes(model: torch.nn.Module) -> tuple[str, int]:
     """Return SHA-256 over names and full shapes of the model's parameters (equal on all ranks), and their number."""
-    shapes = [(name, tuple(getattr(each, "ds_shape", each.shape))) for name, each in model.named_parameters()]
+    shapes = [(name, tuple(shape_of(parameter))) for name, parameter in model.named_parameters()]
     return hashlib.sha256(repr(shapes).encode()).hexdigest(), sum(math.prod(shape) for _, shape in shapes)
 
 
-def _plain_state(trainer: Any) -> dict[str, Any]:
+def _plain_state(training: LiveTraining) -> dict[str, Any]:
     return {
-        "model": trainer.model.state_dict(),
-        "optimizer": trainer.optimizer.state_dict(),
-        "lr_scheduler": trainer.lr_scheduler.state_dict(),
+        "model": training.model.state_dict(),
+        "optimizer": training.optimizer.state_dict(),
+        "lr_scheduler": training.schedule.state_dict(),
     }
 
 
-def _captured_from(engine: Any) -> FileStates:
+def _captured_from(engine: "DeepSpeedEngine") -> FileStates:
     if engine.zero_nvme_offload_optimizer():
         raise RuntimeError("the optimizer is offloaded to NVMe: its state cannot be copied while training goes on")
-    with _noting(engine) as notes:
+    notes: _Notes
+    with deepspeed_internals.saving_into(engine, _Notes) as notes:
         engine.save_checkpoint(
             NOWHERE,
             tag=STATE,
@@ -115,24 +121,24 @@ def _captured_from(engine: Any) -> FileStates:
 class _Notes:
     """Checkpoint engine for DeepSpeed that records what it is given and writes nothing."""
 
-    def __init__(self, engine: Any) -> None:
+    def __init__(self, engine: "CheckpointEngine") -> None:
         self._engine = engine
         self.states: FileStates = {}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._engine, name)
 
-    def create(self, info: Any) -> None:
+    def create(self, info: object) -> None:
         """Prepare nothing."""
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         """Make no folder."""
 
-    def save(self, state_dict: Any, path: str) -> None:
+    def save(self, state_dict: dict[str, Any], path: str) -> None:
         """Record one file."""
         self.states[os.path.relpath(path, NOWHERE)] = state_dict
 
-    def commit(self, info: Any) -> bool:
+    def commit(self, info: object) -> bool:
         """Commit nothing."""
         return True
 
@@ -143,20 +149,6 @@ class _Notes:
     def preserves_storage_sharing(self) -> bool:
         """Return False: DeepSpeed need not clone tensors, for the copy leaves out storage that no tensor covers."""
         return False
-
-
-@contextmanager
-def _noting(engine: Any) -> Iterator[_Notes]:
-    """Redirect DeepSpeed's `save_checkpoint` to a recorder; restored on exit."""
-    notes, theirs = _Notes(engine.checkpoint_engine), engine.checkpoint_engine
-    engine.checkpoint_engine = notes
-    # Beside the state, rank 0 would put a script of DeepSpeed's into the folder.
-    engine._copy_recovery_script = lambda folder: None
-    try:
-        yield notes
-    finally:
-        engine.checkpoint_engine = theirs
-        del engine._copy_recovery_script
 
 
 def copied(states: FileStates, reuse: HostBuffers | None = None) -> FileStates:
@@ -188,7 +180,7 @@ class _Skeleton(pickle.Pickler):
         self.tensors: list[torch.Tensor] = []
         self._seen: dict[int, int] = {}
 
-    def persistent_id(self, value: Any) -> int | None:
+    def persistent_id(self, value: object) -> int | None:
         """Return a tensor's index in the list."""
         if not isinstance(value, torch.Tensor):
             return None
@@ -207,7 +199,7 @@ class _Filled(pickle.Unpickler):
         return self._tensors[place]
 
 
-def _taken_apart(state: Any) -> tuple[io.BytesIO, list[torch.Tensor]]:
+def _taken_apart(state: object) -> tuple[io.BytesIO, list[torch.Tensor]]:
     file = io.BytesIO()
     pickler = _Skeleton(file)
     pickler.dump(state)
@@ -233,28 +225,31 @@ def state_digest(states: FileStates) -> str:
 def random_digest(states: FileStates) -> str:
     """Return SHA-256 of one rank's random generators."""
     return _digest(
-        (_neutral(path), state.get(RANDOM)) for path, state in sorted(states.items()) if _is_progress(path, state)
+        (_neutral(path), state.get(RANDOM))
+        for path, state in sorted(states.items())
+        if isinstance(state, dict) and _is_progress(path)
     )
 
 
-def _is_progress(path: str, state: Any) -> bool:
-    return isinstance(state, dict) and _neutral(path) == _neutral(progress_path(0))
+def _is_progress(path: str) -> bool:
+    return _neutral(path) == _neutral(progress_path(0))
 
 
 def _neutral(path: str) -> str:
     return RANK_IN_NAME.sub(r"\1", path)
 
 
-def _read(path: str, state: Any) -> Any:
-    return json.loads(state) if path == TRAINER_STATE else state
+def _read(path: str, state: object) -> object:
+    return json.loads(str(state)) if path == TRAINER_STATE else state
 
 
-def _without_random(path: str, state: Any) -> Any:
-    beside = (RANDOM, loop_state.CALLBACKS)
-    return {key: part for key, part in state.items() if key not in beside} if _is_progress(path, state) else state
+def _without_random(path: str, state: object) -> object:
+    if not isinstance(state, dict) or not _is_progress(path):
+        return state
+    return {key: part for key, part in state.items() if key not in (RANDOM, loop_state.CALLBACKS)}
 
 
-def _digest(parts: Iterable[Any]) -> str:
+def _digest(parts: Iterable[object]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for block in canonical(part):
@@ -262,7 +257,7 @@ def _digest(parts: Iterable[Any]) -> str:
     return digest.hexdigest()
 
 
-def canonical(value: Any) -> Iterator[Any]:
+def canonical(value: object) -> Iterator[Any]:
     """Yield the value in canonical bytes: its type, its size where it has one, its content."""
     if isinstance(value, torch.Tensor):
         plain = value.detach().cpu().contiguous()
@@ -288,7 +283,7 @@ def canonical(value: Any) -> Iterator[Any]:
         yield from _canonical_container(value)
 
 
-def _canonical_container(value: Any) -> Iterator[Any]:
+def _canonical_container(value: object) -> Iterator[Any]:
     if isinstance(value, dict):
         entries = sorted((b"".join(canonical(key)), part) for key, part in value.items() if key not in NOT_STATE)
         yield b"M%d:" % len(entries)
@@ -308,7 +303,7 @@ def _canonical_container(value: Any) -> Iterator[Any]:
         yield from _canonical_object(value)
 
 
-def _canonical_object(value: Any) -> Iterator[Any]:
+def _canonical_object(value: object) -> Iterator[Any]:
     """Yield an object in canonical bytes by its `__reduce_ex__`: constructor, arguments, state, items."""
     said = value.__reduce_ex__(4)
     if isinstance(said, str):  # a global of its module

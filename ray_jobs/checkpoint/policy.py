@@ -2,17 +2,17 @@
 
 import logging
 import math
-from typing import Any
-
-from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from dataclasses import dataclass
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command, SaveCheckpoint
 from control_plane.core.model.records import CheckpointCommitted, Readback
 from ray_jobs.checkpoint import save
-from ray_jobs.checkpoint.batch import global_batch_samples
 from ray_jobs.checkpoint.capture import model_shapes
+from ray_jobs.checkpoint.resume_plan import Plan
 from ray_jobs.checkpoint.writer import CheckpointWriter
+from ray_jobs.rank.context import RunContext
+from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.rank.plain_values import number
 from ray_jobs.rank.session import RankSession
 
@@ -22,44 +22,50 @@ LAST_SAVE_WAIT_S = 600.0
 """Timeout at the end of the training for a save that is still being written."""
 
 
-class CheckpointCallback(TrainerCallback):
+@dataclass(frozen=True)
+class _Begun:
+    """Training whose checkpoints are saved."""
+
+    training: LiveTraining
+    session: RankSession
+    plan: Plan
+    writer: CheckpointWriter
+
+
+class CheckpointSaver:
     """Saves on command and every `every_steps` steps (0: never). Also the applier of `save_checkpoint`."""
 
-    def __init__(self, interactive: Any, every_steps: int) -> None:
-        self._interactive, self.every_steps = interactive, every_steps
-        self._writer: CheckpointWriter | None = None
-        self._shapes: dict[str, Any] | None = None
+    def __init__(self, context: RunContext) -> None:
+        self._context, self.every_steps = context, context.checkpoint_every_steps
+        self._training: _Begun | None = None
+        self._shapes: Readback | None = None
         # The command that asked for a checkpoint, by the checkpoint's name.
         self._asked: dict[str, Command] = {}
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def begin(self, training: LiveTraining, session: RankSession, plan: Plan) -> None:
         """Create the writer and register the applier."""
-        session = self._interactive.opened()
-        context = self._interactive.context
-        self._writer = CheckpointWriter(context.files, session.rank, session.collectives.world_size, context.key)
+        context, world_size = self._context, session.collectives.world_size
+        writer = CheckpointWriter(context.files, session.rank, world_size, context.key)
+        self._training = _Begun(training, session, plan, writer)
         session.register("save_checkpoint", self)
-        session.chores.append(self._tell_what_ended)
-
-    @property
-    def session(self) -> RankSession:
-        """Session of this rank. Raises `RuntimeError` outside of training."""
-        session: RankSession = self._interactive.opened()
-        return session
+        session.chores.append(self._report_ended)
 
     @property
     def writer(self) -> CheckpointWriter:
         """Checkpoint writer of this rank. Raises `RuntimeError` outside of training."""
-        if self._writer is None:
+        return self._begun.writer
+
+    @property
+    def _begun(self) -> _Begun:
+        if self._training is None:
             raise RuntimeError("the training has not begun")
-        return self._writer
+        return self._training
 
     def after_step(self, step: int) -> None:
         """Collective, if a checkpoint is due: begin a save. The step is the same on all ranks."""
         if not self.every_steps or step % self.every_steps:
             return
-        session = self._interactive.opened()
+        session = self._begun.session
         if save.busy_anywhere(session.collectives, self.writer):
             session.fail_checkpoint(f"step-{step:08d}", step, "the one before it is still being written")
             return
@@ -87,16 +93,16 @@ class CheckpointCallback(TrainerCallback):
             return Applied(before={}, after=self.apply_now(step, command.intent))
         name = self._begin(step, command.intent.label, command.intent.pin)
         self._asked[name] = command
-        self._interactive.opened().deferred.add(command.uuid)
+        self._begun.session.deferred.add(command.uuid)
         return Applied(before={}, after={"checkpoint": name})
 
     def apply_now(self, step: int, wanted: SaveCheckpoint = SaveCheckpoint()) -> Readback:
         """Collective. Save synchronously. Raises `RuntimeError` on every rank if it fails."""
-        session = self._interactive.opened()
+        session = self._begun.session
         session.phase("saving")
         saved = save.save_now(
-            self._interactive.trainer,
-            self._interactive.context.files,
+            self._begun.training,
+            self._context.files,
             session.collectives,
             self.writer,
             self._about(step, wanted.label, wanted.pin),
@@ -111,24 +117,22 @@ class CheckpointCallback(TrainerCallback):
     def undo(self, command: Command) -> None:
         """Do nothing: a committed checkpoint does no harm, and a failed one has been removed."""
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def finish(self) -> None:
         """Wait for a save that is still being written."""
         if not self.writer.drain(LAST_SAVE_WAIT_S):
             log.error("checkpoint %s was not finished in time", self.writer.busy)
-        self._tell_what_ended()
+        self._report_ended()
 
     def _space_refusal(self) -> str | None:
-        return save.space_refusal(self._interactive.trainer, self._interactive.context.files)
+        return save.space_refusal(self._begun.training.model, self._context.files)
 
     def _begin(self, step: int, label: str | None, pinned: bool) -> str:
-        session = self._interactive.opened()
+        session = self._begun.session
         session.phase("saving")
         try:
             return save.begin_save(
-                self._interactive.trainer,
-                self._interactive.context.files,
+                self._begun.training,
+                self._context.files,
                 session.collectives,
                 self.writer,
                 self._about(step, label, pinned),
@@ -136,51 +140,51 @@ class CheckpointCallback(TrainerCallback):
         finally:
             session.phase("training")
 
-    def _about(self, step: int, label: str | None, pinned: bool) -> dict[str, Any]:
-        session, args = self._interactive.opened(), self._interactive.trainer.args
-        batch = global_batch_samples(args)
+    def _about(self, step: int, label: str | None, pinned: bool) -> Readback:
+        training, session, plan = self._begun.training, self._begun.session, self._begun.plan
+        batch = training.global_batch_samples
         return (
             {
                 "generation": session.replica.generation,
-                "branch": self._interactive.plan.branch,
+                "branch": plan.branch,
                 "step": step,
                 "label": label,
                 "pinned": pinned,
-                "knobs": self._interactive.knobs(),
+                "knobs": training.readings(),
                 "settled": tuple(str(uuid) for uuid in session.replica.ledger),
                 "decided_here": tuple(str(uuid) for uuid in session.replica.decided_at(step)),
-                "metrics": _metrics(self._interactive.trainer.state.log_history),
+                "metrics": _metrics(training.loop.log_history),
                 "samples_consumed": batch * step,
                 "global_batch_samples": batch,
-                "accumulation_steps": args.gradient_accumulation_steps,
+                "accumulation_steps": training.accumulation_steps,
             }
             | self._model()
-            | self._training()
+            | self._number()
         )
 
-    def _model(self) -> dict[str, Any]:
+    def _model(self) -> Readback:
         if self._shapes is None:
-            sha256, parameters = model_shapes(self._interactive.trainer.model)
+            sha256, parameters = model_shapes(self._begun.training.model)
             self._shapes = {"model_sha256": sha256, "model_parameters": parameters}
         return self._shapes
 
-    def _training(self) -> dict[str, Any]:
+    def _number(self) -> Readback:
         """Return the training's number from the second one on: older releases can read a first one's manifest."""
-        training = self._interactive.plan.training
+        training = self._begun.plan.training
         return {"training": training} if training > 1 else {}
 
-    def _tell_what_ended(self) -> None:
+    def _report_ended(self) -> None:
         for ended in self.writer.finished():
-            session, asked = self._interactive.opened(), self._asked.pop(ended.name, None)
+            session, asked = self._begun.session, self._asked.pop(ended.name, None)
             if ended.committed is not None:
-                self._tell_committed(ended.committed, asked)
+                self._report_committed(ended.committed, asked)
             elif ended.reason is not None and asked is None:
                 session.fail_checkpoint(ended.name, int(ended.about["step"]), ended.reason)
             elif asked is not None:
                 session.conclude(asked.uuid, ended.reason, {})
 
-    def _tell_committed(self, committed: CheckpointCommitted, asked: Command | None) -> None:
-        session = self._interactive.opened()
+    def _report_committed(self, committed: CheckpointCommitted, asked: Command | None) -> None:
+        session = self._begun.session
         if asked is not None:
             after = {"checkpoint": committed.checkpoint, "size_bytes": committed.size_bytes}
             session.conclude(asked.uuid, None, after)
@@ -190,7 +194,7 @@ class CheckpointCallback(TrainerCallback):
         session.commit_checkpoint(committed)
 
 
-def _metrics(history: list[dict[str, Any]]) -> dict[str, float]:
+def _metrics(history: list[Readback]) -> dict[str, float]:
     """Return the newest value of every evaluation metric, for retention of the best checkpoints."""
     newest: dict[str, float] = {}
     for logged in history:

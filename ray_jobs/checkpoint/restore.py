@@ -1,8 +1,8 @@
 """Restore of a verified checkpoint into a new training, with a digest that proves the live state equals the saved one.
 
-    load(trainer, plan)                  the engine has been built: weights, optimizer, DeepSpeed's scheduler
-    finish(trainer, plan, collectives)   the loop is about to begin: schedule, loss sums, groups; then the digest
-    random_generators(trainer, plan)     the first batch has been fetched
+    load(model, optimizer, engine, plan)     the engine has been built: weights, optimizer, DeepSpeed's scheduler
+    finish(training, plan, collectives)      the loop is about to begin: schedule, loss sums, groups; then the digest
+    random_generators(seed, plan, rank)      the first batch has been fetched
 
 The digest of the live state must be the one in the manifest. On another number of ranks it cannot be: there DeepSpeed's
 universal format is loaded, and `elastic` compares the consolidated state instead.
@@ -12,19 +12,23 @@ import hashlib
 import io
 import json
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from control_plane.core.model.errors import Damaged, Diverged, Refused
+from control_plane.core.model.records import Readback
 from control_plane.storage.checkpoint.store import Manifest, Shard, open_shard, read_shard
 from control_plane.storage.layout import STATE
 from ray_jobs.checkpoint import loop_state
 from ray_jobs.checkpoint.capture import TRAINER_STATE, capture, model_shapes, progress_path, random_digest, state_digest
 from ray_jobs.checkpoint.resume_plan import Plan
 from ray_jobs.checkpoint.universal import load_universal
-from ray_jobs.hf import script_callbacks
 from ray_jobs.rank.collectives import Collectives
+from ray_jobs.rank.live_training import LiveTraining
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 log = logging.getLogger(__name__)
 
@@ -32,21 +36,22 @@ CONFIGURED = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "s
 """Settings in Transformers' state that it takes from the config again at every start."""
 
 
-def load(trainer: Any, plan: Plan) -> None:
+def load(
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, engine: "DeepSpeedEngine | None", plan: Plan
+) -> None:
     """Collective. Load the weights and the optimizer.
 
     Raises: `Refused` if it is of another model, `Damaged` if DeepSpeed finds nothing to load.
     """
     assert plan.root is not None
     assert plan.manifest is not None
-    if problem := misfit(trainer, plan.manifest):
+    if problem := misfit(model, plan.manifest):
         raise Refused(problem)
-    engine = getattr(trainer, "deepspeed", None)
     if engine is None:
         with open_shard(plan.root, _shard(plan.manifest, f"{STATE}/model.pt")) as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
-        trainer.model.load_state_dict(state["model"])
-        trainer.optimizer.load_state_dict(state["optimizer"])
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
     elif plan.manifest.kind == "universal":
         load_universal(engine, plan.root)
     else:
@@ -55,12 +60,12 @@ def load(trainer: Any, plan: Plan) -> None:
             raise Damaged(f"DeepSpeed found nothing to load in {plan.checkpoint}")
 
 
-def misfit(trainer: Any, manifest: Manifest) -> str | None:
+def misfit(model: torch.nn.Module, manifest: Manifest) -> str | None:
     """Return the reason why the checkpoint is not of this model, or None.
 
     Checkpoints of the first release do not name their model.
     """
-    shapes, parameters = model_shapes(trainer.model)
+    shapes, parameters = model_shapes(model)
     if not manifest.model_sha256 or shapes == manifest.model_sha256:
         return None
     return (
@@ -70,15 +75,15 @@ def misfit(trainer: Any, manifest: Manifest) -> str | None:
     )
 
 
-def finish(trainer: Any, plan: Plan, collectives: Collectives) -> None:
+def finish(training: LiveTraining, plan: Plan, collectives: Collectives) -> None:
     """Collective. Restore the loop state and compare digests. Raises `Diverged` on every rank if any differs."""
     assert plan.manifest is not None
     problem = None
     try:
-        loop_state.restore(trainer, _progress(plan, collectives.rank))
+        loop_state.restore(training, _progress(plan, collectives.rank))
     except Diverged as difference:
         problem = difference.reason
-    states = capture(trainer)
+    states = capture(training)
     if TRAINER_STATE in states:
         states[TRAINER_STATE] = _as_configured_then(states[TRAINER_STATE], plan)
     if problem is None and plan.manifest.kind == "saved":
@@ -100,11 +105,10 @@ def _as_configured_then(state: str, plan: Plan) -> str:
     return json.dumps(json.loads(state) | {key: saved[key] for key in CONFIGURED if key in saved})
 
 
-def callbacks(trainer: Any, plan: Plan, rank: int) -> None:
-    """Restore the script's own callbacks, before `on_train_begin`."""
+def script_state(plan: Plan, rank: int) -> Readback:
+    """Return the saved state of the script's own callbacks; empty if there is none."""
     assert plan.manifest is not None
-    saved = _read(plan, rank % plan.manifest.world_size)
-    script_callbacks.put_back(trainer, saved.get(loop_state.CALLBACKS, {}))
+    return dict(_read(plan, rank % plan.manifest.world_size).get(loop_state.CALLBACKS, {}))
 
 
 def stream_place(plan: Plan, rank: int) -> tuple[int, int] | None:
@@ -117,11 +121,11 @@ def stream_place(plan: Plan, rank: int) -> tuple[int, int] | None:
 def had_ended(plan: Plan, rank: int) -> bool:
     """Return whether the script had ended its training early at this checkpoint. A new branch from there continues."""
     assert plan.manifest is not None
-    saved = _read(plan, rank % plan.manifest.world_size)
-    return plan.manifest.branch == plan.branch and bool(saved.get(loop_state.CALLBACKS, {}).get("ended"))
+    ended = script_state(plan, rank).get("ended")
+    return plan.manifest.branch == plan.branch and bool(ended)
 
 
-def random_generators(trainer: Any, plan: Plan, rank: int) -> None:
+def random_generators(seed: int, plan: Plan, rank: int) -> None:
     """Restore this rank's random generators; a rank that the checkpoint does not have is seeded.
 
     Raises `Diverged` if a digest differs.
@@ -130,8 +134,8 @@ def random_generators(trainer: Any, plan: Plan, rank: int) -> None:
     manifest = plan.manifest
     loop_state.restore_random(_read(plan, rank % manifest.world_size))
     if manifest.kind == "universal" and rank >= manifest.world_size:
-        seed = hashlib.sha256(f"{trainer.args.seed}:{manifest.step}:{rank}".encode()).digest()
-        torch.manual_seed(int.from_bytes(seed[:8], "big"))
+        own = hashlib.sha256(f"{seed}:{manifest.step}:{rank}".encode()).digest()
+        torch.manual_seed(int.from_bytes(own[:8], "big"))
         return
     saved = {each.rank: each.random_sha256 for each in manifest.ranks}.get(rank)
     found = random_digest({progress_path(rank): {"random": loop_state.random_state()}})

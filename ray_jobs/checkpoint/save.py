@@ -9,6 +9,8 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.records import CheckpointCommitted
 from control_plane.storage.checkpoint.store import discard, room_refusal
@@ -17,7 +19,9 @@ from control_plane.storage.private import FOLDER_MODE, make_folder
 from ray_jobs.checkpoint.capture import FileStates, capture, copied
 from ray_jobs.checkpoint.writer import CheckpointWriter
 from ray_jobs.rank.collectives import Collectives
+from ray_jobs.rank.deepspeed_internals import elements
 from ray_jobs.rank.error_text import told
+from ray_jobs.rank.live_training import LiveTraining
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +36,7 @@ ROUND_S = 1.0
 
 
 def begin_save(
-    trainer: Any,
+    training: LiveTraining,
     files: RunFiles,
     collectives: Collectives,
     writer: CheckpointWriter,
@@ -51,7 +55,7 @@ def begin_save(
     states: FileStates = {}
 
     def take() -> None:
-        states.update(copied(capture(trainer), writer.buffers))
+        states.update(copied(capture(training), writer.buffers))
 
     _raise_together(collectives, files, name, _guarded(take))
     writer.start(name, states, about)
@@ -60,7 +64,7 @@ def begin_save(
 
 
 def save_now(
-    trainer: Any,
+    training: LiveTraining,
     files: RunFiles,
     collectives: Collectives,
     writer: CheckpointWriter,
@@ -73,7 +77,7 @@ def save_now(
     """
     _drain_together(collectives, writer)
     try:
-        name = begin_save(trainer, files, collectives, writer, about, wanted)
+        name = begin_save(training, files, collectives, writer, about, wanted)
     except RuntimeError as error:
         return str(error)
     _drain_together(collectives, writer)
@@ -88,9 +92,9 @@ def busy_anywhere(collectives: Collectives, writer: CheckpointWriter) -> bool:
     return collectives.all_reduce_min(0 if writer.busy else 1) == 0
 
 
-def space_refusal(trainer: Any, files: RunFiles) -> str | None:
+def space_refusal(model: torch.nn.Module, files: RunFiles) -> str | None:
     """Return the reason why the disk has no room for a checkpoint, or None."""
-    parameters = sum(getattr(p, "ds_numel", p.numel()) for p in trainer.model.parameters())
+    parameters = sum(map(elements, model.parameters()))
     return room_refusal(files.checkpoints, int(parameters * BYTES_PER_PARAMETER * FREE_SPACE_FACTOR))
 
 

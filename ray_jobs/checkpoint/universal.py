@@ -2,7 +2,6 @@
 
     engine.save_checkpoint(folder, tag="state", client_state=universal_checkpoint_info(engine))
     # converted by ray_jobs.checkpoint.convert; then, in a training on any number of ranks:
-    apply_batch_plan(trainer, plan_batch(...))          # before trainer.train() builds the engine
     load_universal(engine, root)                        # collective; `root` was verified
 
 The proof is a digest of the consolidated state: of every parameter its fp32 weights, Adam's moments and Adam's step,
@@ -14,13 +13,16 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from control_plane.core.model.errors import Damaged, Diverged, Invalid
 from control_plane.storage.layout import STATE
-from ray_jobs.checkpoint.batch import BatchPlan
+from ray_jobs.rank import deepspeed_internals
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 CONSOLIDATED = f"{STATE}/consolidated.json"
 """Of a universal checkpoint: its ZeRO stage, the digest of its consolidated state, and its parameter groups."""
@@ -34,7 +36,7 @@ Tensors = dict[str, torch.Tensor]
 Groups = list[dict[str, Any]]
 
 
-def universal_checkpoint_info(engine: Any) -> dict[str, Any]:
+def universal_checkpoint_info(engine: "DeepSpeedEngine") -> dict[str, Any]:
     """Return the `client_state` entries of `engine.save_checkpoint` that the universal converter needs.
 
         engine.save_checkpoint(folder, tag=tag, client_state={**universal_checkpoint_info(engine), ...})
@@ -48,39 +50,10 @@ def universal_checkpoint_info(engine: Any) -> dict[str, Any]:
     return {UNIVERSAL_CHECKPOINT_INFO: {UNIVERSAL_CHECKPOINT_VERSION_KEY: UNIVERSAL_CHECKPOINT_VERSION_VALUE}}
 
 
-# --- Before the engine is built ---
-
-
-def apply_batch_plan(trainer: Any, plan: BatchPlan) -> None:
-    """Set a Transformers Trainer's batch sizes, wherever they live. Call it before `trainer.train()`.
-
-    accelerate's own number of accumulation steps is left alone: Transformers keeps it at 1, because it accumulates
-    itself, and with DeepSpeed accelerate takes over DeepSpeed's number when it builds the engine.
-    """
-    args = trainer.args
-    args.per_device_train_batch_size = plan.micro_batch_per_rank
-    args.gradient_accumulation_steps = plan.accumulation_steps
-    trainer._train_batch_size = args.train_batch_size
-    plugin = getattr(trainer.accelerator.state, "deepspeed_plugin", None)
-    if plugin is None:
-        return
-    sizes = {
-        "train_micro_batch_size_per_gpu": plan.micro_batch_per_rank,
-        "gradient_accumulation_steps": plan.accumulation_steps,
-        "train_batch_size": plan.global_batch_samples(args.world_size),
-    }
-    plugin.gradient_accumulation_steps = plan.accumulation_steps
-    for config in (plugin.hf_ds_config.config, plugin.deepspeed_config):
-        config.update(sizes)
-    # Noted when the arguments were made, against sizes that hold no more; they would be complained of in `train`.
-    noted = getattr(plugin.hf_ds_config, "mismatches", [])
-    noted[:] = [mismatch for mismatch in noted if not any(f"ds {key}=" in mismatch for key in sizes)]
-
-
 # --- Loading ---
 
 
-def load_universal(engine: Any, root: Path) -> None:
+def load_universal(engine: "DeepSpeedEngine", root: Path) -> None:
     """Collective. Load model, optimizer and DeepSpeed's scheduler from a universal checkpoint, and compare digests.
 
     The caller has verified `root`: loading unpickles. Not restored: the progress beside DeepSpeed's state, and
@@ -91,13 +64,8 @@ def load_universal(engine: Any, root: Path) -> None:
     stage = int(engine.zero_optimization_stage())
     if (stage == 3) != (about["zero_stage"] == 3) or stage == 0:
         raise Invalid(f"{root.name} was saved with ZeRO {about['zero_stage']} and cannot be loaded with ZeRO {stage}")
-    flag = engine._config.load_universal_checkpoint
-    # Only during this load: rolling back in place loads checkpoints of this number of ranks.
-    engine._config.load_universal_checkpoint = True
-    try:
+    with deepspeed_internals.loading_universal(engine):
         loaded, _ = engine.load_checkpoint(str(root), tag=STATE)
-    finally:
-        engine._config.load_universal_checkpoint = flag
     if loaded is None:
         raise Damaged(f"DeepSpeed found nothing to load in {root.name}")
     _separate_steps(engine)
@@ -117,7 +85,7 @@ def described(root: Path) -> dict[str, Any]:
     return dict(about)
 
 
-def reassert_groups(engine: Any, groups: Groups) -> None:
+def reassert_groups(engine: "DeepSpeedEngine", groups: Groups) -> None:
     """Set every hyper-parameter of every parameter group to what was saved for that group, and read it back.
 
     ZeRO 3's universal load copies those of group 0 into all groups, e.g. its weight decay to the biases. Raises
@@ -149,20 +117,20 @@ def _from_json(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _separate_steps(engine: Any) -> None:
+def _separate_steps(engine: "DeepSpeedEngine") -> None:
     """Give each sub-group its own step tensor: ZeRO 3's universal load shares one, which each update would advance."""
-    for state in _base_optimizer(engine).state.values():
+    for state in deepspeed_internals.base_optimizer(engine).state.values():
         if isinstance(state.get(STEP), torch.Tensor):
             state[STEP] = state[STEP].clone()
 
 
-def _load_unoptimized(engine: Any, root: Path) -> None:
+def _load_unoptimized(engine: "DeepSpeedEngine", root: Path) -> None:
     """Load persistent buffers and frozen parameters, which a universal load leaves as the new model has them."""
     stored = engine.module.state_dict(keep_vars=True)
     live = {name: tensor for name, tensor in stored.items() if not tensor.requires_grad}
     if not live:
         return
-    if frozen := sorted(name for name, tensor in live.items() if hasattr(tensor, "ds_id")):
+    if frozen := sorted(name for name, tensor in live.items() if deepspeed_internals.is_partitioned(tensor)):
         raise Invalid(f"frozen parameters cannot change their number of ranks under ZeRO 3: {frozen[0]}")
     path = sorted((root / STATE).glob("*mp_rank_00_model_states.pt"))[0]
     saved = torch.load(path, map_location="cpu", weights_only=False, mmap=True)["module"]
@@ -173,7 +141,7 @@ def _load_unoptimized(engine: Any, root: Path) -> None:
 # --- The state, whatever the number of ranks ---
 
 
-def consolidated(engine: Any) -> Iterator[tuple[str, Tensors]]:
+def consolidated(engine: "DeepSpeedEngine") -> Iterator[tuple[str, Tensors]]:
     """Collective. Yield name and full (gathered) state of each trained parameter, one at a time, by name.
 
     `fp32`, `exp_avg` and `exp_avg_sq` have the parameter's shape, `step` is Adam's, a scalar; all are copies on the
@@ -181,8 +149,8 @@ def consolidated(engine: Any) -> Iterator[tuple[str, Tensors]]:
     """
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    _link_moments(engine)
-    states = _local_states(engine)
+    deepspeed_internals.relink_moments(engine)
+    states = deepspeed_internals.local_states(engine)
     for name, parameter in sorted((name, one) for one, name in engine.param_names.items() if one.requires_grad):
         local = states[parameter]
         keys = [key for key in MOMENTS if key in local]
@@ -194,18 +162,6 @@ def consolidated(engine: Any) -> Iterator[tuple[str, Tensors]]:
         if STEP in local:
             whole[STEP] = torch.tensor(float(local[STEP]))
         yield name, {key: tensor.detach().to("cpu", torch.float32, copy=True) for key, tensor in whole.items()}
-
-
-def _link_moments(engine: Any) -> None:
-    """Relink parameters to their moments: ZeRO 1 and 2 do it once, when only the first group has stepped."""
-    if getattr(engine.optimizer, "_hp_optimizer_states_linked", False):
-        engine.optimizer._hp_optimizer_states_linked = False
-        engine.optimizer._lazy_init_hp_params_optimizer_state()
-
-
-def consolidated_state(engine: Any) -> dict[str, Tensors]:
-    """Collective. All of `consolidated` at once: 12 bytes a parameter, on every rank."""
-    return dict(consolidated(engine))
 
 
 def consolidated_files(root: Path) -> Iterator[tuple[str, Tensors]]:
@@ -235,21 +191,3 @@ def digest(states: Iterable[tuple[str, Tensors]]) -> str:
 def _tensor_of(path: Path) -> torch.Tensor:
     value = torch.load(path, map_location="cpu", weights_only=False)
     return value["param"] if isinstance(value, dict) else value
-
-
-def _base_optimizer(engine: Any) -> Any:
-    """Return the torch optimizer that a ZeRO optimizer wraps."""
-    return getattr(engine.optimizer, "optimizer", engine.optimizer)
-
-
-def _local_states(engine: Any) -> dict[Any, dict[str, Any]]:
-    """Return, for each trained parameter, the optimizer state of this rank's flat tensor with a partition of it."""
-    zero, base = engine.optimizer, _base_optimizer(engine)
-    if not engine.zero_optimization():
-        return {one: base.state[one] for group in base.param_groups for one in group["params"]}
-    if engine.zero_optimization_stage() == 3:
-        flats, members = zero.fp32_partitioned_groups_flat, zero.fp16_groups
-    else:
-        flats = [group["params"][0] for group in base.param_groups]
-        members = zero.bf16_groups if hasattr(zero, "bf16_groups") else zero.bit16_groups
-    return {one: base.state[flat] for flat, group in zip(flats, members, strict=True) for one in group}

@@ -2,15 +2,20 @@
 
     unsupported(config)         checks a DeepSpeed config: when it is submitted, and again before the script trains
     unsupported_engine(engine)  checks what only the script knows: the kind of engine, and its experts
-    check(trainer)              checks both
+    check(model, engine, ...)   checks both
 
 docs/deepspeed.md has the whole table. Features that are not named here are passed through to DeepSpeed.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from control_plane.core.model.errors import Refused
+
+if TYPE_CHECKING:
+    from accelerate import ParallelismConfig
+    from deepspeed import DeepSpeedEngine
+    from torch import nn
 
 PARTIAL = "its ranks hold parts of the model that checkpoints, digests and commands do not combine"
 DATA = "it changes the order or the length of samples by a state of its own, which is not saved in checkpoints"
@@ -50,17 +55,20 @@ SWITCHED_ON: dict[str, str] = {
 OPTIMIZERS: dict[str, str] = {name: f"{name}: {LOSSY}" for name in ("OneBitAdam", "ZeroOneAdam", "OneBitLamb")}
 
 
-def check(trainer: Any) -> None:
-    """Raise `Refused` if the training uses an unsupported feature."""
-    config = getattr(getattr(trainer.args, "hf_deepspeed_config", None), "config", None)
+def check(
+    model: "nn.Module",
+    engine: "DeepSpeedEngine | None",
+    config: Mapping[str, Any] | None = None,
+    parallel: "ParallelismConfig | None" = None,
+) -> None:
+    """Raise `Refused` if the training uses an unsupported feature. `parallel`: accelerate's settings."""
     reasons = unsupported(config) if isinstance(config, Mapping) else []
-    engine, parallel = getattr(trainer, "deepspeed", None), getattr(trainer.args, "parallelism_config", None)
     if engine is not None and (reason := unsupported_engine(engine)):
         reasons.append(reason)
     for size, name in (("sp_size", "Ulysses"), ("tp_size", "tensor parallelism"), ("cp_size", "context parallelism")):
         if getattr(parallel, size, 1) > 1:
             reasons.append(f"parallelism_config has {name}, which a run does not support: {PARTIAL}")
-    if any(type(module).__module__.startswith("deepspeed.moe") for module in trainer.model.modules()):
+    if any(type(module).__module__.startswith("deepspeed.moe") for module in model.modules()):
         reasons.append(f"the model has experts ({EXPERTS}), which a run does not support: {PARTIAL}")
     if reasons:
         raise Refused("; ".join(dict.fromkeys(reasons)))
@@ -93,14 +101,16 @@ def _unsupported_keys(config: Mapping[str, Any]) -> Iterator[tuple[str, Any, str
         yield "compression_training", "given", f"compression: {LOSSY}"
 
 
-def unsupported_engine(engine: Any) -> str | None:
+def unsupported_engine(engine: "DeepSpeedEngine") -> str | None:
     """Return the reason why a run cannot train with this engine, or None."""
     if any(base.__name__ == "PipelineEngine" for base in type(engine).__mro__):
         return f"the engine is a PipelineEngine, which a run does not support: pipeline parallelism: {PARTIAL}"
     if getattr(engine, "has_moe_layers", False):
         return f"the model has experts ({EXPERTS}), which a run does not support: {PARTIAL}"
-    config = getattr(getattr(engine, "_config", None), "_param_dict", None)
-    return next(iter(unsupported(config)), None) if isinstance(config, Mapping) else None
+    from ray_jobs.rank.deepspeed_internals import config_of  # imports torch, which a submitter may not have
+
+    config = config_of(engine)
+    return next(iter(unsupported(config)), None) if config is not None else None
 
 
 def _at(config: Mapping[str, Any], key: str) -> Any:
@@ -110,7 +120,7 @@ def _at(config: Mapping[str, Any], key: str) -> Any:
     return value
 
 
-def _is_on(part: Any) -> bool:
+def _is_on(part: object) -> bool:
     """Return whether a compression technique has `enabled`, in its shared parameters or by itself."""
     if not isinstance(part, Mapping):
         return False

@@ -8,13 +8,13 @@ import logging
 import queue
 import threading
 from pathlib import Path
-from typing import Any
 
 from control_plane.core.model.records import StateDigested
 from control_plane.storage.digest_files import RankDigest, digest_file
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import make_folder, private
 from ray_jobs.digest.state import take
+from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.rank.session import RankSession
 
 log = logging.getLogger(__name__)
@@ -82,9 +82,9 @@ class DigestFile:
 class DigestStream:
     """Digest stream of one rank and generation, every `every_steps` steps (0: never)."""
 
-    def __init__(self, trainer: Any, session: RankSession, files: RunFiles, every_steps: int) -> None:
+    def __init__(self, training: LiveTraining, session: RankSession, files: RunFiles, every_steps: int) -> None:
         self.every_steps = every_steps
-        self._trainer, self._session, self._files = trainer, session, files
+        self._training, self._session, self._files = training, session, files
         self._file: DigestFile | None = None
 
     def before_the_first_step(self) -> None:
@@ -118,7 +118,7 @@ class DigestStream:
 
     def _take(self) -> RankDigest | None:
         try:
-            return take(self._trainer, self._session)
+            return take(self._training, self._session)
         except Exception:
             log.exception("the live state could not be digested")
             return None

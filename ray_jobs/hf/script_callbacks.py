@@ -1,6 +1,6 @@
 """State of a script's own callbacks, by Transformers' `ExportableState`, saved in checkpoints and restored.
 
-    kept = captured(trainer)           this rank's: each callback's state, and whether one has ended the training
+    kept = captured(trainer, False)    this rank's: each callback's state, and whether one has ended the training
     put_back(trainer, kept)            before `on_train_begin`
 
 Transformers makes new callbacks of what was saved, and only if it is told to; here the script's own ones go on, so
@@ -12,7 +12,7 @@ import logging
 from collections import defaultdict
 from typing import Any
 
-from transformers import TrainerControl
+from transformers import Trainer, TrainerControl
 from transformers.trainer_callback import ExportableState
 
 log = logging.getLogger(__name__)
@@ -20,8 +20,11 @@ log = logging.getLogger(__name__)
 Kept = dict[str, Any]
 
 
-def captured(trainer: Any) -> Kept:
-    """Return the callbacks' states and whether the script has ended the training; may be empty."""
+def captured(trainer: Trainer, was_told_to_stop: bool) -> Kept:
+    """Return the callbacks' states and whether the script has ended the training; may be empty.
+
+    `was_told_to_stop`: whether a command, not the script, ends the training: commands are replayed by themselves.
+    """
     kept: dict[str, list[Any]] = defaultdict(list)
     for name, callback in _stateful(trainer):
         try:
@@ -31,11 +34,11 @@ def captured(trainer: Any) -> Kept:
             kept[name].append(None)
     state, stops = trainer.state, bool(trainer.control.should_training_stop)
     # At the planned last step everything stops; that needs no word, and a run may still be given more steps.
-    ended = stops and state.global_step < state.max_steps and not _was_told_to_stop(trainer)
+    ended = stops and state.global_step < state.max_steps and not was_told_to_stop
     return ({"states": dict(kept)} if kept else {}) | ({"ended": True} if ended else {})
 
 
-def put_back(trainer: Any, kept: Kept) -> None:
+def put_back(trainer: Trainer, kept: Kept) -> None:
     """Restore each callback from the state of the same class and position; one that fails starts anew."""
     left = {name: list(states) for name, states in kept.get("states", {}).items()}
     for name, callback in _stateful(trainer):
@@ -48,16 +51,9 @@ def put_back(trainer: Any, kept: Kept) -> None:
             log.warning("callback %s begins anew: it did not take its state: %s: %s", name, type(error).__name__, error)
 
 
-def _was_told_to_stop(trainer: Any) -> bool:
-    """Return whether a command, not the script, ends the training: commands are replayed by themselves."""
-    session = getattr(getattr(trainer, "_steering", None), "session", None)
-    return session is not None and (session.replica.stopping or session.replica.leaving is not None)
-
-
-def _stateful(trainer: Any) -> list[tuple[str, Any]]:
-    callbacks = getattr(trainer.callback_handler, "callbacks", ())
+def _stateful(trainer: Trainer) -> list[tuple[str, Any]]:
     return [
-        (type(each).__name__, each)
-        for each in callbacks
-        if isinstance(each, ExportableState) and not isinstance(each, TrainerControl)
+        (type(callback).__name__, callback)
+        for callback in trainer.callback_handler.callbacks
+        if isinstance(callback, ExportableState) and not isinstance(callback, TrainerControl)
     ]

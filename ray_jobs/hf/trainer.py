@@ -8,24 +8,33 @@ Started by `steer submit`, the trainer can be steered. Started by hand, it is th
 
 import logging
 import sys
+from collections.abc import Sized
 from typing import Any, TypeVar, cast
 
+from torch import nn
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
 
 from ray_jobs.checkpoint import restore
-from ray_jobs.checkpoint.batch import global_batch_samples
-from ray_jobs.checkpoint.policy import CheckpointCallback
+from ray_jobs.checkpoint.batch import global_batch_samples, plan_batch
 from ray_jobs.checkpoint.resume_plan import Plan
+from ray_jobs.config.deepspeed_features import check
 from ray_jobs.data.generators import seed_of, seeded
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.data.seeded_loading import Draws
+from ray_jobs.digest.fingerprints import fingerprint
+from ray_jobs.hf import script_callbacks
 from ray_jobs.hf.callbacks import (
+    CheckpointCallback,
     InteractiveCallback,
     LoggingCallback,
     RunPauseCallback,
 )
+from ray_jobs.hf.live import apply_batch_plan
 from ray_jobs.rank import context
-from ray_jobs.rank.inexact import of_a_trainer
+from ray_jobs.rank.cpu_setup import check_together
+from ray_jobs.rank.inexact import kept_generators
+from ray_jobs.rank.steered_run import SteeredRun
 from ray_jobs.steering.actions import Extensible, OwnVocabulary
 from ray_jobs.steering.rollback import LeaveForBranch, release
 
@@ -42,7 +51,7 @@ class Steered(Extensible):
     """
 
     # Before a subclass's `__init__` is over, it may ask for its data loader.
-    _steering: InteractiveCallback | None = None
+    _steering: SteeredRun | None = None
     _order: SampleOrder | None = None
     _run: context.RunContext | None = None
     _draws: Draws | None = None
@@ -60,44 +69,73 @@ class Steered(Extensible):
         if run is None:
             log.warning("not started by `steer submit`: this trainer runs, but cannot be steered")
             return
-        self._steering = InteractiveCallback(self, run)
-        self._saving = self._steering.saving = CheckpointCallback(self._steering, run.checkpoint_every_steps)
+        self._steering = steering = SteeredRun(run)
         for callback in (
-            self._steering,
-            RunPauseCallback(self._steering, self._saving),
-            self._saving,
-            LoggingCallback(self._steering),
+            InteractiveCallback(self._as_trainer, steering, self.own_vocabulary),
+            RunPauseCallback(steering),
+            CheckpointCallback(steering),
+            LoggingCallback(steering),
         ):
-            self.add_callback(callback)  # type: ignore[attr-defined]
+            self._as_trainer.add_callback(callback)
 
-    def train(self, resume_from_checkpoint: Any = None, *args: Any, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Train from where the run was. A failure is reported to the control server and raised again.
 
         Raises `LeaveForBranch` when the run continues on another branch.
         """
-        steering, training = self._steering, cast(Any, super())
+        steering, training, this = self._steering, cast(Any, super()), self._as_trainer
         if steering is None:
             return training.train(resume_from_checkpoint, *args, **kwargs)
         try:
-            plan = steering.open()
-            self.own_vocabulary.attach(steering.opened())
+            plan = steering.open(self._check_steerable, lambda: fingerprint(self._steered_model, this.train_dataset))
+            self._keep_global_batch(plan)
+            self.own_vocabulary.close()
             begin_at = str(plan.state_folder) if plan.checkpoint else resume_from_checkpoint
             output = training.train(begin_at, *args, **kwargs)
         except Exception as error:
             steering.fail(self._step, error)
             raise
         except SystemExit:
-            steering.break_off(self._step)
+            steering.break_off(self._step, this.state.max_steps)
             raise
         steering.close(self._step)
         if steering.leaving:
-            release(cast(Any, self).deepspeed)
+            release(this.deepspeed)
             raise LeaveForBranch
         return output
 
     @property
+    def _as_trainer(self) -> Trainer:
+        """This object, as what it is besides."""
+        return cast(Trainer, self)
+
+    @property
+    def _steered_model(self) -> nn.Module:
+        return cast(nn.Module, self._as_trainer.model)
+
+    @property
     def _step(self) -> int:
-        return int(cast(Any, self).state.global_step)
+        return int(self._as_trainer.state.global_step)
+
+    def _check_steerable(self) -> None:
+        """Raise unless this Trainer can be steered: `Invalid`, or `Refused` for an unsupported feature of DeepSpeed."""
+        args = self._as_trainer.args
+        check_together(args)
+        config = getattr(getattr(args, "hf_deepspeed_config", None), "config", None)
+        check(self._steered_model, self._as_trainer.deepspeed, config, getattr(args, "parallelism_config", None))
+
+    def _keep_global_batch(self, plan: Plan) -> None:
+        """Keep the run's global batch on these ranks. Raises `Invalid` if they cannot share it."""
+        args, run = self._as_trainer.args, self._run
+        assert run is not None
+        per_rank = args.per_device_train_batch_size * args.gradient_accumulation_steps
+        wanted = per_rank * (run.ranks or args.world_size)
+        if plan.manifest is not None and plan.manifest.global_batch_samples:
+            wanted = plan.manifest.global_batch_samples
+        if wanted != per_rank * args.world_size:
+            shared = plan_batch(wanted, args.per_device_train_batch_size, args.world_size)
+            log.warning("%d ranks share a global batch of %d samples: %s", args.world_size, wanted, shared)
+            apply_batch_plan(self._as_trainer, shared)
 
     @property
     def _plan(self) -> Plan | None:
@@ -105,15 +143,19 @@ class Steered(Extensible):
         plan = self._steering.plan if self._steering is not None else None
         return plan if plan is not None and plan.checkpoint else None
 
-    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+    def _prepare_for_training(
+        self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
+    ) -> Any:
         plan, training = self._plan, cast(Any, super())
         if plan is None:
             return training._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
         prepared = training._prepare_for_training(max_steps, train_dataloader, None)
-        restore.load(self, plan)
+        this = self._as_trainer
+        assert this.optimizer is not None
+        restore.load(self._steered_model, this.optimizer, this.deepspeed, plan)
         return prepared
 
-    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if self._plan is None:
             cast(Any, super())._load_from_checkpoint(resume_from_checkpoint, model)
 
@@ -122,14 +164,14 @@ class Steered(Extensible):
         if plan is None or steering is None:
             cast(Any, super())._load_callback_state()
         else:
-            restore.callbacks(self, plan, steering.opened().rank)
+            script_callbacks.put_back(self._as_trainer, restore.script_state(plan, steering.opened().rank))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         plan = self._plan
         if plan is None:
             cast(Any, super())._load_rng_state(checkpoint)
         elif self._steering is not None:
-            restore.random_generators(self, plan, self._steering.opened().rank)
+            restore.random_generators(self._as_trainer.args.seed, plan, self._steering.opened().rank)
 
     def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
         cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
@@ -139,17 +181,17 @@ class Steered(Extensible):
         if self._steering is None or (first and self._ends_its_epoch()):
             return
         if self._steering.opened().is_open(self._step):
-            self._saving.after_step(self._step)
+            self._steering.saver.after_step(self._step)
             self._steering.boundary(self._step)
 
     def _ends_its_epoch(self) -> bool:
-        control = cast(Any, self).control
+        control = self._as_trainer.control
         ends = self._step == self._last_step_of_epoch
         return bool(ends or control.should_epoch_stop or control.should_training_stop)
 
     def get_train_dataloader(self) -> Any:
         """Return the loader; in a run, its random numbers are a function of the seed, the epoch and the batch."""
-        this, theirs, run = cast(Any, self), cast(Any, super()).get_train_dataloader, self._run
+        this, theirs, run = self._as_trainer, cast(Any, super()).get_train_dataloader, self._run
         if run is None:
             return theirs()
         args, training = this.args, max(1, run.trainings.begun)
@@ -158,32 +200,53 @@ class Steered(Extensible):
         self._draws = Draws(seed, args.process_index)
         with seeded(seed):
             loader = theirs()
-        self.inexact = (*self._draws.attach(loader), *of_a_trainer(this, loader), *self._filled_up_otherwise())
+        self.inexact = (*self._draws.attach(loader), *self._data_reasons(loader), *self._filled_up_otherwise())
         return loader
+
+    def _data_reasons(self, loader: DataLoader[Any]) -> list[str]:
+        """Return the reasons why the data is not restored exactly, in words."""
+        this, args = self._as_trainer, self._as_trainer.args
+        reasons = [
+            reason
+            for name in ("train_dataset", "data_collator")
+            for reason in kept_generators(getattr(this, name, None), name)
+        ]
+        if args.ignore_data_skip:
+            reasons.append("the data of the epoch, which begins anew (ignore_data_skip)")
+        if args.dataloader_num_workers > 1 and not args.dataloader_in_order:
+            reasons.append(
+                "the order of the batches, which come as the loader's workers are ready (dataloader_in_order)"
+            )
+        is_dispatched = type(loader).__name__ == "DataLoaderDispatcher"
+        if is_dispatched and args.world_size > 1 and not isinstance(loader.dataset, IterableDataset):
+            reasons.append("the samples of the epoch (dispatch_batches, with data that has a length)")
+        return reasons
 
     def _filled_up_otherwise(self) -> list[str]:
         """Return an inexactness if an epoch's tail is kept on another number of ranks: its step differs."""
-        order, plan, ranks = self._order, self._plan, cast(Any, self).args.world_size
+        order, plan, ranks = self._order, self._plan, self._as_trainer.args.world_size
         writers = plan.manifest.world_size if plan is not None and plan.manifest is not None else ranks
         if order is None or not order.has_a_tail or writers == ranks:
             return []
         return [f"the last step of each epoch, of a smaller batch (data.tail: keep), on {ranks} ranks after {writers}"]
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        this = cast(Any, self)
+    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Any:
+        this = self._as_trainer
         data = train_dataset if train_dataset is not None else this.train_dataset
         run = self._run
         if run is None or not _takes_our_order(type(this), data, this.args, run.keeps_the_tail):
             return cast(Any, super())._get_train_sampler(train_dataset)
         seed = this.args.seed if this.args.data_seed is None else this.args.data_seed
-        self._order = order = SampleOrder(len(data), seed, global_batch_samples(this.args), run.keeps_the_tail)
+        self._order = order = SampleOrder(
+            len(cast(Sized, data)), seed, global_batch_samples(this.args), run.keeps_the_tail
+        )
         if order.left_out:
             told = (order.left_out, order.n, len(order) // global_batch_samples(this.args))
             sentence = "%d of %d samples fill no global batch and are left out of each epoch, of %d steps (%s)"
             log.warning(sentence, *told, "data.tail: keep trains on them")
         return order
 
-    def set_initial_training_values(self, args: Any, dataloader: Any) -> tuple[Any, ...]:
+    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> tuple[Any, ...]:
         """Return Transformers' values, but with unlimited epochs, for a later `total_steps`; see `_run_epoch`."""
         epochs, *values, max_steps = cast(Any, super()).set_initial_training_values(args, dataloader)
         self._planned = int(epochs), int(max_steps)
@@ -200,18 +263,18 @@ class Steered(Extensible):
         place = restore.stream_place(self._plan, self._steering.opened().rank)
         if place is None:
             return begun
-        args, self.stream_place = cast(Any, self).args, place
+        args, self.stream_place = self._as_trainer.args, place
         return place[0], 0 if args.ignore_data_skip else place[1] * args.gradient_accumulation_steps
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the batches of a step, and count the position in data without a length."""
         batches, items = cast(Any, super()).get_batch_samples(*args, **kwargs)
-        if self.stream_place is not None and len(batches) == cast(Any, self).args.gradient_accumulation_steps:
+        if self.stream_place is not None and len(batches) == self._as_trainer.args.gradient_accumulation_steps:
             self.stream_place = (self.stream_place[0], self.stream_place[1] + 1)
         return batches, items
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        this, (epochs, steps) = cast(Any, self), self._planned
+        this, (epochs, steps) = self._as_trainer, self._planned
         if self._steering is not None and self._steering.is_over:
             # No step is left: what `train` answers then is what was restored, the whole training's.
             this.control.should_training_stop = True
@@ -237,10 +300,10 @@ def make_interactive(trainer_class: T) -> T:
     return type(name, (Steered, trainer_class), {"__doc__": Steered.__doc__})  # type: ignore[return-value]
 
 
-def _takes_our_order(trainer_class: type[Trainer], data: Any, args: TrainingArguments, keeps_the_tail: bool) -> bool:
+def _takes_our_order(trainer_class: type[Trainer], data: object, args: TrainingArguments, keeps_the_tail: bool) -> bool:
     """Return whether the Trainer would use its own random order of a sized dataset, so that ours, which does not depend
     on the number of ranks, may replace it. A sampler of the user's, or another strategy, is kept."""
-    theirs = next(each for each in trainer_class.__mro__ if each is not Steered and "_get_train_sampler" in vars(each))
+    theirs = next(base for base in trainer_class.__mro__ if base is not Steered and "_get_train_sampler" in vars(base))
     own = theirs is Trainer
     random = getattr(args, "train_sampling_strategy", "random") == "random"
     least = 1 if keeps_the_tail else global_batch_samples(args)

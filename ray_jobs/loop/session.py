@@ -6,145 +6,40 @@
             loss = ...                     # forward, backward, the optimizer's step
             session.step({"loss": loss})   # the boundary: commands, a pause, a checkpoint when one is due
 
-Started by `steer submit`, the loop can be steered. Started by hand, it is a loop. The same callbacks stand around its
-steps as around a Trainer's, and to them, to appliers and to checkpoints a `Loop` stands where a Trainer would.
+Started by `steer submit`, the loop can be steered. Started by hand, it is a loop. Transformers is not imported.
 """
 
 import logging
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace, TracebackType
-from typing import Any, Self, cast
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Self
 
 import torch
-import torch.distributed as dist
-from transformers import TrainerControl, TrainerState, TrainingArguments
 
 from control_plane.core.model.errors import Invalid
-from control_plane.core.model.records import Readback
 from ray_jobs.checkpoint import loop_state, restore
-from ray_jobs.checkpoint.batch import global_batch_samples
-from ray_jobs.checkpoint.policy import CheckpointCallback
 from ray_jobs.checkpoint.resume_plan import Plan
-from ray_jobs.hf.callbacks import InteractiveCallback, LoggingCallback, RunPauseCallback
+from ray_jobs.config.deepspeed_features import check
+from ray_jobs.digest.fingerprints import fingerprint
+from ray_jobs.loop.live import PlainLoop, global_batch_of, live
 from ray_jobs.rank import context
-from ray_jobs.rank.session import RankSession
+from ray_jobs.rank.steered_run import SteeredRun
 from ray_jobs.steering import skipped_steps
 from ray_jobs.steering.actions import Extensible, OwnVocabulary
+from ray_jobs.steering.appliers import UnsupportedApplier
 from ray_jobs.steering.rollback import LeaveForBranch, release
+from ray_jobs.steering.schedule import Scheduler
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 log = logging.getLogger(__name__)
+
+Metric = int | float | torch.Tensor
 
 MAX_METRIC_CHARS = 64
 EVALUATED = "eval_"
 """Prefix of metrics that are kept with a checkpoint, for retention of the best ones."""
-
-
-class OwnSchedule:
-    """Scheduler that the script steps by itself; its `step` is redirected to the steered one."""
-
-    def __init__(self, scheduler: Any) -> None:
-        self._scheduler, self.step = scheduler, scheduler.step
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._scheduler, name)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return the scheduler's own state, without the attributes that `lead_to` has set."""
-        return {name: value for name, value in self._scheduler.state_dict().items() if not callable(value)}
-
-    def lead_to(self, steered: Any) -> None:
-        """Redirect `step` and `get_last_lr` of the scheduler to the steered one."""
-        self._scheduler.step, self._scheduler.get_last_lr = steered.step, steered.get_last_lr
-
-
-class Loop:
-    """Stand-in for a Trainer: the live objects of a loop, and as much of a Trainer's state as a loop has."""
-
-    def __init__(
-        self, model: Any, optimizer: Any, engine: Any, scheduler: Any, total_steps: int, seed: int, own: OwnVocabulary
-    ) -> None:
-        self.deepspeed, self.own_vocabulary = engine, own
-        self.model = engine.module if engine is not None else model
-        self.optimizer = engine.optimizer if engine is not None else optimizer
-        engines = getattr(engine, "lr_scheduler", None)
-        given = scheduler if scheduler is not None else engines
-        self.schedule_name = type(given).__name__ if given is not None else None
-        self._given = self.lr_scheduler = given if given is engines else OwnSchedule(given)
-        self.steered_schedule: Any = None
-        # No bound of the data's is known, see the knob `total_steps`.
-        self.most_steps = None
-        self.callback_handler = SimpleNamespace(lr_scheduler=None)
-        self.state = TrainerState(max_steps=total_steps)
-        self.control = TrainerControl()
-        self.eval_dataset = None
-        self.args = SimpleNamespace(
-            seed=seed,
-            deepspeed=None,
-            logging_strategy="no",
-            eval_strategy="no",
-            max_steps=total_steps,
-            device=engine.device if engine is not None else next(iter(model.parameters())).device,
-            world_size=dist.get_world_size() if dist.is_initialized() else 1,
-            per_device_train_batch_size=engine.train_micro_batch_size_per_gpu() if engine is not None else 0,
-            gradient_accumulation_steps=engine.gradient_accumulation_steps() if engine is not None else 1,
-        )
-        # A Trainer averages its loss in here, and what restores one puts it back; a loop has no such sum.
-        self._tr_loss = torch.zeros(())
-
-    def steer(self) -> None:
-        """Install `steered_schedule` where the script, or DeepSpeed's engine, steps a scheduler."""
-        if isinstance(self._given, OwnSchedule):
-            self._given.lead_to(self.steered_schedule)
-        elif self._given is None and self.deepspeed is not None:
-            self.deepspeed.lr_scheduler = None
-
-    def step_schedule(self) -> None:
-        """Step the schedule in a loop without a scheduler, if `set_schedule` has planned one.
-
-        Without a plan the rates are left alone: the script may set them. A skipped step does not move the schedule.
-        """
-        if self._given is None and "course" in self.steered_schedule.modes() and not skipped_steps.was_skipped(self):
-            self.steered_schedule.step()
-
-
-class LoopSteering(InteractiveCallback):
-    """Opens the rank's session, restores a loop's state, and runs a boundary after every step."""
-
-    def _keep_the_batch(self, plan: Plan) -> None:
-        """Raise `Invalid` if the script's global batch is not the run's: only the script can change it."""
-        wanted = plan.manifest.global_batch_samples if plan.manifest is not None else 0
-        batch = global_batch_samples(self.trainer.args)
-        if wanted and batch and wanted != batch:
-            raise Invalid(
-                f"the run's steps take {wanted} samples over all ranks, and this script's take {batch}: let its "
-                "'train_batch_size' be the same on any number of ranks"
-            )
-
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        """Collective. Load the checkpoint, wrap the schedule, restore the rest. Raises `Diverged` if digests differ."""
-        plan = self.plan
-        if plan is not None and plan.manifest is not None:
-            restore.load(self.trainer, plan)
-            state.global_step = plan.manifest.step
-        super().on_train_begin(args, state, control, **kwargs)
-
-    def _make_knobs(self, session: RankSession) -> None:
-        super()._make_knobs(session)
-        self.trainer.steer()
-        self.trainer.own_vocabulary.attach(session)
-
-    def begin(self, state: TrainerState) -> None:
-        """Collective. Restore random generators (a replayed action may draw from them) and announce the trainers."""
-        if self.plan is not None and self.plan.checkpoint:
-            restore.random_generators(self.trainer, self.plan, self.opened().rank)
-        super().begin(state)
-
-    def _facts(self) -> Readback:
-        loop = self.trainer
-        optimizer = getattr(loop.deepspeed, "basic_optimizer", loop.optimizer)
-        return super()._facts() | {"optimizer": type(optimizer).__name__, "schedule": loop.schedule_name}
 
 
 class TrainingSession(Extensible):
@@ -156,12 +51,12 @@ class TrainingSession(Extensible):
 
     def __init__(
         self,
-        model: Any = None,
-        optimizer: Any = None,
+        model: torch.nn.Module | None = None,
+        optimizer: torch.optim.Optimizer | None = None,
         *,
         total_steps: int,
-        engine: Any = None,
-        scheduler: Any = None,
+        engine: "DeepSpeedEngine | None" = None,
+        scheduler: Scheduler | None = None,
         seed: int = 0,
         tell_every_steps: int = 1,
     ) -> None:
@@ -175,9 +70,17 @@ class TrainingSession(Extensible):
         if total_steps < 1 or tell_every_steps < 1:
             raise Invalid(f"total_steps ({total_steps}) and tell_every_steps ({tell_every_steps}) are at least 1")
         self.own_vocabulary = OwnVocabulary()
-        self._loop = Loop(model, optimizer, engine, scheduler, total_steps, seed, self.own_vocabulary)
+        if engine is not None:
+            model, optimizer = engine.module, engine.optimizer
+        assert model is not None
+        assert optimizer is not None
+        self._model, self._optimizer, self._engine, self._seed = model, optimizer, engine, seed
+        self._scheduler: Scheduler | None = (
+            scheduler if scheduler is not None else getattr(engine, "lr_scheduler", None)
+        )
+        self._loop = PlainLoop(total_steps)
         self._tell_every_steps = tell_every_steps
-        self._steering: LoopSteering | None = None
+        self._steering: SteeredRun | None = None
         self._random: loop_state.Progress | None = None
         self._is_open = self._is_over = self._in_a_step = False
 
@@ -189,12 +92,12 @@ class TrainingSession(Extensible):
     @property
     def global_step(self) -> int:
         """Number of steps made since the beginning of the run."""
-        return int(self._loop.state.global_step)
+        return self._loop.step
 
     @property
     def total_steps(self) -> int:
         """Number of steps to make."""
-        return int(self._loop.state.max_steps)
+        return self._loop.total_steps
 
     def __enter__(self) -> Self:
         """Collective. Open, restore, and announce this start.
@@ -206,20 +109,51 @@ class TrainingSession(Extensible):
         if run is None:
             log.warning("not started by `steer submit`: this loop runs, but cannot be steered")
             return self
-        steering = LoopSteering(self._loop, run)
-        self._saving = steering.saving = CheckpointCallback(steering, run.checkpoint_every_steps)
-        self._steering = steering
-        self._logging = LoggingCallback(steering)
+        self._steering = steering = SteeredRun(run)
         try:
-            plan = steering.open()
-            for callback in (steering, RunPauseCallback(steering, self._saving), self._saving, self._logging):
-                callback.on_train_begin(*self._stand_ins)
-            self._random = {"random": loop_state.random_state()} if plan.checkpoint else None
-            self._is_over = steering.is_over
+            self._begin(steering)
         except Exception as error:
             steering.fail(self.global_step, error)
             raise
         return self
+
+    def _begin(self, steering: SteeredRun) -> None:
+        """Collective. Load the checkpoint, wrap the schedule, restore the rest, and announce the trainers."""
+        model, optimizer, engine = self._model, self._optimizer, self._engine
+        plan = steering.open(lambda: check(model, engine), lambda: fingerprint(model, None))
+        self._check_batch(plan)
+        if plan.manifest is not None:
+            restore.load(model, optimizer, engine, plan)
+            self._loop.step = plan.manifest.step
+        training = live(
+            self._loop,
+            model,
+            optimizer,
+            engine,
+            self._scheduler,
+            saver=steering.saver,
+            extensions=self.own_vocabulary,
+            limits=steering.context.limits,
+            is_stopping=lambda: steering.is_stopping,
+        )
+        steering.begin(training, UnsupportedApplier("this run has no evaluation set"))
+        steering.register_lifecycle()
+        steering.begin_saving()
+        if plan.checkpoint:  # first: an action that is replayed in `announce` may draw from the generators
+            restore.random_generators(self._seed, plan, steering.opened().rank)
+        steering.announce()
+        self._random = {"random": loop_state.random_state()} if plan.checkpoint else None
+        self._is_over = steering.is_over
+
+    def _check_batch(self, plan: Plan) -> None:
+        """Raise `Invalid` if the script's global batch is not the run's: only the script can change it."""
+        wanted = plan.manifest.global_batch_samples if plan.manifest is not None else 0
+        batch = global_batch_of(self._engine)
+        if wanted and batch and wanted != batch:
+            raise Invalid(
+                f"the run's steps take {wanted} samples over all ranks, and this script's take {batch}: let its "
+                "'train_batch_size' be the same on any number of ranks"
+            )
 
     def steps(self) -> Iterator[int]:
         """Yield the remaining steps, as the number of steps made before each: `range(restored, total_steps)`.
@@ -232,13 +166,13 @@ class TrainingSession(Extensible):
             # Whatever the script has drawn since then: the coming step is the one after the save.
             loop_state.restore_random(self._random)
             self._random = None
-        while not self._is_over and self.global_step < self.total_steps and not self._loop.control.should_training_stop:
+        while not self._is_over and self.global_step < self.total_steps and not self._loop.stopping:
             self._begin_step()
             yield self.global_step
             if self._in_a_step:
                 raise RuntimeError("each round of `for step in session.steps()` calls session.step() once")
 
-    def step(self, metrics: Mapping[str, Any] | None = None) -> None:
+    def step(self, metrics: Mapping[str, Metric] | None = None) -> None:
         """Collective. End a step: send metrics, save a due checkpoint, apply commands, and block while paused.
 
         `metrics` are numbers or tensors of one element; rank 0's are told. Raises `Invalid` for anything else,
@@ -247,14 +181,14 @@ class TrainingSession(Extensible):
         if not self._in_a_step:
             raise RuntimeError("session.step() is called once in each round of `for step in session.steps()`")
         self._in_a_step = False
-        told = metrics or {}
-        _check(told)
-        self._loop.state.global_step += 1
+        metrics = metrics or {}
+        _check(metrics)
+        self._loop.step += 1
         if self._steering is None:
             return
-        self._loop.step_schedule()
-        self._tell(told)
-        self._saving.after_step(self.global_step)
+        self._step_schedule(self._steering)
+        self._send(metrics, self._steering)
+        self._steering.saver.after_step(self.global_step)
         self._steering.boundary(self.global_step)
 
     def __exit__(
@@ -269,43 +203,51 @@ class TrainingSession(Extensible):
         if steering is None:
             return
         if error is None:
-            steering.on_train_end(*self._stand_ins)
-            self._saving.on_train_end(*self._stand_ins)
+            steering.beat("ending")
+            steering.saver.finish()
             steering.close(self.global_step)
             if steering.leaving:
-                release(self._loop.deepspeed)
+                release(self._engine)
                 raise LeaveForBranch
         elif isinstance(error, SystemExit):
-            steering.break_off(self.global_step)
+            steering.break_off(self.global_step, self.total_steps)
         else:
             steering.fail(self.global_step, error if isinstance(error, Exception) else RuntimeError(repr(error)))
-
-    @property
-    def _stand_ins(self) -> tuple[TrainingArguments, TrainerState, TrainerControl]:
-        """Arguments that a Trainer passes to its callbacks."""
-        return cast(TrainingArguments, self._loop.args), self._loop.state, self._loop.control
 
     def _begin_step(self) -> None:
         self._in_a_step = True
         if self._steering is not None:
-            self._steering.on_step_begin(*self._stand_ins)
-            self._logging.on_step_begin(*self._stand_ins)
+            self._steering.begin_step()
+            if self._steering.log is not None:
+                self._steering.log.before_step()
 
-    def _tell(self, metrics: Mapping[str, Any]) -> None:
-        assert self._steering is not None
-        if self._steering.opened().link is None:
+    def _step_schedule(self, steering: SteeredRun) -> None:
+        """Step the schedule in a loop without a scheduler, if `set_schedule` has planned one.
+
+        Without a plan the rates are left alone: the script may set them. A skipped step does not move the schedule.
+        """
+        training = steering.training
+        if (
+            self._scheduler is None
+            and "course" in training.schedule.modes()
+            and not skipped_steps.was_skipped(training)
+        ):
+            training.schedule.step()
+
+    def _send(self, metrics: Mapping[str, Metric], steering: SteeredRun) -> None:
+        if steering.opened().link is None or steering.log is None:
             return
         is_due = self.global_step % self._tell_every_steps == 0
-        # Reading a number off a GPU waits for it: only what is told is read.
+        # Reading a number off a GPU waits for it: only what is sent is read.
         values = {name: _number(value) for name, value in metrics.items() if is_due or name.startswith(EVALUATED)}
-        self._logging.on_log(*self._stand_ins, logs=values)
+        steering.log.log(self.global_step, values)
         evaluated = {name: value for name, value in values.items() if name.startswith(EVALUATED)}
         if evaluated:
-            history = self._loop.state.log_history
-            self._loop.state.log_history = [dict(history[-1] if history else {}) | evaluated]
+            history = self._loop.log_history
+            self._loop.log_history = [dict(history[-1] if history else {}) | evaluated]
 
 
-def _check(metrics: Mapping[str, Any]) -> None:
+def _check(metrics: Mapping[str, Metric]) -> None:
     """Raise `Invalid` for unfit metrics, on every rank alike and without waiting for a GPU."""
     for name, value in metrics.items():
         if not 0 < len(name) <= MAX_METRIC_CHARS:
@@ -315,5 +257,5 @@ def _check(metrics: Mapping[str, Any]) -> None:
             raise Invalid(f"the measurement {name!r} is {value!r}, but has to be a number or a tensor of one element")
 
 
-def _number(value: Any) -> float:
+def _number(value: Metric) -> float:
     return float(value.detach()) if isinstance(value, torch.Tensor) else float(value)

@@ -1,7 +1,7 @@
 """Detection of script state that a restart cannot restore exactly, such as a generator that a dataset keeps.
 
-    of_a_trainer(trainer, loader)     random generators that the data keeps, and settings that are not exact
-    facts(trainer, collectives)       the reasons of all ranks, for the log, `steer status` and a replay's verdict
+    kept_generators(data, name)       random generators that the data keeps, in words
+    facts(inexact, collectives)       the reasons of all ranks, for the log, `steer status` and a replay's verdict
 
 A generator that a script keeps moves on with every draw, and no checkpoint holds it: after a restart it starts anew.
 Data that draws from the global generators is exact, see `seeded_loading`.
@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy
 import torch
-from torch.utils.data import IterableDataset
 
 from control_plane.core.model.records import NOT_EXACT, Readback
 from ray_jobs.rank.collectives import Collectives
@@ -37,42 +36,26 @@ MAX_PARTS = 32
 """Bounds of the search: a dataset may hold millions of samples in lists."""
 
 
-def of_a_trainer(trainer: Any, loader: Any) -> list[str]:
-    """Return the reasons why this trainer's data is not restored exactly, one sentence part each."""
-    args = trainer.args
-    reasons = [
-        f"random numbers from {path} ({kind}), which the script keeps"
-        for name in ("train_dataset", "data_collator")
-        for path, kind in _found_in(getattr(trainer, name, None), name)
-    ]
-    if args.ignore_data_skip:
-        reasons.append("the data of the epoch, which begins anew (ignore_data_skip)")
-    if args.dataloader_num_workers > 1 and not args.dataloader_in_order:
-        reasons.append("the order of the batches, which come as the loader's workers are ready (dataloader_in_order)")
-    is_dispatched = type(loader).__name__ == "DataLoaderDispatcher"
-    if is_dispatched and args.world_size > 1 and not isinstance(loader.dataset, IterableDataset):
-        reasons.append("the samples of the epoch (dispatch_batches, with data that has a length)")
-    return reasons
-
-
-def facts(trainer: Any, collectives: Collectives) -> Readback:
-    """Collective. Return the union of all ranks' `trainer.inexact` as a fact; empty if there is none."""
-    everyone = collectives.all_gather(tuple(getattr(trainer, "inexact", ())))
+def facts(inexact: tuple[str, ...], collectives: Collectives) -> Readback:
+    """Collective. Return the union of all ranks' reasons as a fact; empty if there is none."""
+    everyone = collectives.all_gather(inexact)
     reasons = sorted({reason for one in everyone for reason in one})
     for reason in reasons:
         log.warning("not exact after a failure: %s", reason)
     return {NOT_EXACT: reasons} if reasons else {}
 
 
-def _found_in(root: Any, name: str) -> list[tuple[str, str]]:
+def kept_generators(root: object, name: str) -> list[str]:
+    """Return a reason for each generator that an object keeps, called `name` in messages."""
     try:
-        return own_generators(root, name)
+        kept = own_generators(root, name)
     except Exception as error:  # an attribute of the script's may do anything when it is asked for
         log.info("%s was not looked through for random generators: %s: %s", name, type(error).__name__, error)
         return []
+    return [f"random numbers from {path} ({kind}), which the script keeps" for path, kind in kept]
 
 
-def own_generators(root: Any, name: str) -> list[tuple[str, str]]:
+def own_generators(root: object, name: str) -> list[tuple[str, str]]:
     """Return the generators that an object holds, as (path, kind)."""
     found, seen = list[tuple[str, str]](), set[int]()
     waiting = [(name, root, 0)]
@@ -90,16 +73,16 @@ def own_generators(root: Any, name: str) -> list[tuple[str, str]]:
     return found
 
 
-def _is_generator(value: Any) -> bool:
+def _is_generator(value: object) -> bool:
     return isinstance(value, GENERATORS) or type(value) is random.Random
 
 
-def _has_a_seeded_generator(value: Any) -> bool:
+def _has_a_seeded_generator(value: object) -> bool:
     """Return whether this is a collator of Transformers that makes a generator with the first batch."""
     return type(value).__module__.startswith("transformers.data") and getattr(value, "seed", None) is not None
 
 
-def _parts(value: Any) -> Iterator[tuple[str, Any]]:
+def _parts(value: object) -> Iterator[tuple[str, Any]]:
     if isinstance(value, str | bytes | int | float | type | ModuleType | torch.Tensor | torch.nn.Module):
         return
     if type(value).__module__.startswith(EXACT_BY_THEMSELVES):

@@ -40,7 +40,6 @@ from ray_jobs.rank.collectives import Collectives
 from ray_jobs.rank.error_text import told
 from ray_jobs.rank.link import Link
 from ray_jobs.steering.appliers import Applier
-from ray_jobs.steering.knobs import Knobs
 
 log = logging.getLogger(__name__)
 
@@ -64,9 +63,8 @@ class RankSession:
     collectives: Collectives
     link: Link | None
     appliers: dict[str, Applier] = field(default_factory=dict)
-    knobs: Knobs = field(default_factory=Knobs)
     replica: Replica = field(default_factory=lambda: Replica(generation=0))
-    total_steps: int = 0
+    total_steps: Callable[[], int] = lambda: 0
     beat: Callable[[str], None] = lambda phase: None
     # Everything that can be set on this rank, read from the live objects.
     read_knobs: Callable[[], Readback] = dict
@@ -94,7 +92,6 @@ class RankSession:
         self,
         place: RankPlace,
         step: int,
-        total_steps: int,
         knobs: Readback,
         facts: Readback,
         plan: Plan = FROM_THE_BEGINNING,
@@ -105,7 +102,6 @@ class RankSession:
         Raises, on every rank: `Unavailable` if the control server could not be reached, `Invalid` if the facts
         (which include a digest of the data) differ between ranks.
         """
-        self.total_steps = total_steps
         self.replica.ledger, self.replica.repeats = dict(plan.replay.ledger), plan.replay.repeats
         self.replica.paused, self.replica.stopping = plan.replay.paused, plan.replay.stopping
         self.replica.replays = plan.replays
@@ -125,7 +121,7 @@ class RankSession:
                 uuid4(),
                 places,
                 step,
-                total_steps,
+                self.total_steps(),
                 knobs,
                 facts,
                 plan.checkpoint,
@@ -265,7 +261,7 @@ class RankSession:
         del self._step_times_s[:-SPEED_WINDOW_STEPS]
         elapsed_s = self._step_times_s[-1] - self._step_times_s[0]
         speed = (len(self._step_times_s) - 1) / elapsed_s if elapsed_s > 0 else None
-        self.link.progress(step, self.total_steps, "training", speed)
+        self.link.progress(step, self.total_steps(), "training", speed)
 
     def phase(self, phase: Phase) -> None:
         """Report the phase between two steps. Time that is not training does not count as speed."""

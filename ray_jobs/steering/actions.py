@@ -22,7 +22,6 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Diverged, Invalid, NotFound
 from control_plane.core.model.intents import MAX_ARGUMENTS, MAX_NAME_CHARS, RunAction
 from control_plane.core.model.records import Readback
-from ray_jobs.rank.session import RankSession
 from ray_jobs.steering.knobs import Kind, Knob, Knobs
 
 log = logging.getLogger(__name__)
@@ -207,12 +206,15 @@ class OwnVocabulary:
         if self._is_closed:
             raise Conflict(f"{name!r} comes too late: knobs and actions are registered before the training begins")
 
-    def attach(self, session: RankSession) -> None:
-        """Register all extensions with a rank's session. Raises `Conflict` if a name is taken there."""
+    def close(self) -> None:
+        """Reject later knobs and actions: the training begins."""
         self._is_closed = True
+
+    def register_knobs(self, knobs: Knobs) -> None:
+        """Register the script's knobs with a training's. Raises `Conflict` if a name is taken there."""
+        self.close()
         for knob in self.knobs:
-            session.knobs.register(replace(knob, is_own=True))
-        session.register("run_action", ActionsApplier(self.actions))
+            knobs.register(replace(knob, is_own=True))
 
     def memory(self) -> dict[str, Any]:
         """Return the extensions' part of a checkpoint; may be empty."""

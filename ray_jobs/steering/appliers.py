@@ -4,25 +4,23 @@ An applier is local to its rank and is called at a step boundary. `check` says w
 nothing. `apply` does it and answers what it read before and after. `undo` puts back what the last `apply` changed.
 """
 
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model import limits as rules
-from control_plane.core.model.commands import MAX_LEARNING_RATE, Command, Evaluate, SetLearningRate, Stop
+from control_plane.core.model.commands import MAX_LEARNING_RATE, Command, SetLearningRate, Stop
 from control_plane.core.model.intents import SetSchedule
 from control_plane.core.model.limits import LEARNING_RATE, Limit
 from control_plane.core.model.records import Readback
 from control_plane.core.rules.admission import find_group
-from ray_jobs.rank.plain_values import number
-from ray_jobs.steering.schedule import Course, SteeredSchedule, live_groups
+from ray_jobs.steering.schedule import Course, SteeredSchedule
 
-EVALUATION_LOSS = re.compile(r"eval_(.+_)?loss")
-LISTENERS = ("ray_jobs.", "transformers.integrations.")
+if TYPE_CHECKING:
+    from ray_jobs.rank.live_training import LiveTraining, TrainingLoop
 
 
 class Applier(Protocol):
@@ -44,19 +42,10 @@ class Applier(Protocol):
 class LearningRateApplier:
     """Applier of `set_learning_rate`: one parameter group or all, in the live optimizer and the schedule after it."""
 
-    def __init__(self, trainer: Any, schedule: SteeredSchedule, limits: Mapping[str, Limit] | None = None) -> None:
-        self._groups = live_groups(trainer)
-        self._schedule = schedule
+    def __init__(self, training: "LiveTraining", limits: Mapping[str, Limit] | None = None) -> None:
+        self._groups, self._schedule = training.groups, training.schedule
         self._limits = limits or {}
-        self._memory = schedule.remember()
-
-    def knobs(self) -> Readback:
-        """Return learning rate and schedule mode of each group, read from the live optimizer."""
-        return {
-            "lr": [float(group["lr"]) for group in self._groups()],
-            "schedule": self._schedule.modes(),
-            "groups": list(self._schedule.names),
-        }
+        self._memory = self._schedule.remember()
 
     def check(self, command: Command) -> str | None:
         """Reject unknown groups, results out of bounds, and a schedule whose shape cannot be kept."""
@@ -81,10 +70,10 @@ class LearningRateApplier:
         """Set, then read back from the live optimizer. Raises `RuntimeError` if the readback differs."""
         intent = _learning_rate(command)
         self._memory = self._schedule.remember()
-        before, targets = self.knobs(), self._targets(intent)
+        before, targets = self._schedule.readings(), self._targets(intent)
         for index, value in targets:
             self._schedule.set(index, value, intent.schedule)
-        after = self.knobs()
+        after = self._schedule.readings()
         for index, value in targets:
             if after["lr"][index] != value:
                 raise RuntimeError(f"group {index} was set to {value!r} and reads {after['lr'][index]!r}")
@@ -127,10 +116,11 @@ def _without_effect(groups: Iterable[Mapping[str, Any]]) -> str | None:
 class ScheduleApplier:
     """Applier of `set_schedule`: plans a new schedule for each group, starting at its live learning rate."""
 
-    def __init__(self, trainer: Any, schedule: SteeredSchedule, limits: Mapping[str, Limit] | None = None) -> None:
-        self._trainer, self._schedule, self._limits = trainer, schedule, limits or {}
-        self._groups = live_groups(trainer)
-        self._memory = schedule.remember()
+    def __init__(self, training: "LiveTraining", limits: Mapping[str, Limit] | None = None) -> None:
+        self._loop: TrainingLoop = training.loop
+        self._schedule: SteeredSchedule = training.schedule
+        self._groups, self._limits = training.groups, limits or {}
+        self._memory = self._schedule.remember()
 
     def check(self, command: Command) -> str | None:
         """Reject if no steps are left, if every learning rate is 0, or if the plan leaves the bounds."""
@@ -165,7 +155,7 @@ class ScheduleApplier:
         return {"lr": [float(rate) for rate in self._schedule.get_last_lr()], "schedule": self._schedule.modes()}
 
     def _steps_left(self) -> int:
-        return int(self._trainer.state.max_steps - self._trainer.state.global_step)
+        return self._loop.total_steps - self._loop.step
 
     def _courses(self, intent: SetSchedule) -> list[Course]:
         over_steps = intent.over_steps or max(1, self._steps_left() - intent.warmup_steps)
@@ -232,47 +222,22 @@ def _saves(command: Command) -> bool:
     return command.intent.save
 
 
-class EvaluateApplier:
-    """Applier of `evaluate`: evaluates now, on all ranks; the reading is the loss that Transformers gathers over them.
+class UnsupportedApplier:
+    """Applier that rejects every command of a kind, with a reason."""
 
-    With several evaluation sets, one loss each: `eval_NAME_loss`.
-    """
-
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, reason: str) -> None:
+        self._reason = reason
 
     def check(self, command: Command) -> str | None:
-        """Reject if the run has no evaluation set."""
-        assert isinstance(command.intent, Evaluate)
-        return None if self._trainer.eval_dataset is not None else "this run has no evaluation set"
+        """Return the reason."""
+        return self._reason
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Collective: every rank evaluates its part. Random state and Trainer control are left unchanged, and the
-        script's own callbacks are not called: early stopping counts the script's own evaluations only.
-        """
-        control = self._trainer.control
-        planned = dict(vars(control))
-        with random_state_kept(), _only_listeners(self._trainer.callback_handler):
-            metrics = self._trainer.evaluate()
-        # Logging the evaluation's own numbers crosses out what this step was going to log.
-        vars(control).update(planned)
-        self._trainer.control = control
-        losses = {name: number(value) for name, value in metrics.items() if EVALUATION_LOSS.fullmatch(name)}
-        return Applied(before={}, after=losses or {"eval_loss": None})
+        """Raise: the command was rejected before."""
+        raise RuntimeError(self._reason)
 
     def undo(self, command: Command) -> None:
         """Nothing was changed."""
-
-
-@contextmanager
-def _only_listeners(handler: Any) -> Iterator[None]:
-    """Keep only callbacks that change nothing: Steerway's, and Transformers' reporting integrations."""
-    everyone = handler.callbacks
-    handler.callbacks = [each for each in everyone if type(each).__module__.startswith(LISTENERS)]
-    try:
-        yield
-    finally:
-        handler.callbacks = everyone
 
 
 @contextmanager

@@ -1,6 +1,6 @@
 """Frozen parameters: weights and optimizer moments that do not change from the next step on.
 
-    frozen = frozen_parameters(trainer)
+    frozen = FrozenParameters(Partitions(model, optimizer, engine))
     frozen.hold({"transformer.wte.weight"})
 
 `requires_grad=False` cannot be used: DeepSpeed has built its flat partitions and counts its gradients, and AdamW's
@@ -17,16 +17,17 @@ count of steps goes on, because under ZeRO parameters share it. While nothing is
 import functools
 from collections.abc import Callable, Collection, Iterable
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
+from torch.utils.hooks import RemovableHandle
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Diverged
 from control_plane.core.model.intents import Freeze, Unfreeze
 from control_plane.core.model.records import Readback
-from ray_jobs.steering.partitions import Share, Tensors, elements, obstacle, share_of, step_optimizer
+from ray_jobs.rank.deepspeed_internals import elements
+from ray_jobs.steering.partitions import Partition, Partitions, Tensors
 
 MAX_NAMES_LISTED = 64
 """Names in a reading, which is journalled: a command may freeze thousands of parameters."""
@@ -37,14 +38,13 @@ EXAMPLES = 4
 class FrozenParameters:
     """Set of frozen parameters on this rank, by name. Local: every rank must set the same."""
 
-    def __init__(self, trainer: Any) -> None:
-        self.optimizer = step_optimizer(trainer)
-        self._trainer = trainer
-        self._parameters = trained_parameters(trainer.model)
-        self._frozen: dict[str, Any] = {}  # each with the handle of the hook on its gradient
-        self._shares: dict[int, list[Share]] = {}  # by the identity of the tensor that is stepped
-        self._hooks: list[Any] = []
-        self._kept: list[tuple[Share, Tensors]] = []
+    def __init__(self, partitions: Partitions) -> None:
+        self._partitions = partitions
+        self._parameters = trained_parameters(partitions.model)
+        self._frozen: dict[str, RemovableHandle] = {}  # each with the hook on its gradient
+        self._located_by_owner: dict[int, list[Partition]] = {}  # by id of the tensor that is stepped
+        self._hooks: list[RemovableHandle] = []
+        self._kept: list[tuple[Partition, Tensors]] = []
 
     @property
     def names(self) -> list[str]:
@@ -58,9 +58,9 @@ class FrozenParameters:
 
     def matching(self, pattern: str) -> set[str]:
         """Return the trained parameters whose name matches; of a tied one, the model's first name."""
-        named = self._trainer.model.named_parameters(remove_duplicate=False)
+        named = self._partitions.model.named_parameters(remove_duplicate=False)
         first = {id(parameter): name for name, parameter in self._parameters.items()}
-        return {first[id(each)] for name, each in named if id(each) in first and matches(name, pattern)}
+        return {first[id(one)] for name, one in named if id(one) in first and matches(name, pattern)}
 
     def readings(self) -> Readback:
         """Return `frozen` (names, at most 64 and then how many more) and `frozen_parameters` (elements)."""
@@ -69,17 +69,17 @@ class FrozenParameters:
 
     def hold(self, names: Collection[str]) -> None:
         """Freeze exactly these, from the next step on. Raises `LookupError` and changes nothing if one cannot be."""
-        shares = self._located(names)
+        located = self._located(names)
         for name in self._frozen.keys() - set(names):
             self._frozen.pop(name).remove()
         for name in set(names) - self._frozen.keys():
             self._frozen[name] = self._parameters[name].register_hook(torch.zeros_like)
-        self._shares = shares
-        self._hook(bool(shares))
+        self._located_by_owner = located
+        self._hook(bool(located))
 
     def refusal(self, names: Collection[str]) -> str | None:
         """Return the reason why these cannot be frozen, or None."""
-        if reason := obstacle(self._trainer):
+        if reason := self._partitions.obstacle():
             return reason
         try:
             self._located(names)
@@ -98,25 +98,26 @@ class FrozenParameters:
         except LookupError as error:
             raise Diverged(f"a parameter was frozen that cannot be: {error}") from None
 
-    def _located(self, names: Collection[str]) -> dict[int, list[Share]]:
-        located: dict[int, list[Share]] = {}
+    def _located(self, names: Collection[str]) -> dict[int, list[Partition]]:
+        located: dict[int, list[Partition]] = {}
         for name in names:
             if name not in self._parameters:
                 raise LookupError(f"this run trains no parameter {name}")
             try:
-                share = share_of(self._trainer, self._parameters[name])
+                partition = self._partitions.of(self._parameters[name])
             except LookupError as error:
                 raise LookupError(f"{name}: {error}") from None
-            if share is not None:
-                located.setdefault(id(share.owner), []).append(share)
+            if partition is not None:
+                located.setdefault(id(partition.owner), []).append(partition)
         return located
 
     def _hook(self, wanted: bool) -> None:
         if wanted and not self._hooks:
             # Two arguments more than are used: torch gives a hook those of `step`.
+            optimizer = self._partitions.torch_optimizer
             self._hooks = [
-                self.optimizer.register_step_pre_hook(lambda optimizer, *_: self._keep(optimizer)),
-                self.optimizer.register_step_post_hook(lambda optimizer, *_: self._put_back(optimizer)),
+                optimizer.register_step_pre_hook(lambda optimizer, *_: self._keep(optimizer)),
+                optimizer.register_step_post_hook(lambda optimizer, *_: self._put_back(optimizer)),
             ]
         elif not wanted:
             for hook in self._hooks:
@@ -125,31 +126,21 @@ class FrozenParameters:
 
     def _keep(self, optimizer: torch.optim.Optimizer) -> None:
         """Copy the frozen partitions before a step. DeepSpeed calls `step` once for each flat tensor."""
-        stepped = [each for group in optimizer.param_groups for each in group["params"]]
+        stepped = [owner for group in optimizer.param_groups for owner in group["params"]]
         self._kept = [
-            (share, {key: tensor.clone() for key, tensor in share.tensors(optimizer).items()})
+            (partition, {key: tensor.clone() for key, tensor in partition.tensors(optimizer).items()})
             for owner in stepped
-            for share in self._shares.get(id(owner), ())
+            for partition in self._located_by_owner.get(id(owner), ())
         ]
 
     def _put_back(self, optimizer: torch.optim.Optimizer) -> None:
-        for share, kept in self._kept:
-            for key, live in share.tensors(optimizer).items():
+        for partition, kept in self._kept:
+            for key, live in partition.tensors(optimizer).items():
                 if key in kept:
                     live.copy_(kept[key])
                 else:
                     live.zero_()  # a moment that this very step, the first of all, has brought into being
         self._kept = []
-
-
-def frozen_parameters(trainer: Any) -> FrozenParameters:
-    """The trainer's, made when it is first asked for; a second training has a new optimizer, and nothing frozen."""
-    frozen: FrozenParameters | None = getattr(trainer, "frozen_parameters", None)
-    if frozen is None or frozen.optimizer is not step_optimizer(trainer):
-        if frozen is not None:
-            frozen.hold(())
-        frozen = trainer.frozen_parameters = FrozenParameters(trainer)
-    return frozen
 
 
 def trained_parameters(model: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
@@ -177,8 +168,8 @@ def some(names: Collection[str]) -> str:
 class FreezeApplier:
     """Applier of `freeze` and `unfreeze`."""
 
-    def __init__(self, trainer: Any) -> None:
-        self._frozen = frozen_parameters(trainer)
+    def __init__(self, frozen: FrozenParameters) -> None:
+        self._frozen = frozen
         self._undo: Callable[[], None] = lambda: None
 
     def check(self, command: Command) -> str | None:

@@ -1,7 +1,7 @@
 """Commands on parameters: reset modules to fresh weights, freeze (see `frozen`), list the layer tree.
 
-    register_parameter_appliers(session, trainer)     freeze, unfreeze, reset_parameters
-    layers(trainer.model)                             the modules, as plain JSON
+    register_parameter_appliers(session, training)    freeze, unfreeze, reset_parameters
+    layers(model)                                     the modules, as plain JSON
 
 Fresh weights follow from the seed and the module's name alone. They are drawn on the CPU in fp32, in full on every
 rank, so that they depend neither on the number of ranks nor on a device; then each rank writes what it holds of them,
@@ -21,27 +21,21 @@ from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import ResetParameters
 from control_plane.core.model.records import Readback
+from ray_jobs.rank import deepspeed_internals
+from ray_jobs.rank.deepspeed_internals import elements, shape_of
+from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.rank.session import RankSession
 from ray_jobs.steering.appliers import random_state_kept
 from ray_jobs.steering.freezing import FreezeApplier, listed, matches, some
-from ray_jobs.steering.partitions import (
-    WEIGHTS,
-    Tensors,
-    elements,
-    obstacle,
-    partition_rank,
-    shape_of,
-    share_of,
-    step_optimizer,
-)
+from ray_jobs.steering.partitions import WEIGHTS, Partitions, Tensors
 
 
-def register_parameter_appliers(session: RankSession, trainer: Any) -> None:
+def register_parameter_appliers(session: RankSession, training: LiveTraining) -> None:
     """Register the appliers of `freeze`, `unfreeze` and `reset_parameters`. The engine must have been built."""
-    freezing = FreezeApplier(trainer)
+    freezing = FreezeApplier(training.frozen)
     session.register("freeze", freezing)
     session.register("unfreeze", freezing)
-    session.register("reset_parameters", ResetApplier(trainer))
+    session.register("reset_parameters", ResetApplier(training.partitions))
 
 
 class Skeleton:
@@ -147,14 +141,14 @@ def _seed(text: str) -> None:
 class ResetApplier:
     """Applier of `reset_parameters`. Adam's step count is kept, because under ZeRO parameters share it."""
 
-    def __init__(self, trainer: Any) -> None:
-        self._trainer = trainer
+    def __init__(self, partitions: Partitions) -> None:
+        self._partitions, self._model = partitions, partitions.model
         self._overwritten: list[tuple[torch.Tensor, torch.Tensor]] = []
         self._forgets = False
 
     def check(self, command: Command) -> str | None:
         """Reject patterns without a module that can be reset, and parameters that are not trained."""
-        if reason := obstacle(self._trainer):
+        if reason := self._partitions.obstacle():
             return reason
         names = self._resettable(_intent(command).modules)
         if not names:
@@ -164,7 +158,7 @@ class ResetApplier:
             for key, parameter in self._own(name).items():
                 if not parameter.requires_grad:
                     return f"{name}.{key} is not trained by this run, so it has no master weights that can be replaced"
-                share_of(self._trainer, parameter)
+                self._partitions.of(parameter)
         return None
 
     def apply(self, command: Command, step: int) -> Applied:
@@ -174,7 +168,7 @@ class ResetApplier:
         """
         self._forget_before_steps()
         names, seed = self._resettable(_intent(command).modules), _intent(command).seed
-        skeleton, digest = Skeleton(self._trainer.model), hashlib.sha256()
+        skeleton, digest = Skeleton(self._model), hashlib.sha256()
         done: set[int] = set()
         for name in names:
             own = self._own(name)
@@ -184,7 +178,7 @@ class ResetApplier:
                     self._replace(own[key], value)
                     digest.update(f"{name}.{key}\0{tuple(value.shape)}\0".encode())
                     digest.update(value.contiguous().numpy().data)
-        self._end_writing()
+        deepspeed_internals.invalidate_secondary(self._partitions.engine)
         return Applied(before={}, after={"reset": listed(names), "digest": digest.hexdigest()})
 
     def undo(self, command: Command) -> None:
@@ -192,37 +186,37 @@ class ResetApplier:
         for tensor, old in reversed(self._overwritten):
             tensor.copy_(old)
         self._overwritten = []
-        self._end_writing()
+        deepspeed_internals.invalidate_secondary(self._partitions.engine)
 
     def _resettable(self, pattern: str) -> list[str]:
         """Return the matching modules that can be reset, in the model's order."""
-        skeleton = Skeleton(self._trainer.model)
-        named = [name for name, _ in self._trainer.model.named_modules() if matches(name, pattern)]
+        skeleton = Skeleton(self._model)
+        named = [name for name, _ in self._model.named_modules() if matches(name, pattern)]
         with random_state_kept():
             return [name for name in named if skeleton.can_reset(name)]
 
     def _own(self, name: str) -> dict[str, nn.Parameter]:
-        module = self._trainer.model.get_submodule(name)
+        module = self._model.get_submodule(name)
         # `dict.items`: under ZeRO 3, asking DeepSpeed's own dictionary for a parameter may gather it.
         return {key: each for key, each in dict.items(module._parameters) if each is not None}
 
     def _replace(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Write this rank's partition of the fresh value into master weights, moments and live model."""
-        flat, share = value.reshape(-1), share_of(self._trainer, parameter)
-        if share is not None:
-            tensors = share.tensors(step_optimizer(self._trainer))
-            self._write(tensors.pop(WEIGHTS), flat[share.first : share.first + share.size])
+        flat, partition = value.reshape(-1), self._partitions.of(parameter)
+        if partition is not None:
+            tensors = partition.tensors(self._partitions.torch_optimizer)
+            self._write(tensors.pop(WEIGHTS), flat[partition.first : partition.first + partition.size])
             for moments in tensors.values():
                 self._write(moments, torch.zeros(moments.numel()))
-        if share is None or share.owner is not parameter:
+        if partition is None or partition.owner is not parameter:
             self._replace_live(parameter, flat)
 
-    def _replace_live(self, parameter: Any, flat: torch.Tensor) -> None:
-        if not hasattr(parameter, "ds_id"):
+    def _replace_live(self, parameter: nn.Parameter, flat: torch.Tensor) -> None:
+        if not deepspeed_internals.is_partitioned(parameter):
             self._write(parameter.detach(), flat)
             return
-        zero, part = self._trainer.deepspeed.optimizer, parameter.ds_tensor
-        first = partition_rank(zero, parameter) * part.numel()
+        part = deepspeed_internals.held_tensors(parameter)[0]
+        first = deepspeed_internals.partition_rank(self._partitions.optimizer, parameter) * part.numel()
         self._write(part.detach(), flat[first : first + part.numel()])
         if parameter.numel() == flat.numel():  # small ones may be here in full between two steps
             self._write(parameter.detach(), flat)
@@ -236,19 +230,12 @@ class ResetApplier:
         if not torch.equal(target, new):
             raise RuntimeError("fresh weights were written, and other values are read")
 
-    def _end_writing(self) -> None:
-        """Invalidate ZeRO++'s secondary copy of the weights within each node."""
-        engine = getattr(self._trainer, "deepspeed", None)
-        invalidate = getattr(engine.optimizer, "invalidate_secondary_tensor", None) if engine is not None else None
-        if invalidate is not None:
-            invalidate()
-
     def _forget_before_steps(self) -> None:
         self._overwritten = []
         if not self._forgets:
             self._forgets = True
             # It stays: torch does not like it if a hook removes itself.
-            step_optimizer(self._trainer).register_step_pre_hook(lambda *_: self._overwritten.clear())
+            self._partitions.torch_optimizer.register_step_pre_hook(lambda *_: self._overwritten.clear())
 
 
 def _intent(command: Command) -> ResetParameters:

@@ -9,18 +9,24 @@ state, for any optimizer.
 """
 
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING
 
 import torch
 
+from ray_jobs.rank import deepspeed_internals
+from ray_jobs.steering.schedule import ParamGroups
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
 WEIGHTS = "weights"
-"""Key of the master weights in `Share.tensors`; other keys are the optimizer's own."""
+"""Key of the master weights in `Partition.tensors`; other keys are the optimizer's own."""
 
 Tensors = dict[str, torch.Tensor]
 
 
 @dataclass(frozen=True, slots=True)
-class Share:
+class Partition:
     """Partition of a parameter: elements `start` to `start + size` of `owner`, a tensor that the optimizer steps.
 
     The first of them is element `first` of the parameter; sizes are in elements.
@@ -33,86 +39,66 @@ class Share:
 
     def tensors(self, optimizer: torch.optim.Optimizer) -> Tensors:
         """Return views of the partition in the live master weights and in each state of the same shape."""
-        found = {WEIGHTS: self.owner} | {
+        whole = {WEIGHTS: self.owner} | {
             key: value
             for key, value in optimizer.state.get(self.owner, {}).items()
             if isinstance(value, torch.Tensor) and value.shape == self.owner.shape and value.dim() > 0
         }
-        return {key: self._view(tensor.detach()) for key, tensor in found.items()}
+        return {key: self._view(tensor.detach()) for key, tensor in whole.items()}
 
     def _view(self, tensor: torch.Tensor) -> torch.Tensor:
         # A parameter that is stepped as a whole may have any strides; what is cut is flat.
         return tensor if self.size == tensor.numel() else tensor.narrow(0, self.start, self.size)
 
 
-def step_optimizer(trainer: Any) -> torch.optim.Optimizer:
-    """Return the torch optimizer inside the wrappers of accelerate and DeepSpeed."""
-    engine = getattr(trainer, "deepspeed", None)
-    optimizer = engine.optimizer if engine is not None else trainer.optimizer
-    while hasattr(optimizer, "optimizer"):
-        optimizer = optimizer.optimizer
-    return cast(torch.optim.Optimizer, optimizer)
+@dataclass(frozen=True, slots=True)
+class Partitions:
+    """Partitions of one model's parameters on this rank. `optimizer` is the outermost one that is stepped."""
 
+    model: torch.nn.Module
+    optimizer: torch.optim.Optimizer
+    engine: "DeepSpeedEngine | None" = None
+    is_fsdp: bool = False
 
-def share_of(trainer: Any, parameter: Any) -> Share | None:
-    """Return this rank's partition of a trained parameter, or None. Raises `LookupError` if no rank has one."""
-    if hasattr(parameter, "ds_id"):
-        return _stage_3_share(trainer.deepspeed.optimizer, parameter)
-    optimizer = step_optimizer(trainer)
-    if hasattr(parameter, "_hp_mapping"):
-        mapping = parameter._hp_mapping
-        if mapping is None:
-            return None
-        (owner,) = optimizer.param_groups[mapping.param_group_index]["params"]
-        own, whole = mapping.get_hp_fragment_address(), mapping.lp_fragment_address
-        return Share(owner, own.start, whole.start, own.numel)
-    if any(parameter is each for group in optimizer.param_groups for each in group["params"]):
-        return Share(parameter, 0, 0, parameter.numel())
-    raise LookupError("the optimizer does not hold it")
+    @property
+    def torch_optimizer(self) -> torch.optim.Optimizer:
+        """Torch's optimizer inside the wrappers of accelerate and DeepSpeed."""
+        optimizer = self.optimizer
+        while hasattr(optimizer, "optimizer"):
+            optimizer = optimizer.optimizer
+        return optimizer
 
+    def groups(self) -> ParamGroups:
+        """Return the parameter groups that the next optimizer step reads."""
+        return self.optimizer.param_groups
 
-def _stage_3_share(zero: Any, parameter: Any) -> Share:
-    position = zero.grad_position.get(zero.get_param_id(parameter))
-    if position is None:
+    def of(self, parameter: torch.Tensor) -> Partition | None:
+        """Return this rank's partition of a trained parameter, or None. Raises `LookupError` if no rank has one."""
+        if deepspeed_internals.is_partitioned(parameter):
+            return Partition(*deepspeed_internals.stage_3_range(self.optimizer, parameter))
+        optimizer = self.torch_optimizer
+        if deepspeed_internals.is_mapped(parameter):
+            mapped = deepspeed_internals.mapped_range(parameter)
+            if mapped is None:
+                return None
+            group, start, first, size = mapped
+            (owner,) = optimizer.param_groups[group]["params"]
+            return Partition(owner, start, first, size)
+        if any(parameter is held for group in optimizer.param_groups for held in group["params"]):
+            return Partition(parameter, 0, 0, parameter.numel())
         raise LookupError("the optimizer does not hold it")
-    group, start, size = position
-    return Share(zero.fp32_partitioned_groups_flat[group], start, partition_rank(zero, parameter) * size, size)
 
-
-def partition_rank(zero: Any, parameter: Any) -> int:
-    """Return the index of this rank's partition of a parameter under ZeRO 3, from 0."""
-    return int(zero._get_param_partition_rank(parameter))
-
-
-def obstacle(trainer: Any) -> str | None:
-    """Return the reason why parameters of this run cannot be frozen or reset, or None."""
-    if getattr(trainer, "is_fsdp_enabled", False):
-        return "this run shards its parameters with FSDP; freezing and resetting are for a plain Trainer and DeepSpeed"
-    if not isinstance(optimizer := step_optimizer(trainer), torch.optim.Optimizer):
-        return f"this run's {type(optimizer).__name__} is not an optimizer of torch, and its steps cannot be watched"
-    engine = getattr(trainer, "deepspeed", None)
-    if engine is None:
-        return None
-    zero = engine.optimizer
-    if getattr(zero, "swap_optimizer", False) or getattr(zero, "params_in_nvme_and_cpu", False):
-        return "this run keeps parameters or optimizer state on NVMe, where they cannot be kept or replaced"
-    if getattr(zero, "zenflow", False):
-        return "this run's optimizer steps in the background (ZenFlow), and weights cannot be kept from that"
-    if getattr(zero, "backup_optimizer", None) is not None:
-        return "this run offloads a part of its optimizer only, so that two optimizers step; offload all of it or none"
-    if any(group.get("use_muon") for group in zero.param_groups):
-        return "Muon moves its momentum outside of the optimizer's step, and cannot be kept from that"
-    if not engine.zero_optimization() and zero is not optimizer:
-        kind = type(zero).__name__
-        return f"this run trains in 16 bits without ZeRO, and its {kind} hides the master weights; use ZeRO 1, 2 or 3"
-    return None
-
-
-def elements(parameter: Any) -> int:
-    """Return the number of elements of the whole parameter, also where it is partitioned."""
-    return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def shape_of(parameter: Any) -> torch.Size:
-    """Return the shape of the whole parameter, also where it is partitioned."""
-    return torch.Size(getattr(parameter, "ds_shape", parameter.shape))
+    def obstacle(self) -> str | None:
+        """Return the reason why parameters of this run cannot be frozen or reset, or None."""
+        if self.is_fsdp:
+            return (
+                "this run shards its parameters with FSDP; freezing and resetting are for a plain Trainer and DeepSpeed"
+            )
+        optimizer = self.torch_optimizer
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            return (
+                f"this run's {type(optimizer).__name__} is not an optimizer of torch, and its steps cannot be watched"
+            )
+        if self.engine is None:
+            return None
+        return deepspeed_internals.obstacle_to_writing(self.engine, optimizer)

@@ -1,6 +1,6 @@
 """Pause offload: while the run is paused, DeepSpeed's states are moved from the GPUs to host memory.
 
-    session.rest = PausedMemory(trainer).rest      where the run's config says `pause: {offload: true}`
+    RankSession(..., rest=PausedMemory(engine).rest)      where the run's config says `pause: {offload: true}`
 
 A paused run still takes commands, and most of them need the states: whatever is voted on while the run is held brings
 them back first, and they go again when there is nothing left to do. Each way is a copy of a rank's whole share between
@@ -13,9 +13,12 @@ pause is what it always was. Tested with a stand-in for the engine only: no GPU 
 """
 
 import logging
-from typing import Any
+from typing import TYPE_CHECKING
 
 from ray_jobs.rank.error_text import told
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 log = logging.getLogger(__name__)
 
@@ -26,9 +29,8 @@ OPTIMIZER = "FusedAdam"
 class PausedMemory:
     """Offload of one rank's states during a pause. No collectives."""
 
-    def __init__(self, trainer: Any) -> None:
-        self._engine: Any = getattr(trainer, "deepspeed", None)
-        self._obstacle = obstacle(self._engine)
+    def __init__(self, engine: "DeepSpeedEngine | None") -> None:
+        self._engine, self._obstacle = engine, obstacle(engine)
         self._is_away = False
         if self._obstacle is not None:
             log.warning("pause.offload has no effect: %s", self._obstacle)
@@ -39,7 +41,7 @@ class PausedMemory:
         Raises DeepSpeed's exception if they cannot be reloaded: then this rank has lost them. If they cannot be
         offloaded, they are reloaded, and it is not tried again.
         """
-        if self._obstacle is not None or resting == self._is_away:
+        if self._engine is None or self._obstacle is not None or resting == self._is_away:
             return
         if not resting:
             self._engine.reload_states()
@@ -58,7 +60,7 @@ class PausedMemory:
         log.info("the states are in host memory while the run is paused")
 
 
-def obstacle(engine: Any) -> str | None:
+def obstacle(engine: "DeepSpeedEngine | None") -> str | None:
     """Return the reason why the states of this run cannot be offloaded, or None."""
     if engine is None:
         return "this run trains without DeepSpeed, which is what moves states"

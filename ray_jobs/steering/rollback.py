@@ -12,7 +12,7 @@ checkpoint verified, digest compared. If any of that fails, the process ends, an
 import gc
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
@@ -20,6 +20,10 @@ from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import Readback
 from control_plane.core.rules.branch_rules import reading
 from control_plane.storage.checkpoint.store import Manifest
+from ray_jobs.rank import deepspeed_internals
+
+if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
 
 log = logging.getLogger(__name__)
 
@@ -78,22 +82,15 @@ def _rollback(command: Command) -> Rollback:
     return command.intent
 
 
-def release(engine: Any) -> None:
+def release(engine: "DeepSpeedEngine | None") -> None:
     """Destroy DeepSpeed's engine and its hooks. They are held by autograd nodes, which Python's garbage collector does
     not traverse: the engine with its weights and moments would leak."""
     try:
         if engine is not None:
             engine.destroy()
-            _forget_module(engine.module)
+            deepspeed_internals.forget_module(engine.module)
     except Exception:
         log.exception("DeepSpeed's engine was not released: its memory stays in use")
-
-
-def _forget_module(module: Any) -> None:
-    """Remove the model from ZeRO 3's global list, which would keep its hooks and the engine alive."""
-    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
-
-    FWD_MODULE_STACK[:] = [each for each in FWD_MODULE_STACK if each is not module]
 
 
 def forget_training() -> None:

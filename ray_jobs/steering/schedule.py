@@ -11,7 +11,9 @@ groups get their scheduled values back. A `Course` replaces the scheduler: a new
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
+
+from control_plane.core.model.records import Readback
 
 ParamGroups = list[dict[str, Any]]
 Mode = Literal["keep", "hold", "course"]
@@ -89,13 +91,26 @@ class Steering:
 UNSTEERED = Steering()
 
 
+class Scheduler(Protocol):
+    """Learning-rate scheduler of torch, DeepSpeed, Transformers or a script."""
+
+    def step(self, *args: Any, **kwargs: Any) -> None:
+        """Set the groups' learning rates for the next step."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state from a checkpoint."""
+
+
 class SteeredSchedule:
     """Wrapper in place of a scheduler: `step`, `get_last_lr`, `state_dict` and the rest work as before.
 
     `groups` returns the live optimizer's parameter groups. `inner` may be None: then every value is constant.
     """
 
-    def __init__(self, inner: Any, groups: Callable[[], ParamGroups]) -> None:
+    def __init__(self, inner: "Scheduler | None", groups: Callable[[], ParamGroups]) -> None:
         self.inner = inner
         self._groups = groups
         self._scheduled = [float(group["lr"]) for group in groups()]
@@ -158,6 +173,14 @@ class SteeredSchedule:
         """Have each group follow its planned schedule; the values for the next step stay."""
         self._steering = [Steering("course", 1.0, course) for course in courses]
 
+    def readings(self) -> Readback:
+        """Return learning rate and mode of each group, and the groups' names."""
+        return {
+            "lr": [float(rate) for rate in self.get_last_lr()],
+            "schedule": self.modes(),
+            "groups": list(self.names),
+        }
+
     def modes(self) -> list[str]:
         """Return `keep`, `hold` or `course` for each group."""
         return [steering.mode for steering in self._steering]
@@ -189,32 +212,6 @@ class SteeredSchedule:
         self._steering = list(steering)
         for group, rate in zip(self._groups(), rates, strict=True):
             group["lr"] = rate
-
-
-def live_groups(trainer: Any) -> Callable[[], ParamGroups]:
-    """Return a getter of the live parameter groups, of DeepSpeed's engine or of a plain optimizer."""
-    engine = getattr(trainer, "deepspeed", None)
-    return lambda: (engine if engine is not None else trainer).optimizer.param_groups
-
-
-def steer_schedule(trainer: Any) -> SteeredSchedule:
-    """Install a `SteeredSchedule` wherever `trainer` or its DeepSpeed engine steps the scheduler.
-
-    With a DeepSpeed scheduler, or with DeepSpeed's optimizer, the engine steps it and the Trainer holds a wrapper
-    that does nothing; with Transformers' optimizer and scheduler, the Trainer steps it.
-    """
-    outer = trainer.lr_scheduler
-    inner = getattr(outer, "scheduler", outer)
-    steered = SteeredSchedule(inner, live_groups(trainer))
-    engine = getattr(trainer, "deepspeed", None)
-    if engine is not None and engine.lr_scheduler is inner:
-        engine.lr_scheduler = steered
-    if inner is not outer:
-        outer.scheduler = steered
-    else:
-        trainer.lr_scheduler = trainer.callback_handler.lr_scheduler = steered
-    trainer.steered_schedule = steered
-    return steered
 
 
 def group_names(groups: ParamGroups) -> list[str]:

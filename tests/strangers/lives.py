@@ -17,8 +17,8 @@ from control_plane.core.model.commands import Command
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles
 from ray_jobs.config.sections import ScriptWorkload
-from ray_jobs.hf.callbacks import InteractiveCallback
 from ray_jobs.rank import context
+from ray_jobs.rank.steered_run import SteeredRun
 from ray_jobs.rank.work_folder import enter_work_folder
 from ray_jobs.train import run_script
 from tests.ray_jobs.trials.crash_trials import _known, die
@@ -60,31 +60,31 @@ def _watch(
     run: context.RunContext, rank: int, server: ControlServer | None, spec: dict[str, Any], known: set[str]
 ) -> None:
     """Let every step of every loop pass by here."""
-    begin, boundary = InteractiveCallback.on_step_begin, InteractiveCallback.boundary
+    begin, boundary = SteeredRun.begin_step, SteeredRun.boundary
     kill = spec["kill"][1:] if spec.get("kill") and spec["kill"][0] == rank else None
 
-    def begun(self: Any, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def begun(self: SteeredRun) -> None:
         _settle(self)
         if server is not None:
             _ask(self, server, run.trainings.begun, spec.get("asked", []), known)
-        if kill == [run.trainings.begun, state.global_step + 1, PHASES[0]]:
+        if kill == [run.trainings.begun, self.training.loop.step + 1, PHASES[0]]:
             die()
-        begin(self, args, state, control, **kwargs)
+        begin(self)
 
-    def ended(self: Any, step: int) -> None:
+    def ended(self: SteeredRun, step: int) -> None:
         if kill == [run.trainings.begun, step, PHASES[1]]:
             die()
         boundary(self, step)
         if kill == [run.trainings.begun, step, PHASES[2]]:
             die()
 
-    InteractiveCallback.on_step_begin = begun  # type: ignore[method-assign]
-    InteractiveCallback.boundary = ended  # type: ignore[method-assign]
+    SteeredRun.begin_step = begun  # type: ignore[method-assign]
+    SteeredRun.boundary = ended  # type: ignore[method-assign]
 
 
 def _settle(steering: Any) -> None:
     """The journal has every checkpoint and every digest, whenever a rank is killed."""
-    steering.saving.writer.drain(60)
+    steering.saver.writer.drain(60)
     session = steering.opened()
     session._report_outcomes()
     while session.link is not None and (session.link._checkpoints or session.link._digests):

@@ -59,15 +59,12 @@ class PipelineEngine:
 )
 def test_engine_that_a_script_has_made_is_refused(engine: Any, said: str) -> None:
     assert said in (unsupported_engine(engine) or "")
-    trainer = SimpleNamespace(args=SimpleNamespace(), deepspeed=engine, model=torch.nn.Linear(1, 1))
     with pytest.raises(Refused, match=said):
-        check(trainer)
+        check(torch.nn.Linear(1, 1), engine)
 
 
 def test_config_and_parallelism_of_a_trainer_are_refused_before_its_engine_is_made() -> None:
-    parallel = SimpleNamespace(sp_size=2, tp_size=1)
-    config = SimpleNamespace(config=config_of("hybrid_engine.enabled", True))
-    args = SimpleNamespace(hf_deepspeed_config=config, parallelism_config=parallel)
+    parallel: Any = SimpleNamespace(sp_size=2, tp_size=1)
     with pytest.raises(Refused, match=r"hybrid_engine.enabled is True.*Ulysses"):
-        check(SimpleNamespace(args=args, model=torch.nn.Linear(1, 1)))
-    check(SimpleNamespace(args=SimpleNamespace(), model=torch.nn.Linear(1, 1)))
+        check(torch.nn.Linear(1, 1), None, config_of("hybrid_engine.enabled", True), parallel)
+    check(torch.nn.Linear(1, 1), None)

@@ -17,9 +17,8 @@ import torch
 from control_plane.storage.digest_files import RankDigest, differing
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.digest import state as digests
-from ray_jobs.steering.actions import OwnVocabulary
-from ray_jobs.steering.partitions import Share
-from ray_jobs.steering.schedule import SteeredSchedule
+from ray_jobs.loop.live import PlainLoop, live
+from ray_jobs.steering.partitions import Partition, Partitions
 
 Change = Callable[[], Any]
 
@@ -41,29 +40,22 @@ class Net(torch.nn.Module):
 
 
 def trained() -> tuple[Any, Any]:
-    """A trainer and a session after a step, as far as a digest looks at them."""
+    """A training and a session after a step, as far as a digest looks at them."""
     torch.manual_seed(1)
     random.seed(1)
     numpy.random.seed(1)
     model = Net()
     optimizer = torch.optim.AdamW([each for each in model.parameters() if each.requires_grad], lr=0.1)
     scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (step + 1))
-    trainer = SimpleNamespace(
-        model=model,
-        optimizer=optimizer,
-        deepspeed=None,
-        steered_schedule=SteeredSchedule(scheduler, lambda: optimizer.param_groups),
-        own_vocabulary=OwnVocabulary(),
-        state=SimpleNamespace(global_step=3),
-        _order=SampleOrder(40, 7, 4),
-    )
-    trainer.own_vocabulary.state["reward"] = 1.0
+    loop = PlainLoop(100, step=3, sample_order=SampleOrder(40, 7, 4))
+    training = live(loop, model, optimizer, scheduler=scheduler)
+    training.extensions.state["reward"] = 1.0
     knobs = {"dropout": 0.1, "betas": [0.9, 0.99], "logging_steps": 5}
     session = SimpleNamespace(read_knobs=lambda: knobs, knobs=knobs)
     model(torch.arange(5)).square().sum().backward()
     optimizer.step()
     optimizer.zero_grad()
-    return trainer, session
+    return training, session
 
 
 def flip(tensor: torch.Tensor) -> Change:
@@ -74,11 +66,11 @@ def flip(tensor: torch.Tensor) -> Change:
     return turn
 
 
-def changes(trainer: Any, session: Any) -> dict[str, Change]:
+def changes(training: Any, session: Any) -> dict[str, Change]:
     """By the name that must be told: how to change it. Tensors by one bit."""
-    optimizer, names = trainer.optimizer, {id(each): name for name, each in trainer.model.named_parameters()}
-    tensors = {f"weights/{name}": each for name, each in trainer.model.named_parameters()}
-    tensors |= {f"weights/{name}": each for name, each in trainer.model.named_buffers() if each.numel()}
+    optimizer, names = training.optimizer, {id(each): name for name, each in training.model.named_parameters()}
+    tensors = {f"weights/{name}": each for name, each in training.model.named_parameters()}
+    tensors |= {f"weights/{name}": each for name, each in training.model.named_buffers() if each.numel()}
     for owner, state in optimizer.state.items():
         tensors |= {f"optimizer/{names[id(owner)]}/{key}": each for key, each in state.items()}
     return {name: flip(tensor) for name, tensor in tensors.items()} | {
@@ -87,20 +79,20 @@ def changes(trainer: Any, session: Any) -> dict[str, Change]:
         "random/torch": lambda: torch.rand(1),
         "knobs/dropout": lambda: session.knobs.update(dropout=0.2),
         "knobs/betas": lambda: session.knobs.update(betas=[0.9, 0.98]),
-        "schedule": trainer.steered_schedule.step,
-        "script": lambda: trainer.own_vocabulary.state.update(reward=1.5),
-        "samples": lambda: setattr(trainer.state, "global_step", 4),
+        "schedule": training.schedule.step,
+        "script": lambda: training.extensions.state.update(reward=1.5),
+        "samples": lambda: setattr(training.loop, "step", 4),
     }
 
 
 def overlooked(take: Callable[[Any, Any], RankDigest] = digests.take) -> set[str]:
-    trainer, session = trained()
-    wanted = changes(trainer, session)
+    training, session = trained()
+    wanted = changes(training, session)
     unseen = set()
     for name, change in wanted.items():
-        before = take(trainer, session)
+        before = take(training, session)
         change()
-        after = take(trainer, session)
+        after = take(training, session)
         if before.root == after.root or differing(before.parts, after.parts) != (name,):
             unseen.add(name)
     return unseen
@@ -147,48 +139,47 @@ def test_tied_weights_are_digested_once_under_their_first_name() -> None:
 
 
 def test_knobs_that_do_not_change_the_steps_are_left_out() -> None:
-    trainer, session = trained()
-    before = digests.take(trainer, session)
+    training, session = trained()
+    before = digests.take(training, session)
     session.knobs["logging_steps"] = 50
-    assert digests.take(trainer, session).root == before.root
+    assert digests.take(training, session).root == before.root
 
 
 def test_training_that_is_made_again_and_one_that_is_restored_have_the_same_digest() -> None:
-    trainer, session = trained()
-    first = digests.take(trainer, session)
-    assert digests.take(trainer, session) == first
+    training, session = trained()
+    first = digests.take(training, session)
+    assert digests.take(training, session) == first
     assert digests.take(*trained()).parts == first.parts
-    model, optimizer = copy.deepcopy(trainer.model.state_dict()), copy.deepcopy(trainer.optimizer.state_dict())
-    trainer.model.embedding.weight.data += 1
-    trainer.optimizer.state.clear()
-    assert digests.take(trainer, session).root != first.root
-    trainer.model.load_state_dict(model)
-    trainer.optimizer.load_state_dict(optimizer)
-    assert digests.take(trainer, session).parts == first.parts
+    model, optimizer = copy.deepcopy(training.model.state_dict()), copy.deepcopy(training.optimizer.state_dict())
+    training.model.embedding.weight.data += 1
+    training.optimizer.state.clear()
+    assert digests.take(training, session).root != first.root
+    training.model.load_state_dict(model)
+    training.optimizer.load_state_dict(optimizer)
+    assert digests.take(training, session).parts == first.parts
 
 
 def test_step_of_adam_as_a_number_is_the_same_state() -> None:
-    trainer, session = trained()
-    first = digests.take(trainer, session)
-    for state in trainer.optimizer.state.values():
+    training, session = trained()
+    first = digests.take(training, session)
+    for state in training.optimizer.state.values():
         state["step"] = float(state["step"])
-    assert digests.take(trainer, session).parts == first.parts
+    assert digests.take(training, session).parts == first.parts
 
 
 def test_samples_are_those_of_the_step_or_the_position_alone() -> None:
-    trainer, _ = trained()
-    order = list(trainer._order)
-    assert trainer._order.batch(3).tolist() == order[8:12]
-    trainer._order.set_epoch(1)
-    assert trainer._order.batch(11).tolist() == list(trainer._order)[:4]
-    assert digests.samples(trainer, 3) == digests.samples(trained()[0], 3) != digests.samples(trainer, 13)
-    trainer._order = None
-    assert digests.samples(trainer, 3) == digests.samples(SimpleNamespace(), 3) != digests.samples(trainer, 4)
+    sampler = SampleOrder(40, 7, 4)
+    order = list(sampler)
+    assert sampler.batch(3).tolist() == order[8:12]
+    sampler.set_epoch(1)
+    assert sampler.batch(11).tolist() == list(sampler)[:4]
+    assert digests.samples(sampler, 3) == digests.samples(SampleOrder(40, 7, 4), 3) != digests.samples(sampler, 13)
+    assert digests.samples(None, 3) != digests.samples(None, 4)
 
 
 def test_flat_state_is_named_by_parameter_and_what_belongs_to_none_by_group() -> None:
     owner = torch.zeros(10)
-    shares = [("a", Share(owner, 0, 0, 4)), ("b", Share(owner, 5, 0, 3))]
+    shares = [("a", Partition(owner, 0, 0, 4)), ("b", Partition(owner, 5, 0, 3))]
     before = dict(digests._entry("group0", "exp_avg", owner, owner, shares))
     assert list(before) == ["optimizer/a/exp_avg", "optimizer/b/exp_avg", "optimizer/group0/exp_avg"]
     for place in range(10):
@@ -200,7 +191,6 @@ def test_flat_state_is_named_by_parameter_and_what_belongs_to_none_by_group() ->
 
 
 def test_state_on_nvme_is_refused() -> None:
-    trainer, session = trained()
-    trainer.deepspeed = SimpleNamespace(optimizer=SimpleNamespace(swap_optimizer=True, param_groups=[]))
+    optimizer: Any = SimpleNamespace(swap_optimizer=True, param_groups=[])
     with pytest.raises(RuntimeError, match="NVMe"):
-        digests.take(trainer, session)
+        dict(digests.optimizer(Partitions(Net(), optimizer)))

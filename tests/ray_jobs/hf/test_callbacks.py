@@ -4,7 +4,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from control_plane.api.handle import Point
-from ray_jobs.hf.callbacks import InteractiveCallback, LoggingCallback
+from ray_jobs.hf.callbacks import LoggingCallback
+from ray_jobs.rank.steered_run import SteeredRun
+from ray_jobs.rank.step_log import StepLog
 
 
 class Listener:
@@ -18,10 +20,10 @@ class Listener:
 
 
 def logging_callback(link: Any) -> LoggingCallback:
-    interactive = InteractiveCallback(trainer=None, context=None)  # type: ignore[arg-type]
+    run = SteeredRun(SimpleNamespace(checkpoint_every_steps=0))  # type: ignore[arg-type]
     if link is not None:
-        interactive.session = SimpleNamespace(link=link)  # type: ignore[assignment]
-    return LoggingCallback(interactive)
+        run.log = StepLog(SimpleNamespace(loop=SimpleNamespace(step=0)), link)  # type: ignore[arg-type]
+    return LoggingCallback(run)
 
 
 def log(callback: LoggingCallback, step: int, logs: dict[str, Any]) -> None:

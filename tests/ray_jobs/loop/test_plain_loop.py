@@ -1,5 +1,9 @@
 """A loop of the user's own that was started by hand: it is a loop, and misuse is refused."""
 
+import dataclasses
+import subprocess
+import sys
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -7,9 +11,9 @@ import torch
 from torch import nn
 
 from control_plane.core.model.errors import Conflict, Invalid
-from ray_jobs.loop.session import Loop, TrainingSession
-from ray_jobs.steering.actions import OwnVocabulary
-from ray_jobs.steering.schedule import Course, steer_schedule
+from ray_jobs.loop.live import PlainLoop, live
+from ray_jobs.loop.session import TrainingSession
+from ray_jobs.steering.schedule import Course
 
 
 def alone(steps: int = 3) -> TrainingSession:
@@ -60,18 +64,37 @@ def test_a_session_without_anything_to_train_is_refused() -> None:
 def test_a_loop_without_a_schedule_keeps_its_own_rates_until_a_course_is_set() -> None:
     net = nn.Linear(2, 1)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.5)
-    loop = Loop(net, optimizer, None, None, 8, 0, OwnVocabulary())
-    steered = steer_schedule(loop)
-    loop.steer()
+    session = TrainingSession(net, optimizer, total_steps=8)
+    training = live(PlainLoop(8), net, optimizer)
+    run: Any = SimpleNamespace(training=training)
     optimizer.param_groups[0]["lr"] = 0.25
-    loop.step_schedule()
+    session._step_schedule(run)
     assert optimizer.param_groups[0]["lr"] == 0.25
-    steered.follow([Course(0.25, "linear", 0.0, 0, 1.0, 4)])
+    training.schedule.follow([Course(0.25, "linear", 0.0, 0, 1.0, 4)])
     rates = []
     for _ in range(4):
-        loop.step_schedule()
+        session._step_schedule(run)
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates == [0.1875, 0.125, 0.0625, 0.0]
+
+
+def test_state_of_a_loop_is_what_transformers_would_write() -> None:
+    from transformers import TrainerState
+
+    assert PlainLoop(8).state() == dataclasses.asdict(TrainerState(max_steps=8))
+
+
+def test_a_plain_loop_imports_no_transformers() -> None:
+    program = (
+        "import sys, torch; from ray_jobs.training_session import TrainingSession\n"
+        "from ray_jobs.loop.live import PlainLoop, live\n"
+        "net = torch.nn.Linear(2, 1); optimizer = torch.optim.SGD(net.parameters(), lr=0.1)\n"
+        "with TrainingSession(net, optimizer, total_steps=1) as session:\n"
+        "    for _ in session.steps(): session.step({'loss': 1.0})\n"
+        "live(PlainLoop(1), net, optimizer)\n"
+        "assert 'transformers' not in sys.modules, 'transformers was imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, timeout=120)
 
 
 def test_a_knob_whose_name_is_taken_is_refused() -> None:

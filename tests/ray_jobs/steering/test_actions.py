@@ -1,6 +1,5 @@
 """Knobs and actions of a script's own: what is registered, what is checked at the vote, what a checkpoint keeps."""
 
-from types import SimpleNamespace
 from typing import Any
 from uuid import uuid4
 
@@ -176,8 +175,7 @@ def test_values_and_state_come_back_from_what_a_checkpoint_keeps() -> None:
 
 def attached(dial: Dial) -> tuple[OwnVocabulary, Knobs]:
     own, knobs = vocabulary(dial), Knobs()
-    session: Any = SimpleNamespace(knobs=knobs, register=lambda kind, applier: None)
-    own.attach(session)
+    own.register_knobs(knobs)
     return own, knobs
 
 

@@ -12,8 +12,12 @@ from torch import nn
 from control_plane.core.model.commands import Change, Command, SetKnobs
 from control_plane.core.model.errors import Conflict, Diverged, Invalid, NotFound
 from control_plane.core.model.limits import Limit
-from ray_jobs.hf.hf_knobs import clipping_knob, group_knobs, register_trainer_knobs
+from ray_jobs.hf.hf_knobs import clipping_place, interval_knobs
+from ray_jobs.hf.live import TrainerLoop
+from ray_jobs.rank.deepspeed_internals import clipping_places
 from ray_jobs.steering.knobs import Knob, Knobs, KnobsApplier
+from ray_jobs.steering.partitions import Partitions
+from ray_jobs.steering.training_knobs import Place, clipping_knob, group_knobs, register_training_knobs
 
 GROUPS = ["decay", "no_decay"]
 
@@ -262,19 +266,25 @@ def fake_trainer(**arguments: Any) -> Any:
     )
 
 
-def fake_saving() -> Any:
-    session = SimpleNamespace(total_steps=10, replica=SimpleNamespace(stopping=False))
-    return SimpleNamespace(every_steps=0, session=session)
+def registered(trainer: Any, saver: Any = None, is_stopping: bool = False) -> Knobs:
+    knobs, partitions = Knobs(), Partitions(nn.Linear(1, 1), trainer.optimizer)
+    intervals, clipping = interval_knobs(trainer), clipping_place(trainer)
+    saver = saver or SimpleNamespace(every_steps=0)
+    register_training_knobs(knobs, partitions, TrainerLoop(trainer), saver, lambda: is_stopping, intervals, clipping)
+    return knobs
+
+
+def places(engine: Any) -> dict[str, Place]:
+    return {name: Place(*place) for name, place in clipping_places(engine).items()}
 
 
 def test_clipping_is_written_to_all_its_places_and_told_if_they_disagree() -> None:
-    trainer = fake_trainer()
-    config = SimpleNamespace(gradient_clipping=1.0)
-    trainer.deepspeed = SimpleNamespace(optimizer=SimpleNamespace(clip_grad=1.0), _config=config)
-    knob = clipping_knob(trainer)
+    trainer, config = fake_trainer(), SimpleNamespace(gradient_clipping=1.0)
+    engine: Any = SimpleNamespace(optimizer=SimpleNamespace(clip_grad=1.0), _config=config)
+    knob = clipping_knob(places(engine) | clipping_place(trainer))
     assert knob is not None
     knob.set(0.5)
-    assert (trainer.deepspeed.optimizer.clip_grad, config.gradient_clipping, trainer.args.max_grad_norm) == (0.5,) * 3
+    assert (engine.optimizer.clip_grad, config.gradient_clipping, trainer.args.max_grad_norm) == (0.5,) * 3
     config.gradient_clipping = 0.7
     with pytest.raises(RuntimeError, match=r"clip_grad is 0\.5, the engine's gradient_clipping is 0\.7"):
         knob.get()
@@ -282,38 +292,35 @@ def test_clipping_is_written_to_all_its_places_and_told_if_they_disagree() -> No
 
 def test_clipping_that_is_in_force_is_what_the_other_places_are_given_at_first() -> None:
     trainer = fake_trainer()
-    trainer.deepspeed = SimpleNamespace(optimizer=object(), _config=SimpleNamespace(gradient_clipping=0.0))
-    knob = clipping_knob(trainer)
+    engine: Any = SimpleNamespace(optimizer=object(), _config=SimpleNamespace(gradient_clipping=0.0))
+    knob = clipping_knob(places(engine) | clipping_place(trainer))
     assert knob is not None
     assert knob.get() == 0.0
     assert trainer.args.max_grad_norm == 0.0
 
 
 def test_a_loop_that_clips_by_itself_has_no_such_knob() -> None:
-    trainer = fake_trainer()
-    del trainer.args.max_grad_norm
-    assert clipping_knob(trainer) is None
+    assert clipping_knob({}) is None
 
 
 def test_an_infinite_norm_is_left_alone() -> None:
-    knobs = Knobs()
-    register_trainer_knobs(knobs, fake_trainer(max_grad_norm=float("inf")), fake_saving())
+    knobs = registered(fake_trainer(max_grad_norm=float("inf")))
     assert "gradient_clipping" not in knobs.readings()
 
 
 def test_intervals_are_whole_numbers_in_the_state_and_in_the_arguments() -> None:
-    trainer, saving, knobs = fake_trainer(), fake_saving(), Knobs()
-    register_trainer_knobs(knobs, trainer, saving)
+    trainer, saver = fake_trainer(), SimpleNamespace(every_steps=0)
+    knobs = registered(trainer, saver)
     assert knobs.readings()["logging_steps"] == 5
     assert "eval_steps" not in knobs.readings()  # nothing is evaluated every so many steps
     changes = Change(knob="logging_steps", value=2), Change(knob="checkpoint_steps", value=3)
     KnobsApplier(knobs).apply(command(*changes), 1)
-    assert (trainer.state.logging_steps, trainer.args.logging_steps, saving.every_steps) == (2, 2, 3)
+    assert (trainer.state.logging_steps, trainer.args.logging_steps, saver.every_steps) == (2, 2, 3)
 
 
 def test_a_total_that_is_no_longer_ahead_or_cannot_be_reached_is_refused() -> None:
-    trainer, knobs = fake_trainer(), Knobs()
-    register_trainer_knobs(knobs, trainer, fake_saving())
+    trainer = fake_trainer()
+    knobs = registered(trainer)
     assert "total_steps is at least 9" in refusal(knobs, Change(knob="total_steps", value=8))
     assert refusal(knobs, Change(knob="total_steps", value=9)) == ""
     trainer.most_steps = 10
@@ -321,21 +328,20 @@ def test_a_total_that_is_no_longer_ahead_or_cannot_be_reached_is_refused() -> No
 
 
 def test_more_steps_at_the_last_boundary_take_the_end_back_and_undoing_them_ends_again() -> None:
-    trainer, saving, knobs = fake_trainer(), fake_saving(), Knobs()
-    register_trainer_knobs(knobs, trainer, saving)
+    trainer = fake_trainer()
+    knobs = registered(trainer)
     trainer.state.global_step, trainer.control.should_training_stop = 10, True
     applier, more = KnobsApplier(knobs), command(Change(knob="total_steps", value=20))
     applier.apply(more, 10)
-    assert (trainer.state.max_steps, saving.session.total_steps) == (20, 20)
+    assert trainer.state.max_steps == 20
     assert (trainer.args.max_steps, trainer.control.should_training_stop) == (-1, False)
     applier.undo(more)
     assert (trainer.state.max_steps, trainer.control.should_training_stop) == (10, True)
 
 
 def test_more_steps_do_not_take_back_a_stop_that_somebody_asked_for() -> None:
-    trainer, saving, knobs = fake_trainer(), fake_saving(), Knobs()
-    register_trainer_knobs(knobs, trainer, saving)
+    trainer = fake_trainer()
+    knobs = registered(trainer, is_stopping=True)
     trainer.state.global_step, trainer.control.should_training_stop = 10, True
-    saving.session.replica.stopping = True
     KnobsApplier(knobs).apply(command(Change(knob="total_steps", value=20)), 10)
     assert trainer.control.should_training_stop

@@ -17,9 +17,8 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.records import CommandSettled
 from control_plane.storage.journal.writer import read
 from control_plane.storage.layout import RunFiles
-from ray_jobs.steering.freezing import frozen_parameters
 from ray_jobs.steering.parameters import ResetApplier, Skeleton, layers, register_parameter_appliers
-from tests.ray_jobs.steering.test_frozen import copied, make_step, moved, plain_trainer, two_layers
+from tests.ray_jobs.steering.test_frozen import copied, make_step, moved, plain_training, two_layers
 from tests.ray_jobs.support.ranks import run_ranks
 from tests.ray_jobs.trials import trials
 from tests.ray_jobs.trials.parameter_trials import hashed, intent
@@ -277,14 +276,15 @@ def expected_weights() -> dict[str, torch.Tensor]:
 
 
 def test_resetting_a_frozen_module_gives_it_new_weights_that_stand_still() -> None:
-    trainer = plain_trainer(two_layers())
-    old = copied(trainer.model)
-    frozen_parameters(trainer).hold({"0.weight", "0.bias"})
-    make_step(trainer)
-    ResetApplier(trainer).apply(Command.model_validate(intent(0, kind="reset_parameters", modules="0", seed=5)), 1)
-    new = copied(trainer.model)
-    make_step(trainer)
-    assert moved(trainer.model, new) == {"2.weight", "2.bias"}
+    training = plain_training(two_layers())
+    old = copied(training.model)
+    training.frozen.hold({"0.weight", "0.bias"})
+    make_step(training)
+    reset = Command.model_validate(intent(0, kind="reset_parameters", modules="0", seed=5))
+    ResetApplier(training.partitions).apply(reset, 1)
+    new = copied(training.model)
+    make_step(training)
+    assert moved(training.model, new) == {"2.weight", "2.bias"}
     assert not torch.equal(old["0.weight"], new["0.weight"])
 
 
@@ -325,5 +325,5 @@ def test_layers_tell_each_module_with_its_parameters_and_what_can_be_turned() ->
 def test_registering_covers_all_three_commands() -> None:
     registered: dict[str, Any] = {}
     session = SimpleNamespace(register=registered.__setitem__)
-    register_parameter_appliers(session, plain_trainer(two_layers()))  # type: ignore[arg-type]
+    register_parameter_appliers(session, plain_training(two_layers()))  # type: ignore[arg-type]
     assert set(registered) == {"freeze", "unfreeze", "reset_parameters"}

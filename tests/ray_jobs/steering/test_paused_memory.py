@@ -100,10 +100,9 @@ def asked(kind: str) -> tuple[Command, ...]:
 
 
 def session(engine: Engine, *looks: tuple[Command, ...]) -> RankSession:
-    made = RankSession(Alone(), Offers(looks))  # type: ignore[arg-type]
+    made = RankSession(Alone(), Offers(looks), rest=PausedMemory(engine).rest)  # type: ignore[arg-type]
     made.register("pause", FlagApplier("paused", True))
     made.register("resume", FlagApplier("paused", False))
-    made.rest = PausedMemory(SimpleNamespace(deepspeed=engine)).rest
     return made
 
 
@@ -158,7 +157,7 @@ def test_where_states_cannot_be_moved_the_log_says_why_and_nothing_is_tried(
     engine: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        memory = PausedMemory(SimpleNamespace(deepspeed=engine))
+        memory = PausedMemory(engine)
     memory.rest(True)
     memory.rest(False)
     assert reason in caplog.text

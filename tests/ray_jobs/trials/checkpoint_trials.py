@@ -7,6 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,9 @@ from ray_jobs.checkpoint import save as checkpoint_io
 from ray_jobs.checkpoint.capture import STATE, capture, copied, random_digest, state_digest
 from ray_jobs.checkpoint.universal import universal_checkpoint_info
 from ray_jobs.checkpoint.writer import CheckpointWriter
+from ray_jobs.hf.live import live
 from ray_jobs.rank.collectives import Collectives
+from ray_jobs.rank.live_training import LiveTraining
 from tests.ray_jobs.support.checkpoint_key import KEY, STEPS
 from tests.ray_jobs.trials.trials import BLOCK_TOKENS, VOCABULARY, Blocks, deepspeed_config
 
@@ -43,11 +46,16 @@ class Saving(TrainerCallback):
     def engine(self) -> Any:
         return self.trainer.deepspeed
 
+    @cached_property
+    def training(self) -> LiveTraining:
+        """Asked for in the training, when the engine exists."""
+        return live(self.trainer)
+
     def about(self) -> dict[str, Any]:
         return {"generation": 1, "step": self.trainer.state.global_step, "samples_consumed": 0}
 
     def begin(self) -> str:
-        return checkpoint_io.begin_save(self.trainer, self.files, self.collectives, self.writer, self.about())
+        return checkpoint_io.begin_save(self.training, self.files, self.collectives, self.writer, self.about())
 
     def ended(self) -> Any:
         assert self.writer.drain(DRAIN_S)
@@ -55,7 +63,7 @@ class Saving(TrainerCallback):
         return finished
 
     def digest(self) -> str:
-        return state_digest(capture(self.trainer))
+        return state_digest(capture(self.training))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         if state.global_step in self.at_step:
@@ -126,7 +134,7 @@ def differences(ours: Any, theirs: Any, where: str = "") -> list[str]:
 
 def spoil(saving: Saving) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Overwrite every live number that a checkpoint holds; answers them with what they were."""
-    live = [tensor for state in capture(saving.trainer).values() for tensor in tensors_in(state)]
+    live = [tensor for state in capture(saving.training).values() for tensor in tensors_in(state)]
     before = [(tensor, tensor.detach().clone()) for tensor in live]
     with torch.no_grad():
         for tensor, _ in before:
@@ -138,7 +146,7 @@ def save_and_compare(saving: Saving) -> dict[str, Any]:
     """Stock and ours at the same step; ours while the live state is being spoilt; then ours is loaded back."""
     stock, rank = saving.files.root / "stock", saving.collectives.rank
     digests = [saving.digest(), saving.digest()]
-    random = random_digest(capture(saving.trainer))
+    random = random_digest(capture(saving.training))
     saving.engine.save_checkpoint(
         str(stock), tag=STATE, save_latest=False, client_state=universal_checkpoint_info(saving.engine)
     )
@@ -191,8 +199,8 @@ def all_that_ends_well(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
 
 def save_plainly(saving: Saving) -> dict[str, Any]:
     """A trainer without DeepSpeed: rank 0 has everything but the other ranks' progress."""
-    states = copied(capture(saving.trainer))
-    saved = checkpoint_io.save_now(saving.trainer, saving.files, saving.collectives, saving.writer, saving.about())
+    states = copied(capture(saving.training))
+    saved = checkpoint_io.save_now(saving.training, saving.files, saving.collectives, saving.writer, saving.about())
     return {"files": sorted(states), "saved": getattr(saved, "checkpoint", saved)}
 
 
@@ -233,7 +241,7 @@ def failures(rank: int, root: Path) -> dict[str, Any]:
         return {"reason": ended.reason, "left": left, "not_begun": seen}
 
     def save_well(saving: Saving) -> dict[str, Any]:
-        args = (saving.trainer, saving.files, saving.collectives, saving.writer, saving.about())
+        args = (saving.training, saving.files, saving.collectives, saving.writer, saving.about())
         saved = checkpoint_io.save_now(*args)
         return {
             "saved": getattr(saved, "checkpoint", saved),

@@ -22,7 +22,6 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs.checkpoint import writer
 from ray_jobs.checkpoint.capture import capture, random_digest, state_digest
 from ray_jobs.rank import context
-from ray_jobs.steering.partitions import share_of, step_optimizer
 from ray_jobs.steering.rollback import LeaveForBranch, forget_training
 from tests.ray_jobs.trials.trials import BLOCK_TOKENS, VOCABULARY, Blocks, Witness, deepspeed_config, open_server
 
@@ -99,9 +98,10 @@ def live_tensor(trainer: Any, name: str) -> torch.Tensor:
     parameter = dict(trainer.model.named_parameters())[path]
     if kind == "weights":
         return getattr(parameter, "ds_tensor", parameter)
-    share = share_of(trainer, parameter)
-    assert share is not None, f"this rank has no share of {path}"
-    return share.tensors(step_optimizer(trainer))["weights" if key == "master" else key]
+    partitions = trainer._steering.training.partitions
+    partition = partitions.of(parameter)
+    assert partition is not None, f"this rank has no partition of {path}"
+    return partition.tensors(partitions.torch_optimizer)["weights" if key == "master" else key]
 
 
 class Patient(TrainerCallback):
@@ -112,7 +112,7 @@ class Patient(TrainerCallback):
         self.trainer = trainer
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer._saving.writer.drain(60)
+        self.trainer._steering.saver.writer.drain(60)
         link = self.trainer._steering.opened().link
         while link is not None and (link._digests or link._checkpoints):
             link._nudge()
@@ -226,7 +226,7 @@ def _known(files: RunFiles) -> set[str]:
 
 def _seen(trainer: Any, witness: Witness) -> dict[str, Any]:
     """Digests of weights, optimizer, schedule and random generators at the end, and what each step logged and used."""
-    states = capture(trainer)
+    states = capture(trainer._steering.training)
     history = {entry["step"]: entry["loss"] for entry in trainer.state.log_history if "loss" in entry}
     evaluated = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     return {

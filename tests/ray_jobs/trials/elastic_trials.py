@@ -17,14 +17,14 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs.checkpoint.batch import plan_batch
 from ray_jobs.checkpoint.convert import convert, universal_name
 from ray_jobs.checkpoint.universal import (
-    apply_batch_plan,
-    consolidated_state,
+    consolidated,
     digest,
     load_universal,
     plain_groups,
     universal_checkpoint_info,
 )
 from ray_jobs.data.sample_order import SampleOrder
+from ray_jobs.hf.live import apply_batch_plan
 from tests.ports import free_port
 
 GLOBAL_BATCH, MICRO_BATCH, SAMPLES, SEED = 12, 3, 41, 11
@@ -100,7 +100,7 @@ class ElasticTrainer(Trainer):
 
     def seen(self, file: str) -> dict[str, Any]:
         """The consolidated state goes to a file, for a comparison of tensors; its digest is every rank's."""
-        state = consolidated_state(self.deepspeed)
+        state = dict(consolidated(self.deepspeed))
         if dist.get_rank() == 0:
             torch.save(state, self.folder / file)
         return {"digest": digest(sorted(state.items())), "groups": plain_groups(self.live_groups())}

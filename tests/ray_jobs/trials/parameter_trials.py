@@ -15,8 +15,9 @@ from torch import nn
 from control_plane.core.model.commands import Command
 from ray_jobs.checkpoint import loop_state
 from ray_jobs.checkpoint.universal import consolidated
-from ray_jobs.steering.freezing import frozen_parameters
+from ray_jobs.steering.freezing import FrozenParameters
 from ray_jobs.steering.parameters import ResetApplier
+from ray_jobs.steering.partitions import Partitions
 from tests.ray_jobs.trials import trials
 
 
@@ -86,7 +87,8 @@ class ParameterWitness(trials.Witness):
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         before = self.weights[state.global_step] = digests(self.trainer)
         command = Command.model_validate(intent(0, kind="reset_parameters", modules="*", seed=1))
-        applier, random = ResetApplier(self.trainer), torch.get_rng_state()
+        training = self.trainer._steering.training
+        applier, random = ResetApplier(training.partitions), torch.get_rng_state()
         refused = applier.check(command)
         applier.apply(command, state.global_step)
         between = digests(self.trainer)
@@ -100,10 +102,10 @@ class ParameterWitness(trials.Witness):
             "restored": after == before,
             "random state kept": torch.equal(random, torch.get_rng_state()),
         }
-        saved = loop_state.captured(self.trainer)
-        frozen_parameters(self.trainer).hold(())
-        loop_state.restore(self.trainer, saved)
-        self.recalled = frozen_parameters(self.trainer).names
+        saved = loop_state.captured(training)
+        training.frozen.hold(())
+        loop_state.restore(training, saved)
+        self.recalled = training.frozen.names
         self.trainer = None  # an engine less in memory
 
     def told(self) -> dict[str, Any]:
@@ -141,8 +143,9 @@ def steer_engine(rank: int, stage: int, bits: int) -> dict[str, Any]:
 
     step()
     trainer = SimpleNamespace(model=engine.module, deepspeed=engine, is_deepspeed_enabled=True)
+    partitions = Partitions(engine.module, engine.optimizer, engine)
     command = Command.model_validate(intent(0, kind="reset_parameters", modules="1", seed=4))
-    frozen, reset, seen = frozen_parameters(trainer), ResetApplier(trainer), {"begun": digests(trainer)}
+    frozen, reset, seen = FrozenParameters(partitions), ResetApplier(partitions), {"begun": digests(trainer)}
     frozen.hold({"0.weight", "1.bias"})
     step()
     step()
