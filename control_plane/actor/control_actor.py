@@ -17,6 +17,7 @@ from uuid import UUID
 import ray
 from pydantic import TypeAdapter, ValidationError
 
+from control_plane.api import versions
 from control_plane.api.handle import (
     CommandView,
     Measurements,
@@ -142,6 +143,10 @@ class ControlActor:
     async def pid(self) -> int:
         """Return the pid of the serving process, for people and for tests that kill it."""
         return os.getpid()
+
+    async def protocol(self) -> dict[str, int | str]:
+        """Return protocol and release of this process; whoever connects asks for it first."""
+        return versions.own()
 
     async def submit(self, command: Command) -> Receipt:
         """See `RunHandle.submit`."""

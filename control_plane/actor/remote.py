@@ -6,6 +6,7 @@ method of a handle is idempotent, so this one retries for as long as an actor ta
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
@@ -13,6 +14,7 @@ from ray.exceptions import GetTimeoutError, RayActorError, RayError, RayTaskErro
 from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, wait_exponential
 
 from control_plane.actor.control_actor import get_or_create, is_serving
+from control_plane.api import versions
 from control_plane.api.handle import (
     ADOPTION_WAIT_S,
     CommandView,
@@ -67,7 +69,10 @@ class RayHandle:
         try:
             if self._actor is None:
                 # Blocks for milliseconds; in a thread it does not hold up other calls.
-                self._actor = await asyncio.to_thread(self._find)
+                found = await asyncio.to_thread(self._find)
+                async with asyncio.timeout(CALL_TIMEOUT_S):
+                    versions.check_protocol(self._files.run, await _protocol_of(found))
+                self._actor = found
             call = getattr(self._actor, method).remote(*args)
             async with asyncio.timeout(wait_s + CALL_TIMEOUT_S):
                 return await call
@@ -165,6 +170,13 @@ class RayHandle:
     async def pid(self) -> int:
         """Return the pid of the control server."""
         return int(await self._call("pid"))
+
+
+async def _protocol_of(actor: Any) -> Mapping[str, int | str]:
+    """Return what the actor answers about its version; one of release 0.1 has no such method."""
+    ask = getattr(actor, "protocol", None)
+    answer: Mapping[str, int | str] = versions.OLDEST if ask is None else await ask.remote()
+    return answer
 
 
 def _is_closed(files: RunFiles) -> bool:

@@ -149,7 +149,7 @@ class Segment:
         try:
             header = unseal(raw)
             if header["version"] not in READABLE_VERSIONS:
-                raise ValueError(f"its version is not known here: {header['version']!r}, and not {_READABLE}")
+                raise ValueError(f"it is in format {header['version']!r}, and this release reads {_READABLE}")
             if (header["type"], header["term"]) != ("Segment", self.number):
                 raise ValueError("it is not this segment's")
             pin = Pin(**header["after"], digest=header["prev"])
