@@ -1,10 +1,10 @@
-"""`ray start` for one more node on a machine whose cluster stays on the loopback.
+"""`ray start` for a further node of a cluster on the loopback interface.
 
     python -m cluster.join start --address=127.0.0.1:6379 --block ...
 
-Ray keeps to the loopback only while multi-node clusters are switched off (see `ray_environment`), and `ray start
---address` refuses to work while they are. Both questions are asked of the same variable, so the second is answered
-here, for this process alone: the raylet and everything that it starts still find it switched off.
+Ray binds to the loopback only while multi-node clusters are disabled (see `ray_environment`), and `ray start
+--address` fails while they are. Both read the same variable, so the second check is patched here, in this process only:
+the raylet and everything that it starts still see it disabled.
 """
 
 import sys
@@ -12,12 +12,12 @@ from types import ModuleType
 
 
 def _as_given(host: str) -> str:
-    """A loopback address is meant as it stands; Ray would put a network interface's in its place."""
+    """Return the host unchanged; Ray would replace a loopback address by that of a network interface."""
     return host
 
 
 def permit(constants: ModuleType, services: ModuleType) -> None:
-    """Let a node join on the loopback. Raises `AttributeError` if Ray no longer knows these two by their names."""
+    """Patch Ray so that a node can join on the loopback. Raises `AttributeError` if Ray has renamed the two."""
     for module, name, value in (
         (constants, "ENABLE_RAY_CLUSTER", True),
         (services, "resolve_ip_for_localhost", _as_given),
@@ -27,7 +27,7 @@ def permit(constants: ModuleType, services: ModuleType) -> None:
 
 
 def main() -> None:
-    """Be `ray`, with leave to join."""
+    """Run the `ray` command line with the patch."""
     from ray._private import ray_constants, services
     from ray.scripts.scripts import main as ray
 

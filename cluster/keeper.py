@@ -1,11 +1,11 @@
-"""Keeps the console running, and writes down what of the cluster answers, and since when.
+"""Supervisor of the console, and health checks of the cluster's services.
 
     python -m cluster.keeper
 
-It starts the console again whenever that ends, after a wait that doubles. Ray does the same for the gateway, whose
-processes are its actors. A service that stands still is ended, which has it started again (see `stopped`). What answers
-is asked every second, and written to `parts.json` in the home when it changes: `steer nodes` shows it. A console that
-has never answered is not started again: its mistake would only repeat itself.
+It restarts the console whenever that ends, with exponential backoff. Ray does the same for the gateway, whose processes
+are its actors. A stopped service is killed, so that its supervisor restarts it (see `stopped`). Every second it checks
+which services answer, and writes changes to `parts.json` in the home: `steer nodes` shows them. A console that has
+never answered is not restarted: it would only fail again.
 """
 
 import ctypes
@@ -32,16 +32,16 @@ POLL_S = 1.0
 FIRST_WAIT_S = 0.5
 MAX_WAIT_S = 30.0
 HEALTHY_AFTER_S = 15.0
-"""A console that has lived so long is started again at once, however often it ended before."""
+"""The backoff is reset for a console that has lived so long."""
 
 MISSES = 3
-"""So many questions in a row go unanswered before a part is called down: two cores may be busy for a second or two."""
+"""Failed health checks in a row before a service is reported as down: two cores may be busy for a second or two."""
 
 PR_SET_PDEATHSIG = 1
 
 
 class PartView(BaseModel):
-    """What is known of one part. `since`: ISO 8601, when it came into this state."""
+    """State of one service. `since`: ISO 8601, the time of the last change of `up`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -51,12 +51,12 @@ class PartView(BaseModel):
 
 
 def parts_file(where: Settings) -> Path:
-    """Where the keeper writes what it sees."""
+    """Return the path of the keeper's state file."""
     return where.home / "parts.json"
 
 
 def read_parts(where: Settings) -> dict[str, PartView]:
-    """What the keeper wrote last; empty if there is nothing that can be read."""
+    """Return the services' states as last written by the keeper; empty if there is no readable file."""
     try:
         return {name: PartView.model_validate(view) for name, view in json.loads(parts_file(where).read_text()).items()}
     except (OSError, ValueError, ValidationError, AttributeError):
@@ -64,15 +64,15 @@ def read_parts(where: Settings) -> dict[str, PartView]:
 
 
 def table(views: dict[str, PartView]) -> str:
-    """The parts for a person, one line each."""
-    rows = [("PART", "STATE", "SINCE", "STARTED AGAIN")]
+    """Format the services' states as a table, one line each."""
+    rows = [("SERVICE", "STATE", "SINCE", "RESTARTS")]
     rows += [(name, "up" if view.up else "down", view.since, str(view.restarts)) for name, view in views.items()]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
 class Watch:
-    """What answers. Writes it down when that changes."""
+    """Health checks of the services. Writes their states when they change."""
 
     def __init__(self, where: Settings, ask: Callable[[str], bool] = answers) -> None:
         self._where, self._ask = where, ask
@@ -84,7 +84,7 @@ class Watch:
         self._missed: dict[str, int] = {}
 
     def look(self, restarts: int) -> None:
-        """Ask every part once. `restarts`: how often the console was started again."""
+        """Check every service once. `restarts`: how often the console was restarted."""
         views = dict(self._views)
         for name, url in self._urls.items():
             answered = self._ask(url)
@@ -97,16 +97,16 @@ class Watch:
                 views[name] = PartView(up=up, since=since, restarts=count)
         if views != self._views:
             self._views = views
-            told = {name: view.model_dump() for name, view in views.items()}
-            write_private(parts_file(self._where), json.dumps(told) + "\n")
+            content = {name: view.model_dump() for name, view in views.items()}
+            write_private(parts_file(self._where), json.dumps(content) + "\n")
 
     def is_up(self, name: str) -> bool:
-        """Whether this part answered at some time and is not called down since."""
+        """Return whether a service has answered and is not down since."""
         return name in self._views and self._views[name].up
 
 
 class Keeper:
-    """One program, started again for as long as nobody ends the keeper."""
+    """Supervisor of one program, which it restarts until the keeper is ended."""
 
     def __init__(self, command: Sequence[str], say: Callable[[str], None]) -> None:
         self._command, self._say = list(command), say
@@ -124,22 +124,22 @@ class Keeper:
         )
 
     def end(self) -> None:
-        """Ask the program to end, and start it no more."""
+        """Terminate the program and do not restart it."""
         self._ending = True
         if self._process is not None:
             self._process.terminate()
 
     @property
     def pid(self) -> int | None:
-        """The living program's process, or None."""
+        """Pid of the running program, or None."""
         return None if self._process is None else self._process.pid
 
     def answered(self) -> None:
-        """The program does what it is there for: from now on it is started again."""
+        """Record that the program has answered: from now on it is restarted."""
         self._has_answered = True
 
     def look(self) -> int | None:
-        """Start the program again if it has ended. Answers the exit code if that is the end of the keeper, too."""
+        """Restart the program if it has ended. Returns the exit code if the keeper must end, too, else None."""
         if self._process is not None:
             code = self._process.poll()
             if code is None:
@@ -148,7 +148,7 @@ class Keeper:
                 return code
             if time.monotonic() - self._started_at >= HEALTHY_AFTER_S:
                 self._waits_s = FIRST_WAIT_S
-            self._say(f"the console ended with exit code {code}; it starts again in {self._waits_s:g} s")
+            self._say(f"the console ended with exit code {code}; restarting it in {self._waits_s:g} s")
             self._process, self._start_at = None, time.monotonic() + self._waits_s
             self._waits_s = min(2 * self._waits_s, MAX_WAIT_S)
         if self._ending:
@@ -160,7 +160,7 @@ class Keeper:
 
 
 def _die_with(parent: int) -> Callable[[], None]:
-    """For a child: end when the keeper ends, however that comes about, so that its port is free again."""
+    """Return a function for a child process that makes it end with the keeper, which frees its port."""
     prctl = ctypes.CDLL(None, use_errno=True).prctl
 
     def prepare() -> None:
@@ -177,12 +177,12 @@ def _members(where: Settings) -> list[psutil.Process]:
 
 
 def say(line: str) -> None:
-    """A line of the keeper's log, with the time."""
+    """Print a line to the keeper's log, with the time."""
     print(f"{utc_now()} {line}", flush=True)
 
 
 def main() -> int:
-    """Keep and watch until a signal comes, or until the console ends without ever having answered."""
+    """Supervise until a signal comes, or until the console ends without ever having answered."""
     where = settings()
     keeper = Keeper(program("ui"), say)
     watch = Watch(where)

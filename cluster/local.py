@@ -1,11 +1,10 @@
-"""One machine's cluster: up, down, status.
+"""Cluster of one machine: up, down, status.
 
     python -m cluster.local up [--nodes N] [--json] | down | status [--json] | nodes [--json] | add-node
 
 `up` starts Ray's head node, the gateway on it and the console beside it, then the other Ray nodes, each in a session
-of its own, and returns when all answer; whatever goes wrong on the way, what was started is taken down again. `down`
-ends every process of this cluster, those of its jobs included, and nothing else. Other Ray clusters of the machine
-are left alone.
+of its own, and returns when all answer; after any error it ends what it has started. `down` ends every process of this
+cluster, including those of its jobs, and nothing else. Other Ray clusters of the machine are not touched.
 """
 
 import argparse
@@ -43,25 +42,27 @@ MAX_TEMP_DIR_CHARS = 36
 INTERRUPTED = 130
 
 ENDING_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-"""A closed terminal or a `kill` must not leave half a cluster behind, no more than Ctrl-C."""
+"""Signals after which a half-started cluster is ended: Ctrl-C, `kill` and a closed terminal."""
 
 
 def _silent(line: str) -> None:
-    """For callers that tell nobody."""
+    """Discard a message, for callers without output."""
 
 
 def up(where: Settings, say: Callable[[str], None] = _silent, count: int = 1) -> ClusterRecord:
     """Start a cluster of `count` Ray nodes and wait until all of it answers.
 
-    Raises `Invalid` for a count that cannot be, `Conflict` if it is up already, `SteerwayError` (with the end of a
-    log) if a part does not start.
+    Raises `Invalid` for an invalid count, `Conflict` if it is up already, `SteerwayError` (with the end of a log) if a
+    part does not start.
     """
     if not 1 <= count <= nodes.MAX_NODES:
-        raise Invalid(f"a cluster of {count} nodes cannot be: 1 to {nodes.MAX_NODES} on one machine")
+        raise Invalid(f"the number of nodes is {count}, but must be from 1 to {nodes.MAX_NODES}")
     with cluster_lock(where):
         _refuse_if_up(where)
         if where.host in ("0.0.0.0", "::"):
-            raise Invalid(f"STEERWAY_HOST={where.host}: Ray wants the one address by which others reach this machine")
+            raise Invalid(
+                f"STEERWAY_HOST={where.host} is a wildcard; Ray needs one address by which others reach this machine"
+            )
         parts.check_ports(where)
         say(f"starting Ray{f' on {count} nodes' if count > 1 else ''}, the gateway and the console ...")
         record = _new_record(where)
@@ -75,7 +76,7 @@ def up(where: Settings, say: Callable[[str], None] = _silent, count: int = 1) ->
 
 
 def down(where: Settings) -> ClusterRecord | None:
-    """End the cluster. Answers what was ended, or None if no cluster was up. May be repeated.
+    """End the cluster and return its record, or None if no cluster was up. Idempotent.
 
     Raises `SteerwayError` if a process cannot be ended.
     """
@@ -90,7 +91,7 @@ def end_cluster(where: Settings, record: ClusterRecord) -> None:
     """End every process of this cluster and remove its temporary files and its record."""
     left = end_members(record.cluster, record.processes.values(), record.temp_dir)
     if left:
-        raise SteerwayError(f"these processes of the cluster cannot be ended: {', '.join(map(str, left))}")
+        raise SteerwayError(f"these processes of the cluster cannot be killed: {', '.join(map(str, left))}")
     if Path(record.temp_dir).name.startswith(TEMP_PREFIX):
         shutil.rmtree(record.temp_dir, ignore_errors=True)
     ray_token_file(where).unlink(missing_ok=True)
@@ -104,10 +105,10 @@ def _refuse_if_up(where: Settings) -> None:
         return
     if record.living():
         raise Conflict(
-            f"a cluster is already up (since {record.started_at}, console {record.console_url}); use it, or "
+            f"a cluster is already up (since {record.started_at}, console {record.console_url}); use it, or run "
             "`steer down` first"
         )
-    # Its main processes are dead, so nobody is served; what may be left of it are orphans and files.
+    # Its main processes are dead, so it serves nobody; there may be orphaned processes and files.
     end_cluster(where, record)
 
 
@@ -129,7 +130,7 @@ def _new_record(where: Settings) -> ClusterRecord:
 
 
 def _make_temp_dir() -> str:
-    """A private folder (mode 0700) whose path is short enough for Ray's sockets."""
+    """Make a private folder (mode 0700) whose path is short enough for Ray's sockets."""
     made = tempfile.mkdtemp(prefix=TEMP_PREFIX)
     if len(made) <= MAX_TEMP_DIR_CHARS:
         return made
@@ -143,9 +144,9 @@ def _start_all(where: Settings, record: ClusterRecord, count: int, say: Callable
     except parts.PartDied as died:
         if died.detail.get("part") != nodes.HEAD_LAUNCH:
             raise
-        # On a busy machine the head's smaller servers give up after 30 s and take it with them, seconds after it has
-        # answered. All else stands on it: once more, from the beginning.
-        say("Ray's head has died; starting everything once more ...")
+        # On a busy machine the head's smaller servers fail after 30 s, and the head with them, seconds after it has
+        # answered. Everything else depends on it: start over.
+        say("Ray's head node has died; starting everything again ...")
         started = read_record(where) or record
         end_members(started.cluster, started.processes.values(), started.temp_dir)
         return _start_parts(where, record, count)
@@ -158,7 +159,7 @@ def _start_parts(where: Settings, record: ClusterRecord, count: int) -> ClusterR
     environment = cluster_environment(where, record.cluster)
     head = nodes.ray_head(where, nodes.node_temp_dir(record, nodes.HEAD), count)
     record, ray = _start_node(where, record, nodes.HEAD_PROCESS, head, environment)
-    # Whoever waits for Ray waits for minutes; a head that has died meanwhile is said at once, with its own log.
+    # The parts wait for Ray for minutes; if the head has died meanwhile, that is reported at once, with its own log.
     beneath = [(ray, head)]
     console = parts.console(where)
     console_process = parts.start(console, environment)
@@ -175,7 +176,7 @@ def _start_parts(where: Settings, record: ClusterRecord, count: int) -> ClusterR
     )
     health = f"{where.console_url}/_stcore/health"
     parts.wait_until(lambda: parts.answers(health), console_process, console, parts.CONSOLE_START_S)
-    # One after the other: two cores that start three raylets at once take longer for each than Ray gives a raylet.
+    # One after the other: three raylets that start at once on two cores exceed Ray's timeout for each.
     for number in range(2, count + 1):
         record = _join(where, record, nodes.node_name(number), environment, beneath)
     record = record.model_copy(update={"ready": True})
@@ -202,7 +203,7 @@ def _start_node(
     environment: dict[str, str],
     beneath: Sequence[parts.Part] = (),
 ) -> tuple[ClusterRecord, "subprocess.Popen[bytes]"]:
-    """Start a Ray node and wait until Ray calls it alive. Its raylet may have to be started twice."""
+    """Start a Ray node and wait until Ray reports it as alive. Its raylet may have to be started twice."""
     node = nodes.HEAD if name == nodes.HEAD_PROCESS else name
     for left in reversed(range(parts.RAY_STARTS)):
         process = parts.start(launch, node_environment(environment, node))
@@ -218,17 +219,17 @@ def _start_node(
 
 
 def add_node(where: Settings) -> str:
-    """Join one more node to the cluster that is up; its name. If it does not start, the cluster stays as it was.
+    """Add a node to the running cluster and return its name. If it does not start, the cluster stays as it was.
 
-    Raises `NotFound` if no cluster is up, `Conflict` if it has as many nodes as it may have, `SteerwayError` (with
-    the end of a log) if the node does not start.
+    Raises `NotFound` if no cluster is up, `Conflict` if it has the largest number of nodes, `SteerwayError` (with the
+    end of a log) if the node does not start.
     """
     with cluster_lock(where):
         record = require_up(where)
         living = [name for name, mark in nodes.recorded_nodes(record).items() if mark.process() is not None]
         name = nodes.node_name(nodes.next_number(record))
         if len(living) >= nodes.MAX_NODES:
-            raise Conflict(f"this cluster has {len(living)} nodes, and one machine carries no more than that")
+            raise Conflict(f"this cluster has {len(living)} nodes, which is the limit for one machine")
         try:
             _join(where, record, name, cluster_environment(where, record.cluster))
         except BaseException:
@@ -240,10 +241,10 @@ def add_node(where: Settings) -> str:
 
 
 def require_up(where: Settings) -> ClusterRecord:
-    """The record of the cluster that is up. Raises `NotFound` if there is none."""
+    """Return the record of the running cluster. Raises `NotFound` if there is none."""
     record = read_record(where)
     if record is None or nodes.HEAD_PROCESS not in record.living():
-        raise NotFound(f"no cluster is up on {where.home}: `steer up --nodes 3` brings one up")
+        raise NotFound(f"no cluster is up on {where.home}: start one with `steer up --nodes 3`")
     return record
 
 
@@ -254,12 +255,12 @@ def _with_process(where: Settings, record: ClusterRecord, name: str, pid: int) -
 
 
 def describe(where: Settings, record: ClusterRecord, console: str | None = None) -> str:
-    """Where a person finds the cluster. `console`: a link that logs in to it."""
+    """Format the addresses of the cluster. `console`: a link that logs in to it."""
     exposed = "" if is_loopback(where.host) else f"\nwarning: {where.host} can be reached from other machines"
     return (
         f"console    {console or record.console_url}\n"
         f"gateway    {record.gateway_url}\n"
-        f"dashboard  {record.dashboard_url}  (Ray asks for the token in {ray_token_file(where)})\n"
+        f"dashboard  {record.dashboard_url}  (requires the token in {ray_token_file(where)})\n"
         f"tokens     {where.token_file('operator').parent}{exposed}"
     )
 
@@ -274,7 +275,7 @@ def _up(where: Settings, as_json: bool, count: int) -> int:
         print(record.model_dump_json(), flush=True)
     else:
         print(describe(where, record, create_link(where)), flush=True)
-        print("(the console's link logs one browser in, once; `steer console` prints another)", flush=True)
+        print("(the console's link works once, for one browser; `steer console` prints another)", flush=True)
     return 0
 
 
@@ -298,8 +299,8 @@ def _nodes(where: Settings, as_json: bool) -> int:
 def _add_node(where: Settings, as_json: bool) -> int:
     name = add_node(where)
     process = require_up(where).processes[name]
-    told = {"node": name, "pid": process.pid}
-    print(json.dumps(told) if as_json else f"{name} has joined: `ray start` is process {process.pid}", flush=True)
+    result = {"node": name, "pid": process.pid}
+    print(json.dumps(result) if as_json else f"{name} has joined: `ray start` is process {process.pid}", flush=True)
     return 0
 
 
@@ -314,29 +315,30 @@ def _status(where: Settings, as_json: bool) -> int:
         print(record.model_dump_json())
     else:
         named = nodes.recorded_nodes(record)
-        told = ", ".join(name if mark.process() else f"{name} (dead)" for name, mark in named.items())
-        print(f"up since   {record.started_at}\n{describe(where, record)}\nnodes      {told}")
+        names = ", ".join(name if mark.process() else f"{name} (dead)" for name, mark in named.items())
+        print(f"up since   {record.started_at}\n{describe(where, record)}\nnodes      {names}")
     if missing or not record.ready:
-        _say(f"incomplete: {', '.join(missing) or 'it is still starting'}; `steer down` cleans up")
+        problem = f"not running: {', '.join(missing)}" if missing else "the cluster is still starting"
+        _say(f"{problem}; clean up with `steer down`")
     return 0
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
-    # Whoever presses Ctrl-C twice must not interrupt the taking down.
+    # A second Ctrl-C must not interrupt the clean-up.
     for number in ENDING_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command line. Errors are a sentence on stderr and an exit code."""
-    parser = argparse.ArgumentParser(prog="cluster.local", description="One machine's cluster.")
+    """Run the command line and return the exit code. Errors are printed to stderr."""
+    parser = argparse.ArgumentParser(prog="cluster.local", description="Cluster of one machine.")
     parser.add_argument("verb", choices=["up", *VERBS])
     parser.add_argument("--nodes", type=int, metavar="N", help=f"Ray nodes for `up`, 1 to {nodes.MAX_NODES}")
     parser.add_argument("--json", action="store_true", help="print the cluster's record as one JSON line")
     given = parser.parse_args(arguments)
     if given.nodes is not None and given.verb != "up":
-        parser.error(f"--nodes belongs to `up`, not to `{given.verb}`")
+        parser.error(f"--nodes is an option of `up`, not of `{given.verb}`")
     for number in ENDING_SIGNALS:
         signal.signal(number, _interrupt)
     count = 1 if given.nodes is None else given.nodes
@@ -348,7 +350,7 @@ def _do(verb: str, as_json: bool) -> int:
 
 
 def answered(do: Callable[[], int]) -> int:
-    """What `do` answers, or the exit code of its refusal, which is said on stderr."""
+    """Call `do` and return its result; print a `SteerwayError` to stderr and return its exit code."""
     try:
         return do()
     except SteerwayError as error:

@@ -1,4 +1,4 @@
-"""The Ray nodes of one machine's cluster: their names, how each starts, what Ray and the machine say about each."""
+"""Ray nodes of one machine's cluster: their names, their commands, and their states."""
 
 import json
 import os
@@ -20,20 +20,20 @@ from control_plane.programs import program
 
 HEAD = "node-1"
 HEAD_PROCESS = "ray"
-"""The head's name in the record of processes. Whoever reads records knew it before there were other nodes."""
+"""Name of the head in the record of processes, from the time before there were other nodes."""
 
 HEAD_LAUNCH = "Ray"
-"""What the head is called to a person who waits for it."""
+"""Name of the head in messages during the start."""
 
 MAX_NODES = 64
-"""Each is a raylet and two agents, about 300 MB; more of them on one machine show nothing new."""
+"""Each is a raylet and two agents, about 300 MB; more of them on one machine test nothing new."""
 
 MIN_LOGICAL_CPUS = 4
 """Ray counts CPUs, it does not bind them. Two ranks take one each and the driver's controller another: a machine of
-two cores must be able to hold the smallest run that has anything to agree on."""
+two cores must be able to run the smallest distributed run."""
 
 MIN_NODE_CPUS = 2
-"""What a further node offers at the least: a node that is left over must be able to take two ranks."""
+"""Fewest logical CPUs of a further node: the last remaining node must be able to run two ranks."""
 
 OBJECT_STORE_BYTES = 256 * 1024**2
 """Commands and metrics are small and batches never pass through Ray; its default is 30 % of the memory."""
@@ -41,12 +41,12 @@ OBJECT_STORE_BYTES = 256 * 1024**2
 SHOWN_ID_CHARS = 8
 
 EVERY_NODE_HAS = {"IDLE", "DashboardAgent", "RuntimeEnvAgent"}
-"""Titles that say nothing about one node."""
+"""Process titles that every node has."""
 
 
 @dataclass(frozen=True, slots=True)
 class NodeView:
-    """One node. `state` is Ray's word, `unknown` if Ray knows nothing of it; `carries` are its actors' titles."""
+    """State of one node. `state` is Ray's, or `unknown` if Ray does not know it; `carries` are its actors' titles."""
 
     name: str
     node_id: str
@@ -57,84 +57,84 @@ class NodeView:
 
 
 def node_name(number: int) -> str:
-    """The name of a node, counted from 1, which is the head."""
+    """Return the name of a node, counted from 1, which is the head."""
     return f"node-{number}"
 
 
 def node_number(name: str) -> int:
-    """The number in a node's name. Raises `ValueError`."""
+    """Return the number in a node's name. Raises `ValueError`."""
     return int(name.removeprefix("node-"))
 
 
 def recorded_nodes(record: ClusterRecord) -> dict[str, ProcessMark]:
-    """The nodes of a cluster by name, the dead ones too, with the process that each began with."""
+    """Return the nodes of a cluster by name, including dead ones, with the first process of each."""
     named = {HEAD if name == HEAD_PROCESS else name: mark for name, mark in record.processes.items()}
     nodes = {name: mark for name, mark in named.items() if name.startswith("node-")}
     return dict(sorted(nodes.items(), key=lambda item: node_number(item[0])))
 
 
 def next_number(record: ClusterRecord) -> int:
-    """The number of the next node. None is used twice, so that a name means one node, also of those that died."""
+    """Return the number of the next node. Numbers of dead nodes are not reused, so that names are unique."""
     return max((node_number(name) for name in recorded_nodes(record)), default=1) + 1
 
 
 def node_temp_dir(record: ClusterRecord, name: str) -> str:
-    """The folder for a node's sockets and logs. It lies in the cluster's own and goes with it.
+    """Return the folder for a node's sockets and logs, a subfolder of the cluster's own, which is removed with it.
 
-    Never the cluster's own itself, which is private: Ray makes the folder that it is given writable for everybody.
+    Not the cluster's own folder, which is private: Ray makes the folder that it is given writable for everybody.
     """
     return f"{record.temp_dir}/n{node_number(name)}"
 
 
 def node_members(record: ClusterRecord, name: str) -> list[psutil.Process]:
-    """Every living process of a node: raylet, agents, workers, and what those have started.
+    """Return every living process of a node: raylet, agents, workers, and their descendants.
 
     Raises `NotFound` if the cluster never had such a node.
     """
     nodes = recorded_nodes(record)
     if name not in nodes:
         raise NotFound(f"this cluster has no node {name!r}; it has {', '.join(nodes) or 'none'} (see `steer nodes`)")
-    # Processes of every node may name the head's folder, so only those of the others tell a node's processes apart.
+    # Processes of any node may name the head's folder, so only the other nodes' folders identify their processes.
     folder = None if name == HEAD else node_temp_dir(record, name) + "/"
     return find_carriers({MARK: record.cluster, NODE_MARK: name}, [nodes[name]], folder)
 
 
 def cpus_of_head(nodes: int) -> int:
-    """The logical CPUs that the head offers.
+    """Return the number of logical CPUs of the head.
 
-    Alone, it carries the ranks too. With other nodes it offers none: the gateway, the control servers and the drivers
-    ask Ray for none, and ranks then lie on nodes that may be killed while those who must see it live on.
+    Alone, it runs the ranks too. With other nodes it has none: the gateway, the control servers and the drivers
+    need none, and ranks then run on nodes that may be killed while the processes that must detect it survive.
     """
     return max(os.cpu_count() or 1, MIN_LOGICAL_CPUS) if nodes == 1 else 0
 
 
 def cpus_of_node() -> int:
-    """The logical CPUs that each further node offers: the machine's, as if it were a machine of its own."""
+    """Return the number of logical CPUs of each further node: the machine's, as if it were a machine of its own."""
     return max(os.cpu_count() or 1, MIN_NODE_CPUS)
 
 
 def ray_head(settings: Settings, temp_dir: str, nodes: int = 1) -> Launch:
-    """Ray's head node, for a cluster of so many nodes.
+    """Return the launch of Ray's head node, for a cluster of `nodes` nodes.
 
     With `ray_environment` everything listens on `settings.host` only, with one exception that Ray offers no setting
-    for: the replica of the gateway opens an internal gRPC port on all interfaces. It asks for the token, too.
+    for: the replica of the gateway opens an internal gRPC port on all interfaces. It requires the token, too.
     """
     options = _options(settings, HEAD, temp_dir, cpus_of_head(nodes)) | {
         "port": settings.ray_port,
         "dashboard-host": settings.host,
         "dashboard-port": settings.dashboard_port,
         "include-dashboard": "true",
-        # Ray Client cannot be left out; it gets a port that is free, so that two clusters may share a machine.
+        # Ray Client cannot be disabled; it gets a free port, so that two clusters can share a machine.
         "ray-client-server-port": free_port(settings.host, set(named_ports(settings).values())),
     }
-    # The entry point of the same installation, whatever `ray` the PATH has.
+    # The entry point of the same installation, not the `ray` of the PATH.
     run_ray = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; sys.exit(main())"
     command = [sys.executable, "-c", run_ray, "start", "--head", *_flags(options)]
     return Launch(HEAD_LAUNCH, command, settings.home / "logs" / "ray.log")
 
 
 def ray_node(settings: Settings, name: str, temp_dir: str) -> Launch:
-    """One more node: a raylet with its agents and workers, on the head's address. All its ports are any free ones."""
+    """Return the launch of a further node: a raylet with its agents and workers. Its ports are any free ones."""
     options = _options(settings, name, temp_dir, cpus_of_node()) | {"address": settings.ray_address}
     module = "cluster.join" if is_loopback(settings.host) else "ray.scripts.scripts"
     command = program(module, "start", *_flags(options))
@@ -145,10 +145,10 @@ def _options(settings: Settings, name: str, temp_dir: str, cpus: int) -> dict[st
     return {
         "node-ip-address": settings.host,
         "node-name": name,
-        # Workers take what is free. Their usual range (10002-19999) is every other cluster's of the machine, too.
+        # 0: any free port. Every other cluster of the machine uses the default range (10002-19999), too.
         "min-worker-port": 0,
         "max-worker-port": 0,
-        # The agent takes the Jobs API's work. Its usual port (52365) may be some outgoing connection's; 0 = any.
+        # The agent serves the Jobs API. Its default port (52365) may be taken by an outgoing connection.
         "dashboard-agent-listen-port": 0,
         "num-cpus": cpus,
         "object-store-memory": OBJECT_STORE_BYTES,
@@ -162,22 +162,22 @@ def _flags(options: dict[str, object]) -> list[str]:
 
 
 def living_nodes(settings: Settings) -> set[str]:
-    """The names of the nodes that Ray calls alive; none while the dashboard does not take our token.
+    """Return the names of the nodes that Ray reports as alive; none while the dashboard does not accept our token.
 
-    The dashboard alone may answer for many seconds before any node has joined.
+    The dashboard may answer for many seconds before any node has joined.
     """
     return {name for name, node in _asked(settings).items() if node["state"] == "ALIVE"}
 
 
 def describe_nodes(settings: Settings, record: ClusterRecord) -> list[NodeView]:
-    """Every node that this cluster has had, in the order of their names."""
+    """Return the states of all nodes of this cluster, including dead ones, in the order of their names."""
     known = _asked(settings)
     return [_view(record, name, known.get(name, {})) for name in recorded_nodes(record)]
 
 
 def table(views: list[NodeView]) -> str:
-    """The nodes for a person, one line each."""
-    rows = [("NODE", "ID", "STATE", "CPUS", "CARRIES"), *(_row(view) for view in views)]
+    """Format the nodes as a table, one line each."""
+    rows = [("NODE", "ID", "STATE", "CPUS", "ACTORS"), *(_row(view) for view in views)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
@@ -214,7 +214,7 @@ def _carried(members: list[psutil.Process]) -> tuple[str, ...]:
 
 
 def _asked(settings: Settings) -> dict[str, dict[str, object]]:
-    """What Ray says of its nodes, by name: `id`, `state`, `cpus`. Empty if it does not answer."""
+    """Return Ray's nodes by name, each with `id`, `state` and `cpus`. Empty if Ray does not answer."""
     try:
         bearer = ray_token_file(settings).read_text()
         # The state API goes to the GCS; the summary of the dashboard's own page is some seconds older.

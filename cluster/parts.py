@@ -1,4 +1,4 @@
-"""The parts of one machine's cluster: how a process of it starts, shows its life, and finds its ports."""
+"""Parts of one machine's cluster: start of their processes, readiness checks, and ports."""
 
 import os
 import socket
@@ -15,30 +15,30 @@ from control_plane.core.model.errors import Invalid, SteerwayError
 from control_plane.programs import program
 
 RAY_STARTS = 2
-"""Ray gives its raylet a fixed 30 s; on two cores beside other trainings it has needed more, and then gives up."""
+"""Attempts to start a raylet: Ray has a fixed timeout of 30 s, which may be too short on two cores beside trainings."""
 
 RAY_START_S = 90.0
 GATEWAY_START_S = 180.0
 CONSOLE_START_S = 90.0
-"""A machine that is busy with another training needs many times what an idle one does (8, 8 and 4 s)."""
+"""Timeouts for a machine that is busy with another training; an idle one needs 8, 8 and 4 s."""
 
 POLL_S = 0.25
 LOG_LINES_SHOWN = 15
 
 FIRST_INNER_PORT = 20100
 FIRST_EPHEMERAL_PORT = 32768
-"""From here on Linux hands ports out to outgoing connections; a listener placed there may find its place taken."""
+"""First port that Linux uses for outgoing connections: a listener's port from here on may be taken."""
 
 
 class PartDied(SteerwayError):
-    """A part of the cluster ended before all of it answered; `detail["part"]` is its name."""
+    """A part of the cluster ended during the start; `detail["part"]` is its name."""
 
     slug = "part-died"
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """One process of the cluster: its command, and where its output goes."""
+    """Command of one process of the cluster, and its log file."""
 
     name: str
     command: Sequence[str]
@@ -46,18 +46,18 @@ class Launch:
 
 
 def check_ports(settings: Settings) -> None:
-    """Raises `Invalid` if two parts want one port, `SteerwayError` if a port is taken. Starts nothing."""
+    """Raise `Invalid` if two parts have the same port, `SteerwayError` if a port is taken. Starts nothing."""
     wanted: dict[int, str] = {}
     for name, port in named_ports(settings).items():
         variable = f"STEERWAY_{name.upper()}_PORT"
         if port in wanted:
-            raise Invalid(f"port {port} is wanted by the {wanted[port]} and the {name}; choose another with {variable}")
+            raise Invalid(f"{wanted[port]} and {name} both have port {port}; choose another with {variable}")
         wanted[port] = name
         _check_free(settings.host, port, name, variable)
 
 
 def named_ports(settings: Settings) -> dict[str, int]:
-    """The ports that a person may choose, by the part that binds them."""
+    """Return the configurable ports, by the part that binds them."""
     return {
         "gateway": settings.gateway_port,
         "console": settings.console_port,
@@ -71,7 +71,7 @@ def _check_free(host: str, port: int, name: str, variable: str) -> None:
         _bind(host, port)
     except PermissionError:
         raise SteerwayError(
-            f"port {port} ({name}) may not be used by you; choose one above 1023 with {variable}=..."
+            f"port {port} ({name}) requires root rights; choose one above 1023 with {variable}=..."
         ) from None
     except OSError as error:
         if isinstance(error, socket.gaierror) or "assign" in str(error):
@@ -81,14 +81,14 @@ def _check_free(host: str, port: int, name: str, variable: str) -> None:
 
 def _bind(host: str, port: int) -> None:
     with socket.socket() as probe:
-        # As the servers do: a port that was closed a moment ago is free.
+        # As the servers do: a port that has just been closed is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind((host, port))
         probe.listen(1)  # two sockets with SO_REUSEADDR may bind one port; only one may listen
 
 
 def free_port(host: str, taken: set[int]) -> int:
-    """A free port for something that nobody needs to find. Raises `SteerwayError` if there is none."""
+    """Return a free port for an internal service. Raises `SteerwayError` if there is none."""
     for port in range(FIRST_INNER_PORT, FIRST_EPHEMERAL_PORT):
         if port not in taken:
             try:
@@ -100,7 +100,7 @@ def free_port(host: str, taken: set[int]) -> int:
 
 
 def gateway(settings: Settings) -> Launch:
-    """What deploys the gateway on Ray Serve and ends when it answers."""
+    """Return the launch that deploys the gateway on Ray Serve; it ends when the gateway answers."""
     return Launch(
         "the gateway",
         program("control_plane.gateway.deploy"),
@@ -109,12 +109,12 @@ def gateway(settings: Settings) -> Launch:
 
 
 def console(settings: Settings) -> Launch:
-    """The Streamlit console and its keeper, which find their addresses in the environment of the cluster."""
+    """Return the launch of the Streamlit console's keeper, which reads the cluster's environment."""
     return Launch("the console", program("cluster.keeper"), settings.home / "logs" / "console.log")
 
 
 def start(launch: Launch, environment: dict[str, str]) -> "subprocess.Popen[bytes]":
-    """Start a part in a session of its own, so that Ctrl-C in the terminal ends only whoever asked."""
+    """Start a part in a session of its own, so that Ctrl-C in the terminal does not reach it."""
     handle = os.open(launch.log_file, os.O_CREAT | os.O_WRONLY | os.O_TRUNC, 0o600)
     with os.fdopen(handle, "wb") as log:
         return subprocess.Popen(
@@ -137,9 +137,9 @@ def wait_until(
     wait_s: float,
     beneath: Sequence[Part] = (),
 ) -> None:
-    """Wait for a part that stands on the living parts `beneath`.
+    """Wait until a part, which depends on the parts `beneath`, is ready.
 
-    Raises, with the end of its log, `PartDied` if one of them has ended, or `SteerwayError` if it took too long.
+    Raises, with the end of its log, `PartDied` if one of them has ended, or `SteerwayError` after `wait_s`.
     """
     deadline = time.monotonic() + wait_s
     while not ready():
@@ -159,15 +159,15 @@ def wait_until(
 
 
 def answers(url: str) -> bool:
-    """Whether an HTTP GET is answered with success."""
+    """Return whether an HTTP GET succeeds."""
     return fetch(url) is not None
 
 
 def fetch(url: str, bearer: str | None = None) -> bytes | None:
-    """What an HTTP GET is answered with, or None unless it succeeds."""
+    """Return the body of an HTTP GET, or None if it fails."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
     try:
-        # No proxy: these are this machine's own addresses, and one of them is shown a token.
+        # No proxy: these are this machine's own addresses, and one of them gets a token.
         with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
             return bytes(answer.read())
     except (URLError, OSError, ValueError):
@@ -175,7 +175,7 @@ def fetch(url: str, bearer: str | None = None) -> bytes | None:
 
 
 def last_lines(log_file: Path, lines: int = LOG_LINES_SHOWN) -> str:
-    """The end of a log, indented."""
+    """Return the end of a log, indented."""
     try:
         text = log_file.read_text(errors="replace")
     except OSError:

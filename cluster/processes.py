@@ -1,4 +1,4 @@
-"""Processes of a cluster: known by pid and start time, found by what they carry, ended within a bound."""
+"""Processes of a cluster: identified by pid and start time, found by environment or command line, ended in time."""
 
 import contextlib
 import os
@@ -14,7 +14,7 @@ START_TIME_SLACK_S = 1.0
 """Start times are derived from the clock, which may be corrected a little between two readings."""
 
 TERM_WAIT_S = 4.0
-"""What a process gets to leave in good order. Nothing is lost by a kill; it is only less tidy."""
+"""Grace period between SIGTERM and SIGKILL. A kill loses nothing; it is only less tidy."""
 
 KILL_WAIT_S = 3.0
 STOP_WAIT_S = 2.0
@@ -23,7 +23,7 @@ KILL_ROUNDS = 5
 
 
 class ProcessMark(BaseModel):
-    """A process that cannot be mistaken for a later one with the same pid. `created_s` is Unix time."""
+    """Identity of a process, also against a later one with the same pid. `created_s` is Unix time."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -32,11 +32,11 @@ class ProcessMark(BaseModel):
 
     @classmethod
     def of(cls, pid: int) -> "ProcessMark":
-        """The mark of a living process. Raises `psutil.NoSuchProcess`."""
+        """Return the mark of a living process. Raises `psutil.NoSuchProcess`."""
         return cls(pid=pid, created_s=psutil.Process(pid).create_time())
 
     def process(self) -> psutil.Process | None:
-        """The process itself, or None if it has ended."""
+        """Return the process, or None if it has ended."""
         try:
             process = psutil.Process(self.pid)
             same = abs(process.create_time() - self.created_s) < START_TIME_SLACK_S
@@ -46,38 +46,38 @@ class ProcessMark(BaseModel):
 
 
 def find_members(cluster: str, roots: Iterable[ProcessMark] = (), temp_dir: str | None = None) -> list[psutil.Process]:
-    """Every living process of a cluster, other than this one and those above it: see `find_carriers`."""
+    """Return every living process of a cluster, except this one and its ancestors: see `find_carriers`."""
     return find_carriers({MARK: cluster}, roots, temp_dir)
 
 
 def find_carriers(
     marks: Mapping[str, str], roots: Iterable[ProcessMark] = (), temp_dir: str | None = None
 ) -> list[psutil.Process]:
-    """Every living process with these variables in its environment, or a root's descendant, or with the folder in view.
+    """Return every living process with these variables in its environment, a root as ancestor, or the folder in argv.
 
-    Three traces, because each can be missing: the mark in the environment (a process title may overwrite it), the
-    descent from a known root (a driver whose parent died has none), the private folder in the command line.
+    Three criteria, because each can fail: the environment (a process title may overwrite it), the ancestors (a driver
+    whose parent died has none), the private folder in the command line.
     """
-    found: dict[int, psutil.Process] = {}
+    members: dict[int, psutil.Process] = {}
     for root in roots:
-        found |= {process.pid: process for process in _with_descendants(root)}
+        members |= {process.pid: process for process in _with_descendants(root)}
     for process in _own_processes():
-        if process.pid not in found and _carries(process, marks, temp_dir):
-            found[process.pid] = process
+        if process.pid not in members and _carries(process, marks, temp_dir):
+            members[process.pid] = process
     this = psutil.Process()
     for process in (this, *this.parents()):
-        found.pop(process.pid, None)
-    return list(found.values())
+        members.pop(process.pid, None)
+    return list(members.values())
 
 
 def end_members(cluster: str, roots: Iterable[ProcessMark] = (), temp_dir: str | None = None) -> list[int]:
-    """End every process of a cluster, politely and then not. Answers the pids that are still there."""
+    """End every process of a cluster by SIGTERM, then SIGKILL. Returns the pids that are still there."""
     roots = list(roots)
     return end_processes(lambda: find_members(cluster, roots, temp_dir))
 
 
 def end_processes(find: Callable[[], list[psutil.Process]]) -> list[int]:
-    """End whatever `find` finds, politely and then not, until it finds nothing. Answers the pids still there."""
+    """End the processes that `find` returns by SIGTERM, then SIGKILL, until it returns none. Returns surviving pids."""
     members = find()
     _signal(members, psutil.Process.terminate)
     psutil.wait_procs(members, timeout=TERM_WAIT_S)
@@ -85,7 +85,7 @@ def end_processes(find: Callable[[], list[psutil.Process]]) -> list[int]:
 
 
 def kill_processes(find: Callable[[], list[psutil.Process]]) -> list[int]:
-    """Kill whatever `find` finds until it finds nothing. Answers the pids still there."""
+    """Kill the processes that `find` returns until it returns none. Returns surviving pids."""
     members: list[psutil.Process] = []
     for _ in range(KILL_ROUNDS):
         members = _living({*members, *find()})
@@ -97,9 +97,9 @@ def kill_processes(find: Callable[[], list[psutil.Process]]) -> list[int]:
 
 
 def stop_processes(find: Callable[[], list[psutil.Process]]) -> list[psutil.Process]:
-    """Stop whatever `find` finds (SIGSTOP), also what was started meanwhile. Answers what has been stopped.
+    """Stop the processes that `find` returns (SIGSTOP), also those started meanwhile, and return them.
 
-    Returns when the kernel shows them as stopped, for which each must have been scheduled once more.
+    Waits until the kernel shows them as stopped, for which each must have been scheduled once more.
     """
     stopped: set[psutil.Process] = set()
     for _ in range(KILL_ROUNDS):
@@ -122,7 +122,7 @@ def _is_moving(process: psutil.Process) -> bool:
 
 
 def continue_processes(processes: Iterable[psutil.Process]) -> None:
-    """Let stopped processes go on (SIGCONT)."""
+    """Resume stopped processes (SIGCONT)."""
     _signal(processes, psutil.Process.resume)
 
 
@@ -137,7 +137,7 @@ def _with_descendants(root: ProcessMark) -> list[psutil.Process]:
 
 
 def _own_processes() -> Iterator[psutil.Process]:
-    """Those of this user: nobody may look into the others, and none of them is ours."""
+    """Yield the processes of this user: the cluster has no others."""
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.uids().real == os.getuid() and process.status() != psutil.STATUS_ZOMBIE:

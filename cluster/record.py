@@ -1,4 +1,4 @@
-"""What `steer up` writes down about the cluster that it started, and the lock that keeps two of them apart."""
+"""Record of the cluster that `steer up` has started, and the lock that allows one `up` or `down` at a time."""
 
 import fcntl
 import json
@@ -19,9 +19,9 @@ from control_plane.storage.private import check_home, make_folder
 
 
 class ClusterRecord(BaseModel):
-    """One cluster on this machine. It is written before the first process starts, so that none can be lost.
+    """Record of one cluster on this machine. It is written before the first process starts, so that none can be lost.
 
-    `ray_environment` is what `cluster.environment.ray_environment` says: a submitter needs it. It holds no secret.
+    `ray_environment` is that of `cluster.environment.ray_environment`: clients of Ray need it. It holds no secret.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -39,21 +39,21 @@ class ClusterRecord(BaseModel):
     processes: dict[str, ProcessMark] = {}
 
     def members(self) -> list[psutil.Process]:
-        """Every living process of the cluster, other than this one and those above it."""
+        """Return every living process of the cluster, except this one and its ancestors."""
         return find_members(self.cluster, self.processes.values(), self.temp_dir)
 
     def living(self) -> list[str]:
-        """The names of the recorded processes that are still there."""
+        """Return the names of the recorded processes that are alive."""
         return [name for name, mark in self.processes.items() if mark.process() is not None]
 
 
 def utc_now() -> str:
-    """The time as ISO 8601, to the second."""
+    """Return the current time as ISO 8601, to the second."""
     return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
 
 
 def read_record(settings: Settings) -> ClusterRecord | None:
-    """The record, or None if there is none. Raises `Damaged` if it is not one of ours."""
+    """Return the record, or None if there is none. Raises `Damaged` if it is malformed."""
     path = settings.cluster_file
     try:
         return ClusterRecord.model_validate_json(path.read_bytes())
@@ -66,12 +66,12 @@ def read_record(settings: Settings) -> ClusterRecord | None:
 
 
 def write_record(settings: Settings, record: ClusterRecord) -> None:
-    """Put the record in place, whole or not at all, readable by its owner only."""
+    """Write the record atomically, readable by its owner only."""
     write_private(settings.cluster_file, json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
 
 
 def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600, whole or not at all."""
+    """Write a file of mode 0600 atomically."""
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes it 0600
     with os.fdopen(handle, "w") as file:
         file.write(text)
@@ -82,14 +82,14 @@ def write_private(path: Path, text: str) -> None:
 
 @contextmanager
 def cluster_lock(settings: Settings) -> Iterator[None]:
-    """Keep a second `up` or `down` out. Raises `Conflict` if one is at work. The kernel drops it with its holder."""
+    """Hold the lock against a second `up` or `down`. Raises `Conflict` if it is taken. Released if the process dies."""
     make_home(settings)
     handle = os.open(settings.home / "cluster.lock", os.O_CREAT | os.O_RDWR, 0o600)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         os.close(handle)
-        raise Conflict(f"another `steer up` or `steer down` is at work on {settings.home}; wait for it") from None
+        raise Conflict(f"another `steer up` or `steer down` is running on {settings.home}; wait for its end") from None
     try:
         yield
     finally:
@@ -99,7 +99,7 @@ def cluster_lock(settings: Settings) -> Iterator[None]:
 def make_home(settings: Settings) -> None:
     """Make the folder of this installation, closed to other users.
 
-    Raises `SteerwayError` if that is impossible, or if others may write to the one that is there.
+    Raises `SteerwayError` if that fails, or if other users may write to an existing one.
     """
     try:
         make_folder(settings.home)

@@ -93,13 +93,13 @@ def test_a_dead_node_cannot_be_killed_again(where: Settings, nodes: dict[str, No
 def test_the_head_is_spared_unless_it_is_meant(
     where: Settings, nodes: dict[str, Node], fault: Callable[..., str]
 ) -> None:
-    with pytest.raises(Conflict, match=r"node-1 is the head: .*--head.*node-2, node-3"):
+    with pytest.raises(Conflict, match=r"node-1 is the head node.*--head.*node-2, node-3"):
         fault(where, "node-1")
     assert nodes["node-1"].states() == {"awake"}
 
 
 def test_the_head_that_is_meant_is_killed_alone(where: Settings, nodes: dict[str, Node]) -> None:
-    assert "`steer down` cleans up" in kill_node(where, "node-1", head=True)
+    assert "clean up with `steer down`" in kill_node(where, "node-1", head=True)
     assert nodes["node-1"].states() == set()
     assert nodes["node-2"].states() == {"awake"}
 
@@ -108,7 +108,7 @@ def test_a_partitioned_node_stands_still_until_it_is_healed(where: Settings, nod
     told = partition(where, "node-3")
     assert nodes["node-3"].states() == {"stopped"}
     assert nodes["node-2"].states() == {"awake"}
-    assert "its network is not cut" in told
+    assert "its network is up" in told
     assert "SIGCONT to 2 processes" in heal(where, "node-3")
     assert nodes["node-3"].states() == {"awake"}
 
@@ -142,7 +142,7 @@ def test_a_signal_reaches_a_process_of_the_cluster(where: Settings, nodes: dict[
 def test_a_process_of_somebody_else_is_never_signalled(where: Settings, nodes: dict[str, Node]) -> None:
     stranger = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     try:
-        with pytest.raises(NotAllowed, match=f"process {stranger.pid} is not of this cluster"):
+        with pytest.raises(NotAllowed, match=f"process {stranger.pid} does not belong to this cluster"):
             send(where, stranger.pid, "kill")
         assert stranger.poll() is None
     finally:
@@ -153,7 +153,7 @@ def test_a_process_of_somebody_else_is_never_signalled(where: Settings, nodes: d
 def test_a_process_that_has_ended_is_not_found(where: Settings, nodes: dict[str, Node]) -> None:
     kill_node(where, "node-2")
     nodes["node-2"].root.wait()
-    with pytest.raises(NotFound, match="no process"):
+    with pytest.raises(NotFound, match="does not exist"):
         send(where, nodes["node-2"].root.pid, "kill")
 
 

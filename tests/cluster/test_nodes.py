@@ -61,7 +61,7 @@ def two_nodes(where: Settings) -> Iterator[tuple[ClusterRecord, "subprocess.Pope
 
 @pytest.mark.parametrize("count", [0, -1, 65])
 def test_up_with_a_count_that_cannot_be_is_refused_and_starts_nothing(where: Settings, count: int) -> None:
-    with pytest.raises(Invalid, match=f"a cluster of {count} nodes cannot be: 1 to 64"):
+    with pytest.raises(Invalid, match=f"the number of nodes is {count}, but must be from 1 to 64"):
         up(where, count=count)
     assert not where.home.exists()
 
@@ -77,7 +77,7 @@ def test_a_count_for_another_verb_is_a_usage_error(capsys: pytest.CaptureFixture
     with pytest.raises(SystemExit) as ended:
         main(["down", "--nodes", "2"])
     assert ended.value.code == 2
-    assert "belongs to `up`" in capsys.readouterr().err
+    assert "is an option of `up`" in capsys.readouterr().err
 
 
 def test_a_node_cannot_join_a_cluster_that_is_not_up(where: Settings) -> None:
@@ -168,7 +168,7 @@ def test_a_table_says_what_a_node_carries_and_that_it_stands_still() -> None:
         NodeView("node-3", "fedcba9876543210", "ALIVE", 2.0, True, ("RayTrainWorker x2",)),
     ]
     assert table(views).splitlines() == [
-        "NODE    ID        STATE           CPUS  CARRIES",
+        "NODE    ID        STATE           CPUS  ACTORS",
         "node-1  01234567  ALIVE           0     ServeReplica",
         "node-2  -         unknown         0     -",
         "node-3  fedcba98  ALIVE, stopped  2     RayTrainWorker x2",
