@@ -1,1 +1,1 @@
-"""The Streamlit console: an HTTP client that uses the core's words."""
+"""Streamlit console: an HTTP client of the gateway."""

@@ -1,4 +1,4 @@
-"""Serve the console: `python -m ui`, with the address and port of the settings. `steer console` prints the way in."""
+"""Console server: `python -m ui`, with the address and port of the settings. `steer console` prints a login link."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ TOKEN_CHECK_S = 4.0
 
 
 def serve(where: Settings) -> None:
-    """Serve until the process is ended."""
+    """Serve the console until the process ends."""
 
     def check_token(token: str) -> None:
         insecure = where.may_be_in_the_clear

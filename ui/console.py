@@ -1,4 +1,4 @@
-"""The console's script, which Streamlit runs for each page: `python -m ui` serves it, behind a login."""
+"""Streamlit script of the console, run for each page view; `python -m ui` serves it, behind a login."""
 
 import gc
 from pathlib import Path
@@ -8,13 +8,13 @@ import streamlit as st
 from ui.style import CSS
 from ui.views import addresses
 
-# A file of ours: an icon of Material's would be fetched from a stranger's server.
+# A local file: an icon of Material's would be fetched from another server.
 ICON = Path(__file__).with_name("icon.svg")
 
 
 @st.cache_resource(show_spinner=False)
 def _freeze_start_up() -> bool:
-    """What start-up made stays for good: the garbage collector need not walk it again and again."""
+    """Exclude the objects that exist after start-up from garbage collection, which saves time at every run."""
     import streamlit_echarts  # noqa: F401
 
     gc.freeze()

@@ -1,4 +1,4 @@
-"""The console's line to the gateway, as whoever is logged in, and what a page says when it is down."""
+"""Gateway client of the logged-in user, and error messages of pages."""
 
 import streamlit as st
 
@@ -11,46 +11,46 @@ from ui.labels import sentence
 from ui.login.middleware import SESSION_HEADER
 
 TIMEOUT_S = 4.0
-"""A page that waits longer for the gateway feels dead; it says so and tries again."""
+"""Timeout of requests to the gateway, after which a page shows an error and retries."""
 
 
 def client() -> SteerwayClient:
-    """The client of whoever is logged in to this page. Raises `NotAllowed` for nobody, `Invalid` for bad settings."""
-    found = settings()
-    return _client(found.gateway_url, session_token(found), found.may_be_in_the_clear)
+    """Return the client of this page's user. Raises `NotAllowed` without a login, `Invalid` for bad settings."""
+    where = settings()
+    return _client(where.gateway_url, session_token(where), where.may_be_in_the_clear)
 
 
-def session_token(found: Settings) -> str:
-    """The token of this page's session. Raises `NotAllowed` if there is no living session, or no token for it."""
-    session = read_session(found, st.context.headers.get(SESSION_HEADER) or "")
+def session_token(where: Settings) -> str:
+    """Return the token of this page's session. Raises `NotAllowed` without a valid session or a token for it."""
+    session = read_session(where, st.context.headers.get(SESSION_HEADER) or "")
     if session is None:
-        raise NotAllowed("this page has no login, or it is over: open the link that `steer console` prints")
-    return session.token or token_of(found, session.role or "viewer")
+        raise NotAllowed("you are not logged in, or the login has expired: open the link that `steer console` prints")
+    return session.token or token_of(where, session.role or "viewer")
 
 
 @st.cache_resource(show_spinner=False, max_entries=32)
 def _client(url: str, token: str, insecure: bool) -> SteerwayClient:
-    """One client, with its connections, for all pages; a new token or address makes a new one."""
+    """Return a client, with its connections, that all pages share; one for each token and address."""
     return SteerwayClient(url, token, insecure=insecure, timeout_s=TIMEOUT_S)
 
 
 def explain(error: SteerwayError) -> str:
-    """What is wrong and what to do about it."""
+    """Return an error and its remedy, in Markdown."""
     if isinstance(error, Unavailable):
         return (
-            f"**The gateway does not answer.** {_sentence(error.reason)} Training goes on without it, and what was "
-            "accepted stays accepted. This page tries again by itself."
+            f"**The gateway does not answer.** {_sentence(error.reason)} Training continues without it, and accepted "
+            "commands stay accepted. This page retries by itself."
         )
     if isinstance(error, NotAllowed):
         return (
-            f"**The gateway does not let this console in.** {_sentence(error.reason)} `steer up` writes the tokens of "
+            f"**The gateway refuses this console's access.** {_sentence(error.reason)} `steer up` writes the tokens of "
             "a local cluster; for another cluster set `STEERWAY_URL` and `STEERWAY_TOKEN` before starting the console."
         )
     return _sentence(error.reason)
 
 
 def banner(error: SteerwayError) -> None:
-    """Show what is wrong, in place of or above what a page would show."""
+    """Show an error at the top of a page."""
     if isinstance(error, NotFound):
         st.warning(explain(error), icon=":material/search_off:")
     else:
@@ -58,6 +58,6 @@ def banner(error: SteerwayError) -> None:
 
 
 def _sentence(reason: str) -> str:
-    said = sentence(reason)
-    said = said[:1].upper() + said[1:]
-    return said if said.endswith((".", "!", "?", "`")) else said + "."
+    text = sentence(reason)
+    text = text[:1].upper() + text[1:]
+    return text if text.endswith((".", "!", "?", "`")) else text + "."

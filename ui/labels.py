@@ -1,4 +1,4 @@
-"""What the console says: statuses, lives of commands, journal lines and durations, in plain words."""
+"""Texts of the console: statuses, command states, journal lines and durations, and their escaping."""
 
 import html
 import re
@@ -24,12 +24,12 @@ from control_plane.core.model.records import (
 
 WORD_JOINER = "\u2060"
 LOOKS = re.compile(r"(?<=:)(?=//)|(?<=www)(?=\.)|(?<=@)(?=\S)|(?<=:)(?=[A-Za-z_+][\w+/-]*:)", re.IGNORECASE)
-"""Places in the midst of what Markdown, as Streamlit reads it, takes for a link or an icon."""
+"""Places inside of texts that Streamlit's Markdown would render as a link or an icon."""
 
 MARKS = re.compile(r"[\\`*_{}\[\]<>()#+!|$~:&]")
 CODE = re.compile(r"(`[^`]+`)")
 BLOCKS = re.compile(r"^(\d*)([-=.])")
-"""What makes a list or a heading of a line that begins with it."""
+"""Beginnings of lines that Markdown renders as a list or a heading."""
 
 Colour = Literal["green", "orange", "yellow", "blue", "violet", "red", "gray"]
 
@@ -48,17 +48,17 @@ STATUS_LOOKS: Mapping[str, tuple[Colour, str]] = {
     "expired": ("gray", ":material/timer_off:"),
     "cancelled": ("gray", ":material/close:"),
 }
-"""Colour and icon of every status: the icon and the word say it too, for whoever does not see the colour."""
+"""Colour and icon of every status: the icon and the word suffice for users who do not see the colour."""
 
 
 def looks(status: str) -> tuple[Colour, str]:
-    """The colour and the icon of a status of a run or of a command."""
+    """Return the colour and the icon of the status of a run or of a command."""
     return STATUS_LOOKS.get(status, ("gray", ":material/help:"))
 
 
 @in_one_line
 def life(view: CommandView) -> str:
-    """What has become of a command, as a sentence."""
+    """Return the state of a command, as a sentence."""
     settled = view.settled
     if settled is None:
         until, at_last = view.command.not_before_step, view.command.not_after_step
@@ -69,7 +69,7 @@ def life(view: CommandView) -> str:
 
 
 def read_back(settled: CommandSettled) -> list[str]:
-    """What the ranks read back from their live objects: one line if they agree, else one line a rank."""
+    """Return the values that the ranks have read back: one line if they agree, else one line for each rank."""
     if settled.status != "applied" or not settled.after:
         return []
     before = f"{reading(settled.before)} before, " if settled.before else ""
@@ -80,29 +80,29 @@ def read_back(settled: CommandSettled) -> list[str]:
 
 @in_one_line
 def line(entry: Entry, commands: Mapping[UUID, Command], zone: tzinfo | None = None) -> str:
-    """One line of the log: time, seq, type, what, author, reason."""
+    """Return one line of the log: time, seq, type, text, author, reason."""
     record = entry.record
-    asked = record.command if isinstance(record, CommandAccepted) else None
-    asked = commands.get(record.uuid) if isinstance(record, CommandSettled | CommandRepeated) else asked
-    author = asked.author if asked else record.author if isinstance(record, RunCreated | RunResumed) else ""
-    said = f"{clock(entry.time, zone)} {entry.seq:>5}  {record.type:<19} {what(record, commands)}"
-    said += f"  by {author}" if author else ""
-    why = asked.reason if asked and isinstance(record, CommandAccepted) else None
-    return said + (f"  “{why}”" if why else "")
+    command = record.command if isinstance(record, CommandAccepted) else None
+    command = commands.get(record.uuid) if isinstance(record, CommandSettled | CommandRepeated) else command
+    author = command.author if command else record.author if isinstance(record, RunCreated | RunResumed) else ""
+    text = f"{clock(entry.time, zone)} {entry.seq:>5}  {record.type:<19} {what(record, commands)}"
+    text += f"  by {author}" if author else ""
+    reason = command.reason if command and isinstance(record, CommandAccepted) else None
+    return text + (f"  “{reason}”" if reason else "")
 
 
 def clock(time: str, zone: tzinfo | None = None) -> str:
-    """The time of day of an ISO 8601 time, in the reader's zone."""
+    """Return the time of day of an ISO 8601 time, in the user's time zone."""
     return datetime.fromisoformat(time).astimezone(zone).strftime("%H:%M:%S")
 
 
 def day(time: str, zone: tzinfo | None = None) -> str:
-    """Date and time of an ISO 8601 time, in the reader's zone."""
+    """Return date and time of an ISO 8601 time, in the user's time zone."""
     return datetime.fromisoformat(time).astimezone(zone).strftime("%Y-%m-%d %H:%M") if time else ""
 
 
 def duration(seconds: float) -> str:
-    """`40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`: as exact as an estimate deserves."""
+    """Format a duration with the precision of an estimate: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = int(seconds // 60)
@@ -114,32 +114,32 @@ def duration(seconds: float) -> str:
 
 
 def complaint(error: ValidationError) -> str:
-    """The core's first objection to a request, as a sentence."""
+    """Return the first validation error of a request, as a sentence."""
     first = error.errors()[0]
-    said = first["msg"].removeprefix("Value error, ")
+    reason = first["msg"].removeprefix("Value error, ")
     names = [part for part in first["loc"] if isinstance(part, str) and part not in ("set_learning_rate", "changes")]
     if not names:
-        return said
-    return f"{names[0].capitalize()} {first['input']!r} is refused: {said[0].lower()}{said[1:]}."
+        return reason
+    return f"{names[0].capitalize()} {first['input']!r} is refused: {reason[0].lower()}{reason[1:]}."
 
 
 def plain(text: str) -> str:
-    """Text of other people for Markdown: in one line, as it was written, with no meaning there, and no link.
+    """Escape untrusted text for Markdown: it is shown in one line, literally and without links.
 
-    What is a link by its mere looks (`www.`, `a@b.c`, `http://`), and what is an icon (`:material/x:`), is one for the
-    page even if every character of it is escaped; an invisible word joiner inside takes the looks away.
+    Streamlit renders `www.`, `a@b.c` and `http://` as links, and `:material/x:` as an icon, even if every character is
+    escaped; an invisible word joiner inside prevents that.
     """
     return BLOCKS.sub(r"\g<1>\\\g<2>", _inert(" ".join(one_line(text).split())))
 
 
 def sentence(reason: str) -> str:
-    """A refusal for Markdown: what it has between backticks, such as a command to type, is code, and all else `plain`.
+    """Escape a reason for Markdown as `plain` does, but keep text between backticks, such as a command, as code.
 
-    Code has no other meaning in it, so it need not be our own.
+    Code needs no escaping, so that untrusted text may be in it.
     """
     parts = CODE.split(" ".join(one_line(reason).split()))
-    said = "".join(part if at % 2 else _inert(part) for at, part in enumerate(parts))
-    return BLOCKS.sub(r"\g<1>\\\g<2>", said)
+    text = "".join(part if at % 2 else _inert(part) for at, part in enumerate(parts))
+    return BLOCKS.sub(r"\g<1>\\\g<2>", text)
 
 
 def _inert(words: str) -> str:
@@ -147,5 +147,5 @@ def _inert(words: str) -> str:
 
 
 def escape(text: str) -> str:
-    """Text of other people for HTML, without characters that change how others are shown."""
+    """Escape untrusted text for HTML, without characters that change how others are shown."""
     return html.escape(one_line(text))

@@ -1,4 +1,4 @@
-"""One run as a page knows it: its snapshot, the end of its journal and its measurements, fetched by cursor."""
+"""Cache of one run in a page: its snapshot, the end of its journal and its metrics, fetched by cursor."""
 
 import time
 from uuid import UUID
@@ -15,24 +15,24 @@ from ui.charts.history import History
 from ui.gateway import client
 
 SNAPSHOT_AGE_S = 0.7
-"""Several parts of a page ask for the snapshot in the same second; one answer serves them all."""
+"""Age up to which a snapshot is reused: several parts of a page need it in the same second."""
 
 TREE_AGE_S = 10.0
-"""A tree takes the control server some work: it looks at every loss that was measured."""
+"""Interval of the tree, which makes the control server read every measured loss."""
 
 MAX_ENTRIES = 500
-"""Journal records kept by a page; the journal has the rest."""
+"""Number of journal records kept by a page, the newest."""
 
 POINTS_PER_CALL = 20_000
 CALLS_PER_REFRESH = 8
-"""A long history arrives over several refreshes, so that the page answers in between."""
+"""A long history is fetched over several refreshes, so that the page stays responsive."""
 
 
 class LiveRun:
-    """One run, seen by one page. `problem` is why the last question was not answered; what is known stays."""
+    """State of one run in one page. `problem` is the error of the last request, if it failed; the data stays."""
 
     def __init__(self, run: str) -> None:
-        """Nothing known yet."""
+        """Start without data."""
         self.run = run
         self.snapshot: Snapshot | None = None
         self.entries: list[Entry] = []
@@ -43,7 +43,7 @@ class LiveRun:
         self._asked_at = float("-inf")
 
     def refresh(self, max_age_s: float = SNAPSHOT_AGE_S) -> Snapshot | None:
-        """The snapshot, asked for again if it is older than `max_age_s`. Raises `NotFound`, `Invalid`."""
+        """Return the snapshot, fetched again if it is older than `max_age_s`. Raises `NotFound`, `Invalid`."""
         if time.monotonic() - self._asked_at >= max_age_s:
             self._asked_at = time.monotonic()
             try:
@@ -54,7 +54,7 @@ class LiveRun:
         return self.snapshot
 
     def refresh_journal(self) -> list[Entry]:
-        """The last records, oldest first."""
+        """Fetch new records and return the last ones, oldest first."""
         snapshot = self.refresh()
         if snapshot is None or self.problem is not None:
             return self.entries
@@ -68,27 +68,27 @@ class LiveRun:
         return self.entries
 
     def refresh_metrics(self) -> History:
-        """The measurements: only what came since the last time."""
+        """Fetch the metrics since the last call and return the history."""
         for _ in range(CALLS_PER_REFRESH):
             if self.problem is not None:
                 break
             try:
-                heard = client().metrics(self.run, after=self.history.cursor, limit=POINTS_PER_CALL)
+                metrics = client().metrics(self.run, after=self.history.cursor, limit=POINTS_PER_CALL)
             except (Unavailable, NotAllowed) as problem:
                 self.problem = problem
                 break
-            self.history.extend(heard)
-            if len(heard.points) < POINTS_PER_CALL:
+            self.history.extend(metrics)
+            if len(metrics.points) < POINTS_PER_CALL:
                 break
         if self.snapshot is not None and self.snapshot.branches:
             self.history.follow(lineage(self.snapshot.branches, self.snapshot.branch))
         return self.history
 
     def refresh_tree(self) -> RunTree | None:
-        """The branches: asked for again now and then, and at once when there is another one or another head."""
+        """Return the branches: fetched again at intervals, and at once after a new branch or another head."""
         snapshot = self.snapshot
-        shown = {each.branch.branch for each in self.tree.branches} if self.tree else set()
-        changed = snapshot is not None and {each.branch for each in snapshot.branches} != shown
+        shown = {node.branch.branch for node in self.tree.branches} if self.tree else set()
+        changed = snapshot is not None and {view.branch for view in snapshot.branches} != shown
         changed = changed or (snapshot is not None and self.tree is not None and snapshot.branch != self.tree.head)
         if self.problem is None and (changed or time.monotonic() - self._tree_asked_at >= TREE_AGE_S):
             self._tree_asked_at = time.monotonic()
@@ -99,7 +99,7 @@ class LiveRun:
         return self.tree
 
     def commands(self) -> dict[UUID, Command]:
-        """The commands that this page has heard of, by uuid."""
+        """Return the commands that this page has received, by uuid."""
         known = {view.command.uuid: view.command for view in self.snapshot.commands} if self.snapshot else {}
         for entry in self.entries:
             if isinstance(entry.record, CommandAccepted):
@@ -108,7 +108,7 @@ class LiveRun:
 
 
 def live_run(run: str) -> LiveRun:
-    """What this browser tab knows of a run. Another run in the same tab begins from nothing."""
+    """Return the cache of a run in this browser tab. Another run in the same tab replaces it."""
     known = st.session_state.get("live_run")
     if not isinstance(known, LiveRun) or known.run != run:
         known = LiveRun(run)

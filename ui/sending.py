@@ -1,4 +1,4 @@
-"""From a click to a durable command, or to the sentence that says why not."""
+"""Submission of commands from the console; idempotent if a request is repeated after a failure."""
 
 from uuid import UUID, uuid4
 
@@ -14,10 +14,10 @@ Request = tuple[str, Intent, str | None]
 
 
 def send(run: str, intent: Intent, reason: str | None = None, based_on_seq: int | None = None) -> str | None:
-    """Send a command. Answers why it was refused; None if it is durable.
+    """Send a command. Returns the reason if it was rejected, None if it is durable.
 
-    When nobody answered, the same request keeps its uuid and what it was based on, so that pressing the button again
-    sends the same command, and cannot make it happen twice. `based_on_seq`: the `seq` of the snapshot in sight.
+    If the gateway does not answer, the same request keeps its uuid and its `based_on_seq`, so that pressing the button
+    again sends the same command, and cannot apply it twice. `based_on_seq`: the `seq` of the shown snapshot.
     """
     unanswered: dict[Request, tuple[UUID, int | None]] = st.session_state.setdefault(UNANSWERED, {})
     request = (run, intent, reason)
@@ -26,7 +26,7 @@ def send(run: str, intent: Intent, reason: str | None = None, based_on_seq: int 
         receipt = client().submit(run, intent, reason=reason, based_on_seq=based_on_seq, uuid=uuid)
     except Unavailable as error:
         unanswered[request] = uuid, based_on_seq
-        return f"{error.reason}. It may or may not have been accepted; sending it again cannot make it happen twice."
+        return f"{error.reason}. The command may have been accepted; it is safe to send it again."
     except SteerwayError as error:
         return error.reason
     st.session_state[SENT] = receipt.uuid
@@ -34,5 +34,5 @@ def send(run: str, intent: Intent, reason: str | None = None, based_on_seq: int 
 
 
 def last_sent() -> UUID | None:
-    """The command that this tab sent last."""
+    """Return the uuid of the command that this tab sent last."""
     return st.session_state.get(SENT)

@@ -1,4 +1,4 @@
-"""What the theme cannot say: a denser page, and a log that looks like one."""
+"""Style sheet of the console: a denser page, and the journal in the style of a log."""
 
 CSS = """<style>
 [data-testid="stMainBlockContainer"] { padding-top: 4rem; padding-bottom: 1rem; max-width: 1700px; }

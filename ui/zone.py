@@ -1,4 +1,4 @@
-"""The reader's time zone."""
+"""Time zone of the user."""
 
 from datetime import UTC, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -7,7 +7,7 @@ import streamlit as st
 
 
 def reader_zone() -> tzinfo:
-    """The zone that the browser told; UTC if it told none, or one that is unknown here."""
+    """Return the browser's time zone; UTC if it is missing or unknown."""
     try:
         return ZoneInfo(st.context.timezone or "UTC")
     except (ZoneInfoNotFoundError, ValueError):

@@ -73,7 +73,7 @@ def test_adopt_asks_first_and_then_shows_the_fork_s_branch(
 ) -> None:
     app = visit(run="gpt2-1")
     press(app, "Adopt")
-    assert "The newest checkpoint of **gpt2-2** becomes the beginning of a branch of **gpt2-1**" in text(app)
+    assert "The newest checkpoint of **gpt2-2** becomes the start of a new branch of **gpt2-1**" in text(app)
     app.text_input(key="adopt_name").input("best")
     app.text_input(key="adopt_reason").input("lowest loss")
     app.button(key="FormSubmitter:adopt-Adopt").click().run()
@@ -84,8 +84,8 @@ def test_adopt_asks_first_and_then_shows_the_fork_s_branch(
     assert "<b>best</b> · adopted from gpt2-2, branch main, at step 40, to step 40" in html(app)
     assert branched.branch == "calm", "the training stays where it is"
     app.button(key="on/best").click().run()
-    assert "It goes on with **best** from step-00000040-g1-of-gpt2-2." in text(app)
-    press(app, "Go on with it")
+    assert "It continues **best** from step-00000040-g1-of-gpt2-2." in text(app)
+    press(app, "Switch")
     cluster.train(branched, 2)
     assert (branched.branch, branched.done) == ("best", 41)
 
@@ -102,7 +102,7 @@ def test_adopt_is_offered_for_forks_of_a_run_that_goes_on(
 
 def test_adoption_under_no_name_of_a_branch_says_so() -> None:
     assert adoption("gpt2-2", " ").branch is None
-    with pytest.raises(ValueError, match="is no name for a branch"):
+    with pytest.raises(ValueError, match="is not a valid name of a branch"):
         adoption("gpt2-2", "Best!")
 
 
@@ -115,7 +115,7 @@ def test_go_back_here_asks_first_then_sends_the_rollback(
     app.text_input(key="back_name").input("third")
     app.text_input(key="back_rate").input("2e-4")
     app.text_input(key="back_reason").input("try again")
-    press(app, "Go back")
+    press(app, "Roll back")
     command = cluster.do(branched.server.snapshot()).commands[-1].command
     assert command.intent == back_to("step-00000040-g1", "third", "2e-4")
     assert command.reason == "try again"
@@ -123,16 +123,16 @@ def test_go_back_here_asks_first_then_sends_the_rollback(
 
 def test_go_on_with_this_branch_sends_the_switch(visit: Visit, cluster: FakeCluster, branched: FakeTrainer) -> None:
     app = visit(run="gpt2-1")
-    press(app, "Go on with this branch")
-    assert "It goes on with **main** from step-00000040-g1." in text(app)
-    press(app, "Go on with it")
+    press(app, "Switch to this branch")
+    assert "It continues **main** from step-00000040-g1." in text(app)
+    press(app, "Switch")
     cluster.train(branched, 2)
     assert (branched.branch, branched.done) == ("main", 41)
 
 
 @pytest.mark.parametrize(
     ("name", "rate", "said"),
-    [("Calm!", "", "is no name for a branch"), ("", "fast", "valid number"), ("", "1e9", "refused")],
+    [("Calm!", "", "is not a valid name of a branch"), ("", "fast", "valid number"), ("", "1e9", "refused")],
 )
 def test_back_to_what_makes_no_sense_says_so(name: str, rate: str, said: str) -> None:
     with pytest.raises(ValueError, match=said):
@@ -143,7 +143,7 @@ def test_go_back_with_a_name_that_is_taken_shows_the_refusal(visit: Visit, branc
     app = visit(run="gpt2-1")
     app.button(key="back/step-00000040-g1").click().run()
     app.text_input(key="back_name").input("calm")
-    press(app, "Go back")
+    press(app, "Roll back")
     assert "has a branch 'calm' already" in text(app)
 
 

@@ -146,18 +146,18 @@ def test_live_run_is_taken_back_to_a_checkpoint_and_shows_both_branches(
     wait_for_range(page, "b > 250")
     expect(page.get_by_text("Branches", exact=True)).to_be_hidden()
 
-    page.get_by_role("button", name="Go back here").last.click()
-    expect(page.get_by_text("Go back to step 100")).to_be_visible()
+    page.get_by_role("button", name="Roll back here").last.click()
+    expect(page.get_by_text("Roll back to step 100")).to_be_visible()
     page.get_by_label("Name of the branch").fill("calm")
     page.get_by_label("Learning rate from there on").fill("1e-4")
     page.wait_for_function(STEP_IS_BEYOND, arg=trainer.done + 20)
     expect(page.get_by_label("Name of the branch")).to_have_value("calm")  # the page lives on, the dialog stays
-    page.get_by_role("button", name="Go back", exact=True).click()
+    page.get_by_role("button", name="Roll back", exact=True).click()
 
     expect(page.get_by_text("from step 100 of main to step").first).to_be_visible()
     expect(page.get_by_text("began with lr = 0.0001").first).to_be_visible()
-    expect(page.get_by_role("button", name="Go on with this branch")).to_have_count(1)
+    expect(page.get_by_role("button", name="Switch to this branch")).to_have_count(1)
     assert (trainer.branch, trainer.done < 250) == ("calm", True)
-    expect(page.get_by_text("Go back to step 100")).to_be_hidden()
+    expect(page.get_by_text("Roll back to step 100")).to_be_hidden()
     page.wait_for_function(STEP_IS_BEYOND, arg=trainer.done + 20)
     assert serious(complaints) == []

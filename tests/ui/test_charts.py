@@ -158,11 +158,11 @@ NEW_YEAR_S = 1767225600.0
 
 def test_loss_is_marked_where_it_happened_and_gives_way_to_nothing() -> None:
     found = marks([applied(1, SetLearningRate(factor=0.5), 49)], "step", 0.0, (0.0, 100.0), (LOST,))
-    assert found == [Mark(49, ""), Mark(50, "lost rank 1", loss=True)]
+    assert found == [Mark(49, ""), Mark(50, "rank 1 failed", loss=True)]
 
 
 def test_loss_on_a_time_axis_is_marked_at_the_last_sign_of_life() -> None:
-    assert marks([], "time", NEW_YEAR_S, (0.0, 5.0), (LOST,)) == [Mark(0.9, "lost rank 1", loss=True)]
+    assert marks([], "time", NEW_YEAR_S, (0.0, 5.0), (LOST,)) == [Mark(0.9, "rank 1 failed", loss=True)]
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_band_is_what_a_loss_has_cost(view: RecoveryView, axis: str, band: Band 
 
 def test_chart_draws_losses_unlike_commands() -> None:
     made = history("loss", {1: 5.0, 100: 4.0})
-    options = chart_options(made, [Mark(40, "pause"), Mark(99, "lost rank 1", loss=True)], View(), [Band(90, 99)])
+    options = chart_options(made, [Mark(40, "pause"), Mark(99, "rank 1 failed", loss=True)], View(), [Band(90, 99)])
     drawn = series(options, "0/interventions")
     pause, lost = drawn["markLine"]["data"]
     assert "lineStyle" not in pause

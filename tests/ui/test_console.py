@@ -153,11 +153,11 @@ def test_console_without_a_login_shows_nothing(
 
 def test_console_with_a_wrong_token_says_that_it_is_not_let_in(visit: Visit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEERWAY_TOKEN", "another-token")
-    assert "does not let this console in" in visit().error[0].value
+    assert "refuses this console's access" in visit().error[0].value
 
 
 def test_run_page_of_a_waiting_run_says_that_nothing_was_measured(visit: Visit, cluster: FakeCluster) -> None:
     cluster.create("gpt2-1")
     said = text(visit(run="gpt2-1"))
-    assert "No measurements yet" in said
+    assert "No metrics yet" in said
     assert "No trainer has started yet" in said

@@ -92,7 +92,7 @@ def test_apply_while_nobody_answers_is_the_same_command_when_pressed_again(
     cluster.close_gateway()
     app.number_input(key="knob/eval_steps").set_value(20)
     app = press(app, "Set knobs")
-    assert any("cannot make it happen twice" in part.value for part in app.error)
+    assert any("it is safe to send it again" in part.value for part in app.error)
     cluster.open_gateway()
     press(app, "Set knobs")
     assert len(cluster.do(trainer.server.snapshot()).commands) == 1
@@ -101,7 +101,7 @@ def test_apply_while_nobody_answers_is_the_same_command_when_pressed_again(
 def test_run_without_other_knobs_says_so(visit: Visit, cluster: FakeCluster) -> None:
     cluster.create("gpt2-1")
     app = visit(run="gpt2-1")
-    assert "have not told of any other knob" in text(app)
+    assert "have not listed any other knob" in text(app)
     assert "Set knobs" not in [button.label for button in app.button]
 
 
@@ -146,12 +146,12 @@ def test_checkpoint_is_pinned_unpinned_and_deleted(visit: Visit, cluster: FakeCl
     app = visit(run="gpt2-1")
     assert "before the &lt;surgery&gt;" in html(app)
     newest, older = app.selectbox(key="keeping_checkpoint").options
-    assert "it stays" in press(app, "Delete for good").warning[0].value
+    assert "cannot be deleted" in press(app, "Delete permanently").warning[0].value
     app = visit(run="gpt2-1")
     app.selectbox(key="keeping_checkpoint").set_value(older).run()
     app = press(app, "Pin")
     assert "pinned" in html(app)
     app = press(app, "Unpin")
-    press(app, "Delete for good")
+    press(app, "Delete permanently")
     left = cluster.do(trainer.server.snapshot()).checkpoints
     assert [each.checkpoint for each in left] == [newest]

@@ -64,10 +64,10 @@ def test_run_page_while_recovering_says_who_was_lost_and_what_is_on(
     cluster.do(trainer.lose([1], "its process ended"))
     app = visit(run="gpt2-1")
     assert not app.exception
-    assert "Lost the trainers at step 50\\: rank 1 on node-0 died \\(its process ended\\)" in app.warning[0].value
+    assert "Trainers failed at step 50\\: rank 1 on node-0 died \\(its process ended\\)" in app.warning[0].value
     assert "**re-form and load**" in app.warning[0].value
     assert "recovering" in text(app)
-    assert "None yet. If the trainers are lost now" in text(app)
+    assert "None yet. If the trainers fail now" in text(app)
 
 
 def test_run_page_of_a_recovering_run_takes_commands(
@@ -92,7 +92,7 @@ def test_run_page_after_a_recovery_shows_its_price(visit: Visit, cluster: FakeCl
     assert not app.warning
     said = html(app)
     assert "ranks 2 and 3 on node-0 died (&lt;b&gt;out of memory&lt;/b&gt;)" in said
-    assert "restored step-00000020-g1 (step 20) · 4 → 2 ranks · 30 steps lost · back after" in said
+    assert "restored step-00000020-g1 (step 20) · 4 → 2 ranks · 30 steps lost · recovered in" in said
     assert "step-00000040-g1 was refused: shard 1 is damaged" in said
     assert "re-form 3.0 s" in said
     assert "<em>refused</em>" in said
@@ -100,7 +100,7 @@ def test_run_page_after_a_recovery_shows_its_price(visit: Visit, cluster: FakeCl
 
 
 def test_lost_words_say_when_they_were_heard_last() -> None:
-    assert lost_words(LOST, UTC).endswith(" died \\(its \\<process\\> ended\\).** Last sign of life at 00:00:57.")
+    assert lost_words(LOST, UTC).endswith(" died \\(its \\<process\\> ended\\).** Last heartbeat at 00:00:57.")
 
 
 def test_stage_words_say_which_phase_is_on_and_for_how_long() -> None:
@@ -109,13 +109,13 @@ def test_stage_words_say_which_phase_is_on_and_for_how_long() -> None:
     assert "**re-form and load**, 7 s so far" in forming
     stepping = stage_words(STARTED, LATER)
     assert "generation 2 restored" in stepping
-    assert "**first step**, 7 s since the loss" in stepping
+    assert "**first step**, 7 s since the failure" in stepping
 
 
 def test_way_back_compares_the_ranks_if_it_knows_both_numbers() -> None:
     first: GenerationStarted = examples.started(ranks=2)
     assert way_back(BACK, {1: first}) == (
-        "restored step-00000120-g1 (step 120) · 2 → 1 ranks · 17 steps lost · back after 6.1 s"
+        "restored step-00000120-g1 (step 120) · 2 → 1 ranks · 17 steps lost · recovered in 6.1 s"
     )
     assert "· 1 rank ·" in way_back(BACK, {})
     assert way_back(LOST, {}) == "no new trainers yet"
@@ -139,7 +139,7 @@ def test_run_page_with_a_failed_save_says_so(
     trainer: FakeTrainer,
 ) -> None:
     cluster.do(trainer.fail_a_save("no space left"))
-    assert "No checkpoint at step 50\\: no space left" in visit(run="gpt2-1").error[0].value
+    assert "Saving a checkpoint at step 50 failed\\: no space left" in visit(run="gpt2-1").error[0].value
 
 
 def test_checkpoints_are_listed_newest_first() -> None:

@@ -1,7 +1,7 @@
-"""Fewer points for a screen: bins of a power-of-two width, aligned at zero.
+"""Downsampling of series for charts: bins of a power-of-two width, aligned at zero.
 
-A bin is where it is whatever comes after it, so a line does not dance while it grows and an unchanged bin is not
-drawn again. Each bin keeps its smallest and its largest value: no spike is lost.
+The position of a bin does not depend on later points, so a growing line does not flicker and an unchanged bin is not
+drawn again. Each bin keeps its smallest and its largest value, so spikes stay visible.
 """
 
 import math
@@ -13,17 +13,17 @@ Floats = NDArray[np.float64]
 
 
 def bin_width(span: float, max_bins: int) -> float:
-    """The smallest power of two that cuts `span` (in the units of x) into at most `max_bins` bins; 1 at least."""
+    """Return the smallest power of two, at least 1, that cuts `span` (in units of x) into at most `max_bins` bins."""
     if span <= max_bins:
         return 1.0
     return float(2 ** math.ceil(math.log2(span / max_bins)))
 
 
 def extremes(x: Floats, y: Floats, width: float) -> tuple[Floats, Floats]:
-    """The points with the smallest and the largest finite `y` of each bin, in the order of `x`.
+    """Return the points with the smallest and the largest finite `y` of each bin, in the order of `x`.
 
-    `x` and `y` have one length and `x` does not fall. Values that are not finite are left out here: they are drawn as
-    marks, not as points of a line.
+    `x` and `y` have the same length and `x` does not decrease. Values that are not finite are dropped: they are drawn
+    as marks, not as points of a line.
     """
     finite = np.isfinite(y)
     x, y = x[finite], y[finite]
@@ -39,7 +39,7 @@ def extremes(x: Floats, y: Floats, width: float) -> tuple[Floats, Floats]:
 
 
 def last_of_bins(x: Floats, y: Floats, width: float) -> tuple[Floats, Floats]:
-    """The last point of each bin: for a line that is smooth already. `x` does not fall."""
+    """Return the last point of each bin, for a line that is smooth already. `x` does not decrease."""
     if len(x) == 0:
         return x, y
     bins = np.floor_divide(x, width)

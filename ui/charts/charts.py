@@ -1,7 +1,7 @@
-"""The live charts of a run: all panels in one ECharts component, whose zoom outlives every refresh.
+"""Live charts of a run: all panels in one ECharts component, whose zoom survives every refresh.
 
-The component is mounted once under a fixed key and told to replace its series and nothing else, so what the reader
-did to it stays. See docs/decisions/0002-live-charts.md for the alternatives that were measured.
+The component is mounted once under a fixed key and replaces only its series, so the user's zoom stays. See
+docs/decisions/0002-live-charts.md for the alternatives that were measured.
 """
 
 from collections.abc import Sequence
@@ -14,19 +14,19 @@ from ui.charts.palette import DARK, LIGHT, Palette
 from ui.charts.series import Axis, Canvas, Options, beside, panel_series
 
 MAX_BINS = 600
-"""Bins across a chart. Two points a bin are more than a chart of half a screen has pixels."""
+"""Bins per chart. Two points per bin are more than a chart of half a screen has pixels."""
 
 HEIGHT = "max(560px, calc(1420px - 140vw))"
 """Two rows of charts on a desktop; four rows, and taller, on a phone."""
 
 NARROW_PX = 640
-"""A component of less than this width shows its panels one below the other."""
+"""Below this width of the component the panels are in one column."""
 
 FOOT_PX = 52
-"""Room for the zoom slider below the charts."""
+"""Height of the zoom slider's area below the charts."""
 
 LEGEND_PX = 20
-"""More room, where other branches have a legend below the slider."""
+"""Height of the other branches' legend below the slider."""
 
 PIN_ZOOM = """
 (event) => {
@@ -35,22 +35,22 @@ PIN_ZOOM = """
   if (start > 0 || end < 100) chart.dispatchAction({ type: 'dataZoom', dataZoomIndex: 0, startValue, endValue });
 }
 """
-"""ECharts keeps a zoom as per cent of an axis that grows, so the window would creep: pin it to its values instead."""
+"""Pins the zoom to values: ECharts keeps it in per cent of a growing axis, so the window would creep."""
 
 SAY_RANGE = """
 () => { chart.getDom().dataset.range = chart.getModel().getComponent('dataZoom', 0).getValueRange().join(' '); }
 """
-"""What is on a canvas cannot be read from outside: say on its element which range of x is drawn."""
+"""Writes the drawn range of x to the element, since the content of a canvas cannot be read from outside."""
 
 SHOW_ALL = "() => { chart.dispatchAction({ type: 'dataZoom', dataZoomIndex: 0, start: 0, end: 100 }); }"
-"""A double click ends a zoom; from then on the charts follow the run again."""
+"""Resets the zoom on a double click; the charts then follow the run again."""
 
 EVENTS = {"datazoom": PIN_ZOOM, "finished": SAY_RANGE, "zr:dblclick": SHOW_ALL}
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """How the reader wants to see the charts. `smoothing` is the weight of the past, from 0 (none) to 0.99."""
+    """Display settings of the charts. `smoothing` is the weight of the moving average, from 0 (none) to 0.99."""
 
     smoothing: float = 0.0
     log_y: bool = False
@@ -59,12 +59,12 @@ class View:
 
     @property
     def palette(self) -> Palette:
-        """The colours for the page's theme."""
+        """Colours for the page's theme."""
         return DARK if self.dark else LIGHT
 
 
 def chart_options(history: History, marks: list[Mark], view: View, bands: Sequence[Band] = ()) -> Options:
-    """The ECharts options of all panels."""
+    """Return the ECharts options of all panels."""
     extent = history.extent(view.axis) or (0.0, 1.0)
     others = beside(history)
     foot_px = LEGEND_PX if others else 0
@@ -97,12 +97,12 @@ def chart_options(history: History, marks: list[Mark], view: View, bands: Sequen
 
 
 def _keep(series: list[Options]) -> Options:
-    """Series that an option does not name are taken away, also by the option of a layout; so it names them."""
+    """Return the series' ids for a layout's option, which would otherwise remove them."""
     return {"series": [{"id": one["id"], "type": one["type"]} for one in series]}
 
 
 def _canvas(at: int, panel: Panel, view: View, extent: tuple[float, float]) -> Canvas:
-    """A minute is cut finer than a step: 1/64 of it is about a second."""
+    """Return the canvas of a panel. Bins on a time axis are fractions of a minute: 1/64 of it is about a second."""
     span, cuts = extent[1] - extent[0], 1 if view.axis == "step" else 64
     return Canvas(
         at=at,
@@ -117,7 +117,7 @@ def _canvas(at: int, panel: Panel, view: View, extent: tuple[float, float]) -> C
 
 
 def _title(history: History, panel: Panel, view: View) -> Options:
-    """The panel's name and the newest value of each of its metrics, in the colour of its line."""
+    """Return the panel's title, with the newest value of each metric in the colour of its line."""
     parts, styles = [panel.title], {}
     for number, name in enumerate(panel.metrics(history.series)):
         style = f"line{number}"
@@ -127,7 +127,7 @@ def _title(history: History, panel: Panel, view: View) -> Options:
 
 
 def _legend(others: list[str], palette: Palette) -> Options:
-    """The other branches, at the foot; a click hides one. The line itself is in the titles."""
+    """Return the legend of the other branches; a click hides one. The current line is in the titles."""
     return {
         "data": others,
         "type": "scroll",
@@ -170,12 +170,12 @@ def _y_axis(at: int, panel: Panel, view: View) -> Options:
 
 
 def _hidden_axis(at: int) -> Options:
-    """From 0 at the bottom to 1 at the top of a chart, for marks that have no value."""
+    """Return an axis from 0 at the bottom to 1 at the top of a chart, for marks without a value."""
     return {"gridIndex": at, "type": "value", "min": 0, "max": 1, "show": False}
 
 
 def _zoom(palette: Palette, above_px: int) -> list[Options]:
-    """One range for all panels: a slider below them; inside, drag moves it and Ctrl with the wheel changes it."""
+    """Return the zoom of all panels: a slider below them; inside, drag moves it and Ctrl with the wheel changes it."""
     every = list(range(len(PANELS)))
     common = {"xAxisIndex": every, "filterMode": "filter"}
     slider = {
@@ -208,7 +208,7 @@ def _toolbox(palette: Palette) -> Options:
 
 
 def _two_columns(above_px: int) -> Options:
-    """Two charts a row."""
+    """Return the layout with two charts per row."""
     titles, grids = [], []
     for at in range(len(PANELS)):
         row, column = divmod(at, 2)
@@ -225,7 +225,7 @@ def _two_columns(above_px: int) -> Options:
 
 
 def _one_column() -> Options:
-    """One chart a row."""
+    """Return the layout with one chart per row."""
     titles, grids = [], []
     for at in range(len(PANELS)):
         titles.append({"top": f"{at * 23.5 + 0.2:g}%", "left": 4})

@@ -1,4 +1,4 @@
-"""What a page has heard of a run's measurements: appended to, never fetched twice."""
+"""Cache of a run's metrics in a page: appended to, never fetched twice."""
 
 import math
 from array import array
@@ -15,7 +15,7 @@ from ui.charts.bins import Floats
 
 @dataclass(slots=True)
 class Average:
-    """An exponential moving average, without the bias towards zero at the start, that goes on where it stopped."""
+    """Incremental exponential moving average, with the correction of the bias towards zero at the start."""
 
     weight: float
     values: "array[float]" = field(default_factory=lambda: array("d"))
@@ -23,7 +23,7 @@ class Average:
     count: int = 0
 
     def extend(self, values: Iterable[float]) -> None:
-        """Take more values. One that is not finite leaves the average as it was."""
+        """Append values. One that is not finite does not change the average."""
         for value in values:
             if math.isfinite(value):
                 self.count += 1
@@ -34,12 +34,11 @@ class Average:
 
 @dataclass(slots=True)
 class Series:
-    """One metric: steps, values and Unix times.
+    """Series of one metric: steps, values and Unix times.
 
-    Invariant: `steps` rises. After a restart from a checkpoint some steps come again: what was measured there before
-    is undone, as the steps themselves are, so that the last value of a step stands and no line is drawn backwards.
-    `restarts` holds the indices where that happened: before them time has passed of which nothing is left. `undone`
-    counts how often it did.
+    Invariant: `steps` increases. After a restart from a checkpoint some steps are repeated: their earlier values are
+    removed, so that the last value of a step counts and no line is drawn backwards. `restarts` holds the indices where
+    that happened, where a time axis has a gap; `undone` counts how often it did.
     """
 
     steps: "array[float]" = field(default_factory=lambda: array("d"))
@@ -50,7 +49,7 @@ class Series:
     average: Average = field(default_factory=lambda: Average(0.0))
 
     def append(self, point: Point) -> None:
-        """One more measurement."""
+        """Append a point; removes the points at and after its step."""
         if self.steps and point.step <= self.steps[-1]:
             self._undo(bisect_left(self.steps, point.step))
         self.steps.append(point.step)
@@ -58,7 +57,7 @@ class Series:
         self.times_s.append(point.time_s)
 
     def _undo(self, kept: int) -> None:
-        """Keep the first `kept` measurements."""
+        """Remove all but the first `kept` points."""
         self.undone += 1
         del self.steps[kept:], self.values[kept:], self.times_s[kept:]
         self.restarts = [*(index for index in self.restarts if index < kept), kept]
@@ -66,7 +65,7 @@ class Series:
             self.average = Average(self.average.weight)
 
     def take(self, other: "Series", start: int, end: int, begins: bool) -> None:
-        """These measurements of another series: of a branch that `begins` here, or more of the one that did before."""
+        """Append points of another series. `begins`: they are the first ones of another branch."""
         if start >= end:
             return
         if self.steps and other.steps[start] <= self.steps[-1]:
@@ -80,21 +79,21 @@ class Series:
         self.times_s += other.times_s[start:end]
 
     def smoothed(self, weight: float) -> Floats:
-        """The moving average at every point; only new points are computed."""
+        """Return the moving average at every point; only new points are computed."""
         if self.average.weight != weight:
             self.average = Average(weight)
         self.average.extend(self.values[len(self.average.values) :])
         return np.array(self.average.values)
 
     def pieces(self) -> list[slice]:
-        """The measurements between one restart and the next."""
+        """Return the ranges of points between restarts."""
         edges = [0, *self.restarts, len(self.steps)]
         return [slice(start, end) for start, end in pairwise(edges) if end > start]
 
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """What a line takes of a branch's series: the measurements from index `start` to `end`."""
+    """Part of a branch's series that belongs to a line: the points from index `start` to `end`."""
 
     stretch: StepRange
     start: int
@@ -104,56 +103,60 @@ class Cut:
 
 @dataclass(slots=True)
 class Joined:
-    """A series that was put together from these cuts."""
+    """Series that is joined from the parts of several branches."""
 
     cuts: list[Cut]
     series: Series = field(default_factory=Series)
 
     def is_continued_by(self, cuts: list[Cut]) -> bool:
-        """Whether these are the same cuts, of which the last has become longer."""
+        """Return whether these are the same cuts, of which the last may have become longer."""
         if len(cuts) != len(self.cuts) or cuts[:-1] != self.cuts[:-1]:
             return False
         return replace(cuts[-1], end=self.cuts[-1].end) == self.cuts[-1] and cuts[-1].end >= self.cuts[-1].end
 
 
 class History:
-    """Every metric of one run, by branch and by name; `series` are those of the line that is followed."""
+    """Metrics of one run, by branch and name; `series` are those of the current line."""
 
     def __init__(self) -> None:
-        """Nothing heard yet; followed is the branch with which every run begins."""
+        """Start without metrics; the line is the branch with which every run begins."""
         self.cursor = 0
         self._branches: dict[str, dict[str, Series]] = {}
         self._line: tuple[StepRange, ...] = (StepRange(),)
         self._joined: dict[tuple[str, str], Joined] = {}
 
-    def extend(self, heard: Measurements, of: str = "") -> None:
-        """Take what came since the last cursor. `of` comes before the names of the branches."""
-        for point in heard.points:
+    def extend(self, metrics: Measurements, of: str = "") -> None:
+        """Append the points since the last cursor. `of` is a prefix for the names of the branches."""
+        for point in metrics.points:
             self._branches.setdefault(of + point.branch, {}).setdefault(point.name, Series()).append(point)
-        self.cursor = heard.cursor
+        self.cursor = metrics.cursor
 
     def follow(self, line: Sequence[StepRange]) -> None:
-        """The line that `series` are about, from the root to the branch that is trained."""
+        """Set the line of `series`, from the root to the head."""
         self._line = tuple(line)
 
     @property
     def series(self) -> dict[str, Series]:
-        """Every metric along the line, by name."""
+        """Metrics along the line, by name."""
         return self.along(self._line[-1].branch, self._line)
 
     @property
     def others(self) -> dict[str, dict[str, Series]]:
-        """What is no part of the line, by branch and name, from where it leaves the line."""
+        """Metrics that are not on the line, by branch and name, from where their branch leaves the line."""
         ends = {stretch.branch: stretch.last for stretch in self._line}
         left = [name for name in self._branches if name not in ends or ends[name] is not None]
-        found = {
+        by_branch = {
             name: self.along(f"{name} beside", (StepRange(branch=name, first=ends.get(name) or 0),)) for name in left
         }
-        # A single measurement is the one where the line leaves.
-        return {name: series for name, series in found.items() if any(len(each.steps) > 1 for each in series.values())}
+        # A single point is the one where the branch leaves the line.
+        return {
+            name: by_name
+            for name, by_name in by_branch.items()
+            if any(len(series.steps) > 1 for series in by_name.values())
+        }
 
     def along(self, what: str, line: Sequence[StepRange]) -> dict[str, Series]:
-        """Every metric along a line, by name; `what` is asked for again when there is more of it."""
+        """Return the metrics along a line, by name; `what` is the key under which they are cached."""
         if len(line) == 1 and line[0].first <= 0 and line[0].last is None:
             return self._branches.get(line[0].branch, {})
         names = dict.fromkeys(name for stretch in line for name in self._branches.get(stretch.branch, {}))
@@ -161,7 +164,7 @@ class History:
         return {name: series for name, series in made.items() if series.steps}
 
     def _join(self, what: str, name: str, line: Sequence[StepRange]) -> Series:
-        """One metric along a line. What was put together before is gone on with, and so is its average."""
+        """Return one metric along a line. Extends the cached series, and so its average, if possible."""
         cuts = [cut for stretch in line if (cut := self._cut(name, stretch)) is not None]
         known = self._joined.get((what, name))
         if known is None or not known.is_continued_by(cuts):
@@ -185,24 +188,24 @@ class History:
         return [series for by_name in shown for series in by_name.values()]
 
     def started_at_s(self) -> float:
-        """The Unix time of the first measurement; 0 if there is none."""
+        """Return the Unix time of the first point; 0 if there is none."""
         return min((series.times_s[0] for series in self._every()), default=0.0)
 
     def extent(self, axis: str) -> tuple[float, float] | None:
-        """The smallest and the largest x over all metrics (steps, or minutes since the first); None if empty."""
+        """Return the smallest and the largest x of all metrics (steps, or minutes since the first); None if empty."""
         started_at_s = self.started_at_s()
-        found = [x_of(series, axis, started_at_s) for series in self._every()]
-        if not found:
+        every = [x_of(series, axis, started_at_s) for series in self._every()]
+        if not every:
             return None
-        return min(float(x.min()) for x in found), max(float(x.max()) for x in found)
+        return min(float(x.min()) for x in every), max(float(x.max()) for x in every)
 
     def x(self, series: Series, axis: str) -> Floats:
-        """Where a series' points are on the x axis."""
+        """Return the x values of a series."""
         return x_of(series, axis, self.started_at_s() if axis == "time" else 0.0)
 
 
 def x_of(series: Series, axis: str, started_at_s: float) -> Floats:
-    """Where a series' points are on the x axis: their steps, or minutes since a time."""
+    """Return the x values of a series: its steps, or minutes since a time."""
     if axis == "time":
         return (np.array(series.times_s) - started_at_s) / 60
     return np.array(series.steps)

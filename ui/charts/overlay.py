@@ -1,4 +1,4 @@
-"""The charts of a comparison: every side's losses over the same steps, from where the sides part."""
+"""Charts of a comparison: the losses of all sides over the same steps, from their last common step."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,42 +13,42 @@ from ui.charts.series import Canvas, Options, metric
 CHARTS = (("loss", "Loss"), ("eval_loss", "Evaluation loss"))
 MAX_BINS = 600
 HEIGHT_PX = 340
-"""Of each chart."""
+"""Height of each chart."""
 
 TITLE_PX, FOOT_PX, LEGEND_PX = 34, 30, 30
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """How the reader wants to see it."""
+    """Display settings of the charts."""
 
     smoothing: float
     log_y: bool
     palette: Palette
 
 
-def along(side: Side, found: Comparison, history: History) -> dict[str, Series]:
-    """What a side has measured since the sides part. In `history` the branches of all runs are called `RUN:BRANCH`."""
+def along(side: Side, comparison: Comparison, history: History) -> dict[str, Series]:
+    """Return the metrics of a side since the last common step. In `history` branches are named `RUN:BRANCH`."""
     line = [
         StepRange(
             branch=f"{piece.run}:{piece.stretch.branch}",
-            first=max(piece.stretch.first, found.common.step),
+            first=max(piece.stretch.first, comparison.common.step),
             last=piece.stretch.last,
         )
         for piece in side.line
-        if piece.stretch.last is None or piece.stretch.last >= found.common.step
+        if piece.stretch.last is None or piece.stretch.last >= comparison.common.step
     ]
     return history.along(side.name, line) if line else {}
 
 
-def overlay_options(found: Comparison, sides: Sequence[dict[str, Series]], look: Look) -> Options:
-    """The ECharts options of all charts."""
+def overlay_options(comparison: Comparison, sides: Sequence[dict[str, Series]], look: Look) -> Options:
+    """Return the ECharts options of all charts."""
     charts = shown(sides)
-    extent = (float(found.common.step), float(max(side.step for side in found.sides)))
+    extent = (float(comparison.common.step), float(max(side.step for side in comparison.sides)))
     series = [
         one
         for at, (name, _) in enumerate(charts)
-        for number, (side, measured) in enumerate(zip(found.sides, sides, strict=True))
+        for number, (side, measured) in enumerate(zip(comparison.sides, sides, strict=True))
         if name in measured
         for one in _line(side, number, name, measured[name], _canvas(at, len(charts), extent, look))
     ]
@@ -58,7 +58,7 @@ def overlay_options(found: Comparison, sides: Sequence[dict[str, Series]], look:
         "animation": False,
         "textStyle": {"color": look.palette.text},
         "title": [_title(at, title, look) for at, (_, title) in enumerate(charts)],
-        "legend": {"data": [side.name for side in found.sides], "type": "scroll", "top": 4, "left": 4}
+        "legend": {"data": [side.name for side in comparison.sides], "type": "scroll", "top": 4, "left": 4}
         | {"textStyle": text, "icon": "roundRect", "itemHeight": 4, "pageTextStyle": text},
         "grid": [_grid(at) for at in every],
         "xAxis": [_x_axis(at, extent, look) for at in every],
@@ -71,12 +71,12 @@ def overlay_options(found: Comparison, sides: Sequence[dict[str, Series]], look:
 
 
 def shown(sides: Sequence[dict[str, Series]]) -> list[tuple[str, str]]:
-    """The charts that have something to draw."""
+    """Return the charts that have data."""
     return [(name, title) for name, title in CHARTS if any(name in side for side in sides)]
 
 
 def height(sides: Sequence[dict[str, Series]]) -> str:
-    """Of all charts together."""
+    """Return the height of all charts together."""
     return f"{LEGEND_PX + HEIGHT_PX * max(1, len(shown(sides)))}px"
 
 

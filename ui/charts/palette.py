@@ -1,11 +1,11 @@
-"""The colours of the charts, for a light and for a dark page."""
+"""Colours of the charts, for a light and for a dark page."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Palette:
-    """Colours that are told apart on their background, also with the common kinds of colour blindness."""
+    """Colours that are distinguishable on their background, also with the common kinds of colour blindness."""
 
     text: str
     grid: str

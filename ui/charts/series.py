@@ -1,4 +1,4 @@
-"""From measurements to the series of one chart: lines, marks of interventions, marks of what is not finite."""
+"""ECharts series of one chart: lines, marks of commands and failures, marks of values that are not finite."""
 
 import math
 from dataclasses import dataclass
@@ -16,21 +16,21 @@ Options = dict[str, Any]
 Pairs = list[list[float | None]]
 
 MAX_FAULTS = 60
-"""Marks of values that are not finite, per metric: one a bin, and the newest ones."""
+"""Number of marks of values that are not finite, per metric: one per bin, the newest ones."""
 
 MAX_BESIDE = 6
-"""Other branches behind the line: the newest. More grey lines say nothing."""
+"""Number of other branches behind the line, the newest ones. More grey lines cannot be told apart."""
 
 DASHES: tuple[str | list[int], ...] = ("solid", [6, 3], [2, 2], [10, 3, 2, 3])
-"""What tells grey lines apart."""
+"""Line styles of the other branches."""
 
 NEAR_THE_EDGE = 0.07
-"""This near to the right edge of a chart, as part of its width, a label in the middle of its line would be cut off."""
+"""Distance from the right edge, as part of the width, within which a centred label would be cut off."""
 
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """One chart of several: its number, how many there are, its bins' width and its x axis, and how it is drawn."""
+    """Settings of one chart: its number, the number of charts, the width of its bins, its x axis and its style."""
 
     at: int
     count: int
@@ -43,7 +43,7 @@ class Canvas:
 
 
 def panel_series(history: History, panel: Panel, marks: list[Mark], bands: list[Band], canvas: Canvas) -> list[Options]:
-    """Every ECharts series of one panel."""
+    """Return the ECharts series of one panel."""
     drawn: list[Options] = []
     for number, name in enumerate(panel.metrics(history.series)):
         series, colour = history.series[name], canvas.palette.lines[number % len(canvas.palette.lines)]
@@ -56,13 +56,13 @@ def panel_series(history: History, panel: Panel, marks: list[Mark], bands: list[
 
 
 def beside(history: History) -> list[str]:
-    """The other branches that are drawn, the newest last."""
+    """Return the other branches that are drawn, the newest last."""
     others = history.others
     return sorted(others, key=lambda name: max(series.times_s[-1] for series in others[name].values()))[-MAX_BESIDE:]
 
 
 def _beside(history: History, panel: Panel, branch: str, number: int, canvas: Canvas) -> list[Options]:
-    """Another branch, thin and grey behind the line. All that is of one branch has its name, as the legend has it."""
+    """Return the series of another branch, thin and grey behind the line. All have its name, for the legend."""
     others = history.others[branch]
     drawn = []
     for name in panel.metrics(others):
@@ -87,7 +87,7 @@ def _metric(name: str, panel: Panel, series: Series, x: Floats, colour: str, can
 def metric(
     name: str, series: Series, x: Floats, colour: str, canvas: Canvas, *, may_be_smooth: bool, sparse: bool
 ) -> list[Options]:
-    """A metric as it was measured; if it is smoothed, that line is faint and the smooth one is on top of it."""
+    """Return the measured line of a metric; with smoothing, that line is faint and the smooth one is above it."""
     raw = _line(name, colour, _raw(series, x, canvas), canvas) | {"showSymbol": sparse}
     if sparse or not may_be_smooth or canvas.smoothing <= 0:
         return [raw]
@@ -129,17 +129,17 @@ def _smoothed(series: Series, x: Floats, canvas: Canvas) -> Pairs:
 
 
 def _pieces(series: Series, canvas: Canvas) -> list[slice]:
-    """A line over steps goes on after a restart; a line over time has a gap where nothing is left of it."""
+    """Return the connected ranges of a line: over time it has a gap at each restart, over steps it has none."""
     return series.pieces() if canvas.axis == "time" else [slice(0, len(series.steps))]
 
 
 def _drawable(y: Floats, canvas: Canvas) -> Floats:
-    """A logarithmic axis has no place for what is not positive."""
+    """Replace values that are not positive by NaN on a logarithmic axis."""
     return np.where(y > 0, y, np.nan) if canvas.log_y else y
 
 
 def _joined(parts: list[tuple[Floats, Floats]]) -> Pairs:
-    """Pieces one after the other, with a gap between them."""
+    """Concatenate ranges, with a gap between them."""
     points: Pairs = []
     for x, y in parts:
         if points and len(x):
@@ -149,12 +149,12 @@ def _joined(parts: list[tuple[Floats, Floats]]) -> Pairs:
 
 
 def _short(value: float) -> float:
-    """Six digits are more than a screen shows; whole steps stay exact."""
+    """Round to six digits, which is more than a screen shows; whole steps stay exact."""
     return value if float(value).is_integer() and abs(value) < 1e15 else float(f"{value:.6g}")
 
 
 def _faults(name: str, series: Series, x: Floats, canvas: Canvas) -> Options:
-    """Values that are not finite, as triangles at the top of the chart: a line cannot show them."""
+    """Return the marks of values that are not finite: triangles at the top of the chart."""
     y = np.array(series.values)
     bad = np.flatnonzero(~np.isfinite(y))
     _, first = np.unique(np.floor_divide(x[bad], canvas.bin_width), return_index=True)
@@ -183,9 +183,9 @@ def _fault(value: float) -> str:
 
 
 def _interventions(marks: list[Mark], bands: list[Band], canvas: Canvas) -> Options:
-    """A dashed line where commands took effect, a solid one where trainers were lost, each with a short label above.
+    """Return the marks: a dashed line where commands took effect, a solid one where trainers failed, with labels.
 
-    The band beside a loss is what it cost.
+    The band beside a failure is its cost.
     """
     return {
         "id": f"{canvas.at}/interventions",

@@ -1,1 +1,1 @@
-"""Who may see the console: a login, and every request and stream held to it."""
+"""Authentication of the console: the login, and the check of every request and stream."""

@@ -1,4 +1,4 @@
-"""What a login page sends: a key or a token, bounded and checked."""
+"""Body of a login request: a key or a token, with bounds and validation."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ BODY_WITHIN_S = 5.0
 
 
 class LoginRequest(BaseModel):
-    """One of the two."""
+    """Login request with a key or a token."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -27,14 +27,14 @@ class LoginRequest(BaseModel):
 
 
 async def read_request(request: Request) -> LoginRequest:
-    """The body of a login. Raises `Invalid` if it is none, too long, or does not come."""
+    """Read the body of a login. Raises `Invalid` if it is malformed, too long, or late."""
     try:
         async with asyncio.timeout(BODY_WITHIN_S):
             body = b""
             async for part in request.stream():
                 body += part
                 if len(body) > MAX_BODY_BYTES:
-                    raise Invalid("that is longer than any key or token")
+                    raise Invalid(f"the request is longer than {MAX_BODY_BYTES} bytes")
         return LoginRequest.model_validate_json(body)
     except (TimeoutError, ClientDisconnect, ValidationError):
         raise Invalid("a login is a JSON object with a key or a token") from None

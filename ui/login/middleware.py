@@ -1,9 +1,8 @@
-"""The ASGI middleware in front of Streamlit: without a session a request gets nothing but the page that asks for one.
+"""ASGI middleware in front of Streamlit: a request without a session only gets the login page.
 
-A request is answered if its Host is the console's; a page, if the browser shows the cookie of a living session; a
-stream, through which everything of a run is shown and done, if it comes from a page of exactly this address and shows
-the cookie and the secret that belongs to it. Streamlit itself compares host names without ports, and lets in whoever
-sends no Origin.
+A request must have the console's Host; a page, in addition, the cookie of a valid session; a stream, which carries all
+data and commands, in addition the Origin of exactly this address and the session's secret. Streamlit itself compares
+host names without ports, and accepts requests without an Origin.
 """
 
 from collections.abc import Callable, Iterable
@@ -24,11 +23,11 @@ from control_plane.core.model.errors import NotAllowed, SteerwayError
 from ui.login.exchange import read_request
 
 SESSION_HEADER = "x-steerway-session"
-"""How the page's script learns whose session it is. What a browser sends under this name is thrown away."""
+"""Header with the session for the page's script. Removed from the browser's requests."""
 
 SECRET_HEADER = "x-steerway-secret"
 SECRET_PROTOCOL = "steerway."
-"""A browser lets a page add nothing else to a WebSocket's handshake than names of protocols."""
+"""Prefix of the secret among the protocols, the only part of a WebSocket's handshake that a page can set."""
 
 STREAM, HEALTH = "/_stcore/stream", "/_stcore/health"
 STATIC, COMPONENT, MEDIA = "/static/", "/component/", "/media/"
@@ -52,10 +51,10 @@ SCRIPT_TAG = b'<script src="/login/session.js"></script>'
 
 
 class LoginRequired:
-    """See the module. `check_token` asks the gateway whether it knows a token; it raises `SteerwayError` if not."""
+    """ASGI middleware that requires a login, see the module."""
 
     def __init__(self, app: ASGIApp, where: Settings, check_token: Callable[[str], None]) -> None:
-        """`app` is Streamlit's."""
+        """`app`: Streamlit's. `check_token` raises `SteerwayError` unless the gateway knows the token."""
         self._app, self._where, self._check_token = app, where, check_token
         self._cookie_name = f"steerway_console_{where.console_port}"
         names = dict.fromkeys((where.host, "127.0.0.1", "localhost", "[::1]"))
@@ -63,12 +62,12 @@ class LoginRequired:
         self._files = {path: ((OURS / name).read_bytes(), kind) for path, (name, kind) in FILES.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer, refuse, or hand on to Streamlit."""
+        """Answer, refuse, or pass on to Streamlit."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
         headers = Headers(scope=scope)
-        scope = dict(scope, headers=[each for each in scope["headers"] if each[0] != SESSION_HEADER.encode()])
+        scope = dict(scope, headers=[header for header in scope["headers"] if header[0] != SESSION_HEADER.encode()])
         if scope["type"] == "websocket":
             await self._stream(scope, headers, receive, send)
         elif scope["type"] == "http":
@@ -79,7 +78,7 @@ class LoginRequired:
                 await answer(scope, receive, _with_policy(send, scope["path"]))
 
     async def _answer(self, request: Request, headers: Headers) -> Response | None:
-        """Our own answer; None if Streamlit may answer."""
+        """Return our own response; None if Streamlit may answer."""
         path, method = request.scope["path"], request.method  # as Streamlit reads it: without escapes
         if headers.get("host", "").lower() not in self._hosts:
             return PlainTextResponse("The console is not served under this name.\n", 403)
@@ -88,18 +87,18 @@ class LoginRequired:
         if method == "POST" and path in ("/login", "/logout"):
             return await self._post(request, headers)
         if method not in ("GET", "HEAD"):
-            return PlainTextResponse("The console has nothing to do here.\n", 405)
+            return PlainTextResponse("This method is not allowed.\n", 405)
         if path in self._files:
             body, kind = self._files[path]
             return Response(body, media_type=kind, headers={"Cache-Control": "no-store"})
         if any(part in ("", ".", "..") for part in path.split("/")[1:-1]) or "\\" in path or path.startswith(NEVER):
             return PlainTextResponse("There is nothing here.\n", 404)
-        if path.startswith(STATIC):  # Streamlit's own program, the same for everybody
+        if path.startswith(STATIC):  # Streamlit's own program, the same for all users
             return None
-        found = self._session(headers)
+        session = self._session(headers)
         if path == "/login/session":
-            return Response(status_code=204 if self._is_whole(found, headers.get(SECRET_HEADER)) else 401)
-        if found is not None:
+            return Response(status_code=204 if self._is_whole(session, headers.get(SECRET_HEADER)) else 401)
+        if session is not None:
             # The page of all runs is Streamlit's default page, which has no address of its own.
             return RedirectResponse("/", 307) if path == "/runs" else None
         if "text/html" in headers.get("accept", ""):
@@ -108,13 +107,13 @@ class LoginRequired:
         return PlainTextResponse("This needs a login: open the link that `steer console` prints.\n", 401)
 
     async def _post(self, request: Request, headers: Headers) -> Response:
-        """Log in or out. Only for a page of ours: an Origin is sent with every POST."""
+        """Log in or out. Requires the console's Origin, which browsers send with every POST."""
         if not self._is_ours(headers):
             return PlainTextResponse("This page may not log in to the console.\n", 403)
-        found = self._session(headers)
+        session = self._session(headers)
         if request.scope["path"] == "/logout":
-            if found is not None and self._is_whole(found, headers.get(SECRET_HEADER)):
-                console_login.log_out(self._where, found[0])
+            if session is not None and self._is_whole(session, headers.get(SECRET_HEADER)):
+                console_login.log_out(self._where, session[0])
             return Response(status_code=204)
         try:
             shown = await read_request(request)
@@ -143,48 +142,49 @@ class LoginRequired:
     async def _stream(self, scope: Scope, headers: Headers, receive: Receive, send: Send) -> None:
         protocols = [name.strip() for name in headers.get("sec-websocket-protocol", "").split(",")]
         shown = protocols.pop().removeprefix(SECRET_PROTOCOL) if protocols[-1].startswith(SECRET_PROTOCOL) else None
-        found = self._session(headers)
-        if found is None or scope["path"] != STREAM or not (self._is_ours(headers) and self._is_whole(found, shown)):
+        session = self._session(headers)
+        is_whole = self._is_ours(headers) and self._is_whole(session, shown)
+        if session is None or scope["path"] != STREAM or not is_whole:
             await receive()
             await send({"type": "websocket.close", "code": POLICY_VIOLATION})
             return
         scope = dict(scope, headers=list(scope["headers"]))
         changed = MutableHeaders(scope=scope)
         changed["sec-websocket-protocol"] = ", ".join(protocols)
-        changed[SESSION_HEADER] = found[0]
+        changed[SESSION_HEADER] = session[0]
         await self._app(scope, receive, send)
 
     async def _hand_on(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
         send = _with_policy(send, path)
         if not path.startswith((STATIC, COMPONENT, MEDIA)):
-            # A page, perhaps: it gets our script, so it must come unpacked.
-            scope = dict(scope, headers=[each for each in scope["headers"] if each[0] != b"accept-encoding"])
+            # This may be a page, which gets our script, so it must not be compressed.
+            scope = dict(scope, headers=[header for header in scope["headers"] if header[0] != b"accept-encoding"])
             send = _with_script(send)
         await self._app(scope, receive, send)
 
     def _session(self, headers: Headers) -> tuple[str, SessionRecord] | None:
         return console_login.find_session(self._where, _cookie(headers.getlist("cookie"), self._cookie_name))
 
-    def _is_whole(self, found: tuple[str, SessionRecord] | None, secret: str | None) -> bool:
-        return found is not None and console_login.has_secret(found[1], secret)
+    def _is_whole(self, session: tuple[str, SessionRecord] | None, secret: str | None) -> bool:
+        return session is not None and console_login.has_secret(session[1], secret)
 
     def _is_ours(self, headers: Headers) -> bool:
-        """Whether a page of exactly this address asks: host and port of the Origin are those of a known Host."""
+        """Return whether the request is of the console's own page: its Origin has the host and port of a known Host."""
         host = headers.get("host", "").lower()
         return host in self._hosts and headers.getlist("origin") == [f"http://{host}"]
 
 
 def _cookie(sent: Iterable[str], name: str) -> str | None:
     try:
-        found = SimpleCookie("; ".join(sent)).get(name)
+        cookie = SimpleCookie("; ".join(sent)).get(name)
     except CookieError:
         return None
-    return None if found is None else found.value
+    return None if cookie is None else cookie.value
 
 
 def _with_policy(send: Send, path: str) -> Send:
-    """Say to the browser who may frame this and what it may guess: nobody, and nothing."""
+    """Add security headers to a response: who may frame it, and no content sniffing."""
     ancestors = "'self'" if path.startswith(COMPONENT) else "'none'"
     policy = OWN_POLICY if path in FILES else f"frame-ancestors {ancestors}; object-src 'none'; base-uri 'self'"
 
@@ -202,7 +202,7 @@ def _with_policy(send: Send, path: str) -> Send:
 
 
 def _with_script(send: Send) -> Send:
-    """Put our script into a page, before Streamlit's own, which opens the stream."""
+    """Insert our script into a page, before Streamlit's own, which opens the stream."""
     start: Message | None = None
     body = b""
 

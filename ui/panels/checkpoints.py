@@ -1,4 +1,4 @@
-"""The checkpoints of a run on its page: what could be restored, and the saves that came to nothing."""
+"""Checkpoints on a run's page: the newest ones, and an alert about failed saves."""
 
 from collections.abc import Sequence
 from datetime import UTC, datetime
@@ -19,21 +19,21 @@ REFUSAL = "keeping_refusal"
 
 
 def checkpoints(live: LiveRun, snapshot: Snapshot) -> None:
-    """The newest checkpoints, and above them an alert if no save has succeeded since the last that failed."""
+    """Draw the newest checkpoints, and an alert if no save has succeeded since the last failed one."""
     st.markdown("**Checkpoints**")
     failed = failed_since(live.entries)
     if failed:
         more = f" {len(failed)} saves in a row have failed." if len(failed) > 1 else ""
         st.error(f"{_sentence(failed[-1])}{more}", icon=":material/save:")
     if not snapshot.checkpoints:
-        st.caption("None yet. If the trainers are lost now, the run begins again at step 0.")
+        st.caption("None yet. If the trainers fail now, the run restarts at step 0.")
         return
     known, bad = ages(live.entries), refused(live.entries)
     with st.container(gap=None, key="checkpoint_rows"):
-        for each in newest(snapshot.checkpoints):
+        for saved in newest(snapshot.checkpoints):
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-                name = each.checkpoint
-                st.html(row(each, known.get(name), name in bad, snapshot.branch), width="stretch")
+                name = saved.checkpoint
+                st.html(row(saved, known.get(name), name in bad, snapshot.branch), width="stretch")
                 if not snapshot.closed:
                     back_button(name)
     older = len(snapshot.checkpoints) - MAX_LISTED
@@ -43,23 +43,23 @@ def checkpoints(live: LiveRun, snapshot: Snapshot) -> None:
 
 
 def _keeping(live: LiveRun, snapshot: Snapshot) -> None:
-    """Pin, unpin and delete. Which checkpoint may go is for the run to say: its refusal is shown as it is."""
-    found = {each.checkpoint: each for each in reversed(snapshot.checkpoints)}
+    """Draw the controls to pin, unpin and delete a checkpoint. The control server's error is shown as it is."""
+    by_name = {saved.checkpoint: saved for saved in reversed(snapshot.checkpoints)}
     with st.popover("Pin or delete", icon=":material/keep:", key="keeping"):
-        name = st.selectbox("Checkpoint", list(found), key="keeping_checkpoint")
-        if name in found and found[name].pinned:
-            st.caption("Pinned: it stays until somebody unpins it.")
+        name = st.selectbox("Checkpoint", list(by_name), key="keeping_checkpoint")
+        if name in by_name and by_name[name].pinned:
+            st.caption("Pinned: kept until it is unpinned.")
             _button(live, "Unpin", PinCheckpoint(checkpoint=name, pinned=False), ":material/keep_off:")
-        elif name in found:
+        elif name in by_name:
             _button(live, "Pin", PinCheckpoint(checkpoint=name), ":material/keep:")
-            _button(live, "Delete for good", DeleteCheckpoint(checkpoint=name), ":material/delete:")
+            _button(live, "Delete permanently", DeleteCheckpoint(checkpoint=name), ":material/delete:")
     refusal = st.session_state.get(REFUSAL)
     if refusal:
         st.warning(plain(refusal), icon=":material/block:")
 
 
 def _button(live: LiveRun, label: str, intent: Intent, icon: str) -> None:
-    # Sent before the page is drawn again: the table shows what has become of it.
+    # Sent before the page is drawn again, so that the table shows the result.
     st.button(label, icon=icon, key=f"do_{label}", on_click=_keep, args=(live, intent))
 
 
@@ -69,12 +69,12 @@ def _keep(live: LiveRun, intent: Intent) -> None:
 
 
 def _sentence(failed: CheckpointFailed) -> str:
-    said = plain(checkpoint(failed))
-    return f"{said[0].upper()}{said[1:]}."
+    text = plain(checkpoint(failed))
+    return f"{text[0].upper()}{text[1:]}."
 
 
 def failed_since(entries: Sequence[Entry]) -> list[CheckpointFailed]:
-    """The saves that failed after the last one that succeeded, oldest first."""
+    """Return the saves that failed after the last successful one, oldest first."""
     failed: list[CheckpointFailed] = []
     for entry in entries:
         if isinstance(entry.record, CheckpointFailed):
@@ -85,7 +85,7 @@ def failed_since(entries: Sequence[Entry]) -> list[CheckpointFailed]:
 
 
 def ages(entries: Sequence[Entry], now: datetime | None = None) -> dict[str, float]:
-    """How long ago, in seconds, each checkpoint was committed, for those whose records the page has heard."""
+    """Return the age in seconds of each checkpoint whose record the page has received."""
     until = now or datetime.now(UTC)
     return {
         entry.record.checkpoint: max(0.0, (until - datetime.fromisoformat(entry.time)).total_seconds())
@@ -95,23 +95,23 @@ def ages(entries: Sequence[Entry], now: datetime | None = None) -> dict[str, flo
 
 
 def refused(entries: Sequence[Entry]) -> set[str]:
-    """The checkpoints that did not verify when trainers wanted to start from them."""
+    """Return the checkpoints that failed verification when trainers tried to start from them."""
     starts = (entry.record for entry in entries if isinstance(entry.record, GenerationStarted))
-    return {each.checkpoint for start in starts for each in start.refused}
+    return {candidate.checkpoint for start in starts for candidate in start.refused}
 
 
-def newest(found: Sequence[CheckpointCommitted]) -> list[CheckpointCommitted]:
-    """Those that are listed, newest first."""
-    return sorted(found, key=lambda each: (each.step, each.generation))[::-1][:MAX_LISTED]
+def newest(checkpoints: Sequence[CheckpointCommitted]) -> list[CheckpointCommitted]:
+    """Return the checkpoints to list, newest first."""
+    return sorted(checkpoints, key=lambda saved: (saved.step, saved.generation))[::-1][:MAX_LISTED]
 
 
-def row(found: CheckpointCommitted, age_s: float | None, refused: bool, branch: str) -> str:
-    """One checkpoint as HTML; its branch is said if it is not `branch`, the one that is trained."""
-    notes = ("<em>pinned</em> " if found.pinned else "") + ("<em>refused</em> " if refused else "")
-    facts = [f"step {found.step:,}"]
+def row(saved: CheckpointCommitted, age_s: float | None, refused: bool, branch: str) -> str:
+    """Return one checkpoint as HTML, with its branch if it is not `branch`, the current one."""
+    notes = ("<em>pinned</em> " if saved.pinned else "") + ("<em>refused</em> " if refused else "")
+    facts = [f"step {saved.step:,}"]
     facts += [duration(age_s)] if age_s is not None else []
-    facts += [size(found.size_bytes)] if found.size_bytes else []
-    facts += [escape(found.branch)] if found.branch != branch else []
-    label = "".join(f"<span>{escape(text)}</span>" for text in (found.label, found.note) if text)
-    said = f"{escape(found.checkpoint)} {notes}<span>{' · '.join(facts)}</span>{label}"
-    return f'<div class="checkpoint">{said}</div>'
+    facts += [size(saved.size_bytes)] if saved.size_bytes else []
+    facts += [escape(saved.branch)] if saved.branch != branch else []
+    label = "".join(f"<span>{escape(text)}</span>" for text in (saved.label, saved.note) if text)
+    text = f"{escape(saved.checkpoint)} {notes}<span>{' · '.join(facts)}</span>{label}"
+    return f'<div class="checkpoint">{text}</div>'

@@ -1,4 +1,4 @@
-"""The commands of a run: the last one sent from here with its whole life, and a list of the recent ones."""
+"""Commands on a run's page: the state of the last one sent from here, and a list of the recent ones."""
 
 from uuid import UUID
 
@@ -18,37 +18,38 @@ REFUSAL = "cancel_refusal"
 
 
 def sent_command(snapshot: Snapshot) -> None:
-    """The life of the command that this tab sent last."""
+    """Draw the state of the command that this tab sent last."""
     view = next((view for view in snapshot.commands if view.command.uuid == last_sent()), None)
     if view is None:
         return
     colour, icon = looks(view.status)
     what = name(view.command, _known(snapshot))
     box = {"green": st.success, "red": st.error, "gray": st.warning}.get(colour, st.info)
-    said = f"**{plain(what)}**: {plain(life(view))}"
+    text = f"**{plain(what)}**: {plain(life(view))}"
     if view.settled is not None:
-        said += "".join(f"  \n{plain(line)}" for line in read_back(view.settled)[:MAX_RANKS_SHOWN])
-    box(said, icon=icon)
+        text += "".join(f"  \n{plain(line)}" for line in read_back(view.settled)[:MAX_RANKS_SHOWN])
+    box(text, icon=icon)
 
 
 def recent_commands(snapshot: Snapshot) -> None:
-    """The newest commands of everybody, newest first; those that are not settled can be cancelled."""
+    """Draw the newest commands of all authors, newest first; unsettled ones can be cancelled."""
     st.markdown("**Recent commands**")
     refusal = st.session_state.get(REFUSAL)
     if refusal:
         st.warning(plain(refusal), icon=":material/block:")
     if not snapshot.commands:
-        st.caption("None yet. Whatever is sent to this run, by whomever, appears here.")
+        st.caption("None yet. All commands to this run, from any author, appear here.")
     with st.container(gap="xsmall", key="recent_commands"):
         for view in reversed(snapshot.commands[-MAX_LISTED:]):
             _row(snapshot, view)
 
 
 def can_be_cancelled(snapshot: Snapshot, view: CommandView) -> bool:
-    """Whether it still waits, and nobody has asked to cancel it."""
-    asked = {each.command.intent.command for each in snapshot.commands if isinstance(each.command.intent, Cancel)}
+    """Return whether a command is pending and no cancellation of it has been sent."""
+    intents = [other.command.intent for other in snapshot.commands]
+    cancelled = {intent.command for intent in intents if isinstance(intent, Cancel)}
     is_cancel = isinstance(view.command.intent, Cancel)
-    return view.settled is None and not is_cancel and view.command.uuid not in asked and not snapshot.closed
+    return view.settled is None and not is_cancel and view.command.uuid not in cancelled and not snapshot.closed
 
 
 def _known(snapshot: Snapshot) -> dict[UUID, Command]:
@@ -59,9 +60,9 @@ def _row(snapshot: Snapshot, view: CommandView) -> None:
     colour: Colour
     colour, icon = looks(view.status)
     reason = f" “{view.command.reason}”" if view.command.reason else ""
-    told = f"{clock(view.accepted_at, reader_zone())} by {view.command.author}{reason}"
+    origin = f"{clock(view.accepted_at, reader_zone())} by {view.command.author}{reason}"
     what = plain(name(view.command, _known(snapshot)))
-    st.markdown(f":{colour}-badge[{icon} {view.status}] **{what}**  \n:gray[{plain(life(view))} · {plain(told)}]")
+    st.markdown(f":{colour}-badge[{icon} {view.status}] **{what}**  \n:gray[{plain(life(view))} · {plain(origin)}]")
     uuid = view.command.uuid
     if can_be_cancelled(snapshot, view):
         # Sent before the page is drawn again: by then the command may be settled, and the button gone.

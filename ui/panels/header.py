@@ -1,4 +1,4 @@
-"""The head of a run's page: what it is, how far it is, and the buttons that must always be in reach."""
+"""Header of a run's page: name, status, progress, and the most important buttons."""
 
 import streamlit as st
 
@@ -10,16 +10,16 @@ from ui.live import LiveRun
 from ui.sending import send
 
 SILENT_AFTER_S = 15.0
-"""Rank 0 reports about once a second; after this long without a word the page says so."""
+"""Rank 0 reports about once a second; after so long without a report the page shows that."""
 
 REFUSAL = "header_refusal"
 
 PAUSABLE = ("running", "recovering")
-"""A run without trainers takes commands too: they wait for the first step of the next ones."""
+"""Statuses in which a run can be paused; without trainers the command waits for the first step of the next ones."""
 
 
 def header(live: LiveRun, snapshot: Snapshot) -> None:
-    """Name, badges, buttons and progress. Called again and again inside a fragment."""
+    """Draw name, badges, buttons and progress. Called repeatedly inside a fragment."""
     if live.problem is not None:
         banner(live.problem)
     with st.container(horizontal=True, vertical_alignment="center", key="run_header"):
@@ -53,7 +53,7 @@ def _buttons(run: str, snapshot: Snapshot) -> None:
     _button(run, "Checkpoint", SaveCheckpoint(), ":material/save:", disabled=snapshot.generation == 0)
     _button(run, "Evaluate", Evaluate(), ":material/query_stats:", disabled=snapshot.generation == 0)
     with st.popover("Stop", icon=":material/stop:", key="stop_popover"):
-        st.write("The training ends at the next step boundary. `steer resume` can have it go on later.")
+        st.write("The training ends at the next step boundary. `steer resume` can continue it later.")
         save = st.checkbox("Save a last checkpoint", value=True, key="stop_save")
         _button(run, "Stop this run", Stop(save=save), ":material/stop:", primary=True)
 
@@ -77,7 +77,7 @@ def _progress(snapshot: Snapshot) -> None:
     if snapshot.closed and snapshot.reason:
         st.caption(f"{snapshot.status.capitalize()}: {plain(snapshot.reason)}")
     if snapshot.status in ("stopped", "failed"):
-        st.caption(f"To have it go on from its newest checkpoint: `steer resume {snapshot.run}`")
+        st.caption(f"To resume it from its newest checkpoint: `steer resume {snapshot.run}`")
 
 
 def _progress_words(snapshot: Snapshot, step: int, total: int) -> str:

@@ -1,4 +1,4 @@
-"""The knobs beside the learning rate: what they are now, and a form that changes several of them at once."""
+"""Knobs other than the learning rate: their values, and a form that sets several of them at once."""
 
 import math
 from collections.abc import Mapping
@@ -19,7 +19,7 @@ from ui.sending import send
 
 OUTCOME, ACCEPTED = "knobs_outcome", "knobs_accepted"
 SHOWN = "knobs_shown_seq"
-"""The entry of the journal up to which the values in sight are true: what is asked for is based on them."""
+"""State key of the journal's seq up to which the shown values are current: commands are based on it."""
 
 AS_IT_IS = "as it is"
 SWITCH = {AS_IT_IS: None, "true": True, "false": False}
@@ -27,12 +27,12 @@ GROUP, REASON = "knobs_group", "knobs_reason"
 
 
 def listed(snapshot: Snapshot) -> dict[str, Readback]:
-    """The facts of every knob that the trainers list, by name. The learning rate has a form of its own."""
+    """Return the facts of every knob that the trainers list, by name. The learning rate has a form of its own."""
     return {name: facts for name, facts in snapshot.knob_facts.items() if name != LEARNING_RATE}
 
 
 def now(live: LiveRun, were_known: bool) -> None:
-    """The values in force. Called again and again inside a fragment; the form comes when there is something to set."""
+    """Draw the current values. Called repeatedly in a fragment; redraws the page once the trainers list knobs."""
     snapshot = live.refresh()
     if snapshot is None:
         return
@@ -42,36 +42,36 @@ def now(live: LiveRun, were_known: bool) -> None:
     if listed(snapshot):
         st.html(table(snapshot))
     else:
-        st.caption("The trainers have not told of any other knob.")
+        st.caption("The trainers have not listed any other knob yet.")
 
 
 def table(snapshot: Snapshot) -> str:
-    """One row a knob, as HTML: its name, what it is in each parameter group, and what it may be."""
-    head = "".join(f"<th>{title}</th>" for title in ("knob", "now", "may be"))
+    """Return an HTML table with a row for each knob: its name, its value in each parameter group, and its bounds."""
+    head = "".join(f"<th>{title}</th>" for title in ("knob", "now", "allowed"))
     rows = "".join(_row(name, snapshot.knobs.get(name), facts) for name, facts in listed(snapshot).items())
     return f'<table class="checkpoints knobs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
 def _row(name: str, value: Any, facts: Mapping[str, Any]) -> str:
-    told = str(facts.get("description", ""))
-    about = f"<span>{escape(told)}</span>" if told else ""
+    description = str(facts.get("description", ""))
+    about = f"<span>{escape(description)}</span>" if description else ""
     live = escape(spelled(value)) if value is not None else ""
     return f"<tr><td>{escape(name)} {about}</td><td>{live}</td><td>{escape(may_be(facts))}</td></tr>"
 
 
 def may_be(facts: Mapping[str, Any]) -> str:
-    """What a knob takes, in a few words: `0 to 1`, `true or false`, `numbers, at least 0`."""
+    """Return the type and the bounds of a knob: `0 to 1`, `true or false`, `numbers, at least 0`."""
     kind, least, most = facts.get("kind", "number"), facts.get("least"), facts.get("most")
     if kind == "switch":
         return "true or false"
     bounds = f"at least {least:g}" if least is not None else f"at most {most:g}" if most is not None else ""
     bounds = f"{least:g} to {most:g}" if least is not None and most is not None else bounds
-    return ", ".join(each for each in ("" if kind == "number" and bounds else str(kind), bounds) if each)
+    return ", ".join(part for part in ("" if kind == "number" and bounds else str(kind), bounds) if part)
 
 
 @st.fragment
 def form(live: LiveRun) -> None:
-    """The form. It stands in a fragment of its own, outside all refreshes: nobody's typing is overwritten."""
+    """Draw the form, in a fragment that does not refresh, so that the user's input is not overwritten."""
     snapshot = live.snapshot
     if snapshot is None or not listed(snapshot):
         return
@@ -105,7 +105,7 @@ def _key(name: str) -> str:
 
 
 def _input(name: str, facts: Mapping[str, Any]) -> None:
-    """What is left empty stays as it is."""
+    """Draw the input of one knob; an empty one leaves the knob unchanged."""
     label, kind, taken = plain(name), facts.get("kind", "number"), may_be(facts)
     least, most = facts.get("least"), facts.get("most")
     if kind == "switch":
@@ -121,7 +121,7 @@ def _input(name: str, facts: Mapping[str, Any]) -> None:
 
 
 def _apply(run: str, facts: Mapping[str, Readback], names: list[str]) -> None:
-    """Send every knob that was given a value, as one command. Called before the page is drawn again."""
+    """Send every knob that has a value in the form, as one command. Called before the page is drawn again."""
     state = st.session_state
     chosen = state.get(GROUP, ALL)
     group = None if chosen == ALL else names.index(chosen)
@@ -141,15 +141,15 @@ def _apply(run: str, facts: Mapping[str, Readback], names: list[str]) -> None:
 
 
 def _changes(facts: Mapping[str, Readback], state: Any, group: int | None) -> list[dict[str, Any]]:
-    """The knobs that were given a value. Raises `ValueError` with a sentence for none, and for what is no value."""
-    given = {name: _value(name, each, state.get(_key(name))) for name, each in facts.items()}
+    """Return the changes in the form. Raises `ValueError` with a message if there is none, or an invalid one."""
+    given = {name: _value(name, its_facts, state.get(_key(name))) for name, its_facts in facts.items()}
     changes = [
         {"knob": name, "value": value, "group": group if facts[name].get("per_group") else None}
         for name, value in given.items()
         if value is not None
     ]
     if not changes:
-        raise ValueError("Give at least one knob a value first.")
+        raise ValueError("Enter a value for at least one knob.")
     return changes
 
 
@@ -163,13 +163,13 @@ def _value(name: str, facts: Mapping[str, Any], given: Any) -> Any:
     except ValueError:
         numbers = []
     if not numbers or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name} takes numbers with commas between, such as 0.9, 0.95.")
+        raise ValueError(f"{name} takes numbers separated by commas, such as 0.9, 0.95.")
     return numbers
 
 
 def _clear(facts: Mapping[str, Readback]) -> None:
-    """What was accepted is no longer asked for."""
+    """Reset the form after its command was accepted."""
     empty = {"switch": AS_IT_IS, "numbers": ""}
-    for name, each in facts.items():
-        st.session_state[_key(name)] = empty.get(str(each.get("kind")))
+    for name, its_facts in facts.items():
+        st.session_state[_key(name)] = empty.get(str(its_facts.get("kind")))
     st.session_state[REASON] = ""

@@ -1,4 +1,4 @@
-"""The learning rate: what it is now, and the form that changes it."""
+"""Learning rate: its current value, and the form that changes it."""
 
 import math
 
@@ -18,13 +18,13 @@ OUTCOME = "learning_rate_outcome"
 
 
 def groups(snapshot: Snapshot) -> list[str]:
-    """The names of the parameter groups; empty as long as no trainer has said them."""
+    """Return the names of the parameter groups; empty until a trainer has reported them."""
     named = snapshot.knobs.get("groups")
     return [str(name) for name in named] if named else [f"group {i}" for i in range(len(_set_values(snapshot)))]
 
 
 def live_values(snapshot: Snapshot) -> list[float]:
-    """The learning rate of each group as last measured, else as last set."""
+    """Return the learning rate of each group, as last measured, else as last set."""
     values = _set_values(snapshot)
     for index in range(len(values)):
         measured = snapshot.latest.get("lr" if index == 0 else f"lr/{index}", math.nan)
@@ -38,7 +38,7 @@ def _set_values(snapshot: Snapshot) -> list[float]:
 
 
 def now(snapshot: Snapshot) -> str:
-    """The learning rate in force, in words."""
+    """Return the current learning rate, in Markdown."""
     values, names = live_values(snapshot), groups(snapshot)
     if not values:
         return "The learning rate is not known before the first step."
@@ -50,7 +50,7 @@ def now(snapshot: Snapshot) -> str:
 
 @st.fragment
 def form(live: LiveRun) -> None:
-    """The form. It stands in a fragment of its own, outside all refreshes: nobody's typing is overwritten."""
+    """Draw the form, in a fragment that does not refresh, so that the user's input is not overwritten."""
     snapshot = live.snapshot
     if snapshot is None:
         return
@@ -82,9 +82,9 @@ def form(live: LiveRun) -> None:
 
 
 def _apply(run: str, how: str, text: str, group: int | None, schedule: str, reason: str) -> str | None:
-    """Send what the form says. Answers why it was refused; None if it is durable."""
+    """Send the command in the form. Returns the reason if it was rejected, None if it is durable."""
     if not text.strip():
-        return "Give a value first: a number such as 3e-5."
+        return "Enter a value: a number such as 3e-5."
     try:
         intent = SetLearningRate.model_validate(
             {
@@ -102,12 +102,12 @@ def _apply(run: str, how: str, text: str, group: int | None, schedule: str, reas
 
 
 def intent_words(intent: SetLearningRate) -> str:
-    """What was asked, for the toast."""
+    """Return the command's text for the toast."""
     return f"Learning rate = {intent.value:g}" if intent.value is not None else f"Learning rate x {intent.factor:g}"
 
 
 def _number(text: str) -> float | str:
-    """The number in the text; the text itself if there is none: the core says what is wrong with it."""
+    """Return the number in the text, or the text itself, which the core then rejects with a reason."""
     try:
         return float(text.strip())
     except ValueError:

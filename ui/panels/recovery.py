@@ -1,4 +1,4 @@
-"""Losses of the trainers on a run's page: who died, what is being done about it, and what each way back has cost."""
+"""Failures of the trainers on a run's page: failed ranks, the recovery in progress, and the cost of each recovery."""
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -18,15 +18,15 @@ from ui.zone import reader_zone
 MAX_LISTED = 5
 
 ON_THE_CHARTS: Mapping[Axis, str] = {
-    "step": "On the charts: a solid line where trainers were lost; grey, the steps that were made again.",
-    "time": "On the charts: a solid line where trainers were lost; grey, until they made steps again.",
+    "step": "On the charts: a solid line where trainers failed; grey, the steps that were repeated.",
+    "time": "On the charts: a solid line where trainers failed; grey, until they made steps again.",
 }
 
 ICON = ":material/restart_alt:"
 
 
 def notice(snapshot: Snapshot) -> None:
-    """While the trainers are away: who was lost, since when, and which phase is on."""
+    """Draw the failure and the phase of the recovery, while the trainers are being restarted."""
     last = snapshot.recoveries[-1] if snapshot.recoveries else None
     if last is not None and not last.over and not snapshot.closed:
         words = [lost_words(last, reader_zone()), stage_words(last)]
@@ -38,20 +38,20 @@ def notice(snapshot: Snapshot) -> None:
         st.warning(f"**The trainers ended with an error**{because}. New ones are being started.", icon=ICON)
 
 
-def waiting(told: Restarting) -> list[str]:
-    """What is said instead of the phases while the next start is put off."""
-    return [restarting(told), *([FAILS_AGAIN] if told.alert else [])]
+def waiting(backoff: Restarting) -> list[str]:
+    """Return the lines about the back-off before the next start, which replace the phases."""
+    return [restarting(backoff), *([FAILS_AGAIN] if backoff.alert else [])]
 
 
 def lost_words(view: RecoveryView, zone: tzinfo | None = None) -> str:
-    """Who was lost, and when they were heard last, in Markdown."""
-    said = plain(loss(view.step, view.deaths))
+    """Return the failed ranks and the time of their last heartbeat, in Markdown."""
+    text = plain(loss(view.step, view.deaths))
     heard_at = datetime.fromisoformat(view.lost_at) - timedelta(seconds=view.silent_s)
-    return f"**{said[0].upper()}{said[1:]}.** Last sign of life at {clock(heard_at.isoformat(), zone)}."
+    return f"**{text[0].upper()}{text[1:]}.** Last heartbeat at {clock(heard_at.isoformat(), zone)}."
 
 
 def stage_words(view: RecoveryView, now: datetime | None = None) -> str:
-    """The phases of a recovery that is going on: what is done, what is on and for how long, what comes."""
+    """Return the phases of a recovery in progress: those that are done, the current one, those to come."""
     detect, form, load, first = PHASES
     done, going, to_come = ":material/check:", ":material/hourglass_top:", ":material/more_horiz:"
     so_far_s = max(0.0, ((now or datetime.now(UTC)) - datetime.fromisoformat(view.lost_at)).total_seconds())
@@ -60,12 +60,12 @@ def stage_words(view: RecoveryView, now: datetime | None = None) -> str:
         stages += [f"{going} **{form} and {load}**, {duration(so_far_s)} so far", f"{to_come} {first}"]
     else:
         begun = plain(start(view.generation + 1, view.checkpoint, view.resumed_step, view.world_size or 0))
-        stages += [f"{done} {form} and {load}: {begun}", f"{going} **{first}**, {duration(so_far_s)} since the loss"]
+        stages += [f"{done} {form} and {load}: {begun}", f"{going} **{first}**, {duration(so_far_s)} since the failure"]
     return " → ".join(stages)
 
 
 def recoveries(live: LiveRun, snapshot: Snapshot, palette: Palette, axis: Axis) -> None:
-    """The last losses, newest first, each with its price."""
+    """Draw the last failures, newest first, each with its cost."""
     records = (entry.record for entry in live.entries)
     starts = {record.generation: record for record in records if isinstance(record, GenerationStarted)}
     newest_first = snapshot.recoveries[::-1]
@@ -78,7 +78,7 @@ def recoveries(live: LiveRun, snapshot: Snapshot, palette: Palette, axis: Axis) 
 
 
 def took_s(view: RecoveryView) -> float:
-    """From the last sign of life to the end of the first new step."""
+    """Return the seconds from the last heartbeat to the end of the first new step."""
     return sum(view.phases_s.values())
 
 
@@ -86,33 +86,33 @@ def _row(view: RecoveryView, starts: Mapping[int, GenerationStarted], longest_s:
     when = f"{clock(view.lost_at, reader_zone())} · step {view.step:,}"
     refused = starts[view.generation + 1].refused if view.generation + 1 in starts else ()
     parts = [
-        f'<div class="lost"><b>{escape(the_dead(view.deaths) or "trainers lost")}</b> <span>{when}</span></div>',
+        f'<div class="lost"><b>{escape(the_dead(view.deaths) or "trainers failed")}</b> <span>{when}</span></div>',
         f"<div>{escape(way_back(view, starts))}</div>",
-        *(f"<div>{escape(each.checkpoint)} was refused: {escape(clean(each.reason))}</div>" for each in refused),
+        *(f"<div>{escape(bad.checkpoint)} was refused: {escape(clean(bad.reason))}</div>" for bad in refused),
         bar(view, longest_s, palette),
     ]
     return f'<div class="recovery">{"".join(parts)}</div>'
 
 
 def way_back(view: RecoveryView, starts: Mapping[int, GenerationStarted]) -> str:
-    """From which checkpoint, on how many ranks, and at what price."""
+    """Return the restored checkpoint, the number of ranks and the cost of a recovery."""
     if view.resumed_step is None:
         return "no new trainers yet"
-    said = [f"restored {view.checkpoint}" if view.checkpoint else "began without a checkpoint"]
-    said[0] += f" (step {view.resumed_step:,})"
+    parts = [f"restored {view.checkpoint}" if view.checkpoint else "began without a checkpoint"]
+    parts[0] += f" (step {view.resumed_step:,})"
     before, after = starts.get(view.generation), view.world_size or 0
     if before is not None and before.world_size != after:
-        said.append(f"{before.world_size} → {after} ranks")
+        parts.append(f"{before.world_size} → {after} ranks")
     else:
-        said.append(f"{after} rank{'' if after == 1 else 's'}" + (" as before" if before else ""))
+        parts.append(f"{after} rank{'' if after == 1 else 's'}" + (" as before" if before else ""))
     if view.lost_steps is not None:
-        said.append(f"{view.lost_steps:,} step{'' if view.lost_steps == 1 else 's'} lost")
-        said.append(f"back after {seconds(took_s(view))}")
-    return " · ".join(said)
+        parts.append(f"{view.lost_steps:,} step{'' if view.lost_steps == 1 else 's'} lost")
+        parts.append(f"recovered in {seconds(took_s(view))}")
+    return " · ".join(parts)
 
 
 def bar(view: RecoveryView, longest_s: float, palette: Palette) -> str:
-    """The phases as one bar, in one scale with the others of the list, and in words below it."""
+    """Return the phases as an HTML bar, in one scale with the others of the list, and a legend below it."""
     if not view.phases_s:
         return ""
     coloured = [

@@ -1,6 +1,6 @@
-"""Going back to a checkpoint, or on with another branch: a dialog that says what it means, and sends it.
+"""Rollback, branch switch and adoption: buttons, and a dialog that explains the command and sends it.
 
-The buttons stand in parts of the page that live; the dialog is opened by the page itself, so that no refresh closes it.
+The buttons are in fragments that refresh; the page itself opens the dialog, so that no refresh closes it.
 """
 
 from typing import Any
@@ -22,17 +22,17 @@ ICON = ":material/alt_route:"
 
 
 def back_button(checkpoint: str) -> None:
-    """Beside a checkpoint."""
-    _button("Go back here", f"back/{checkpoint}", ("checkpoint", checkpoint))
+    """Draw the rollback button of a checkpoint."""
+    _button("Roll back here", f"back/{checkpoint}", ("checkpoint", checkpoint))
 
 
 def on_button(branch: str) -> None:
-    """Beside a branch that is not trained."""
-    _button("Go on with this branch", f"on/{branch}", ("branch", branch))
+    """Draw the switch button of a branch that is not the head."""
+    _button("Switch to this branch", f"on/{branch}", ("branch", branch))
 
 
 def adopt_button(fork: str) -> None:
-    """Beside a fork of the run."""
+    """Draw the adoption button of a fork."""
     _button("Adopt", f"adopt/{fork}", ("fork", fork))
 
 
@@ -43,15 +43,15 @@ def _button(label: str, key: str, choice: tuple[str, str]) -> None:
 
 
 def dialog(live: LiveRun, snapshot: Snapshot) -> None:
-    """What was chosen, as a question. Called by the page outside of all that refreshes."""
+    """Open the dialog of the button that was pressed. Must be called outside of all fragments."""
     what, name = st.session_state.get(CHOSEN, ("", ""))
-    checkpoint = next((each for each in snapshot.checkpoints if each.checkpoint == name), None)
-    branch = next((each for each in snapshot.branches if each.branch == name), None)
+    checkpoint = next((saved for saved in snapshot.checkpoints if saved.checkpoint == name), None)
+    branch = next((view for view in snapshot.branches if view.branch == name), None)
     if what == "checkpoint" and checkpoint is not None:
-        title = f"Go back to step {checkpoint.step:,}"
-        st.dialog(title, icon=ICON, on_dismiss=_forget)(_go_back)(live, snapshot, checkpoint)
+        title = f"Roll back to step {checkpoint.step:,}"
+        st.dialog(title, icon=ICON, on_dismiss=_forget)(_roll_back)(live, snapshot, checkpoint)
     elif what == "branch" and branch is not None:
-        st.dialog(f"Go on with {plain(name)}", icon=ICON, on_dismiss=_forget)(_go_on)(live, snapshot, branch)
+        st.dialog(f"Switch to {plain(name)}", icon=ICON, on_dismiss=_forget)(_switch)(live, snapshot, branch)
     elif what == "fork":
         st.dialog("Adopt a fork", icon=ICON, on_dismiss=_forget)(_adopt)(live, snapshot, name)
 
@@ -60,32 +60,32 @@ def _forget() -> None:
     st.session_state.pop(CHOSEN, None)
 
 
-def _go_back(live: LiveRun, snapshot: Snapshot, found: CheckpointCommitted) -> None:
-    st.write(_leaving(snapshot), f"It goes on from **{plain(found.checkpoint)}** as a new branch.")
+def _roll_back(live: LiveRun, snapshot: Snapshot, saved: CheckpointCommitted) -> None:
+    st.write(_leaving(snapshot), f"It continues from **{plain(saved.checkpoint)}** as a new branch.")
     with st.form("go_back", border=False):
         name = st.text_input("Name of the branch", key="back_name", placeholder="optional: otherwise a number")
         rate = st.text_input("Learning rate from there on", key="back_rate", placeholder="optional: otherwise as saved")
         reason = st.text_input("Reason", key="back_reason", max_chars=500, placeholder="optional, kept in the journal")
-        pressed = st.form_submit_button("Go back", type="primary", icon=ICON)
+        pressed = st.form_submit_button("Roll back", type="primary", icon=ICON)
     if pressed:
         try:
-            _send(live, back_to(found.checkpoint, name or "", rate or ""), reason or "")
+            _send(live, back_to(saved.checkpoint, name or "", rate or ""), reason or "")
         except ValueError as error:
             st.error(plain(str(error)), icon=":material/block:")
 
 
-def _go_on(live: LiveRun, snapshot: Snapshot, branch: BranchView) -> None:
+def _switch(live: LiveRun, snapshot: Snapshot, branch: BranchView) -> None:
     at = branch.newest_checkpoint or branch.checkpoint or "its beginning"
-    st.write(_leaving(snapshot), f"It goes on with **{plain(branch.branch)}** from {plain(at)}.")
+    st.write(_leaving(snapshot), f"It continues **{plain(branch.branch)}** from {plain(at)}.")
     reason = st.text_input("Reason", key="on_reason", max_chars=500, placeholder="optional, kept in the journal")
-    if st.button("Go on with it", type="primary", icon=ICON, key="on_send"):
+    if st.button("Switch", type="primary", icon=ICON, key="on_send"):
         _send(live, Rollback(branch=branch.branch), reason or "")
 
 
 def _adopt(live: LiveRun, snapshot: Snapshot, fork: str) -> None:
     st.write(
-        f"The newest checkpoint of **{plain(fork)}** becomes the beginning of a branch of **{plain(snapshot.run)}**. "
-        "The training stays where it is: go on with the branch when it is there. Settings stay those of this run."
+        f"The newest checkpoint of **{plain(fork)}** becomes the start of a new branch of **{plain(snapshot.run)}**. "
+        "The training stays on its branch: switch to the new one afterwards. The run's settings do not change."
     )
     with st.form("adopt", border=False):
         name = st.text_input("Name of the branch", key="adopt_name", placeholder="optional: otherwise a number")
@@ -99,7 +99,7 @@ def _adopt(live: LiveRun, snapshot: Snapshot, fork: str) -> None:
 
 
 def adoption(fork: str, name: str) -> AdoptCheckpoint:
-    """What the form asks for. Raises `ValueError` with a sentence."""
+    """Return the adoption in the form. Raises `ValueError` with a message."""
     try:
         return AdoptCheckpoint(run=fork, branch=name.strip() or None)
     except ValidationError:
@@ -107,22 +107,21 @@ def adoption(fork: str, name: str) -> AdoptCheckpoint:
 
 
 def _no_name(name: str) -> str:
-    return f"{name} is no name for a branch: it has {A_BRANCH_NAME}."
+    return f"{name} is not a valid name of a branch: it has {A_BRANCH_NAME}."
 
 
 def _leaving(snapshot: Snapshot) -> str:
-    """What is left, and what stays of it."""
-    head = next((each for each in snapshot.branches if each.branch == snapshot.branch), None)
+    """Return a sentence about the branch that is left."""
+    head = next((view for view in snapshot.branches if view.branch == snapshot.branch), None)
     at = head.newest_checkpoint if head else None
-    stays = f"from {plain(at)}" if at else "though it has no checkpoint of its own yet"
+    later = f"can be continued from {plain(at)}" if at else "has no checkpoint of its own yet"
     return (
-        f"The training leaves **{plain(snapshot.branch)}** at step {snapshot.step:,}. What was trained there stays, "
-        f"and can be gone on with {stays}."
+        f"The training leaves **{plain(snapshot.branch)}** at step {snapshot.step:,}. That branch stays, and {later}."
     )
 
 
 def back_to(checkpoint: str, name: str, rate: str) -> Rollback:
-    """What the form asks for. Raises `ValueError` with a sentence."""
+    """Return the rollback in the form. Raises `ValueError` with a message."""
     first: tuple[Any, ...] = ()
     try:
         if rate.strip():

@@ -1,4 +1,4 @@
-"""Runs and branches beside each other: their losses over the same steps, and a table of what differs."""
+"""Comparison page: losses of runs and branches over the same steps, and a table of their differences."""
 
 import time
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from ui.labels import escape, plain
 
 EVERY_S = 5.0
 COMPARISON_AGE_S = 10.0
-"""A comparison takes the control servers some work: they look at every loss that was measured."""
+"""Interval of a comparison, which makes the control servers read every measured loss."""
 
 POINTS_PER_CALL = 20_000
 CALLS_PER_REFRESH = 8
 MAX_COMMANDS = 8
-"""The newest commands of a side; the journal has them all."""
+"""Number of listed commands of a side, the newest; the journal has them all."""
 
 STATE = "comparing"
 
 
 class Comparing:
-    """What a page has heard about a choice of sides."""
+    """Comparison and metrics that a page has received for its sides."""
 
     def __init__(self, names: tuple[str, ...]) -> None:
-        """Nothing yet."""
+        """Start without data."""
         self.names = names
         self.found: Comparison | None = None
         self.history = History()
@@ -38,7 +38,7 @@ class Comparing:
         self._asked_at = float("-inf")
 
     def refresh(self) -> Comparison:
-        """The comparison, and the measurements that came since the last time. Raises `SteerwayError`."""
+        """Return the comparison, and fetch the metrics since the last call. Raises `SteerwayError`."""
         if self.found is None or time.monotonic() - self._asked_at >= COMPARISON_AGE_S:
             self.found = client().compare(self.names)
             self._asked_at = time.monotonic()
@@ -49,20 +49,20 @@ class Comparing:
     def _measurements(self, run: str) -> None:
         for _ in range(CALLS_PER_REFRESH):
             after = self._cursors.get(run, 0)
-            heard = client().metrics(run, after=after, limit=POINTS_PER_CALL, names=LOSSES)
-            self.history.extend(heard, of=f"{run}:")
-            self._cursors[run] = heard.cursor
-            if len(heard.points) < POINTS_PER_CALL:
+            metrics = client().metrics(run, after=after, limit=POINTS_PER_CALL, names=LOSSES)
+            self.history.extend(metrics, of=f"{run}:")
+            self._cursors[run] = metrics.cursor
+            if len(metrics.points) < POINTS_PER_CALL:
                 return
 
     def sides(self) -> list[dict[str, Series]]:
-        """What each side has measured since they part."""
+        """Return the metrics of each side since their last common step."""
         assert self.found is not None
         return [along(side, self.found, self.history) for side in self.found.sides]
 
 
 def compare_page() -> None:
-    """The page. Its address ends in `?of=RUN&of=RUN:BRANCH`."""
+    """Draw the page. Its address ends in `?of=RUN&of=RUN:BRANCH`."""
     st.subheader("Compare", anchor=False)
     try:
         names = _choose(client().runs())
@@ -70,33 +70,33 @@ def compare_page() -> None:
         banner(error)
         return
     if len(names) < 2:
-        st.info("Choose two runs or branches, or more.", icon=":material/compare_arrows:")
+        st.info("Choose two or more runs or branches.", icon=":material/compare_arrows:")
         return
     look = _look()
     st.fragment(_comparison, run_every=EVERY_S)(names, look)
 
 
 def _choose(runs: Sequence[RunSummary]) -> tuple[str, ...]:
-    """The sides, kept in the address."""
+    """Draw the choice of sides, which is kept in the address, and return them."""
     newest_first = sorted(runs, key=lambda run: run.created_at, reverse=True)
     options = [name for run in newest_first for name in names_of(run)]
-    asked = st.query_params.get_all("of")
+    in_address = st.query_params.get_all("of")
     chosen = st.multiselect(
         "Runs and branches",
-        list(dict.fromkeys([*options, *asked])),
-        default=asked[:MAX_SIDES],
+        list(dict.fromkeys([*options, *in_address])),
+        default=in_address[:MAX_SIDES],
         max_selections=MAX_SIDES,
         key="compare_sides",
         accept_new_options=True,
         placeholder="RUN, RUN:BRANCH, RUN@STEP or RUN@CHECKPOINT",
     )
-    if list(chosen) != asked:
+    if list(chosen) != in_address:
         st.query_params["of"] = list(chosen)
     return tuple(chosen)
 
 
 def names_of(run: RunSummary) -> list[str]:
-    """The run, which is its head, and its other branches."""
+    """Return the name of the run, which stands for its head, and the names of its other branches."""
     return [run.run, *(f"{run.run}:{branch}" for branch in run.branches if branch != run.branch)]
 
 
@@ -114,38 +114,38 @@ def _comparison(names: tuple[str, ...], look: Look) -> None:
     if not isinstance(known, Comparing) or known.names != names:
         known = st.session_state[STATE] = Comparing(names)
     try:
-        found = known.refresh()
+        comparison = known.refresh()
     except SteerwayError as error:
         banner(error)
         if known.found is None:
             return
-        found = known.found
-    st.markdown(common_words(found))
+        comparison = known.found
+    st.markdown(common_words(comparison))
     sides = known.sides()
     if any(sides):
-        options = overlay_options(found, sides, look)
+        options = overlay_options(comparison, sides, look)
         key = f"overlay/{'/'.join(names)}"
         st_echarts(options=options, height=height(sides), replace_merge=["series"], key=key)
     else:
-        st.caption("Nothing has been measured since then.")
-    st.html(table(found))
+        st.caption("No metrics since then.")
+    st.html(table(comparison))
     st.markdown("**Commands since then**")
-    for side in found.sides:
+    for side in comparison.sides:
         st.html(commands(side))
 
 
-def common_words(found: Comparison) -> str:
-    """Where the sides part, in Markdown."""
-    at = found.common
+def common_words(comparison: Comparison) -> str:
+    """Return the last common step of the sides, in Markdown."""
+    at = comparison.common
     if at.run is None:
         return "They have nothing in common."
     return f"In common up to step **{at.step:,}** of {plain(at.run)}, branch {plain(at.branch or '')}."
 
 
-def table(found: Comparison) -> str:
-    """Results and knobs that differ, a column a side."""
-    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *(side.name for side in found.sides)))
-    body = "".join(_row(label, cells) for label, *cells in rows(found))
+def table(comparison: Comparison) -> str:
+    """Return a table of the results and of the knobs that differ, as HTML with a column for each side."""
+    head = "".join(f"<th>{escape(name)}</th>" for name in ("", *(side.name for side in comparison.sides)))
+    body = "".join(_row(label, cells) for label, *cells in rows(comparison))
     return f'<div class="compared"><table class="checkpoints"><thead><tr>{head}</tr></thead>{body}</table></div>'
 
 
@@ -154,8 +154,10 @@ def _row(label: str, cells: Sequence[str]) -> str:
 
 
 def commands(side: Side) -> str:
-    """What was done on a side since the sides part, as HTML."""
-    done = [f"{escape(each.what)} at step {each.step:,}, by {escape(each.author)}" for each in side.interventions]
+    """Return the commands on a side since the last common step, as HTML."""
+    done = [
+        f"{escape(change.what)} at step {change.step:,}, by {escape(change.author)}" for change in side.interventions
+    ]
     older = [f"{len(done) - MAX_COMMANDS} older"] if len(done) > MAX_COMMANDS else []
     lines = "".join(f"<span>{line}</span>" for line in [*older, *done[-MAX_COMMANDS:]] or ["none"])
     return f'<div class="checkpoint"><b>{escape(side.name)}</b>{lines}</div>'

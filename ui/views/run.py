@@ -1,4 +1,4 @@
-"""One run: its head, its live charts, its controls and its journal."""
+"""Page of one run: header, live charts, controls and journal."""
 
 import streamlit as st
 
@@ -17,11 +17,11 @@ from ui.panels.journal import journal
 from ui.views import addresses
 
 FAST_S, CHARTS_S = 1.0, 2.0
-"""How often the head and the commands, and how often charts and journal, look again."""
+"""Refresh intervals of header and commands, and of charts and journal."""
 
 
 def run_page() -> None:
-    """The page of the run that the address names."""
+    """Draw the page of the run in the address."""
     run = st.query_params.get("run", "")
     if not run:
         st.info("No run is chosen: the address of this page ends in `?run=ID`.", icon=":material/info:")
@@ -41,7 +41,7 @@ def run_page() -> None:
 
 
 def _page(live: LiveRun, snapshot: Snapshot) -> None:
-    """Everything below is drawn once; the parts that live are fragments, and stop when the run is closed."""
+    """Draw the page once; the live parts are fragments, which stop refreshing when the run is closed."""
     fast_s, charts_s = (None, None) if snapshot.closed else (FAST_S, CHARTS_S)
     st.fragment(_header, run_every=fast_s)(live, snapshot.closed)
     left, right = st.columns([3, 1], gap="medium")
@@ -75,7 +75,7 @@ def _header(live: LiveRun, was_closed: bool) -> None:
 
 
 def _view() -> View:
-    """How to draw the charts: kept in the address, so that a link shows what its sender saw."""
+    """Draw the display settings of the charts, which are kept in the address, so that a link includes them."""
     with st.container(horizontal=True, vertical_alignment="bottom", gap="medium", key="chart_view"):
         smoothing = st.slider("Smoothing", 0.0, 0.99, 0.6, 0.01, key="smooth", bind="query-params", width=190)
         axis = st.segmented_control(
@@ -91,15 +91,15 @@ def _charts(live: LiveRun, view: View) -> None:
 
     snapshot, history = live.refresh(), live.refresh_metrics()
     if not history.series:
-        st.info("No measurements yet: the charts appear with the first step.", icon=":material/monitoring:")
+        st.info("No metrics yet: the charts appear with the first step.", icon=":material/monitoring:")
         return
     line = lineage(snapshot.branches, snapshot.branch) if snapshot else ()
-    asked, recoveries = on_the_line(snapshot, line) if snapshot else ([], [])
+    applied, recoveries = on_the_line(snapshot, line) if snapshot else ([], [])
     started_at_s, extent = history.started_at_s(), history.extent(view.axis)
-    found = marks(asked, view.axis, started_at_s, extent, recoveries, line)
-    lost = bands(recoveries, view.axis, started_at_s, extent)
+    marked = marks(applied, view.axis, started_at_s, extent, recoveries, line)
+    failures = bands(recoveries, view.axis, started_at_s, extent)
     st_echarts(
-        options=chart_options(history, found, view, lost),
+        options=chart_options(history, marked, view, failures),
         height=HEIGHT,
         replace_merge=["series"],
         events=EVENTS,
@@ -108,7 +108,7 @@ def _charts(live: LiveRun, view: View) -> None:
 
 
 def _aftermath(live: LiveRun, view: View) -> None:
-    """What the run could fall back on, and how often it had to."""
+    """Draw the branches, the recoveries and the checkpoints."""
     snapshot = live.refresh()
     if snapshot is None:
         return
@@ -139,7 +139,7 @@ def _commands(live: LiveRun) -> None:
 
 @st.fragment(run_every=FAST_S)
 def _wait_for_gateway(live: LiveRun) -> None:
-    """Nothing is known about the run yet: ask until somebody answers."""
+    """Retry until the gateway answers for the first time."""
     if live.problem is not None:
         banner(live.problem)
     if live.refresh() is not None:

@@ -1,4 +1,4 @@
-"""All runs: one line each, newest first."""
+"""Page with the list of runs, newest first."""
 
 import streamlit as st
 
@@ -17,7 +17,7 @@ HOW_TO_SUBMIT = "steer submit configs/gpt2-local.yaml"
 
 
 def runs_page() -> None:
-    """The list of runs. A link with `?run=ID` goes on to that run, one with `?of=A&of=B` to the comparison."""
+    """Draw the list of runs. Redirects a link with `?run=ID` to that run, one with `?of=A&of=B` to the comparison."""
     if sides := st.query_params.get_all("of"):
         st.switch_page(addresses.compare(), query_params={"of": sides})
     run = st.query_params.get("run")
