@@ -1,1 +1,1 @@
-"""The gateway: FastAPI, holding no state of any run."""
+"""HTTP gateway: a stateless FastAPI app with tokens, admission control, REST routes and a WebSocket stream."""

@@ -1,10 +1,10 @@
-"""Who may send one more command: asked before its body is read, because a refusal must cost next to nothing.
+"""Admission control for commands; rejects before the body is read, so that a rejection costs almost nothing.
 
-It stands twice: in the app's front door, which every request passes, and, as `proxy` puts it there, in Serve's proxy,
-where a refusal also spares the way to the app. First it is found out whose token it is. Then that owner may have so
-many commands on their way at once, so that nobody stands in a long queue of another's; and then the owner's bucket is
-asked (see `rate`). Nothing but the posting of a command is counted. A question (GET, HEAD) that announces a body is
-refused, and without a known token no body is waited for: who sends none could hold a place for as long as it lasts.
+Applied twice: in the app's request guard, which every request passes, and, installed by `proxy`, in Serve's proxy,
+where a rejected request does not reach the app at all. Checks in order: the token's owner; the owner's concurrent
+commands, so that nobody waits behind a long queue of another owner; the owner's rate limit (see `rate`). Only POSTs of
+commands are counted. A GET or HEAD with a body is rejected, and no body is awaited without a known token: a client
+that never sends it would occupy a slot (slowloris).
 """
 
 from collections import Counter
@@ -22,47 +22,46 @@ from control_plane.gateway.rate_limit import Allowance
 from control_plane.gateway.tokens import Tokens
 
 MAX_AT_ONCE = 8
-"""Enough to keep the gateway busy, and all that stands before anybody else's command, instead of a whole burst. In a
-storm on two busy cores this limit is reached before the rate is."""
+"""Enough to keep the gateway busy; bounds the queue before another owner's command to this many instead of a burst. In
+a storm on two busy cores this limit is reached before the rate limit."""
 
 MAX_UNREAD_BYTES = 64 * 1024
-"""The server drops a body that nobody has read. One that is longer, or does not say how long it is, is not waited for:
-the connection is closed."""
+"""The server drains an unread body up to this size. For a longer one, or one of unknown length, the connection is
+closed instead."""
 
-# The router's own reading of the path, so that nothing is a command there and none here.
+# Parsed by the router's own function, so that both agree on which path is a command.
 _COMMANDS = compile_path(COMMANDS_PATH)[0]
 
 
 class UnwantedBody(Invalid):
-    """A body where none belongs."""
+    """A GET or HEAD request has a body."""
 
     status_hint = 413
     slug = "too-large"
 
 
 class Turnstile:
-    """One bucket, and so many places, for each owner of a token."""
+    """Admission control: a rate limit and a limit of concurrent commands for each owner of a token."""
 
     def __init__(self, tokens: Tokens, allowance: Allowance | None = None, max_at_once: int = MAX_AT_ONCE) -> None:
         self._tokens, self._allowance, self._max_at_once = tokens, allowance or Allowance(), max_at_once
         self._inside: Counter[str] = Counter()
 
     def enter(self, scope: Scope) -> str | None:
-        """Let a request in, before its body is read. Answers who is to `leave`; None for what is not counted.
+        """Admit a request before its body is read. Returns the owner to pass to `leave`; None if it is not counted.
 
-        Raises `Unauthenticated` or `UnwantedBody`, and then nobody is charged, or `Overloaded`.
+        Raises `Unauthenticated` or `UnwantedBody`, which count against no limit, or `Overloaded`.
         """
         if announces_body(scope):
             if scope["method"] in ("GET", "HEAD"):
-                raise UnwantedBody(f"a {scope['method']} has no body here; send it without one")
+                raise UnwantedBody(f"a {scope['method']} request must not have a body")
             known(self._tokens, bearer_token(HTTPConnection(scope)))
         if not is_command(scope):
             return None
         identity = known(self._tokens, bearer_token(HTTPConnection(scope)))
         if self._inside[identity.id] >= self._max_at_once:
             raise Overloaded(
-                f"{identity.id} has {self._max_at_once} commands on their way, and no more are taken at once; wait for "
-                "an answer",
+                f"{identity.id} already has {self._max_at_once} commands in progress, the limit; wait for a response",
                 at_once=self._max_at_once,
             )
         self._allowance.take(identity)
@@ -70,20 +69,20 @@ class Turnstile:
         return identity.id
 
     def leave(self, owner: str | None) -> None:
-        """The request has its answer, or will have none."""
+        """Release the slot of a request that has ended."""
         if owner is not None:
             self._inside[owner] -= 1
 
 
 def is_command(scope: Scope) -> bool:
-    """Whether this connection posts a command."""
+    """Return whether this request posts a command."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
     return _COMMANDS.match(scope["path"].removeprefix(scope.get("root_path", ""))) is not None
 
 
 def announces_body(scope: Scope) -> bool:
-    """Whether the headers of this connection say that a body follows."""
+    """Return whether the headers announce a body."""
     if scope["type"] != "http":
         return False
     headers = Headers(scope=scope)
@@ -91,13 +90,13 @@ def announces_body(scope: Scope) -> bool:
 
 
 def is_at_most(declared: str, most: int) -> bool:
-    """Whether a Content-Length is a number, of any number of digits, and no more than this."""
+    """Return whether a Content-Length is a number of at most `most`."""
     digits = declared.lstrip("0") or "0" if declared else ""
     return digits.isascii() and digits.isdigit() and len(digits) <= len(str(most)) and int(digits) <= most
 
 
 def turned_away(scope: Scope, error: SteerwayError) -> Response:
-    """The answer to a request whose body was not read."""
+    """Return the response to a rejected request whose body was not read."""
     response = problem_of(error)
     declared = Headers(scope=scope).get("content-length", "")
     if isinstance(error, UnwantedBody) or not is_at_most(declared, MAX_UNREAD_BYTES):

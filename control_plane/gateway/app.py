@@ -1,7 +1,7 @@
-"""The gateway's ASGI app: the front door, then who asks, then the routes.
+"""The gateway's ASGI app: request guard (host, admission control, body limits), authorization, routes.
 
-Everything is built inside `create_app`, so that a deployment may build it wherever it runs. The app holds no state of
-any run: a `RunDirectory` says where the runs are.
+`create_app` builds everything, so that a deployment can build it in the process where it runs. The app is stateless:
+a `RunDirectory` finds the runs.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ from control_plane.gateway.tokens import Tokens
 from control_plane.storage.layout import RunFiles
 
 MAX_BODY_BYTES = 256 * 1024
-"""A command is a few hundred bytes; a thousand times that is nobody's command."""
+"""A command is a few hundred bytes; this leaves a factor of a thousand."""
 
 BODY_DEADLINE_S = 10.0
-"""A client that takes longer to send a body of this size is holding the door open on purpose."""
+"""A slower client is treated as a slowloris attack."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -41,35 +41,35 @@ log = logging.getLogger(__name__)
 
 
 class RunDirectory(Protocol):
-    """Where the gateway finds runs."""
+    """Lookup interface for runs: their summaries, handles and files."""
 
     async def list(self) -> Sequence[RunSummary]:
-        """Every run."""
+        """Return a summary of every run."""
         ...
 
     async def handle(self, run: str) -> RunHandle:
-        """The run's control server, or what its files say. Raises `NotFound`, or `Invalid` for a malformed id."""
+        """Return a handle on the run's control server or, if closed, on its files. Raises `NotFound`, `Invalid`."""
         ...
 
     def files(self, run: str) -> RunFiles:
-        """The run's files. Raises `NotFound` or `Invalid`."""
+        """Return the run's files. Raises `NotFound` or `Invalid`."""
         ...
 
 
 class FrontDoor:
-    """ASGI middleware: which host was asked for, the turnstile, how large and how slow a body may be, the last resort.
+    """ASGI middleware: Host check, admission control, limits on size and time of a body, last-resort error handler.
 
-    A page of a stranger that resolves its own name to this address (DNS rebinding) is turned away by its Host.
-    The body is read here, up to the limit, and handed on in one piece.
+    The Host check stops DNS rebinding: a foreign page that resolves its own name to this address.
+    The body is read here, up to the limit, and passed on in one message.
     """
 
     def __init__(self, app: AsgiApp, allowed_hosts: Sequence[str], turnstile: Turnstile) -> None:
-        """`allowed_hosts` are host names without a port."""
+        """Wrap `app`; `allowed_hosts` are host names without a port."""
         self._app, self._allowed_hosts = app, frozenset(host.lower() for host in allowed_hosts)
         self._turnstile = turnstile
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
-        """One connection."""
+        """Handle one connection."""
         if scope["type"] == "websocket" and not self._knows_host(scope):
             await send({"type": "websocket.close", "code": 4403, "reason": "wrong host"})
         elif scope["type"] == "http":
@@ -91,10 +91,12 @@ class FrontDoor:
             if self._knows_host(scope):
                 await self._let_in(scope, receive, remember_start)
             else:
-                wrong_host = problem(421, "wrong-host", "this gateway does not answer to that Host name")
+                wrong_host = problem(
+                    421, "wrong-host", "this Host name is not allowed; use one of the gateway's own addresses"
+                )
                 await wrong_host(scope, receive, remember_start)
         except Exception:
-            log.exception("a request failed in a way that nobody foresaw")
+            log.exception("unhandled exception in a request")
             if not started:
                 await internal_problem()(scope, receive, remember_start)
 
@@ -105,8 +107,8 @@ class FrontDoor:
             await turned_away(scope, error)(scope, receive, send)
             return
         try:
-            receive, refusal = await _take_body(scope, receive)
-            await (refusal or self._app)(scope, receive, send)
+            receive, rejection = await _take_body(scope, receive)
+            await (rejection or self._app)(scope, receive, send)
         finally:
             self._turnstile.leave(owner)
 
@@ -116,18 +118,18 @@ class FrontDoor:
 
 
 def _host_name(host: str) -> str:
-    """`localhost:8700` -> `localhost`, `[::1]:8700` -> `::1`."""
+    """Strip the port: `localhost:8700` -> `localhost`, `[::1]:8700` -> `::1`."""
     if host.startswith("["):
         return host[1:].partition("]")[0].lower()
     return host.partition(":")[0].lower()
 
 
 async def _take_body(scope: MutableMapping[str, Any], receive: Receive) -> tuple[Receive, Response | None]:
-    """The whole body as the next message, or the refusal."""
+    """Read the whole body; return it as the next message, or an error response if it is too large or too slow."""
     too_large = problem(
         413,
         "too-large",
-        f"a body may have {MAX_BODY_BYTES} bytes at most",
+        f"the body exceeds the limit of {MAX_BODY_BYTES} bytes",
         {"Connection": "close"},
         limit=MAX_BODY_BYTES,
     )
@@ -147,7 +149,7 @@ async def _take_body(scope: MutableMapping[str, Any], receive: Receive) -> tuple
                     break
                 message = await receive()
     except TimeoutError:
-        reason = f"the body did not arrive within {BODY_DEADLINE_S:g} s"
+        reason = f"the body was not received within {BODY_DEADLINE_S:g} s"
         return receive, problem(408, "too-slow", reason, {"Connection": "close"})
     return _then(message, receive), None
 
@@ -173,10 +175,10 @@ def create_app(
     allowed_origins: Sequence[str],
     turnstile: Turnstile | None = None,
 ) -> FastAPI:
-    """The app.
+    """Return the gateway's app.
 
-    `allowed_hosts` are the names under which the gateway may be asked for (no ports). `allowed_origins` are the
-    origins of pages that may open a stream (`http://127.0.0.1:8701`); programs send no Origin and need not be listed.
+    `allowed_hosts` are the accepted Host names (without ports). `allowed_origins` are the origins of pages that may
+    open a stream (`http://127.0.0.1:8701`); programs send no Origin and need not be listed.
     There are no CORS headers: a browser's page talks to the console, and the console to the gateway.
     """
     app = _app_with_routes()
@@ -197,7 +199,7 @@ def _app_with_routes() -> FastAPI:
         version=_version(),
         dependencies=[Depends(authorize_each)],
         generate_unique_id_function=lambda route: route.name,
-        openapi_url=None,  # it is a route of ours, behind a token like every other
+        openapi_url=None,  # our own route serves it, behind a token like every other
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
@@ -210,9 +212,9 @@ def _app_with_routes() -> FastAPI:
 
 @cache
 def _description() -> bytes:
-    """The API's OpenAPI description, which is the same for every app.
+    """Return the API's OpenAPI description, which is the same for every app.
 
-    Building it takes a second and more, in which an event loop would serve nobody: so before anybody asks, and once.
+    Building it takes over a second and would block the event loop, so it is built once, before the first request.
     """
     return json.dumps(describe(_app_with_routes())).encode()
 

@@ -1,8 +1,8 @@
-"""Who asks, and what they may ask: deny by default.
+"""Authentication and authorization of requests: deny by default.
 
-A client shows a bearer token; see `tokens`. Every route stands in `ACCESS` with the roles
-that may use it, and a route that does not stand there is closed to everybody. Nothing here reads a cookie or a query
-string, so neither a browser's ambient power nor an access log can leak one.
+A client sends a bearer token; see `tokens`. `ACCESS` lists every route with the roles that may use it; a route that is
+not listed is closed to everybody. Nothing here reads a cookie or a query string: cookies would allow CSRF, and query
+strings end up in access logs.
 """
 
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ READERS = frozenset(ROLES)
 COMMANDERS: frozenset[Role] = frozenset({"operator", "admin", "agent"})
 
 PUBLIC = frozenset({f"GET {PREFIX}/health"})
-"""What needs no token: it says nothing about any run."""
+"""Routes that need no token: they reveal nothing about any run."""
 
 ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/openapi.json": READERS,
@@ -42,12 +42,11 @@ ACCESS: dict[str, frozenset[Role]] = {
 KINDS_OF_AGENT = frozenset(
     {"set_learning_rate", "set_knobs", "set_schedule", "save_checkpoint", "evaluate", "run_action"}
 )
-"""An agent may tune and look: what it changes is a number within the run's limits, and can be set back. A script's own
-actions are for those that the run's limits name for agents, see `core.limits`.
+"""Commands that an agent may give: reversible changes of numbers within the run's limits. A script's own actions are
+limited to those that the run's limits grant to agents, see `core.limits`.
 
-For people: to hold or end a run, or to take it to another branch; to freeze parameters or reset them, and to delete
-checkpoints, which no command takes back; to pin, for pins are what people rely on; and to take back other people's
-commands.
+Reserved for people: to pause, stop, or move a run to another branch; to freeze or reset parameters and to delete
+checkpoints, which cannot be undone; to pin, since people rely on pins; and to cancel other people's commands.
 """
 
 CLOSE_FORBIDDEN = 4403
@@ -60,14 +59,14 @@ class Unauthenticated(NotAllowed):
 
 
 def authorize(connection: HTTPConnection) -> None:
-    """For every request of the app. Raises `Unauthenticated` or `NotAllowed`; remembers who asks.
+    """Authorize a request and store its identity in the connection. Raises `Unauthenticated` or `NotAllowed`.
 
-    A WebSocket brings its token in its first message; here it is only checked that its route stands in `ACCESS`.
+    A WebSocket sends its token in its first message; here only its route is checked against `ACCESS`.
     """
     key = access_key(connection)
     if connection.scope["type"] == "websocket":
         if key not in ACCESS:
-            raise WebSocketException(CLOSE_FORBIDDEN, "this route is open to nobody")
+            raise WebSocketException(CLOSE_FORBIDDEN, "this route is closed")
         return
     if key in PUBLIC:
         return
@@ -76,66 +75,68 @@ def authorize(connection: HTTPConnection) -> None:
 
 
 async def authorize_each(connection: HTTPConnection) -> None:
-    """`authorize` as a dependency: FastAPI would hand a plain function to a thread, for every request."""
+    """Run `authorize` as an async dependency: FastAPI would run a plain function in a thread, for every request."""
     authorize(connection)
 
 
 def access_key(connection: HTTPConnection) -> str:
-    """`GET /api/v1/runs/{run}`: how `ACCESS` names a route."""
+    """Return the key of the route in `ACCESS`: `GET /api/v1/runs/{run}`."""
     method = connection.scope.get("method", "WEBSOCKET")
     return f"{method} {getattr(connection.scope.get('route'), 'path', '')}"
 
 
 def admit(tokens: Tokens, token: str | None, key: str) -> Identity:
-    """Whose token this is, if its role may use the route. Raises `Unauthenticated` or `NotAllowed`."""
+    """Return the identity of a token whose role may use the route. Raises `Unauthenticated` or `NotAllowed`."""
     identity = known(tokens, token)
     if identity.role not in ACCESS.get(key, frozenset()):
-        raise NotAllowed(f"a token of role {identity.role} may not do this", role=identity.role)
+        raise NotAllowed(f"a token of role {identity.role} is not allowed to do this", role=identity.role)
     return identity
 
 
 def known(tokens: Tokens, token: str | None) -> Identity:
-    """Whose token this is. Raises `Unauthenticated`."""
+    """Return the identity of a token. Raises `Unauthenticated`."""
     if token is None:
-        raise Unauthenticated("this needs a token: send it as 'Authorization: Bearer <token>'")
+        raise Unauthenticated("a token is required: send it as 'Authorization: Bearer <token>'")
     identity = tokens.identify(token)
     if identity is None:
-        raise Unauthenticated("this gateway does not know that token, or it has expired or been revoked")
+        raise Unauthenticated("the token is unknown, expired or revoked")
     return identity
 
 
 def check_may_command(identity: Identity, intent: Intent) -> None:
-    """Raises `NotAllowed` if this role may not give this command, `NotFound` if it names a run out of its scope."""
+    """Raise `NotAllowed` if the role may not give this command, `NotFound` if it names a run outside its scope."""
     named = getattr(intent, "run", None)
     if isinstance(named, str) and not identity.sees(named):
         raise NotFound(f"there is no run {named!r}")
     if identity.role == "agent" and intent.kind not in KINDS_OF_AGENT:
         raise NotAllowed(
-            f"an agent may not {intent.kind.replace('_', ' ')}; it may {', '.join(sorted(KINDS_OF_AGENT))}",
+            f"the role agent may not {intent.kind.replace('_', ' ')}; allowed are {', '.join(sorted(KINDS_OF_AGENT))}",
             role=identity.role,
         )
 
 
 def bearer_token(connection: HTTPConnection) -> str | None:
-    """The token of the Authorization header; None if there is none."""
+    """Return the bearer token of the Authorization header, or None."""
     scheme, _, token = connection.headers.get("authorization", "").partition(" ")
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
 class Seats:
-    """How many connections one token holds at a time, of one sort."""
+    """Limit on the concurrent connections of each token, of one kind."""
 
     def __init__(self, limit: int, what: str) -> None:
-        """`what` names the sort in the plural, for the refusal."""
+        """Allow `limit` connections per token; `what` names the kind, in the plural, in the error message."""
         self._limit, self._what = limit, what
         self._taken: dict[str, int] = {}
 
     @contextmanager
     def take(self, identity: Identity) -> Iterator[None]:
-        """Hold a seat. Raises `Overloaded` if this token has no more."""
+        """Hold one connection slot. Raises `Overloaded` if the token has none left."""
         taken = self._taken.get(identity.id, 0)
         if taken >= self._limit:
-            raise Overloaded(f"this token already holds {taken} {self._what}; close one first", limit=self._limit)
+            raise Overloaded(
+                f"this token already has {taken} open {self._what}, the limit; close one first", limit=self._limit
+            )
         self._taken[identity.id] = taken + 1
         try:
             yield

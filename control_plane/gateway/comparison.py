@@ -1,4 +1,4 @@
-"""Trees and comparisons: asks the runs for what `comparing` puts side by side."""
+"""Trees and comparisons of runs: collects from the runs what `comparing` compares."""
 
 from collections.abc import Sequence
 from itertools import groupby
@@ -26,46 +26,46 @@ if TYPE_CHECKING:
     from control_plane.gateway.app import RunDirectory
 
 MAX_GROUPS = 8
-"""Parameter groups whose learning rates are compared."""
+"""Most parameter groups whose learning rates are compared."""
 
 RATES = (LEARNING_RATE, *(f"{LEARNING_RATE}/{group}" for group in range(1, MAX_GROUPS)))
 
 
 async def tree_of(directory: "RunDirectory", run: str) -> RunTree:
-    """A run's tree, with the runs that have it as their parent."""
+    """Return a run's tree, with the runs that were started from it."""
     handle = await directory.handle(run)
-    found = await handle.trajectories()
-    results = await handle.results(own_stretches(found), LOSSES)
-    children = [each for each in await directory.list() if each.parent is not None and each.parent.run == found.run]
-    return tree(found, results, children)
+    own = await handle.trajectories()
+    results = await handle.results(own_stretches(own), LOSSES)
+    children = [other for other in await directory.list() if other.parent is not None and other.parent.run == own.run]
+    return tree(own, results, children)
 
 
 async def comparison_of(directory: "RunDirectory", names: Sequence[str]) -> Comparison:
-    """The sides of these names beside each other. Raises `Invalid`, `NotFound`."""
+    """Compare the runs or branches of these names. Raises `Invalid`, `NotFound`."""
     if not 2 <= len(names) <= MAX_SIDES:
-        raise Invalid(f"2 to {MAX_SIDES} runs or branches can be compared, and not {len(names)}")
-    asked = [parse(name) for name in names]
+        raise Invalid(f"a comparison takes 2 to {MAX_SIDES} runs or branches, not {len(names)}")
+    sides = [parse(name) for name in names]
     runs: dict[str, Trajectories] = {}
-    for each in asked:
-        runs[each.run] = runs.get(each.run) or await (await directory.handle(each.run)).trajectories()
-    chosen = [choose(each, runs[each.run]) for each in asked]
+    for side in sides:
+        runs[side.run] = runs.get(side.run) or await (await directory.handle(side.run)).trajectories()
+    chosen = [choose(side, runs[side.run]) for side in sides]
     await _add_ancestors(directory, runs)
-    lines = [line(each, runs) for each in chosen]
-    parted, last = where_they_part(lines), min(each.step for each in chosen)
-    # What lines that have nothing in common measured at step 0 is their own, too.
+    lines = [line(choice, runs) for choice in chosen]
+    parted, last = where_they_part(lines), min(choice.step for choice in chosen)
+    # Without a common step, measurements at step 0 are each line's own, too.
     after = parted.step if parted.run else -1
     measured = [
         SideMetrics(
-            since=await _results(directory, cut(pieces, after, each.step), LOSSES),
+            since=await _results(directory, cut(pieces, after, choice.step), LOSSES),
             at_common=await _results(directory, cut(pieces, parted.step - 1, last), (*LOSSES, *RATES)),
         )
-        for each, pieces in zip(chosen, lines, strict=True)
+        for choice, pieces in zip(chosen, lines, strict=True)
     ]
     return compare(chosen, runs, measured)
 
 
 async def _add_ancestors(directory: "RunDirectory", runs: dict[str, Trajectories]) -> None:
-    """The runs in which branches begin, as far as they are still there: without them a line begins at its fork."""
+    """Add the runs in which branches start, if they still exist; without them a line starts at its fork."""
     gone: set[str] = set()
     for _ in range(MAX_ANCESTORS):
         for name in set[str]().union(*map(origins, runs.values())) - set(runs) - gone:
@@ -75,12 +75,10 @@ async def _add_ancestors(directory: "RunDirectory", runs: dict[str, Trajectories
                 gone.add(name)
 
 
-async def _results(
-    directory: "RunDirectory", pieces: Sequence[RunRange], names: tuple[str, ...]
-) -> tuple[MetricSummary, ...]:
-    """In the order of the line: forks come after their parents."""
-    found: list[MetricSummary] = []
+async def _results(directory: "RunDirectory", pieces: Sequence[RunRange], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
+    """Return results in the order of the line: forks come after their parents."""
+    results: list[MetricSummary] = []
     for run, of_run in groupby(pieces, key=lambda piece: piece.run):
         handle = await directory.handle(run)
-        found += await handle.results(tuple(piece.stretch for piece in of_run), names)
-    return tuple(found)
+        results += await handle.results(tuple(piece.stretch for piece in of_run), names)
+    return tuple(results)

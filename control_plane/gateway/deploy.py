@@ -3,7 +3,7 @@
     python -m control_plane.gateway.deploy
 
 Connects to the cluster at `settings().ray_address`, deploys, waits until the gateway answers, and exits: Serve keeps
-it running. Holds no state: runs are found in their folders, and talked to through their control actors.
+it running. Stateless: runs are found in their folders and reached through their control actors.
 """
 
 import asyncio
@@ -31,30 +31,30 @@ from control_plane.storage.layout import RunFiles, find_run, list_runs
 
 APPLICATION = "gateway"
 MAX_ONGOING_REQUESTS = 500
-"""A WebSocket and a long poll hold one place each; Serve's default of 5 would lock everybody out."""
+"""Each WebSocket and long poll counts as one; Serve's default of 5 would block all other clients."""
 
 HEALTH_CHECK_PERIOD_S, HEALTH_CHECK_TIMEOUT_S = 1.0, 5.0
-"""A replica that has died is missed at the next check, and one that is silent after three: by default, 10 and 30 s."""
+"""A dead replica is detected at the next check, a hung one after three; Serve's defaults are 10 and 30 s."""
 
 READY_WITHIN_S = 60.0
 
 
 class RayRuns:
-    """The runs of this installation. Satisfies `gateway.app.RunDirectory`."""
+    """Run directory of this installation on Ray. Implements `gateway.app.RunDirectory`."""
 
     def __init__(self, where: Settings) -> None:
         self._where = where
         self._handles: dict[str, RunHandle] = {}
 
     def files(self, run: str) -> RunFiles:
-        """The run's files. Raises `NotFound` or `Invalid`."""
+        """Return the run's files. Raises `NotFound` or `Invalid`."""
         return find_run(self._where.runs_dir, run)
 
     async def handle(self, run: str) -> RunHandle:
-        """The run's control server; a closed run is served from its files. Raises `NotFound` or `Invalid`.
+        """Return a handle on the run's control actor, or on its files if it is closed. Raises `NotFound`, `Invalid`.
 
-        Whoever closes a run retires its actor, so a live handle is good as long as Ray knows the actor's name. Whoever
-        has it go on begins a segment of its journal, so its files are good as long as there is none that is newer.
+        Cached handles are invalidated: closing a run retires its actor, so an actor handle is valid while Ray knows the
+        actor's name. Resuming a run starts a new journal segment, so an archive is valid while there is no newer one.
         """
         files = self.files(run)
         known = self._handles.get(run)
@@ -68,7 +68,7 @@ class RayRuns:
         return known
 
     async def list(self) -> list[RunSummary]:
-        """Every run. One that cannot be asked is listed with the reason as its status."""
+        """Return a summary of every run; one that cannot be read has the kind of error as its status."""
         runs = await asyncio.to_thread(list_runs, self._where.runs_dir)
         return list(await asyncio.gather(*(self._summary(files) for files in runs)))
 
@@ -83,7 +83,7 @@ class RayRuns:
 
 
 def _archived(files: RunFiles) -> RunHandle | None:
-    """A closed run needs no actor; one that was imported gets none until it is resumed, or never, under another id."""
+    """Return an archive handle if the run is closed or imported (which has no actor until it is resumed), else None."""
     if not files.journal.is_dir():
         return None
     archived = ArchivedRun(files)
@@ -92,12 +92,12 @@ def _archived(files: RunFiles) -> RunHandle | None:
 
 
 def deploy(where: Settings) -> None:
-    """Deploy on Ray Serve. Raises `Unavailable` if there is no cluster, or if the gateway does not come up."""
+    """Deploy on Ray Serve. Raises `Unavailable` if there is no cluster, or if the gateway does not start."""
     try:
         ray.init(address=where.ray_address, namespace="serve", logging_level=logging.WARNING, log_to_driver=False)
     except ConnectionError:
-        raise Unavailable(f"no Ray cluster answers at {where.ray_address}; start one with `steer up`") from None
-    # One proxy, as there is one replica: each has a turnstile, and several would let several times as much through.
+        raise Unavailable(f"no Ray cluster is running at {where.ray_address}; start one with `steer up`") from None
+    # One proxy: each applies admission control by itself, so several would multiply the limits.
     serve.start(
         proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=where.host, port=where.gateway_port)
     )
@@ -126,7 +126,7 @@ def _application(where: Settings) -> Any:
     )
     @serve.ingress(build)
     class Gateway:
-        """Serve's name for our FastAPI app."""
+        """Serve deployment of the FastAPI app."""
 
     return Gateway.bind()  # type: ignore[attr-defined]
 

@@ -1,7 +1,7 @@
-"""The API's OpenAPI description: numbers that may be NaN, every problem, the bearer token, and the WebSocket.
+"""OpenAPI description of the API: numbers that may be NaN, every problem, the bearer token, and the WebSocket.
 
-FastAPI's own description would promise what is not so: numbers where a diverged loss is sent as the text "NaN", and an
-error shape for 422 that is never sent. JSON has no NaN, and null would say that nothing was measured: so text it is.
+FastAPI's own description would be wrong: it declares numbers where a diverged loss is sent as the text "NaN" (JSON has
+no NaN, and null would mean that nothing was measured), and an error shape for 422 that is never sent.
 """
 
 from collections.abc import Mapping
@@ -20,8 +20,8 @@ NOT_FINITE = ("NaN", "Infinity", "-Infinity")
 SCHEMA_REF = "#/components/schemas/{model}"
 
 OVERVIEW = f"""\
-Every address but `{PREFIX}/health` wants a token, as `Authorization: Bearer TOKEN`. Every refusal is an
-`{MEDIA_TYPE}` (RFC 9457), also where no operation is described: 404 for an unknown address, 405 for another method.
+Every path but `{PREFIX}/health` requires a token, as `Authorization: Bearer TOKEN`. Every error is an
+`{MEDIA_TYPE}` (RFC 9457), also where no operation is described: 404 for an unknown path, 405 for another method.
 
 A measurement may be NaN or infinite, which JSON has no number for: such a member is sent as the text "NaN", "Infinity"
 or "-Infinity", and its schema says so.
@@ -29,26 +29,29 @@ or "-Infinity", and its schema says so.
 The journal can be followed over a WebSocket, which OpenAPI does not describe: `{PREFIX}/runs/RUN/stream?after=SEQ`.
 The client's first message, within {AUTH_DEADLINE_S:g} s, is `{{"token": TOKEN}}`. Then come
 `{{"type": "entry", "entry": LINE}}`, each line of the journal after SEQ once and in order, and every few seconds
-`{{"type": "progress", "snapshot": SNAPSHOT}}`. Close codes: 1000 the run is over; 4401 no token, or an unknown one;
-4403 the Origin or the role; 4404 no such run; 4422 `after` is no position; 4429 too many streams; 1013 come again, with
-`after` = the last seq."""
+`{{"type": "progress", "snapshot": SNAPSHOT}}`. Close codes: 1000 the run has ended; 4401 missing or unknown
+token; 4403 Origin or role not allowed; 4404 no such run; 4422 invalid `after`; 4429 too many streams; 1013 reconnect
+with `after` = the last seq."""
 
 PROBLEMS: dict[int, tuple[str, str]] = {
     400: ("BadRequest", "The request could not be read."),
-    401: ("Unauthenticated", "There is no token, or nobody here knows it."),
-    403: ("NotAllowed", "The token's role may not do this."),
-    404: ("NotFound", "There is no such run, command, checkpoint, parameter group or log; or no such address."),
-    405: ("MethodNotAllowed", "This address does not take that method; the Allow header lists what it takes."),
-    408: ("TooSlow", "The body did not arrive in time."),
-    409: ("Refused", "It contradicts what is recorded, or the run takes no more commands. Nothing has changed."),
-    413: ("TooLarge", "The body is too large, or there is one where none belongs."),
-    421: ("WrongHost", "This gateway does not answer to that Host name."),
-    422: ("Invalid", "A parameter or a member of the body does not fit, or is beyond one of the run's limits."),
-    429: ("TooMany", "A limit was reached; the same request may succeed later."),
-    500: ("InternalError", "Something went wrong inside the gateway; its log says what."),
-    503: ("Unavailable", "The control server does not answer: it may have happened. Repeat a command with its uuid."),
+    401: ("Unauthenticated", "The token is missing, unknown, expired or revoked."),
+    403: ("NotAllowed", "The token's role is not allowed to do this."),
+    404: ("NotFound", "No such run, command, checkpoint, parameter group, log or path."),
+    405: ("MethodNotAllowed", "Method not allowed; the Allow header lists the allowed ones."),
+    408: ("TooSlow", "The body was not received in time."),
+    409: ("Refused", "Conflicts with recorded state, or the run accepts no commands. Nothing was changed."),
+    413: ("TooLarge", "The body is too large, or a GET has one."),
+    421: ("WrongHost", "The Host name is not allowed."),
+    422: ("Invalid", "A parameter or a body field is invalid or exceeds one of the run's limits."),
+    429: ("TooMany", "A rate or concurrency limit was reached; retry later."),
+    500: ("InternalError", "Internal error; see the gateway's log."),
+    503: (
+        "Unavailable",
+        "The control server does not answer; the outcome is unknown. Retry a command with the same uuid.",
+    ),
 }
-"""By status: the response's name in `components`, and what it means."""
+"""By status: the response's name in `components`, and its meaning."""
 
 ANYWHERE = (400, 405, 408, 413, 421, 429, 500, 503)
 
@@ -62,16 +65,16 @@ _TEXT = {"type": "string"}
 PROBLEM = {
     "type": "object",
     "title": "Problem",
-    "description": "Why a request was refused. Further members say more, such as `groups` or `course_seq`.",
+    "description": "Why a request failed. Further members give details, such as `groups` or `course_seq`.",
     "properties": {
-        "type": {"type": "string", "pattern": "^/problems/[a-z-]+$", "description": "what kind, for programs"},
+        "type": {"type": "string", "pattern": "^/problems/[a-z-]+$", "description": "kind of problem, for programs"},
         "title": _TEXT,
         "status": {"type": "integer"},
         "detail": {"type": "string", "description": "the reason, as a sentence"},
         "errors": {
             "type": "array",
             "maxItems": MAX_ERRORS_LISTED,
-            "description": "of a 422: each place that does not fit, and what is allowed there",
+            "description": "for 422: each invalid field, and what is allowed there",
             "items": {
                 "type": "object",
                 "properties": {"where": _TEXT, "what": _TEXT},
@@ -87,7 +90,7 @@ PROBLEM = {
 
 class _AsSent(GenerateJsonSchema):
     def float_schema(self, schema: core_schema.FloatSchema) -> JsonSchemaValue:
-        """A number that is sent may be none, unless its field says that it is finite."""
+        """Return the schema of a number in a response: also a text of `NOT_FINITE`, unless it must be finite."""
         number = super().float_schema(schema)
         if self.mode != "serialization" or not schema.get("allow_inf_nan", True):
             return number
@@ -95,28 +98,28 @@ class _AsSent(GenerateJsonSchema):
 
 
 def describe(app: FastAPI) -> dict[str, Any]:
-    """The description of every REST route of `app`, as OpenAPI 3.1."""
-    found = app.openapi()
+    """Return the OpenAPI 3.1 description of every REST route of `app`."""
+    description = app.openapi()
     routes = [route for route in app.routes if isinstance(route, APIRoute)]
     schemas = _Schemas(routes)
     for route in routes:
         for method in route.methods or ():
-            operation = found["paths"][route.path_format][method.lower()]
+            operation = description["paths"][route.path_format][method.lower()]
             _describe_operation(operation, route, method, schemas.named)
-    found["info"]["description"] = OVERVIEW
-    found["security"] = [{"bearer": []}]
-    found["components"] = {
+    description["info"]["description"] = OVERVIEW
+    description["security"] = [{"bearer": []}]
+    description["components"] = {
         "schemas": schemas.all | {"Problem": PROBLEM},
         "responses": {name: _response(status, text) for status, (name, text) in PROBLEMS.items()},
         "securitySchemes": {
             "bearer": {"type": "http", "scheme": "bearer", "description": "one of the gateway's tokens"}
         },
     }
-    return found
+    return description
 
 
 class _Schemas:
-    """The schemas of all bodies: by model and direction, and by name."""
+    """JSON schemas of all bodies: by model and direction, and by name."""
 
     def __init__(self, routes: list[APIRoute]) -> None:
         answers = [(route.response_model, "serialization") for route in routes if route.response_model is not None]

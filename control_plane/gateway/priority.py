@@ -1,7 +1,7 @@
-"""Ranks go first: the gateway's own processes run at a lower priority than Ray's other workers.
+"""Process priority (nice): the gateway runs at a lower one than Ray's other workers, so that ranks come first.
 
-Where they share a machine, whatever the gateway does is taken from the training's time. The control server keeps the
-priority of the ranks: rank 0 waits for its answers, and no more reaches it than the turnstile lets through.
+On a shared machine the gateway competes with the training for processor time. The control server keeps the priority of
+the ranks: rank 0 waits for its answers, and admission control limits its load.
 """
 
 import logging
@@ -9,8 +9,8 @@ import os
 from pathlib import Path
 
 LOWER_BY = 4
-"""Each step of niceness is a quarter of the processor time, when there is too little of it: four make 1 to 2.4.
-Ray gives its workers 15 unless it is told otherwise, and 19 is the least there is."""
+"""Each nice level is a factor of 1.25 in processor time under contention: four levels make 1 to 2.4.
+Ray starts its workers at nice 15 by default, and 19 is the maximum."""
 
 THREADS = Path("/proc/self/task")
 
@@ -18,8 +18,8 @@ log = logging.getLogger(__name__)
 
 
 def give_way(lower_by: int = LOWER_BY) -> None:
-    """Lower this process, all of its threads: on Linux each has a niceness of its own, which new ones inherit."""
-    threads = [int(each.name) for each in THREADS.iterdir()] if THREADS.is_dir() else [0]
+    """Lower the priority of all threads of this process: on Linux each has its own, which new threads inherit."""
+    threads = [int(thread.name) for thread in THREADS.iterdir()] if THREADS.is_dir() else [0]
     for thread in threads:
         try:
             os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + lower_by)

@@ -1,8 +1,8 @@
-"""Every way to be refused, as `application/problem+json` (RFC 9457).
+"""Error responses as `application/problem+json` (RFC 9457).
 
-A problem has `type` (`/problems/<slug>`), `title`, `status` and `detail`, which is the reason as a sentence. A body or
-a parameter that does not fit adds `errors`: where, what was wrong, what is allowed. Input is never repeated back,
-because it may hold a token. Whatever was not raised on purpose is a 500 without any inner text; the log has it.
+A problem has `type` (`/problems/<slug>`), `title`, `status` and `detail`, the reason as a sentence. An invalid body or
+parameter adds `errors`: where, what was wrong, what is allowed. Input is never echoed, because it may contain a token.
+An unexpected exception is a 500 without details; the log has them.
 """
 
 from collections.abc import Mapping
@@ -21,13 +21,13 @@ from control_plane.core.model.intents import MAX_NAME_CHARS, MAX_VALUES
 MEDIA_TYPE = "application/problem+json"
 
 NO_SNIFFING = "nosniff"
-"""On every answer: a browser takes a log for text, and not for a page or a script because it looks like one."""
+"""Sent with every response, so that a browser never sniffs a log as a page or a script."""
 
 RETRY_AFTER_S = 1
-"""A control server restarts, and a queue of commands moves, within about a second."""
+"""A control server restarts, and a queue of commands drains, within about a second."""
 
 MAX_ERRORS_LISTED = 10
-"""A hostile body can be wrong in a quarter of a million ways; the answer stays small."""
+"""A hostile body can have a quarter of a million errors; the response stays small."""
 
 MAX_WHERE_CHARS = 120
 MAX_WHAT_CHARS = 500
@@ -37,15 +37,15 @@ _INTENTS: dict[str, type[BaseModel]] = {
 }
 
 _OF_SEVERAL_KINDS = {
-    "value": (1, f"a finite number, true or false, or a list of 1 to {MAX_VALUES} finite numbers is needed"),
-    "group": (1, "an index from 0 or a name is needed"),
-    "arguments": (2, f"text of at most {MAX_NAME_CHARS} characters, a finite number, true or false is needed"),
+    "value": (1, f"must be a finite number, true, false, or a list of 1 to {MAX_VALUES} finite numbers"),
+    "group": (1, "must be an index from 0, or a name"),
+    "arguments": (2, f"must be text of at most {MAX_NAME_CHARS} characters, a finite number, true or false"),
 }
-"""By the member's name: how many parts of a place lead to it, itself included, and what it takes."""
+"""By field name: how many parts of an error's location lead to it, itself included, and what it accepts."""
 
 _TITLES = {
     400: "Bad request",
-    401: "Who are you?",
+    401: "Unauthenticated",
     403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
@@ -58,9 +58,9 @@ _TITLES = {
     503: "Unavailable",
 }
 _HTTP_ERRORS = {
-    400: ("invalid", "the request could not be read"),
-    404: ("not-found", "there is nothing at this address; runs are under /api/v1/runs"),
-    405: ("method-not-allowed", "this address does not take that method; the Allow header lists what it takes"),
+    400: ("invalid", "the request could not be parsed"),
+    404: ("not-found", "unknown path; runs are under /api/v1/runs"),
+    405: ("method-not-allowed", "method not allowed on this path; the Allow header lists the allowed ones"),
 }
 _RESERVED = frozenset({"type", "title", "status", "detail", "instance"})
 
@@ -68,7 +68,7 @@ _RESERVED = frozenset({"type", "title", "status", "detail", "instance"})
 def problem(
     status: int, slug: str, detail: str, headers: Mapping[str, str] | None = None, **members: object
 ) -> Response:
-    """One problem as a response."""
+    """Return a problem as a response."""
     content = {"type": f"/problems/{slug}", "title": _TITLES.get(status, "Error"), "status": status, "detail": detail}
     content |= {name: value for name, value in members.items() if name not in _RESERVED}
     return Response(
@@ -80,12 +80,12 @@ def problem(
 
 
 def internal_problem() -> Response:
-    """What the world hears of a failure that nobody foresaw."""
-    return problem(500, "error", "something went wrong inside the gateway; its log says what")
+    """Return the response to an unexpected exception, without its details."""
+    return problem(500, "error", "internal error in the gateway; see its log")
 
 
 def problem_of(error: SteerwayError) -> Response:
-    """An error of our own tree: the slug names its class."""
+    """Return the response to a `SteerwayError`; the slug names its class."""
     headers = {}
     if isinstance(error, Unavailable | Overloaded):
         headers["Retry-After"] = str(RETRY_AFTER_S)
@@ -95,7 +95,7 @@ def problem_of(error: SteerwayError) -> Response:
 
 
 def install_problems(app: FastAPI, request_model: type[BaseModel]) -> None:
-    """Let every error of `app` become a problem. `request_model` is the body whose members may be named as allowed."""
+    """Install handlers that turn every error of `app` into a problem. `request_model`: the body to name fields of."""
 
     async def on_our_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, SteerwayError)
@@ -108,8 +108,8 @@ def install_problems(app: FastAPI, request_model: type[BaseModel]) -> None:
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        found = [_explain(each, request_model) for each in error.errors()]
-        return invalid_problem(list({(each["where"], each["what"]): each for each in found}.values()))
+        explained = [_explain(one, request_model) for one in error.errors()]
+        return invalid_problem(list({(one["where"], one["what"]): one for one in explained}.values()))
 
     app.add_exception_handler(SteerwayError, on_our_error)
     app.add_exception_handler(HTTPException, on_http_error)
@@ -117,7 +117,7 @@ def install_problems(app: FastAPI, request_model: type[BaseModel]) -> None:
 
 
 def invalid_problem(errors: list[dict[str, str]]) -> Response:
-    """A 422 from `{where, what}` pairs."""
+    """Return a 422 from `{where, what}` pairs."""
     listed = errors[:MAX_ERRORS_LISTED]
     detail = "; ".join(f"{error['where']}: {error['what']}" for error in listed)
     unlisted = len(errors) - len(listed)
@@ -125,10 +125,10 @@ def invalid_problem(errors: list[dict[str, str]]) -> Response:
 
 
 def _explain(error: Mapping[str, Any], request_model: type[BaseModel]) -> dict[str, str]:
-    """One of pydantic's errors without the input that caused it."""
-    loc, needed = _of_one_kind(tuple(error["loc"]))
-    if needed is not None:
-        error = {"type": "mixed", "msg": needed}
+    """Describe one of pydantic's errors without the input that caused it."""
+    loc, accepted = _of_one_kind(tuple(error["loc"]))
+    if accepted is not None:
+        error = {"type": "mixed", "msg": accepted}
     shown = loc[:1] if error["type"] == "json_invalid" else loc
     places = [str(part) for part in shown if not (part in _INTENTS and "intent" in loc)]
     return {
@@ -142,28 +142,28 @@ def _what(error: Mapping[str, Any], loc: tuple[Any, ...], request_model: type[Ba
     match error["type"]:
         case "json_invalid":
             at = f" (at character {loc[-1]})" if loc[-1] else ""
-            return f"this is not JSON: {context.get('error', 'it cannot be read')}{at}"
+            return f"invalid JSON: {context.get('error', 'it cannot be parsed')}{at}"
         case "union_tag_invalid":
-            return f"there is no such kind; allowed are {', '.join(_INTENTS)}"
+            return f"unknown kind; allowed are {', '.join(_INTENTS)}"
         case "union_tag_not_found":
             return f"'kind' is missing; allowed are {', '.join(_INTENTS)}"
         case "extra_forbidden":
-            return f"there is no such member; allowed are {', '.join(_allowed_members(loc, request_model))}"
+            return f"unknown field; allowed are {', '.join(_allowed_members(loc, request_model))}"
         case "missing" if loc == ("body",):
-            return 'a JSON object is needed, such as {"intent": {"kind": "pause"}}'
+            return 'must be a JSON object, such as {"intent": {"kind": "pause"}}'
         case "model_attributes_type" | "model_type" | "dict_type" | "dict_attributes_type":
-            return "this must be a JSON object, sent with Content-Type: application/json"
+            return "must be a JSON object, sent with Content-Type: application/json"
         case _:
             return str(error["msg"]).removeprefix("Value error, ")
 
 
 def _of_one_kind(loc: tuple[Any, ...]) -> tuple[tuple[Any, ...], str | None]:
-    """What may be of several kinds is refused once for each of them: its own place, and all kinds in one sentence."""
-    for name, (parts, needed) in _OF_SEVERAL_KINDS.items():
+    """Shorten the location of a union's error to the field itself, and return what that field accepts, else None."""
+    for name, (parts, accepted) in _OF_SEVERAL_KINDS.items():
         if "intent" in loc and name in loc:
             end = loc.index(name) + parts
             if len(loc) > end:
-                return loc[:end], needed
+                return loc[:end], accepted
     return loc, None
 
 

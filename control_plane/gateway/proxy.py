@@ -1,12 +1,12 @@
-"""What stands in Serve's proxy: the turnstile, so that a refusal is spared the way to the app.
+"""Admission control in Ray Serve's proxy, so that a rejected request never reaches the app.
 
-From the proxy to the app and back a request takes several milliseconds of processor time, on cores that a training
-may want; a refusal at the proxy takes a quarter of one at most. Ray Serve calls `middlewares` in each of its proxies if
-`RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` says so, which `steer up` sees to. On a cluster that somebody else has
-started, the turnstile in the app is the only one.
+From the proxy to the app and back a request costs several milliseconds of processor time, on cores that a training
+may need; a rejection at the proxy costs a quarter of one at most. Ray Serve calls `middlewares` in each of its proxies
+if `RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH` names it, which `steer up` sets. On a cluster that was started
+otherwise, only the app applies admission control.
 
-Whom it does not know, it lets pass: the app says no. But streams that have said nothing yet are few here, too: each
-holds a place of the app.
+Unknown tokens pass: the app rejects them. But unauthenticated streams are limited here, too: each occupies one of the
+app's request slots.
 """
 
 import logging
@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 
 class AtTheProxy:
-    """ASGI middleware: only what the turnstile lets through goes on to Serve."""
+    """ASGI middleware: forwards only admitted requests to Serve."""
 
     def __init__(self, app: ASGIApp, turnstile: Turnstile) -> None:
         self._app, self._turnstile = app, turnstile
         self._strangers = set[object]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One connection."""
+        """Handle one connection."""
         if scope["type"] == "websocket":
             await self._stream(scope, receive, send)
             return
@@ -41,7 +41,7 @@ class AtTheProxy:
         try:
             owner = self._turnstile.enter(scope)
         except Unauthenticated:
-            log.debug("somebody whom the proxy does not know is left to the app")
+            log.debug("unknown token: left to the app")
         except (Overloaded, UnwantedBody) as error:
             await turned_away(scope, error)(scope, receive, send)
             return
@@ -51,9 +51,9 @@ class AtTheProxy:
             self._turnstile.leave(owner)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """One WebSocket: its place among the strangers is free again when it has said something, or has ended."""
+        """Handle one WebSocket; it counts as unauthenticated until its first message."""
         if len(self._strangers) >= MAX_STRANGERS:
-            reason = f"{MAX_STRANGERS} connections have shown no token yet; come again in a moment"
+            reason = f"too many unauthenticated connections ({MAX_STRANGERS}); retry in a moment"
             await send({"type": "websocket.accept"})
             await send({"type": "websocket.close", "code": TRY_AGAIN, "reason": reason})
             return
@@ -73,11 +73,11 @@ class AtTheProxy:
 
 
 def middlewares() -> list[Middleware]:
-    """Called by Serve in the process of a proxy. Without a list of tokens there is nobody to be counted."""
+    """Return the middlewares for a Serve proxy, which calls this; none without a token list."""
     give_way()
     try:
         tokens = TokenFile(settings().tokens_file)
     except SteerwayError as error:
-        log.warning("the turnstile is left to the app: %s", error.reason)
+        log.warning("no admission control in the proxy, only in the app: %s", error.reason)
         return []
     return [Middleware(AtTheProxy, turnstile=Turnstile(tokens))]

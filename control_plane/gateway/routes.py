@@ -1,7 +1,7 @@
-"""The REST routes under `/api/v1`: what a client may ask of a run.
+"""REST routes under `/api/v1`.
 
-Commands are resources: POST answers 202 once the command is durable, and its `Location` says what became of it.
-Answers are written by pydantic itself, because JSON has no NaN and a diverged loss must arrive as "NaN", not as null.
+Commands are resources: POST answers 202 once the command is durable; its `Location` returns the outcome. Idempotent by
+uuid. Pydantic serializes the responses, because JSON has no NaN and a diverged loss must arrive as "NaN", not as null.
 """
 
 import asyncio
@@ -44,13 +44,13 @@ if TYPE_CHECKING:
     from control_plane.gateway.app import RunDirectory
 
 MAX_LONG_POLLS_PER_TOKEN = 64
-"""A console with a few tabs holds a handful; each costs a task and a place in the control server's queue."""
+"""A console with a few tabs holds a handful; each costs a task and a slot in the control server's queue."""
 
 MAX_NAMES = 64
 MAX_SIDE_CHARS = 400
 MAX_LOG_LINES = 2_000
 MAX_LOG_BYTES = 256 * 1024
-"""The end of a log, for people. The whole file is on the disk of the run."""
+"""Size of the tail of a log that is served; the whole file is in the run's folder."""
 
 _LOG_NAME = re.compile(r"([a-z0-9][a-z0-9_-]{0,63})\.log")
 
@@ -59,20 +59,20 @@ WaitS = Annotated[float, Query(ge=0, le=MAX_WAIT_S, allow_inf_nan=False)]
 
 
 class Health(Message):
-    """The gateway answers."""
+    """Response of the health check."""
 
     status: str = "ok"
     version: str
 
 
 class RunList(Message):
-    """Every run."""
+    """Response: a summary of every run."""
 
     runs: tuple[RunSummary, ...]
 
 
 class CommandRequest(Message):
-    """The body of a command. The author is whoever's token it is, so it cannot be said here."""
+    """Request body of a command. Its author is the owner of the token."""
 
     intent: Intent
     uuid: UUID | None = None
@@ -84,19 +84,19 @@ class CommandRequest(Message):
         ge=0,
         le=MAX_STEP,
         strict=True,
-        description="the `seq` of the snapshot that this was decided on; refused if the run was changed after it",
+        description="the `seq` of the snapshot this is based on; rejected if the run has changed since",
     )
 
 
 class JournalPage(Message):
-    """Lines of the journal, as `steer journal --json` prints them. `last_seq` is where to go on from."""
+    """Response: journal lines as `steer journal --json` prints them; `last_seq` is the next cursor."""
 
     entries: tuple[dict[str, Any], ...]
     last_seq: int
 
 
 class LogTail(Message):
-    """The last lines of one log, and which logs there are."""
+    """Response: the last lines of one log, and the names of all logs."""
 
     source: str
     text: str
@@ -104,18 +104,18 @@ class LogTail(Message):
 
 
 class StrictRequest(Request):
-    """A request whose JSON is JSON: Python's reader would also take NaN, 1e999 and the same key twice."""
+    """A request with strict JSON: no NaN, no 1e999, no duplicate keys, which Python's parser would accept."""
 
     async def json(self) -> Any:
-        """Raises `json.JSONDecodeError` with the sentence."""
+        """Parse the body. Raises `json.JSONDecodeError` with the reason."""
         return parse_strictly(await self.body())
 
 
 class StrictRoute(APIRoute):
-    """FastAPI reads a body before it asks its dependencies; here nobody's body is parsed before we know who asks."""
+    """A route that authorizes before it parses the body; FastAPI would parse it before its dependencies run."""
 
     def get_route_handler(self) -> Callable[[Request], Awaitable[Response]]:  # type: ignore[override]
-        """The handler behind the check."""
+        """Return the handler, preceded by the authorization."""
         handle = super().get_route_handler()
 
         async def handle_strictly(request: Request) -> Response:
@@ -126,30 +126,30 @@ class StrictRoute(APIRoute):
 
 
 def parse_strictly(body: bytes) -> Any:
-    """JSON as RFC 8259 has it. Raises `json.JSONDecodeError` for everything else."""
+    """Parse JSON strictly by RFC 8259. Raises `json.JSONDecodeError`."""
 
-    def refuse(why: str) -> NoReturn:
-        raise json.JSONDecodeError(why, "", 0)
+    def refuse(reason: str) -> NoReturn:
+        raise json.JSONDecodeError(reason, "", 0)
 
     def no_constant(name: str) -> NoReturn:
-        refuse(f"{name} is not a number in JSON; a finite number is needed")
+        refuse(f"{name} is not valid in JSON; use a finite number")
 
     def finite(text: str) -> float:
         value = float(text)
-        return value if math.isfinite(value) else refuse("a number is too large; a finite number is needed")
+        return value if math.isfinite(value) else refuse("a number is too large; use a finite number")
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         members = dict(pairs)
-        return members if len(members) == len(pairs) else refuse("a member is given twice in one object")
+        return members if len(members) == len(pairs) else refuse("duplicate key in an object")
 
     try:
         return json.loads(body.decode("utf-8"), parse_constant=no_constant, parse_float=finite, object_pairs_hook=once)
     except json.JSONDecodeError:
         raise
     except UnicodeDecodeError:
-        refuse("it is not UTF-8")
+        refuse("not UTF-8")
     except RecursionError:
-        refuse("it is nested too deeply")
+        refuse("nested too deeply")
     except ValueError:
         refuse("an integer has too many digits")
 
@@ -169,22 +169,22 @@ def _answer(answer: Message, status: int = 200, **headers: str) -> Response:
 
 
 async def health(request: Request) -> Response:
-    """Whether the gateway answers, and its version. Needs no token."""
+    """Check that the gateway is up, and return its version. Needs no token."""
     return _answer(Health(version=request.app.version))
 
 
 async def openapi_schema(request: Request) -> Response:
-    """This API, as OpenAPI 3.1."""
+    """Return the OpenAPI 3.1 description of this API."""
     return Response(request.app.state.openapi, media_type="application/json")
 
 
 async def list_runs(request: Request) -> Response:
-    """Every run."""
+    """List every run."""
     return _answer(RunList(runs=tuple(await _directory(request).list())))
 
 
 async def read_run(request: Request, run: str) -> Response:
-    """The run as it is now. The ETag is the position of its journal."""
+    """Return the current snapshot of a run. The ETag is the position of its journal."""
     snapshot = await (await _directory(request).handle(run)).snapshot()
     return _answer(snapshot, ETag=f'"{snapshot.seq}"')
 
@@ -192,7 +192,7 @@ async def read_run(request: Request, run: str) -> Response:
 async def submit_command(
     request: Request, run: str, body: CommandRequest, idempotency_key: Annotated[str | None, Header()] = None
 ) -> Response:
-    """Ask for something. 202 means that the command is durable; sending it again with the same uuid is harmless."""
+    """Submit a command. Idempotent by uuid. Status 202 means that the command is durable."""
     identity: Identity = request.state.identity
     check_may_command(identity, body.intent)
     command = _command_of(body, _chosen_uuid(body.uuid, idempotency_key), identity)
@@ -202,7 +202,7 @@ async def submit_command(
 
 
 def _command_of(body: CommandRequest, uuid: UUID, identity: Identity) -> Command:
-    """Raises `Invalid` where members that are right one by one contradict each other."""
+    """Build the command. Raises `Invalid` if fields contradict each other."""
     members = body.model_dump(include={"reason", "not_before_step", "not_after_step", "based_on_seq"})
     try:
         return Command(uuid=uuid, author=identity.id, role=identity.role, intent=body.intent, **members)
@@ -216,14 +216,14 @@ def _chosen_uuid(in_body: UUID | None, in_header: str | None) -> UUID:
     try:
         key = UUID(in_header.strip().strip('"'))
     except ValueError:
-        raise Invalid("the Idempotency-Key must be a UUID: it becomes the command's uuid") from None
+        raise Invalid("Idempotency-Key must be a UUID: it becomes the command's uuid") from None
     if in_body not in (None, key):
-        raise Invalid("the Idempotency-Key and the body's uuid differ; give one of them, or the same twice")
+        raise Invalid("Idempotency-Key and the body's uuid differ; send only one, or the same value")
     return key
 
 
 async def read_command(request: Request, run: str, uuid: UUID, wait_s: WaitS = 0.0) -> Response:
-    """What became of a command; waits up to `wait_s` for its end."""
+    """Return a command and its outcome; waits up to `wait_s` seconds for it (long poll)."""
     handle = await _directory(request).handle(run)
     view = await handle.command(uuid)
     if view.settled is None and wait_s > 0:
@@ -234,7 +234,7 @@ async def read_command(request: Request, run: str, uuid: UUID, wait_s: WaitS = 0
 
 
 async def _wait_for_end(handle: RunHandle, view: CommandView, wait_s: float) -> None:
-    """Follow the journal from where the command was accepted: its end cannot lie before that."""
+    """Wait for a command's outcome by following the journal from where the command was accepted."""
     now = asyncio.get_running_loop().time
     deadline, cursor = now() + wait_s, view.accepted_seq
     while (left_s := deadline - now()) > 0:
@@ -252,7 +252,7 @@ async def read_journal(
     limit: Annotated[int, Query(ge=1, le=MAX_TAIL_ENTRIES)] = MAX_TAIL_ENTRIES,
     wait_s: WaitS = 0.0,
 ) -> Response:
-    """Lines after `after`; waits up to `wait_s` for the first."""
+    """Return journal lines after `after`; waits up to `wait_s` seconds for the first (long poll)."""
     handle = await _directory(request).handle(run)
     if wait_s > 0:
         with request.app.state.long_polls.take(request.state.identity):
@@ -270,13 +270,13 @@ async def read_metrics(
     limit: Annotated[int, Query(ge=1, le=MAX_POINTS_PER_READ)] = MAX_POINTS_PER_READ,
     name: Annotated[tuple[str, ...], Query(max_length=MAX_NAMES)] = (),
 ) -> Response:
-    """Points after the cursor, of these names or of all."""
+    """Return metric points after the cursor, of the named series or of all."""
     handle = await _directory(request).handle(run)
     return _answer(await handle.measurements(after, limit, name))
 
 
 async def read_tree(request: Request, run: str) -> Response:
-    """The run's branches with their changes and best losses, and the runs that were begun from it."""
+    """Return the run's branches with their changes and best losses, and the runs that were started from it."""
     return _answer(await tree_of(_directory(request), run))
 
 
@@ -287,7 +287,7 @@ async def read_comparison(
         Query(min_length=2, max_length=MAX_SIDES, description="`RUN`, `RUN:BRANCH`, `RUN@STEP`, `RUN@CHECKPOINT`"),
     ],
 ) -> Response:
-    """Runs or branches beside each other, from where they part: knobs, commands, losses."""
+    """Compare runs or branches from their last common step: knobs, commands, losses."""
     return _answer(await comparison_of(_directory(request), of))
 
 
@@ -297,27 +297,27 @@ async def read_logs(
     source: str = "driver",
     lines: Annotated[int, Query(ge=1, le=MAX_LOG_LINES)] = 200,
 ) -> Response:
-    """The last lines that the driver (`driver`) or a rank (`rank-0`) printed."""
+    """Return the last log lines of the driver (`driver`) or of a rank (`rank-0`)."""
     files = _directory(request).files(run)
     return _answer(await asyncio.to_thread(read_log_tail, files, source, lines))
 
 
 def read_log_tail(files: RunFiles, source: str, lines: int) -> LogTail:
-    """The last `lines` lines, of at most `MAX_LOG_BYTES`. Raises `NotFound`.
+    """Read the last `lines` lines of a log, at most `MAX_LOG_BYTES`. Raises `NotFound`.
 
-    The source is only looked up in the folder's own listing; it never becomes part of a path.
+    The source is looked up in the folder's listing and never becomes part of a path (no path traversal).
     """
     try:
         folder = os.open(files.logs, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     except OSError:
         raise NotFound("this run has no logs yet", sources=()) from None
     try:
-        with os.scandir(folder) as found:
-            names = {match[1] for entry in found if (match := _LOG_NAME.fullmatch(entry.name)) and _is_log(entry)}
+        with os.scandir(folder) as listing:
+            names = {match[1] for entry in listing if (match := _LOG_NAME.fullmatch(entry.name)) and _is_log(entry)}
         sources = tuple(sorted(names, key=_by_rank))
         if source not in names:
-            said = f"this run has no log of that name; it has {', '.join(sources) or 'none yet'}"
-            raise NotFound(said, sources=sources)
+            reason = f"this run has no log of that name; its logs are: {', '.join(sources) or 'none yet'}"
+            raise NotFound(reason, sources=sources)
         with open_regular(f"{source}.log", folder, only_name=True) as file:
             size_bytes = file.seek(0, os.SEEK_END)
             file.seek(max(0, size_bytes - MAX_LOG_BYTES))
@@ -330,7 +330,7 @@ def read_log_tail(files: RunFiles, source: str, lines: int) -> LogTail:
 
 
 def _is_log(entry: os.DirEntry[str]) -> bool:
-    """Neither a link, of either kind, nor a pipe: a script writes into this folder, too."""
+    """Return whether this is a regular file with one name: scripts may plant links or pipes in this folder."""
     try:
         status = entry.stat(follow_symlinks=False)
     except OSError:
@@ -339,13 +339,13 @@ def _is_log(entry: os.DirEntry[str]) -> bool:
 
 
 def _by_rank(source: str) -> tuple[str, int]:
-    """`rank-2` before `rank-10`."""
+    """Sort key that puts `rank-2` before `rank-10`."""
     name, _, number = source.rpartition("-")
     return (name, int(number)) if number.isdecimal() else (source, -1)
 
 
 def add_routes(app: FastAPI) -> None:
-    """Add every REST route. Their names are the operation ids; who may use them stands in `auth.ACCESS`."""
+    """Add every REST route. Function names are the operation ids; `auth.ACCESS` lists the allowed roles."""
     app.router.route_class = StrictRoute
     routes: list[tuple[str, str, Callable[..., Awaitable[Response]], int, type[Message] | None]] = [
         ("GET", "/health", health, 200, Health),

@@ -1,4 +1,4 @@
-"""What a token that is for some runs only can reach: the runs of its globs; every other one does not exist for it."""
+"""Access scope of a token that is restricted to some runs: all other runs look as if they did not exist."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -13,31 +13,31 @@ if TYPE_CHECKING:
 
 
 class ScopedRuns:
-    """The runs that one token is for. Satisfies `app.RunDirectory`; every route reaches runs through it."""
+    """Run directory restricted to one token's scope. Implements `app.RunDirectory`."""
 
     def __init__(self, runs: "RunDirectory", identity: Identity) -> None:
         self._runs, self._identity = runs, identity
 
     async def list(self) -> Sequence[RunSummary]:
-        """Those of the scope."""
-        return [each for each in await self._runs.list() if self._identity.sees(each.run)]
+        """Return summaries of the runs in scope."""
+        return [summary for summary in await self._runs.list() if self._identity.sees(summary.run)]
 
     async def handle(self, run: str) -> RunHandle:
-        """Raises `NotFound` also for what is out of the scope, or `Invalid` for a malformed id."""
+        """Return a handle on a run. Raises `NotFound`, also for a run out of scope, or `Invalid` for a malformed id."""
         self._check(run)
         return await self._runs.handle(run)
 
     def files(self, run: str) -> RunFiles:
-        """Raises as `handle`."""
+        """Return the run's files. Raises like `handle`."""
         self._check(run)
         return self._runs.files(run)
 
     def _check(self, run: str) -> None:
-        # In the words for a run that is not there: whoever may not see it does not learn that it is.
+        # The same message as for a run that does not exist, so that it does not reveal that the run exists.
         if not self._identity.sees(check_run_id(run)):
             raise NotFound(f"there is no run {run!r}")
 
 
 def scoped(runs: "RunDirectory", identity: Identity) -> "RunDirectory":
-    """The runs as this token sees them."""
+    """Return the run directory as seen by this token."""
     return ScopedRuns(runs, identity) if identity.runs is not None else runs

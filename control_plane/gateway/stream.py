@@ -1,14 +1,14 @@
-"""The WebSocket: the journal's tail, resumable by seq.
+"""WebSocket stream of a run's journal, resumable by seq.
 
     client                                  gateway
     connect /runs/RUN/stream?after=811      accepts
     {"token": "..."}  (within 5 s)          {"type": "entry", "entry": {"seq": 812, ...}}, each once and in order
                                             {"type": "progress", "snapshot": {...}}, every few seconds
 
-Close codes: 1000 the run is over, 4401 no or unknown token, 4403 Origin or role, 4404 no such run, 4422 `after` is not
-a position, 4429 too many streams; 1013 means: come again with `after` = the last seq. The connection pulls from the
-journal only after the last message went out, so a slow reader holds one batch and no more. Not covered: a server that
-takes messages faster than it sends them (Ray Serve's proxy queue); `MAX_STREAM_BYTES` bounds what may pile up there.
+Close codes: 1000 the run has ended, 4401 missing or unknown token, 4403 Origin or role, 4404 no such run, 4422 invalid
+`after`, 4429 too many streams; 1013 means: reconnect with `after` = the last seq. Backpressure: the journal is
+read only after the last message was sent, so a slow reader holds one batch. Not covered: a server that accepts
+messages faster than it sends them (Ray Serve's proxy queue); `MAX_STREAM_BYTES` bounds what may pile up there.
 """
 
 import asyncio
@@ -29,37 +29,37 @@ from control_plane.gateway.scope import scoped
 from control_plane.gateway.tokens import Identity
 
 AUTH_DEADLINE_S = 5.0
-"""A program sends its token at once; a connection without one must not cost anything for long."""
+"""A program sends its token at once; this bounds the cost of a connection without one."""
 
 PROGRESS_PERIOD_S = 2.0
-"""How often a watcher hears that the run is alive."""
+"""Period of progress messages, which also show that the run is alive."""
 
 SEND_DEADLINE_S = 20.0
-"""A reader that takes no message for this long is gone or stuck; it may come again."""
+"""A reader that takes no message for this long is gone or stuck; it may reconnect."""
 
 BATCH_ENTRIES = 100
 MAX_STREAMS_PER_TOKEN = 16
 """A console with several tabs, the CLI and an agent, under one token."""
 
 MAX_STRANGERS = 32
-"""Connections at a time that have shown no token yet. A program shows it at once, so that few are ever waited for."""
+"""Most unauthenticated connections at a time. A program sends its token at once, so few are ever pending."""
 
 MAX_MESSAGE_CHARS = 4096
-"""The only message that a client has to send is its token."""
+"""The only message that a client sends is its token."""
 
 MAX_STREAM_BYTES = 16 * 1024 * 1024
-"""After so much the connection is closed with 1013, and the client resumes."""
+"""After this much the connection is closed with 1013, and the client reconnects."""
 
 OVER, TRY_AGAIN, TOO_BIG = 1000, 1013, 1009
 UNAUTHENTICATED, FORBIDDEN, NO_RUN, BAD_CURSOR, TOO_MANY = 4401, 4403, 4404, 4422, 4429
 MAX_CLOSE_REASON_BYTES = 123
-"""What RFC 6455 leaves for a reason."""
+"""Length limit of a close reason in RFC 6455."""
 
 log = logging.getLogger(__name__)
 
 
 class Closing(Exception):
-    """The connection ends now, with this code and sentence."""
+    """Raised to close the connection with a code and a reason."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -72,28 +72,28 @@ def add_stream(app: FastAPI) -> None:
 
 
 async def stream_journal(websocket: WebSocket, run: str) -> None:
-    """One watcher, from its first message to its last."""
+    """Handle one stream, from accepting the connection to closing it."""
     await websocket.accept()
     try:
         await _serve(websocket, run)
     except Closing as closing:
         await _close(websocket, closing.code, closing.reason)
     except WebSocketDisconnect:
-        log.debug("a watcher of %s left", run)
+        log.debug("a stream of %s was closed by its client", run)
     except SteerwayError as error:
         await _close(websocket, _close_code(error), error.reason)
     except Exception:
-        log.exception("a stream failed in a way that nobody foresaw")
-        await _close(websocket, TRY_AGAIN, "something went wrong inside the gateway")
+        log.exception("unhandled exception in a stream")
+        await _close(websocket, TRY_AGAIN, "internal error in the gateway")
 
 
 async def _serve(websocket: WebSocket, run: str) -> None:
     origin = websocket.headers.get("origin")
     if origin is not None and origin not in websocket.app.state.allowed_origins:
-        raise Closing(FORBIDDEN, "pages of this origin may not open a stream")
+        raise Closing(FORBIDDEN, "this Origin is not allowed to open a stream")
     strangers = websocket.app.state.strangers
     if len(strangers) >= MAX_STRANGERS:
-        raise Closing(TRY_AGAIN, f"{MAX_STRANGERS} connections have shown no token yet; come again in a moment")
+        raise Closing(TRY_AGAIN, f"too many unauthenticated connections ({MAX_STRANGERS}); retry in a moment")
     strangers.add(websocket)
     try:
         token = await _token(websocket)
@@ -110,25 +110,25 @@ async def _serve(websocket: WebSocket, run: str) -> None:
         finally:
             for task in (listening, sending):
                 task.cancel()
-            # Not `gather`: who cancels this task would be told of the cancellation of those two instead.
+            # Not `gather`: cancelling this task would raise the cancellation of those two instead.
             await asyncio.wait((listening, sending))
         for task in done:
             task.result()
 
 
 def _check(websocket: WebSocket, token: str, identity: Identity) -> None:
-    """Raises `Closing` if the token has expired, was revoked, or is for something else now."""
+    """Raise `Closing` if the token has expired, was revoked, or has another role or scope now."""
     if websocket.app.state.tokens.identify(token) != identity:
         raise Closing(UNAUTHENTICATED, "the token has expired or been revoked")
 
 
 async def _token(websocket: WebSocket) -> str:
-    """The first message's token."""
+    """Receive the token, the first message. Raises `Closing`."""
     try:
         async with asyncio.timeout(AUTH_DEADLINE_S):
             message = await _receive(websocket)
     except TimeoutError:
-        raise Closing(UNAUTHENTICATED, f"no token came within {AUTH_DEADLINE_S:g} s") from None
+        raise Closing(UNAUTHENTICATED, f"no token was received within {AUTH_DEADLINE_S:g} s") from None
     try:
         token = json.loads(message)["token"]
     except (ValueError, TypeError, KeyError, RecursionError):
@@ -139,18 +139,18 @@ async def _token(websocket: WebSocket) -> str:
 
 
 async def _receive(websocket: WebSocket) -> str:
-    """One message as text. Raises `WebSocketDisconnect`, or `Closing` if it is too big."""
+    """Receive one message as text. Raises `WebSocketDisconnect`, or `Closing` if it is too big."""
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", OVER))
     text = message.get("text") or (message.get("bytes") or b"").decode("utf-8", errors="replace")
     if len(text) > MAX_MESSAGE_CHARS:
-        raise Closing(TOO_BIG, f"a message may have {MAX_MESSAGE_CHARS} characters at most")
+        raise Closing(TOO_BIG, f"the message exceeds the limit of {MAX_MESSAGE_CHARS} characters")
     return text
 
 
 async def _listen(websocket: WebSocket) -> None:
-    """Notice that the watcher leaves. What it says after its token is not for us."""
+    """Detect that the client disconnects; further messages are ignored."""
     while True:
         await _receive(websocket)
 
@@ -162,9 +162,9 @@ def _cursor(text: str) -> int:
 
 
 async def _send_all(websocket: WebSocket, handle: RunHandle, after: int, check: Callable[[], None]) -> None:
-    """Entries as they become durable, and progress in between. Ends with the run, or after `MAX_STREAM_BYTES`.
+    """Send entries as they become durable, and progress in between, until the run ends or `MAX_STREAM_BYTES`.
 
-    `check` is asked before anything is sent, so at least every `PROGRESS_PERIOD_S`: it raises if that may not be.
+    `check` is called before every send, so at least every `PROGRESS_PERIOD_S`; it raises if access was revoked.
     """
     now = asyncio.get_running_loop().time
     cursor, sent_bytes, progress_at = after, 0, now()
@@ -172,7 +172,7 @@ async def _send_all(websocket: WebSocket, handle: RunHandle, after: int, check: 
         entries = await handle.tail(cursor, BATCH_ENTRIES, max(0.0, progress_at - now()))
         check()
         for entry in entries:
-            # A slow reader takes a batch for minutes.
+            # A slow reader may take minutes for a batch.
             check()
             sent_bytes += await _send(websocket, {"type": "entry", "entry": entry.line()})
             cursor = entry.seq
@@ -184,17 +184,17 @@ async def _send_all(websocket: WebSocket, handle: RunHandle, after: int, check: 
         if snapshot.closed and cursor >= snapshot.seq:
             raise Closing(OVER, f"the run has {snapshot.status}")
         progress_at = now() + PROGRESS_PERIOD_S
-    raise Closing(TRY_AGAIN, "this connection has carried enough; come again with the last seq")
+    raise Closing(TRY_AGAIN, "size limit of a connection reached; reconnect with the last seq")
 
 
 async def _send(websocket: WebSocket, message: dict[str, Any]) -> int:
-    """Answers how many bytes went out. NaN goes as a string: JSON has no other way."""
+    """Send a message and return its size in bytes. NaN is sent as a string, since JSON has none."""
     text = to_json(message, inf_nan_mode="strings")
     try:
         async with asyncio.timeout(SEND_DEADLINE_S):
             await websocket.send_text(text.decode())
     except TimeoutError:
-        raise Closing(TRY_AGAIN, f"no message was taken for {SEND_DEADLINE_S:g} s") from None
+        raise Closing(TRY_AGAIN, f"the client read no message for {SEND_DEADLINE_S:g} s") from None
     return len(text)
 
 
@@ -218,4 +218,4 @@ async def _close(websocket: WebSocket, code: int, reason: str) -> None:
         async with asyncio.timeout(AUTH_DEADLINE_S):
             await websocket.close(code, short)
     except (RuntimeError, WebSocketDisconnect, TimeoutError) as error:
-        log.debug("a stream was gone before it could be closed: %s", type(error).__name__)
+        log.debug("a stream disconnected before it was closed: %s", type(error).__name__)

@@ -1,7 +1,7 @@
-"""The tokens that a gateway knows: who, which role, which runs, until when. Only digests are kept.
+"""Access tokens of the gateway: owner, role, runs, expiry. Only digests are stored.
 
-`tokens.json` in the home is the list; `steer token` changes it, and a running gateway and its proxy read it again as
-soon as it has changed. A list that cannot be used is left out of account: the last good one stays in force.
+`tokens.json` in the home is the list; `steer token` changes it, and a running gateway and its proxy reload it as soon
+as it has changed. A list that cannot be used is ignored: the last good one stays in force.
 """
 
 import fcntl
@@ -29,12 +29,12 @@ from control_plane.storage.regular import open_regular
 
 TOKEN_BYTES = 32
 MAX_TOKEN_CHARS = 512
-"""Longer than any token that we make; bounds what is hashed for a stranger."""
+"""Longer than any token; bounds the hashing for an unauthenticated client."""
 
 MAX_GLOBS = 32
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 LOCAL = "local-"
-"""The ids of the tokens that `steer up` makes, one a role, which lie readable in the home."""
+"""Id prefix of the tokens that `steer up` creates, one per role, stored readable in the home."""
 
 Glob = Annotated[str, Field(pattern=r"^[a-z0-9_*?\[\]!-]{1,64}$")]
 log = logging.getLogger(__name__)
@@ -42,29 +42,29 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Whose token it is. The id is the author of the commands. `runs`: globs; None: every run."""
+    """Owner of a token. The id is the author of its commands. `runs`: globs; None: every run."""
 
     id: str
     role: Role
     runs: tuple[str, ...] | None = None
 
     def sees(self, run: str) -> bool:
-        """Whether this run is one of those that the token is for."""
+        """Return whether this run is in the token's scope."""
         return self.runs is None or any(fnmatchcase(run, glob) for glob in self.runs)
 
 
 class Tokens(Protocol):
-    """Who a token belongs to."""
+    """Lookup interface from a token to its owner."""
 
     def identify(self, token: str) -> Identity | None:
-        """Whose token this is now; None for a token that is unknown, revoked or too old."""
+        """Return the token's owner; None if it is unknown, revoked or expired."""
         ...
 
 
 class TokenRecord(BaseModel):
-    """What the gateway keeps of a token. Without `expires_at` it does not expire; without `runs` it is for all.
+    """Stored record of a token. Without `expires_at` it never expires; without `runs` it is valid for all runs.
 
-    An empty list of runs is none: such a token is for no run, and lets nobody in.
+    A token with an empty list of runs is valid for no run and grants nothing.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -77,18 +77,18 @@ class TokenRecord(BaseModel):
 
     @property
     def is_for_no_run(self) -> bool:
-        """Whether it grants nothing. Nobody makes such a token on purpose."""
+        """Return whether the list of runs is empty, so that the token grants nothing."""
         return self.runs == ()
 
     def has_expired(self, now_s: float) -> bool:
-        """`now_s`: Unix time."""
+        """Return whether the token has expired at `now_s` (Unix time)."""
         return self.expires_at is not None and self.expires_at.timestamp() <= now_s
 
 
 class TokenBook(BaseModel):
     """A list of tokens, as in its JSON file: `{"version", "tokens": [{"id", "role", "sha256", "runs", "expires_at"}]}`.
 
-    Without a version it is an earlier release's, which wrote an empty list of runs where it meant all of them.
+    Without a version it was written by an earlier release, which wrote an empty list of runs for all runs.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -98,20 +98,20 @@ class TokenBook(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _as_it_was_meant(cls, found: Any) -> Any:
-        if not isinstance(found, dict) or "version" in found or not isinstance(found.get("tokens"), list | tuple):
-            return found
-        told = [_without_empty_runs(each) if isinstance(each, dict) else each for each in found["tokens"]]
-        return {**found, "tokens": told}
+    def _upgrade(cls, book: Any) -> Any:
+        if not isinstance(book, dict) or "version" in book or not isinstance(book.get("tokens"), list | tuple):
+            return book
+        tokens = [_without_empty_runs(token) if isinstance(token, dict) else token for token in book["tokens"]]
+        return {**book, "tokens": tokens}
 
     @classmethod
     def from_file(cls, path: Path) -> Self:
-        """Read the file. Raises `NotFound` if it is missing, `Damaged` if it is not a list of tokens."""
+        """Read the file. Raises `NotFound` if it is missing, `Damaged` if it is not a token list."""
         return cls._from(path, private=False)
 
     @classmethod
     def from_private_file(cls, path: Path) -> Self:
-        """As `from_file`, for who is let in by it: `Damaged`, too, if others than its owner have access to it."""
+        """Read the file for authentication: raises `Damaged`, too, if other users have access to it."""
         return cls._from(path, private=True)
 
     @classmethod
@@ -122,21 +122,21 @@ class TokenBook(BaseModel):
                     _refuse_shared(path, os.fstat(file.fileno()))
                 return cls.model_validate_json(file.read())
         except FileNotFoundError:
-            raise NotFound(f"there is no list of tokens at {path}: `steer up` makes one") from None
+            raise NotFound(f"no token list at {path}: `steer up` creates it") from None
         except (OSError, ValidationError) as error:
-            raise Damaged(f"the list of tokens at {path} cannot be used ({type(error).__name__})") from None
+            raise Damaged(f"the token list {path} cannot be read ({type(error).__name__})") from None
 
     def identify(self, token: str) -> Identity | None:
-        """Whose token this is. Looks at every record, so the time it takes says nothing about any of them."""
+        """Return the token's owner, or None. Constant time: compares with every record, whichever matches."""
         shown, now_s = digest(token[:MAX_TOKEN_CHARS]), time.time()
-        found = None
+        owner = None
         for record in self.tokens:
             if hmac.compare_digest(record.sha256, shown) and not record.has_expired(now_s) and not record.is_for_no_run:
-                found = Identity(record.id, record.role, record.runs)
-        return found
+                owner = Identity(record.id, record.role, record.runs)
+        return owner
 
     def text(self) -> str:
-        """As it is written to its file."""
+        """Return the text of its file."""
         return self.model_dump_json(indent=2, exclude_none=True) + "\n"
 
 
@@ -145,26 +145,26 @@ def _without_empty_runs(record: dict[str, Any]) -> dict[str, Any]:
 
 
 class TokenFile:
-    """The list of a running gateway: read again when the file has changed."""
+    """Token list of a running gateway, reloaded when its file changes."""
 
     def __init__(self, path: Path) -> None:
-        """Raises `NotFound` or `Damaged` if there is no list to begin with."""
+        """Read the file. Raises `NotFound` or `Damaged`."""
         self._path = path
         self._version = _version(path)
         self._book = self._read()
 
     def identify(self, token: str) -> Identity | None:
-        """Whose token this is by the list as it is now."""
+        """Return the token's owner by the current list, or None."""
         version = _version(self._path)
         if version != self._version:
             self._version = version
             try:
                 self._book = self._read()
             except NotFound:
-                log.warning("the list of tokens at %s is gone: nobody is let in until there is one", self._path)
+                log.warning("the token list %s is missing: all requests are rejected until it exists", self._path)
                 self._book = TokenBook()
             except Damaged as error:
-                log.warning("%s; the list from before stays in force", error.reason)
+                log.warning("%s; the previous list stays in force", error.reason)
         return self._book.identify(token)
 
     def _read(self) -> TokenBook:
@@ -176,15 +176,15 @@ class TokenFile:
 
 
 def for_no_run(name: str) -> str:
-    """Of a token with an empty list of runs."""
+    """Return a warning about a token with an empty list of runs."""
     return (
-        f"the token {name!r} is for no run (its list of runs is empty), and lets nobody in: leave 'runs' out for all "
-        f"runs, or `steer token revoke {name}` and make another one"
+        f"token {name!r} is valid for no run (its list of runs is empty) and is rejected: remove 'runs' for all runs, "
+        f"or `steer token revoke {name}` and create another one"
     )
 
 
 def _version(path: Path) -> tuple[int, ...] | None:
-    """Changes with the file: it is always replaced as a whole, by another one."""
+    """Return a fingerprint that changes with the file, which is always replaced as a whole; None if missing."""
     try:
         about = path.stat()
     except OSError:
@@ -195,21 +195,21 @@ def _version(path: Path) -> tuple[int, ...] | None:
 def _refuse_shared(path: Path, status: os.stat_result) -> None:
     if status.st_mode & 0o077 or status.st_uid != os.geteuid():
         raise Damaged(
-            f"others than its owner have access to the list of tokens {path} (mode {status.st_mode & 0o777:04o}), so "
-            "they may have let themselves in: look at it with `steer token list`, then `chmod 600` it"
+            f"other users have access to the token list {path} (mode {status.st_mode & 0o777:04o}) and may have added "
+            "tokens: check it with `steer token list`, then `chmod 600` it"
         )
 
 
 def digest(token: str) -> str:
-    """SHA-256 of a token. The tokens are 256 random bits, so a slow hash would add nothing."""
+    """Return the SHA-256 of a token. Tokens are 256 random bits, so a slow hash would add nothing."""
     return hashlib.sha256(token.encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def create_tokens(settings: Settings) -> TokenBook:
-    """One local token per role, made if it is missing, and the list of their digests. May be called again.
+    """Create one local token per role where it is missing, and return the list of digests. Idempotent.
 
-    The token is written first and its digest after, so a call that was cut off is mended by the next.
-    Records that are not ours (other ids) are kept. Raises `Damaged` if the list is there but cannot be used.
+    A token is written before its digest, so the next call repairs an interrupted one. Other records of the list are
+    kept. Raises `Damaged` if the list exists but cannot be read.
     """
     with _changing(settings):
         book = _book(settings)
@@ -232,39 +232,39 @@ def add_token(
     runs: tuple[str, ...] | None = None,
     expires_at: datetime | None = None,
 ) -> str:
-    """A new token, for all runs without `runs`; answers it, for it is not kept.
+    """Add a token, valid for all runs unless `runs` is given, and return it; only its digest is stored.
 
-    Raises `Invalid`, `Conflict` if there is one of that name.
+    Raises `Invalid`, or `Conflict` if the name is taken.
     """
     if not NAME.fullmatch(name) or name.startswith(LOCAL):
         raise Invalid(
-            f"{name!r} cannot be a token's name: 1 to 64 letters, digits, '.', '_', '@' and '-', not beginning with "
-            f"'{LOCAL}'"
+            f"{name!r} is not a valid token name: use 1 to 64 letters, digits, '.', '_', '@' and '-', not starting "
+            f"with '{LOCAL}'"
         )
     if runs == ():
-        raise Invalid("a token for no run would let nobody in: name a pattern for runs, or none at all for all runs")
+        raise Invalid("a token for no run grants nothing: give a pattern of runs, or none for all runs")
     if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise Invalid(f"a token that expired on {expires_at:%Y-%m-%d %H:%M} would let nobody in")
+        raise Invalid(f"the expiry {expires_at:%Y-%m-%d %H:%M} is in the past")
     token = secrets.token_urlsafe(TOKEN_BYTES)
     try:
         record = TokenRecord(id=name, role=role, sha256=digest(token), runs=runs, expires_at=expires_at)
     except ValidationError as error:
-        raise Invalid(f"not a pattern for runs: {error.errors()[0]['input']!r}; an example: 'gpt2-*'") from None
+        raise Invalid(f"not a valid pattern of runs: {error.errors()[0]['input']!r}; for example: 'gpt2-*'") from None
     with _changing(settings):
         book = _book(settings)
-        if any(each.id == name for each in book.tokens):
-            raise Conflict(f"there is a token named {name!r}: `steer token revoke {name}` first")
+        if any(record.id == name for record in book.tokens):
+            raise Conflict(f"a token named {name!r} exists already: `steer token revoke {name}` first")
         _write_private(settings.tokens_file, TokenBook(tokens=(*book.tokens, record)).text())
     return token
 
 
 def revoke_token(settings: Settings, name: str) -> bool:
-    """Take a token out of the list. Whether it was replaced: a local one is, by a new one. Raises `NotFound`."""
+    """Remove a token. Returns whether it was replaced: a local one is, by a new one. Raises `NotFound`."""
     with _changing(settings):
         book = _book(settings)
-        left = tuple(each for each in book.tokens if each.id != name)
+        left = tuple(record for record in book.tokens if record.id != name)
         if len(left) == len(book.tokens):
-            raise NotFound(f"there is no token named {name!r}; `steer token list` shows them")
+            raise NotFound(f"no token is named {name!r}; see `steer token list`")
         role = next((role for role in ROLES if name == f"{LOCAL}{role}"), None)
         if role is not None:
             settings.token_file(role).unlink(missing_ok=True)
@@ -276,7 +276,7 @@ def revoke_token(settings: Settings, name: str) -> bool:
 
 @contextmanager
 def _changing(settings: Settings) -> Iterator[None]:
-    """One at a time changes the list."""
+    """Hold the lock for changing the list."""
     settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
     handle = os.open(settings.home, os.O_RDONLY)
     try:
@@ -287,7 +287,7 @@ def _changing(settings: Settings) -> Iterator[None]:
 
 
 def _text(settings: Settings) -> str:
-    """The file as it is; another text than ours, even of the same list, is written anew."""
+    """Return the file's text, to detect whether it must be rewritten; empty if there is none."""
     return settings.tokens_file.read_text(errors="replace") if settings.tokens_file.exists() else ""
 
 

@@ -85,7 +85,7 @@ def test_refusals_arrive_as_the_class_that_was_raised(live: LiveGateway) -> None
             client.submit(RUN, Evaluate())
     with client_of(live, "viewer") as viewer, pytest.raises(NotAllowed, match="viewer"):
         viewer.submit(RUN, Pause())
-    with SteerwayClient(live.url, "nobody") as stranger, pytest.raises(NotAllowed, match="does not know"):
+    with SteerwayClient(live.url, "nobody") as stranger, pytest.raises(NotAllowed, match="unknown, expired or revoked"):
         stranger.runs()
 
 

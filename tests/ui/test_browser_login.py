@@ -139,7 +139,7 @@ def test_token_of_a_user_logs_in(cluster: FakeCluster, console: RunningConsole, 
     tab.goto(console.url)
     tab.get_by_label("Token").fill("not-a-token")
     tab.get_by_role("button", name="Log in").click()
-    expect(tab.get_by_text("does not know that token")).to_be_visible()
+    expect(tab.get_by_text("is unknown, expired or revoked")).to_be_visible()
     tab.get_by_label("Token").fill(cluster.environment["STEERWAY_TOKEN"])
     tab.get_by_role("button", name="Log in").click()
     shows_runs(tab)

@@ -49,7 +49,7 @@ def check_token(token: str) -> None:
     if token == "down":
         raise Unavailable("the gateway does not answer")
     if token != "adas-token":
-        raise NotAllowed("this gateway does not know that token")
+        raise NotAllowed("the token is unknown, expired or revoked")
 
 
 @pytest.fixture

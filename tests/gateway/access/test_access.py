@@ -86,7 +86,7 @@ def test_websocket_that_is_planted_is_open_to_nobody(house: House) -> None:
     house.app.add_api_websocket_route(f"{API}/planted", leak)
     with pytest.raises(WebSocketDisconnect) as closed, house.web.websocket_connect(f"ws://{HOST}{API}/planted"):
         raise AssertionError("it was accepted")
-    assert (closed.value.code, closed.value.reason) == (4403, "this route is open to nobody")
+    assert (closed.value.code, closed.value.reason) == (4403, "this route is closed")
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -60,5 +60,5 @@ def test_storm_of_one_owner_costs_another_nothing() -> None:
 def test_refusal_says_the_rate_and_when_to_try_again() -> None:
     allowance = Allowance(10, 1, Clock())
     allowance.take(ANN)
-    with pytest.raises(Overloaded, match=r"10 a second are taken.*try again in 0.10 s"):
+    with pytest.raises(Overloaded, match=r"10 commands a second.*retry in 0.10 s"):
         allowance.take(ANN)

@@ -125,7 +125,7 @@ def test_empty_list_of_runs_lets_nobody_in_and_says_so(home: Settings, caplog: p
     with caplog.at_level(logging.WARNING):
         tokens = TokenFile(listed(home, 2, runs=[]))
     assert tokens.identify("ann") is None
-    assert "'ann' is for no run" in caplog.text
+    assert "'ann' is valid for no run" in caplog.text
     assert "steer token revoke ann" in caplog.text
     listed(home, 2)
     identity = tokens.identify("ann")
