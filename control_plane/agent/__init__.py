@@ -1,1 +1,1 @@
-"""An operator that happens to be a language model, or a rule: it may double, halve or keep the learning rate."""
+"""Autopilot: a language model or a rule that may double, halve or keep the learning rate, and what it is granted."""

@@ -1,4 +1,4 @@
-"""What more the autopilot may do, if its operator grants it: knobs and actions by name, and the gate for them.
+"""Grants of the autopilot: further knobs and actions that its operator allows, and the check of proposals on them.
 
     knobs:
       lr: {max_factor: 2, min: 1e-5, max: 1e-3, cool_down_steps: 50}
@@ -8,14 +8,12 @@
       move_goal: {row: {min: 0, max: 7}, slow: {}}
     watch: [return]
 
-A file of this kind (`steer agent RUN --powers FILE`) widens the autopilot to these knobs, these actions, and nothing
-else; its three answers about the learning rate stay what they are. What is proposed is typed (`Scale`, `SetTo`,
-`Run`), and `decide` is the gate: it knows what was granted, what the run has, and what is live. The run's own limits
-hold beside it, as for everybody.
+Such a file (`steer agent RUN --powers FILE`) grants these knobs and actions, and nothing else; the three actions on the
+learning rate stay as they are. Proposals are typed (`Scale`, `SetTo`, `Run`); `decide` checks them against the grants,
+the run's knobs and actions, and their live values. The run's own limits apply as well, as for every operator.
 
-An action's arguments are granted one by one: a number within its `min` and `max`, both of which must be there, or true
-or false. What is not written down may not be given, and is not told to the model. `actions: [reshuffle]` grants actions
-without arguments.
+An action's arguments are granted one by one: a number with both `min` and `max`, or a boolean. Arguments that are not
+granted may not be given and are not shown to the model. `actions: [reshuffle]` grants actions without arguments.
 """
 
 import json
@@ -36,12 +34,12 @@ from control_plane.core.model.intents import INTENT, MAX_SEED
 from control_plane.core.model.limits import LEARNING_RATE
 
 MAX_NAME_CHARS = 60
-"""A name is shown to the model as quoted data: long enough for a name, too short for a speech."""
+"""Names are shown to the model as quoted data: too short for a prompt injection."""
 
 MAX_KNOBS, MAX_ACTIONS, MAX_WATCHED = 12, 6, 6
 MAX_FILE_BYTES = 64 * 1024
 ARGUMENT_TYPES = ("int", "float", "bool")
-"""What a model may give to an action. Text is not among them: what it says must not become the script's input."""
+"""Types of arguments that a model may give. No text: the model's output must not become the script's input."""
 
 MAX_ARGUMENTS_GRANTED = 6
 MAX_ARGUMENT_CHARS = 30
@@ -55,12 +53,12 @@ KINDS = {
 
 
 def is_showable(name: str) -> bool:
-    """Whether a name can stand in a prompt: short, printable, on one line."""
+    """Return whether a name may appear in a prompt: short, printable, one line."""
     return 0 < len(name) <= MAX_NAME_CHARS and name.isprintable()
 
 
 class Power(Message):
-    """How far one knob may be moved. Without `max_factor` not further than by a factor of two at a time."""
+    """Grant of one knob: its bounds, cool-down, and largest factor per change."""
 
     max_factor: float = Field(default=2.0, ge=1, le=MAX_FACTOR, allow_inf_nan=False)
     min: float | None = Field(default=None, allow_inf_nan=False)
@@ -70,12 +68,12 @@ class Power(Message):
     @model_validator(mode="after")
     def _min_is_not_above_max(self) -> "Power":
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min is {self.min:g}, which is above max {self.max:g}")
+            raise ValueError(f"min {self.min:g} is greater than max {self.max:g}")
         return self
 
 
 class ArgumentRange(Message):
-    """Within what an argument of an action may be chosen. A number needs both bounds, a switch none."""
+    """Grant of an action's argument: a number needs both bounds, a boolean none."""
 
     min: float | None = Field(default=None, allow_inf_nan=False)
     max: float | None = Field(default=None, allow_inf_nan=False)
@@ -83,9 +81,9 @@ class ArgumentRange(Message):
     @model_validator(mode="after")
     def _both_or_none_and_min_is_not_above_max(self) -> "ArgumentRange":
         if (self.min is None) != (self.max is None):
-            raise ValueError("a number needs both min and max, true or false needs none")
+            raise ValueError("a number needs both min and max; a boolean needs neither")
         if self.min is not None and self.max is not None and self.min > self.max:
-            raise ValueError(f"min is {self.min:g}, which is above max {self.max:g}")
+            raise ValueError(f"min {self.min:g} is greater than max {self.max:g}")
         return self
 
 
@@ -93,7 +91,7 @@ Arguments = Annotated[dict[str, ArgumentRange], Field(max_length=MAX_ARGUMENTS_G
 
 
 class Powers(Message):
-    """What was granted. Empty: the learning rate may be doubled or halved, and that is all."""
+    """Grants of an autopilot. Empty: it may only double or halve the learning rate."""
 
     knobs: dict[str, Power] = Field(default={}, max_length=MAX_KNOBS)
     actions: dict[str, Arguments] = Field(default={}, max_length=MAX_ACTIONS)
@@ -115,14 +113,14 @@ class Powers(Message):
         for name in (name for arguments in self.actions.values() for name in arguments):
             if not (name.isascii() and name.isidentifier() and len(name) <= MAX_ARGUMENT_CHARS):
                 raise ValueError(
-                    f"{name[:MAX_ARGUMENT_CHARS]!r} is not the name of an argument of at most {MAX_ARGUMENT_CHARS} "
+                    f"{name[:MAX_ARGUMENT_CHARS]!r} is not an argument name: expected at most {MAX_ARGUMENT_CHARS} "
                     "letters, digits and underscores"
                 )
         return self
 
     @property
     def widen(self) -> bool:
-        """Whether anything beyond the learning rate's three answers was granted."""
+        """Return whether any knob or action was granted."""
         return bool(self.knobs or self.actions)
 
 
@@ -130,25 +128,25 @@ NO_MORE = Powers()
 
 
 def load(path: Path) -> Powers:
-    """The powers that a YAML file grants. Raises `Invalid` with the place of what is wrong."""
+    """Read the grants from a YAML file. Raises `Invalid` with the location of the error."""
     try:
         text = path.read_bytes()[: MAX_FILE_BYTES + 1]
         if len(text) > MAX_FILE_BYTES:
-            raise Invalid(f"{path} is larger than {MAX_FILE_BYTES // 1024} KiB, which no such file is")
+            raise Invalid(f"{path} exceeds the limit of {MAX_FILE_BYTES // 1024} KiB")
         return Powers.model_validate(from_yaml(text.decode("utf-8"), str(path)) or {})
     except OSError as error:
         raise Invalid(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
-        raise Invalid(f"{path} is not text in UTF-8; it holds knobs, actions and watch in YAML") from None
+        raise Invalid(f"{path} is not UTF-8 text; expected YAML with knobs, actions and watch") from None
     except ValidationError as error:
-        wrong = error.errors()[0]
-        place = ".".join(map(str, wrong["loc"])) or "the file"
-        raise Invalid(f"{path}: {place}: {wrong['msg'].removeprefix('Value error, ')}") from None
+        first = error.errors()[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        raise Invalid(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 @dataclass(frozen=True, slots=True)
 class Scale:
-    """Multiply a knob."""
+    """Proposal to multiply a knob by a factor."""
 
     knob: str
     factor: float
@@ -156,13 +154,13 @@ class Scale:
 
     @property
     def what(self) -> str:
-        """The proposal in a few words."""
+        """Return the proposal as text."""
         return f"scale {self.knob} x {self.factor:g}"
 
 
 @dataclass(frozen=True, slots=True)
 class SetTo:
-    """Give a knob a value."""
+    """Proposal to set a knob to a value."""
 
     knob: str
     value: Any
@@ -170,13 +168,13 @@ class SetTo:
 
     @property
     def what(self) -> str:
-        """The proposal in a few words."""
+        """Return the proposal as text."""
         return f"set {self.knob} = {self.value}"
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Have the script carry out one of its actions."""
+    """Proposal to run an action of the script."""
 
     name: str
     arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -184,7 +182,7 @@ class Run:
 
     @property
     def what(self) -> str:
-        """The proposal in a few words."""
+        """Return the proposal as text."""
         return f"run {self.name} {json.dumps(dict(self.arguments))}"
 
 
@@ -192,20 +190,20 @@ Proposal = Decision | Scale | SetTo | Run
 
 
 def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: Bounds, powers: Powers) -> Ruling:
-    """The gate. `seen` is what the proposer looked at, `now` is the run when the answer came."""
+    """Check a proposal. `seen`: what the proposer observed; `now`: the run when it answered."""
     if isinstance(proposal, Decision):
-        obstacle = _against_power(proposal, seen, now, powers.knobs.get(LEARNING_RATE))
-        return Ruling(None, f"not done: {obstacle}") if obstacle else policy.decide(proposal, seen, now, bounds)
-    obstacle = policy.gone_on(seen, now, bounds) or policy.too_many(now, bounds)
-    if obstacle is None:
+        reason = _against_power(proposal, seen, now, powers.knobs.get(LEARNING_RATE))
+        return Ruling(None, f"not sent: {reason}") if reason else policy.decide(proposal, seen, now, bounds)
+    reason = policy.gone_on(seen, now, bounds) or policy.too_many(now, bounds)
+    if reason is None:
         about = _about_action if isinstance(proposal, Run) else _about_knob
-        obstacle = about(proposal, seen, now, bounds, powers)  # type: ignore[arg-type]
-    if obstacle is not None:
-        return Ruling(None, f"not done: {obstacle}")
+        reason = about(proposal, seen, now, bounds, powers)  # type: ignore[arg-type]
+    if reason is not None:
+        return Ruling(None, f"not sent: {reason}")
     try:
         return Ruling(INTENT.validate_python(_intent(proposal)), proposal.what)
     except ValidationError:
-        return Ruling(None, "not done: it is no command that anyone could send")
+        return Ruling(None, "not sent: it is not a valid command")
 
 
 def _intent(proposal: Scale | SetTo | Run) -> dict[str, Any]:
@@ -220,7 +218,7 @@ def _intent(proposal: Scale | SetTo | Run) -> dict[str, Any]:
 
 def _about_action(proposal: Run, seen: Observation, now: Observation, bounds: Bounds, powers: Powers) -> str | None:
     if proposal.name not in powers.actions:
-        return f"the action {proposal.name!r} is not one that the autopilot was granted"
+        return f"the action {proposal.name!r} is not granted to the autopilot"
     action = now.actions.get(proposal.name)
     if action is None:
         return f"this run has no action {proposal.name!r}"
@@ -235,7 +233,7 @@ def _unfit_arguments(action: ActionSeen, granted: Mapping[str, ArgumentRange], g
     for name, value in given.items():
         kind, within = action.types.get(name), granted.get(name)
         if kind not in ARGUMENT_TYPES or within is None:
-            return f"there is no argument {name!r} that the autopilot was granted"
+            return f"the argument {name!r} is not granted to the autopilot"
         fits = {
             "int": type(value) is int and abs(value) <= MAX_SEED,
             "float": is_number(value),
@@ -244,9 +242,9 @@ def _unfit_arguments(action: ActionSeen, granted: Mapping[str, ArgumentRange], g
         if not fits[kind]:
             return f"the argument {name!r} takes {kind}, not {_shown(value)}"
         if kind != "bool" and (within.min is None or within.max is None):
-            return f"the argument {name!r} is a number, for which no min and max were granted"
+            return f"the argument {name!r} is a number, but its grant has no min and max"
         if kind != "bool" and not (within.min or 0.0) <= value <= (within.max or 0.0):
-            return f"the argument {name!r} is {value:g}; granted is {within.min:g} to {within.max:g}"
+            return f"the argument {name!r} is {value:g}; its grant is {within.min:g} to {within.max:g}"
     return None
 
 
@@ -255,12 +253,12 @@ def _about_knob(
 ) -> str | None:
     power, knob = powers.knobs.get(proposal.knob), now.knobs.get(proposal.knob)
     if power is None:
-        return f"the knob {proposal.knob!r} is not one that the autopilot was granted"
+        return f"the knob {proposal.knob!r} is not granted to the autopilot"
     if knob is None:
         return f"this run has no knob {proposal.knob!r}"
-    obstacle = _recently(proposal.knob, seen.knobs.get(proposal.knob), knob, now.step, power.cool_down_steps)
-    if obstacle is not None:
-        return obstacle
+    reason = _recently(proposal.knob, seen.knobs.get(proposal.knob), knob, now.step, power.cool_down_steps)
+    if reason is not None:
+        return reason
     if proposal.knob == LEARNING_RATE:
         return _about_rates(proposal, now, bounds, power)
     if isinstance(proposal, SetTo):
@@ -273,13 +271,13 @@ def _about_knob(
 def _about_rates(proposal: Scale | SetTo, now: Observation, bounds: Bounds, power: Power) -> str | None:
     given = proposal.value if isinstance(proposal, SetTo) else proposal.factor
     if not is_number(given) or given <= 0:
-        return f"a learning rate is a finite number above 0, not {_shown(given)}"
+        return f"a learning rate must be a finite number greater than 0, not {_shown(given)}"
     chosen = {"value": given} if isinstance(proposal, SetTo) else {"factor": given}
     return _beyond_power(now, power, **chosen) or policy.rates_out_of_bounds(now, bounds, **chosen)
 
 
 def _against_power(proposal: Decision, seen: Observation, now: Observation, power: Power | None) -> str | None:
-    """What was granted of the learning rate binds double and halve as well."""
+    """Return why the grant of the learning rate forbids double or halve, or None."""
     factor, knob = policy.FACTORS.get(proposal.action), now.knobs.get(LEARNING_RATE)
     if power is None or factor is None or knob is None:
         return None
@@ -298,11 +296,11 @@ def _recently(
     name: str, seen: KnobSeen | ActionSeen | None, now: KnobSeen | ActionSeen, step: int, cool_down_steps: int
 ) -> str | None:
     if seen is None or seen.changed_at != now.changed_at:
-        return f"{name} was changed since it was looked at"
+        return f"{name} has changed since it was observed"
     if now.pending:
-        return f"an earlier change of {name} is not settled yet"
+        return f"an earlier change of {name} is still pending"
     if now.changed_at is not None and step - now.changed_at < cool_down_steps:
-        return f"{name} was changed {step - now.changed_at} steps ago; it is given {cool_down_steps} steps"
+        return f"cool-down: {name} was changed {step - now.changed_at} steps ago; {cool_down_steps} are required"
     return None
 
 
@@ -317,24 +315,24 @@ def _wrong_type(name: str, knob: KnobSeen, value: Any) -> str | None:
 
 
 def _beyond(name: str, knob: KnobSeen, power: Power, value: Any, factor: float | None = None) -> str | None:
-    """Why a knob may not become this: its own bounds, those that were granted, and how far it may go at once."""
+    """Return why a knob may not become this, or None: its own bounds, the granted ones, the largest factor."""
     if knob.kind == "switch":
-        return f"{name} is that already" if value == knob.value else None
+        return f"{name} already has this value" if value == knob.value else None
     live = _moved(knob)
     if not live:
-        return f"{name} has no value that could be changed"
+        return f"{name} has no value that can be changed"
     becomes = [was * factor for was in live] if factor is not None else _spread(knob, value, len(live))
     if len(becomes) != len(live):
-        return f"{name} does not have that many numbers"
+        return f"{name} has another number of values"
     if becomes == live:
-        return f"{name} is that already"
+        return f"{name} already has this value"
     return next(
-        (told for was, new in zip(live, becomes, strict=True) if (told := _step(name, knob, power, was, new))), None
+        (reason for was, new in zip(live, becomes, strict=True) if (reason := _step(name, knob, power, was, new))), None
     )
 
 
 def _spread(knob: KnobSeen, value: Any, count: int) -> list[float]:
-    """What was given for one parameter group is given to each of them."""
+    """Repeat a value for each parameter group."""
     if knob.kind != "numbers":
         return _numbers(value) * count
     return _numbers(value) * (sum(each is not None for each in knob.value) if knob.per_group else 1)
@@ -356,16 +354,16 @@ def _step(name: str, knob: KnobSeen, power: Power, was: float, new: float) -> st
 
 
 def _moved(knob: KnobSeen) -> list[float]:
-    """The numbers that a change moves: groups that hold 0, or nothing, stay as they are."""
-    return [each for each in _numbers(knob.value) if each or not (knob.per_group and knob.kind == "number")]
+    """Return the numbers that a change moves; groups at 0 stay as they are."""
+    return [number for number in _numbers(knob.value) if number or not (knob.per_group and knob.kind == "number")]
 
 
 def _numbers(value: Any) -> list[float]:
     if isinstance(value, list | tuple):
-        return [number for each in value for number in _numbers(each)]
+        return [number for item in value for number in _numbers(item)]
     return [float(value)] if is_number(value) else []
 
 
 def _shown(value: Any) -> str:
-    # A whole number of thousands of digits has no text in Python.
-    return "a number of endless digits" if isinstance(value, int) and abs(value) > MAX_SEED else repr(value)[:40]
+    # Python refuses to format integers of thousands of digits.
+    return "a huge integer" if isinstance(value, int) and abs(value) > MAX_SEED else repr(value)[:40]

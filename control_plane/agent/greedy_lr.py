@@ -1,14 +1,14 @@
-"""GreedyLR: the autopilot's built-in rule, for when there is no model to ask.
+"""GreedyLR: the autopilot's built-in rule, used without a model.
 
 After Subramanian, Krishnamoorthy and Murthy, "Dynamic Learning Rate Scheduling based on Loss Changes Leads to Faster
 Convergence" (arXiv 2512.14527), which `transformers` ships as `GreedyLR`: smooth the loss; raise the learning rate
 after a patient run of improvements, lower it after a patient run without one, and rest after a change.
 
-What differs here, because a factor is 2 and a change is a command that people see:
+Differences, because a factor is 2 and a change is a command that people see:
 
 - The loss is smoothed by the mean over one *look*, the points since the last look; patience is counted in looks.
-- After a change, by anyone, the run is measured from where it is: one that blew up and recovers would not reach its
-  best loss for hundreds of steps. To go *up*, it must also be near its best ever.
+- After a change, by anyone, the best loss is reset: a run that diverged and recovers would not reach its best loss for
+  hundreds of steps. To go *up*, the loss must also be near its best ever.
 - A loss that is not finite, or far above the best ever, is bad at once, without patience.
 - No reset to the first learning rate: that one may be the mistake.
 """
@@ -21,24 +21,24 @@ from control_plane.agent.policy import Action, Decision, Observation
 
 @dataclass(frozen=True, slots=True)
 class Patience:
-    """How long the rule waits. Going up must be earned over more looks than going down: too high costs more."""
+    """Thresholds of the rule. Raising takes more looks than lowering: too high a learning rate costs more."""
 
     bad_looks: int = 2
     good_looks: int = 4
     improvement: float = 0.01
-    """The share of the loss by which a look must beat the best one to count as good. A run whose learning rate is far
-    too high still creeps downhill, by less than this."""
+    """Relative improvement over the best loss that counts as good. With far too high a learning rate the loss still
+    falls, by less than this."""
     blow_up: float = 1.1
     """A look above this many times the best ever is a divergence, not noise."""
     hopeless_halvings: int = 3
-    """After so many halvings without one finite loss the weights are lost, and no learning rate brings them back."""
+    """After this many halvings without a finite loss the weights are lost, whatever the learning rate."""
     fruitless_changes: int = 6
-    """After so many changes without a good look (a factor of 64) the learning rate is not what holds the run up."""
+    """After this many changes without a good look (a factor of 64) the learning rate is not the problem."""
 
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """What the rule remembers between looks. Invariant: at most one of `good` and `bad` is above 0."""
+    """State of the rule between looks. Invariant: at most one of `good` and `bad` is above 0."""
 
     step: int = -1
     generation: int = 0
@@ -52,17 +52,17 @@ class Memory:
 
 
 def look(memory: Memory, seen: Observation, patience: Patience = Patience()) -> tuple[Memory, Decision]:
-    """Fold one observation into the memory and say what to do.
+    """Update the memory with an observation and return a decision.
 
-    A proposal may be refused by the gate, so the memory does not assume that it was obeyed: only a change that shows
-    in the observation starts the count again.
+    A decision may be rejected, so the memory does not assume that it was applied: only a change that shows in the
+    observation resets the counts.
     """
     if seen.generation != memory.generation or seen.step < memory.step:
-        # Restarted or rolled back: another stretch of training, in which nothing was changed yet.
+        # Restarted or rolled back: nothing was changed yet since then.
         memory = Memory(generation=seen.generation, changed_at=seen.changed_at)
     losses = [loss for step, loss in seen.losses if step > memory.step]
     if not losses:
-        return memory, Decision(Action.KEEP, "no new losses to judge")
+        return memory, Decision(Action.KEEP, "no new losses")
     changed = seen.changed_at != memory.changed_at
     memory = replace(memory, step=seen.step, changed_at=seen.changed_at)
     finite = [loss for loss in losses if math.isfinite(loss)]
@@ -71,14 +71,15 @@ def look(memory: Memory, seen: Observation, patience: Patience = Patience()) -> 
     return _judge(replace(memory, changes_not_finite=0), sum(finite) / len(finite), changed, patience)
 
 
-def _not_finite(memory: Memory, lost: int, of: int, changed: bool, patience: Patience) -> tuple[Memory, Decision]:
+def _not_finite(memory: Memory, count: int, of: int, changed: bool, patience: Patience) -> tuple[Memory, Decision]:
     memory = replace(memory, changes_not_finite=memory.changes_not_finite + changed, good=0, bad=0, best=math.inf)
-    found = f"{lost} of the last {of} losses are not finite"
+    finding = f"{count} of the last {of} losses are not finite"
     if memory.changes_not_finite >= patience.hopeless_halvings:
         return memory, Decision(
-            Action.KEEP, f"{found} after {memory.changes_not_finite} changes: restore a checkpoint, halving is no cure"
+            Action.KEEP,
+            f"{finding} after {memory.changes_not_finite} changes: restore a checkpoint; halving does not help",
         )
-    return memory, Decision(Action.HALVE, found)
+    return memory, Decision(Action.HALVE, finding)
 
 
 def _judge(memory: Memory, loss: float, changed: bool, patience: Patience) -> tuple[Memory, Decision]:
@@ -88,7 +89,7 @@ def _judge(memory: Memory, loss: float, changed: bool, patience: Patience) -> tu
     if changed:
         memory = replace(memory, good=0, bad=0, fruitless=memory.fruitless + 1)
     if before == math.inf:
-        return replace(memory, best=loss), Decision(Action.KEEP, f"loss {loss:.4g} is the first to measure by")
+        return replace(memory, best=loss), Decision(Action.KEEP, f"loss {loss:.4g} is the first baseline")
     if loss < _below(before, patience.improvement):
         recovered = loss <= _above(best_ever, patience.improvement)
         memory = replace(memory, best=loss, bad=0, fruitless=0, good=memory.good + 1 if recovered else 0)
@@ -105,10 +106,11 @@ def _after_good(memory: Memory, before: float, patience: Patience) -> Decision:
 
 def _after_bad(memory: Memory, loss: float, blown_up: bool, patience: Patience) -> Decision:
     if not blown_up and memory.bad < patience.bad_looks:
-        return Decision(Action.KEEP, f"loss {loss:.4g} did not fall below {memory.best:.4g}; waiting one more look")
+        return Decision(Action.KEEP, f"loss {loss:.4g} is not below {memory.best:.4g}; waiting one more look")
     if memory.fruitless >= patience.fruitless_changes:
         return Decision(
-            Action.KEEP, f"loss {loss:.4g} does not fall, and {memory.fruitless} changes did not help: look elsewhere"
+            Action.KEEP,
+            f"loss {loss:.4g} does not fall, and {memory.fruitless} changes did not help: another cause is likely",
         )
     if blown_up:
         return Decision(Action.HALVE, f"loss {loss:.4g} is far above its best, {memory.best_ever:.4g}")
@@ -116,7 +118,7 @@ def _after_bad(memory: Memory, loss: float, blown_up: bool, patience: Patience) 
 
 
 def _below(loss: float, share: float) -> float:
-    """`share` better than `loss`, for losses of either sign."""
+    """Return the loss improved by `share`, for losses of either sign."""
     return loss - abs(loss) * share
 
 

@@ -1,16 +1,14 @@
-"""The journal of a run, folded into the autopilot's budget, the peak learning rate and the last change of each knob.
+"""History of a run from its journal: the autopilot's budget, the peak learning rate, the last change of each knob.
 
-None of these is held in an autopilot's memory, where a restart would forget it, nor taken from a snapshot's newest
-commands, where fifty others would push it out. So the bounds hold for a run, over every life of its autopilots.
+None of these is kept in an autopilot's memory, which a restart would lose, or taken from a snapshot's newest commands,
+which fifty others would push out. So the bounds hold for a run, across all restarts of its autopilots.
 
-An autopilot's command is one whose reason begins with `autopilot (` (see `policy.explain`), whoever's token sent it: a
-budget that asked for one token's id would begin anew with a new token. Whoever forges the reason makes the autopilot
-more careful, or ends it, and can do no more than that.
+An autopilot's command is one whose reason begins with `autopilot (` (see `policy.explain`), whichever token sent it: a
+budget per token would be reset by a new token. Forging that reason can only make the autopilot more careful, or end it.
 
-One autopilot steers a run. A restart and a twin look alike until they act, so that is what tells them apart: commands
-before an autopilot joined are an earlier life's, and it goes on with what that life left of the budget; a later one
-that it did not send is a living twin's, and it ends. As every command is sent with `based_on_seq`, one of two twins
-that act at once is refused, sees the other's command, and ends: exactly one is left.
+Mutual exclusion: one autopilot steers a run. Commands before an autopilot joined are of an earlier one, whose remaining
+budget it inherits; a later command that it did not send is of a concurrent autopilot, and it ends. Every command is
+sent with `based_on_seq`, so one of two that act at once is rejected, sees the other's command, and ends: one stays.
 """
 
 from collections.abc import Iterable, Mapping
@@ -33,19 +31,19 @@ from control_plane.core.model.state import CommandStatus, RunState, evolve
 
 ENTRIES_PER_PAGE = 1000
 MAX_PAGES_PER_READ = 20
-"""Joining a long run late reads its past in a few polls, without holding up Ctrl-C."""
+"""Joining a long run late reads its past in a few polls, without blocking Ctrl-C."""
 
 
 class JournalReader(Protocol):
-    """Where the journal is read from. May raise `Unavailable` or `Refused`."""
+    """Reader interface for a journal. May raise `Unavailable` or `Refused`."""
 
     def journal(self, run: str, after: int = 0, limit: int = ...) -> list[Entry]:
-        """Entries after the entry `after`."""
+        """Return the entries after the entry `after`."""
         ...
 
 
 class History:
-    """What a run's journal says of its steering. The only memory of its own: which commands this autopilot sent."""
+    """Steering history of a run, from its journal; the only other state is which commands this autopilot sent."""
 
     def __init__(self) -> None:
         self._state = RunState()
@@ -58,11 +56,11 @@ class History:
 
     @property
     def seq(self) -> int:
-        """The last entry that was read."""
+        """Return the number of the last entry that was read."""
         return self._state.seq
 
     def read(self, reader: JournalReader, run: str, seq: int) -> bool:
-        """Read on to entry `seq` at least; whether it got so far. The first call says where this autopilot joined."""
+        """Read up to entry `seq`; return whether it was reached. The first call marks where this autopilot joined."""
         self._joined_seq = seq if self._joined_seq is None else self._joined_seq
         for _ in range(MAX_PAGES_PER_READ):
             if self.seq >= seq:
@@ -75,11 +73,11 @@ class History:
         return self.seq >= seq
 
     def send(self, uuid: UUID) -> None:
-        """This command is about to be sent by this autopilot."""
+        """Note that this autopilot is about to send a command."""
         self._sent.add(uuid)
 
     def confirm(self, uuid: UUID) -> None:
-        """This command of this autopilot was applied; the journal, which says so as well, is read later."""
+        """Note that a command of this autopilot was applied, before the journal is read that far."""
         self._confirmed.add(uuid)
 
     def _take(self, entry: Entry) -> None:
@@ -103,37 +101,37 @@ class History:
 
     @property
     def changes(self) -> int:
-        """Commands of any autopilot, in any of its lives, that were applied or may still be."""
+        """Return the number of commands of all autopilots of this run that were applied or are pending."""
         return sum(life.status in ("applied", "accepted") for life in self._by_autopilots.values())
 
     @property
     def applied(self) -> int:
-        """Commands of this autopilot that every rank has confirmed."""
+        """Return the number of this autopilot's commands that every rank has confirmed."""
         applied = {uuid for uuid, life in self._by_autopilots.items() if life.status == "applied"}
         return len(self._confirmed | (applied & self._sent))
 
     @property
     def inherited(self) -> tuple[int, int | None]:
-        """How many of the changes are not this autopilot's, and the step of the last one of those."""
+        """Return the number of changes made by earlier autopilots, and the step of the last of them."""
         earlier = [life for uuid, life in self._by_autopilots.items() if uuid not in self._sent]
         counted = [life for life in earlier if life.status in ("applied", "accepted")]
         return len(counted), max((life.settled.step or 0 for life in counted if life.settled), default=None)
 
     def check_alone(self, run: str) -> None:
-        """Raises `Conflict` if another autopilot has sent a command since this one joined."""
+        """Raise `Conflict` if another autopilot has sent a command since this one joined (mutual exclusion)."""
         for uuid, life in self._by_autopilots.items():
             if uuid in self._sent or uuid in self._replayed or life.accepted_seq <= (self._joined_seq or 0):
                 continue
             raise Conflict(
-                f"another autopilot steers run {run}: {life.command.author} sent '{life.command.describe()}' (entry "
-                f"{life.accepted_seq} of the journal) after this one had joined, so this one ends; a run is steered "
-                "by one autopilot at a time"
+                f"another autopilot is active on run {run}: {life.command.author} sent '{life.command.describe()}' "
+                f"(journal entry {life.accepted_seq}) after this one joined, so this one ends; only one autopilot may "
+                "steer a run at a time"
             )
 
     def last_change(self, knob: str) -> tuple[int | None, bool]:
-        """The last step at which anybody changed a knob (or ran `action/NAME`), and whether a change is pending.
+        """Return the step of a knob's last change (or last run of `action/NAME`), and whether one is pending.
 
-        Only changes that are in the history of what is trained now count: those that a rollback left behind do not.
+        Counts changes by anybody in the history of the current branch, but none that a rollback left behind.
         """
         steps: list[int] = []
         pending = False
@@ -152,25 +150,25 @@ class History:
                 yield outcome.step
 
     def _reach(self) -> dict[str, int]:
-        """How far each branch belongs to the history of what the current generation began from."""
+        """Return up to which step each branch belongs to the history of the current generation."""
         state = self._state
         if state.generation is None:
             return {}
         name: str | None = state.generation.branch
-        step, found = state.generation.step, dict[str, int]()
-        while name is not None and name in state.branches and name not in found:
-            found[name] = step
+        step, reach = state.generation.step, dict[str, int]()
+        while name is not None and name in state.branches and name not in reach:
+            reach[name] = step
             step, name = min(step, state.branches[name].step), state.branches[name].parent
-        return found
+        return reach
 
 
 def _changes(life: CommandStatus, knob: str) -> bool:
     named = changed_by(life.command.intent, life.settled.after if life.settled else None)
-    # What a pattern covers is known when the ranks have read it back; until then it covers what it fits.
-    return knob in named or any(":" in each and fnmatchcase(knob, each) for each in named)
+    # What a pattern covers is known from the ranks' readback; until then, whatever it matches.
+    return knob in named or any(":" in name and fnmatchcase(knob, name) for name in named)
 
 
 def _finite(value: Any) -> list[float]:
     if isinstance(value, list | tuple):
-        return [number for each in value for number in _finite(each)]
+        return [number for item in value for number in _finite(item)]
     return [float(value)] if is_number(value) else []

@@ -1,10 +1,10 @@
-"""`steer agent`: looks at a run every few steps, proposes, passes the gate, and submits like any operator.
+"""Control loop of the autopilot: observe a run every few steps, propose, check the bounds, submit like any operator.
 
     observe -> propose (a model or the rule) -> observe again if that took time -> decide -> submit -> wait for the end
 
-It holds nothing that matters: it may be killed and started again at any step, and its bounds, which are counted from
-the run's journal (see `history`), hold over all of its lives. Training never waits for it, and while
-nobody answers it waits and looks again. It ends with the run, after its last decision, or by Ctrl-C.
+Crash-safe and stateless: it may be killed and restarted at any step, since its bounds are counted from the run's
+journal (see `history`) and hold across restarts. Training never waits for it; while the gateway does not answer, it
+retries with backoff. It ends with the run, after its last decision, or by Ctrl-C.
 """
 
 import math
@@ -31,27 +31,27 @@ from control_plane.core.model.records import Entry
 METRIC_NAMES = ("loss", "eval_loss", "lr")
 MEASUREMENTS_PER_PAGE = 5000
 MAX_PAGES_PER_POLL = 20
-"""Joining a long run late reads its past in a few polls, without holding up Ctrl-C."""
+"""Joining a long run late reads its past in a few polls, without blocking Ctrl-C."""
 
 MAX_WAIT_S = 15.0
-"""Between two looks for a gateway that is away: a restart is noticed soon, a long absence is not hammered."""
+"""Longest wait between retries: notices a gateway restart soon, without hammering one that is down for long."""
 
 RULE = "GreedyLR"
 
 
 class Client(Protocol):
-    """What the autopilot needs of `client.SteerwayClient`. Every method may raise `Unavailable` or `Refused`."""
+    """Client interface: the part of `client.SteerwayClient` that is used. May raise `Unavailable`, `Refused`."""
 
     def snapshot(self, run: str) -> Snapshot:
-        """The run as it is now."""
+        """Return the current state of the run."""
         ...
 
     def metrics(self, run: str, after: int = 0, limit: int = ..., names: tuple[str, ...] = ()) -> Measurements:
-        """Points after the cursor `after`."""
+        """Return metric points after the cursor `after`."""
         ...
 
     def journal(self, run: str, after: int = 0, limit: int = ...) -> list[Entry]:
-        """Entries of the journal after the entry `after`."""
+        """Return journal entries after the entry `after`."""
         ...
 
     def submit(
@@ -63,23 +63,23 @@ class Client(Protocol):
         based_on_seq: int | None = None,
         uuid: UUID | None = None,
     ) -> Receipt:
-        """Make a command durable; repeating it with the same uuid is harmless.
+        """Submit a command durably. Idempotent by uuid.
 
-        Raises `Conflict` if the run was changed after the entry `based_on_seq` of its journal.
+        Raises `Conflict` if the run has changed since the journal entry `based_on_seq`.
         """
         ...
 
     def wait_settled(self, run: str, uuid: UUID, timeout_s: float) -> CommandView:
-        """The command once it has ended; `Unavailable` if that takes longer."""
+        """Wait for a command's outcome. Raises `Unavailable` if it takes longer than `timeout_s`."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class AgentOptions:
-    """How to fly. Raises `Invalid` for what makes no sense.
+    """Options of the autopilot. Raises `Invalid` for inconsistent values.
 
-    `policy`: "auto" asks a model if a key is set and follows the rule otherwise. `fallback`: what to do when the model
-    gives no decision. `max_decisions` bounds what a model may cost: each decision is at most two calls.
+    `policy`: "auto" asks a model if a key is set and follows the rule otherwise. `fallback`: what to do if the model
+    gives no decision. `max_decisions` bounds the cost of a model: each decision is at most two calls.
     """
 
     every_steps: int = 25
@@ -97,13 +97,13 @@ class AgentOptions:
 
     def __post_init__(self) -> None:
         if self.policy not in ("auto", "model", "rule"):
-            raise Invalid(f"the policy is {self.policy!r}; allowed is auto, model or rule")
+            raise Invalid(f"policy is {self.policy!r}; allowed are auto, model and rule")
         if self.fallback not in ("keep", "rule"):
-            raise Invalid(f"the fallback is {self.fallback!r}; allowed is keep or rule")
+            raise Invalid(f"fallback is {self.fallback!r}; allowed are keep and rule")
         for name in ("every_steps", "window_points", "max_decisions", "poll_s", "settle_timeout_s", "model_timeout_s"):
             value = getattr(self, name)
             if not (math.isfinite(value) and value > 0):
-                raise Invalid(f"{name} is {value:g}; it must be above 0")
+                raise Invalid(f"{name} is {value:g}; it must be greater than 0")
 
 
 def run_agent(
@@ -115,10 +115,10 @@ def run_agent(
     environ: Mapping[str, str] = os.environ,
     wait: Callable[[float], None] = time.sleep,
 ) -> int:
-    """Steer a run until it is over; returns the number of changes that were applied.
+    """Steer a run until it has ended; return the number of applied changes.
 
-    Raises: `NotFound`, `NotAllowed`, `Invalid` (the environment names no usable model), `Conflict` (another autopilot
-    steers this run). Ctrl-C ends it cleanly.
+    Raises `NotFound`, `NotAllowed`, `Invalid` (no usable model in the environment), `Conflict` (another autopilot is
+    active on this run). Ctrl-C ends it cleanly.
     """
     options = options or AgentOptions()
     autopilot = Autopilot(client, run, options, say, choose_model(options, environ))
@@ -126,44 +126,44 @@ def run_agent(
     try:
         _fly(autopilot, options, say, wait)
     except KeyboardInterrupt:
-        say("the autopilot was stopped by hand; the run goes on")
+        say("the autopilot was stopped; the run continues")
     say(f"{autopilot.decisions} decisions, {autopilot.applied} changes applied")
     return autopilot.applied
 
 
 def choose_model(options: AgentOptions, environ: Mapping[str, str]) -> ChatModel | None:
-    """The model to ask, or None for the rule. Raises `Invalid` if a model was asked for and there is no key."""
+    """Return the model to ask, or None for the rule. Raises `Invalid` if a model is required and no key is set."""
     where = None if options.policy == "rule" else endpoint(environ, options.model_timeout_s)
     if where is None and options.policy == "model":
-        raise Invalid("the policy is 'model', but OPENAI_API_KEY is not set; set it, or choose the policy 'rule'")
+        raise Invalid("policy is 'model', but OPENAI_API_KEY is not set; set it, or use policy 'rule'")
     return ChatModel(where) if where else None
 
 
 def _fly(
     autopilot: "Autopilot", options: AgentOptions, say: Callable[[str], None], wait: Callable[[float], None]
 ) -> None:
-    lost = 0
+    failures = 0
     while autopilot.decisions < options.max_decisions:
         try:
             ended = autopilot.poll()
-        except Unavailable as absence:
-            if lost == 0:
-                say(f"{absence.reason}; waiting")
-            lost += 1
-            wait(min(options.poll_s * 2 ** min(lost, 10), MAX_WAIT_S))
+        except Unavailable as error:
+            if failures == 0:
+                say(f"{error.reason}; retrying")
+            failures += 1
+            wait(min(options.poll_s * 2 ** min(failures, 10), MAX_WAIT_S))
             continue
-        if lost:
-            say("the control server answers again")
-            lost = 0
+        if failures:
+            say("the control server is available again")
+            failures = 0
         if ended:
-            say(f"the run is over: {ended}")
+            say(f"the run has ended: {ended}")
             return
         wait(options.poll_s)
-    say(f"all of the {options.max_decisions} decisions are made")
+    say(f"the limit of {options.max_decisions} decisions is reached")
 
 
 class Autopilot:
-    """One run's steering: what was measured, what was sent and what became of it."""
+    """Steering loop of one run: its measurements, its commands and their outcomes."""
 
     def __init__(
         self, client: Client, run: str, options: AgentOptions, say: Callable[[str], None], model: ChatModel | None
@@ -179,19 +179,19 @@ class Autopilot:
 
     @property
     def pilot(self) -> str:
-        """Who proposes: the model's name, or the rule's."""
+        """Return the name of the proposer: the model's, or the rule's."""
         return self._model.name if self._model else RULE
 
     @property
     def applied(self) -> int:
-        """Changes of this autopilot that every rank has confirmed."""
+        """Return the number of this autopilot's changes that every rank has confirmed."""
         return self._history.applied
 
     def poll(self) -> str | None:
-        """Look once, and decide if it is time. Answers how the run ended, None while it lives.
+        """Observe once, and decide if one is due. Returns the final status of an ended run, else None.
 
-        Raises `Unavailable` if nobody answers; looking again later is all that this needs. Raises `Conflict` if another
-        autopilot steers this run.
+        Raises `Unavailable` if nobody answers (call again later), `Conflict` if another autopilot is active on this
+        run.
         """
         snapshot, is_known = self._look()
         if snapshot.closed:
@@ -203,7 +203,7 @@ class Autopilot:
         return None
 
     def _follow(self, snapshot: Snapshot) -> None:
-        """A new generation begins elsewhere: it is given its own first look."""
+        """Reset after a new generation, which starts at another step."""
         if self._generation not in (None, snapshot.generation):
             self._next_step = snapshot.step + self._options.every_steps
             self._memory = greedy_lr.Memory()
@@ -231,21 +231,21 @@ class Autopilot:
             return RULE, by_rule
         try:
             return self._model.name, self._model.propose(seen, self._options.bounds, self._options.powers)
-        except ModelUnavailable as failure:
+        except ModelUnavailable as error:
             if self._options.fallback == "rule":
-                return RULE, replace(by_rule, reason=f"{by_rule.reason} ({failure.reason})")
-            return self._model.name, Decision(Action.KEEP, failure.reason)
+                return RULE, replace(by_rule, reason=f"{by_rule.reason} ({error.reason})")
+            return self._model.name, Decision(Action.KEEP, error.reason)
 
     def _pass_gate(self, decision: Proposal, seen: Observation, reason: str) -> str:
-        """From a proposal to what became of it, as a sentence."""
+        """Check a proposal against the bounds, submit it, and return its outcome as a sentence."""
         try:
-            snapshot, is_known = self._look()  # a model takes its time, and people steer meanwhile
-        except Unavailable as absence:
-            return f"not done: {absence.reason}"
+            snapshot, is_known = self._look()  # the model took time, and people may have steered meanwhile
+        except Unavailable as error:
+            return f"not sent: {error.reason}"
         if not is_known:
-            return "not done: the journal of the run could not be read to its end"
+            return "not sent: the run's journal could not be read to its end"
         if snapshot.status != "running":
-            return f"not done: the run is {snapshot.status} by now"
+            return f"not sent: the run is now {snapshot.status}"
         ruling = decide(decision, seen, self._observe(snapshot), self._options.bounds, self._options.powers)
         if ruling.intent is None:
             return printable(ruling.sentence)
@@ -261,12 +261,12 @@ class Autopilot:
             view = self._client.wait_settled(self._run, uuid, self._options.settle_timeout_s)
         except NotAllowed:
             raise
-        except Refused as refusal:
-            if isinstance(refusal, Conflict) and "course_seq" in refusal.detail:
-                return f"not done: the run was changed since it was looked at ({printable(refusal.reason)})"
-            return f"refused: {refusal.reason}"
-        except Unavailable as absence:  # it may have happened: the journal will tell
-            return f"not settled yet: {absence.reason}"
+        except Refused as error:
+            if isinstance(error, Conflict) and "course_seq" in error.detail:
+                return f"not sent: the run has changed since it was observed ({printable(error.reason)})"
+            return f"rejected: {error.reason}"
+        except Unavailable as error:  # the outcome is unknown: the journal will have it
+            return f"no outcome yet: {error.reason}"
         if view.settled is None:
             return view.status
         if view.status == "applied":
@@ -275,9 +275,9 @@ class Autopilot:
         return f"{view.what}: {view.status} at step {view.settled.step}{why}"
 
     def _look(self) -> tuple[Snapshot, bool]:
-        """The run as it is now, and whether its journal was read as far as that.
+        """Return the current snapshot, and whether the journal was read up to it.
 
-        Raises `Conflict` if another autopilot steers this run; a dry run sends nothing and is in nobody's way.
+        Raises `Conflict` if another autopilot is active on this run, except in a dry run, which sends nothing.
         """
         snapshot = self._client.snapshot(self._run)
         is_known = self._history.read(self._client, self._run, snapshot.seq)
@@ -293,8 +293,8 @@ class Autopilot:
         if earlier:
             last = f", the last at step {step}" if step is not None else ""
             self._say(
-                f"autopilots have made {earlier} of the {self._options.bounds.max_changes} changes of this run "
-                f"already{last}; this one goes on with what is left"
+                f"earlier autopilots have used {earlier} of the {self._options.bounds.max_changes} changes allowed on "
+                f"this run{last}; this one may use the rest"
             )
 
     def _observe(self, snapshot: Snapshot) -> Observation:
@@ -320,7 +320,7 @@ class Autopilot:
 
 
 class Measured:
-    """The newest losses of a run, read by cursor. Invariant: the steps of `losses` rise."""
+    """Measurement window: the newest losses of a run, read by cursor. Invariant: the steps of `losses` rise."""
 
     def __init__(self, window_points: int) -> None:
         self.losses: deque[tuple[int, float]] = deque(maxlen=window_points)
@@ -331,11 +331,11 @@ class Measured:
 
     @property
     def newest_step(self) -> int | None:
-        """The step of the newest loss, None before the first."""
+        """Return the step of the newest loss, None before the first."""
         return self.losses[-1][0] if self.losses else None
 
     def read(self, client: Client, run: str) -> bool:
-        """Take in what came since the last call; whether that was all there is."""
+        """Read the new points since the last call; return whether that was all of them."""
         for _ in range(MAX_PAGES_PER_POLL):
             page = client.metrics(run, after=self._cursor, limit=MEASUREMENTS_PER_PAGE, names=METRIC_NAMES)
             self._cursor = page.cursor
@@ -348,7 +348,7 @@ class Measured:
     def _take(self, name: str, step: int, value: float) -> None:
         if name == "loss":
             while self.losses and self.losses[-1][0] >= step:
-                self.losses.pop()  # the run went back: this part of its past did not happen
+                self.losses.pop()  # rolled back: these steps are no longer part of the history
             self.losses.append((step, value))
         elif name == "eval_loss":
             self.eval_loss = value
@@ -357,18 +357,18 @@ class Measured:
             self._peak_lr = max(self._peak_lr, value) if math.isfinite(value) else self._peak_lr
 
     def peak_lr(self, live_lr: tuple[float, ...]) -> float:
-        """The highest learning rate that was ever measured; groups are taken to have had it in the ratio of `live_lr`.
+        """Return the highest learning rate ever measured, over all groups, assuming the ratios of `live_lr`.
 
-        The measurements are of group 0, and are read from the run's beginning: a restart forgets none of them.
+        Only group 0 is measured. Measurements are read from the start of the run, so a restart forgets none.
         """
         ratios = [lr / live_lr[0] for lr in live_lr] if live_lr and live_lr[0] > 0 else []
         return self._peak_lr * max([1.0, *filter(math.isfinite, ratios)])
 
     def live_lr(self, knobs: tuple[float, ...], changed_at: int | None) -> tuple[float, ...]:
-        """The learning rate of every group now.
+        """Return the current learning rate of every group.
 
         `knobs` are as of the last command; since then a schedule may have moved them, which shows in the measured `lr`
-        of group 0. The other groups are taken to have moved alike.
+        of group 0. The other groups are assumed to have moved by the same factor.
         """
         if self._lr is None or (changed_at is not None and self._lr[0] <= changed_at):
             return knobs

@@ -1,9 +1,9 @@
-"""The chat call: a model behind an OpenAI-compatible endpoint, asked for one decision.
+"""LLM client: asks a model behind an OpenAI-compatible endpoint for one decision.
 
-The endpoint is as untrusted as its text. One deadline covers the whole call, however slowly the bytes drip; the
-answer is cut off at a few kilobytes; redirects are not followed, because they would carry the key to another host.
-Every failure becomes `ModelUnavailable` with a sentence of our own: nothing that the endpoint sent is repeated in it,
-so that an endpoint that echoes the key cannot bring it into a log or the journal.
+The endpoint is as untrusted as its text. One deadline covers the whole call, however slowly the bytes arrive; the
+response is limited to a few kilobytes; redirects are not followed, because they would send the key to another host.
+Every failure becomes `ModelUnavailable` with a message of our own that repeats nothing the endpoint sent, so that an
+endpoint that echoes the key cannot get it into a log or the journal.
 """
 
 import asyncio
@@ -35,22 +35,22 @@ MAX_ANSWER_TOKENS = 2000
 """Bounds what one decision may cost. Reasoning models think inside this budget, so it is not a few dozen."""
 
 DEFAULT_TIMEOUT_S = 30.0
-"""A decision that takes longer is stale by the time it comes; training does not wait for it either way."""
+"""A decision that takes longer is stale when it arrives; training does not wait for it either way."""
 
 FENCED = re.compile(r"\s*```(?:json)?\s*(\{.*\})\s*```\s*", re.DOTALL)
-HTTP_MEANINGS = {401: "the key was not accepted", 403: "the key was not accepted", 429: "the rate limit was reached"}
+HTTP_MEANINGS = {401: "the API key was rejected", 403: "the API key was rejected", 429: "rate limit reached"}
 NO_JSON_MODE = (400, 422)
 
 
 class ModelUnavailable(Unavailable):
-    """The model gave no usable decision: late, silent, refused, or not what was asked for."""
+    """The model gave no usable decision: timeout, connection error, refusal, or an invalid answer."""
 
     slug = "model-unavailable"
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where the model is. Built by `endpoint`, which checks it."""
+    """Address and credentials of a model. Built by `endpoint`, which checks them."""
 
     base_url: str
     model: str
@@ -59,20 +59,20 @@ class Endpoint:
 
 
 def endpoint(environ: Mapping[str, str], timeout_s: float = DEFAULT_TIMEOUT_S) -> Endpoint | None:
-    """The endpoint that the environment names, or None without `OPENAI_API_KEY`. Raises `Invalid`."""
+    """Return the endpoint configured in the environment, or None without `OPENAI_API_KEY`. Raises `Invalid`."""
     key = environ.get("OPENAI_API_KEY", "").strip()
     if not key:
         return None
     if not (key.isascii() and key.isprintable()) or " " in key:
-        raise Invalid("OPENAI_API_KEY holds characters that no key has; it is one line of printable ASCII")
+        raise Invalid("OPENAI_API_KEY contains invalid characters; expected one line of printable ASCII without spaces")
     base_url = environ.get("OPENAI_BASE_URL") or DEFAULT_BASE_URL
     check_base_url(base_url)
     return Endpoint(base_url, environ.get("STEERWAY_AGENT_MODEL") or DEFAULT_MODEL, key, timeout_s)
 
 
 def check_base_url(base_url: str) -> None:
-    """Raises `Invalid` unless it is https, or http on the loopback: the key would travel in the clear."""
-    allowed = "allowed is https://host/path, or http://127.0.0.1:port/path on this machine, without user or query"
+    """Raise `Invalid` unless the URL is https, or http on the loopback: the key must not be sent in the clear."""
+    allowed = "use https://host/path, or http://127.0.0.1:port/path on this machine, without user or query"
     parts = plain_url(base_url)
     if parts is None:
         raise Invalid(f"OPENAI_BASE_URL is not a plain URL; {allowed}")
@@ -80,7 +80,7 @@ def check_base_url(base_url: str) -> None:
     if is_in_the_clear(parts):
         raise Invalid(f"OPENAI_BASE_URL would send the key in the clear to {host}; {allowed}")
     if _is_link_local(host):
-        raise Invalid(f"OPENAI_BASE_URL points at {host}, where cloud machines keep their secrets; {allowed}")
+        raise Invalid(f"OPENAI_BASE_URL points to the link-local address {host}, a cloud metadata service; {allowed}")
 
 
 def _is_link_local(host: str) -> bool:
@@ -91,7 +91,7 @@ def _is_link_local(host: str) -> bool:
 
 
 class Answer(Message):
-    """What the model must answer; any other key is refused."""
+    """Schema of the model's answer; any other key is rejected."""
 
     action: Action
     reason: str = Field(max_length=MAX_ANSWER_BYTES)
@@ -142,7 +142,7 @@ class _Ran(Message):
 GRANTED: TypeAdapter[_Tuned | _Scaled | _Set | _Ran] = TypeAdapter(
     Annotated[_Tuned | _Scaled | _Set | _Ran, Field(discriminator="action")]
 )
-"""What a model may answer to which knobs or actions were granted; any other key is refused here, too."""
+"""Schema of the answer if knobs or actions were granted; any other key is rejected here, too."""
 
 
 class _Message(BaseModel):
@@ -155,13 +155,13 @@ class _Choice(BaseModel):
 
 
 class _Completion(BaseModel):
-    """The part of a chat completion that is read. The SDK's own types are not validated when they are built."""
+    """Schema of the part of a chat completion that is read. The SDK builds its own types without validation."""
 
     choices: list[_Choice] = Field(min_length=1)
 
 
 class _Turned(Exception):
-    """The endpoint answered, but not with a plain 200; its body is not read."""
+    """The endpoint answered with another status than 200, or compressed; its body is not read."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"HTTP {status}")
@@ -169,10 +169,10 @@ class _Turned(Exception):
 
 
 class ChatModel:
-    """Asks one endpoint for decisions. Holds no state but whether the endpoint takes JSON mode."""
+    """Client of one endpoint. Stateless, but for whether the endpoint supports JSON mode."""
 
     def __init__(self, where: Endpoint) -> None:
-        import openai  # takes a second: only for those who ask a model, and not inside a call's deadline
+        import openai  # takes a second: imported only when a model is used, and not within a call's deadline
 
         self._sdk = openai
         self._where = where
@@ -180,17 +180,17 @@ class ChatModel:
 
     @property
     def name(self) -> str:
-        """The model's name, as it may be shown: short and printable."""
+        """Return the model's name, shortened and made printable."""
         return re.sub(r"[^\w.:/-]", "", self._where.model)[:40] or "model"
 
     def propose(self, seen: Observation, bounds: Bounds, powers: Powers = NO_MORE) -> Proposal:
-        """One decision. Raises `ModelUnavailable` within the endpoint's timeout, whatever the endpoint does."""
+        """Ask for one decision. Raises `ModelUnavailable` within the endpoint's timeout, whatever the endpoint does."""
         chat = messages(seen, bounds, powers)
         try:
             body = asyncio.run(self._ask_in_time(chat))
         except ModelUnavailable:
             raise
-        except Exception as error:  # whatever a hostile endpoint can provoke must not end the loop
+        except Exception as error:  # nothing that a hostile endpoint provokes may end the loop
             raise ModelUnavailable(self._what_happened(error)) from None
         return self._parse(self._read(body), powers)
 
@@ -205,7 +205,7 @@ class ChatModel:
             turned = _turned(error)
             if not self._json_mode or turned is None or turned.status not in NO_JSON_MODE:
                 raise
-        self._json_mode = False  # an older endpoint does not know `response_format`; the prompt asks for JSON as well
+        self._json_mode = False  # an older endpoint lacks `response_format`; the prompt asks for JSON as well
         return await self._complete(chat)
 
     async def _complete(self, chat: list[dict[str, str]]) -> bytes:
@@ -213,7 +213,7 @@ class ChatModel:
         on_loopback = is_loopback(urlsplit(where.base_url).hostname or "")
         http = self._sdk.DefaultAsyncHttpxClient(
             follow_redirects=False,
-            trust_env=not on_loopback,  # a proxy would see what goes to the loopback in the clear
+            trust_env=not on_loopback,  # a proxy would see the unencrypted loopback traffic
             timeout=where.timeout_s,
             event_hooks={"response": [_turn_away]},
         )
@@ -236,13 +236,13 @@ class ChatModel:
     def _what_happened(self, error: Exception) -> str:
         turned = _turned(error)
         if turned is not None:
-            meaning = HTTP_MEANINGS.get(turned.status, "not an answer that can be read")
+            meaning = HTTP_MEANINGS.get(turned.status, "not a usable response")
             return f"{self.name} answered HTTP {turned.status}: {meaning}"
         if isinstance(error, TimeoutError) or "Timeout" in type(error).__name__:
             return f"{self.name} did not answer within {self._where.timeout_s:g} s"
         if type(error).__name__ == "APIConnectionError":
             return f"{self.name} could not be reached"
-        return f"{self.name} could not be asked ({type(error).__name__})"
+        return f"the request to {self.name} failed ({type(error).__name__})"
 
     def _read(self, body: bytes) -> str:
         try:
@@ -269,25 +269,25 @@ class ChatModel:
             raise ModelUnavailable(f'{self.name} did not answer {{"action": "{allowed}", "reason": "..."}}') from None
 
     def _without_key(self, value: Any) -> Any:
-        """An answer that repeats the key, wherever it does so."""
+        """Mask the API key wherever an answer repeats it."""
         if isinstance(value, dict):
-            return {self._without_key(name): self._without_key(each) for name, each in value.items()}
+            return {self._without_key(name): self._without_key(item) for name, item in value.items()}
         return value.replace(self._where.key, "***") if isinstance(value, str) else value
 
 
 def check_no_key_twice(text: str | bytes) -> None:
-    """Raises `ValueError` if an object of this JSON has a key twice: two readers would take it for two answers."""
+    """Raise `ValueError` for duplicate keys in this JSON, which parsers resolve differently."""
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(dict(pairs)) < len(pairs):
-            raise ValueError("a key is given twice")
+            raise ValueError("duplicate key")
         return dict(pairs)
 
     json.loads(text, object_pairs_hook=once)
 
 
 async def _turn_away(response: Any) -> None:
-    """Before the body is read: only a plain 200 has one that is worth reading, and a packed one may be a bomb."""
+    """Reject a response before its body is read, unless it is a 200 without compression (decompression bombs)."""
     packed = response.headers.get("content-encoding", "identity") != "identity"
     if response.status_code != 200 or packed:
         raise _Turned(response.status_code)
@@ -298,12 +298,12 @@ async def _bounded(chunks: Any) -> bytes:
     async for chunk in chunks:
         body += chunk
         if len(body) > MAX_ANSWER_BYTES:
-            raise ModelUnavailable(f"the answer is longer than {MAX_ANSWER_BYTES // 1024} KiB")
+            raise ModelUnavailable(f"the response exceeds {MAX_ANSWER_BYTES // 1024} KiB")
     return bytes(body)
 
 
 def _turned(error: BaseException | None) -> _Turned | None:
-    """The endpoint's status, from inside the SDK's wrapping."""
+    """Return the endpoint's status from the exceptions that the SDK wrapped around it, if any."""
     while error is not None:
         if isinstance(error, _Turned):
             return error

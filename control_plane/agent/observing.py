@@ -1,7 +1,7 @@
-"""What a run has of the knobs and actions that its autopilot was granted, from a snapshot and the journal's history.
+"""Observation of the knobs and actions that an autopilot was granted, from a snapshot and the journal's history.
 
-What a run says of itself is its script's, and untrusted: a knob of an unknown kind, or with a bound that is no number,
-is not seen at all, and text of the run goes no further than this module.
+What a run reports comes from its script and is untrusted: a knob of an unknown kind, or with a bound that is not a
+number, is ignored, and no text of the run leaves this module.
 """
 
 from collections.abc import Mapping
@@ -17,37 +17,41 @@ BOUNDS = ("least", "most", "above", "below")
 
 
 def knobs_seen(snapshot: Snapshot, history: History, powers: Powers, live_lr: tuple[float, ...]) -> dict[str, KnobSeen]:
-    """The granted knobs that this run has."""
-    found: dict[str, KnobSeen] = {}
+    """Return the granted knobs that this run has."""
+    knobs: dict[str, KnobSeen] = {}
     for name in powers.knobs:
         changed_at, pending = history.last_change(name)
         if name == LEARNING_RATE:
-            found[name] = KnobSeen(list(live_lr), per_group=True, above=0.0, changed_at=changed_at, pending=pending)
+            knobs[name] = KnobSeen(list(live_lr), per_group=True, above=0.0, changed_at=changed_at, pending=pending)
             continue
         about, value = _facts(snapshot.knob_facts, name), snapshot.knobs.get(name)
         if about is None or value is None:
             continue
         kind, bounds = about.get("kind", "number"), {bound: about.get(bound) for bound in BOUNDS}
-        if isinstance(kind, str) and kind in KINDS and all(each is None or is_number(each) for each in bounds.values()):
+        if (
+            isinstance(kind, str)
+            and kind in KINDS
+            and all(value is None or is_number(value) for value in bounds.values())
+        ):
             per_group = bool(about.get("per_group"))
-            found[name] = KnobSeen(value, kind, per_group, changed_at=changed_at, pending=pending, **bounds)
-    return found
+            knobs[name] = KnobSeen(value, kind, per_group, changed_at=changed_at, pending=pending, **bounds)
+    return knobs
 
 
 def actions_seen(snapshot: Snapshot, history: History, powers: Powers) -> dict[str, ActionSeen]:
-    """The granted actions that this run has. Types that a model may not give are not told: `other`."""
-    found: dict[str, ActionSeen] = {}
+    """Return the granted actions that this run has. Argument types that a model may not give are shown as `other`."""
+    actions: dict[str, ActionSeen] = {}
     for name in powers.actions:
         about = _facts(snapshot.facts.get("actions"), name)
         if about is None:
             continue
         arguments: Any = about.get("arguments", {})
         listed = {key: _facts(arguments, key) or {} for key in arguments} if isinstance(arguments, Mapping) else {}
-        given = {key: each.get("type") for key, each in listed.items()}
+        given = {key: argument.get("type") for key, argument in listed.items()}
         types = {key: kind if kind in ARGUMENT_TYPES else "other" for key, kind in given.items()}
-        required = frozenset(key for key, each in listed.items() if "default" not in each)
-        found[name] = ActionSeen(types, required, *history.last_change(ACTION + name))
-    return found
+        required = frozenset(key for key, argument in listed.items() if "default" not in argument)
+        actions[name] = ActionSeen(types, required, *history.last_change(ACTION + name))
+    return actions
 
 
 def _facts(listed: Any, name: str) -> Mapping[str, Any] | None:

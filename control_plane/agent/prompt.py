@@ -1,9 +1,8 @@
-"""What the model is told: numbers that code has extracted first, and names that its operator has granted.
+"""Prompt for the model: extracted numbers, and names that the operator has granted. Prevents prompt injection.
 
-No text from the run enters: not its name, its groups, its metrics' names, nor anyone's reasons. Names of knobs and
-actions, and of the actions' arguments, are told only if the operator has written them down (see `powers`); they are
-quoted, and are data. So there is nothing in a run that could speak to the model.
-What it answers is gated in `policy.py` and `powers.py` all the same.
+No text of the run enters: not its name, its groups, its metrics' names, or anyone's reasons. Names of knobs and
+actions, and of the actions' arguments, are included only if the operator has granted them (see `powers`), quoted as
+data. The model's answer is checked in `policy.py` and `powers.py` all the same.
 """
 
 import json
@@ -15,14 +14,14 @@ from control_plane.agent.grants import ARGUMENT_TYPES, NO_MORE, ArgumentRange, P
 from control_plane.agent.policy import ActionSeen, Bounds, KnobSeen, Observation, is_number
 
 MAX_POINTS = 40
-"""Losses shown, thinned evenly: enough to see a trend, few enough to be cheap."""
+"""Losses in the prompt, sampled evenly: enough to see a trend, few enough to be cheap."""
 
 MAX_GROUPS = 8
 MAX_PROMPT_CHARS = 6000
-"""Follows from the two above; a test holds it."""
+"""Follows from the two above; a test checks it."""
 
 MAX_GRANTED_CHARS = 6000
-"""What is told beside that of granted knobs and actions, at most: a line that does not fit any more is left out."""
+"""Limit of the part on granted knobs and actions; a line that does not fit is left out."""
 
 INSTRUCTIONS = """\
 You watch the training of a neural network and may answer with one of three actions on its learning rate:
@@ -43,24 +42,24 @@ What is not listed, or is out of its bounds, is refused."""
 
 
 def messages(seen: Observation, bounds: Bounds, powers: Powers = NO_MORE) -> list[dict[str, str]]:
-    """The chat that asks for one decision; at most `MAX_PROMPT_CHARS` in all, `MAX_GRANTED_CHARS` more with powers."""
-    told, asked = INSTRUCTIONS, describe(seen, bounds)
+    """Return the chat that asks for one decision: at most `MAX_PROMPT_CHARS`, plus `MAX_GRANTED_CHARS` with grants."""
+    system, user = INSTRUCTIONS, describe(seen, bounds)
     if powers.widen:
-        told, asked = told + GRANTED, "\n".join([asked, *granted(seen, powers)])
-    return [{"role": "system", "content": told}, {"role": "user", "content": asked}]
+        system, user = system + GRANTED, "\n".join([user, *granted(seen, powers)])
+    return [{"role": "system", "content": system}, {"role": "user", "content": user}]
 
 
 def granted(seen: Observation, powers: Powers) -> list[str]:
-    """What was granted, and is there, in lines of JSON: names as quoted data, and numbers."""
+    """Return the granted knobs, actions and metrics that exist, as lines of JSON: quoted names, and numbers."""
     knobs = [_knob(name, powers.knobs[name], knob, seen.step) for name, knob in seen.knobs.items()]
     actions = [_action(name, powers.actions[name], action, seen.step) for name, action in seen.actions.items()]
     watched = [f"measured: {json.dumps(name)}: {_number(value)}" for name, value in seen.watched.items()]
-    left, told = MAX_GRANTED_CHARS - len(GRANTED), []
+    left, lines = MAX_GRANTED_CHARS - len(GRANTED), []
     for line in (*knobs, *actions, *watched):
         if len(line) < left:
             left -= len(line) + 1
-            told.append(line)
-    return told
+            lines.append(line)
+    return lines
 
 
 def _knob(name: str, power: Power, knob: KnobSeen, step: int) -> str:
@@ -70,20 +69,18 @@ def _knob(name: str, power: Power, knob: KnobSeen, step: int) -> str:
         "factor at most": power.max_factor,
         "changed steps ago": None if knob.changed_at is None else step - knob.changed_at,
     }
-    told = {"kind": knob.kind, "now": _rounded(knob.value)} | {
-        key: each for key, each in bounds.items() if each is not None
-    }
-    return f"knob {json.dumps(name)}: {json.dumps(told)}"
+    known = {key: bound for key, bound in bounds.items() if bound is not None}
+    return f"knob {json.dumps(name)}: {json.dumps({'kind': knob.kind, 'now': _rounded(knob.value)} | known)}"
 
 
 def _action(name: str, granted: Mapping[str, ArgumentRange], action: ActionSeen, step: int) -> str:
-    told = {
-        each: {"type": action.types[each]} | within.model_dump(exclude_none=True)
-        for each, within in granted.items()
-        if action.types.get(each) in ARGUMENT_TYPES
+    arguments = {
+        argument: {"type": action.types[argument]} | within.model_dump(exclude_none=True)
+        for argument, within in granted.items()
+        if action.types.get(argument) in ARGUMENT_TYPES
     }
     ran = {} if action.changed_at is None else {"ran steps ago": step - action.changed_at}
-    return f"action {json.dumps(name)}: {json.dumps({'arguments': told} | ran)}"
+    return f"action {json.dumps(name)}: {json.dumps({'arguments': arguments} | ran)}"
 
 
 def _tightest(choose: Callable[..., float], *bounds: float | None) -> float | None:
@@ -91,16 +88,16 @@ def _tightest(choose: Callable[..., float], *bounds: float | None) -> float | No
 
 
 def _rounded(value: Any, depth: int = 2) -> Any:
-    """A live value in few digits; lists are cut off after a few."""
+    """Round a live value to few digits; lists are truncated."""
     if isinstance(value, list | tuple):
-        return [_rounded(each, depth - 1) for each in value[:MAX_GROUPS]] if depth else None
+        return [_rounded(item, depth - 1) for item in value[:MAX_GROUPS]] if depth else None
     if isinstance(value, bool):
         return value
-    return float(_number(value)) if is_number(value) else None  # text is not told, whatever it says
+    return float(_number(value)) if is_number(value) else None  # text is never included
 
 
 def describe(seen: Observation, bounds: Bounds) -> str:
-    """An observation in lines of numbers."""
+    """Format an observation as lines of numbers."""
     changed = "never" if seen.changed_at is None else f"{seen.step - seen.changed_at} steps ago, at {seen.changed_at}"
     evaluated = "none yet" if seen.eval_loss is None else _number(seen.eval_loss)
     groups = ", ".join(_number(lr) for lr in seen.lr[:MAX_GROUPS])
@@ -131,7 +128,7 @@ def _trend(losses: Sequence[float]) -> list[str]:
 
 
 def _thinned(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """At most `MAX_POINTS`, evenly spread, the newest always among them."""
+    """Sample at most `MAX_POINTS` losses evenly, always including the newest."""
     if len(losses) <= MAX_POINTS:
         return list(losses)
     last = len(losses) - 1

@@ -75,7 +75,9 @@ async def _add_ancestors(directory: "RunDirectory", runs: dict[str, Trajectories
                 gone.add(name)
 
 
-async def _results(directory: "RunDirectory", pieces: Sequence[RunRange], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
+async def _results(
+    directory: "RunDirectory", pieces: Sequence[RunRange], names: tuple[str, ...]
+) -> tuple[MetricSummary, ...]:
     """Return results in the order of the line: forks come after their parents."""
     results: list[MetricSummary] = []
     for run, of_run in groupby(pieces, key=lambda piece: piece.run):

@@ -1,9 +1,9 @@
-"""What a rank's digests were made of: one line for each, in a file per rank and generation.
+"""Parts of every state digest of a rank: one line per digest, in a file per rank and generation.
 
     line = RankDigest(100, {"weights/head": "..."}).line()       written by the rank, without fsync
     named(divergence, our_files, their_files)                    which parts differ, of each rank that does
 
-The journal holds the root of every line, so that a line which is torn, or was changed, is not believed.
+The journal has the root of every line, which detects a torn or changed line.
 """
 
 import json
@@ -20,10 +20,10 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.regular import open_regular
 
 ALGORITHM = "xxh3_128"
-"""For accidents, not for adversaries: whoever can write into a rank's memory can also write its digest."""
+"""Not cryptographic: whoever can write into a rank's memory can also write its digest."""
 
 CAUSES_FIRST = ("samples", "random", "knobs", "schedule", "script", "weights", "optimizer")
-"""Of several parts that differ, the earlier kind may have caused the later one."""
+"""Kinds of parts in causal order: a difference in an earlier one may have caused a later one."""
 
 Parts = Mapping[str, str]
 """Digests by name, in the order in which they were taken: `weights/transformer.wte.weight`."""
@@ -31,47 +31,47 @@ Parts = Mapping[str, str]
 
 @dataclass(frozen=True, slots=True)
 class RankDigest:
-    """What one rank had live after a step."""
+    """Digests of one rank's live state after a step."""
 
     step: int
     parts: Parts
 
     @property
     def root(self) -> str:
-        """The digest of all parts, whatever their order."""
+        """Return the digest of all parts, independent of their order."""
         return root_of(self.parts)
 
     def line(self) -> str:
-        """As the file holds it. The step stands first: a reader finds its line without parsing the others."""
+        """Return the line for the file. The step comes first, so that a reader finds it without parsing other lines."""
         return f'{{"step": {self.step}, "root": "{self.root}", "parts": {json.dumps(self.parts)}}}\n'
 
 
 def root_of(parts: Parts) -> str:
-    """One digest over names and digests."""
+    """Return one digest over names and digests."""
     text = "".join(f"{name}\0{parts[name]}\n" for name in sorted(parts))
     return str(xxhash.xxh3_128(text.encode()).hexdigest())
 
 
 def digest_file(files: RunFiles, generation: int, rank: int) -> Path:
-    """Where one rank of a generation writes its lines."""
+    """Return the file of one rank in a generation."""
     return files.digests / f"g{generation}-rank-{rank}.jsonl"
 
 
 def read_parts(files: RunFiles, digested: StateDigested, rank: int) -> Parts:
-    """The parts of one rank's digest that the journal knows.
+    """Return the parts of one rank's digest that the journal has recorded.
 
-    Raises: `NotFound` if the rank has written no line of that step, `Damaged` if what it wrote is not what it told.
+    Raises `NotFound` if the rank has written no line for that step, `Damaged` if its line has another root.
     """
     path = digest_file(files, digested.generation, rank)
     which = f"rank {rank}'s digest of step {digested.step} in generation {digested.generation}"
     lines = list(_lines_of(path, digested.step, which))
     if not lines:
-        raise NotFound(f"nothing says what {which} was made of: {path.name} has no such line")
+        raise NotFound(f"the parts of {which} are unknown: {path.name} has no line for it")
     for line in lines:
         parts = _parts_of(line)
         if parts is not None and root_of(parts) == digested.ranks[rank]:
             return parts
-    raise Damaged(f"{path.name} does not hold what {which} was made of: its line is not what was told")
+    raise Damaged(f"{path.name} does not match {which}: its line has another root")
 
 
 def _lines_of(path: Path, step: int, which: str) -> Iterator[bytes]:
@@ -82,7 +82,7 @@ def _lines_of(path: Path, step: int, which: str) -> Iterator[bytes]:
     except FileNotFoundError:
         return
     except OSError as error:
-        raise Damaged(f"what {which} was made of cannot be read: {error}") from None
+        raise Damaged(f"the parts of {which} cannot be read: {error}") from None
 
 
 def _parts_of(line: bytes) -> Parts | None:
@@ -90,15 +90,14 @@ def _parts_of(line: bytes) -> Parts | None:
         parts = json.loads(line)["parts"]
     except (ValueError, KeyError, TypeError, RecursionError):  # torn: the rank died while it wrote
         return None
-    whole = isinstance(parts, dict) and all(isinstance(each, str) for each in parts.values())
+    whole = isinstance(parts, dict) and all(isinstance(digest, str) for digest in parts.values())
     return parts if whole else None
 
 
 def differing(ours: Parts, theirs: Parts) -> tuple[str, ...]:
-    """The names of what differs, or is on one side only: causes before effects, otherwise in the order of training."""
+    """Return the names of parts that differ or are missing on one side: causes first, else in training order."""
     names = dict.fromkeys([*ours, *theirs])
-    found = [name for name in names if ours.get(name) != theirs.get(name)]
-    return tuple(sorted(found, key=lambda name: _kind(name)))
+    return tuple(sorted((name for name in names if ours.get(name) != theirs.get(name)), key=_kind))
 
 
 def _kind(name: str) -> int:
@@ -108,7 +107,7 @@ def _kind(name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RankDifference:
-    """What differs on one rank, the likely cause first; or, without names, why that is not known: a sentence."""
+    """Parts that differ on one rank, the likely cause first; without names, `problem` says why they are unknown."""
 
     rank: int
     names: tuple[str, ...]
@@ -116,7 +115,7 @@ class RankDifference:
 
 
 def named(divergence: Divergence, our_files: RunFiles, their_files: RunFiles) -> tuple[RankDifference, ...]:
-    """What differs on each rank that does."""
+    """Return the parts that differ, for each rank that diverged."""
     return tuple(_difference(divergence, rank, our_files, their_files) for rank in divergence.ranks)
 
 
@@ -124,6 +123,6 @@ def _difference(divergence: Divergence, rank: int, our_files: RunFiles, their_fi
     try:
         ours = read_parts(our_files, divergence.ours, rank)
         theirs = read_parts(their_files, divergence.theirs, rank)
-    except SteerwayError as problem:
-        return RankDifference(rank, (), problem.reason)
+    except SteerwayError as error:
+        return RankDifference(rank, (), error.reason)
     return RankDifference(rank, differing(ours, theirs))

@@ -1,15 +1,15 @@
-"""Named moments around every durable write, where a test may end, stop, slow or fail the process.
+"""Failpoints: named points around every durable write where a test can kill, stop, delay or fail the process.
 
     STEERWAY_FAILPOINTS="seed=7;journal.append.mid_write=kill@0.1;journal.append.before_sync=error:EIO@3"
 
-A point is `site.moment`; `SITES` lists them all, and a test finds a durable write that has none. What is done there:
+A point is `site.moment`; `SITES` lists them all, and a test finds durable writes that have none. Actions:
 
-    kill            SIGKILL to this process            error:ENOSPC   the disk refuses; not where no disk is asked
-    stop            SIGSTOP, until somebody continues  sleep:0.5      this thread sleeps; seconds
+    kill            SIGKILL to this process     error:ENOSPC   raise this OSError; only where the disk is used
+    stop            SIGSTOP, until SIGCONT      sleep:0.5      sleep in this thread; seconds
 
-`@3` means the third passage alone, `@0.1` one passage in ten by chance, and nothing every passage. Each process counts
-for itself, and each point has dice of its own from `seed` (0 unless given). Without the variable a passage costs one
-comparison. A value that makes no sense is refused, in a sentence, at the first durable write of the process.
+`@3` means the third passage only, `@0.1` each passage with probability 0.1; by default every passage. Counters are per
+process, and each point has its own random generator from `seed` (default 0). Without the variable a passage costs one
+comparison. An invalid value raises `Invalid` at the first durable write of the process.
 """
 
 import errno
@@ -32,14 +32,14 @@ WRITE = ("before_write", "mid_write", "before_sync", "after_sync")
 SYNC = ("before_sync", "after_sync")
 
 SITES: Mapping[str, tuple[str, ...]] = {
-    # the journal: its folder, a segment's birth, what a newer term takes over, an append
+    # the journal: its folder, a new segment, what a newer term takes over, an append
     "journal.folder": ("before_create", *SYNC),
     "journal.segment": ("before_create", "after_create", *SYNC, "after_fence"),
     "journal.taken_over": SYNC,
     "journal.header": WRITE,
     "journal.abandoned": ("before_unlink",),
     "journal.append": (*WRITE, "after_fence"),
-    # the control server: between durable and visible, between visible and told, between decided and removed
+    # the control server: between durable and visible, visible and replied, decided and removed
     "server.commit": ("before_append", "after_append", "after_evolve"),
     "server.submit": ("before_reply",),
     "server.report": ("before_reply",),
@@ -55,13 +55,13 @@ SITES: Mapping[str, tuple[str, ...]] = {
     "manifest.file": ("before_create", *WRITE, "before_rename", "after_rename"),
     "manifest.folder": SYNC,
     "checkpoint.name": SYNC,
-    # its twin for any number of ranks gets its name
+    # its universal conversion (for any number of ranks) is renamed to its name
     "conversion.name": ("before_rename", *SYNC),
     # a checkpoint's removal
     "removal.link": ("before_unlink",),
     "removal.manifest": ("before_unlink", *SYNC),
     "removal.files": ("before_removal", *SYNC),
-    # what comes from elsewhere: a journal that was imported, a checkpoint of a parent; and a journal that leaves
+    # transfers: an imported journal, a checkpoint of a parent, an exported journal
     "import.folders": SYNC,
     "import.name": SYNC,
     "inherited.folder": SYNC,
@@ -76,37 +76,37 @@ SITES: Mapping[str, tuple[str, ...]] = {
 POINTS = tuple(f"{site}.{moment}" for site, moments in SITES.items() for moment in moments)
 
 NO_DISK = ("server.",)
-"""Here the journal has been asked already, or not yet: what would fail is no call of the disk."""
+"""Sites without a disk call: `error` makes no sense there."""
 
 Data = TypeVar("Data", bytes, memoryview)
 
 
 class Rule(Protocol):
-    """What is to be done at one point. `is_due` is asked at every passage."""
+    """Interface of an armed point. `is_due` is called at every passage."""
 
     def is_due(self) -> bool:
-        """Whether this passage is one."""
+        """Return whether to act at this passage."""
         ...
 
     def act(self) -> None:
-        """Do it. May not return; may raise `OSError`."""
+        """Perform the action. May not return; may raise `OSError`."""
         ...
 
 
 @dataclass(slots=True)
 class Fault:
-    """One item of a specification."""
+    """One armed failpoint of a specification."""
 
     act: Callable[[], None]
     passage: int | None
     chance: float | None
     dice: random.Random
     passed: int = 0
-    # Ranks save in threads of their own.
+    # Ranks save in separate threads.
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def is_due(self) -> bool:
-        """Whether this passage is one."""
+        """Return whether to act at this passage."""
         with self.lock:
             self.passed += 1
             if self.chance is not None:
@@ -116,34 +116,34 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Unreadable:
-    """A specification that makes no sense: whoever set it hears so before anything is written."""
+    """An invalid specification, reported before anything is written."""
 
     reason: str
 
     def is_due(self) -> bool:
-        """Always."""
+        """Return True."""
         return True
 
     def act(self) -> None:
-        """Refuse."""
+        """Raise `Invalid`."""
         raise Invalid(self.reason)
 
 
 Tell = Callable[[str], None]
-"""Is told the name of a point before something is done there."""
+"""Called with the name of a point before its action is performed."""
 
 _armed: Mapping[str, Rule] | None = None
 _tell: Tell = lambda point: logging.getLogger(__name__).warning("failpoint %s", point)  # noqa: E731
 
 
 def reach(site: str, moment: str) -> None:
-    """This moment has come. Does nothing unless it is armed."""
+    """Pass a failpoint. Does nothing unless it is armed."""
     if _armed is not None:
         _fire(f"{site}.{moment}")
 
 
 def halves(site: str, data: Data) -> Iterator[Data]:
-    """What to write: all at once, or, if the moment `mid_write` is armed, in two parts with that moment between."""
+    """Yield the data to write: whole, or in two halves with the failpoint between if `mid_write` is armed."""
     if _armed is None or f"{site}.mid_write" not in _armed:
         yield data
         return
@@ -162,14 +162,14 @@ def _fire(point: str) -> None:
 
 
 def arm(specification: str, tell: Tell | None = None) -> None:
-    """Arm what is specified, and nothing else; an empty text disarms everything. Raises `Invalid`."""
+    """Arm exactly the specified failpoints; an empty text disarms all. Raises `Invalid`."""
     global _armed, _tell
     rules = parse(specification)
     _armed, _tell = rules or None, tell or _tell
 
 
 def parse(specification: str) -> dict[str, Rule]:
-    """The rules, by point. Raises `Invalid`, naming the item that makes no sense."""
+    """Parse a specification into rules by point. Raises `Invalid`, naming the invalid item."""
     items = [item.strip() for item in specification.split(";") if item.strip()]
     seeds = [item.partition("=")[2] for item in items if item.startswith("seed=")]
     seed = seeds[-1] if seeds else "0"
@@ -181,7 +181,7 @@ def parse(specification: str) -> dict[str, Rule]:
         if not equals:
             raise _nonsense(item, "write it as POINT=ACTION or POINT=ACTION@WHEN")
         if point in rules:
-            raise _nonsense(item, f"{point} stands there twice")
+            raise _nonsense(item, f"{point} is given twice")
         rules[point] = _fault(item, _known(item, point), what, seed)
     return rules
 
@@ -196,8 +196,8 @@ def _known(item: str, point: str) -> str:
     if point in POINTS:
         return point
     near = get_close_matches(point, POINTS, n=1)
-    meant = f"; did you mean {near[0]}?" if near else f"; the sites are {', '.join(SITES)}"
-    raise _nonsense(item, f"there is no failpoint {point!r}{meant}")
+    hint = f"; did you mean {near[0]}?" if near else f"; the sites are {', '.join(SITES)}"
+    raise _nonsense(item, f"unknown failpoint {point!r}{hint}")
 
 
 def _when(item: str, when: str) -> tuple[int | None, float | None]:
@@ -219,24 +219,26 @@ def _action(item: str, point: str, action: str) -> Callable[[], None]:
         return lambda: os.kill(os.getpid(), number)
     if name == "error" and value in errno.errorcode.values():
         if point.startswith(NO_DISK):
-            raise _nonsense(item, f"no disk is asked at {point}: kill, stop or sleep there")
+            raise _nonsense(item, f"{point} does not use the disk: only kill, stop and sleep are possible there")
         return lambda: _refuse(getattr(errno, value))
     if name == "sleep" and value.replace(".", "", 1).isdecimal():
         seconds = float(value)
         return lambda: time.sleep(seconds)
-    raise _nonsense(item, f"{action!r} is none of kill, stop, error:NAME (such as error:ENOSPC) and sleep:SECONDS")
+    raise _nonsense(
+        item, f"unknown action {action!r}; allowed are kill, stop, error:NAME (such as error:ENOSPC), sleep:SECONDS"
+    )
 
 
 def _refuse(number: int) -> None:
     raise OSError(number, os.strerror(number))
 
 
-def _nonsense(item: str, why: str) -> Invalid:
-    return Invalid(f"{VARIABLE} has an item {item[:200]!r} that makes no sense: {why}")
+def _nonsense(item: str, reason: str) -> Invalid:
+    return Invalid(f"{VARIABLE}: invalid item {item[:200]!r}: {reason}")
 
 
 def _arm_from(environment: Mapping[str, str]) -> None:
-    """What the environment asks for. An import must not fail: a complaint waits for the first passage."""
+    """Arm the failpoints of the environment. Importing must not fail: an error is raised at the first passage."""
     global _armed
     try:
         arm(environment.get(VARIABLE, ""))

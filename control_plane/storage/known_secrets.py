@@ -1,4 +1,4 @@
-"""The secrets that a process of a run can know: those of its environment and those of the run's config."""
+"""Redaction of the secrets that a process of a run can know: from its environment and the run's config."""
 
 import json
 import os
@@ -15,17 +15,17 @@ _read: dict[str, tuple[str, ...]] = {}
 
 
 def redaction_of(files: RunFiles | None, environ: Mapping[str, str] = os.environ) -> Redaction:
-    """What takes the secrets that are known here, now, out of a text that this process is about to tell."""
+    """Return a redaction that removes the currently known secrets from text that this process is about to output."""
     return Redaction.of(environ, () if files is None else (*_of_config(files), *_of_variables(files)))
 
 
 def _of_variables(files: RunFiles) -> tuple[str, ...]:
-    """Whatever their names: somebody has called them secret."""
+    """Return the values of variables that were declared secret, whatever their names."""
     try:
-        found = json.loads(files.secrets.read_text(encoding="utf-8"))
+        values = json.loads(files.secrets.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
         return ()
-    return tuple(value for value in found.values() if isinstance(value, str)) if isinstance(found, dict) else ()
+    return tuple(value for value in values.values() if isinstance(value, str)) if isinstance(values, dict) else ()
 
 
 def _of_config(files: RunFiles) -> tuple[str, ...]:
@@ -40,7 +40,7 @@ def _of_config(files: RunFiles) -> tuple[str, ...]:
 
 
 def _searched(config: bytes) -> tuple[str, ...]:
-    """A config that cannot be read is not searched: what is told is still cleaned of everything else."""
+    """Return the secrets in a config; none if it cannot be parsed, and the other sources still apply."""
     try:
         return tuple(secrets_in(from_yaml(config.decode(), "the run's config", as_text=True)))
     except (Invalid, UnicodeDecodeError):

@@ -1,14 +1,14 @@
-"""Where a run keeps its files, and which names a run may have.
+"""Directory layout of a run's files, and the syntax of run ids.
 
 <home>/runs/<run>/config.yaml      the resolved configuration, written before anything else
-                  config.yaml.sig  that this installation made or trusts the config: see `ownership`
+                  config.yaml.sig  this installation's signature of the config: see `ownership`
                   secrets.json     the values of its secret environment variables, if it has any
                   journal/         one segment per term
                   metrics.sqlite   measurements
                   checkpoints/     one folder per checkpoint; it exists when its manifest does
-                  origin.json      how it begins, if it has a parent: a fork, a replay
-                  digests/         what each rank's digests of its live state were made of
-                  work/            where the ranks work: what a script writes
+                  origin.json      parent and checkpoint of a fork, a replay
+                  digests/         parts of each rank's state digests
+                  work/            working directory of the ranks: a script's outputs
                   logs/            driver.log, rank-0.log, rank-1.log, ...
 """
 
@@ -20,27 +20,27 @@ from control_plane.core.model import intents
 from control_plane.core.model.errors import Invalid, NotFound
 
 STATE = "state"
-"""A checkpoint's subfolder for what the trainers save; DeepSpeed calls it a tag."""
+"""Subfolder of a checkpoint for what the trainers save; DeepSpeed calls it a tag."""
 
 IMPORTED = "imported.json"
-"""Beside a journal that came from an export: what the export said of itself."""
+"""Manifest of the export that a run was imported from."""
 
 RUN_ID = re.compile(intents.RUN_ID)
-"""A run's id becomes a folder, an actor's name and a part of URLs; so it is harmless in all of them."""
+"""A run id is used as a folder, an actor's name and a part of URLs, and must be safe in all of them."""
 
 
 def check_run_id(run: str) -> str:
-    """The id itself. Raises `Invalid` if it is not one."""
+    """Return the id. Raises `Invalid` if it is malformed."""
     if not RUN_ID.fullmatch(run):
         raise Invalid(
-            f"{run[:80]!r} is not a run id: 1 to 64 of a-z, 0-9, '-' and '_', beginning with a letter or a digit"
+            f"{run[:80]!r} is not a valid run id: use 1 to 64 of a-z, 0-9, '-' and '_', starting with a letter or digit"
         )
     return run
 
 
 @dataclass(frozen=True, slots=True)
 class RunFiles:
-    """The files of one run under its folder `root`."""
+    """Paths of one run's files under its folder `root`."""
 
     root: Path
 
@@ -66,7 +66,7 @@ class RunFiles:
 
     @property
     def origin(self) -> Path:
-        """How a run begins that has a parent; others have none."""
+        """The origin of a run that has a parent; others have no such file."""
         return self.root / "origin.json"
 
     @property
@@ -91,41 +91,41 @@ class RunFiles:
 
     @property
     def logs(self) -> Path:
-        """What the driver and the ranks printed."""
+        """The folder of the logs of the driver and the ranks."""
         return self.root / "logs"
 
     @property
     def work(self) -> Path:
-        """Where the ranks work: what a script writes under a relative path lies here."""
+        """The working directory of the ranks, with the script's outputs."""
         return self.root / "work"
 
     def last_words(self, rank: int) -> Path:
-        """Where a rank that ends itself writes why, for whoever finds it dead."""
+        """Return the file where a rank that terminates itself writes its exit reason."""
         return self.logs / f"rank-{rank}.died.json"
 
     def crash(self, rank: int) -> Path:
-        """Where Python's fault handler writes which signal ended a rank, and in which line."""
+        """Return the file where Python's faulthandler writes the signal and stack that ended a rank."""
         return self.logs / f"rank-{rank}.crash"
 
     @property
     def signing_key(self) -> Path:
-        """The installation's key for checkpoints: one for all its runs."""
+        """The installation's signing key, shared by all its runs."""
         return self.root.parent.parent / "checkpoint-key"
 
 
 def job_name(run: str, number: int) -> str:
-    """The submission id of a run's Ray job: the run's own id for the first, `<run>-r2` when it is resumed, ..."""
+    """Return the submission id of a run's Ray job: the run's id for the first, `<run>-r2` for the next, ..."""
     return run if number == 1 else f"{run}-r{number}"
 
 
 def job_number(run: str, job: str) -> int | None:
-    """The inverse of `job_name`: from 1; None if the job is not one of this run's."""
-    found = re.fullmatch(re.escape(run) + r"(?:-r([0-9]+))?", job)
-    return None if found is None else int(found[1] or 1)
+    """Return the number of a run's job, from 1 (the inverse of `job_name`); None if it is not one of this run's."""
+    match = re.fullmatch(re.escape(run) + r"(?:-r([0-9]+))?", job)
+    return None if match is None else int(match[1] or 1)
 
 
 def find_run(runs_dir: Path, run: str) -> RunFiles:
-    """The files of a run. Raises `Invalid` for a malformed id, `NotFound` if there is no such run."""
+    """Return the files of a run. Raises `Invalid` for a malformed id, `NotFound` if there is no such run."""
     files = RunFiles(runs_dir / check_run_id(run))
     if not files.config.is_file():
         raise NotFound(f"there is no run {run!r}")
@@ -133,8 +133,8 @@ def find_run(runs_dir: Path, run: str) -> RunFiles:
 
 
 def list_runs(runs_dir: Path) -> list[RunFiles]:
-    """Every run, by id."""
+    """Return every run, by id."""
     if not runs_dir.is_dir():
         return []
-    found = (RunFiles(path) for path in sorted(runs_dir.iterdir()) if RUN_ID.fullmatch(path.name))
-    return [files for files in found if files.config.is_file()]
+    runs = (RunFiles(path) for path in sorted(runs_dir.iterdir()) if RUN_ID.fullmatch(path.name))
+    return [files for files in runs if files.config.is_file()]

@@ -1,11 +1,11 @@
-"""Measurements, kept apart from decisions: one long table in SQLite.
+"""Metrics store: measurements of a run in one SQLite table, separate from the journal.
 
-Measurements may be lost and never stop a run. A database that cannot be read is moved aside, with its companions
-(`metrics.sqlite.damaged-1`), and a new one is begun; where no file can be had at all, the points live in memory until
-the end of the term. Points that cannot be kept (disk full) are dropped, and the log says so.
+Measurements may be lost and never stop a run. A database that cannot be read is moved aside, with its WAL files
+(`metrics.sqlite.damaged-1`), and a new one is created; if no file can be created at all, the points are kept in memory
+until the end of the term. Points that cannot be stored (disk full) are dropped with a warning in the log.
 
-A point's place is its row number, and that is the cursor of `read`. After a loss of power the newest points may be
-missing and their numbers given again. NaN is NULL in the table: SQLite has no other way to keep it.
+The row number of a point is the cursor of `read`. After a power failure the newest points may be missing and their
+numbers used again. NaN is stored as NULL, since SQLite has no NaN.
 """
 
 import itertools
@@ -28,7 +28,7 @@ MAX_SERIES = 2_000
 """Every snapshot carries each series' newest value. 8 measurements on each of 250 ranks; further names are dropped."""
 
 MAX_BUSY_S = 0.5
-"""How long to wait for a predecessor's last write. The control server answers nobody meanwhile."""
+"""How long to wait for a predecessor's last write. The control server is blocked meanwhile."""
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS points (
@@ -51,29 +51,29 @@ _KEPT = """(
         FROM points WHERE name = :name AND branch = :branch)
     WHERE again IS NULL OR again > step)
 """
-"""Steps that were made again, after a loss, are undone where they were first made. Four times the work."""
+"""Leaves out points of steps that were repeated later, after a failure. Four times slower."""
 
 _DAMAGE = {sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN, sqlite3.SQLITE_ERROR}
-"""Errors of the file itself. A full disk or a file in use is none: the points in it are good."""
+"""Errors of the file itself, unlike a full disk or a locked file, whose points are good."""
 
 log = logging.getLogger(__name__)
 
 
 class MetricsStore:
-    """The points of one run. One writer; calls may come from any thread, but not from two at once."""
+    """Metrics store of one run. Single writer; callable from any thread, but not concurrently."""
 
     def __init__(self, path: Path) -> None:
-        """Open or create the database. Never raises: see above for what is done instead."""
+        """Open or create the database. Never raises; see the module's docstring for the fallbacks."""
         self._path = path
         # Invariant: the newest value of every series in the table.
         self._latest: dict[str, float] = {}
         self._last_id = 0
-        # The highest step of a series on a branch, if it was asked about; infinity once a step came again.
+        # Cache: the highest step of a series on a branch; infinity once a step was repeated.
         self._highest: dict[tuple[str, str], float] = {}
         self._database = self._open_something()
 
     def add(self, points: Sequence[Point]) -> None:
-        """Keep these points, in this order. Points that cannot be kept are dropped, all or none of a call."""
+        """Store points, in this order and atomically; drop them if they cannot be stored."""
         kept = self._within_limits(points)
         database = self._database
         kept_now = not kept or self._insert(kept)
@@ -82,10 +82,10 @@ class MetricsStore:
             log.warning("%d measurements were dropped", len(kept))
 
     def read(self, after: int, limit: int, names: Sequence[str] = ()) -> Measurements:
-        """At most `limit` points after the cursor, oldest first; only these series, if any are named.
+        """Return at most `limit` points after the cursor, oldest first; only the named series, if any.
 
-        Asking again with `after=cursor` loses nothing and repeats nothing. A cursor from beyond the end belongs to a
-        database that was lost: the answer begins at the first point.
+        Repeated calls with `after=cursor` return every point exactly once. A cursor beyond the end is of a database
+        that was lost: reading then starts at the first point.
         """
         after = max(after, 0) if after <= self._last_id else 0
         limit = min(max(limit, 0), MAX_POINTS_PER_READ)
@@ -96,19 +96,19 @@ class MetricsStore:
         return Measurements(points=(), cursor=after)
 
     def latest(self) -> dict[str, float]:
-        """The value of each series that arrived last."""
+        """Return the latest value of each series."""
         return dict(self._latest)
 
     def results(self, stretches: Sequence[StepRange], names: Sequence[str]) -> tuple[MetricSummary, ...]:
-        """What these metrics came to on each stretch; nothing for one without a measurement."""
+        """Return the last and lowest value of these metrics on each stretch; none for one without measurements."""
         with self._surviving_errors("read"):
             known = [name for name in dict.fromkeys(names) if name in self._latest]
-            found = [self._result(stretch, name) for stretch in stretches for name in known]
-            return tuple(result for result in found if result is not None)
+            results = [self._result(stretch, name) for stretch in stretches for name in known]
+            return tuple(result for result in results if result is not None)
         return ()
 
     def _result(self, stretch: StepRange, name: str) -> MetricSummary | None:
-        """The newest and the lowest point."""
+        """Return the last and the lowest point of a series on a stretch."""
         last_step = MAX_STEP if stretch.last is None else stretch.last
         points = _KEPT if self._falls(name, stretch.branch) else "points"
         where = "name = :name AND branch = :branch AND step BETWEEN :first AND :last"
@@ -124,7 +124,7 @@ class MetricsStore:
         )
 
     def _falls(self, name: str, branch: str) -> bool:
-        """Whether steps of this series came again. Looked up once; `_insert` notices what comes after that."""
+        """Return whether steps of a series were repeated. Queried once; `_insert` then updates it."""
         key = name, branch
         if key not in self._highest:
             highest, fell = self._database.execute(_FALLS, key).fetchone()
@@ -132,7 +132,7 @@ class MetricsStore:
         return self._highest[key] == math.inf
 
     def close(self) -> None:
-        """Give the file back."""
+        """Close the database."""
         self._database.close()
 
     def _within_limits(self, points: Sequence[Point]) -> list[Point]:
@@ -185,7 +185,7 @@ class MetricsStore:
 
     @contextmanager
     def _surviving_errors(self, doing: str) -> Iterator[None]:
-        """Swallow an error of the database, with a word in the log; replace the database if it is damaged."""
+        """Log and suppress an error of the database; replace the database if it is damaged."""
         try:
             yield
         except sqlite3.Error as error:
@@ -205,16 +205,16 @@ class MetricsStore:
                 _move_aside(self._path)
                 return self._open(self._path)
         except (sqlite3.Error, OSError) as error:
-            log.warning("a new %s cannot be begun: %s", self._path.name, error)
-        log.warning("the measurements are kept in memory only, until the control server ends")
+            log.warning("a new %s cannot be created: %s", self._path.name, error)
+        log.warning("measurements are kept in memory only, until the control server ends")
         return self._open(":memory:")
 
     def _open(self, path: Path | str) -> sqlite3.Connection:
         if isinstance(path, Path) and path.is_symlink():
-            raise sqlite3.OperationalError(f"{path.name} is a symbolic link, and another's database is not written to")
+            raise sqlite3.OperationalError(f"{path.name} is a symbolic link; it must be a regular file")
         # A Ray actor may be built in one thread and called in another.
         if isinstance(path, Path):
-            with suppress(OSError):  # SQLite says what is wrong
+            with suppress(OSError):  # SQLite then reports the error
                 os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, FILE_MODE))
         database = sqlite3.connect(path, timeout=MAX_BUSY_S, check_same_thread=False)
         try:
@@ -229,13 +229,13 @@ class MetricsStore:
             raise
         self._latest = {name: _loaded(value) for name, value in rows}
         self._highest = {}
-        # A cursor that was given out before the file was replaced must not point past what comes now.
+        # A cursor from before the file was replaced must not point beyond the new points.
         self._last_id = max(self._last_id, last_id or 0)
         return database
 
 
 def _is_damage(error: sqlite3.Error) -> bool:
-    # The low byte is the kind; the rest of an extended code tells more about it. 0: no code, so not from the file.
+    # The low byte is the primary result code; 0 means no code, so not from the file.
     return getattr(error, "sqlite_errorcode", 0) & 0xFF in _DAMAGE
 
 
@@ -265,7 +265,7 @@ def _point(row: Row) -> Point:
 
 
 def _add_columns(database: sqlite3.Connection) -> None:
-    """Databases of earlier releases know no branches, or no trainings: what they hold is the first one's."""
+    """Migrate databases of earlier releases, without branches or trainings: their points belong to the first ones."""
     there = {row[1] for row in database.execute("PRAGMA table_info(points)")}
     for name, kind in (("branch", "TEXT NOT NULL DEFAULT 'main'"), ("training", "INTEGER NOT NULL DEFAULT 1")):
         if name not in there:

@@ -1,8 +1,8 @@
-"""Whose a run's config is: this installation signs what it makes or trusts, and starts jobs from nothing else.
+"""Signature of a run's config: an installation only starts jobs from configs that it has signed.
 
 A config names a script and its arguments, so whoever writes it runs code. The signature covers the run's id and every
-byte of the config: a run that was imported, copied here from another installation, or given another config has none
-that fits.
+byte of the config: a run that was imported, copied from another installation, or given another config has no valid
+one.
 
 Not covered: the journal, which is not signed and names no code; the script itself.
 """
@@ -19,11 +19,11 @@ from control_plane.storage.private import FILE_MODE
 from control_plane.storage.regular import open_regular, read_regular
 
 MAX_READ_BYTES = 1 << 20
-"""A signature has 81; a config is written by hand."""
+"""Limit of what is read of an import's manifest."""
 
 
 def sign_config(files: RunFiles) -> None:
-    """Say that this run's config, as it is now, may start jobs here. Raises `Unavailable` if the disk fails."""
+    """Sign this run's current config, so that it may start jobs here. Raises `Unavailable` if the disk fails."""
     try:
         signature = SigningKey.of_installation(files.signing_key).sign_text(_signed(files, _read(files)))
         _put(files, signature.encode() + b"\n")
@@ -32,9 +32,9 @@ def sign_config(files: RunFiles) -> None:
 
 
 def signed_config(files: RunFiles) -> str | None:
-    """The text of the run's config if this installation signed exactly that; else None.
+    """Return the text of the run's config if this installation has signed exactly that; else None.
 
-    What is answered is what was verified: whoever goes on with it does not read the file again.
+    Use the returned text and do not read the file again, so that the text is what was verified.
     Raises `Damaged` if the config cannot be read.
     """
     try:
@@ -47,29 +47,29 @@ def signed_config(files: RunFiles) -> str | None:
 
 
 def whence(files: RunFiles) -> str:
-    """Where a run comes from whose config this installation has not signed, as the end of a sentence about it.
+    """Return the origin of a run whose config this installation has not signed, as the end of a sentence.
 
-    It has words of others in it: whoever shows it cleans them.
+    Contains untrusted text, which the caller must escape.
     """
     if os.path.lexists(files.root / IMPORTED):
         return f"was imported{_of_machine(files)}"
-    key, told = SigningKey.of_installation(files.signing_key), _signature(files)
-    if not told:
-        return "was copied here or made by an earlier release: its config is not signed"
-    signer = told.partition(":")[0]
+    key, signature = SigningKey.of_installation(files.signing_key), _signature(files)
+    if not signature:
+        return "was copied here or created by an earlier release: its config is not signed"
+    signer = signature.partition(":")[0]
     if signer == key.name:
-        return "was given another config or another id after this installation had signed it"
-    return f"was made by another installation (key {signer[:16]}, this one is {key.name})"
+        return "has another config or another id than this installation has signed"
+    return f"was created by another installation (key {signer[:16]}; this one has {key.name})"
 
 
 def _of_machine(files: RunFiles) -> str:
     try:
         with open_regular(files.root / IMPORTED) as file:
-            told = json.loads(file.read(MAX_READ_BYTES))
-        machine = told["machine"]
-        return f" from an export of run {told['run']} ({machine['system']} {machine['architecture']}, {machine['cpu']})"
+            manifest = json.loads(file.read(MAX_READ_BYTES))
+        run, machine = manifest["run"], manifest["machine"]
+        return f" from an export of run {run} ({machine['system']} {machine['architecture']}, {machine['cpu']})"
     except (Damaged, OSError, ValueError, TypeError, KeyError, RecursionError):
-        return ""  # what an import says of itself is for people only
+        return ""  # informative only: an import's manifest is not trusted
 
 
 def _signed(files: RunFiles, config: bytes) -> bytes:

@@ -1,7 +1,7 @@
-"""A file of a run's folder, opened for somebody: a regular file of that name, or a refusal, and never a wait.
+"""Safe opening of untrusted files: only regular files, never a link, pipe or device, and never blocking.
 
-A script, or whoever a run's folder came from, may have put a named pipe, a link or a device there. Opening a pipe
-waits until somebody writes into it, and the thread that waits is then missing to everybody else.
+A script, or the origin of a run's folder, may have planted a named pipe, a link or a device there. Opening a pipe
+blocks the thread until somebody writes into it.
 """
 
 import errno
@@ -14,10 +14,10 @@ from control_plane.core.model.errors import Damaged
 
 
 def open_regular(path: Path | str, folder: int | None = None, only_name: bool = False) -> BinaryIO:
-    """Open for reading; `path` is taken from the open `folder` if there is one. A symbolic link is not followed.
+    """Open a regular file for reading, relative to the descriptor `folder` if given. Symbolic links are not followed.
 
-    `only_name`: a file that has another name as well (a hard link to somebody's file) is refused, too. Raises
-    `Damaged` for a link, a pipe, a socket or a device, and `OSError`, as for a folder.
+    `only_name`: also reject a file with another name (a hard link to another user's file). Raises `Damaged` for a
+    link, a pipe, a socket or a device, and `OSError`, also for a folder.
     """
     name = os.path.basename(path)
     flags = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -26,18 +26,18 @@ def open_regular(path: Path | str, folder: int | None = None, only_name: bool = 
     except FileNotFoundError:
         raise
     except OSError as error:
-        # What cannot even be opened that way: a link (ELOOP), a socket (ENXIO). Others are what they say.
+        # A link (ELOOP) or a socket (ENXIO) cannot be opened with these flags; other errors are genuine.
         if _is_regular(path, folder):
             raise
-        raise Damaged(f"{name} is not a regular file: put the file itself there, not a link or a pipe") from error
+        raise Damaged(f"{name} is not a regular file: replace the link, pipe or device by the file itself") from error
     try:
         status = os.fstat(descriptor)
         if stat.S_ISDIR(status.st_mode):
             raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), name)
         if not stat.S_ISREG(status.st_mode):
-            raise Damaged(f"{name} is not a regular file: put the file itself there, not a link or a pipe")
+            raise Damaged(f"{name} is not a regular file: replace the link, pipe or device by the file itself")
         if only_name and status.st_nlink != 1:
-            raise Damaged(f"{name} has another name elsewhere (a hard link), so whose file it is cannot be told")
+            raise Damaged(f"{name} has a hard link elsewhere, so it may be another user's file")
     except BaseException:
         os.close(descriptor)
         raise
@@ -45,7 +45,7 @@ def open_regular(path: Path | str, folder: int | None = None, only_name: bool = 
 
 
 def read_regular(path: Path) -> bytes:
-    """All of it. Raises what `open_regular` does."""
+    """Read a whole regular file. Raises like `open_regular`."""
     with open_regular(path) as file:
         return file.read()
 

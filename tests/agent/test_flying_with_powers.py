@@ -103,7 +103,7 @@ REFUSED = {
 def test_run_agent_with_powers_submits_nothing_that_does_not_pass_and_says_why(what: str) -> None:
     run, said, _ = answered(says(json.dumps(REFUSED[what])), max_decisions=1)
     assert (run.views, run.knobs["reward/goal"], run.lr, run.calls) == ([], 1.0, 1e-3, [])
-    assert "not done: " in said[1] or "did not answer" in said[1]
+    assert "not sent: " in said[1] or "did not answer" in said[1]
     assert all(line.isprintable() and KEY not in line for line in said)
 
 

@@ -158,7 +158,7 @@ def test_max_changes_holds_over_five_lives_of_the_autopilot(served: Callable[[fl
         applied.append(life.applied)
     assert len(run.sent) == 3
     assert applied == [3, 0, 0, 0, 0]
-    assert "autopilots have made 3 of the 3 changes of this run already, the last at step 1075" in said[10]
+    assert "earlier autopilots have used 3 of the 3 changes allowed on this run, the last at step 1075" in said[10]
     assert "all of its 3 changes" in said[-1]
 
 
@@ -196,8 +196,8 @@ def test_two_autopilots_in_the_same_moment_change_once_and_one_is_left(served: C
     run.before_submit = two.poll  # type: ignore[assignment]
     one.poll()
     assert (run.lr, len(run.sent)) == (1.2e-2, 1)
-    assert "-> not done: the run was changed since it was looked at" in said[-1]
-    with pytest.raises(Conflict, match="another autopilot steers run run-1: local-agent sent 'lr x 2"):
+    assert "-> not sent: the run has changed since it was observed" in said[-1]
+    with pytest.raises(Conflict, match="another autopilot is active on run run-1: local-agent sent 'lr x 2"):
         fly(one, run, 1, 30)
     fly(two, run, 3, 30)
     assert run.lr == 1.2e-2
@@ -234,7 +234,7 @@ def test_a_person_between_gate_and_submit_is_not_overruled(served: Callable[[flo
     run.before_submit = lambda: run.take(SetLearningRate(value=1e-2), "operator")  # type: ignore[assignment]
     fly(autopilot, run, 1, 30)
     assert (run.lr, autopilot.applied) == (1e-2, 0)
-    assert "-> not done: the run was changed since it was looked at (the command is based on journal entry" in said[-1]
+    assert "-> not sent: the run has changed since it was observed (the command is based on journal entry" in said[-1]
 
 
 @pytest.mark.parametrize(
@@ -281,8 +281,8 @@ def test_over_the_gateway_a_command_says_what_it_is_based_on_and_a_change_meanwh
         restarted.poll()
         (only,) = live.call(live.server.snapshot()).commands
     assert only.command.author == "ann"
-    assert "not done: the run was changed since it was looked at (the command is based on journal entry 3" in said[0]
-    assert "not done: the last change was 0 steps ago" in said[1]
+    assert "not sent: the run has changed since it was observed (the command is based on journal entry 3" in said[0]
+    assert "not sent: cool-down: the last change was 0 steps ago" in said[1]
 
 
 # --- The fold, record by record ---

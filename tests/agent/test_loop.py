@@ -37,7 +37,7 @@ def test_run_agent_without_a_key_follows_the_rule_and_journals_its_reasons() -> 
     assert changes == len(run.views) > 0
     assert all(intent == SetLearningRate(factor=0.5, schedule="keep") for intent in run.intents[:3])
     assert all((view.command.reason or "").startswith("autopilot (GreedyLR): ") for view in run.views)
-    assert said[-2:] == ["the run is over: finished", f"23 decisions, {changes} changes applied"]
+    assert said[-2:] == ["the run has ended: finished", f"23 decisions, {changes} changes applied"]
 
 
 def test_run_agent_says_one_line_per_decision_with_step_loss_lr_action_reason_and_outcome() -> None:
@@ -65,7 +65,7 @@ def test_run_agent_after_its_last_decision_ends() -> None:
     run = SimulatedRun(2e-2)
     _, said = fly(run, max_decisions=2)
     assert run.status == "running"
-    assert said[-2] == "all of the 2 decisions are made"
+    assert said[-2] == "the limit of 2 decisions is reached"
 
 
 def test_run_agent_after_its_last_change_changes_nothing_more() -> None:
@@ -91,7 +91,7 @@ def test_run_agent_on_a_paused_run_waits() -> None:
     run.on_poll = pause_for_a_while
     _, said = fly(run)
     assert run.polls > 120
-    assert said[-2] == "the run is over: finished"
+    assert said[-2] == "the run has ended: finished"
 
 
 def test_run_agent_while_the_gateway_restarts_waits_and_goes_on() -> None:
@@ -99,8 +99,8 @@ def test_run_agent_while_the_gateway_restarts_waits_and_goes_on() -> None:
     run.faults = {poll: Unavailable("nobody answers") for poll in (3, 4, 5, 30, 31)}
     changes, said = fly(run)
     assert changes > 0
-    assert said.count("nobody answers; waiting") == said.count("the control server answers again") == 2
-    assert said[-2] == "the run is over: finished"
+    assert said.count("nobody answers; retrying") == said.count("the control server is available again") == 2
+    assert said[-2] == "the run has ended: finished"
 
 
 def test_run_agent_whose_command_is_not_settled_sends_no_second_one() -> None:
@@ -108,7 +108,7 @@ def test_run_agent_whose_command_is_not_settled_sends_no_second_one() -> None:
     run.settles = False
     changes, said = fly(run)
     assert (changes, len(run.views)) == (0, 1)
-    assert any("not settled yet" in line for line in said)
+    assert any("still pending" in line for line in said)
 
 
 def test_run_agent_counts_a_command_that_is_settled_later() -> None:
@@ -136,8 +136,8 @@ def test_run_agent_whose_command_is_refused_says_why_and_goes_on() -> None:
 
     changes, said = fly(Refusing(2e-2))
     assert changes == 0
-    assert any("refused: run r is stopping" in line for line in said)
-    assert said[-2] == "the run is over: finished"
+    assert any("rejected: run r is stopping" in line for line in said)
+    assert said[-2] == "the run has ended: finished"
 
 
 @pytest.mark.parametrize("error", [NotFound("no run r"), NotAllowed("the token may not do this")])
@@ -158,7 +158,7 @@ def test_run_agent_on_ctrl_c_ends_cleanly_with_its_count() -> None:
 
     changes = run_agent(run, "r", AgentOptions(), said.append, environ={}, wait=interrupt)
     assert changes == len(run.views) > 0
-    assert "stopped by hand" in said[-2]
+    assert "autopilot was stopped" in said[-2]
 
 
 def test_run_agent_after_a_rollback_goes_on_from_there() -> None:
@@ -222,7 +222,7 @@ def test_run_agent_when_someone_steers_while_the_model_thinks_does_not_act_on_it
 
     changes, said, _ = fly_with(run, slow, max_decisions=1)
     assert (changes, run.lr) == (0, 1e-2)
-    assert any("changed since it was looked at" in line for line in said)
+    assert any("has changed since it was observed" in line for line in said)
 
 
 def test_run_agent_with_a_late_answer_about_another_step_does_not_act_on_it() -> None:
@@ -234,7 +234,7 @@ def test_run_agent_with_a_late_answer_about_another_step_does_not_act_on_it() ->
 
     changes, said, _ = fly_with(run, late, max_decisions=1)
     assert (changes, run.views) == (0, [])
-    assert any("the answer is about step 25" in line for line in said)
+    assert any("the decision is about step 25" in line for line in said)
 
 
 INJECTIONS = [

@@ -119,7 +119,7 @@ def test_propose_whatever_else_comes_is_model_unavailable(answer: str, caplog: p
 
 
 @pytest.mark.parametrize(
-    ("status", "words"), [(401, "the key was not accepted"), (429, "the rate limit was reached"), (500, "HTTP 500")]
+    ("status", "words"), [(401, "the API key was rejected"), (429, "rate limit reached"), (500, "HTTP 500")]
 )
 def test_propose_a_refused_call_says_why(status: int, words: str) -> None:
     with pytest.raises(ModelUnavailable, match=words):
@@ -210,5 +210,5 @@ def test_base_url_over_https_or_on_the_loopback_is_taken(url: str) -> None:
     ],
 )
 def test_base_url_elsewhere_is_refused(url: str) -> None:
-    with pytest.raises(Invalid, match="allowed is https"):
+    with pytest.raises(Invalid, match="use https"):
         endpoint({"OPENAI_API_KEY": KEY, "OPENAI_BASE_URL": url})

@@ -40,12 +40,12 @@ BOUNDS = Bounds(min_lr=1e-5, max_lr=1e-2, cooldown_steps=20, max_changes=3, max_
         (Action.HALVE, {"lr": (math.nan,)}, None, "positive learning rate"),
         (Action.HALVE, {"lr": (math.inf,)}, None, "positive learning rate"),
         (Action.HALVE, {"lr": (-1e-3,)}, None, "positive learning rate"),
-        (Action.HALVE, {"pending": True}, None, "not settled yet"),
+        (Action.HALVE, {"pending": True}, None, "still pending"),
         (Action.HALVE, {"changes": 3}, None, "all of its 3 changes"),
         (Action.HALVE, {"generation": 1}, None, "restarted or rolled back"),
         (Action.HALVE, {"step": 99}, None, "restarted or rolled back"),
         (Action.HALVE, {"step": 151}, None, "the run is at step 151"),
-        (Action.HALVE, {"changed_at": 90}, None, "changed since it was looked at"),
+        (Action.HALVE, {"changed_at": 90}, None, "has changed since it was observed"),
     ],
 )
 def test_decide_each_proposal_becomes_one_factor_or_a_sentence(

@@ -73,8 +73,8 @@ def test_adopt_takes_a_step_a_checkpoint_a_branch_or_part_of_a_name(
 
 REFUSED = [
     ((RUN, "nowhere", "-y"), 3, f"'nowhere' is neither a branch of {RUN} (it has main) nor a run"),
-    ((RUN, "stranger", "-y"), 5, "no run in common"),
-    ((RUN, "untrained", "-y"), 3, "has no checkpoint to go on from"),
+    ((RUN, "stranger", "-y"), 5, "no common ancestor"),
+    ((RUN, "untrained", "-y"), 3, "has no checkpoint to adopt"),
     ((RUN, f"{FORK}@8", "-y"), 3, "no checkpoint 'step:8'"),
     ((RUN, f"{FORK}:other", "-y"), 3, "no branch 'other'; it has main"),
     ((RUN, FORK, "-y", "--branch", "main"), 5, "has a branch 'main' already"),

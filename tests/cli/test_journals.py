@@ -64,7 +64,7 @@ def test_audit_of_an_intact_journal_exits_with_zero_and_a_head(home: Path, steer
     head = next(line for line in answer.stdout.splitlines() if line.startswith("head")).split()[1]
     assert steer("journal", "audit", "run-1", "--expect", head).exit_code == 0
     other = steer("journal", "audit", "run-1", "--expect", "2:" + "0" * 64)
-    assert (other.exit_code, "not the one that was noted" in other.stdout) == (1, True)
+    assert (other.exit_code, "differs from the expected head" in other.stdout) == (1, True)
 
 
 def test_audit_of_a_damaged_journal_names_it_and_exits_with_one(home: Path, steer: Steer) -> None:
@@ -143,7 +143,7 @@ def test_import_of_what_is_no_export_says_what_it_is(home: Path, steer: Steer, t
     answer = steer("journal", "import", "x.zip")
     assert (answer.exit_code, answer.stderr) == (
         6,
-        "steer: x.zip is not an export of a journal: it is not a ZIP file\n",
+        "steer: x.zip is not a journal export: not a ZIP file\n",
     )
     assert steer("journal", "import", "nothing.zip").exit_code == 3
 

@@ -83,7 +83,7 @@ def test_detach_answers_with_the_receipt(gateway: LiveGateway, steer: Steer) -> 
         (("set", RUN, "lr=1e-4", "--not-before", "101"), 6, "not_before_step"),
         (("set", RUN, "lr=1e-4", "--timeout", "soon"), 2, "number"),
         (("set", "nobody", "lr=1e-4"), 3, "no run 'nobody'"),
-        (("set", "../etc", "lr=1e-4"), 6, "not a run id"),
+        (("set", "../etc", "lr=1e-4"), 6, "not a valid run id"),
         (("stop", RUN), 2, "-y"),
         (("resume", RUN), 5, "not paused"),
         (("save", RUN, "--label", "x" * 81), 6, "label"),

@@ -115,7 +115,7 @@ def test_ancestor_out_of_scope_is_as_if_it_were_gone(grown: House) -> None:
     [
         ("of=run-1&of=run-1:branch-7", 404, "it has main, branch-2"),
         ("of=run-1&of=run-9", 404, "there is no run 'run-9'"),
-        ("of=run-1&of=..%2Fetc", 422, "is not a run id"),
+        ("of=run-1&of=..%2Fetc", 422, "is not a valid run id"),
         ("of=run-1&of=run-1::", 422, "is none of RUN, RUN:BRANCH"),
         ("of=run-1&of=run-1@77", 404, "has reached step"),
         ("of=run-1", 422, "at least 2"),

@@ -74,7 +74,7 @@ def test_import_of_a_hostile_config_lays_nothing_down(file: Path, tmp_path: Path
     members = members_of(file)
     members[CONFIG] = BOMBS[bomb].encode()
     pack(file, members)
-    with pytest.raises(Damaged, match=r"holds no usable config: config.yaml is"):
+    with pytest.raises(Damaged, match=r"contains no usable config: config.yaml is"):
         read_export(file)
 
 

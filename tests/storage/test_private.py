@@ -116,7 +116,7 @@ def test_home_that_others_may_write_to_is_refused_with_what_to_do(tmp_path: Path
     SigningKey.of_installation(home / "checkpoint-key")
     (home / which).chmod(mode)
     for use in (lambda: make_home(settings(home=home)), lambda: SigningKey.of_installation(home / "checkpoint-key")):
-        with pytest.raises(SteerwayError, match=r"others than its owner may write to .*chmod go-w"):
+        with pytest.raises(SteerwayError, match=r"other users may write to .*chmod go-w"):
             use()
 
 

@@ -57,7 +57,7 @@ def test_run_page_of_an_unknown_run_says_so_and_links_back(visit: Visit, trainer
 
 
 def test_run_page_of_a_malformed_run_says_what_a_run_id_is(visit: Visit) -> None:
-    assert "is not a run id" in visit(run="../etc").error[0].value
+    assert "is not a valid run id" in visit(run="../etc").error[0].value
 
 
 def test_apply_of_a_value_is_accepted_then_applied_on_every_rank(

@@ -1,6 +1,6 @@
-"""What a manifest says, and the one way in which it is written.
+"""Manifest of a checkpoint, and its canonical serialization.
 
-A manifest has exactly one spelling: a file that says the same in other bytes was not written by `commit`.
+A manifest has exactly one serialization: a file with the same content in other bytes was not written by `commit`.
 """
 
 import json
@@ -38,7 +38,7 @@ class RankState(Message):
 
 
 class Manifest(Message):
-    """The file that makes a checkpoint."""
+    """Manifest of a checkpoint: its shards, its origin, and the state that it contains."""
 
     format: Literal[2] = 2
     checkpoint: str
@@ -72,7 +72,7 @@ class Manifest(Message):
     @classmethod
     def _only_finite_values_can_be_best(cls, metrics: dict[str, float]) -> dict[str, float]:
         if wrong := sorted(name for name, value in metrics.items() if not math.isfinite(value)):
-            raise ValueError(f"only finite metrics are kept with a checkpoint, not {', '.join(wrong)}")
+            raise ValueError(f"metrics of a checkpoint must be finite: {', '.join(wrong)}")
         return metrics
 
     @property
@@ -106,7 +106,7 @@ class Manifest(Message):
 
     def _plain(self, exclude: set[str]) -> Any:
         try:
-            # Twice through JSON: keys that are numbers are sorted as the strings that they become.
+            # Twice through JSON: numeric keys become strings and are sorted as such.
             return json.loads(json.dumps(self.model_dump(mode="json", exclude=exclude, exclude_unset=True)))
         except (ValueError, TypeError, RecursionError) as error:
             raise Invalid(f"the manifest of {self.checkpoint} cannot be written as JSON: {error}") from error
@@ -122,12 +122,12 @@ def _spell(plain: Any, indent: int | None = None) -> bytes:
 
 
 def complete(manifest: Manifest) -> Manifest:
-    """The manifest as a reader of its file will have it: every field set, and JSON's types only."""
+    """Return the manifest as read back from its file: every field set, JSON types only."""
     return Manifest.model_validate(json.loads(json.dumps(manifest.model_dump(mode="json"))))
 
 
 def is_inside(path: str) -> bool:
-    """Whether this names a file below a folder, in the one way to say it: no `..`, no `.`, not absolute."""
+    """Return whether a relative path stays inside its folder and is in canonical form: no `..`, no `.`."""
     parts = PurePosixPath(path).parts
     return (
         bool(parts)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint: written and hashed in one pass, durable before they have their name."""
+"""Shard files of a checkpoint: written and hashed in one pass, durable before they are renamed to their name."""
 
 import hashlib
 import os
@@ -17,19 +17,21 @@ READ_BYTES = 1 << 20
 
 
 class ShardFile:
-    """A shard on its way: a binary file to write to, e.g. by `torch.save`. It gets its name when it is durable.
+    """Writer of a shard: a binary file, e.g. for `torch.save`, that is renamed to its name once it is durable.
 
         with ShardFile(root, "state/rank-0-random.pt", rank=0) as file:
             torch.save(state, file)
         shard = file.shard
 
-    If the block raises, nothing is left under the shard's name. Every call may raise `OSError`.
+    If the block raises, no file has the shard's name. Every call may raise `OSError`.
     """
 
     def __init__(self, root: Path, relative_path: str, rank: int) -> None:
-        """Begin the file, and the folders on its way. Raises `Invalid` if the path leaves the checkpoint."""
+        """Create the file and its parent folders. Raises `Invalid` if the path leaves the checkpoint."""
         if not is_inside(relative_path):
-            raise Invalid(f"{relative_path!r} is not the path of a shard: give one below the checkpoint, without '..'")
+            raise Invalid(
+                f"{relative_path!r} is not a valid shard path: it must stay below the checkpoint, without '..'"
+            )
         self._root, self._path, self._rank = root, root / relative_path, rank
         self._temporary = self._path.with_name(f".{self._path.name}.tmp")
         self._digest, self._size_bytes = hashlib.sha256(), 0
@@ -41,7 +43,7 @@ class ShardFile:
         reach("shard.file", "after_create")
 
     def write(self, data: Any) -> int:
-        """Take any contiguous buffer; answers its size in bytes."""
+        """Write any contiguous buffer; return its size in bytes."""
         if self._descriptor is None:
             raise ValueError(f"{self._path.name} is closed")
         block = memoryview(data).cast("B")
@@ -51,18 +53,18 @@ class ShardFile:
         return block.nbytes
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Do nothing; writes are unbuffered."""
 
     def tell(self) -> int:
-        """Bytes written so far."""
+        """Return the number of bytes written so far."""
         return self._size_bytes
 
     def close(self) -> None:
-        """Make the file durable, then give it its name. Closing twice is harmless."""
+        """Fsync the file, then rename it to its name. Idempotent."""
         if self._descriptor is None:
             return
         try:
-            # An error of fsync may mean that the data is gone: it is not tried again.
+            # After an error of fsync the data may be gone: it must not be retried.
             sync(self._descriptor, "shard.file")
             reach("shard.file", "before_rename")
             os.rename(self._temporary, self._path)
@@ -87,7 +89,7 @@ class ShardFile:
 
     @property
     def shard(self) -> Shard:
-        """What was written. Raises `ValueError` before `close`, and if the file was abandoned."""
+        """Return the description of the written shard. Raises `ValueError` before `close` and after `abandon`."""
         if self._shard is None:
             raise ValueError(f"{self._path.name} is not complete")
         return self._shard
@@ -105,32 +107,32 @@ class ShardFile:
 
 
 def hash_shard(root: Path, path: Path, rank: int) -> Shard:
-    """Make one file durable, and describe it. Raises `OSError`, and `Damaged` if it is not a regular file."""
+    """Fsync and hash a file. Raises `OSError`, or `Damaged` if it is not a regular file."""
     size_bytes, sha256 = read_through(path, durable=True)
     return Shard(path=path.relative_to(root).as_posix(), rank=rank, size_bytes=size_bytes, sha256=sha256)
 
 
 def read_through(path: Path, durable: bool = False) -> tuple[int, str]:
-    """Size in bytes and SHA-256 of a regular file; a symbolic link is none. Raises `OSError`, `Damaged`."""
+    """Return size in bytes and SHA-256 of a regular file (no symbolic link). Raises `OSError`, `Damaged`."""
     descriptor = _open(path)
     try:
-        found = _hash(descriptor)
+        content = _hash(descriptor)
         if durable:
             sync(descriptor, "shard.found")
     finally:
         os.close(descriptor)
-    return found
+    return content
 
 
 def open_shard(root: Path, shard: Shard) -> BinaryIO:
-    """A shard to be read, after it was compared with what was saved: another file put in its place is never read.
+    """Open a shard for reading after verifying its hash, on one descriptor, so that a replaced file is never read.
 
-    Raises `OSError`, and `Damaged` if it is not what was saved.
+    Raises `OSError`, or `Damaged` if it differs from what was saved.
     """
     descriptor = _open(root / shard.path)
     try:
         if _hash(descriptor) != (shard.size_bytes, shard.sha256):
-            raise Damaged(f"{shard.path} of checkpoint {root.name} is not what was saved")
+            raise Damaged(f"{shard.path} of checkpoint {root.name} differs from what was saved")
         os.lseek(descriptor, 0, os.SEEK_SET)
     except BaseException:
         os.close(descriptor)
@@ -139,17 +141,17 @@ def open_shard(root: Path, shard: Shard) -> BinaryIO:
 
 
 def read_shard(root: Path, shard: Shard) -> bytes:
-    """A small shard's bytes, compared with what was saved: they cannot change any more. Raises as `open_shard` does."""
+    """Read a small shard into memory and verify its hash. Raises like `open_shard`."""
     descriptor = _open(root / shard.path)
     with os.fdopen(descriptor, "rb") as file:
         content = file.read(shard.size_bytes + 1)
     if (len(content), hashlib.sha256(content).hexdigest()) != (shard.size_bytes, shard.sha256):
-        raise Damaged(f"{shard.path} of checkpoint {root.name} is not what was saved")
+        raise Damaged(f"{shard.path} of checkpoint {root.name} differs from what was saved")
     return content
 
 
 def _open(path: Path) -> int:
-    # Without O_NONBLOCK, opening a named pipe would wait for somebody to write into it.
+    # Without O_NONBLOCK, opening a named pipe would block until somebody writes into it.
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
@@ -166,7 +168,7 @@ def _hash(descriptor: int) -> tuple[int, str]:
 
 
 def write_all(descriptor: int, data: "bytes | memoryview", at: str) -> None:
-    """Write every byte: one call may write only some. `at`: the failpoint's site, here and below."""
+    """Write every byte, in several calls if needed. `at`: the failpoint's site, here and below."""
     reach(at, "before_write")
     for rest in halves(at, memoryview(data)):
         while rest:
@@ -174,14 +176,14 @@ def write_all(descriptor: int, data: "bytes | memoryview", at: str) -> None:
 
 
 def sync(descriptor: int, at: str) -> None:
-    """Wait until what was written is on the disk."""
+    """Fsync an open file."""
     reach(at, "before_sync")
     os.fsync(descriptor)
     reach(at, "after_sync")
 
 
 def sync_folder(folder: Path, at: str) -> None:
-    """Make the names in a folder durable."""
+    """Fsync a folder, which makes the names in it durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         sync(descriptor, at)

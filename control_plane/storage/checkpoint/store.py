@@ -1,14 +1,14 @@
-"""A checkpoint exists when its manifest does.
+"""Checkpoint store: atomic commit, verification and listing. A checkpoint exists when its manifest does.
 
-Every rank writes and hashes its shards; the manifest, which names them all and is signed, is written last: to a
-temporary name, synced, renamed, and the folder synced. A folder without a manifest is what a save that did not finish
-has left, or a removal that did not. Nothing here unpickles anything: first `verify`, then load.
+Every rank writes and hashes its shards; the signed manifest, which lists them all, is written last and atomically: to a
+temporary name, fsync, rename, fsync of the folder. A folder without a manifest is an unfinished save or removal.
+Nothing here unpickles anything: first `verify`, then load.
 
 Covered: a process or machine that dies anywhere during a save or a removal; files that are damaged, missing, swapped,
-linked or planted. A whole older checkpoint of the same name in the place of a newer one is signed as well: the digest
-of the manifest in the journal tells them apart, so whoever has a record compares it. Not covered: storage that reorders
-a rename before the data it names, in spite of fsync; whoever runs as the same user and changes a file between `verify`
-and DeepSpeed's use of it. What we unpickle ourselves is compared as it is read: `open_shard`, `read_shard`.
+linked or planted. A whole older checkpoint put in the place of a newer one of the same name has a valid signature, too:
+compare the digest of the manifest with the one in the journal. Not covered: storage that reorders
+a rename before the data it names, in spite of fsync; a process of the same user that changes a file between `verify`
+and DeepSpeed's use of it. What Steerway itself unpickles is compared as it is read: `open_shard`, `read_shard`.
 """
 
 import hashlib
@@ -64,14 +64,14 @@ __all__ = [
 
 
 def commit(root: Path, manifest: Manifest, key: SigningKey) -> str:
-    """Sign the manifest and write it, last and atomically; from here on the checkpoint exists. Answers its SHA-256.
+    """Sign the manifest and write it atomically, which commits the checkpoint. Returns the manifest's SHA-256.
 
-    Raises: `Invalid` if no checkpoint can look like this manifest, `Damaged` if the folder does not hold the shards
-    that it names, each in its size, and nothing else besides; `OSError`. Then there is no checkpoint.
+    Raises `Invalid` if the manifest is inconsistent, `Damaged` if the folder does not contain exactly the shards that
+    it lists, in their sizes; `OSError`. Then there is no checkpoint.
     """
-    problem = manifest.problem() or _name_problem(root, manifest) or (None if manifest.shards else "names no shards")
-    if problem:
-        raise Invalid(f"the manifest of {manifest.checkpoint} {problem}")
+    reason = manifest.problem() or _name_problem(root, manifest) or (None if manifest.shards else "names no shards")
+    if reason:
+        raise Invalid(f"the manifest of {manifest.checkpoint} {reason}")
     text = key.sign(manifest).text()
     if len(text) > MAX_MANIFEST_BYTES:
         raise Invalid(f"the manifest of {manifest.checkpoint} has {len(text)} bytes; the limit is {MAX_MANIFEST_BYTES}")
@@ -95,46 +95,45 @@ def commit(root: Path, manifest: Manifest, key: SigningKey) -> str:
 
 
 def resign(root: Path, key: SigningKey) -> str:
-    """Sign a checkpoint that somebody trusts, whoever signed it before. Answers the new SHA-256 of its manifest.
+    """Sign a checkpoint that a user trusts (`--trust`), whoever signed it before. Returns its manifest's new SHA-256.
 
-    The manifest keeps the one that the run's journal knows. Raises `Damaged` if a byte is not what was saved.
+    The manifest keeps the SHA-256 that the journal recorded. Raises `Damaged` if any byte differs from what was saved.
     """
-    found = verify(root, None)
-    before = found.resigned_from or hashlib.sha256(_read_bounded(root)).hexdigest()
-    return commit(root, found.model_copy(update={"resigned_from": before, "signature": ""}), key)
+    manifest = verify(root, None)
+    before = manifest.resigned_from or hashlib.sha256(_read_bounded(root)).hexdigest()
+    return commit(root, manifest.model_copy(update={"resigned_from": before, "signature": ""}), key)
 
 
 def read_manifest(root: Path, key: SigningKey | None, recorded_sha256: str = "") -> Manifest:
-    """The manifest of a checkpoint's folder. Without a key its signature is not looked at: somebody trusts it.
+    """Read the manifest of a checkpoint. Without a key the signature is not checked (`--trust`).
 
-    `recorded_sha256` is what the run's journal says of it, where that says anything.
-    Raises `Damaged` if there is none, if it makes no sense, if this installation did not sign it, or if it is another
-    one than was recorded.
+    `recorded_sha256`: the manifest's SHA-256 in the run's journal, if it has one.
+    Raises `Damaged` if it is missing or invalid, not signed by this installation, or differs from the recorded one.
     """
     data = _read_bounded(root)
     try:
         plain = json.loads(data, parse_constant=_refuse_constant)
         if isinstance(plain, dict) and plain.get("format", FORMAT) != FORMAT:
-            told = repr(plain["format"])[:40]
-            raise Damaged(f"the manifest of {root.name} has format {told}; this program understands format {FORMAT}")
+            format_ = repr(plain["format"])[:40]
+            raise Damaged(f"the manifest of {root.name} has format {format_}; this release reads format {FORMAT}")
         manifest = Manifest.model_validate(plain)
         spelled = manifest.text()
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"]))
-        raise Damaged(f"the manifest of {root.name} makes no sense at {where or 'its top'}: {first['msg']}") from None
+        raise Damaged(f"the manifest of {root.name} is invalid at {where or 'its top level'}: {first['msg']}") from None
     except (ValueError, RecursionError, Invalid) as error:
         raise Damaged(f"the manifest of {root.name} cannot be read: {str(error)[:200]}") from None
-    if problem := manifest.problem() or _name_problem(root, manifest):
-        raise Damaged(f"the manifest of {root.name} {problem}")
+    if reason := manifest.problem() or _name_problem(root, manifest):
+        raise Damaged(f"the manifest of {root.name} {reason}")
     if key is not None:
         key.check(manifest, root)
     if spelled != data:
-        raise Damaged(f"the manifest of {root.name} was edited: it is not spelled as it was written")
+        raise Damaged(f"the manifest of {root.name} was edited: its text is not in canonical form")
     if recorded_sha256 and recorded_sha256 not in (hashlib.sha256(data).hexdigest(), manifest.resigned_from):
         raise Damaged(
-            f"checkpoint {root.name} is not the one that the journal recorded: another one of that name lies in its "
-            "place, for example an older one"
+            f"checkpoint {root.name} differs from the one recorded in the journal: another one of that name, for "
+            "example an older one, is in its place"
         )
     return manifest
 
@@ -142,10 +141,10 @@ def read_manifest(root: Path, key: SigningKey | None, recorded_sha256: str = "")
 def verify(
     root: Path, key: SigningKey | None, ranks: Collection[int] | None = None, recorded_sha256: str = ""
 ) -> Manifest:
-    """The manifest, after every file was compared with it; none is unpickled. Raises `Damaged`, naming the file.
+    """Verify every file of a checkpoint and return its manifest; unpickles nothing. Raises `Damaged`, naming the file.
 
-    With `ranks`, only what these ranks of the *saving* job wrote is read and hashed, so that ranks can share the work:
-    together they must cover `range(manifest.world_size)`. Which files there are is compared in any case.
+    With `ranks`, only the shards of these ranks of the *saving* job are read and hashed, so that ranks can share the
+    work: together they must cover `range(manifest.world_size)`. The list of files is always compared.
     """
     manifest = read_manifest(root, key, recorded_sha256)
     _compare_files(root, manifest)
@@ -157,7 +156,7 @@ def verify(
 
 @dataclass(frozen=True, slots=True)
 class Examined:
-    """A folder among the checkpoints, for people: what it holds, or why it is no checkpoint of ours."""
+    """Result of examining a checkpoint folder: its manifest, or why it is not a valid checkpoint."""
 
     name: str
     manifest: Manifest | None = None
@@ -165,13 +164,13 @@ class Examined:
 
 
 def examine(folder: Path, key: SigningKey | None) -> list[Examined]:
-    """Every folder among the checkpoints, by step and name; those that cannot be used come last. Reads no shard."""
-    found = [_examined(root, key) for root in folders(folder)]
-    return sorted(found, key=lambda one: (one.manifest is None, one.manifest.step if one.manifest else 0, one.name))
+    """Examine every checkpoint folder, by step and name, invalid ones last. Reads no shards."""
+    examined = [_examined(root, key) for root in folders(folder)]
+    return sorted(examined, key=lambda one: (one.manifest is None, one.manifest.step if one.manifest else 0, one.name))
 
 
 def list_checkpoints(folder: Path, key: SigningKey | None) -> list[Manifest]:
-    """Every checkpoint that exists, by step, then name. What did not finish, is damaged or is foreign is left out."""
+    """Return all valid checkpoints by step, then name; unfinished, damaged and foreign ones are left out."""
     return [one.manifest for one in examine(folder, key) if one.manifest is not None]
 
 
@@ -230,41 +229,41 @@ def _refuse_constant(name: str) -> NoReturn:
 
 
 def _compare_files(root: Path, manifest: Manifest) -> None:
-    """Raises `Damaged` unless the folder holds what the manifest names, and nothing else that a loader would find."""
+    """Raise `Damaged` unless the folder contains what the manifest lists, and nothing else that a loader would find."""
     try:
         if root.is_symlink():
-            raise Damaged(f"checkpoint {root.name} is a symbolic link; move the folder itself to this place")
+            raise Damaged(f"checkpoint {root.name} is a symbolic link; move the folder itself here")
         found = {entry.path: entry for entry in _entries(root, "")}
     except OSError as error:
         raise Damaged(f"checkpoint {root.name} cannot be read: {error}") from None
     for shard in manifest.shards:
         if shard.path not in found:
-            raise Damaged(f"checkpoint {root.name} lacks {shard.path}, or it is out of sight from here")
+            raise Damaged(f"checkpoint {root.name} has no {shard.path}, or it is not visible from this node")
         size_bytes = found[shard.path].size_bytes
         if size_bytes != shard.size_bytes:
             raise Damaged(
-                f"{shard.path} of checkpoint {root.name} has {size_bytes} bytes; {shard.size_bytes} were saved"
+                f"{shard.path} of checkpoint {root.name} has {size_bytes} bytes, but {shard.size_bytes} were saved"
             )
         if found[shard.path].shared:
             raise Damaged(
-                f"others than its owner may write to {shard.path} of checkpoint {root.name}: `chmod -R go-w` the "
-                "checkpoint if nobody has"
+                f"other users may write to {shard.path} of checkpoint {root.name}: if nobody has changed it, "
+                "`chmod -R go-w` the checkpoint"
             )
     known = {shard.path for shard in manifest.shards}
     known |= {f"{folder}/" for shard in manifest.shards for folder in _folders(shard.path)}
     unknown = sorted(path for path in found.keys() - known if not _is_note(path))
     if unknown:
-        raise Damaged(f"checkpoint {root.name} holds {unknown[0]!r}, which its manifest does not name")
+        raise Damaged(f"checkpoint {root.name} contains {unknown[0]!r}, which its manifest does not list")
 
 
 def _is_note(path: str) -> bool:
-    """Beside the manifest people may lay notes. What a loader finds there, or a person runs, is none."""
+    """Return whether a file beside the manifest is a harmless note: nothing that a loader or a person would run."""
     return "/" not in path and (path == MANIFEST or path.startswith(".") or path.endswith((".txt", ".md")))
 
 
 @dataclass(frozen=True, slots=True)
 class _Entry:
-    """A file, or a folder, whose path ends with `/`. `shared`: others than its owner may write to it."""
+    """A file, or a folder, whose path ends with `/`. `shared`: other users may write to it."""
 
     path: str
     size_bytes: int = 0
@@ -272,7 +271,7 @@ class _Entry:
 
 
 def _entries(root: Path, within: str) -> Iterator[_Entry]:
-    """Everything below, by its path from `root`. Raises `Damaged` for what is neither a regular file nor a folder."""
+    """Yield everything below `root`. Raises `Damaged` for anything but regular files and folders."""
     with os.scandir(root / within) as entries:
         for entry in entries:
             path = f"{within}{entry.name}"
@@ -289,11 +288,11 @@ def _entries(root: Path, within: str) -> Iterator[_Entry]:
 
 def _compare_content(root: Path, shard: Shard) -> None:
     try:
-        found = read_through(root / shard.path)
+        content = read_through(root / shard.path)
     except OSError as error:
         raise Damaged(f"{shard.path} of checkpoint {root.name} cannot be read: {error.strerror or error}") from None
-    if found != (shard.size_bytes, shard.sha256):
-        raise Damaged(f"{shard.path} of checkpoint {root.name} is not what was saved ({found[0]} bytes)")
+    if content != (shard.size_bytes, shard.sha256):
+        raise Damaged(f"{shard.path} of checkpoint {root.name} differs from what was saved ({content[0]} bytes)")
 
 
 def _examined(root: Path, key: SigningKey | None) -> Examined:

@@ -1,8 +1,8 @@
-"""A checkpoint becomes another run's: its files are linked or copied, and its manifest is written anew.
+"""Transfer of a checkpoint to another run (fork, adopt): its files are linked or copied, its manifest rewritten.
 
-Every byte is verified before; the manifest that the new run gets is signed with this installation's key, names the new
-run, and is written last. Where both runs lie on one file system nothing is copied: files of a checkpoint are never
-written again, and each run removes its own names of them.
+Every byte is verified first; the new run's manifest is signed with this installation's key, names the new run, and is
+written last. On one file system nothing is copied but hard-linked: files of a checkpoint are never modified, and each
+run removes only its own links.
 """
 
 import os
@@ -36,10 +36,10 @@ from control_plane.storage.private import make_folder, private, write_file
 from control_plane.storage.regular import read_regular
 
 MAX_ANCESTORS = 16
-"""A fork of a fork of a fork: so many runs are looked at for one that two of them have in common."""
+"""Most ancestors that are searched for a common one of two runs."""
 
 NOT_SHOWN = "(not shown)"
-"""In the place of a value that may be a secret: of a key that names one, or text and lists of any length."""
+"""Replaces values that may be secrets: of a key that names one, long text, and lists."""
 
 SAVED_SO = (
     "deepspeed.zero_optimization.stage",
@@ -48,19 +48,19 @@ SAVED_SO = (
     "deepspeed.fp16.enabled",
     "training.optim",
 )
-"""Settings on which it depends what a checkpoint's files hold: with others they cannot be restored."""
+"""Settings that determine the format of a checkpoint's files; both runs must agree on them."""
 
 
 def inherit(
     parent: RunFiles, recorded: CheckpointCommitted, child: RunFiles, branch: str = MAIN, name: str | None = None
 ) -> CheckpointCommitted:
-    """Give `child` a checkpoint of `parent`, as one of its own branch; answers the record for its journal.
+    """Give `child` a checkpoint of `parent`, as one of its branch `branch`; return the record for its journal.
 
-    `recorded` is the parent's own record: another checkpoint that lies in its place is not taken. The child's is called
-    `name`, if there is one: what a crash has left under it makes way. Else it is called as it was.
+    `recorded` is the parent's own record, which detects another checkpoint in its place. `name` is the new name, and
+    leftovers of a crash under it are removed; by default the name stays the same.
 
-    Raises: `Damaged` if it does not verify, `Conflict` if the child has another one of that name, `Unavailable` if the
-    disk fails; then the child has none that it did not have before.
+    Raises `Damaged` if it does not verify, `Conflict` if the child has another one of that name, `Unavailable` if the
+    disk fails; then the child is unchanged.
     """
     checkpoint = recorded.checkpoint
     source, target = parent.checkpoints / checkpoint, child.checkpoints / (name or checkpoint)
@@ -71,7 +71,7 @@ def inherit(
     is_here = _is_here(target, own, key)
     if target.exists() and not is_here:
         if name is None:
-            raise Conflict(f"run {child.run} has a checkpoint {target.name} already")
+            raise Conflict(f"run {child.run} already has a checkpoint {target.name}")
         discard(target.parent, target.name)
     try:
         for shard in () if is_here else manifest.shards:
@@ -82,8 +82,8 @@ def inherit(
     except OSError as error:
         if not is_here:
             discard(target.parent, target.name)
-        told = error.strerror or error
-        raise Unavailable(f"checkpoint {checkpoint} could not be given to run {child.run}: {told}") from None
+        reason = error.strerror or error
+        raise Unavailable(f"checkpoint {checkpoint} could not be transferred to run {child.run}: {reason}") from None
     return CheckpointCommitted(
         checkpoint=own.checkpoint,
         step=own.step,
@@ -101,25 +101,25 @@ def inherit(
 
 
 def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collection[str]) -> AdoptedCheckpoint:
-    """Give a run a checkpoint of another one, as the beginning of `branch`. `known` are those that its journal knows.
+    """Adopt a checkpoint of another run as the start of `branch`. `known`: checkpoints in this run's journal.
 
-    Raises what `adoptable` does; `Conflict` if it was adopted before; `Damaged`, `Unavailable`.
+    Raises like `adoptable`; also `Conflict` if it was adopted before, `Damaged`, `Unavailable`.
     """
     source, found, differing = adoptable(files, intent)
     name = f"{found.checkpoint}-of-{source.run}"
     if len(name) > MAX_NAME_CHARS:
-        raise Conflict(f"{name} has more than {MAX_NAME_CHARS} characters: nobody could ask for that checkpoint")
+        raise Conflict(f"the checkpoint name {name} would exceed {MAX_NAME_CHARS} characters")
     if name in known:
-        raise Conflict(f"{found.checkpoint} of run {source.run} was adopted before, as checkpoint {name}")
+        raise Conflict(f"{found.checkpoint} of run {source.run} was already adopted as checkpoint {name}")
     origin = Parent(kind="adopted", run=source.run, branch=found.branch, checkpoint=found.checkpoint, step=found.step)
     return AdoptedCheckpoint(origin=origin, checkpoint=inherit(source, found, files, branch, name), differing=differing)
 
 
 def adoptable(files: RunFiles, intent: AdoptCheckpoint) -> tuple[RunFiles, CheckpointCommitted, dict[str, Any]]:
-    """What a run would adopt: of whom, which checkpoint, and the settings in which the two differ. Changes nothing.
+    """Return what a run would adopt: source run, checkpoint, and the settings that differ. Changes nothing.
 
-    Raises: `NotFound` for an unknown run or checkpoint; `Conflict` if the runs have no ancestor in common, or if what
-    one saves the other cannot restore; `Damaged` for what cannot be read.
+    Raises `NotFound` for an unknown run or checkpoint; `Conflict` if the runs have no common ancestor or incompatible
+    checkpoint formats; `Damaged` for a file that cannot be read.
     """
     source = find_run(files.root.parent, intent.run)
     found = _chosen(fold(writer.read(source.journal)), source.run, intent.checkpoint)
@@ -127,32 +127,30 @@ def adoptable(files: RunFiles, intent: AdoptCheckpoint) -> tuple[RunFiles, Check
     differing = _differing(source, files)
     if unlike := next((key for key in SAVED_SO if key in differing), None):
         theirs, own = differing[unlike]
-        raise Conflict(
-            f"run {source.run} has {unlike} = {theirs}, and {files.run} has {own}: it could not restore that"
-        )
+        raise Conflict(f"incompatible checkpoint: {unlike} is {theirs} in run {source.run}, but {own} in {files.run}")
     return source, found, differing
 
 
 def _chosen(state: RunState, run: str, checkpoint: str | None) -> CheckpointCommitted:
     best_first = candidates(state, state.head)
     known = best_first if checkpoint is None else state.checkpoints
-    found = next((each for each in known if checkpoint in (None, each.checkpoint)), None)
-    if found is None:
-        listed = ", ".join(each.checkpoint for each in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
-        raise NotFound(f"run {run} has no checkpoint {checkpoint or 'to go on from'}; the newest are {listed}")
-    return found
+    chosen = next((record for record in known if checkpoint in (None, record.checkpoint)), None)
+    if chosen is None:
+        listed = ", ".join(record.checkpoint for record in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
+        raise NotFound(f"run {run} has no checkpoint {checkpoint or 'to adopt'}; the latest are {listed}")
+    return chosen
 
 
 def _check_kinship(files: RunFiles, source: RunFiles) -> None:
     if not set(_ancestors(files)) & set(_ancestors(source)):
         raise Conflict(
-            f"runs {files.run} and {source.run} have no run in common that both come from: what can be adopted is a "
-            "fork, or what it was forked from"
+            f"runs {files.run} and {source.run} have no common ancestor: only a fork of a run, or the run that it was "
+            "forked from, can be adopted"
         )
 
 
 def _ancestors(files: RunFiles) -> Iterator[str]:
-    """The run, the one that it was forked from or that it replays, and so on."""
+    """Yield the run, its parent (which it was forked from, or replays), and so on."""
     for _ in range(MAX_ANCESTORS):
         yield files.run
         origin = read_origin(files)
@@ -166,18 +164,18 @@ def _ancestors(files: RunFiles) -> Iterator[str]:
 
 
 def _differing(one: RunFiles, other: RunFiles) -> dict[str, Any]:
-    """The settings in which two runs differ, except their names. None where one has not said it.
+    """Return the settings that differ between two runs, except their names; None for a missing one.
 
-    They are for the journal: what may be a secret is `NOT_SHOWN`.
+    Possible secrets are replaced by `NOT_SHOWN`, since the result goes into the journal.
     """
-    ones, others = (dict(_flat(_settings(each))) for each in (one, other))
+    ones, others = (dict(_flat(_settings(files))) for files in (one, other))
     keys = [key for key in dict.fromkeys([*ones, *others]) if ones.get(key) != others.get(key) and key != "name"]
     return {key: [_shown(key, ones.get(key)), _shown(key, others.get(key))] for key in keys}
 
 
 def _shown(key: str, value: Any) -> Any:
     is_harmless = value is None or isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) < 40)
-    # The outermost key that names a secret does so for all that is below it.
+    # The outermost key that names a secret counts for everything below it.
     named = next((part for part in key.split(".") if names_secret(part)), key)
     return NOT_SHOWN if not is_harmless or conceals(named, value) or Redaction().value(value) != value else value
 
@@ -200,7 +198,7 @@ def _flat(settings: Any, within: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def write_origin(files: RunFiles, origin: Origin) -> None:
-    """Say how a new run begins, before its control server first does. Raises `Unavailable` if the disk fails."""
+    """Write the origin of a new run, before its control server starts. Raises `Unavailable` if the disk fails."""
     try:
         write_file(files.origin, origin.model_dump_json())
     except OSError as error:
@@ -208,7 +206,7 @@ def write_origin(files: RunFiles, origin: Origin) -> None:
 
 
 def read_origin(files: RunFiles) -> Origin | None:
-    """How a run begins that has a parent; None if it has none. Raises `Damaged` if its file cannot be read."""
+    """Return the origin of a run that has a parent, else None. Raises `Damaged` if its file cannot be read."""
     if not files.origin.is_file():
         return None
     try:

@@ -1,12 +1,12 @@
-"""The audit of a journal: whether it is as it was written, and if not, what is wrong with it and what can be trusted.
+"""Audit of a journal: finds all damage and how many records can still be trusted. Changes nothing.
 
-It never stops at the first problem and it changes nothing. Its verdict is the strict reader's: `intact` is what opens
-as it is, a `torn tail` what opens without its last, interrupted write. What does not open is `damaged`, and so is a
-journal whose lines verify and contradict each other (a command settled that was never accepted).
+Its verdict agrees with the strict reader: an `intact` journal opens as it is, one with a `torn tail` opens without its
+last, interrupted write. One that does not open is `damaged`, and so is one whose lines verify but contradict each
+other (a command settled that was never accepted).
 
-Not covered, because nothing in the files could tell: whole lines, or whole segments, removed from the end; the last
-line of all, edited with its checksum made good; and whoever rewrites every line behind an edit. Against these stands
-the head, `SEQ:HASH`, noted somewhere else: it fixes every line up to it.
+Not covered, because the files alone cannot show it: whole lines or segments removed from the end; the very last line
+edited with a recomputed checksum; a history rewritten from the edited line on. A head, `SEQ:HASH`, stored elsewhere
+detects all of these up to its record.
 """
 
 import re
@@ -44,33 +44,33 @@ Verdict = Literal["intact", "torn tail", "damaged"]
 
 HEAD = re.compile(r"([0-9]{1,16}):([0-9a-f]{16,64})")
 SAID_BESIDE = ("uuid", "status", "command", "arguments", "author")
-"""What a line says beside its body, and must not contradict it."""
+"""Fields of a line that repeat its body and must agree with it."""
 
 
 class Head(Message):
-    """A record and the SHA-256 of its line, which fixes every line before it as well."""
+    """A record's number and the SHA-256 of its line; the hash chain covers every line before it."""
 
     seq: int = Field(ge=0)
     hash: str = ""
 
     def __str__(self) -> str:
-        """As it is noted: `SEQ:HASH`."""
+        """Return `SEQ:HASH`."""
         return f"{self.seq}:{self.hash}"
 
     @classmethod
     def parse(cls, text: str) -> "Head":
-        """The inverse of `str`; the first 16 digits of the hash are enough. Raises `Invalid`."""
+        """Parse `SEQ:HASH`; the first 16 digits of the hash are enough. Raises `Invalid`."""
         match = HEAD.fullmatch(text.strip())
         if match is None:
             raise Invalid(
-                f"{text[:100]!r} is not SEQ:HASH: a record's number, a colon, and at least the first 16 hexadecimal "
-                "digits of its hash, as the audit prints them"
+                f"{text[:100]!r} is not SEQ:HASH: expected a record number, a colon, and at least the first 16 "
+                "hexadecimal digits of its hash, as `steer journal audit` prints them"
             )
         return cls(seq=int(match[1]), hash=match[2])
 
 
 class Audit(Message):
-    """What an audit found. `run` is whose journal it says it is, `head` the last record that can be trusted."""
+    """MetricSummary of an audit. `run`: the run that the journal names; `head`: the last record that can be trusted."""
 
     verdict: Verdict
     run: str = ""
@@ -82,7 +82,7 @@ class Audit(Message):
     notes: tuple[str, ...] = ()
 
     def sentence(self) -> str:
-        """The verdict in one sentence."""
+        """Return the verdict as a sentence."""
         size = f"{self.records} records in {self.segments} segments"
         if self.verdict == "intact":
             return f"the journal is intact: {size}"
@@ -95,29 +95,29 @@ class Audit(Message):
 
 
 def audit(directory: Path, expect: Head | None = None) -> Audit:
-    """Everything that can be said about this journal. `expect` is a head that was noted earlier.
+    """Audit the journal in a folder. `expect`: a head from an earlier audit to compare with.
 
-    Raises: `NotFound` without such a folder, `Unavailable` if a file cannot be read.
+    Raises `NotFound` without such a folder, `Unavailable` if a file cannot be read.
     """
     if not directory.is_dir():
         raise NotFound("this run has no journal")
     try:
-        found = _audited(directory)
+        result, places = _audited(directory)
     except OSError as error:
         raise Unavailable(f"the journal could not be read: {error.strerror or error}", errno=error.errno) from error
-    return found[0] if expect is None else _compared(found[0], found[1], expect)
+    return result if expect is None else _compared(result, places, expect)
 
 
 def _audited(directory: Path) -> tuple[Audit, list[Place]]:
     numbers = list_segments(directory)
     if not numbers:
-        none = Finding(what="missing segment", said="the journal's folder holds no segment", seq=1)
+        none = Finding(what="missing segment", said="the journal's folder contains no segment", seq=1)
         return Audit(verdict="damaged", records=0, segments=0, head=Head(seq=0), findings=(none,)), []
     try:
         segments = honoured(directory)
         entries, end = verify(segments)
-    except Damaged as refusal:
-        return _damaged(directory, refusal)
+    except Damaged as error:
+        return _damaged(directory, error)
     places = [place for segment in segments for place in _places(segment, end.size_bytes, segments[-1])]
     places = list(follow([place.piece for place in places]))
     torn, notes = _torn(numbers, segments, end.size_bytes), _notes(directory, numbers, segments)
@@ -143,10 +143,10 @@ def _places(segment: Segment, end_bytes: int, newest: Segment) -> list[Place]:
     return [Place(piece, 0) for piece in pieces_of(segment.number, data)]
 
 
-def _damaged(directory: Path, refusal: Damaged) -> tuple[Audit, list[Place]]:
+def _damaged(directory: Path, error: Damaged) -> tuple[Audit, list[Place]]:
     findings, places = diagnose(directory)
     if not findings:
-        findings = [_as_the_reader_said(refusal, places)]
+        findings = [_finding_of(error, places)]
         places = [place for place in places if place.seq < (findings[0].seq or 1)]
     segments = {place.piece.segment for place in places}
     records = sum(not place.piece.is_header for place in places)
@@ -164,11 +164,11 @@ def _damaged(directory: Path, refusal: Damaged) -> tuple[Audit, list[Place]]:
     )
 
 
-def _as_the_reader_said(refusal: Damaged, places: Sequence[Place]) -> Finding:
-    file, line = refusal.detail.get("file"), refusal.detail.get("line")
+def _finding_of(error: Damaged, places: Sequence[Place]) -> Finding:
+    file, line = error.detail.get("file"), error.detail.get("line")
     before = [place.seq for place in places if (place.piece.file, place.piece.number) < (str(file), int(str(line)))]
     return Finding(
-        what="damaged", said=refusal.reason, file=str(file), line=int(str(line)), seq=max(before, default=0) + 1
+        what="damaged", said=error.reason, file=str(file), line=int(str(line)), seq=max(before, default=0) + 1
     )
 
 
@@ -184,29 +184,29 @@ def _head(places: Sequence[Place]) -> Head:
 
 
 def _torn(numbers: Sequence[int], segments: Sequence[Segment], end_bytes: int) -> str | None:
-    """What an interrupted write has left at the end, as a sentence."""
+    """Return what an interrupted write left at the end, as a sentence, or None."""
     newest = segments[-1].number if segments else 0
     unborn = [number for number in numbers if number > newest]
     if unborn:
         return (
-            f"the header of {segment_name(unborn[-1])} was not written to its end; its writer confirmed nothing, and "
-            "the next one leaves it out"
+            f"the header of {segment_name(unborn[-1])} is incomplete; its writer confirmed nothing, and the next "
+            "writer ignores it"
         )
     left = len(segments[-1].data) - end_bytes if segments else 0
     return (
-        f"the last write was cut off: {left} bytes of {segment_name(newest)} from byte {end_bytes} on were never "
-        "confirmed (or are being written just now), and the next writer leaves them out"
+        f"the last write is incomplete: {left} bytes of {segment_name(newest)} from byte {end_bytes} on were never "
+        "confirmed (or are being written right now); the next writer ignores them"
         if left
         else None
     )
 
 
 def _notes(directory: Path, numbers: Sequence[int], segments: Sequence[Segment]) -> tuple[str, ...]:
-    """What lies there and is not honoured, without being damage."""
+    """Return notes on content that readers ignore and that is not damage."""
     used = {segment.number: segment for segment in segments}
     newest = max(used, default=0)
     notes = [
-        f"{segment_name(number)} is void: its writer was overtaken before it confirmed anything"
+        f"{segment_name(number)} is void: its writer was fenced before it confirmed anything"
         for number in numbers
         if number not in used and number < newest
     ]
@@ -214,33 +214,32 @@ def _notes(directory: Path, numbers: Sequence[int], segments: Sequence[Segment])
         more = read_regular(directory / segment_name(number))[len(segment.data) :] if number != newest else b""
         if more:
             known = any(raw and raw in segment.data for raw in more.split(b"\n"))
-            copy = " (there is a copy of a line among them)" if known else ""
+            copy = " (including a copy of a line)" if known else ""
             notes.append(
-                f"{len(more)} bytes at the end of {segment_name(number)} were never confirmed{copy}; "
-                "no reader sees them"
+                f"{len(more)} bytes at the end of {segment_name(number)} were not confirmed{copy}; readers ignore them"
             )
     strange = sorted(path.name for path in directory.iterdir() if path.name not in map(segment_name, numbers))
-    return (*notes, *(f"{name[:80]!r} is no file of a journal; nobody reads it" for name in strange))
+    return (*notes, *(f"{name[:80]!r} is not a journal file and is ignored" for name in strange))
 
 
-def _compared(found: Audit, places: Sequence[Place], expect: Head) -> Audit:
-    """The audit, held against a head that somebody has noted."""
+def _compared(result: Audit, places: Sequence[Place], expect: Head) -> Audit:
+    """Compare an audit with an earlier head; a difference is a finding."""
     hashes = {place.seq: place.piece.digest for place in places if not place.piece.is_header}
     if expect.seq == 0 or hashes.get(expect.seq, "").startswith(expect.hash):
-        return found
+        return result
     if expect.seq in hashes:
-        said = f"record {expect.seq} is not the one that was noted: history up to it was rewritten"
+        said = f"record {expect.seq} differs from the expected head: the history up to it was rewritten"
         wrong, head = Finding(what="not as noted", said=said, seq=1), Head(seq=0)
-    elif found.verdict == "damaged" and expect.seq > found.head.seq:
-        return found  # it is known already that not all can be trusted
+    elif result.verdict == "damaged" and expect.seq > result.head.seq:
+        return result  # the expected record is untrusted already
     else:
-        said = f"the journal ends at record {found.head.seq}, and record {expect.seq} was noted: its end was removed"
-        wrong, head = Finding(what="not as noted", said=said, seq=found.head.seq + 1), found.head
-    return found.model_copy(update={"verdict": "damaged", "findings": (*found.findings, wrong), "head": head})
+        said = f"the journal ends at record {result.head.seq}, but record {expect.seq} is expected: its end was removed"
+        wrong, head = Finding(what="not as noted", said=said, seq=result.head.seq + 1), result.head
+    return result.model_copy(update={"verdict": "damaged", "findings": (*result.findings, wrong), "head": head})
 
 
 def _contradictions(places: Sequence[Place]) -> Iterator[Finding]:
-    """What no history can be, although each line is as it was written."""
+    """Yield contradictions between records whose lines all verify."""
     state, asked, version = RunState(), CommandIndex(), 1
     for piece, seq in places:
         line = piece.plain or {}
@@ -250,38 +249,38 @@ def _contradictions(places: Sequence[Place]) -> Iterator[Finding]:
         try:
             entry = Entry.from_line(line)
         except (ValueError, TypeError):
-            return  # named elsewhere; what comes after it cannot be understood
-        said = impossible(state, entry) or _says_two_things(line, entry, asked, version)
+            return  # reported elsewhere; later records cannot be interpreted
+        reason = impossible(state, entry) or _disagreement(line, entry, asked, version)
         try:
             evolve(state, entry)
         except (KeyError, IndexError, ValueError):
-            said = said or f"a {entry.record.type} cannot follow what came before it"
+            reason = reason or f"a {entry.record.type} cannot follow the records before it"
         state.seq = entry.seq
-        if said:
-            told = f"{piece.where()}, byte {piece.offset}: record {seq} contradicts the records before it: {said}"
+        if reason:
+            said = f"{piece.where()}, byte {piece.offset}: record {seq} contradicts the records before it: {reason}"
             yield Finding(
-                what="contradiction", said=told, file=piece.file, line=piece.number, offset=piece.offset, seq=seq
+                what="contradiction", said=said, file=piece.file, line=piece.number, offset=piece.offset, seq=seq
             )
 
 
 def impossible(state: RunState, entry: Entry) -> str | None:
-    """Why this record cannot follow that state, as a sentence."""
+    """Return why a record cannot follow that state, or None."""
     record = entry.record
     match record:
         case RunCreated() if state.seq:
-            return "the run is created a second time"
+            return "the run is created twice"
         case _ if not state.seq and not isinstance(record, RunCreated):
-            return f"a journal begins with RunCreated, and not with {record.type}"
+            return f"a journal must begin with RunCreated, not {record.type}"
         case TermStarted() if record.term <= state.term:
             return f"term {record.term} begins after term {state.term}"
         case GenerationStarted() if record.generation <= state.generation_number:
             return f"generation {record.generation} begins after generation {state.generation_number}"
         case GenerationLost() if record.generation > state.generation_number:
-            return f"generation {record.generation} is lost before it began"
+            return f"generation {record.generation} fails before it begins"
         case GenerationRecovered() if not state.failures:
-            return "a recovery without a loss"
+            return "a recovery without a failure"
         case CommandAccepted() if record.command.uuid in state.commands:
-            return f"command {record.command.uuid} was accepted before"
+            return f"command {record.command.uuid} is accepted twice"
         case CommandScheduled() if record.uuid not in state.commands:
             return f"command {record.uuid} was never accepted"
         case CommandSettled() | CommandRepeated():
@@ -293,12 +292,12 @@ def impossible(state: RunState, entry: Entry) -> str | None:
 
 def _impossible_turn(state: RunState, record: BranchStarted | BranchResumed | BranchAdopted) -> str | None:
     if isinstance(record, BranchResumed):
-        return None if record.branch in state.branches else f"there is no branch {record.branch} to go on with"
+        return None if record.branch in state.branches else f"branch {record.branch} to resume does not exist"
     if record.branch in state.branches:
-        return f"branch {record.branch} begins a second time"
+        return f"branch {record.branch} is created twice"
     if isinstance(record, BranchAdopted):
         return None
-    return None if record.parent in state.branches else f"there is no branch {record.parent} to stand on"
+    return None if record.parent in state.branches else f"parent branch {record.parent} does not exist"
 
 
 def _impossible_end(state: RunState, record: CommandSettled | CommandRepeated) -> str | None:
@@ -307,24 +306,24 @@ def _impossible_end(state: RunState, record: CommandSettled | CommandRepeated) -
         return f"command {record.uuid} was never accepted"
     if isinstance(record, CommandRepeated):
         return None if life.settled else f"command {record.uuid} is repeated before it was settled"
-    return f"command {record.uuid} was settled before, in record {life.settled_seq}" if life.settled else None
+    return f"command {record.uuid} was already settled in record {life.settled_seq}" if life.settled else None
 
 
-def _says_two_things(line: dict[str, Any], entry: Entry, asked: CommandIndex, version: int) -> str | None:
-    """Whether what stands beside the body contradicts it, or what the command asked when it was accepted."""
+def _disagreement(line: dict[str, Any], entry: Entry, asked: CommandIndex, version: int) -> str | None:
+    """Return which field disagrees with the record's body, or with the command as it was accepted, or None."""
     plain = asked.complete(entry.model_copy(update={"about": None})).line()
     for key in SAID_BESIDE:
         if key in line and key not in plain and key in ("command", "arguments"):
-            continue  # about a command that is not known, which is said elsewhere
+            continue  # about an unknown command, which is reported elsewhere
         if key in line and not _agrees(line[key], plain.get(key)):
-            return f"its {key} is {str(line[key])[:60]!r}, and {str(plain.get(key))[:60]!r} by its body or its command"
+            return f"its {key} is {str(line[key])[:60]!r}, but {str(plain.get(key))[:60]!r} by its body or command"
         if key not in line and key in plain and version > 1:
             return f"it lacks its {key}"
     return None
 
 
 def _agrees(said: Any, known: Any) -> bool:
-    """Whether `known` says all that was said; a later release may know more fields of an intent."""
+    """Return whether `known` contains all of `said`; a later release may add fields to an intent."""
     if isinstance(said, dict) and isinstance(known, dict):
         return all(key in known and _agrees(value, known[key]) for key, value in said.items())
     if isinstance(said, list) and isinstance(known, list):

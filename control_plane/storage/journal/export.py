@@ -1,15 +1,15 @@
-"""A run's journal as one file that another machine can read, verify and lay down again.
+"""Export and import of a run's journal as one verifiable file.
 
-A ZIP with these members, and no others:
+A ZIP with exactly these members:
 
-    manifest.json         what is in it: `Manifest`
-    config.yaml           the run's resolved configuration; what may be a secret is replaced
+    manifest.json         the contents: `Manifest`
+    config.yaml           the run's resolved configuration; possible secrets are replaced
     journal/000001.jsonl  the segments, as far as they are honoured, byte for byte; ...
 
-Two exports of one journal on one machine are the same bytes. Reading one trusts nothing: names, sizes, hashes and the
-journal's own chain are verified before anything is written, and then the whole run folder appears at once.
+Deterministic: two exports of one journal on one machine are identical. An import trusts nothing: names, sizes, hashes
+and the journal's hash chain are verified before anything is written, and the run folder appears atomically.
 
-Not covered: what people wrote into reasons, labels and arguments of commands. The chain fixes it, so it is exported.
+Not covered: secrets that people wrote into reasons, labels and arguments of commands: records are hash-chained.
 """
 
 import io
@@ -47,30 +47,30 @@ MANIFEST, CONFIG, SEGMENTS = "manifest.json", "config.yaml", "journal/"
 MEMBER = re.compile(rf"config\.yaml|journal/{SEGMENT_NAME.pattern}")
 
 MAX_EXPORT_BYTES = 2 * 2**30
-"""All members together, unpacked: a journal of a million commands is a quarter of that."""
+"""Limit of all members together, unpacked: a journal of a million commands has a quarter of that."""
 
 MAX_RATIO, SMALL_BYTES = 100, 64 * 2**20
-"""Unpacked, an export has at most so many times its size, or is small: no two lines of a journal are the same."""
+"""Limit of the compression ratio of an export that is not small (zip bombs): no two lines of a journal are equal."""
 
 MAX_MEMBERS = 20_000
-"""One segment a life of a control server."""
+"""One segment per start of a control server."""
 
 MAX_MANIFEST_BYTES = 8 * 2**20
 REMOVED = "removed-by-export"
 SHAPES = Redaction()
 EPOCH = (1980, 1, 1, 0, 0, 0)
-"""The time of every member: the oldest that a ZIP can say."""
+"""Time stamp of every member: the oldest that a ZIP can hold."""
 
 
 class Member(Message):
-    """One file in an export."""
+    """Size and hash of one file in an export."""
 
     size_bytes: int = Field(ge=0)
     sha256: str
 
 
 class Manifest(Message):
-    """What an export holds, and where it comes from. `removed` are the keys of the config whose values were secrets."""
+    """Manifest of an export: contents and origin. `removed`: config keys whose values were removed as secrets."""
 
     format: int = FORMAT
     run: str
@@ -84,7 +84,7 @@ class Manifest(Message):
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """An export that was read and verified; `settings` is its config, read strictly."""
+    """A verified export; `settings` is its config, parsed strictly."""
 
     manifest: Manifest
     files: dict[str, bytes]
@@ -93,27 +93,27 @@ class Export:
 
     @property
     def config_is_the_runs(self) -> bool:
-        """Whether the config is, byte for byte, the one that the run was created with."""
+        """Return whether the config is byte for byte the one that the run was created with."""
         created = self.entries[0].record if self.entries else None
         return isinstance(created, RunCreated) and created.config_sha256 == sha256(self.files[CONFIG]).hexdigest()
 
 
 def export(run: RunFiles, target: Path) -> Manifest:
-    """Write the run's journal to one file. A torn tail is left out.
+    """Export the run's journal to a file. A torn tail is left out.
 
-    Raises: `Damaged` for a journal that does not verify, `Conflict` if there is such a file already, `Unavailable` if
-    the disk fails, `NotFound`.
+    Raises `Damaged` if the journal does not verify, `Conflict` if the file exists, `Unavailable` if the disk fails,
+    `NotFound`.
     """
-    found = audit(run.journal)
-    if found.verdict == "damaged":
-        raise Damaged(f"run {run.run} is not exported: {found.sentence()}")
+    audited = audit(run.journal)
+    if audited.verdict == "damaged":
+        raise Damaged(f"run {run.run} cannot be exported: {audited.sentence()}")
     if target.exists():
-        raise Conflict(f"there is a file {target} already; choose another name with -o, or remove it")
+        raise Conflict(f"the file {target} already exists; choose another name with -o, or remove it")
     try:
         manifest, data = _packed(run)
         _write_new(target, data)
     except FileExistsError:
-        raise Conflict(f"there is a file {target} already; choose another name with -o, or remove it") from None
+        raise Conflict(f"the file {target} already exists; choose another name with -o, or remove it") from None
     except OSError as error:
         raise Unavailable(f"the export could not be written: {error.strerror or error}: {target}") from error
     return manifest
@@ -123,13 +123,13 @@ def _packed(run: RunFiles) -> tuple[Manifest, bytes]:
     segments = honoured(run.journal)
     entries, end = verify(segments)
     if not entries:
-        raise NotFound(f"the journal of run {run.run} holds no record yet")
+        raise NotFound(f"the journal of run {run.run} has no records yet")
     files = {SEGMENTS + segment_name(one.number): one.data for one in segments}
     newest = SEGMENTS + segment_name(segments[-1].number)
     files[newest] = files[newest][: end.size_bytes]
     config, removed = without_secrets(read_regular(run.config))
     files = {CONFIG: config, **files}
-    # The last line's hash, and not the header's of a segment without records behind it.
+    # The last record's hash, not that of a segment header without records after it.
     manifest = Manifest(
         run=_run_of(entries),
         records=len(entries),
@@ -168,7 +168,7 @@ def _zipped(files: dict[str, bytes]) -> bytes:
 
 
 def _write_new(path: Path, data: bytes) -> None:
-    """The whole file, durable, or none: under another name first."""
+    """Write a new file atomically and durably, under a temporary name first."""
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         _write(temporary, data)
@@ -188,31 +188,31 @@ def _write(path: Path, data: bytes) -> None:
 
 
 def without_secrets(config: bytes) -> tuple[bytes, tuple[str, ...]]:
-    """The config without the values that may be secrets, see `core.redaction`, and their keys. All else stays.
+    """Replace possible secrets in a config (see `core.redaction`); return it and their keys. All else stays as it is.
 
-    Raises `Damaged` if it cannot be read.
+    Raises `Damaged` if it cannot be parsed.
     """
     try:
         text = config.decode()
-        found = list(_secrets(compose(text, CONFIG), "", ""))
+        secret_nodes = list(_secrets(compose(text, CONFIG), "", ""))
     except (UnicodeDecodeError, Invalid) as error:
-        raise Damaged(f"the run's config.yaml cannot be read, so nothing is exported: {error}") from None
-    for _, node, kept in reversed(found):
+        raise Damaged(f"the run's config.yaml cannot be parsed, so nothing is exported: {error}") from None
+    for _, node, kept in reversed(secret_nodes):
         start, stop = node.start_mark.index, node.end_mark.index
-        after = text[start:stop].rstrip()  # of a block of lines the last line's end belongs to what follows
+        after = text[start:stop].rstrip()  # the end of a block's last line belongs to what follows
         text = text[:start] + (json.dumps(kept) if kept != REMOVED else kept) + text[start + len(after) :]
-    return text.encode(), tuple(name for name, _, _ in found)
+    return text.encode(), tuple(name for name, _, _ in secret_nodes)
 
 
 def _secrets(node: yaml.Node | None, within: str, key: str) -> Iterator[tuple[str, yaml.Node, str]]:
-    """What may be a secret: its name, where it lies, and what stays; in the order of the text. `key`: what it is of."""
+    """Yield possible secrets in text order: name, node, and replacement. `key`: the key that the node belongs to."""
     if isinstance(node, yaml.MappingNode):
         for name, value in node.value:
             named = str(name.value)
             inside = f"{within}.{named}" if within else named
             yield from _secrets(value, inside, key if names_secret(key) else named)
     elif isinstance(node, yaml.SequenceNode):
-        arguments = dict(concealed_arguments([_plain(each) for each in node.value]))
+        arguments = dict(concealed_arguments([_plain(item) for item in node.value]))
         for number, inner in enumerate(node.value):
             if number in arguments:
                 yield f"{within}[{number}]", inner, arguments[number] + REMOVED
@@ -226,23 +226,23 @@ def _secrets(node: yaml.Node | None, within: str, key: str) -> Iterator[tuple[st
 
 
 def _plain(node: yaml.Node) -> str | bool | None:
-    """A scalar as text: for `conceals` a number's text is as good as the number."""
+    """Return a scalar as text; None for null, a boolean or a collection."""
     if not isinstance(node, yaml.ScalarNode) or node.tag.endswith((":null", ":bool")):
         return None
     return str(node.value)
 
 
 def read_export(path: Path) -> Export:
-    """What this file holds, after all of it was verified. Changes nothing.
+    """Read and verify an export. Changes nothing.
 
-    Raises: `NotFound`, `Invalid` for what is no export or one of a later release, `Damaged` if it does not verify.
+    Raises `NotFound`, `Invalid` if it is not an export or one of a later release, `Damaged` if it does not verify.
     """
     try:
         with zipfile.ZipFile(path) as archive:
             manifest = _manifest(archive, path)
-            files = {name: _member(archive, name, told, path) for name, told in manifest.files.items()}
+            files = {name: _member(archive, name, member, path) for name, member in manifest.files.items()}
     except FileNotFoundError:
-        raise NotFound(f"there is no file {path}") from None
+        raise NotFound(f"no such file: {path}") from None
     except zipfile.BadZipFile as error:
         raise _no_zip(path, error) from None
     except (OSError, EOFError, zlib.error, NotImplementedError, RuntimeError) as error:
@@ -254,49 +254,49 @@ def _settings(config: bytes, path: Path) -> Any:
     try:
         return from_yaml(config.decode(), CONFIG)
     except (UnicodeDecodeError, Invalid) as error:
-        raise Damaged(f"{path} holds no usable config: {error}") from None
+        raise Damaged(f"{path} contains no usable config: {error}") from None
 
 
 def _no_zip(path: Path, error: Exception) -> Invalid | Damaged:
     with path.open("rb") as file:
-        begins_like_one = file.read(4) == b"PK\x03\x04"
-    if begins_like_one:
-        return Damaged(f"{path} does not verify: it was cut short or changed ({error})")
-    return Invalid(f"{path} is not an export of a journal: it is not a ZIP file")
+        is_zip = file.read(4) == b"PK\x03\x04"
+    if is_zip:
+        return Damaged(f"{path} does not verify: it was truncated or changed ({error})")
+    return Invalid(f"{path} is not a journal export: not a ZIP file")
 
 
 def _manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
     names = archive.namelist()
     if MANIFEST not in names:
-        raise Invalid(f"{path} is not an export of a journal: it has no {MANIFEST}")
+        raise Invalid(f"{path} is not a journal export: it has no {MANIFEST}")
     if len(names) > MAX_MEMBERS or archive.getinfo(MANIFEST).file_size > MAX_MANIFEST_BYTES:
-        raise Invalid(f"{path} is larger than an export may be: {len(names)} members")
+        raise Invalid(f"{path} exceeds the limits of an export: {len(names)} members")
     try:
         plain = json.loads(_bounded(archive, MANIFEST, MAX_MANIFEST_BYTES))
         if isinstance(plain, dict) and plain.get("format", FORMAT) != FORMAT:
-            told = repr(plain["format"])[:40]
-            raise Invalid(f"{path} has format {told}; this release reads format {FORMAT}: a newer one is needed")
+            format_ = repr(plain["format"])[:40]
+            raise Invalid(f"{path} has format {format_}; this release reads format {FORMAT}: upgrade Steerway")
         manifest = Manifest.model_validate(plain)
     except (ValidationError, ValueError, RecursionError) as error:
         first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)[:200]
-        raise Damaged(f"the manifest of {path} makes no sense: {what}") from None
+        raise Damaged(f"the manifest of {path} is invalid: {what}") from None
     strange = [name for name in manifest.files if not MEMBER.fullmatch(name)]
     if strange or sorted(names) != sorted([MANIFEST, *manifest.files]) or CONFIG not in manifest.files:
         named = (strange or sorted(set(names) ^ {MANIFEST, *manifest.files}) or [CONFIG])[0]
         raise Damaged(
-            f"{path} does not verify: {named[:80]!r} is in it or in its manifest, and not in both as it should"
+            f"{path} does not verify: {named[:80]!r} is not allowed, or is missing in the archive or in its manifest"
         )
-    unpacked_bytes = sum(told.size_bytes for told in manifest.files.values())
+    unpacked_bytes = sum(member.size_bytes for member in manifest.files.values())
     if unpacked_bytes > MAX_EXPORT_BYTES:
-        raise Invalid(f"{path} is larger than an export may be: the limit is {MAX_EXPORT_BYTES:,} bytes, unpacked")
+        raise Invalid(f"{path} exceeds the limit of an export, {MAX_EXPORT_BYTES:,} bytes unpacked")
     if unpacked_bytes > max(SMALL_BYTES, MAX_RATIO * path.stat().st_size):
         raise Invalid(
-            f"{path} would unpack to {unpacked_bytes:,} bytes, more than {MAX_RATIO} times its size, as no journal does"
+            f"{path} would unpack to {unpacked_bytes:,} bytes, more than {MAX_RATIO} times its size (a zip bomb?)"
         )
     for name, member in manifest.files.items():  # before a byte of it is unpacked
         if archive.getinfo(name).file_size != member.size_bytes:
-            raise Damaged(f"{path} does not verify: {name} is not what its manifest says")
+            raise Damaged(f"{path} does not verify: {name} does not match its manifest")
     return manifest
 
 
@@ -305,10 +305,10 @@ def _bounded(archive: zipfile.ZipFile, name: str, limit: int) -> bytes:
         return file.read(limit + 1)
 
 
-def _member(archive: zipfile.ZipFile, name: str, told: Member, path: Path) -> bytes:
-    data = _bounded(archive, name, told.size_bytes)
-    if (len(data), sha256(data).hexdigest()) != (told.size_bytes, told.sha256):
-        raise Damaged(f"{path} does not verify: {name} is not what its manifest says")
+def _member(archive: zipfile.ZipFile, name: str, member: Member, path: Path) -> bytes:
+    data = _bounded(archive, name, member.size_bytes)
+    if (len(data), sha256(data).hexdigest()) != (member.size_bytes, member.sha256):
+        raise Damaged(f"{path} does not verify: {name} does not match its manifest")
     return data
 
 
@@ -321,36 +321,36 @@ def _chain(manifest: Manifest, files: dict[str, bytes], path: Path) -> list[Entr
     segments.sort(key=lambda one: one.number)
     try:
         entries, end = verify(segments)
-    except Damaged as refusal:
-        raise Damaged(f"{path} does not verify: {refusal.reason}") from None
+    except Damaged as error:
+        raise Damaged(f"{path} does not verify: {error.reason}") from None
     newest_bytes = len(segments[-1].data) if segments else 0
     head = Head(seq=len(entries), hash=_last_record(segments, end.size_bytes))
     if not entries or end.size_bytes != newest_bytes or (manifest.records, manifest.head) != (len(entries), head):
-        raise Damaged(f"{path} does not verify: its journal ends at {head}, and its manifest says {manifest.head}")
+        raise Damaged(f"{path} does not verify: its journal ends at {head}, but its manifest says {manifest.head}")
     if _run_of(entries) != manifest.run:
-        raise Damaged(f"{path} does not verify: it says that it is of run {manifest.run!r}, and its journal does not")
+        raise Damaged(f"{path} does not verify: its manifest names run {manifest.run!r}, but its journal names another")
     return entries
 
 
 def lay_down(found: Export, runs_dir: Path, run: str | None = None) -> RunFiles:
-    """Make a run folder of an export, under the run's own id or another. It appears whole, or not at all.
+    """Create a run folder from an export, atomically, under the run's own id or another one.
 
-    Raises: `Invalid` for a malformed id, `Conflict` if there is such a run, `Damaged` if its journal cannot be a run's,
+    Raises `Invalid` for a malformed id, `Conflict` if the run exists, `Damaged` if its journal contradicts itself,
     `Unavailable` if the disk fails.
     """
     files = RunFiles(runs_dir / check_run_id(run or found.manifest.run))
     if files.root.exists():
-        raise Conflict(f"there is a run {files.run!r} already, and it is left as it is; choose another id with --run")
+        raise Conflict(f"run {files.run!r} already exists and was not changed; choose another id with --run")
     temporary = RunFiles(runs_dir / f".import-{secrets.token_hex(4)}")
     try:
         _fill(temporary, found)
-        wrong = audit(temporary.journal)
-        if wrong.verdict != "intact":
-            raise Damaged(f"nothing is imported: {wrong.sentence()}")
+        audited = audit(temporary.journal)
+        if audited.verdict != "intact":
+            raise Damaged(f"nothing was imported: {audited.sentence()}")
         os.rename(temporary.root, files.root)
         sync_folder(runs_dir, "import.name")
     except FileExistsError:
-        raise Conflict(f"there is a run {files.run!r} already, and it is left as it is") from None
+        raise Conflict(f"run {files.run!r} already exists and was not changed") from None
     except OSError as error:
         raise Unavailable(f"the run could not be written: {error.strerror or error}") from error
     finally:
@@ -363,7 +363,7 @@ def _fill(run: RunFiles, found: Export) -> None:
         make_folder(folder)
     for name, data in found.files.items():
         _write(run.root / name, data)
-    told = json.dumps(found.manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
-    _write(run.root / IMPORTED, told)
+    manifest = json.dumps(found.manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+    _write(run.root / IMPORTED, manifest)
     sync_folder(run.journal, "import.folders")
     sync_folder(run.root, "import.folders")

@@ -1,4 +1,4 @@
-"""What a run was trained with, and how this machine differs from that: versions and hardware, without importing any."""
+"""Provenance: versions and hardware of this machine and of a run, and their differences. Imports no framework."""
 
 import platform
 from collections import Counter
@@ -10,15 +10,15 @@ from control_plane.core.model.commands import Message
 from control_plane.core.model.records import Entry, GenerationStarted
 
 PACKAGES = ("steerway", "torch", "deepspeed", "transformers", "accelerate", "ray")
-"""Those whose version may change what a training computes, or how a journal is understood."""
+"""Packages whose version may affect what a training computes or how a journal is read."""
 
 CPU_INFO = Path("/proc/cpuinfo")
 GPU_INFO = Path("/proc/driver/nvidia/gpus")
-"""Where Linux tells of them; elsewhere they are not known, which is no difference."""
+"""Linux only; elsewhere CPU and GPUs are unknown, which does not count as a difference."""
 
 
 class Machine(Message):
-    """Versions and hardware. What is not known is empty, or None."""
+    """Versions and hardware of a machine; unknown values are empty or None."""
 
     python: str
     packages: dict[str, str | None]
@@ -29,7 +29,7 @@ class Machine(Message):
 
 
 class Trainers(Message):
-    """What the journal says of the ranks of the last start: how many ran on which kind of device."""
+    """Ranks of a run's last start: their number, kinds of devices and number of nodes."""
 
     ranks: int = 0
     devices: dict[str, int] = {}
@@ -37,14 +37,14 @@ class Trainers(Message):
 
 
 def this_machine() -> Machine:
-    """Where this process runs."""
+    """Return versions and hardware of this machine."""
     return Machine(
         python=platform.python_version(),
         packages={name: _version(name) for name in PACKAGES},
         system=platform.system(),
         architecture=platform.machine(),
-        cpu=_told(CPU_INFO, "model name"),
-        gpus=tuple(_told(each / "information", "Model") for each in sorted(GPU_INFO.glob("*"))),
+        cpu=_read_value(CPU_INFO, "model name"),
+        gpus=tuple(_read_value(gpu / "information", "Model") for gpu in sorted(GPU_INFO.glob("*"))),
     )
 
 
@@ -55,7 +55,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _told(path: Path, key: str) -> str:
+def _read_value(path: Path, key: str) -> str:
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -64,7 +64,7 @@ def _told(path: Path, key: str) -> str:
 
 
 def trainers_of(entries: Sequence[Entry]) -> Trainers:
-    """The ranks of the last start of this run."""
+    """Return the ranks of the last start of a run."""
     starts = [entry.record for entry in entries if isinstance(entry.record, GenerationStarted)]
     if not starts:
         return Trainers()
@@ -74,7 +74,7 @@ def trainers_of(entries: Sequence[Entry]) -> Trainers:
 
 
 def differences(there: Machine, here: Machine, trainers: Trainers) -> list[str]:
-    """How this machine differs from the one where a journal was exported, each in a sentence."""
+    """Return the differences between this machine and the one of an export, as sentences."""
     found = [] if there.python == here.python else [f"Python was {there.python} there and is {here.python} here"]
     for package in dict.fromkeys((*there.packages, *here.packages)):
         was, is_ = there.packages.get(package), here.packages.get(package)
@@ -88,7 +88,9 @@ def differences(there: Machine, here: Machine, trainers: Trainers) -> list[str]:
     if there.gpus != here.gpus:
         found.append(f"the machine had {_counted(there.gpus)} there and has {_counted(here.gpus)} here")
     if trainers.devices.get("cuda", 0) and not here.gpus:
-        found.append(f"{trainers.devices['cuda']} of {trainers.ranks} ranks trained on a GPU, and none is seen here")
+        found.append(
+            f"{trainers.devices['cuda']} of {trainers.ranks} ranks trained on a GPU, but this machine has none"
+        )
     return found
 
 

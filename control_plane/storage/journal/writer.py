@@ -1,7 +1,7 @@
-"""The journal's one writer: durable or not confirmed; the segment is the fence.
+"""Single writer of a journal (write-ahead log), with fencing by segment: a record is durable or not confirmed.
 
-How the files look, and what a reader honours, is told in `segments.py`. A writer takes its term by creating the next
-segment. After each fsync it looks for a newer one: if there is one, it confirms nothing, then and ever after.
+`segments.py` describes the file format and what a reader honours. A writer takes its term by creating the next segment.
+After each fsync it checks for a newer one: if there is one, it is fenced and confirms nothing any more.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from control_plane.storage.journal.segments import FORMAT_VERSION, Pin, list_seg
 from control_plane.storage.private import FILE_MODE, make_folder
 
 MAX_LINE_BYTES = 8 * 2**20
-"""The start of 16,384 ranks fits four times over; anything longer is a reading that belongs into the metrics."""
+"""Four times the start record of 16,384 ranks; longer data belongs into the metrics."""
 
 
 def _create(path: Path) -> int:
@@ -28,14 +28,14 @@ def _create(path: Path) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Disk:
-    """The three calls that make bytes durable, so that tests can tear and fail them."""
+    """The system calls that make bytes durable, replaceable so that tests can tear and fail them."""
 
     create: Callable[[Path], int] = _create
     write: Callable[[int, bytes], int] = os.write
     fsync: Callable[[int], None] = os.fsync
 
     def persist(self, descriptor: int, data: bytes, at: str) -> None:
-        """Write all of it, then wait until it is on the disk. `at`: the failpoint's site. Raises `OSError`."""
+        """Write all data and fsync. `at`: the failpoint's site. Raises `OSError`."""
         reach(at, "before_write")
         for part in halves(at, data):
             while part:
@@ -43,7 +43,7 @@ class Disk:
         self._settle(descriptor, at)
 
     def sync(self, path: Path, at: str) -> None:
-        """Wait until this file, or this folder's list of files, is on the disk. Raises `OSError`."""
+        """Fsync a file, or a folder's list of files. Raises `OSError`."""
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self._settle(descriptor, at)
@@ -57,9 +57,9 @@ class Disk:
 
 
 def read(directory: Path) -> list[Entry]:
-    """The verified records, oldest first. Changes nothing and takes no term; a writer may be at work meanwhile.
+    """Return the verified records, oldest first. Changes nothing and takes no term; safe beside an active writer.
 
-    Raises: `NotFound` without such a folder, `Damaged`, `Unavailable` if a file cannot be read.
+    Raises `NotFound` without such a folder, `Damaged`, `Unavailable` if a file cannot be read.
     """
     if not directory.is_dir():
         raise NotFound("this run has no journal")
@@ -76,10 +76,10 @@ def _disk_errors(doing: str) -> Iterator[None]:
 
 
 class Journal:
-    """The one writer of a run's journal, for one term. Not for use by two threads at once."""
+    """Single writer of a run's journal, for one term. Not thread-safe."""
 
     def __init__(self, directory: Path, disk: Disk) -> None:
-        """Use `Journal.open`."""
+        """Initialize without I/O; use `Journal.open`."""
         self._directory, self._disk = directory, disk
         self._descriptor: int | None = None
         self._entries = list[Entry]()
@@ -87,15 +87,15 @@ class Journal:
         # Everything up to here is durable and may be confirmed; the segment may be longer.
         self._end = Pin()
         self._segment = self._term = 0
-        # Set while bytes are on their way whose fate is not known: the next write goes to a new segment.
+        # True while the outcome of a write is unknown: the next write then goes to a new segment.
         self._unsettled = False
         self._fenced = False
 
     @classmethod
     def open(cls, directory: Path, disk: Disk = Disk()) -> "Journal":
-        """Take the next term and read what is there. Creates the folder if it is missing.
+        """Take the next term and read the existing records. Creates the folder if it is missing.
 
-        Raises: `Damaged`, `Unavailable` if the disk fails, `Fenced` if another writer was faster.
+        Raises `Damaged`, `Unavailable` if the disk fails, `Fenced` if another writer was faster.
         """
         journal = cls(directory, disk)
         with _disk_errors("opened"):
@@ -107,27 +107,26 @@ class Journal:
 
     @property
     def term(self) -> int:
-        """The number of the segment that `open` took."""
+        """Return the term: the number of the segment that `open` created."""
         return self._term
 
     @property
     def entries(self) -> Sequence[Entry]:
-        """The records that `open` found, oldest first."""
+        """Return the records that `open` read, oldest first."""
         return self._entries
 
     def append(self, records: Sequence[Record], now: str) -> list[Entry]:
-        """Write these records and wait until they are durable. Answers the entries as a reader will find them.
+        """Append records atomically and wait until they are durable. Returns the entries as a reader will see them.
 
-        After a failed write the next call goes on in a new segment that pins this one at its last confirmed record.
-        Cutting the tail off instead could cut what a newer writer has read just then.
+        After a crash a reader finds all of these records, or none. After a failed write the next call continues in a
+        new segment that pins this one at its last confirmed record. Truncating it instead could remove what a newer
+        writer has just read.
 
-        After a crash a reader finds all of these records, or none.
-
-        Raises: `Fenced`, now and ever after, if there is a newer writer; `Unavailable` if the disk fails; then
-        nothing is confirmed. `Invalid`, before anything is written, if a record is too long or is not JSON.
+        Raises `Fenced` (from then on, always) if there is a newer writer; `Unavailable` if the disk fails, and then
+        nothing is confirmed; `Invalid`, before anything is written, if a record is too long or not JSON.
         """
         if self._fenced:
-            raise Fenced(f"term {self._term} of this run's control server is over: a later one has begun")
+            raise Fenced(f"term {self._term} of this run's control server is over: a newer control server has started")
         if self._descriptor is None:
             raise Unavailable("the journal is closed")
         if not records:
@@ -145,7 +144,7 @@ class Journal:
         return entries
 
     def close(self) -> None:
-        """Give the file back. Nothing can be appended any more."""
+        """Close the file; nothing can be appended afterwards."""
         if self._descriptor is not None:
             os.close(self._descriptor)
         self._descriptor = None
@@ -161,7 +160,7 @@ class Journal:
             except (ValueError, TypeError, RecursionError) as error:
                 raise Invalid(f"a {record.type} cannot be written as JSON: {error}") from error
             if len(raw) > MAX_LINE_BYTES:
-                raise Invalid(f"a {record.type} of {len(raw)} bytes is too long; the limit is {MAX_LINE_BYTES}")
+                raise Invalid(f"a {record.type} of {len(raw)} bytes exceeds the limit of {MAX_LINE_BYTES}")
             data += raw + b"\n"
             end = Pin(end.segment, end.size_bytes + len(raw) + 1, end.seq + 1, sha256(raw).hexdigest())
         return entries, bytes(data), end
@@ -174,7 +173,7 @@ class Journal:
                 return
 
     def _begin_segment(self, number: int) -> None:
-        """Create a segment, pin the older ones, and go on there. `FileExistsError` if it is another writer's."""
+        """Create a segment, pin the older ones, and continue there. Raises `FileExistsError` if it exists."""
         path = self._directory / segment_name(number)
         reach("journal.segment", "before_create")
         descriptor = self._disk.create(path)
@@ -198,7 +197,7 @@ class Journal:
         reach("journal.segment", "after_fence")
 
     def _recover(self, number: int) -> None:
-        """Read the older segments. What is pinned must be durable, also where its own writer died before its fsync."""
+        """Read the older segments, and fsync the pinned one, whose writer may have died before its own fsync."""
         self._entries, self._end = load(self._directory, below=number)
         self._asked = CommandIndex()
         for entry in self._entries:
@@ -207,7 +206,7 @@ class Journal:
             self._disk.sync(self._directory / segment_name(self._end.segment), "journal.taken_over")
 
     def _abandon(self, descriptor: int, number: int) -> None:
-        """Leave a segment that could not be begun. Only an empty one may be removed: no other writer can pin it."""
+        """Give up a segment that could not be started. Only an empty one may be removed: no other writer can pin it."""
         if os.fstat(descriptor).st_size == 0:
             reach("journal.abandoned", "before_unlink")
             (self._directory / segment_name(number)).unlink(missing_ok=True)
@@ -219,6 +218,6 @@ class Journal:
         segments = list_segments(self._directory)
         if segments and segments[-1] > self._segment:
             self._fenced = True
-            raise Fenced(f"term {self._term} of this run's control server is over: a later one has begun")
+            raise Fenced(f"term {self._term} of this run's control server is over: a newer control server has started")
         if self._end.segment not in segments:
             raise Unavailable(f"the journal's {segment_name(self._end.segment)} has been removed")

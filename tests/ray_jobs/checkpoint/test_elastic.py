@@ -215,7 +215,7 @@ def test_convert_of_a_damaged_source_unpickles_nothing(travelled: Travelled, sav
     for path in (saved.checkpoints / "after-2" / "state").glob("*.pt"):
         size = path.stat().st_size
         path.write_bytes(pickle.dumps(Bomb()).ljust(size, b"\0"))
-    with pytest.raises(Damaged, match="is not what was saved"):
+    with pytest.raises(Damaged, match="differs from what was saved"):
         convert(saved, "after-2", travelled.key)
     assert not (tmp_path / "unpickled").exists()
     assert [one.name for one in saved.checkpoints.iterdir() if not one.name.startswith(".")] == ["after-2"]
@@ -300,14 +300,14 @@ def test_ensure_universal_converts_in_a_process_of_its_own(travelled: Travelled,
 def test_ensure_universal_of_a_damaged_source_tells_the_sentence(travelled: Travelled, saved: RunFiles) -> None:
     path = saved.checkpoints / "after-2" / "state" / "trainer_state.json"
     path.write_text("[]")
-    with pytest.raises(Damaged, match=r"trainer_state\.json of checkpoint after-2 is not what was saved"):
+    with pytest.raises(Damaged, match=r"trainer_state\.json of checkpoint after-2 differs from what was saved"):
         ensure_universal(saved, "after-2", travelled.key_file, print)
 
 
 def test_ensure_universal_of_another_checkpoint_than_was_recorded_converts_nothing(
     travelled: Travelled, saved: RunFiles
 ) -> None:
-    with pytest.raises(Damaged, match="checkpoint after-2 is not the one that the journal recorded"):
+    with pytest.raises(Damaged, match="checkpoint after-2 differs from the one recorded in the journal"):
         ensure_universal(saved, "after-2", travelled.key_file, print, recorded_sha256="0" * 64)
 
 

@@ -97,10 +97,10 @@ def not_signed(tmp_path: Path, home: Path) -> RunFiles:
 
 FOREIGN: dict[Callable[[Path, Path], RunFiles], str] = {
     imported: "was imported from an export of run shared (",
-    copied: "was made by another installation (key ",
-    given_another_config: "was given another config or another id",
-    given_another_id: "was given another config or another id",
-    of_a_lost_key: "was made by another installation (key ",
+    copied: "was created by another installation (key ",
+    given_another_config: "has another config or another id",
+    given_another_id: "has another config or another id",
+    of_a_lost_key: "was created by another installation (key ",
     not_signed: "its config is not signed",
 }
 

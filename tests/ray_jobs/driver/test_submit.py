@@ -78,7 +78,7 @@ def test_ray_environment_is_what_the_cluster_wrote_down(home: Path) -> None:
 @pytest.mark.parametrize(
     ("asked", "code", "said"),
     [
-        ({"kind": "adopt_checkpoint", "run": "stranger", "branch": "best"}, 5, "no run in common"),
+        ({"kind": "adopt_checkpoint", "run": "stranger", "branch": "best"}, 5, "no common ancestor"),
         ({"kind": "adopt_checkpoint", "run": "fork", "branch": "main"}, 5, "has a branch 'main' already"),
         ({"kind": "adopt_checkpoint", "run": "fork", "checkpoint": "no", "branch": "best"}, 3, "has no checkpoint no"),
         ({"kind": "adopt_checkpoint", "run": "fork"}, 6, "or an adoption with a branch, not 'adopt the newest"),

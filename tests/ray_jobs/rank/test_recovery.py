@@ -150,7 +150,7 @@ def test_damaged_checkpoint_is_left_out_and_the_one_before_is_restored(tmp_path:
     ]
     restarted = starts[-1]
     assert len(restarted.refused) == 1
-    expected = "is not the one that the journal recorded" if another else "is not what was saved"
+    expected = "differs from the one recorded in the journal" if another else "differs from what was saved"
     assert expected in restarted.refused[0].reason
     assert 0 < restarted.step < int(restarted.refused[0].checkpoint.split("-")[1])
 

@@ -135,7 +135,7 @@ def test_rollback_to_a_damaged_checkpoint_is_refused_and_training_goes_on(tmp_pa
     (refused,) = [life.settled for life in state.commands.values() if life.command.intent.kind == "rollback"]
     assert refused is not None
     assert refused.status == "rejected"
-    expected = "is not the one that the journal recorded" if another else "is not what was saved"
+    expected = "differs from the one recorded in the journal" if another else "differs from what was saved"
     assert expected in str(refused.reason)
     assert list(state.branches) == ["main"]
 

@@ -80,12 +80,12 @@ def test_any_checkpoint_can_be_chosen_and_a_fork_takes_back_what_its_parent_has(
 @pytest.mark.parametrize(
     ("asked", "kind", "said"),
     [
-        ({"checkpoint": "step-77"}, NotFound, "run fork has no checkpoint step-77; the newest are step-00000007-g1"),
+        ({"checkpoint": "step-77"}, NotFound, "run fork has no checkpoint step-77; the latest are step-00000007-g1"),
         ({"run": "nobody"}, NotFound, "there is no run 'nobody'"),
-        ({"run": "stranger"}, Conflict, "runs parent and stranger have no run in common that both come from"),
-        ({"run": "other-stage"}, Conflict, "has deepspeed.zero_optimization.stage = 3, and parent has 2"),
-        ({"run": "empty"}, NotFound, "run empty has no checkpoint to go on from; the newest are none"),
-        ({"known": (HERE,)}, Conflict, f"was adopted before, as checkpoint {HERE}"),
+        ({"run": "stranger"}, Conflict, "runs parent and stranger have no common ancestor"),
+        ({"run": "other-stage"}, Conflict, "deepspeed.zero_optimization.stage is 3 in run"),
+        ({"run": "empty"}, NotFound, "run empty has no checkpoint to adopt; the latest are none"),
+        ({"known": (HERE,)}, Conflict, f"was already adopted as checkpoint {HERE}"),
     ],
 )
 def test_adoption_that_makes_no_sense_is_refused_and_leaves_nothing(
@@ -154,7 +154,7 @@ def test_full_disk_is_told_and_leaves_nothing(
     monkeypatch.setattr(os, "link", no_links)
     arm(f"{point}=error:ENOSPC")
     try:
-        with pytest.raises(Unavailable, match="could not be given to run parent: No space left"):
+        with pytest.raises(Unavailable, match="could not be transferred to run parent: No space left"):
             bring(parent)
     finally:
         arm("")
@@ -173,6 +173,6 @@ def test_another_checkpoint_than_the_fork_recorded_is_not_brought(family: tuple[
     parent, fork = family
     root, key = fork.checkpoints / name_of(9), SigningKey.of_installation(fork.signing_key)
     commit(root, verify(root, key).model_copy(update={"saved_at": "2020-01-01T00:00:00+00:00"}), key)
-    with pytest.raises(Damaged, match="is not the one that the journal recorded"):
+    with pytest.raises(Damaged, match="differs from the one recorded in the journal"):
         bring(parent)
     assert not (parent.checkpoints / HERE).exists()

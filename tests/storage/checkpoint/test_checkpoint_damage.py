@@ -106,7 +106,7 @@ def test_trusted_checkpoint_needs_no_signature_and_is_compared_all_the_same(benc
     assert verify(bench.root, None).step == VICTIM
     path = bench.root / sorted(contents(VICTIM))[0]
     path.write_bytes(path.read_bytes()[::-1])
-    with pytest.raises(Damaged, match="is not what was saved"):
+    with pytest.raises(Damaged, match="differs from what was saved"):
         verify(bench.root, None)
 
 
@@ -138,13 +138,13 @@ def test_trusted_manifest_that_contradicts_itself_is_refused(bench: Bench, updat
 
 
 MUTANTS: dict[str, list[tuple[str, str]]] = {
-    "no hash compared": [("if found != (shard.size_bytes, shard.sha256):", "if found[0] != shard.size_bytes:")],
+    "no hash compared": [("if content != (shard.size_bytes, shard.sha256):", "if content[0] != shard.size_bytes:")],
     "only a part hashed": [
         (
             "while block := os.read(descriptor, READ_BYTES):",
             "while (block := os.read(descriptor, 64)) and not size_bytes:",
         ),
-        ("if found != (shard.size_bytes, shard.sha256):", "if False:"),
+        ("if content != (shard.size_bytes, shard.sha256):", "if False:"),
     ],
     "no shard read": [("        _compare_content(root, shard)", "        pass")],
     "no look at the files": [
@@ -161,9 +161,9 @@ MUTANTS: dict[str, list[tuple[str, str]]] = {
     ],
     "no signature checked": [("        key.check(manifest, root)", "        pass")],
     "any signature of ours passes": [
-        ("        if hmac.compare_digest(", "        if told.startswith(self._name) or hmac.compare_digest(")
+        ("        if hmac.compare_digest(", "        if signature.startswith(self._name) or hmac.compare_digest(")
     ],
-    "any signature passes": [("        if hmac.compare_digest(", "        if told or hmac.compare_digest(")],
+    "any signature passes": [("        if hmac.compare_digest(", "        if signature or hmac.compare_digest(")],
     "shards are not signed": [('exclude={"signature"}', 'exclude={"signature", "shards"}')],
     "edited spelling passes": [("    if spelled != data:", "    if False:")],
     "the first candidate wins": [

@@ -25,7 +25,7 @@ def test_what_a_loader_finds_or_a_person_runs_is_not_accepted_beside_a_manifest(
     (path if planted.endswith("/") else path.parent).mkdir(exist_ok=True)
     if not planted.endswith("/"):
         path.write_text("import os")
-    with pytest.raises(Damaged, match=r"holds '.*', which its manifest does not name"):
+    with pytest.raises(Damaged, match=r"contains '.*', which its manifest does not list"):
         verify(root, key)
 
 
@@ -52,7 +52,7 @@ def test_checkpoint_of_which_others_may_change_a_file_is_refused(tmp_path: Path,
         if taken:
             assert verify(root, key).step == 5
             continue
-        with pytest.raises(Damaged, match=r"others than its owner may write to state/rank-1-.*chmod -R go-w"):
+        with pytest.raises(Damaged, match=r"other users may write to state/rank-1-.*chmod -R go-w"):
             verify(root, key)
 
 
@@ -65,7 +65,7 @@ def test_shard_is_read_as_what_was_compared_whatever_is_put_in_its_place(tmp_pat
         path.write_bytes(b"x" * shard.size_bytes)
         assert file.read() == saved
     for read in (open_shard, read_shard):
-        with pytest.raises(Damaged, match="is not what was saved"):
+        with pytest.raises(Damaged, match="differs from what was saved"):
             read(root, shard)
     path.unlink()
     path.symlink_to(tmp_path / "aside")

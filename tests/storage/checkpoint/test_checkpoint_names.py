@@ -32,7 +32,7 @@ def test_removal_takes_no_name_that_leads_elsewhere(tmp_path: Path, name: str) -
     folder.mkdir(parents=True)
     thesis.mkdir()
     for asked in (name, str(thesis), "../../thesis"):
-        with pytest.raises(Invalid, match="is not the name of a checkpoint"):
+        with pytest.raises(Invalid, match="is not a valid checkpoint name"):
             discard(folder, asked)
         with pytest.raises(Invalid):
             is_ours(folder, asked)

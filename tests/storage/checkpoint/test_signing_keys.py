@@ -76,14 +76,14 @@ def test_two_installations_that_accept_each_other_take_each_others_checkpoints(t
 def test_accepted_key_that_others_can_read_is_refused(tmp_path: Path, mode: int) -> None:
     _, kept = rotate(tmp_path / "checkpoint-key")
     kept.chmod(mode)
-    with pytest.raises(SteerwayError, match="others than its owner have access to the signing key"):
+    with pytest.raises(SteerwayError, match="other users have access to the signing key"):
         SigningKey.of_installation(tmp_path / "checkpoint-key")
 
 
 def test_accepted_keys_that_others_may_add_to_are_refused(tmp_path: Path) -> None:
     rotate(tmp_path / "checkpoint-key")
     (tmp_path / ACCEPTED).chmod(0o777)
-    with pytest.raises(SteerwayError, match="others than its owner may write to"):
+    with pytest.raises(SteerwayError, match="other users may write to"):
         SigningKey.of_installation(tmp_path / "checkpoint-key")
     shutil.rmtree(tmp_path / ACCEPTED)
     (tmp_path / ACCEPTED).mkdir(mode=0o700)

@@ -246,13 +246,13 @@ def test_line_rewritten_beside_its_body_contradicts_it(journal: Path, files: Fil
 
 IMPOSSIBLE: dict[str, tuple[list[Record], str]] = {
     "settled, never accepted": ([created(), settled(1)], "was never accepted"),
-    "settled twice": ([created(), accepted(1), settled(1), settled(1)], "was settled before, in record 3"),
-    "accepted twice": ([created(), accepted(1), accepted(1)], "was accepted before"),
+    "settled twice": ([created(), accepted(1), settled(1), settled(1)], "was already settled in record 3"),
+    "accepted twice": ([created(), accepted(1), accepted(1)], "is accepted twice"),
     "repeated, never settled": ([created(), accepted(1), repeated(1)], "repeated before it was settled"),
-    "no beginning": ([accepted(1)], "begins with RunCreated"),
-    "two beginnings": ([created(), created()], "created a second time"),
+    "no beginning": ([accepted(1)], "must begin with RunCreated"),
+    "two beginnings": ([created(), created()], "created twice"),
     "a generation twice": ([created(), started(), started(901)], "generation 1 begins after generation 1"),
-    "a recovery of nothing": ([created(), started(), recovered(3)], "without a loss"),
+    "a recovery of nothing": ([created(), started(), recovered(3)], "without a failure"),
 }
 
 

@@ -125,7 +125,7 @@ def test_torn_tail_and_void_segments_stay_behind(run: RunFiles, tmp_path: Path, 
 def test_damaged_journal_is_not_exported(run: RunFiles, tmp_path: Path) -> None:
     path = run.journal / "000001.jsonl"
     path.write_bytes(path.read_bytes().replace(b'"run-1"', b'"run-2"', 1))
-    with pytest.raises(Damaged, match=r"not exported: the journal is damaged: 000001\.jsonl, line 2"):
+    with pytest.raises(Damaged, match=r"cannot be exported: the journal is damaged: 000001\.jsonl, line 2"):
         export(run, tmp_path / "x.zip")
     assert not (tmp_path / "x.zip").exists()
 
@@ -143,7 +143,7 @@ def test_import_overwrites_no_run(file: Path, runs_dir: Path) -> None:
     with pytest.raises(Conflict, match="'run-1' already"):
         lay_down(found, runs_dir)
     assert lay_down(found, runs_dir, "other").run == "other"
-    with pytest.raises(Invalid, match="not a run id"):
+    with pytest.raises(Invalid, match="not a valid run id"):
         lay_down(found, runs_dir, "../x")
 
 
@@ -214,9 +214,9 @@ def without(name: str) -> Callable[[Members], Members]:
 SEGMENT = "journal/000001.jsonl"
 TAMPERED: dict[str, tuple[Callable[[Members], Members], str]] = {
     "an edited line": (edit(SEGMENT, b"ann", b"eve"), "000001.jsonl, line 2: the checksum does not match"),
-    "a segment missing": (without(SEGMENT), "line 1: it pins another history"),
+    "a segment missing": (without(SEGMENT), "line 1: its pin does not match"),
     "the newest segment missing": (without("journal/000002.jsonl"), "its journal ends at 3:"),
-    "a torn tail": (lambda members: members | {SEGMENT: members[SEGMENT][:-5]}, "it has no end"),
+    "a torn tail": (lambda members: members | {SEGMENT: members[SEGMENT][:-5]}, "incomplete line"),
     "no journal": (lambda members: {key: members[key] for key in (MANIFEST, "config.yaml")}, "its journal ends at 0:"),
     "no config": (without("config.yaml"), "'config.yaml'"),
     "a member outside": (lambda members: members | {"../evil": b"x"}, "'../evil'"),
@@ -238,7 +238,7 @@ def test_export_that_was_changed_with_its_manifest_is_refused(
 def test_export_whose_hashes_differ_is_refused(file: Path, tmp_path: Path) -> None:
     members = members_of(file)
     pack(tmp_path / "changed.zip", members | {"config.yaml": CONFIG.replace(b"5", b"6")}, agree=False)
-    with pytest.raises(Damaged, match=r"config\.yaml is not what its manifest says"):
+    with pytest.raises(Damaged, match=r"config\.yaml does not match its manifest"):
         read_export(tmp_path / "changed.zip")
 
 
@@ -249,7 +249,7 @@ def test_member_larger_than_it_says_is_not_unpacked_to_its_end(file: Path, tmp_p
         for name, data in (members | {"config.yaml": b"0" * 50_000_000}).items():
             archive.writestr(name, data)
     (tmp_path / "bomb.zip").write_bytes(buffer.getvalue())
-    with pytest.raises(Damaged, match="not what its manifest says"):
+    with pytest.raises(Damaged, match="does not match its manifest"):
         read_export(tmp_path / "bomb.zip")
 
 
@@ -265,8 +265,8 @@ def test_member_twice_is_refused(file: Path, tmp_path: Path) -> None:
 STRANGE_MANIFESTS: dict[str, tuple[dict[str, Any], type[SteerwayError], str]] = {
     "of a later format": ({"format": 2}, Invalid, "has format 2; this release reads format 1"),
     "larger than any": ({"files": {"config.yaml": {"size_bytes": 2**40, "sha256": ""}}}, Damaged, "does not verify"),
-    "without sense": ({"head": 7}, Damaged, "makes no sense: head"),
-    "of another run": ({"run": "run-2"}, Damaged, "of run 'run-2', and its journal does not"),
+    "without sense": ({"head": 7}, Damaged, "is invalid: head"),
+    "of another run": ({"run": "run-2"}, Damaged, "names run 'run-2', but its journal names another"),
     "with another count": ({"records": 3}, Damaged, "its journal ends at 4:"),
 }
 
@@ -285,7 +285,7 @@ def test_export_larger_than_the_limit_is_refused_before_it_is_unpacked(file: Pat
     files = Manifest.model_validate_json(members_of(file)[MANIFEST]).model_dump(mode="json")["files"]
     files["config.yaml"]["size_bytes"] = 2**40
     pack(tmp_path / "large.zip", members_of(file), {"files": files}, agree=False)
-    with pytest.raises(Invalid, match="limit is"):
+    with pytest.raises(Invalid, match="exceeds the limit"):
         read_export(tmp_path / "large.zip")
 
 
@@ -319,7 +319,7 @@ def test_file_that_is_no_export_is_refused(tmp_path: Path) -> None:
 def test_journal_whose_history_cannot_be_is_not_laid_down(run: RunFiles, tmp_path: Path, runs_dir: Path) -> None:
     journal = Journal.open(run.journal, FAST)
     journal.append([accepted(2)], NOW)
-    with pytest.raises(Damaged, match="was accepted before"):
+    with pytest.raises(Damaged, match="is accepted twice"):
         export(run, tmp_path / "x.zip")
     assert not runs_dir.exists()
 
@@ -345,7 +345,7 @@ def test_differences_of_machines_are_each_a_sentence() -> None:
         "deepspeed was not installed there and is 0.15 here",
         "the architecture was x86_64 there and is arm64 here",
         "the machine had 2 x NVIDIA H100 there and has no NVIDIA GPU here",
-        "2 of 2 ranks trained on a GPU, and none is seen here",
+        "2 of 2 ranks trained on a GPU, but this machine has none",
     ]
     assert differences(there, there, Trainers(ranks=2, devices={"cuda": 2})) == []
 

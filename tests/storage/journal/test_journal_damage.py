@@ -167,7 +167,7 @@ def test_two_records_exchanged_with_good_checksums_are_damaged(journal: Path) ->
     damage = kept(path, b"\n".join(lines) + b"\n")
     assert isinstance(damage, Damaged)
     assert damage.detail == {"file": "000002.jsonl", "line": 4}
-    assert "does not continue the line before" in damage.reason
+    assert "broken hash chain" in damage.reason
 
 
 @pytest.mark.parametrize("gone", [1, 2, 3])
