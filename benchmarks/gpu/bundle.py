@@ -19,6 +19,7 @@ SOURCES = (
     "constraints.txt",
     "pyproject.toml",
     "README.md",
+    "LICENSE",
 )
 LIMIT_BYTES = 60 << 20
 WHEELS = ("deepspeed", "hjson", "py-cpuinfo", "ninja", "einops", "accelerate", "xxhash", "msgpack")
