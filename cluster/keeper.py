@@ -71,7 +71,7 @@ def table(views: dict[str, PartView]) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
-class Watch:
+class HealthChecks:
     """Health checks of the services. Writes their states when they change."""
 
     def __init__(self, where: Settings, ask: Callable[[str], bool] = answers) -> None:
@@ -185,7 +185,7 @@ def main() -> int:
     """Supervise until a signal comes, or until the console ends without ever having answered."""
     where = settings()
     keeper = Keeper(program("ui"), say)
-    watch = Watch(where)
+    watch = HealthChecks(where)
     stopped = StoppedServices(lambda: _members(where), say)
 
     def end(_signum: int, _frame: FrameType | None) -> None:

@@ -36,21 +36,21 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs.config import run_config
 from ray_jobs.config.environment import first_variables
 from ray_jobs.config.own_config import own_config
-from ray_jobs.driver.back_off import RunIsOver
+from ray_jobs.driver.back_off import StartCancelled
 from ray_jobs.driver.devices import declares_gpus, known_nodes, node_groups
-from ray_jobs.driver.failure_reporter import DeathWatch, NoFarewell
+from ray_jobs.driver.failure_reporter import FailureReporter, FastShutdown
 from ray_jobs.driver.nccl import collective_timeout_s
-from ray_jobs.driver.start_queue import turn
-from ray_jobs.driver.warm_spares import HelperStandsBy, worker_environment
+from ray_jobs.driver.start_queue import queued_start
+from ray_jobs.driver.warm_spares import WarmControllerHelper, worker_environment
 
 log = logging.getLogger("steerway.driver")
 
-LAST_WORDS_S = 1.0
+END_GRACE_S = 1.0
 """Delay before the control server is retired, so that clients that follow the run receive its end from it."""
 
 
 class RanksTrainer(TorchTrainer):
-    """Ray Train's TorchTrainer with `NoFarewell` as its first callback, and without its datasets callback.
+    """Ray Train's TorchTrainer with `FastShutdown` as its first callback, and without its datasets callback.
 
     Ranks read their own data; the callback would make an actor for datasets, and import its libraries, at every start,
     while ranks are being restored.
@@ -58,7 +58,7 @@ class RanksTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         defaults: list[Any] = cast(Any, super())._create_default_callbacks()
-        return [NoFarewell(), *(callback for callback in defaults if not isinstance(callback, DatasetsCallback))]
+        return [FastShutdown(), *(callback for callback in defaults if not isinstance(callback, DatasetsCallback))]
 
 
 def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> int:
@@ -77,13 +77,13 @@ def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> 
         if asyncio.run(handle.snapshot()).closed:
             retire(files)  # it was only started for this request
         raise
-    with turn(
+    with queued_start(
         files.root.parent / ".turns", _needed(settings), ray.available_resources, ray.cluster_resources, _begins(files)
     ):
         ending, reason = _fit(files, settings)
     status, reason = asyncio.run(_close(handle, ending, reason))
     log.info("run %s: %s%s", files.run, status, f": {reason}" if reason else "")
-    time.sleep(LAST_WORDS_S)
+    time.sleep(END_GRACE_S)
     retire(files)
     return 0 if "failed" not in (ending, status) else 1
 
@@ -144,7 +144,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
         resources_per_worker={"CPU": settings.scaling.cpus_per_rank} | ({"GPU": 1} if gpu else {}),
     )
     # Ray's annotations name other classes than those that it accepts.
-    callbacks: list[Any] = [DeathWatch(str(files.root)), HelperStandsBy()]
+    callbacks: list[Any] = [FailureReporter(str(files.root)), WarmControllerHelper()]
     run_config_of_ray: Any = RunConfig(
         name=f"{files.run}-{time.time_ns():x}",
         storage_path=str(files.root / "ray_train"),
@@ -163,7 +163,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
     try:
         trainer.fit()
     except Exception as error:
-        if isinstance(getattr(error, "controller_failure", None), RunIsOver):
+        if isinstance(getattr(error, "controller_failure", None), StartCancelled):
             return "stopped", None  # the run is closed already, with its own ending
         log.exception("the worker group failed")
         return "failed", _first_cause(error, redaction_of(files))

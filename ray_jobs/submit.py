@@ -38,7 +38,7 @@ from control_plane.storage.journal import writer
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
 from control_plane.storage.ownership import sign_config
 from control_plane.storage.private import FOLDER_MODE, make_folder, write_file
-from ray_jobs.checkpoint.batch import sizes_that_can
+from ray_jobs.checkpoint.batch import possible_sizes
 from ray_jobs.config.environment import keep_secrets, with_variables
 from ray_jobs.config.own_config import check_own, own_config, trust
 from ray_jobs.config.run_config import RunConfig, check_training_keys, load
@@ -91,7 +91,7 @@ def _check_scaling(config: RunConfig) -> None:
         return
     micro = int(config.training.get("per_device_train_batch_size", DEFAULT_MICRO_BATCH))
     batch = micro * int(config.training.get("gradient_accumulation_steps", 1)) * config.scaling.ranks
-    possible = sizes_that_can(batch, least, most)
+    possible = possible_sizes(batch, least, most)
     if len(possible) < most - least + 1:
         raise Invalid(
             f"{config.name}: a global batch of {batch} samples cannot be divided evenly among every number of ranks "

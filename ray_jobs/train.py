@@ -24,7 +24,7 @@ from ray_jobs.driver.clean_log import CleanFormatter
 from ray_jobs.monitor import exit_reason
 from ray_jobs.rank import context
 from ray_jobs.rank.script_signals import signals_in_a_thread
-from ray_jobs.rank.work_folder import enter_work_folder, written_over
+from ray_jobs.rank.work_folder import enter_work_folder, overwritten_files
 
 log = logging.getLogger(__name__)
 
@@ -77,7 +77,7 @@ def _write_exit_reason(files: RunFiles, rank: int, error: BaseException, message
     step = run.trainings.failed_at if run is not None else None
     code = f"exit code {error.code}" if isinstance(error, ScriptExit) else exit_reason.signature_of(error)
     lines = [line.strip() for line in redaction_of(files).text(message).splitlines() if line.strip()]
-    exit_reason.note(files, rank, lines[0][:500] if lines else type(error).__name__, code, step)
+    exit_reason.write(files, rank, lines[0][:500] if lines else type(error).__name__, code, step)
 
 
 class ScriptExit(RuntimeError):
@@ -161,7 +161,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         work = enter_work_folder(files, Path(config.workload.path))
         _seed(config.seed)
         run_script(config.workload, run.trainings)
-        for path in written_over(work, started_at_s):
+        for path in overwritten_files(work, started_at_s):
             log.warning("the script has overwritten %s in its own folder, which all runs of the script share", path)
     else:
         enter_work_folder(files)
@@ -201,10 +201,10 @@ def _prepare_process(config: RunConfig, use_gpu: bool) -> None:
 
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_rank)))
     from ray_jobs.rank.cpu_setup import prepare_cpu_ranks
-    from ray_jobs.rank.ddp_timeout import let_it_count
+    from ray_jobs.rank.ddp_timeout import apply_script_timeout
 
     prepare_cpu_ranks()
-    let_it_count()
+    apply_script_timeout()
 
 
 def _seed(seed: int) -> None:
@@ -304,10 +304,10 @@ def _log_to_file(files: RunFiles, rank: int) -> None:
         logging.getLogger(chatty).setLevel(logging.WARNING)
     logging.captureWarnings(True)
     warnings.filterwarnings("once")
-    logging.getLogger("py.warnings").addFilter(ToldOnce())
+    logging.getLogger("py.warnings").addFilter(DropRepeated())
 
 
-class ToldOnce(logging.Filter):
+class DropRepeated(logging.Filter):
     """Log filter that drops repeated warnings.
 
     PyTorch saves and restores Python's warning filters at each collective, which resets `once`: the same warning would

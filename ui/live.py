@@ -11,7 +11,7 @@ from control_plane.compare.lineage import lineage
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import NotAllowed, SteerwayError, Unavailable
 from control_plane.core.model.records import CommandAccepted, Entry
-from ui.charts.history import History
+from ui.charts.history import MetricsHistory
 from ui.gateway import client
 
 SNAPSHOT_AGE_S = 0.7
@@ -36,7 +36,7 @@ class LiveRun:
         self.run = run
         self.snapshot: Snapshot | None = None
         self.entries: list[Entry] = []
-        self.history = History()
+        self.history = MetricsHistory()
         self.tree: RunTree | None = None
         self.problem: SteerwayError | None = None
         self._tree_asked_at = float("-inf")
@@ -67,7 +67,7 @@ class LiveRun:
         del self.entries[:-MAX_ENTRIES]
         return self.entries
 
-    def refresh_metrics(self) -> History:
+    def refresh_metrics(self) -> MetricsHistory:
         """Fetch the metrics since the last call and return the history."""
         for _ in range(CALLS_PER_REFRESH):
             if self.problem is not None:

@@ -39,8 +39,8 @@ def _train(folder: Path, rank: int, port: int) -> None:
     import torch
     import torch.distributed as dist
 
-    from ray_jobs.monitor.verdict import Bounds
-    from ray_jobs.monitor.watchdog import Watchdog, arrange
+    from ray_jobs.monitor.verdict import Timeouts
+    from ray_jobs.monitor.watchdog import Watchdog, open_monitor_port
     from ray_jobs.rank.collectives import Collectives
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(RANKS)}
@@ -49,7 +49,7 @@ def _train(folder: Path, rank: int, port: int) -> None:
     os.dup2(log, 2)
     dist.init_process_group("gloo")
     collectives = Collectives()
-    watchdog = Watchdog(Bounds(), folder / f"{rank}.died.json", arrange(collectives, "here"))
+    watchdog = Watchdog(Timeouts(), folder / f"{rank}.died.json", open_monitor_port(collectives, "here"))
     watchdog.start()
     data = torch.utils.data.TensorDataset(torch.zeros(SAMPLES, 8))
     batches: Any = iter(torch.utils.data.DataLoader(data, batch_size=8, num_workers=WORKERS))

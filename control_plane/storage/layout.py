@@ -99,7 +99,7 @@ class RunFiles:
         """The working directory of the ranks, with the script's outputs."""
         return self.root / "work"
 
-    def last_words(self, rank: int) -> Path:
+    def exit_reason(self, rank: int) -> Path:
         """Return the file where a rank that terminates itself writes its exit reason."""
         return self.logs / f"rank-{rank}.died.json"
 

@@ -52,7 +52,7 @@ def plan_batch(
     return BatchPlan(micro_batch_per_rank=micro, accumulation_steps=share // micro)
 
 
-def sizes_that_can(global_batch_samples: int, min_ranks: int, max_ranks: int) -> tuple[int, ...]:
+def possible_sizes(global_batch_samples: int, min_ranks: int, max_ranks: int) -> tuple[int, ...]:
     """Return the numbers of ranks from `min_ranks` to `max_ranks` that divide the global batch, ascending.
 
     The micro-batch does not matter: a smaller one is always found.
@@ -62,7 +62,7 @@ def sizes_that_can(global_batch_samples: int, min_ranks: int, max_ranks: int) ->
 
 
 def _refusal(global_batch_samples: int, ranks: int, bounds: tuple[int, int]) -> str:
-    sizes = sizes_that_can(global_batch_samples, *bounds)
+    sizes = possible_sizes(global_batch_samples, *bounds)
     nearest = sorted(sorted(sizes, key=lambda size: (abs(size - ranks), size))[:SIZES_TOLD])
     which = "nearest possible" if len(sizes) > SIZES_TOLD else "possible"
     return (

@@ -39,7 +39,7 @@ from control_plane.storage.checkpoint.store import (
 from control_plane.storage.failpoints import reach
 from control_plane.storage.layout import STATE, RunFiles
 from control_plane.storage.private import FOLDER_MODE, make_folder, write_file
-from ray_jobs.rank.error_text import told
+from ray_jobs.rank.error_text import error_text
 
 WORKSHOP = ".converting"
 """Working folder beside the checkpoints; a hidden folder is never listed as a checkpoint."""
@@ -166,7 +166,7 @@ def _convert_state(source: Path, made: Path) -> None:
     try:
         ds_to_universal.main(settings)
     except (AssertionError, NotImplementedError, RuntimeError, ValueError, KeyError, FileNotFoundError) as error:
-        why = told(error)[:TOLD_CHARS]
+        why = error_text(error)[:TOLD_CHARS]
         raise Refused(f"DeepSpeed cannot convert checkpoint {source.parent.name}: {why}") from error
     # It names the newest of several, which the manifests do.
     (made.parent / "latest_universal").unlink(missing_ok=True)

@@ -20,7 +20,7 @@ from ray_jobs.checkpoint.capture import FileStates, capture, copied
 from ray_jobs.checkpoint.writer import CheckpointWriter
 from ray_jobs.rank.collectives import Collectives
 from ray_jobs.rank.deepspeed_internals import elements
-from ray_jobs.rank.error_text import told
+from ray_jobs.rank.error_text import error_text
 from ray_jobs.rank.live_training import LiveTraining
 
 log = logging.getLogger(__name__)
@@ -151,5 +151,5 @@ def _guarded(take: Callable[[], None]) -> str | None:
         take()
     except Exception as error:
         log.exception("the state could not be copied")
-        return told(error)
+        return error_text(error)
     return None

@@ -139,7 +139,7 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     return config
 
 
-def changed(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return a resolved config with `dotted.key=value` overrides; paths in them are relative to the current folder.
 
     Raises `Invalid`, with one line for each error.

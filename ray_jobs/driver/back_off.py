@@ -19,22 +19,22 @@ LOOK_EVERY_S = 1.0
 ASK_WITHIN_S = 10.0
 
 
-class RunIsOver(RuntimeError):
+class StartCancelled(RuntimeError):
     """The run was closed: its trainers are not started again."""
 
 
-def wait_for_the_start(files: RunFiles) -> None:
-    """Block until the trainers may be started. Raises `RunIsOver`.
+def wait_for_back_off(files: RunFiles) -> None:
+    """Block until the trainers may be started. Raises `StartCancelled`.
 
     Waits in a thread of its own: Ray Train's controller calls its callbacks in its event loop, and a second loop cannot
     run in that thread.
     """
-    closed: list[RunIsOver] = []
+    closed: list[StartCancelled] = []
 
     def wait() -> None:
         try:
             asyncio.run(wait_for(RayHandle(files, retry_for_s=ASK_WITHIN_S)))
-        except RunIsOver as over:
+        except StartCancelled as over:
             closed.append(over)
         except SteerwayError as error:
             # Trainers check for a closed run themselves before they begin: only the delay is lost.
@@ -48,12 +48,12 @@ def wait_for_the_start(files: RunFiles) -> None:
 
 
 async def wait_for(handle: RunHandle, look_every_s: float = LOOK_EVERY_S) -> None:
-    """Wait until the run's next trainers may be started. Raises `RunIsOver`, `Unavailable`."""
+    """Wait until the run's next trainers may be started. Raises `StartCancelled`, `Unavailable`."""
     logged = False
     while True:
         snapshot = await handle.snapshot()
         if snapshot.closed:
-            raise RunIsOver(f"run {snapshot.run} has {snapshot.status}: its trainers are not started again")
+            raise StartCancelled(f"run {snapshot.run} has {snapshot.status}: its trainers are not started again")
         restarting = snapshot.restarting
         if restarting is None or restarting.left_s <= 0:
             return

@@ -1,7 +1,7 @@
 """Failure reporting from Ray Train's controller to the run's control server, with a sentence for each failed rank.
 
-Both callbacks run in Ray Train's controller process, where every second is a second of the recovery. `DeathWatch`
-reports failures and applies the back-off before a restart. `NoFarewell` kills the remaining ranks of a failed group.
+Both callbacks run in Ray Train's controller process, where every second is a second of the recovery. `FailureReporter`
+reports failures and applies the back-off before a restart. `FastShutdown` kills the remaining ranks of a failed group.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ from control_plane.core.model.records import Death
 from control_plane.core.rules import crash_loop
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
-from ray_jobs.driver.back_off import wait_for_the_start
+from ray_jobs.driver.back_off import wait_for_back_off
 from ray_jobs.monitor import exit_reason
 
 log = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 TELL_WITHIN_S = 10.0
 
 
-class DeathWatch(WorkerGroupCallback):
+class FailureReporter(WorkerGroupCallback):
     """Ray Train callback that reports each failed worker group to the control server, once."""
 
     def __init__(self, root: str) -> None:
@@ -39,10 +39,10 @@ class DeathWatch(WorkerGroupCallback):
         self._oom_kills: int | None = None
 
     def before_worker_group_start(self, worker_group_context: Any) -> None:
-        """Wait for the back-off if the previous group failed. Raises `RunIsOver` if the run was closed."""
+        """Wait for the back-off if the previous group failed. Raises `StartCancelled` if the run was closed."""
         if self._telling is not None:
             self._telling.join(TELL_WITHIN_S)
-            wait_for_the_start(RunFiles(Path(self._root)))
+            wait_for_back_off(RunFiles(Path(self._root)))
         self._has_told, self._oom_kills = False, oom_kills()
 
     def after_worker_group_poll_status(self, worker_group_status: Any) -> None:
@@ -57,7 +57,7 @@ class DeathWatch(WorkerGroupCallback):
         self._telling.start()
 
 
-class NoFarewell(WorkerGroupCallback):
+class FastShutdown(WorkerGroupCallback):
     """Ray Train callback that kills the remaining ranks at once when one has died. Must run before Ray Train's own.
 
     Ray Train would ask them to shut down their process group, and then to end: a stopped rank answers neither, and

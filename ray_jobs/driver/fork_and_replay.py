@@ -33,7 +33,7 @@ from control_plane.storage.layout import RunFiles, find_run
 from control_plane.storage.private import write_file
 from ray_jobs.config.environment import keep_secrets, read_secrets
 from ray_jobs.config.own_config import own_config, trust
-from ray_jobs.config.run_config import RunConfig, changed
+from ray_jobs.config.run_config import RunConfig, with_overrides
 from ray_jobs.submit import author, check, new_run_id, prepare, submit
 
 FIRST: TypeAdapter[tuple[First, ...]] = TypeAdapter(tuple[First, ...])
@@ -97,7 +97,7 @@ def fork(
     """
     parent, state, config = _read(where, run, given_trust)
     committed = _recorded(state, checkpoint)
-    config = changed(config, overrides)
+    config = with_overrides(config, overrides)
     check(config)
     parentage = Parent(kind="fork", run=run, branch=committed.branch, checkpoint=checkpoint, step=committed.step)
     begun = []

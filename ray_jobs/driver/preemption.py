@@ -35,7 +35,7 @@ def _look(node: str, run: str, connect: Callable[[], RunHandle], draining: Calla
         try:
             deadline_ms = draining().get(node)
             if deadline_ms is not None and deadline_ms not in handled:
-                asyncio.run(ask_for_a_checkpoint(connect(), run, node, deadline_ms))
+                asyncio.run(request_checkpoint(connect(), run, node, deadline_ms))
                 handled.add(deadline_ms)
         except Refused as refusal:
             handled.add(deadline_ms or 0)
@@ -45,7 +45,7 @@ def _look(node: str, run: str, connect: Callable[[], RunHandle], draining: Calla
             log.warning("cannot find out whether node %s is being drained: %s", node[:8], error)
 
 
-async def ask_for_a_checkpoint(handle: RunHandle, run: str, node: str, deadline_ms: int) -> None:
+async def request_checkpoint(handle: RunHandle, run: str, node: str, deadline_ms: int) -> None:
     """Send the command. Idempotent: all ranks of the node use the same uuid. Raises `SteerwayError`."""
     left_s = max(0.0, deadline_ms / 1000 - time.time())
     when = f"in {left_s:.0f} s" if deadline_ms else "soon"

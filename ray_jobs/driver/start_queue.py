@@ -1,8 +1,8 @@
 """Start queue of runs: gang scheduling, so that two runs never hold half of the same resources each.
 
-Every driver takes a ticket, a file beside the runs' folders that it keeps locked. The driver with the oldest ticket
-waits until the cluster has enough free resources, starts its ranks, and removes its ticket when they have begun. The
-kernel unlocks the ticket of a driver that dies, and the next driver to look removes it.
+Every driver adds an entry, a file beside the runs' folders that it keeps locked. The driver with the oldest entry
+waits until the cluster has enough free resources, starts its ranks, and removes its entry when they have begun. The
+kernel unlocks the entry of a driver that dies, and the next driver to look removes it.
 """
 
 import fcntl
@@ -21,14 +21,14 @@ BEGIN_WITHIN_S = 180.0
 """Timeout for a run to begin once it has its resources; after it, the next run may start."""
 
 UNSEEN = "."
-"""Prefix of a ticket's name while it is not locked yet."""
+"""Prefix of an entry's name while it is not locked yet."""
 
 Resources = dict[str, float]
 
 
 @contextmanager
-def turn(
-    tickets: Path,
+def queued_start(
+    entries: Path,
     needed: Resources,
     free: Callable[[], Resources],
     total: Callable[[], Resources],
@@ -39,20 +39,20 @@ def turn(
     Does not wait for more than the cluster has in `total`: then Ray reports what is missing, and nodes may still join.
     """
     try:
-        ticket = Ticket(tickets)
+        entry = QueueEntry(entries)
     except OSError as error:
         log.warning("the start queue cannot be used (%s): this run starts at once", error)
         yield
         return
-    _wait_until("its turn in the start queue: earlier runs are starting, or wait for resources", ticket.is_oldest)
+    _wait_until("its turn in the start queue: earlier runs are starting, or wait for resources", entry.is_oldest)
     _wait_until(
         f"free resources: its ranks need {needed}", lambda: not _lacks(needed, free()) or _lacks(needed, total())
     )
-    threading.Thread(target=_give_back, args=(ticket, has_begun), name="steerway-turn", daemon=True).start()
+    threading.Thread(target=_leave_when_begun, args=(entry, has_begun), name="steerway-turn", daemon=True).start()
     yield
 
 
-class Ticket:
+class QueueEntry:
     """One driver's place in the start queue."""
 
     def __init__(self, folder: Path) -> None:
@@ -67,17 +67,17 @@ class Ticket:
 
     def is_oldest(self) -> bool:
         """Return whether no living driver came before."""
-        tickets = (path for path in sorted(self._path.parent.iterdir()) if not path.name.startswith(UNSEEN))
-        return not any(_is_held(path) for path in tickets if path.name < self._path.name)
+        entries = (path for path in sorted(self._path.parent.iterdir()) if not path.name.startswith(UNSEEN))
+        return not any(_is_held(path) for path in entries if path.name < self._path.name)
 
-    def give_back(self) -> None:
+    def leave(self) -> None:
         """Leave the queue."""
         self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
 
 def _is_held(path: Path) -> bool:
-    """Return whether the ticket's driver is alive; remove the ticket if it is not."""
+    """Return whether the entry's driver is alive; remove the entry if it is not."""
     try:
         descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -106,8 +106,8 @@ def _lacks(needed: Resources, there: Resources) -> bool:
     return any(there.get(name, 0.0) + 1e-4 < amount for name, amount in needed.items())
 
 
-def _give_back(ticket: Ticket, has_begun: Callable[[], bool]) -> None:
+def _leave_when_begun(entry: QueueEntry, has_begun: Callable[[], bool]) -> None:
     deadline_s = time.monotonic() + BEGIN_WITHIN_S
     while time.monotonic() < deadline_s and not has_begun():
         time.sleep(LOOK_EVERY_S)
-    ticket.give_back()
+    entry.leave()

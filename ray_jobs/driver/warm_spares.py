@@ -1,7 +1,7 @@
 """Warm spares: idle worker processes that have imported all libraries, for a fast next start.
 
-    keep_warm           in a rank: spares for the ranks, on every node
-    HelperStandsBy      in Ray Train's controller: a plain one on its node, for the actor that it makes at each start
+    keep_warm             in a rank: spares for the ranks, on every node
+    WarmControllerHelper  in Ray Train's controller: a plain one on its node, for the actor that it makes at each start
 
 A new rank spends most of its start-up on imports: seconds on a large machine, tens of seconds on a small one. Ray
 keeps idle worker processes, and hands one out to an actor with the same runtime environment; it can start some ahead of
@@ -135,7 +135,7 @@ def _prestart(node: dict[str, Any], count: int) -> None:
         node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=REQUEST_TIMEOUT_S)
 
 
-class HelperStandsBy(WorkerGroupCallback):
+class WarmControllerHelper(WorkerGroupCallback):
     """Ray Train callback that requests an idle worker for the controller's own actor at the next start.
 
     At each start the controller makes a `SynchronizationActor` on its own node. If a process had to be started for it

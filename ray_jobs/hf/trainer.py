@@ -32,7 +32,7 @@ from ray_jobs.hf.callbacks import (
 )
 from ray_jobs.hf.live import apply_batch_plan
 from ray_jobs.rank import context
-from ray_jobs.rank.cpu_setup import check_together
+from ray_jobs.rank.cpu_setup import check_data_parallel
 from ray_jobs.rank.inexact import kept_generators
 from ray_jobs.rank.steered_run import SteeredRun
 from ray_jobs.steering.actions import Extensible, OwnVocabulary
@@ -120,7 +120,7 @@ class Steered(Extensible):
     def _check_steerable(self) -> None:
         """Raise unless this Trainer can be steered: `Invalid`, or `Refused` for an unsupported feature of DeepSpeed."""
         args = self._as_trainer.args
-        check_together(args)
+        check_data_parallel(args)
         config = getattr(getattr(args, "hf_deepspeed_config", None), "config", None)
         check(self._steered_model, self._as_trainer.deepspeed, config, getattr(args, "parallelism_config", None))
 

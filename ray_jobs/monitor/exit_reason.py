@@ -78,11 +78,11 @@ def _is_of_a_script(path: str) -> bool:
     return not is_a_library and "/site-packages/" not in path
 
 
-def note(files: RunFiles, rank: int, reason: str, signature: str, step: int | None) -> None:
+def write(files: RunFiles, rank: int, reason: str, signature: str, step: int | None) -> None:
     """Write the exit reason. Logs an `OSError` and does not raise it."""
     content = {"pid": os.getpid(), "reason": reason, "time_s": time.time(), "signature": signature, "step": step}
     try:
-        write_file(files.last_words(rank), json.dumps(content))
+        write_file(files.exit_reason(rank), json.dumps(content))
     except OSError as error:
         log.warning("the exit reason of this rank could not be written: %s", error)
 
@@ -92,7 +92,7 @@ def begin(files: RunFiles, rank: int) -> None:
     import faulthandler
 
     try:
-        files.last_words(rank).unlink(missing_ok=True)
+        files.exit_reason(rank).unlink(missing_ok=True)
         # It stays open for the life of the process: the handler writes to its descriptor.
         descriptor = os.open(files.crash(rank), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, FILE_MODE)
         faulthandler.enable(descriptor, all_threads=False)
@@ -103,7 +103,7 @@ def begin(files: RunFiles, rank: int) -> None:
 def read(files: RunFiles, rank: int) -> ExitReason | None:
     """Return the recent exit reason of a rank, or None."""
     try:
-        content = json.loads(files.last_words(rank).read_text())
+        content = json.loads(files.exit_reason(rank).read_text())
         if time.time() - float(content["time_s"]) < MAX_AGE_S:
             step = content.get("step")
             return ExitReason(str(content["reason"]), _signature_in(content), step if isinstance(step, int) else None)

@@ -1,7 +1,7 @@
 """Monitor process beside each rank: detects failures that the rank cannot report itself, and terminates the rank.
 
     rank     -- socket pair -->  its monitor   progress reports, twice a second; and its forks, when they begin
-    monitor  -- TCP, signed -->  rank 0's      the state of the rank (`verdict.Account`), four times a second
+    monitor  -- TCP, signed -->  rank 0's      the state of the rank (`verdict.RankStatus`), four times a second
     rank 0's -- TCP, signed -->  all           heartbeats; the verdict, if there is one
     monitor  -- socket pair -->  its rank      the same, so that the rank writes its exit reason and ends
 
@@ -24,8 +24,8 @@ from dataclasses import asdict
 from typing import Any
 
 from ray_jobs.monitor.star import Hub, Spoke
-from ray_jobs.monitor.verdict import GONE_AFTER_S, Verdict
-from ray_jobs.monitor.ward import Orders, Ward
+from ray_jobs.monitor.verdict import GONE_AFTER_S, RankFailure
+from ray_jobs.monitor.ward import MonitoredRank, MonitorSettings
 
 MESSAGE_BYTES = 16384
 END_WITHIN_S = 2.0
@@ -47,19 +47,21 @@ LINGER_S = GONE_AFTER_S + 2.0
 class Monitor:
     """Monitor of one rank."""
 
-    def __init__(self, orders: Orders, rank: socket.socket, dump: int, listener: socket.socket | None) -> None:
-        self._orders, self._rank = orders, rank
+    def __init__(
+        self, settings: MonitorSettings, rank: socket.socket, dump: int, listener: socket.socket | None
+    ) -> None:
+        self._settings, self._rank = settings, rank
         self._selector = selectors.DefaultSelector()
-        self._ward = Ward(orders, dump)
+        self._ward = MonitoredRank(settings, dump)
         self._star: Hub | Spoke
         if listener is not None:
-            self._star = Hub(orders, self._ward, self._selector, listener)
+            self._star = Hub(settings, self._ward, self._selector, listener)
         else:
-            self._star = Spoke(orders, self._ward, self._selector)
+            self._star = Spoke(settings, self._ward, self._selector)
         self._selector.register(rank, selectors.EVENT_READ, self._hear_rank)
         with contextlib.suppress(OSError):
-            self._selector.register(os.pidfd_open(orders.pid), selectors.EVENT_READ, self._look_again)
-        self._verdict: Verdict | None = None
+            self._selector.register(os.pidfd_open(settings.pid), selectors.EVENT_READ, self._look_again)
+        self._verdict: RankFailure | None = None
         self._acting_s = 0.0
         self._has_ended_what_is_left = self._is_left = self._is_abandoned = False
         self._abandoned_s = self._said_s = self._age_s = 0.0
@@ -68,13 +70,13 @@ class Monitor:
         """Watch the rank until it has ended and the verdict, if any, has been sent."""
         last_s = time.monotonic()
         while not self._is_left:
-            due_s = last_s + self._orders.tick_s
+            due_s = last_s + self._settings.tick_s
             for key, _ in self._selector.select(max(0.0, due_s - time.monotonic())):
                 key.data()
             now_s = time.monotonic()
             if now_s >= due_s or (self._star.is_urgent and self._verdict is None):
                 # A late tick means that this process was stopped, too: it says nothing about the others.
-                self._tick(min(now_s - last_s, 2 * self._orders.tick_s))
+                self._tick(min(now_s - last_s, 2 * self._settings.tick_s))
                 last_s = now_s
 
     def _tick(self, tick_s: float) -> None:
@@ -100,9 +102,9 @@ class Monitor:
             self._say({"tick": 1})
         self._abandoned_s += tick_s if self._is_abandoned else 0.0
         self._is_left = self._is_left or (self._abandoned_s >= END_WITHIN_S and not account.gone_s)
-        self._is_left = self._is_left or account.gone_s > (self._orders.tick_s * 2 if account.over else LINGER_S)
+        self._is_left = self._is_left or account.gone_s > (self._settings.tick_s * 2 if account.over else LINGER_S)
 
-    def _begin_to_act(self, verdict: Verdict) -> None:
+    def _begin_to_act(self, verdict: RankFailure) -> None:
         self._verdict = verdict
         if isinstance(self._star, Hub):
             self._star.tell({"verdict": asdict(verdict)})
@@ -148,15 +150,15 @@ class Monitor:
 
 
 def main(rank_file: int, dump: int, listener_file: int) -> None:
-    """Run the monitor. The files are inherited descriptors; the rank's first message holds the `Orders`."""
+    """Run the monitor. The files are inherited descriptors; the rank's first message holds the `MonitorSettings`."""
     rank = socket.socket(fileno=rank_file)
     with contextlib.suppress(ValueError, OSError):
         # Rank 0's monitor has a connection to each of the others.
         most = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
         resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    orders = rank.recv(MESSAGE_BYTES)
-    if not orders:
+    settings = rank.recv(MESSAGE_BYTES)
+    if not settings:
         return
     rank.setblocking(False)
     listener = socket.socket(fileno=listener_file) if listener_file >= 0 else None
-    Monitor(Orders(**json.loads(orders)), rank, dump, listener).run()
+    Monitor(MonitorSettings(**json.loads(settings)), rank, dump, listener).run()

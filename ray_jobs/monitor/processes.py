@@ -72,7 +72,7 @@ def children_of(pid: int) -> list[int]:
     return children
 
 
-class Offspring:
+class Descendants:
     """Descendants of a rank in its session, which are killed when the rank has died.
 
     A process with a session of its own, as daemons have, is left alone: it is meant to outlive the rank.

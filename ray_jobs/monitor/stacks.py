@@ -29,7 +29,7 @@ MAX_CHARS = 300
 
 
 @dataclass(frozen=True, slots=True)
-class Spot:
+class StackPosition:
     """Sampled position of a thread. `at`, for messages: the innermost line of the user's own code."""
 
     waits: Waits
@@ -52,12 +52,12 @@ class Stacks:
         self._data = os.path.join(torch, "utils", "data") + os.sep
         self._libraries = tuple(_folder(name) + os.sep for name in ("torch", "deepspeed", "accelerate", "transformers"))
 
-    def look(self) -> Spot:
+    def look(self) -> StackPosition:
         """Return the current position of the thread."""
         frame = sys._current_frames().get(self._thread)
         if frame is None:
-            return Spot("", "")
-        return Spot(self._waits(frame), _told(frame))
+            return StackPosition("", "")
+        return StackPosition(self._waits(frame), _told(frame))
 
     def _waits(self, frame: FrameType) -> Waits:
         while frame.f_back is not None and _is_wrapper(frame):
@@ -83,7 +83,7 @@ def _told(innermost: FrameType) -> str:
     frames = list(_outwards(innermost))
     of_the_user = next((frame for frame in frames if _is_users(frame.f_code.co_filename)), None)
     frame = of_the_user or innermost
-    return told_line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
+    return format_line(frame.f_code.co_filename, frame.f_lineno, frame.f_code.co_name)
 
 
 def _outwards(frame: FrameType | None) -> Iterator[FrameType]:
@@ -98,7 +98,7 @@ def _is_users(path: str) -> bool:
     return not path.startswith(inner) and "site-packages" not in path and "dist-packages" not in path
 
 
-def told_line(path: str, line: int, name: str) -> str:
+def format_line(path: str, line: int, name: str) -> str:
     """Format one line of a stack for a message."""
     return f"at {path}:{line} in {name}"[:MAX_CHARS]
 
@@ -107,13 +107,13 @@ FRAME = re.compile(r'^  File "(?P<path>[^"]*)", line (?P<line>\d+) in (?P<name>\
 
 
 def parse_dump(text: str, thread: int) -> str:
-    """Return `Spot.at` of a thread from a dump of all threads by `faulthandler`; empty if the thread is not in it."""
+    """Return `StackPosition.at` from a dump of all threads by `faulthandler`; empty if the thread is not in it."""
     for block in text.split("\n\n"):
         if not re.match(rf"(Current thread|Thread) 0x0*{thread:x} ", block):
             continue
         frames = [(frame["path"], int(frame["line"]), frame["name"]) for frame in FRAME.finditer(block)]
         if frames:
-            return told_line(*next((frame for frame in frames if _is_users(frame[0])), frames[0]))
+            return format_line(*next((frame for frame in frames if _is_users(frame[0])), frames[0]))
     return ""
 
 

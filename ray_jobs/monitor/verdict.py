@@ -37,7 +37,7 @@ MOST_FRAMES = 4
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class Timeouts:
     """Timeouts of failure detection, in seconds."""
 
     hang_after_s: float = HANG_AFTER_S
@@ -46,7 +46,7 @@ class Bounds:
 
 
 @dataclass(frozen=True, slots=True)
-class Account:
+class RankStatus:
     """Observed state of one rank.
 
     `quiet_s` is the time without progress, `inside_s` the part of it, up to now, that it has waited inside of one
@@ -75,7 +75,7 @@ class Account:
 
 
 @dataclass(frozen=True, slots=True)
-class Verdict:
+class RankFailure:
     """Detected failure. `ranks` are those that caused it, all of them in a deadlock."""
 
     kind: Kind
@@ -84,38 +84,38 @@ class Verdict:
     reason: str
 
 
-def judge(accounts: Collection[Account], bounds: Bounds) -> Verdict | None:
+def judge(accounts: Collection[RankStatus], timeouts: Timeouts) -> RankFailure | None:
     """Return the most serious failure, or None. Ranks whose training is over do not count."""
     active = [account for account in accounts if not account.over]
     for detect in (_gone, _stopped, _silent, _deadlock, _in_user_code):
-        if verdict := detect(active, bounds):
+        if verdict := detect(active, timeouts):
             return verdict
     return None
 
 
-def _gone(active: Iterable[Account], bounds: Bounds) -> Verdict | None:
-    gone = [account for account in active if account.gone_s >= min(GONE_AFTER_S, bounds.hang_after_s)]
+def _gone(active: Iterable[RankStatus], timeouts: Timeouts) -> RankFailure | None:
+    gone = [account for account in active if account.gone_s >= min(GONE_AFTER_S, timeouts.hang_after_s)]
     if not gone:
         return None
     return _verdict("gone", gone, f"{_all(gone)} died while {gone[0].phase}: killed, or crashed")
 
 
-def _stopped(active: Iterable[Account], bounds: Bounds) -> Verdict | None:
-    stopped = [account for account in active if account.stopped_s >= bounds.hang_after_s]
+def _stopped(active: Iterable[RankStatus], timeouts: Timeouts) -> RankFailure | None:
+    stopped = [account for account in active if account.stopped_s >= timeouts.hang_after_s]
     if not stopped:
         return None
     for_s = max(account.stopped_s for account in stopped)
     what = f"{_all(stopped)} was stopped (SIGSTOP) for {for_s:.1f} s while {stopped[0].phase}"
-    return _verdict("stopped", stopped, f"{what}; the timeout is recovery.hang_after_s, {bounds.hang_after_s:g} s")
+    return _verdict("stopped", stopped, f"{what}; the timeout is recovery.hang_after_s, {timeouts.hang_after_s:g} s")
 
 
-def _silent(active: Iterable[Account], bounds: Bounds) -> Verdict | None:
+def _silent(active: Iterable[RankStatus], timeouts: Timeouts) -> RankFailure | None:
     """Return a verdict on silent ranks if no other rank makes progress; else only their monitors are lost."""
     ranks = list(active)
 
-    def bound_s(account: Account) -> float:
+    def bound_s(account: RankStatus) -> float:
         least_s = 0.0 if account.phase == "training" else LEAST_SILENCE_BESIDE_STEPS_S
-        return max(bounds.hang_after_s, least_s)
+        return max(timeouts.hang_after_s, least_s)
 
     silent = [account for account in ranks if account.heard and account.unheard_s >= bound_s(account)]
     others = [account for account in ranks if account not in silent]
@@ -125,15 +125,15 @@ def _silent(active: Iterable[Account], bounds: Bounds) -> Verdict | None:
     what = (
         f"no progress for {quiet_s:.1f} s while {others[0].phase}, and no heartbeat of {_all(silent)} for "
         f"{unheard_s:.1f} s: the node is down or unreachable; the timeout is recovery.hang_after_s, "
-        f"{bounds.hang_after_s:g} s"
+        f"{timeouts.hang_after_s:g} s"
     )
     return _verdict("silent", silent, what)
 
 
-def _deadlock(active: Iterable[Account], bounds: Bounds) -> Verdict | None:
+def _deadlock(active: Iterable[RankStatus], timeouts: Timeouts) -> RankFailure | None:
     ranks = list(active)
     slowest_s = max((account.slowest_step_s for account in ranks), default=0.0)
-    bound_s = max(bounds.deadlock_s, DEADLOCK_FACTOR * slowest_s)
+    bound_s = max(timeouts.deadlock_s, DEADLOCK_FACTOR * slowest_s)
     if not ranks or any(not _waits(account) or account.inside_s < bound_s for account in ranks):
         return None
     inside_s = min(account.inside_s for account in ranks)
@@ -143,28 +143,28 @@ def _deadlock(active: Iterable[Account], bounds: Bounds) -> Verdict | None:
     return _verdict("deadlock", ranks, f"{what}: a deadlock" + (f"; {frames}" if frames else ""))
 
 
-def _waits(account: Account) -> bool:
+def _waits(account: RankStatus) -> bool:
     """Return whether a rank waits for others. A wait for the GPU counts after the first step, which may compile."""
     return account.waits == "collective" or (account.waits == "device" and account.slowest_step_s > 0)
 
 
-def _in_user_code(active: Iterable[Account], bounds: Bounds) -> Verdict | None:
+def _in_user_code(active: Iterable[RankStatus], timeouts: Timeouts) -> RankFailure | None:
     """Return a verdict on ranks that make no progress outside of collectives: those inside wait for them."""
-    slow = [account for account in active if account.quiet_s >= bounds.user_code_s and account.waits != "collective"]
+    slow = [account for account in active if account.quiet_s >= timeouts.user_code_s and account.waits != "collective"]
     if not slow:
         return None
     first = slow[0]
     what = f"{first.named} made no progress for {first.quiet_s:.0f} s while {first.phase}, outside of any collective"
     what += f", {first.at}" if first.at else ""
-    remedy = f"if this is expected, raise recovery.user_code_s, which is {bounds.user_code_s:g} s"
+    remedy = f"if this is expected, raise recovery.user_code_s, which is {timeouts.user_code_s:g} s"
     return _verdict("user code", slow, f"{what}; {remedy}")
 
 
-def _verdict(kind: Kind, causes: list[Account], reason: str) -> Verdict:
-    return Verdict(kind, tuple(account.rank for account in causes), causes[0].phase, reason)
+def _verdict(kind: Kind, causes: list[RankStatus], reason: str) -> RankFailure:
+    return RankFailure(kind, tuple(account.rank for account in causes), causes[0].phase, reason)
 
 
-def _all(accounts: list[Account]) -> str:
+def _all(accounts: list[RankStatus]) -> str:
     rest = len(accounts) - MOST_FRAMES
     names = " and ".join(account.named for account in accounts[:MOST_FRAMES])
     return names + (f" and {rest} more" if rest > 0 else "")

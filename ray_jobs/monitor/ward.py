@@ -1,6 +1,6 @@
 """State of one rank as its monitor sees it: from /proc, and from the reports of the rank's watchdog thread.
 
-Standard library only, see `rank_monitor`.
+Standard library only, see `monitor`.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.storage.private import write_file
-from ray_jobs.monitor.processes import Offspring, is_same, status_of
-from ray_jobs.monitor.verdict import Account, Bounds, Verdict
+from ray_jobs.monitor.processes import Descendants, is_same, status_of
+from ray_jobs.monitor.verdict import RankFailure, RankStatus, Timeouts
 
 STALE_AFTER_S = 2.0
 """After so long without a report of the rank's watchdog thread its position is unknown: the GIL is held."""
@@ -23,7 +23,7 @@ LOOK_AFTER_CHILDREN_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Orders:
+class MonitorSettings:
     """Settings that a rank sends to its monitor first. `signal`, if any, makes the rank write its stacks."""
 
     rank: int
@@ -35,27 +35,27 @@ class Orders:
     address: str
     port: int
     token: str
-    last_words: str
+    exit_reason_file: str
     tick_s: float
     hang_after_s: float
     user_code_s: float
     deadlock_s: float
 
     @property
-    def bounds(self) -> Bounds:
+    def timeouts(self) -> Timeouts:
         """Time limits for failure detection."""
-        return Bounds(self.hang_after_s, self.user_code_s, self.deadlock_s)
+        return Timeouts(self.hang_after_s, self.user_code_s, self.deadlock_s)
 
 
-class Ward:
+class MonitoredRank:
     """State of the monitored rank."""
 
-    def __init__(self, orders: Orders, dump: int) -> None:
-        self._orders, self._dump = orders, dump
-        self.account = Account(orders.rank, orders.pid, orders.node)
-        status = status_of(orders.pid)
+    def __init__(self, settings: MonitorSettings, dump: int) -> None:
+        self._settings, self._dump = settings, dump
+        self.account = RankStatus(settings.rank, settings.pid, settings.node)
+        status = status_of(settings.pid)
         self.started = status.started if status else 0
-        self.offspring = Offspring(orders.pid, status.session if status else 0)
+        self.offspring = Descendants(settings.pid, status.session if status else 0)
         self.is_stopped = False
         self._progress: tuple[Any, ...] = ()
         self._unreported_s = self._looked_s = 0.0
@@ -83,9 +83,9 @@ class Ward:
 
     def tick(self, tick_s: float) -> None:
         """Read the state of the process and advance the clocks."""
-        orders, account = self._orders, self.account
+        settings, account = self._settings, self.account
         try:
-            status = status_of(orders.pid)
+            status = status_of(settings.pid)
         except OSError:
             return  # unknown, which is not a failure
         if status is None or status.started != self.started:
@@ -110,9 +110,9 @@ class Ward:
 
     def _dumped_line(self) -> str:
         """Return the line in which the GIL is held. Requests a stack dump once, shortly before the timeout."""
-        orders = self._orders
-        soon = self.account.quiet_s >= orders.user_code_s - 4 * orders.tick_s
-        if orders.signal is None or not soon:
+        settings = self._settings
+        soon = self.account.quiet_s >= settings.user_code_s - 4 * settings.tick_s
+        if settings.signal is None or not soon:
             return ""
         from ray_jobs.monitor.stacks import parse_dump  # imported late: it imports as much as all the rest
 
@@ -121,20 +121,20 @@ class Ward:
             os.ftruncate(self._dump, 0)
             os.lseek(self._dump, 0, os.SEEK_SET)
             with contextlib.suppress(OSError):
-                os.kill(orders.pid, orders.signal)
+                os.kill(settings.pid, settings.signal)
         text = os.pread(self._dump, 1 << 20, 0).decode("utf-8", "replace")
-        return parse_dump(text, orders.thread)
+        return parse_dump(text, settings.thread)
 
-    def end(self, verdict: Verdict) -> None:
+    def end(self, verdict: RankFailure) -> None:
         """Write the exit reason for the driver, and kill the rank."""
-        if not is_same(self._orders.pid, self.started):
+        if not is_same(self._settings.pid, self.started):
             return
-        write_last_words(Path(self._orders.last_words), self._orders.pid, verdict)
+        write_exit_reason(Path(self._settings.exit_reason_file), self._settings.pid, verdict)
         with contextlib.suppress(OSError):
-            os.kill(self._orders.pid, signal.SIGKILL)
+            os.kill(self._settings.pid, signal.SIGKILL)
 
 
-def write_last_words(path: Path, pid: int, verdict: Verdict) -> None:
+def write_exit_reason(path: Path, pid: int, verdict: RankFailure) -> None:
     """Write the exit reason of a rank that is terminated, for the failure reporter."""
     content = {
         "pid": pid,

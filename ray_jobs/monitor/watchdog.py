@@ -1,7 +1,7 @@
 """Watchdog of a rank: reports progress to its monitor process, and ends the rank on a verdict.
 
-    arrange     collective: the address of rank 0's monitor, and the token that authenticates all of them
-    Watchdog    one rank's: starts the monitor beside it (see `rank_monitor`), and restarts it if it dies
+    open_monitor_port   collective: the address of rank 0's monitor, and the token that authenticates all of them
+    Watchdog            one rank's: starts the monitor beside it (see `monitor`), and restarts it if it dies
 
 `verdict` decides which ranks have failed; `recovery.hang_after_s` and `recovery.user_code_s` are its timeouts. A rank
 ends itself so that Ray Train sees a failure and restarts the trainers.
@@ -29,8 +29,8 @@ from ray_jobs.monitor.monitor import MESSAGE_BYTES
 from ray_jobs.monitor.processes import machine
 from ray_jobs.monitor.stacks import Stacks, write_on_signal
 from ray_jobs.monitor.star import verdict_of
-from ray_jobs.monitor.verdict import Bounds, Verdict
-from ray_jobs.monitor.ward import Orders, write_last_words
+from ray_jobs.monitor.verdict import RankFailure, Timeouts
+from ray_jobs.monitor.ward import MonitorSettings, write_exit_reason
 from ray_jobs.rank.collectives import Collectives
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ EXIT_HUNG = 75
 
 
 @dataclass(frozen=True)
-class Arrangement:
+class MonitorAddress:
     """Address of rank 0's monitor, and the token for it. `listener` is None on all ranks but 0."""
 
     rank: int
@@ -62,7 +62,7 @@ class Arrangement:
     listener: socket.socket | None = None
 
 
-def arrange(collectives: Collectives, node: str) -> Arrangement:
+def open_monitor_port(collectives: Collectives, node: str) -> MonitorAddress:
     """Collective. Open rank 0's listening socket: on the ranks' master address, or the loopback if all are there."""
     import torch.distributed as dist
 
@@ -82,7 +82,7 @@ def arrange(collectives: Collectives, node: str) -> Arrangement:
     port = listener.getsockname()[1] if listener is not None else 0
     port, token = collectives.broadcast_json([port, secrets.token_hex(32)])
     on_devices = dist.get_backend() == "nccl"
-    return Arrangement(collectives.rank, collectives.world_size, node, address, port, token, on_devices, listener)
+    return MonitorAddress(collectives.rank, collectives.world_size, node, address, port, token, on_devices, listener)
 
 
 def _listen(address: str) -> socket.socket:
@@ -94,20 +94,20 @@ def _listen(address: str) -> socket.socket:
 
 
 class Watchdog:
-    """Watchdog of one rank. `bite` is called with the verdict, in another thread; by default it exits at once."""
+    """Watchdog of one rank. `terminate` is called with the verdict, in another thread; by default it exits at once."""
 
     def __init__(
         self,
-        bounds: Bounds,
-        last_words: Path,
-        arrangement: Arrangement,
-        bite: Callable[[Verdict], None] | None = None,
+        timeouts: Timeouts,
+        exit_reason_file: Path,
+        hub: MonitorAddress,
+        terminate: Callable[[RankFailure], None] | None = None,
     ) -> None:
         """Must be called in the training thread, whose stack is sampled."""
-        self._bounds, self._last_words, self._arrangement = bounds, last_words, arrangement
-        self._bite = bite or self._end
+        self._timeouts, self._exit_reason_file, self._hub = timeouts, exit_reason_file, hub
+        self._terminate = terminate or self._end
         self._training_thread = threading.get_ident()
-        self._stacks = Stacks(self._training_thread, arrangement.on_devices)
+        self._stacks = Stacks(self._training_thread, hub.on_devices)
         self._phase = "starting"
         self._beats = 0
         self._steps_s: deque[float] = deque(maxlen=SLOWEST_STEPS)
@@ -138,8 +138,8 @@ class Watchdog:
         self._say({"leave": True})
         if self._channel is not None:
             self._channel.close()
-        if self._arrangement.listener is not None:
-            self._arrangement.listener.close()
+        if self._hub.listener is not None:
+            self._hub.listener.close()
 
     def beat(self, phase: str) -> None:
         """Register progress. `phase`: what the rank does next."""
@@ -162,8 +162,8 @@ class Watchdog:
         if self._channel is not None and self._monitor is not None:
             self._say({"child": os.getpid()})
             self._channel.close()
-        if self._arrangement.listener is not None:
-            self._arrangement.listener.close()
+        if self._hub.listener is not None:
+            self._hub.listener.close()
 
     def _watch(self) -> None:
         due_s = 0.0
@@ -216,7 +216,7 @@ class Watchdog:
                     )
                 if "verdict" in content:
                     self._stopped.set()
-                    self._bite(verdict_of(content["verdict"]))
+                    self._terminate(verdict_of(content["verdict"]))
                     return True
         except BlockingIOError:
             return True
@@ -243,8 +243,8 @@ class Watchdog:
             self._channel.close()
             self._channel = None
         mine, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        arrangement, (dump, number) = self._arrangement, _dump()
-        listening = arrangement.listener.fileno() if arrangement.listener is not None else -1
+        hub, (dump, number) = self._hub, _dump()
+        listening = hub.listener.fileno() if hub.listener is not None else -1
         files = [theirs.fileno(), dump, listening]
         call = f"main({', '.join(map(str, files))})"
         code = f"import sys; sys.path.append({_ROOT!r}); from ray_jobs.monitor.monitor import main; {call}"
@@ -259,21 +259,21 @@ class Watchdog:
                     pass_fds=[file for file in files if file >= 0],
                     start_new_session=True,
                 )
-            orders = Orders(
-                rank=arrangement.rank,
-                world_size=arrangement.world_size,
+            settings = MonitorSettings(
+                rank=hub.rank,
+                world_size=hub.world_size,
                 pid=os.getpid(),
-                node=arrangement.node,
+                node=hub.node,
                 thread=self._training_thread,
                 signal=number,
-                address=arrangement.address,
-                port=arrangement.port,
-                token=arrangement.token,
-                last_words=str(self._last_words),
+                address=hub.address,
+                port=hub.port,
+                token=hub.token,
+                exit_reason_file=str(self._exit_reason_file),
                 tick_s=MONITOR_TICK_S,
-                **asdict(self._bounds),
+                **asdict(self._timeouts),
             )
-            mine.send(json.dumps(asdict(orders)).encode())
+            mine.send(json.dumps(asdict(settings)).encode())
         except OSError as error:
             mine.close()
             log.warning("the monitor of this rank could not be started: %s", error)
@@ -282,10 +282,10 @@ class Watchdog:
         self._channel = mine
         self._report()
 
-    def _end(self, verdict: Verdict) -> None:
+    def _end(self, verdict: RankFailure) -> None:
         """Write the exit reason for the driver, and exit without waiting for anything that may hang, too."""
         log.error("%s; this rank ends itself", verdict.reason)
-        write_last_words(self._last_words, os.getpid(), verdict)
+        write_exit_reason(self._exit_reason_file, os.getpid(), verdict)
         with suppress(OSError, ValueError):
             faulthandler.dump_traceback()
         logging.shutdown()

@@ -23,11 +23,11 @@ MOST_WAITING_BYTES = 1 << 20
 NONCE_BYTES = 16
 
 
-class Refused(ConnectionError):
+class PeerError(ConnectionError):
     """The peer is not a monitor of this training, or has closed the connection."""
 
 
-class Wire:
+class PeerConnection:
     """One end of a connection. Does not block: `receive` and `flush` do what is possible now."""
 
     def __init__(self, connection: socket.socket, token: str, is_hub: bool) -> None:
@@ -52,7 +52,7 @@ class Wire:
         return self._received > 0
 
     def say(self, message: dict[str, Any]) -> None:
-        """Send a message; drops it while the peer's nonce is not known. Raises `Refused`."""
+        """Send a message; drops it while the peer's nonce is not known. Raises `PeerError`."""
         if self._key is None:
             return
         # The name of a file may be invalid UTF-8.
@@ -62,34 +62,34 @@ class Wire:
         self.flush()
 
     def flush(self) -> None:
-        """Send the queued bytes, as far as possible without blocking. Raises `Refused`."""
+        """Send the queued bytes, as far as possible without blocking. Raises `PeerError`."""
         try:
             while self._out:
                 self._out = self._out[self.connection.send(self._out) :]
         except BlockingIOError:
             if len(self._out) > MOST_WAITING_BYTES:
-                raise Refused("the peer does not read its messages") from None
+                raise PeerError("the peer does not read its messages") from None
         except OSError as error:
-            raise Refused(str(error)) from None
+            raise PeerError(str(error)) from None
 
     def receive(self) -> list[dict[str, Any]]:
-        """Return the messages that have arrived. Raises `Refused`."""
+        """Return the messages that have arrived. Raises `PeerError`."""
         try:
             while content := self.connection.recv(65536):
                 self._in += content
                 if len(self._in) > MOST_WAITING_BYTES:
-                    raise Refused("the peer sends too much")
+                    raise PeerError("the peer sends too much")
             ended = True
         except BlockingIOError:
             ended = False
         except OSError as error:
-            raise Refused(str(error)) from None
+            raise PeerError(str(error)) from None
         *lines, self._in = self._in.split(b"\n")
         if len(self._in) > MOST_LINE_BYTES:
-            raise Refused("the peer's line is too long")
+            raise PeerError("the peer's line is too long")
         messages = [message for line in lines if (message := self._take(line)) is not None]
         if ended and not messages:
-            raise Refused("the peer has closed the connection")
+            raise PeerError("the peer has closed the connection")
         return messages
 
     def close(self) -> None:
@@ -102,14 +102,14 @@ class Wire:
             return None
         code, _, body = line.partition(b" ")
         if not hmac.compare_digest(code, self._code(self._directions[1], self._received, body)):
-            raise Refused("the peer does not know the token")
+            raise PeerError("the peer does not know the token")
         self._received += 1
         return _parsed(body)
 
     def _agree(self, line: bytes) -> None:
         nonce = _parsed(line).get("nonce")
         if not isinstance(nonce, str) or len(nonce) != 2 * NONCE_BYTES:
-            raise Refused("the peer does not speak the monitors' protocol")
+            raise PeerError("the peer does not speak the monitors' protocol")
         nonces = (self._nonce, nonce) if self._directions[0] == b"hub" else (nonce, self._nonce)
         self._key = hmac.digest(self._token, " ".join(nonces).encode(), hashlib.sha256)
 
@@ -121,11 +121,11 @@ class Wire:
 
 def _parsed(body: bytes) -> dict[str, Any]:
     if len(body) > MOST_LINE_BYTES:
-        raise Refused("the peer's line is too long")
+        raise PeerError("the peer's line is too long")
     try:
         message = json.loads(body)
     except (ValueError, RecursionError):
         message = None
     if not isinstance(message, dict):
-        raise Refused("the peer does not speak the monitors' protocol")
+        raise PeerError("the peer does not speak the monitors' protocol")
     return message

@@ -51,7 +51,7 @@ def _knowing_gloo(original: Any) -> Any:
     return prepare_backend
 
 
-def check_together(args: Any) -> None:
+def check_data_parallel(args: Any) -> None:
     """Raise `Invalid` unless accelerate is set up for data parallelism over all ranks."""
     ranks = dist.get_world_size()
     if args.world_size != ranks:

@@ -1,8 +1,8 @@
 """Timeouts of the process groups of torch and DeepSpeed.
 
-    let_it_count()      once in a process, before the script runs: applies a script's `ddp_timeout`, although the ranks'
-                        group exists before the script, and accelerate makes no other
-    let_groups_wait()   when a training begins: raises the timeouts to `recovery.user_code_s`
+    apply_script_timeout()   once in a process, before the script runs: applies a script's `ddp_timeout`, although the
+                             ranks' group exists before the script, and accelerate makes no other
+    raise_group_timeouts()   when a training begins: raises the timeouts to `recovery.user_code_s`
 
 A `ddp_timeout` is only applied if it is longer than the default of Transformers, which passes that on in any case.
 """
@@ -22,7 +22,7 @@ LEAST_DEFAULT_S = 600.0
 """Torch's default timeout for NCCL; for gloo it is three times that."""
 
 
-def let_it_count() -> None:
+def apply_script_timeout() -> None:
     """Patch accelerate in this process so that a script's `ddp_timeout` is applied. Idempotent."""
     from accelerate.state import PartialState
 
@@ -54,7 +54,7 @@ def _set(timeout: timedelta) -> None:
     log.info("process group timeout set to %g s by the script's ddp_timeout", timeout.total_seconds())
 
 
-def let_groups_wait(wait_s: float) -> None:
+def raise_group_timeouts(wait_s: float) -> None:
     """Raise the timeout of every process group to `wait_s`, unless it is shorter than torch's defaults.
 
     A shorter one was set on purpose, and stays.

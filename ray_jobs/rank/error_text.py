@@ -4,7 +4,7 @@ from control_plane.storage.known_secrets import redaction_of
 from ray_jobs.rank import context
 
 
-def told(error: BaseException) -> str:
+def error_text(error: BaseException) -> str:
     """Return an exception as redacted text: `ValueError: no such file`."""
     return without_secrets(f"{type(error).__name__}: {error}")
 

@@ -37,7 +37,7 @@ from control_plane.core.model.records import CheckpointCommitted, CheckpointFail
 from control_plane.core.rules.decisions import GenerationStart
 from ray_jobs.checkpoint.resume_plan import FROM_THE_BEGINNING, Plan
 from ray_jobs.rank.collectives import Collectives
-from ray_jobs.rank.error_text import told
+from ray_jobs.rank.error_text import error_text
 from ray_jobs.rank.link import Link
 from ray_jobs.steering.appliers import Applier
 
@@ -209,7 +209,7 @@ class RankSession:
             return applier.check(command)
         except Exception as error:
             log.exception("checking %s", command.describe())
-            return told(error)
+            return error_text(error)
 
     def _apply(self, command: Command, step: int) -> Any:
         try:
@@ -217,14 +217,14 @@ class RankSession:
             return replace(applied, after=applied.after | self.beside())
         except Exception as error:
             log.exception("applying %s at step %d", command.describe(), step)
-            return Failure(told(error))
+            return Failure(error_text(error))
 
     def _undo(self, command: Command) -> str | None:
         try:
             self.appliers[command.intent.kind].undo(command)
         except Exception as error:
             log.exception("undoing %s", command.describe())
-            return told(error)
+            return error_text(error)
         return None
 
     def _report_outcomes(self) -> None:

@@ -23,13 +23,13 @@ from ray_jobs.checkpoint.policy import CheckpointSaver
 from ray_jobs.checkpoint.resume_plan import Plan, examine, make_plan
 from ray_jobs.digest.stream import DigestStream
 from ray_jobs.driver.nccl import collective_timeout_s
-from ray_jobs.monitor.verdict import Bounds
-from ray_jobs.monitor.watchdog import Watchdog, arrange
+from ray_jobs.monitor.verdict import Timeouts
+from ray_jobs.monitor.watchdog import Watchdog, open_monitor_port
 from ray_jobs.rank import inexact
 from ray_jobs.rank.collectives import BOUNDARY_TIMEOUT_S, Collectives
 from ray_jobs.rank.context import RunContext, node_name
-from ray_jobs.rank.ddp_timeout import let_groups_wait
-from ray_jobs.rank.error_text import told
+from ray_jobs.rank.ddp_timeout import raise_group_timeouts
+from ray_jobs.rank.error_text import error_text
 from ray_jobs.rank.link import FAILED_WAIT_S, Link
 from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.rank.session import RankSession
@@ -107,7 +107,7 @@ class SteeredRun:
         patience_s = BOUNDARY_TIMEOUT_S if hang_after_s is None else collective_timeout_s(user_code_s)
         collectives = Collectives(patience_s)
         if hang_after_s is not None:
-            self._watch(collectives, Bounds(hang_after_s, user_code_s))
+            self._watch(collectives, Timeouts(hang_after_s, user_code_s))
         link = Link(self.context.connect, self._superseded) if collectives.rank == 0 else None
         self.session = RankSession(
             collectives,
@@ -121,9 +121,9 @@ class SteeredRun:
         self.plan = make_plan(collectives, link, self.context, fingerprint)
         return self.plan
 
-    def _watch(self, collectives: Collectives, bounds: Bounds) -> None:
-        last_words = self.context.files.last_words(collectives.rank)
-        self._watchdog = Watchdog(bounds, last_words, arrange(collectives, node_name()))
+    def _watch(self, collectives: Collectives, bounds: Timeouts) -> None:
+        exit_reason_file = self.context.files.exit_reason(collectives.rank)
+        self._watchdog = Watchdog(bounds, exit_reason_file, open_monitor_port(collectives, node_name()))
         self._watchdog.start()
 
     def _rest(self, resting: bool) -> None:
@@ -209,7 +209,7 @@ class SteeredRun:
             self._digests.before_the_first_step()
         session.hold(step)
         if self._watchdog is not None:
-            let_groups_wait(collective_timeout_s(self.context.user_code_s))
+            raise_group_timeouts(collective_timeout_s(self.context.user_code_s))
         ended = plan.checkpoint is not None and restore.had_ended(plan, session.rank)
         self.is_over = step >= total_steps or session.replica.stopping or self.leaving or ended
         if self.is_over:
@@ -267,7 +267,7 @@ class SteeredRun:
         """Report to the control server that the training raised, if this rank has a link; other ranks are restarted."""
         self.context.trainings.failed_at = step
         if self.session is not None and self.session.link is not None:
-            self.session.link.close("failed", step, told(error), FAILED_WAIT_S)
+            self.session.link.close("failed", step, error_text(error), FAILED_WAIT_S)
         self._end()
 
     def break_off(self, step: int, total_steps: int) -> None:

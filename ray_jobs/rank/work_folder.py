@@ -3,7 +3,7 @@
 It is the same folder on every rank and at every start, so what a script writes under relative paths stays with its run
 and is there after a restart; forks do not share it. The contents of the script's folder appear in it: files as links,
 folders as new folders. A script that *overwrites* such a file changes the file in its own folder, as when it is started
-by hand; `written_over` lists those.
+by hand; `overwritten_files` lists those.
 """
 
 import contextlib
@@ -82,7 +82,7 @@ def _linked(target: Path, link: Path) -> None:
             link.symlink_to(target)
 
 
-def written_over(work: Path, since_s: float) -> list[Path]:
+def overwritten_files(work: Path, since_s: float) -> list[Path]:
     """Return the files of the script's folder that were changed since then (Unix time), as paths in `work`."""
     changed = []
     for folder, _, names in os.walk(work):

@@ -15,7 +15,7 @@ pause is what it always was. Tested with a stand-in for the engine only: no GPU 
 import logging
 from typing import TYPE_CHECKING
 
-from ray_jobs.rank.error_text import told
+from ray_jobs.rank.error_text import error_text
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -53,7 +53,7 @@ class PausedMemory:
         except Exception as error:
             # Some of them may be away: DeepSpeed knows which.
             self._engine.reload_states()
-            self._obstacle = told(error)
+            self._obstacle = error_text(error)
             log.warning("pause.offload has no effect: %s", self._obstacle)
             return
         self._is_away = True

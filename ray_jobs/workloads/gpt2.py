@@ -11,7 +11,7 @@ from control_plane.core.model.errors import Invalid
 from ray_jobs.config.run_config import DataSettings, ModelSettings, RunConfig
 from ray_jobs.data.sample_order import Corpus, Ids, TokenBlocks, unigram_entropy
 from ray_jobs.workloads import stdlib_text, wikitext2
-from ray_jobs.workloads.vocabulary import END_OF_TEXT, Tokens, tokenized
+from ray_jobs.workloads.vocabulary import END_OF_TEXT, TokenizedCorpus, tokenized
 from ray_jobs.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def _blocks(ids: Ids, data: DataSettings, split: str) -> TokenBlocks:
     return blocks
 
 
-def _digest(tokens: Tokens) -> str:
+def _digest(tokens: TokenizedCorpus) -> str:
     digest = hashlib.sha256()
     for ids in (tokens.train, tokens.evaluation):
         digest.update(np.ascontiguousarray(ids, dtype="<i4").tobytes())

@@ -21,7 +21,7 @@ _LAYOUT = 1  # of the cached file; raise it when the file or the tokenizer's set
 
 
 @dataclass(frozen=True)
-class Tokens:
+class TokenizedCorpus:
     """Token ids of both splits, int32 in `[0, vocab_size)`, documents joined by END_OF_TEXT."""
 
     train: Ids
@@ -29,7 +29,7 @@ class Tokens:
     vocab_size: int
 
 
-def tokenized(corpus: Corpus, vocab_size: int, cache: Path | None = None) -> Tokens:
+def tokenized(corpus: Corpus, vocab_size: int, cache: Path | None = None) -> TokenizedCorpus:
     """Tokenize the corpus by a BPE of at most `vocab_size` tokens, trained on its train split.
 
     Reads the result from `cache` if it is there and intact. Ranks that start at once may each do the work; each then
@@ -45,7 +45,7 @@ def tokenized(corpus: Corpus, vocab_size: int, cache: Path | None = None) -> Tok
     return tokens
 
 
-def _tokenize(corpus: Corpus, vocab_size: int) -> Tokens:
+def _tokenize(corpus: Corpus, vocab_size: int) -> TokenizedCorpus:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -56,7 +56,7 @@ def _tokenize(corpus: Corpus, vocab_size: int) -> Tokens:
     )
     tokenizer.train_from_iterator(corpus.train, trainer)
     train, evaluation = (_ids(tokenizer, split) for split in (corpus.train, corpus.evaluation))
-    return Tokens(train, evaluation, tokenizer.get_vocab_size())
+    return TokenizedCorpus(train, evaluation, tokenizer.get_vocab_size())
 
 
 def _ids(tokenizer: tokenizers.Tokenizer, documents: tuple[str, ...]) -> Ids:
@@ -64,19 +64,19 @@ def _ids(tokenizer: tokenizers.Tokenizer, documents: tuple[str, ...]) -> Ids:
     return np.concatenate([np.asarray(part, dtype=np.int32) for part in parts])
 
 
-def _digest(tokens: Tokens) -> str:
+def _digest(tokens: TokenizedCorpus) -> str:
     digest = hashlib.sha256(f"{tokens.vocab_size} {len(tokens.train)}".encode("ascii"))
     digest.update(tokens.train.tobytes())
     digest.update(tokens.evaluation.tobytes())
     return digest.hexdigest()
 
 
-def _read(path: Path) -> Tokens | None:
+def _read(path: Path) -> TokenizedCorpus | None:
     if not path.exists():
         return None
     try:
         with np.load(path, allow_pickle=False) as stored:
-            tokens = Tokens(stored["train"], stored["evaluation"], int(stored["vocab_size"]))
+            tokens = TokenizedCorpus(stored["train"], stored["evaluation"], int(stored["vocab_size"]))
             intact = str(stored["digest"]) == _digest(tokens)
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
         log.warning("The cached tokens in %s cannot be read and are recomputed: %s", path, error)
@@ -86,7 +86,7 @@ def _read(path: Path) -> Tokens | None:
     return tokens if intact else None
 
 
-def _write(path: Path, tokens: Tokens) -> None:
+def _write(path: Path, tokens: TokenizedCorpus) -> None:
     """Write the cache; an error is only logged: the next start then tokenizes again, for a few seconds."""
     digest, size = np.array(_digest(tokens)), np.array(tokens.vocab_size)
     temporary = None

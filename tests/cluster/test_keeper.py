@@ -12,7 +12,7 @@ import psutil
 import pytest
 
 from cluster import keeper
-from cluster.keeper import Keeper, Watch, read_parts, table
+from cluster.keeper import HealthChecks, Keeper, read_parts, table
 from cluster.record import make_home
 from control_plane.config import Settings
 
@@ -89,7 +89,7 @@ def test_what_answers_is_written_down_when_it_changes(tmp_path: Path, monkeypatc
     answering = {where.gateway_url, where.console_url}
     times = iter(f"2026-01-01T00:00:0{second}Z" for second in range(9))
     monkeypatch.setattr(keeper, "utc_now", lambda: next(times))
-    watch = Watch(where, lambda url: any(url.startswith(each + "/") for each in answering))
+    watch = HealthChecks(where, lambda url: any(url.startswith(each + "/") for each in answering))
     watch.look(0)
     first = read_parts(where)
     assert {name: (view.up, view.restarts) for name, view in first.items()} == {

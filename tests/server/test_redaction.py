@@ -102,7 +102,7 @@ def test_ranks_and_driver_tell_an_exception_without_what_they_know(
 
     context.enter(context.RunContext(files=files, connect=connect))
     try:
-        assert error_text.told(ValueError(SAID)) == "ValueError: HTTPError: 401 for ***, *** and ***"
+        assert error_text.error_text(ValueError(SAID)) == "ValueError: HTTPError: 401 for ***, *** and ***"
     finally:
         context.enter(None)
     redaction = Wire(files)._redaction()

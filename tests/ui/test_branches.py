@@ -13,7 +13,7 @@ from tests.ui.fake_trainer import FakeTrainer
 from tests.ui.test_charts import series
 from tests.ui.test_console import press, text
 from ui.charts.charts import View, chart_options
-from ui.charts.history import History
+from ui.charts.history import MetricsHistory
 from ui.panels.rollback import adoption, back_to
 
 
@@ -171,7 +171,7 @@ LINE = (StepRange(branch="main", last=3), StepRange(branch="calm", first=3))
 
 
 def test_history_along_a_line_goes_back_and_on() -> None:
-    made = History()
+    made = MetricsHistory()
     made.extend(heard(*(point(step, 10.0 - step) for step in range(1, 7))))
     made.extend(heard(point(4, 1.4, "calm", 60), point(5, 1.5, "calm", 61)))
     made.follow(LINE)
@@ -183,7 +183,7 @@ def test_history_along_a_line_goes_back_and_on() -> None:
 
 
 def test_history_that_grows_is_what_it_is_when_heard_at_once() -> None:
-    grown, at_once = History(), History()
+    grown, at_once = MetricsHistory(), MetricsHistory()
     grown.follow(LINE)
     steps = [
         *(point(step, step / 3) for step in range(1, 6)),
@@ -200,7 +200,7 @@ def test_history_that_grows_is_what_it_is_when_heard_at_once() -> None:
 
 
 def test_chart_draws_the_other_branches_thin_behind_the_line() -> None:
-    made = History()
+    made = MetricsHistory()
     made.extend(heard(*(point(step, 10.0 - step) for step in range(1, 7)), point(4, 1.4, "calm", 60)))
     made.follow(LINE)
     options = chart_options(made, [], View())

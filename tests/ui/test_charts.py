@@ -14,7 +14,7 @@ from control_plane.core.model.commands import Command, Intent, Pause, SaveCheckp
 from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import CommandSettled, Death
 from ui.charts.charts import View, chart_options
-from ui.charts.history import History
+from ui.charts.history import MetricsHistory
 from ui.charts.layout import Band, Mark, bands, marks, on_the_line
 
 
@@ -24,9 +24,9 @@ def heard(name: str, values: dict[int, float]) -> Measurements:
     return Measurements(points=tuple(points), cursor=len(points))
 
 
-def history(name: str, values: dict[int, float]) -> History:
+def history(name: str, values: dict[int, float]) -> MetricsHistory:
     """A history with one metric."""
-    made = History()
+    made = MetricsHistory()
     made.extend(heard(name, values))
     return made
 
@@ -60,7 +60,7 @@ def test_chart_of_steps_that_came_again_draws_the_last_value_of_each() -> None:
 
 
 def test_chart_of_steps_that_came_again_never_goes_back() -> None:
-    made, choice = History(), random.Random(4)
+    made, choice = MetricsHistory(), random.Random(4)
     step = 0
     for _ in range(300):
         step = max(1, step - choice.randrange(9)) if choice.random() < 0.1 else step + 1
@@ -106,7 +106,7 @@ def test_chart_with_smoothing_keeps_the_raw_line_faint() -> None:
 
 def test_smoothing_over_several_refreshes_is_smoothing_at_once() -> None:
     values = {step: math.sin(step) for step in range(50)}
-    at_once, piecewise = history("loss", values), History()
+    at_once, piecewise = history("loss", values), MetricsHistory()
     for step, value in values.items():
         piecewise.extend(heard("loss", {step: value}))
         piecewise.series["loss"].smoothed(0.8)

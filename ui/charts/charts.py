@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ui.charts.bins import bin_width
-from ui.charts.history import History
-from ui.charts.layout import PANELS, Band, Mark, Panel
+from ui.charts.history import MetricsHistory
+from ui.charts.layout import PANELS, Band, ChartPanel, Mark
 from ui.charts.palette import DARK, LIGHT, Palette
 from ui.charts.series import Axis, Canvas, Options, beside, panel_series
 
@@ -63,7 +63,7 @@ class View:
         return DARK if self.dark else LIGHT
 
 
-def chart_options(history: History, marks: list[Mark], view: View, bands: Sequence[Band] = ()) -> Options:
+def chart_options(history: MetricsHistory, marks: list[Mark], view: View, bands: Sequence[Band] = ()) -> Options:
     """Return the ECharts options of all panels."""
     extent = history.extent(view.axis) or (0.0, 1.0)
     others = beside(history)
@@ -101,7 +101,7 @@ def _keep(series: list[Options]) -> Options:
     return {"series": [{"id": one["id"], "type": one["type"]} for one in series]}
 
 
-def _canvas(at: int, panel: Panel, view: View, extent: tuple[float, float]) -> Canvas:
+def _canvas(at: int, panel: ChartPanel, view: View, extent: tuple[float, float]) -> Canvas:
     """Return the canvas of a panel. Bins on a time axis are fractions of a minute: 1/64 of it is about a second."""
     span, cuts = extent[1] - extent[0], 1 if view.axis == "step" else 64
     return Canvas(
@@ -116,7 +116,7 @@ def _canvas(at: int, panel: Panel, view: View, extent: tuple[float, float]) -> C
     )
 
 
-def _title(history: History, panel: Panel, view: View) -> Options:
+def _title(history: MetricsHistory, panel: ChartPanel, view: View) -> Options:
     """Return the panel's title, with the newest value of each metric in the colour of its line."""
     parts, styles = [panel.title], {}
     for number, name in enumerate(panel.metrics(history.series)):
@@ -157,7 +157,7 @@ def _x_axis(at: int, view: View, extent: tuple[float, float]) -> Options:
     }
 
 
-def _y_axis(at: int, panel: Panel, view: View) -> Options:
+def _y_axis(at: int, panel: ChartPanel, view: View) -> Options:
     return {
         "gridIndex": at,
         "type": "log" if view.log_y and panel.may_be_log else "value",

@@ -92,7 +92,7 @@ class Series:
 
 
 @dataclass(frozen=True, slots=True)
-class Cut:
+class SeriesSlice:
     """Part of a branch's series that belongs to a line: the points from index `start` to `end`."""
 
     stretch: StepRange
@@ -105,17 +105,17 @@ class Cut:
 class Joined:
     """Series that is joined from the parts of several branches."""
 
-    cuts: list[Cut]
+    cuts: list[SeriesSlice]
     series: Series = field(default_factory=Series)
 
-    def is_continued_by(self, cuts: list[Cut]) -> bool:
+    def is_continued_by(self, cuts: list[SeriesSlice]) -> bool:
         """Return whether these are the same cuts, of which the last may have become longer."""
         if len(cuts) != len(self.cuts) or cuts[:-1] != self.cuts[:-1]:
             return False
         return replace(cuts[-1], end=self.cuts[-1].end) == self.cuts[-1] and cuts[-1].end >= self.cuts[-1].end
 
 
-class History:
+class MetricsHistory:
     """Metrics of one run, by branch and name; `series` are those of the current line."""
 
     def __init__(self) -> None:
@@ -175,13 +175,13 @@ class History:
         known.cuts = cuts
         return known.series
 
-    def _cut(self, name: str, stretch: StepRange) -> Cut | None:
+    def _cut(self, name: str, stretch: StepRange) -> SeriesSlice | None:
         series = self._branches.get(stretch.branch, {}).get(name)
         if series is None:
             return None
         start = bisect_left(series.steps, stretch.first)
         end = len(series.steps) if stretch.last is None else bisect_right(series.steps, stretch.last)
-        return Cut(stretch, start, max(start, end), series.undone)
+        return SeriesSlice(stretch, start, max(start, end), series.undone)
 
     def _every(self) -> list[Series]:
         shown = [self.series, *self.others.values()]

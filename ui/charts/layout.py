@@ -20,7 +20,7 @@ MAX_LABEL_CHARS = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Panel:
+class ChartPanel:
     """One chart: its title and its metrics. `smooth`: whether they may be smoothed."""
 
     title: str
@@ -34,10 +34,10 @@ class Panel:
 
 
 PANELS = (
-    Panel("Loss", lambda name: name in ("loss", "eval_loss")),
-    Panel("Learning rate", lambda name: name == "lr" or name.startswith("lr/"), smooth=False),
-    Panel("Gradient norm", lambda name: name == "grad_norm"),
-    Panel("Steps per second", lambda name: name == "steps_per_s", may_be_log=False),
+    ChartPanel("Loss", lambda name: name in ("loss", "eval_loss")),
+    ChartPanel("Learning rate", lambda name: name == "lr" or name.startswith("lr/"), smooth=False),
+    ChartPanel("Gradient norm", lambda name: name == "grad_norm"),
+    ChartPanel("Steps per second", lambda name: name == "steps_per_s", may_be_log=False),
 )
 
 

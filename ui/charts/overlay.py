@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from control_plane.api.handle import StepRange
 from control_plane.compare.comparison import Comparison, Side
 from ui.charts.bins import bin_width
-from ui.charts.history import History, Series, x_of
+from ui.charts.history import MetricsHistory, Series, x_of
 from ui.charts.palette import Palette
 from ui.charts.series import Canvas, Options, metric
 
@@ -27,7 +27,7 @@ class Look:
     palette: Palette
 
 
-def along(side: Side, comparison: Comparison, history: History) -> dict[str, Series]:
+def along(side: Side, comparison: Comparison, history: MetricsHistory) -> dict[str, Series]:
     """Return the metrics of a side since the last common step. In `history` branches are named `RUN:BRANCH`."""
     line = [
         StepRange(

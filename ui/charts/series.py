@@ -7,8 +7,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ui.charts.bins import Floats, extremes, last_of_bins
-from ui.charts.history import History, Series
-from ui.charts.layout import Band, Mark, Panel
+from ui.charts.history import MetricsHistory, Series
+from ui.charts.layout import Band, ChartPanel, Mark
 from ui.charts.palette import Palette
 
 Axis = Literal["step", "time"]
@@ -42,7 +42,9 @@ class Canvas:
     extent: tuple[float, float] = (0.0, 1.0)
 
 
-def panel_series(history: History, panel: Panel, marks: list[Mark], bands: list[Band], canvas: Canvas) -> list[Options]:
+def panel_series(
+    history: MetricsHistory, panel: ChartPanel, marks: list[Mark], bands: list[Band], canvas: Canvas
+) -> list[Options]:
     """Return the ECharts series of one panel."""
     drawn: list[Options] = []
     for number, name in enumerate(panel.metrics(history.series)):
@@ -55,13 +57,13 @@ def panel_series(history: History, panel: Panel, marks: list[Mark], bands: list[
     return [*drawn, _interventions(marks, bands, canvas)]
 
 
-def beside(history: History) -> list[str]:
+def beside(history: MetricsHistory) -> list[str]:
     """Return the other branches that are drawn, the newest last."""
     others = history.others
     return sorted(others, key=lambda name: max(series.times_s[-1] for series in others[name].values()))[-MAX_BESIDE:]
 
 
-def _beside(history: History, panel: Panel, branch: str, number: int, canvas: Canvas) -> list[Options]:
+def _beside(history: MetricsHistory, panel: ChartPanel, branch: str, number: int, canvas: Canvas) -> list[Options]:
     """Return the series of another branch, thin and grey behind the line. All have its name, for the legend."""
     others = history.others[branch]
     drawn = []
@@ -78,7 +80,7 @@ def _beside(history: History, panel: Panel, branch: str, number: int, canvas: Ca
     return drawn
 
 
-def _metric(name: str, panel: Panel, series: Series, x: Floats, colour: str, canvas: Canvas) -> list[Options]:
+def _metric(name: str, panel: ChartPanel, series: Series, x: Floats, colour: str, canvas: Canvas) -> list[Options]:
     drawn = metric(name, series, x, colour, canvas, may_be_smooth=panel.smooth, sparse=name.startswith("eval"))
     drawn[0]["step"] = False if panel.smooth else "end"
     return drawn

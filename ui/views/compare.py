@@ -8,7 +8,7 @@ import streamlit as st
 from control_plane.api.handle import RunSummary
 from control_plane.compare.comparison import LOSSES, MAX_SIDES, Comparison, Side, rows
 from control_plane.core.model.errors import SteerwayError
-from ui.charts.history import History, Series
+from ui.charts.history import MetricsHistory, Series
 from ui.charts.overlay import Look, along, height, overlay_options
 from ui.charts.palette import DARK, LIGHT
 from ui.gateway import banner, client
@@ -33,7 +33,7 @@ class Comparing:
         """Start without data."""
         self.names = names
         self.found: Comparison | None = None
-        self.history = History()
+        self.history = MetricsHistory()
         self._cursors: dict[str, int] = {}
         self._asked_at = float("-inf")
 

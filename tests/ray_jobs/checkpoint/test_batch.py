@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch.utils.data import BatchSampler
 
 from control_plane.core.model.errors import Invalid
-from ray_jobs.checkpoint.batch import BatchPlan, plan_batch, sizes_that_can
+from ray_jobs.checkpoint.batch import BatchPlan, plan_batch, possible_sizes
 from ray_jobs.data.sample_order import SampleOrder, sample_order
 
 counts = st.integers(min_value=1, max_value=200)
@@ -40,7 +40,7 @@ def test_plan_of_any_share_is_exact_and_never_takes_more_at_once(share: int, mic
 
 @given(batch=counts, micro=counts, ranks=counts)
 def test_plan_exists_exactly_for_the_sizes_that_can(batch: int, micro: int, ranks: int) -> None:
-    if ranks in sizes_that_can(batch, 1, 200):
+    if ranks in possible_sizes(batch, 1, 200):
         plan_batch(batch, micro, ranks)
     else:
         with pytest.raises(Invalid):

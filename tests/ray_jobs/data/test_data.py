@@ -19,7 +19,7 @@ from control_plane.core.model.errors import Invalid
 from ray_jobs.config.run_config import DataSettings, RunConfig, load
 from ray_jobs.data.sample_order import Corpus, SampleOrder, TokenBlocks, cache_folder, sample_order, unigram_entropy
 from ray_jobs.workloads import build, stdlib_text, wikitext2
-from ray_jobs.workloads.vocabulary import END_OF_TEXT, Tokens, tokenized
+from ray_jobs.workloads.vocabulary import END_OF_TEXT, TokenizedCorpus, tokenized
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 TRAIN, VALID, TEST = ("the cat sat on the mat .\n" * 60, "a dog sat on a log .\n" * 60, "one two three .\n" * 60)
@@ -129,7 +129,7 @@ def cached_file(cache: Path) -> Path:
     return only
 
 
-def same(one: Tokens, other: Tokens) -> bool:
+def same(one: TokenizedCorpus, other: TokenizedCorpus) -> bool:
     splits = np.array_equal(one.train, other.train) and np.array_equal(one.evaluation, other.evaluation)
     return splits and one.vocab_size == other.vocab_size
 
@@ -183,7 +183,7 @@ def test_tokens_of_another_corpus_or_size_are_cached_apart(tmp_path: Path) -> No
 
 
 def test_tokens_made_by_several_at_once_agree_and_leave_one_file(tmp_path: Path) -> None:
-    made: list[Tokens] = []
+    made: list[TokenizedCorpus] = []
     ranks = [threading.Thread(target=lambda: made.append(tokenized(CORPUS, 300, tmp_path))) for _ in range(4)]
     for rank in ranks:
         rank.start()

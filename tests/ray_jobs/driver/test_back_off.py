@@ -11,7 +11,7 @@ from control_plane.core.model.commands import Stop
 from control_plane.core.model.records import Death
 from control_plane.core.rules.crash_loop import KILLED
 from control_plane.server.control_server import ControlServer
-from ray_jobs.driver.back_off import RunIsOver, wait_for
+from ray_jobs.driver.back_off import StartCancelled, wait_for
 from tests.server.rig import House, command, start
 from tests.server.virtual_time import now_s, run
 
@@ -75,7 +75,7 @@ def test_stop_ends_a_run_that_waits_at_once(house: House) -> None:
         await asyncio.sleep(10.0)
         receipt = await server.submit(command(1, Stop()))
         assert receipt.status == "applied"
-        with pytest.raises(RunIsOver, match="has stopped"):
+        with pytest.raises(StartCancelled, match="has stopped"):
             await waiting
         assert now_s() - begun_s <= 11.0
         assert (await server.snapshot()).status == "stopped"

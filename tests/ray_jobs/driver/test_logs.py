@@ -3,11 +3,11 @@
 import logging
 
 from ray_jobs import train
-from ray_jobs.train import ToldOnce
+from ray_jobs.train import DropRepeated
 
 
 def told(*messages: str) -> list[str]:
-    once = ToldOnce()
+    once = DropRepeated()
     records = [logging.LogRecord("py.warnings", logging.WARNING, "", 0, "%s", (each,), None) for each in messages]
     return [record.getMessage() for record in records if once.filter(record)]
 

@@ -32,7 +32,7 @@ def accepted(server: ControlServer) -> list[CommandAccepted]:
 def test_drained_node_two_ranks_notice_and_one_checkpoint_is_asked_for(server: ControlServer) -> None:
     deadline_ms = int((time.time() + 30) * 1000)
     for _ in range(2):
-        asyncio.run(preemption.ask_for_a_checkpoint(server, "drained", NODE, deadline_ms))
+        asyncio.run(preemption.request_checkpoint(server, "drained", NODE, deadline_ms))
     (asked,) = accepted(server)
     assert isinstance(asked.command.intent, SaveCheckpoint)
     assert "drained" in (asked.command.reason or "")

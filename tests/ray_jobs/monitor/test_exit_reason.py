@@ -79,13 +79,13 @@ def died() -> Exception:
 
 
 def test_what_a_rank_wrote_down_comes_first_and_an_earlier_starts_does_not_count(files: RunFiles) -> None:
-    exit_reason.note(files, 1, "ValueError: no", "ValueError at x.py:1 in f", 41)
+    exit_reason.write(files, 1, "ValueError: no", "ValueError at x.py:1 in f", 41)
     death = describe(files, 1, died(), oom_killed=True)
     assert (death.reason, death.signature, death.step) == ("ValueError: no", "ValueError at x.py:1 in f", 41)
-    words = json.loads(files.last_words(1).read_text())
-    files.last_words(1).write_text(json.dumps(words | {"time_s": time.time() - 3600}))
+    words = json.loads(files.exit_reason(1).read_text())
+    files.exit_reason(1).write_text(json.dumps(words | {"time_s": time.time() - 3600}))
     assert describe(files, 1, died()).signature == KILLED
-    exit_reason.note(files, 1, "ValueError: no", "ValueError at x.py:1 in f", 41)
+    exit_reason.write(files, 1, "ValueError: no", "ValueError at x.py:1 in f", 41)
     exit_reason.begin(files, 1)
     assert describe(files, 1, died()).signature == KILLED
 
@@ -101,7 +101,7 @@ def test_what_a_rank_wrote_down_comes_first_and_an_earlier_starts_does_not_count
 def test_watchdogs_word_is_its_kind_and_phase(files: RunFiles, words: dict[str, Any], signature: str) -> None:
     reason = "no progress for 131.5 s"
     told = {"pid": 1, "reason": reason, "time_s": time.time()} | words
-    files.last_words(0).write_text(json.dumps(told))
+    files.exit_reason(0).write_text(json.dumps(told))
     death = describe(files, 0, died())
     assert (death.reason, death.signature) == (reason, signature)
 

@@ -16,11 +16,11 @@ import pytest
 import torch
 
 from ray_jobs.monitor import ward as monitor_ward
-from ray_jobs.monitor.processes import Offspring, is_same, machine, status_of
+from ray_jobs.monitor.processes import Descendants, is_same, machine, status_of
 from ray_jobs.monitor.stacks import Stacks, parse_dump
-from ray_jobs.monitor.ward import Orders, Ward
-from ray_jobs.monitor.watchdog import arrange
-from ray_jobs.monitor.wire import MOST_LINE_BYTES, Refused, Wire
+from ray_jobs.monitor.ward import MonitoredRank, MonitorSettings
+from ray_jobs.monitor.watchdog import open_monitor_port
+from ray_jobs.monitor.wire import MOST_LINE_BYTES, PeerConnection, PeerError
 
 WAIT_S = 20.0
 
@@ -32,8 +32,10 @@ def ends() -> Iterator[tuple[socket.socket, socket.socket]]:
         yield left, right
 
 
-def talk(ends: tuple[socket.socket, socket.socket], tokens: tuple[str, str] = ("t", "t")) -> tuple[Wire, Wire]:
-    hub, spoke = (Wire(end, token, end is ends[0]) for end, token in zip(ends, tokens, strict=True))
+def talk(
+    ends: tuple[socket.socket, socket.socket], tokens: tuple[str, str] = ("t", "t")
+) -> tuple[PeerConnection, PeerConnection]:
+    hub, spoke = (PeerConnection(end, token, end is ends[0]) for end, token in zip(ends, tokens, strict=True))
     hub.flush()
     spoke.flush()
     assert hub.receive() == spoke.receive() == []
@@ -54,7 +56,7 @@ def test_wire_hands_over_what_was_said_in_both_directions(ends: tuple[socket.soc
 def test_wire_refuses_another_token(ends: tuple[socket.socket, socket.socket]) -> None:
     hub, spoke = talk(ends, ("t", "another"))
     spoke.say({"n": 1})
-    with pytest.raises(Refused, match="token"):
+    with pytest.raises(PeerError, match="token"):
         hub.receive()
 
 
@@ -67,7 +69,7 @@ def test_wire_refuses_what_was_said_before(ends: tuple[socket.socket, socket.soc
     body = b'{"n": 1}'
     said.append(spoke._code(b"spoke", 0, body) + b" " + body + b"\n")
     send(said[0])
-    with pytest.raises(Refused, match="token"):
+    with pytest.raises(PeerError, match="token"):
         hub.receive()
 
 
@@ -75,9 +77,9 @@ def test_wire_refuses_what_was_said_before(ends: tuple[socket.socket, socket.soc
     "said", [b"x" * (MOST_LINE_BYTES + 1), b"[1]\n", b"GET / HTTP/1.1\r\n\r\n", b'{"nonce": 1}\n', b"\n"]
 )
 def test_wire_refuses_strangers(ends: tuple[socket.socket, socket.socket], said: bytes) -> None:
-    hub = Wire(ends[0], "t", is_hub=True)
+    hub = PeerConnection(ends[0], "t", is_hub=True)
     ends[1].send(said)
-    with pytest.raises(Refused):
+    with pytest.raises(PeerError):
         hub.receive()
 
 
@@ -102,7 +104,7 @@ def test_what_is_left_behind_ends_but_for_a_session_of_its_own() -> None:
     with subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         child, daemon = map(int, parent.stdout.readline().split())
-        offspring = Offspring(parent.pid, os.getsid(0))
+        offspring = Descendants(parent.pid, os.getsid(0))
         offspring.look()
         parent.kill()
     try:
@@ -163,18 +165,18 @@ def test_monitors_meet_on_the_loopback_or_where_the_ranks_meet(
 ) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.2")
     monkeypatch.setattr(torch.distributed, "get_backend", lambda: "gloo")
-    arranged = arrange(Two(0, machines), "here")  # type: ignore[arg-type]
+    arranged = open_monitor_port(Two(0, machines), "here")  # type: ignore[arg-type]
     assert arranged.listener is not None
     with arranged.listener:
         assert arranged.listener.getsockname() == (address, arranged.port)
-    assert arrange(Two(1, machines), "here").listener is None  # type: ignore[arg-type]
+    assert open_monitor_port(Two(1, machines), "here").listener is None  # type: ignore[arg-type]
     assert len(arranged.token) == 64
 
 
 @pytest.fixture
-def ward() -> Ward:
+def ward() -> MonitoredRank:
     """This process, as a monitor sees it."""
-    orders = Orders(
+    orders = MonitorSettings(
         rank=0,
         world_size=1,
         pid=os.getpid(),
@@ -184,13 +186,13 @@ def ward() -> Ward:
         address="",
         port=0,
         token="",
-        last_words="",
+        exit_reason_file="",
         tick_s=0.5,
         hang_after_s=5.0,
         user_code_s=60.0,
         deadlock_s=120.0,
     )
-    return Ward(orders, dump=-1)
+    return MonitoredRank(orders, dump=-1)
 
 
 def told(beats: int = 1, made: int = 1, waits: str = "collective") -> dict[str, Any]:
@@ -198,7 +200,7 @@ def told(beats: int = 1, made: int = 1, waits: str = "collective") -> dict[str, 
     return said | {"slowest_step_s": 1.0, "over": False}
 
 
-def test_time_without_progress_is_counted_and_ends_with_a_beat_or_another_collective(ward: Ward) -> None:
+def test_time_without_progress_is_counted_and_ends_with_a_beat_or_another_collective(ward: MonitoredRank) -> None:
     ward.hear(told())
     for _ in range(4):
         ward.tick(0.5)
@@ -211,7 +213,7 @@ def test_time_without_progress_is_counted_and_ends_with_a_beat_or_another_collec
     assert ward.account.quiet_s == 0.0
 
 
-def test_rank_whose_threads_say_nothing_is_in_user_code_and_no_longer_in_a_collective(ward: Ward) -> None:
+def test_rank_whose_threads_say_nothing_is_in_user_code_and_no_longer_in_a_collective(ward: MonitoredRank) -> None:
     ward.hear(told())
     for _ in range(6):
         ward.tick(0.5)
@@ -219,7 +221,7 @@ def test_rank_whose_threads_say_nothing_is_in_user_code_and_no_longer_in_a_colle
     assert (account.waits, account.inside_s, account.quiet_s, account.gone_s) == ("", 0.0, 3.0, 0.0)
 
 
-def test_rank_of_which_nothing_can_be_known_is_not_gone(ward: Ward, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rank_of_which_nothing_can_be_known_is_not_gone(ward: MonitoredRank, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(pid: int) -> None:
         raise OSError(errno.EMFILE, "no more files")
 

@@ -10,13 +10,13 @@ from ray_jobs.monitor.verdict import (
     DEADLOCK_FACTOR,
     GONE_AFTER_S,
     LEAST_SILENCE_BESIDE_STEPS_S,
-    Account,
-    Bounds,
+    RankStatus,
+    Timeouts,
     judge,
 )
 
-BOUNDS = Bounds(hang_after_s=5.0, user_code_s=1800.0, deadlock_s=120.0)
-TRAINS = Account(0, pid=100, node="a", phase="training", waits="collective", slowest_step_s=1.0)
+BOUNDS = Timeouts(hang_after_s=5.0, user_code_s=1800.0, deadlock_s=120.0)
+TRAINS = RankStatus(0, pid=100, node="a", phase="training", waits="collective", slowest_step_s=1.0)
 WAITS = replace(TRAINS, quiet_s=60.0, inside_s=60.0)
 OTHER = replace(WAITS, rank=1, pid=101)
 BUSY = replace(OTHER, waits="", inside_s=0.0, at="at /code/train.py:7 in tokenize")
@@ -44,7 +44,7 @@ LIVES = {
 
 
 @pytest.mark.parametrize(("account", "kind", "said"), DEATHS.values(), ids=DEATHS)
-def test_death_is_called_one_and_told_with_its_rank(account: Account, kind: str, said: str) -> None:
+def test_death_is_called_one_and_told_with_its_rank(account: RankStatus, kind: str, said: str) -> None:
     verdict = judge([WAITS, account], BOUNDS)
     assert verdict is not None
     assert (verdict.kind, verdict.ranks, verdict.phase) == (kind, (1,), account.phase)
@@ -52,7 +52,7 @@ def test_death_is_called_one_and_told_with_its_rank(account: Account, kind: str,
 
 
 @pytest.mark.parametrize("account", LIVES.values(), ids=LIVES)
-def test_what_lives_is_let_be(account: Account) -> None:
+def test_what_lives_is_let_be(account: RankStatus) -> None:
     assert judge([WAITS, account], BOUNDS) is None
 
 
@@ -105,7 +105,7 @@ def test_graver_one_comes_first_and_all_of_its_ranks_are_named() -> None:
 
 SECONDS = st.floats(0, 10_000)
 BUSY_RANKS = st.builds(
-    Account,
+    RankStatus,
     rank=st.integers(1, 3),
     phase=st.sampled_from(["starting", "training", "evaluating", "saving", "paused", "ending"]),
     quiet_s=st.floats(0, 1799),
@@ -117,11 +117,11 @@ BUSY_RANKS = st.builds(
 
 
 @given(st.lists(BUSY_RANKS, min_size=1, max_size=3), SECONDS)
-def test_while_one_rank_is_busy_nobody_is_dead(busy: list[Account], waited_s: float) -> None:
+def test_while_one_rank_is_busy_nobody_is_dead(busy: list[RankStatus], waited_s: float) -> None:
     waiting = replace(WAITS, quiet_s=waited_s, inside_s=waited_s)
     assert judge([waiting, *busy], BOUNDS) is None
 
 
-@given(st.lists(st.builds(Account, rank=st.integers(0, 3), over=st.just(True), gone_s=SECONDS, quiet_s=SECONDS)))
-def test_when_all_are_over_nobody_is_dead(over: list[Account]) -> None:
+@given(st.lists(st.builds(RankStatus, rank=st.integers(0, 3), over=st.just(True), gone_s=SECONDS, quiet_s=SECONDS)))
+def test_when_all_are_over_nobody_is_dead(over: list[RankStatus]) -> None:
     assert judge(over, BOUNDS) is None

@@ -66,4 +66,4 @@ def test_ranks_that_accelerate_does_not_bring_together_are_refused(
     monkeypatch.setattr(cpu_setup.dist, "get_world_size", lambda: 2)
     args = SimpleNamespace(world_size=world_size, parallel_mode=SimpleNamespace(value=mode))
     with pytest.raises(Invalid, match=said):
-        cpu_setup.check_together(args)
+        cpu_setup.check_data_parallel(args)

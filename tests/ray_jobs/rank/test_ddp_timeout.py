@@ -44,8 +44,8 @@ def waits() -> timedelta:
 def test_longer_timeout_than_the_default_counts(
     group: None, tmp_path: object, given: dict[str, int], seconds: int
 ) -> None:
-    ddp_timeout.let_it_count()
-    ddp_timeout.let_it_count()
+    ddp_timeout.apply_script_timeout()
+    ddp_timeout.apply_script_timeout()
     assert waits() == MADE_WITH
     assert TrainingArguments(output_dir=str(tmp_path), report_to="none", **given).device is not None
     assert waits() == timedelta(seconds=seconds)
@@ -53,8 +53,8 @@ def test_longer_timeout_than_the_default_counts(
 
 def test_groups_wait_for_as_long_as_a_rank_may_be_in_user_code_and_no_chosen_patience_changes(group: None) -> None:
     others = dist.new_group(backend="gloo"), dist.new_group(backend="gloo", timeout=timedelta(seconds=30))
-    ddp_timeout.let_groups_wait(2100)
+    ddp_timeout.raise_group_timeouts(2100)
     assert waits() == timedelta(seconds=2100)
     assert [ddp_timeout._timeout_s(each) for each in others] == [2100, 30]
-    ddp_timeout.let_groups_wait(700)
+    ddp_timeout.raise_group_timeouts(700)
     assert waits() == timedelta(seconds=2100)

@@ -15,7 +15,7 @@ from ray_jobs import train
 from ray_jobs.config.run_config import ScriptWorkload
 from ray_jobs.rank import work_folder
 from ray_jobs.rank.context import Trainings
-from ray_jobs.rank.work_folder import enter_work_folder, written_over
+from ray_jobs.rank.work_folder import enter_work_folder, overwritten_files
 
 
 @pytest.fixture(autouse=True)
@@ -102,8 +102,8 @@ def test_file_that_a_script_writes_over_is_named(tmp_path: Path, beside: Path) -
     os.utime(beside / "data" / "deep" / "train.txt", (1, 1))
     since = time.time() - 1
     (files.work / "data.txt").write_text("other words")
-    assert Path("data.txt") in written_over(files.work, since)
-    assert Path("data/deep/train.txt") not in written_over(files.work, since)
+    assert Path("data.txt") in overwritten_files(files.work, since)
+    assert Path("data/deep/train.txt") not in overwritten_files(files.work, since)
 
 
 def test_outputs_are_copied_whole_or_not_at_all_and_no_link_is_followed(tmp_path: Path, beside: Path) -> None:

@@ -17,8 +17,8 @@ def main(folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from ray_jobs.monitor.verdict import Bounds
-    from ray_jobs.monitor.watchdog import Watchdog, arrange
+    from ray_jobs.monitor.verdict import Timeouts
+    from ray_jobs.monitor.watchdog import Watchdog, open_monitor_port
     from ray_jobs.rank.collectives import Collectives
 
     torch.set_num_threads(1)
@@ -27,7 +27,9 @@ def main(folder: Path) -> None:
     given = json.loads((folder / "spec.json").read_text())
 
     def watch() -> Watchdog:
-        dog = Watchdog(Bounds(**given["bounds"]), folder / f"words-{rank}.json", arrange(collectives, "here"))
+        dog = Watchdog(
+            Timeouts(**given["bounds"]), folder / f"words-{rank}.json", open_monitor_port(collectives, "here")
+        )
         dog.start()
         return dog
 
