@@ -1,4 +1,4 @@
-"""What Steerway costs and how fast it answers: each benchmark measures both arms in one run.
+"""Benchmarks of overhead, latency, recovery and faults; each measures both arms in one run.
 
     python -m benchmarks --list
     python -m benchmarks overhead --json

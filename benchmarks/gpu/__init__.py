@@ -1,1 +1,1 @@
-"""The GPU check: what was shown on CPU ranks, run with NCCL, bf16 and real device memory."""
+"""GPU check: what was shown on CPU ranks, repeated with NCCL, bf16 and device memory."""

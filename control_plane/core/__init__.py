@@ -1,1 +1,1 @@
-"""The words and rules of steering: no I/O, no clock, no framework."""
+"""Pure core: data and decision rules of steering, without I/O, clock or framework."""

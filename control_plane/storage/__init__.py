@@ -1,1 +1,1 @@
-"""Files: the journal, the measurements, the checkpoints and where they lie."""
+"""Files of a run: journal, metrics, checkpoints, and their layout."""
