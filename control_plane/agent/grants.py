@@ -26,11 +26,12 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from control_plane.agent import policy
-from control_plane.agent.policy import ActionSeen, Bounds, Decision, KnobSeen, Observation, Ruling, is_number
+from control_plane.agent.policy import ActionSeen, Bounds, Decision, KnobSeen, Observation, Ruling
 from control_plane.config_text import from_yaml
 from control_plane.core.model.commands import MAX_FACTOR, MAX_LEARNING_RATE, Message
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import INTENT, MAX_SEED
+from control_plane.core.model.knobs import KIND_LABELS, KnobSpec, is_number, numbers
 from control_plane.core.model.limits import LEARNING_RATE
 
 MAX_NAME_CHARS = 60
@@ -43,13 +44,6 @@ ARGUMENT_TYPES = ("int", "float", "bool")
 
 MAX_ARGUMENTS_GRANTED = 6
 MAX_ARGUMENT_CHARS = 30
-
-KINDS = {
-    "number": "a finite number",
-    "integer": "a whole number",
-    "switch": "true or false",
-    "numbers": "a list of finite numbers",
-}
 
 
 def is_showable(name: str) -> bool:
@@ -263,7 +257,7 @@ def _about_knob(
         return _about_rates(proposal, now, bounds, power)
     if isinstance(proposal, SetTo):
         return _wrong_type(proposal.knob, knob, proposal.value) or _beyond(proposal.knob, knob, power, proposal.value)
-    if knob.kind == "switch" or not is_number(proposal.factor) or proposal.factor <= 0:
+    if knob.spec.kind == "switch" or not is_number(proposal.factor) or proposal.factor <= 0:
         return f"{proposal.knob} cannot be multiplied by {proposal.factor!r}"
     return _beyond(proposal.knob, knob, power, None, proposal.factor)
 
@@ -288,7 +282,8 @@ def _against_power(proposal: Decision, seen: Observation, now: Observation, powe
 def _beyond_power(
     now: Observation, power: Power, factor: float | None = None, value: float | None = None
 ) -> str | None:
-    rates = KnobSeen(value=[rate for rate in now.lr if rate], per_group=True, above=0.0, most=MAX_LEARNING_RATE)
+    spec = KnobSpec(LEARNING_RATE, most=MAX_LEARNING_RATE, above=0.0, per_group=True)
+    rates = KnobSeen(spec, [rate for rate in now.lr if rate])
     return _beyond(LEARNING_RATE, rates, power, value, factor)
 
 
@@ -311,12 +306,12 @@ def _wrong_type(name: str, knob: KnobSeen, value: Any) -> str | None:
         "switch": isinstance(value, bool),
         "numbers": isinstance(value, list | tuple) and all(map(is_number, value)),
     }
-    return None if fits.get(knob.kind, False) else f"{name} takes {KINDS.get(knob.kind)}, not {_shown(value)}"
+    return None if fits[knob.spec.kind] else f"{name} takes {KIND_LABELS[knob.spec.kind]}, not {_shown(value)}"
 
 
 def _beyond(name: str, knob: KnobSeen, power: Power, value: Any, factor: float | None = None) -> str | None:
     """Return why a knob may not become this, or None: its own bounds, the granted ones, the largest factor."""
-    if knob.kind == "switch":
+    if knob.spec.kind == "switch":
         return f"{name} already has this value" if value == knob.value else None
     live = _moved(knob)
     if not live:
@@ -333,18 +328,20 @@ def _beyond(name: str, knob: KnobSeen, power: Power, value: Any, factor: float |
 
 def _spread(knob: KnobSeen, value: Any, count: int) -> list[float]:
     """Repeat a value for each parameter group."""
-    if knob.kind != "numbers":
+    if knob.spec.kind != "numbers":
         return _numbers(value) * count
-    return _numbers(value) * (sum(each is not None for each in knob.value) if knob.per_group else 1)
+    whole = knob.value if knob.spec.per_group and isinstance(knob.value, list) else [knob.value]
+    return _numbers(value) * sum(group is not None for group in whole)
 
 
 def _step(name: str, knob: KnobSeen, power: Power, was: float, new: float) -> str | None:
-    floors = [bound for bound in (knob.least, power.min) if bound is not None]
-    ceilings = [bound for bound in (knob.most, power.max) if bound is not None]
+    spec = knob.spec
+    floors = [bound for bound in (spec.least, power.min) if bound is not None]
+    ceilings = [bound for bound in (spec.most, power.max) if bound is not None]
     # From beyond a bound, towards it is the way.
-    if new < was and (new < max(floors, default=new) or (knob.above is not None and new <= knob.above)):
+    if new < was and (new < max(floors, default=new) or (spec.above is not None and new <= spec.above)):
         return f"{name} would become {new:g}, below what is allowed"
-    if not new <= was and (new > min(ceilings, default=new) or (knob.below is not None and new >= knob.below)):
+    if not new <= was and (new > min(ceilings, default=new) or (spec.below is not None and new >= spec.below)):
         return f"{name} would become {new:g}, above what is allowed"
     times = new / was if was else (1.0 if new == was else math.inf)
     # Rounding must not stand in the way of a step that is exactly as long as allowed.
@@ -355,13 +352,12 @@ def _step(name: str, knob: KnobSeen, power: Power, was: float, new: float) -> st
 
 def _moved(knob: KnobSeen) -> list[float]:
     """Return the numbers that a change moves; groups at 0 stay as they are."""
-    return [number for number in _numbers(knob.value) if number or not (knob.per_group and knob.kind == "number")]
+    keeps_zero = knob.spec.per_group and knob.spec.kind == "number"
+    return [number for number in _numbers(knob.value) if number or not keeps_zero]
 
 
-def _numbers(value: Any) -> list[float]:
-    if isinstance(value, list | tuple):
-        return [number for item in value for number in _numbers(item)]
-    return [float(value)] if is_number(value) else []
+def _numbers(value: object) -> list[float]:
+    return [number for number in numbers(value) if math.isfinite(number)]
 
 
 def _shown(value: Any) -> str:

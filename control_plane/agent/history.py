@@ -16,8 +16,9 @@ from fnmatch import fnmatchcase
 from typing import Any, Protocol
 from uuid import UUID
 
-from control_plane.agent.policy import AUTOPILOT, is_number
+from control_plane.agent.policy import AUTOPILOT
 from control_plane.core.model.errors import Conflict
+from control_plane.core.model.knobs import is_number
 from control_plane.core.model.limits import LEARNING_RATE, changed_by
 from control_plane.core.model.records import (
     CommandAccepted,

@@ -7,13 +7,12 @@ number, is ignored, and no text of the run leaves this module.
 from collections.abc import Mapping
 from typing import Any
 
-from control_plane.agent.grants import ARGUMENT_TYPES, KINDS, Powers
+from control_plane.agent.grants import ARGUMENT_TYPES, Powers
 from control_plane.agent.history import History
-from control_plane.agent.policy import ActionSeen, KnobSeen, is_number
+from control_plane.agent.policy import ActionSeen, KnobSeen
 from control_plane.api.handle import Snapshot
+from control_plane.core.model.knobs import KnobSpec
 from control_plane.core.model.limits import ACTION, LEARNING_RATE
-
-BOUNDS = ("least", "most", "above", "below")
 
 
 def knobs_seen(snapshot: Snapshot, history: History, powers: Powers, live_lr: tuple[float, ...]) -> dict[str, KnobSeen]:
@@ -22,19 +21,12 @@ def knobs_seen(snapshot: Snapshot, history: History, powers: Powers, live_lr: tu
     for name in powers.knobs:
         changed_at, pending = history.last_change(name)
         if name == LEARNING_RATE:
-            knobs[name] = KnobSeen(list(live_lr), per_group=True, above=0.0, changed_at=changed_at, pending=pending)
+            rates = KnobSpec(name, above=0.0, per_group=True)
+            knobs[name] = KnobSeen(rates, list(live_lr), changed_at, pending)
             continue
-        about, value = _facts(snapshot.knob_facts, name), snapshot.knobs.get(name)
-        if about is None or value is None:
-            continue
-        kind, bounds = about.get("kind", "number"), {bound: about.get(bound) for bound in BOUNDS}
-        if (
-            isinstance(kind, str)
-            and kind in KINDS
-            and all(value is None or is_number(value) for value in bounds.values())
-        ):
-            per_group = bool(about.get("per_group"))
-            knobs[name] = KnobSeen(value, kind, per_group, changed_at=changed_at, pending=pending, **bounds)
+        spec, value = KnobSpec.parse(name, snapshot.knob_facts.get(name)), snapshot.knobs.get(name)
+        if spec is not None and value is not None:
+            knobs[name] = KnobSeen(spec, value, changed_at, pending)
     return knobs
 
 

@@ -6,25 +6,19 @@ nothing, with the reason. No text can extend that, because no text is interprete
 """
 
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
 
 from control_plane.core.model.commands import MAX_LEARNING_RATE, Intent, SetLearningRate
 from control_plane.core.model.errors import Invalid
+from control_plane.core.model.knobs import KnobSpec, KnobValue
 
 AUTOPILOT = "autopilot ("
 """Prefix of the reason of every autopilot command; the budget is counted by it, see `history`."""
 
 MAX_EXPLANATION_CHARS = 300
 """Limit of a proposer's explanation; with the autopilot's name it stays below the limit of a command's reason."""
-
-
-def is_number(value: Any) -> bool:
-    """Return whether this is a finite number within the range of a float."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
 
 
 class Action(StrEnum):
@@ -53,15 +47,10 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class KnobSeen:
-    """Observed knob of a run: its live value (one per parameter group, if `per_group`), type and bounds."""
+    """Observed knob of a run: its specification and its live value (one per parameter group, if `spec.per_group`)."""
 
-    value: Any
-    kind: str = "number"
-    per_group: bool = False
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
+    spec: KnobSpec
+    value: KnobValue
     changed_at: int | None = None
     pending: bool = False
 

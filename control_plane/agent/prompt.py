@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from control_plane.agent.grants import ARGUMENT_TYPES, NO_MORE, ArgumentRange, Power, Powers
-from control_plane.agent.policy import ActionSeen, Bounds, KnobSeen, Observation, is_number
+from control_plane.agent.policy import ActionSeen, Bounds, KnobSeen, Observation
+from control_plane.core.model.knobs import is_number
 
 MAX_POINTS = 40
 """Losses in the prompt, sampled evenly: enough to see a trend, few enough to be cheap."""
@@ -64,13 +65,13 @@ def granted(seen: Observation, powers: Powers) -> list[str]:
 
 def _knob(name: str, power: Power, knob: KnobSeen, step: int) -> str:
     bounds = {
-        "at least": _tightest(max, knob.least, power.min),
-        "at most": _tightest(min, knob.most, power.max),
+        "at least": _tightest(max, knob.spec.least, power.min),
+        "at most": _tightest(min, knob.spec.most, power.max),
         "factor at most": power.max_factor,
         "changed steps ago": None if knob.changed_at is None else step - knob.changed_at,
     }
     known = {key: bound for key, bound in bounds.items() if bound is not None}
-    return f"knob {json.dumps(name)}: {json.dumps({'kind': knob.kind, 'now': _rounded(knob.value)} | known)}"
+    return f"knob {json.dumps(name)}: {json.dumps({'kind': knob.spec.kind, 'now': _rounded(knob.value)} | known)}"
 
 
 def _action(name: str, granted: Mapping[str, ArgumentRange], action: ActionSeen, step: int) -> str:

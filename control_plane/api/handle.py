@@ -10,7 +10,8 @@ from uuid import UUID
 from pydantic import Field
 
 from control_plane.core.model.commands import Command, Message
-from control_plane.core.model.limits import Limit
+from control_plane.core.model.knobs import KnobSpec
+from control_plane.core.model.limits import LEARNING_RATE, Limit
 from control_plane.core.model.records import (
     MAIN,
     CheckpointCommitted,
@@ -268,6 +269,11 @@ class Snapshot(Message):
     def closed(self) -> bool:
         """True if the run is closed."""
         return self.status in ("finished", "stopped", "failed")
+
+    def knob_spec(self, name: str) -> KnobSpec:
+        """Return a knob's specification; a number without bounds, if the trainers list none or a malformed one."""
+        listed = KnobSpec.parse(name, self.knob_facts.get(name))
+        return listed or KnobSpec(name, per_group=name == LEARNING_RATE)
 
 
 class RunSummary(Message):

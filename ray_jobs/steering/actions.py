@@ -21,8 +21,9 @@ from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Diverged, Invalid, NotFound
 from control_plane.core.model.intents import MAX_ARGUMENTS, MAX_NAME_CHARS, RunAction
+from control_plane.core.model.knobs import KnobKind, KnobValue
 from control_plane.core.model.records import Readback
-from ray_jobs.steering.knobs import Kind, Knob, Knobs
+from ray_jobs.steering.knobs import Knob, Knobs
 
 log = logging.getLogger(__name__)
 
@@ -242,11 +243,11 @@ class Extensible:
     def register_knob(
         self,
         name: str,
-        get: Callable[[], Any],
+        get: Callable[[], KnobValue],
         set: Callable[[Any], None],
         least: float | None = None,
         most: float | None = None,
-        kind: Kind = "number",
+        kind: KnobKind = "number",
         description: str = "",
     ) -> None:
         """Register a value of the script that commands may set while it trains.

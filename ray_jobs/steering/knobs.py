@@ -8,54 +8,36 @@ the live object; nothing here remembers what it wrote, only which knobs were wri
 """
 
 import math
-import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model import limits as rules
 from control_plane.core.model.commands import Change, Command, SetKnobs
 from control_plane.core.model.errors import Conflict, Diverged, Invalid, NotFound
+from control_plane.core.model.knobs import KnobSpec, KnobValue, is_number
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from control_plane.core.rules.admission import find_group
 
-Kind = Literal["number", "integer", "switch", "numbers"]
-KINDS: dict[str, str] = {
-    "number": "a finite number",
-    "integer": "a whole number",
-    "switch": "true or false",
-    "numbers": "a list of finite numbers",
-}
 RESERVED = frozenset({"lr", "schedule", "groups"})
 """Names of other readings beside the knobs; these are set with commands of their own."""
 
-MAX_INTEGER = 2**53 - 1
-"""Largest integer that every JSON reader keeps exactly."""
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Knob(KnobSpec):
+    """Value that can be set while the run trains, with access to the live one.
 
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """Value that can be set while the run trains.
-
-    `get` answers the live value as plain JSON: a number, a bool, a list of numbers; for a knob of the optimizer, a list
+    `get` returns the live value as plain JSON: a number, a bool, a list of numbers; for a knob of the optimizer, a list
     with one such value per parameter group, and None for a group that has none. `set` is given a value of the same
-    form. A `get` that answers None says that there is no one value now, so that there is nothing to set.
-    `least` and `most` are inclusive, `above` and `below` are not. `refusal` says why a value cannot be taken *now*.
+    form. A `get` that returns None says that there is no one value now, so that there is nothing to set.
+    `refusal` returns the reason why a value cannot be taken *now*.
     """
 
-    name: str
-    get: Callable[[], Any]
+    get: Callable[[], KnobValue]
     set: Callable[[Any], None]
-    kind: Kind = "number"
-    least: float | None = None
-    most: float | None = None
-    above: float | None = None
-    below: float | None = None
-    per_group: bool = False
-    description: str = ""
     refusal: Callable[[Any], str | None] = lambda value: None
     # Without a group named, groups that hold 0 stay as they are: the biases and norms that are not to decay.
     spares_zero: bool = False
@@ -69,11 +51,6 @@ class Knob:
     def limit_names(self) -> tuple[str, ...]:
         """Names under which a run's limits apply to this knob."""
         return (self.name, *self.covers, *self.limited_as)
-
-    def facts(self) -> Readback:
-        """Return type, bounds and description, as plain JSON."""
-        told = {name: getattr(self, name) for name in ("kind", "least", "most", "above", "below", "description")}
-        return {"per_group": self.per_group} | {name: value for name, value in told.items() if value not in (None, "")}
 
 
 class Knobs:
@@ -96,7 +73,7 @@ class Knobs:
         """
         if knob.name in self._knobs or knob.name in RESERVED or ":" in knob.name:
             raise Conflict(f"the name {knob.name!r} is taken, or holds a colon; call the knob something else")
-        if problem := misfit(knob, knob.get()):
+        if problem := knob.reason_against(knob.get()):
             raise Invalid(f"the knob {knob.name!r} reads {knob.get()!r}: {problem}")
         self._knobs[knob.name] = knob
         if knob.name in self._awaited:
@@ -134,7 +111,7 @@ class Knobs:
             else:
                 self._put_back(knob, value)
 
-    def _put_back(self, knob: Knob, value: Any) -> None:
+    def _put_back(self, knob: Knob, value: KnobValue) -> None:
         knob.set(value)
         if knob.get() != value:
             raise Diverged(f"{knob.name} was {value!r} and reads {knob.get()!r}")
@@ -196,21 +173,25 @@ class Knobs:
             )
         return found
 
-    def _new_value(self, knob: Knob, before: Any, change: Change) -> Any:
+    def _new_value(self, knob: Knob, before: KnobValue, change: Change) -> KnobValue:
+        after: KnobValue
         if knob.per_group:
+            assert isinstance(before, list)
             chosen = self._groups(knob, change, before)
-            after = [_turned(knob, each, change) if at in chosen else each for at, each in enumerate(before)]
-            fitted = [after[at] for at in sorted(chosen)]
+            after = [_turned(knob, value, change) if at in chosen else value for at, value in enumerate(before)]
+            fitted: KnobValue = [after[at] for at in sorted(chosen)]
         elif change.group is not None:
             raise Invalid(f"{knob.name} is one for all parameter groups; leave 'group' out")
         else:
             fitted = after = _turned(knob, before, change)
-        if problem := misfit(knob, fitted):
+        if problem := knob.reason_against(fitted):
             raise Invalid(problem)
         return after
 
-    def _breach(self, knob: Knob, before: Any, after: Any) -> str | None:
+    def _breach(self, knob: Knob, before: KnobValue, after: KnobValue) -> str | None:
         if knob.per_group:  # a group that stays as it is breaks no limit
+            assert isinstance(before, list)
+            assert isinstance(after, list)
             changed = [(was, becomes) for was, becomes in zip(before, after, strict=True) if was != becomes]
             before, after = [was for was, _ in changed], [becomes for _, becomes in changed]
         return next(
@@ -243,65 +224,21 @@ class Knobs:
         return chosen - spared
 
 
-def _turned(knob: Knob, before: Any, change: Change) -> Any:
+def _turned(knob: Knob, before: KnobValue, change: Change) -> KnobValue:
     """Return one value after the change."""
-    if change.factor is not None:
+    factor = change.factor
+    if factor is not None:
         if knob.kind == "switch":
             raise Invalid(f"{knob.name} is true or false, and cannot be multiplied")
-        scaled: Any = [each * change.factor for each in before] if isinstance(before, list) else before * change.factor
+        assert before is not None
+        scaled: Any = [number * factor for number in before] if isinstance(before, list) else before * factor
         return round(scaled) if knob.kind == "integer" and math.isfinite(scaled) else scaled
-    value: Any = list(change.value) if isinstance(change.value, tuple) else change.value
+    value: KnobValue = list(change.value) if isinstance(change.value, tuple) else change.value
     if knob.kind == "numbers" and isinstance(before, list) and isinstance(value, list) and len(before) != len(value):
         raise Invalid(f"{knob.name} has {len(before)} numbers, and {len(value)} were given")
     if knob.kind == "integer" and isinstance(value, float) and value.is_integer():
         return int(value)  # 10.0 is how some senders spell 10
-    return float(value) if knob.kind == "number" and _is_of("number", value) else value
-
-
-def misfit(knob: Knob, value: Any) -> str | None:
-    """Return the reason why the knob cannot hold this value, or None."""
-    for each in value if knob.per_group and isinstance(value, list) else [value]:
-        if knob.per_group and each is None:
-            continue  # a group without this hyper-parameter
-        if not _is_of(knob.kind, each):
-            return f"{knob.name} takes {KINDS[knob.kind]}, not {each!r}"[:300]
-        for number in _numbers(each):
-            if problem := _out_of_bounds(knob, number):
-                return f"{knob.name} {problem}, not {number:g}"
-    return None
-
-
-def _out_of_bounds(knob: Knob, number: float) -> str | None:
-    if knob.least is not None and number < knob.least:
-        return f"is at least {knob.least:g}"
-    if knob.most is not None and number > knob.most:
-        return f"is at most {knob.most:g}"
-    if knob.above is not None and number <= knob.above:
-        return f"is above {knob.above:g}"
-    if knob.below is not None and number >= knob.below:
-        return f"is below {knob.below:g}"
-    return None
-
-
-def _is_of(kind: Kind, value: Any) -> bool:
-    match kind:
-        case "switch":
-            return isinstance(value, bool)
-        case "integer":
-            return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_INTEGER
-        case "number":
-            # A NaN is not smaller than anything.
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            return number and abs(value) <= sys.float_info.max
-        case "numbers":
-            return isinstance(value, list) and all(_is_of("number", each) for each in value)
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    if isinstance(value, list):
-        yield from (number for each in value for number in _numbers(each))
-    elif isinstance(value, int | float) and not isinstance(value, bool):
-        yield float(value)
+    return float(value) if knob.kind == "number" and is_number(value) else value
 
 
 class KnobsApplier:

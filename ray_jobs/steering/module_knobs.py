@@ -16,7 +16,7 @@ from fnmatch import fnmatchcase
 from torch import nn
 
 from control_plane.core.model.errors import Conflict, Invalid
-from ray_jobs.steering.knobs import Knob, Knobs, misfit
+from ray_jobs.steering.knobs import Knob, Knobs
 
 log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ def register_module_knobs(knobs: Knobs, model: nn.Module) -> None:
     modules = ModuleKnobs(model)
     knobs.add_source(modules.find)
     dropout = modules.dropout()
-    if dropout is None or misfit(dropout, dropout.get()):
+    if dropout is None or dropout.reason_against(dropout.get()):
         return
     try:
         knobs.register(dropout)

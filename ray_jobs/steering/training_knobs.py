@@ -13,8 +13,9 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from control_plane.core.model.errors import Conflict, Invalid
+from control_plane.core.model.knobs import KnobKind, is_number
 from ray_jobs.rank.deepspeed_internals import can_clip, clipping_places
-from ray_jobs.steering.knobs import Kind, Knob, Knobs, misfit
+from ray_jobs.steering.knobs import Knob, Knobs
 from ray_jobs.steering.partitions import Partitions
 from ray_jobs.steering.schedule import ParamGroups
 
@@ -97,7 +98,7 @@ def register_training_knobs(
 def _register(knobs: Knobs, knob: Knob) -> None:
     """Register a knob, without bounds if its live value is outside of them (an infinite norm); a script's own knob of
     that name takes precedence."""
-    if misfit(knob, knob.get()):
+    if knob.reason_against(knob.get()):
         knob = replace(knob, **UNBOUNDED)
     try:
         knobs.register(knob)
@@ -119,21 +120,17 @@ def group_knobs(groups: Callable[[], ParamGroups]) -> list[Knob]:
     return found
 
 
-def _kind_of(name: str, values: list[Any]) -> Kind | None:
+def _kind_of(name: str, values: list[Any]) -> KnobKind | None:
     if not values:
         return None
-    if all(isinstance(value, list | tuple) and value and all(map(_is_number, value)) for value in values):
+    if all(isinstance(value, list | tuple) and value and all(map(is_number, value)) for value in values):
         return "numbers"
     # A whole number is a flag or a counter, unless it is the 0 of a hyper-parameter that is known, or others are not.
     known = name in BOUNDS or any(isinstance(value, float) for value in values)
-    return "number" if known and all(map(_is_number, values)) else None
+    return "number" if known and all(map(is_number, values)) else None
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _group_knob(name: str, kind: Kind, groups: Callable[[], ParamGroups]) -> Knob:
+def _group_knob(name: str, kind: KnobKind, groups: Callable[[], ParamGroups]) -> Knob:
     def write(values: list[Any]) -> None:
         for group, value in zip(groups(), values, strict=True):
             if value is not None and _plain(group[name]) != value:

@@ -19,6 +19,7 @@ from control_plane.agent.prompt import GRANTED, MAX_GRANTED_CHARS, MAX_PROMPT_CH
 from control_plane.core.model.commands import SetKnobs, SetLearningRate
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import RunAction
+from control_plane.core.model.knobs import KnobSpec
 from tests.agent.simulated import observed
 
 POWERS = Powers.model_validate(
@@ -40,13 +41,19 @@ POWERS = Powers.model_validate(
     }
 )
 GIVEN = {"row": 2, "slow": True, "by": 1}
+
+
+def knob(name: str, value: Any, kind: Any = "number", **spec: Any) -> KnobSeen:
+    return KnobSeen(KnobSpec(name, kind, **spec), value)
+
+
 KNOBS = {
-    "lr": KnobSeen([1e-3], per_group=True, above=0.0),
-    "reward/goal": KnobSeen(1.0, least=-10.0, most=10.0),
-    "eval_steps": KnobSeen(100, "integer", least=1),
-    "mixed": KnobSeen(True, "switch"),
-    "betas": KnobSeen([[0.9, 0.99], [0.9, 0.99]], "numbers", True, least=0.0, below=1.0),
-    "weight_decay": KnobSeen([0.1, 0.0, None], per_group=True, least=0.0),
+    "lr": knob("lr", [1e-3], per_group=True, above=0.0),
+    "reward/goal": knob("reward/goal", 1.0, least=-10.0, most=10.0),
+    "eval_steps": knob("eval_steps", 100, "integer", least=1),
+    "mixed": knob("mixed", True, "switch"),
+    "betas": knob("betas", [[0.9, 0.99], [0.9, 0.99]], "numbers", per_group=True, least=0.0, below=1.0),
+    "weight_decay": knob("weight_decay", [0.1, 0.0, None], per_group=True, least=0.0),
 }
 ACTIONS = {
     "move_goal": ActionSeen(
@@ -315,7 +322,8 @@ def test_messages_of_the_widest_powers_stay_small() -> None:
             },
         }
     )
-    wide = KnobSeen([-1e300 / 7] * 500, "numbers", True, -1e300 / 7, 1e300 / 7, changed_at=1)
+    spec = KnobSpec("wide", "numbers", -1e300 / 7, 1e300 / 7, per_group=True)
+    wide = KnobSeen(spec, [-1e300 / 7] * 500, changed_at=1)
     action = ActionSeen({"a" * 29 + str(n): "float" for n in range(50)}, changed_at=1)
     seen = replace(SEEN, knobs=dict.fromkeys(powers.knobs, wide), actions=dict.fromkeys(powers.actions, action))
     chat = messages(seen, BOUNDS, powers)

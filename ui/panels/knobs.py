@@ -10,8 +10,8 @@ from pydantic import ValidationError
 from control_plane.api.handle import Snapshot
 from control_plane.api.sentences import spelled
 from control_plane.core.model.intents import SetKnobs
+from control_plane.core.model.knobs import KnobSpec
 from control_plane.core.model.limits import LEARNING_RATE
-from control_plane.core.model.records import Readback
 from ui.labels import complaint, escape, plain
 from ui.live import LiveRun
 from ui.panels.learning_rate import ALL, groups
@@ -26,9 +26,9 @@ SWITCH = {AS_IT_IS: None, "true": True, "false": False}
 GROUP, REASON = "knobs_group", "knobs_reason"
 
 
-def listed(snapshot: Snapshot) -> dict[str, Readback]:
-    """Return the facts of every knob that the trainers list, by name. The learning rate has a form of its own."""
-    return {name: facts for name, facts in snapshot.knob_facts.items() if name != LEARNING_RATE}
+def listed(snapshot: Snapshot) -> dict[str, KnobSpec]:
+    """Return the specification of every listed knob by name, but for the learning rate, which has its own form."""
+    return {name: snapshot.knob_spec(name) for name in snapshot.knob_facts if name != LEARNING_RATE}
 
 
 def now(live: LiveRun, were_known: bool) -> None:
@@ -48,20 +48,19 @@ def now(live: LiveRun, were_known: bool) -> None:
 def table(snapshot: Snapshot) -> str:
     """Return an HTML table with a row for each knob: its name, its value in each parameter group, and its bounds."""
     head = "".join(f"<th>{title}</th>" for title in ("knob", "now", "allowed"))
-    rows = "".join(_row(name, snapshot.knobs.get(name), facts) for name, facts in listed(snapshot).items())
+    rows = "".join(_row(spec, snapshot.knobs.get(name)) for name, spec in listed(snapshot).items())
     return f'<table class="checkpoints knobs"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _row(name: str, value: Any, facts: Mapping[str, Any]) -> str:
-    description = str(facts.get("description", ""))
-    about = f"<span>{escape(description)}</span>" if description else ""
+def _row(spec: KnobSpec, value: Any) -> str:
+    about = f"<span>{escape(spec.description)}</span>" if spec.description else ""
     live = escape(spelled(value)) if value is not None else ""
-    return f"<tr><td>{escape(name)} {about}</td><td>{live}</td><td>{escape(may_be(facts))}</td></tr>"
+    return f"<tr><td>{escape(spec.name)} {about}</td><td>{live}</td><td>{escape(may_be(spec))}</td></tr>"
 
 
-def may_be(facts: Mapping[str, Any]) -> str:
+def may_be(spec: KnobSpec) -> str:
     """Return the type and the bounds of a knob: `0 to 1`, `true or false`, `numbers, at least 0`."""
-    kind, least, most = facts.get("kind", "number"), facts.get("least"), facts.get("most")
+    kind, least, most = spec.kind, spec.least, spec.most
     if kind == "switch":
         return "true or false"
     bounds = f"at least {least:g}" if least is not None else f"at most {most:g}" if most is not None else ""
@@ -77,9 +76,9 @@ def form(live: LiveRun) -> None:
         return
     names = groups(snapshot)
     with st.expander("Change knobs", icon=":material/tune:"), st.form("knobs", border=False):
-        for name, facts in listed(snapshot).items():
-            _input(name, facts)
-        if len(names) > 1 and any(facts.get("per_group") for facts in listed(snapshot).values()):
+        for spec in listed(snapshot).values():
+            _input(spec)
+        if len(names) > 1 and any(spec.per_group for spec in listed(snapshot).values()):
             st.selectbox(
                 "Parameter group", [ALL, *names], key=GROUP, help="For the knobs that have a value for each group."
             )
@@ -104,10 +103,10 @@ def _key(name: str) -> str:
     return f"knob/{name}"
 
 
-def _input(name: str, facts: Mapping[str, Any]) -> None:
+def _input(spec: KnobSpec) -> None:
     """Draw the input of one knob; an empty one leaves the knob unchanged."""
-    label, kind, taken = plain(name), facts.get("kind", "number"), may_be(facts)
-    least, most = facts.get("least"), facts.get("most")
+    name, label, kind, taken = spec.name, plain(spec.name), spec.kind, may_be(spec)
+    least, most = spec.least, spec.most
     if kind == "switch":
         st.selectbox(label, list(SWITCH), key=_key(name))
     elif kind == "numbers":
@@ -120,14 +119,14 @@ def _input(name: str, facts: Mapping[str, Any]) -> None:
         st.number_input(label, least, most, value=None, step=0.01, format="%g", key=_key(name), placeholder=taken)
 
 
-def _apply(run: str, facts: Mapping[str, Readback], names: list[str]) -> None:
+def _apply(run: str, specs: Mapping[str, KnobSpec], names: list[str]) -> None:
     """Send every knob that has a value in the form, as one command. Called before the page is drawn again."""
     state = st.session_state
     chosen = state.get(GROUP, ALL)
     group = None if chosen == ALL else names.index(chosen)
     state[OUTCOME] = None
     try:
-        intent = SetKnobs.model_validate({"changes": _changes(facts, state, group)})
+        intent = SetKnobs.model_validate({"changes": _changes(specs, state, group)})
     except ValidationError as error:
         state[OUTCOME] = complaint(error)
     except ValueError as error:
@@ -137,14 +136,14 @@ def _apply(run: str, facts: Mapping[str, Readback], names: list[str]) -> None:
         state[OUTCOME] = refusal
         if refusal is None:
             state[ACCEPTED] = ", ".join(change.describe() for change in intent.changes)
-            _clear(facts)
+            _clear(specs)
 
 
-def _changes(facts: Mapping[str, Readback], state: Any, group: int | None) -> list[dict[str, Any]]:
+def _changes(specs: Mapping[str, KnobSpec], state: Any, group: int | None) -> list[dict[str, Any]]:
     """Return the changes in the form. Raises `ValueError` with a message if there is none, or an invalid one."""
-    given = {name: _value(name, its_facts, state.get(_key(name))) for name, its_facts in facts.items()}
+    given = {name: _value(spec, state.get(_key(name))) for name, spec in specs.items()}
     changes = [
-        {"knob": name, "value": value, "group": group if facts[name].get("per_group") else None}
+        {"knob": name, "value": value, "group": group if specs[name].per_group else None}
         for name, value in given.items()
         if value is not None
     ]
@@ -153,23 +152,23 @@ def _changes(facts: Mapping[str, Readback], state: Any, group: int | None) -> li
     return changes
 
 
-def _value(name: str, facts: Mapping[str, Any], given: Any) -> Any:
-    if facts.get("kind") == "switch":
+def _value(spec: KnobSpec, given: Any) -> Any:
+    if spec.kind == "switch":
         return SWITCH.get(given)
-    if facts.get("kind") != "numbers" or not str(given or "").strip():
+    if spec.kind != "numbers" or not str(given or "").strip():
         return None if given == "" else given
     try:
         numbers = [float(part) for part in given.split(",")]
     except ValueError:
         numbers = []
     if not numbers or not all(map(math.isfinite, numbers)):
-        raise ValueError(f"{name} takes numbers separated by commas, such as 0.9, 0.95.")
+        raise ValueError(f"{spec.name} takes numbers separated by commas, such as 0.9, 0.95.")
     return numbers
 
 
-def _clear(facts: Mapping[str, Readback]) -> None:
+def _clear(specs: Mapping[str, KnobSpec]) -> None:
     """Reset the form after its command was accepted."""
     empty = {"switch": AS_IT_IS, "numbers": ""}
-    for name, its_facts in facts.items():
-        st.session_state[_key(name)] = empty.get(str(its_facts.get("kind")))
+    for name, spec in specs.items():
+        st.session_state[_key(name)] = empty.get(spec.kind)
     st.session_state[REASON] = ""

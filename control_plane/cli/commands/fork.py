@@ -75,7 +75,7 @@ def combinations(sets: Sequence[str], snapshot: "Snapshot") -> list[tuple[str, .
     for text in sets:
         name, equals, values = text.partition("=")
         knob = name.strip().removesuffix("*").strip()
-        whole = snapshot.knob_facts.get(knob, {}).get("kind") == NUMBERS
+        whole = snapshot.knob_spec(knob).kind == NUMBERS
         alternatives = [values] if whole else [value for value in values.split(",") if value.strip()]
         choices.append([f"{name}{equals}{value}" for value in alternatives] or [text])
     found = list(itertools.product(*choices))

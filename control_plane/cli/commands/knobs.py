@@ -145,15 +145,15 @@ def names_of(snapshot: Snapshot) -> list[str]:
 
 
 def _row(snapshot: Snapshot, name: str) -> tuple[str, ...]:
-    facts = snapshot.knob_facts.get(name, {})
+    spec = snapshot.knob_spec(name)
     limit = limit_of(snapshot.limits, name)
     return (
         name,
-        value_per_group(_value(snapshot, name), _groups(snapshot), facts.get("per_group", name == LEARNING_RATE)),
-        str(facts.get("kind", "number")),
-        _between(facts.get("least"), facts.get("most")) or formatting.UNKNOWN,
+        value_per_group(_value(snapshot, name), _groups(snapshot), spec.per_group),
+        spec.kind,
+        _between(spec.least, spec.most) or formatting.UNKNOWN,
         allowed(limit) if limit else formatting.UNKNOWN,
-        sentences.clean(str(facts.get("description", ""))) or formatting.UNKNOWN,
+        sentences.clean(spec.description) or formatting.UNKNOWN,
     )
 
 

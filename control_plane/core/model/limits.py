@@ -18,6 +18,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from control_plane.core.model.intents import Intent, Message, RunAction, SetKnobs, SetLearningRate, SetSchedule
+from control_plane.core.model.knobs import numbers
 
 LEARNING_RATE = "lr"
 ACTION = "action/"
@@ -118,7 +119,7 @@ def breach(limits: Mapping[str, Limit], knob: str, before: Any, after: Any) -> s
     limit = limit_of(limits, knob)
     if limit is None:
         return None
-    for was, becomes in zip(_numbers(before), _numbers(after), strict=False):
+    for was, becomes in zip(numbers(before), numbers(after), strict=False):
         if problem := _beyond(knob, limit, becomes, becomes / was if was and becomes != was else None):
             return problem
     return None
@@ -131,7 +132,7 @@ def _asked(intent: Intent, knob: str) -> Iterable[tuple[float | None, float | No
     elif isinstance(intent, SetKnobs):
         for change in intent.changes:
             if change.knob == knob:
-                values = _numbers(change.value) if change.value is not None else []
+                values = numbers(change.value) if change.value is not None else []
                 yield from ((value, None) for value in values)
                 yield None, change.factor
 
@@ -145,9 +146,3 @@ def _beyond(knob: str, limit: Limit, value: float | None, factor: float | None) 
     if factor is not None and most is not None and not 1 / most <= abs(factor) <= most:
         return f"{knob} would be multiplied by {factor:g}; this run allows at most {most:g} and at least {1 / most:g}"
     return None
-
-
-def _numbers(value: Any) -> list[float]:
-    if isinstance(value, list | tuple):
-        return [number for each in value for number in _numbers(each)]
-    return [float(value)] if isinstance(value, int | float) and not isinstance(value, bool) else []
