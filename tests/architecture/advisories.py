@@ -1,7 +1,7 @@
 """Known vulnerabilities of the versions in constraints.txt, asked of osv.dev through pip-audit.
 
 `python -m tests.architecture.advisories` is a part of `make check`. It fails on an advisory that `ACCEPTED` does not
-name. Where no advisories can be had, as on a machine without a network, it says so in one line and does not fail.
+name. Without a network, or with a source that has no advisories, it says so in one line and does not fail.
 """
 
 import argparse
@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCE = "https://api.osv.dev/v1/query"
 TIMEOUT_S = 15.0
 KNOWN_BAD = {"package": {"name": "jinja2", "ecosystem": "PyPI"}, "version": "2.4.1"}
-"""A source that has no advisory about this version has none worth asking for: a mirror, a login page, a stub."""
+"""Probe: a source without an advisory about this version (a mirror, a login page, a stub) has none at all."""
 
 ACCEPTED: dict[str, str] = {}
 """Advisory id or alias -> why that one does not reach Steerway. A line goes when its advisory is no longer found."""
@@ -26,12 +26,12 @@ ACCEPTED: dict[str, str] = {}
 
 @dataclass(frozen=True)
 class Advisory:
-    """One pinned version that an advisory is about."""
+    """Known vulnerability of a pinned version."""
 
     package: str
     version: str
     ids: tuple[str, ...]
-    """Its id, then its aliases."""
+    """Id, then aliases."""
     fixed_in: tuple[str, ...]
 
     def __str__(self) -> str:
@@ -46,7 +46,7 @@ class AuditFailed(Exception):
 
 
 def unreachable(source: str) -> str | None:
-    """Why no advisories can be had from there; None if they can."""
+    """Return the reason why the source has no advisories, or None."""
     try:
         answer = httpx.post(source, json=KNOWN_BAD, timeout=TIMEOUT_S)
     except (httpx.HTTPError, httpx.InvalidURL) as error:
@@ -61,7 +61,7 @@ def unreachable(source: str) -> str | None:
 
 
 def audit(pins: Path, source: str) -> list[Advisory]:
-    """What the source knows about these pins. Installs and resolves nothing."""
+    """Return the advisories about these pins. Installs and resolves nothing."""
     command = [sys.executable, "-m", "pip_audit", "--requirement", str(pins), "--no-deps", "--disable-pip"]
     command += ["--vulnerability-service", "osv", "--osv-url", source, "--timeout", str(int(TIMEOUT_S))]
     command += ["--format", "json", "--progress-spinner", "off"]
@@ -74,43 +74,43 @@ def audit(pins: Path, source: str) -> list[Advisory]:
     if skipped or not packages:
         raise AuditFailed("not looked at: " + ("; ".join(skipped) or "anything"))
     return [
-        Advisory(package["name"], package["version"], (found["id"], *found["aliases"]), tuple(found["fix_versions"]))
+        Advisory(package["name"], package["version"], (entry["id"], *entry["aliases"]), tuple(entry["fix_versions"]))
         for package in packages
-        for found in package["vulns"]
+        for entry in package["vulns"]
     ]
 
 
 def report(pins: Path, source: str, accepted: Mapping[str, str] = ACCEPTED) -> int:
-    """Print what there is to say; 0 fine or not to be had, 1 an advisory or a needless exception, 2 no audit."""
-    why = unreachable(source)
-    if why is None:
+    """Print a report; return 0 if clean or unavailable, 1 for advisories or unneeded exceptions, 2 on failure."""
+    reason = unreachable(source)
+    if reason is None:
         try:
-            found = audit(pins, source)
+            advisories = audit(pins, source)
         except AuditFailed as error:
-            why = unreachable(source)  # the network may have gone away under pip-audit
-            if why is None:
+            reason = unreachable(source)  # the network may have gone away under pip-audit
+            if reason is None:
                 print(f"The audit of {pins.name} failed: {error}", file=sys.stderr)
                 return 2
-    if why is not None:
-        print(f"{pins.name} was not looked up: no advisories can be had from {source} ({why}).")
+    if reason is not None:
+        print(f"{pins.name} was not looked up: {source} has no advisories ({reason}).")
         return 0
-    open_ones = [each for each in found if not accepted.keys() & set(each.ids)]
-    needless = sorted(accepted.keys() - {name for each in found for name in each.ids})
-    for each in open_ones:
-        print(f"{each}. Raise the pin in {pins.name}, or accept the id with a reason.", file=sys.stderr)
+    open_ones = [advisory for advisory in advisories if not accepted.keys() & set(advisory.ids)]
+    needless = sorted(accepted.keys() - {name for advisory in advisories for name in advisory.ids})
+    for advisory in open_ones:
+        print(f"{advisory}. Raise the pin in {pins.name}, or accept the id with a reason.", file=sys.stderr)
     for name in needless:
         print(f"{name} is accepted and no longer found: take it out of ACCEPTED.", file=sys.stderr)
-    for each in found:
-        if each not in open_ones:
-            reason = next(accepted[name] for name in each.ids if name in accepted)
-            print(f"{each}. Accepted: {reason}")
+    for advisory in advisories:
+        if advisory not in open_ones:
+            because = next(accepted[name] for name in advisory.ids if name in accepted)
+            print(f"{advisory}. Accepted: {because}")
     if not open_ones:
         print(f"{pins.name}: {source} knows no advisory that is not accepted.")
     return 1 if open_ones or needless else 0
 
 
 def main() -> int:
-    """The command line."""
+    """Run the audit from the command line."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("pins", nargs="?", type=Path, default=ROOT / "constraints.txt", help="name==version a line")
     parser.add_argument("--source", default=SOURCE, help="an address that answers OSV's /v1/query")

@@ -21,6 +21,8 @@ BASH_BLOCK = re.compile(r"```bash\n(.*?)```", re.S)
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)#\s]+)[^)\s]*\)")
 FILES = r"`((?:{})/[\w./-]*)"
 NAMED_PATH = re.compile(FILES.format("|".join((*PACKAGES, "tests", "configs", "examples", "docs"))))
+INLINE_STEER = re.compile(r"`(steer [a-z][^`\n]*)`")
+FLAG = re.compile(r"--[a-z][a-z-]+")
 PATH_ARGUMENT = re.compile(r"[\w.-]+/[\w./-]+\.\w+")
 STEER = get_command(app)
 
@@ -60,6 +62,19 @@ def _steer(arguments: list[str]) -> str | None:
     except typer.TyperException as error:
         return str(error.format_message())
     return None
+
+
+def unknown_options(text: str) -> Iterator[str]:
+    """Yield the inline `steer ...` of a document whose command or options do not exist; placeholders are skipped."""
+    for code in INLINE_STEER.findall(text):
+        command: Any = STEER
+        for word in code.split()[1:]:
+            if isinstance(command, TyperGroup) and word in command.commands:
+                command = command.commands[word]
+        members = command.commands.values() if isinstance(command, TyperGroup) and command is not STEER else [command]
+        known = {flag for member in members for parameter in member.params for flag in parameter.opts} | {"--help"}
+        if command is STEER or set(FLAG.findall(code)) - known:
+            yield code
 
 
 def _make(arguments: list[str]) -> str | None:

@@ -14,6 +14,7 @@ from tests.architecture.documents import (
     commands,
     dead_links,
     reason_against,
+    unknown_options,
 )
 from tests.architecture.tree import DOCUMENT, ROOT
 
@@ -34,6 +35,7 @@ def test_command_lines_parse_and_paths_exist(document: Path) -> None:
     reasons = {" ".join(words): reason_against(words) for words in lines}
     assert {line: reason for line, reason in reasons.items() if reason} == {}
     assert list(dead_links(document)) == []
+    assert list(unknown_options(document.read_text(encoding="utf-8"))) == []
 
 
 def test_readme_and_quickstart_have_command_lines() -> None:
@@ -60,6 +62,11 @@ def test_readme_and_quickstart_have_command_lines() -> None:
 def test_planted_wrong_line_is_found(line: str, reason: str) -> None:
     (words,) = bash_lines(f"```bash\n{line}   # a comment\n```")
     assert reason.casefold() in (reason_against(words) or "").casefold()
+
+
+def test_planted_unknown_commands_and_options_in_a_sentence_are_found() -> None:
+    text = "`steer sett RUN`, `steer set RUN --reasn TEXT`, `steer journal RUN --follow`, `steer key list`"
+    assert list(unknown_options(text)) == ["steer sett RUN", "steer set RUN --reasn TEXT"]
 
 
 def test_planted_dead_link_and_path_are_found(tmp_path: Path) -> None:
