@@ -12,7 +12,6 @@ from uuid import UUID
 from benchmarks.kills.clients import ANSWER_LIMIT_S, Client, Operator, Place
 from control_plane.api.handle import Report
 from control_plane.core.model.commands import Command
-from control_plane.core.model.intents import NEEDS_NO_RANK
 from control_plane.core.model.records import CheckpointCommitted, CommandSettled
 from control_plane.storage.checkpoint.manifest import MANIFEST
 
@@ -95,7 +94,7 @@ class Rank(Client):
             self.place.checkpoints.append(saved.checkpoint)
 
     def _apply(self, command: Command) -> CommandSettled:
-        if isinstance(command.intent, NEEDS_NO_RANK):
+        if not command.intent.needs_ranks:
             self.problems.append(f"the ranks were offered '{command.describe()}'")
         return CommandSettled(
             uuid=command.uuid, status="applied", step=self.step, generation=1, after={"lr": [1e-4]}, world_size=1

@@ -28,11 +28,12 @@ from pydantic import Field, ValidationError, field_validator, model_validator
 from control_plane.agent import policy
 from control_plane.agent.policy import ActionSeen, Bounds, Decision, KnobSeen, Observation, Ruling
 from control_plane.config_text import from_yaml
-from control_plane.core.model.commands import MAX_FACTOR, MAX_LEARNING_RATE, Message
+from control_plane.core.model.commands import MAX_FACTOR, MAX_LEARNING_RATE
 from control_plane.core.model.errors import Invalid
-from control_plane.core.model.intents import INTENT, MAX_SEED
+from control_plane.core.model.intent_base import LEARNING_RATE, Message
+from control_plane.core.model.intents import INTENT
 from control_plane.core.model.knobs import KIND_LABELS, KnobSpec, is_number, numbers
-from control_plane.core.model.limits import LEARNING_RATE
+from control_plane.core.model.values import MAX_SEED
 
 MAX_NAME_CHARS = 60
 """Names are shown to the model as quoted data: too short for a prompt injection."""

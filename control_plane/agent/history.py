@@ -18,8 +18,8 @@ from uuid import UUID
 
 from control_plane.agent.policy import AUTOPILOT
 from control_plane.core.model.errors import Conflict
+from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.knobs import is_number
-from control_plane.core.model.limits import LEARNING_RATE, changed_by
 from control_plane.core.model.records import (
     CommandAccepted,
     CommandRepeated,
@@ -164,7 +164,7 @@ class History:
 
 
 def _changes(life: CommandStatus, knob: str) -> bool:
-    named = changed_by(life.command.intent, life.settled.after if life.settled else None)
+    named = life.command.intent.changed_knobs(life.settled.after if life.settled else None)
     # What a pattern covers is known from the ranks' readback; until then, whatever it matches.
     return knob in named or any(":" in name and fnmatchcase(knob, name) for name in named)
 

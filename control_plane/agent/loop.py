@@ -25,7 +25,7 @@ from control_plane.agent.policy import Action, Bounds, Decision, Observation, ex
 from control_plane.api.handle import CommandView, Measurements, Receipt, Snapshot
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, Refused, Unavailable
-from control_plane.core.model.limits import LEARNING_RATE
+from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.records import Entry
 
 METRIC_NAMES = ("loss", "eval_loss", "lr")

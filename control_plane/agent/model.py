@@ -21,9 +21,9 @@ from control_plane.addresses import is_in_the_clear, is_loopback, plain_url
 from control_plane.agent.grants import MAX_NAME_CHARS, NO_MORE, Powers, Proposal, Run, Scale, SetTo
 from control_plane.agent.policy import Action, Bounds, Decision, Observation
 from control_plane.agent.prompt import messages
-from control_plane.core.model.commands import Message
 from control_plane.core.model.errors import Invalid, Unavailable
-from control_plane.core.model.intents import MAX_ARGUMENTS, Finite, KnobValue, Scalar
+from control_plane.core.model.intent_base import Message
+from control_plane.core.model.values import MAX_ARGUMENTS, Finite, KnobValue, Scalar
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "o4-mini"

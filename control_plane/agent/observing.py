@@ -11,8 +11,8 @@ from control_plane.agent.grants import ARGUMENT_TYPES, Powers
 from control_plane.agent.history import History
 from control_plane.agent.policy import ActionSeen, KnobSeen
 from control_plane.api.handle import Snapshot
+from control_plane.core.model.intent_base import ACTION, LEARNING_RATE
 from control_plane.core.model.knobs import KnobSpec
-from control_plane.core.model.limits import ACTION, LEARNING_RATE
 
 
 def knobs_seen(snapshot: Snapshot, history: History, powers: Powers, live_lr: tuple[float, ...]) -> dict[str, KnobSeen]:

@@ -9,9 +9,10 @@ from uuid import UUID
 
 from pydantic import Field
 
-from control_plane.core.model.commands import Command, Message
+from control_plane.core.model.commands import Command
+from control_plane.core.model.intent_base import LEARNING_RATE, Message
 from control_plane.core.model.knobs import KnobSpec
-from control_plane.core.model.limits import LEARNING_RATE, Limit
+from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import (
     MAIN,
     CheckpointCommitted,

@@ -10,7 +10,7 @@ from uuid import UUID
 
 from control_plane.api.handle import RecoveryView, Restarting
 from control_plane.core.model.characters import in_one_line, one_line
-from control_plane.core.model.commands import Command, describe
+from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import Cancel
 from control_plane.core.model.records import (
     STEP_WAS_SKIPPED,
@@ -313,7 +313,7 @@ def name(command: Command, asked: Mapping[UUID, Command]) -> str:
     """Describe a command; a cancel names the command that it takes back."""
     if isinstance(command.intent, Cancel):
         return f"cancel '{_name(command.intent.command, asked)}'"
-    return describe(command.intent)
+    return command.describe()
 
 
 def _name(uuid: UUID, asked: Mapping[UUID, Command]) -> str:

@@ -32,8 +32,7 @@ from control_plane.compare.lineage import (
     where_they_part,
 )
 from control_plane.core.model.errors import Invalid, NotFound
-from control_plane.core.model.intents import Message
-from control_plane.core.model.limits import LEARNING_RATE
+from control_plane.core.model.intent_base import LEARNING_RATE, Message
 from control_plane.core.model.records import CheckpointCommitted, Parent
 
 LOSSES = ("eval_loss", "loss")

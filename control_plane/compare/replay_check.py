@@ -12,7 +12,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from control_plane.core.model.commands import Message
+from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import NOT_EXACT, Entry, GenerationStarted, StateDigested
 from control_plane.core.model.state import fold
 from control_plane.core.rules.digests import DigestComparison, compare

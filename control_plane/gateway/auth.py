@@ -14,6 +14,7 @@ from starlette.requests import HTTPConnection
 from control_plane.config import ROLES, Role
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import NotAllowed, NotFound, Overloaded
+from control_plane.core.model.intents import KINDS
 from control_plane.gateway.tokens import Identity, Tokens
 
 PREFIX = "/api/v1"
@@ -39,15 +40,8 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"WEBSOCKET {PREFIX}/runs/{{run}}/stream": READERS,
 }
 
-KINDS_OF_AGENT = frozenset(
-    {"set_learning_rate", "set_knobs", "set_schedule", "save_checkpoint", "evaluate", "run_action"}
-)
-"""Commands that an agent may give: reversible changes of numbers within the run's limits. A script's own actions are
-limited to those that the run's limits grant to agents, see `core.limits`.
-
-Reserved for people: to pause, stop, or move a run to another branch; to freeze or reset parameters and to delete
-checkpoints, which cannot be undone; to pin, since people rely on pins; and to cancel other people's commands.
-"""
+KINDS_OF_AGENT = frozenset(name for name, kind in KINDS.items() if kind.allowed_for_agents)
+"""Kinds that the role `agent` may send; each says so itself, see `BaseIntent`."""
 
 CLOSE_FORBIDDEN = 4403
 

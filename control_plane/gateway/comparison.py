@@ -20,7 +20,7 @@ from control_plane.compare.comparison import (
 )
 from control_plane.compare.lineage import RunRange, cut, line, origins, where_they_part
 from control_plane.core.model.errors import Invalid, SteerwayError
-from control_plane.core.model.limits import LEARNING_RATE
+from control_plane.core.model.intent_base import LEARNING_RATE
 
 if TYPE_CHECKING:
     from control_plane.gateway.app import RunDirectory

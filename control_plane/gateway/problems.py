@@ -6,7 +6,7 @@ An unexpected exception is a 500 without details; the log has them.
 """
 
 from collections.abc import Mapping
-from typing import Any, get_args
+from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -14,9 +14,10 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
 
-from control_plane.core.model.commands import Change, Intent
+from control_plane.core.model.commands import Change
 from control_plane.core.model.errors import Overloaded, SteerwayError, Unavailable
-from control_plane.core.model.intents import MAX_NAME_CHARS, MAX_VALUES
+from control_plane.core.model.intents import KINDS
+from control_plane.core.model.values import MAX_NAME_CHARS, MAX_VALUES
 
 MEDIA_TYPE = "application/problem+json"
 
@@ -31,10 +32,6 @@ MAX_ERRORS_LISTED = 10
 
 MAX_WHERE_CHARS = 120
 MAX_WHAT_CHARS = 500
-
-_INTENTS: dict[str, type[BaseModel]] = {
-    kind.model_fields["kind"].default: kind for kind in get_args(get_args(Intent)[0])
-}
 
 _OF_SEVERAL_KINDS = {
     "value": (1, f"must be a finite number, true, false, or a list of 1 to {MAX_VALUES} finite numbers"),
@@ -130,7 +127,7 @@ def _explain(error: Mapping[str, Any], request_model: type[BaseModel]) -> dict[s
     if accepted is not None:
         error = {"type": "mixed", "msg": accepted}
     shown = loc[:1] if error["type"] == "json_invalid" else loc
-    places = [str(part) for part in shown if not (part in _INTENTS and "intent" in loc)]
+    places = [str(part) for part in shown if not (part in KINDS and "intent" in loc)]
     return {
         "where": ".".join(places)[:MAX_WHERE_CHARS],
         "what": _what(error, loc, request_model)[:MAX_WHAT_CHARS],
@@ -144,9 +141,9 @@ def _what(error: Mapping[str, Any], loc: tuple[Any, ...], request_model: type[Ba
             at = f" (at character {loc[-1]})" if loc[-1] else ""
             return f"invalid JSON: {context.get('error', 'it cannot be parsed')}{at}"
         case "union_tag_invalid":
-            return f"unknown kind; allowed are {', '.join(_INTENTS)}"
+            return f"unknown kind; allowed are {', '.join(KINDS)}"
         case "union_tag_not_found":
-            return f"'kind' is missing; allowed are {', '.join(_INTENTS)}"
+            return f"'kind' is missing; allowed are {', '.join(KINDS)}"
         case "extra_forbidden":
             return f"unknown field; allowed are {', '.join(_allowed_members(loc, request_model))}"
         case "missing" if loc == ("body",):
@@ -168,7 +165,7 @@ def _of_one_kind(loc: tuple[Any, ...]) -> tuple[tuple[Any, ...], str | None]:
 
 
 def _allowed_members(loc: tuple[Any, ...], request_model: type[BaseModel]) -> list[str]:
-    kind = next((part for part in loc if part in _INTENTS), None) if "intent" in loc else None
+    kind = next((part for part in loc if part in KINDS), None) if "intent" in loc else None
     if kind == "set_knobs" and "changes" in loc:
         return list(Change.model_fields)
-    return list((_INTENTS[kind] if kind else request_model).model_fields)
+    return list((KINDS[kind] if kind else request_model).model_fields)

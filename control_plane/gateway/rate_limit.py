@@ -14,7 +14,7 @@ COMMANDS_PER_S = 20.0
 processor time (7 to 13 in the storm benchmark): at this rate a fifth of a core, taken from a training beside it."""
 
 BURST = 100
-"""Less than `decisions.MAX_PENDING_OF_ONE`: an admitted burst fits into a run's queue."""
+"""Less than `admission.MAX_PENDING_OF_ONE`: an admitted burst fits into a run's queue."""
 
 
 class Allowance:

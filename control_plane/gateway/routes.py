@@ -29,8 +29,9 @@ from control_plane.api.handle import (
     Snapshot,
 )
 from control_plane.compare.comparison import MAX_SIDES, Comparison, RunTree
-from control_plane.core.model.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent, Message
+from control_plane.core.model.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent
 from control_plane.core.model.errors import Invalid, NotFound
+from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import CommandSettled
 from control_plane.gateway.auth import PREFIX, authorize, check_may_command
 from control_plane.gateway.comparison import comparison_of, tree_of

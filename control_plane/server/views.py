@@ -15,10 +15,10 @@ from control_plane.api.handle import (
     Trajectory,
 )
 from control_plane.core.model.branch_tree import Branch
-from control_plane.core.model.commands import describe
-from control_plane.core.model.intents import CHANGES_TRAINING, MAX_FIRST, Rollback
+from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import MAIN, UNIVERSAL, CheckpointCommitted, GenerationRecovered
 from control_plane.core.model.state import CommandStatus, GenerationFailure, RunState
+from control_plane.core.model.values import MAX_FIRST
 from control_plane.core.rules.branch_rules import first_uuid, stands_on
 from control_plane.core.rules.crash_loop import ALERT_AFTER, Attempt, failures_without_a_new_step, wait_s
 from control_plane.core.rules.recovery import PHASES
@@ -137,7 +137,7 @@ def _is_fork(state: RunState) -> bool:
 
 def _first_of(rollback: CommandStatus) -> tuple[str, ...]:
     intent = rollback.command.intent
-    return tuple(describe(each) for each in intent.first) if isinstance(intent, Rollback) else ()
+    return tuple(change.describe() for change in intent.first) if isinstance(intent, Rollback) else ()
 
 
 def _recovery_of(state: RunState, failure: GenerationFailure) -> RecoveryView:
@@ -172,7 +172,7 @@ def trajectories_of(state: RunState, progress: Progress | None) -> Trajectories:
 
 def _trajectory_of(state: RunState, branch: Branch, progress: Progress | None) -> Trajectory:
     firsts = {first_uuid(branch.rollback, place) for place in range(MAX_FIRST)} if branch.rollback else set()
-    changes = (life for life in state.commands.values() if isinstance(life.command.intent, CHANGES_TRAINING))
+    changes = (life for life in state.commands.values() if life.command.intent.changes_training)
     applied = (life for life in changes if life.status == "applied" and life.branch == branch.name)
     in_order = sorted(applied, key=lambda life: life.settled_seq or 0)
     return Trajectory(

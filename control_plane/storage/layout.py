@@ -16,7 +16,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from control_plane.core.model import intents
+from control_plane.core.model import values
 from control_plane.core.model.errors import Invalid, NotFound
 
 STATE = "state"
@@ -25,7 +25,7 @@ STATE = "state"
 IMPORTED = "imported.json"
 """Manifest of the export that a run was imported from."""
 
-RUN_ID = re.compile(intents.RUN_ID)
+RUN_ID = re.compile(values.RUN_ID)
 """A run id is used as a folder, an actor's name and a part of URLs, and must be safe in all of them."""
 
 

@@ -22,9 +22,10 @@ from control_plane.config import Settings, settings
 from control_plane.core.model.characters import one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Invalid, NotFound, SteerwayError
-from control_plane.core.model.intents import MAX_NAMES_TOLD, First, Rollback
+from control_plane.core.model.intents import First, Rollback
 from control_plane.core.model.records import CheckpointCommitted, Parent
 from control_plane.core.model.state import RunState, fold
+from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand, first_commands
 from control_plane.core.rules.replay_plan import recorded
 from control_plane.storage.checkpoint.transfer import inherit, write_origin

@@ -20,9 +20,10 @@ from typing import Any, TypeVar
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Diverged, Invalid, NotFound
-from control_plane.core.model.intents import MAX_ARGUMENTS, MAX_NAME_CHARS, RunAction
+from control_plane.core.model.intents import RunAction
 from control_plane.core.model.knobs import KnobKind, KnobValue
 from control_plane.core.model.records import Readback
+from control_plane.core.model.values import MAX_ARGUMENTS, MAX_NAME_CHARS
 from ray_jobs.steering.knobs import Knob, Knobs
 
 log = logging.getLogger(__name__)

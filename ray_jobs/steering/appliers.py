@@ -13,8 +13,9 @@ import torch
 from control_plane.core.boundary import Applied
 from control_plane.core.model import limits as rules
 from control_plane.core.model.commands import MAX_LEARNING_RATE, Command, SetLearningRate, Stop
+from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.intents import SetSchedule
-from control_plane.core.model.limits import LEARNING_RATE, Limit
+from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from control_plane.core.rules.admission import find_group
 from ray_jobs.steering.schedule import Course, SteeredSchedule

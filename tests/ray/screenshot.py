@@ -12,7 +12,8 @@ from playwright.sync_api import Page, sync_playwright
 from control_plane.client import SteerwayClient
 from control_plane.console_login import create_link
 from control_plane.core.model.commands import Intent, SaveCheckpoint, SetLearningRate
-from control_plane.core.model.intents import Change, Rollback, SetKnobs
+from control_plane.core.model.intents import Rollback, SetKnobs
+from control_plane.core.model.values import Change
 from tests.ray.cluster import REPOSITORY, Cluster, running, wait_for_step
 from tests.ui.conftest import CHROMIUM, CHROMIUM_FLAGS
 

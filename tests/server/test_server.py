@@ -11,7 +11,7 @@ from control_plane.api.handle import MAX_TAIL_ENTRIES, MAX_WAIT_S, Point, Progre
 from control_plane.core.model.commands import Pause, Resume, Stop
 from control_plane.core.model.errors import Conflict, NotFound, Overloaded, Refused, RunEnded
 from control_plane.core.model.records import CheckpointCommitted, CommandSettled
-from control_plane.core.rules.decisions import MAX_PENDING_COMMANDS, MAX_PENDING_OF_ONE
+from control_plane.core.rules.admission import MAX_PENDING_COMMANDS, MAX_PENDING_OF_ONE
 from control_plane.server.views import MAX_COMMANDS_IN_SNAPSHOT
 from control_plane.storage.journal.writer import Disk
 from tests.server.rig import CREATED, House, applied, command, outcome, start

@@ -12,7 +12,7 @@ from uuid import uuid4
 from control_plane.api.handle import Measurements, MetricSummary, Point, Progress, Report, Restart, StepRange
 from control_plane.core.boundary import Repeat
 from control_plane.core.model.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
-from control_plane.core.model.intents import Cancel, Change, Rollback
+from control_plane.core.model.intents import Cancel, Rollback
 from control_plane.core.model.records import (
     MAIN,
     CheckpointCommitted,
@@ -26,6 +26,7 @@ from control_plane.core.model.records import (
     Record,
     RefusedCheckpoint,
 )
+from control_plane.core.model.values import Change
 from control_plane.core.rules.admission import find_group
 from control_plane.core.rules.branch_rules import reading
 from control_plane.core.rules.decisions import GenerationStart

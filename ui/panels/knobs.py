@@ -9,9 +9,9 @@ from pydantic import ValidationError
 
 from control_plane.api.handle import Snapshot
 from control_plane.api.sentences import spelled
+from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.intents import SetKnobs
 from control_plane.core.model.knobs import KnobSpec
-from control_plane.core.model.limits import LEARNING_RATE
 from ui.labels import complaint, escape, plain
 from ui.live import LiveRun
 from ui.panels.learning_rate import ALL, groups

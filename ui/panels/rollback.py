@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from control_plane.api.handle import BranchView, Snapshot
 from control_plane.api.sentences import A_BRANCH_NAME
-from control_plane.core.model.commands import describe
 from control_plane.core.model.intents import AdoptCheckpoint, Rollback, SetLearningRate
 from control_plane.core.model.records import CheckpointCommitted
 from ui.labels import complaint, plain
@@ -146,7 +145,7 @@ def _send(live: LiveRun, intent: Rollback | AdoptCheckpoint, reason: str) -> Non
     if refusal is not None:
         st.error(plain(refusal), icon=":material/block:")
         return
-    st.toast(f"{plain(describe(intent))}: accepted", icon=ICON)
+    st.toast(f"{plain(intent.describe())}: accepted", icon=ICON)
     _forget()
     live.refresh(max_age_s=0)
     st.rerun()

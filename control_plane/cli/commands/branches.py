@@ -17,9 +17,9 @@ from control_plane.compare.comparison import parse
 from control_plane.core.model.branch_tree import free_name
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import NotFound
-from control_plane.core.model.intents import BranchName
-from control_plane.core.model.limits import LEARNING_RATE
+from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.records import CheckpointCommitted
+from control_plane.core.model.values import BranchName
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient

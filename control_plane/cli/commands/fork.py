@@ -85,9 +85,8 @@ def combinations(sets: Sequence[str], snapshot: "Snapshot") -> list[tuple[str, .
 
 
 def _in_words(first: Sequence[Intent]) -> str:
-    from control_plane.core.model.commands import describe
 
-    return ", ".join(describe(intent) for intent in first)
+    return ", ".join(intent.describe() for intent in first)
 
 
 def replay(

@@ -16,7 +16,8 @@ from control_plane.cli.output import formatting
 from control_plane.cli.output.printing import tell_json
 from control_plane.cli.select_run import active_run, any_run, connect
 from control_plane.core.model.errors import NotFound
-from control_plane.core.model.limits import LEARNING_RATE, Limit, limit_of
+from control_plane.core.model.intent_base import LEARNING_RATE
+from control_plane.core.model.limits import Limit, limit_of
 
 ALIASES = {"learning_rate": LEARNING_RATE}
 EXAMPLES = "for example: steer set RUN lr=1e-4, or: steer set 'lr*=0.5', or: steer set weight_decay=0.1 betas=0.9,0.95"

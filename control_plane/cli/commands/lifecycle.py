@@ -25,8 +25,9 @@ from control_plane.cli.output.printing import say, tell
 from control_plane.cli.select_run import active_run, connect
 from control_plane.core.model.commands import INTENT, Intent
 from control_plane.core.model.errors import Invalid, NotFound
-from control_plane.core.model.intents import MAX_VALUES, NEEDS_NO_RANK, Cancel
+from control_plane.core.model.intents import Cancel
 from control_plane.core.model.records import CommandAccepted
+from control_plane.core.model.values import MAX_VALUES
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
@@ -206,7 +207,7 @@ def ask(run: str | None, intent: Intent, manner: Manner, arrive: Arrive | None =
     """Submit a command, wait for its outcome and print it. Exits with 6 if it was not applied."""
     from control_plane.cli.output.formatting import outcome
 
-    if isinstance(intent, NEEDS_NO_RANK) and not (manner.not_before is manner.not_after is None):
+    if not intent.needs_ranks and not (manner.not_before is manner.not_after is None):
         raise Misused("this command takes effect at once, at no step: remove --not-before and --not-after")
     with connect() as client:
         chosen = active_run(client, run)

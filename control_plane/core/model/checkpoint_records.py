@@ -3,7 +3,8 @@
 from typing import Literal
 from uuid import UUID
 
-from control_plane.core.model.intents import CheckpointName, Message
+from control_plane.core.model.intent_base import Message
+from control_plane.core.model.values import CheckpointName
 
 MAIN = "main"
 """The first branch of every run."""

@@ -8,23 +8,19 @@ from uuid import UUID
 
 from pydantic import Field, model_validator
 
+from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents import (
     INTENT,
-    MAX_FACTOR,
-    MAX_LABEL_CHARS,
-    MAX_LEARNING_RATE,
-    Change,
     Evaluate,
     Intent,
-    Message,
     Pause,
     Resume,
     SaveCheckpoint,
     SetKnobs,
     SetLearningRate,
     Stop,
-    describe,
 )
+from control_plane.core.model.values import MAX_FACTOR, MAX_LABEL_CHARS, MAX_LEARNING_RATE, Change
 
 __all__ = [
     "INTENT",
@@ -42,7 +38,6 @@ __all__ = [
     "SetKnobs",
     "SetLearningRate",
     "Stop",
-    "describe",
 ]
 
 MAX_REASON_CHARS = 500
@@ -83,7 +78,7 @@ class Command(Message):
 
     def describe(self) -> str:
         """Return a short description for logs and charts, e.g. `lr = 0.0001`."""
-        return describe(self.intent)
+        return self.intent.describe()
 
     def takes_back(self) -> str:
         """Return the reason recorded for the command that this cancel takes back."""

@@ -12,95 +12,51 @@
 Pinning, deleting and adopting a checkpoint need no ranks: the control server does them itself.
 """
 
-from typing import Annotated, Literal, TypeVar
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, ClassVar, Literal, get_args
 from uuid import UUID
 
 from pydantic import (
-    BaseModel,
-    ConfigDict,
     Field,
-    StrictBool,
-    StrictInt,
-    StrictStr,
     TypeAdapter,
     field_validator,
     model_validator,
 )
 
-MAX_LEARNING_RATE = 10.0
-"""Above this no optimizer trains anything; such a value is a typo (1e4 for 1e-4)."""
-
-MAX_FACTOR = 1000.0
-"""The most by which one change may multiply or divide a value."""
-
-MAX_LABEL_CHARS = 80
-MAX_NOTE_CHARS = 2000
-MAX_NAME_CHARS = 200
-MAX_CHANGES = 32
-"""Changes per command: more than a person needs, and bounds the duration of the boundary."""
-
-MAX_ARGUMENTS = 16
-MAX_VALUES = 8
-"""Numbers in one value: betas have two."""
-
-MAX_NAMES_TOLD = 5
-"""Names listed in an error message."""
-
-MAX_FIRST = 8
-"""Initial changes of a branch."""
-
-RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
-MAX_SEED = 2**63 - 1
-MAX_SCHEDULE_STEPS = 2**31
+from control_plane.core.model.intent_base import ACTION, LEARNING_RATE, BaseIntent, ServerIntent, TrainingIntent
+from control_plane.core.model.values import (
+    MAX_ARGUMENTS,
+    MAX_CHANGES,
+    MAX_FACTOR,
+    MAX_FIRST,
+    MAX_LABEL_CHARS,
+    MAX_LEARNING_RATE,
+    MAX_NOTE_CHARS,
+    MAX_SCHEDULE_STEPS,
+    MAX_SEED,
+    BranchName,
+    Change,
+    Factor,
+    GroupChoice,
+    Name,
+    RunId,
+    Scalar,
+    check_group,
+    check_value_or_factor,
+    spelled,
+)
 
 
-class Message(BaseModel):
-    """Base of every immutable message between processes (frozen pydantic model): unknown keys are rejected."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
-
-
-# Strict: a JSON `true` is not a learning rate of 1.0.
-Finite = Annotated[float, Field(allow_inf_nan=False, strict=True)]
-Factor = Annotated[float, Field(ge=1 / MAX_FACTOR, le=MAX_FACTOR, allow_inf_nan=False, strict=True)]
-Name = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS, strict=True)]
-# 64-bit, so that bounds can be compared with it and every JSON reader can keep it.
-Whole = Annotated[int, Field(ge=-MAX_SEED - 1, le=MAX_SEED, strict=True)]
-Scalar = StrictBool | Whole | Finite | Annotated[StrictStr, Field(max_length=MAX_NAME_CHARS)]
-KnobValue = StrictBool | Whole | Finite | Annotated[tuple[Finite, ...], Field(min_length=1, max_length=MAX_VALUES)]
-GroupChoice = StrictInt | StrictStr | None
-BranchName = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_.-]{0,39}$", strict=True)]
-# It becomes the name of a folder, which is removed when the checkpoint is discarded: never a path.
-CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,199}$", strict=True)]
-RunId = Annotated[str, Field(pattern=f"^{RUN_ID}$", strict=True)]
-
-
-def check_group(group: int | str | None) -> int | str | None:
-    """Validate a parameter group: an index from 0 or a name."""
-    if isinstance(group, int) and group < 0:
-        raise ValueError("a parameter group is counted from 0")
-    if isinstance(group, str) and not 0 < len(group) <= MAX_LABEL_CHARS:
-        raise ValueError(f"a group name has 1 to {MAX_LABEL_CHARS} characters")
-    return group
-
-
-ValueOrFactor = TypeVar("ValueOrFactor", "SetLearningRate", "Change")
-
-
-def check_value_or_factor(change: ValueOrFactor) -> ValueOrFactor:
-    """Validate that a change has either `value` or `factor`."""
-    if (change.value is None) == (change.factor is None):
-        raise ValueError("give either 'value' or 'factor', not both and not neither")
-    return change
-
-
-class SetLearningRate(Message):
+class SetLearningRate(TrainingIntent):
     """Set the learning rate from the next step on.
 
     Give `value` (absolute) or `factor` (times the live value of each group). `schedule="keep"` keeps the shape of
     what is left of the schedule, starting from the new value; `"hold"` keeps the new value until the next change.
     `group` is the index or the name of one parameter group; without it every group is set.
     """
+
+    sets_knobs: ClassVar[bool] = True
+    allowed_for_agents: ClassVar[bool] = True
 
     kind: Literal["set_learning_rate"] = "set_learning_rate"
     value: float | None = Field(default=None, gt=0, le=MAX_LEARNING_RATE, allow_inf_nan=False, strict=True)
@@ -111,36 +67,27 @@ class SetLearningRate(Message):
     _group = field_validator("group")(check_group)
     _change = model_validator(mode="after")(check_value_or_factor)
 
-
-class Change(Message):
-    """One knob's new value: `value`, or `factor` times what it is.
-
-    `knob` is a name that the run lists (`weight_decay`, `gradient_clipping`, `eval_steps`, one of the script's own), or
-    `PATTERN:ATTRIBUTE` for a number that modules of the model hold (`transformer.h.*.attn*:p`). `group` narrows a knob
-    of the optimizer to one parameter group.
-    """
-
-    knob: Name
-    value: KnobValue | None = None
-    factor: Factor | None = None
-    group: GroupChoice = None
-
-    _group = field_validator("group")(check_group)
-    _change = model_validator(mode="after")(check_value_or_factor)
-
-    @property
-    def target(self) -> tuple[str, str]:
-        """Knob and group that the change applies to."""
-        return self.knob, "" if self.group is None else str(self.group)
-
     def describe(self) -> str:
-        """`weight_decay = 0.1 (group decay)`, `lr x 0.5`."""
-        change = f"= {_spelled(self.value)}" if self.value is not None else f"x {self.factor:g}"
-        return f"{self.knob} {change}" + (f" (group {self.group})" if self.group is not None else "")
+        change = f"= {self.value:g}" if self.value is not None else f"x {self.factor:g}"
+        notes = [] if self.group is None else [f"group {self.group}"]
+        notes += ["hold"] if self.schedule == "hold" else []
+        return f"lr {change}" + (f" ({', '.join(notes)})" if notes else "")
+
+    def knobs(self) -> tuple[str, ...]:
+        return (LEARNING_RATE,)
+
+    def groups(self) -> tuple[int | str | None, ...]:
+        return (self.group,)
+
+    def requested(self, knob: str) -> Iterable[tuple[Any, float | None]]:
+        return ((self.value, self.factor),)
 
 
-class SetKnobs(Message):
+class SetKnobs(TrainingIntent):
     """Change one or several knobs at one step boundary, all or none (atomic)."""
+
+    sets_knobs: ClassVar[bool] = True
+    allowed_for_agents: ClassVar[bool] = True
 
     kind: Literal["set_knobs"] = "set_knobs"
     changes: tuple[Change, ...] = Field(min_length=1, max_length=MAX_CHANGES)
@@ -153,13 +100,32 @@ class SetKnobs(Message):
             raise ValueError(f"{twice} is changed twice in one command")
         return self
 
+    def describe(self) -> str:
+        return ", ".join(change.describe() for change in self.changes)
 
-class SetSchedule(Message):
+    def knobs(self) -> tuple[str, ...]:
+        return tuple(change.knob for change in self.changes)
+
+    def changed_knobs(self, after: Mapping[str, Any] | None) -> tuple[str, ...]:
+        """Return the knobs that it names, and those that its patterns matched, as the ranks read them back."""
+        return tuple(dict.fromkeys((*self.knobs(), *(after or {}))))
+
+    def groups(self) -> tuple[int | str | None, ...]:
+        return tuple(change.group for change in self.changes)
+
+    def requested(self, knob: str) -> Iterable[tuple[Any, float | None]]:
+        return ((change.value, change.factor) for change in self.changes if change.knob == knob)
+
+
+class SetSchedule(TrainingIntent):
     """Replace what is left of the learning rate's schedule, from the next step on, in every group.
 
     Each group goes from its live value: up or down to `peak` times it within `warmup_steps`, if there are any; then, in
     `shape`, to `end` times that within `over_steps` (by default: the steps that are left); then it stays.
     """
+
+    sets_knobs: ClassVar[bool] = True
+    allowed_for_agents: ClassVar[bool] = True
 
     kind: Literal["set_schedule"] = "set_schedule"
     shape: Literal["constant", "linear", "cosine"]
@@ -168,22 +134,41 @@ class SetSchedule(Message):
     peak: Factor = 1.0
     over_steps: int | None = Field(default=None, ge=1, le=MAX_SCHEDULE_STEPS, strict=True)
 
+    def describe(self) -> str:
+        notes = [f"warm-up {self.warmup_steps} to x {self.peak:g}"] if self.warmup_steps else []
+        notes += [] if self.shape == "constant" else [f"to x {self.end:g}"]
+        notes += [f"over {self.over_steps} steps"] if self.over_steps else []
+        return f"schedule {self.shape}" + (f" ({', '.join(notes)})" if notes else "")
 
-class Freeze(Message):
+    def knobs(self) -> tuple[str, ...]:
+        return (LEARNING_RATE,)
+
+
+class Freeze(TrainingIntent):
     """Freeze the parameters whose names match a pattern (`transformer.h.0.*`) from the next step on."""
+
+    sets_knobs: ClassVar[bool] = True
 
     kind: Literal["freeze"] = "freeze"
     parameters: Name
 
+    def describe(self) -> str:
+        return f"{self.kind} {self.parameters}"
 
-class Unfreeze(Message):
+
+class Unfreeze(TrainingIntent):
     """Train the parameters whose names match a pattern again."""
+
+    sets_knobs: ClassVar[bool] = True
 
     kind: Literal["unfreeze"] = "unfreeze"
     parameters: Name
 
+    def describe(self) -> str:
+        return f"{self.kind} {self.parameters}"
 
-class ResetParameters(Message):
+
+class ResetParameters(TrainingIntent):
     """Give the modules whose names match a pattern fresh weights, the same on every rank; their moments become zero.
 
     The weights follow from `seed` and the modules' names alone.
@@ -193,45 +178,64 @@ class ResetParameters(Message):
     modules: Name
     seed: int = Field(default=0, ge=0, le=MAX_SEED, strict=True)
 
+    def describe(self) -> str:
+        return f"reset {self.modules} (seed {self.seed})"
 
-class RunAction(Message):
+
+class RunAction(TrainingIntent):
     """Carry out an action that the training script has registered."""
+
+    allowed_for_agents: ClassVar[bool] = True
+    agents_need_grant: ClassVar[bool] = True
 
     kind: Literal["run_action"] = "run_action"
     name: Name
     arguments: dict[Name, Scalar] = Field(default={}, max_length=MAX_ARGUMENTS)
 
+    def describe(self) -> str:
+        arguments = ", ".join(f"{name} = {spelled(value)}" for name, value in self.arguments.items())
+        return f"run {self.name}" + (f" ({arguments})" if arguments else "")
 
-class Pause(Message):
+    def knobs(self) -> tuple[str, ...]:
+        return (ACTION + self.name,)
+
+
+class Pause(TrainingIntent):
     """Hold every rank at the next step boundary. Commands are still taken while the run is paused."""
 
     kind: Literal["pause"] = "pause"
 
 
-class Resume(Message):
+class Resume(TrainingIntent):
     """Let a paused run go on."""
 
     kind: Literal["resume"] = "resume"
 
 
-class Stop(Message):
+class Stop(TrainingIntent):
     """End the training at the next step boundary, with a last checkpoint if `save` is set."""
 
     kind: Literal["stop"] = "stop"
     save: bool = False
 
 
-class Evaluate(Message):
+class Evaluate(BaseIntent):
     """Evaluate on the evaluation set at the next step boundary."""
+
+    is_replayed: ClassVar[bool] = True
+    allowed_for_agents: ClassVar[bool] = True
 
     kind: Literal["evaluate"] = "evaluate"
 
 
-class SaveCheckpoint(Message):
+class SaveCheckpoint(BaseIntent):
     """Save a checkpoint at the next step boundary. With `pin` it is kept until somebody removes it.
 
     `name` is what the checkpoint is called where a recorded run is replayed; others are named by their step.
     """
+
+    is_replayed: ClassVar[bool] = True
+    allowed_for_agents: ClassVar[bool] = True
 
     kind: Literal["save_checkpoint"] = "save_checkpoint"
     label: str | None = Field(default=None, max_length=MAX_LABEL_CHARS)
@@ -240,32 +244,41 @@ class SaveCheckpoint(Message):
     name: Annotated[str, Field(pattern=r"^step-[0-9]{8,}-g[0-9]+(-[0-9]+)?$", strict=True)] | None = None
 
 
-class PinCheckpoint(Message):
+class PinCheckpoint(ServerIntent):
     """Keep a checkpoint whatever the retention says; with `pinned=false`, leave it to the retention again."""
 
     kind: Literal["pin_checkpoint"] = "pin_checkpoint"
     checkpoint: Name
     pinned: bool = True
 
+    def describe(self) -> str:
+        return f"{'pin' if self.pinned else 'unpin'} {self.checkpoint}"
 
-class DeleteCheckpoint(Message):
+
+class DeleteCheckpoint(ServerIntent):
     """Remove a checkpoint. One that is pinned, in use, or the newest is refused."""
 
     kind: Literal["delete_checkpoint"] = "delete_checkpoint"
     checkpoint: Name
+
+    def describe(self) -> str:
+        return f"delete {self.checkpoint}"
 
 
 First = Annotated[SetLearningRate | SetKnobs | SetSchedule | Freeze | Unfreeze, Field(discriminator="kind")]
 """Intents allowed as initial changes of a branch."""
 
 
-class Rollback(Message):
+class Rollback(BaseIntent):
     """Roll back to a checkpoint as a new branch, or switch to an existing branch.
 
     With `checkpoint`: a new branch starts there, named `branch` or by a number, with the changes of `first` applied
     before its first step. Without: training continues on the existing `branch` from its newest checkpoint.
     Steps and commands since then stay on their own branch.
     """
+
+    changes_course: ClassVar[bool] = True
+    is_replayed: ClassVar[bool] = True
 
     kind: Literal["rollback"] = "rollback"
     checkpoint: Name | None = None
@@ -280,8 +293,17 @@ class Rollback(Message):
             raise ValueError("a branch that goes on begins with no changes; send them as commands of their own")
         return self
 
+    def describe(self) -> str:
+        if self.checkpoint is None:
+            return f"go on with branch {self.branch}"
+        named = f" as {self.branch}" if self.branch else ""
+        return f"back to {self.checkpoint}{named}" + "".join(f", {change.describe()}" for change in self.first)
 
-class AdoptCheckpoint(Message):
+    def parts(self) -> tuple[BaseIntent, ...]:
+        return (self, *self.first)
+
+
+class AdoptCheckpoint(ServerIntent):
     """Copy a checkpoint of another run (e.g. of a fork) into this run, as the start of a new branch.
 
     Without `checkpoint`: the one that run would resume from. The branch is named `branch` or by a number. Training
@@ -293,12 +315,21 @@ class AdoptCheckpoint(Message):
     checkpoint: Name | None = None
     branch: BranchName | None = None
 
+    def describe(self) -> str:
+        named = f" as {self.branch}" if self.branch else ""
+        return f"adopt {self.checkpoint or 'the newest checkpoint'} of {self.run}{named}"
 
-class Cancel(Message):
+
+class Cancel(BaseIntent):
     """Cancel a command that is not settled. If it is applied first it stays applied, and the cancel is rejected."""
+
+    is_queued: ClassVar[bool] = False
 
     kind: Literal["cancel"] = "cancel"
     command: UUID
+
+    def describe(self) -> str:
+        return f"cancel {self.command}"
 
 
 Intent = Annotated[
@@ -323,77 +354,7 @@ Intent = Annotated[
 ]
 INTENT: TypeAdapter[Intent] = TypeAdapter(Intent)
 
-CHANGES_TRAINING = (
-    SetLearningRate,
-    SetKnobs,
-    SetSchedule,
-    Freeze,
-    Unfreeze,
-    ResetParameters,
-    RunAction,
-    Pause,
-    Resume,
-    Stop,
-)
-"""After a failure these are repeated at the step where they took effect; the others do not change the training."""
-
-NEEDS_NO_RANK = (PinCheckpoint, DeleteCheckpoint, AdoptCheckpoint)
-"""The control server applies these itself."""
-
-
-def describe(intent: Intent) -> str:
-    """Return a short description: `lr = 0.0001`, `lr x 0.5 (group 1, hold)`, `weight_decay = 0.1, betas = ...`."""
-    match intent:
-        case SetLearningRate():
-            return _learning_rate(intent)
-        case SetKnobs():
-            return ", ".join(change.describe() for change in intent.changes)
-        case SetSchedule():
-            return _schedule(intent)
-        case Freeze() | Unfreeze():
-            return f"{intent.kind} {intent.parameters}"
-        case ResetParameters():
-            return f"reset {intent.modules} (seed {intent.seed})"
-        case RunAction():
-            arguments = ", ".join(f"{name} = {_spelled(value)}" for name, value in intent.arguments.items())
-            return f"run {intent.name}" + (f" ({arguments})" if arguments else "")
-        case PinCheckpoint():
-            return f"{'pin' if intent.pinned else 'unpin'} {intent.checkpoint}"
-        case DeleteCheckpoint():
-            return f"delete {intent.checkpoint}"
-        case Rollback():
-            return _rollback(intent)
-        case AdoptCheckpoint():
-            named = f" as {intent.branch}" if intent.branch else ""
-            return f"adopt {intent.checkpoint or 'the newest checkpoint'} of {intent.run}{named}"
-        case Cancel():
-            return f"cancel {intent.command}"
-        case _:
-            return intent.kind.replace("_", " ")
-
-
-def _rollback(intent: Rollback) -> str:
-    if intent.checkpoint is None:
-        return f"go on with branch {intent.branch}"
-    named = f" as {intent.branch}" if intent.branch else ""
-    return f"back to {intent.checkpoint}{named}" + "".join(f", {describe(each)}" for each in intent.first)
-
-
-def _learning_rate(intent: SetLearningRate) -> str:
-    change = f"= {intent.value:g}" if intent.value is not None else f"x {intent.factor:g}"
-    notes = [] if intent.group is None else [f"group {intent.group}"]
-    notes += ["hold"] if intent.schedule == "hold" else []
-    return f"lr {change}" + (f" ({', '.join(notes)})" if notes else "")
-
-
-def _schedule(intent: SetSchedule) -> str:
-    notes = [f"warm-up {intent.warmup_steps} to x {intent.peak:g}"] if intent.warmup_steps else []
-    notes += [] if intent.shape == "constant" else [f"to x {intent.end:g}"]
-    notes += [f"over {intent.over_steps} steps"] if intent.over_steps else []
-    return f"schedule {intent.shape}" + (f" ({', '.join(notes)})" if notes else "")
-
-
-def _spelled(value: object) -> str:
-    if isinstance(value, tuple):
-        return f"({', '.join(_spelled(each) for each in value)})"
-    return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+KINDS: Mapping[str, type[BaseIntent]] = {
+    kind.model_fields["kind"].default: kind for kind in get_args(get_args(Intent)[0])
+}
+"""Every intent kind by its name."""

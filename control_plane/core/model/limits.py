@@ -17,11 +17,9 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from control_plane.core.model.intents import Intent, Message, RunAction, SetKnobs, SetLearningRate, SetSchedule
+from control_plane.core.model.intent_base import ACTION, BaseIntent, Message
 from control_plane.core.model.knobs import numbers
 
-LEARNING_RATE = "lr"
-ACTION = "action/"
 AGENT = "agent"
 NEVER: Mapping[str, float] = {}
 
@@ -48,38 +46,24 @@ def limit_of(limits: Mapping[str, Limit], knob: str) -> Limit | None:
     return own or next((limit for pattern, limit in limits.items() if fnmatchcase(knob, pattern)), None)
 
 
-def knobs_of(intent: Intent) -> tuple[str, ...]:
-    """Return the knobs that an intent names; an action counts as one."""
-    if isinstance(intent, SetLearningRate | SetSchedule):
-        return (LEARNING_RATE,)
-    if isinstance(intent, RunAction):
-        return (ACTION + intent.name,)
-    return tuple(change.knob for change in intent.changes) if isinstance(intent, SetKnobs) else ()
-
-
-def changed_by(intent: Intent, after: Mapping[str, Any] | None) -> tuple[str, ...]:
-    """Return the knobs changed by an applied intent: those it names, and those in the ranks' readback."""
-    return tuple(dict.fromkeys((*knobs_of(intent), *((after or {}) if isinstance(intent, SetKnobs) else ()))))
-
-
 def refusal(
-    limits: Mapping[str, Limit], intent: Intent, role: str | None, changed_s_ago: Mapping[str, float]
+    limits: Mapping[str, Limit], intent: BaseIntent, role: str | None, changed_s_ago: Mapping[str, float]
 ) -> str | None:
     """Return the reason why the limits forbid an intent, or None.
 
     Args:
         changed_s_ago: seconds since each knob was last changed.
     """
-    for knob in knobs_of(intent):
-        if role == AGENT and isinstance(intent, RunAction) and not _is_granted(limits, knob):
-            return f"{intent.name} may not be run by an agent: no limit {knob} of this run grants the role 'agent'"
+    for knob in intent.knobs():
+        if role == AGENT and intent.agents_need_grant and not _is_granted(limits, knob):
+            return f"{knob.removeprefix(ACTION)} may not be run by an agent: no limit {knob} grants it the role agent"
         # A pattern stands for every knob that it matches, as far as their names are known here.
         covered = (name for name in (*limits, *changed_s_ago) if ":" in knob and fnmatchcase(name, knob))
         for name in (knob, *covered):
             if problem := barred(limits, name, role, changed_s_ago):
                 return problem
         limit = limit_of(limits, knob)
-        for value, factor in _asked(intent, knob) if limit is not None else ():
+        for value, factor in _requested(intent, knob) if limit is not None else ():
             if limit is not None and (problem := _beyond(knob, limit, value, factor)):
                 return problem
     return None
@@ -125,16 +109,12 @@ def breach(limits: Mapping[str, Limit], knob: str, before: Any, after: Any) -> s
     return None
 
 
-def _asked(intent: Intent, knob: str) -> Iterable[tuple[float | None, float | None]]:
+def _requested(intent: BaseIntent, knob: str) -> Iterable[tuple[float | None, float | None]]:
     """Yield the requested (value, factor) pairs of a knob; one of the two is None."""
-    if isinstance(intent, SetLearningRate):
-        yield intent.value, intent.factor
-    elif isinstance(intent, SetKnobs):
-        for change in intent.changes:
-            if change.knob == knob:
-                values = numbers(change.value) if change.value is not None else []
-                yield from ((value, None) for value in values)
-                yield None, change.factor
+    for value, factor in intent.requested(knob):
+        yield from ((number, None) for number in (numbers(value) if value is not None else ()))
+        if factor is not None:
+            yield None, factor
 
 
 def _beyond(knob: str, limit: Limit, value: float | None, factor: float | None) -> str | None:

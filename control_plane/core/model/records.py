@@ -18,9 +18,10 @@ from control_plane.core.model.checkpoint_records import (
     CheckpointPinned,
     StateDigested,
 )
-from control_plane.core.model.commands import Command, Message
-from control_plane.core.model.intents import BranchName, CheckpointName
+from control_plane.core.model.commands import Command
+from control_plane.core.model.intent_base import Message
 from control_plane.core.model.limits import Limit
+from control_plane.core.model.values import BranchName, CheckpointName
 
 
 def _spelled(value: Any) -> Any:

@@ -10,8 +10,7 @@ from uuid import UUID
 
 from control_plane.core.model.branch_tree import Branch
 from control_plane.core.model.commands import Command
-from control_plane.core.model.intents import CHANGES_TRAINING, Rollback
-from control_plane.core.model.limits import Limit, changed_by
+from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import (
     MAIN,
     BranchAdopted,
@@ -215,7 +214,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             life = CommandStatus(record.command, entry.seq, entry.time, branch=state.head, training=training)
             state.commands[uuid] = life
             state.pending[uuid] = None
-            if isinstance(record.command.intent, (*CHANGES_TRAINING, Rollback)):
+            if record.command.intent.changes_course:
                 state.course_seq, state.course = entry.seq, f"{record.command.author}: {record.command.describe()}"
         case CommandScheduled():
             state.scheduled[record.uuid] = record.step
@@ -344,11 +343,11 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
     if state.switching and outcome.generation is not None:
         return  # a late report, of a branch that the run has left
     state.step = max(state.step, outcome.step or 0)
-    for knob in changed_by(command.intent, outcome.after):
+    for knob in command.intent.changed_knobs(outcome.after):
         state.changed_seq[knob] = entry.seq
+    if command.intent.sets_knobs:
+        state.knobs |= outcome.after or {}
     match command.intent.kind:
-        case "set_learning_rate" | "set_knobs" | "set_schedule" | "freeze" | "unfreeze":
-            state.knobs |= outcome.after or {}
         case "pause":
             state.paused = True
         case "resume":

@@ -1,11 +1,21 @@
-"""Admission checks of `decisions.accept`: whether a run can take a command in its current state."""
+"""Admission control for commands: the checks of `decisions.accept` against the run's current state."""
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from control_plane.core.model import limits
 from control_plane.core.model.characters import objection
-from control_plane.core.model.commands import Command, Pause, Resume, SetKnobs, SetLearningRate, Stop
-from control_plane.core.model.errors import Conflict, Invalid, NotFound, RunEnded
-from control_plane.core.model.intents import CHANGES_TRAINING, Rollback
+from control_plane.core.model.commands import Command, Pause, Resume, Stop
+from control_plane.core.model.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
+from control_plane.core.model.intents import Rollback
 from control_plane.core.model.state import RunState
 from control_plane.core.rules.branch_rules import check_rollback
+
+MAX_PENDING_COMMANDS = 256
+"""Limit of accepted, unsettled commands. A boundary settles up to 16, so a longer queue means that no trainers run."""
+
+MAX_PENDING_OF_ONE = MAX_PENDING_COMMANDS // 2
+"""The same per author, so that a flood from one leaves room for others."""
 
 
 def check_text(command: Command) -> None:
@@ -37,26 +47,73 @@ def stop_is_pending(state: RunState) -> bool:
     return any(isinstance(command.intent, Stop) and command.not_before_step is None for command in pending)
 
 
+def check_open(state: RunState) -> None:
+    """Raise `RunEnded` if the run is closed."""
+    if state.closed is not None:
+        raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
+
+
+def check_queue(state: RunState, command: Command) -> None:
+    """Raise `RunEnded` if the run is stopping, `Overloaded` at a limit of pending commands."""
+    if state.stopping or stop_is_pending(state):
+        raise RunEnded(f"run {state.run} is stopping and takes no more commands")
+    waiting = state.pending_commands()
+    own = sum(other.author == command.author for other in waiting)
+    if len(waiting) >= MAX_PENDING_COMMANDS or own >= MAX_PENDING_OF_ONE:
+        limit = MAX_PENDING_OF_ONE if own >= MAX_PENDING_OF_ONE else MAX_PENDING_COMMANDS
+        whose = f"of {command.author} " if own >= MAX_PENDING_OF_ONE else ""
+        raise Overloaded(
+            f"run {state.run} has {own if whose else len(waiting)} commands {whose}that are not settled yet; the limit "
+            f"is {limit}, try again later",
+            limit=limit,
+        )
+
+
+def check_limits(state: RunState, command: Command, changed_s_ago: Mapping[str, float]) -> None:
+    """Raise `Invalid` if the command, or an initial change in it, is beyond one of the run's limits."""
+    for part in command.intent.parts():
+        if reason := limits.refusal(state.limits, part, command.role, changed_s_ago):
+            raise Invalid(reason)
+
+
 def check_intent(state: RunState, command: Command) -> None:
     """Raise `NotFound`, `Conflict`, `Invalid` or `RunEnded` if the run cannot take this command now."""
-    intent = command.intent
-    for each in intent.first if isinstance(intent, Rollback) else (intent,):
-        _check_groups(state, each)
+    for part in command.intent.parts():
+        for group in part.groups():
+            _check_group(state, group)
     if state.parent is not None and state.parent.kind == "replay" and state.scheduled:
         _check_during_replay(state, command)
-    if isinstance(intent, Rollback):
-        _check_not_ending(state)
-        check_rollback(state, intent)
-    elif isinstance(intent, Pause) and _will_be_paused(state):
-        raise Conflict(f"run {state.run} is already paused, or a pause is pending")
-    elif isinstance(intent, Resume) and not _will_be_paused(state):
-        raise Conflict(f"run {state.run} is not paused")
+    if check := CHECKS.get(command.intent.kind):
+        check(state, command.intent)
     total_steps = state.generation.total_steps if state.generation else None
     if command.not_before_step is not None and total_steps and command.not_before_step > total_steps:
         raise Invalid(
             f"not_before_step is {command.not_before_step}, but the run ends at step {total_steps}",
             total_steps=total_steps,
         )
+
+
+def _check_rollback(state: RunState, intent: Rollback) -> None:
+    _check_not_ending(state)
+    check_rollback(state, intent)
+
+
+def _check_pause(state: RunState, intent: Pause) -> None:
+    if _will_be_paused(state):
+        raise Conflict(f"run {state.run} is already paused, or a pause is pending")
+
+
+def _check_resume(state: RunState, intent: Resume) -> None:
+    if not _will_be_paused(state):
+        raise Conflict(f"run {state.run} is not paused")
+
+
+CHECKS: Mapping[str, Callable[[RunState, Any], None]] = {
+    "rollback": _check_rollback,
+    "pause": _check_pause,
+    "resume": _check_resume,
+}
+"""Checks of single kinds against the run's state."""
 
 
 def _check_not_ending(state: RunState) -> None:
@@ -68,19 +125,11 @@ def _check_not_ending(state: RunState) -> None:
 
 
 def _check_during_replay(state: RunState, command: Command) -> None:
-    if isinstance(command.intent, (*CHANGES_TRAINING, Rollback)) and not isinstance(command.intent, Stop):
+    if command.intent.changes_course and not isinstance(command.intent, Stop):
         raise Conflict(
             f"run {state.run} is replaying {state.parent.run if state.parent else 'another run'}: it can only be "
             f"stopped until the {len(state.scheduled)} remaining commands are replayed"
         )
-
-
-def _check_groups(state: RunState, intent: object) -> None:
-    if isinstance(intent, SetLearningRate):
-        _check_group(state, intent.group)
-    elif isinstance(intent, SetKnobs):
-        for change in intent.changes:
-            _check_group(state, change.group)
 
 
 def _check_group(state: RunState, group: int | str | None) -> None:

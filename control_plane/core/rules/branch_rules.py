@@ -6,9 +6,10 @@ from uuid import UUID, uuid5
 from pydantic import Field
 
 from control_plane.core.model.branch_tree import candidates, free_name
-from control_plane.core.model.commands import Command, Message
+from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, NotFound
-from control_plane.core.model.intents import MAX_NAMES_TOLD, AdoptCheckpoint, Rollback
+from control_plane.core.model.intent_base import Message
+from control_plane.core.model.intents import AdoptCheckpoint, Rollback
 from control_plane.core.model.records import (
     BranchAdopted,
     BranchResumed,
@@ -22,6 +23,7 @@ from control_plane.core.model.records import (
     Record,
 )
 from control_plane.core.model.state import RunState
+from control_plane.core.model.values import MAX_NAMES_TOLD
 
 
 class ScheduledCommand(Message):
@@ -146,9 +148,15 @@ def check_branch_is_free(state: RunState, name: str | None) -> None:
         raise Conflict(f"run {state.run} has a branch {name!r} already; choose another name")
 
 
-def settle_at_once(state: RunState, command: Command) -> list[Record]:
-    """Return the records of a rollback applied while no trainers run; the next generation starts from there."""
+def settle_rollback(state: RunState, command: Command) -> list[Record]:
+    """Return the records of a rollback applied while no trainers run; the next generation starts from there.
+
+    None while trainers run, or if the command is tied to a step: then it waits for trainers that reach it.
+    """
     assert isinstance(command.intent, Rollback)
+    has_trainers = state.generation is not None and state.ended is None and state.listens
+    if has_trainers or command.not_before_step is not None or command.not_after_step is not None:
+        return []
     found = next((each for each in state.checkpoints if each.checkpoint == command.intent.checkpoint), None)
     after = {"branch": command.intent.branch} if found is None else reading(found.checkpoint, found.step, found.branch)
     outcome = CommandSettled(uuid=command.uuid, status="applied", step=state.step, after=after)

@@ -2,9 +2,10 @@
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotFound
-from control_plane.core.model.intents import MAX_NAMES_TOLD, AdoptCheckpoint, Cancel, DeleteCheckpoint, PinCheckpoint
+from control_plane.core.model.intents import AdoptCheckpoint, Cancel, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.records import UNIVERSAL, CheckpointDiscarded, CheckpointPinned, CommandSettled, Record
 from control_plane.core.model.state import RunState
+from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, check_branch_is_free, next_name, stands_on, take_in
 
 
@@ -71,9 +72,10 @@ def check_adoption(state: RunState, intent: AdoptCheckpoint) -> str:
     return intent.branch
 
 
-def adopt(state: RunState, command: Command, adopted: AdoptedCheckpoint) -> list[Record]:
+def adopt(state: RunState, command: Command, adopted: AdoptedCheckpoint | None) -> list[Record]:
     """Return the records of an adopted branch, whose files are copied already. Raises what `check_adoption` does."""
     assert isinstance(command.intent, AdoptCheckpoint)
+    assert adopted is not None, "the files are copied before the command is accepted"
     checkpoint, origin = adopted.checkpoint, adopted.origin
     if checkpoint.checkpoint in state.committed_seq:
         branch = next((each.name for each in state.branches.values() if each.origin == origin), checkpoint.branch)

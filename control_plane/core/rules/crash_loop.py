@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from pydantic import Field
 
-from control_plane.core.model.commands import Message
+from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import MAIN, Death
 from control_plane.core.model.state import GenerationFailure, RunState
 

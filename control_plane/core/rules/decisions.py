@@ -4,18 +4,15 @@ Idempotent: an empty list means that the request is already in the journal, so a
 After an error nothing has changed.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from uuid import UUID
 
-from control_plane.core.model import limits
 from control_plane.core.model.commands import Command
-from control_plane.core.model.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
+from control_plane.core.model.errors import Conflict, NotFound, RunEnded
 from control_plane.core.model.intents import (
-    NEEDS_NO_RANK,
     AdoptCheckpoint,
     Cancel,
-    Rollback,
     Stop,
 )
 from control_plane.core.model.records import (
@@ -42,17 +39,19 @@ from control_plane.core.model.records import (
     TermStarted,
 )
 from control_plane.core.model.state import CommandStatus, RunState
-from control_plane.core.rules.admission import check_intent, check_text, check_view, stop_is_pending
-from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, begin, branch_off, settle_at_once
+from control_plane.core.rules.admission import (
+    check_intent,
+    check_limits,
+    check_open,
+    check_queue,
+    check_text,
+    check_view,
+    stop_is_pending,
+)
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, begin, branch_off, settle_rollback
 from control_plane.core.rules.checkpoint_rules import adopt, cancel_command, check_adoption, keep_or_delete
 
 NEVER: Mapping[str, float] = {}
-
-MAX_PENDING_COMMANDS = 256
-"""Limit of accepted, unsettled commands. A boundary settles up to 16, so a longer queue means that no trainers run."""
-
-MAX_PENDING_OF_ONE = MAX_PENDING_COMMANDS // 2
-"""The same per author, so that a flood from one leaves room for others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ def accept(
     Raises:
         Conflict: the uuid names another command, the run is not in a state for it, or the sender's view is stale.
         RunEnded: the run is closed or stopping.
-        Overloaded: `MAX_PENDING_COMMANDS` are pending.
+        Overloaded: `admission.MAX_PENDING_COMMANDS` are pending.
         NotFound: unknown parameter group, command or checkpoint.
         Invalid: beyond one of the run's limits.
     """
@@ -119,30 +118,26 @@ def accept(
             raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
         return []
     check_text(command)
-    if isinstance(command.intent, NEEDS_NO_RANK):
-        check_view(state, command)
-        if not isinstance(command.intent, AdoptCheckpoint):
-            return [CommandAccepted(command=command), *keep_or_delete(state, command)]
-        assert adopted is not None, "the files are copied before the command is accepted"
-        return [CommandAccepted(command=command), *adopt(state, command, adopted)]
-    if state.closed is not None:
-        raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
-    if isinstance(command.intent, Cancel):
-        check_view(state, command)
-        return [CommandAccepted(command=command), *cancel_command(state, command)]
-    if state.stopping or stop_is_pending(state):
-        raise RunEnded(f"run {state.run} is stopping and takes no more commands")
-    _check_room(state, command)
+    if command.intent.needs_ranks:
+        check_open(state)
+    if command.intent.is_queued:
+        check_queue(state, command)
     check_view(state, command)
-    check_intent(state, command)
-    firsts = command.intent.first if isinstance(command.intent, Rollback) else ()
-    for intent in (command.intent, *firsts):
-        if problem := limits.refusal(state.limits, intent, command.role, changed_s_ago):
-            raise Invalid(problem)
-    accepted = CommandAccepted(command=command)
-    if isinstance(command.intent, Rollback) and _nobody_trains(state) and not _is_planned(command):
-        return [accepted, *settle_at_once(state, command)]
-    return [accepted]
+    if command.intent.is_queued:
+        check_intent(state, command)
+        check_limits(state, command, changed_s_ago)
+    settle_now = SETTLED_AT_ONCE.get(command.intent.kind)
+    return [CommandAccepted(command=command), *(settle_now(state, command, adopted) if settle_now else ())]
+
+
+SETTLED_AT_ONCE: Mapping[str, Callable[[RunState, Command, AdoptedCheckpoint | None], list[Record]]] = {
+    "pin_checkpoint": lambda state, command, _: keep_or_delete(state, command),
+    "delete_checkpoint": lambda state, command, _: keep_or_delete(state, command),
+    "adopt_checkpoint": adopt,
+    "cancel": lambda state, command, _: cancel_command(state, command),
+    "rollback": lambda state, command, _: settle_rollback(state, command),
+}
+"""Appliers of the control server, by kind: the records that follow the acceptance. Other kinds wait for the ranks."""
 
 
 def to_be_adopted(state: RunState, command: Command) -> str | None:
@@ -155,28 +150,6 @@ def to_be_adopted(state: RunState, command: Command) -> str | None:
     check_text(command)
     check_view(state, command)
     return check_adoption(state, command.intent)
-
-
-def _nobody_trains(state: RunState) -> bool:
-    return state.generation is None or state.ended is not None or not state.listens
-
-
-def _is_planned(command: Command) -> bool:
-    """Return whether the command is tied to a step, and so waits for trainers that reach it."""
-    return command.not_before_step is not None or command.not_after_step is not None
-
-
-def _check_room(state: RunState, command: Command) -> None:
-    waiting = state.pending_commands()
-    own = sum(each.author == command.author for each in waiting)
-    if len(waiting) >= MAX_PENDING_COMMANDS or own >= MAX_PENDING_OF_ONE:
-        limit = MAX_PENDING_OF_ONE if own >= MAX_PENDING_OF_ONE else MAX_PENDING_COMMANDS
-        whose = f"of {command.author} " if own >= MAX_PENDING_OF_ONE else ""
-        raise Overloaded(
-            f"run {state.run} has {own if whose else len(waiting)} commands {whose}that are not settled yet; the limit "
-            f"is {limit}, try again later",
-            limit=limit,
-        )
 
 
 def start_generation(state: RunState, start: GenerationStart) -> list[Record]:

@@ -14,8 +14,9 @@ from uuid import UUID
 
 from control_plane.core.boundary import Repeat
 from control_plane.core.model.branch_tree import LineagePart, belongs, candidates, lineage
-from control_plane.core.model.commands import Command, Message, Pause, Resume, Stop
-from control_plane.core.model.intents import CHANGES_TRAINING, Rollback
+from control_plane.core.model.commands import Command, Pause, Resume, Stop
+from control_plane.core.model.intent_base import Message
+from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import MAIN, CheckpointCommitted, CommandSettled
 from control_plane.core.model.state import CommandStatus, RunState
 from control_plane.core.rules.branch_rules import ScheduledCommand
@@ -178,5 +179,4 @@ def replay_after(
 
 
 def _is_to_be_repeated(each: Decided) -> bool:
-    changes = isinstance(each.command.intent, CHANGES_TRAINING)
-    return changes and each.outcome.status == "applied" and each.outcome.step is not None
+    return each.command.intent.changes_training and each.outcome.status == "applied" and each.outcome.step is not None

@@ -14,13 +14,10 @@ from uuid import UUID, uuid5
 
 from control_plane.core.model.commands import Command, Pause, Resume, SaveCheckpoint, Stop
 from control_plane.core.model.errors import Conflict
-from control_plane.core.model.intents import CHANGES_TRAINING, Evaluate, Rollback
+from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import BranchResumed, BranchStarted, CheckpointCommitted, Entry, GenerationStarted
 from control_plane.core.model.state import CommandStatus, RunState, fold
 from control_plane.core.rules.branch_rules import ScheduledCommand, first_uuid
-
-REPLAYED = (*CHANGES_TRAINING, Evaluate, SaveCheckpoint, Rollback)
-"""Kinds that take effect on the ranks. Commands settled by the control server alone do not change the training."""
 
 
 @dataclass(slots=True)
@@ -86,7 +83,7 @@ def _parts(state: RunState, entries: Sequence[Entry]) -> list[Part]:
         outcome = life.settled
         if outcome is None or outcome.status != "applied" or life.command.uuid in first:
             continue
-        if isinstance(life.command.intent, REPLAYED):
+        if life.command.intent.is_replayed:
             began = sum(branch_seq < (life.settled_seq or 0) for branch_seq in _turns(entries))
             parts[part_of.get(outcome.generation or -1, began)].lives.append(life)
     return parts

@@ -10,7 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from control_plane.core.model.commands import MAX_STEP, Message
+from control_plane.core.model.commands import MAX_STEP
+from control_plane.core.model.intent_base import Message
 
 
 class Retention(Message):

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from control_plane.core.model.commands import Message
 from control_plane.core.model.errors import Invalid
+from control_plane.core.model.intent_base import Message
 
 MANIFEST = "manifest.json"
 FORMAT = 2

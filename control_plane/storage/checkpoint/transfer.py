@@ -16,10 +16,11 @@ from pydantic import ValidationError
 from control_plane.config_text import from_yaml
 from control_plane.core.model.branch_tree import candidates
 from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
-from control_plane.core.model.intents import MAX_NAME_CHARS, MAX_NAMES_TOLD, AdoptCheckpoint
+from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import MAIN, CheckpointCommitted, Parent
 from control_plane.core.model.redaction import Redaction, conceals, names_secret
 from control_plane.core.model.state import RunState, fold
+from control_plane.core.model.values import MAX_NAME_CHARS, MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
 from control_plane.storage.checkpoint.shards import sync, sync_folder
 from control_plane.storage.checkpoint.store import (

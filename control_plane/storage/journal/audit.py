@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import Field
 
-from control_plane.core.model.commands import Message
 from control_plane.core.model.errors import Damaged, Invalid, NotFound, Unavailable
+from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import (
     BranchAdopted,
     BranchResumed,

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from control_plane.core.model.commands import Message
+from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import Entry
 from control_plane.storage.journal.pieces import Piece, pieces_of
 from control_plane.storage.journal.segments import READABLE_VERSIONS, list_segments, segment_name

@@ -30,8 +30,8 @@ import yaml
 from pydantic import Field, ValidationError
 
 from control_plane.config_text import compose, from_yaml
-from control_plane.core.model.commands import Message
 from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
+from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import Entry, RunCreated
 from control_plane.core.model.redaction import Redaction, concealed_arguments, conceals, names_secret
 from control_plane.storage.checkpoint.shards import sync, sync_folder, write_all

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from control_plane.core.model.commands import Message
+from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import Entry, GenerationStarted
 
 PACKAGES = ("steerway", "torch", "deepspeed", "transformers", "accelerate", "ray")

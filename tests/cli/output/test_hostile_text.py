@@ -17,7 +17,6 @@ from control_plane.cli.output import formatting, printing
 from control_plane.cli.output.watch import JsonLines
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import (
-    Change,
     Freeze,
     Intent,
     Pause,
@@ -51,6 +50,7 @@ from control_plane.core.model.records import (
     RunCreated,
     TermStarted,
 )
+from control_plane.core.model.values import Change
 from control_plane.storage.journal.export import export
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles

@@ -10,7 +10,6 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import (
     AdoptCheckpoint,
-    Change,
     DeleteCheckpoint,
     Freeze,
     Intent,
@@ -25,6 +24,7 @@ from control_plane.core.model.intents import (
 )
 from control_plane.core.model.records import CommandAccepted, Entry
 from control_plane.core.model.state import RunState, fold
+from control_plane.core.model.values import Change
 from control_plane.core.rules import decisions
 from tests.core.examples import created
 

@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from control_plane.core.model.limits import Limit, breach, changed_by, knobs_of, limit_of, refusal
+from control_plane.core.model.limits import Limit, breach, limit_of, refusal
 from tests.core.examples import EVERY_INTENT, intent
 
 LIMITS = {
@@ -83,7 +83,7 @@ def test_limit_that_makes_no_sense_is_refused(body: dict[str, object]) -> None:
 
 
 def test_every_intent_says_which_knobs_it_changes() -> None:
-    told = {body["kind"]: knobs_of(intent(**body)) for body in EVERY_INTENT}
+    told = {body["kind"]: intent(**body).knobs() for body in EVERY_INTENT}
     assert {kind for kind, knobs in told.items() if knobs} == {
         "set_learning_rate",
         "set_schedule",
@@ -162,5 +162,5 @@ def test_agent_runs_an_action_only_by_an_entry_for_actions(limits: dict[str, Lim
 
 def test_change_by_a_pattern_counts_for_every_knob_that_the_ranks_read_after_it() -> None:
     change = intent("set_knobs", changes=[{"knob": "*:p", "value": 0.1}])
-    assert changed_by(change, {"h.0.drop:p": 0.1, "dropout": 0.1}) == ("*:p", "h.0.drop:p", "dropout")
-    assert changed_by(intent("set_learning_rate", value=1e-3), {"lr": [1e-3], "schedule": []}) == ("lr",)
+    assert change.changed_knobs({"h.0.drop:p": 0.1, "dropout": 0.1}) == ("*:p", "h.0.drop:p", "dropout")
+    assert intent("set_learning_rate", value=1e-3).changed_knobs({"lr": [1e-3], "schedule": []}) == ("lr",)

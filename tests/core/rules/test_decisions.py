@@ -20,8 +20,8 @@ from control_plane.core.model.records import (
 )
 from control_plane.core.model.state import RunState
 from control_plane.core.rules import decisions
-from control_plane.core.rules.admission import find_group
-from control_plane.core.rules.decisions import MAX_PENDING_COMMANDS, GenerationStart
+from control_plane.core.rules.admission import MAX_PENDING_COMMANDS, find_group
+from control_plane.core.rules.decisions import GenerationStart
 from tests.core.examples import KNOBS, accepted, command, created, running, settled, start, started, state_after, uuid
 
 CLOSED = RunClosed(ending="finished")

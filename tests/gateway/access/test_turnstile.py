@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from control_plane.config import Role
-from control_plane.core.rules.decisions import MAX_PENDING_OF_ONE
+from control_plane.core.rules.admission import MAX_PENDING_OF_ONE
 from control_plane.gateway import proxy
 from control_plane.gateway.admission import MAX_UNREAD_BYTES, Turnstile, is_command
 from control_plane.gateway.app import create_app

@@ -8,7 +8,7 @@ from uuid import uuid4
 import pytest
 
 from control_plane.core.model.errors import Unavailable
-from control_plane.core.rules.decisions import MAX_PENDING_COMMANDS
+from control_plane.core.rules.admission import MAX_PENDING_COMMANDS
 from control_plane.gateway.app import MAX_BODY_BYTES
 from tests.core import examples
 from tests.gateway.conftest import House
