@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from benchmarks.gpu.steered import Setting, Training, steer
 from control_plane.storage.layout import RunFiles
 from ray_jobs.checkpoint import writer
+from ray_jobs.hf.trainer import steering_of
 
 NO_STEPS_LIMIT = 10**7
 PAD_S = 0.05
@@ -54,7 +55,7 @@ def schedule(minutes: float, lock_s: float, callback_s: float) -> list[Hindrance
 class Hinder(TrainerCallback):
     """Does what is due, at the end of a step, and ends the training when the time is over. Collective."""
 
-    def __init__(self, trainer: Any, spec: dict[str, Any], rank: int) -> None:
+    def __init__(self, trainer: Trainer, spec: dict[str, Any], rank: int) -> None:
         self._trainer, self._spec, self._rank = trainer, spec, rank
         self._plan = [Hindrance(**each) for each in spec["plan"]]
         self._began_s: float | None = None
@@ -84,7 +85,7 @@ class Hinder(TrainerCallback):
         return OVER if now_s >= 60 * self._spec["minutes"] else NOTHING
 
     def _save_slowly_at(self, step: int) -> None:
-        self._trainer._steering.saver.every_steps = step
+        steering_of(self._trainer).saver.every_steps = step
         write = writer._write_shard
 
         def slowly(*args: Any, **kwargs: Any) -> Any:
@@ -113,7 +114,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     """To the end of the time; answers what was survived."""
     hinders: list[Hinder] = []
 
-    def attach(trainer: Any) -> TrainerCallback:
+    def attach(trainer: Trainer) -> TrainerCallback:
         hinders.append(Hinder(trainer, spec, rank))
         return hinders[0]
 

@@ -15,6 +15,7 @@ from benchmarks.gpu.steered import Setting, TokenBlocks, Training, steer
 from benchmarks.harness.training import forget_trainer
 from benchmarks.step_cost.boundary_rank import WARM_UP, Alternation, quiet_session
 from ray_jobs.digest import state as digests
+from ray_jobs.hf.trainer import steering_of
 
 BOUNDARY = "steerway.boundary"
 SYNCHRONISING = ("cudaStreamSynchronize", "cudaDeviceSynchronize", "cudaEventSynchronize", "cudaMemcpy")
@@ -107,12 +108,12 @@ def synchronisations(spans: Iterable[Span]) -> list[Span]:
 class MarksBoundaries(TrainerCallback):
     """Puts both halves of the boundary into named ranges of the profiler."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Wrap the session's two calls; it exists from here on."""
-        session = self._trainer._steering.opened()
+        session = steering_of(self._trainer).opened()
         for name in ("begin_step", "end_step"):
             setattr(session, name, _marked(getattr(session, name)))
 
@@ -146,7 +147,7 @@ def digest(setting: Setting) -> dict[str, Any]:
     taken_ms: list[float] = []
 
     class Digests(TrainerCallback):
-        def __init__(self, trainer: Any) -> None:
+        def __init__(self, trainer: Trainer) -> None:
             self._trainer = trainer
 
         def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -154,7 +155,7 @@ def digest(setting: Setting) -> dict[str, Any]:
                 if setting.device == "cuda":
                     torch.cuda.synchronize()
                 began_s = time.perf_counter()
-                steering = self._trainer._steering
+                steering = steering_of(self._trainer)
                 digests.take(steering.training, steering.opened())
                 taken_ms.append(1e3 * (time.perf_counter() - began_s))
 

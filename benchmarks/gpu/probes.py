@@ -6,7 +6,7 @@ import threading
 from typing import Any
 
 import torch
-from transformers import TrainerCallback
+from transformers import Trainer, TrainerCallback
 
 from benchmarks.gpu.steered import Setting, memory_bytes
 
@@ -37,7 +37,7 @@ class PauseMemory:
         self.before_bytes = self.least_bytes = 0
         self._setting, self._stopped = setting, threading.Event()
 
-    def attach(self, trainer: Any) -> TrainerCallback:
+    def attach(self, trainer: Trainer) -> TrainerCallback:
         """A callback that begins to watch in the step in which the pause is asked for."""
         probe = self
 
@@ -62,7 +62,7 @@ class PauseMemory:
 class StopsItself(TrainerCallback):
     """Stops this process in a step, as a debugger or a broken driver would: it neither ends nor answers."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         pass
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from uuid import UUID, uuid4
 
 import torch
 import torch.distributed as dist
-from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingArguments, set_seed
+from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import NotFound
@@ -21,7 +21,9 @@ from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 from ray_jobs.checkpoint.capture import capture, state_digest
+from ray_jobs.hf.trainer import steering_of
 from ray_jobs.rank import context
+from ray_jobs.rank.link import Link
 from ray_jobs.steering.rollback import LeaveForBranch, forget_training
 
 SUBMIT_WAIT_S = 30.0
@@ -102,17 +104,18 @@ class TokenBlocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 class Witness(TrainerCallback):
     """Writes down the learning rate that each step uses, its loss, and a digest of the state before it."""
 
-    def __init__(self, trainer: Any, seen: Seen, digest_steps: bool) -> None:
+    def __init__(self, trainer: Trainer, seen: Seen, digest_steps: bool) -> None:
         self._trainer, self._seen, self._digest_steps = trainer, seen, digest_steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """The live values that the step is made with."""
-        groups = self._trainer.deepspeed.optimizer.param_groups
+        engine: Any = self._trainer.deepspeed
+        groups = engine.optimizer.param_groups
         self._seen.rates.append((state.global_step + 1, [float(group["lr"]) for group in groups]))
         # What is to be restored later must be there: each save is waited for before the next step.
-        self._trainer._steering.saver.writer.drain(SAVE_WAIT_S)
+        steering_of(self._trainer).saver.writer.drain(SAVE_WAIT_S)
         if self._digest_steps:
-            self._seen.digests.append((state.global_step, state_digest(capture(self._trainer._steering.training))))
+            self._seen.digests.append((state.global_step, state_digest(capture(steering_of(self._trainer).training))))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         """The loss of a step."""
@@ -123,7 +126,7 @@ class Witness(TrainerCallback):
 class Operator(TrainerCallback):
     """On rank 0: sends each command while its step is made; releases a pause after a while."""
 
-    def __init__(self, trainer: Any, server: ControlServer, training: Training, sent: dict[int, UUID]) -> None:
+    def __init__(self, trainer: Trainer, server: ControlServer, training: Training, sent: dict[int, UUID]) -> None:
         self._trainer, self._server, self._training, self._sent = trainer, server, training, sent
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -143,7 +146,7 @@ class Operator(TrainerCallback):
     def submit(self, intent: Intent) -> UUID:
         """Send one command to the control server of this process. Raises the server's refusal."""
         command = Command.model_validate({"uuid": str(uuid4()), "author": "gpu-check", "intent": intent})
-        loop = self._trainer._steering.opened().link._loop
+        loop = cast(Link, steering_of(self._trainer).opened().link)._loop
         asyncio.run_coroutine_threadsafe(self._server.submit(command), loop).result(SUBMIT_WAIT_S)
         return command.uuid
 
@@ -281,11 +284,11 @@ def training_arguments(training: Training, output_dir: Path) -> TrainingArgument
     )
 
 
-def _final(trainer: Any) -> dict[str, Any]:
+def _final(trainer: Trainer) -> dict[str, Any]:
     """What is live at the end: of each knob that a check has set, the value that the next step would be made with."""
-    engine = trainer.deepspeed
+    engine: Any = trainer.deepspeed
     first = engine.optimizer.param_groups[0]
-    dropouts = {module.p for module in trainer.model.modules() if isinstance(module, torch.nn.Dropout)}
+    dropouts = {module.p for module in engine.module.modules() if isinstance(module, torch.nn.Dropout)}
     return {
         "step": trainer.state.global_step,
         "betas": list(first["betas"]),

@@ -102,7 +102,7 @@ def train(rank: int, spec: dict[str, Any]) -> list[Block]:
     files = RunFiles(Path(spec["folder"]) / "digested")
     blocks = Blocks(spec, collectives)
     steps = WARM_UP_STEPS + spec["rounds"] * spec["steps"] * (2 * len(spec["every"]) + 1)
-    trainer: Any = Trainer(
+    trainer = Trainer(
         model=fresh_model(config),
         args=arguments(config, files.root / "trainer", steps),
         train_dataset=random_blocks(config, SAMPLES),
@@ -141,10 +141,10 @@ def _ours(
     return digest
 
 
-def _plain(trainer: Any) -> Callable[[int], int]:
+def _plain(trainer: Trainer) -> Callable[[int], int]:
     def digest(step: int) -> int:
         file: Any = Counting()
-        engine = trainer.deepspeed
+        engine: Any = trainer.deepspeed
         torch.save({"model": engine.module.state_dict(), "optimizer": engine.optimizer.state_dict()}, file)
         file.digest.hexdigest()
         return file.size_bytes

@@ -23,7 +23,7 @@ from control_plane.core.model.errors import SteerwayError
 from control_plane.storage.layout import RunFiles
 from ray_jobs.config.run_config import RunConfig
 from ray_jobs.driver import preemption
-from ray_jobs.hf.trainer import InteractiveTrainer
+from ray_jobs.hf.trainer import InteractiveTrainer, steering_of
 from ray_jobs.rank import context
 
 TURNS = ("steered", "plain", "again")
@@ -182,7 +182,7 @@ class Bench:
 class Blocks(TrainerCallback):
     """Stands before all other callbacks; takes Steerway's out and puts them in, and times what lies between."""
 
-    def __init__(self, trainer: Any, turns: list[tuple[int, str]], block_steps: int, tell: Say) -> None:
+    def __init__(self, trainer: Trainer, turns: list[tuple[int, str]], block_steps: int, tell: Say) -> None:
         self._trainer, self._turns, self._block_steps, self._tell = trainer, turns, block_steps, tell
         self._callbacks: list[TrainerCallback] = trainer.callback_handler.callbacks
         self._all = [self, *self._callbacks]
@@ -210,7 +210,7 @@ class Blocks(TrainerCallback):
         self._meter.start()
 
     def _take_the_boundarys_time(self) -> None:
-        session = self._trainer._steering.opened()
+        session: Any = steering_of(self._trainer).opened()
         session.begin_step = timed(session.begin_step, self._boundary_us)
         session.end_step = timed(session.end_step, self._boundary_us)
 
@@ -256,7 +256,7 @@ def timed(call: Callable[[int], None], taken_us: list[float]) -> Callable[[int],
     return measured
 
 
-def _leave(trainer: Any) -> None:
+def _leave(trainer: Trainer) -> None:
     """Room for the next training, and nothing left of this one: its monitor would wait for the next one's."""
     steering = getattr(trainer, "_steering", None)
     if steering is not None:

@@ -7,9 +7,12 @@ same on any number of ranks. What changes is accumulated: rank r of W takes micr
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 from control_plane.core.model.errors import Invalid
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 SIZES_TOLD = 8
 """How many alternative numbers of ranks an error message names at most."""
@@ -27,7 +30,7 @@ class BatchPlan:
         return self.micro_batch_per_rank * self.accumulation_steps * ranks
 
 
-def global_batch_samples(args: Any) -> int:
+def global_batch_samples(args: "TrainingArguments") -> int:
     """Return the samples of one optimizer step over all ranks. `args`: Transformers' training arguments."""
     return int(args.per_device_train_batch_size * args.gradient_accumulation_steps * args.world_size)
 

@@ -82,9 +82,9 @@ def save_now(
         return str(error)
     _drain_together(collectives, writer)
     ended = writer.take(name)
-    answer = (ended.committed or ended.reason) if ended else f"{name} was begun, and its end was reported elsewhere"
-    whole: CheckpointCommitted | str = collectives.all_gather(answer)[0]
-    return whole
+    unknown = f"{name} was begun, and its end was reported elsewhere"
+    answer = (ended.committed or ended.reason or unknown) if ended else unknown
+    return collectives.all_gather(answer)[0]
 
 
 def busy_anywhere(collectives: Collectives, writer: CheckpointWriter) -> bool:

@@ -107,13 +107,13 @@ def plain_groups(groups: Groups) -> Groups:
     return [{key: _plain(value) for key, value in group.items() if key != "params"} for group in groups]
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: object) -> Any:
     if isinstance(value, torch.Tensor):
         return value.item()
     return [_plain(one) for one in value] if isinstance(value, list | tuple) else value
 
 
-def _from_json(value: Any) -> Any:
+def _from_json(value: object) -> object:
     return tuple(value) if isinstance(value, list) else value
 
 

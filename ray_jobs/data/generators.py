@@ -59,16 +59,16 @@ class _NumpyGenerator:
     def __init__(self) -> None:
         self._inside = numpy.random.MT19937(0)
         # A generator, and its bits when no normal number was kept for it.
-        self._plain: tuple[Any, bytes] | None = None
+        self._plain: tuple[numpy.random.BitGenerator, bytes] | None = None
 
-    def set_aside(self) -> tuple[Any, Any]:
+    def set_aside(self) -> tuple[numpy.random.BitGenerator, dict[str, Any] | None]:
         theirs, kept = numpy.random.mtrand.get_bit_generator(), None
         if self._plain is None or self._plain[0] is not theirs or self._plain[1] != _bits(theirs):
             kept = numpy.random.get_state(legacy=False)
         numpy.random.mtrand.set_bit_generator(self._inside if theirs is not self._inside else numpy.random.MT19937(0))
         return theirs, kept
 
-    def put_back(self, theirs: Any, kept: Any) -> None:
+    def put_back(self, theirs: numpy.random.BitGenerator, kept: dict[str, Any] | None) -> None:
         numpy.random.mtrand.set_bit_generator(theirs)
         if kept is None:
             return
@@ -82,7 +82,7 @@ class _NumpyGenerator:
         self._plain = None
 
 
-def _bits(generator: Any) -> bytes:
+def _bits(generator: numpy.random.BitGenerator) -> bytes:
     return ctypes.string_at(generator.ctypes.state_address, MT19937_BYTES)
 
 

@@ -10,12 +10,12 @@ would be without any loading. Samplers draw their order from (seed, epoch) in th
 the same on every rank, as it is by hand: ranks that shuffle a stream and share it must shuffle it alike.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sized
 from itertools import count
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, get_worker_info
 from torch.utils.data import dataloader as torch_loader
 
 from ray_jobs.data.generators import seed_all, seed_of, seeded
@@ -55,7 +55,7 @@ class Draws:
         self.iterated += 1
         return epoch, first
 
-    def attach(self, loader: Any) -> list[str]:
+    def attach(self, loader: DataLoader[Any]) -> list[str]:
         """Seed this loader from here. Returns what cannot be seeded, in words."""
         base = getattr(loader, "base_dataloader", loader)
         if not isinstance(base, DataLoader) or type(base)._get_iterator is not DataLoader._get_iterator:
@@ -77,7 +77,7 @@ class Draws:
         return []
 
 
-def _samplers(loader: Any) -> Iterator[Any]:
+def _samplers(loader: DataLoader[Any]) -> Iterator[Any]:
     waiting, seen = [loader.batch_sampler, loader.sampler], set[int]()
     while waiting:
         sampler = waiting.pop()
@@ -97,14 +97,14 @@ class SeededCollate:
     def __init__(self, theirs: Callable[[Any], Any], draws: Draws) -> None:
         self.theirs, self.draws = theirs, draws
 
-    def __call__(self, samples: Any) -> Any:
+    def __call__(self, samples: list[Any]) -> Any:
         return self.theirs(samples)
 
 
 class SeededOrder:
     """Wrapper of an unknown sampler or batch sampler: it draws from (seed, epoch, position)."""
 
-    def __init__(self, theirs: Any, draws: Draws) -> None:
+    def __init__(self, theirs: Sampler[Any], draws: Draws) -> None:
         self.theirs, self._draws = theirs, draws
 
     def __getattr__(self, name: str) -> Any:
@@ -116,7 +116,7 @@ class SeededOrder:
         return type(self.theirs)
 
     def __len__(self) -> int:
-        return len(self.theirs)
+        return len(cast(Sized, self.theirs))
 
     def __iter__(self) -> Iterator[Any]:
         draws = self._draws
@@ -135,7 +135,9 @@ class SeededOrder:
 class SeededFetcher:
     """Fetcher for one iterator in one process, with the generators seeded for each batch."""
 
-    def __init__(self, kind: int, dataset: Any, auto_collation: bool, collate: SeededCollate, drop_last: bool) -> None:
+    def __init__(
+        self, kind: int, dataset: Dataset[Any], auto_collation: bool, collate: SeededCollate, drop_last: bool
+    ) -> None:
         draws, worker = collate.draws, get_worker_info()
         epoch, first = draws.iterate()
         self._in_worker = worker is not None
@@ -153,13 +155,13 @@ class SeededFetcher:
         self._place, self._now = place, self._number
         self._theirs = self._seeded("begin", lambda: _theirs(kind, dataset, auto_collation, given, drop_last))
 
-    def fetch(self, index: Any) -> Any:
+    def fetch(self, index: object) -> Any:
         """Return the next batch."""
         number, self._number = self._number, self._number + self._stride
         self._now = number
         return self._seeded(number, lambda: self._theirs.fetch(index))
 
-    def _collate_of_a_stream(self, samples: Any) -> Any:
+    def _collate_of_a_stream(self, samples: list[Any]) -> Any:
         """Collate with a per-rank seed: samples must be the same on all ranks, but masks may differ."""
         seed_all(seed_of(*self._place, self._now, "rank", self._rank))
         return self._collate(samples)
@@ -173,9 +175,12 @@ class SeededFetcher:
             return work()
 
 
-def _create_fetcher(kind: int, dataset: Any, auto_collation: bool, collate_fn: Any, drop_last: bool) -> Any:
-    make = SeededFetcher if isinstance(collate_fn, SeededCollate) else _theirs
-    return make(kind, dataset, auto_collation, collate_fn, drop_last)
+def _create_fetcher(
+    kind: int, dataset: Dataset[Any], auto_collation: bool, collate_fn: Callable[[Any], Any], drop_last: bool
+) -> Any:
+    if isinstance(collate_fn, SeededCollate):
+        return SeededFetcher(kind, dataset, auto_collation, collate_fn, drop_last)
+    return _theirs(kind, dataset, auto_collation, collate_fn, drop_last)
 
 
 # In a worker that was spawned this module is imported with the collate function, before any fetcher is made.

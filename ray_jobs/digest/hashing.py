@@ -29,7 +29,7 @@ def tensor_digest(*tensors: torch.Tensor) -> str:
     return str(digest.hexdigest())
 
 
-def value_digest(value: Any) -> str:
+def value_digest(value: object) -> str:
     """Return the digest of plain values and containers, independent of the order of dictionaries."""
     digest = xxhash.xxh3_128()
     for block in canonical(value):
@@ -37,7 +37,7 @@ def value_digest(value: Any) -> str:
     return str(digest.hexdigest())
 
 
-def number_digest(value: Any) -> str:
+def number_digest(value: object) -> str:
     """Return the digest of a number that may be a tensor or a plain number, as Adam's step is."""
     plain = value.item() if isinstance(value, torch.Tensor) else value
     if isinstance(plain, int | float) and isfinite(plain) and float(plain) == plain:
@@ -74,7 +74,7 @@ def staged(flat: torch.Tensor, stage_bytes: int) -> Iterator[Any]:
         yield _arrived(*coming)
 
 
-def _arrived(stage: torch.Tensor, event: Any) -> Any:
+def _arrived(stage: torch.Tensor, event: torch.cuda.Event | None) -> Any:
     if event is not None:
         event.synchronize()
     return stage.numpy().data

@@ -15,7 +15,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from control_plane.core.model.errors import Invalid
 from ray_jobs.hf.evaluate import EvaluateApplier
-from ray_jobs.hf.live import live
+from ray_jobs.hf.live import engine_of, live
 from ray_jobs.rank.steered_run import SteeredRun
 from ray_jobs.steering.actions import OwnVocabulary
 
@@ -33,7 +33,7 @@ class InteractiveCallback(TrainerCallback):
 
         Raises: `Invalid` if DeepSpeed was asked for and is not in force, `Diverged` if what is restored differs.
         """
-        if args.deepspeed and self._trainer.deepspeed is None:
+        if args.deepspeed and engine_of(self._trainer) is None:
             raise Invalid(
                 "the training arguments name a DeepSpeed config, but accelerate left DeepSpeed out: `use_cpu=True` and "
                 "ACCELERATE_USE_CPU do that; on a CPU, set DS_ACCELERATOR=cpu instead"

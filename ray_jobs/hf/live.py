@@ -25,6 +25,8 @@ from ray_jobs.steering.schedule import ParamGroups, SteeredSchedule
 from ray_jobs.steering.training_knobs import Saver, register_training_knobs
 
 if TYPE_CHECKING:
+    from deepspeed import DeepSpeedEngine
+
     from ray_jobs.data.sample_order import SampleOrder
 
 LOSS_SUMS = {"total_loss_scalar": 0.0, "globalstep_last_logged": 0, "initial_global_step": 0}
@@ -112,6 +114,12 @@ class TrainerLoop:
         return script_callbacks.captured(self._trainer, self._is_stopping())
 
 
+def engine_of(trainer: Trainer) -> "DeepSpeedEngine | None":
+    """Return the Trainer's DeepSpeed engine, or None: without DeepSpeed, and before the training."""
+    engine: DeepSpeedEngine | None = trainer.deepspeed
+    return engine
+
+
 def live(
     trainer: Trainer,
     saver: Saver | None = None,
@@ -126,7 +134,7 @@ def live(
         is_stopping: whether a command has stopped the run.
         was_told_to_stop: the same, or whether a command has the run continue on another branch.
     """
-    engine, model = trainer.deepspeed, trainer.model
+    engine, model = engine_of(trainer), trainer.model
     optimizer = engine.optimizer if engine is not None else trainer.optimizer
     assert isinstance(model, torch.nn.Module)
     assert optimizer is not None
@@ -165,7 +173,7 @@ def _steer(trainer: Trainer, groups: Callable[[], ParamGroups]) -> SteeredSchedu
     outer: Any = trainer.lr_scheduler
     inner = getattr(outer, "scheduler", outer)
     steered = SteeredSchedule(inner, groups)
-    engine = trainer.deepspeed
+    engine = engine_of(trainer)
     if engine is not None and engine.lr_scheduler is inner:
         engine.lr_scheduler = steered
     if inner is not outer:

@@ -30,7 +30,7 @@ from ray_jobs.hf.callbacks import (
     LoggingCallback,
     RunPauseCallback,
 )
-from ray_jobs.hf.live import apply_batch_plan
+from ray_jobs.hf.live import apply_batch_plan, engine_of
 from ray_jobs.rank import context
 from ray_jobs.rank.cpu_setup import check_data_parallel
 from ray_jobs.rank.inexact import kept_generators
@@ -100,7 +100,7 @@ class Steered(Extensible):
             raise
         steering.close(self._step)
         if steering.leaving:
-            release(this.deepspeed)
+            release(engine_of(this))
             raise LeaveForBranch
         return output
 
@@ -122,7 +122,7 @@ class Steered(Extensible):
         args = self._as_trainer.args
         check_data_parallel(args)
         config = getattr(getattr(args, "hf_deepspeed_config", None), "config", None)
-        check(self._steered_model, self._as_trainer.deepspeed, config, getattr(args, "parallelism_config", None))
+        check(self._steered_model, engine_of(self._as_trainer), config, getattr(args, "parallelism_config", None))
 
     def _keep_global_batch(self, plan: Plan) -> None:
         """Keep the run's global batch on these ranks. Raises `Invalid` if they cannot share it."""
@@ -152,7 +152,7 @@ class Steered(Extensible):
         prepared = training._prepare_for_training(max_steps, train_dataloader, None)
         this = self._as_trainer
         assert this.optimizer is not None
-        restore.load(self._steered_model, this.optimizer, this.deepspeed, plan)
+        restore.load(self._steered_model, this.optimizer, engine_of(this), plan)
         return prepared
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
@@ -298,6 +298,14 @@ def make_interactive(trainer_class: T) -> T:
     """Return a subclass of `trainer_class` that can be steered and resumes the run."""
     name = f"Interactive{trainer_class.__name__.removeprefix('Interactive')}"
     return type(name, (Steered, trainer_class), {"__doc__": Steered.__doc__})  # type: ignore[return-value]
+
+
+def steering_of(trainer: Trainer) -> SteeredRun:
+    """Return the steered run of a Trainer made by `make_interactive`. Raises `RuntimeError` for any other one."""
+    steering: SteeredRun | None = getattr(trainer, "_steering", None)
+    if steering is None:
+        raise RuntimeError("this trainer is not steered: `steer submit` starts one that is")
+    return steering
 
 
 def _takes_our_order(trainer_class: type[Trainer], data: object, args: TrainingArguments, keeps_the_tail: bool) -> bool:

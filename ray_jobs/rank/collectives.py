@@ -7,7 +7,7 @@ with the training's collectives. All ranks participate in every method that is m
 import json
 from collections.abc import Callable
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -18,6 +18,8 @@ from control_plane.core.model.commands import Command
 
 BOUNDARY_TIMEOUT_S = 600.0
 """Timeout of a collective where no watchdog monitors the ranks."""
+
+T = TypeVar("T")
 
 COMMANDS: TypeAdapter[tuple[Command, ...]] = TypeAdapter(tuple[Command, ...])
 
@@ -59,11 +61,11 @@ class Collectives:
         dist.all_reduce(least, op=dist.ReduceOp.MIN, group=self._group)
         return int(least.item())
 
-    def all_gather(self, value: Any) -> list[Any]:
+    def all_gather(self, value: T) -> list[T]:
         """Collective. Return every rank's value, in rank order."""
-        values: list[Any] = [None] * self.world_size
+        values: list[T | None] = [None] * self.world_size
         dist.all_gather_object(values, value, group=self._group)
-        return values
+        return cast(list[T], values)
 
     def all_gather_bytes(self, value: bytes) -> list[bytes]:
         """Collective. Return every rank's value, in rank order; all have the same length. Cheaper than `all_gather`."""
@@ -74,13 +76,13 @@ class Collectives:
 
     def problems(self, problem: str | None) -> list[str]:
         """Collective. Return the problems of all ranks, each with the rank; the same on all."""
-        return [f"rank {rank}: {each}" for rank, each in enumerate(self.all_gather(problem)) if each]
+        return [f"rank {rank}: {found}" for rank, found in enumerate(self.all_gather(problem)) if found]
 
     def first_problem(self, problem: str | None) -> str | None:
         """Collective. Return the problem of the first rank that has one, or None; the same on all."""
         return next((each for each in self.all_gather(problem) if each), None)
 
-    def broadcast_json(self, value: Any) -> Any:
+    def broadcast_json(self, value: object) -> Any:
         """Collective. Return rank 0's value, sent as JSON."""
         box = [json.dumps(value) if self.rank == 0 else None]
         dist.broadcast_object_list(box, src=0, group=self._group)

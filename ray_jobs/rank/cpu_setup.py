@@ -11,12 +11,15 @@ or so, and cannot start without a compiler. Only its inference uses it; training
 """
 
 import os
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from control_plane.core.model.errors import Invalid
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
 
 APART = ("not_parallel", "not_distributed")
 SHARED_MEMORY_REDUCTION = "deepspeed_shm_comm"
@@ -51,7 +54,7 @@ def _knowing_gloo(original: Any) -> Any:
     return prepare_backend
 
 
-def check_data_parallel(args: Any) -> None:
+def check_data_parallel(args: "TrainingArguments") -> None:
     """Raise `Invalid` unless accelerate is set up for data parallelism over all ranks."""
     ranks = dist.get_world_size()
     if args.world_size != ranks:

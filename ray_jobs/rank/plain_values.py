@@ -10,7 +10,7 @@ import numpy
 import torch
 
 
-def number(value: Any) -> int | float | None:
+def number(value: object) -> int | float | None:
     """The number, of NumPy or in a tensor of one element too; None for anything else, and for truth values."""
     if isinstance(value, numpy.generic):
         value = value.item()
@@ -20,7 +20,7 @@ def number(value: Any) -> int | float | None:
     return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
-def plain(value: Any, left_out: set[str], name: str = "") -> Any:
+def plain(value: object, left_out: set[str], name: str = "") -> Any:
     """The same as plain values. What JSON has no words for is None, or not there in a mapping; its name is put down."""
     if value is None or isinstance(value, bool | int | float | str):
         return value

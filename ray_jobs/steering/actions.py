@@ -126,12 +126,12 @@ def _default(parameter: inspect.Parameter) -> Readback:
     return {} if parameter.default is parameter.empty else {"default": parameter.default}
 
 
-def _typed(action: str, parameter: inspect.Parameter, value: Any) -> Any:
+def _typed(action: str, parameter: inspect.Parameter, value: object) -> object:
     wanted = parameter.annotation
     if wanted is float and type(value) is int:
         value = float(value)
     # Not isinstance: a bool is an int to Python, and a mistake to a person.
-    if type(value) is not wanted or (wanted is float and not math.isfinite(value)):
+    if type(value) is not wanted or (isinstance(value, float) and not math.isfinite(value)):
         raise Invalid(f"the argument {parameter.name!r} of {action} is {value!r}, but takes {ARGUMENT_TYPES[wanted]}")
     return value
 
@@ -168,7 +168,7 @@ class ActionsApplier:
         return action, action.bound(command.intent.arguments)
 
 
-def _reading(name: str, result: Any) -> Readback:
+def _reading(name: str, result: object) -> Readback:
     if result is None or not _is_plain(result):
         return {}
     text = json.dumps(result if isinstance(result, dict) else {"result": result})
@@ -178,7 +178,7 @@ def _reading(name: str, result: Any) -> Readback:
     return dict(json.loads(text))  # a copy: the script may go on to change what it answered
 
 
-def _is_plain(value: Any) -> bool:
+def _is_plain(value: object) -> bool:
     if isinstance(value, dict):
         return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
     if isinstance(value, list | tuple):

@@ -13,7 +13,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from control_plane.core.model.errors import Conflict, Invalid
-from control_plane.core.model.knobs import KnobKind, is_number
+from control_plane.core.model.knobs import KnobKind, KnobValue, is_number
 from ray_jobs.rank.deepspeed_internals import can_clip, clipping_places
 from ray_jobs.steering.knobs import Knob, Knobs
 from ray_jobs.steering.partitions import Partitions
@@ -148,10 +148,10 @@ def _group_knob(name: str, kind: KnobKind, groups: Callable[[], ParamGroups]) ->
     )
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: float | Sequence[float] | None) -> KnobValue:
     if value is None:
         return None
-    return [float(each) for each in value] if isinstance(value, list | tuple) else float(value)
+    return float(value) if isinstance(value, int | float) else [float(number) for number in value]
 
 
 # --- Gradient clipping ---
