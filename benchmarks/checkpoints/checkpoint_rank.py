@@ -59,7 +59,7 @@ class Wide(torch.nn.Module):
 
 
 @dataclass
-class Plan(TrainerCallback):
+class SaveSchedule(TrainerCallback):
     """Between steps, goes on with `steps` until it wants another step; the training ends with it."""
 
     steps: Iterator[None] = field(default_factory=lambda: iter(()))
@@ -176,7 +176,7 @@ def _save(spec: dict[str, Any], state_bytes: int, quiet_steps: int) -> dict[str,
         save_strategy="no",
         logging_strategy="no",
     )
-    plan = Plan()
+    plan = SaveSchedule()
     data = [{"seed": torch.ones(1), "labels": torch.ones(1)}] * 64
     trainer = Trainer(model=Wide(state_bytes), args=args, train_dataset=data, callbacks=[plan])
     files.root.mkdir(parents=True, exist_ok=True)

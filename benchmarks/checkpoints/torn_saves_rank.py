@@ -39,7 +39,7 @@ def save_rounds(rank: int, spec: dict[str, Any]) -> dict[str, dict[str, int]]:
         for protocol in PROTOCOLS:
             saves = folder / f"{protocol}-{number}"
             _save(protocol, engine, saves, OLD, rank)
-            watch = Watch(saves, SLOW_S if rank == (1, 0, -1)[number % 3] else 0.0)
+            watch = FolderSnapshots(saves, SLOW_S if rank == (1, 0, -1)[number % 3] else 0.0)
             gather(None)
             with watch.armed():
                 _save(protocol, engine, saves, NEW, rank)
@@ -50,7 +50,7 @@ def save_rounds(rank: int, spec: dict[str, Any]) -> dict[str, dict[str, int]]:
     return {protocol: dict(counter) for protocol, counter in found.items()}
 
 
-class Watch:
+class FolderSnapshots:
     """Looks at a folder before each file operation of this process."""
 
     def __init__(self, folder: Path, slow_s: float) -> None:
@@ -115,7 +115,7 @@ class Watch:
 class WatchedFile:
     """A file whose writes are watched, and in the file when they return."""
 
-    def __init__(self, file: Any, watch: Watch) -> None:
+    def __init__(self, file: Any, watch: FolderSnapshots) -> None:
         self._file, self._watch = file, watch
 
     def write(self, data: Any) -> int:

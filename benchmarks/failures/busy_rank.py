@@ -29,7 +29,7 @@ TRIED = 10**7
 
 
 @dataclass(frozen=True)
-class Hindrance:
+class Disturbance:
     """Something that one rank does at a time (seconds after the first step), for so long."""
 
     at_s: float
@@ -38,26 +38,26 @@ class Hindrance:
     for_s: float
 
 
-def schedule(minutes: float, lock_s: float, callback_s: float) -> list[Hindrance]:
+def schedule(minutes: float, lock_s: float, callback_s: float) -> list[Disturbance]:
     """What happens in these minutes: a callback on each rank in turns in a half of the time, the lock in the rest."""
-    found: list[Hindrance] = []
+    found: list[Disturbance] = []
     at_s, number = 10.0, 0
     while True:
         kind, for_s = ("callback", callback_s) if number % 6 == 1 else ("lock", lock_s)
         if at_s + for_s + 10.0 > 60 * minutes:
             return found
         # Callbacks on one rank, then on the other; both kinds of the lock on both.
-        found.append(Hindrance(at_s, kind, (number // 6 if kind == "callback" else number // 2) % 2, for_s))
+        found.append(Disturbance(at_s, kind, (number // 6 if kind == "callback" else number // 2) % 2, for_s))
         at_s += for_s + 15.0
         number += 1
 
 
-class Hinder(TrainerCallback):
+class Disturber(TrainerCallback):
     """Does what is due, at the end of a step, and ends the training when the time is over. Collective."""
 
     def __init__(self, trainer: Trainer, spec: dict[str, Any], rank: int) -> None:
         self._trainer, self._spec, self._rank = trainer, spec, rank
-        self._plan = [Hindrance(**each) for each in spec["plan"]]
+        self._plan = [Disturbance(**each) for each in spec["plan"]]
         self._began_s: float | None = None
         self._group: Any = None
         self.done = 0
@@ -76,7 +76,7 @@ class Hinder(TrainerCallback):
         elif number != NOTHING:
             self.done += 1
             if self._plan[number - 1].rank == self._rank:
-                hinder(self._plan[number - 1], number)
+                disturb(self._plan[number - 1], number)
         return control
 
     def _due(self, now_s: float) -> int:
@@ -97,7 +97,7 @@ class Hinder(TrainerCallback):
             writer._write_shard = slowly
 
 
-def hinder(what: Hindrance, number: int) -> None:
+def disturb(what: Disturbance, number: int) -> None:
     """Now, for as long."""
     if what.kind == "callback":
         time.sleep(what.for_s)
@@ -112,10 +112,10 @@ def hinder(what: Hindrance, number: int) -> None:
 
 def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     """To the end of the time; answers what was survived."""
-    hinders: list[Hinder] = []
+    hinders: list[Disturber] = []
 
     def attach(trainer: Trainer) -> TrainerCallback:
-        hinders.append(Hinder(trainer, spec, rank))
+        hinders.append(Disturber(trainer, spec, rank))
         return hinders[0]
 
     setting = Setting(rank=rank, world_size=dist.get_world_size(), rehearse=True, folder=Path(spec["folder"]))

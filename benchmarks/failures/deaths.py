@@ -42,7 +42,7 @@ TARGETS: dict[str, Bound] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class DetectionTrial:
     """One fault. `found_s`: the peer has ended; `over_s`: so has everything else. Infinite: not while we waited."""
 
     fault: Fault
@@ -55,7 +55,7 @@ class Trial:
 def measure(n: int, quick: bool, say: Say) -> Result:
     """`n` faults of each kind. Raises `SteerwayError` if ranks do not start."""
     chance, folder = random.Random(n), Path(tempfile.mkdtemp(prefix="steerway-bench-"))
-    trials: list[Trial] = []
+    trials: list[DetectionTrial] = []
     try:
         with _nursery(folder) as nursery:
             for number in range(n * len(FAULTS)):
@@ -68,7 +68,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
     return result_of(n, trials)
 
 
-def result_of(n: int, trials: list[Trial]) -> Result:
+def result_of(n: int, trials: list[DetectionTrial]) -> Result:
     """The figures of all trials."""
     figures: dict[str, float] = {"left_behind": sum(trial.over_s > END_WAIT_S for trial in trials)}
     rows: list[tuple[str, ...]] = []
@@ -104,7 +104,7 @@ def _nursery(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 
 def _trial(
     nursery: "subprocess.Popen[str]", folder: Path, name: str, fault: Fault, rank: int, chance: random.Random
-) -> Trial:
+) -> DetectionTrial:
     assert nursery.stdin is not None
     nursery.stdin.write(f"{name} {free_port()}\n")
     nursery.stdin.flush()
@@ -119,7 +119,7 @@ def _trial(
         for pid in _all(pids):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-    return Trial(fault, rank, found_s, over_s, _said(folder / name))
+    return DetectionTrial(fault, rank, found_s, over_s, _said(folder / name))
 
 
 def _all(pids: list[dict[str, Any]]) -> list[int]:

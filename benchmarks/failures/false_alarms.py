@@ -12,7 +12,7 @@ from benchmarks.catalogue import Say
 from benchmarks.harness.live_run import RANKS
 from benchmarks.harness.result import Bound, Result
 from benchmarks.harness.training import shipped_config
-from benchmarks.recovery.diary import Life, read_lives, steps_of_all
+from benchmarks.recovery.diary import RankProcess, read_processes, steps_of_all
 from benchmarks.recovery.ours import steered
 from benchmarks.recovery.recovery import SAVE_EVERY_STEPS, SETTLED_STEPS, wait_settled
 from control_plane.core.model.records import (
@@ -40,16 +40,18 @@ def measure(n: int, quick: bool, say: Say) -> Result:
                 told_s = now_s
                 say(f"false_alarms: {(now_s - began_s) / 60:.0f} min")
         minutes, records = (time.time() - began_s) / 60, [entry.record for entry in ours.journal()]
-        return Result(figures_of_calm(minutes, records, read_lives(ours.folder)), {**TARGETS, "minutes": {"min": n}}, n)
+        return Result(
+            figures_of_calm(minutes, records, read_processes(ours.folder)), {**TARGETS, "minutes": {"min": n}}, n
+        )
 
 
-def figures_of_calm(minutes: float, records: Sequence[Record], lives: Sequence[Life]) -> dict[str, float]:
+def figures_of_calm(minutes: float, records: Sequence[Record], processes: Sequence[RankProcess]) -> dict[str, float]:
     """What the journal and the diaries say of those minutes."""
     counts = {
         kind: float(sum(isinstance(record, kind) for record in records))
         for kind in (GenerationLost, GenerationStarted, CheckpointCommitted, CheckpointFailed)
     }
-    steps = len(steps_of_all(lives, RANKS))
+    steps = len(steps_of_all(processes, RANKS))
     return {
         "minutes": minutes,
         "steps": float(steps),
@@ -60,7 +62,7 @@ def figures_of_calm(minutes: float, records: Sequence[Record], lives: Sequence[L
         # With no alarm in so many hours, the rate is below 3 / hours with 95 % confidence.
         "false_alarms_per_hour_bound": 3 * 60 / minutes,
         "generations": counts[GenerationStarted],
-        "longest_gap_s": max(map(longest_gap_s, lives), default=0.0),
+        "longest_gap_s": max(map(longest_gap_s, processes), default=0.0),
     }
 
 
@@ -70,7 +72,7 @@ def evaluation_steps() -> int:
     return int(training.get("eval_steps", 0)) if training.get("eval_strategy") == "steps" else 0
 
 
-def longest_gap_s(life: Life) -> float:
+def longest_gap_s(process: RankProcess) -> float:
     """The longest time between the ends of two steps of one process: an evaluation or a save may lie between."""
-    ends = sorted(life.ends_s.values())
+    ends = sorted(process.ends_s.values())
     return max((after - before for before, after in pairwise(ends)), default=0.0)

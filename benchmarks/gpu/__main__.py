@@ -11,7 +11,7 @@ from typing import Any
 
 from benchmarks.gpu import requirements
 from benchmarks.gpu.catalogue import STAGE_BOXES
-from benchmarks.gpu.check import Check
+from benchmarks.gpu.check import GpuCheck
 
 BUDGET_S = 330.0
 REHEARSAL_BUDGET_S = 900.0
@@ -65,10 +65,10 @@ def _check(given: argparse.Namespace, names: list[str], gpus: list[str]) -> int:
     label: dict[str, Any] = {"rehearsal": True} if given.rehearse else {}
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         root, deadline_s = Path(folder), began_s + budget_s
-        lines = Check(root / "ranks", world_size, given.rehearse, deadline_s, _emit, label).run(names)
+        lines = GpuCheck(root / "ranks", world_size, given.rehearse, deadline_s, _emit, label).run(names)
         if len(gpus) == 1 and "boundary" in names:
             two = {"backend": "gloo", "device": "cpu", "ranks": 2}
-            lines += Check(root / "two", 2, True, deadline_s, _emit, two).run(["boundary"])
+            lines += GpuCheck(root / "two", 2, True, deadline_s, _emit, two).run(["boundary"])
         if given.ray:
             from benchmarks.gpu.through_ray import run_through_ray
 

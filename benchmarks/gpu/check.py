@@ -34,7 +34,7 @@ Line = dict[str, Any]
 
 
 @dataclass
-class Check:
+class GpuCheck:
     """One run of the check. `emit` gets every line as soon as it is known."""
 
     folder: Path

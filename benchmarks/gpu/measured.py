@@ -11,7 +11,7 @@ import torch
 from transformers import Trainer, TrainerCallback
 
 from benchmarks.checkpoints import checkpoint_rank
-from benchmarks.gpu.steered import Setting, TokenBlocks, Training, steer
+from benchmarks.gpu.steered import RandomTokens, Setting, Training, steer
 from benchmarks.harness.training import forget_trainer
 from benchmarks.step_cost.boundary_rank import WARM_UP, Alternation, quiet_session
 from ray_jobs.digest import state as digests
@@ -202,7 +202,7 @@ def _train_plainly(setting: Setting, training: Training, callback: TrainerCallba
     )
     args = training_arguments(training, setting.folder / "step-time")
     trainer = Trainer(
-        model=GPT2LMHeadModel(shape), args=args, train_dataset=TokenBlocks(training), callbacks=[callback]
+        model=GPT2LMHeadModel(shape), args=args, train_dataset=RandomTokens(training), callbacks=[callback]
     )
     trainer.train()
     forget_trainer(trainer)

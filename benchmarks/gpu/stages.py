@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from benchmarks.gpu import measured, probes
-from benchmarks.gpu.steered import Intent, Seen, Setting, Training, memory_bytes, steer
+from benchmarks.gpu.steered import Intent, Observed, Setting, Training, memory_bytes, steer
 
 Answer = dict[str, Any]
 """`checks`: name to bool; `agree`: values that must be equal on all ranks; everything else: figures."""
@@ -182,7 +182,7 @@ def blocked_rank(setting: Setting) -> Answer:
     return {"checks": {"the rank ended itself": False}}
 
 
-def _all_applied(setting: Setting, seen: Seen, count: int) -> bool:
+def _all_applied(setting: Setting, seen: Observed, count: int) -> bool:
     """On rank 0, which has the control server; the other ranks have no say."""
     return setting.rank > 0 or [settled.get("status") for settled in seen.settled] == ["applied"] * count
 

@@ -74,7 +74,7 @@ class Training:
 
 
 @dataclass
-class Seen:
+class Observed:
     """What one rank saw: of every step, in the order in which steps were made (a rollback makes some again)."""
 
     rates: list[tuple[int, list[float]]] = field(default_factory=list)
@@ -87,7 +87,7 @@ class Seen:
     final: dict[str, Any] = field(default_factory=dict)
 
 
-class TokenBlocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
+class RandomTokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
     """Random token blocks, the same on every rank."""
 
     def __init__(self, training: Training) -> None:
@@ -101,10 +101,10 @@ class TokenBlocks(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
         return {"input_ids": self._ids[index], "labels": self._ids[index]}
 
 
-class Witness(TrainerCallback):
+class Recorder(TrainerCallback):
     """Writes down the learning rate that each step uses, its loss, and a digest of the state before it."""
 
-    def __init__(self, trainer: Trainer, seen: Seen, digest_steps: bool) -> None:
+    def __init__(self, trainer: Trainer, seen: Observed, digest_steps: bool) -> None:
         self._trainer, self._seen, self._digest_steps = trainer, seen, digest_steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
@@ -123,7 +123,7 @@ class Witness(TrainerCallback):
             self._seen.losses.append((state.global_step, float(logs["loss"])))
 
 
-class Operator(TrainerCallback):
+class CommandSender(TrainerCallback):
     """On rank 0: sends each command while its step is made; releases a pause after a while."""
 
     def __init__(self, trainer: Trainer, server: ControlServer, training: Training, sent: dict[int, UUID]) -> None:
@@ -171,12 +171,12 @@ def deepspeed_config(training: Training) -> dict[str, Any]:
     return config
 
 
-def steer(setting: Setting, training: Training, seen: Seen | None = None) -> Seen:
+def steer(setting: Setting, training: Training, seen: Observed | None = None) -> Observed:
     """Collective. Train to the end, through every rollback, and answer what this rank saw.
 
     Raises what the training raises.
     """
-    seen = seen or Seen()
+    seen = seen or Observed()
     files = RunFiles(setting.folder / "runs" / training.name)
     server = _open_server(files) if setting.rank == 0 else None
     sent: dict[int, UUID] = {}
@@ -222,7 +222,7 @@ def _train(
     files: RunFiles,
     server: ControlServer | None,
     sent: dict[int, UUID],
-    seen: Seen,
+    seen: Observed,
 ) -> None:
     from accelerate.state import AcceleratorState
 
@@ -253,13 +253,13 @@ def _train(
     )
     model: Any = training.wrap_model(GPT2LMHeadModel(shape))
     trainer = InteractiveTrainer(
-        model=model, args=training_arguments(training, files.root / "trainer"), train_dataset=TokenBlocks(training)
+        model=model, args=training_arguments(training, files.root / "trainer"), train_dataset=RandomTokens(training)
     )
-    trainer.add_callback(Witness(trainer, seen, training.digest_steps))
+    trainer.add_callback(Recorder(trainer, seen, training.digest_steps))
     for make in training.callbacks:
         trainer.add_callback(make(trainer))
     if server is not None:
-        trainer.add_callback(Operator(trainer, server, training, sent))
+        trainer.add_callback(CommandSender(trainer, server, training, sent))
     trainer.train()
     seen.final = _final(trainer)
 

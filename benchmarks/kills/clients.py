@@ -1,7 +1,7 @@
-"""Clients of a control server that dies all the time: operators who repeat what was not answered, and a watcher.
+"""Load clients of control servers that are killed: operators that retry their requests, and a reader of the journal.
 
-They do what the client of the gateway and rank 0's link do: a request has a uuid of its own and is repeated until it is
-answered; whoever hears that a server was replaced asks the one after it.
+They behave like the client of the gateway and rank 0's link: a request has a uuid and is retried until it is answered;
+after a `fenced` error it is sent to the successor.
 """
 
 import json
@@ -18,38 +18,38 @@ from control_plane.core.model.intents import DeleteCheckpoint
 
 RETRY_S = 0.002
 ANSWER_LIMIT_S = 5.0
-"""A server that was stopped does not answer; it is asked again elsewhere."""
+"""Timeout of a request, for servers that are stopped."""
 
 
 @dataclass
-class Place:
-    """Where the control server is now, and how far the clients have come to their end."""
+class ServerLocation:
+    """Current socket of the control server, and the state of the clients' shutdown."""
 
     path: str = ""
     ending: threading.Event = field(default_factory=threading.Event)
-    # Set when no operator sends any more: what is pending now is all that there will be.
+    # Set when no operator sends any more: no further commands will be pending.
     silent: threading.Event = field(default_factory=threading.Event)
-    # Set when even that was in vain: whoever still waits for an answer gives up.
+    # Set at the timeout of the shutdown: clients that still wait for an answer give up.
     over: threading.Event = field(default_factory=threading.Event)
-    # Checkpoints that rank 0 has been told are known; operators delete some.
+    # Checkpoints that rank 0 has reported; operators delete some.
     checkpoints: list[str] = field(default_factory=list)
 
 
 class GaveUp(Exception):
-    """Nobody answered until the end."""
+    """No server answered until the end."""
 
 
-class Line:
-    """One client's connection. It is kept until it breaks or its server says that it was replaced."""
+class ServerConnection:
+    """Connection of one client. It is kept until it breaks or its server is fenced."""
 
-    def __init__(self, place: Place) -> None:
-        """Connects when something is asked."""
+    def __init__(self, place: ServerLocation) -> None:
+        """Connects at the first request."""
         self._place = place
         self._socket: socket.socket | None = None
         self._unread = b""
 
     def ask(self, what: str, body: Any) -> dict[str, Any]:
-        """Ask until there is an answer that settles it. Raises `GaveUp`."""
+        """Retry a request until there is a final answer. Raises `GaveUp`."""
         data = json.dumps({"ask": what, "body": body}).encode() + b"\n"
         while not self._place.over.is_set():
             answer = self._try(data)
@@ -78,19 +78,19 @@ class Line:
         return answer
 
     def hang_up(self) -> None:
-        """Give the connection back."""
+        """Close the connection."""
         if self._socket is not None:
             self._socket.close()
         self._socket = None
 
 
-class Client(threading.Thread):
-    """One client. `problems` are sentences about what no client may ever see."""
+class LoadClient(threading.Thread):
+    """Base class of a client thread. `problems` are violations that it has seen."""
 
-    def __init__(self, place: Place, seed: str) -> None:
-        """`seed` decides what it asks."""
+    def __init__(self, place: ServerLocation, seed: str) -> None:
+        """`seed` determines its requests."""
         super().__init__(daemon=True)
-        self.place, self.dice, self.line = place, random.Random(seed), Line(place)
+        self.place, self.dice, self.line = place, random.Random(seed), ServerConnection(place)
         self.problems = list[str]()
 
     def run(self) -> None:
@@ -98,21 +98,21 @@ class Client(threading.Thread):
         try:
             self.work()
         except GaveUp:
-            self.problems.append(f"{type(self).__name__} was left without an answer")
+            self.problems.append(f"{type(self).__name__} got no answer")
         except Exception as error:
             self.problems.append(f"{type(self).__name__}: {error!r}")
         self.line.hang_up()
 
     def work(self) -> None:
-        """What this client does."""
+        """Send the requests of this client."""
         raise NotImplementedError
 
 
-class Operator(Client):
-    """Sends commands, one after the other, and now and then an old one again."""
+class LoadOperator(LoadClient):
+    """Client that sends commands, one after the other, and sometimes repeats an old one."""
 
-    def __init__(self, place: Place, seed: str) -> None:
-        """Nothing sent yet."""
+    def __init__(self, place: ServerLocation, seed: str) -> None:
+        """Start without commands."""
         super().__init__(place, seed)
         self.acknowledged = dict[UUID, int]()
         self.refused = list[UUID]()
@@ -152,11 +152,11 @@ class Operator(Client):
         self.refused.append(command.uuid)
 
 
-class Watcher(Client):
-    """Reads the journal's tail, as the stream of the gateway does. What it has seen must stay."""
+class JournalWatcher(LoadClient):
+    """Client that reads the journal's tail, as the stream of the gateway does. Entries that it has seen must stay."""
 
-    def __init__(self, place: Place, seed: str) -> None:
-        """Nothing seen yet."""
+    def __init__(self, place: ServerLocation, seed: str) -> None:
+        """Start without entries."""
         super().__init__(place, seed)
         self.seen = list[dict[str, Any]]()
 

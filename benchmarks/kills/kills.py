@@ -1,11 +1,11 @@
-"""SIGKILL at every named failpoint of a control server, under the load of clients that repeat what was not answered.
+"""SIGKILL at every named failpoint of a control server, under the load of clients that retry their requests.
 
-The control server is a plain process over a real journal, without Ray and gateway: a restart here is a fork and the
-reading of the journal, and `control_loss` measures the real one. After half of the kills the power is lost as well;
-some servers are stopped instead, overtaken by their successor, and continued. Interactive Training, the peer, keeps
-its commands in memory: it keeps no journal, so there is nothing of it to kill and look for; no figure is claimed.
+The control server is a plain process over a real journal, without Ray and gateway: a restart is a fork and a read of
+the journal; `control_loss` measures the real one. After half of the kills a power failure is simulated as well; some
+servers are stopped instead, and continued after a successor has taken over. Interactive Training, the peer, keeps its
+commands in memory and has no journal, so that there is nothing to compare with.
 
-    python -m benchmarks.kills.kills --seed 1 --kills 1000 --errors 0     one plan again, with its problems as sentences
+    python -m benchmarks.kills.kills --seed 1 --kills 1000 --errors 0     repeat one plan, and print its problems
 """
 
 import argparse
@@ -19,8 +19,8 @@ from typing import get_args
 from benchmarks.catalogue import Say
 from benchmarks.harness.quantiles import quantile
 from benchmarks.harness.result import Bound, Result, Table
-from benchmarks.kills.campaign import KILL_POINTS, Campaign, Course, Kind, Seen
-from benchmarks.kills.nursery import nursery
+from benchmarks.kills.campaign import KILL_POINTS, Campaign, CampaignPlan, CampaignResult, Kind
+from benchmarks.kills.process_pool import process_pool
 
 SEED = 1
 RESTART_TARGET_S = 5.0
@@ -36,8 +36,8 @@ TARGETS: dict[str, Bound] = {
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` kills, or a few more. Raises `SteerwayError` if a control server neither serves nor dies."""
-    course = Course(SEED)
+    """Measure `n` kills, or a few more. Raises `SteerwayError` if a control server neither serves nor ends."""
+    course = CampaignPlan(SEED)
     say(f"{n} kills at {len(KILL_POINTS)} points; again: {course.repro(n, 0)}")
     seen = play(course, n, 0)
     for problem in seen.verdict.problems:
@@ -45,14 +45,14 @@ def measure(n: int, quick: bool, say: Say) -> Result:
     return Result(figures(seen), TARGETS, seen.total_kills, (_table(seen),))
 
 
-def play(course: Course, kills: int, errors: int) -> Seen:
-    """One campaign, in a folder of its own."""
-    with nursery() as lives, tempfile.TemporaryDirectory(prefix="kills-") as folder:
+def play(course: CampaignPlan, kills: int, errors: int) -> CampaignResult:
+    """Run one campaign in a folder of its own."""
+    with process_pool() as lives, tempfile.TemporaryDirectory(prefix="kills-") as folder:
         return Campaign(lives, course, Path(folder)).run(kills, errors)
 
 
-def figures(seen: Seen) -> dict[str, float]:
-    """What is told of a campaign. `at_most_per_1000` is the 95 % bound of the rate of losses, with none seen: 3/n."""
+def figures(seen: CampaignResult) -> dict[str, float]:
+    """Return the figures of a campaign. `at_most_per_1000` is the 95 % bound of the rate of losses, with none: 3/n."""
     verdict, reached = seen.verdict, seen.kills.keys() & set(KILL_POINTS)
     return {
         "kills": float(seen.total_kills),
@@ -75,7 +75,7 @@ def figures(seen: Seen) -> dict[str, float]:
     }
 
 
-def _table(seen: Seen) -> Table:
+def _table(seen: CampaignResult) -> Table:
     rows = (
         ("acknowledged commands lost", str(seen.verdict.lost), "keeps no journal"),
         ("applied twice", str(seen.verdict.twice), "keeps no journal"),
@@ -94,18 +94,18 @@ def _some_of(allowed: Sequence[str]) -> Callable[[str], tuple[str, ...]]:
 
 
 def main() -> int:
-    """Play one plan. The exit code is 1 if there was a problem."""
-    parser = argparse.ArgumentParser(prog="benchmarks.kills.kills", description="Play one plan of kills.")
+    """Run one plan. Returns the exit code, 1 if there was a problem."""
+    parser = argparse.ArgumentParser(prog="benchmarks.kills.kills", description="Run one plan of kills.")
     parser.add_argument("--seed", type=int, default=random.randrange(2**32))
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--errors", type=int, default=0, help="injected errors of the disk; needs the kind 'error'")
-    parser.add_argument("--kinds", type=_some_of(get_args(Kind)), default=Course(0).kinds)
+    parser.add_argument("--errors", type=int, default=0, help="injected disk errors; needs the kind 'error'")
+    parser.add_argument("--kinds", type=_some_of(get_args(Kind)), default=CampaignPlan(0).kinds)
     parser.add_argument("--points", type=_some_of(KILL_POINTS), default=KILL_POINTS)
-    parser.add_argument("--power", type=float, default=0.5, help="share of the kills after which the power is lost")
+    parser.add_argument("--power", type=float, default=0.5, help="share of the kills with a power failure")
     given = parser.parse_args()
     if given.errors and "error" not in given.kinds:
-        parser.error("without --kinds error there are no errors to wait for")
-    course = Course(given.seed, given.points, given.kinds, given.power)
+        parser.error("--errors needs --kinds error")
+    course = CampaignPlan(given.seed, given.points, given.kinds, given.power)
     seen = play(course, given.kills, given.errors)
     for name, value in figures(seen).items():
         print(f"{name:<24}{value:.6g}")

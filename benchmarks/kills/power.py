@@ -1,8 +1,7 @@
-"""A disk that notes what was synced, where SIGKILL does not reach it: after a kill, power can be lost as well.
+"""Simulation of a power failure: a disk that logs each `fsync`, and the removal of data that was not synced.
 
-SIGKILL alone forgets nothing that was written. So each `fsync` is noted in a file beside the journal, and `lose_power`
-takes away what no note vouches for: bytes beyond the last sync of their file, and names that their folder does not
-have for certain.
+SIGKILL alone loses nothing that was written. So each `fsync` is logged in a file beside the journal, and `lose_power`
+removes the rest: bytes beyond the last sync of their file, and names whose folder was not synced.
 """
 
 import os
@@ -14,10 +13,10 @@ from control_plane.storage.journal.writer import Disk
 
 
 class NotedDisk:
-    """The real disk, with notes. Give `disk` to `Journal.open`."""
+    """Real disk that logs each sync. Pass `disk` to `Journal.open`."""
 
     def __init__(self, notes: Path) -> None:
-        """Go on with these notes, or begin them."""
+        """Append to the log, or create it."""
         self._notes = os.open(notes, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
         self.disk = Disk(create=self._create, fsync=self._sync)
 
@@ -36,7 +35,7 @@ class NotedDisk:
 
 
 def lose_power(notes: Path, dice: random.Random) -> None:
-    """Take away what is not certain: names wholly, bytes from some place on. Nobody may be at work there."""
+    """Remove files and bytes that were not synced. No process may be using them."""
     certain, uncertain = dict[str, int](), set[str]()
     for line in notes.read_text().splitlines() if notes.exists() else ():
         what, size, path = line.split(" ", 2)
@@ -53,7 +52,7 @@ def lose_power(notes: Path, dice: random.Random) -> None:
 
 
 def _forget_some(path: Path, synced_bytes: int, dice: random.Random) -> None:
-    # Some of what was never synced may have reached the disk all the same.
+    # A part of the bytes may have reached the disk without a sync.
     if path.exists() and (size_bytes := path.stat().st_size) > synced_bytes:
         kept = dice.choice((synced_bytes, dice.randint(synced_bytes, size_bytes)))
         os.truncate(path, kept)

@@ -1,7 +1,7 @@
-"""Rank 0 of a training that is steered by a control server that dies all the time.
+"""Fake of rank 0, for control servers that are killed.
 
-It is the fake of the ranks' side: it polls for offers, applies what its ledger does not know, and reports each outcome
-until the report is answered. Saves are reported, too, so that the retention has something to remove.
+It polls for offers, applies the commands that are not in its ledger, and retries the report of each outcome until it is
+answered. It reports saves, too, so that the retention has checkpoints to remove.
 """
 
 import time
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 from uuid import UUID
 
-from benchmarks.kills.clients import ANSWER_LIMIT_S, Client, Operator, Place
+from benchmarks.kills.clients import ANSWER_LIMIT_S, LoadClient, LoadOperator, ServerLocation
 from control_plane.api.handle import Report
 from control_plane.core.model.commands import Command
 from control_plane.core.model.records import CheckpointCommitted, CommandSettled
@@ -19,13 +19,13 @@ KEPT = 4
 POLL_S = 0.05
 SAVES = 0.6
 OLD_NEWS = 0.1
-"""Such shares of the reports carry a save, and an outcome that was told before."""
+"""Shares of the reports with a save, and with an outcome that was reported before."""
 
 
-class Rank(Client):
-    """Rank 0, which speaks for all ranks."""
+class Rank(LoadClient):
+    """Client that acts as rank 0 on behalf of all ranks."""
 
-    def __init__(self, place: Place, seed: str, root: Path) -> None:
+    def __init__(self, place: ServerLocation, seed: str, root: Path) -> None:
         """`root` is the run's folder."""
         super().__init__(place, seed)
         self._checkpoints = root / "checkpoints"
@@ -37,7 +37,7 @@ class Rank(Client):
         self.offered_again = list[UUID]()
 
     def work(self) -> None:
-        """Train until the end, and until nothing is left to settle."""
+        """Train until the end, and until no command is pending."""
         self._begin()
         revision, empty, silent = -1, False, False
         while not (silent and empty):
@@ -46,7 +46,7 @@ class Rank(Client):
             if "ok" not in answer:
                 self.problems.append(f"offers: {answer['reason']}")
                 return
-            # Another life counts from the beginning, so a revision may mean something else by now.
+            # A new server counts revisions from the beginning.
             revision = answer["ok"]["revision"] if self.dice.random() < 0.8 else -1
             offered = [Command.model_validate(each) for each in answer["ok"]["commands"]]
             empty = not offered and self._quiet()
@@ -54,7 +54,7 @@ class Rank(Client):
                 self._boundary(offered)
 
     def _quiet(self) -> bool:
-        """Nothing was offered: look again if that was only because of the revision."""
+        """Return whether nothing is offered at any revision."""
         answer = self.line.ask("offers", [1, -1, 0.0])
         return "ok" in answer and not answer["ok"]["commands"]
 
@@ -76,7 +76,7 @@ class Rank(Client):
         self.step += 1
         for command in offered:
             if command.uuid in self.told:
-                # Its end was confirmed as durable before this was asked: ranks without a ledger would apply it twice.
+                # Its outcome is durable already: ranks without a ledger would apply it twice.
                 self.offered_again.append(command.uuid)
             if command.uuid not in self.ledger:
                 self.ledger[command.uuid] = self._apply(command)
@@ -107,12 +107,12 @@ class Rank(Client):
         return CheckpointCommitted(checkpoint=name, step=self.step, generation=1, path=f"checkpoints/{name}")
 
 
-def wait_for(clients: list[Client], place: Place, limit_s: float) -> None:
-    """Let them come to an end, each with what it is doing; whoever has not, after so long, gives up."""
+def wait_for(clients: list[LoadClient], place: ServerLocation, limit_s: float) -> None:
+    """Let the clients finish their requests; those that have not after the limit give up."""
     deadline = time.monotonic() + limit_s
     place.ending.set()
-    for client in sorted(clients, key=lambda client: not isinstance(client, Operator)):
-        if not isinstance(client, Operator):
+    for client in sorted(clients, key=lambda client: not isinstance(client, LoadOperator)):
+        if not isinstance(client, LoadOperator):
             place.silent.set()
         client.join(max(0.0, deadline - time.monotonic()))
     place.over.set()
@@ -121,5 +121,5 @@ def wait_for(clients: list[Client], place: Place, limit_s: float) -> None:
 
 
 def dump(entry: Any) -> Any:
-    """An entry as a client sees it."""
+    """Return an entry as a client receives it."""
     return entry.model_dump(mode="json")

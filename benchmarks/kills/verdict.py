@@ -1,4 +1,4 @@
-"""What must hold after any number of kills: the journal against everything that its clients were told."""
+"""Invariants after any number of kills: comparison of the journal with the responses to its clients."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -7,7 +7,7 @@ from itertools import pairwise
 from pathlib import Path
 from uuid import UUID
 
-from benchmarks.kills.clients import Client, Operator, Watcher
+from benchmarks.kills.clients import JournalWatcher, LoadClient, LoadOperator
 from benchmarks.kills.rank import Rank, dump
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.records import CommandAccepted, CommandSettled, Entry, TermStarted
@@ -17,8 +17,8 @@ from control_plane.storage.journal.writer import read
 
 
 @dataclass
-class Verdict:
-    """Counts of one round, or of many. `problems` are sentences, one for each thing that must not be."""
+class Findings:
+    """Counts of one round, or of many. `problems` has a sentence for each violation."""
 
     acknowledged: int = 0
     refused: int = 0
@@ -28,18 +28,18 @@ class Verdict:
     twice: int = 0
     problems: list[str] = field(default_factory=list)
 
-    def add(self, other: "Verdict") -> None:
-        """Count another round in."""
+    def add(self, other: "Findings") -> None:
+        """Add the counts of another round."""
         for name in ("acknowledged", "refused", "applied", "entries", "lost", "twice"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.problems += other.problems
 
 
-def judge(root: Path, clients: Sequence[Client]) -> Verdict:
-    """Hold one run's journal against its clients."""
-    verdict = Verdict(problems=[problem for client in clients for problem in client.problems])
-    if words := last_words(root):
-        verdict.problems.append(f"a control server met what nobody meant to happen: {words}")
+def judge(root: Path, clients: Sequence[LoadClient]) -> Findings:
+    """Compare one run's journal with its clients."""
+    verdict = Findings(problems=[problem for client in clients for problem in client.problems])
+    if words := unexpected_errors(root):
+        verdict.problems.append(f"a control server had an unexpected error: {words}")
     try:
         entries = read(root / "journal")
     except SteerwayError as error:
@@ -48,20 +48,20 @@ def judge(root: Path, clients: Sequence[Client]) -> Verdict:
     verdict.entries = len(entries)
     _in_order(entries, verdict)
     for client in clients:
-        if isinstance(client, Operator):
+        if isinstance(client, LoadOperator):
             _promised(client, entries, verdict)
-        elif isinstance(client, Watcher):
+        elif isinstance(client, JournalWatcher):
             _seen(client, entries, verdict)
         elif isinstance(client, Rank):
             _settled(client, entries, verdict)
     if gone := removed_undecided(root, entries):
         verdict.lost += len(gone)
-        verdict.problems.append(f"removed, and never let go: {', '.join(gone)}")
+        verdict.problems.append(f"removed without a record of it: {', '.join(gone)}")
     return verdict
 
 
-def last_words(root: Path) -> str:
-    """The end of what control servers said about errors that nobody meant to raise."""
+def unexpected_errors(root: Path) -> str:
+    """Return the end of the control servers' unexpected errors."""
     surprises = root / "surprises"
     return surprises.read_text()[-600:] if surprises.exists() else ""
 
@@ -74,7 +74,7 @@ def _repeated(uuids: Iterable[UUID]) -> list[UUID]:
     return [uuid for uuid, count in Counter(uuids).items() if count > 1]
 
 
-def _in_order(entries: Sequence[Entry], verdict: Verdict) -> None:
+def _in_order(entries: Sequence[Entry], verdict: Findings) -> None:
     if [entry.seq for entry in entries] != list(range(1, len(entries) + 1)):
         verdict.problems.append("the entries are not numbered from 1 without gaps")
     terms = [entry.record.term for entry in entries if isinstance(entry.record, TermStarted)]
@@ -88,22 +88,22 @@ def _in_order(entries: Sequence[Entry], verdict: Verdict) -> None:
             verdict.problems.append(f"{uuid} was {what} twice")
 
 
-def _promised(operator: Operator, entries: Sequence[Entry], verdict: Verdict) -> None:
-    """What was acknowledged is there, where the receipt said; what was refused is not."""
+def _promised(operator: LoadOperator, entries: Sequence[Entry], verdict: Findings) -> None:
+    """Check that acknowledged commands are in the journal at the seq of the receipt, and refused ones are not."""
     accepted = _accepted(entries)
     for uuid, seq in operator.acknowledged.items():
         if accepted.get(uuid) != seq:
             verdict.lost += 1
             verdict.problems.append(
-                f"{uuid} was acknowledged as entry {seq}; the journal has it at {accepted.get(uuid)}"
+                f"{uuid} was acknowledged as entry {seq}, but the journal has it at {accepted.get(uuid)}"
             )
-    verdict.problems += [f"{uuid} was refused, and is there" for uuid in operator.refused if uuid in accepted]
+    verdict.problems += [f"{uuid} was refused, but is in the journal" for uuid in operator.refused if uuid in accepted]
     verdict.acknowledged += len(operator.acknowledged)
     verdict.refused += len(operator.refused)
 
 
-def _seen(watcher: Watcher, entries: Sequence[Entry], verdict: Verdict) -> None:
-    """What was visible is durable."""
+def _seen(watcher: JournalWatcher, entries: Sequence[Entry], verdict: Findings) -> None:
+    """Check that entries that were visible are durable."""
     for told, entry in zip(watcher.seen, entries, strict=False):
         if told != dump(entry):
             verdict.problems.append(f"entry {entry.seq} was seen as another: {told}")
@@ -112,29 +112,29 @@ def _seen(watcher: Watcher, entries: Sequence[Entry], verdict: Verdict) -> None:
         verdict.problems.append(f"entries up to {len(watcher.seen)} were seen; there are {len(entries)}")
 
 
-def _settled(rank: Rank, entries: Sequence[Entry], verdict: Verdict) -> None:
-    """Each command has one end, the one that the ranks decided, and they took them in their order."""
+def _settled(rank: Rank, entries: Sequence[Entry], verdict: Findings) -> None:
+    """Check that each command has one outcome, that of the ranks, and that they applied commands in order."""
     accepted = _accepted(entries)
     ends = {entry.record.uuid: entry.record for entry in entries if isinstance(entry.record, CommandSettled)}
     order = [accepted.get(uuid, 0) for uuid in rank.ledger]
     if 0 in order:
         verdict.lost += order.count(0)
-        verdict.problems.append("the ranks applied what the journal does not have")
+        verdict.problems.append("the ranks applied commands that are not in the journal")
     if order != sorted(order):
         verdict.problems.append("the ranks were offered commands out of their order")
     verdict.twice += len(rank.offered_again)
-    verdict.problems += [f"{uuid} was offered after its end" for uuid in rank.offered_again]
-    verdict.problems += [f"{uuid} has no end" for uuid in accepted if uuid not in ends]
+    verdict.problems += [f"{uuid} was offered after it was settled" for uuid in rank.offered_again]
+    verdict.problems += [f"{uuid} was not settled" for uuid in accepted if uuid not in ends]
     for uuid, outcome in rank.ledger.items():
         if uuid in ends and ends[uuid] != outcome:
-            verdict.problems.append(f"{uuid} has another end than the ranks reported")
+            verdict.problems.append(f"{uuid} has another outcome than the ranks reported")
     verdict.applied += len(rank.ledger)
 
 
 def removed_undecided(root: Path, entries: Sequence[Entry]) -> list[str]:
-    """Checkpoints that the journal still offers for a restore, and that have no manifest any more."""
+    """Return the checkpoints that the journal offers for a restore, but that have no manifest any more."""
     try:
         offered = fold(list(entries)).checkpoints
-    except (KeyError, ValueError):  # records that contradict each other: told elsewhere, by their uuids
+    except (KeyError, ValueError):  # contradicting records, which are reported by their uuids
         return []
     return [each.checkpoint for each in offered if not (root / each.path / MANIFEST).exists()]

@@ -58,7 +58,7 @@ TARGETS: dict[str, Bound] = {
 
 
 @dataclass(frozen=True, slots=True)
-class Loss:
+class ServerOutage:
     """One kill: Unix times of the kill and of the first answer of the next control server."""
 
     killed_s: float
@@ -98,7 +98,7 @@ class Sender(threading.Thread):
             self.sent = send(client, self._run_id, self._commands, MEAN_GAP_S)
 
 
-def _kill(where: Settings, client: SteerwayClient, run: str, say: Say) -> Loss:
+def _kill(where: Settings, client: SteerwayClient, run: str, say: Say) -> ServerOutage:
     term = client.snapshot(run).term
     actor = _control_actor(where)
     killed_s = time.time()
@@ -109,7 +109,7 @@ def _kill(where: Settings, client: SteerwayClient, run: str, say: Say) -> Loss:
                 answered_s = time.time()
                 say(f"control_loss: killed, and answered again after {answered_s - killed_s:.1f} s")
                 time.sleep(CALM_S)
-                return Loss(killed_s, answered_s)
+                return ServerOutage(killed_s, answered_s)
         except SteerwayError:
             time.sleep(LOOK_EVERY_S / 5)
     raise SteerwayError(f"no control server of run {run} answered within {RECOVERY_WAIT_S:g} s of a kill")
@@ -139,7 +139,7 @@ def _generations(client: SteerwayClient, run: str) -> int:
 def _result(
     n: int,
     begun_s: float,
-    losses: list[Loss],
+    losses: list[ServerOutage],
     sent: list[Sent],
     outcomes: list[CommandSettled],
     generations: int,
@@ -195,7 +195,7 @@ def comebacks(diary: dict[int, Page], rates: set[float]) -> int:
     return sum(count - 1 for count in stretches.values() if count > 1)
 
 
-def longest_gap(ends: list[float], losses: list[Loss]) -> float:
+def longest_gap(ends: list[float], losses: list[ServerOutage]) -> float:
     """The longest time between two steps, of those that touch a loss."""
     pairs = pairwise(ends)
     return max(

@@ -31,7 +31,7 @@ class DiaryPen:
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
+class RankProcess:
     """One process of one rank. Times are Unix times; `ends_s` has the end of each optimizer step."""
 
     rank: int
@@ -81,57 +81,57 @@ class Recovery:
         return dict(zip(PHASES, lengths, strict=True))
 
 
-def read_lives(folder: Path) -> list[Life]:
+def read_processes(folder: Path) -> list[RankProcess]:
     """What every process has written so far, in the order in which they began."""
-    lives = [_life(path) for path in folder.glob("rank-*-*.diary")]
-    return sorted((life for life in lives if life is not None), key=lambda life: life.begun_s)
+    processes = [_process(path) for path in folder.glob("rank-*-*.diary")]
+    return sorted((process for process in processes if process is not None), key=lambda process: process.begun_s)
 
 
-def _life(path: Path) -> Life | None:
+def _process(path: Path) -> RankProcess | None:
     lines = [line.split() for line in path.read_text().splitlines() if line.count(" ") == 2]
     if not lines or lines[0][0] != BEGUN:
         return None  # it has been opened, and its first line is on its way
     _, rank, pid = path.stem.split("-")
     loaded = next((float(at) for word, _, at in lines if word == LOADED), None)
     ends = {int(step): float(at) for word, step, at in lines if word == STEP}
-    return Life(int(rank), int(pid), float(lines[0][2]), loaded, ends)
+    return RankProcess(int(rank), int(pid), float(lines[0][2]), loaded, ends)
 
 
-def latest(lives: Iterable[Life]) -> dict[int, Life]:
+def latest(processes: Iterable[RankProcess]) -> dict[int, RankProcess]:
     """Each rank's last process."""
-    return {life.rank: life for life in sorted(lives, key=lambda life: life.begun_s)}
+    return {process.rank: process for process in sorted(processes, key=lambda process: process.begun_s)}
 
 
-def steps_of_all(lives: Iterable[Life], ranks: int) -> dict[int, float]:
-    """The steps that every rank has ended in these lives, and when the last rank first had."""
+def steps_of_all(processes: Iterable[RankProcess], ranks: int) -> dict[int, float]:
+    """The steps that every rank has ended in these processes, and when the last rank first had."""
     ends: dict[int, dict[int, float]] = {}
-    for life in lives:
-        for step, at_s in life.ends_s.items():
+    for process in processes:
+        for step, at_s in process.ends_s.items():
             of_step = ends.setdefault(step, {})
-            of_step[life.rank] = min(at_s, of_step.get(life.rank, math.inf))
+            of_step[process.rank] = min(at_s, of_step.get(process.rank, math.inf))
     return {step: max(of_step.values()) for step, of_step in ends.items() if len(of_step) == ranks}
 
 
-def recovery_of(lives: Iterable[Life], killed_s: float, detected_s: float, ranks: int) -> Recovery | None:
+def recovery_of(processes: Iterable[RankProcess], killed_s: float, detected_s: float, ranks: int) -> Recovery | None:
     """The way back from the fault at `killed_s`, or None while the run is not back at the step that it had reached.
 
     A new step is one that processes ended which began after the fault: a rank that lived on may have ended the step
-    that was in progress. `lives` must hold nothing after the next fault.
+    that was in progress. `processes` must hold nothing after the next fault.
     """
-    lives = list(lives)
-    old = latest(life for life in lives if life.begun_s <= killed_s)
-    new = [life for life in lives if life.begun_s > killed_s]
-    reached = max((step for life in old.values() for step in life.ends_s), default=0)
+    processes = list(processes)
+    old = latest(process for process in processes if process.begun_s <= killed_s)
+    new = [process for process in processes if process.begun_s > killed_s]
+    reached = max((step for process in old.values() for step in process.ends_s), default=0)
     ended = steps_of_all(new, ranks)
     if not any(step >= reached for step in ended):
         return None
     first = min(ended, key=lambda step: ended[step])
-    made_it = list(latest(life for life in new if first in life.ends_s).values())
+    made_it = list(latest(process for process in new if first in process.ends_s).values())
     return Recovery(
         killed_s=killed_s,
         detected_s=detected_s,
-        begun_s=max(life.begun_s for life in made_it),
-        loaded_s=max(life.loaded_s or life.begun_s for life in made_it),
+        begun_s=max(process.begun_s for process in made_it),
+        loaded_s=max(process.loaded_s or process.begun_s for process in made_it),
         stepped_s=ended[first],
         back_s=min(at_s for step, at_s in ended.items() if step >= reached),
         reached=reached,

@@ -13,7 +13,7 @@ import psutil
 
 from benchmarks.catalogue import Say
 from benchmarks.harness.live_run import RANKS
-from benchmarks.recovery.diary import latest, read_lives
+from benchmarks.recovery.diary import latest, read_processes
 from benchmarks.recovery.faults import kill_all
 from cluster import local, nodes
 from cluster.parts import free_port
@@ -72,7 +72,7 @@ class Ours:
 
     def ranks_by_node(self) -> dict[str, list[int]]:
         """The nodes that carry ranks, and the pids of those ranks."""
-        pids = {life.pid for life in latest(read_lives(self.folder)).values()}
+        pids = {process.pid for process in latest(read_processes(self.folder)).values()}
         record, found = self._record(), dict[str, list[int]]()
         for name in nodes.recorded_nodes(record):
             here = sorted(pids & {process.pid for process in nodes.node_members(record, name)})

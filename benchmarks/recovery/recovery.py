@@ -25,7 +25,7 @@ from benchmarks.catalogue import Say
 from benchmarks.harness.live_run import RANKS
 from benchmarks.harness.quantiles import median
 from benchmarks.harness.result import Bound, Result, Table
-from benchmarks.recovery.diary import Recovery, latest, read_lives, recovery_of, steps_of_all
+from benchmarks.recovery.diary import Recovery, latest, read_processes, recovery_of, steps_of_all
 from benchmarks.recovery.faults import TOLD, Fault, living, strike
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.rules.recovery import PHASES
@@ -80,7 +80,7 @@ class Arm(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class Trial:
+class RecoveryTrial:
     """One fault. `warm`: whether spares were ready before it. `old_left`: the lost ranks' processes still there."""
 
     recovery: Recovery
@@ -111,14 +111,14 @@ def measure_fault(fault: Fault, n: int, stock_n: int, targets: dict[str, Bound],
 
 def faults(
     open_arm: Callable[[], AbstractContextManager[Arm]], fault: Fault, n: int, limit_s: float, say: Say
-) -> list[Trial]:
+) -> list[RecoveryTrial]:
     """Start an arm, strike it `n` times, and take it down."""
     chance = random.Random(n)
     with open_arm() as arm:
         say(f"recovery: {arm.name}: waiting until it trains ..")
         wait_settled(arm, 0.0, SETTLED_STEPS)
         warm = arm.mend(node_lost=False)
-        trials: list[Trial] = []
+        trials: list[RecoveryTrial] = []
         for number in range(1, n + 1):
             since_s = time.time()
             wait_settled(arm, since_s, SETTLED_STEPS + chance.randrange(SAVE_EVERY_STEPS))
@@ -133,7 +133,7 @@ def wait_settled(arm: Arm, since_s: float, steps: int) -> None:
     """Until the ranks have made so many steps since that moment. Raises `SteerwayError` if they do not."""
     deadline = time.monotonic() + START_WAIT_S
     while time.monotonic() < deadline:
-        now = latest(read_lives(arm.folder)).values()
+        now = latest(read_processes(arm.folder)).values()
         ended = [at_s for at_s in steps_of_all(now, RANKS).values() if at_s > since_s]
         if len(ended) >= steps:
             return
@@ -143,27 +143,27 @@ def wait_settled(arm: Arm, since_s: float, steps: int) -> None:
     raise SteerwayError(f"{arm.name} did not train within {START_WAIT_S:g} s; it said:\n{arm.log()}")
 
 
-def _trial(arm: Arm, fault: Fault, warm: bool, limit_s: float, say: Say) -> Trial:
-    lives = latest(read_lives(arm.folder))
+def _trial(arm: Arm, fault: Fault, warm: bool, limit_s: float, say: Say) -> RecoveryTrial:
+    processes = latest(read_processes(arm.folder))
     places = arm.ranks_by_node()
-    node = next((name for name, pids in places.items() if lives[0].pid in pids), None)
+    node = next((name for name, pids in places.items() if processes[0].pid in pids), None)
     if node is None:
         raise SteerwayError(f"the node of rank 0 of {arm.name} was not found")
     load_1min = os.getloadavg()[0]
-    lost = places[node] if fault == "node" else [lives[RANKS - 1].pid]
+    lost = places[node] if fault == "node" else [processes[RANKS - 1].pid]
     say(f"recovery: {arm.name}: {TOLD[fault]} with {len(lost)} of {RANKS} ranks, at load {load_1min:.1f}")
     killed_s = arm.kill_node(node) if fault == "node" else strike(lost[0], fault)
     wait_back(arm, killed_s, limit_s)
     detected_s, begun_s, loaded_s = arm.phases(killed_s)
-    recovery = recovery_of(read_lives(arm.folder), killed_s, detected_s, RANKS)
+    recovery = recovery_of(read_processes(arm.folder), killed_s, detected_s, RANKS)
     assert recovery is not None
     recovery = replace(recovery, begun_s=begun_s or recovery.begun_s, loaded_s=loaded_s or recovery.loaded_s)
-    return Trial(recovery, len(lost), warm, living([life.pid for life in lives.values()]), load_1min)
+    return RecoveryTrial(recovery, len(lost), warm, living([process.pid for process in processes.values()]), load_1min)
 
 
 def wait_back(arm: Arm, killed_s: float, limit_s: float) -> None:
     """Until the run is where it was. Raises `NotBack`, or `SteerwayError` if it is over."""
-    while recovery_of(read_lives(arm.folder), killed_s, killed_s, RANKS) is None:
+    while recovery_of(read_processes(arm.folder), killed_s, killed_s, RANKS) is None:
         if complaint := arm.complaint():
             raise SteerwayError(complaint)
         if time.time() > killed_s + limit_s:
@@ -174,8 +174,8 @@ def wait_back(arm: Arm, killed_s: float, limit_s: float) -> None:
 def result_of(
     fault: Fault,
     n: int,
-    ours: Sequence[Trial],
-    theirs: Sequence[Trial],
+    ours: Sequence[RecoveryTrial],
+    theirs: Sequence[RecoveryTrial],
     targets: Mapping[str, Bound],
     gave_up_after_s: float = 0.0,
 ) -> Result:
@@ -194,7 +194,7 @@ def result_of(
     return Result(figures, dict(targets), n, (Table(TOLD[fault], ("Steerway", "stock"), rows),))
 
 
-def figures_of(arm: str, trials: Sequence[Trial]) -> dict[str, float]:
+def figures_of(arm: str, trials: Sequence[RecoveryTrial]) -> dict[str, float]:
     """Medians and worst cases of one arm; seconds from the fault, and the phases that they consist of."""
     recoveries = [trial.recovery for trial in trials]
     seconds = [one.seconds for one in recoveries]

@@ -7,7 +7,7 @@ while after that; `stock_gave_up` says so, and its seconds are then a lower boun
 from benchmarks.catalogue import Say
 from benchmarks.harness.result import Bound, Result
 from benchmarks.recovery.ours import steered
-from benchmarks.recovery.recovery import RECOVERY_WAIT_S, SAVE_EVERY_STEPS, NotBack, Trial, faults, result_of
+from benchmarks.recovery.recovery import RECOVERY_WAIT_S, SAVE_EVERY_STEPS, NotBack, RecoveryTrial, faults, result_of
 from benchmarks.recovery.stock import stock
 
 STOCK_WAIT_S = 780.0
@@ -24,7 +24,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
     """`n` faults in Steerway's arm, one in the other. Raises `SteerwayError` if an arm does not start."""
     ours = faults(lambda: steered(say, "recovery-stop", SAVE_EVERY_STEPS), "stop", n, RECOVERY_WAIT_S, say)
     wait_s = QUICK_STOCK_WAIT_S if quick else STOCK_WAIT_S
-    theirs: list[Trial] = []
+    theirs: list[RecoveryTrial] = []
     try:
         theirs = faults(lambda: stock(say, SAVE_EVERY_STEPS), "stop", 1, wait_s, say)
     except NotBack as gave_up:

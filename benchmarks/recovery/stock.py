@@ -20,7 +20,7 @@ import psutil
 
 from benchmarks.catalogue import Say
 from benchmarks.harness.live_run import RANKS
-from benchmarks.recovery.diary import latest, read_lives
+from benchmarks.recovery.diary import latest, read_processes
 from benchmarks.recovery.faults import kill_all
 from benchmarks.recovery.ours import JOIN_TRIES
 from cluster.environment import MARK, NODE_MARK
@@ -89,7 +89,7 @@ class Stock:
 
     def ranks_by_node(self) -> dict[str, list[int]]:
         """The nodes that carry ranks, and the pids of those ranks."""
-        pids = {life.pid for life in latest(read_lives(self.folder)).values()}
+        pids = {process.pid for process in latest(read_processes(self.folder)).values()}
         members = {name: {process.pid for process in self._members(name)} for name in self._nodes}
         return {name: sorted(here & pids) for name, here in members.items() if here & pids}
 

@@ -14,7 +14,7 @@ MAX_STEPS = 200_000
 """More than any benchmark takes: a run ends with `stop`, or with its cluster."""
 
 
-class Diary(TrainerCallback):
+class StepDiary(TrainerCallback):
     """Writes down the end of every step, before anything that follows a step."""
 
     def __init__(self, pen: DiaryPen) -> None:
@@ -52,5 +52,5 @@ def build_trainer(trainer_class: Any, pen: DiaryPen, output_dir: Path, **setting
         train_dataset=workload.train_dataset,
         eval_dataset=workload.eval_dataset,
     )
-    trainer.add_callback(Diary(pen))
+    trainer.add_callback(StepDiary(pen))
     return trainer

@@ -26,7 +26,7 @@ KEPT_CHECKPOINTS = 3
 """As many as a run of Steerway keeps by default."""
 
 
-class Witness(UserCallback):
+class FailureRecorder(UserCallback):
     """Writes down when Ray Train's controller found the workers dead; changes nothing."""
 
     def __init__(self, folder: str) -> None:
@@ -87,7 +87,7 @@ def main(folder: Path, address: str, ranks: int, save_steps: int) -> None:
     """The driver: until somebody ends it."""
     ray.init(address=address)
     # Ray declares another class here than the one that it takes.
-    callbacks: list[Any] = [Witness(str(folder))]
+    callbacks: list[Any] = [FailureRecorder(str(folder))]
     trainer = TorchTrainer(
         train,
         train_loop_config={"folder": str(folder), "save_steps": save_steps},

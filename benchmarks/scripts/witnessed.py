@@ -26,7 +26,7 @@ SMALL_BLOCK_TOKENS = 32
 SMALL_BATCH = 2
 
 
-class Diary(TrainerCallback):
+class RateDiary(TrainerCallback):
     """Added after Steerway's own callbacks: when it sees the end of a step, the boundary is already behind."""
 
     def __init__(self, path: Path) -> None:
@@ -70,7 +70,7 @@ def main(folder: Path, shape: str, max_steps: int) -> None:
     """Train until somebody sends `stop`, or `max_steps`."""
     config = shaped(shipped_config(), shape)
     args = arguments(config, folder / f"{shape}-trainer", max_steps)
-    diary = Diary(folder / f"{shape}-rank-{args.process_index}.json")
+    diary = RateDiary(folder / f"{shape}-rank-{args.process_index}.json")
     trainer = SteerableTrainer(
         model=fresh_model(config),
         args=args,

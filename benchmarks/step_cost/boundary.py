@@ -25,7 +25,7 @@ TARGETS: dict[str, Bound] = {"prefetched_percent_of_step": {"max": 1.0}}
 
 
 @dataclass(frozen=True)
-class Seen:
+class BoundaryTimes:
     """What the ranks measured, one inner sequence for each rank: (round, variant, boundary in us, step in us)."""
 
     steps: Sequence[Sequence[Sequence[Any]]]
@@ -59,7 +59,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
     return Result(figures, TARGETS, n, tuple(tables))
 
 
-def _measure(rounds: int, quick: bool, world_size: int) -> Seen:
+def _measure(rounds: int, quick: bool, world_size: int) -> BoundaryTimes:
     spec: dict[str, Any] = {
         "rounds": rounds,
         "block_steps": QUICK_STEPS if quick else BLOCK_STEPS,
@@ -69,10 +69,10 @@ def _measure(rounds: int, quick: bool, world_size: int) -> Seen:
         folder = Path(name)
         spec["output_dir"] = str(folder / "trainer")
         answers = run_ranks("benchmarks.step_cost.boundary_rank:train", world_size, spec, folder, TIMEOUT_S)
-    return Seen([answer["steps"] for answer in answers], [answer["bare_us"] for answer in answers])
+    return BoundaryTimes([answer["steps"] for answer in answers], [answer["bare_us"] for answer in answers])
 
 
-def figures_of(seen: Seen) -> dict[str, float]:
+def figures_of(seen: BoundaryTimes) -> dict[str, float]:
     """The figures of one world size. Microseconds are for the reader; what is held against a target is a ratio."""
     step_us = seen.step_us("none")
     blocking_us, prefetched_us = seen.boundary_us("blocking", 0.5), seen.boundary_us("prefetched", 0.5)
@@ -94,7 +94,7 @@ def figures_of(seen: Seen) -> dict[str, float]:
     }
 
 
-def _table(seen: Seen, world_size: int) -> Table:
+def _table(seen: BoundaryTimes, world_size: int) -> Table:
     arms = ("none", "blocking", "prefetched", "synchronised")
     shares = {"median": 0.5, "p99": 0.99}
     rows = [

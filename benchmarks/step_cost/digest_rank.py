@@ -50,7 +50,7 @@ class Counting(io.RawIOBase):
 
 
 @dataclass
-class Blocks(TrainerCallback):
+class DigestBlocks(TrainerCallback):
     """Goes through the blocks; the training ends with the last one."""
 
     spec: dict[str, Any]
@@ -100,7 +100,7 @@ def train(rank: int, spec: dict[str, Any]) -> list[Block]:
     """`spec`: folder, rounds, steps (of a block), every. What each block showed on this rank."""
     config, collectives = shipped_config(), Collectives()
     files = RunFiles(Path(spec["folder"]) / "digested")
-    blocks = Blocks(spec, collectives)
+    blocks = DigestBlocks(spec, collectives)
     steps = WARM_UP_STEPS + spec["rounds"] * spec["steps"] * (2 * len(spec["every"]) + 1)
     trainer = Trainer(
         model=fresh_model(config),

@@ -138,7 +138,7 @@ class Bench:
         """Collective. One steered training, whose callbacks are there in the steered blocks only."""
         # One more: a block ends where the step behind it begins.
         trainer = self._trainer(True, SETTLING_STEPS + len(turns) * block_steps + 1)
-        blocks = Blocks(trainer, turns, block_steps, tell)
+        blocks = OverheadBlocks(trainer, turns, block_steps, tell)
         trainer.callback_handler.callbacks.insert(0, blocks)
         trainer.train()
         _leave(trainer)
@@ -179,7 +179,7 @@ class Bench:
         )
 
 
-class Blocks(TrainerCallback):
+class OverheadBlocks(TrainerCallback):
     """Stands before all other callbacks; takes Steerway's out and puts them in, and times what lies between."""
 
     def __init__(self, trainer: Trainer, turns: list[tuple[int, str]], block_steps: int, tell: Say) -> None:

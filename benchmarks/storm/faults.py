@@ -30,7 +30,7 @@ LEAST_GAP_S, MOST_GAP_S = 8.0, 25.0
 
 
 @dataclass(frozen=True)
-class Fault:
+class StormFault:
     """One fault: seconds after the beginning of the storm, the part, the signal, and a number that chooses a rank."""
 
     at_s: float
@@ -42,16 +42,16 @@ class Fault:
         return f"{self.at_s:.0f} s: {self.signal.name} to the {self.part}"
 
 
-def plan(seed: int, seconds: float) -> Iterator[Fault]:
+def plan(seed: int, seconds: float) -> Iterator[StormFault]:
     """The faults of a storm, in order: the same ones for the same seed."""
     draw = random.Random(seed)
     at_s = draw.uniform(LEAST_GAP_S, MOST_GAP_S)
     while at_s < seconds:
-        yield Fault(at_s, draw.choice(list(PARTS)), draw.choice(SIGNALS), draw.random())
+        yield StormFault(at_s, draw.choice(list(PARTS)), draw.choice(SIGNALS), draw.random())
         at_s += draw.uniform(LEAST_GAP_S, MOST_GAP_S)
 
 
-def strike(where: Settings, fault: Fault) -> int | None:
+def strike(where: Settings, fault: StormFault) -> int | None:
     """Send it. Answers the pid that was hit, or None if there is no process of that part just now."""
     processes = living(where, fault.part)
     if not processes:

@@ -105,7 +105,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
         say(f"storm: {OFFERED_PER_S} commands a second for {n} s")
         with _storm(where, run, n) as blow:
             outcome = _spend(where, run, n, storm, blow)
-        lost, twice = fate(
+        lost, twice = lost_and_repeated(
             client, run, [*map(UUID, outcome.acknowledged), *before.good.acknowledged, *storm.good.acknowledged]
         )
         say(f"storm: {outcome.answers} of {outcome.sent}; calm again for {n} s")
@@ -186,7 +186,7 @@ def _blow(process: "subprocess.Popen[str]", within_s: float) -> Outcome:
         raise SteerwayError("the storm did not end as it should") from None
 
 
-def fate(client: SteerwayClient, run: str, acknowledged: list[UUID]) -> tuple[float, float]:
+def lost_and_repeated(client: SteerwayClient, run: str, acknowledged: list[UUID]) -> tuple[float, float]:
     """How many acknowledged commands are not in the journal or have no end, and how many have two."""
     wanted, accepted = set(acknowledged), set[UUID]()
     ends: dict[UUID, int] = {}

@@ -28,7 +28,7 @@ from benchmarks.catalogue import Say
 from benchmarks.harness.live_run import RANKS, own_cluster, start, wait_closed, wait_running
 from benchmarks.harness.result import Bound, Result
 from benchmarks.storm.faults import PARTS, living, members, plan, stopped, strike
-from benchmarks.storm.storm import fate
+from benchmarks.storm.storm import lost_and_repeated
 from cluster.keeper import read_parts
 from cluster.parts import answers
 from control_plane.api.handle import Snapshot
@@ -58,7 +58,7 @@ TARGETS: dict[str, Bound] = {
 
 
 @dataclass
-class Seen:
+class StormResult:
     """What became of one storm. `not_back` names what was missing at the end, `left_behind` processes after it."""
 
     seed: int
@@ -85,7 +85,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
     return Result(figures_of(storms), {**TARGETS, "runs_that_ended": {"min": n, "max": n}}, n)
 
 
-def figures_of(storms: list[Seen]) -> dict[str, float]:
+def figures_of(storms: list[StormResult]) -> dict[str, float]:
     """Sums over the storms, or the worst of them."""
     outages_s = [seconds for storm in storms for seconds in storm.outages_s]
     acknowledged = sum(len(storm.acknowledged) for storm in storms)
@@ -114,9 +114,9 @@ def _sum(counts: Iterator[float]) -> float:
     return float(sum(counts))
 
 
-def one_storm(seed: int, minutes: float, hogs: int, say: Say) -> Seen:
+def one_storm(seed: int, minutes: float, hogs: int, say: Say) -> StormResult:
     """One storm, in a cluster of its own. Raises `SteerwayError` if the cluster or the run does not start."""
-    seen = Seen(seed)
+    seen = StormResult(seed)
     with _hogs(hogs), own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
         folder: Path = where.home / "diaries"
         folder.mkdir(exist_ok=True)
@@ -139,7 +139,7 @@ def one_storm(seed: int, minutes: float, hogs: int, say: Say) -> Seen:
     return seen
 
 
-def _blow(where: Settings, seed: int, seconds: float, seen: Seen, say: Say) -> None:
+def _blow(where: Settings, seed: int, seconds: float, seen: StormResult, say: Say) -> None:
     began_s = time.monotonic()
     for fault in plan(seed, seconds):
         time.sleep(max(0.0, began_s + fault.at_s - time.monotonic()))
@@ -152,7 +152,7 @@ def _blow(where: Settings, seed: int, seconds: float, seen: Seen, say: Say) -> N
     time.sleep(max(0.0, began_s + seconds - time.monotonic()))
 
 
-def _steer(where: Settings, run: str, over: threading.Event, seen: Seen) -> None:
+def _steer(where: Settings, run: str, over: threading.Event, seen: StormResult) -> None:
     """A command every two seconds; a client of its own, as a person at another machine has."""
     with SteerwayClient.from_settings(where) as client:
         number = 0
@@ -165,7 +165,7 @@ def _steer(where: Settings, run: str, over: threading.Event, seen: Seen) -> None
                 seen.refused[error.slug] = seen.refused.get(error.slug, 0) + 1
 
 
-def _ask(where: Settings, over: threading.Event, seen: Seen) -> None:
+def _ask(where: Settings, over: threading.Event, seen: StormResult) -> None:
     """How long the gateway answers nobody, each time."""
     away_since_s: float | None = None
     while not over.wait(ASK_EVERY_S):
@@ -178,7 +178,7 @@ def _ask(where: Settings, over: threading.Event, seen: Seen) -> None:
             away_since_s = now_s
 
 
-def _end(where: Settings, client: SteerwayClient, run: str, seen: Seen) -> None:
+def _end(where: Settings, client: SteerwayClient, run: str, seen: StormResult) -> None:
     """Wait until all is back, stop the run, and see what became of everything."""
     began_s = time.monotonic()
     first: int | None = None
@@ -202,18 +202,18 @@ def _end(where: Settings, client: SteerwayClient, run: str, seen: Seen) -> None:
     seen.left_behind = left
 
 
-def _stop(client: SteerwayClient, run: str, seen: Seen) -> None:
+def _stop(client: SteerwayClient, run: str, seen: StormResult) -> None:
     seen.acknowledged.append(client.submit(run, Stop()).uuid)
 
 
-def _close(client: SteerwayClient, run: str, seen: Seen) -> None:
+def _close(client: SteerwayClient, run: str, seen: StormResult) -> None:
     wait_closed(client, run)
     last = client.snapshot(run)
     seen.ended, seen.step = last.status == "stopped", last.step
 
 
-def _look_back(client: SteerwayClient, run: str, seen: Seen) -> None:
-    seen.lost, seen.twice = fate(client, run, seen.acknowledged)
+def _look_back(client: SteerwayClient, run: str, seen: StormResult) -> None:
+    seen.lost, seen.twice = lost_and_repeated(client, run, seen.acknowledged)
     _count(client, run, seen)
 
 
@@ -245,7 +245,7 @@ def _left(where: Settings) -> int:
     return len(living(where, "rank")) + len(stopped(where)) if members(where) else 0
 
 
-def _count(client: SteerwayClient, run: str, seen: Seen) -> None:
+def _count(client: SteerwayClient, run: str, seen: StormResult) -> None:
     after = 0
     while entries := client.journal(run, after=after):
         after = entries[-1].seq
@@ -253,7 +253,7 @@ def _count(client: SteerwayClient, run: str, seen: Seen) -> None:
         seen.losses += sum(isinstance(entry.record, GenerationLost) for entry in entries)
 
 
-def _tell(seen: Seen, minutes: float, hogs: int, say: Say) -> None:
+def _tell(seen: StormResult, minutes: float, hogs: int, say: Say) -> None:
     say(
         f"storm_of_faults: seed {seen.seed}: {sum(seen.hits.values())} faults ({seen.missed} missed), "
         f"{len(seen.acknowledged)} acknowledged, {seen.lost:g} lost, {seen.twice:g} settled twice, "

@@ -34,7 +34,7 @@ def test_boundary_figures_take_the_slowest_rank_and_compare_within_a_round() -> 
             for variant in VARIANTS
         ]
 
-    figures = boundary.figures_of(boundary.Seen([rank(0.5), rank(1.0)], [[20.0, 30.0, 40.0], [10.0]]))
+    figures = boundary.figures_of(boundary.BoundaryTimes([rank(0.5), rank(1.0)], [[20.0, 30.0, 40.0], [10.0]]))
     assert figures["prefetched_us_p50"] == 100
     assert figures["prefetched_over_blocking"] == pytest.approx(0.25)
     assert figures["blocking_wait_for_slower_rank_share"] == pytest.approx(0.25)

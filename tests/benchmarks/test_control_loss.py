@@ -4,7 +4,7 @@ from uuid import uuid4
 
 import pytest
 
-from benchmarks.live.control_loss import Loss, comebacks, longest_gap, not_used, speed
+from benchmarks.live.control_loss import ServerOutage, comebacks, longest_gap, not_used, speed
 from benchmarks.live.latency_evidence import Page
 
 
@@ -35,4 +35,4 @@ def test_speed_counts_the_steps_that_end_within_the_spans() -> None:
 
 def test_the_longest_gap_is_looked_for_around_the_losses_only() -> None:
     ends = [0.0, 5.0, 6.0, 8.0, 20.0]
-    assert longest_gap(ends, [Loss(6.5, 7.0)]) == pytest.approx(2.0)
+    assert longest_gap(ends, [ServerOutage(6.5, 7.0)]) == pytest.approx(2.0)

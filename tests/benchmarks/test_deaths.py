@@ -6,11 +6,13 @@ from itertools import pairwise
 
 from benchmarks.failures import busy, deaths
 from benchmarks.failures.busy_rank import schedule
-from benchmarks.failures.deaths import END_WAIT_S, Trial
+from benchmarks.failures.deaths import END_WAIT_S, DetectionTrial
 
 
 def test_faults_that_are_all_found_in_time_meet_the_target_and_bound_what_is_missed() -> None:
-    trials = [Trial(fault, n % 2, 5.0 + n / 10, 5.5 + n / 10, "") for fault in deaths.FAULTS for n in range(10)]
+    trials = [
+        DetectionTrial(fault, n % 2, 5.0 + n / 10, 5.5 + n / 10, "") for fault in deaths.FAULTS for n in range(10)
+    ]
     result = deaths.result_of(10, trials)
     assert result.met
     assert result.figures["stop_found_in_time"] == result.figures["rank_found_in_time"] == 10
@@ -19,11 +21,11 @@ def test_faults_that_are_all_found_in_time_meet_the_target_and_bound_what_is_mis
 
 
 def test_fault_that_is_found_late_or_leaves_something_misses_the_target() -> None:
-    good = [Trial(fault, 0, 5.0, 5.5, "") for fault in deaths.FAULTS]
-    late = deaths.result_of(1, [*good, Trial("stop", 0, 6.1, 6.2, "")])
+    good = [DetectionTrial(fault, 0, 5.0, 5.5, "") for fault in deaths.FAULTS]
+    late = deaths.result_of(1, [*good, DetectionTrial("stop", 0, 6.1, 6.2, "")])
     assert not late.met
     assert late.figures["stop_missed_share_bound"] == 1.0
-    left = deaths.result_of(1, [*good, Trial("rank", 0, 0.1, END_WAIT_S + 1, "")])
+    left = deaths.result_of(1, [*good, DetectionTrial("rank", 0, 0.1, END_WAIT_S + 1, "")])
     assert (left.met, left.figures["left_behind"]) == (False, 1)
 
 

@@ -11,13 +11,13 @@ import pytest
 
 from benchmarks.gpu import bundle
 from benchmarks.gpu.catalogue import STAGE_BOXES, StageBox
-from benchmarks.gpu.check import Check
+from benchmarks.gpu.check import GpuCheck
 from benchmarks.gpu.measured import BOUNDARY, Span, interval, synchronisations
 from control_plane.core.model.errors import Invalid
 
 
-def check(folder: Path, world_size: int = 2, budget_s: float = 300.0) -> Check:
-    return Check(folder, world_size, True, time.monotonic() + budget_s, lambda line: None, {})
+def check(folder: Path, world_size: int = 2, budget_s: float = 300.0) -> GpuCheck:
+    return GpuCheck(folder, world_size, True, time.monotonic() + budget_s, lambda line: None, {})
 
 
 def answered(folder: Path, *answers: dict[str, Any]) -> dict[str, Any]:

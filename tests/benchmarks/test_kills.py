@@ -6,8 +6,8 @@ from uuid import UUID
 
 import pytest
 
-from benchmarks.kills.campaign import ERROR_POINTS, KILL_POINTS, Course, Seen, fates
-from benchmarks.kills.clients import Operator, Place
+from benchmarks.kills.campaign import ERROR_POINTS, KILL_POINTS, CampaignPlan, CampaignResult, planned_faults
+from benchmarks.kills.clients import LoadOperator, ServerLocation
 from benchmarks.kills.kills import figures, main
 from benchmarks.kills.rank import Rank
 from benchmarks.kills.verdict import judge
@@ -18,21 +18,25 @@ from tests.storage.facts import NOW, accepted, settled
 
 def test_plan_takes_every_point_in_its_turn_and_is_the_seeds_own() -> None:
     count = len(KILL_POINTS)
-    plan = list(islice(fates(Course(3)), 2 * count))
-    assert [sorted(fate.point for fate in half) for half in (plan[:count], plan[count:])] == [sorted(KILL_POINTS)] * 2
-    assert plan == list(islice(fates(Course(3)), 2 * count)) != list(islice(fates(Course(4)), 2 * count))
+    plan = list(islice(planned_faults(CampaignPlan(3)), 2 * count))
+    assert [sorted(fault.point for fault in half) for half in (plan[:count], plan[count:])] == [sorted(KILL_POINTS)] * 2
+    assert (
+        plan
+        == list(islice(planned_faults(CampaignPlan(3)), 2 * count))
+        != list(islice(planned_faults(CampaignPlan(4)), 2 * count))
+    )
 
 
 @pytest.mark.parametrize("kinds", [("kill",), ("stop", "kill"), ("error",)])
 def test_plan_is_made_of_specifications_that_make_sense(kinds: tuple[str, ...]) -> None:
-    for fate in islice(fates(Course(1, kinds=kinds)), 200):  # type: ignore[arg-type]
-        assert fate.point in parse(fate.failpoints)
-        if fate.kind == "error":
-            assert set(parse(fate.failpoints)) == set(ERROR_POINTS)
+    for fault in islice(planned_faults(CampaignPlan(1, kinds=kinds)), 200):  # type: ignore[arg-type]
+        assert fault.point in parse(fault.failpoints)
+        if fault.kind == "error":
+            assert set(parse(fault.failpoints)) == set(ERROR_POINTS)
 
 
 def test_figures_count_points_that_were_never_reached() -> None:
-    seen = Seen(took_s=2.0)
+    seen = CampaignResult(took_s=2.0)
     seen.kills.update({KILL_POINTS[0]: 3, "from outside": 5})
     told = figures(seen)
     assert (told["kills"], told["points"], told["points_not_reached"]) == (8, 1, len(KILL_POINTS) - 1)
@@ -44,13 +48,13 @@ def test_verdict_names_what_was_lost_and_what_was_done_twice(tmp_path: Path) -> 
     writer = Journal.open(tmp_path / "journal")
     writer.append([accepted(1), accepted(2), accepted(2)], NOW)
     writer.append([settled(1), settled(1), settled(2)], NOW)
-    operator, rank = Operator(Place(), "a"), Rank(Place(), "b", tmp_path)
+    operator, rank = LoadOperator(ServerLocation(), "a"), Rank(ServerLocation(), "b", tmp_path)
     operator.acknowledged = {UUID(int=1): 1, UUID(int=2): 9, UUID(int=3): 4}
     operator.refused = [UUID(int=2)]
     rank.offered_again = [UUID(int=1)]
     verdict = judge(tmp_path, [operator, rank])
     assert (verdict.lost, verdict.twice, verdict.entries) == (2, 3, 6)
-    assert f"{UUID(int=2)} was refused, and is there" in verdict.problems
+    assert f"{UUID(int=2)} was refused, but is in the journal" in verdict.problems
 
 
 @pytest.mark.parametrize(
@@ -58,7 +62,7 @@ def test_verdict_names_what_was_lost_and_what_was_done_twice(tmp_path: Path) -> 
     [
         (["--kinds", "explode"], "'explode' is none of kill, stop, error"),
         (["--points", "here"], "'here' is none of journal.folder.before_create"),
-        (["--errors", "3"], "without --kinds error there are no errors to wait for"),
+        (["--errors", "3"], "--errors needs --kinds error"),
     ],
 )
 def test_plan_that_makes_no_sense_is_refused(

@@ -6,25 +6,35 @@ import pytest
 
 from benchmarks.failures.false_alarms import evaluation_steps, figures_of_calm, longest_gap_s
 from benchmarks.harness.quantiles import median
-from benchmarks.recovery.diary import BEGUN, LOADED, STEP, DiaryPen, Life, latest, read_lives, recovery_of, steps_of_all
+from benchmarks.recovery.diary import (
+    BEGUN,
+    LOADED,
+    STEP,
+    DiaryPen,
+    RankProcess,
+    latest,
+    read_processes,
+    recovery_of,
+    steps_of_all,
+)
 from benchmarks.recovery.faults import kill_all, living
-from benchmarks.recovery.recovery import Trial, figures_of, result_of
+from benchmarks.recovery.recovery import RecoveryTrial, figures_of, result_of
 from control_plane.core.model.records import GenerationLost
 
 KILLED_S, DETECTED_S = 100.0, 103.0
 
 
-def life(rank: int, begun_s: float, first: int, ends: list[float], loaded_s: float | None = None) -> Life:
+def life(rank: int, begun_s: float, first: int, ends: list[float], loaded_s: float | None = None) -> RankProcess:
     """A process that ends step `first` at the first of these times, and so on."""
-    return Life(rank, int(begun_s) * 10 + rank, begun_s, loaded_s, dict(enumerate(ends, first)))
+    return RankProcess(rank, int(begun_s) * 10 + rank, begun_s, loaded_s, dict(enumerate(ends, first)))
 
 
-def before(last_of_rank_1: float = 99.2) -> list[Life]:
+def before(last_of_rank_1: float = 99.2) -> list[RankProcess]:
     """Steps 1 to 5, of which rank 1 may have ended the last one later."""
     return [life(0, 10.0, 1, [95, 96, 97, 98, 99]), life(1, 11.0, 1, [95, 96, 97, 98, last_of_rank_1])]
 
 
-def after(first: int = 4) -> list[Life]:
+def after(first: int = 4) -> list[RankProcess]:
     return [
         life(0, 104.0, first, [107.0, 108.0, 109.0], loaded_s=105.0),
         life(1, 104.5, first, [107.5, 108.5, 109.5], loaded_s=105.5),
@@ -55,7 +65,7 @@ def test_a_step_that_a_living_rank_ends_after_the_fault_is_reached_but_not_new()
     [[], after()[:1], [life(0, 104.0, 4, [107.0]), life(1, 104.5, 4, [107.5])]],
     ids=["nobody", "one rank only", "not yet where it was"],
 )
-def test_a_run_that_is_not_back_has_no_recovery(new: list[Life]) -> None:
+def test_a_run_that_is_not_back_has_no_recovery(new: list[RankProcess]) -> None:
     assert recovery_of(before() + new, KILLED_S, DETECTED_S, ranks=2) is None
 
 
@@ -87,24 +97,24 @@ def test_steps_of_all_need_every_rank() -> None:
 
 def test_a_diary_is_read_as_it_was_written_even_with_a_torn_last_line(tmp_path: Path) -> None:
     pen = DiaryPen(tmp_path, rank=1)
-    assert read_lives(tmp_path) == []
+    assert read_processes(tmp_path) == []
     pen.write(BEGUN)
     pen.write(LOADED, 20)
     pen.write(STEP, 21)
     (path,) = tmp_path.glob("rank-1-*.diary")
     with path.open("a") as file:
         file.write("step 2")
-    (found,) = read_lives(tmp_path)
+    (found,) = read_processes(tmp_path)
     assert (found.rank, list(found.ends_s)) == (1, [21])
     assert found.loaded_s is not None
     assert found.begun_s <= found.loaded_s <= found.ends_s[21]
 
 
-def trial(stepped_s: float, resumed: int = 3, warm: bool = True) -> Trial:
+def trial(stepped_s: float, resumed: int = 3, warm: bool = True) -> RecoveryTrial:
     recovery = recovery_of(before() + after(resumed + 1), KILLED_S, DETECTED_S, ranks=2)
     assert recovery is not None
     moved = type(recovery)(KILLED_S, 103.0, 104.5, 105.5, stepped_s, stepped_s + 1, recovery.reached, resumed)
-    return Trial(moved, 2, warm, 0, 0.5)
+    return RecoveryTrial(moved, 2, warm, 0, 0.5)
 
 
 def test_figures_are_medians_and_worst_cases() -> None:

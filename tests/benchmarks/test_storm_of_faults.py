@@ -8,14 +8,14 @@ import pytest
 
 from benchmarks.harness.result import Result
 from benchmarks.storm.faults import LEAST_GAP_S, MOST_GAP_S, PARTS, SIGNALS, plan
-from benchmarks.storm.storm_of_faults import TARGETS, Seen, figures_of
+from benchmarks.storm.storm_of_faults import TARGETS, StormResult, figures_of
 
-GOOD = Seen(
+GOOD = StormResult(
     1, hits={"rank": 3, "Serve controller": 2}, acknowledged=[UUID(int=7)] * 300, outages_s=[3.0, 4.5], ended=True
 )
 
 
-def verdict(*storms: Seen) -> bool:
+def verdict(*storms: StormResult) -> bool:
     n = len(storms)
     return Result(figures_of(list(storms)), {**TARGETS, "runs_that_ended": {"min": n, "max": n}}, n).met
 

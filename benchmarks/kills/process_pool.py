@@ -1,4 +1,4 @@
-"""The other end of `kills_life`: asks for lives, and hears when each one serves and how it ends."""
+"""Process pool for control servers: the client of `server_process`, which starts them and reports their ends."""
 
 import json
 import os
@@ -14,26 +14,26 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from benchmarks.kills.life import Life
+from benchmarks.kills.server_process import ServerSpec
 from control_plane.core.model.errors import Unavailable
 
 START_LIMIT_S = 60.0
 LOOK_S = 0.002
 
 
-class Being:
-    """One life, from here."""
+class ServerProcess:
+    """Handle of one control server process."""
 
-    def __init__(self, life: Life) -> None:
-        """Asked for, just now."""
-        self.life, self.asked_s = life, time.monotonic()
+    def __init__(self, spec: ServerSpec) -> None:
+        """Start the clock; the process was requested just now."""
+        self.spec, self.asked_s = spec, time.monotonic()
         self.pid: int | None = None
         self.events = queue.Queue[dict[str, Any]]()
         self.code: int | None = None
         self.serving_after_s: float | None = None
 
     def wait(self, limit_s: float) -> bool:
-        """Wait for the next event. False if there was none."""
+        """Wait for the next event; return False if there was none."""
         try:
             event = self.events.get(timeout=max(0.0, limit_s))
         except queue.Empty:
@@ -44,28 +44,28 @@ class Being:
         return True
 
     def wait_serving(self, stops_at: str | None = None, limit_s: float = START_LIMIT_S) -> bool:
-        """Wait until it serves. False if it ended, or stopped where it was to stop, before."""
+        """Wait until it serves; return False if it ended, or stopped at the failpoint `stops_at`, before that."""
         deadline = time.monotonic() + limit_s
         while self.serving_after_s is None and self.code is None:
             heard = self.wait(LOOK_S if stops_at else deadline - time.monotonic())
             if stops_at in self.fired():
                 break
             if not heard and time.monotonic() > deadline:
-                raise Unavailable(f"a control server neither served nor died within {limit_s:g} s")
+                raise Unavailable(f"a control server neither served nor ended within {limit_s:g} s")
         return self.serving_after_s is not None
 
     def wait_end(self, limit_s: float) -> bool:
-        """Wait until it ends. False if it did not, so far."""
+        """Wait until it ends; return False if it has not."""
         deadline = time.monotonic() + limit_s
         while self.code is None and self.wait(deadline - time.monotonic()):
             pass
         return self.code is not None
 
     def kill(self) -> None:
-        """SIGKILL, from outside; waits for the end."""
+        """Kill the process and wait for its end."""
         self.signal(signal.SIGKILL)
         if not self.wait_end(START_LIMIT_S):
-            raise Unavailable("a control server outlived SIGKILL")
+            raise Unavailable("a control server survived SIGKILL")
 
     def signal(self, number: int) -> None:
         """Send a signal, unless it has ended."""
@@ -76,50 +76,50 @@ class Being:
                 return
 
     def fired(self) -> list[str]:
-        """The points at which something was done so far."""
-        diary = self.life.diary()
+        """Return the failpoints that have fired so far."""
+        diary = self.spec.diary()
         return diary.read_text().split() if diary.exists() else []
 
 
-class Nursery:
-    """Where lives begin. Use `nursery()`."""
+class ProcessPool:
+    """Pool that forks control server processes. Use `process_pool()`."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
-        """Over a process that runs `kills_life`."""
-        self._process, self._beings, self._count = process, dict[int, Being](), 0
+        """`process` runs the module `server_process`."""
+        self._process, self._servers, self._count = process, dict[int, ServerProcess](), 0
         threading.Thread(target=self._listen, daemon=True).start()
 
-    def begin(self, **life: Any) -> Being:
-        """Ask for a life."""
+    def begin(self, **spec: Any) -> ServerProcess:
+        """Start a control server process; the arguments are those of `ServerSpec`."""
         self._count += 1
-        being = self._beings[self._count] = Being(Life(number=self._count, **life))
+        server = self._servers[self._count] = ServerProcess(ServerSpec(number=self._count, **spec))
         assert self._process.stdin is not None
-        self._process.stdin.write(json.dumps(asdict(being.life)).encode() + b"\n")
+        self._process.stdin.write(json.dumps(asdict(server.spec)).encode() + b"\n")
         self._process.stdin.flush()
-        return being
+        return server
 
     def _listen(self) -> None:
         assert self._process.stdout is not None
         for line in self._process.stdout:
             event = json.loads(line) | {"at_s": time.monotonic()}
-            being = self._beings[event["life"]]
+            server = self._servers[event["number"]]
             if "pid" in event:
-                being.pid = event["pid"]
+                server.pid = event["pid"]
             else:
-                being.events.put(event)
+                server.events.put(event)
             if "code" in event:
-                del self._beings[event["life"]]
+                del self._servers[event["number"]]
 
 
 @contextmanager
-def nursery() -> Iterator[Nursery]:
-    """A nursery; every life in it ends with the block."""
-    command = [sys.executable, "-m", "benchmarks.kills.life"]
-    # From here, what is planted by a test can be imported.
+def process_pool() -> Iterator[ProcessPool]:
+    """Open a pool; all of its processes end with the context."""
+    command = [sys.executable, "-m", "benchmarks.kills.server_process"]
+    # From this folder, a test's planted faults can be imported.
     root = Path(__file__).resolve().parents[2]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root)
     try:
-        yield Nursery(process)
+        yield ProcessPool(process)
     finally:
         assert process.stdin is not None
         process.stdin.close()

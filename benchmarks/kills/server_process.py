@@ -1,10 +1,10 @@
-"""Lives of a control server as plain processes: forked from one that has imported everything, served on a socket.
+"""Control servers as plain processes, forked from one that has imported everything, each serving on a socket.
 
-    python -m benchmarks.kills.life       reads a JSON object a line: the lives to begin; writes one for what happens
+    python -m benchmarks.kills.server_process    reads a JSON object per line: a server to start; writes one per event
 
-Forking costs milliseconds, so that a campaign can afford thousands of kills. A life has the real control server over
-the real journal; left out are Ray, the gateway, and the measurements, on which no decision depends. Requests and
-answers are JSON, one a line.
+Forking costs milliseconds, so that a campaign can afford thousands of kills. A process has the real control server over
+the real journal, without Ray, the gateway, and the metrics, on which no decision depends. Requests and responses are
+lines of JSON.
 """
 
 import asyncio
@@ -39,15 +39,15 @@ CREATED = RunCreated(run="killed", name="killed", author="benchmark", config_sha
 START = TypeAdapter(GenerationStart)
 
 NOT_BEGUN, SURPRISED = 3, 4
-"""Exit codes of a life that could not begin: the disk refused; anything else, told in the surprises."""
+"""Exit codes of a process: a disk error during the start; an unexpected error, which is in the file of errors."""
 
 PR_SET_PDEATHSIG = 1
 MAX_LINE_BYTES = 2**20
 
 
 @dataclass(frozen=True, slots=True)
-class Life:
-    """One life to begin. `planted` is a `module:function` that plants a fault into this process first."""
+class ServerSpec:
+    """Control server process to start. `planted`: a `module:function` that plants a fault into the process first."""
 
     number: int
     root: str
@@ -57,34 +57,34 @@ class Life:
     planted: str | None = None
 
     def diary(self) -> Path:
-        """The points at which something was done, a line each."""
+        """Return the file with the failpoints that have fired, one per line."""
         return Path(self.root) / f"diary-{self.number}"
 
     def notes(self) -> Path:
-        """What the disk has for certain."""
+        """Return the file with the synced sizes, see `power`."""
         return Path(self.root) / "synced"
 
     def surprises(self) -> Path:
-        """Errors that nobody meant to raise."""
+        """Return the file with unexpected errors."""
         return Path(self.root) / "surprises"
 
     def journal(self) -> Path:
-        """The folder of the journal."""
+        """Return the folder of the journal."""
         return Path(self.root) / "journal"
 
 
 class NoMeasurements:
-    """A `MeasurementStore` that keeps nothing."""
+    """Metrics store that keeps nothing."""
 
     def add(self, points: Sequence[Point]) -> None:
-        """Drop them."""
+        """Drop the points."""
 
     def read(self, after: int, limit: int, names: Sequence[str] = ()) -> Measurements:
-        """Nothing."""
+        """Return no points."""
         return Measurements(points=(), cursor=0)
 
     def latest(self) -> dict[str, float]:
-        """Nothing."""
+        """Return no values."""
         return {}
 
     def results(self, stretches: Sequence[StepRange], names: Sequence[str]) -> tuple[MetricSummary, ...]:
@@ -93,80 +93,80 @@ class NoMeasurements:
 
 
 def main() -> None:
-    """Fork a life for each line, and tell how each one ends. Ends with its input; its lives end with it."""
-    libc, lives, waiting = ctypes.CDLL(None), dict[int, tuple[int, int]](), b""
+    """Fork a process for each line, and report how each one ends. Ends with its input; the processes end with it."""
+    libc, running, waiting = ctypes.CDLL(None), dict[int, tuple[int, int]](), b""
     gc.freeze()
     while True:
-        ready, _, _ = select.select([0, *lives], [], [])
+        ready, _, _ = select.select([0, *running], [], [])
         for descriptor in ready:
-            if descriptor in lives:
-                number, pid = lives.pop(descriptor)
+            if descriptor in running:
+                number, pid = running.pop(descriptor)
                 os.close(descriptor)
-                tell(life=number, code=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
+                tell(number=number, code=os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]))
         if 0 in ready:
             if not (data := os.read(0, 65536)):
                 return
             *lines, waiting = (waiting + data).split(b"\n")
             for line in lines:
-                life = Life(**json.loads(line))
+                spec = ServerSpec(**json.loads(line))
                 if (pid := os.fork()) == 0:
                     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-                    live(life)
-                tell(life=life.number, pid=pid)
-                lives[os.pidfd_open(pid)] = life.number, pid
+                    serve(spec)
+                tell(number=spec.number, pid=pid)
+                running[os.pidfd_open(pid)] = spec.number, pid
 
 
 def tell(**event: Any) -> None:
-    """A line for whoever asked. It is short, so it arrives whole."""
+    """Write an event to stdout. The line is short enough for an atomic write."""
     os.write(1, json.dumps(event).encode() + b"\n")
 
 
-def live(life: Life) -> None:
+def serve(spec: ServerSpec) -> None:
     """Serve until killed. Never returns."""
     try:
-        asyncio.run(_serve(life))
+        asyncio.run(_serve(spec))
     except Unavailable:
         os._exit(NOT_BEGUN)
     except BaseException:
-        surprise(life, traceback.format_exc())
+        surprise(spec, traceback.format_exc())
         os._exit(SURPRISED)
     os._exit(0)
 
 
-def surprise(life: Life, what: str) -> None:
-    """Keep what nobody meant to happen."""
-    with life.surprises().open("a") as file:
-        file.write(f"life {life.number}: {what}\n")
+def surprise(spec: ServerSpec, what: str) -> None:
+    """Append an unexpected error to the file of errors."""
+    with spec.surprises().open("a") as file:
+        file.write(f"process {spec.number}: {what}\n")
 
 
-async def _serve(life: Life) -> None:
-    diary = os.open(life.diary(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-    if life.planted:
-        module, _, function = life.planted.partition(":")
+async def _serve(spec: ServerSpec) -> None:
+    diary = os.open(spec.diary(), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    if spec.planted:
+        module, _, function = spec.planted.partition(":")
         getattr(importlib.import_module(module), function)()
-    failpoints.arm(life.failpoints, tell=lambda point: void(os.write(diary, f"{point}\n".encode())))
-    disk = NotedDisk(life.notes()).disk if life.power else Disk()
-    checkpoints = Path(life.root) / "checkpoints"
-    journal = Journal.open(life.journal(), disk)
+    failpoints.arm(spec.failpoints, tell=lambda point: void(os.write(diary, f"{point}\n".encode())))
+    disk = NotedDisk(spec.notes()).disk if spec.power else Disk()
+    checkpoints = Path(spec.root) / "checkpoints"
+    journal = Journal.open(spec.journal(), disk)
     server = ControlServer(
         CREATED, journal, NoMeasurements(), discard=lambda gone: discard(checkpoints, gone.checkpoint)
     )
-    answers = Answers(server, life)
-    async with await asyncio.start_unix_server(answers.converse, life.socket, limit=MAX_LINE_BYTES):
-        tell(life=life.number, ready=True)
+    answers = Answers(server, spec)
+    async with await asyncio.start_unix_server(answers.converse, spec.socket, limit=MAX_LINE_BYTES):
+        tell(number=spec.number, ready=True)
         await asyncio.Event().wait()
 
 
 def void(value: object) -> None:
-    """Take a value that is not wanted."""
+    """Discard a value."""
 
 
 class Answers:
-    """What a life answers."""
+    """Requests of clients, dispatched to the control server."""
 
-    def __init__(self, server: ControlServer, life: Life) -> None:
-        """For one server."""
-        self._server, self._life = server, life
+    def __init__(self, server: ControlServer, spec: ServerSpec) -> None:
+        """Serve one control server."""
+        self._server, self._spec = server, spec
         self._methods: dict[str, Callable[[Any], Awaitable[Any]]] = {
             "submit": self._submit,
             "start": self._start,
@@ -176,7 +176,7 @@ class Answers:
         }
 
     async def converse(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One request after the other, until the client goes."""
+        """Answer requests one after the other, until the client disconnects."""
         try:
             while line := await reader.readline():
                 writer.write(json.dumps(await self._answer(json.loads(line))).encode() + b"\n")
@@ -191,7 +191,7 @@ class Answers:
         except SteerwayError as error:
             return {"error": error.slug, "reason": error.reason}
         except Exception as error:
-            surprise(self._life, traceback.format_exc())
+            surprise(self._spec, traceback.format_exc())
             return {"error": "surprise", "reason": repr(error)}
 
     async def _submit(self, body: Any) -> Any:
