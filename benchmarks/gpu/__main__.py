@@ -47,11 +47,11 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _lay_down(folder: Path) -> int:
-    from benchmarks.gpu.bundle import lay_down
+    from benchmarks.gpu.bundle import import_run
     from control_plane.core.model.errors import SteerwayError
 
     try:
-        print(lay_down(folder))
+        print(import_run(folder))
     except SteerwayError as error:
         print(error.reason, file=sys.stderr)
         return 1

@@ -37,7 +37,7 @@ less. The binary wheels are for the Python and the kind of machine that made thi
 """
 
 
-def lay_down(folder: Path) -> str:
+def import_run(folder: Path) -> str:
     """Write the bundle into `folder`, which must be empty or missing. Answers what to do with it, in a sentence.
 
     Raises `Invalid` if the folder holds something, `SteerwayError` if a wheel cannot be made or the bundle is too big.

@@ -8,7 +8,7 @@
       move_goal: {row: {min: 0, max: 7}, slow: {}}
     watch: [return]
 
-Such a file (`steer agent RUN --powers FILE`) grants these knobs and actions, and nothing else; the three actions on the
+Such a file (`steer agent RUN --grants FILE`) grants these knobs and actions, and nothing else; the three actions on the
 learning rate stay as they are. Proposals are typed (`Scale`, `SetTo`, `Run`); `decide` checks them against the grants,
 the run's knobs and actions, and their live values. The run's own limits apply as well, as for every operator.
 
@@ -26,7 +26,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from control_plane.agent import policy
-from control_plane.agent.policy import ActionSeen, Bounds, Decision, KnobSeen, Observation, Ruling
+from control_plane.agent.policy import ActionSeen, AgentBounds, Decision, KnobSeen, Observation, Ruling
 from control_plane.config_text import from_yaml
 from control_plane.core.model.commands import MAX_FACTOR, MAX_LEARNING_RATE
 from control_plane.core.model.errors import Invalid
@@ -52,7 +52,7 @@ def is_showable(name: str) -> bool:
     return 0 < len(name) <= MAX_NAME_CHARS and name.isprintable()
 
 
-class Power(Message):
+class KnobGrant(Message):
     """Grant of one knob: its bounds, cool-down, and largest factor per change."""
 
     max_factor: float = Field(default=2.0, ge=1, le=MAX_FACTOR, allow_inf_nan=False)
@@ -61,20 +61,20 @@ class Power(Message):
     cool_down_steps: int = Field(default=20, ge=0)
 
     @model_validator(mode="after")
-    def _min_is_not_above_max(self) -> "Power":
+    def _min_is_not_above_max(self) -> "KnobGrant":
         if self.min is not None and self.max is not None and self.min > self.max:
             raise ValueError(f"min {self.min:g} is greater than max {self.max:g}")
         return self
 
 
-class ArgumentRange(Message):
+class ArgumentGrant(Message):
     """Grant of an action's argument: a number needs both bounds, a boolean none."""
 
     min: float | None = Field(default=None, allow_inf_nan=False)
     max: float | None = Field(default=None, allow_inf_nan=False)
 
     @model_validator(mode="after")
-    def _both_or_none_and_min_is_not_above_max(self) -> "ArgumentRange":
+    def _both_or_none_and_min_is_not_above_max(self) -> "ArgumentGrant":
         if (self.min is None) != (self.max is None):
             raise ValueError("a number needs both min and max; a boolean needs neither")
         if self.min is not None and self.max is not None and self.min > self.max:
@@ -82,13 +82,13 @@ class ArgumentRange(Message):
         return self
 
 
-Arguments = Annotated[dict[str, ArgumentRange], Field(max_length=MAX_ARGUMENTS_GRANTED)]
+Arguments = Annotated[dict[str, ArgumentGrant], Field(max_length=MAX_ARGUMENTS_GRANTED)]
 
 
-class Powers(Message):
+class Grants(Message):
     """Grants of an autopilot. Empty: it may only double or halve the learning rate."""
 
-    knobs: dict[str, Power] = Field(default={}, max_length=MAX_KNOBS)
+    knobs: dict[str, KnobGrant] = Field(default={}, max_length=MAX_KNOBS)
     actions: dict[str, Arguments] = Field(default={}, max_length=MAX_ACTIONS)
     watch: tuple[str, ...] = Field(default=(), max_length=MAX_WATCHED)
 
@@ -99,7 +99,7 @@ class Powers(Message):
         return {name: {} for name in actions} if listed else actions  # type: ignore[attr-defined]
 
     @model_validator(mode="after")
-    def _names_can_be_shown(self) -> "Powers":
+    def _names_can_be_shown(self) -> "Grants":
         for name in (*self.knobs, *self.actions, *self.watch):
             if not is_showable(name):
                 raise ValueError(
@@ -119,16 +119,16 @@ class Powers(Message):
         return bool(self.knobs or self.actions)
 
 
-NO_MORE = Powers()
+NO_GRANTS = Grants()
 
 
-def load(path: Path) -> Powers:
+def load(path: Path) -> Grants:
     """Read the grants from a YAML file. Raises `Invalid` with the location of the error."""
     try:
         text = path.read_bytes()[: MAX_FILE_BYTES + 1]
         if len(text) > MAX_FILE_BYTES:
             raise Invalid(f"{path} exceeds the limit of {MAX_FILE_BYTES // 1024} KiB")
-        return Powers.model_validate(from_yaml(text.decode("utf-8"), str(path)) or {})
+        return Grants.model_validate(from_yaml(text.decode("utf-8"), str(path)) or {})
     except OSError as error:
         raise Invalid(f"{path} cannot be read: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -184,15 +184,15 @@ class Run:
 Proposal = Decision | Scale | SetTo | Run
 
 
-def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: Bounds, powers: Powers) -> Ruling:
+def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: AgentBounds, grants: Grants) -> Ruling:
     """Check a proposal. `seen`: what the proposer observed; `now`: the run when it answered."""
     if isinstance(proposal, Decision):
-        reason = _against_power(proposal, seen, now, powers.knobs.get(LEARNING_RATE))
+        reason = _against_grant(proposal, seen, now, grants.knobs.get(LEARNING_RATE))
         return Ruling(None, f"not sent: {reason}") if reason else policy.decide(proposal, seen, now, bounds)
     reason = policy.gone_on(seen, now, bounds) or policy.too_many(now, bounds)
     if reason is None:
         about = _about_action if isinstance(proposal, Run) else _about_knob
-        reason = about(proposal, seen, now, bounds, powers)  # type: ignore[arg-type]
+        reason = about(proposal, seen, now, bounds, grants)  # type: ignore[arg-type]
     if reason is not None:
         return Ruling(None, f"not sent: {reason}")
     try:
@@ -211,18 +211,20 @@ def _intent(proposal: Scale | SetTo | Run) -> dict[str, Any]:
     return {"kind": "set_knobs", "changes": [{"knob": proposal.knob} | change]}
 
 
-def _about_action(proposal: Run, seen: Observation, now: Observation, bounds: Bounds, powers: Powers) -> str | None:
-    if proposal.name not in powers.actions:
+def _about_action(
+    proposal: Run, seen: Observation, now: Observation, bounds: AgentBounds, grants: Grants
+) -> str | None:
+    if proposal.name not in grants.actions:
         return f"the action {proposal.name!r} is not granted to the autopilot"
     action = now.actions.get(proposal.name)
     if action is None:
         return f"this run has no action {proposal.name!r}"
     return _recently(
         proposal.name, seen.actions.get(proposal.name), action, now.step, bounds.cooldown_steps
-    ) or _unfit_arguments(action, powers.actions[proposal.name], proposal.arguments)
+    ) or _unfit_arguments(action, grants.actions[proposal.name], proposal.arguments)
 
 
-def _unfit_arguments(action: ActionSeen, granted: Mapping[str, ArgumentRange], given: Mapping[str, Any]) -> str | None:
+def _unfit_arguments(action: ActionSeen, granted: Mapping[str, ArgumentGrant], given: Mapping[str, Any]) -> str | None:
     for name in sorted(action.required - given.keys()):
         return f"the argument {name!r} is missing"
     for name, value in given.items():
@@ -244,48 +246,48 @@ def _unfit_arguments(action: ActionSeen, granted: Mapping[str, ArgumentRange], g
 
 
 def _about_knob(
-    proposal: Scale | SetTo, seen: Observation, now: Observation, bounds: Bounds, powers: Powers
+    proposal: Scale | SetTo, seen: Observation, now: Observation, bounds: AgentBounds, grants: Grants
 ) -> str | None:
-    power, knob = powers.knobs.get(proposal.knob), now.knobs.get(proposal.knob)
-    if power is None:
+    grant, knob = grants.knobs.get(proposal.knob), now.knobs.get(proposal.knob)
+    if grant is None:
         return f"the knob {proposal.knob!r} is not granted to the autopilot"
     if knob is None:
         return f"this run has no knob {proposal.knob!r}"
-    reason = _recently(proposal.knob, seen.knobs.get(proposal.knob), knob, now.step, power.cool_down_steps)
+    reason = _recently(proposal.knob, seen.knobs.get(proposal.knob), knob, now.step, grant.cool_down_steps)
     if reason is not None:
         return reason
     if proposal.knob == LEARNING_RATE:
-        return _about_rates(proposal, now, bounds, power)
+        return _about_rates(proposal, now, bounds, grant)
     if isinstance(proposal, SetTo):
-        return _wrong_type(proposal.knob, knob, proposal.value) or _beyond(proposal.knob, knob, power, proposal.value)
+        return _wrong_type(proposal.knob, knob, proposal.value) or _beyond(proposal.knob, knob, grant, proposal.value)
     if knob.spec.kind == "switch" or not is_number(proposal.factor) or proposal.factor <= 0:
         return f"{proposal.knob} cannot be multiplied by {proposal.factor!r}"
-    return _beyond(proposal.knob, knob, power, None, proposal.factor)
+    return _beyond(proposal.knob, knob, grant, None, proposal.factor)
 
 
-def _about_rates(proposal: Scale | SetTo, now: Observation, bounds: Bounds, power: Power) -> str | None:
+def _about_rates(proposal: Scale | SetTo, now: Observation, bounds: AgentBounds, grant: KnobGrant) -> str | None:
     given = proposal.value if isinstance(proposal, SetTo) else proposal.factor
     if not is_number(given) or given <= 0:
         return f"a learning rate must be a finite number greater than 0, not {_shown(given)}"
     chosen = {"value": given} if isinstance(proposal, SetTo) else {"factor": given}
-    return _beyond_power(now, power, **chosen) or policy.rates_out_of_bounds(now, bounds, **chosen)
+    return _beyond_grant(now, grant, **chosen) or policy.rates_out_of_bounds(now, bounds, **chosen)
 
 
-def _against_power(proposal: Decision, seen: Observation, now: Observation, power: Power | None) -> str | None:
+def _against_grant(proposal: Decision, seen: Observation, now: Observation, grant: KnobGrant | None) -> str | None:
     """Return why the grant of the learning rate forbids double or halve, or None."""
     factor, knob = policy.FACTORS.get(proposal.action), now.knobs.get(LEARNING_RATE)
-    if power is None or factor is None or knob is None:
+    if grant is None or factor is None or knob is None:
         return None
-    recently = _recently(LEARNING_RATE, seen.knobs.get(LEARNING_RATE), knob, now.step, power.cool_down_steps)
-    return recently or _beyond_power(now, power, factor)
+    recently = _recently(LEARNING_RATE, seen.knobs.get(LEARNING_RATE), knob, now.step, grant.cool_down_steps)
+    return recently or _beyond_grant(now, grant, factor)
 
 
-def _beyond_power(
-    now: Observation, power: Power, factor: float | None = None, value: float | None = None
+def _beyond_grant(
+    now: Observation, grant: KnobGrant, factor: float | None = None, value: float | None = None
 ) -> str | None:
     spec = KnobSpec(LEARNING_RATE, most=MAX_LEARNING_RATE, above=0.0, per_group=True)
     rates = KnobSeen(spec, [rate for rate in now.lr if rate])
-    return _beyond(LEARNING_RATE, rates, power, value, factor)
+    return _beyond(LEARNING_RATE, rates, grant, value, factor)
 
 
 def _recently(
@@ -310,7 +312,7 @@ def _wrong_type(name: str, knob: KnobSeen, value: Any) -> str | None:
     return None if fits[knob.spec.kind] else f"{name} takes {KIND_LABELS[knob.spec.kind]}, not {_shown(value)}"
 
 
-def _beyond(name: str, knob: KnobSeen, power: Power, value: Any, factor: float | None = None) -> str | None:
+def _beyond(name: str, knob: KnobSeen, grant: KnobGrant, value: Any, factor: float | None = None) -> str | None:
     """Return why a knob may not become this, or None: its own bounds, the granted ones, the largest factor."""
     if knob.spec.kind == "switch":
         return f"{name} already has this value" if value == knob.value else None
@@ -323,7 +325,7 @@ def _beyond(name: str, knob: KnobSeen, power: Power, value: Any, factor: float |
     if becomes == live:
         return f"{name} already has this value"
     return next(
-        (reason for was, new in zip(live, becomes, strict=True) if (reason := _step(name, knob, power, was, new))), None
+        (reason for was, new in zip(live, becomes, strict=True) if (reason := _step(name, knob, grant, was, new))), None
     )
 
 
@@ -335,10 +337,10 @@ def _spread(knob: KnobSeen, value: Any, count: int) -> list[float]:
     return _numbers(value) * sum(group is not None for group in whole)
 
 
-def _step(name: str, knob: KnobSeen, power: Power, was: float, new: float) -> str | None:
+def _step(name: str, knob: KnobSeen, grant: KnobGrant, was: float, new: float) -> str | None:
     spec = knob.spec
-    floors = [bound for bound in (spec.least, power.min) if bound is not None]
-    ceilings = [bound for bound in (spec.most, power.max) if bound is not None]
+    floors = [bound for bound in (spec.least, grant.min) if bound is not None]
+    ceilings = [bound for bound in (spec.most, grant.max) if bound is not None]
     # From beyond a bound, towards it is the way.
     if new < was and (new < max(floors, default=new) or (spec.above is not None and new <= spec.above)):
         return f"{name} would become {new:g}, below what is allowed"
@@ -346,8 +348,8 @@ def _step(name: str, knob: KnobSeen, power: Power, was: float, new: float) -> st
         return f"{name} would become {new:g}, above what is allowed"
     times = new / was if was else (1.0 if new == was else math.inf)
     # Rounding must not stand in the way of a step that is exactly as long as allowed.
-    if not (1 - 1e-9) / power.max_factor <= times <= power.max_factor * (1 + 1e-9):
-        return f"{name} would go from {was:g} to {new:g}, further than by a factor of {power.max_factor:g} at once"
+    if not (1 - 1e-9) / grant.max_factor <= times <= grant.max_factor * (1 + 1e-9):
+        return f"{name} would go from {was:g} to {new:g}, further than by a factor of {grant.max_factor:g} at once"
     return None
 
 

@@ -16,7 +16,7 @@ Differences, because a factor is 2 and a change is a command that people see:
 import math
 from dataclasses import dataclass, replace
 
-from control_plane.agent.policy import Action, Decision, Observation
+from control_plane.agent.policy import AgentAction, Decision, Observation
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +62,7 @@ def look(memory: Memory, seen: Observation, patience: Patience = Patience()) -> 
         memory = Memory(generation=seen.generation, changed_at=seen.changed_at)
     losses = [loss for step, loss in seen.losses if step > memory.step]
     if not losses:
-        return memory, Decision(Action.KEEP, "no new losses")
+        return memory, Decision(AgentAction.KEEP, "no new losses")
     changed = seen.changed_at != memory.changed_at
     memory = replace(memory, step=seen.step, changed_at=seen.changed_at)
     finite = [loss for loss in losses if math.isfinite(loss)]
@@ -76,10 +76,10 @@ def _not_finite(memory: Memory, count: int, of: int, changed: bool, patience: Pa
     finding = f"{count} of the last {of} losses are not finite"
     if memory.changes_not_finite >= patience.hopeless_halvings:
         return memory, Decision(
-            Action.KEEP,
+            AgentAction.KEEP,
             f"{finding} after {memory.changes_not_finite} changes: restore a checkpoint; halving does not help",
         )
-    return memory, Decision(Action.HALVE, finding)
+    return memory, Decision(AgentAction.HALVE, finding)
 
 
 def _judge(memory: Memory, loss: float, changed: bool, patience: Patience) -> tuple[Memory, Decision]:
@@ -89,7 +89,7 @@ def _judge(memory: Memory, loss: float, changed: bool, patience: Patience) -> tu
     if changed:
         memory = replace(memory, good=0, bad=0, fruitless=memory.fruitless + 1)
     if before == math.inf:
-        return replace(memory, best=loss), Decision(Action.KEEP, f"loss {loss:.4g} is the first baseline")
+        return replace(memory, best=loss), Decision(AgentAction.KEEP, f"loss {loss:.4g} is the first baseline")
     if loss < _below(before, patience.improvement):
         recovered = loss <= _above(best_ever, patience.improvement)
         memory = replace(memory, best=loss, bad=0, fruitless=0, good=memory.good + 1 if recovered else 0)
@@ -100,21 +100,21 @@ def _judge(memory: Memory, loss: float, changed: bool, patience: Patience) -> tu
 
 def _after_good(memory: Memory, before: float, patience: Patience) -> Decision:
     if memory.good >= patience.good_looks:
-        return Decision(Action.DOUBLE, f"loss has fallen for {memory.good} looks, to {memory.best:.4g}")
-    return Decision(Action.KEEP, f"loss falls: {before:.4g} to {memory.best:.4g}")
+        return Decision(AgentAction.DOUBLE, f"loss has fallen for {memory.good} looks, to {memory.best:.4g}")
+    return Decision(AgentAction.KEEP, f"loss falls: {before:.4g} to {memory.best:.4g}")
 
 
 def _after_bad(memory: Memory, loss: float, blown_up: bool, patience: Patience) -> Decision:
     if not blown_up and memory.bad < patience.bad_looks:
-        return Decision(Action.KEEP, f"loss {loss:.4g} is not below {memory.best:.4g}; waiting one more look")
+        return Decision(AgentAction.KEEP, f"loss {loss:.4g} is not below {memory.best:.4g}; waiting one more look")
     if memory.fruitless >= patience.fruitless_changes:
         return Decision(
-            Action.KEEP,
+            AgentAction.KEEP,
             f"loss {loss:.4g} does not fall, and {memory.fruitless} changes did not help: another cause is likely",
         )
     if blown_up:
-        return Decision(Action.HALVE, f"loss {loss:.4g} is far above its best, {memory.best_ever:.4g}")
-    return Decision(Action.HALVE, f"loss {loss:.4g} has not fallen below {memory.best:.4g} for {memory.bad} looks")
+        return Decision(AgentAction.HALVE, f"loss {loss:.4g} is far above its best, {memory.best_ever:.4g}")
+    return Decision(AgentAction.HALVE, f"loss {loss:.4g} has not fallen below {memory.best:.4g} for {memory.bad} looks")
 
 
 def _below(loss: float, share: float) -> float:

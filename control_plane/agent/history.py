@@ -43,7 +43,7 @@ class JournalReader(Protocol):
         ...
 
 
-class History:
+class SteeringHistory:
     """Steering history of a run, from its journal; the only other state is which commands this autopilot sent."""
 
     def __init__(self) -> None:

@@ -17,11 +17,11 @@ from typing import Literal, Protocol
 from uuid import UUID, uuid4
 
 from control_plane.agent import greedy_lr
-from control_plane.agent.grants import NO_MORE, Powers, Proposal, decide
-from control_plane.agent.history import History
+from control_plane.agent.grants import NO_GRANTS, Grants, Proposal, decide
+from control_plane.agent.history import SteeringHistory
 from control_plane.agent.model import DEFAULT_TIMEOUT_S, ChatModel, ModelUnavailable, endpoint
 from control_plane.agent.observing import actions_seen, knobs_seen
-from control_plane.agent.policy import Action, Bounds, Decision, Observation, explain, printable
+from control_plane.agent.policy import AgentAction, AgentBounds, Decision, Observation, explain, printable
 from control_plane.api.handle import CommandView, Measurements, Receipt, Snapshot
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, Refused, Unavailable
@@ -39,7 +39,7 @@ MAX_WAIT_S = 15.0
 RULE = "GreedyLR"
 
 
-class Client(Protocol):
+class AgentClient(Protocol):
     """Client interface: the part of `client.SteerwayClient` that is used. May raise `Unavailable`, `Refused`."""
 
     def snapshot(self, run: str) -> Snapshot:
@@ -84,8 +84,8 @@ class AgentOptions:
 
     every_steps: int = 25
     window_points: int = 200
-    bounds: Bounds = field(default_factory=Bounds)
-    powers: Powers = NO_MORE
+    bounds: AgentBounds = field(default_factory=AgentBounds)
+    grants: Grants = NO_GRANTS
     policy: Literal["auto", "model", "rule"] = "auto"
     fallback: Literal["keep", "rule"] = "keep"
     max_decisions: int = 1000
@@ -107,7 +107,7 @@ class AgentOptions:
 
 
 def run_agent(
-    client: Client,
+    client: AgentClient,
     run: str,
     options: AgentOptions | None = None,
     say: Callable[[str], None] = print,
@@ -124,7 +124,7 @@ def run_agent(
     autopilot = Autopilot(client, run, options, say, choose_model(options, environ))
     say(f"steering {run} every {options.every_steps} steps with {autopilot.pilot}; Ctrl-C ends the autopilot only")
     try:
-        _fly(autopilot, options, say, wait)
+        _steer_until_ended(autopilot, options, say, wait)
     except KeyboardInterrupt:
         say("the autopilot was stopped; the run continues")
     say(f"{autopilot.decisions} decisions, {autopilot.applied} changes applied")
@@ -139,7 +139,7 @@ def choose_model(options: AgentOptions, environ: Mapping[str, str]) -> ChatModel
     return ChatModel(where) if where else None
 
 
-def _fly(
+def _steer_until_ended(
     autopilot: "Autopilot", options: AgentOptions, say: Callable[[str], None], wait: Callable[[float], None]
 ) -> None:
     failures = 0
@@ -166,14 +166,14 @@ class Autopilot:
     """Steering loop of one run: its measurements, its commands and their outcomes."""
 
     def __init__(
-        self, client: Client, run: str, options: AgentOptions, say: Callable[[str], None], model: ChatModel | None
+        self, client: AgentClient, run: str, options: AgentOptions, say: Callable[[str], None], model: ChatModel | None
     ) -> None:
         self._client, self._run, self._options, self._say, self._model = client, run, options, say, model
         self._measured = Measured(max(options.window_points, options.every_steps))
         self._memory = greedy_lr.Memory()
         self._generation: int | None = None
         self._next_step = options.every_steps
-        self._history = History()
+        self._history = SteeringHistory()
         self._is_new = True
         self.decisions = 0
 
@@ -220,7 +220,7 @@ class Autopilot:
         self._memory, by_rule = greedy_lr.look(self._memory, seen, self._options.patience)
         pilot, decision = self._propose(seen, by_rule)
         reason = explain(pilot, decision.reason)
-        is_kept = isinstance(decision, Decision) and decision.action is Action.KEEP
+        is_kept = isinstance(decision, Decision) and decision.action is AgentAction.KEEP
         outcome = "kept" if is_kept else self._pass_gate(decision, seen, reason)
         loss = f"{seen.losses[-1][1]:.4g}" if seen.losses else "?"
         lr = ", ".join(f"{lr:.3g}" for lr in seen.lr) or "?"
@@ -230,11 +230,11 @@ class Autopilot:
         if self._model is None:
             return RULE, by_rule
         try:
-            return self._model.name, self._model.propose(seen, self._options.bounds, self._options.powers)
+            return self._model.name, self._model.propose(seen, self._options.bounds, self._options.grants)
         except ModelUnavailable as error:
             if self._options.fallback == "rule":
                 return RULE, replace(by_rule, reason=f"{by_rule.reason} ({error.reason})")
-            return self._model.name, Decision(Action.KEEP, error.reason)
+            return self._model.name, Decision(AgentAction.KEEP, error.reason)
 
     def _pass_gate(self, decision: Proposal, seen: Observation, reason: str) -> str:
         """Check a proposal against the bounds, submit it, and return its outcome as a sentence."""
@@ -246,7 +246,7 @@ class Autopilot:
             return "not sent: the run's journal could not be read to its end"
         if snapshot.status != "running":
             return f"not sent: the run is now {snapshot.status}"
-        ruling = decide(decision, seen, self._observe(snapshot), self._options.bounds, self._options.powers)
+        ruling = decide(decision, seen, self._observe(snapshot), self._options.bounds, self._options.grants)
         if ruling.intent is None:
             return printable(ruling.sentence)
         if self._options.dry_run:
@@ -300,7 +300,7 @@ class Autopilot:
     def _observe(self, snapshot: Snapshot) -> Observation:
         changed_at, pending = self._history.last_change(LEARNING_RATE)
         live_lr = self._measured.live_lr(tuple(snapshot.knobs.get("lr", ())), changed_at)
-        powers = self._options.powers
+        grants = self._options.grants
         peaks = (self._history.peak_lr, self._measured.peak_lr(live_lr), *live_lr)
         return Observation(
             step=snapshot.step,
@@ -313,9 +313,9 @@ class Autopilot:
             changes=self._history.changes,
             pending=pending,
             peak_lr=max(peak for peak in peaks if math.isfinite(peak)),
-            knobs=knobs_seen(snapshot, self._history, powers, live_lr),
-            actions=actions_seen(snapshot, self._history, powers),
-            watched={name: snapshot.latest[name] for name in powers.watch if name in snapshot.latest},
+            knobs=knobs_seen(snapshot, self._history, grants, live_lr),
+            actions=actions_seen(snapshot, self._history, grants),
+            watched={name: snapshot.latest[name] for name in grants.watch if name in snapshot.latest},
         )
 
 
@@ -334,7 +334,7 @@ class Measured:
         """Return the step of the newest loss, None before the first."""
         return self.losses[-1][0] if self.losses else None
 
-    def read(self, client: Client, run: str) -> bool:
+    def read(self, client: AgentClient, run: str) -> bool:
         """Read the new points since the last call; return whether that was all of them."""
         for _ in range(MAX_PAGES_PER_POLL):
             page = client.metrics(run, after=self._cursor, limit=MEASUREMENTS_PER_PAGE, names=METRIC_NAMES)

@@ -18,8 +18,8 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from control_plane.addresses import is_in_the_clear, is_loopback, plain_url
-from control_plane.agent.grants import MAX_NAME_CHARS, NO_MORE, Powers, Proposal, Run, Scale, SetTo
-from control_plane.agent.policy import Action, Bounds, Decision, Observation
+from control_plane.agent.grants import MAX_NAME_CHARS, NO_GRANTS, Grants, Proposal, Run, Scale, SetTo
+from control_plane.agent.policy import AgentAction, AgentBounds, Decision, Observation
 from control_plane.agent.prompt import messages
 from control_plane.core.model.errors import Invalid, Unavailable
 from control_plane.core.model.intent_base import Message
@@ -32,7 +32,7 @@ MAX_ANSWER_BYTES = 64 * 1024
 """A decision takes a few hundred bytes; the rest of a completion is bookkeeping."""
 
 MAX_ANSWER_TOKENS = 2000
-"""Bounds what one decision may cost. Reasoning models think inside this budget, so it is not a few dozen."""
+"""AgentBounds what one decision may cost. Reasoning models think inside this budget, so it is not a few dozen."""
 
 DEFAULT_TIMEOUT_S = 30.0
 """A decision that takes longer is stale when it arrives; training does not wait for it either way."""
@@ -93,7 +93,7 @@ def _is_link_local(host: str) -> bool:
 class Answer(Message):
     """Schema of the model's answer; any other key is rejected."""
 
-    action: Action
+    action: AgentAction
     reason: str = Field(max_length=MAX_ANSWER_BYTES)
 
 
@@ -106,7 +106,7 @@ class _Tuned(Message):
     reason: Why = ""
 
     def proposal(self) -> Proposal:
-        return Decision(Action(self.action), self.reason)
+        return Decision(AgentAction(self.action), self.reason)
 
 
 class _Scaled(Message):
@@ -183,16 +183,16 @@ class ChatModel:
         """Return the model's name, shortened and made printable."""
         return re.sub(r"[^\w.:/-]", "", self._where.model)[:40] or "model"
 
-    def propose(self, seen: Observation, bounds: Bounds, powers: Powers = NO_MORE) -> Proposal:
+    def propose(self, seen: Observation, bounds: AgentBounds, grants: Grants = NO_GRANTS) -> Proposal:
         """Ask for one decision. Raises `ModelUnavailable` within the endpoint's timeout, whatever the endpoint does."""
-        chat = messages(seen, bounds, powers)
+        chat = messages(seen, bounds, grants)
         try:
             body = asyncio.run(self._ask_in_time(chat))
         except ModelUnavailable:
             raise
         except Exception as error:  # nothing that a hostile endpoint provokes may end the loop
             raise ModelUnavailable(self._what_happened(error)) from None
-        return self._parse(self._read(body), powers)
+        return self._parse(self._read(body), grants)
 
     async def _ask_in_time(self, chat: list[dict[str, str]]) -> bytes:
         async with asyncio.timeout(self._where.timeout_s):
@@ -254,18 +254,18 @@ class ChatModel:
             raise ModelUnavailable(f"{self.name} declined to answer")
         return message.content or ""
 
-    def _parse(self, text: str, powers: Powers) -> Proposal:
+    def _parse(self, text: str, grants: Grants) -> Proposal:
         fenced = FENCED.fullmatch(text)
         text = fenced[1] if fenced else text
         try:
             check_no_key_twice(text)
-            if powers.widen:
+            if grants.widen:
                 answer = GRANTED.validate_json(text)
                 return GRANTED.validate_python(self._without_key(answer.model_dump())).proposal()
             tuned = Answer.model_validate_json(text)
             return Decision(tuned.action, self._without_key(tuned.reason))
         except (ValidationError, ValueError, RecursionError):
-            allowed = "double|halve|keep" + ("|scale|set|run" if powers.widen else "")
+            allowed = "double|halve|keep" + ("|scale|set|run" if grants.widen else "")
             raise ModelUnavailable(f'{self.name} did not answer {{"action": "{allowed}", "reason": "..."}}') from None
 
     def _without_key(self, value: Any) -> Any:

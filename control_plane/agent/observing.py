@@ -7,18 +7,20 @@ number, is ignored, and no text of the run leaves this module.
 from collections.abc import Mapping
 from typing import Any
 
-from control_plane.agent.grants import ARGUMENT_TYPES, Powers
-from control_plane.agent.history import History
+from control_plane.agent.grants import ARGUMENT_TYPES, Grants
+from control_plane.agent.history import SteeringHistory
 from control_plane.agent.policy import ActionSeen, KnobSeen
 from control_plane.api.handle import Snapshot
 from control_plane.core.model.intent_base import ACTION, LEARNING_RATE
 from control_plane.core.model.knobs import KnobSpec
 
 
-def knobs_seen(snapshot: Snapshot, history: History, powers: Powers, live_lr: tuple[float, ...]) -> dict[str, KnobSeen]:
+def knobs_seen(
+    snapshot: Snapshot, history: SteeringHistory, grants: Grants, live_lr: tuple[float, ...]
+) -> dict[str, KnobSeen]:
     """Return the granted knobs that this run has."""
     knobs: dict[str, KnobSeen] = {}
-    for name in powers.knobs:
+    for name in grants.knobs:
         changed_at, pending = history.last_change(name)
         if name == LEARNING_RATE:
             rates = KnobSpec(name, above=0.0, per_group=True)
@@ -30,10 +32,10 @@ def knobs_seen(snapshot: Snapshot, history: History, powers: Powers, live_lr: tu
     return knobs
 
 
-def actions_seen(snapshot: Snapshot, history: History, powers: Powers) -> dict[str, ActionSeen]:
+def actions_seen(snapshot: Snapshot, history: SteeringHistory, grants: Grants) -> dict[str, ActionSeen]:
     """Return the granted actions that this run has. Argument types that a model may not give are shown as `other`."""
     actions: dict[str, ActionSeen] = {}
-    for name in powers.actions:
+    for name in grants.actions:
         about = _facts(snapshot.facts.get("actions"), name)
         if about is None:
             continue

@@ -1,6 +1,6 @@
 """Policy of the autopilot: its possible actions, its bounds, and the check of every proposal against them.
 
-Its actions are one enum, unless its operator grants more (see `powers`). A proposer (a rule, a model, a model under
+Its actions are one enum, unless its operator grants more (see `grants`). A proposer (a rule, a model, a model under
 prompt injection) returns a `Decision`; `decide` turns it into one `SetLearningRate` with a factor of 2 or 1/2, or into
 nothing, with the reason. No text can extend that, because no text is interpreted here.
 """
@@ -21,7 +21,7 @@ MAX_EXPLANATION_CHARS = 300
 """Limit of a proposer's explanation; with the autopilot's name it stays below the limit of a command's reason."""
 
 
-class Action(StrEnum):
+class AgentAction(StrEnum):
     """Actions that the autopilot may take without further grants."""
 
     DOUBLE = "double"
@@ -29,14 +29,14 @@ class Action(StrEnum):
     KEEP = "keep"
 
 
-FACTORS = {Action.DOUBLE: 2.0, Action.HALVE: 0.5}
+FACTORS = {AgentAction.DOUBLE: 2.0, AgentAction.HALVE: 0.5}
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
     """Proposed action, and the proposer's explanation (untrusted: it is only displayed)."""
 
-    action: Action
+    action: AgentAction
     reason: str
 
     @property
@@ -93,7 +93,7 @@ class Observation:
 
 
 @dataclass(frozen=True, slots=True)
-class Bounds:
+class AgentBounds:
     """Bounds on every proposal, whoever makes it. Raises `Invalid` if they contradict each other.
 
     `min_lr`: below it a run stalls unnoticed. `max_lr`: above it AdamW trains no transformer; a run that is above may
@@ -131,9 +131,9 @@ class Ruling:
     sentence: str
 
 
-def decide(decision: Decision, seen: Observation, now: Observation, bounds: Bounds) -> Ruling:
+def decide(decision: Decision, seen: Observation, now: Observation, bounds: AgentBounds) -> Ruling:
     """Check a decision against the bounds. `seen`: what the proposer observed; `now`: the run when it answered."""
-    if decision.action is Action.KEEP:
+    if decision.action is AgentAction.KEEP:
         return Ruling(None, "kept")
     factor = FACTORS[decision.action]
     reason = stale(seen, now, bounds) or too_soon(now, bounds) or rates_out_of_bounds(now, bounds, factor=factor)
@@ -143,14 +143,14 @@ def decide(decision: Decision, seen: Observation, now: Observation, bounds: Boun
     return Ruling(SetLearningRate(factor=factor, schedule="keep"), f"lr x {factor:g}")
 
 
-def stale(seen: Observation, now: Observation, bounds: Bounds) -> str | None:
+def stale(seen: Observation, now: Observation, bounds: AgentBounds) -> str | None:
     """Return why a proposal about `seen` is stale at `now`, or None."""
     return gone_on(seen, now, bounds) or (
         "the learning rate has changed since it was observed" if seen.changed_at != now.changed_at else None
     )
 
 
-def gone_on(seen: Observation, now: Observation, bounds: Bounds) -> str | None:
+def gone_on(seen: Observation, now: Observation, bounds: AgentBounds) -> str | None:
     """Return why `seen` is too old or of another generation, or None."""
     if seen.generation != now.generation or now.step < seen.step:
         return "the run was restarted or rolled back since it was observed"
@@ -159,14 +159,14 @@ def gone_on(seen: Observation, now: Observation, bounds: Bounds) -> str | None:
     return None
 
 
-def too_many(now: Observation, bounds: Bounds) -> str | None:
+def too_many(now: Observation, bounds: AgentBounds) -> str | None:
     """Return why the budget of changes is used up, or None."""
     if now.changes >= bounds.max_changes:
         return f"the autopilot has used all of its {bounds.max_changes} changes; a person should look at the run"
     return None
 
 
-def too_soon(now: Observation, bounds: Bounds) -> str | None:
+def too_soon(now: Observation, bounds: AgentBounds) -> str | None:
     """Return why the learning rate cannot be changed now, or None."""
     if now.pending:
         return "an earlier change of the learning rate is still pending"
@@ -181,7 +181,7 @@ def too_soon(now: Observation, bounds: Bounds) -> str | None:
 
 
 def rates_out_of_bounds(
-    now: Observation, bounds: Bounds, factor: float | None = None, value: float | None = None
+    now: Observation, bounds: AgentBounds, factor: float | None = None, value: float | None = None
 ) -> str | None:
     """Return why the learning rates may not be multiplied by `factor` or set to `value`, or None."""
     live = [lr for lr in now.lr if lr != 0]  # 0: a frozen group, or the first step of a warm-up; no factor changes it

@@ -43,12 +43,12 @@ CLEAN_UP_S = 40.0
 
 def up(nodes: Nodes = 1, as_json: AsJson = False) -> None:
     """Start this machine's cluster: Ray, the gateway and the console."""
-    raise typer.Exit(call([*local("up", as_json), f"--nodes={nodes}"]))
+    raise typer.Exit(call([*cluster_command("up", as_json), f"--nodes={nodes}"]))
 
 
 def down(as_json: AsJson = False) -> None:
     """Stop this machine's cluster and everything that runs on it."""
-    raise typer.Exit(call(local("down", as_json)))
+    raise typer.Exit(call(cluster_command("down", as_json)))
 
 
 def console(
@@ -65,24 +65,24 @@ def console(
 
 def nodes(as_json: AsJson = False) -> None:
     """List the Ray nodes of this machine's cluster and the ranks and services on each."""
-    raise typer.Exit(call(local("nodes", as_json)))
+    raise typer.Exit(call(cluster_command("nodes", as_json)))
 
 
 def submit(config: Config, overrides: Overrides = None, env: Env = None, as_json: AsJson = False) -> None:
     """Submit a run to the cluster, as a Ray job."""
     where = settings()
-    code = call(submission(config, overrides or [], as_json, env or []), submitter_environment(where))
+    code = call(submit_command(config, overrides or [], as_json, env or []), submitter_environment(where))
     if code == 0:
         say(f"watch it with `steer status --watch`, or at {where.console_url}")
     raise typer.Exit(code)
 
 
-def local(verb: str, as_json: bool = False) -> list[str]:
+def cluster_command(verb: str, as_json: bool = False) -> list[str]:
     """Return the subprocess command for a verb of `cluster.local`."""
     return program("cluster.local", verb, *(["--json"] if as_json else []))
 
 
-def submission(config: str, overrides: Sequence[str], as_json: bool, env: Sequence[str] = ()) -> list[str]:
+def submit_command(config: str, overrides: Sequence[str], as_json: bool, env: Sequence[str] = ()) -> list[str]:
     """Return the subprocess command that submits a run."""
     flags = [*variable_flags(env), *(["--json"] if as_json else [])]
     return program("ray_jobs.submit", config, *overrides, *flags)

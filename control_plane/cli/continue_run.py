@@ -1,7 +1,7 @@
 """Continue a run on another branch: by a command to its trainers, or by a new job if it has none.
 
-@taking
-def switch(words, yes) -> Asked:
+@branch_command
+def switch(words, yes) -> RunIntent:
     return run, Rollback(branch=...)
 """
 
@@ -16,9 +16,16 @@ from uuid import uuid4
 import typer
 
 from control_plane.api.handle import CommandView
-from control_plane.cli.commands.lifecycle import Arrive, Asked, Manner, ask, intent_of, steering
-from control_plane.cli.commands.resume import Trust, needs_a_job, resumption, submit_job, when_it_has_ended
-from control_plane.cli.errors import Misused
+from control_plane.cli.commands.lifecycle import (
+    CommandOptions,
+    RunIntent,
+    WaitFor,
+    build_intent,
+    steering_command,
+    submit_and_wait,
+)
+from control_plane.cli.commands.resume import Trust, reason_for_new_job, resume_command, submit_job, wait_until_ended
+from control_plane.cli.errors import UsageError
 from control_plane.cli.output.printing import say
 from control_plane.cli.select_run import connect
 from control_plane.config import settings
@@ -36,43 +43,43 @@ MAX_SETTINGS_TOLD = 6
 
 
 @dataclass(frozen=True, slots=True)
-class GoingManner(Manner):
+class BranchCommandOptions(CommandOptions):
     """Options of a command that may submit a new job."""
 
     trust: Trust = False
 
 
-def taking(wish: Callable[..., Asked]) -> Callable[..., None]:
-    """Return a `steer` command that moves a run to another branch; `wish` builds a rollback or an adoption."""
-    return steering(wish, arrive, go, GoingManner)
+def branch_command(build: Callable[..., RunIntent]) -> Callable[..., None]:
+    """Return a `steer` command that moves a run to another branch; `build` builds a rollback or an adoption."""
+    return steering_command(build, wait_for, switch_or_resubmit, BranchCommandOptions)
 
 
-def go(run: str | None, intent: Intent, manner: Manner, arrived: Arrive | None) -> None:
+def switch_or_resubmit(run: str | None, intent: Intent, options: CommandOptions, wait_for: WaitFor | None) -> None:
     """Move a run to another branch and wait until it trains there. Submits a new job if the run has no trainers."""
     assert run is not None, "the command has already looked the run up"
     with connect() as client:
-        why = needs_a_job(when_it_has_ended(client, client.snapshot(run)), settings())
-    if why is not None:
-        _by_a_new_job(run, intent, manner, why)
+        reason = reason_for_new_job(wait_until_ended(client, client.snapshot(run)), settings())
+    if reason is not None:
+        _submit_new_job(run, intent, options, reason)
         return
     if not isinstance(intent, AdoptCheckpoint):
-        ask(run, intent, manner, arrived)
+        submit_and_wait(run, intent, options, wait_for)
         return
-    _adopt(run, intent, manner)
+    _adopt(run, intent, options)
     try:
-        ask(run, intent_of("rollback", branch=intent.branch), manner, arrived)
+        submit_and_wait(run, build_intent("rollback", branch=intent.branch), options, wait_for)
     except (SteerwayError, typer.Exit):
         say(f"branch {intent.branch} exists but is not trained yet: run steer switch {run} {intent.branch}")
         raise
 
 
-def _adopt(run: str, intent: AdoptCheckpoint, manner: Manner) -> None:
+def _adopt(run: str, intent: AdoptCheckpoint, options: CommandOptions) -> None:
     """Create the branch; this needs no rank. Training it is a second command, a rollback to that branch."""
     from control_plane.cli.output.formatting import outcome
 
     with connect() as client:
-        receipt = client.submit(run, intent, reason=manner.reason)
-        view = client.wait_settled(run, receipt.uuid, manner.timeout)
+        receipt = client.submit(run, intent, reason=options.reason)
+        view = client.wait_settled(run, receipt.uuid, options.timeout)
     say(outcome(view))
     after = (view.settled.after or {}) if view.settled else {}
     kept = [f"{name} = {own} (fork: {theirs})" for name, (theirs, own) in after.get("differing", {}).items()]
@@ -81,20 +88,20 @@ def _adopt(run: str, intent: AdoptCheckpoint, manner: Manner) -> None:
         say(f"settings of the run that differ from the fork's are kept: {', '.join(kept[:MAX_SETTINGS_TOLD])}{more}")
 
 
-def _by_a_new_job(run: str, intent: Intent, manner: Manner, why: str) -> None:
-    if not (manner.not_before is manner.not_after is manner.based_on is None):
-        raise Misused(f"{why}, so a new job switches at once: remove --not-before, --not-after and --based-on")
-    say(f"{why}; submitting a new job to continue from there")
-    command = Command(uuid=uuid4(), author=getpass.getuser(), intent=intent, reason=manner.reason)
+def _submit_new_job(run: str, intent: Intent, options: CommandOptions, reason: str) -> None:
+    if not (options.not_before is options.not_after is options.based_on is None):
+        raise UsageError(f"{reason}, so a new job switches at once: remove --not-before, --not-after and --based-on")
+    say(f"{reason}; submitting a new job to continue from there")
+    command = Command(uuid=uuid4(), author=getpass.getuser(), intent=intent, reason=options.reason)
     words = [
-        *resumption(run, isinstance(manner, GoingManner) and manner.trust, manner.as_json),
+        *resume_command(run, isinstance(options, BranchCommandOptions) and options.trust, options.as_json),
         "--back",
         command.model_dump_json(),
     ]
     submit_job(run, words, settings())
 
 
-def arrive(client: "SteerwayClient", run: str, view: CommandView, timeout_s: float) -> tuple[dict[str, Any], str]:
+def wait_for(client: "SteerwayClient", run: str, view: CommandView, timeout_s: float) -> tuple[dict[str, Any], str]:
     """Wait until the other branch is being trained. Raises `NotSettledYet`, `RunEnded`, `Conflict`."""
     from control_plane.client import NotSettledYet
 

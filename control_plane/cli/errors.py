@@ -21,7 +21,7 @@ TIMED_OUT = 124
 INTERRUPTED = 130
 
 
-class Misused(SteerwayError):
+class UsageError(SteerwayError):
     """Usage error: the command line is wrong; nothing was sent."""
 
     exit_code = USAGE

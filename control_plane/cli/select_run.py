@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from control_plane.api.handle import RunSummary
-from control_plane.cli.errors import Misused
+from control_plane.cli.errors import UsageError
 from control_plane.config import settings
 from control_plane.core.model.errors import Invalid, NotFound
 
@@ -25,7 +25,7 @@ def connect() -> "SteerwayClient":
 def active_run(client: "SteerwayClient", given: str | None) -> str:
     """Return the id of the run named by `given`, a unique prefix or suffix of it, or else of the only active run.
 
-    Raises `NotFound` if no run matches, `Misused` if several do.
+    Raises `NotFound` if no run matches, `UsageError` if several do.
     """
     if given is not None:
         return _named(client, given)
@@ -63,9 +63,9 @@ def _named(client: "SteerwayClient", given: str) -> str:
 
 
 def only(runs: list[str], several: str) -> str:
-    """Return the only run. Raises `Misused` if there are several; `several` is the message, `{}` in it their number."""
+    """Return the only run. Raises `UsageError` with the message `several`, in which `{}` is their number."""
     if len(runs) == 1:
         return runs[0]
     more = f" and {len(runs) - MAX_RUNS_NAMED} more" if len(runs) > MAX_RUNS_NAMED else ""
     listed = ", ".join(sorted(runs)[:MAX_RUNS_NAMED])
-    raise Misused(f"{several.replace('{}', str(len(runs)))}: {listed}{more}; be more specific")
+    raise UsageError(f"{several.replace('{}', str(len(runs)))}: {listed}{more}; be more specific")

@@ -16,10 +16,10 @@ from starlette.routing import compile_path
 from starlette.types import Scope
 
 from control_plane.core.model.errors import Invalid, Overloaded, SteerwayError
-from control_plane.gateway.auth import COMMANDS_PATH, bearer_token, known
+from control_plane.gateway.auth import COMMANDS_PATH, authenticate, bearer_token
 from control_plane.gateway.problems import problem_of
-from control_plane.gateway.rate_limit import Allowance
-from control_plane.gateway.tokens import Tokens
+from control_plane.gateway.rate_limit import RateLimit
+from control_plane.gateway.tokens import TokenLookup
 
 MAX_AT_ONCE = 8
 """Enough to keep the gateway busy; bounds the queue before another owner's command to this many instead of a burst. In
@@ -33,38 +33,40 @@ closed instead."""
 _COMMANDS = compile_path(COMMANDS_PATH)[0]
 
 
-class UnwantedBody(Invalid):
+class UnexpectedBody(Invalid):
     """A GET or HEAD request has a body."""
 
     status_hint = 413
     slug = "too-large"
 
 
-class Turnstile:
+class AdmissionControl:
     """Admission control: a rate limit and a limit of concurrent commands for each owner of a token."""
 
-    def __init__(self, tokens: Tokens, allowance: Allowance | None = None, max_at_once: int = MAX_AT_ONCE) -> None:
-        self._tokens, self._allowance, self._max_at_once = tokens, allowance or Allowance(), max_at_once
+    def __init__(
+        self, tokens: TokenLookup, rate_limit: RateLimit | None = None, max_at_once: int = MAX_AT_ONCE
+    ) -> None:
+        self._tokens, self._rate_limit, self._max_at_once = tokens, rate_limit or RateLimit(), max_at_once
         self._inside: Counter[str] = Counter()
 
     def enter(self, scope: Scope) -> str | None:
         """Admit a request before its body is read. Returns the owner to pass to `leave`; None if it is not counted.
 
-        Raises `Unauthenticated` or `UnwantedBody`, which count against no limit, or `Overloaded`.
+        Raises `Unauthenticated` or `UnexpectedBody`, which count against no limit, or `Overloaded`.
         """
         if announces_body(scope):
             if scope["method"] in ("GET", "HEAD"):
-                raise UnwantedBody(f"a {scope['method']} request must not have a body")
-            known(self._tokens, bearer_token(HTTPConnection(scope)))
+                raise UnexpectedBody(f"a {scope['method']} request must not have a body")
+            authenticate(self._tokens, bearer_token(HTTPConnection(scope)))
         if not is_command(scope):
             return None
-        identity = known(self._tokens, bearer_token(HTTPConnection(scope)))
+        identity = authenticate(self._tokens, bearer_token(HTTPConnection(scope)))
         if self._inside[identity.id] >= self._max_at_once:
             raise Overloaded(
                 f"{identity.id} already has {self._max_at_once} commands in progress, the limit; wait for a response",
                 at_once=self._max_at_once,
             )
-        self._allowance.take(identity)
+        self._rate_limit.take(identity)
         self._inside[identity.id] += 1
         return identity.id
 
@@ -95,10 +97,10 @@ def is_at_most(declared: str, most: int) -> bool:
     return digits.isascii() and digits.isdigit() and len(digits) <= len(str(most)) and int(digits) <= most
 
 
-def turned_away(scope: Scope, error: SteerwayError) -> Response:
+def rejection_of(scope: Scope, error: SteerwayError) -> Response:
     """Return the response to a rejected request whose body was not read."""
     response = problem_of(error)
     declared = Headers(scope=scope).get("content-length", "")
-    if isinstance(error, UnwantedBody) or not is_at_most(declared, MAX_UNREAD_BYTES):
+    if isinstance(error, UnexpectedBody) or not is_at_most(declared, MAX_UNREAD_BYTES):
         response.headers["Connection"] = "close"
     return response

@@ -17,13 +17,13 @@ from starlette.datastructures import MutableHeaders
 
 from control_plane.api.handle import RunHandle, RunSummary
 from control_plane.core.model.errors import SteerwayError
-from control_plane.gateway.admission import Turnstile, is_at_most, turned_away
-from control_plane.gateway.auth import Seats, authorize_each
+from control_plane.gateway.admission import AdmissionControl, is_at_most, rejection_of
+from control_plane.gateway.auth import ConnectionLimit, authorize_each
 from control_plane.gateway.description import describe
 from control_plane.gateway.problems import NO_SNIFFING, install_problems, internal_problem, problem
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
-from control_plane.gateway.tokens import Tokens
+from control_plane.gateway.tokens import TokenLookup
 from control_plane.storage.layout import RunFiles
 
 MAX_BODY_BYTES = 256 * 1024
@@ -56,17 +56,17 @@ class RunDirectory(Protocol):
         ...
 
 
-class FrontDoor:
+class RequestGuard:
     """ASGI middleware: Host check, admission control, limits on size and time of a body, last-resort error handler.
 
     The Host check stops DNS rebinding: a foreign page that resolves its own name to this address.
     The body is read here, up to the limit, and passed on in one message.
     """
 
-    def __init__(self, app: AsgiApp, allowed_hosts: Sequence[str], turnstile: Turnstile) -> None:
+    def __init__(self, app: AsgiApp, allowed_hosts: Sequence[str], admission: AdmissionControl) -> None:
         """Wrap `app`; `allowed_hosts` are host names without a port."""
         self._app, self._allowed_hosts = app, frozenset(host.lower() for host in allowed_hosts)
-        self._turnstile = turnstile
+        self._admission = admission
 
     async def __call__(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -89,7 +89,7 @@ class FrontDoor:
 
         try:
             if self._knows_host(scope):
-                await self._let_in(scope, receive, remember_start)
+                await self._admit(scope, receive, remember_start)
             else:
                 wrong_host = problem(
                     421, "wrong-host", "this Host name is not allowed; use one of the gateway's own addresses"
@@ -100,17 +100,17 @@ class FrontDoor:
             if not started:
                 await internal_problem()(scope, receive, remember_start)
 
-    async def _let_in(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
+    async def _admit(self, scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         try:
-            owner = self._turnstile.enter(scope)
+            owner = self._admission.enter(scope)
         except SteerwayError as error:
-            await turned_away(scope, error)(scope, receive, send)
+            await rejection_of(scope, error)(scope, receive, send)
             return
         try:
             receive, rejection = await _take_body(scope, receive)
             await (rejection or self._app)(scope, receive, send)
         finally:
-            self._turnstile.leave(owner)
+            self._admission.leave(owner)
 
     def _knows_host(self, scope: MutableMapping[str, Any]) -> bool:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
@@ -169,11 +169,11 @@ def _then(first: Message, rest: Receive) -> Receive:
 
 def create_app(
     runs: RunDirectory,
-    tokens: Tokens,
+    tokens: TokenLookup,
     *,
     allowed_hosts: Sequence[str],
     allowed_origins: Sequence[str],
-    turnstile: Turnstile | None = None,
+    admission: AdmissionControl | None = None,
 ) -> FastAPI:
     """Return the gateway's app.
 
@@ -184,11 +184,11 @@ def create_app(
     app = _app_with_routes()
     app.state.runs, app.state.tokens = runs, tokens
     app.state.allowed_origins = frozenset(allowed_origins)
-    app.state.long_polls = Seats(MAX_LONG_POLLS_PER_TOKEN, "long polls")
-    app.state.streams = Seats(MAX_STREAMS_PER_TOKEN, "streams")
-    app.state.strangers = set()
+    app.state.long_polls = ConnectionLimit(MAX_LONG_POLLS_PER_TOKEN, "long polls")
+    app.state.streams = ConnectionLimit(MAX_STREAMS_PER_TOKEN, "streams")
+    app.state.unauthenticated = set()
     app.state.openapi = _description()
-    app.add_middleware(FrontDoor, allowed_hosts=allowed_hosts, turnstile=turnstile or Turnstile(tokens))
+    app.add_middleware(RequestGuard, allowed_hosts=allowed_hosts, admission=admission or AdmissionControl(tokens))
     return app
 
 

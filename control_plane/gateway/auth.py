@@ -15,7 +15,7 @@ from control_plane.config import ROLES, Role
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import NotAllowed, NotFound, Overloaded
 from control_plane.core.model.intents import KINDS
-from control_plane.gateway.tokens import Identity, Tokens
+from control_plane.gateway.tokens import Identity, TokenLookup
 
 PREFIX = "/api/v1"
 COMMANDS_PATH = f"{PREFIX}/runs/{{run}}/commands"
@@ -64,7 +64,7 @@ def authorize(connection: HTTPConnection) -> None:
         return
     if key in PUBLIC:
         return
-    identity = admit(connection.app.state.tokens, bearer_token(connection), key)
+    identity = authorize_token(connection.app.state.tokens, bearer_token(connection), key)
     connection.state.identity = identity
 
 
@@ -79,15 +79,15 @@ def access_key(connection: HTTPConnection) -> str:
     return f"{method} {getattr(connection.scope.get('route'), 'path', '')}"
 
 
-def admit(tokens: Tokens, token: str | None, key: str) -> Identity:
+def authorize_token(tokens: TokenLookup, token: str | None, key: str) -> Identity:
     """Return the identity of a token whose role may use the route. Raises `Unauthenticated` or `NotAllowed`."""
-    identity = known(tokens, token)
+    identity = authenticate(tokens, token)
     if identity.role not in ACCESS.get(key, frozenset()):
         raise NotAllowed(f"a token of role {identity.role} is not allowed to do this", role=identity.role)
     return identity
 
 
-def known(tokens: Tokens, token: str | None) -> Identity:
+def authenticate(tokens: TokenLookup, token: str | None) -> Identity:
     """Return the identity of a token. Raises `Unauthenticated`."""
     if token is None:
         raise Unauthenticated("a token is required: send it as 'Authorization: Bearer <token>'")
@@ -115,7 +115,7 @@ def bearer_token(connection: HTTPConnection) -> str | None:
     return token.strip() or None if scheme.lower() == "bearer" else None
 
 
-class Seats:
+class ConnectionLimit:
     """Limit on the concurrent connections of each token, of one kind."""
 
     def __init__(self, limit: int, what: str) -> None:

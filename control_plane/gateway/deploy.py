@@ -24,7 +24,7 @@ from control_plane.api.handle import RunHandle, RunSummary
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
-from control_plane.gateway.priority import give_way
+from control_plane.gateway.priority import lower_priority
 from control_plane.gateway.tokens import TokenFile
 from control_plane.server.archive import ArchivedRun
 from control_plane.storage.layout import RunFiles, find_run, list_runs
@@ -107,7 +107,7 @@ def deploy(where: Settings) -> None:
 
 def _application(where: Settings) -> Any:
     def build() -> Any:
-        give_way()
+        lower_priority()
         origins = [where.console_url, where.gateway_url]
         return create_app(
             RayRuns(where),

@@ -17,7 +17,7 @@ THREADS = Path("/proc/self/task")
 log = logging.getLogger(__name__)
 
 
-def give_way(lower_by: int = LOWER_BY) -> None:
+def lower_priority(lower_by: int = LOWER_BY) -> None:
     """Lower the priority of all threads of this process: on Linux each has its own, which new threads inherit."""
     threads = [int(thread.name) for thread in THREADS.iterdir()] if THREADS.is_dir() else [0]
     for thread in threads:

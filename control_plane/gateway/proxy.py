@@ -16,21 +16,21 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane.config import settings
 from control_plane.core.model.errors import Overloaded, SteerwayError
-from control_plane.gateway.admission import Turnstile, UnwantedBody, turned_away
+from control_plane.gateway.admission import AdmissionControl, UnexpectedBody, rejection_of
 from control_plane.gateway.auth import Unauthenticated
-from control_plane.gateway.priority import give_way
-from control_plane.gateway.stream import MAX_STRANGERS, TRY_AGAIN
+from control_plane.gateway.priority import lower_priority
+from control_plane.gateway.stream import MAX_UNAUTHENTICATED, TRY_AGAIN
 from control_plane.gateway.tokens import TokenFile
 
 log = logging.getLogger(__name__)
 
 
-class AtTheProxy:
+class ProxyAdmission:
     """ASGI middleware: forwards only admitted requests to Serve."""
 
-    def __init__(self, app: ASGIApp, turnstile: Turnstile) -> None:
-        self._app, self._turnstile = app, turnstile
-        self._strangers = set[object]()
+    def __init__(self, app: ASGIApp, admission: AdmissionControl) -> None:
+        self._app, self._admission = app, admission
+        self._unauthenticated = set[object]()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one connection."""
@@ -39,21 +39,21 @@ class AtTheProxy:
             return
         owner = None
         try:
-            owner = self._turnstile.enter(scope)
+            owner = self._admission.enter(scope)
         except Unauthenticated:
             log.debug("unknown token: left to the app")
-        except (Overloaded, UnwantedBody) as error:
-            await turned_away(scope, error)(scope, receive, send)
+        except (Overloaded, UnexpectedBody) as error:
+            await rejection_of(scope, error)(scope, receive, send)
             return
         try:
             await self._app(scope, receive, send)
         finally:
-            self._turnstile.leave(owner)
+            self._admission.leave(owner)
 
     async def _stream(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one WebSocket; it counts as unauthenticated until its first message."""
-        if len(self._strangers) >= MAX_STRANGERS:
-            reason = f"too many unauthenticated connections ({MAX_STRANGERS}); retry in a moment"
+        if len(self._unauthenticated) >= MAX_UNAUTHENTICATED:
+            reason = f"too many unauthenticated connections ({MAX_UNAUTHENTICATED}); retry in a moment"
             await send({"type": "websocket.accept"})
             await send({"type": "websocket.close", "code": TRY_AGAIN, "reason": reason})
             return
@@ -62,22 +62,22 @@ class AtTheProxy:
         async def until_it_speaks() -> Message:
             message = await receive()
             if message["type"] != "websocket.connect":
-                self._strangers.discard(place)
+                self._unauthenticated.discard(place)
             return message
 
-        self._strangers.add(place)
+        self._unauthenticated.add(place)
         try:
             await self._app(scope, until_it_speaks, send)
         finally:
-            self._strangers.discard(place)
+            self._unauthenticated.discard(place)
 
 
 def middlewares() -> list[Middleware]:
     """Return the middlewares for a Serve proxy, which calls this; none without a token list."""
-    give_way()
+    lower_priority()
     try:
         tokens = TokenFile(settings().tokens_file)
     except SteerwayError as error:
         log.warning("no admission control in the proxy, only in the app: %s", error.reason)
         return []
-    return [Middleware(AtTheProxy, turnstile=Turnstile(tokens))]
+    return [Middleware(ProxyAdmission, admission=AdmissionControl(tokens))]

@@ -17,7 +17,7 @@ BURST = 100
 """Less than `admission.MAX_PENDING_OF_ONE`: an admitted burst fits into a run's queue."""
 
 
-class Allowance:
+class RateLimit:
     """Token buckets, one per owner of an access token."""
 
     def __init__(

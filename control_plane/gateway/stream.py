@@ -24,7 +24,7 @@ from starlette.websockets import WebSocketDisconnect
 from control_plane.api.handle import RunHandle
 from control_plane.core.model.errors import NotAllowed, Overloaded, Refused, SteerwayError
 from control_plane.core.model.records import RunClosed
-from control_plane.gateway.auth import PREFIX, Unauthenticated, access_key, admit
+from control_plane.gateway.auth import PREFIX, Unauthenticated, access_key, authorize_token
 from control_plane.gateway.scope import scoped
 from control_plane.gateway.tokens import Identity
 
@@ -41,7 +41,7 @@ BATCH_ENTRIES = 100
 MAX_STREAMS_PER_TOKEN = 16
 """A console with several tabs, the CLI and an agent, under one token."""
 
-MAX_STRANGERS = 32
+MAX_UNAUTHENTICATED = 32
 """Most unauthenticated connections at a time. A program sends its token at once, so few are ever pending."""
 
 MAX_MESSAGE_CHARS = 4096
@@ -58,7 +58,7 @@ MAX_CLOSE_REASON_BYTES = 123
 log = logging.getLogger(__name__)
 
 
-class Closing(Exception):
+class CloseStream(Exception):
     """Raised to close the connection with a code and a reason."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -76,7 +76,7 @@ async def stream_journal(websocket: WebSocket, run: str) -> None:
     await websocket.accept()
     try:
         await _serve(websocket, run)
-    except Closing as closing:
+    except CloseStream as closing:
         await _close(websocket, closing.code, closing.reason)
     except WebSocketDisconnect:
         log.debug("a stream of %s was closed by its client", run)
@@ -90,16 +90,16 @@ async def stream_journal(websocket: WebSocket, run: str) -> None:
 async def _serve(websocket: WebSocket, run: str) -> None:
     origin = websocket.headers.get("origin")
     if origin is not None and origin not in websocket.app.state.allowed_origins:
-        raise Closing(FORBIDDEN, "this Origin is not allowed to open a stream")
-    strangers = websocket.app.state.strangers
-    if len(strangers) >= MAX_STRANGERS:
-        raise Closing(TRY_AGAIN, f"too many unauthenticated connections ({MAX_STRANGERS}); retry in a moment")
-    strangers.add(websocket)
+        raise CloseStream(FORBIDDEN, "this Origin is not allowed to open a stream")
+    unauthenticated = websocket.app.state.unauthenticated
+    if len(unauthenticated) >= MAX_UNAUTHENTICATED:
+        raise CloseStream(TRY_AGAIN, f"too many unauthenticated connections ({MAX_UNAUTHENTICATED}); retry in a moment")
+    unauthenticated.add(websocket)
     try:
         token = await _token(websocket)
-        identity = admit(websocket.app.state.tokens, token, access_key(websocket))
+        identity = authorize_token(websocket.app.state.tokens, token, access_key(websocket))
     finally:
-        strangers.discard(websocket)
+        unauthenticated.discard(websocket)
     after = _cursor(websocket.query_params.get("after", "0"))
     handle = await scoped(websocket.app.state.runs, identity).handle(run)
     with websocket.app.state.streams.take(identity):
@@ -117,35 +117,35 @@ async def _serve(websocket: WebSocket, run: str) -> None:
 
 
 def _check(websocket: WebSocket, token: str, identity: Identity) -> None:
-    """Raise `Closing` if the token has expired, was revoked, or has another role or scope now."""
+    """Raise `CloseStream` if the token has expired, was revoked, or has another role or scope now."""
     if websocket.app.state.tokens.identify(token) != identity:
-        raise Closing(UNAUTHENTICATED, "the token has expired or been revoked")
+        raise CloseStream(UNAUTHENTICATED, "the token has expired or been revoked")
 
 
 async def _token(websocket: WebSocket) -> str:
-    """Receive the token, the first message. Raises `Closing`."""
+    """Receive the token, the first message. Raises `CloseStream`."""
     try:
         async with asyncio.timeout(AUTH_DEADLINE_S):
             message = await _receive(websocket)
     except TimeoutError:
-        raise Closing(UNAUTHENTICATED, f"no token was received within {AUTH_DEADLINE_S:g} s") from None
+        raise CloseStream(UNAUTHENTICATED, f"no token was received within {AUTH_DEADLINE_S:g} s") from None
     try:
         token = json.loads(message)["token"]
     except (ValueError, TypeError, KeyError, RecursionError):
         token = None
     if not isinstance(token, str):
-        raise Closing(UNAUTHENTICATED, 'the first message must be {"token": "..."}')
+        raise CloseStream(UNAUTHENTICATED, 'the first message must be {"token": "..."}')
     return token
 
 
 async def _receive(websocket: WebSocket) -> str:
-    """Receive one message as text. Raises `WebSocketDisconnect`, or `Closing` if it is too big."""
+    """Receive one message as text. Raises `WebSocketDisconnect`, or `CloseStream` if it is too big."""
     message = await websocket.receive()
     if message["type"] == "websocket.disconnect":
         raise WebSocketDisconnect(message.get("code", OVER))
     text = message.get("text") or (message.get("bytes") or b"").decode("utf-8", errors="replace")
     if len(text) > MAX_MESSAGE_CHARS:
-        raise Closing(TOO_BIG, f"the message exceeds the limit of {MAX_MESSAGE_CHARS} characters")
+        raise CloseStream(TOO_BIG, f"the message exceeds the limit of {MAX_MESSAGE_CHARS} characters")
     return text
 
 
@@ -157,7 +157,7 @@ async def _listen(websocket: WebSocket) -> None:
 
 def _cursor(text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= 16):
-        raise Closing(BAD_CURSOR, "'after' must be a position in the journal: 0, 1, 2, ...")
+        raise CloseStream(BAD_CURSOR, "'after' must be a position in the journal: 0, 1, 2, ...")
     return int(text)
 
 
@@ -182,9 +182,9 @@ async def _send_all(websocket: WebSocket, handle: RunHandle, after: int, check: 
         check()
         sent_bytes += await _send(websocket, {"type": "progress", "snapshot": snapshot})
         if snapshot.closed and cursor >= snapshot.seq:
-            raise Closing(OVER, f"the run has {snapshot.status}")
+            raise CloseStream(OVER, f"the run has {snapshot.status}")
         progress_at = now() + PROGRESS_PERIOD_S
-    raise Closing(TRY_AGAIN, "size limit of a connection reached; reconnect with the last seq")
+    raise CloseStream(TRY_AGAIN, "size limit of a connection reached; reconnect with the last seq")
 
 
 async def _send(websocket: WebSocket, message: dict[str, Any]) -> int:
@@ -194,7 +194,7 @@ async def _send(websocket: WebSocket, message: dict[str, Any]) -> int:
         async with asyncio.timeout(SEND_DEADLINE_S):
             await websocket.send_text(text.decode())
     except TimeoutError:
-        raise Closing(TRY_AGAIN, f"the client read no message for {SEND_DEADLINE_S:g} s") from None
+        raise CloseStream(TRY_AGAIN, f"the client read no message for {SEND_DEADLINE_S:g} s") from None
     return len(text)
 
 

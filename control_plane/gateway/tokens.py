@@ -53,7 +53,7 @@ class Identity:
         return self.runs is None or any(fnmatchcase(run, glob) for glob in self.runs)
 
 
-class Tokens(Protocol):
+class TokenLookup(Protocol):
     """Lookup interface from a token to its owner."""
 
     def identify(self, token: str) -> Identity | None:

@@ -94,7 +94,7 @@ class Rule(Protocol):
 
 
 @dataclass(slots=True)
-class Fault:
+class ArmedFailpoint:
     """One armed failpoint of a specification."""
 
     act: Callable[[], None]
@@ -115,7 +115,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True)
-class Unreadable:
+class InvalidSpecification:
     """An invalid specification, reported before anything is written."""
 
     reason: str
@@ -179,17 +179,17 @@ def parse(specification: str) -> dict[str, Rule]:
             continue
         point, equals, what = (part.strip() for part in item.partition("="))
         if not equals:
-            raise _nonsense(item, "write it as POINT=ACTION or POINT=ACTION@WHEN")
+            raise _invalid(item, "write it as POINT=ACTION or POINT=ACTION@WHEN")
         if point in rules:
-            raise _nonsense(item, f"{point} is given twice")
+            raise _invalid(item, f"{point} is given twice")
         rules[point] = _fault(item, _known(item, point), what, seed)
     return rules
 
 
-def _fault(item: str, point: str, what: str, seed: str) -> Fault:
+def _fault(item: str, point: str, what: str, seed: str) -> ArmedFailpoint:
     action, at, when = what.partition("@")
     passage, chance = _when(item, when) if at else (None, None)
-    return Fault(_action(item, point, action), passage, chance, random.Random(f"{seed}:{point}"))
+    return ArmedFailpoint(_action(item, point, action), passage, chance, random.Random(f"{seed}:{point}"))
 
 
 def _known(item: str, point: str) -> str:
@@ -197,7 +197,7 @@ def _known(item: str, point: str) -> str:
         return point
     near = get_close_matches(point, POINTS, n=1)
     hint = f"; did you mean {near[0]}?" if near else f"; the sites are {', '.join(SITES)}"
-    raise _nonsense(item, f"unknown failpoint {point!r}{hint}")
+    raise _invalid(item, f"unknown failpoint {point!r}{hint}")
 
 
 def _when(item: str, when: str) -> tuple[int | None, float | None]:
@@ -208,7 +208,7 @@ def _when(item: str, when: str) -> tuple[int | None, float | None]:
     except ValueError:
         chance = -1.0
     if not 0.0 <= chance <= 1.0:
-        raise _nonsense(item, f"{when!r} is neither a passage (1, 2, ..) nor a probability (0.0 to 1.0)")
+        raise _invalid(item, f"{when!r} is neither a passage (1, 2, ..) nor a probability (0.0 to 1.0)")
     return None, chance
 
 
@@ -219,12 +219,12 @@ def _action(item: str, point: str, action: str) -> Callable[[], None]:
         return lambda: os.kill(os.getpid(), number)
     if name == "error" and value in errno.errorcode.values():
         if point.startswith(NO_DISK):
-            raise _nonsense(item, f"{point} does not use the disk: only kill, stop and sleep are possible there")
+            raise _invalid(item, f"{point} does not use the disk: only kill, stop and sleep are possible there")
         return lambda: _refuse(getattr(errno, value))
     if name == "sleep" and value.replace(".", "", 1).isdecimal():
         seconds = float(value)
         return lambda: time.sleep(seconds)
-    raise _nonsense(
+    raise _invalid(
         item, f"unknown action {action!r}; allowed are kill, stop, error:NAME (such as error:ENOSPC), sleep:SECONDS"
     )
 
@@ -233,7 +233,7 @@ def _refuse(number: int) -> None:
     raise OSError(number, os.strerror(number))
 
 
-def _nonsense(item: str, reason: str) -> Invalid:
+def _invalid(item: str, reason: str) -> Invalid:
     return Invalid(f"{VARIABLE}: invalid item {item[:200]!r}: {reason}")
 
 
@@ -243,7 +243,7 @@ def _arm_from(environment: Mapping[str, str]) -> None:
     try:
         arm(environment.get(VARIABLE, ""))
     except Invalid as error:
-        _armed = dict.fromkeys(POINTS, Unreadable(error.reason))
+        _armed = dict.fromkeys(POINTS, InvalidSpecification(error.reason))
 
 
 _arm_from(os.environ)

@@ -25,7 +25,7 @@ from typing import IO, Any
 from control_plane.core.model.errors import Damaged, Invalid, Refused, SteerwayError, Unavailable
 from control_plane.core.model.records import UNIVERSAL
 from control_plane.programs import program
-from control_plane.storage.checkpoint.cleanup import room_refusal
+from control_plane.storage.checkpoint.cleanup import space_shortage
 from control_plane.storage.checkpoint.shards import sync_folder
 from control_plane.storage.checkpoint.store import (
     Manifest,
@@ -107,7 +107,7 @@ def convert(files: RunFiles, name: str, key: SigningKey, recorded_sha256: str = 
     if _is_ready(target, manifest, key):
         return target.name
     manifest = verify(source, key, recorded_sha256=recorded_sha256)
-    if refusal := room_refusal(files.checkpoints, int(manifest.size_bytes * ROOM_FACTOR)):
+    if refusal := space_shortage(files.checkpoints, int(manifest.size_bytes * ROOM_FACTOR)):
         raise Refused(refusal)
     try:
         with _workplace(files.checkpoints) as place:

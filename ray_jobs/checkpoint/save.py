@@ -13,7 +13,7 @@ import torch
 
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.records import CheckpointCommitted
-from control_plane.storage.checkpoint.store import discard, room_refusal
+from control_plane.storage.checkpoint.store import discard, space_shortage
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FOLDER_MODE, make_folder
 from ray_jobs.checkpoint.capture import FileStates, capture, copied
@@ -95,7 +95,7 @@ def busy_anywhere(collectives: Collectives, writer: CheckpointWriter) -> bool:
 def space_refusal(model: torch.nn.Module, files: RunFiles) -> str | None:
     """Return the reason why the disk has no room for a checkpoint, or None."""
     parameters = sum(map(elements, model.parameters()))
-    return room_refusal(files.checkpoints, int(parameters * BYTES_PER_PARAMETER * FREE_SPACE_FACTOR))
+    return space_shortage(files.checkpoints, int(parameters * BYTES_PER_PARAMETER * FREE_SPACE_FACTOR))
 
 
 def _agreed_name(

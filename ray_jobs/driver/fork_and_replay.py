@@ -28,7 +28,7 @@ from control_plane.core.model.state import RunState, fold
 from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand, first_commands
 from control_plane.core.rules.replay_plan import recorded
-from control_plane.storage.checkpoint.transfer import inherit, write_origin
+from control_plane.storage.checkpoint.transfer import transfer_checkpoint, write_origin
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles, find_run
 from control_plane.storage.private import write_file
@@ -105,7 +105,9 @@ def fork(
     for first in firsts:
         with _new_run(config, where, parent) as files:
             scheduled = _scheduled(first, checkpoint, committed.step)
-            origin = Origin(parent=parentage, checkpoint=inherit(parent, committed, files), scheduled=scheduled)
+            origin = Origin(
+                parent=parentage, checkpoint=transfer_checkpoint(parent, committed, files), scheduled=scheduled
+            )
             _submit(files, where, origin)
         begun.append(files)
     return begun
@@ -129,7 +131,7 @@ def replay(where: Settings, run: str, until_step: int | None = None, given_trust
     parentage = Parent(kind="replay", run=run, branch=state.head, step=until_step or state.reached.get(state.head, 0))
     with _new_run(config, where, source) as files:
         base = state.parent.checkpoint if state.parent is not None and state.parent.kind == "fork" else None
-        inherited = inherit(source, _recorded(state, base), files) if base is not None else None
+        inherited = transfer_checkpoint(source, _recorded(state, base), files) if base is not None else None
         adopted = adopted_by(state, source, files)
         origin = Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled, adopted=adopted)
         _submit(files, where, origin)
@@ -137,10 +139,12 @@ def replay(where: Settings, run: str, until_step: int | None = None, given_trust
 
 
 def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[AdoptedCheckpoint, ...]:
-    """Copy the checkpoints that `source` has adopted from other runs to `files`. Raises as `inherit` does."""
+    """Copy the checkpoints that `source` has adopted from other runs to `files`. Raises like `transfer_checkpoint`."""
     origins = {branch.name: branch.origin for branch in state.branches.values() if branch.origin is not None}
     return tuple(
-        AdoptedCheckpoint(origin=origins[saved.branch], checkpoint=inherit(source, saved, files, saved.branch))
+        AdoptedCheckpoint(
+            origin=origins[saved.branch], checkpoint=transfer_checkpoint(source, saved, files, saved.branch)
+        )
         for saved in state.checkpoints
         if saved.generation == 0 and saved.branch in origins
     )

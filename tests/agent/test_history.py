@@ -8,10 +8,10 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from control_plane.agent.grants import Powers, Proposal, Run, Scale
-from control_plane.agent.history import History
+from control_plane.agent.grants import Grants, Proposal, Run, Scale
+from control_plane.agent.history import SteeringHistory
 from control_plane.agent.loop import AgentOptions, Autopilot
-from control_plane.agent.policy import Action, Bounds, Decision
+from control_plane.agent.policy import AgentAction, AgentBounds, Decision
 from control_plane.api.handle import CommandView, Measurements, Point, Receipt, Report, Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import Command, Evaluate, Intent, SetLearningRate
@@ -34,7 +34,7 @@ from tests.agent.simulated import SimulatedRun
 from tests.core import examples
 from tests.gateway.rig import RUN, TOKENS, live_gateway, open_server, settle, start_trainers
 
-HALVE, DOUBLE = Decision(Action.HALVE, "lower"), Decision(Action.DOUBLE, "higher")
+HALVE, DOUBLE = Decision(AgentAction.HALVE, "lower"), Decision(AgentAction.DOUBLE, "higher")
 
 
 class Served:
@@ -136,7 +136,11 @@ def served(tmp_path: Path) -> Iterator[Callable[[float], Served]]:
 
 
 def pilot(
-    run: Served, *proposals: Proposal, said: list[str] | None = None, bounds: Bounds = Bounds(), **options: Any
+    run: Served,
+    *proposals: Proposal,
+    said: list[str] | None = None,
+    bounds: AgentBounds = AgentBounds(),
+    **options: Any,
 ) -> Autopilot:
     """An autopilot that looks at every step."""
     lines: list[str] = [] if said is None else said
@@ -153,7 +157,7 @@ def fly(autopilot: Autopilot, run: Served, polls: int, steps: int) -> None:
 def test_max_changes_holds_over_five_lives_of_the_autopilot(served: Callable[[float], Served]) -> None:
     run, said, applied = served(1e-3), list[str](), []
     for _ in range(5):
-        life = pilot(run, DOUBLE, HALVE, said=said, bounds=Bounds(max_changes=3))
+        life = pilot(run, DOUBLE, HALVE, said=said, bounds=AgentBounds(max_changes=3))
         fly(life, run, 10, 25)
         applied.append(life.applied)
     assert len(run.sent) == 3
@@ -164,11 +168,11 @@ def test_max_changes_holds_over_five_lives_of_the_autopilot(served: Callable[[fl
 
 def test_max_changes_counts_on_with_a_new_token_and_in_another_generation(served: Callable[[float], Served]) -> None:
     run = served(1e-3)
-    fly(pilot(run, HALVE, bounds=Bounds(max_changes=2)), run, 1, 25)
+    fly(pilot(run, HALVE, bounds=AgentBounds(max_changes=2)), run, 1, 25)
     run.author = "rotated-agent"
     run.call(run.server.fail_generation(1, ()))
     run.call(run.server.start_generation(examples.start(number=901, knobs=examples.KNOBS, step=run.step)))
-    history = History()
+    history = SteeringHistory()
     assert history.read(run, RUN, run.snapshot(RUN).seq)
     assert history.changes == 1
 
@@ -190,7 +194,7 @@ def test_max_drop_counts_from_a_peak_that_was_only_measured(served: Callable[[fl
 
 
 def test_two_autopilots_in_the_same_moment_change_once_and_one_is_left(served: Callable[[float], Served]) -> None:
-    run, said, bounds = served(6e-3), list[str](), Bounds(max_lr=1.3e-2)
+    run, said, bounds = served(6e-3), list[str](), AgentBounds(max_lr=1.3e-2)
     one, two = pilot(run, DOUBLE, said=said, bounds=bounds), pilot(run, DOUBLE, bounds=bounds)
     run.step += 30
     run.before_submit = two.poll  # type: ignore[assignment]
@@ -230,7 +234,7 @@ def test_a_dry_run_beside_an_autopilot_goes_on(served: Callable[[float], Served]
 
 def test_a_person_between_gate_and_submit_is_not_overruled(served: Callable[[float], Served]) -> None:
     run, said = served(6e-3), list[str]()
-    autopilot = pilot(run, DOUBLE, said=said, bounds=Bounds(max_lr=1.3e-2))
+    autopilot = pilot(run, DOUBLE, said=said, bounds=AgentBounds(max_lr=1.3e-2))
     run.before_submit = lambda: run.take(SetLearningRate(value=1e-2), "operator")  # type: ignore[assignment]
     fly(autopilot, run, 1, 30)
     assert (run.lr, autopilot.applied) == (1e-2, 0)
@@ -244,7 +248,7 @@ def test_fifty_evaluations_after_each_change_hide_none(served: Callable[[float],
     """A snapshot shows the newest fifty commands only."""
     run = served(1e-4)
     granted = {"knobs": {"lr": {}, "weight_decay": {}}, "actions": ["jump"]}
-    autopilot = pilot(run, proposal, powers=Powers.model_validate(granted))
+    autopilot = pilot(run, proposal, grants=Grants.model_validate(granted))
     for _ in range(6):
         fly(autopilot, run, 1, 1)
         for _ in range(50):
@@ -253,7 +257,7 @@ def test_fifty_evaluations_after_each_change_hide_none(served: Callable[[float],
 
 
 def test_a_long_journal_is_read_in_several_polls_and_not_taken_for_read_before() -> None:
-    run, history, term = SimulatedRun(1e-3), History(), TermStarted(term=1, recovered=1)
+    run, history, term = SimulatedRun(1e-3), SteeringHistory(), TermStarted(term=1, recovered=1)
     while len(run.entries) < 30_000:
         run.write(term)
     assert not history.read(run, "r", 30_000)
@@ -288,11 +292,11 @@ def test_over_the_gateway_a_command_says_what_it_is_based_on_and_a_change_meanwh
 # --- The fold, record by record ---
 
 
-def folded(*records: Record) -> History:
+def folded(*records: Record) -> SteeringHistory:
     run = SimulatedRun(1e-3)
     for record in records:
         run.write(record)
-    history = History()
+    history = SteeringHistory()
     assert history.read(run, "r", len(run.entries))
     return history
 
@@ -373,7 +377,7 @@ def test_last_change_of_a_knob_is_the_last_that_is_in_what_is_trained(
 
 
 def test_what_a_replay_does_again_is_no_twin() -> None:
-    run, history = SimulatedRun(1e-3), History()
+    run, history = SimulatedRun(1e-3), SteeringHistory()
     assert history.read(run, "r", len(run.entries))
     run.write(accepted(1, LR, "autopilot (GreedyLR): lower"))
     run.write(CommandScheduled(uuid=examples.uuid(1), step=9))

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from control_plane.agent.loop import AgentOptions, run_agent
-from control_plane.agent.policy import Bounds
+from control_plane.agent.policy import AgentBounds
 from control_plane.core.model.commands import SetLearningRate
 from control_plane.core.model.errors import Invalid, NotAllowed, NotFound, RunEnded, Unavailable
 from tests.agent.chat_server import Answer, Chat, chat_server, completion, says, sends
@@ -70,14 +70,14 @@ def test_run_agent_after_its_last_decision_ends() -> None:
 
 def test_run_agent_after_its_last_change_changes_nothing_more() -> None:
     run = SimulatedRun(2e-2)
-    changes, said = fly(run, bounds=Bounds(max_changes=2))
+    changes, said = fly(run, bounds=AgentBounds(max_changes=2))
     assert changes == len(run.views) == 2
     assert any("all of its 2 changes" in line for line in said)
 
 
 def test_run_agent_never_leaves_its_bounds() -> None:
     run = SimulatedRun(2e-2, model=lambda lr: math.nan if lr > 1e-3 else 5.0)
-    fly(run, bounds=Bounds(min_lr=4e-3, cooldown_steps=0), every_steps=5)
+    fly(run, bounds=AgentBounds(min_lr=4e-3, cooldown_steps=0), every_steps=5)
     assert run.lr == 5e-3
 
 
@@ -261,7 +261,7 @@ def test_run_agent_a_run_that_speaks_to_the_model_is_not_heard(text: str) -> Non
 
 @pytest.mark.parametrize("text", INJECTIONS)
 def test_run_agent_a_model_that_was_talked_round_changes_nothing_beyond_the_policy(text: str) -> None:
-    bounds = Bounds(min_lr=1e-4, max_lr=1e-2)
+    bounds = AgentBounds(min_lr=1e-4, max_lr=1e-2)
     beyond = 0
     for content in (
         text,

@@ -17,7 +17,7 @@ from control_plane.agent.model import (
     check_base_url,
     endpoint,
 )
-from control_plane.agent.policy import Action, Bounds, Decision
+from control_plane.agent.policy import AgentAction, AgentBounds, Decision
 from control_plane.core.model.errors import Invalid
 from tests.agent.chat_server import Answer, Chat, chat_server, completion, drips, floods, hangs_up, never, says, sends
 from tests.agent.simulated import observed
@@ -30,22 +30,22 @@ GOOD = '{"action": "halve", "reason": "the loss rises"}'
 def ask(answer: Answer, timeout_s: float = 60.0) -> Decision:
     """One decision from an endpoint that answers so."""
     with chat_server(answer) as server:
-        return ChatModel(Endpoint(server.base_url, "m", KEY, timeout_s)).propose(SEEN, Bounds())
+        return ChatModel(Endpoint(server.base_url, "m", KEY, timeout_s)).propose(SEEN, AgentBounds())
 
 
-@pytest.mark.parametrize("action", list(Action))
-def test_propose_a_good_answer_is_a_decision(action: Action) -> None:
+@pytest.mark.parametrize("action", list(AgentAction))
+def test_propose_a_good_answer_is_a_decision(action: AgentAction) -> None:
     text = json.dumps({"action": action.value, "reason": "so it is"})
     assert ask(says(text)) == Decision(action, "so it is")
 
 
 def test_propose_an_answer_in_a_code_fence_is_a_decision() -> None:
-    assert ask(says(f"```json\n{GOOD}\n```")).action is Action.HALVE
+    assert ask(says(f"```json\n{GOOD}\n```")).action is AgentAction.HALVE
 
 
 def test_propose_asks_once_with_the_key_and_a_bounded_budget() -> None:
     with chat_server(says(GOOD)) as server:
-        ChatModel(Endpoint(server.base_url, "m", KEY)).propose(SEEN, Bounds())
+        ChatModel(Endpoint(server.base_url, "m", KEY)).propose(SEEN, AgentBounds())
     (request,), (headers,) = server.requests, server.headers
     assert request["response_format"] == {"type": "json_object"}
     assert request["max_completion_tokens"] <= 2000
@@ -59,7 +59,7 @@ def test_propose_to_an_endpoint_without_json_mode_asks_again_without_and_remembe
 
     with chat_server(old) as server:
         model = ChatModel(Endpoint(server.base_url, "m", KEY))
-        assert [model.propose(SEEN, Bounds()).action for _ in range(2)] == [Action.HALVE] * 2
+        assert [model.propose(SEEN, AgentBounds()).action for _ in range(2)] == [AgentAction.HALVE] * 2
     assert ["response_format" in request for request in server.requests] == [True, False, False]
 
 
@@ -137,7 +137,7 @@ def test_propose_to_nobody_is_model_unavailable() -> None:
         taken.bind(("127.0.0.1", 0))  # bound and not listening: the connection is refused
         url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
         with pytest.raises(ModelUnavailable, match="could not be reached"):
-            ChatModel(Endpoint(url, "m", KEY, 60.0)).propose(SEEN, Bounds())
+            ChatModel(Endpoint(url, "m", KEY, 60.0)).propose(SEEN, AgentBounds())
 
 
 def test_propose_a_redirect_is_not_followed() -> None:

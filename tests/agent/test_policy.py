@@ -7,8 +7,8 @@ import pytest
 
 from control_plane.agent.policy import (
     MAX_EXPLANATION_CHARS,
-    Action,
-    Bounds,
+    AgentAction,
+    AgentBounds,
     Decision,
     decide,
     explain,
@@ -18,38 +18,38 @@ from control_plane.core.model.errors import Invalid
 from tests.agent.simulated import observed
 
 SEEN = observed([3.0] * 100, lr=1e-3)
-BOUNDS = Bounds(min_lr=1e-5, max_lr=1e-2, cooldown_steps=20, max_changes=3, max_age_steps=50)
+BOUNDS = AgentBounds(min_lr=1e-5, max_lr=1e-2, cooldown_steps=20, max_changes=3, max_age_steps=50)
 
 
 @pytest.mark.parametrize(
     ("action", "now", "factor", "words"),
     [
-        (Action.KEEP, {}, None, "kept"),
-        (Action.DOUBLE, {}, 2.0, "lr x 2"),
-        (Action.HALVE, {}, 0.5, "lr x 0.5"),
-        (Action.DOUBLE, {"lr": (5e-3,)}, 2.0, "lr x 2"),
-        (Action.DOUBLE, {"lr": (5.1e-3,)}, None, "above the autopilot's bound of 0.01"),
-        (Action.DOUBLE, {"lr": (1e-3, 9e-3)}, None, "above"),
-        (Action.HALVE, {"lr": (1.9e-5,)}, None, "below the autopilot's bound of 1e-05"),
-        (Action.HALVE, {"lr": (1e-3, 1.5e-5)}, None, "below"),
-        (Action.HALVE, {"lr": (5e-2,)}, 0.5, "lr x 0.5"),  # from above the bounds, down is the way
-        (Action.DOUBLE, {"lr": (1e-6,)}, 2.0, "lr x 2"),  # from below them, up
-        (Action.DOUBLE, {"lr": (0.0, 1e-3)}, 2.0, "lr x 2"),  # a frozen group binds nothing
-        (Action.DOUBLE, {"lr": (0.0,)}, None, "positive learning rate"),
-        (Action.DOUBLE, {"lr": ()}, None, "positive learning rate"),
-        (Action.HALVE, {"lr": (math.nan,)}, None, "positive learning rate"),
-        (Action.HALVE, {"lr": (math.inf,)}, None, "positive learning rate"),
-        (Action.HALVE, {"lr": (-1e-3,)}, None, "positive learning rate"),
-        (Action.HALVE, {"pending": True}, None, "still pending"),
-        (Action.HALVE, {"changes": 3}, None, "all of its 3 changes"),
-        (Action.HALVE, {"generation": 1}, None, "restarted or rolled back"),
-        (Action.HALVE, {"step": 99}, None, "restarted or rolled back"),
-        (Action.HALVE, {"step": 151}, None, "the run is at step 151"),
-        (Action.HALVE, {"changed_at": 90}, None, "has changed since it was observed"),
+        (AgentAction.KEEP, {}, None, "kept"),
+        (AgentAction.DOUBLE, {}, 2.0, "lr x 2"),
+        (AgentAction.HALVE, {}, 0.5, "lr x 0.5"),
+        (AgentAction.DOUBLE, {"lr": (5e-3,)}, 2.0, "lr x 2"),
+        (AgentAction.DOUBLE, {"lr": (5.1e-3,)}, None, "above the autopilot's bound of 0.01"),
+        (AgentAction.DOUBLE, {"lr": (1e-3, 9e-3)}, None, "above"),
+        (AgentAction.HALVE, {"lr": (1.9e-5,)}, None, "below the autopilot's bound of 1e-05"),
+        (AgentAction.HALVE, {"lr": (1e-3, 1.5e-5)}, None, "below"),
+        (AgentAction.HALVE, {"lr": (5e-2,)}, 0.5, "lr x 0.5"),  # from above the bounds, down is the way
+        (AgentAction.DOUBLE, {"lr": (1e-6,)}, 2.0, "lr x 2"),  # from below them, up
+        (AgentAction.DOUBLE, {"lr": (0.0, 1e-3)}, 2.0, "lr x 2"),  # a frozen group binds nothing
+        (AgentAction.DOUBLE, {"lr": (0.0,)}, None, "positive learning rate"),
+        (AgentAction.DOUBLE, {"lr": ()}, None, "positive learning rate"),
+        (AgentAction.HALVE, {"lr": (math.nan,)}, None, "positive learning rate"),
+        (AgentAction.HALVE, {"lr": (math.inf,)}, None, "positive learning rate"),
+        (AgentAction.HALVE, {"lr": (-1e-3,)}, None, "positive learning rate"),
+        (AgentAction.HALVE, {"pending": True}, None, "still pending"),
+        (AgentAction.HALVE, {"changes": 3}, None, "all of its 3 changes"),
+        (AgentAction.HALVE, {"generation": 1}, None, "restarted or rolled back"),
+        (AgentAction.HALVE, {"step": 99}, None, "restarted or rolled back"),
+        (AgentAction.HALVE, {"step": 151}, None, "the run is at step 151"),
+        (AgentAction.HALVE, {"changed_at": 90}, None, "has changed since it was observed"),
     ],
 )
 def test_decide_each_proposal_becomes_one_factor_or_a_sentence(
-    action: Action, now: dict[str, object], factor: float | None, words: str
+    action: AgentAction, now: dict[str, object], factor: float | None, words: str
 ) -> None:
     ruling = decide(Decision(action, "because"), SEEN, replace(SEEN, **now), BOUNDS)  # type: ignore[arg-type]
     expected = None if factor is None else SetLearningRate(factor=factor, schedule="keep")
@@ -60,7 +60,7 @@ def test_decide_each_proposal_becomes_one_factor_or_a_sentence(
 @pytest.mark.parametrize(("since", "allowed"), [(0, False), (19, False), (20, True)])
 def test_decide_within_the_cooldown_of_anyones_change_refuses(since: int, allowed: bool) -> None:
     seen = replace(SEEN, changed_at=SEEN.step - since)
-    ruling = decide(Decision(Action.HALVE, ""), seen, seen, BOUNDS)
+    ruling = decide(Decision(AgentAction.HALVE, ""), seen, seen, BOUNDS)
     assert (ruling.intent is not None) == allowed
     assert allowed or f"{since} steps ago" in ruling.sentence
 
@@ -71,7 +71,7 @@ def test_decide_within_the_cooldown_of_anyones_change_refuses(since: int, allowe
 )
 def test_bounds_that_contradict_each_other_are_refused(wrong: dict[str, float]) -> None:
     with pytest.raises(Invalid):
-        Bounds(**wrong)  # type: ignore[arg-type]
+        AgentBounds(**wrong)  # type: ignore[arg-type]
 
 
 def test_explain_hostile_words_become_one_short_printable_line() -> None:
@@ -85,14 +85,14 @@ def test_explain_hostile_words_become_one_short_printable_line() -> None:
 def test_gate_does_not_bring_a_run_further_down_than_max_drop() -> None:
     at_the_floor = observed([3.0], lr=2e-2 / 16, peak_lr=2e-2)
     above_it = observed([3.0], lr=2e-2 / 8, peak_lr=2e-2)
-    halve = Decision(Action.HALVE, "flat")
-    refused = decide(halve, at_the_floor, at_the_floor, Bounds())
+    halve = Decision(AgentAction.HALVE, "flat")
+    refused = decide(halve, at_the_floor, at_the_floor, AgentBounds())
     assert refused.intent is None
     assert "16th of the highest rate seen" in refused.sentence
-    assert decide(halve, above_it, above_it, Bounds()).intent is not None
+    assert decide(halve, above_it, above_it, AgentBounds()).intent is not None
 
 
 @pytest.mark.parametrize("max_drop", [0.5, float("nan"), float("inf"), -1.0])
 def test_bounds_refuse_a_max_drop_that_makes_no_sense(max_drop: float) -> None:
     with pytest.raises(Invalid, match="max_drop"):
-        Bounds(max_drop=max_drop)
+        AgentBounds(max_drop=max_drop)

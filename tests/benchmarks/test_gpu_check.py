@@ -116,7 +116,7 @@ def test_a_rehearsal_runs_stages_on_real_ranks() -> None:
 
 def test_the_bundle_holds_what_the_check_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bundle, "_wheels", lambda folder: ["deepspeed"])
-    assert "python3 -m benchmarks.gpu" in bundle.lay_down(tmp_path / "bundle")
+    assert "python3 -m benchmarks.gpu" in bundle.import_run(tmp_path / "bundle")
     command = [sys.executable, "-m", "benchmarks.gpu", "--only", "boundary"]
     environment = {"PATH": "/usr/bin", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(tmp_path / "bundle")}
     done = subprocess.run(
@@ -124,7 +124,7 @@ def test_the_bundle_holds_what_the_check_imports(tmp_path: Path, monkeypatch: py
     )
     assert done.stdout.splitlines()[-1] == '{"gpu": null}', done.stderr
     with pytest.raises(Invalid, match="not empty"):
-        bundle.lay_down(tmp_path / "bundle")
+        bundle.import_run(tmp_path / "bundle")
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.api.handle import Report
 from control_plane.cli.commands.knobs import allowed, parse_assignment, value_per_group
-from control_plane.cli.errors import Misused
+from control_plane.cli.errors import UsageError
 from control_plane.cli.output.formatting import change
 from control_plane.core.model.limits import Limit
 from control_plane.storage.layout import RunFiles
@@ -164,7 +164,7 @@ def test_knobs_lists_values_bounds_and_limits(gateway: LiveGateway, steer: Steer
 
 @pytest.mark.parametrize("text", ["lr=", "lr=true", "x=", "x=a,b", "x*=true", "=1x"])
 def test_assignment_of_no_value_is_misused(text: str) -> None:
-    with pytest.raises(Misused, match="is not a number"):
+    with pytest.raises(UsageError, match="is not a number"):
         parse_assignment(text)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from control_plane.cli.commands.run import written
+from control_plane.cli.commands.run import outputs_line
 from control_plane.cli.main import app
 from control_plane.storage.layout import RunFiles
 
@@ -42,4 +42,4 @@ def test_outputs_of_no_run_or_of_several_are_refused(files: RunFiles) -> None:
 
 
 def test_last_line_of_a_run_says_where_they_lie(files: RunFiles) -> None:
-    assert written(files) == f"outputs: {files.work} (1 file; copy with `steer outputs gpt2-2 --copy TO`)"
+    assert outputs_line(files) == f"outputs: {files.work} (1 file; copy with `steer outputs gpt2-2 --copy TO`)"

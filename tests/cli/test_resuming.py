@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.cli.commands.resume import needs_a_job, resumption, when_it_has_ended
+from control_plane.cli.commands.resume import reason_for_new_job, resume_command, wait_until_ended
 from control_plane.cli.job_watch import GRACE_S, JobWatch, job_is_gone, jobs_of
 from control_plane.cli.select_run import connect
 from control_plane.config import settings
@@ -42,10 +42,10 @@ def submitter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     )
 
     def command(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
-        return [sys.executable, str(program), *resumption(run, trust, as_json, env)[4:]]
+        return [sys.executable, str(program), *resume_command(run, trust, as_json, env)[4:]]
 
-    monkeypatch.setattr("control_plane.cli.commands.resume.resumption", command)
-    monkeypatch.setattr("control_plane.cli.continue_run.resumption", command)
+    monkeypatch.setattr("control_plane.cli.commands.resume.resume_command", command)
+    monkeypatch.setattr("control_plane.cli.continue_run.resume_command", command)
     return told
 
 
@@ -129,13 +129,13 @@ def test_run_that_does_not_end_or_trains_again_after_all_is_told_and_nothing_is_
     slept: list[float] = []
     with connect() as client:
         with pytest.raises(Conflict, match="still ending after 3 s"):
-            when_it_has_ended(client, client.snapshot(RUN), 3.0, slept.append)
+            wait_until_ended(client, client.snapshot(RUN), 3.0, slept.append)
         assert len(slept) == 3
 
         def train_again(seconds: float) -> None:
             saved_idle.call(server.start_generation(start(901, 1)))
 
-        assert when_it_has_ended(client, client.snapshot(RUN), 3.0, train_again).status == "running"
+        assert wait_until_ended(client, client.snapshot(RUN), 3.0, train_again).status == "running"
     assert capsys.readouterr().err.count("is ending") == 2
 
 
@@ -143,9 +143,9 @@ def test_run_that_was_heard_lately_is_not_given_another_job(idle_gateway: LiveGa
     seen = idle_gateway.call(idle_gateway.server.snapshot())
     with ray_with_jobs({RUN: "FAILED", f"{RUN}-r2": "STOPPED"}) as port:
         where = settings(dashboard_port=port)
-        assert needs_a_job(seen, where) is None
+        assert reason_for_new_job(seen, where) is None
         silent = seen.model_copy(update={"progress_age_s": 60.0})
-        assert "its Ray job is gone" in (needs_a_job(silent, where) or "")
+        assert "its Ray job is gone" in (reason_for_new_job(silent, where) or "")
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def ends(monkeypatch: pytest.MonkeyPatch, ours: bool, terminal: bool, status: st
         return client.snapshot(run).model_copy(update={"status": status})  # type: ignore[attr-defined]
 
     monkeypatch.setattr(cli_run, "_cluster", cluster)
-    monkeypatch.setattr(cli_run, "_attend", attend)
+    monkeypatch.setattr(cli_run, "_follow", attend)
     monkeypatch.setattr(cli_run, "wants_panel", lambda: terminal)
 
 

@@ -24,7 +24,7 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("no_network")
 def test_bundle_is_imported_from_where_it_lies_and_says_how_it_is_run(tmp_path: Path) -> None:
     folder = tmp_path / "bundle"
-    said = bundle.lay_down(folder)
+    said = bundle.import_run(folder)
     assert said.endswith("--find-links wheels deepspeed && python3 -m benchmarks.gpu")
     assert "python3 -m benchmarks.gpu" in (folder / "README.txt").read_text()
     assert {path.name for path in folder.iterdir()} == {*bundle.SOURCES, "wheels", "README.txt"}
@@ -46,7 +46,7 @@ def test_bundle_is_imported_from_where_it_lies_and_says_how_it_is_run(tmp_path: 
 def test_bundle_overwrites_nothing_and_has_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "something").write_text("mine")
     with pytest.raises(Invalid, match="is not empty"):
-        bundle.lay_down(tmp_path)
+        bundle.import_run(tmp_path)
     monkeypatch.setattr(bundle, "LIMIT_BYTES", 1000)
     with pytest.raises(SteerwayError, match="limit"):
-        bundle.lay_down(tmp_path / "bundle")
+        bundle.import_run(tmp_path / "bundle")

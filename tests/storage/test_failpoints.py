@@ -25,9 +25,9 @@ from control_plane.storage.checkpoint.store import (
     newest_good,
     verify,
 )
-from control_plane.storage.checkpoint.transfer import inherit
+from control_plane.storage.checkpoint.transfer import transfer_checkpoint
 from control_plane.storage.failpoints import POINTS, VARIABLE, arm, halves, parse, reach
-from control_plane.storage.journal.export import export, lay_down, read_export
+from control_plane.storage.journal.export import export, import_run, read_export
 from control_plane.storage.journal.writer import Disk, Journal, read
 from control_plane.storage.layout import RunFiles
 from ray_jobs.checkpoint.convert import _take_place
@@ -255,11 +255,11 @@ def test_checkpoint_of_a_parent_killed_at_a_failpoint_is_none_of_the_childs(
     save(parent.checkpoints, OLD, SigningKey.of_installation(parent.signing_key))
     monkeypatch.setattr(os, "link", refuse_to_link)  # so that what is linked where it can be is copied
     known = CheckpointCommitted(checkpoint=name_of(OLD), step=OLD, generation=1, path="")
-    assert killed_at(point, lambda: inherit(parent, known, child))
+    assert killed_at(point, lambda: transfer_checkpoint(parent, known, child))
     chosen, _ = newest_good(child.checkpoints, SigningKey.of_installation(child.signing_key), [name_of(OLD)])
     assert chosen is None
     another = RunFiles(tmp_path / "runs" / "another")
-    assert inherit(parent, known, another).step == OLD
+    assert transfer_checkpoint(parent, known, another).step == OLD
 
 
 def refuse_to_link(source: object, target: object) -> None:
@@ -275,7 +275,7 @@ def test_export_and_import_killed_at_a_failpoint_leave_a_whole_run_or_none(tmp_p
 
     def carry() -> None:
         export(there, tmp_path / "run-1.zip")
-        lay_down(read_export(tmp_path / "run-1.zip"), here)
+        import_run(read_export(tmp_path / "run-1.zip"), here)
 
     assert killed_at(point, carry)
     if (here / "run-1").exists():

@@ -16,9 +16,9 @@ from control_plane.core.model.records import Parent, RunCreated
 from control_plane.core.rules.branch_rules import Origin
 from control_plane.storage.checkpoint import transfer
 from control_plane.storage.checkpoint.store import SigningKey
-from control_plane.storage.checkpoint.transfer import inherit, write_origin
+from control_plane.storage.checkpoint.transfer import transfer_checkpoint, write_origin
 from control_plane.storage.digest_files import RankDigest, digest_file
-from control_plane.storage.journal.export import export, lay_down, read_export
+from control_plane.storage.journal.export import export, import_run, read_export
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
@@ -81,7 +81,7 @@ def test_no_file_of_a_run_is_anybody_elses_whatever_the_umask(
         path.name for path in files.root.iterdir()
     }
     export(files, tmp_path / "mine.zip")
-    lay_down(read_export(tmp_path / "mine.zip"), home / "runs", "imported")
+    import_run(read_export(tmp_path / "mine.zip"), home / "runs", "imported")
     assert (tmp_path / "mine.zip").stat().st_mode & 0o077 == 0
     assert stat.S_IMODE(home.stat().st_mode) == 0o700
     assert open_to_others(home) == []
@@ -98,7 +98,7 @@ def test_checkpoint_that_a_fork_is_given_is_its_owners_only(
         if not linked:
             monkeypatch.setattr(transfer.os, "link", refuse_to_link)
         child = RunFiles(tmp_path / "home" / "runs" / "child")
-        inherit(parent, record_of(parent, name_of(1)), child)
+        transfer_checkpoint(parent, record_of(parent, name_of(1)), child)
     finally:
         os.umask(before)
     assert open_to_others(child.root) == []

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from control_plane.cli.errors import Misused
+from control_plane.cli.errors import UsageError
 from control_plane.cli.output.printing import say
 from control_plane.cli.select_run import active_run
 from control_plane.config import settings
@@ -27,25 +27,26 @@ def agent(
     max_decisions: Annotated[
         int, typer.Option(min=1, help="Stop after this many decisions; bounds the model's cost.")
     ] = 1000,
-    powers: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="YAML file with further knobs and actions to grant.")
+    grants: Annotated[
+        Path | None,
+        typer.Option("--grants", "--powers", metavar="FILE", help="YAML file with further knobs and actions to grant."),
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print proposals, change nothing.")] = False,
 ) -> None:
-    """Run an autopilot that tunes the learning rate within fixed bounds, and the knobs granted with --powers."""
-    from control_plane.agent.grants import NO_MORE, load
+    """Run an autopilot that tunes the learning rate within fixed bounds, and the knobs granted with --grants."""
+    from control_plane.agent.grants import NO_GRANTS, load
     from control_plane.agent.loop import AgentOptions, run_agent
     from control_plane.client import SteerwayClient
 
     if policy not in ("auto", "model", "rule"):
-        raise Misused(f"--policy is {policy!r}; allowed are auto, model and rule")
+        raise UsageError(f"--policy is {policy!r}; allowed are auto, model and rule")
     chosen: Any = policy
     options = AgentOptions(
         every_steps=every,
         policy=chosen,
         max_decisions=max_decisions,
         dry_run=dry_run,
-        powers=load(powers) if powers else NO_MORE,
+        grants=load(grants) if grants else NO_GRANTS,
     )
     with SteerwayClient.from_settings(settings(), role="agent") as client:
         which = active_run(client, run)

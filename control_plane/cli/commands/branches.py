@@ -9,9 +9,9 @@ from pydantic import TypeAdapter, ValidationError
 from control_plane.api.handle import Snapshot
 from control_plane.api.sentences import A_BRANCH_NAME
 from control_plane.cli.commands.knobs import check_known, parse_assignment
-from control_plane.cli.commands.lifecycle import Asked, Yes, check_can_ask, confirm, intent_of, run_and
-from control_plane.cli.continue_run import taking
-from control_plane.cli.errors import Misused
+from control_plane.cli.commands.lifecycle import RunIntent, Yes, build_intent, check_can_ask, confirm, run_and
+from control_plane.cli.continue_run import branch_command
+from control_plane.cli.errors import UsageError
 from control_plane.cli.select_run import active_run, any_run, connect
 from control_plane.compare.comparison import parse
 from control_plane.core.model.branch_tree import free_name
@@ -34,7 +34,7 @@ EXAMPLE = "steer rollback RUN step-00000200-g1 --set lr=1e-4"
 HOW_TO_NAME = "name, prefix of the name, label, or step:N"
 
 
-@taking
+@branch_command
 def rollback(
     words: Annotated[list[str], typer.Argument(metavar="[RUN] CHECKPOINT", help=f"The checkpoint: its {HOW_TO_NAME}.")],
     changes: Annotated[
@@ -46,7 +46,7 @@ def rollback(
         bool, typer.Option("--hold", help="Hold the learning rate constant instead of following the schedule.")
     ] = False,
     yes: Yes = False,
-) -> Asked:
+) -> RunIntent:
     """Return to a checkpoint and continue from it on a new branch. The current branch keeps what it has trained."""
     run, given = run_and(words, "a checkpoint", EXAMPLE)
     first = first_of(changes or [], hold)
@@ -62,19 +62,19 @@ def rollback(
         "not confirmed; the run was not changed",
     )
     named = None if branch is None else _checked(branch)
-    return snapshot.run, intent_of(
+    return snapshot.run, build_intent(
         "rollback", checkpoint=found.checkpoint, branch=named, first=[each.model_dump() for each in first]
     )
 
 
-@taking
+@branch_command
 def switch(
     words: Annotated[
         list[str],
         typer.Argument(metavar="[RUN] BRANCH", help="A branch as `steer tree` lists it, or a prefix of its name."),
     ],
     yes: Yes = False,
-) -> Asked:
+) -> RunIntent:
     """Continue another branch of a run from its latest checkpoint. The current branch stays in the tree."""
     run, given = run_and(words, "a branch", "steer switch RUN branch-2")
     check_can_ask(yes, LEAVES)
@@ -83,7 +83,7 @@ def switch(
     return _on_with(snapshot, find_branch(snapshot, given), yes)
 
 
-@taking
+@branch_command
 def adopt(
     words: Annotated[
         list[str],
@@ -96,7 +96,7 @@ def adopt(
         str | None, typer.Option(help="Name of the branch that is made from a fork. Default: branch-N.")
     ] = None,
     yes: Yes = False,
-) -> Asked:
+) -> RunIntent:
     """Make a branch the head of its run, or continue from a fork's checkpoint on a new branch of the parent run."""
     run, given = run_and(words, "a branch or a fork", "steer adopt RUN FORK")
     named = None if branch is None else _checked(branch)
@@ -105,7 +105,7 @@ def adopt(
         snapshot = client.snapshot(active_run(client, run))
         if given and any(each.branch.startswith(given) for each in snapshot.branches):
             if branch is not None:
-                raise Misused(
+                raise UsageError(
                     f"{given} is already a branch of {snapshot.run}: remove --branch, which names the branch of a fork"
                 )
             return _on_with(snapshot, find_branch(snapshot, given), yes)
@@ -115,11 +115,11 @@ def adopt(
     confirm(yes, question, "not confirmed; the run was not changed")
     name = named or free_name([each.branch for each in snapshot.branches])
     found = checkpoint.checkpoint if checkpoint else None
-    return snapshot.run, intent_of("adopt_checkpoint", run=fork, checkpoint=found, branch=name)
+    return snapshot.run, build_intent("adopt_checkpoint", run=fork, checkpoint=found, branch=name)
 
 
 def _of_another_run(client: "SteerwayClient", snapshot: Snapshot, given: str) -> tuple[str, CheckpointCommitted | None]:
-    """`FORK`, `FORK:BRANCH`, either of them `@STEP` or `@CHECKPOINT`. Raises `NotFound`, `Misused`, `Invalid`."""
+    """`FORK`, `FORK:BRANCH`, either of them `@STEP` or `@CHECKPOINT`. Raises `NotFound`, `UsageError`, `Invalid`."""
     asked = parse(given)
     try:
         other = client.snapshot(any_run(client, asked.run))
@@ -140,26 +140,26 @@ def _of_another_run(client: "SteerwayClient", snapshot: Snapshot, given: str) ->
     return other.run, find_checkpoint(other, newest)
 
 
-def _on_with(snapshot: Snapshot, branch: str, yes: bool) -> Asked:
+def _on_with(snapshot: Snapshot, branch: str, yes: bool) -> RunIntent:
     question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} to branch {branch}?"
     confirm(yes, question, "not confirmed; the run was not changed")
-    return snapshot.run, intent_of("rollback", branch=branch)
+    return snapshot.run, build_intent("rollback", branch=branch)
 
 
 def first_of(assignments: Iterable[str], hold: bool) -> list[Intent]:
-    """Return the first commands of a branch: one for the learning rate, one for all other knobs. Raises `Misused`."""
+    """Return the first commands of a branch: for the learning rate, and for all other knobs. Raises `UsageError`."""
     parsed = [parse_assignment(word) for word in assignments]
     rates = [change for change in parsed if change["knob"] == LEARNING_RATE]
     others = [change for change in parsed if change["knob"] != LEARNING_RATE]
     if len(rates) > 1:
-        raise Misused("the learning rate is set twice in one command")
+        raise UsageError("the learning rate is set twice in one command")
     if hold and not rates:
-        raise Misused("--hold applies to the learning rate only: add --set lr=VALUE")
+        raise UsageError("--hold applies to the learning rate only: add --set lr=VALUE")
     made = []
     for change in rates:
         members = {name: value for name, value in change.items() if name != "knob"}
-        made.append(intent_of("set_learning_rate", schedule="hold" if hold else "keep", **members))
-    return [*made, *([intent_of("set_knobs", changes=others)] if others else [])]
+        made.append(build_intent("set_learning_rate", schedule="hold" if hold else "keep", **members))
+    return [*made, *([build_intent("set_knobs", changes=others)] if others else [])]
 
 
 def _knobs_of(intent: Intent) -> list[str]:
@@ -167,7 +167,7 @@ def _knobs_of(intent: Intent) -> list[str]:
 
 
 def find_checkpoint(snapshot: Snapshot, given: str) -> CheckpointCommitted:
-    """Return the checkpoint of this name, label, step or name prefix. Raises `NotFound`, `Misused`."""
+    """Return the checkpoint of this name, label, step or name prefix. Raises `NotFound`, `UsageError`."""
     found = [each for each in snapshot.checkpoints if each.checkpoint == given]
     found = found or [each for each in snapshot.checkpoints if each.label == given]
     found = found or [each for each in snapshot.checkpoints if given == f"{AT_STEP}{each.step}"]
@@ -176,19 +176,19 @@ def find_checkpoint(snapshot: Snapshot, given: str) -> CheckpointCommitted:
     if len(found) == 1:
         return found[0]
     if found:
-        raise Misused(f"{given!r} matches {len(found)} checkpoints: {_listed(found)}; be more specific")
+        raise UsageError(f"{given!r} matches {len(found)} checkpoints: {_listed(found)}; be more specific")
     available = _listed(snapshot.checkpoints) or "none yet"
     raise NotFound(f"run {snapshot.run} has no checkpoint {given!r} (give a {HOW_TO_NAME}); it has {available}")
 
 
 def find_branch(snapshot: Snapshot, given: str) -> str:
-    """Return the branch of this name or name prefix. Raises `NotFound`, `Misused`."""
+    """Return the branch of this name or name prefix. Raises `NotFound`, `UsageError`."""
     names = [each.branch for each in snapshot.branches]
     found = [name for name in names if name == given] or [name for name in names if given and name.startswith(given)]
     if len(found) == 1:
         return found[0]
     if found:
-        raise Misused(f"{given!r} matches {len(found)} branches: {', '.join(found)}; be more specific")
+        raise UsageError(f"{given!r} matches {len(found)} branches: {', '.join(found)}; be more specific")
     raise NotFound(f"run {snapshot.run} has no branch {given!r}; it has {', '.join(names)}")
 
 
@@ -202,4 +202,4 @@ def _checked(branch: str) -> str:
     try:
         return NAMED.validate_python(branch)
     except ValidationError:
-        raise Misused(f"{branch!r} is not a valid branch name: it needs {A_BRANCH_NAME}") from None
+        raise UsageError(f"{branch!r} is not a valid branch name: it needs {A_BRANCH_NAME}") from None

@@ -4,8 +4,8 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli.cluster import call, call_for_json, local
-from control_plane.cli.errors import Misused, SteerGroup
+from control_plane.cli.cluster import call, call_for_json, cluster_command
+from control_plane.cli.errors import SteerGroup, UsageError
 from control_plane.cli.output.printing import tell
 from control_plane.cli.select_run import ACTIVE, active_run, connect
 from control_plane.core.model.errors import Conflict, NotFound
@@ -41,7 +41,7 @@ def kill_node(node: Node, head: Head = False) -> None:
 @chaos.command("add-node")
 def add_node() -> None:
     """Add a node to the running cluster, for example to replace a killed one."""
-    raise typer.Exit(call(local("add-node")))
+    raise typer.Exit(call(cluster_command("add-node")))
 
 
 @chaos.command()
@@ -75,7 +75,7 @@ def cont_rank(rank: Rank, run: Run = None, run_option: RunOption = None) -> None
 def _send(word: str, given: str, run: str | None, run_option: str | None) -> None:
     rank = _number(given)
     if run and run_option:
-        raise Misused("the run is given twice: name it after the rank or with --run, not both")
+        raise UsageError("the run is given twice: name it after the rank or with --run, not both")
     run = run or run_option
     with connect() as client:
         chosen = active_run(client, run)
@@ -94,7 +94,7 @@ def _send(word: str, given: str, run: str | None, run_option: str | None) -> Non
 def _number(given: str) -> int:
     # Not typer's own conversion: it takes `-1` for an option, and says nothing of ranks.
     if not given.isascii() or not given.isdigit():
-        raise Misused(f"{given!r} is not a rank: expected a number, counted from 0")
+        raise UsageError(f"{given!r} is not a rank: expected a number, counted from 0")
     return int(given)
 
 

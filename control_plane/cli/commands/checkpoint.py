@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from control_plane.cli.commands.lifecycle import Asked, intent_of, run_and, steering
+from control_plane.cli.commands.lifecycle import RunIntent, build_intent, run_and, steering_command
 from control_plane.cli.errors import SteerGroup
 
 checkpoint = typer.Typer(
@@ -22,24 +22,24 @@ EXAMPLE = "steer checkpoint {} RUN step-00000100-g1"
 
 
 @checkpoint.command()
-@steering
-def pin(words: Named) -> Asked:
+@steering_command
+def pin(words: Named) -> RunIntent:
     """Protect a checkpoint from deletion by the run's retention rules."""
     run, name = run_and(words, "a checkpoint", EXAMPLE.format("pin"))
-    return run, intent_of("pin_checkpoint", checkpoint=name)
+    return run, build_intent("pin_checkpoint", checkpoint=name)
 
 
 @checkpoint.command()
-@steering
-def unpin(words: Named) -> Asked:
+@steering_command
+def unpin(words: Named) -> RunIntent:
     """Unpin a checkpoint: the run's retention rules apply to it again."""
     run, name = run_and(words, "a checkpoint", EXAMPLE.format("unpin"))
-    return run, intent_of("pin_checkpoint", checkpoint=name, pinned=False)
+    return run, build_intent("pin_checkpoint", checkpoint=name, pinned=False)
 
 
 @checkpoint.command()
-@steering
-def delete(words: Named) -> Asked:
+@steering_command
+def delete(words: Named) -> RunIntent:
     """Delete a checkpoint permanently. Rejected if it is pinned, in use, or the latest."""
     run, name = run_and(words, "a checkpoint", EXAMPLE.format("delete"))
-    return run, intent_of("delete_checkpoint", checkpoint=name)
+    return run, build_intent("delete_checkpoint", checkpoint=name)

@@ -12,7 +12,7 @@ from control_plane.cli import cluster
 from control_plane.cli.commands import lifecycle
 from control_plane.cli.commands.branches import find_checkpoint, first_of
 from control_plane.cli.commands.resume import Trust
-from control_plane.cli.errors import Misused
+from control_plane.cli.errors import UsageError
 from control_plane.cli.output.printing import say, tell, tell_json
 from control_plane.cli.select_run import any_run, connect
 from control_plane.config import settings
@@ -57,7 +57,7 @@ def fork(
         snapshot = client.snapshot(any_run(client, run))
     base = find_checkpoint(snapshot, checkpoint)
     firsts = [first_of(chosen, hold=False) for chosen in combinations(sets or [], snapshot)]
-    command = descent("fork", snapshot.run, base.checkpoint, *(overrides or []), *trusting(trust))
+    command = fork_command("fork", snapshot.run, base.checkpoint, *(overrides or []), *trusting(trust))
     for first in firsts:
         command += ["--first", json.dumps([intent.model_dump(mode="json") for intent in first])]
     begun = cluster.call_for_json(command, cluster.submitter_environment(where))["runs"]
@@ -70,7 +70,7 @@ def fork(
 
 
 def combinations(sets: Sequence[str], snapshot: "Snapshot") -> list[tuple[str, ...]]:
-    """Return every combination of the values: `lr=1e-4,3e-4 eps=1e-6,1e-8` gives four. Raises `Misused` if too many."""
+    """Return every combination of the values: `lr=1e-4,3e-4 eps=1e-6,1e-8` gives four. Raises `UsageError`."""
     choices = []
     for text in sets:
         name, equals, values = text.partition("=")
@@ -80,7 +80,7 @@ def combinations(sets: Sequence[str], snapshot: "Snapshot") -> list[tuple[str, .
         choices.append([f"{name}{equals}{value}" for value in alternatives] or [text])
     found = list(itertools.product(*choices))
     if len(found) > MAX_FORKS:
-        raise Misused(f"this would start {len(found)} forks; the limit of one command is {MAX_FORKS}")
+        raise UsageError(f"this would start {len(found)} forks; the limit of one command is {MAX_FORKS}")
     return found
 
 
@@ -108,7 +108,9 @@ def replay(
         if against is not None:
             _tell(client.snapshot(any_run(client, against)).run, source, where, as_json)
             return
-        words = descent("replay", source, *(["--until", str(until)] if until is not None else []), *trusting(trust))
+        words = fork_command(
+            "replay", source, *(["--until", str(until)] if until is not None else []), *trusting(trust)
+        )
         (begun,) = cluster.call_for_json(words, cluster.submitter_environment(where))["runs"]
         if detach:
             tell(json.dumps({"run": source, "replay": begun}) if as_json else begun)
@@ -150,6 +152,6 @@ def trusting(trust: bool) -> list[str]:
     return ["--trust"] if trust else []
 
 
-def descent(verb: str, *words: str) -> list[str]:
+def fork_command(verb: str, *words: str) -> list[str]:
     """Return the subprocess command that starts runs from another run."""
     return program("ray_jobs.driver.fork_and_replay", verb, *words, "--json")

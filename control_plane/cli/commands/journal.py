@@ -138,7 +138,7 @@ def import_journal(
 ) -> None:
     """Verify an export, list how this machine differs from its origin, and import it as an ended run."""
     from control_plane.api.sentences import what_starts
-    from control_plane.storage.journal.export import lay_down, read_export
+    from control_plane.storage.journal.export import import_run, read_export
     from control_plane.storage.journal.provenance import differences, this_machine
 
     found = read_export(file)
@@ -156,7 +156,7 @@ def import_journal(
         if not differing:
             tell("versions and hardware are the same")
         tell(f"would start  {starts}; it only runs here with --trust")
-    laid = None if check else lay_down(found, settings().runs_dir, run)
+    laid = None if check else import_run(found, settings().runs_dir, run)
     if as_json:
         result = {"run": laid.run if laid else None, "imported_from": manifest.run, "records": manifest.records}
         tell_json(result | {"head": str(manifest.head), "differences": differing, "would_start": starts})
@@ -172,7 +172,7 @@ def _journal_of(given: str) -> Path:
 
 
 def _run_of(given: str) -> RunFiles:
-    """Find a run's files without the gateway. Raises `NotFound`, `Invalid`, `Misused` if several match."""
+    """Find a run's files without the gateway. Raises `NotFound`, `Invalid`, `UsageError` if several match."""
     path = Path(given)
     if path.name != given and (path / "config.yaml").is_file():
         return RunFiles(path.absolute())

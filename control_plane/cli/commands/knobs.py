@@ -10,8 +10,8 @@ import typer
 from control_plane.api import sentences
 from control_plane.api.handle import Snapshot
 from control_plane.cli.commands import show
-from control_plane.cli.commands.lifecycle import Asked, intent_of, run_and, steering
-from control_plane.cli.errors import Misused
+from control_plane.cli.commands.lifecycle import RunIntent, build_intent, run_and, steering_command
+from control_plane.cli.errors import UsageError
 from control_plane.cli.output import formatting
 from control_plane.cli.output.printing import tell_json
 from control_plane.cli.select_run import active_run, any_run, connect
@@ -23,7 +23,7 @@ ALIASES = {"learning_rate": LEARNING_RATE}
 EXAMPLES = "for example: steer set RUN lr=1e-4, or: steer set 'lr*=0.5', or: steer set weight_decay=0.1 betas=0.9,0.95"
 
 
-@steering
+@steering_command
 def set_knobs(
     words: Annotated[
         list[str],
@@ -38,33 +38,33 @@ def set_knobs(
     hold: Annotated[
         bool, typer.Option("--hold", help="Hold the learning rate constant instead of following the schedule.")
     ] = False,
-) -> Asked:
+) -> RunIntent:
     """Change the learning rate or other knobs of a run while it trains: all at one step, or none."""
     assignments = [word for word in words if "=" in word]
     runs = [word for word in words if "=" not in word]
     if not assignments or len(runs) > 1:
-        raise Misused(f"expected one or more KNOB=VALUE, with an optional run before them, {EXAMPLES}")
+        raise UsageError(f"expected one or more KNOB=VALUE, with an optional run before them, {EXAMPLES}")
     changes = [parse_assignment(word, group, factor) for word in assignments]
     run = runs[0] if runs else None
     if len(changes) == 1 and changes[0]["knob"] == LEARNING_RATE:
         (change,) = changes
         del change["knob"]
-        return run, intent_of("set_learning_rate", schedule="hold" if hold else "keep", **change)
+        return run, build_intent("set_learning_rate", schedule="hold" if hold else "keep", **change)
     if hold:
-        raise Misused("--hold applies to the learning rate only: set lr in a command of its own")
-    intent = intent_of("set_knobs", changes=changes)
+        raise UsageError("--hold applies to the learning rate only: set lr in a command of its own")
+    intent = build_intent("set_knobs", changes=changes)
     return _known_to_the_run(run, [change["knob"] for change in changes]), intent
 
 
 def parse_assignment(text: str, group: str | None = None, factor: bool = False) -> dict[str, Any]:
-    """Parse `lr=1e-4`, `lr*=0.5`, `lr=x0.5`, `betas=0.9,0.95` or `use_ema=true` into a change. Raises `Misused`."""
+    """Parse `lr=1e-4`, `lr*=0.5`, `lr=x0.5`, `betas=0.9,0.95` or `use_ema=true` into a change. Raises `UsageError`."""
     name, _, value = (part.strip() for part in text.partition("="))
     times = factor or name.endswith("*") or value[:1] in ("x", "X", "*")
     name, value = name.removesuffix("*").strip(), value.lstrip("xX*").strip()
     knob = ALIASES.get(name, name)
     amount = _amount(value)
     if amount is None or (isinstance(amount, bool) and (times or knob == LEARNING_RATE)):
-        raise Misused(f"{value!r} in {text!r} is not a number; {EXAMPLES}")
+        raise UsageError(f"{value!r} in {text!r} is not a number; {EXAMPLES}")
     chosen = int(group) if group is not None and group.isdecimal() else group
     if times or knob == LEARNING_RATE:
         amount = float(amount) if isinstance(amount, int) else amount
@@ -103,7 +103,7 @@ def check_known(snapshot: Snapshot, names: Iterable[str]) -> None:
             raise NotFound(f"run {snapshot.run} has no knob {name!r}; {hint}its knobs are {', '.join(listed)}")
 
 
-@steering
+@steering_command
 def schedule(
     words: Annotated[
         list[str], typer.Argument(metavar="[RUN] SHAPE", help="Shape of the schedule: constant, linear or cosine.")
@@ -114,12 +114,12 @@ def schedule(
     over: Annotated[
         int | None, typer.Option(metavar="STEPS", help="Steps until the final value. Default: all that remain.")
     ] = None,
-) -> Asked:
+) -> RunIntent:
     """Replace the rest of the learning rate schedule, starting from the current value."""
     run, shape = run_and(words, "a shape (constant, linear or cosine)", "steer schedule RUN cosine --end 0.1")
     if peak != 1.0 and not warmup:
-        raise Misused("--peak needs --warmup STEPS, the steps in which to reach it")
-    return run, intent_of("set_schedule", shape=shape, end=end, warmup_steps=warmup, peak=peak, over_steps=over)
+        raise UsageError("--peak needs --warmup STEPS, the steps in which to reach it")
+    return run, build_intent("set_schedule", shape=shape, end=end, warmup_steps=warmup, peak=peak, over_steps=over)
 
 
 def knobs(run: show.Run = None, as_json: show.AsJson = False) -> None:

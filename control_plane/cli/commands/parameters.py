@@ -5,48 +5,48 @@ from typing import Annotated, Any
 
 import typer
 
-from control_plane.cli.commands.lifecycle import Asked, intent_of, run_and, steering
-from control_plane.cli.errors import Misused
+from control_plane.cli.commands.lifecycle import RunIntent, build_intent, run_and, steering_command
+from control_plane.cli.errors import UsageError
 
 Parameters = Annotated[
     list[str], typer.Argument(metavar="[RUN] PATTERN", help="Pattern of parameter names, e.g. 'transformer.h.0.*'")
 ]
 
 
-@steering
-def freeze(words: Parameters) -> Asked:
+@steering_command
+def freeze(words: Parameters) -> RunIntent:
     """Freeze the parameters whose names match a pattern: they are no longer trained."""
     run, pattern = run_and(words, "a pattern of parameter names", "steer freeze RUN 'transformer.h.0.*'")
-    return run, intent_of("freeze", parameters=pattern)
+    return run, build_intent("freeze", parameters=pattern)
 
 
-@steering
-def unfreeze(words: Parameters) -> Asked:
+@steering_command
+def unfreeze(words: Parameters) -> RunIntent:
     """Unfreeze the parameters whose names match a pattern: they are trained again."""
     run, pattern = run_and(words, "a pattern of parameter names", "steer unfreeze RUN 'transformer.h.0.*'")
-    return run, intent_of("unfreeze", parameters=pattern)
+    return run, build_intent("unfreeze", parameters=pattern)
 
 
-@steering
+@steering_command
 def reset(
     words: Annotated[
         list[str],
         typer.Argument(metavar="[RUN] PATTERN", help="Pattern of module names, e.g. lm_head or 'transformer.h.3.*'"),
     ],
     seed: Annotated[int, typer.Option(help="Seed of the new weights, combined with each module's name.")] = 0,
-) -> Asked:
+) -> RunIntent:
     """Reinitialize the weights of the modules whose names match a pattern, identically on every rank."""
     run, pattern = run_and(words, "a pattern of module names", "steer reset RUN lm_head --seed 7")
-    return run, intent_of("reset_parameters", modules=pattern, seed=seed)
+    return run, build_intent("reset_parameters", modules=pattern, seed=seed)
 
 
-@steering
+@steering_command
 def action(
     words: Annotated[
         list[str],
         typer.Argument(metavar="[RUN] NAME [KEY=VALUE]...", help="Action registered by the script, and its arguments."),
     ],
-) -> Asked:
+) -> RunIntent:
     """Run an action that the training script has registered, on every rank."""
     named = [word for word in words if "=" not in word]
     run, name = run_and(named, "an action", "steer action RUN reshuffle seed=7")
@@ -54,10 +54,10 @@ def action(
     for word in words:
         key, equals, value = word.partition("=")
         if equals and key in arguments:
-            raise Misused(f"argument {key} is given twice")
+            raise UsageError(f"argument {key} is given twice")
         if equals:
             arguments[key] = _scalar(value)
-    return run, intent_of("run_action", name=name, arguments=arguments)
+    return run, build_intent("run_action", name=name, arguments=arguments)
 
 
 def _scalar(text: str) -> bool | int | float | str:

@@ -51,18 +51,20 @@ def resume(
     where = settings()
     with connect() as client:
         chosen = _chosen(client, run)
-        snapshot = when_it_has_ended(client, client.snapshot(chosen))
-    why = needs_a_job(snapshot, where)
-    if why is None:
+        snapshot = wait_until_ended(client, client.snapshot(chosen))
+    reason = reason_for_new_job(snapshot, where)
+    if reason is None:
         from control_plane.core.model.commands import Resume
 
-        lifecycle.ask(chosen, Resume(), lifecycle.Manner(reason, detach=detach, timeout=timeout, as_json=as_json))
+        lifecycle.submit_and_wait(
+            chosen, Resume(), lifecycle.CommandOptions(reason, detach=detach, timeout=timeout, as_json=as_json)
+        )
         return
     if snapshot.status != "finished":
-        say(f"{why}; submitting a new job to continue from its latest checkpoint")
+        say(f"{reason}; submitting a new job to continue from its latest checkpoint")
     if reason is not None:
         say("--reason is ignored: a new job records none, only a command does")
-    submit_job(chosen, resumption(chosen, trust, as_json, env or []), where)
+    submit_job(chosen, resume_command(chosen, trust, as_json, env or []), where)
 
 
 def _chosen(client: "SteerwayClient", run: str | None) -> str:
@@ -75,7 +77,7 @@ def _chosen(client: "SteerwayClient", run: str | None) -> str:
         raise NotFound("no run is active; name the run to restart: steer resume RUN (see `steer runs`)") from None
 
 
-def when_it_has_ended(
+def wait_until_ended(
     client: "SteerwayClient",
     snapshot: "Snapshot",
     within_s: float = ENDING_S,
@@ -101,7 +103,7 @@ def when_it_has_ended(
     return snapshot
 
 
-def needs_a_job(snapshot: "Snapshot", where: "Settings") -> str | None:
+def reason_for_new_job(snapshot: "Snapshot", where: "Settings") -> str | None:
     """Return why this run needs a new job to continue; None if it has trainers that can take a command.
 
     If Ray does not answer, assume that it has: the control server then rejects the command with a reason.
@@ -122,7 +124,7 @@ def submit_job(run: str, command: Sequence[str], where: "Settings") -> NoReturn:
     raise typer.Exit(code)
 
 
-def resumption(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
+def resume_command(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
     """Return the subprocess command that submits a new job for an existing run."""
     flags = [*(["--trust"] if trust else []), *cluster.variable_flags(env), *(["--json"] if as_json else [])]
     return program("ray_jobs.submit", "--resume", run, *flags)

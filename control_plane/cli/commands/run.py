@@ -13,16 +13,16 @@ import typer
 from control_plane.api.handle import Snapshot
 from control_plane.cli.cluster import (
     call_for_json,
+    cluster_command,
     cluster_record,
-    local,
-    submission,
+    submit_command,
     submitter_environment,
 )
 from control_plane.cli.errors import INTERRUPTED, RUN_FAILED
 from control_plane.cli.job_watch import JobWatch
 from control_plane.cli.output import formatting
 from control_plane.cli.output.printing import say, say_log, tell
-from control_plane.cli.output.watch import Lines, Panel, RunDied, follow, wants_panel
+from control_plane.cli.output.watch import JobGone, Lines, LivePanel, follow, wants_panel
 from control_plane.cli.select_run import connect
 from control_plane.config import Settings, settings
 from control_plane.console_login import create_link
@@ -50,13 +50,13 @@ def run(config: str, overrides: Sequence[str], unattended: bool, env: Sequence[s
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal leaves no cluster behind either
         signal.signal(number, _interrupt)
     with _cluster(where) as is_ours:
-        submitted = call_for_json(submission(config, overrides, True, env), submitter_environment(where))
+        submitted = call_for_json(submit_command(config, overrides, True, env), submitter_environment(where))
         chosen = str(submitted["run"])
-        say(*invitation(where, chosen, unattended))
+        say(*start_lines(where, chosen, unattended))
         with connect() as client:
-            snapshot = _attend(client, chosen, JobWatch(where, chosen), unattended)
+            snapshot = _follow(client, chosen, JobWatch(where, chosen), unattended)
             files = RunFiles(where.runs_dir / chosen)
-            tell(*formatting.summary(snapshot), f"journal: {files.journal}", written(files))
+            tell(*formatting.summary(snapshot), f"journal: {files.journal}", outputs_line(files))
             if snapshot.status == "failed":
                 say_log(last_log_lines(client, snapshot).splitlines())
         if is_ours and not unattended and wants_panel():
@@ -73,7 +73,7 @@ def _stay(where: Settings, run: str) -> None:
             time.sleep(STAY_POLL_S)
 
 
-def invitation(where: Settings, run: str, unattended: bool) -> list[str]:
+def start_lines(where: Settings, run: str, unattended: bool) -> list[str]:
     """Return the lines printed at the start: console link, and example commands ready to paste."""
     lines = [f"run      {run}", f"console  {create_link(where, page=f'/run?run={run}')}"]
     if unattended:
@@ -88,7 +88,7 @@ def invitation(where: Settings, run: str, unattended: bool) -> list[str]:
     ]
 
 
-def written(files: RunFiles) -> str:
+def outputs_line(files: RunFiles) -> str:
     """Return a line with the folder of the script's outputs and the command that copies them."""
     count = len(outputs(files))
     if not count:
@@ -100,36 +100,36 @@ def written(files: RunFiles) -> str:
 @contextmanager
 def _cluster(where: Settings) -> Iterator[bool]:
     """Provide a cluster for the block; yields whether it was started here. One that was already up is left up."""
-    status = subprocess.run(local("status"), capture_output=True, check=False)
+    status = subprocess.run(cluster_command("status"), capture_output=True, check=False)
     if status.returncode == 0:
         since = cluster_record(where).get("started_at", "earlier")
         say(f"using the cluster that is running since {since}; it will be left running")
         yield False
         return
     try:
-        call_for_json(local("up", as_json=True))
+        call_for_json(cluster_command("up", as_json=True))
         yield True
     finally:
         # A second Ctrl-C must not interrupt the shutdown; the subprocess ignores it as well.
         before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-        code = subprocess.run(local("down"), check=False, start_new_session=True).returncode
+        code = subprocess.run(cluster_command("down"), check=False, start_new_session=True).returncode
         signal.signal(signal.SIGINT, before)
         if code:
             say(f"steer: the cluster could not be stopped (exit code {code}); try `steer down`")
 
 
-def _attend(client: "SteerwayClient", run: str, job: JobWatch, unattended: bool) -> Snapshot:
+def _follow(client: "SteerwayClient", run: str, job: JobWatch, unattended: bool) -> Snapshot:
     """Show the run until it has ended. On Ctrl-C, stop the run and raise `typer.Exit`."""
     try:
         if unattended or not wants_panel():
             return follow(client, run, Lines(say), dead=job.dead)
-        with Panel() as panel:
+        with LivePanel() as panel:
             return follow(client, run, panel, dead=job.dead)
     except KeyboardInterrupt:
         say("stopping at the next step boundary; Ctrl-C again to kill the run")
         _stop(client, run)
         raise typer.Exit(INTERRUPTED) from None
-    except RunDied:
+    except JobGone:
         say_log(_driver_log(client, run).splitlines())
         raise
 

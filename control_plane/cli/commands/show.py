@@ -74,13 +74,13 @@ def status(
 
 
 def _watch(client: "SteerwayClient", run: str, as_json: bool) -> Snapshot:
-    from control_plane.cli.output.watch import JsonLines, Lines, Panel, follow, wants_panel
+    from control_plane.cli.output.watch import JsonLines, Lines, LivePanel, follow, wants_panel
 
     if as_json:
         return follow(client, run, JsonLines(tell))
     if not wants_panel():
         return follow(client, run, Lines(tell))
-    with Panel() as panel:
+    with LivePanel() as panel:
         return follow(client, run, panel)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli.commands.show import AsJson, print_table
-from control_plane.cli.errors import Misused, SteerGroup, say
+from control_plane.cli.errors import SteerGroup, UsageError, say
 from control_plane.cli.output.printing import tell, tell_json
 from control_plane.config import Role, settings
 from control_plane.gateway.tokens import TokenBook, add_token, for_no_run, revoke_token
@@ -86,7 +86,7 @@ def _moment(text: str) -> datetime:
     try:
         moment = datetime.fromisoformat(text)
     except ValueError:
-        raise Misused(
+        raise UsageError(
             f"--expires {text!r} is not a time: expected 30m, 12h, 7d, or a date such as 2027-01-31"
         ) from None
     return moment if moment.tzinfo else moment.replace(tzinfo=UTC)

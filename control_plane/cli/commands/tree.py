@@ -7,7 +7,7 @@ import typer
 from control_plane.api import sentences
 from control_plane.api.handle import BranchView, Intervention
 from control_plane.cli.commands import show
-from control_plane.cli.errors import Misused
+from control_plane.cli.errors import UsageError
 from control_plane.cli.output.printing import ascii_json, tell, tell_json
 from control_plane.cli.select_run import any_run, connect
 from control_plane.compare.comparison import Comparison, RunTree, TreeBranch, rows
@@ -84,7 +84,7 @@ def compare(
 ) -> None:
     """Compare branches and runs from their last common step: knobs, commands, losses."""
     if len(sides) < 2:
-        raise Misused("expected two or more runs or branches, for example: steer compare RUN RUN:branch-2")
+        raise UsageError("expected two or more runs or branches, for example: steer compare RUN RUN:branch-2")
     with connect() as client:
         found = client.compare([_with_run(client, side) for side in sides])
     if as_json:

@@ -84,14 +84,14 @@ class JsonLines:
         """Do nothing: the snapshot contains the event."""
 
 
-class RunDied(SteerwayError):
+class JobGone(SteerwayError):
     """The Ray job of the run is gone, so the run can no longer end."""
 
     exit_code = RUN_FAILED
     slug = "run-died"
 
 
-class Panel:
+class LivePanel:
     """Progress as a rich panel, redrawn in place, with events scrolling above it. Context manager."""
 
     def __init__(self) -> None:
@@ -100,7 +100,7 @@ class Panel:
 
         self._live = Live(console=Console(stderr=True, highlight=False), auto_refresh=False)
 
-    def __enter__(self) -> "Panel":
+    def __enter__(self) -> "LivePanel":
         self._live.__enter__()
         return self
 
@@ -149,7 +149,7 @@ def follow(
     """Show a run until it has ended, with each settled command, failure and recovery once. Returns the last snapshot.
 
     `dead` is called after each poll and returns why the run can never end, or None.
-    Raises `RunDied` with that reason, `Unavailable` if the gateway does not answer for `UNHEARD_FOR_S`.
+    Raises `JobGone` with that reason, `Unavailable` if the gateway does not answer for `UNHEARD_FOR_S`.
     """
     shown: set[Hashable] = set()
     heard_at = clock()
@@ -172,7 +172,7 @@ def follow(
             return snapshot
         reason = dead(snapshot)
         if reason:
-            raise RunDied(reason)
+            raise JobGone(reason)
         sleep(POLL_S)
 
 

@@ -72,7 +72,7 @@ def leftovers(folder: Path, older_than_s: float) -> list[Path]:
     return sorted(root for root in roots if _last_change(root) < before)
 
 
-def room_refusal(folder: Path, needed_bytes: int) -> str | None:
+def space_shortage(folder: Path, needed_bytes: int) -> str | None:
     """Return why the disk has no room for `needed_bytes`, or None. `folder` need not exist yet. Raises `OSError`."""
     place = next(place for place in (folder, *folder.absolute().parents) if place.exists())
     free_bytes = shutil.disk_usage(place).free

@@ -23,7 +23,7 @@ from typing import NoReturn
 from pydantic import ValidationError
 
 from control_plane.core.model.errors import Damaged, Invalid
-from control_plane.storage.checkpoint.cleanup import discard, folders, leftovers, room_refusal
+from control_plane.storage.checkpoint.cleanup import discard, folders, leftovers, space_shortage
 from control_plane.storage.checkpoint.manifest import FORMAT, MANIFEST, MAX_MANIFEST_BYTES, Manifest, RankState, Shard
 from control_plane.storage.checkpoint.shards import (
     ShardFile,
@@ -58,7 +58,7 @@ __all__ = [
     "read_manifest",
     "read_shard",
     "resign",
-    "room_refusal",
+    "space_shortage",
     "verify",
 ]
 

@@ -52,7 +52,7 @@ SAVED_SO = (
 """Settings that determine the format of a checkpoint's files; both runs must agree on them."""
 
 
-def inherit(
+def transfer_checkpoint(
     parent: RunFiles, recorded: CheckpointCommitted, child: RunFiles, branch: str = MAIN, name: str | None = None
 ) -> CheckpointCommitted:
     """Give `child` a checkpoint of `parent`, as one of its branch `branch`; return the record for its journal.
@@ -113,7 +113,9 @@ def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collecti
     if name in known:
         raise Conflict(f"{found.checkpoint} of run {source.run} was already adopted as checkpoint {name}")
     origin = Parent(kind="adopted", run=source.run, branch=found.branch, checkpoint=found.checkpoint, step=found.step)
-    return AdoptedCheckpoint(origin=origin, checkpoint=inherit(source, found, files, branch, name), differing=differing)
+    return AdoptedCheckpoint(
+        origin=origin, checkpoint=transfer_checkpoint(source, found, files, branch, name), differing=differing
+    )
 
 
 def adoptable(files: RunFiles, intent: AdoptCheckpoint) -> tuple[RunFiles, CheckpointCommitted, dict[str, Any]]:

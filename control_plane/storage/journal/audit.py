@@ -35,8 +35,8 @@ from control_plane.core.model.records import (
     TermStarted,
 )
 from control_plane.core.model.state import RunState, evolve
-from control_plane.storage.journal.diagnosis import Finding, Place, diagnose, follow
-from control_plane.storage.journal.pieces import pieces_of
+from control_plane.storage.journal.diagnosis import Finding, PlacedLine, diagnose, follow
+from control_plane.storage.journal.pieces import parse_lines
 from control_plane.storage.journal.segments import Segment, honoured, list_segments, segment_name, verify
 from control_plane.storage.regular import read_regular
 
@@ -108,7 +108,7 @@ def audit(directory: Path, expect: Head | None = None) -> Audit:
     return result if expect is None else _compared(result, places, expect)
 
 
-def _audited(directory: Path) -> tuple[Audit, list[Place]]:
+def _audited(directory: Path) -> tuple[Audit, list[PlacedLine]]:
     numbers = list_segments(directory)
     if not numbers:
         none = Finding(what="missing segment", said="the journal's folder contains no segment", seq=1)
@@ -138,12 +138,12 @@ def _audited(directory: Path) -> tuple[Audit, list[Place]]:
     )
 
 
-def _places(segment: Segment, end_bytes: int, newest: Segment) -> list[Place]:
+def _places(segment: Segment, end_bytes: int, newest: Segment) -> list[PlacedLine]:
     data = segment.data[:end_bytes] if segment is newest else segment.data
-    return [Place(piece, 0) for piece in pieces_of(segment.number, data)]
+    return [PlacedLine(piece, 0) for piece in parse_lines(segment.number, data)]
 
 
-def _damaged(directory: Path, error: Damaged) -> tuple[Audit, list[Place]]:
+def _damaged(directory: Path, error: Damaged) -> tuple[Audit, list[PlacedLine]]:
     findings, places = diagnose(directory)
     if not findings:
         findings = [_finding_of(error, places)]
@@ -164,7 +164,7 @@ def _damaged(directory: Path, error: Damaged) -> tuple[Audit, list[Place]]:
     )
 
 
-def _finding_of(error: Damaged, places: Sequence[Place]) -> Finding:
+def _finding_of(error: Damaged, places: Sequence[PlacedLine]) -> Finding:
     file, line = error.detail.get("file"), error.detail.get("line")
     before = [place.seq for place in places if (place.piece.file, place.piece.number) < (str(file), int(str(line)))]
     return Finding(
@@ -172,13 +172,13 @@ def _finding_of(error: Damaged, places: Sequence[Place]) -> Finding:
     )
 
 
-def _run(places: Sequence[Place]) -> str:
+def _run(places: Sequence[PlacedLine]) -> str:
     created = (place.piece.plain or {} for place in places if place.seq == 1 and not place.piece.is_header)
     body = next(created, {}).get("body")
     return str(body.get("run", "")) if isinstance(body, dict) else ""
 
 
-def _head(places: Sequence[Place]) -> Head:
+def _head(places: Sequence[PlacedLine]) -> Head:
     records = [place for place in places if not place.piece.is_header]
     return Head(seq=records[-1].seq, hash=records[-1].piece.digest) if records else Head(seq=0)
 
@@ -222,7 +222,7 @@ def _notes(directory: Path, numbers: Sequence[int], segments: Sequence[Segment])
     return (*notes, *(f"{name[:80]!r} is not a journal file and is ignored" for name in strange))
 
 
-def _compared(result: Audit, places: Sequence[Place], expect: Head) -> Audit:
+def _compared(result: Audit, places: Sequence[PlacedLine], expect: Head) -> Audit:
     """Compare an audit with an earlier head; a difference is a finding."""
     hashes = {place.seq: place.piece.digest for place in places if not place.piece.is_header}
     if expect.seq == 0 or hashes.get(expect.seq, "").startswith(expect.hash):
@@ -238,7 +238,7 @@ def _compared(result: Audit, places: Sequence[Place], expect: Head) -> Audit:
     return result.model_copy(update={"verdict": "damaged", "findings": (*result.findings, wrong), "head": head})
 
 
-def _contradictions(places: Sequence[Place]) -> Iterator[Finding]:
+def _contradictions(places: Sequence[PlacedLine]) -> Iterator[Finding]:
     """Yield contradictions between records whose lines all verify."""
     state, asked, version = RunState(), CommandIndex(), 1
     for piece, seq in places:

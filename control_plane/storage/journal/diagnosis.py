@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple
 
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import Entry
-from control_plane.storage.journal.pieces import Piece, pieces_of
+from control_plane.storage.journal.pieces import JournalLine, parse_lines
 from control_plane.storage.journal.segments import READABLE_VERSIONS, list_segments, segment_name
 from control_plane.storage.regular import read_regular
 
@@ -50,7 +50,7 @@ class Finding(Message):
 class Known:
     """A line that can be read, and the number that it has in the order of writing: a header has its predecessor's."""
 
-    piece: Piece
+    piece: JournalLine
     seq: int
     at: int
 
@@ -60,10 +60,10 @@ class Known:
         return self.seq, self.piece.is_header, _term(self.piece) if self.piece.is_header else 0
 
 
-class Place(NamedTuple):
+class PlacedLine(NamedTuple):
     """A line in its place: a record's number is its own, a header's is that of the record before it."""
 
-    piece: Piece
+    piece: JournalLine
     seq: int
 
 
@@ -71,7 +71,7 @@ class Place(NamedTuple):
 class Diagnosis:
     """The lines that are honoured, in the order in which they lie there, and what was found out about them."""
 
-    pieces: list[Piece]
+    pieces: list[JournalLine]
     findings: list[Finding] = field(default_factory=list)
     # Places in `pieces` of lines that are not what was written, or not in their place.
     flawed: set[int] = field(default_factory=set)
@@ -89,10 +89,10 @@ class Diagnosis:
         self.flawed.add(at)
 
 
-def diagnose(directory: Path) -> tuple[list[Finding], list[Place]]:
+def diagnose(directory: Path) -> tuple[list[Finding], list[PlacedLine]]:
     """Everything that is wrong with these segments, by record, and the lines that can be trusted. Changes nothing."""
     files = {number: read_regular(directory / segment_name(number)) for number in list_segments(directory)}
-    read = {number: pieces_of(number, data) for number, data in files.items()}
+    read = {number: parse_lines(number, data) for number, data in files.items()}
     headers = {_term(piece): piece for piece in itertools.chain(*read.values()) if piece.is_header}
     diagnosis = Diagnosis(*_honoured(read, headers))
     _name_headers(diagnosis, read, headers)
@@ -105,12 +105,12 @@ def diagnose(directory: Path) -> tuple[list[Finding], list[Place]]:
     return findings, [place for place in follow(diagnosis.pieces) if place.seq < sound]
 
 
-def _term(piece: Piece) -> int:
+def _term(piece: JournalLine) -> int:
     term = piece.plain.get("term") if piece.plain else None
     return term if isinstance(term, int) else 0
 
 
-def _pin(header: Piece | None) -> tuple[int, int, int] | None:
+def _pin(header: JournalLine | None) -> tuple[int, int, int] | None:
     after = header.plain.get("after") if header and header.plain else None
     if not isinstance(after, dict):
         return None
@@ -120,10 +120,12 @@ def _pin(header: Piece | None) -> tuple[int, int, int] | None:
     return None
 
 
-def _honoured(read: dict[int, list[Piece]], headers: dict[int, Piece]) -> tuple[list[Piece], list[Finding]]:
+def _honoured(
+    read: dict[int, list[JournalLine]], headers: dict[int, JournalLine]
+) -> tuple[list[JournalLine], list[Finding]]:
     """The lines of the segments that are honoured, as far as that can be told, and which segments are missing."""
     numbers = [number for number, pieces in read.items() if pieces]
-    chosen, findings = list[list[Piece]](), list[Finding]()
+    chosen, findings = list[list[JournalLine]](), list[Finding]()
     number, pin = (max(numbers), None) if numbers else (0, None)
     if len(numbers) > 1 and number not in headers and all(piece.plain is None for piece in read[number]):
         number = sorted(numbers)[-2]  # the newest was begun and not finished
@@ -147,11 +149,11 @@ def _gone(number: int, is_there: bool, pin: tuple[int, int, int] | None) -> Find
     return Finding(what="missing segment", said=f"{name} is missing{told}", file=name)
 
 
-def _first_missing(finding: Finding, pieces: list[Piece]) -> int:
+def _first_missing(finding: Finding, pieces: list[JournalLine]) -> int:
     return max((_stated(piece) for piece in pieces if piece.file < (finding.file or "")), default=0) + 1
 
 
-def _within(pieces: list[Piece], pin: tuple[int, int, int] | None) -> list[Piece]:
+def _within(pieces: list[JournalLine], pin: tuple[int, int, int] | None) -> list[JournalLine]:
     """The lines up to where the next segment's header honours them. What came later, nobody has ever seen."""
     kept = list(pieces)
     while pin and kept and kept[-1].offset >= pin[1] and (kept[-1].plain is None or _stated(kept[-1]) > pin[2]):
@@ -159,7 +161,7 @@ def _within(pieces: list[Piece], pin: tuple[int, int, int] | None) -> list[Piece
     return kept
 
 
-def _stated(piece: Piece) -> int:
+def _stated(piece: JournalLine) -> int:
     """The number that a line says it has; a header has the one that it pins."""
     if piece.is_header:
         pin = _pin(piece)
@@ -168,7 +170,7 @@ def _stated(piece: Piece) -> int:
     return seq if isinstance(seq, int) and not isinstance(seq, bool) else 0
 
 
-def _name_headers(diagnosis: Diagnosis, read: dict[int, list[Piece]], headers: dict[int, Piece]) -> None:
+def _name_headers(diagnosis: Diagnosis, read: dict[int, list[JournalLine]], headers: dict[int, JournalLine]) -> None:
     """A segment of which no line is, or can have been, its header."""
     for at, piece in enumerate(diagnosis.pieces):
         first = piece is read[piece.segment][0]
@@ -360,7 +362,7 @@ def _name_flaws(diagnosis: Diagnosis, known: list[Known]) -> None:
         diagnosis.add(what, at, seq, said, offset=piece.flaw_at)
 
 
-def _flaw(piece: Piece) -> tuple[What, str]:
+def _flaw(piece: JournalLine) -> tuple[What, str]:
     size_bytes = len(piece.raw)
     match piece.flaw:
         case "bit":
@@ -372,11 +374,11 @@ def _flaw(piece: Piece) -> tuple[What, str]:
     return "changed bytes", f"the line's {size_bytes} bytes are not what was written: the checksum does not match"
 
 
-def follow(pieces: Sequence[Piece]) -> Iterator[Place]:
+def follow(pieces: Sequence[JournalLine]) -> Iterator[PlacedLine]:
     """The lines that are as they were written and follow each other, from the beginning."""
     seq, digest = 0, "0" * 64
     for piece in pieces:
         if piece.flaw is not None or piece.prev != digest or _stated(piece) != seq + (not piece.is_header):
             return
         seq, digest = _stated(piece), piece.digest
-        yield Place(piece, seq)
+        yield PlacedLine(piece, seq)

@@ -2,7 +2,7 @@
 
 A ZIP with exactly these members:
 
-    manifest.json         the contents: `Manifest`
+    manifest.json         the contents: `ExportManifest`
     config.yaml           the run's resolved configuration; possible secrets are replaced
     journal/000001.jsonl  the segments, as far as they are honoured, byte for byte; ...
 
@@ -69,7 +69,7 @@ class Member(Message):
     sha256: str
 
 
-class Manifest(Message):
+class ExportManifest(Message):
     """Manifest of an export: contents and origin. `removed`: config keys whose values were removed as secrets."""
 
     format: int = FORMAT
@@ -86,7 +86,7 @@ class Manifest(Message):
 class Export:
     """A verified export; `settings` is its config, parsed strictly."""
 
-    manifest: Manifest
+    manifest: ExportManifest
     files: dict[str, bytes]
     entries: list[Entry]
     settings: Any
@@ -98,7 +98,7 @@ class Export:
         return isinstance(created, RunCreated) and created.config_sha256 == sha256(self.files[CONFIG]).hexdigest()
 
 
-def export(run: RunFiles, target: Path) -> Manifest:
+def export(run: RunFiles, target: Path) -> ExportManifest:
     """Export the run's journal to a file. A torn tail is left out.
 
     Raises `Damaged` if the journal does not verify, `Conflict` if the file exists, `Unavailable` if the disk fails,
@@ -119,7 +119,7 @@ def export(run: RunFiles, target: Path) -> Manifest:
     return manifest
 
 
-def _packed(run: RunFiles) -> tuple[Manifest, bytes]:
+def _packed(run: RunFiles) -> tuple[ExportManifest, bytes]:
     segments = honoured(run.journal)
     entries, end = verify(segments)
     if not entries:
@@ -130,7 +130,7 @@ def _packed(run: RunFiles) -> tuple[Manifest, bytes]:
     config, removed = without_secrets(read_regular(run.config))
     files = {CONFIG: config, **files}
     # The last record's hash, not that of a segment header without records after it.
-    manifest = Manifest(
+    manifest = ExportManifest(
         run=_run_of(entries),
         records=len(entries),
         head=Head(seq=len(entries), hash=_last_record(segments, end.size_bytes)),
@@ -265,7 +265,7 @@ def _no_zip(path: Path, error: Exception) -> Invalid | Damaged:
     return Invalid(f"{path} is not a journal export: not a ZIP file")
 
 
-def _manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
+def _manifest(archive: zipfile.ZipFile, path: Path) -> ExportManifest:
     names = archive.namelist()
     if MANIFEST not in names:
         raise Invalid(f"{path} is not a journal export: it has no {MANIFEST}")
@@ -276,7 +276,7 @@ def _manifest(archive: zipfile.ZipFile, path: Path) -> Manifest:
         if isinstance(plain, dict) and plain.get("format", FORMAT) != FORMAT:
             format_ = repr(plain["format"])[:40]
             raise Invalid(f"{path} has format {format_}; this release reads format {FORMAT}: upgrade Steerway")
-        manifest = Manifest.model_validate(plain)
+        manifest = ExportManifest.model_validate(plain)
     except (ValidationError, ValueError, RecursionError) as error:
         first = error.errors(include_url=False)[0] if isinstance(error, ValidationError) else None
         what = f"{'.'.join(map(str, first['loc']))}: {first['msg']}" if first else str(error)[:200]
@@ -312,7 +312,7 @@ def _member(archive: zipfile.ZipFile, name: str, member: Member, path: Path) -> 
     return data
 
 
-def _chain(manifest: Manifest, files: dict[str, bytes], path: Path) -> list[Entry]:
+def _chain(manifest: ExportManifest, files: dict[str, bytes], path: Path) -> list[Entry]:
     segments = [
         Segment(int(match[1]), data)
         for name, data in files.items()
@@ -332,7 +332,7 @@ def _chain(manifest: Manifest, files: dict[str, bytes], path: Path) -> list[Entr
     return entries
 
 
-def lay_down(found: Export, runs_dir: Path, run: str | None = None) -> RunFiles:
+def import_run(found: Export, runs_dir: Path, run: str | None = None) -> RunFiles:
     """Create a run folder from an export, atomically, under the run's own id or another one.
 
     Raises `Invalid` for a malformed id, `Conflict` if the run exists, `Damaged` if its journal contradicts itself,

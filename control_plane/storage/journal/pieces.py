@@ -30,7 +30,7 @@ ONE_BIT = {1 << bit for bit in range(8)}
 
 
 @dataclass(slots=True)
-class Piece:
+class JournalLine:
     """One line as it lies in a file. `plain` and `digest` are of what was written, as far as that is known.
 
     `flaw` is None for a line that is what its checksum says; `flaw_at` is the offset in the file of what has changed.
@@ -66,10 +66,10 @@ class Piece:
         return f"{self.file}, line {self.number}"
 
 
-def pieces_of(segment: int, data: bytes) -> list[Piece]:
+def parse_lines(segment: int, data: bytes) -> list[JournalLine]:
     """The lines of one segment's bytes, in their order."""
     chunks = list(_chunks(data))
-    found, number, skip = list[Piece](), 1, 0
+    found, number, skip = list[JournalLine](), 1, 0
     for at, (offset, raw, ended) in enumerate(chunks):
         if skip:
             skip -= 1
@@ -92,10 +92,10 @@ def _chunks(data: bytes) -> Iterator[tuple[int, bytes, bool]]:
         start = end + 1 if end >= 0 else len(data)
 
 
-def _whole(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> Piece | None:
+def _whole(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> JournalLine | None:
     """The line if it is one, perhaps with one changed bit."""
     if (plain := plain_of(raw)) is not None:
-        piece = Piece(segment, number, offset, raw, plain, sha256(raw).hexdigest(), ended=ended)
+        piece = JournalLine(segment, number, offset, raw, plain, sha256(raw).hexdigest(), ended=ended)
         if not ended:
             piece.flaw, piece.flaw_at = "cut", offset + len(raw)
         return piece
@@ -110,11 +110,13 @@ def _whole(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> P
     return None if plain is None else _repaired(segment, number, offset, bytes(right), plain, at[0])
 
 
-def _repaired(segment: int, number: int, offset: int, raw: bytes, plain: dict[str, Any], at: int) -> Piece:
-    return Piece(segment, number, offset, raw, plain, sha256(raw).hexdigest(), flaw="bit", flaw_at=offset + at)
+def _repaired(segment: int, number: int, offset: int, raw: bytes, plain: dict[str, Any], at: int) -> JournalLine:
+    return JournalLine(segment, number, offset, raw, plain, sha256(raw).hexdigest(), flaw="bit", flaw_at=offset + at)
 
 
-def _joined(segment: int, number: int, offset: int, raw: bytes, following: tuple[int, bytes, bool]) -> Piece | None:
+def _joined(
+    segment: int, number: int, offset: int, raw: bytes, following: tuple[int, bytes, bool]
+) -> JournalLine | None:
     """One line of which a bit became a line's end."""
     for bit in ONE_BIT:
         right = raw + bytes([LF ^ bit]) + following[1]
@@ -123,7 +125,7 @@ def _joined(segment: int, number: int, offset: int, raw: bytes, following: tuple
     return None
 
 
-def _parts(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> Iterator[Piece]:
+def _parts(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> Iterator[JournalLine]:
     """Lines whose LF between them has changed; or the one line that nobody can read."""
     for match in SEAL.finditer(raw):
         after = match.end()
@@ -136,10 +138,10 @@ def _parts(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> I
     yield _unread(segment, number, offset, raw, ended)
 
 
-def _unread(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> Piece:
+def _unread(segment: int, number: int, offset: int, raw: bytes, ended: bool) -> JournalLine:
     flaw = "cut" if not ended else ("zeros" if ZEROS in raw else "bytes")
     at = {"cut": len(raw), "zeros": raw.find(ZEROS), "bytes": 0}[flaw]
-    return Piece(segment, number, offset, raw, None, flaw=flaw, flaw_at=offset + at, ended=ended)
+    return JournalLine(segment, number, offset, raw, None, flaw=flaw, flaw_at=offset + at, ended=ended)
 
 
 def plain_of(raw: bytes) -> dict[str, Any] | None:

@@ -7,8 +7,8 @@ import pytest
 
 from control_plane.api.handle import Restarting, Snapshot
 from control_plane.cli.output.formatting import compared_eval_loss, duration, progress, progress_line, summary
+from control_plane.cli.output.watch import JobGone, draw, events, follow
 from control_plane.cli.output.watch import Lines as PlainLines
-from control_plane.cli.output.watch import RunDied, draw, events, follow
 from control_plane.core.model.errors import Unavailable
 
 
@@ -82,7 +82,7 @@ def test_follow_gives_up_on_a_gateway_that_stays_away() -> None:
 
 
 def test_follow_of_a_run_whose_job_is_gone_ends_with_seven() -> None:
-    with pytest.raises(RunDied, match="job has failed") as died:
+    with pytest.raises(JobGone, match="job has failed") as died:
         followed(Script([snapshot(1)]), dead=lambda seen: "the job has failed")
     assert died.value.exit_code == 7
 

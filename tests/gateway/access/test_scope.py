@@ -1,4 +1,4 @@
-"""Tokens that expire, that are revoked, and that are for some runs only."""
+"""TokenLookup that expire, that are revoked, and that are for some runs only."""
 
 import asyncio
 import json
@@ -182,12 +182,12 @@ def test_slow_reader_gets_nothing_more_when_its_token_is_revoked(monkeypatch: py
 
     def check() -> None:
         if len(sent) >= 3:
-            raise stream.Closing(stream.UNAUTHENTICATED, "revoked")
+            raise stream.CloseStream(stream.UNAUTHENTICATED, "revoked")
 
     monkeypatch.setattr(stream, "_send", slowly)
     handle: Any = Long()
     websocket: Any = None
-    with pytest.raises(stream.Closing, match="revoked"):
+    with pytest.raises(stream.CloseStream, match="revoked"):
         asyncio.run(stream._send_all(websocket, handle, 0, check))
     assert len(sent) == 3
 

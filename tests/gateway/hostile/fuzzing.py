@@ -13,10 +13,10 @@ from urllib.parse import unquote_to_bytes
 
 from fastapi import FastAPI
 
-from control_plane.gateway.admission import Turnstile
+from control_plane.gateway.admission import AdmissionControl
 from control_plane.gateway.app import create_app
 from control_plane.gateway.problems import MEDIA_TYPE
-from control_plane.gateway.rate_limit import Allowance
+from control_plane.gateway.rate_limit import RateLimit
 from control_plane.storage.layout import RunFiles
 from tests.gateway.hostile.fuzz_requests import Asked, Grammar
 from tests.gateway.rig import HOST, ORIGIN, RUN, Runs, open_server, start_trainers, token_book
@@ -107,8 +107,8 @@ async def fuzz(
 ) -> tuple[Counter[int | None], list[str]]:
     """So many requests: how often which status came, and what was wrong. `plant` may put a fault into the app."""
     runs = Runs(root)
-    turnstile = Turnstile(token_book(), Allowance(per_s=1e9, burst=10**9))
-    app = create_app(runs, token_book(), allowed_hosts=[HOST], allowed_origins=[ORIGIN], turnstile=turnstile)
+    admission = AdmissionControl(token_book(), RateLimit(per_s=1e9, burst=10**9))
+    app = create_app(runs, token_book(), allowed_hosts=[HOST], allowed_origins=[ORIGIN], admission=admission)
     plant(app)
     templates = [(route.path, sorted(getattr(route, "methods", None) or {"GET"})) for route in app.routes]  # type: ignore[attr-defined]
     command = [each for each in templates if "POST" in each[1]]

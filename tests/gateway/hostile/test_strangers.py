@@ -15,10 +15,10 @@ from websockets.sync.client import ClientConnection, connect
 from control_plane.config import Role
 from control_plane.gateway import app as front
 from control_plane.gateway import proxy, stream
-from control_plane.gateway.admission import Turnstile
+from control_plane.gateway.admission import AdmissionControl
 from control_plane.gateway.app import create_app
-from control_plane.gateway.proxy import AtTheProxy
-from tests.gateway.access.test_turnstile import SMALL, answered, posted
+from control_plane.gateway.proxy import ProxyAdmission
+from tests.gateway.access.test_admission import SMALL, answered, posted
 from tests.gateway.conftest import House
 from tests.gateway.hostile.test_slow_clients import scope
 from tests.gateway.rig import API, HOST, RUN, TOKENS, Runs, live_gateway, token_book
@@ -45,7 +45,7 @@ def test_proxy_refuses_the_body_of_a_question(tmp_path: Path) -> None:
         raise AssertionError("it went on to the app")
 
     ((status, headers, _),) = answered(
-        AtTheProxy(nobody, Turnstile(token_book())), posted(None, SMALL, path="/health", method="GET")
+        ProxyAdmission(nobody, AdmissionControl(token_book())), posted(None, SMALL, path="/health", method="GET")
     )
     assert (status, headers["connection"], headers["x-content-type-options"]) == (413, "close", "nosniff")
 
@@ -67,7 +67,7 @@ def test_question_that_says_it_has_no_body_is_answered(house: House) -> None:
 def test_streams_of_strangers_are_few_and_their_places_are_given_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stream, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(stream, "MAX_UNAUTHENTICATED", 3)
     monkeypatch.setattr(stream, "AUTH_DEADLINE_S", 0.5)
     app = create_app(Runs(tmp_path), token_book(), allowed_hosts=[HOST], allowed_origins=[])
 
@@ -89,11 +89,11 @@ def test_streams_of_strangers_are_few_and_their_places_are_given_back(
         return sorted(codes), await close_code(shown)
 
     assert asyncio.run(watch()) == ([1013, 1013, 4401, 4401, 4401], 4404)
-    assert not app.state.strangers
+    assert not app.state.unauthenticated
 
 
 def test_streams_of_strangers_are_few_at_the_proxy_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(proxy, "MAX_STRANGERS", 3)
+    monkeypatch.setattr(proxy, "MAX_UNAUTHENTICATED", 3)
 
     async def busy(scope: Any, receive: Any, send: Any) -> None:
         """An app that has no time for anybody yet."""
@@ -103,7 +103,7 @@ def test_streams_of_strangers_are_few_at_the_proxy_too(tmp_path: Path, monkeypat
             pass
 
     def wrap(_: Any) -> Any:
-        return AtTheProxy(busy, Turnstile(token_book()))
+        return ProxyAdmission(busy, AdmissionControl(token_book()))
 
     reasons: list[str] = []
     with live_gateway(tmp_path, wrap) as gateway, ExitStack() as opened:

@@ -13,7 +13,7 @@ from control_plane.core.model.state import fold
 from control_plane.core.rules.branch_rules import Origin, first_commands
 from control_plane.core.rules.replay_plan import recorded
 from control_plane.storage.checkpoint.store import SigningKey, commit, read_manifest
-from control_plane.storage.checkpoint.transfer import inherit, write_origin
+from control_plane.storage.checkpoint.transfer import transfer_checkpoint, write_origin
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles
 from ray_jobs.driver.fork_and_replay import adopted_by
@@ -63,7 +63,7 @@ def fork_of(parent: RunFiles, root: Path) -> RunFiles:
     asked = Command.model_validate({"uuid": "0" * 31 + "7", "author": "test", "intent": rollback})
     origin = Origin(
         parent=Parent(kind="fork", run="crashed", checkpoint=BASE, step=3),
-        checkpoint=inherit(parent, record_of(parent, BASE), files),
+        checkpoint=transfer_checkpoint(parent, record_of(parent, BASE), files),
         scheduled=tuple(first_commands(asked, 3)),
     )
     write_origin(files, origin)

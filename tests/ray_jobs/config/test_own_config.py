@@ -11,7 +11,7 @@ import pytest
 
 from control_plane.core.model.errors import Conflict, Refused
 from control_plane.storage.checkpoint.store import SigningKey, read_manifest
-from control_plane.storage.journal.export import export, lay_down, read_export
+from control_plane.storage.journal.export import export, import_run, read_export
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.ownership import sign_config, signed_config
 from ray_jobs import launch, submit
@@ -63,7 +63,7 @@ def theirs(tmp_path: Path) -> RunFiles:
 
 def imported(tmp_path: Path, home: Path) -> RunFiles:
     export(theirs(tmp_path), tmp_path / "shared.zip")
-    files = lay_down(read_export(tmp_path / "shared.zip"), home / "runs")
+    files = import_run(read_export(tmp_path / "shared.zip"), home / "runs")
     shutil.copytree(tmp_path / "theirs/runs/shared/checkpoints", files.checkpoints)
     return files
 

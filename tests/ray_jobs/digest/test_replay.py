@@ -11,7 +11,7 @@ from control_plane.core.model.records import NOT_EXACT, Parent
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.rules.branch_rules import Origin, first_commands
 from control_plane.core.rules.replay_plan import recorded
-from control_plane.storage.checkpoint.transfer import inherit, write_origin
+from control_plane.storage.checkpoint.transfer import transfer_checkpoint, write_origin
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles
 from tests.core.examples import started
@@ -170,7 +170,7 @@ def test_fork_goes_on_as_a_branch_with_the_same_changes_does(
     (base,) = [life for life in state_of(root).commands.values() if "step-00000006-g1" in life.command.describe()]
     origin = Origin(
         parent=Parent(kind="fork", run="source", checkpoint="step-00000006-g1", step=6),
-        checkpoint=inherit(parent, record_of(parent, "step-00000006-g1"), forked),
+        checkpoint=transfer_checkpoint(parent, record_of(parent, "step-00000006-g1"), forked),
         scheduled=tuple(first_commands(base.command, 6)),
     )
     write_origin(forked, origin)

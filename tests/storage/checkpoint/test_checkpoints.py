@@ -27,7 +27,7 @@ from control_plane.storage.checkpoint.store import (
     newest_good,
     read_manifest,
     resign,
-    room_refusal,
+    space_shortage,
     verify,
 )
 from tests.storage.checkpoint.saved import contents, manifest, name_of, save
@@ -247,8 +247,8 @@ def test_discard_of_a_link_leaves_what_it_points_to(tmp_path: Path, key: Signing
 
 
 def test_room_is_refused_where_too_little_would_be_left(tmp_path: Path) -> None:
-    assert room_refusal(tmp_path / "not" / "yet", 1) is None
-    assert "must leave" in str(room_refusal(tmp_path / "not" / "yet", 2**62))
+    assert space_shortage(tmp_path / "not" / "yet", 1) is None
+    assert "must leave" in str(space_shortage(tmp_path / "not" / "yet", 2**62))
 
 
 def test_key_is_made_once_private_and_never_shown(tmp_path: Path) -> None:

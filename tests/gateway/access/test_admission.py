@@ -12,10 +12,10 @@ import pytest
 from control_plane.config import Role
 from control_plane.core.rules.admission import MAX_PENDING_OF_ONE
 from control_plane.gateway import proxy
-from control_plane.gateway.admission import MAX_UNREAD_BYTES, Turnstile, is_command
+from control_plane.gateway.admission import MAX_UNREAD_BYTES, AdmissionControl, is_command
 from control_plane.gateway.app import create_app
-from control_plane.gateway.proxy import AtTheProxy
-from control_plane.gateway.rate_limit import Allowance
+from control_plane.gateway.proxy import ProxyAdmission
+from control_plane.gateway.rate_limit import RateLimit
 from tests.core import examples
 from tests.gateway.conftest import House
 from tests.gateway.rig import API, HOST, ORIGIN, RUN, Runs, bearer, token_book
@@ -56,17 +56,17 @@ def answered(app: Any, *scopes: dict[str, Any]) -> list[tuple[int, dict[str, str
     return asyncio.run(ask_all())
 
 
-def drained(tokens: Any, *roles: Role) -> Turnstile:
+def drained(tokens: Any, *roles: Role) -> AdmissionControl:
     """A turnstile that has let the one command of each of these pass that it ever will."""
-    turnstile = Turnstile(tokens, Allowance(per_s=1e-9, burst=1))
+    admission = AdmissionControl(tokens, RateLimit(per_s=1e-9, burst=1))
     for role in roles:
-        turnstile.leave(turnstile.enter(posted(role)))
-    return turnstile
+        admission.leave(admission.enter(posted(role)))
+    return admission
 
 
-def app_with(turnstile: Turnstile, runs: Any = None) -> Any:
+def app_with(admission: AdmissionControl, runs: Any = None) -> Any:
     """An app that knows no run: whatever asks for one fails."""
-    return create_app(runs, token_book(), allowed_hosts=[HOST], allowed_origins=[ORIGIN], turnstile=turnstile)
+    return create_app(runs, token_book(), allowed_hosts=[HOST], allowed_origins=[ORIGIN], admission=admission)
 
 
 async def _serve(scope: Any, receive: Any, send: Any) -> None:
@@ -90,10 +90,10 @@ def test_stranger_is_asked_who_he_is_before_any_bucket_is() -> None:
 
 
 def test_wrong_host_is_told_before_anybody_is_charged() -> None:
-    turnstile = drained(token_book())
+    admission = drained(token_book())
     elsewhere = posted("operator", SMALL) | {"headers": [(b"host", b"rebound.example"), *posted()["headers"][1:]]}
-    assert answered(app_with(turnstile), elsewhere)[0][0] == 421
-    assert turnstile.enter(posted("operator")) is not None
+    assert answered(app_with(admission), elsewhere)[0][0] == 421
+    assert admission.enter(posted("operator")) is not None
 
 
 @pytest.mark.parametrize("length", [b"", b"-1", b"x", str(MAX_UNREAD_BYTES + 1).encode()])
@@ -104,8 +104,8 @@ def test_connection_with_a_body_that_nobody_waits_for_is_closed(length: bytes) -
 
 
 def test_reads_are_not_charged(tmp_path: Path) -> None:
-    turnstile = Turnstile(token_book(), Allowance(per_s=1e-9, burst=1))
-    app = app_with(turnstile, Runs(tmp_path))
+    admission = AdmissionControl(token_book(), RateLimit(per_s=1e-9, burst=1))
+    app = app_with(admission, Runs(tmp_path))
     reads = [posted(role, path="/runs", method="GET") for role in ("viewer", "operator") for _ in range(3)]
     statuses = []
 
@@ -121,7 +121,7 @@ def test_reads_are_not_charged(tmp_path: Path) -> None:
 
     asyncio.run(read_all())
     assert statuses == [200, None] * 6
-    assert turnstile.enter(posted("operator")) is not None
+    assert admission.enter(posted("operator")) is not None
 
 
 def test_every_path_that_the_router_takes_for_a_command_is_counted(house: House) -> None:
@@ -136,25 +136,25 @@ def test_every_path_that_the_router_takes_for_a_command_is_counted(house: House)
 
 
 def test_commands_on_their_way_are_bounded_for_each_owner_and_free_again_afterwards() -> None:
-    turnstile = Turnstile(token_book(), max_at_once=2)
-    inside = [turnstile.enter(posted("agent")) for _ in range(2)]
-    ((status, _, problem),) = answered(app_with(turnstile), posted("agent", SMALL))
+    admission = AdmissionControl(token_book(), max_at_once=2)
+    inside = [admission.enter(posted("agent")) for _ in range(2)]
+    ((status, _, problem),) = answered(app_with(admission), posted("agent", SMALL))
     assert (status, problem["at_once"]) == (429, 2)
-    assert turnstile.enter(posted("operator")) == "test-operator"
-    turnstile.leave(inside[0])
-    assert turnstile.enter(posted("agent")) == "test-agent"
+    assert admission.enter(posted("operator")) == "test-operator"
+    admission.leave(inside[0])
+    assert admission.enter(posted("agent")) == "test-agent"
 
 
 def test_refusal_for_want_of_a_place_is_not_charged() -> None:
-    turnstile = Turnstile(token_book(), Allowance(per_s=1e-9, burst=2), max_at_once=1)
-    owner = turnstile.enter(posted("agent"))
-    answered(app_with(turnstile), *[posted("agent", SMALL)] * 5)
-    turnstile.leave(owner)
-    assert turnstile.enter(posted("agent")) == owner
+    admission = AdmissionControl(token_book(), RateLimit(per_s=1e-9, burst=2), max_at_once=1)
+    owner = admission.enter(posted("agent"))
+    answered(app_with(admission), *[posted("agent", SMALL)] * 5)
+    admission.leave(owner)
+    assert admission.enter(posted("agent")) == owner
 
 
 def test_proxy_refuses_whom_it_knows_and_leaves_strangers_to_the_app() -> None:
-    at_the_proxy = AtTheProxy(_serve, drained(token_book(), "agent"))
+    at_the_proxy = ProxyAdmission(_serve, drained(token_book(), "agent"))
     scopes = [posted("agent", SMALL), posted("operator", SMALL), posted(None, SMALL), posted("agent", path="/runs")]
     assert [status for status, _, _ in answered(at_the_proxy, *scopes)] == [429, 202, 202, 202]
 
@@ -163,18 +163,18 @@ def test_place_at_the_proxy_is_free_again_after_a_request_that_failed() -> None:
     async def fails(scope: Any, receive: Any, send: Any) -> None:
         raise ConnectionError("the client has gone")
 
-    turnstile = Turnstile(token_book(), max_at_once=1)
+    admission = AdmissionControl(token_book(), max_at_once=1)
     for _ in range(2):
         with pytest.raises(ConnectionError):
-            answered(AtTheProxy(fails, turnstile), posted("agent"))
-    assert turnstile.enter(posted("agent")) == "test-agent"
+            answered(ProxyAdmission(fails, admission), posted("agent"))
+    assert admission.enter(posted("agent")) == "test-agent"
 
 
 def test_proxy_without_a_list_of_tokens_leaves_everything_to_the_app(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("STEERWAY_HOME", str(tmp_path))
-    monkeypatch.setattr(proxy, "give_way", lambda: None)
+    monkeypatch.setattr(proxy, "lower_priority", lambda: None)
     assert proxy.middlewares() == []
     (tmp_path / "tokens.json").write_text(token_book().model_dump_json())
     (tmp_path / "tokens.json").chmod(0o600)
@@ -185,11 +185,11 @@ def test_proxy_without_a_list_of_tokens_leaves_everything_to_the_app(
 
 NICE = """
 import os, threading
-from control_plane.gateway.priority import THREADS, give_way
+from control_plane.gateway.priority import THREADS, lower_priority
 waiting = threading.Event()
 threading.Thread(target=waiting.wait).start()
 before = os.getpriority(os.PRIO_PROCESS, 0)
-give_way(2)
+lower_priority(2)
 threading.Thread(target=waiting.wait).start()
 print(*{os.getpriority(os.PRIO_PROCESS, int(each.name)) for each in THREADS.iterdir()}, min(19, before + 2))
 waiting.set()

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from control_plane.agent import grants as powers_module
-from control_plane.agent.grants import NO_MORE, ArgumentRange, Powers, Proposal, Run, Scale, SetTo, decide, load
+from control_plane.agent.grants import NO_GRANTS, ArgumentGrant, Grants, Proposal, Run, Scale, SetTo, decide, load
 from control_plane.agent.model import GRANTED as GRANTED_ANSWER
-from control_plane.agent.policy import Action, ActionSeen, Bounds, Decision, KnobSeen, Observation
+from control_plane.agent.policy import ActionSeen, AgentAction, AgentBounds, Decision, KnobSeen, Observation
 from control_plane.agent.prompt import GRANTED, MAX_GRANTED_CHARS, MAX_PROMPT_CHARS, messages
 from control_plane.core.model.commands import SetKnobs, SetLearningRate
 from control_plane.core.model.errors import Invalid
@@ -22,7 +22,7 @@ from control_plane.core.model.intents import RunAction
 from control_plane.core.model.knobs import KnobSpec
 from tests.agent.simulated import observed
 
-POWERS = Powers.model_validate(
+POWERS = Grants.model_validate(
     {
         "knobs": {
             "lr": {"max_factor": 4, "max": 4e-3, "cool_down_steps": 50},
@@ -61,7 +61,7 @@ ACTIONS = {
     )
 }
 SEEN = observed([3.0] * 100, knobs=KNOBS, actions=ACTIONS, watched={"return": 0.25})
-BOUNDS = Bounds(min_lr=1e-5, max_lr=1e-2, cooldown_steps=20, max_changes=3, max_age_steps=50)
+BOUNDS = AgentBounds(min_lr=1e-5, max_lr=1e-2, cooldown_steps=20, max_changes=3, max_age_steps=50)
 
 
 def ruled(proposal: Proposal, now: Observation = SEEN, seen: Observation = SEEN) -> tuple[Any, str]:
@@ -91,7 +91,7 @@ def knob(name: str, **change: Any) -> SetKnobs:
         (SetTo("betas", (0.92, 0.999)), knob("betas", value=(0.92, 0.999))),
         (Scale("weight_decay", 0.5), knob("weight_decay", factor=0.5)),
         (Run("move_goal", GIVEN), RunAction(name="move_goal", arguments=GIVEN)),
-        (Decision(Action.DOUBLE, "x"), SetLearningRate(factor=2.0)),
+        (Decision(AgentAction.DOUBLE, "x"), SetLearningRate(factor=2.0)),
     ],
 )  # fmt: skip
 def test_decide_what_was_granted_and_fits_becomes_one_ordinary_command(proposal: Proposal, intent: Any) -> None:
@@ -184,10 +184,10 @@ def test_decide_from_beyond_a_bound_back_is_the_way() -> None:
 
 def test_decide_a_power_over_the_learning_rate_binds_double_too() -> None:
     fast = replace(SEEN, lr=(3e-3,))
-    assert "above what is allowed" in ruled(Decision(Action.DOUBLE, ""), fast, fast)[1]
-    assert decide(Decision(Action.DOUBLE, ""), fast, fast, BOUNDS, NO_MORE).intent == SetLearningRate(factor=2.0)
+    assert "above what is allowed" in ruled(Decision(AgentAction.DOUBLE, ""), fast, fast)[1]
+    assert decide(Decision(AgentAction.DOUBLE, ""), fast, fast, BOUNDS, NO_GRANTS).intent == SetLearningRate(factor=2.0)
     lately = changed("lr", changed_at=SEEN.step - 49)
-    assert "50 are required" in ruled(Decision(Action.HALVE, ""), lately, lately)[1]
+    assert "50 are required" in ruled(Decision(AgentAction.HALVE, ""), lately, lately)[1]
 
 
 NAMES = st.sampled_from(["lr", "reward/goal", "eval_steps", "mixed", "betas", "gone", "secret", "stop", "move_goal"])
@@ -232,7 +232,7 @@ def test_decide_whatever_is_answered_leads_nowhere_beyond_what_was_granted(answe
 
 def test_decide_without_powers_knows_no_knob_and_no_action() -> None:
     for proposal in (Scale("lr", 2.0), SetTo("reward/goal", 1.5), Run("move_goal", {"row": 1})):
-        assert decide(proposal, SEEN, SEEN, BOUNDS, NO_MORE).intent is None
+        assert decide(proposal, SEEN, SEEN, BOUNDS, NO_GRANTS).intent is None
 
 
 # --- The file ---
@@ -243,18 +243,18 @@ def test_load_reads_what_a_person_writes(tmp_path: Path) -> None:
     file.write_text(
         "knobs:\n  lr: {max_factor: 2, min: 1e-5}\n  reward/goal: {}\nactions: [move_goal]\nwatch: [return]\n"
     )
-    powers = load(file)
-    assert (powers.knobs["lr"].min, powers.knobs["reward/goal"].max_factor) == (1e-5, 2.0)
-    assert (powers.actions, powers.watch, powers.widen) == ({"move_goal": {}}, ("return",), True)
+    grants = load(file)
+    assert (grants.knobs["lr"].min, grants.knobs["reward/goal"].max_factor) == (1e-5, 2.0)
+    assert (grants.actions, grants.watch, grants.widen) == ({"move_goal": {}}, ("return",), True)
 
 
 def test_load_reads_the_example_of_the_module(tmp_path: Path) -> None:
     file = tmp_path / "powers.yaml"
     file.write_text((powers_module.__doc__ or "").split("\n\n")[1])
-    powers = load(file)
-    assert list(powers.knobs) == ["lr", "reward/goal"]
-    assert powers.actions["move_goal"]["row"] == ArgumentRange(min=0, max=7)
-    assert powers.actions["reshuffle"] == {}
+    grants = load(file)
+    assert list(grants.knobs) == ["lr", "reward/goal"]
+    assert grants.actions["move_goal"]["row"] == ArgumentGrant(min=0, max=7)
+    assert grants.actions["reshuffle"] == {}
 
 
 @pytest.mark.parametrize(
@@ -313,7 +313,7 @@ def test_messages_tell_granted_names_as_quoted_data_with_numbers() -> None:
 
 def test_messages_of_the_widest_powers_stay_small() -> None:
     name = "\u00e9" * 58
-    powers = Powers.model_validate(
+    grants = Grants.model_validate(
         {
             "knobs": {f"{name}{n:02}": {"min": -1e300 / 7, "max": 1e300 / 7} for n in range(12)},
             "actions": {
@@ -325,8 +325,8 @@ def test_messages_of_the_widest_powers_stay_small() -> None:
     spec = KnobSpec("wide", "numbers", -1e300 / 7, 1e300 / 7, per_group=True)
     wide = KnobSeen(spec, [-1e300 / 7] * 500, changed_at=1)
     action = ActionSeen({"a" * 29 + str(n): "float" for n in range(50)}, changed_at=1)
-    seen = replace(SEEN, knobs=dict.fromkeys(powers.knobs, wide), actions=dict.fromkeys(powers.actions, action))
-    chat = messages(seen, BOUNDS, powers)
+    seen = replace(SEEN, knobs=dict.fromkeys(grants.knobs, wide), actions=dict.fromkeys(grants.actions, action))
+    chat = messages(seen, BOUNDS, grants)
     plain = messages(seen, BOUNDS)
     assert _length(chat) - _length(plain) <= MAX_GRANTED_CHARS
     assert _length(plain) <= MAX_PROMPT_CHARS
@@ -337,4 +337,4 @@ def _length(chat: list[dict[str, str]]) -> int:
 
 
 def test_messages_without_powers_are_what_they_were() -> None:
-    assert messages(SEEN, BOUNDS) == messages(replace(SEEN, knobs={}, actions={}, watched={}), BOUNDS, NO_MORE)
+    assert messages(SEEN, BOUNDS) == messages(replace(SEEN, knobs={}, actions={}, watched={}), BOUNDS, NO_GRANTS)

@@ -7,7 +7,7 @@ import pytest
 
 from control_plane.agent.greedy_lr import Memory, Patience, look
 from control_plane.agent.loop import AgentOptions, run_agent
-from control_plane.agent.policy import Action, Decision, Observation
+from control_plane.agent.policy import AgentAction, Decision, Observation
 from tests.agent.simulated import NoisyModel, Quadratic, SimulatedRun, observed
 
 MODELS: dict[str, Callable[[], Callable[[float], float]]] = {
@@ -84,13 +84,13 @@ def test_look_when_many_changes_did_not_help_stops_changing() -> None:
 def test_look_without_new_losses_keeps() -> None:
     memory, _ = look(Memory(), observed([3.0, 3.0]))
     again, decision = look(memory, observed([3.0, 3.0]))
-    assert (again, decision.action) == (memory, Action.KEEP)
+    assert (again, decision.action) == (memory, AgentAction.KEEP)
 
 
 def test_look_after_a_rollback_starts_anew() -> None:
     memory, _ = look(Memory(), observed([2.0] * 50))
     memory, decision = look(memory, observed([4.0] * 5, generation=1))
-    assert (memory.best, memory.generation, decision.action) == (4.0, 1, Action.KEEP)
+    assert (memory.best, memory.generation, decision.action) == (4.0, 1, AgentAction.KEEP)
 
 
 def test_look_with_more_patience_waits_longer() -> None:

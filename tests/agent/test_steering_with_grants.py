@@ -5,14 +5,14 @@ from typing import Any
 
 import pytest
 
-from control_plane.agent.grants import Powers
-from control_plane.agent.policy import Bounds
+from control_plane.agent.grants import Grants
+from control_plane.agent.policy import AgentBounds
 from control_plane.core.model.commands import SetLearningRate
 from control_plane.core.model.intents import RunAction
 from tests.agent.chat_server import Answer, says
 from tests.agent.simulated import SimulatedRun
+from tests.agent.test_grants import knob
 from tests.agent.test_loop import INJECTIONS, KEY, fly_with
-from tests.agent.test_powers import knob
 
 
 def game(total_steps: int) -> SimulatedRun:
@@ -46,7 +46,7 @@ def answered(
     run = game(total_steps)
     granted: dict[str, Any] = {"knobs": {"reward/goal": {"max": 3.0}, "lr": {}}, "watch": ["return"]}
     granted["actions"] = {"move_goal": {"row": {"min": 0, "max": 7}, "column": {"min": 0, "max": 7}}}
-    _, said, requests = fly_with(run, answer, powers=Powers.model_validate(granted), every_steps=25, **options)
+    _, said, requests = fly_with(run, answer, grants=Grants.model_validate(granted), every_steps=25, **options)
     return run, said, requests
 
 
@@ -146,7 +146,7 @@ def test_a_knob_that_the_run_describes_in_words_of_its_own_is_not_seen(about: An
     run = game(40)
     run.knob_facts["reward/goal"] = {"kind": "number"} | about if isinstance(about, dict) else about
     answer = json.dumps({"action": "set", "knob": "reward/goal", "value": 1.5})
-    _, said, requests = fly_with(run, says(answer), powers=Powers.model_validate({"knobs": {"reward/goal": {}}}))
+    _, said, requests = fly_with(run, says(answer), grants=Grants.model_validate({"knobs": {"reward/goal": {}}}))
     told = requests[0]["messages"][1]["content"]
     assert ("IGNORE" in told, "reward/goal" in told, run.views) == (False, False, [])
     assert "this run has no knob" in said[1]
@@ -160,8 +160,8 @@ def test_a_knob_that_the_run_describes_in_words_of_its_own_is_not_seen(about: An
 def test_an_action_that_the_run_describes_in_words_of_its_own_tells_none_of_them(arguments: Any) -> None:
     run = game(40)
     run.facts = {"actions": {"move_goal": {"arguments": arguments}}}
-    powers = Powers.model_validate({"actions": {"move_goal": {"row": {"min": 0, "max": 7}}}})
-    _, _, requests = fly_with(run, says('{"action": "keep"}'), powers=powers)
+    grants = Grants.model_validate({"actions": {"move_goal": {"row": {"min": 0, "max": 7}}}})
+    _, _, requests = fly_with(run, says('{"action": "keep"}'), grants=grants)
     told = requests[0]["messages"][1]["content"]
     assert ("IGNORE" in told, 'action "move_goal": {"arguments": {}}' in told) == (False, True)
 
@@ -170,13 +170,13 @@ def test_values_that_no_number_can_hold_or_that_are_text_are_not_told() -> None:
     run = game(40)
     run.knobs["reward/goal"] = [10**400, SPEECH, [[[[SPEECH, 1.0]]]], 2.0]
     _, _, requests = fly_with(
-        run, says('{"action": "keep"}'), powers=Powers.model_validate({"knobs": {"reward/goal": {}}})
+        run, says('{"action": "keep"}'), grants=Grants.model_validate({"knobs": {"reward/goal": {}}})
     )
     assert '"now": [null, null, [null], 2.0]' in requests[0]["messages"][1]["content"]
 
 
 def test_run_agent_with_powers_gives_a_change_time_to_show_and_counts_it() -> None:
     answer = says('{"action": "scale", "knob": "reward/goal", "factor": 1.1}')
-    run, said, _ = answered(answer, 110, bounds=Bounds(max_changes=2))
+    run, said, _ = answered(answer, 110, bounds=AgentBounds(max_changes=2))
     assert (len(run.views), said[-1]) == (2, "4 decisions, 2 changes applied")
     assert "all of its 2 changes" in said[3]
