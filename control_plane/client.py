@@ -20,7 +20,7 @@ from uuid import UUID, uuid4
 from pydantic import BaseModel, ValidationError
 
 from control_plane.addresses import is_in_the_clear, is_loopback, plain_url, token_of
-from control_plane.api.handle import ADOPTION_WAIT_S, CommandView, Measurements, Receipt, RunSummary, Snapshot
+from control_plane.api.messages import ADOPTION_WAIT_S, CommandView, Measurements, Receipt, RunSummary, Snapshot
 from control_plane.api.patience import FIRST_WAIT_S, patience_of, retrying
 from control_plane.compare.comparison import Comparison, RunTree
 from control_plane.config import Role, Settings

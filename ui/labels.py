@@ -9,7 +9,7 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from control_plane.api.handle import CommandView
+from control_plane.api.messages import CommandView
 from control_plane.api.sentences import ending, reading, what
 from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command

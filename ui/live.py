@@ -5,7 +5,7 @@ from uuid import UUID
 
 import streamlit as st
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.compare.comparison import RunTree
 from control_plane.compare.lineage import lineage
 from control_plane.core.model.commands import Command

@@ -10,7 +10,7 @@ from typing import Any
 from uuid import UUID
 
 from benchmarks.kills.clients import ANSWER_LIMIT_S, LoadClient, LoadOperator, ServerLocation
-from control_plane.api.handle import Report
+from control_plane.api.messages import Report
 from control_plane.core.model.commands import Command
 from control_plane.core.model.records import CheckpointCommitted, CommandSettled
 from control_plane.storage.checkpoint.manifest import MANIFEST

@@ -25,7 +25,7 @@ from typing import Any
 from pydantic import TypeAdapter
 
 from benchmarks.kills.power import NotedDisk
-from control_plane.api.handle import Measurements, MetricSummary, Point, Report, StepRange
+from control_plane.api.messages import Measurements, MetricSummary, Point, Report, StepRange
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.core.model.records import RunCreated

@@ -19,7 +19,7 @@ from cluster import local, nodes
 from cluster.parts import free_port
 from cluster.record import ClusterRecord
 from control_plane import config_text
-from control_plane.api.handle import RecoveryView
+from control_plane.api.messages import RecoveryView
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings
 from control_plane.core.model.errors import SteerwayError, Unavailable

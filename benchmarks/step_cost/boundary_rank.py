@@ -20,7 +20,8 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback
 
 from benchmarks.harness.training import arguments, fresh_model, random_blocks, shipped_config
-from control_plane.api.handle import Offer, Report, RunHandle
+from control_plane.api.messages import Offer, Report
+from control_plane.api.ports import TrainerPort
 from control_plane.core.model.records import Ending, RankPlace
 from control_plane.core.rules.decisions import GenerationStart
 from ray_jobs.rank.collectives import Collectives
@@ -39,19 +40,19 @@ class QuietControl:
     """A control server with nothing to say: the link's thread has its usual work, and nobody else runs."""
 
     async def start_generation(self, start: GenerationStart) -> int:
-        """See `RunHandle`."""
+        """See `TrainerPort`."""
         return 1
 
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
-        """See `RunHandle`."""
+        """See `TrainerPort`."""
         await asyncio.sleep(wait_s if seen_revision == 0 else 0)
         return Offer(commands=(), revision=0)
 
     async def report(self, report: Report) -> None:
-        """See `RunHandle`."""
+        """See `TrainerPort`."""
 
     async def end_generation(self, generation: int, ending: Ending, step: int, reason: str | None) -> None:
-        """See `RunHandle`."""
+        """See `TrainerPort`."""
 
 
 @dataclass
@@ -117,7 +118,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
 
 def quiet_session(rank: int, total_steps: int) -> RankSession:
     """Collective. A session of a run for which nobody has a command."""
-    link = Link(lambda: cast(RunHandle, QuietControl())) if rank == 0 else None
+    link = Link(lambda: cast(TrainerPort, QuietControl())) if rank == 0 else None
     session = RankSession(Collectives(), link, total_steps=lambda: total_steps)
     place = RankPlace(rank=rank, node="local", pid=os.getpid(), device="cpu")
     session.start(place, 0, {}, {})

@@ -18,7 +18,7 @@ from benchmarks.catalogue import Say
 from benchmarks.harness.quantiles import median
 from benchmarks.harness.ranks import run_ranks
 from benchmarks.harness.result import Bound, Result, Table
-from control_plane.api.handle import Progress, Report
+from control_plane.api.messages import Progress, Report
 from control_plane.core.boundary import (
     COMPARE_EVERY_STEPS,
     AllGather,

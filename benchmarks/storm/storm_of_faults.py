@@ -31,7 +31,7 @@ from benchmarks.storm.faults import PARTS, living, members, plan, stopped, strik
 from benchmarks.storm.storm import lost_and_repeated
 from cluster.keeper import read_parts
 from cluster.parts import answers
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings
 from control_plane.core.model.commands import SetLearningRate, Stop

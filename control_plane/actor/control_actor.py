@@ -12,30 +12,15 @@ import threading
 from functools import partial
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import ray
 from pydantic import TypeAdapter, ValidationError
 
 from control_plane.api import versions
-from control_plane.api.handle import (
-    CommandView,
-    Measurements,
-    MetricSummary,
-    Offer,
-    Receipt,
-    Report,
-    Snapshot,
-    StepRange,
-    Trajectories,
-)
 from control_plane.config_text import from_yaml
-from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Damaged, Invalid, SteerwayError
 from control_plane.core.model.limits import Limit
-from control_plane.core.model.records import UNIVERSAL, Death, Ending, Entry, GenerationEnding, RunCreated
-from control_plane.core.rules.decisions import GenerationStart
-from control_plane.core.rules.recovery import ResumePoint
+from control_plane.core.model.records import UNIVERSAL, RunCreated
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.checkpoint.cleanup import discard, is_ours
 from control_plane.storage.checkpoint.transfer import adopt, read_origin
@@ -57,37 +42,6 @@ SHARE_OF_THE_HEAD = 0.001
 
 MAX_CONCURRENT_CALLS = 1000
 """Each long poll takes one: the run's link, and every watcher."""
-
-
-def open_server(files: RunFiles) -> ControlServer:
-    """Open a control server on a run's folder, in a new term.
-
-    Raises `Damaged` if the journal does not verify or the config cannot be read, `Conflict` if the journal belongs to
-    another run.
-    """
-    config = read_regular(files.config)
-    created = RunCreated(
-        run=files.run,
-        name=files.run,
-        author="steerway",
-        config_sha256=hashlib.sha256(config).hexdigest(),
-        limits=limits_in(config, str(files.config)),
-    )
-    server = ControlServer(
-        created,
-        Journal.open(files.journal),
-        MetricsStore(files.metrics),
-        discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
-        origin=read_origin(files),
-        adopt=partial(adopt, files),
-        redaction=redaction_of(files),
-        give_up_after_s=give_up_after_in(config, str(files.config)),
-    )
-    # The previous server may have died between the decision and the removal.
-    for name in server.discarded:
-        if is_ours(files.checkpoints, name):
-            remove_later(files, name)
-    return server
 
 
 def limits_in(config: bytes, source: str) -> dict[str, Limit]:
@@ -133,12 +87,39 @@ def remove_later(files: RunFiles, checkpoint: str) -> None:
     threading.Thread(target=remove, name=f"discard-{checkpoint}", daemon=True).start()
 
 
-class ControlActor:
-    """A `ControlServer` as a Ray actor, with the methods of `handle.RunHandle`."""
+class ControlActor(ControlServer):
+    """A `ControlServer` on a run's folder, as a Ray actor."""
 
     def __init__(self, root: str) -> None:
+        """Open the run's files in a new term.
+
+        Raises `Damaged` if the journal does not verify or the config cannot be read, `Conflict` if the journal belongs
+        to another run.
+        """
         logging.basicConfig(level=logging.INFO)
-        self._server = open_server(RunFiles(Path(root)))
+        files = RunFiles(Path(root))
+        config = read_regular(files.config)
+        created = RunCreated(
+            run=files.run,
+            name=files.run,
+            author="steerway",
+            config_sha256=hashlib.sha256(config).hexdigest(),
+            limits=limits_in(config, str(files.config)),
+        )
+        super().__init__(
+            created,
+            Journal.open(files.journal),
+            MetricsStore(files.metrics),
+            discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
+            origin=read_origin(files),
+            adopt=partial(adopt, files),
+            redaction=redaction_of(files),
+            give_up_after_s=give_up_after_in(config, str(files.config)),
+        )
+        # The previous server may have died between the decision and the removal.
+        for name in self.discarded:
+            if is_ours(files.checkpoints, name):
+                remove_later(files, name)
 
     async def pid(self) -> int:
         """Return the pid of the serving process, for people and for tests that kill it."""
@@ -147,66 +128,6 @@ class ControlActor:
     async def protocol(self) -> dict[str, int | str]:
         """Return protocol and release of this process; whoever connects asks for it first."""
         return versions.own()
-
-    async def submit(self, command: Command) -> Receipt:
-        """See `RunHandle.submit`."""
-        return await self._server.submit(command)
-
-    async def command(self, uuid: UUID) -> CommandView:
-        """See `RunHandle.command`."""
-        return await self._server.command(uuid)
-
-    async def snapshot(self) -> Snapshot:
-        """See `RunHandle.snapshot`."""
-        return await self._server.snapshot()
-
-    async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
-        """See `RunHandle.tail`."""
-        return await self._server.tail(after_seq, limit, wait_s)
-
-    async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
-        """See `RunHandle.measurements`."""
-        return await self._server.measurements(after, limit, names)
-
-    async def results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
-        """See `RunHandle.results`."""
-        return await self._server.results(stretches, names)
-
-    async def trajectories(self) -> Trajectories:
-        """See `RunHandle.trajectories`."""
-        return await self._server.trajectories()
-
-    async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
-        """See `RunHandle.resume_point`."""
-        return await self._server.resume_point(call, fingerprint)
-
-    async def resume(self, author: str, back: bool = False) -> None:
-        """See `RunHandle.resume`."""
-        await self._server.resume(author, back)
-
-    async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
-        """See `RunHandle.fail_generation`."""
-        await self._server.fail_generation(generation, deaths, failure)
-
-    async def start_generation(self, start: GenerationStart) -> int:
-        """See `RunHandle.start_generation`."""
-        return await self._server.start_generation(start)
-
-    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
-        """See `RunHandle.offers`."""
-        return await self._server.offers(generation, seen_revision, wait_s)
-
-    async def report(self, report: Report) -> None:
-        """See `RunHandle.report`."""
-        await self._server.report(report)
-
-    async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
-        """See `RunHandle.end_generation`."""
-        await self._server.end_generation(generation, ending, step, reason)
-
-    async def close(self, ending: Ending, reason: str | None) -> None:
-        """See `RunHandle.close`."""
-        await self._server.close(ending, reason)
 
 
 def actor_name(run: str) -> str:

@@ -15,7 +15,7 @@ from tenacity import AsyncRetrying, retry_if_exception_type, stop_after_delay, w
 
 from control_plane.actor.control_actor import get_or_create, is_serving
 from control_plane.api import versions
-from control_plane.api.handle import (
+from control_plane.api.messages import (
     ADOPTION_WAIT_S,
     CommandView,
     Measurements,
@@ -49,7 +49,7 @@ RETRY_FOR_S = 15.0
 
 
 class RayHandle:
-    """A run's control server, wherever Ray runs it. Satisfies `handle.RunHandle`."""
+    """A run's control server, wherever Ray runs it. An `OperatorPort` and a `TrainerPort`."""
 
     def __init__(self, files: RunFiles, retry_for_s: float = RETRY_FOR_S) -> None:
         self._files, self._retry_for_s = files, retry_for_s
@@ -106,65 +106,65 @@ class RayHandle:
         return actor
 
     async def submit(self, command: Command) -> Receipt:
-        """See `RunHandle.submit`."""
+        """See `OperatorPort.submit`."""
         patience_s = ADOPTION_WAIT_S if isinstance(command.intent, AdoptCheckpoint) else 0.0
         return await self._call("submit", command, wait_s=patience_s)
 
     async def command(self, uuid: UUID) -> CommandView:
-        """See `RunHandle.command`."""
+        """See `OperatorPort.command`."""
         return await self._call("command", uuid)
 
     async def snapshot(self) -> Snapshot:
-        """See `RunHandle.snapshot`."""
+        """See `OperatorPort.snapshot`."""
         return await self._call("snapshot")
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
-        """See `RunHandle.tail`."""
+        """See `OperatorPort.tail`."""
         return await self._call("tail", after_seq, limit, wait_s, wait_s=wait_s)
 
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
-        """See `RunHandle.measurements`."""
+        """See `OperatorPort.measurements`."""
         return await self._call("measurements", after, limit, names)
 
     async def results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
-        """See `RunHandle.results`."""
+        """See `OperatorPort.results`."""
         return await self._call("results", stretches, names)
 
     async def trajectories(self) -> Trajectories:
-        """See `RunHandle.trajectories`."""
+        """See `OperatorPort.trajectories`."""
         return await self._call("trajectories")
 
     async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
-        """See `RunHandle.resume_point`."""
+        """See `TrainerPort.resume_point`."""
         return await self._call("resume_point", call, fingerprint)
 
     async def resume(self, author: str, back: bool = False) -> None:
-        """See `RunHandle.resume`."""
+        """See `TrainerPort.resume`."""
         await self._call("resume", author, back)
 
     async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
-        """See `RunHandle.fail_generation`."""
+        """See `TrainerPort.fail_generation`."""
         cleaned = tuple(map(self._redaction().words, deaths))
         await self._call("fail_generation", generation, cleaned, failure)
 
     async def start_generation(self, start: GenerationStart) -> int:
-        """See `RunHandle.start_generation`."""
+        """See `TrainerPort.start_generation`."""
         return await self._call("start_generation", self._redaction().words(start))
 
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
-        """See `RunHandle.offers`."""
+        """See `TrainerPort.offers`."""
         return await self._call("offers", generation, seen_revision, wait_s, wait_s=wait_s)
 
     async def report(self, report: Report) -> None:
-        """See `RunHandle.report`."""
+        """See `TrainerPort.report`."""
         await self._call("report", self._redaction().words(report))
 
     async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
-        """See `RunHandle.end_generation`."""
+        """See `TrainerPort.end_generation`."""
         await self._call("end_generation", generation, ending, step, self._clean(reason))
 
     async def close(self, ending: Ending, reason: str | None) -> None:
-        """See `RunHandle.close`."""
+        """See `TrainerPort.close`."""
         await self._call("close", ending, self._clean(reason))
 
     async def pid(self) -> int:

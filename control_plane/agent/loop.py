@@ -22,7 +22,7 @@ from control_plane.agent.history import SteeringHistory
 from control_plane.agent.model import DEFAULT_TIMEOUT_S, ChatModel, ModelUnavailable, endpoint
 from control_plane.agent.observing import actions_seen, knobs_seen
 from control_plane.agent.policy import AgentAction, AgentBounds, Decision, Observation, explain, printable
-from control_plane.api.handle import CommandView, Measurements, Receipt, Snapshot
+from control_plane.api.messages import CommandView, Measurements, Receipt, Snapshot
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, Refused, Unavailable
 from control_plane.core.model.intent_base import LEARNING_RATE

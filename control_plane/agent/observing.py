@@ -10,7 +10,7 @@ from typing import Any
 from control_plane.agent.grants import ARGUMENT_TYPES, Grants
 from control_plane.agent.history import SteeringHistory
 from control_plane.agent.policy import ActionSeen, KnobSeen
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.core.model.intent_base import ACTION, LEARNING_RATE
 from control_plane.core.model.knobs import KnobSpec
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from control_plane.api.handle import MetricSummary, Point, StepRange
+from control_plane.api.messages import MetricSummary, Point, StepRange
 from control_plane.core.model.records import BranchResumed, BranchStarted, Entry, GenerationStarted
 from control_plane.core.model.state import RunState
 

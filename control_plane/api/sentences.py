@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
 
-from control_plane.api.handle import RecoveryView, Restarting
+from control_plane.api.messages import RecoveryView, Restarting
 from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import Cancel

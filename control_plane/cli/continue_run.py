@@ -15,7 +15,7 @@ from uuid import uuid4
 
 import typer
 
-from control_plane.api.handle import CommandView
+from control_plane.api.messages import CommandView
 from control_plane.cli.commands.lifecycle import (
     CommandOptions,
     RunIntent,

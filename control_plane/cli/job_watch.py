@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.cli.cluster import cluster_record
 from control_plane.config import Settings
 from control_plane.storage.layout import job_number

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from control_plane.api.handle import RunSummary
+from control_plane.api.messages import RunSummary
 from control_plane.cli.errors import UsageError
 from control_plane.config import settings
 from control_plane.core.model.errors import Invalid, NotFound

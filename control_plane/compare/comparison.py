@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 from uuid import UUID
 
-from control_plane.api.handle import (
+from control_plane.api.messages import (
     BranchView,
     Intervention,
     MeasuredValue,

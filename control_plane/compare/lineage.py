@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from uuid import UUID
 
-from control_plane.api.handle import BranchView, StepRange, Trajectories
+from control_plane.api.messages import BranchView, StepRange, Trajectories
 from control_plane.core.model.branch_tree import Branch, to_the_root
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import CheckpointCommitted, Parent

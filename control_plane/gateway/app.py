@@ -15,7 +15,8 @@ from typing import Any, Protocol
 from fastapi import Depends, FastAPI, Response
 from starlette.datastructures import MutableHeaders
 
-from control_plane.api.handle import RunHandle, RunSummary
+from control_plane.api.messages import RunSummary
+from control_plane.api.ports import OperatorPort
 from control_plane.core.model.errors import SteerwayError
 from control_plane.gateway.admission import AdmissionControl, is_at_most, rejection_of
 from control_plane.gateway.auth import ConnectionLimit, authorize_each
@@ -47,7 +48,7 @@ class RunDirectory(Protocol):
         """Return a summary of every run."""
         ...
 
-    async def handle(self, run: str) -> RunHandle:
+    async def handle(self, run: str) -> OperatorPort:
         """Return a handle on the run's control server or, if closed, on its files. Raises `NotFound`, `Invalid`."""
         ...
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from control_plane.api.handle import MetricSummary, Trajectories
+from control_plane.api.messages import MetricSummary, Trajectories
 from control_plane.compare.comparison import (
     LOSSES,
     MAX_ANCESTORS,

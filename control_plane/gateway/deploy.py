@@ -20,7 +20,8 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 
 from control_plane.actor.control_actor import is_serving
 from control_plane.actor.remote import RayHandle
-from control_plane.api.handle import RunHandle, RunSummary
+from control_plane.api.messages import RunSummary
+from control_plane.api.ports import OperatorPort
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
@@ -44,13 +45,13 @@ class RayRuns:
 
     def __init__(self, where: Settings) -> None:
         self._where = where
-        self._handles: dict[str, RunHandle] = {}
+        self._handles: dict[str, OperatorPort] = {}
 
     def files(self, run: str) -> RunFiles:
         """Return the run's files. Raises `NotFound` or `Invalid`."""
         return find_run(self._where.runs_dir, run)
 
-    async def handle(self, run: str) -> RunHandle:
+    async def handle(self, run: str) -> OperatorPort:
         """Return a handle on the run's control actor, or on its files if it is closed. Raises `NotFound`, `Invalid`.
 
         Cached handles are invalidated: closing a run retires its actor, so an actor handle is valid while Ray knows the
@@ -82,7 +83,7 @@ class RayRuns:
         return RunSummary.of(snapshot)
 
 
-def _archived(files: RunFiles) -> RunHandle | None:
+def _archived(files: RunFiles) -> OperatorPort | None:
     """Return an archive handle if the run is closed or imported (which has no actor until it is resumed), else None."""
     if not files.journal.is_dir():
         return None

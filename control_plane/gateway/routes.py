@@ -18,16 +18,16 @@ from fastapi import FastAPI, Header, Query, Request, Response
 from fastapi.routing import APIRoute
 from pydantic import Field, ValidationError
 
-from control_plane.api.handle import (
+from control_plane.api.messages import (
     MAX_TAIL_ENTRIES,
     MAX_WAIT_S,
     CommandView,
     Measurements,
     Receipt,
-    RunHandle,
     RunSummary,
     Snapshot,
 )
+from control_plane.api.ports import OperatorPort
 from control_plane.compare.comparison import MAX_SIDES, Comparison, RunTree
 from control_plane.core.model.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent
 from control_plane.core.model.errors import Invalid, NotFound
@@ -234,7 +234,7 @@ async def read_command(request: Request, run: str, uuid: UUID, wait_s: WaitS = 0
     return _answer(view)
 
 
-async def _wait_for_end(handle: RunHandle, view: CommandView, wait_s: float) -> None:
+async def _wait_for_end(handle: OperatorPort, view: CommandView, wait_s: float) -> None:
     """Wait for a command's outcome by following the journal from where the command was accepted."""
     now = asyncio.get_running_loop().time
     deadline, cursor = now() + wait_s, view.accepted_seq

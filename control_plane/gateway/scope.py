@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from control_plane.api.handle import RunHandle, RunSummary
+from control_plane.api.messages import RunSummary
+from control_plane.api.ports import OperatorPort
 from control_plane.core.model.errors import NotFound
 from control_plane.gateway.tokens import Identity
 from control_plane.storage.layout import RunFiles, check_run_id
@@ -22,7 +23,7 @@ class ScopedRuns:
         """Return summaries of the runs in scope."""
         return [summary for summary in await self._runs.list() if self._identity.sees(summary.run)]
 
-    async def handle(self, run: str) -> RunHandle:
+    async def handle(self, run: str) -> OperatorPort:
         """Return a handle on a run. Raises `NotFound`, also for a run out of scope, or `Invalid` for a malformed id."""
         self._check(run)
         return await self._runs.handle(run)

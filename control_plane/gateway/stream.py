@@ -21,7 +21,7 @@ from fastapi import FastAPI, WebSocket
 from pydantic_core import to_json
 from starlette.websockets import WebSocketDisconnect
 
-from control_plane.api.handle import RunHandle
+from control_plane.api.ports import OperatorPort
 from control_plane.core.model.errors import NotAllowed, Overloaded, Refused, SteerwayError
 from control_plane.core.model.records import RunClosed
 from control_plane.gateway.auth import PREFIX, Unauthenticated, access_key, authorize_token
@@ -161,7 +161,7 @@ def _cursor(text: str) -> int:
     return int(text)
 
 
-async def _send_all(websocket: WebSocket, handle: RunHandle, after: int, check: Callable[[], None]) -> None:
+async def _send_all(websocket: WebSocket, handle: OperatorPort, after: int, check: Callable[[], None]) -> None:
     """Send entries as they become durable, and progress in between, until the run ends or `MAX_STREAM_BYTES`.
 
     `check` is called before every send, so at least every `PROGRESS_PERIOD_S`; it raises if access was revoked.

@@ -1,6 +1,6 @@
 """Read-only access to a run without a control server, from its files.
 
-Satisfies `handle.RunHandle`: the run can be inspected, and a retry of a command in the journal gets its receipt;
+An `OperatorPort`: the run can be inspected, and a retry of a command in the journal gets its receipt;
 everything else raises `RunEnded`.
 """
 
@@ -11,15 +11,13 @@ from functools import cached_property
 from pathlib import Path
 from uuid import UUID
 
-from control_plane.api.handle import (
+from control_plane.api.messages import (
     MAX_TAIL_ENTRIES,
     MAX_WAIT_S,
     CommandView,
     Measurements,
     MetricSummary,
-    Offer,
     Receipt,
-    Report,
     Snapshot,
     StepRange,
     Trajectories,
@@ -27,11 +25,9 @@ from control_plane.api.handle import (
 from control_plane.api.newest import newest_on
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Damaged, NotFound, RunEnded
-from control_plane.core.model.records import Death, Ending, Entry, GenerationEnding
+from control_plane.core.model.records import Entry
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.rules import decisions
-from control_plane.core.rules.decisions import GenerationStart
-from control_plane.core.rules.recovery import ResumePoint
 from control_plane.server.views import snapshot_of, trajectories_of, view_of
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import IMPORTED, RunFiles
@@ -96,7 +92,7 @@ class ArchivedRun:
         return Receipt(uuid=command.uuid, run=self._files.run, seq=life.accepted_seq, status=life.status)
 
     async def command(self, uuid: UUID) -> CommandView:
-        """See `RunHandle.command`."""
+        """See `OperatorPort.command`."""
         state = await self._load()
         if uuid not in state.commands:
             raise NotFound(f"run {state.run} has no command {uuid}")
@@ -122,7 +118,7 @@ class ArchivedRun:
         return entries
 
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
-        """See `RunHandle.measurements`; empty if the run has no metrics."""
+        """See `OperatorPort.measurements`; empty if the run has no metrics."""
         return await asyncio.to_thread(self._measurements, after, limit, names)
 
     def _measurements(self, after: int, limit: int, names: tuple[str, ...]) -> Measurements:
@@ -138,7 +134,7 @@ class ArchivedRun:
             return newest_on(store, branch)
 
     async def results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
-        """See `RunHandle.results`; empty if the run has no metrics."""
+        """See `OperatorPort.results`; empty if the run has no metrics."""
         return await asyncio.to_thread(self._results, stretches, names)
 
     def _results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
@@ -148,7 +144,7 @@ class ArchivedRun:
             return store.results(stretches, names)
 
     async def trajectories(self) -> Trajectories:
-        """See `RunHandle.trajectories`."""
+        """See `OperatorPort.trajectories`."""
         return trajectories_of(await self._load(), progress=None)
 
     def _over(self) -> RunEnded:
@@ -156,38 +152,6 @@ class ArchivedRun:
             f"run {self._files.run} has no control server and is read from its files; it takes commands again when "
             "it is resumed"
         )
-
-    async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
-        """Raises `RunEnded`."""
-        raise self._over()
-
-    async def resume(self, author: str, back: bool = False) -> None:
-        """Raises `RunEnded`."""
-        raise self._over()
-
-    async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
-        """Raises `RunEnded`."""
-        raise self._over()
-
-    async def start_generation(self, start: GenerationStart) -> int:
-        """Raises `RunEnded`."""
-        raise self._over()
-
-    async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
-        """Raises `RunEnded`."""
-        raise self._over()
-
-    async def report(self, report: Report) -> None:
-        """Raises `RunEnded`."""
-        raise self._over()
-
-    async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
-        """Raises `RunEnded`."""
-        raise self._over()
-
-    async def close(self, ending: Ending, reason: str | None) -> None:
-        """Raises `RunEnded`."""
-        raise self._over()
 
 
 def _segments(files: RunFiles) -> tuple[tuple[str, int], ...]:

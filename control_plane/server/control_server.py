@@ -12,7 +12,7 @@ from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
-from control_plane.api.handle import (
+from control_plane.api.messages import (
     MAX_TAIL_ENTRIES,
     MAX_WAIT_S,
     CommandView,
@@ -102,13 +102,14 @@ def adopt_nothing(intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -
 
 
 class ControlServer:
-    """A run's control server. Satisfies `handle.RunHandle`."""
+    """A run's control server: an `OperatorPort` and a `TrainerPort`."""
 
     def __init__(
         self,
         created: RunCreated,
         journal: JournalWriter,
         metrics: MeasurementStore,
+        *,
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
         discard: Callable[[CheckpointCommitted], None] = lambda checkpoint: None,
@@ -234,25 +235,25 @@ class ControlServer:
         return Receipt(uuid=command.uuid, run=self._state.run, seq=life.accepted_seq, status=life.status)
 
     async def command(self, uuid: UUID) -> CommandView:
-        """See `RunHandle.command`."""
+        """See `OperatorPort.command`."""
         life = self._state.commands.get(uuid)
         if life is None:
             raise NotFound(f"run {self._state.run} has no command {uuid}")
         return view_of(life)
 
     async def snapshot(self) -> Snapshot:
-        """See `RunHandle.snapshot`."""
+        """See `OperatorPort.snapshot`."""
         age_s = round(self._clock() - self._progress_at, 3) if self._progress else None
         return snapshot_of(self._state, dict(self._newest.values), self._progress, age_s, self._failed_s_ago())
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
-        """See `RunHandle.tail`. Entry `seq` is at index `seq - 1`: there are no gaps."""
+        """See `OperatorPort.tail`. Entry `seq` is at index `seq - 1`: there are no gaps."""
         await self._wait_until(lambda: self._state.seq > after_seq, wait_s)
         start = max(after_seq, 0)
         return tuple(self._entries[start : start + min(max(limit, 0), MAX_TAIL_ENTRIES)])
 
     async def measurements(self, after: int, limit: int, names: tuple[str, ...] = ()) -> Measurements:
-        """See `RunHandle.measurements`."""
+        """See `OperatorPort.measurements`."""
         return self._metrics.read(after, limit, names)
 
     async def results(self, stretches: tuple[StepRange, ...], names: tuple[str, ...]) -> tuple[MetricSummary, ...]:
@@ -260,13 +261,13 @@ class ControlServer:
         return self._metrics.results(stretches, names)
 
     async def trajectories(self) -> Trajectories:
-        """See `RunHandle.trajectories`."""
+        """See `OperatorPort.trajectories`."""
         return trajectories_of(self._state, self._progress)
 
     # Calls of rank 0 and the driver
 
     async def resume_point(self, call: int = 1, fingerprint: str = "") -> ResumePoint:
-        """See `RunHandle.resume_point`. Closes the run as failed in a crash loop."""
+        """See `TrainerPort.resume_point`. Closes the run as failed in a crash loop."""
         self._commit(decisions.infer_failure(self._state, *self._heard()))
         self._give_up_if_hopeless()
         if self._state.closed is not None:
@@ -274,11 +275,11 @@ class ControlServer:
         return recovery.resume_point(self._state, call, fingerprint)
 
     async def resume(self, author: str, back: bool = False) -> None:
-        """See `RunHandle.resume`."""
+        """See `TrainerPort.resume`."""
         self._commit(decisions.resume_run(self._state, author, back))
 
     async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
-        """See `RunHandle.fail_generation`. The last step that rank 0 reported counts as reached."""
+        """See `TrainerPort.fail_generation`. The last step that rank 0 reported counts as reached."""
         self._commit(decisions.fail_generation(self._state, generation, *self._heard(), deaths, failure))
         self._give_up_if_hopeless()
         self._stop_if_nobody_trains()
@@ -307,7 +308,7 @@ class ControlServer:
         return max(0.0, self._clock() - failed_at) if failed_at is not None else 0.0
 
     async def start_generation(self, start: GenerationStart) -> int:
-        """See `RunHandle.start_generation`."""
+        """See `TrainerPort.start_generation`."""
         begun = decisions.start_generation(self._state, start)
         self._commit(begun)
         if begun:
@@ -316,7 +317,7 @@ class ControlServer:
         return self._state.generation_number
 
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
-        """See `RunHandle.offers`."""
+        """See `TrainerPort.offers`."""
         decisions.check_generation(self._state, generation)
         await self._wait_until(
             lambda: (
@@ -330,7 +331,7 @@ class ControlServer:
         return Offer(commands=self._state.pending_commands(), revision=self._revision)
 
     async def report(self, report: Report) -> None:
-        """See `RunHandle.report`. Outcomes become records; measurements and progress are kept apart."""
+        """See `TrainerPort.report`. Outcomes become records; measurements and progress are kept apart."""
         decisions.check_generation(self._state, report.generation)
         # In this order: a restorable checkpoint contains no decision that the journal does not have.
         self._settle(report.outcomes)
@@ -389,9 +390,9 @@ class ControlServer:
             self._discard(each)
 
     async def end_generation(self, generation: int, ending: GenerationEnding, step: int, reason: str | None) -> None:
-        """See `RunHandle.end_generation`."""
+        """See `TrainerPort.end_generation`."""
         self._commit(decisions.end_generation(self._state, generation, ending, step, reason))
 
     async def close(self, ending: Ending, reason: str | None) -> None:
-        """See `RunHandle.close`."""
+        """See `TrainerPort.close`."""
         self._commit(decisions.close_run(self._state, ending, reason))

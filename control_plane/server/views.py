@@ -1,8 +1,8 @@
-"""Views of a run's state for people: pure functions from `RunState` to the messages of `handle`."""
+"""Views of a run's state for people: pure functions from `RunState` to messages."""
 
 from datetime import datetime
 
-from control_plane.api.handle import (
+from control_plane.api.messages import (
     BranchView,
     CommandView,
     Intervention,

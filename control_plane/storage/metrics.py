@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from control_plane.api.handle import MeasuredValue, Measurements, MetricSummary, Point, StepRange
+from control_plane.api.messages import MeasuredValue, Measurements, MetricSummary, Point, StepRange
 from control_plane.core.model.commands import MAX_STEP
 from control_plane.storage.private import FILE_MODE
 

@@ -9,7 +9,8 @@ import logging
 import threading
 
 from control_plane.actor.remote import RayHandle
-from control_plane.api.handle import Restarting, RunHandle
+from control_plane.api.messages import Restarting
+from control_plane.api.ports import OperatorPort
 from control_plane.core.model.errors import SteerwayError
 from control_plane.storage.layout import RunFiles
 
@@ -47,7 +48,7 @@ def wait_for_back_off(files: RunFiles) -> None:
         raise closed[0]
 
 
-async def wait_for(handle: RunHandle, look_every_s: float = LOOK_EVERY_S) -> None:
+async def wait_for(handle: OperatorPort, look_every_s: float = LOOK_EVERY_S) -> None:
     """Wait until the run's next trainers may be started. Raises `StartCancelled`, `Unavailable`."""
     logged = False
     while True:

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Mapping
 from uuid import NAMESPACE_URL, uuid5
 
-from control_plane.api.handle import RunHandle
+from control_plane.api.ports import OperatorPort
 from control_plane.core.model.commands import Command, SaveCheckpoint
 from control_plane.core.model.errors import Refused
 
@@ -22,13 +22,13 @@ LOOK_EVERY_S = 2.0
 """Spot instances get a notice of 30 s or more; a poll costs the cluster one small request per rank."""
 
 
-def watch(node: str, run: str, connect: Callable[[], RunHandle], draining: Callable[[], Mapping[str, int]]) -> None:
+def watch(node: str, run: str, connect: Callable[[], OperatorPort], draining: Callable[[], Mapping[str, int]]) -> None:
     """Poll in the background, for as long as this process lives. `draining`: deadlines by node, Unix time in ms."""
     arguments = (node, run, connect, draining)
     threading.Thread(target=_look, args=arguments, name="steerway-preemption", daemon=True).start()
 
 
-def _look(node: str, run: str, connect: Callable[[], RunHandle], draining: Callable[[], Mapping[str, int]]) -> None:
+def _look(node: str, run: str, connect: Callable[[], OperatorPort], draining: Callable[[], Mapping[str, int]]) -> None:
     handled: set[int] = set()
     while True:
         time.sleep(LOOK_EVERY_S)
@@ -45,7 +45,7 @@ def _look(node: str, run: str, connect: Callable[[], RunHandle], draining: Calla
             log.warning("cannot find out whether node %s is being drained: %s", node[:8], error)
 
 
-async def request_checkpoint(handle: RunHandle, run: str, node: str, deadline_ms: int) -> None:
+async def request_checkpoint(handle: OperatorPort, run: str, node: str, deadline_ms: int) -> None:
     """Send the command. Idempotent: all ranks of the node use the same uuid. Raises `SteerwayError`."""
     left_s = max(0.0, deadline_ms / 1000 - time.time())
     when = f"in {left_s:.0f} s" if deadline_ms else "soon"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from control_plane.api.handle import RunHandle
+from control_plane.api.ports import TrainerPort
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from control_plane.storage.checkpoint.store import SigningKey
@@ -52,7 +52,7 @@ class RunContext:
     """
 
     files: RunFiles
-    connect: Callable[[], RunHandle]
+    connect: Callable[[], TrainerPort]
     checkpoint_every_steps: int = 0
     digest_every_steps: int = 0
     # Whether an epoch ends with a smaller batch of what fills no whole one, as by hand, see `data.SampleOrder`.

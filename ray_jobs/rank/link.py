@@ -12,7 +12,8 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import TypeVar
 
-from control_plane.api.handle import Phase, Point, Progress, Report, Restart, RunHandle
+from control_plane.api.messages import Phase, Point, Progress, Report, Restart
+from control_plane.api.ports import TrainerPort
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Refused, SteerwayError, Unavailable
 from control_plane.core.model.records import (
@@ -58,7 +59,7 @@ FLUSH_WAIT_S = 30.0
 class Link:
     """Rank 0's connection. `connect` is called in the link's own thread."""
 
-    def __init__(self, connect: Callable[[], RunHandle], on_superseded: Callable[[str], None] = log.error) -> None:
+    def __init__(self, connect: Callable[[], TrainerPort], on_superseded: Callable[[str], None] = log.error) -> None:
         """`on_superseded` is called, in the link's thread, when another generation has taken this one's place."""
         self._connect, self._on_superseded = connect, on_superseded
         self._telemetry = Telemetry()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 from uuid import UUID, uuid4
 
-from control_plane.api.handle import Phase
+from control_plane.api.messages import Phase
 from control_plane.core.boundary import (
     AllGather,
     AllReduceMin,

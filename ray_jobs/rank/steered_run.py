@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable
 
-from control_plane.api.handle import Restart
+from control_plane.api.messages import Restart
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.records import GenerationEnding, RankPlace, Readback
 from control_plane.storage.checkpoint.store import Manifest, list_checkpoints

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Mapping
 
-from control_plane.api.handle import Point
+from control_plane.api.messages import Point
 from control_plane.core.model.records import SKIPPED_STEPS
 from ray_jobs.rank.link import Link
 from ray_jobs.rank.live_training import LiveTraining

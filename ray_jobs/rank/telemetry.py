@@ -3,7 +3,7 @@
 import threading
 from collections import deque
 
-from control_plane.api.handle import Point
+from control_plane.api.messages import Point
 
 MAX_POINTS = 10_000
 """Points buffered while the control server is unavailable: some minutes of a fast run."""

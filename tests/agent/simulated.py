@@ -8,7 +8,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from control_plane.agent.policy import Observation
-from control_plane.api.handle import CommandView, Measurements, Point, Receipt, Snapshot
+from control_plane.api.messages import CommandView, Measurements, Point, Receipt, Snapshot
 from control_plane.core.model.commands import Command, Intent, SetKnobs, SetLearningRate
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.core.model.intents import RunAction

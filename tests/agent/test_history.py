@@ -12,7 +12,7 @@ from control_plane.agent.grants import Grants, Proposal, Run, Scale
 from control_plane.agent.history import SteeringHistory
 from control_plane.agent.loop import AgentOptions, Autopilot
 from control_plane.agent.policy import AgentAction, AgentBounds, Decision
-from control_plane.api.handle import CommandView, Measurements, Point, Receipt, Report, Snapshot
+from control_plane.api.messages import CommandView, Measurements, Point, Receipt, Report, Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import Command, Evaluate, Intent, SetLearningRate
 from control_plane.core.model.errors import Conflict

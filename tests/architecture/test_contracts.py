@@ -46,7 +46,7 @@ def test_contracts_hold() -> None:
             "from control_plane.core.model import state",
             "Layers of the core's model",
         ),
-        (RULES, "from control_plane.api import handle", "Layers of the control plane"),
+        (RULES, "from control_plane.api import messages", "Layers of the control plane"),
         ("control_plane/storage/layout.py", "from control_plane.server import views", "Layers of the control plane"),
         ("control_plane/agent/loop.py", "from control_plane.server import views", "Console and agent are clients"),
         ("control_plane/server/views.py", "from ray_jobs import train", "The control plane knows nothing of training"),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from control_plane.api.handle import Point, Progress, Report
+from control_plane.api.messages import Point, Progress, Report
 from control_plane.cli.main import app
 from control_plane.core.model.commands import Command, SetKnobs, SetLearningRate
 from control_plane.core.model.intents import Cancel, Rollback

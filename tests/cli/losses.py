@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
-from control_plane.api.handle import Progress, Report, Restart
+from control_plane.api.messages import Progress, Report, Restart
 from control_plane.core.model.records import CheckpointCommitted, Death
 from control_plane.server.control_server import ControlServer
 from tests.core import examples

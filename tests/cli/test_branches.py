@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from control_plane.api.handle import BranchView, RunSummary
+from control_plane.api.messages import BranchView, RunSummary
 from control_plane.cli.commands.tree import describe
 from control_plane.compare.comparison import RunTree, TreeBranch
 from control_plane.core.model.records import Parent

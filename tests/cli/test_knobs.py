@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.api.handle import Report
+from control_plane.api.messages import Report
 from control_plane.cli.commands.knobs import allowed, parse_assignment, value_per_group
 from control_plane.cli.errors import UsageError
 from control_plane.cli.output.formatting import change

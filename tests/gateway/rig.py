@@ -13,16 +13,8 @@ from uuid import UUID
 
 import uvicorn
 
-from control_plane.api.handle import (
-    Measurements,
-    MetricSummary,
-    Point,
-    Progress,
-    Report,
-    RunHandle,
-    RunSummary,
-    StepRange,
-)
+from control_plane.api.messages import Measurements, MetricSummary, Point, Progress, Report, RunSummary, StepRange
+from control_plane.api.ports import OperatorPort
 from control_plane.config import Role
 from control_plane.core.model.errors import NotFound
 from control_plane.core.model.limits import Limit
@@ -96,13 +88,13 @@ class Runs:
     """Control servers by run. Satisfies `gateway.app.RunDirectory`."""
 
     root: Path
-    handles: dict[str, RunHandle] = field(default_factory=dict)
+    handles: dict[str, OperatorPort] = field(default_factory=dict)
 
     async def list(self) -> Sequence[RunSummary]:
         """Every run."""
         return [RunSummary.of(await handle.snapshot()) for handle in self.handles.values()]
 
-    async def handle(self, run: str) -> RunHandle:
+    async def handle(self, run: str) -> OperatorPort:
         """The run's control server."""
         if check_run_id(run) not in self.handles:
             raise NotFound(f"there is no run {run!r}")

@@ -11,7 +11,7 @@ from uuid import uuid4
 import pytest
 from jsonschema import Draft202012Validator
 
-from control_plane.api.handle import Report
+from control_plane.api.messages import Report
 from control_plane.core.model.errors import Unavailable
 from control_plane.core.model.records import CheckpointCommitted
 from control_plane.gateway.app import MAX_BODY_BYTES

@@ -3,7 +3,7 @@
 import threading
 from uuid import UUID, uuid4
 
-from control_plane.api.handle import CommandView, Measurements, RunSummary, Snapshot
+from control_plane.api.messages import CommandView, Measurements, RunSummary, Snapshot
 from control_plane.core.model.records import Entry
 from tests.core import examples
 from tests.gateway.conftest import House

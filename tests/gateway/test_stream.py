@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from starlette.websockets import WebSocketDisconnect
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.core.model.errors import Unavailable
 from control_plane.gateway import stream
 from tests.core import examples

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from control_plane.api.handle import Point, Report
+from control_plane.api.messages import Point, Report
 from control_plane.core.model.records import CommandSettled, Parent
 from control_plane.core.rules.branch_rules import Origin, reading
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest

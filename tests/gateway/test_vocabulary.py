@@ -5,7 +5,7 @@ from uuid import uuid4
 
 import pytest
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.core.model.limits import Limit
 from control_plane.storage.layout import RunFiles
 from tests.gateway.conftest import House

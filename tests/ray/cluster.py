@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings, settings
 from control_plane.core.model.records import Entry

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.client import SteerwayClient
 from tests.ray.cluster import REPOSITORY, Cluster, wait_closed, wait_for
 

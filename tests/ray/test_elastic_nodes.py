@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from cluster.record import read_record
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import SetLearningRate, Stop
 from control_plane.core.model.errors import SteerwayError

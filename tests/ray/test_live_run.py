@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import Pause, Resume, SaveCheckpoint, SetLearningRate
 from control_plane.core.model.errors import NotFound, SteerwayError

@@ -11,7 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import Pause, Resume, SetLearningRate, Stop
 from control_plane.core.model.errors import SteerwayError

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import Pause, SaveCheckpoint, SetKnobs, SetLearningRate
 from control_plane.core.model.intents import Rollback, SetSchedule

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from uuid import UUID
 
-from control_plane.api.handle import Receipt
+from control_plane.api.messages import Receipt
 from control_plane.core.model.commands import Command
 from control_plane.core.model.records import CheckpointDiscarded, CommandAccepted, Entry, Record
 from control_plane.core.rules import decisions

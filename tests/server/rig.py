@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from uuid import UUID
 
-from control_plane.api.handle import Report
+from control_plane.api.messages import Report
 from control_plane.core.model.commands import Command, Intent, SetLearningRate
 from control_plane.core.model.records import CommandSettled, RankPlace, RunCreated
 from control_plane.core.rules.decisions import GenerationStart
@@ -33,7 +33,9 @@ class House:
         metrics = MetricsStore(self._root / "metrics.sqlite")
         if not clocked:
             return ControlServer(created, journal, metrics)
-        return ControlServer(created, journal, metrics, self.utc_now, now_s, give_up_after_s=self._give_up_after_s)
+        return ControlServer(
+            created, journal, metrics, utc_now=self.utc_now, clock=now_s, give_up_after_s=self._give_up_after_s
+        )
 
     def utc_now(self) -> datetime:
         return datetime.fromtimestamp(now_s() + self.skew_s, UTC)

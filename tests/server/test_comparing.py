@@ -14,7 +14,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.api.handle import (
+from control_plane.api.messages import (
     BranchView,
     Intervention,
     MeasuredValue,

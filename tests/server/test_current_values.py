@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.api.handle import Point, Progress, Report, Snapshot
+from control_plane.api.messages import Point, Progress, Report, Snapshot
 from control_plane.cli.output import formatting
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import Rollback

@@ -4,7 +4,7 @@ import hashlib
 import time
 from pathlib import Path
 
-from control_plane.actor.control_actor import open_server
+from control_plane.actor.control_actor import ControlActor
 from control_plane.core.model.records import CheckpointDiscarded
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
@@ -27,7 +27,7 @@ def test_checkpoint_whose_removal_a_crash_prevented_is_removed_by_the_next_serve
     journal.append([CheckpointDiscarded(checkpoint=name_of(1), reason="older than the last 1")], NOW)
     journal.close()
     assert (files.checkpoints / name_of(1)).is_dir()
-    server = open_server(files)
+    server = ControlActor(str(files.root))
     assert server.discarded == {name_of(1)}
     deadline = time.monotonic() + REMOVED_WITHIN_S
     while (files.checkpoints / name_of(1)).exists() and time.monotonic() < deadline:

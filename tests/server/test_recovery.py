@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.api.handle import Progress, Report, Restart
+from control_plane.api.messages import Progress, Report, Restart
 from control_plane.core.model.commands import Pause, Stop
 from control_plane.core.model.errors import Conflict, RunEnded
 from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, CommandSettled, Death

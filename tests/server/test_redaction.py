@@ -8,7 +8,7 @@ from uuid import UUID
 import pytest
 
 from control_plane.actor.remote import RayHandle
-from control_plane.api.handle import Report
+from control_plane.api.messages import Report
 from control_plane.core.model.records import CheckpointFailed, CommandSettled, Death
 from control_plane.core.model.redaction import Redaction
 from control_plane.server.control_server import ControlServer

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
-from control_plane.api.handle import Point, Report
+from control_plane.api.messages import Point, Report
 from control_plane.compare.replay_check import ReplayVerdict, judge
 from control_plane.core.model.records import Death, StateDigested
 from control_plane.storage.layout import RunFiles

@@ -7,7 +7,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.api.handle import MAX_TAIL_ENTRIES, MAX_WAIT_S, Point, Progress, Report, Snapshot
+from control_plane.api.messages import MAX_TAIL_ENTRIES, MAX_WAIT_S, Point, Progress, Report, Snapshot
 from control_plane.core.model.commands import Pause, Resume, Stop
 from control_plane.core.model.errors import Conflict, NotFound, Overloaded, Refused, RunEnded
 from control_plane.core.model.records import CheckpointCommitted, CommandSettled

@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.api.handle import Report
+from control_plane.api.messages import Report
 from control_plane.core.model.errors import Fenced, NotFound, Unavailable
 from control_plane.core.model.intents import DeleteCheckpoint
 from control_plane.core.model.records import CheckpointCommitted

@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from control_plane.api.handle import MeasuredValue, MetricSummary, Point, StepRange
+from control_plane.api.messages import MeasuredValue, MetricSummary, Point, StepRange
 
 
 def results_of(

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from cluster.record import make_home
-from control_plane.api.handle import Point
+from control_plane.api.messages import Point
 from control_plane.config import settings
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.records import Parent, RunCreated

@@ -10,7 +10,8 @@ from uuid import uuid4
 
 import uvicorn
 
-from control_plane.api.handle import RunHandle, RunSummary
+from control_plane.api.messages import RunSummary
+from control_plane.api.ports import OperatorPort
 from control_plane.core.model.commands import Command, Intent, SetLearningRate
 from control_plane.core.model.errors import NotFound
 from control_plane.core.model.intents import AdoptCheckpoint
@@ -38,7 +39,7 @@ class RunsInMemory:
         """Every run."""
         return [RunSummary.of(await server.snapshot()) for server in self.servers.values()]
 
-    async def handle(self, run: str) -> RunHandle:
+    async def handle(self, run: str) -> OperatorPort:
         """The run's control server."""
         if check_run_id(run) not in self.servers:
             raise NotFound(f"there is no run {run!r}")
@@ -114,7 +115,12 @@ class FakeCluster:
     async def _create(self, run: str, name: str, clock: Clock, parent: Parent | None, **trainer: Any) -> FakeTrainer:
         created = RunCreated(run=run, name=name, author="ada", config_sha256="0" * 64, parent=parent)
         server = ControlServer(
-            created, JournalInMemory(), MetricsInMemory(), clock.utc_now, clock.monotonic_s, adopt=self._adopt
+            created,
+            JournalInMemory(),
+            MetricsInMemory(),
+            utc_now=clock.utc_now,
+            clock=clock.monotonic_s,
+            adopt=self._adopt,
         )
         self.runs.servers[run] = server
         return FakeTrainer(server, clock=clock, **trainer)

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import uuid4
 
-from control_plane.api.handle import Measurements, MetricSummary, Point, Progress, Report, Restart, StepRange
+from control_plane.api.messages import Measurements, MetricSummary, Point, Progress, Report, Restart, StepRange
 from control_plane.core.boundary import Repeat
 from control_plane.core.model.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
 from control_plane.core.model.intents import Cancel, Rollback

@@ -3,7 +3,7 @@
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from control_plane.api.handle import Measurements, Point, StepRange
+from control_plane.api.messages import Measurements, Point, StepRange
 from control_plane.core.model.commands import SetLearningRate
 from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import Parent

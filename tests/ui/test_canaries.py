@@ -17,9 +17,9 @@ import httpx
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from control_plane.actor.control_actor import open_server
+from control_plane.actor.control_actor import ControlActor
 from control_plane.actor.remote import RayHandle
-from control_plane.api.handle import Report
+from control_plane.api.messages import Report
 from control_plane.core.boundary import Failure
 from control_plane.core.model.commands import Command, Evaluate
 from control_plane.core.model.errors import Damaged
@@ -178,7 +178,7 @@ def places(
     printed = drive(files, through)
 
     async def live() -> None:
-        server = open_server(files)
+        server = ControlActor(str(files.root))
         cluster.runs.servers[RUN] = server
         await live_through_it(files, server)
 

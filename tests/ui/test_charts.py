@@ -8,7 +8,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.api.handle import BranchView, CommandView, Measurements, Point, RecoveryView, Snapshot
+from control_plane.api.messages import BranchView, CommandView, Measurements, Point, RecoveryView, Snapshot
 from control_plane.compare.lineage import lineage
 from control_plane.core.model.commands import Command, Intent, Pause, SaveCheckpoint, SetLearningRate
 from control_plane.core.model.intents import Rollback

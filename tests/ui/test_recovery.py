@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 from streamlit.testing.v1 import AppTest
 
-from control_plane.api.handle import RecoveryView, Restarting
+from control_plane.api.messages import RecoveryView, Restarting
 from control_plane.core.model.records import (
     CheckpointCommitted,
     CheckpointFailed,

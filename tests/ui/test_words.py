@@ -5,7 +5,7 @@ from uuid import UUID
 import pytest
 from pydantic import ValidationError
 
-from control_plane.api.handle import CommandView
+from control_plane.api.messages import CommandView
 from control_plane.core.model.commands import Command, SetLearningRate
 from control_plane.core.model.records import CommandAccepted, CommandSettled, Entry
 from ui.labels import complaint, duration, life, line, plain, read_back

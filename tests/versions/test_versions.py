@@ -19,7 +19,7 @@ import pytest
 
 from control_plane.actor.remote import RayHandle
 from control_plane.api import versions
-from control_plane.api.handle import RunSummary
+from control_plane.api.messages import RunSummary
 from control_plane.client import _parse
 from control_plane.core.model.errors import Conflict, Damaged, Unavailable
 from control_plane.storage.checkpoint.manifest import Manifest

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from control_plane.api.handle import Measurements, Point, StepRange
+from control_plane.api.messages import Measurements, Point, StepRange
 from ui.charts.bins import Floats
 
 

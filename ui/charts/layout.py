@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 
-from control_plane.api.handle import CommandView, RecoveryView, Snapshot, StepRange
+from control_plane.api.messages import CommandView, RecoveryView, Snapshot, StepRange
 from control_plane.compare.lineage import is_on_line
 from control_plane.core.model.intents import Rollback
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from control_plane.api.handle import StepRange
+from control_plane.api.messages import StepRange
 from control_plane.compare.comparison import Comparison, Side
 from ui.charts.bins import bin_width
 from ui.charts.history import MetricsHistory, Series, x_of

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from control_plane.api.handle import RunSummary, Snapshot
+from control_plane.api.messages import RunSummary, Snapshot
 from control_plane.api.sentences import whence
 from control_plane.compare.comparison import TreeBranch
 from control_plane.compare.lineage import depths

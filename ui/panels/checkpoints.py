@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 
 import streamlit as st
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.api.sentences import checkpoint, size
 from control_plane.core.model.intents import DeleteCheckpoint, Intent, PinCheckpoint
 from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, Entry, GenerationStarted

@@ -4,7 +4,7 @@ from uuid import UUID
 
 import streamlit as st
 
-from control_plane.api.handle import CommandView, Snapshot
+from control_plane.api.messages import CommandView, Snapshot
 from control_plane.api.sentences import name
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import Cancel

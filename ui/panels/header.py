@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.core.model.commands import Evaluate, Intent, Pause, Resume, SaveCheckpoint, Stop
 from ui.gateway import banner
 from ui.labels import duration, looks, plain, sentence

@@ -7,7 +7,7 @@ from typing import Any
 import streamlit as st
 from pydantic import ValidationError
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.api.sentences import spelled
 from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.intents import SetKnobs

@@ -5,7 +5,7 @@ import math
 import streamlit as st
 from pydantic import ValidationError
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.core.model.commands import SetLearningRate
 from ui.labels import complaint, plain, sentence
 from ui.live import LiveRun

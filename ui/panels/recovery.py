@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta, tzinfo
 
 import streamlit as st
 
-from control_plane.api.handle import RecoveryView, Restarting, Snapshot
+from control_plane.api.messages import RecoveryView, Restarting, Snapshot
 from control_plane.api.sentences import FAILS_AGAIN, clean, loss, phases, restarting, seconds, start, the_dead
 from control_plane.core.model.records import GenerationStarted
 from control_plane.core.rules.recovery import PHASES

@@ -8,7 +8,7 @@ from typing import Any
 import streamlit as st
 from pydantic import ValidationError
 
-from control_plane.api.handle import BranchView, Snapshot
+from control_plane.api.messages import BranchView, Snapshot
 from control_plane.api.sentences import A_BRANCH_NAME
 from control_plane.core.model.intents import AdoptCheckpoint, Rollback, SetLearningRate
 from control_plane.core.model.records import CheckpointCommitted

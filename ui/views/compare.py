@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import streamlit as st
 
-from control_plane.api.handle import RunSummary
+from control_plane.api.messages import RunSummary
 from control_plane.compare.comparison import LOSSES, MAX_SIDES, Comparison, Side, rows
 from control_plane.core.model.errors import SteerwayError
 from ui.charts.history import MetricsHistory, Series

@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.compare.lineage import lineage
 from control_plane.core.model.errors import SteerwayError
 from ui.charts.charts import EVENTS, HEIGHT, View, chart_options

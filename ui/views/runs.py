@@ -2,7 +2,7 @@
 
 import streamlit as st
 
-from control_plane.api.handle import RunSummary
+from control_plane.api.messages import RunSummary
 from control_plane.core.model.errors import SteerwayError
 from ui.gateway import banner, client
 from ui.labels import day, looks, plain

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from pydantic import TypeAdapter, ValidationError
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.api.sentences import A_BRANCH_NAME
 from control_plane.cli.commands.knobs import check_known, parse_assignment
 from control_plane.cli.commands.lifecycle import RunIntent, Yes, build_intent, check_can_ask, confirm, run_and

@@ -21,7 +21,7 @@ from control_plane.core.model.intents import Intent
 from control_plane.programs import program
 
 if TYPE_CHECKING:
-    from control_plane.api.handle import Snapshot
+    from control_plane.api.messages import Snapshot
     from control_plane.client import SteerwayClient
     from control_plane.compare.replay_check import ReplayVerdict
     from control_plane.config import Settings

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from control_plane.api import sentences
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.cli.commands import show
 from control_plane.cli.commands.lifecycle import RunIntent, build_intent, run_and, steering_command
 from control_plane.cli.errors import UsageError

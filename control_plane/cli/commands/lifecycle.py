@@ -19,7 +19,7 @@ from uuid import UUID
 import typer
 from pydantic import ValidationError
 
-from control_plane.api.handle import CommandView
+from control_plane.api.messages import CommandView
 from control_plane.cli.errors import REJECTED, UsageError
 from control_plane.cli.output.printing import say, tell
 from control_plane.cli.select_run import active_run, connect

@@ -17,7 +17,7 @@ from control_plane.core.model.errors import Conflict, NotFound
 from control_plane.programs import program
 
 if TYPE_CHECKING:
-    from control_plane.api.handle import Snapshot
+    from control_plane.api.messages import Snapshot
     from control_plane.client import SteerwayClient
     from control_plane.config import Settings
 

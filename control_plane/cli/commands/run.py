@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.cli.cluster import (
     call_for_json,
     cluster_command,

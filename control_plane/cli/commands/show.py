@@ -8,7 +8,7 @@ from uuid import UUID
 
 import typer
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.cli.errors import RUN_FAILED
 from control_plane.cli.output import formatting
 from control_plane.cli.output.printing import tell, tell_json, tell_log

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from control_plane.api import sentences
-from control_plane.api.handle import BranchView, Intervention
+from control_plane.api.messages import BranchView, Intervention
 from control_plane.cli.commands import show
 from control_plane.cli.errors import UsageError
 from control_plane.cli.output.printing import ascii_json, tell, tell_json

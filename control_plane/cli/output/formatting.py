@@ -6,7 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from control_plane.api import sentences
-from control_plane.api.handle import CommandView, RecoveryView, Restarting, Snapshot
+from control_plane.api.messages import CommandView, RecoveryView, Restarting, Snapshot
 from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.records import (

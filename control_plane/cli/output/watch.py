@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Hashable, Iterator
 from typing import TYPE_CHECKING, Protocol
 
-from control_plane.api.handle import Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.cli.errors import RUN_FAILED
 from control_plane.cli.output import formatting
 from control_plane.cli.output.printing import ascii_json

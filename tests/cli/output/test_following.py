@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from control_plane.api.handle import Restarting, Snapshot
+from control_plane.api.messages import Restarting, Snapshot
 from control_plane.cli.output.formatting import compared_eval_loss, duration, progress, progress_line, summary
 from control_plane.cli.output.watch import JobGone, draw, events, follow
 from control_plane.cli.output.watch import Lines as PlainLines

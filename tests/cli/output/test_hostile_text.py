@@ -12,7 +12,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.api.handle import CommandView
+from control_plane.api.messages import CommandView
 from control_plane.cli.output import formatting, printing
 from control_plane.cli.output.watch import JsonLines
 from control_plane.core.model.commands import Command

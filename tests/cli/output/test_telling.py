@@ -2,7 +2,7 @@
 
 import pytest
 
-from control_plane.api.handle import Restarting
+from control_plane.api.messages import Restarting
 from control_plane.api.sentences import change, clean, seconds, size, the_dead, what
 from control_plane.cli.output import formatting
 from control_plane.core.model.records import (

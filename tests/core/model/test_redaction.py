@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.api.handle import Point, Report
+from control_plane.api.messages import Point, Report
 from control_plane.core.model.records import CheckpointFailed, CommandSettled, Death, GenerationLost, RunClosed
 from control_plane.core.model.redaction import (
     HIDDEN,

@@ -3,7 +3,7 @@
 from types import SimpleNamespace
 from typing import Any
 
-from control_plane.api.handle import Point
+from control_plane.api.messages import Point
 from ray_jobs.hf.callbacks import LoggingCallback
 from ray_jobs.rank.steered_run import SteeredRun
 from ray_jobs.rank.step_log import StepLog

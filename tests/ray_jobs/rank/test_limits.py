@@ -5,12 +5,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from control_plane.actor.control_actor import limits_in, open_server
+from control_plane.actor.control_actor import ControlActor, limits_in
 from control_plane.core.model.errors import Damaged, Invalid
 from control_plane.core.model.limits import Limit, limit_of
 from control_plane.gateway.auth import COMMANDERS
 from control_plane.storage.journal import writer
-from control_plane.storage.layout import RunFiles
 from ray_jobs.config.run_config import RunConfig, load
 from ray_jobs.submit import prepare
 from tests.ray_jobs.config.test_config import GOOD
@@ -54,7 +53,7 @@ def test_config_without_limits_allows_everything(tmp_path: Path) -> None:
 
 def test_limits_reach_the_first_record_of_the_run(config: RunConfig, tmp_path: Path) -> None:
     files = prepare(config, tmp_path / "runs", "run-1")
-    open_server(files)
+    ControlActor(str(files.root))
     created = writer.read(files.journal)[0].record
     assert created.type == "RunCreated"
     assert created.limits == {name: Limit.model_validate(limit) for name, limit in LIMITS.items()}
@@ -63,8 +62,8 @@ def test_limits_reach_the_first_record_of_the_run(config: RunConfig, tmp_path: P
 
 def test_control_server_that_starts_again_keeps_the_limits(config: RunConfig, tmp_path: Path) -> None:
     files = prepare(config, tmp_path / "runs", "run-1")
-    open_server(files)
-    open_server(RunFiles(files.root))
+    ControlActor(str(files.root))
+    ControlActor(str(files.root))
     assert [entry.record.type for entry in writer.read(files.journal)] == ["RunCreated", "TermStarted", "TermStarted"]
 
 

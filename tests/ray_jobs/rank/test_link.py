@@ -7,7 +7,7 @@ from uuid import uuid4
 
 import pytest
 
-from control_plane.api.handle import Offer, Point, Report
+from control_plane.api.messages import Offer, Point, Report
 from control_plane.core.model.commands import Command, Pause
 from control_plane.core.model.errors import Conflict, RunEnded, Unavailable
 from control_plane.core.model.records import CommandSettled, StateDigested

@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 
-from control_plane.api.handle import Report
+from control_plane.api.messages import Report
 from control_plane.core.model.commands import Command
 from control_plane.storage.layout import RunFiles
 from ray_jobs.loop.session import TrainingSession
