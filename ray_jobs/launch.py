@@ -39,9 +39,9 @@ from ray_jobs.config.own_config import own_config
 from ray_jobs.driver.back_off import StartCancelled
 from ray_jobs.driver.devices import declares_gpus, known_nodes, node_groups
 from ray_jobs.driver.failure_reporter import FailureReporter, FastShutdown
-from ray_jobs.driver.nccl import collective_timeout_s
 from ray_jobs.driver.start_queue import queued_start
 from ray_jobs.driver.warm_spares import WarmControllerHelper, worker_environment
+from ray_jobs.monitor.nccl import collective_timeout_s
 
 log = logging.getLogger("steerway.driver")
 

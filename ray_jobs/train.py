@@ -22,9 +22,9 @@ from ray_jobs.config.environment import variables
 from ray_jobs.config.run_config import RunConfig, ScriptWorkload, check_training_keys
 from ray_jobs.driver.clean_log import CleanFormatter
 from ray_jobs.monitor import exit_reason
-from ray_jobs.rank import context
-from ray_jobs.rank.script_signals import signals_in_a_thread
-from ray_jobs.rank.work_folder import enter_work_folder, overwritten_files
+from ray_jobs.process import context
+from ray_jobs.process.script_signals import signals_in_a_thread
+from ray_jobs.process.work_folder import enter_work_folder, overwritten_files
 
 log = logging.getLogger(__name__)
 
@@ -200,8 +200,8 @@ def _prepare_process(config: RunConfig, use_gpu: bool) -> None:
     import torch
 
     torch.set_num_threads(max(1, int(config.scaling.cpus_per_rank)))
-    from ray_jobs.rank.cpu_setup import prepare_cpu_ranks
-    from ray_jobs.rank.ddp_timeout import apply_script_timeout
+    from ray_jobs.process.cpu_setup import prepare_cpu_ranks
+    from ray_jobs.process.ddp_timeout import apply_script_timeout
 
     prepare_cpu_ranks()
     apply_script_timeout()

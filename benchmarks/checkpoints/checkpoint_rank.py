@@ -25,7 +25,7 @@ from ray_jobs.checkpoint.save import begin_save, busy_anywhere
 from ray_jobs.checkpoint.universal import universal_checkpoint_info
 from ray_jobs.checkpoint.writer import CheckpointWriter, Finished
 from ray_jobs.hf.live import live
-from ray_jobs.rank.collectives import Collectives
+from ray_jobs.process.collectives import Collectives
 from ray_jobs.rank.live_training import LiveTraining
 
 LAYERS = 8

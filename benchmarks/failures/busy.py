@@ -22,7 +22,7 @@ from benchmarks.catalogue import Say
 from benchmarks.harness.ranks import run_ranks
 from benchmarks.harness.result import Bound, Result
 from control_plane.core.model.errors import SteerwayError
-from ray_jobs.monitor.verdict import HANG_AFTER_S
+from ray_jobs.process.timeouts import HANG_AFTER_S
 
 RANKS = 2
 LOCK_S, CALLBACK_S, SAVE_S = 30.0, 200.0, 60.0

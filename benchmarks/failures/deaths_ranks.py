@@ -41,7 +41,7 @@ def _train(folder: Path, rank: int, port: int) -> None:
 
     from ray_jobs.monitor.verdict import Timeouts
     from ray_jobs.monitor.watchdog import Watchdog, open_monitor_port
-    from ray_jobs.rank.collectives import Collectives
+    from ray_jobs.process.collectives import Collectives
 
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "RANK": str(rank), "WORLD_SIZE": str(RANKS)}
     log = os.open(folder / f"{rank}.log", os.O_WRONLY | os.O_CREAT)

@@ -41,7 +41,7 @@ def _join(rehearse: bool) -> str:
     import torch
     import torch.distributed as dist
 
-    from ray_jobs.rank.cpu_setup import prepare_cpu_ranks
+    from ray_jobs.process.cpu_setup import prepare_cpu_ranks
 
     backend = "gloo" if rehearse else "nccl"
     if not rehearse:

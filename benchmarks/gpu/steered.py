@@ -22,7 +22,7 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 from ray_jobs.checkpoint.capture import capture, state_digest
 from ray_jobs.hf.trainer import steering_of
-from ray_jobs.rank import context
+from ray_jobs.process import context
 from ray_jobs.rank.link import Link
 from ray_jobs.steering.rollback import LeaveForBranch, forget_training
 

@@ -29,7 +29,7 @@ def prepare_rank() -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     import torch
 
-    from ray_jobs.rank.cpu_setup import prepare_cpu_ranks
+    from ray_jobs.process.cpu_setup import prepare_cpu_ranks
 
     torch.set_num_threads(1)
     prepare_cpu_ranks()

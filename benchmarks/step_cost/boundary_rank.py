@@ -24,7 +24,7 @@ from control_plane.api.messages import Offer, Report
 from control_plane.api.ports import TrainerPort
 from control_plane.core.model.records import Ending, RankPlace
 from control_plane.core.rules.decisions import GenerationStart
-from ray_jobs.rank.collectives import Collectives
+from ray_jobs.process.collectives import Collectives
 from ray_jobs.rank.link import Link
 from ray_jobs.rank.session import RankSession
 

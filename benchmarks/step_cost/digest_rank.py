@@ -21,7 +21,7 @@ from ray_jobs.digest import hashing
 from ray_jobs.digest import state as digests
 from ray_jobs.digest.stream import DigestStream
 from ray_jobs.hf.live import live
-from ray_jobs.rank.collectives import Collectives
+from ray_jobs.process.collectives import Collectives
 from ray_jobs.rank.session import RankSession
 
 WARM_UP_STEPS = 20

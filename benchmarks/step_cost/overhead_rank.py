@@ -24,7 +24,7 @@ from control_plane.storage.layout import RunFiles
 from ray_jobs.config.run_config import RunConfig
 from ray_jobs.driver import preemption
 from ray_jobs.hf.trainer import InteractiveTrainer, steering_of
-from ray_jobs.rank import context
+from ray_jobs.process import context
 
 TURNS = ("steered", "plain", "again")
 """One round; every other one goes backwards. `again` is a second plain arm, always beside the first."""

@@ -8,7 +8,7 @@ from uuid import UUID
 from control_plane.core.boundary import COMPARE_EVERY_STEPS, Applied
 from control_plane.core.model.commands import Command, SetLearningRate
 from control_plane.core.model.records import RankPlace
-from ray_jobs.rank.collectives import Collectives
+from ray_jobs.process.collectives import Collectives
 from ray_jobs.rank.session import RankSession
 
 WARM_UP = 20

@@ -26,10 +26,10 @@ from control_plane.storage.layout import STATE
 from ray_jobs.checkpoint import loop_state
 from ray_jobs.checkpoint.host_memory import HostBuffers, copied_tensors
 from ray_jobs.checkpoint.universal import universal_checkpoint_info
-from ray_jobs.rank import deepspeed_internals
-from ray_jobs.rank.deepspeed_internals import shape_of
+from ray_jobs.process import deepspeed_internals
+from ray_jobs.process.deepspeed_internals import shape_of
+from ray_jobs.process.plain_values import plain
 from ray_jobs.rank.live_training import LiveTraining
-from ray_jobs.rank.plain_values import plain
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

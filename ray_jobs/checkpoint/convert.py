@@ -39,7 +39,7 @@ from control_plane.storage.checkpoint.store import (
 from control_plane.storage.failpoints import reach
 from control_plane.storage.layout import STATE, RunFiles
 from control_plane.storage.private import FOLDER_MODE, make_folder, write_file
-from ray_jobs.rank.error_text import error_text
+from ray_jobs.process.error_text import error_text
 
 WORKSHOP = ".converting"
 """Working folder beside the checkpoints; a hidden folder is never listed as a checkpoint."""

@@ -9,11 +9,11 @@ from control_plane.core.model.commands import Command, SaveCheckpoint
 from control_plane.core.model.records import CheckpointCommitted, Readback
 from ray_jobs.checkpoint import save
 from ray_jobs.checkpoint.capture import model_shapes
-from ray_jobs.checkpoint.resume_plan import Plan
 from ray_jobs.checkpoint.writer import CheckpointWriter
-from ray_jobs.rank.context import RunContext
+from ray_jobs.process.context import RunContext
+from ray_jobs.process.plain_values import number
 from ray_jobs.rank.live_training import LiveTraining
-from ray_jobs.rank.plain_values import number
+from ray_jobs.rank.plan import Plan
 from ray_jobs.rank.session import RankSession
 
 log = logging.getLogger(__name__)

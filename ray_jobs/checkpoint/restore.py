@@ -22,10 +22,10 @@ from control_plane.storage.checkpoint.store import Manifest, Shard, open_shard, 
 from control_plane.storage.layout import STATE
 from ray_jobs.checkpoint import loop_state
 from ray_jobs.checkpoint.capture import TRAINER_STATE, capture, model_shapes, progress_path, random_digest, state_digest
-from ray_jobs.checkpoint.resume_plan import Plan
 from ray_jobs.checkpoint.universal import load_universal
-from ray_jobs.rank.collectives import Collectives
+from ray_jobs.process.collectives import Collectives
 from ray_jobs.rank.live_training import LiveTraining
+from ray_jobs.rank.plan import Plan
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

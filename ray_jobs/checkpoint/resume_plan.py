@@ -6,18 +6,18 @@ of a checkpoint is unpickled before every rank has agreed that all of it verifie
 
 import logging
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from control_plane.core.model.errors import Damaged, Refused, SteerwayError, Unavailable
-from control_plane.core.model.records import MAIN, CheckpointCommitted, RefusedCheckpoint
-from control_plane.core.rules.recovery import Replay, ResumePoint, replay_after
+from control_plane.core.model.records import CheckpointCommitted, RefusedCheckpoint
+from control_plane.core.rules.recovery import ResumePoint, replay_after
 from control_plane.storage.checkpoint.store import Manifest, SigningKey, discard, leftovers, read_manifest, verify
-from control_plane.storage.layout import STATE
 from ray_jobs.checkpoint.convert import ensure_universal
-from ray_jobs.rank.collectives import Collectives
-from ray_jobs.rank.context import RunContext
+from ray_jobs.process.collectives import Collectives
+from ray_jobs.process.context import RunContext
 from ray_jobs.rank.link import Link
+from ray_jobs.rank.plan import Plan
 
 log = logging.getLogger(__name__)
 
@@ -29,32 +29,6 @@ LEFTOVER_AFTER_S = 300.0
 
 CONVERT_WITHIN_S = 3600.0
 """Timeout of a conversion, which reads and writes the checkpoint about three times; the other ranks wait for rank 0."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """Resume plan, the same on every rank. Without a checkpoint the training begins at step 0."""
-
-    replay: Replay
-    checkpoint: str | None = None
-    root: Path | None = None
-    manifest: Manifest | None = None
-    refused: tuple[RefusedCheckpoint, ...] = ()
-    branch: str = MAIN
-    branched_seq: int | None = None
-    replays: bool = False
-    # Which of the script's trainings this is, and what it is known by.
-    training: int = 1
-    fingerprint: str = ""
-
-    @property
-    def state_folder(self) -> Path:
-        """Folder of the checkpoint's state files. Only for a plan with a checkpoint."""
-        assert self.root is not None
-        return self.root / STATE
-
-
-FROM_THE_BEGINNING = Plan(Replay(ledger={}, repeats=(), paused=False, stopping=False))
 
 
 def make_plan(

@@ -18,9 +18,9 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FOLDER_MODE, make_folder
 from ray_jobs.checkpoint.capture import FileStates, capture, copied
 from ray_jobs.checkpoint.writer import CheckpointWriter
-from ray_jobs.rank.collectives import Collectives
-from ray_jobs.rank.deepspeed_internals import elements
-from ray_jobs.rank.error_text import error_text
+from ray_jobs.process.collectives import Collectives
+from ray_jobs.process.deepspeed_internals import elements
+from ray_jobs.process.error_text import error_text
 from ray_jobs.rank.live_training import LiveTraining
 
 log = logging.getLogger(__name__)

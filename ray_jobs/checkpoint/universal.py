@@ -19,7 +19,7 @@ import torch
 
 from control_plane.core.model.errors import Damaged, Diverged, Invalid
 from control_plane.storage.layout import STATE
-from ray_jobs.rank import deepspeed_internals
+from ray_jobs.process import deepspeed_internals
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

@@ -32,7 +32,7 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FILE_MODE
 from ray_jobs.checkpoint.capture import FileStates, random_digest, state_digest
 from ray_jobs.checkpoint.host_memory import HostBuffers
-from ray_jobs.rank.error_text import error_text, without_secrets
+from ray_jobs.process.error_text import error_text, without_secrets
 
 log = logging.getLogger(__name__)
 

@@ -107,7 +107,7 @@ def unsupported_engine(engine: "DeepSpeedEngine") -> str | None:
         return f"the engine is a PipelineEngine, which a run does not support: pipeline parallelism: {PARTIAL}"
     if getattr(engine, "has_moe_layers", False):
         return f"the model has experts ({EXPERTS}), which a run does not support: {PARTIAL}"
-    from ray_jobs.rank.deepspeed_internals import config_of  # imports torch, which a submitter may not have
+    from ray_jobs.process.deepspeed_internals import config_of  # imports torch, which a submitter may not have
 
     config = config_of(engine)
     return next(iter(unsupported(config)), None) if config is not None else None

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from control_plane.core.model.limits import Limit
-from ray_jobs.monitor.verdict import HANG_AFTER_S, USER_CODE_S
+from ray_jobs.process.timeouts import HANG_AFTER_S, USER_CODE_S
 
 MOST_STEPS = 2**31
 MOST_RANKS = 4096  # what the boundary protocol is simulated with

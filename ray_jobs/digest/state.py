@@ -19,7 +19,7 @@ from ray_jobs.checkpoint import loop_state
 from ray_jobs.checkpoint.universal import plain_groups
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.digest.hashing import number_digest, tensor_digest, value_digest
-from ray_jobs.rank import deepspeed_internals
+from ray_jobs.process import deepspeed_internals
 from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.rank.session import RankSession
 from ray_jobs.steering.partitions import Partition, Partitions

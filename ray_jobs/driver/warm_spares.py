@@ -19,8 +19,8 @@ from typing import Any, cast
 
 from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
-from ray_jobs.driver.nccl import nccl_environment
-from ray_jobs.monitor.verdict import USER_CODE_S
+from ray_jobs.monitor.nccl import nccl_environment
+from ray_jobs.process.timeouts import USER_CODE_S
 
 log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 from control_plane.core.model.errors import Invalid
 from ray_jobs.hf.evaluate import EvaluateApplier
 from ray_jobs.hf.live import engine_of, live
-from ray_jobs.rank.steered_run import SteeredRun
+from ray_jobs.steered_run import SteeredRun
 from ray_jobs.steering.actions import OwnVocabulary
 
 

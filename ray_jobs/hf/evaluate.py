@@ -9,7 +9,7 @@ from transformers.trainer_callback import CallbackHandler
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command, Evaluate
-from ray_jobs.rank.plain_values import number
+from ray_jobs.process.plain_values import number
 from ray_jobs.steering.appliers import random_state_kept
 
 EVALUATION_LOSS = re.compile(r"eval_(.+_)?loss")

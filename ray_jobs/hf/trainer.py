@@ -17,7 +17,6 @@ from transformers import Trainer, TrainingArguments
 
 from ray_jobs.checkpoint import restore
 from ray_jobs.checkpoint.batch import global_batch_samples, plan_batch
-from ray_jobs.checkpoint.resume_plan import Plan
 from ray_jobs.config.deepspeed_features import check
 from ray_jobs.data.generators import seed_of, seeded
 from ray_jobs.data.sample_order import SampleOrder
@@ -31,10 +30,11 @@ from ray_jobs.hf.callbacks import (
     RunPauseCallback,
 )
 from ray_jobs.hf.live import apply_batch_plan, engine_of
-from ray_jobs.rank import context
-from ray_jobs.rank.cpu_setup import check_data_parallel
+from ray_jobs.process import context
+from ray_jobs.process.cpu_setup import check_data_parallel
 from ray_jobs.rank.inexact import kept_generators
-from ray_jobs.rank.steered_run import SteeredRun
+from ray_jobs.rank.plan import Plan
+from ray_jobs.steered_run import SteeredRun
 from ray_jobs.steering.actions import Extensible, OwnVocabulary
 from ray_jobs.steering.rollback import LeaveForBranch, release
 

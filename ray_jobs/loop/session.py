@@ -18,12 +18,12 @@ import torch
 
 from control_plane.core.model.errors import Invalid
 from ray_jobs.checkpoint import loop_state, restore
-from ray_jobs.checkpoint.resume_plan import Plan
 from ray_jobs.config.deepspeed_features import check
 from ray_jobs.digest.fingerprints import fingerprint
 from ray_jobs.loop.live import PlainLoop, global_batch_of, live
-from ray_jobs.rank import context
-from ray_jobs.rank.steered_run import SteeredRun
+from ray_jobs.process import context
+from ray_jobs.rank.plan import Plan
+from ray_jobs.steered_run import SteeredRun
 from ray_jobs.steering import skipped_steps
 from ray_jobs.steering.actions import Extensible, OwnVocabulary
 from ray_jobs.steering.appliers import UnsupportedApplier

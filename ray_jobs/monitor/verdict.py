@@ -14,12 +14,11 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from typing import Literal
 
+from ray_jobs.process.timeouts import HANG_AFTER_S, USER_CODE_S
+
 Kind = Literal["gone", "stopped", "silent", "deadlock", "user code"]
 Waits = Literal["", "collective", "device"]
 """State of a rank's training thread: '' in user code, or waiting for the other ranks or its GPU."""
-
-HANG_AFTER_S, USER_CODE_S = 5.0, 1800.0
-"""The defaults of `recovery.hang_after_s` and `recovery.user_code_s`."""
 
 LEAST_DEADLOCK_S = 120.0
 """Shortest deadlock timeout: the cost of a false alarm is a restart."""

@@ -31,7 +31,7 @@ from ray_jobs.monitor.stacks import Stacks, write_on_signal
 from ray_jobs.monitor.star import verdict_of
 from ray_jobs.monitor.verdict import RankFailure, Timeouts
 from ray_jobs.monitor.ward import MonitorSettings, write_exit_reason
-from ray_jobs.rank.collectives import Collectives
+from ray_jobs.process.collectives import Collectives
 
 log = logging.getLogger(__name__)
 

@@ -1,1 +1,1 @@
-"""One rank's connection to the run: session, link, collectives and process setup."""
+"""One rank's part in a steered run: its live training, session, and link to the control server."""

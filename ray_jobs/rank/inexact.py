@@ -19,7 +19,7 @@ import numpy
 import torch
 
 from control_plane.core.model.records import NOT_EXACT, Readback
-from ray_jobs.rank.collectives import Collectives
+from ray_jobs.process.collectives import Collectives
 
 log = logging.getLogger(__name__)
 

@@ -35,10 +35,10 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Invalid, Unavailable
 from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, CommandSettled, RankPlace, Readback
 from control_plane.core.rules.decisions import GenerationStart
-from ray_jobs.checkpoint.resume_plan import FROM_THE_BEGINNING, Plan
-from ray_jobs.rank.collectives import Collectives
-from ray_jobs.rank.error_text import error_text
+from ray_jobs.process.collectives import Collectives
+from ray_jobs.process.error_text import error_text
 from ray_jobs.rank.link import Link
+from ray_jobs.rank.plan import FROM_THE_BEGINNING, Plan
 from ray_jobs.steering.appliers import Applier
 
 log = logging.getLogger(__name__)

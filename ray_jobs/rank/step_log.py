@@ -5,9 +5,9 @@ from collections.abc import Mapping
 
 from control_plane.api.messages import Point
 from control_plane.core.model.records import SKIPPED_STEPS
+from ray_jobs.process.plain_values import number
 from ray_jobs.rank.link import Link
 from ray_jobs.rank.live_training import LiveTraining
-from ray_jobs.rank.plain_values import number
 from ray_jobs.steering import skipped_steps
 
 NOT_FORWARDED = {"learning_rate", "epoch", "step", "total_flos"}

@@ -26,7 +26,7 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Diverged
 from control_plane.core.model.intents import Freeze, Unfreeze
 from control_plane.core.model.records import Readback
-from ray_jobs.rank.deepspeed_internals import elements
+from ray_jobs.process.deepspeed_internals import elements
 from ray_jobs.steering.partitions import Partition, Partitions, Tensors
 
 MAX_NAMES_LISTED = 64

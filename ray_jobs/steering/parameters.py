@@ -12,7 +12,7 @@ import hashlib
 import inspect
 import math
 from collections.abc import Callable, Collection
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -21,16 +21,18 @@ from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import ResetParameters
 from control_plane.core.model.records import Readback
-from ray_jobs.rank import deepspeed_internals
-from ray_jobs.rank.deepspeed_internals import elements, shape_of
-from ray_jobs.rank.live_training import LiveTraining
-from ray_jobs.rank.session import RankSession
+from ray_jobs.process import deepspeed_internals
+from ray_jobs.process.deepspeed_internals import elements, shape_of
 from ray_jobs.steering.appliers import random_state_kept
 from ray_jobs.steering.freezing import FreezeApplier, listed, matches, some
 from ray_jobs.steering.partitions import WEIGHTS, Partitions, Tensors
 
+if TYPE_CHECKING:
+    from ray_jobs.rank.live_training import LiveTraining
+    from ray_jobs.rank.session import RankSession
 
-def register_parameter_appliers(session: RankSession, training: LiveTraining) -> None:
+
+def register_parameter_appliers(session: "RankSession", training: "LiveTraining") -> None:
     """Register the appliers of `freeze`, `unfreeze` and `reset_parameters`. The engine must have been built."""
     freezing = FreezeApplier(training.frozen)
     session.register("freeze", freezing)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ray_jobs.rank import deepspeed_internals
+from ray_jobs.process import deepspeed_internals
 from ray_jobs.steering.schedule import ParamGroups
 
 if TYPE_CHECKING:

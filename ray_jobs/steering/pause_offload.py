@@ -15,7 +15,7 @@ pause is what it always was. Tested with a stand-in for the engine only: no GPU 
 import logging
 from typing import TYPE_CHECKING
 
-from ray_jobs.rank.error_text import error_text
+from ray_jobs.process.error_text import error_text
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

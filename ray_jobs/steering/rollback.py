@@ -20,7 +20,7 @@ from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import Readback
 from control_plane.core.rules.branch_rules import reading
 from control_plane.storage.checkpoint.store import Manifest
-from ray_jobs.rank import deepspeed_internals
+from ray_jobs.process import deepspeed_internals
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine

@@ -10,24 +10,28 @@ does accelerate with a gradient scaler. What follows from that:
   the step before it was skipped. DeepSpeed keeps count and flag in a checkpoint, so that a repetition reads the same.
 """
 
+from typing import TYPE_CHECKING
+
 from control_plane.core.model.records import SKIPPED_STEPS, STEP_WAS_SKIPPED, Readback
-from ray_jobs.rank import deepspeed_internals
-from ray_jobs.rank.live_training import LiveTraining
+from ray_jobs.process import deepspeed_internals
+
+if TYPE_CHECKING:
+    from ray_jobs.rank.live_training import LiveTraining
 
 
-def was_skipped(training: LiveTraining) -> bool:
+def was_skipped(training: "LiveTraining") -> bool:
     """Return whether the optimizer skipped the last step; the same on all ranks."""
     if training.engine is not None:
         return deepspeed_internals.step_overflowed(training.engine)
     return training.loop.step_was_skipped
 
 
-def skipped_steps(training: LiveTraining) -> int:
+def skipped_steps(training: "LiveTraining") -> int:
     """Return the number of steps that DeepSpeed's engine has skipped in this training; 0 without an engine."""
     return int(getattr(training.engine, "skipped_steps", 0))
 
 
-def readings(training: LiveTraining) -> Readback:
+def readings(training: "LiveTraining") -> Readback:
     """Return the entries for the reading of a command that is applied now; none if no step was skipped."""
     count, flag = skipped_steps(training), was_skipped(training)
     return ({SKIPPED_STEPS: count} if count else {}) | ({STEP_WAS_SKIPPED: True} if flag else {})

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from control_plane.core.model.errors import Conflict, Invalid
 from control_plane.core.model.knobs import KnobKind, KnobValue, is_number
-from ray_jobs.rank.deepspeed_internals import can_clip, clipping_places
+from ray_jobs.process.deepspeed_internals import can_clip, clipping_places
 from ray_jobs.steering.knobs import Knob, Knobs
 from ray_jobs.steering.partitions import Partitions
 from ray_jobs.steering.schedule import ParamGroups

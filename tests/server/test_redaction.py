@@ -17,7 +17,7 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 from ray_jobs import launch
 from ray_jobs.driver.failure_reporter import describe
-from ray_jobs.rank import context, error_text
+from ray_jobs.process import context, error_text
 from tests.server.rig import CREATED, House, command, start
 
 IN_ENVIRONMENT, IN_CONFIG, SHAPED = "canary-of-the-environment", "canary-of-the-config", "hf_" + "Canary12" * 4

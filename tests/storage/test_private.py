@@ -25,7 +25,7 @@ from control_plane.storage.metrics import MetricsStore
 from ray_jobs.checkpoint import save as checkpoint_io
 from ray_jobs.config.run_config import load
 from ray_jobs.digest.stream import DigestFile
-from ray_jobs.rank.work_folder import enter_work_folder
+from ray_jobs.process.work_folder import enter_work_folder
 from ray_jobs.submit import prepare
 from tests.ray.cluster import REPOSITORY
 from tests.storage.checkpoint.kin import lay, record_of

@@ -17,9 +17,9 @@ from control_plane.core.model.commands import Command
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles
 from ray_jobs.config.sections import ScriptWorkload
-from ray_jobs.rank import context
-from ray_jobs.rank.steered_run import SteeredRun
-from ray_jobs.rank.work_folder import enter_work_folder
+from ray_jobs.process import context
+from ray_jobs.process.work_folder import enter_work_folder
+from ray_jobs.steered_run import SteeredRun
 from ray_jobs.train import run_script
 from tests.ray_jobs.trials.crash_trials import _known, die
 from tests.ray_jobs.trials.trials import open_server

@@ -30,7 +30,7 @@ from control_plane.storage.journal.export import export
 from control_plane.storage.layout import RunFiles
 from ray_jobs import launch, submit, train
 from ray_jobs.driver import clean_log, failure_reporter
-from ray_jobs.rank import context
+from ray_jobs.process import context
 from ray_jobs.rank.session import RankSession
 from tests.server.rig import start
 from tests.ui.conftest import Visit

@@ -5,8 +5,8 @@ from typing import Any
 
 from control_plane.api.messages import Point
 from ray_jobs.hf.callbacks import LoggingCallback
-from ray_jobs.rank.steered_run import SteeredRun
 from ray_jobs.rank.step_log import StepLog
+from ray_jobs.steered_run import SteeredRun
 
 
 class Listener:

@@ -9,7 +9,7 @@ import pytest
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.records import CommandSettled
 from control_plane.storage.journal.writer import read
-from ray_jobs.rank import cpu_setup
+from ray_jobs.process import cpu_setup
 from tests.ray_jobs.rank.test_steering import command
 from tests.ray_jobs.support.ranks import run_ranks
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.config.run_config import ScriptWorkload
-from ray_jobs.rank.context import Trainings
+from ray_jobs.process.context import Trainings
 from ray_jobs.steering.rollback import LeaveForBranch
 from ray_jobs.train import run_script
 

@@ -12,7 +12,7 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Diverged
 from ray_jobs.checkpoint import loop_state
 from ray_jobs.loop.live import PlainLoop, live
-from ray_jobs.rank.steered_run import SteeredRun
+from ray_jobs.steered_run import SteeredRun
 from ray_jobs.steering.appliers import UnsupportedApplier
 from ray_jobs.steering.freezing import FreezeApplier, FrozenParameters
 from ray_jobs.steering.parameters import ResetApplier

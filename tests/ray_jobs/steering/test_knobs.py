@@ -14,7 +14,7 @@ from control_plane.core.model.errors import Conflict, Diverged, Invalid, NotFoun
 from control_plane.core.model.limits import Limit
 from ray_jobs.hf.hf_knobs import clipping_place, interval_knobs
 from ray_jobs.hf.live import TrainerLoop
-from ray_jobs.rank.deepspeed_internals import clipping_places
+from ray_jobs.process.deepspeed_internals import clipping_places
 from ray_jobs.steering.knobs import Knob, Knobs, KnobsApplier
 from ray_jobs.steering.partitions import Partitions
 from ray_jobs.steering.training_knobs import Place, clipping_knob, group_knobs, register_training_knobs

@@ -134,7 +134,7 @@ def _fork(training: dict[str, Any], rank: int, world_size: int, port: int, folde
 def _rank(training: dict[str, Any], rank: int, folder: Path) -> None:
     import torch.distributed as dist
 
-    from ray_jobs.rank.cpu_setup import prepare_cpu_ranks
+    from ray_jobs.process.cpu_setup import prepare_cpu_ranks
 
     dist.init_process_group("gloo")
     prepare_cpu_ranks()

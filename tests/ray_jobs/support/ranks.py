@@ -52,7 +52,7 @@ def main(folder: Path) -> None:
     import torch
     import torch.distributed as dist
 
-    from ray_jobs.rank.cpu_setup import prepare_cpu_ranks
+    from ray_jobs.process.cpu_setup import prepare_cpu_ranks
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

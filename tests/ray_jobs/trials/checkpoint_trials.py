@@ -21,7 +21,7 @@ from ray_jobs.checkpoint.capture import STATE, capture, copied, random_digest, s
 from ray_jobs.checkpoint.universal import universal_checkpoint_info
 from ray_jobs.checkpoint.writer import CheckpointWriter
 from ray_jobs.hf.live import live
-from ray_jobs.rank.collectives import Collectives
+from ray_jobs.process.collectives import Collectives
 from ray_jobs.rank.live_training import LiveTraining
 from tests.ray_jobs.support.checkpoint_key import KEY, STEPS
 from tests.ray_jobs.trials.trials import BLOCK_TOKENS, VOCABULARY, Blocks, deepspeed_config

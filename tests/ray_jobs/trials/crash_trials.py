@@ -21,7 +21,7 @@ from control_plane.storage.journal.writer import read
 from control_plane.storage.layout import RunFiles
 from ray_jobs.checkpoint import writer
 from ray_jobs.checkpoint.capture import capture, random_digest, state_digest
-from ray_jobs.rank import context
+from ray_jobs.process import context
 from ray_jobs.steering.rollback import LeaveForBranch, forget_training
 from tests.ray_jobs.trials.trials import BLOCK_TOKENS, VOCABULARY, Blocks, Witness, deepspeed_config, open_server
 

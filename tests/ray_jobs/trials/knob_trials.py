@@ -12,7 +12,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainerCallback, TrainingA
 from control_plane.core.model.limits import Limit
 from control_plane.storage.layout import RunFiles
 from ray_jobs.checkpoint.universal import Tensors, digest
-from ray_jobs.rank import context
+from ray_jobs.process import context
 from tests.ray_jobs.trials.trials import BLOCK_TOKENS, VOCABULARY, Blocks, deepspeed_config, open_server
 
 SET_AT = 5

@@ -18,7 +18,7 @@ from control_plane.api.messages import Report
 from control_plane.core.model.commands import Command
 from control_plane.storage.layout import RunFiles
 from ray_jobs.loop.session import TrainingSession
-from ray_jobs.rank import context
+from ray_jobs.process import context
 from tests.ray_jobs.trials.trials import open_server
 
 SAMPLES = 8

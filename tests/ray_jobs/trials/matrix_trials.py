@@ -18,7 +18,7 @@ import torch.distributed as dist
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, TrainingArguments, set_seed
 
 from control_plane.storage.layout import RunFiles
-from ray_jobs.rank import context
+from ray_jobs.process import context
 from tests.ray_jobs.support import vocabulary as v
 from tests.ray_jobs.trials.knob_trials import ByHand, optimizer_of
 from tests.ray_jobs.trials.loop_trials import Operator

@@ -29,7 +29,7 @@ from transformers.trainer_callback import ExportableState
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles
 from ray_jobs.config.sections import ScriptWorkload
-from ray_jobs.rank import context
+from ray_jobs.process import context
 from ray_jobs.steering.rollback import LeaveForBranch, forget_training
 from ray_jobs.train import run_script
 from tests.ray_jobs.trials.crash_trials import Asker, Patient, _known, die

@@ -16,7 +16,7 @@ from control_plane.storage.checkpoint.transfer import adopt, read_origin
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
-from ray_jobs.rank import context
+from ray_jobs.process import context
 
 BLOCK_TOKENS, VOCABULARY = 16, 64
 

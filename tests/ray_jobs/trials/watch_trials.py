@@ -19,7 +19,7 @@ def main(folder: Path) -> None:
 
     from ray_jobs.monitor.verdict import Timeouts
     from ray_jobs.monitor.watchdog import Watchdog, open_monitor_port
-    from ray_jobs.rank.collectives import Collectives
+    from ray_jobs.process.collectives import Collectives
 
     torch.set_num_threads(1)
     dist.init_process_group("gloo")

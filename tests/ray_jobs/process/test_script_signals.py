@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from ray_jobs.config.sections import ScriptWorkload
-from ray_jobs.rank.context import Trainings
-from ray_jobs.rank.script_signals import signals_in_a_thread
+from ray_jobs.process.context import Trainings
+from ray_jobs.process.script_signals import signals_in_a_thread
 from ray_jobs.train import run_script
 
 SAVES = """

@@ -20,18 +20,19 @@ from control_plane.core.model.records import GenerationEnding, RankPlace, Readba
 from control_plane.storage.checkpoint.store import Manifest, list_checkpoints
 from ray_jobs.checkpoint import restore
 from ray_jobs.checkpoint.policy import CheckpointSaver
-from ray_jobs.checkpoint.resume_plan import Plan, examine, make_plan
+from ray_jobs.checkpoint.resume_plan import examine, make_plan
 from ray_jobs.digest.stream import DigestStream
-from ray_jobs.driver.nccl import collective_timeout_s
+from ray_jobs.monitor.nccl import collective_timeout_s
 from ray_jobs.monitor.verdict import Timeouts
 from ray_jobs.monitor.watchdog import Watchdog, open_monitor_port
+from ray_jobs.process.collectives import BOUNDARY_TIMEOUT_S, Collectives
+from ray_jobs.process.context import RunContext, node_name
+from ray_jobs.process.ddp_timeout import raise_group_timeouts
+from ray_jobs.process.error_text import error_text
 from ray_jobs.rank import inexact
-from ray_jobs.rank.collectives import BOUNDARY_TIMEOUT_S, Collectives
-from ray_jobs.rank.context import RunContext, node_name
-from ray_jobs.rank.ddp_timeout import raise_group_timeouts
-from ray_jobs.rank.error_text import error_text
 from ray_jobs.rank.link import FAILED_WAIT_S, Link
 from ray_jobs.rank.live_training import LiveTraining
+from ray_jobs.rank.plan import Plan
 from ray_jobs.rank.session import RankSession
 from ray_jobs.rank.step_log import StepLog
 from ray_jobs.steering import skipped_steps

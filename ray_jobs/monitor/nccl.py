@@ -7,7 +7,7 @@ lost. So PyTorch's is the fallback, for a process in which even our thread canno
 Names and meanings read in torch 2.13, `ProcessGroupNCCL.hpp`.
 """
 
-from ray_jobs.monitor.verdict import USER_CODE_S
+from ray_jobs.process.timeouts import USER_CODE_S
 
 MARGIN_S = 300.0
 """Margin between the two: time for our watchdog to detect, to write the exit reason, and for Ray to end all ranks."""

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from ray_jobs.driver import warm_spares
-from ray_jobs.driver.nccl import collective_timeout_s, nccl_environment
+from ray_jobs.monitor.nccl import collective_timeout_s, nccl_environment
 from ray_jobs.monitor.verdict import LEAST_DEADLOCK_S
 
 HEADER = Path(torch.__file__).parent / "include/torch/csrc/distributed/c10d/ProcessGroupNCCL.hpp"

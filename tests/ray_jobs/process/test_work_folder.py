@@ -13,9 +13,9 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.outputs import copy_outputs, outputs
 from ray_jobs import train
 from ray_jobs.config.run_config import ScriptWorkload
-from ray_jobs.rank import work_folder
-from ray_jobs.rank.context import Trainings
-from ray_jobs.rank.work_folder import enter_work_folder, overwritten_files
+from ray_jobs.process import work_folder
+from ray_jobs.process.context import Trainings
+from ray_jobs.process.work_folder import enter_work_folder, overwritten_files
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from control_plane.storage.checkpoint.store import SigningKey
 from control_plane.storage.layout import RunFiles
-from ray_jobs.monitor.verdict import USER_CODE_S
+from ray_jobs.process.timeouts import USER_CODE_S
 
 NODE_NAME = "STEERWAY_NODE"
 """Environment variable with the node's name, for several Ray nodes on one machine, which share a host name."""

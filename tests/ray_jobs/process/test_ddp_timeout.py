@@ -9,7 +9,7 @@ import torch.distributed as dist
 from accelerate.state import AcceleratorState, PartialState
 from transformers import TrainingArguments
 
-from ray_jobs.rank import ddp_timeout
+from ray_jobs.process import ddp_timeout
 from tests.ports import free_port
 
 MADE_WITH = timedelta(seconds=600)

@@ -1,7 +1,7 @@
 """Redacted text of exceptions, for logs, other ranks and the journal."""
 
 from control_plane.storage.known_secrets import redaction_of
-from ray_jobs.rank import context
+from ray_jobs.process import context
 
 
 def error_text(error: BaseException) -> str:
