@@ -74,6 +74,26 @@ def test_journal_as_json_can_be_read_back(gateway: LiveGateway, steer: Steer) ->
     assert entries[-1].record.type == "CommandSettled"
 
 
+def test_journal_as_json_has_five_fields_for_every_command(gateway: LiveGateway, steer: Steer) -> None:
+    """A program needs no second line to know which command a line is about."""
+    steer("set", RUN, "lr=1e-4")
+    steer("save", RUN, "--label", "calm", "--pin")
+    lines = map(json.loads, steer("journal", RUN, "--json").stdout.splitlines())
+    about = [line for line in lines if line["type"].startswith("Command")]
+    assert all({"uuid", "time", "status", "command", "arguments"} <= line.keys() for line in about)
+    told = [(line["command"], line["arguments"], line["status"]) for line in about]
+    rate, save = {"value": 1e-4}, {"label": "calm", "pin": True}
+    assert [(kind, status) for kind, _, status in told] == [
+        ("set_learning_rate", "accepted"),
+        ("set_learning_rate", "applied"),
+        ("save_checkpoint", "accepted"),
+        ("save_checkpoint", "applied"),
+    ]
+    assert all(rate.items() <= arguments.items() for kind, arguments, _ in told if kind == "set_learning_rate")
+    assert all(save.items() <= arguments.items() for kind, arguments, _ in told if kind == "save_checkpoint")
+    assert len({line["uuid"] for line in about}) == 2
+
+
 def test_journal_for_people_says_who_and_what(gateway: LiveGateway, steer: Steer) -> None:
     steer("set", RUN, "lr=1e-4", "--reason", "too hot")
     accepted, settled = steer("journal", RUN).stdout.splitlines()[-2:]
