@@ -23,10 +23,11 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from cluster.parts import answers
-from cluster.record import read_record, utc_now, write_private
+from cluster.record import read_record, utc_now
 from cluster.stopped import StoppedServices
 from control_plane.config import Settings, settings
 from control_plane.programs import program
+from control_plane.storage.private import replace_file
 
 POLL_S = 1.0
 FIRST_WAIT_S = 0.5
@@ -98,7 +99,7 @@ class HealthChecks:
         if views != self._views:
             self._views = views
             content = {name: view.model_dump() for name, view in views.items()}
-            write_private(parts_file(self._where), json.dumps(content) + "\n")
+            replace_file(parts_file(self._where), json.dumps(content) + "\n")
 
     def is_up(self, name: str) -> bool:
         """Return whether a service has answered and is not down since."""

@@ -28,12 +28,13 @@ from cluster.environment import (
     ray_token_file,
 )
 from cluster.processes import ProcessMark, end_members, end_processes
-from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_private, write_record
+from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_record
 from control_plane.addresses import is_loopback
 from control_plane.config import Settings, settings
 from control_plane.console_login import create_link
 from control_plane.core.model.characters import one_line
 from control_plane.core.model.errors import Conflict, Invalid, NotFound, SteerwayError
+from control_plane.storage.private import replace_file
 
 TEMP_PREFIX = "steerway-"
 MAX_TEMP_DIR_CHARS = 36
@@ -114,7 +115,7 @@ def _refuse_if_up(where: Settings) -> None:
 
 def _new_record(where: Settings) -> ClusterRecord:
     make_home(where)
-    write_private(ray_token_file(where), secrets.token_hex(32))
+    replace_file(ray_token_file(where), secrets.token_hex(32))
     return ClusterRecord(
         cluster=secrets.token_hex(8),
         started_at=utc_now(),

@@ -3,11 +3,9 @@
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from pathlib import Path
 
 import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -15,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from cluster.processes import ProcessMark, find_members
 from control_plane.config import Settings
 from control_plane.core.model.errors import Conflict, Damaged, SteerwayError
-from control_plane.storage.private import check_home, make_folder
+from control_plane.storage.private import check_home, make_folder, replace_file
 
 
 class ClusterRecord(BaseModel):
@@ -67,17 +65,7 @@ def read_record(settings: Settings) -> ClusterRecord | None:
 
 def write_record(settings: Settings, record: ClusterRecord) -> None:
     """Write the record atomically, readable by its owner only."""
-    write_private(settings.cluster_file, json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
-
-
-def write_private(path: Path, text: str) -> None:
-    """Write a file of mode 0600 atomically."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")  # mkstemp makes it 0600
-    with os.fdopen(handle, "w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    Path(name).replace(path)
+    replace_file(settings.cluster_file, json.dumps(record.model_dump(mode="json"), indent=1) + "\n")
 
 
 @contextmanager

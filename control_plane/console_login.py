@@ -8,7 +8,6 @@ not allow a login.
 
 import hashlib
 import hmac
-import os
 import secrets
 import time
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from control_plane.config import Role, Settings
 from control_plane.core.model.errors import NotAllowed, SteerwayError
+from control_plane.storage.private import make_folder, replace_file
 
 VALID_S = 12 * 3600.0
 """Lifetime of a key, and of a session since its login: a working day."""
@@ -133,8 +133,7 @@ def _folder(where: Settings, name: str) -> Path:
     """Return the private folder of keys or sessions, after removing expired ones."""
     folder = where.home / "console" / name
     try:
-        for made in (where.home, folder.parent, folder):
-            made.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_folder(folder)
         for old in folder.iterdir():
             if old.stat().st_mtime < time.time() - VALID_S:
                 old.unlink(missing_ok=True)
@@ -146,10 +145,7 @@ def _folder(where: Settings, name: str) -> Path:
 
 
 def _write(path: Path, text: str) -> None:
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        with os.fdopen(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
-            file.write(text)
-        draft.replace(path)
+        replace_file(path, text)
     except OSError as error:
         raise SteerwayError(f"the console's logins cannot be stored in {path.parent}: {error.strerror}") from None

@@ -30,10 +30,10 @@ from benchmarks.harness.quantiles import median, midpoint, quantile
 from benchmarks.harness.result import Bound, Result, Table
 from benchmarks.harness.training import prepare_rank, shipped_config
 from cluster.environment import ray_environment, ray_token_file
-from cluster.record import write_private
 from control_plane.config import Settings
 from control_plane.core.model.errors import SteerwayError
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.private import replace_file
 
 RANKS = 2
 LEAST_BLOCKS, LEAST_PAIRS = 60, 12
@@ -85,7 +85,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
 def own_ray(folder: Path) -> Iterator[None]:
     """A Ray of this process alone, without a dashboard: no gateway and no console take the training's time."""
     where = Settings(home=folder)
-    write_private(ray_token_file(where), secrets.token_hex(32))
+    replace_file(ray_token_file(where), secrets.token_hex(32))
     os.environ.pop("RAY_ADDRESS", None)
     os.environ |= ray_environment(where) | {"RAY_TRAIN_ENABLE_STATE_TRACKING": "0"}  # Ray reads it when imported
     import ray

@@ -25,6 +25,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from control_plane.config import ROLES, Role, Settings
 from control_plane.core.model.commands import MAX_LABEL_CHARS
 from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound
+from control_plane.storage.private import make_folder, replace_file
 from control_plane.storage.regular import open_regular
 
 TOKEN_BYTES = 32
@@ -220,7 +221,7 @@ def create_tokens(settings: Settings) -> TokenBook:
             records.append(TokenRecord(id=token_id, role=role, sha256=digest(token)))
         made = TokenBook(tokens=tuple(records))
         if made.text() != _text(settings):
-            _write_private(settings.tokens_file, made.text())
+            replace_file(settings.tokens_file, made.text())
         settings.tokens_file.chmod(0o600)
         return made
 
@@ -254,7 +255,7 @@ def add_token(
         book = _book(settings)
         if any(record.id == name for record in book.tokens):
             raise Conflict(f"a token named {name!r} exists already: `steer token revoke {name}` first")
-        _write_private(settings.tokens_file, TokenBook(tokens=(*book.tokens, record)).text())
+        replace_file(settings.tokens_file, TokenBook(tokens=(*book.tokens, record)).text())
     return token
 
 
@@ -268,7 +269,7 @@ def revoke_token(settings: Settings, name: str) -> bool:
         role = next((role for role in ROLES if name == f"{LOCAL}{role}"), None)
         if role is not None:
             settings.token_file(role).unlink(missing_ok=True)
-        _write_private(settings.tokens_file, TokenBook(tokens=left).text())
+        replace_file(settings.tokens_file, TokenBook(tokens=left).text())
     if role is not None:
         create_tokens(settings)
     return role is not None
@@ -277,7 +278,7 @@ def revoke_token(settings: Settings, name: str) -> bool:
 @contextmanager
 def _changing(settings: Settings) -> Iterator[None]:
     """Hold the lock for changing the list."""
-    settings.home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(settings.home)
     handle = os.open(settings.home, os.O_RDONLY)
     try:
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -296,23 +297,11 @@ def _book(settings: Settings) -> TokenBook:
 
 
 def _token_at(path: Path) -> str:
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    make_folder(path.parent)
     path.parent.chmod(0o700)
-    found = path.read_text(encoding="ascii").strip() if path.exists() else ""
-    if not found:
-        found = secrets.token_urlsafe(TOKEN_BYTES)
-        _write_private(path, found + "\n")
+    token = path.read_text(encoding="ascii").strip() if path.exists() else ""
+    if not token:
+        token = secrets.token_urlsafe(TOKEN_BYTES)
+        replace_file(path, token + "\n")
     path.chmod(0o600)
-    return found
-
-
-def _write_private(path: Path, text: str) -> None:
-    """Replace a file in one move; at no moment is there half of it, or one that others can read."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    opened = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    with os.fdopen(opened, "w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+    return token

@@ -9,24 +9,25 @@ Not covered: the journal, which is not signed and names no code; the script itse
 
 import json
 import os
-import secrets
 from hashlib import sha256
 
 from control_plane.core.model.errors import Damaged, Unavailable
 from control_plane.storage.checkpoint.signing import SigningKey
 from control_plane.storage.layout import IMPORTED, RunFiles
-from control_plane.storage.private import FILE_MODE
+from control_plane.storage.private import replace_file
 from control_plane.storage.regular import open_regular, read_regular
 
 MAX_READ_BYTES = 1 << 20
 """Limit of what is read of an import's manifest."""
+
+MAX_SIGNATURE_BYTES = 256
 
 
 def sign_config(files: RunFiles) -> None:
     """Sign this run's current config, so that it may start jobs here. Raises `Unavailable` if the disk fails."""
     try:
         signature = SigningKey.of_installation(files.signing_key).sign_text(_signed(files, _read(files)))
-        _put(files, signature.encode() + b"\n")
+        replace_file(files.config_signature, signature + "\n")
     except OSError as error:
         raise Unavailable(f"{files.config_signature} could not be written: {error.strerror or error}") from error
 
@@ -82,21 +83,7 @@ def _read(files: RunFiles) -> bytes:
 
 def _signature(files: RunFiles) -> str:
     try:
-        descriptor = os.open(files.config_signature, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError:
+        with open_regular(files.config_signature) as file:
+            return file.read(MAX_SIGNATURE_BYTES).decode("ascii", "replace").strip()
+    except (Damaged, OSError):
         return ""
-    try:
-        return os.read(descriptor, 256).decode("ascii", "replace").strip()
-    except OSError:
-        return ""
-    finally:
-        os.close(descriptor)
-
-
-def _put(files: RunFiles, text: bytes) -> None:
-    """Whole or not at all. A run whose signature is lost is one that somebody has to trust."""
-    temporary = files.root / f".{files.config_signature.name}.{secrets.token_hex(4)}.tmp"
-    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(text)
-    os.rename(temporary, files.config_signature)

@@ -7,6 +7,7 @@ share is rejected.
 """
 
 import os
+import secrets
 import stat
 from pathlib import Path
 
@@ -57,6 +58,17 @@ def write_file(path: Path, text: str) -> None:
     """Write a private file (mode 0600), in place if it exists. Raises `OSError`."""
     with open(path, "w", encoding="utf-8", opener=private) as file:
         file.write(text)
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a private file (mode 0600) atomically and durably. Raises `OSError`."""
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)
+    with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 def private(path: str, flags: int) -> int:

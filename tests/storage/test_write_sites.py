@@ -21,7 +21,10 @@ WITHOUT: dict[tuple[str, str], str] = {
     ("private.py", "make_folder"): "whoever makes a folder in which something has to last has the points",
     ("private.py", "write_file"): "what a new run begins with: one that was not submitted is removed",
     ("outputs.py", "copy_outputs"): "copies for people: who lacks one asks again",
-    ("ownership.py", "_put"): "written before the run is submitted; where it is lost, somebody is asked for --trust",
+    (
+        "private.py",
+        "replace_file",
+    ): "tokens, logins, a config's signature: a lost one is created again, or asks for --trust",
     ("metrics.py", "_open"): "measurements may be lost, and no decision depends on one",
     ("metrics.py", "_move_aside"): "measurements may be lost, and no decision depends on one",
 }
