@@ -5,8 +5,8 @@ from pathlib import Path
 
 import streamlit as st
 
+from ui import addresses
 from ui.style import CSS
-from ui.views import addresses
 
 # A local file: an icon of Material's would be fetched from another server.
 ICON = Path(__file__).with_name("icon.svg")

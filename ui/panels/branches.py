@@ -7,10 +7,10 @@ from control_plane.api.sentences import whence
 from control_plane.compare.comparison import TreeBranch
 from control_plane.compare.lineage import depths
 from control_plane.core.model.records import Parent
+from ui import addresses
 from ui.labels import escape, plain
 from ui.live import LiveRun
 from ui.panels.rollback import adopt_button, on_button
-from ui.views import addresses
 
 MAX_CHANGES = 4
 """Number of listed commands of a branch, the newest; the journal has them all."""

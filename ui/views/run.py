@@ -5,6 +5,7 @@ import streamlit as st
 from control_plane.api.messages import Snapshot
 from control_plane.compare.lineage import lineage
 from control_plane.core.model.errors import SteerwayError
+from ui import addresses
 from ui.charts.charts import EVENTS, HEIGHT, View, chart_options
 from ui.charts.layout import bands, marks, on_the_line
 from ui.gateway import banner
@@ -14,7 +15,6 @@ from ui.panels.branches import branches
 from ui.panels.checkpoints import checkpoints
 from ui.panels.header import header
 from ui.panels.journal import journal
-from ui.views import addresses
 
 FAST_S, CHARTS_S = 1.0, 2.0
 """Refresh intervals of header and commands, and of charts and journal."""

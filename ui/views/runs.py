@@ -4,9 +4,9 @@ import streamlit as st
 
 from control_plane.api.messages import RunSummary
 from control_plane.core.model.errors import SteerwayError
+from ui import addresses
 from ui.gateway import banner, client
 from ui.labels import day, looks, plain
-from ui.views import addresses
 from ui.zone import reader_zone
 
 EVERY_S = 2.0
