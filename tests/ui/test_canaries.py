@@ -25,6 +25,7 @@ from control_plane.core.model.commands import Command, Evaluate
 from control_plane.core.model.errors import Damaged
 from control_plane.core.model.records import CheckpointFailed, CommandSettled
 from control_plane.core.model.redaction import Redaction
+from control_plane.programs import program
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.journal.export import export
 from control_plane.storage.layout import RunFiles
@@ -142,7 +143,7 @@ def drive(files: RunFiles, through: str | None = None) -> str:
     script = f"import sys; print({SAID!r}); print({SAID!r}, file=sys.stderr); raise RuntimeError({SAID!r})"
     line = submit.command_line(files)
     inner = shlex.split(line)[-1]
-    driver = shlex.join([sys.executable, "-m", "ray_jobs.launch", str(files.root)])
+    driver = shlex.join(program("ray_jobs.launch", str(files.root)))
     assert driver in inner
     inner = inner.replace(driver, shlex.join([sys.executable, "-c", script]))
     if through is not None:
@@ -239,7 +240,7 @@ def test_log_is_written_as_it_comes_and_no_secret_in_two_pieces(files: RunFiles,
     half = len(line) // 2
     parts = (line[:half], line[half:])
     script = f"import time; [(print(part, end='', flush=True), time.sleep(0.2)) for part in {parts!r}]"
-    log = shlex.join([sys.executable, "-m", "ray_jobs.driver.clean_log", str(files.root)])
+    log = shlex.join(program("ray_jobs.driver.clean_log", str(files.root)))
     done = subprocess.run(
         ["bash", "-c", f"{shlex.join([sys.executable, '-c', script])} | {log}"],
         capture_output=True,
@@ -254,7 +255,7 @@ def test_log_is_written_as_it_comes_and_no_secret_in_two_pieces(files: RunFiles,
 
 
 def test_beginning_of_a_line_is_written_though_its_end_does_not_come(files: RunFiles) -> None:
-    command = [sys.executable, "-m", "ray_jobs.driver.clean_log", str(files.root)]
+    command = program("ray_jobs.driver.clean_log", str(files.root))
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
         assert process.stdin is not None
         assert process.stdout is not None
