@@ -32,7 +32,7 @@ from ray_jobs.process.error_text import error_text
 from ray_jobs.rank import inexact
 from ray_jobs.rank.link import FAILED_WAIT_S, Link
 from ray_jobs.rank.live_training import LiveTraining
-from ray_jobs.rank.plan import Plan
+from ray_jobs.rank.plan import ResumePlan
 from ray_jobs.rank.session import RankSession
 from ray_jobs.rank.step_log import StepLog
 from ray_jobs.steering import skipped_steps
@@ -40,7 +40,7 @@ from ray_jobs.steering.actions import ActionsApplier
 from ray_jobs.steering.appliers import Applier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
 from ray_jobs.steering.knobs import KnobsApplier
 from ray_jobs.steering.parameters import register_parameter_appliers
-from ray_jobs.steering.pause_offload import PausedMemory
+from ray_jobs.steering.pause_offload import PauseOffload
 from ray_jobs.steering.rollback import LeaveForBranch, RollbackApplier
 
 log = logging.getLogger(__name__)
@@ -56,10 +56,10 @@ class SteeredRun:
         self.context = context
         self.saver = CheckpointSaver(context)
         self.session: RankSession | None = None
-        self.plan: Plan | None = None
+        self.plan: ResumePlan | None = None
         self.log: StepLog | None = None
         self._training: LiveTraining | None = None
-        self._pause_offload: PausedMemory | None = None
+        self._pause_offload: PauseOffload | None = None
         self._watchdog: Watchdog | None = None
         self._digests: DigestStream | None = None
         # Loaded at, while the first step after a restart has not been made (monotonic).
@@ -91,7 +91,7 @@ class SteeredRun:
         """True if a command has stopped the run."""
         return self.session is not None and self.session.replica.stopping
 
-    def open(self, check: Callable[[], None], fingerprint: Callable[[], str]) -> Plan:
+    def open(self, check: Callable[[], None], fingerprint: Callable[[], str]) -> ResumePlan:
         """Collective, before the engine is built. Return where the training begins.
 
         Args:
@@ -149,7 +149,7 @@ class SteeredRun:
         session.register("evaluate", evaluation)
         register_parameter_appliers(session, training)
         if self.context.offload_pauses:
-            self._pause_offload = PausedMemory(training.engine)
+            self._pause_offload = PauseOffload(training.engine)
 
     def register_lifecycle(self) -> None:
         """Register the appliers of pause, resume, stop and rollback. The boundary itself holds a pause."""

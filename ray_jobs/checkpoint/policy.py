@@ -13,7 +13,7 @@ from ray_jobs.checkpoint.writer import CheckpointWriter
 from ray_jobs.process.context import RunContext
 from ray_jobs.process.plain_values import number
 from ray_jobs.rank.live_training import LiveTraining
-from ray_jobs.rank.plan import Plan
+from ray_jobs.rank.plan import ResumePlan
 from ray_jobs.rank.session import RankSession
 
 log = logging.getLogger(__name__)
@@ -28,7 +28,7 @@ class _Begun:
 
     training: LiveTraining
     session: RankSession
-    plan: Plan
+    plan: ResumePlan
     writer: CheckpointWriter
 
 
@@ -42,7 +42,7 @@ class CheckpointSaver:
         # The command that asked for a checkpoint, by the checkpoint's name.
         self._asked: dict[str, Command] = {}
 
-    def begin(self, training: LiveTraining, session: RankSession, plan: Plan) -> None:
+    def begin(self, training: LiveTraining, session: RankSession, plan: ResumePlan) -> None:
         """Create the writer and register the applier."""
         context, world_size = self._context, session.collectives.world_size
         writer = CheckpointWriter(context.files, session.rank, world_size, context.key)
@@ -124,7 +124,7 @@ class CheckpointSaver:
         self._report_ended()
 
     def _space_refusal(self) -> str | None:
-        return save.space_refusal(self._begun.training.model, self._context.files)
+        return save.reason_no_space(self._begun.training.model, self._context.files)
 
     def _begin(self, step: int, label: str | None, pinned: bool) -> str:
         session = self._begun.session

@@ -25,7 +25,7 @@ from ray_jobs.checkpoint.capture import TRAINER_STATE, capture, model_shapes, pr
 from ray_jobs.checkpoint.universal import load_universal
 from ray_jobs.process.collectives import Collectives
 from ray_jobs.rank.live_training import LiveTraining
-from ray_jobs.rank.plan import Plan
+from ray_jobs.rank.plan import ResumePlan
 
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
@@ -37,7 +37,7 @@ CONFIGURED = ("max_steps", "num_train_epochs", "logging_steps", "eval_steps", "s
 
 
 def load(
-    model: torch.nn.Module, optimizer: torch.optim.Optimizer, engine: "DeepSpeedEngine | None", plan: Plan
+    model: torch.nn.Module, optimizer: torch.optim.Optimizer, engine: "DeepSpeedEngine | None", plan: ResumePlan
 ) -> None:
     """Collective. Load the weights and the optimizer.
 
@@ -75,7 +75,7 @@ def misfit(model: torch.nn.Module, manifest: Manifest) -> str | None:
     )
 
 
-def finish(training: LiveTraining, plan: Plan, collectives: Collectives) -> None:
+def finish(training: LiveTraining, plan: ResumePlan, collectives: Collectives) -> None:
     """Collective. Restore the loop state and compare digests. Raises `Diverged` on every rank if any differs."""
     assert plan.manifest is not None
     problem = None
@@ -97,7 +97,7 @@ def finish(training: LiveTraining, plan: Plan, collectives: Collectives) -> None
     log.info("restored %s: step %d, digest compared", plan.checkpoint, plan.manifest.step)
 
 
-def _as_configured_then(state: str, plan: Plan) -> str:
+def _as_configured_then(state: str, plan: ResumePlan) -> str:
     """Return the Trainer's state with the saved config's settings: a fork may have other ones, on purpose."""
     assert plan.root is not None
     assert plan.manifest is not None
@@ -105,27 +105,27 @@ def _as_configured_then(state: str, plan: Plan) -> str:
     return json.dumps(json.loads(state) | {key: saved[key] for key in CONFIGURED if key in saved})
 
 
-def script_state(plan: Plan, rank: int) -> Readback:
+def script_state(plan: ResumePlan, rank: int) -> Readback:
     """Return the saved state of the script's own callbacks; empty if there is none."""
     assert plan.manifest is not None
     return dict(_read(plan, rank % plan.manifest.world_size).get(loop_state.CALLBACKS, {}))
 
 
-def stream_place(plan: Plan, rank: int) -> tuple[int, int] | None:
+def stream_place(plan: ResumePlan, rank: int) -> tuple[int, int] | None:
     """Return the pass of a stream without a length, from 0, and the steps made in it; None in older checkpoints."""
     assert plan.manifest is not None
     place = _read(plan, rank % plan.manifest.world_size).get("stream")
     return (int(place[0]), int(place[1])) if place is not None else None
 
 
-def had_ended(plan: Plan, rank: int) -> bool:
+def had_ended(plan: ResumePlan, rank: int) -> bool:
     """Return whether the script had ended its training early at this checkpoint. A new branch from there continues."""
     assert plan.manifest is not None
     ended = script_state(plan, rank).get("ended")
     return plan.manifest.branch == plan.branch and bool(ended)
 
 
-def random_generators(seed: int, plan: Plan, rank: int) -> None:
+def random_generators(seed: int, plan: ResumePlan, rank: int) -> None:
     """Restore this rank's random generators; a rank that the checkpoint does not have is seeded.
 
     Raises `Diverged` if a digest differs.
@@ -143,7 +143,7 @@ def random_generators(seed: int, plan: Plan, rank: int) -> None:
         raise Diverged(f"the random generators of rank {rank} are not what {manifest.checkpoint} holds")
 
 
-def _progress(plan: Plan, rank: int) -> loop_state.Progress:
+def _progress(plan: ResumePlan, rank: int) -> loop_state.Progress:
     """Return this rank's loop state; on another number of ranks, with the mean of the per-rank loss sums."""
     assert plan.root is not None
     assert plan.manifest is not None
@@ -155,7 +155,7 @@ def _progress(plan: Plan, rank: int) -> loop_state.Progress:
     return saved
 
 
-def _read(plan: Plan, rank: int) -> loop_state.Progress:
+def _read(plan: ResumePlan, rank: int) -> loop_state.Progress:
     assert plan.root is not None
     assert plan.manifest is not None
     # Verified before the plan was made, by every rank's word; and compared once more, as the very bytes that are used.

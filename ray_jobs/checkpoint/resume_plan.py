@@ -17,7 +17,7 @@ from ray_jobs.checkpoint.convert import ensure_universal
 from ray_jobs.process.collectives import Collectives
 from ray_jobs.process.context import RunContext
 from ray_jobs.rank.link import Link
-from ray_jobs.rank.plan import Plan
+from ray_jobs.rank.plan import ResumePlan
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ CONVERT_WITHIN_S = 3600.0
 
 def make_plan(
     collectives: Collectives, link: Link | None, context: RunContext, fingerprint: Callable[[], str] = str
-) -> Plan:
+) -> ResumePlan:
     """Collective. Get the run's history from the control server, and choose the newest checkpoint that verifies.
 
     Only those of this training of the script: the next one of `context.trainings`, unless its `fingerprint`, which is
@@ -71,7 +71,7 @@ def _clear_leftovers(context: RunContext) -> None:
             log.warning("%s", error.reason)
 
 
-def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -> Plan:
+def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -> ResumePlan:
     refused: list[RefusedCheckpoint] = []
     for candidate in point.candidates:
         chosen = _try(collectives, candidate, context, point.training)
@@ -79,7 +79,9 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
             replay = replay_after(point.decided, set(chosen.settled), point.scheduled)
             root = context.files.checkpoints / chosen.checkpoint
             why = tuple(refused)
-            return Plan(replay, chosen.checkpoint, root, chosen, why, point.branch, point.branched_seq, point.replays)
+            return ResumePlan(
+                replay, chosen.checkpoint, root, chosen, why, point.branch, point.branched_seq, point.replays
+            )
         log.error("checkpoint %s is not restored: %s", candidate.checkpoint, chosen)
         refused.append(RefusedCheckpoint(checkpoint=candidate.checkpoint, reason=chosen))
     if refused:
@@ -87,7 +89,7 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
         told = "; ".join(f"{each.checkpoint}: {each.reason}" for each in refused[:MAX_TOLD])
         raise Refused(f"none of the {len(refused)} checkpoints of run {context.files.run} can be restored: {told}")
     replay = replay_after(point.decided, (), point.scheduled)
-    return Plan(replay, branch=point.branch, branched_seq=point.branched_seq, replays=point.replays)
+    return ResumePlan(replay, branch=point.branch, branched_seq=point.branched_seq, replays=point.replays)
 
 
 def _try(

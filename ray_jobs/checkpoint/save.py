@@ -92,7 +92,7 @@ def busy_anywhere(collectives: Collectives, writer: CheckpointWriter) -> bool:
     return collectives.all_reduce_min(0 if writer.busy else 1) == 0
 
 
-def space_refusal(model: torch.nn.Module, files: RunFiles) -> str | None:
+def reason_no_space(model: torch.nn.Module, files: RunFiles) -> str | None:
     """Return the reason why the disk has no room for a checkpoint, or None."""
     parameters = sum(map(elements, model.parameters()))
     return space_shortage(files.checkpoints, int(parameters * BYTES_PER_PARAMETER * FREE_SPACE_FACTOR))

@@ -1,6 +1,6 @@
 """Seeded data loading: random numbers as a function of (seed, epoch, batch number, rank), in any process.
 
-    draws = Draws(seed=7, rank=0)
+    draws = LoaderSeeds(seed=7, rank=0)
     inexact = draws.attach(loader)       # a DataLoader, or what accelerate has made of one
     draws.begin(epoch=2, first=5)        # before an epoch's iterator is made; its first five batches are skipped
 
@@ -26,7 +26,7 @@ KNOWN_SAMPLERS = ("torch.utils.data", "accelerate.", "transformers.", "ray_jobs.
 _theirs: Callable[..., Any] = torch_loader._DatasetKind.create_fetcher
 
 
-class Draws:
+class LoaderSeeds:
     """Seeds of one training's loader. Copies of it go to the loader's workers."""
 
     def __init__(self, seed: int, rank: int) -> None:
@@ -94,7 +94,7 @@ class SeededCollate:
     It goes wherever the loader's settings go: into its copies, and into its workers.
     """
 
-    def __init__(self, theirs: Callable[[Any], Any], draws: Draws) -> None:
+    def __init__(self, theirs: Callable[[Any], Any], draws: LoaderSeeds) -> None:
         self.theirs, self.draws = theirs, draws
 
     def __call__(self, samples: list[Any]) -> Any:
@@ -104,7 +104,7 @@ class SeededCollate:
 class SeededOrder:
     """Wrapper of an unknown sampler or batch sampler: it draws from (seed, epoch, position)."""
 
-    def __init__(self, theirs: Sampler[Any], draws: Draws) -> None:
+    def __init__(self, theirs: Sampler[Any], draws: LoaderSeeds) -> None:
         self.theirs, self._draws = theirs, draws
 
     def __getattr__(self, name: str) -> Any:

@@ -17,13 +17,13 @@ from control_plane.core.model.errors import Invalid
 from ray_jobs.hf.evaluate import EvaluateApplier
 from ray_jobs.hf.live import engine_of, live
 from ray_jobs.steered_run import SteeredRun
-from ray_jobs.steering.actions import OwnVocabulary
+from ray_jobs.steering.actions import ScriptExtensions
 
 
 class InteractiveCallback(TrainerCallback):
     """Restores the checkpoint, and starts a boundary with every optimizer step; the Trainer ends it."""
 
-    def __init__(self, trainer: Trainer, run: SteeredRun, extensions: OwnVocabulary | None = None) -> None:
+    def __init__(self, trainer: Trainer, run: SteeredRun, extensions: ScriptExtensions | None = None) -> None:
         self._trainer, self._run, self._extensions = trainer, run, extensions
 
     def on_train_begin(

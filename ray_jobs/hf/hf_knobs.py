@@ -3,12 +3,12 @@
 from transformers import Trainer
 
 from ray_jobs.steering.knobs import Knob
-from ray_jobs.steering.training_knobs import Place
+from ray_jobs.steering.training_knobs import NumberAttribute
 
 
-def clipping_place(trainer: Trainer) -> dict[str, Place]:
+def clipping_place(trainer: Trainer) -> dict[str, NumberAttribute]:
     """Return the place of the clipping norm in the Trainer's arguments."""
-    return {"the arguments' max_grad_norm": Place(trainer.args, "max_grad_norm")}
+    return {"the arguments' max_grad_norm": NumberAttribute(trainer.args, "max_grad_norm")}
 
 
 def interval_knobs(trainer: Trainer) -> list[Knob]:

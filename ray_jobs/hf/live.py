@@ -16,7 +16,7 @@ from ray_jobs.checkpoint.batch import BatchPlan, global_batch_samples
 from ray_jobs.hf import script_callbacks
 from ray_jobs.hf.hf_knobs import clipping_place, interval_knobs
 from ray_jobs.rank.live_training import LiveTraining
-from ray_jobs.steering.actions import OwnVocabulary
+from ray_jobs.steering.actions import ScriptExtensions
 from ray_jobs.steering.freezing import FrozenParameters
 from ray_jobs.steering.knobs import Knobs
 from ray_jobs.steering.module_knobs import register_module_knobs
@@ -123,7 +123,7 @@ def engine_of(trainer: Trainer) -> "DeepSpeedEngine | None":
 def live(
     trainer: Trainer,
     saver: Saver | None = None,
-    extensions: OwnVocabulary | None = None,
+    extensions: ScriptExtensions | None = None,
     limits: Mapping[str, Limit] | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
     was_told_to_stop: Callable[[], bool] = lambda: False,
@@ -140,7 +140,7 @@ def live(
     assert optimizer is not None
     partitions = Partitions(model, optimizer, engine, bool(getattr(trainer, "is_fsdp_enabled", False)))
     schedule, loop = _steer(trainer, partitions.groups), TrainerLoop(trainer, was_told_to_stop)
-    knobs, extensions = Knobs(limits, lambda: schedule.names), extensions or OwnVocabulary()
+    knobs, extensions = Knobs(limits, lambda: schedule.names), extensions or ScriptExtensions()
     extensions.register_knobs(knobs)
     intervals, clipping = interval_knobs(trainer), clipping_place(trainer)
     register_training_knobs(knobs, partitions, loop, saver, is_stopping, intervals, clipping)

@@ -20,7 +20,7 @@ from ray_jobs.checkpoint.batch import global_batch_samples, plan_batch
 from ray_jobs.config.deepspeed_features import check
 from ray_jobs.data.generators import seed_of, seeded
 from ray_jobs.data.sample_order import SampleOrder
-from ray_jobs.data.seeded_loading import Draws
+from ray_jobs.data.seeded_loading import LoaderSeeds
 from ray_jobs.digest.fingerprints import fingerprint
 from ray_jobs.hf import script_callbacks
 from ray_jobs.hf.callbacks import (
@@ -33,9 +33,9 @@ from ray_jobs.hf.live import apply_batch_plan, engine_of
 from ray_jobs.process import context
 from ray_jobs.process.cpu_setup import check_data_parallel
 from ray_jobs.rank.inexact import kept_generators
-from ray_jobs.rank.plan import Plan
+from ray_jobs.rank.plan import ResumePlan
 from ray_jobs.steered_run import SteeredRun
-from ray_jobs.steering.actions import Extensible, OwnVocabulary
+from ray_jobs.steering.actions import Extensible, ScriptExtensions
 from ray_jobs.steering.rollback import LeaveForBranch, release
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Steered(Extensible):
     _steering: SteeredRun | None = None
     _order: SampleOrder | None = None
     _run: context.RunContext | None = None
-    _draws: Draws | None = None
+    _draws: LoaderSeeds | None = None
     # What will not be after a failure what it would have been without one, in words.
     inexact: tuple[str, ...] = ()
     # The pass, from 0, and the steps made in it, where the data has no length.
@@ -64,14 +64,14 @@ class Steered(Extensible):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._run = run = context.current()
-        self.own_vocabulary = OwnVocabulary()
+        self.script_extensions = ScriptExtensions()
         super().__init__(*args, **kwargs)
         if run is None:
             log.warning("not started by `steer submit`: this trainer runs, but cannot be steered")
             return
         self._steering = steering = SteeredRun(run)
         for callback in (
-            InteractiveCallback(self._as_trainer, steering, self.own_vocabulary),
+            InteractiveCallback(self._as_trainer, steering, self.script_extensions),
             RunPauseCallback(steering),
             CheckpointCallback(steering),
             LoggingCallback(steering),
@@ -89,7 +89,7 @@ class Steered(Extensible):
         try:
             plan = steering.open(self._check_steerable, lambda: fingerprint(self._steered_model, this.train_dataset))
             self._keep_global_batch(plan)
-            self.own_vocabulary.close()
+            self.script_extensions.close()
             begin_at = str(plan.state_folder) if plan.checkpoint else resume_from_checkpoint
             output = training.train(begin_at, *args, **kwargs)
         except Exception as error:
@@ -124,7 +124,7 @@ class Steered(Extensible):
         config = getattr(getattr(args, "hf_deepspeed_config", None), "config", None)
         check(self._steered_model, engine_of(self._as_trainer), config, getattr(args, "parallelism_config", None))
 
-    def _keep_global_batch(self, plan: Plan) -> None:
+    def _keep_global_batch(self, plan: ResumePlan) -> None:
         """Keep the run's global batch on these ranks. Raises `Invalid` if they cannot share it."""
         args, run = self._as_trainer.args, self._run
         assert run is not None
@@ -138,7 +138,7 @@ class Steered(Extensible):
             apply_batch_plan(self._as_trainer, shared)
 
     @property
-    def _plan(self) -> Plan | None:
+    def _plan(self) -> ResumePlan | None:
         """Resume plan of this training, if it begins at a checkpoint."""
         plan = self._steering.plan if self._steering is not None else None
         return plan if plan is not None and plan.checkpoint else None
@@ -197,7 +197,7 @@ class Steered(Extensible):
         args, training = this.args, max(1, run.trainings.begun)
         seed = args.seed if args.data_seed is None else args.data_seed
         seed = seed if training == 1 else seed_of(seed, "training", training)
-        self._draws = Draws(seed, args.process_index)
+        self._draws = LoaderSeeds(seed, args.process_index)
         with seeded(seed):
             loader = theirs()
         self.inexact = (*self._draws.attach(loader), *self._data_reasons(loader), *self._filled_up_otherwise())

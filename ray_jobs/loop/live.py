@@ -10,7 +10,7 @@ import torch.distributed as dist
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from ray_jobs.rank.live_training import LiveTraining
-from ray_jobs.steering.actions import OwnVocabulary
+from ray_jobs.steering.actions import ScriptExtensions
 from ray_jobs.steering.freezing import FrozenParameters
 from ray_jobs.steering.knobs import Knobs
 from ray_jobs.steering.module_knobs import register_module_knobs
@@ -111,7 +111,7 @@ def live(
     scheduler: Scheduler | None = None,
     *,
     saver: Saver | None = None,
-    extensions: OwnVocabulary | None = None,
+    extensions: ScriptExtensions | None = None,
     limits: Mapping[str, Limit] | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
 ) -> LiveTraining:
@@ -124,7 +124,7 @@ def live(
     """
     partitions = Partitions(model, optimizer, engine)
     schedule = _steer(partitions.groups, engine, scheduler)
-    knobs, extensions = Knobs(limits, lambda: schedule.names), extensions or OwnVocabulary()
+    knobs, extensions = Knobs(limits, lambda: schedule.names), extensions or ScriptExtensions()
     register_training_knobs(knobs, partitions, loop, saver, is_stopping)
     register_module_knobs(knobs, model)
     extensions.register_knobs(knobs)

@@ -22,10 +22,10 @@ from ray_jobs.config.deepspeed_features import check
 from ray_jobs.digest.fingerprints import fingerprint
 from ray_jobs.loop.live import PlainLoop, global_batch_of, live
 from ray_jobs.process import context
-from ray_jobs.rank.plan import Plan
+from ray_jobs.rank.plan import ResumePlan
 from ray_jobs.steered_run import SteeredRun
 from ray_jobs.steering import skipped_steps
-from ray_jobs.steering.actions import Extensible, OwnVocabulary
+from ray_jobs.steering.actions import Extensible, ScriptExtensions
 from ray_jobs.steering.appliers import UnsupportedApplier
 from ray_jobs.steering.rollback import LeaveForBranch, release
 from ray_jobs.steering.schedule import Scheduler
@@ -69,7 +69,7 @@ class TrainingSession(Extensible):
             raise Invalid("give either an engine, or a model and its optimizer")
         if total_steps < 1 or tell_every_steps < 1:
             raise Invalid(f"total_steps ({total_steps}) and tell_every_steps ({tell_every_steps}) are at least 1")
-        self.own_vocabulary = OwnVocabulary()
+        self.script_extensions = ScriptExtensions()
         if engine is not None:
             model, optimizer = engine.module, engine.optimizer
         assert model is not None
@@ -87,7 +87,7 @@ class TrainingSession(Extensible):
     @property
     def state(self) -> dict[str, Any]:
         """State of the script's own, saved in checkpoints and restored after a failure."""
-        return self.own_vocabulary.state
+        return self.script_extensions.state
 
     @property
     def global_step(self) -> int:
@@ -132,7 +132,7 @@ class TrainingSession(Extensible):
             engine,
             self._scheduler,
             saver=steering.saver,
-            extensions=self.own_vocabulary,
+            extensions=self.script_extensions,
             limits=steering.context.limits,
             is_stopping=lambda: steering.is_stopping,
         )
@@ -145,7 +145,7 @@ class TrainingSession(Extensible):
         self._random = {"random": loop_state.random_state()} if plan.checkpoint else None
         self._is_over = steering.is_over
 
-    def _check_batch(self, plan: Plan) -> None:
+    def _check_batch(self, plan: ResumePlan) -> None:
         """Raise `Invalid` if the script's global batch is not the run's: only the script can change it."""
         wanted = plan.manifest.global_batch_samples if plan.manifest is not None else 0
         batch = global_batch_of(self._engine)

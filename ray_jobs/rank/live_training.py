@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from control_plane.core.model.records import Readback
-from ray_jobs.steering.actions import OwnVocabulary
+from ray_jobs.steering.actions import ScriptExtensions
 from ray_jobs.steering.freezing import FrozenParameters
 from ray_jobs.steering.knobs import Knobs
 from ray_jobs.steering.partitions import Partitions
@@ -81,7 +81,7 @@ class LiveTraining:
     schedule: SteeredSchedule
     knobs: Knobs
     frozen: FrozenParameters
-    extensions: OwnVocabulary
+    extensions: ScriptExtensions
     device: torch.device
     # Of one optimizer step, over all ranks; 0 if unknown.
     global_batch_samples: int

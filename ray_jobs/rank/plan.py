@@ -10,7 +10,7 @@ from control_plane.storage.layout import STATE
 
 
 @dataclass(frozen=True)
-class Plan:
+class ResumePlan:
     """Resume plan, the same on every rank. Without a checkpoint the training begins at step 0."""
 
     replay: Replay
@@ -32,4 +32,4 @@ class Plan:
         return self.root / STATE
 
 
-FROM_THE_BEGINNING = Plan(Replay(ledger={}, repeats=(), paused=False, stopping=False))
+FROM_THE_BEGINNING = ResumePlan(Replay(ledger={}, repeats=(), paused=False, stopping=False))

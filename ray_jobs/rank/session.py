@@ -38,7 +38,7 @@ from control_plane.core.rules.decisions import GenerationStart
 from ray_jobs.process.collectives import Collectives
 from ray_jobs.process.error_text import error_text
 from ray_jobs.rank.link import Link
-from ray_jobs.rank.plan import FROM_THE_BEGINNING, Plan
+from ray_jobs.rank.plan import FROM_THE_BEGINNING, ResumePlan
 from ray_jobs.steering.appliers import Applier
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class RankSession:
         step: int,
         knobs: Readback,
         facts: Readback,
-        plan: Plan = FROM_THE_BEGINNING,
+        plan: ResumePlan = FROM_THE_BEGINNING,
         retention: Readback | None = None,
     ) -> int:
         """Collective. Announce this start of the trainers; return the generation's number.

@@ -41,7 +41,7 @@ MAX_READING_CHARS = 4000
 
 
 @dataclass(frozen=True, slots=True)
-class Action:
+class ScriptAction:
     """Action that a script registers by name. `undo` reverts what the last call changed."""
 
     name: str
@@ -74,11 +74,11 @@ class Action:
         return taken
 
 
-class Actions:
+class ScriptActions:
     """Registry of this rank's actions, by name."""
 
     def __init__(self) -> None:
-        self._actions: dict[str, Action] = {}
+        self._actions: dict[str, ScriptAction] = {}
 
     def register(
         self, name: str, call: Callable[..., Any], description: str = "", undo: Callable[[], object] | None = None
@@ -88,9 +88,9 @@ class Actions:
             raise Conflict(f"there is an action {name!r} already")
         if not 0 < len(name) <= MAX_NAME_CHARS:
             raise Invalid(f"an action's name has 1 to {MAX_NAME_CHARS} characters")
-        self._actions[name] = Action(name, call, _parameters(name, call), description, undo)
+        self._actions[name] = ScriptAction(name, call, _parameters(name, call), description, undo)
 
-    def find(self, name: str) -> Action:
+    def find(self, name: str) -> ScriptAction:
         """Return the action of this name. Raises `NotFound` with the names of the registered ones."""
         if name not in self._actions:
             raise NotFound(f"there is no action {name!r}; this run has {', '.join(self._actions) or 'none'}")
@@ -139,7 +139,7 @@ def _typed(action: str, parameter: inspect.Parameter, value: object) -> object:
 class ActionsApplier:
     """Applier of `run_action`. The reading is the action's result, if that is plain JSON."""
 
-    def __init__(self, actions: Actions) -> None:
+    def __init__(self, actions: ScriptActions) -> None:
         self._actions = actions
 
     def check(self, command: Command) -> str | None:
@@ -162,7 +162,7 @@ class ActionsApplier:
             raise RuntimeError(f"the action {action.name!r} has no undo: what it did cannot be put back")
         action.undo()
 
-    def _bound(self, command: Command) -> tuple[Action, dict[str, Any]]:
+    def _bound(self, command: Command) -> tuple[ScriptAction, dict[str, Any]]:
         assert isinstance(command.intent, RunAction)
         action = self._actions.find(command.intent.name)
         return action, action.bound(command.intent.arguments)
@@ -186,12 +186,12 @@ def _is_plain(value: object) -> bool:
     return value is None or isinstance(value, bool | int | float | str)
 
 
-class OwnVocabulary:
+class ScriptExtensions:
     """Extensions of one script, and their part of a checkpoint: the values of its knobs, and its `state`."""
 
     def __init__(self) -> None:
         self.knobs: list[Knob] = []
-        self.actions = Actions()
+        self.actions = ScriptActions()
         # Anything that `torch.save` takes and that the script wants back after a loss, per rank.
         self.state: dict[str, Any] = {}
         self._registry = Knobs()
@@ -239,7 +239,7 @@ class OwnVocabulary:
 class Extensible:
     """Mixin for registering a script's own knobs and actions before the training begins."""
 
-    own_vocabulary: OwnVocabulary
+    script_extensions: ScriptExtensions
 
     def register_knob(
         self,
@@ -259,7 +259,7 @@ class Extensible:
         `Invalid` if the live value is not what `kind` and the bounds say.
         """
         knob = Knob(name, get=get, set=set, kind=kind, least=least, most=most, description=description)
-        self.own_vocabulary.add(knob)
+        self.script_extensions.add(knob)
 
     def action(self, name: str, description: str = "", undo: Callable[[], object] | None = None) -> Callable[[F], F]:
         """Register a function that `run_action` calls by name, between two steps, on every rank.
@@ -270,8 +270,8 @@ class Extensible:
         """
 
         def register(call: F) -> F:
-            self.own_vocabulary.check_open(name)
-            self.own_vocabulary.actions.register(name, call, description, undo)
+            self.script_extensions.check_open(name)
+            self.script_extensions.actions.register(name, call, description, undo)
             return call
 
         return register

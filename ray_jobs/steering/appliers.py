@@ -18,7 +18,7 @@ from control_plane.core.model.intents import SetSchedule
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from control_plane.core.rules.admission import find_group
-from ray_jobs.steering.schedule import Course, SteeredSchedule
+from ray_jobs.steering.schedule import PlannedSchedule, SteeredSchedule
 
 if TYPE_CHECKING:
     from ray_jobs.rank.live_training import LiveTraining, TrainingLoop
@@ -158,14 +158,14 @@ class ScheduleApplier:
     def _steps_left(self) -> int:
         return self._loop.total_steps - self._loop.step
 
-    def _courses(self, intent: SetSchedule) -> list[Course]:
+    def _courses(self, intent: SetSchedule) -> list[PlannedSchedule]:
         over_steps = intent.over_steps or max(1, self._steps_left() - intent.warmup_steps)
         return [
-            Course(float(rate), intent.shape, intent.end, intent.warmup_steps, intent.peak, over_steps)
+            PlannedSchedule(float(rate), intent.shape, intent.end, intent.warmup_steps, intent.peak, over_steps)
             for rate in self._schedule.get_last_lr()
         ]
 
-    def _problem(self, course: Course) -> str | None:
+    def _problem(self, course: PlannedSchedule) -> str | None:
         for value in (course.top, course.last):
             if value > MAX_LEARNING_RATE:
                 return f"the learning rate would reach {value:g}; allowed is at most {MAX_LEARNING_RATE:g}"

@@ -44,7 +44,7 @@ class Knob(KnobSpec):
     # Names of knobs that this one sets all together, and names of knobs whose limits bind it beside its own.
     covers: tuple[str, ...] = ()
     limited_as: tuple[str, ...] = ()
-    # A knob of the script's own: `actions.OwnVocabulary` keeps its value in a checkpoint, whether it was set or not.
+    # A knob of the script's own: `actions.ScriptExtensions` keeps its value in a checkpoint, whether it was set or not.
     is_own: bool = False
 
     @property

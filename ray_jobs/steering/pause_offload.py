@@ -1,6 +1,6 @@
 """Pause offload: while the run is paused, DeepSpeed's states are moved from the GPUs to host memory.
 
-    RankSession(..., rest=PausedMemory(engine).rest)      where the run's config says `pause: {offload: true}`
+    RankSession(..., rest=PauseOffload(engine).rest)      where the run's config says `pause: {offload: true}`
 
 A paused run still takes commands, and most of them need the states: whatever is voted on while the run is held brings
 them back first, and they go again when there is nothing left to do. Each way is a copy of a rank's whole share between
@@ -26,7 +26,7 @@ OPTIMIZER = "FusedAdam"
 """Only optimizer whose state DeepSpeed can offload under ZeRO 3; it asserts the class."""
 
 
-class PausedMemory:
+class PauseOffload:
     """Offload of one rank's states during a pause. No collectives."""
 
     def __init__(self, engine: "DeepSpeedEngine | None") -> None:

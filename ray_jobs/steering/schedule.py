@@ -5,7 +5,7 @@ different places (`base_lrs`, `max_lrs`, `org_lrs`, or only in the groups). So t
 wrapped. It goes on computing its own *scheduled* values, undisturbed, and after each of its steps the wrapper turns
 them into live ones: times a factor that keeps the shape of the rest, or a constant value. This is exact for every
 scheduler with a `step`, also for those that compute each value from the one before, because before the inner step the
-groups get their scheduled values back. A `Course` replaces the scheduler: a new plan from here on.
+groups get their scheduled values back. A `PlannedSchedule` replaces the scheduler: a new plan from here on.
 """
 
 import math
@@ -20,7 +20,7 @@ Mode = Literal["keep", "hold", "course"]
 
 
 @dataclass(frozen=True, slots=True)
-class Course:
+class PlannedSchedule:
     """Planned schedule of one group: from `start` to `peak` times it in `warmup_steps`, if there are any; then, in
     `shape`, to `end` times that in `over_steps` (at least 1); then constant."""
 
@@ -60,7 +60,7 @@ class Steering:
 
     mode: Mode = "keep"
     value: float = 1.0  # keep, course: the factor; hold: the learning rate
-    course: Course | None = None
+    course: PlannedSchedule | None = None
     steps: int = 0  # of the scheduler, since the course began
 
     def live(self, scheduled: float) -> float:
@@ -85,7 +85,7 @@ class Steering:
     @classmethod
     def recalled(cls, mode: Mode, value: float, course: dict[str, Any] | None = None, steps: int = 0) -> "Steering":
         """Make a rule from its `memory`."""
-        return cls(mode, float(value), Course(**course) if course is not None else None, steps)
+        return cls(mode, float(value), PlannedSchedule(**course) if course is not None else None, steps)
 
 
 UNSTEERED = Steering()
@@ -169,7 +169,7 @@ class SteeredSchedule:
         # Not scheduled * (value / scheduled), which may differ in the last bit: the value that was asked for.
         self._groups()[index]["lr"] = value
 
-    def follow(self, courses: list[Course]) -> None:
+    def follow(self, courses: list[PlannedSchedule]) -> None:
         """Have each group follow its planned schedule; the values for the next step stay."""
         self._steering = [Steering("course", 1.0, course) for course in courses]
 

@@ -45,7 +45,7 @@ DESCRIPTIONS = {
 }
 
 
-class Place:
+class NumberAttribute:
     """Attribute that holds a number."""
 
     def __init__(self, owner: object, name: str) -> None:
@@ -73,7 +73,7 @@ def register_training_knobs(
     saver: Saver | None = None,
     is_stopping: Callable[[], bool] = lambda: False,
     intervals: Sequence[Knob] = (),
-    clipping: Mapping[str, Place] = MappingProxyType({}),
+    clipping: Mapping[str, NumberAttribute] = MappingProxyType({}),
 ) -> None:
     """Register every knob of this training.
 
@@ -85,7 +85,9 @@ def register_training_knobs(
     """
     engine = partitions.engine
     made: list[Knob] = [*group_knobs(partitions.groups), *intervals]
-    places = {name: Place(*place) for name, place in clipping_places(engine).items()} if engine is not None else {}
+    places = (
+        {name: NumberAttribute(*place) for name, place in clipping_places(engine).items()} if engine is not None else {}
+    )
     if (knob := clipping_knob(places | dict(clipping), can_clip(engine))) is not None:
         made.append(knob)
     if saver is not None:
@@ -157,7 +159,7 @@ def _plain(value: float | Sequence[float] | None) -> KnobValue:
 # --- Gradient clipping ---
 
 
-def clipping_knob(places: Mapping[str, Place], can_clip: bool = True) -> Knob | None:
+def clipping_knob(places: Mapping[str, NumberAttribute], can_clip: bool = True) -> Knob | None:
     """Return the knob of gradient clipping (0: none), or None where a script clips by itself.
 
     The norm lives in up to three places. The first one is in force, and the others are made to agree with it.

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from ray_jobs.data.generators import seed_of, seeded
-from ray_jobs.data.seeded_loading import Draws
+from ray_jobs.data.seeded_loading import LoaderSeeds
 from ray_jobs.rank.inexact import own_generators
 
 
@@ -50,7 +50,7 @@ def collate(rows: Any) -> list[Any]:
 
 
 def loaded(epoch: int, first: int = 0, rank: int = 0, seed: int = 7, loader: Any = None, **given: Any) -> list[Any]:
-    draws = Draws(seed, rank)
+    draws = LoaderSeeds(seed, rank)
     loader = loader if loader is not None else DataLoader(Rows(), batch_size=3, collate_fn=collate, **given)
     assert draws.attach(loader) == []
     draws.begin(epoch, first)
@@ -72,7 +72,7 @@ def test_batch_draws_what_belongs_to_its_place_and_training_draws_as_if_there_wa
 @pytest.mark.parametrize("kept", [False, True])
 def test_workers_draw_what_the_process_itself_would_draw(kept: bool) -> None:
     loader = DataLoader(Rows(), batch_size=3, collate_fn=collate, num_workers=2, persistent_workers=kept)
-    draws, training = Draws(7, 0), torch.get_rng_state()
+    draws, training = LoaderSeeds(7, 0), torch.get_rng_state()
     draws.attach(loader)
     for epoch in (4, 5):
         draws.begin(epoch, 0)
@@ -105,7 +105,8 @@ def test_stream_is_shuffled_alike_on_all_ranks_and_collated_with_other_numbers()
 
 
 def test_loader_that_is_none_of_pytorchs_is_named() -> None:
-    assert Draws(7, 0).attach(iter(())) == ["the order and the random numbers of the data loader, a tuple_iterator"]
+    inexact = LoaderSeeds(7, 0).attach(iter(()))  # type: ignore[arg-type]
+    assert inexact == ["the order and the random numbers of the data loader, a tuple_iterator"]
 
 
 class Holds:

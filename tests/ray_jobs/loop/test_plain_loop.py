@@ -13,7 +13,7 @@ from torch import nn
 from control_plane.core.model.errors import Conflict, Invalid
 from ray_jobs.loop.live import PlainLoop, live
 from ray_jobs.loop.session import TrainingSession
-from ray_jobs.steering.schedule import Course
+from ray_jobs.steering.schedule import PlannedSchedule
 
 
 def alone(steps: int = 3) -> TrainingSession:
@@ -70,7 +70,7 @@ def test_a_loop_without_a_schedule_keeps_its_own_rates_until_a_course_is_set() -
     optimizer.param_groups[0]["lr"] = 0.25
     session._step_schedule(run)
     assert optimizer.param_groups[0]["lr"] == 0.25
-    training.schedule.follow([Course(0.25, "linear", 0.0, 0, 1.0, 4)])
+    training.schedule.follow([PlannedSchedule(0.25, "linear", 0.0, 0, 1.0, 4)])
     rates = []
     for _ in range(4):
         session._step_schedule(run)

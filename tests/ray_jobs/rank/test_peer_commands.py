@@ -13,7 +13,7 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import NotFound, SteerwayError
 from control_plane.core.model.intents import INTENT, KINDS
 from control_plane.storage.layout import RunFiles, find_run
-from ray_jobs.steering.actions import Actions, ActionsApplier
+from ray_jobs.steering.actions import ActionsApplier, ScriptActions
 from tests.ray_jobs.support import peer_commands as peers
 from tests.ray_jobs.support import vocabulary
 from tests.ray_jobs.trials.trials import open_server
@@ -93,5 +93,5 @@ def test_a_name_that_leaves_its_folder_is_refused() -> None:
 @pytest.mark.parametrize("name", ["model.to", "__init__", "transformer.h.0.requires_grad_"])
 def test_only_what_a_script_has_registered_can_be_called(name: str) -> None:
     assert "method" in peers.BAD_INPUTS
-    refusal = ActionsApplier(Actions()).check(told(kind="run_action", name=name))
+    refusal = ActionsApplier(ScriptActions()).check(told(kind="run_action", name=name))
     assert refusal == f"there is no action {name!r}; this run has none"

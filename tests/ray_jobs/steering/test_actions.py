@@ -8,7 +8,7 @@ import pytest
 from control_plane.core.model.commands import Change, Command, SetKnobs
 from control_plane.core.model.errors import Conflict, Diverged, Invalid
 from control_plane.core.model.intents import RunAction
-from ray_jobs.steering.actions import MAX_READING_CHARS, Actions, ActionsApplier, OwnVocabulary
+from ray_jobs.steering.actions import MAX_READING_CHARS, ActionsApplier, ScriptActions, ScriptExtensions
 from ray_jobs.steering.knobs import Knob, Knobs, KnobsApplier
 
 
@@ -22,7 +22,7 @@ class Shuffler:
     def __init__(self) -> None:
         self.calls: list[dict[str, Any]] = []
         self.answer: Any = None
-        self.actions = Actions()
+        self.actions = ScriptActions()
         self.actions.register("shuffle", self.shuffle, "another order", undo=self.calls.clear)
         self.applier = ActionsApplier(self.actions)
 
@@ -64,7 +64,7 @@ def test_arguments_that_do_not_fit_are_refused_at_the_vote(arguments: dict[str, 
 
 def test_an_unknown_action_is_refused_with_those_that_there_are() -> None:
     assert Shuffler().applier.check(asking("sort")) == "there is no action 'sort'; this run has shuffle"
-    assert ActionsApplier(Actions()).check(asking("sort")) == "there is no action 'sort'; this run has none"
+    assert ActionsApplier(ScriptActions()).check(asking("sort")) == "there is no action 'sort'; this run has none"
 
 
 @pytest.mark.parametrize(
@@ -103,7 +103,7 @@ def test_an_action_that_raises_is_undone_by_its_own_undo() -> None:
 
 
 def test_an_action_without_an_undo_cannot_be_undone() -> None:
-    actions = Actions()
+    actions = ScriptActions()
     actions.register("wipe", lambda: None)
     with pytest.raises(RuntimeError, match="'wipe' has no undo"):
         ActionsApplier(actions).undo(asking("wipe"))
@@ -130,7 +130,7 @@ async def awaited(seed: int) -> None: ...
 @pytest.mark.parametrize("call", [unannotated, listed, open_ended, by_place, wrong_default, awaited])
 def test_a_signature_that_cannot_be_checked_is_refused_when_it_is_registered(call: Any) -> None:
     with pytest.raises(Invalid, match=r"'act'|of act"):
-        Actions().register("act", call)
+        ScriptActions().register("act", call)
 
 
 def test_the_same_name_twice_is_refused() -> None:
@@ -157,8 +157,8 @@ class Dial:
         self.value = self.value if self.is_stuck else value
 
 
-def vocabulary(dial: Dial) -> OwnVocabulary:
-    own = OwnVocabulary()
+def vocabulary(dial: Dial) -> ScriptExtensions:
+    own = ScriptExtensions()
     own.add(Knob("dial", get=lambda: dial.value, set=dial.set))
     return own
 
@@ -173,7 +173,7 @@ def test_values_and_state_come_back_from_what_a_checkpoint_keeps() -> None:
     assert restored.state == {"epoch": 3}
 
 
-def attached(dial: Dial) -> tuple[OwnVocabulary, Knobs]:
+def attached(dial: Dial) -> tuple[ScriptExtensions, Knobs]:
     own, knobs = vocabulary(dial), Knobs()
     own.register_knobs(knobs)
     return own, knobs
@@ -204,4 +204,4 @@ def test_a_value_that_does_not_come_back_stops_the_start() -> None:
 
 
 def test_a_script_that_adds_nothing_adds_nothing_to_a_checkpoint() -> None:
-    assert OwnVocabulary().memory() == {}
+    assert ScriptExtensions().memory() == {}

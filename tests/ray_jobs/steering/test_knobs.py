@@ -17,7 +17,7 @@ from ray_jobs.hf.live import TrainerLoop
 from ray_jobs.process.deepspeed_internals import clipping_places
 from ray_jobs.steering.knobs import Knob, Knobs, KnobsApplier
 from ray_jobs.steering.partitions import Partitions
-from ray_jobs.steering.training_knobs import Place, clipping_knob, group_knobs, register_training_knobs
+from ray_jobs.steering.training_knobs import NumberAttribute, clipping_knob, group_knobs, register_training_knobs
 
 GROUPS = ["decay", "no_decay"]
 
@@ -274,8 +274,8 @@ def registered(trainer: Any, saver: Any = None, is_stopping: bool = False) -> Kn
     return knobs
 
 
-def places(engine: Any) -> dict[str, Place]:
-    return {name: Place(*place) for name, place in clipping_places(engine).items()}
+def places(engine: Any) -> dict[str, NumberAttribute]:
+    return {name: NumberAttribute(*place) for name, place in clipping_places(engine).items()}
 
 
 def test_clipping_is_written_to_all_its_places_and_told_if_they_disagree() -> None:

@@ -12,7 +12,7 @@ from control_plane.core.boundary import AllGather, AllReduceMin, Applied, Broadc
 from control_plane.core.model.commands import Command
 from ray_jobs.rank.session import RankSession
 from ray_jobs.steering.appliers import FlagApplier
-from ray_jobs.steering.pause_offload import PausedMemory, obstacle
+from ray_jobs.steering.pause_offload import PauseOffload, obstacle
 
 
 class FusedAdam:
@@ -100,7 +100,7 @@ def asked(kind: str) -> tuple[Command, ...]:
 
 
 def session(engine: Engine, *looks: tuple[Command, ...]) -> RankSession:
-    made = RankSession(Alone(), Offers(looks), rest=PausedMemory(engine).rest)  # type: ignore[arg-type]
+    made = RankSession(Alone(), Offers(looks), rest=PauseOffload(engine).rest)  # type: ignore[arg-type]
     made.register("pause", FlagApplier("paused", True))
     made.register("resume", FlagApplier("paused", False))
     return made
@@ -157,7 +157,7 @@ def test_where_states_cannot_be_moved_the_log_says_why_and_nothing_is_tried(
     engine: Any, reason: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING):
-        memory = PausedMemory(engine)
+        memory = PauseOffload(engine)
     memory.rest(True)
     memory.rest(False)
     assert reason in caplog.text

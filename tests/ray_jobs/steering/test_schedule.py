@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.optim import lr_scheduler as schedulers
 
-from ray_jobs.steering.schedule import Course, SteeredSchedule, group_names
+from ray_jobs.steering.schedule import PlannedSchedule, SteeredSchedule, group_names
 
 Make = Callable[[torch.optim.Optimizer], Any]
 MAKERS: dict[str, Make] = {
@@ -127,9 +127,9 @@ def test_group_names_are_the_groups_own_or_what_transformers_means() -> None:
     assert group_names([{}, {}, {"name": "head"}]) == ["group0", "group1", "head"]
 
 
-def course(start: float = 0.1, **about: Any) -> Course:
+def course(start: float = 0.1, **about: Any) -> PlannedSchedule:
     whole: dict[str, Any] = {"shape": "linear", "end": 0.0, "warmup_steps": 0, "peak": 1.0, "over_steps": 4} | about
-    return Course(start=start, **whole)
+    return PlannedSchedule(start=start, **whole)
 
 
 @pytest.mark.parametrize(
@@ -144,7 +144,7 @@ def course(start: float = 0.1, **about: Any) -> Course:
         (course(peak=3.0), [0.1, 0.075, 0.05, 0.025, 0.0, 0.0]),  # a peak only where there is a warm-up
     ],
 )
-def test_course_goes_from_its_start_to_its_end_and_stays(planned: Course, expected: list[float]) -> None:
+def test_course_goes_from_its_start_to_its_end_and_stays(planned: PlannedSchedule, expected: list[float]) -> None:
     assert [planned.at(steps) for steps in range(6)] == pytest.approx(expected, abs=1e-12)
     assert planned.at(0) == planned.start
     assert planned.at(10**6) == planned.last
@@ -152,7 +152,7 @@ def test_course_goes_from_its_start_to_its_end_and_stays(planned: Course, expect
 
 @each_scheduler
 def test_course_takes_the_schedulers_place_from_the_next_step_on(make: Make) -> None:
-    planned: list[Course] = []
+    planned: list[PlannedSchedule] = []
 
     def steer(step: int, schedule: SteeredSchedule) -> None:
         if step == 5:
