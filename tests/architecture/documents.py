@@ -4,6 +4,7 @@ import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ BASH_BLOCK = re.compile(r"```bash\n(.*?)```", re.S)
 LINK = re.compile(r"(?<!`)\[[^\]\n]*\]\(([^)#\s]+)[^)\s]*\)")
 FILES = r"`((?:{})/[\w./-]*)"
 NAMED_PATH = re.compile(FILES.format("|".join((*PACKAGES, "tests", "configs", "examples", "docs"))))
+MODULE = re.compile(r"`((?:[\w-]+/)*\w+\.py)`")
 INLINE_STEER = re.compile(r"`(steer [a-z][^`\n]*)`")
 FLAG = re.compile(r"--[a-z][a-z-]+")
 PATH_ARGUMENT = re.compile(r"[\w.-]+/[\w./-]+\.\w+")
@@ -94,8 +96,13 @@ def _exists(module: str) -> bool:
         return False
 
 
+@cache
+def _modules() -> tuple[str, ...]:
+    return tuple(str(path) for top in (*PACKAGES, "tests", "examples") for path in (ROOT / top).rglob("*.py"))
+
+
 def dead_links(document: Path) -> Iterator[str]:
-    """Yield the relative links of a document, and the paths between backticks, that do not exist."""
+    """Yield the relative links of a document, and the paths and module names between backticks, that do not exist."""
     text = document.read_text(encoding="utf-8")
     for target in LINK.findall(text):
         if "://" not in target and not (document.parent / target).exists():
@@ -103,6 +110,9 @@ def dead_links(document: Path) -> Iterator[str]:
     for path in NAMED_PATH.findall(text):
         if not (ROOT / path).exists() and not (ROOT / path).with_suffix(".py").exists():
             yield path
+    for module in MODULE.findall(text):
+        if not any(path.endswith(f"/{module}") for path in _modules()):
+            yield module
 
 
 def commands(group: Any = STEER, prefix: str = "steer") -> Iterator[str]:
