@@ -3,6 +3,6 @@
     python -m benchmarks --list
     python -m benchmarks overhead --json
 
-Times depend on the machine; so wherever a target is set, its figure is a ratio against the other arm of the same run,
-a number of steps, or a count.
+Times depend on the machine; so the figure of a target is a ratio against the other arm of the same run, a number of
+steps, or a count.
 """

@@ -1,10 +1,10 @@
-"""The command line of the benchmarks.
+"""Command line of the benchmarks.
 
     python -m benchmarks NAME [--json] [--n N] [--quick]
     python -m benchmarks --list
 
 Progress goes to stderr. With `--json` the last line on stdout is one JSON object. The exit code is 0 if every target is
-met, 1 if not, 2 for a request that makes no sense, 130 after Ctrl-C.
+met, 1 if not, 2 for an invalid request, 130 after Ctrl-C.
 """
 
 import argparse
@@ -24,13 +24,13 @@ INTERRUPTED = 130
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Answers the exit code."""
+    """Run the command line and return the exit code."""
     parser = argparse.ArgumentParser(prog="benchmarks", description="Measure Steerway.", epilog=listing())
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.add_argument("name", nargs="?", help="one of the benchmarks below")
-    parser.add_argument("--list", action="store_true", help="one line for each benchmark")
+    parser.add_argument("--list", action="store_true", help="list the benchmarks")
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
-    parser.add_argument("--n", type=int, help="how often to repeat; each benchmark has its own unit")
+    parser.add_argument("--n", type=int, help="number of repetitions, in the benchmark's unit")
     parser.add_argument("--quick", action="store_true", help="a smoke run: too short for its figures to mean anything")
     given = parser.parse_args(arguments)
     if given.list:
@@ -50,14 +50,14 @@ def main(arguments: Sequence[str]) -> int:
 def _run(benchmark: Benchmark, n: int | None, quick: bool, as_json: bool) -> int:
     from benchmarks.harness import conditions
 
-    machine = conditions.machine()  # now: the load of others, before our own
+    machine = conditions.machine()  # now, so that the load does not include our own
     try:
         with stdout_kept_clean():
             result = benchmark.measure(n, quick, say)
     except SteerwayError as error:
         say(f"{benchmark.name}: {error.reason}")
         return error.exit_code
-    except (KeyboardInterrupt, SystemExit):  # Ray puts in handlers of its own, which leave by SystemExit
+    except (KeyboardInterrupt, SystemExit):  # Ray installs signal handlers that raise SystemExit
         say(f"{benchmark.name}: interrupted")
         return INTERRUPTED
     if as_json:
@@ -76,13 +76,13 @@ def _show(name: str, result: Result) -> None:
 
 
 def say(line: str) -> None:
-    """Progress and complaints."""
+    """Print progress or an error to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 
 @contextmanager
 def stdout_kept_clean() -> Iterator[None]:
-    """Whatever libraries and child processes print goes to stderr, so that stdout holds the result alone."""
+    """Redirect the output of libraries and child processes to stderr, so that stdout holds the result only."""
     sys.stdout.flush()
     kept = os.dup(1)
     os.dup2(2, 1)
@@ -95,13 +95,13 @@ def stdout_kept_clean() -> Iterator[None]:
 
 
 def end_in_good_order() -> None:
-    """A closed terminal or a `kill` takes down what was started, no less than Ctrl-C."""
+    """Handle a closed terminal and a `kill` as Ctrl-C: end everything that was started."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupt)
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:
-    # Whoever presses Ctrl-C twice must not interrupt the taking down.
+    # A second Ctrl-C must not interrupt the clean-up.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     raise KeyboardInterrupt

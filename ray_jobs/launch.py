@@ -18,7 +18,6 @@ from typing import Any, cast
 
 import ray
 from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from control_plane.actor.control_actor import retire
@@ -39,6 +38,7 @@ from ray_jobs.config.own_config import own_config
 from ray_jobs.driver.back_off import StartCancelled
 from ray_jobs.driver.devices import declares_gpus, known_nodes, node_groups
 from ray_jobs.driver.failure_reporter import FailureReporter, FastShutdown
+from ray_jobs.driver.ray_internals import without_datasets
 from ray_jobs.driver.start_queue import queued_start
 from ray_jobs.driver.warm_spares import WarmControllerHelper, worker_environment
 from ray_jobs.monitor.nccl import collective_timeout_s
@@ -58,7 +58,7 @@ class RanksTrainer(TorchTrainer):
 
     def _create_default_callbacks(self) -> list[Any]:
         defaults: list[Any] = cast(Any, super())._create_default_callbacks()
-        return [FastShutdown(), *(callback for callback in defaults if not isinstance(callback, DatasetsCallback))]
+        return [FastShutdown(), *without_datasets(defaults)]
 
 
 def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> int:

@@ -172,10 +172,10 @@ def _watch_for_preemption(files: RunFiles) -> None:
     import ray
 
     from control_plane.actor.remote import RayHandle
-    from ray_jobs.driver import preemption
+    from ray_jobs.driver import preemption, ray_internals
 
     node = ray.get_runtime_context().get_node_id()
-    preemption.watch(node, files.run, lambda: RayHandle(files), ray._private.state.state.get_draining_nodes)
+    preemption.watch(node, files.run, lambda: RayHandle(files), ray_internals.draining_nodes)
 
 
 def _keep_spares(config: RunConfig) -> None:

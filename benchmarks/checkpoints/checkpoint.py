@@ -1,9 +1,9 @@
-"""How long a step waits for a checkpoint: ours against `engine.save_checkpoint`, on the same engine, in turns: A B B A.
+"""Stall of a step by a checkpoint: ours against `engine.save_checkpoint`, on the same engine, in turns: A B B A.
 
-Two CPU ranks train a stack of wide layers with ZeRO 2, in growing sizes. Stock DeepSpeed has returned when the files
-are in the page cache; ours when the state is copied, and its files, hashed and synced, follow in the background. So
-the background is measured too: its speed against the bare disk's, and what it costs the steps that it runs behind.
-Where the temporary folder is in memory, name one on a disk in TMPDIR.
+Two CPU ranks train a stack of wide layers with ZeRO 2, in growing sizes. Stock DeepSpeed returns when the files are in
+the page cache; ours when the state is copied: its files are hashed, written and synced in the background. So the
+background write is measured too: its speed against the bare disk's, and its cost for the steps beside it. If the
+temporary folder is in memory, set TMPDIR to one on a disk.
 """
 
 import tempfile
@@ -26,11 +26,11 @@ TIMEOUT_S = 900.0
 TARGETS: dict[str, Bound] = {"blocked_over_stock": {"max": 0.5}, "blocked_s": {"max": 1.0}}
 
 Seen = dict[str, Any]
-"""One rank at one size, in seconds: `first`, `raw`; lists `ours`, `stock`, `quiet`, `writing`; `write` by phase."""
+"""Seconds of one rank at one size: `first`, `raw`; lists `ours`, `stock`, `quiet`, `writing`; `write` by phase."""
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` rounds of four saves at each size. Raises `SteerwayError` if a rank fails."""
+    """Measure `n` rounds of four saves at each size. Raises `SteerwayError` if a rank fails."""
     sizes = QUICK_SIZES_BYTES if quick else SIZES_BYTES
     say(f"checkpoint: {n} rounds at {', '.join(_megabytes(size) for size in sizes)} on {RANKS} ranks")
     with tempfile.TemporaryDirectory(prefix="steerway-bench-") as name:
@@ -40,7 +40,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
 
 
 def figures_of(ranks: Sequence[Sequence[Seen]]) -> dict[str, float]:
-    """The figures, by rank and size: everything waits for the slowest rank. Plain names are of the largest size."""
+    """Return the figures by size, of the slowest rank. Names without a size are those of the largest."""
     figures: dict[str, float] = {}
     for at_size in zip(*ranks, strict=True):
         suffix = f"_{_megabytes(at_size[0]['state_bytes'])}".replace(" ", "_")
@@ -65,7 +65,7 @@ def figures_of(ranks: Sequence[Sequence[Seen]]) -> dict[str, float]:
 
 
 def blocked_s(at_size: Sequence[Seen], arm: str) -> float:
-    """The median save; each one took as long as it did on the slowest rank."""
+    """Return the time of the median save, each one that of the slowest rank."""
     return midpoint(map(max, zip(*(seen[arm] for seen in at_size), strict=True)))
 
 

@@ -1,9 +1,9 @@
-"""One rank of the checkpoint benchmark: a training that stops between steps to save, in two ways in turns.
+"""Rank of the checkpoint benchmark: a training that saves between steps, in two ways in turns.
 
-    ours    `ray_jobs.checkpoint.save.begin_save`: the step waits for the copy, the write goes on behind it
+    ours    `ray_jobs.checkpoint.save.begin_save`: the step waits for the copy, the write is in the background
     stock   `engine.save_checkpoint` of the same engine with the same state to the same disk
 
-Before each save the disk is idle: the one before was waited for, its files are removed and everything is synced.
+Before each save the disk is idle: the save before has ended, its files are removed and everything is synced.
 """
 
 import os
@@ -34,7 +34,7 @@ BLOCK_BYTES = 8 << 20
 DRAIN_S = 300.0
 ENDLESS_STEPS = 10**6
 ORDER = ("ours", "stock", "stock", "ours")
-"""The arms of one round: whatever drifts meets both alike."""
+"""Arms of one round, so that a drift of the machine affects both alike."""
 
 DEEPSPEED = {
     "train_micro_batch_size_per_gpu": "auto",
@@ -46,7 +46,7 @@ DEEPSPEED = {
 
 
 class Wide(torch.nn.Module):
-    """A stack of square layers that has about so many bytes of training state, over all ranks together."""
+    """Model of square layers with about `state_bytes` of training state, over all ranks together."""
 
     def __init__(self, state_bytes: int) -> None:
         super().__init__()
@@ -54,25 +54,25 @@ class Wide(torch.nn.Module):
         self.layers = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(LAYERS)))
 
     def forward(self, seed: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """A step that costs little beside its optimizer."""
+        """Return a loss that costs little beside the optimizer's step."""
         return {"loss": self.layers(seed[:, :1].expand(-1, self.width)).square().mean()}
 
 
 @dataclass
 class SaveSchedule(TrainerCallback):
-    """Between steps, goes on with `steps` until it wants another step; the training ends with it."""
+    """Callback that resumes the generator `steps` between steps; the training ends with it."""
 
     steps: Iterator[None] = field(default_factory=lambda: iter(()))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Collective."""
+        """Collective. Resume the generator."""
         if next(self.steps, "over") == "over":
             control.should_training_stop = True
 
 
 @dataclass
 class Saves:
-    """The saves of one size, and what each took on this rank."""
+    """Saves of one size, and their times on this rank."""
 
     trainer: Trainer
     files: RunFiles
@@ -84,7 +84,7 @@ class Saves:
     seen: dict[str, Any] = field(default_factory=lambda: {"ours": [], "stock": [], "quiet": [], "writing": []})
 
     def plan(self) -> Iterator[None]:
-        """Collective. After one step: saves in turns; then steps without and with a write in the background."""
+        """Collective. Save in turns after one step; then make steps without and with a write in the background."""
         self.seen["first"], self.seen["write"], self.seen["size_bytes"] = self._ours()
         for arm in ORDER * self.rounds:
             self.seen[arm].append(self._ours()[0] if arm == "ours" else self._stock())
@@ -107,7 +107,7 @@ class Saves:
         return begin_save(self._training, self.files, self.collectives, self.writer, about)
 
     def _ours(self) -> tuple[float, dict[str, float], int]:
-        """What the step waited for, the phases of the write behind it, and the bytes of this rank."""
+        """Return the stall of the step, the phases of the background write, and the bytes of this rank."""
         self._idle_disk()
         began_s = time.perf_counter()
         self._begin()
@@ -117,7 +117,7 @@ class Saves:
 
     def _end(self) -> Finished | Any:
         if not self.writer.drain(DRAIN_S):
-            raise RuntimeError(f"the write did not end within {DRAIN_S:g} s")
+            raise RuntimeError(f"the background write did not end within {DRAIN_S:g} s")
         finished = self.writer.finished()
         if any(ended.reason for ended in finished):
             raise RuntimeError(f"a save failed: {finished}")
@@ -139,7 +139,7 @@ class Saves:
         return waited_s
 
     def _raw_write_s(self) -> float:
-        """Rank 0 writes as many bytes as a checkpoint has, in one file, one block after the other, and syncs it."""
+        """Return the time that rank 0 takes to write and sync the bytes of a checkpoint in one file."""
         self._idle_disk()
         began_s = time.perf_counter()
         if self.collectives.rank == 0:
@@ -158,7 +158,7 @@ class Saves:
 
 
 def save(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """`spec`: folder, rounds, sizes in bytes, quiet_steps (at the largest size). What each size showed, in seconds."""
+    """Return the times by size. `spec`: folder, rounds, sizes in bytes, quiet_steps (at the largest size)."""
     largest = max(spec["sizes"])
     return [_save(spec, size, spec["quiet_steps"] if size == largest else 0) for size in spec["sizes"]]
 

@@ -1,8 +1,8 @@
-"""What a restart chooses after the job has died during a save: DeepSpeed's own protocol beside Steerway's.
+"""Checkpoint selection of a restart after a crash during a save: DeepSpeed's own protocol beside Steerway's.
 
-Two ranks with a real engine save where a good checkpoint is there already. Every moment between two file operations
-of either rank is a death; DeepSpeed's loader takes what `latest` names, Steerway's the newest that verifies, and what
-they take is compared, byte by byte, with the finished save. Both arms write the shards by the same DeepSpeed code.
+Two ranks with a real engine save beside an older good checkpoint. A crash is simulated between any two file operations
+of either rank; DeepSpeed's loader takes the checkpoint in `latest`, Steerway's the newest that verifies, and it is
+compared, byte by byte, with the finished save. Both arms write the shards by the same DeepSpeed code.
 """
 
 import tempfile
@@ -26,18 +26,18 @@ TARGETS: dict[str, Bound] = {"steerway_torn": {"max": 0}, "steerway_none": {"max
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` saves in each protocol, each dying at every moment. Raises `SteerwayError` if the ranks cannot save."""
-    say(f"{n} saves in each protocol; each is looked at before every file operation of both ranks ..")
+    """Measure `n` saves in each protocol, with a crash at each operation. Raises `SteerwayError` if a save fails."""
+    say(f"{n} saves in each protocol, with a simulated crash before every file operation of both ranks ...")
     with tempfile.TemporaryDirectory(prefix="torn-saves-") as name:
         folder = Path(name)
         (folder / "saves").mkdir()
         spec = {"rounds": n, "folder": str(folder / "saves")}
         limit_s = START_LIMIT_S + n * ROUND_LIMIT_S
-        found = run_ranks(
+        by_rank = run_ranks(
             "benchmarks.checkpoints.torn_saves_rank:save_rounds", WORLD_SIZE, spec, folder / "ranks", limit_s
         )
     counts = {protocol: Counter[str]() for protocol in PROTOCOLS}
-    for of_rank in found:
+    for of_rank in by_rank:
         for protocol in PROTOCOLS:
             counts[protocol].update(of_rank[protocol])
     return _result(n, counts)
@@ -47,7 +47,7 @@ def _result(n: int, counts: dict[str, Counter[str]]) -> Result:
     figures = {f"{p}_{outcome}": float(counts[p][outcome]) for p in PROTOCOLS for outcome in OUTCOMES}
     figures |= {f"{p}_deaths": float(counts[p].total()) for p in PROTOCOLS}
     rows = [(TOLD[outcome], *(str(counts[p][outcome]) for p in PROTOCOLS)) for outcome in OUTCOMES]
-    rows.append(("deaths", *(str(counts[p].total()) for p in PROTOCOLS)))
-    title = "What a restart chooses after a death during a save"
+    rows.append(("crashes", *(str(counts[p].total()) for p in PROTOCOLS)))
+    title = "Checkpoint that a restart chooses after a crash during a save"
     table = Table(title, ("stock DeepSpeed", "Steerway"), tuple(rows))
     return Result(figures=figures, targets=TARGETS, n=n, tables=(table,))

@@ -1,8 +1,8 @@
-"""One rank of the torn-saves benchmark: a real DeepSpeed engine saves, and every moment of the save is kept.
+"""Rank of the torn-saves benchmark: a real DeepSpeed engine saves, with a snapshot of the folder at each operation.
 
-A process that dies loses nothing that it has written, so what a death leaves is what the disk holds at that moment.
-Both ranks take a lock for each file operation and look at the whole folder before it: each look is exactly what the
-death of the whole job between two file operations would have left.
+A process that dies loses nothing that it has written, so a crash leaves the content of the disk at that time. Both
+ranks take a lock for each file operation and copy the whole folder before it: each copy is exactly what a crash of the
+whole job between two file operations would leave.
 """
 
 import builtins
@@ -23,18 +23,18 @@ PROTOCOLS = ("stock", "steerway")
 OUTCOMES = ("new", "old", "torn", "none")
 OLD, NEW = "step-1", "step-2"
 SLOW_S = 0.005
-"""Each file operation of the slow rank waits so long; in turns it is the last rank, the first one, or none."""
+"""Delay of each file operation of the slow rank; in turns it is the last rank, the first one, or none."""
 
 OPERATIONS = ("open", "write", "fsync", "rename", "mkdir", "unlink")
 
 Files = dict[str, bytes]
-"""A folder: content by relative path."""
+"""Content of a folder, by relative path."""
 
 
 def save_rounds(rank: int, spec: dict[str, Any]) -> dict[str, dict[str, int]]:
-    """Save in every protocol `spec["rounds"]` times. Answers per protocol how often each of `OUTCOMES` was found."""
+    """Save in every protocol `spec["rounds"]` times. Returns the counts of `OUTCOMES` for each protocol."""
     folder, engine = Path(spec["folder"]), _trained(rank)
-    found: dict[str, Counter[str]] = {protocol: Counter() for protocol in PROTOCOLS}
+    counts: dict[str, Counter[str]] = {protocol: Counter() for protocol in PROTOCOLS}
     for number in range(spec["rounds"]):
         for protocol in PROTOCOLS:
             saves = folder / f"{protocol}-{number}"
@@ -46,12 +46,12 @@ def save_rounds(rank: int, spec: dict[str, Any]) -> dict[str, dict[str, int]]:
             gather(None)
             complete = read_folder(saves / NEW)
             gather(None)
-            found[protocol].update(_outcome(protocol, moment, complete, saves) for moment in watch.moments)
-    return {protocol: dict(counter) for protocol, counter in found.items()}
+            counts[protocol].update(_outcome(protocol, moment, complete, saves) for moment in watch.moments)
+    return {protocol: dict(counter) for protocol, counter in counts.items()}
 
 
 class FolderSnapshots:
-    """Looks at a folder before each file operation of this process."""
+    """Snapshots of a folder before each file operation of this process."""
 
     def __init__(self, folder: Path, slow_s: float) -> None:
         self.moments = list[Files]()
@@ -60,7 +60,7 @@ class FolderSnapshots:
 
     @contextmanager
     def moment(self) -> Iterator[None]:
-        """Hold both ranks, look, let the operation happen."""
+        """Lock out the other rank, take a snapshot, and run the operation."""
         if self._busy:
             yield
             return
@@ -76,7 +76,7 @@ class FolderSnapshots:
 
     @contextmanager
     def armed(self) -> Iterator[None]:
-        """Watch what happens in this block."""
+        """Take snapshots of all file operations in the context."""
         import torch
 
         real = {name: getattr(os, name) for name in OPERATIONS}
@@ -89,7 +89,7 @@ class FolderSnapshots:
                 return WatchedFile(real_open(file, mode, *args, **named), self)
 
         def watched_save(state: Any, file: Any, *args: Any, **named: Any) -> None:
-            # Given a path, torch writes in C++, where nobody can look; given a file, it writes the same.
+            # Given a path, torch writes in C++, without hooks; given a file, it writes the same.
             with watched_open(file, "wb") as opened:
                 real_save(state, opened, *args, **named)
 
@@ -113,13 +113,13 @@ class FolderSnapshots:
 
 
 class WatchedFile:
-    """A file whose writes are watched, and in the file when they return."""
+    """File with a snapshot before each write, which is flushed."""
 
     def __init__(self, file: Any, watch: FolderSnapshots) -> None:
         self._file, self._watch = file, watch
 
     def write(self, data: Any) -> int:
-        """Look, write, flush."""
+        """Take a snapshot, write and flush."""
         with self._watch.moment():
             written = int(self._file.write(data))
             self._file.flush()
@@ -136,17 +136,17 @@ class WatchedFile:
 
 
 def read_folder(folder: Path) -> Files:
-    """Every file below."""
+    """Return the content of every file in a folder."""
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def gather(value: Any) -> list[Any]:
-    """What every rank says, in rank order; and a barrier."""
+    """Collective. Return the values of all ranks, in rank order."""
     import torch.distributed as dist
 
-    said: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(said, value)
-    return said
+    values: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def _save(protocol: str, engine: Any, saves: Path, name: str, rank: int) -> None:
@@ -168,7 +168,7 @@ def _save(protocol: str, engine: Any, saves: Path, name: str, rank: int) -> None
 
 
 def _writer(path: Path) -> int:
-    """Files that name no rank are rank 0's."""
+    """Return the rank that writes a file: rank 0 unless its name has another."""
     return int("zero_pp_rank_1_" in path.name)
 
 
@@ -177,7 +177,7 @@ def _key(saves: Path) -> SigningKey:
 
 
 def _outcome(protocol: str, moment: Files, complete: Files, saves: Path) -> str:
-    """What a restart would take at this moment: one of `OUTCOMES`."""
+    """Return the outcome of a restart from a snapshot: one of `OUTCOMES`."""
     name = moment.get("latest", b"").decode().strip() if protocol == "stock" else _verified(moment, saves)
     if name != NEW:
         return "old" if name == OLD else "none"
@@ -200,7 +200,7 @@ def _verified(moment: Files, saves: Path) -> str | None:
 
 
 def _trained(rank: int) -> Any:
-    """An engine on a model so small that its files are quickly copied, with real optimizer states."""
+    """Return an engine with a small model, whose files are quickly copied, and real optimizer states."""
     import deepspeed
     import torch
 

@@ -1,7 +1,7 @@
-"""Ranks that are slow, busy or hold Python's lock, on a machine with four times its load: who is taken for dead?
+"""False positives of failure detection: ranks that are slow, busy or hold the GIL, at four times the machine's load.
 
-A steered Trainer on two ranks over gloo, with the settings for its watch as they are by default, see `busy_rank` for
-what it goes through. Every rank that ends by the watch is a false death: nothing is stopped and nothing is killed.
+A steered Trainer on two ranks over gloo, with the default settings of failure detection; see `busy_rank` for the
+disturbances. Every rank that is ended by its watchdog is a false positive: nothing is stopped or killed.
 """
 
 import json
@@ -29,7 +29,7 @@ LOCK_S, CALLBACK_S, SAVE_S = 30.0, 200.0, 60.0
 QUICK_S = (8.0, 15.0, 8.0)
 SAVE_EVERY_STEPS = 200
 LOAD_FACTOR = 4
-"""Of the cores: so many processes want to run at any time."""
+"""Runnable processes per core."""
 
 LOOK_EVERY_S = 10.0
 ENDS_WITHIN_S = 600.0
@@ -38,7 +38,7 @@ TARGETS: dict[str, Bound] = {"false_deaths": {"max": 0}}
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` minutes. Raises `SteerwayError` if the ranks fail in another way than by the watch."""
+    """Measure `n` minutes. Raises `SteerwayError` if the ranks fail without a verdict of the watchdog."""
     from benchmarks.failures.busy_rank import schedule
 
     folder = Path(tempfile.mkdtemp(prefix="steerway-bench-"))
@@ -47,13 +47,14 @@ def measure(n: int, quick: bool, say: Say) -> Result:
     spec: dict[str, Any] = {
         "folder": str(folder),
         "minutes": n,
-        "plan": [asdict(each) for each in plan],
+        "plan": [asdict(disturbance) for disturbance in plan],
         "save_s": save_s,
         "save_every": SAVE_EVERY_STEPS,
         "hang_after_s": HANG_AFTER_S,
     }
-    told = ", ".join(f"{count} x {kind}" for kind, count in Counter(each.kind for each in plan).items())
-    say(f"busy: {n} min, with {told} and a last save of {save_s:g} s at the end")
+    counts = Counter(disturbance.kind for disturbance in plan)
+    what = ", ".join(f"{count} x {kind}" for kind, count in counts.items())
+    say(f"busy: {n} min, with {what} and a last save of {save_s:g} s at the end")
     try:
         with loaded() as loads:
             answers = _run(folder, spec, 60 * n + ENDS_WITHIN_S)
@@ -63,8 +64,8 @@ def measure(n: int, quick: bool, say: Say) -> Result:
     for reason in deaths:
         say(f"busy: {reason}")
     if not answers and not deaths:
-        raise SteerwayError("the ranks ended, and the watch did not say why")
-    return result_of(n, Counter(each.kind for each in plan), answers, len(deaths), loads)
+        raise SteerwayError("the ranks ended without an exit reason of the watchdog")
+    return result_of(n, counts, answers, len(deaths), loads)
 
 
 def _run(folder: Path, spec: dict[str, Any], limit_s: float) -> list[dict[str, Any]]:
@@ -77,7 +78,7 @@ def _run(folder: Path, spec: dict[str, Any], limit_s: float) -> list[dict[str, A
 
 
 def result_of(n: int, planned: Counter[str], answers: list[dict[str, Any]], deaths: int, loads: list[float]) -> Result:
-    """The figures."""
+    """Return the figures and their targets."""
     chances = sum(planned.values()) + 1  # the last save
     first = answers[0] if answers else {}
     minutes = first.get("seconds", 60.0 * n) / 60
@@ -101,7 +102,7 @@ def result_of(n: int, planned: Counter[str], answers: list[dict[str, Any]], deat
 
 @contextmanager
 def loaded() -> Iterator[list[float]]:
-    """Meanwhile the machine has `LOAD_FACTOR` times its cores to run, others' processes counted; yields its loads."""
+    """Keep `LOAD_FACTOR` runnable processes per core, including other users'; yield the measured loads."""
     wanted, loads = LOAD_FACTOR * (os.cpu_count() or 1), list[float]()
     hogs: list[subprocess.Popen[bytes]] = []
     over = threading.Event()
@@ -130,7 +131,7 @@ def loaded() -> Iterator[list[float]]:
 
 
 def running() -> int:
-    """How many threads of this machine run, or wait for a core, now."""
+    """Return how many threads of this machine are runnable now."""
     return int(Path("/proc/loadavg").read_text().split()[3].split("/")[0]) - 1
 
 

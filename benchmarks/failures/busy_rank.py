@@ -1,8 +1,8 @@
-"""One rank of `busy`: a steered Trainer that is hindered, by rank 0's clock, in every way that is no death.
+"""Rank of the `busy` benchmark: a steered Trainer with disturbances that are not failures, by rank 0's clock.
 
-lock       one C call that holds Python's lock: a sleep, or a sum that takes a core, in turns
+lock       one C call that holds the GIL: a sleep, or a sum that takes a core, in turns
 callback   a callback of the user's own, while the other rank waits
-saving     the last save, of rank 0, when rank 1 has left
+saving     the last save, of rank 0, when rank 1 has ended
 """
 
 import ctypes
@@ -22,7 +22,7 @@ from ray_jobs.hf.trainer import steering_of
 
 NO_STEPS_LIMIT = 10**7
 PAD_S = 0.05
-"""Between two steps: a step of this model takes no time, and the machine is for others, too."""
+"""Pause between two steps: a step of this model takes no time, and the machine has other users."""
 
 NOTHING, OVER = 0, -1
 TRIED = 10**7
@@ -30,7 +30,7 @@ TRIED = 10**7
 
 @dataclass(frozen=True)
 class Disturbance:
-    """Something that one rank does at a time (seconds after the first step), for so long."""
+    """Disturbance of one rank at a time (seconds after the first step), with its duration."""
 
     at_s: float
     kind: str
@@ -39,21 +39,21 @@ class Disturbance:
 
 
 def schedule(minutes: float, lock_s: float, callback_s: float) -> list[Disturbance]:
-    """What happens in these minutes: a callback on each rank in turns in a half of the time, the lock in the rest."""
-    found: list[Disturbance] = []
+    """Return the disturbances: a callback on each rank in turns in half of the time, the lock in the rest."""
+    planned: list[Disturbance] = []
     at_s, number = 10.0, 0
     while True:
         kind, for_s = ("callback", callback_s) if number % 6 == 1 else ("lock", lock_s)
         if at_s + for_s + 10.0 > 60 * minutes:
-            return found
+            return planned
         # Callbacks on one rank, then on the other; both kinds of the lock on both.
-        found.append(Disturbance(at_s, kind, (number // 6 if kind == "callback" else number // 2) % 2, for_s))
+        planned.append(Disturbance(at_s, kind, (number // 6 if kind == "callback" else number // 2) % 2, for_s))
         at_s += for_s + 15.0
         number += 1
 
 
 class Disturber(TrainerCallback):
-    """Does what is due, at the end of a step, and ends the training when the time is over. Collective."""
+    """Collective callback that runs due disturbances at the end of a step, and ends the training in time."""
 
     def __init__(self, trainer: Trainer, spec: dict[str, Any], rank: int) -> None:
         self._trainer, self._spec, self._rank = trainer, spec, rank
@@ -63,7 +63,7 @@ class Disturber(TrainerCallback):
         self.done = 0
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> Any:
-        """Rank 0 decides for all."""
+        """Collective. Run the disturbance that rank 0 broadcasts."""
         time.sleep(PAD_S)
         if self._began_s is None:
             self._began_s, self._group = time.monotonic(), dist.new_group(backend="gloo")
@@ -98,11 +98,11 @@ class Disturber(TrainerCallback):
 
 
 def disturb(what: Disturbance, number: int) -> None:
-    """Now, for as long."""
+    """Block this rank for the duration of the disturbance."""
     if what.kind == "callback":
         time.sleep(what.for_s)
     elif number % 2:
-        # `PyDLL` keeps Python's lock while it calls, as a C extension does that does not know better.
+        # `PyDLL` holds the GIL during a call, as some C extensions do.
         ctypes.PyDLL(None).usleep(int(what.for_s * 1e6))
     else:
         began_s = time.perf_counter()
@@ -111,7 +111,7 @@ def disturb(what: Disturbance, number: int) -> None:
 
 
 def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
-    """To the end of the time; answers what was survived."""
+    """Train to the end of the time, and return the number of disturbances survived."""
     hinders: list[Disturber] = []
 
     def attach(trainer: Trainer) -> TrainerCallback:

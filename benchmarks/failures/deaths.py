@@ -1,7 +1,7 @@
-"""SIGSTOP and SIGKILL of a rank with loader workers: seconds until its peer has ended, and until nothing is left.
+"""Failure detection: SIGSTOP and SIGKILL of a rank with loader workers, seconds until its peer and all others ended.
 
-Two ranks over gloo, each with two loader workers, which inherit its connections, and with the settings as they are by
-default. The faults take turns, and so do the ranks that they hit, at moments by chance.
+Two ranks over gloo, each with two loader workers, which inherit its connections, and with the default settings. The
+faults alternate, and so do the ranks, at random moments.
 """
 
 import json
@@ -43,7 +43,7 @@ TARGETS: dict[str, Bound] = {
 
 @dataclass(frozen=True, slots=True)
 class DetectionTrial:
-    """One fault. `found_s`: the peer has ended; `over_s`: so has everything else. Infinite: not while we waited."""
+    """Result of one fault. `found_s`: the peer has ended; `over_s`: all others too. Infinite: not in time."""
 
     fault: Fault
     rank: int
@@ -53,46 +53,47 @@ class DetectionTrial:
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` faults of each kind. Raises `SteerwayError` if ranks do not start."""
+    """Measure `n` faults of each kind. Raises `SteerwayError` if ranks do not start."""
     chance, folder = random.Random(n), Path(tempfile.mkdtemp(prefix="steerway-bench-"))
     trials: list[DetectionTrial] = []
     try:
-        with _nursery(folder) as nursery:
+        with _forking_process(folder) as forking:
             for number in range(n * len(FAULTS)):
                 fault, rank = FAULTS[number % 2], number // 2 % RANKS
-                trials.append(_trial(nursery, folder, str(number), fault, rank, chance))
-                told = f"peer ended after {trials[-1].found_s:.2f} s, all after {trials[-1].over_s:.2f} s"
-                say(f"deaths: {TOLD[fault]} {rank}, {number // 2 + 1} of {n}: {told}")
+                trials.append(_trial(forking, folder, str(number), fault, rank, chance))
+                times = f"peer ended after {trials[-1].found_s:.2f} s, all after {trials[-1].over_s:.2f} s"
+                say(f"deaths: {TOLD[fault]} {rank}, {number // 2 + 1} of {n}: {times}")
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     return result_of(n, trials)
 
 
 def result_of(n: int, trials: list[DetectionTrial]) -> Result:
-    """The figures of all trials."""
+    """Return the figures of all trials."""
     figures: dict[str, float] = {"left_behind": sum(trial.over_s > END_WAIT_S for trial in trials)}
     rows: list[tuple[str, ...]] = []
     for fault in FAULTS:
-        found = [trial.found_s for trial in trials if trial.fault == fault]
+        found_s = [trial.found_s for trial in trials if trial.fault == fault]
         over = [trial.over_s for trial in trials if trial.fault == fault]
-        in_time = sum(one <= FOUND_WITHIN_S for one in found)
+        in_time = sum(one <= FOUND_WITHIN_S for one in found_s)
         figures |= {
-            f"{fault}_found_s_least": min(found),
-            f"{fault}_found_s_p50": midpoint(found),
-            f"{fault}_found_s_worst": max(found),
+            f"{fault}_found_s_least": min(found_s),
+            f"{fault}_found_s_p50": midpoint(found_s),
+            f"{fault}_found_s_worst": max(found_s),
             f"{fault}_over_s_worst": max(over),
             f"{fault}_found_in_time": in_time,
             # With none missed of so many, the share that would be is below 3 / n with 95 % confidence.
-            f"{fault}_missed_share_bound": 3 / len(found) if in_time == len(found) else 1.0,
+            f"{fault}_missed_share_bound": 3 / len(found_s) if in_time == len(found_s) else 1.0,
         }
-        rows.append((TOLD[fault], *(f"{each:.2f}" for each in (min(found), midpoint(found), max(found), max(over)))))
+        times_s = (min(found_s), midpoint(found_s), max(found_s), max(over))
+        rows.append((TOLD[fault], *(f"{time_s:.2f}" for time_s in times_s)))
     figures["load_1min"] = os.getloadavg()[0]
     table = Table("seconds from the fault", ("peer: least", "median", "worst", "all: worst"), tuple(rows))
     return Result(figures, TARGETS, n, (table,))
 
 
 @contextmanager
-def _nursery(folder: Path) -> Iterator["subprocess.Popen[str]"]:
+def _forking_process(folder: Path) -> Iterator["subprocess.Popen[str]"]:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "benchmarks.failures.deaths_ranks", str(folder)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, text=True, env=environment) as process:
@@ -103,11 +104,11 @@ def _nursery(folder: Path) -> Iterator["subprocess.Popen[str]"]:
 
 
 def _trial(
-    nursery: "subprocess.Popen[str]", folder: Path, name: str, fault: Fault, rank: int, chance: random.Random
+    forking: "subprocess.Popen[str]", folder: Path, name: str, fault: Fault, rank: int, chance: random.Random
 ) -> DetectionTrial:
-    assert nursery.stdin is not None
-    nursery.stdin.write(f"{name} {free_port()}\n")
-    nursery.stdin.flush()
+    assert forking.stdin is not None
+    forking.stdin.write(f"{name} {free_port()}\n")
+    forking.stdin.flush()
     pids = _wait_training(folder / name)
     try:
         time.sleep(chance.uniform(LEAST_LIFE_S, MOST_LIFE_S))
@@ -123,7 +124,7 @@ def _trial(
 
 
 def _all(pids: list[dict[str, Any]]) -> list[int]:
-    return [int(pid) for each in pids for pid in (each["rank"], *each["workers"])]
+    return [int(pid) for of_rank in pids for pid in (of_rank["rank"], *of_rank["workers"])]
 
 
 def _wait_training(folder: Path) -> list[dict[str, Any]]:
@@ -132,7 +133,7 @@ def _wait_training(folder: Path) -> list[dict[str, Any]]:
     while not all(path.exists() for path in paths):
         if time.monotonic() > deadline:
             logs = "\n".join(path.read_text(errors="replace")[-2000:] for path in folder.glob("*.log"))
-            raise SteerwayError(f"the ranks did not train within {START_WAIT_S:g} s; they said:\n{logs}")
+            raise SteerwayError(f"the ranks did not train within {START_WAIT_S:g} s; their logs end:\n{logs}")
         time.sleep(POLL_S)
     return [json.loads(path.read_text()) for path in paths]
 

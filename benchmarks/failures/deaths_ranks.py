@@ -1,6 +1,6 @@
-"""Two watched ranks with loader workers, as often as asked for: forked from a process that has imported everything.
+"""Ranks of the failure detection benchmark, with watchdogs and loader workers, forked for each trial.
 
-deaths_ranks.py FOLDER    each line on stdin is a trial's name; its ranks note in FOLDER/NAME who they are, and train
+deaths_ranks.py FOLDER    each line on stdin is a trial's name; its ranks write their pids to FOLDER/NAME, and train
 """
 
 import contextlib
@@ -17,7 +17,7 @@ RANKS, WORKERS, SAMPLES = 2, 2, 1 << 20
 
 
 def main(folder: Path) -> None:
-    """Fork for each line, until there are no more. What was forked is left to the monitors, which are measured."""
+    """Fork two ranks for each line, until there are no more. Their monitors, which are measured, end them."""
     import torch
 
     import ray_jobs.monitor.watchdog  # noqa: F401
@@ -63,7 +63,7 @@ def _train(folder: Path, rank: int, port: int) -> None:
 
 
 def _note(path: Path, pids: dict[str, Any]) -> None:
-    """Whole, or not at all."""
+    """Write the pids atomically."""
     write_file(path.with_suffix(".new"), json.dumps(pids))
     path.with_suffix(".new").rename(path)
 

@@ -1,7 +1,7 @@
-"""A run that nothing happens to, for many minutes, with evaluations and saves: does anybody declare a rank dead?
+"""False alarms of failure detection in an undisturbed run of many minutes, with evaluations and saves.
 
-The ranks' watchdogs, Ray's health checks and Ray Train's are as they are by default; every loss in the journal is a
-false alarm. `longest_gap_s`, between two steps of a rank, says how near the watchdogs were to one.
+The ranks' watchdogs, Ray's health checks and Ray Train's have their defaults; every failure in the journal is a false
+alarm. `longest_gap_s`, between two steps of a rank, shows how near the watchdogs were to one.
 """
 
 import time
@@ -29,10 +29,10 @@ TARGETS: dict[str, Bound] = {"false_alarms": {"max": 0}, "generations": {"min": 
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` minutes, or fewer if the run ends. Raises `SteerwayError` if the cluster or the run does not start."""
+    """Measure `n` minutes, or fewer if the run ends. Raises `SteerwayError` if cluster or run do not start."""
     with steered(say, "false-alarms", SAVE_EVERY_STEPS) as ours:
         wait_settled(ours, 0.0, SETTLED_STEPS)
-        say(f"false_alarms: training; nothing will happen for {n} min")
+        say(f"false_alarms: training without disturbances for {n} min")
         began_s = told_s = time.time()
         while (now_s := time.time()) < began_s + 60 * n and ours.complaint() is None:
             time.sleep(LOOK_EVERY_S)
@@ -46,7 +46,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
 
 
 def figures_of_calm(minutes: float, records: Sequence[Record], processes: Sequence[RankProcess]) -> dict[str, float]:
-    """What the journal and the diaries say of those minutes."""
+    """Return the figures from the journal and the diaries."""
     counts = {
         kind: float(sum(isinstance(record, kind) for record in records))
         for kind in (GenerationLost, GenerationStarted, CheckpointCommitted, CheckpointFailed)
@@ -67,12 +67,12 @@ def figures_of_calm(minutes: float, records: Sequence[Record], processes: Sequen
 
 
 def evaluation_steps() -> int:
-    """So often the shipped config evaluates; 0: never."""
+    """Return the shipped config's interval of evaluations; 0: never."""
     training = shipped_config().training
     return int(training.get("eval_steps", 0)) if training.get("eval_strategy") == "steps" else 0
 
 
 def longest_gap_s(process: RankProcess) -> float:
-    """The longest time between the ends of two steps of one process: an evaluation or a save may lie between."""
+    """Return the longest time between the ends of two steps of a process, including evaluations and saves."""
     ends = sorted(process.ends_s.values())
     return max((after - before for before, after in pairwise(ends)), default=0.0)

@@ -1,4 +1,4 @@
-"""Where and with what a benchmark ran."""
+"""Machine and package versions of a benchmark."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ PACKAGES = ("steerway", "ray", "torch", "deepspeed", "transformers", "accelerate
 
 
 def machine() -> dict[str, Any]:
-    """Cores, memory, and `load_1min`: how busy the machine was with other things, before or besides this."""
+    """Return the machine's CPU and memory, and `load_1min`, the load before the benchmark."""
     return {
         "system": f"{platform.system()} {platform.machine()}",
         "cpu": _cpu_model(),
@@ -21,14 +21,14 @@ def machine() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """The installed packages that the figures depend on; none of them is imported."""
-    found = {"python": platform.python_version()}
+    """Return the versions of the packages that the figures depend on, without importing them."""
+    installed = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = version(package)
+            installed[package] = version(package)
         except PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            installed[package] = "not installed"
+    return installed
 
 
 def _cpu_model() -> str:

@@ -1,7 +1,7 @@
-"""A real run on a cluster of its own, for benchmarks: started, sent to, stopped, and its diaries read.
+"""Live run on a cluster of its own, for benchmarks: start, commands, stop, and the ranks' diaries.
 
-The cluster is whole (Ray, gateway, console), with a home and ports of its own. The run is `scripts/witnessed.py` on two
-CPU ranks, submitted as a user's own script.
+The cluster is complete (Ray, gateway, console), with a home and ports of its own. The run is `scripts/witnessed.py` on
+two CPU ranks, submitted as a user's own script.
 """
 
 import json
@@ -31,15 +31,15 @@ from ray_jobs.submit import prepare, submit
 RANKS = 2
 SCRIPT = Path(__file__).parents[1] / "scripts" / "witnessed.py"
 MAX_STEPS = 100_000
-"""More than any benchmark takes: a run ends with `stop`."""
+"""More than any benchmark needs: runs are ended by `stop`."""
 
 RUNNING_STEPS = 20
-"""A run counts as running when so many steps are done."""
+"""Steps after which a run counts as running."""
 
 MAX_GAP_S = 0.5
 LEAST_RATE = 1e-4
 RATE_SPACING = 1e-7
-"""Every command asks for a value of its own, so that each can be recognised."""
+"""Every command sets another value, so that each can be recognized."""
 
 RUNNING_WAIT_S = 180.0
 SETTLE_WAIT_S = 60.0
@@ -52,7 +52,7 @@ PORT_RANGE = (21_000, 32_000)
 
 @contextmanager
 def own_cluster(say: Say) -> Iterator[Settings]:
-    """A cluster with a home and ports of its own; it is taken down and its home removed, whatever happens."""
+    """Start a cluster with a home and ports of its own; end it and remove its home afterwards."""
     home = Path(tempfile.mkdtemp(prefix="steerway-bench-"))
     ports = dict(zip(("gateway_port", "console_port", "ray_port", "dashboard_port"), _free_ports(4), strict=True))
     where = Settings.model_validate({"home": home} | ports)
@@ -65,15 +65,15 @@ def own_cluster(say: Say) -> Iterator[Settings]:
 
 
 def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; chosen by chance, so that two clusters starting at once rarely want the same."""
+    """Return free ports; random ones, so that two clusters that start at once rarely choose the same."""
     first, last = PORT_RANGE
-    found: list[int] = []
-    while len(found) < count:
+    ports: list[int] = []
+    while len(ports) < count:
         port = first + secrets.randbelow(last - first)
         with socket.socket() as probe:
-            if port not in found and probe.connect_ex(("127.0.0.1", port)) != 0:
-                found.append(port)
-    return found
+            if port not in ports and probe.connect_ex(("127.0.0.1", port)) != 0:
+                ports.append(port)
+    return ports
 
 
 def start(where: Settings, shape: str, folder: Path, sections: Mapping[str, Any] | None = None) -> str:
@@ -92,7 +92,7 @@ def start(where: Settings, shape: str, folder: Path, sections: Mapping[str, Any]
 
 
 def wait_running(client: SteerwayClient, run: str) -> None:
-    """Until it trains. Raises `SteerwayError` with the end of its log if it does not."""
+    """Wait until a run trains. Raises `SteerwayError` with the end of its log if it does not."""
     deadline = time.monotonic() + RUNNING_WAIT_S
     while time.monotonic() < deadline:
         snapshot = client.snapshot(run)
@@ -101,11 +101,13 @@ def wait_running(client: SteerwayClient, run: str) -> None:
         if snapshot.phase == "training" and snapshot.step >= RUNNING_STEPS:
             return
         time.sleep(LOOK_EVERY_S)
-    raise SteerwayError(f"run {run} did not train within {RUNNING_WAIT_S:g} s; it said:\n{client.logs(run, lines=15)}")
+    raise SteerwayError(
+        f"run {run} did not train within {RUNNING_WAIT_S:g} s; its log ends:\n{client.logs(run, lines=15)}"
+    )
 
 
 def send(client: SteerwayClient, run: str, count: int, mean_gap_s: float) -> list[Sent]:
-    """Exponential gaps: a moment within a step is as likely as any other."""
+    """Send commands at exponential gaps, so that any moment within a step is equally likely."""
     chance = random.Random(count)
     sent = []
     for number in range(count):
@@ -117,21 +119,21 @@ def send(client: SteerwayClient, run: str, count: int, mean_gap_s: float) -> lis
 
 
 def settled(client: SteerwayClient, run: str, sent: list[Sent]) -> list[CommandSettled]:
-    """The outcomes, in the journal's order. A command that stays unsettled is counted later, not waited for."""
+    """Return the outcomes in the journal's order, without those of commands that are not settled in time."""
     wanted = {one.uuid for one in sent}
-    found: list[CommandSettled] = []
+    outcomes: list[CommandSettled] = []
     after, deadline = 0, time.monotonic() + SETTLE_WAIT_S
     while wanted and time.monotonic() < deadline:
         for entry in client.journal(run, after=after, wait_s=1.0):
             after = entry.seq
             if isinstance(entry.record, CommandSettled) and entry.record.uuid in wanted:
                 wanted.remove(entry.record.uuid)
-                found.append(entry.record)
-    return found
+                outcomes.append(entry.record)
+    return outcomes
 
 
 def wait_closed(client: SteerwayClient, run: str) -> None:
-    """Until it is over. Raises `SteerwayError` if it goes on."""
+    """Wait until a run is closed. Raises `SteerwayError` if it is not."""
     deadline = time.monotonic() + END_WAIT_S
     while not client.snapshot(run).closed:
         if time.monotonic() > deadline:
@@ -140,7 +142,7 @@ def wait_closed(client: SteerwayClient, run: str) -> None:
 
 
 def diaries(folder: Path, shape: str) -> list[dict[int, Page]]:
-    """What each rank wrote down, by step. Raises `SteerwayError` if a rank left none."""
+    """Return each rank's diary, by step. Raises `SteerwayError` if a rank has none."""
     return [_diary(folder / f"{shape}-rank-{rank}.json") for rank in range(RANKS)]
 
 

@@ -1,9 +1,9 @@
-"""How much longer something takes, from pairs of times: a mean of paired ratios with a block bootstrap interval.
+"""Overhead estimate from pairs of times: a trimmed mean of paired ratios with a block bootstrap interval.
 
-What two neighbours in time took is divided, so that a slow drift of the machine is in both and cancels. The ratios of
-neighbouring pairs still resemble each other, as a burst of other work lasts longer than one pair: whole runs of
-neighbours are drawn anew, not single ones (the circular block bootstrap of Politis and Romano, 1992). The interval is
-widened for few pairs as a t interval is (the expanded percentile interval of Hesterberg, 2015).
+Times of neighbouring measurements are divided, so that a slow drift of the machine cancels. The ratios of neighbouring
+pairs are still correlated, as a burst of other work lasts longer than one pair: so blocks of neighbours are resampled
+(the circular block bootstrap of Politis and Romano, 1992). The interval is widened for few pairs as a t interval is
+(the expanded percentile interval of Hesterberg, 2015).
 """
 
 import math
@@ -17,15 +17,15 @@ import numpy.typing as npt
 RESAMPLES = 10_000
 SEED = 20260101
 TRIMMED = 0.1
-"""So much of the ratios is left out at either end: a burst of other work in one arm of a pair says nothing."""
+"""Share of the ratios that is trimmed at either end, against bursts of other work in one arm of a pair."""
 
 FEWEST_RUNS = 3
-"""With fewer runs of neighbours than these there is an estimate and no interval."""
+"""With fewer blocks there is an estimate without an interval."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """By how many percent the first of each pair took longer, with a 95 % interval. Below 0 it took less."""
+    """Overhead of the first of each pair in percent, with a 95 % interval. Below 0 it took less time."""
 
     percent: float
     low: float
@@ -35,18 +35,18 @@ class Estimate:
         return f"{self.percent:+.2f} % ({self.low:+.2f} to {self.high:+.2f})"
 
     def figures(self, name: str) -> dict[str, float]:
-        """The three of them, as figures of a result."""
+        """Return the estimate and its interval as figures of a result."""
         return {name: self.percent, f"{name}_low": self.low, f"{name}_high": self.high}
 
     def exceeds(self, percent: float) -> bool:
-        """Whether it is shown that it takes longer by more than so much: the whole interval lies above."""
+        """Return whether the overhead is significantly greater: the whole interval lies above."""
         return self.low > percent
 
 
 def overhead(with_it: Sequence[float], without: Sequence[float], run_length: int, share: float = 0.95) -> Estimate:
-    """How much longer the times `with_it` are than those `without` beside them, in the order they were measured.
+    """Estimate the overhead of the times `with_it` over those `without`, in the order they were measured.
 
-    `run_length` neighbouring pairs are drawn together; 1 takes the pairs for independent of each other.
+    `run_length` is the size of a block of neighbouring pairs; 1 if the pairs are independent of each other.
     """
     ratios = np.log(np.asarray(with_it, dtype=float) / np.asarray(without, dtype=float))
     if len(ratios) == 0:
@@ -62,7 +62,7 @@ def overhead(with_it: Sequence[float], without: Sequence[float], run_length: int
 
 
 def _drawn(pairs: int, run_length: int) -> npt.NDArray[np.int64]:
-    """Which pairs make up each resample: runs from random beginnings; behind the last pair comes the first."""
+    """Return the indices of the pairs of each resample: blocks at random positions; the first pair follows the last."""
     chance = np.random.default_rng(SEED)
     runs = math.ceil(pairs / run_length)
     begins = chance.integers(0, pairs, size=(RESAMPLES, runs, 1))
@@ -77,12 +77,12 @@ def _trimmed_means(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _expanded_tail(tail: float, runs: int) -> float:
-    """What is to be cut off a bootstrap distribution of `runs` runs, so that it covers what a t interval would."""
+    """Return the tail of a bootstrap distribution of `runs` blocks that gives the coverage of a t interval."""
     return NormalDist().cdf(-math.sqrt(runs / (runs - 1)) * _t_quantile(1 - tail, runs - 1))
 
 
 def _t_quantile(share: float, freedom: int) -> float:
-    """Student's t by its expansion about the normal (Abramowitz and Stegun 26.7.5); within 1 % from 5 on."""
+    """Return Student's t quantile, by an expansion (Abramowitz and Stegun 26.7.5); within 1 % from 5 degrees on."""
     z = NormalDist().inv_cdf(share)
     terms = (
         (z**3 + z) / 4,

@@ -1,8 +1,8 @@
-"""Ranks without Ray: processes with torch.distributed over gloo, each running the same function.
+"""Launcher of ranks without Ray: processes with torch.distributed over gloo that run the same function.
 
     answers = run_ranks("benchmarks.step_cost.boundary_rank:train", 2, spec={...}, folder=folder, timeout_s=300)
 
-The function gets `(rank, spec)` and answers JSON; the answers come back in rank order.
+The function gets `(rank, spec)` and returns JSON; the results are returned in rank order.
 """
 
 import importlib
@@ -22,9 +22,9 @@ LOG_CHARS_SHOWN = 2000
 
 
 def run_ranks(function: str, world_size: int, spec: dict[str, Any], folder: Path, timeout_s: float) -> list[Any]:
-    """Run `module:function` on every rank. No process is left, whatever happens.
+    """Run `module:function` on every rank. Kills all processes afterwards.
 
-    Raises `SteerwayError`, with the end of a log, if a rank fails or the time is over.
+    Raises `SteerwayError`, with the end of a log, if a rank fails, or after `timeout_s`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "spec.json").write_text(json.dumps({"function": function, "spec": spec}))
@@ -65,7 +65,7 @@ def _wait(ranks: "list[subprocess.Popen[bytes]]", folder: Path, timeout_s: float
 
 
 def _refuse_failure(ranks: "list[subprocess.Popen[bytes]]", folder: Path) -> None:
-    """One rank that failed leaves the others waiting for it: do not wait with them."""
+    """Raise the error of a failed rank, for which the others would wait."""
     for rank, process in enumerate(ranks):
         if process.poll():
             log = (folder / f"rank-{rank}.log").read_text(errors="replace")
@@ -81,7 +81,7 @@ def free_port() -> int:
 
 
 def main(folder: Path) -> None:
-    """One rank."""
+    """Run the function on one rank."""
     from benchmarks.harness.training import prepare_rank
 
     prepare_rank()

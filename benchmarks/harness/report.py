@@ -1,4 +1,4 @@
-"""A result for people: the arms side by side, then every figure with its target."""
+"""Formatting of a result: the arms side by side, then every figure with its target."""
 
 from collections.abc import Iterable
 
@@ -10,12 +10,12 @@ from benchmarks.harness.result import Bound, Result, Verdict
 TOLD: dict[Verdict, str] = {
     "met": "every target is met",
     "not met": "not every target is met",
-    "not proved": "not proved: no target is shown to be missed, and not every one to be met",
+    "not proved": "not proved: no target is shown to be missed, but not every one is shown to be met",
 }
 
 
 def show(name: str, result: Result, console: Console) -> None:
-    """Print it."""
+    """Print a result."""
     for table in result.tables:
         console.print(_grid(table.title, ("", *table.arms), table.rows))
     rows = [(figure, f"{value:.4g}", *_verdict(figure, result)) for figure, value in result.figures.items()]

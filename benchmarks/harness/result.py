@@ -1,8 +1,8 @@
-"""What a benchmark answers: figures, the targets they are held against, and the verdict.
+"""Result of a benchmark: figures, their targets, and the verdict.
 
-A target is a `Bound`: `{"max": 1.0}` or `{"min": 0.99}`, or both. It names the figure that it bounds. The verdict is
-computed from these two alone, in `met`, for every benchmark alike. A benchmark that bounds the end of an interval may
-say which of its targets are `undecided`: their verdict is "not proved" instead of "not met", and as little "met".
+A target is a `Bound`, `{"max": 1.0}` or `{"min": 0.99}` or both, under the name of the figure that it bounds. The
+verdict is computed from figures and targets alone, in `met`, for all benchmarks. A benchmark that bounds the end of an
+interval may list targets as `undecided`: their verdict is "not proved" instead of "not met".
 """
 
 import math
@@ -14,7 +14,7 @@ Verdict = Literal["met", "not met", "not proved"]
 
 
 class Bound(TypedDict, total=False):
-    """Both ends are allowed values."""
+    """Inclusive bounds of a figure."""
 
     max: float
     min: float
@@ -22,7 +22,7 @@ class Bound(TypedDict, total=False):
 
 @dataclass(frozen=True)
 class Table:
-    """The arms side by side, for people: `rows` are a name and one text for each of `arms`."""
+    """Comparison of the arms: each row is a name and one text for each of `arms`."""
 
     title: str
     arms: tuple[str, ...]
@@ -31,36 +31,36 @@ class Table:
 
 @dataclass(frozen=True)
 class Result:
-    """One benchmark's outcome. `n` counts what the benchmark repeats; the catalogue says what that is."""
+    """Result of one benchmark. `n` is the number of repetitions, in the unit of the catalogue."""
 
     figures: Mapping[str, float]
     targets: Mapping[str, Bound]
     n: int
     tables: tuple[Table, ...] = ()
-    # Targets that, where they are not met, are not shown to be missed either: more measurements could decide.
+    # Targets that, if not met, are not shown to be missed either: more measurements could decide.
     undecided: frozenset[str] = frozenset()
 
     @property
     def met(self) -> bool:
-        """Whether every target is met."""
+        """True if every target is met."""
         return met(self.figures, self.targets)
 
     @property
     def verdict(self) -> Verdict:
-        """`not proved` if nothing is shown to be missed, and not everything is shown to be met."""
+        """Overall verdict: `not proved` if no target is shown to be missed, but not all are shown to be met."""
         verdicts = {self.verdict_on(name) for name in self.targets}
         if not verdicts or "not met" in verdicts:
             return "not met"
         return "not proved" if "not proved" in verdicts else "met"
 
     def verdict_on(self, target: str) -> Verdict:
-        """The verdict on one target."""
+        """Return the verdict on one target."""
         if met(self.figures, {target: self.targets[target]}):
             return "met"
         return "not proved" if target in self.undecided else "not met"
 
     def to_json(self, benchmark: str, machine: Mapping[str, Any], versions: Mapping[str, str]) -> dict[str, Any]:
-        """The one object that `--json` prints. A figure that is not a finite number is null."""
+        """Return the object that `--json` prints. A figure that is not a finite number is null."""
         figures = {name: value if _finite(value) else None for name, value in self.figures.items()}
         answer = {"benchmark": benchmark, "figures": figures, "targets": dict(self.targets), "met": self.met}
         answer["verdict"] = self.verdict
@@ -68,9 +68,9 @@ class Result:
 
 
 def met(figures: Mapping[str, float | None], targets: Mapping[str, Bound]) -> bool:
-    """Whether there is a target, and each one's figure was measured, is a finite number and lies within its bound.
+    """Return whether there are targets, and each one's figure was measured, is finite and within its bound.
 
-    Raises `ValueError` for a target that bounds nothing: it would always be met.
+    Raises `ValueError` for a target without a bound: it would always be met.
     """
     return bool(targets) and all(_within(figures.get(name), bound) for name, bound in targets.items())
 

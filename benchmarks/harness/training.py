@@ -1,4 +1,4 @@
-"""The training that is measured: the model and settings of `configs/gpt2-local.yaml`, on CPU ranks."""
+"""Training that benchmarks measure: the model and settings of `configs/gpt2-local.yaml`, on CPU ranks."""
 
 import copy
 import os
@@ -16,14 +16,14 @@ CONFIG = Path(__file__).parents[2] / "configs" / "gpt2-local.yaml"
 
 
 def shipped_config() -> RunConfig:
-    """The config whose speed people see first. Raises `NotFound` where only the packages are installed."""
+    """Return the shipped config. Raises `NotFound` where only the packages are installed."""
     if not CONFIG.is_file():
         raise NotFound(f"the benchmarks train {CONFIG.name}, but there is no {CONFIG}; run them in a clone")
     return load(CONFIG)
 
 
 def prepare_rank() -> None:
-    """What `ray_jobs.train` sets up in a rank without a GPU, before torch and DeepSpeed are used."""
+    """Set up a rank without a GPU as `ray_jobs.train` does, before torch and DeepSpeed are used."""
     os.environ["DS_ACCELERATOR"] = "cpu"
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
@@ -36,7 +36,7 @@ def prepare_rank() -> None:
 
 
 def arguments(config: RunConfig, output_dir: Path, max_steps: int) -> "TrainingArguments":
-    """The config's settings for a training of `max_steps` steps, with its logging and without evaluations."""
+    """Return the config's settings for a training of `max_steps` steps, without evaluations."""
     from transformers import TrainingArguments
 
     settings = {name: value for name, value in config.training.items() if not name.startswith("eval_")}
@@ -53,7 +53,7 @@ def arguments(config: RunConfig, output_dir: Path, max_steps: int) -> "TrainingA
 
 
 def fresh_model(config: RunConfig) -> Any:
-    """A GPT-2 of the config's shape, with weights from its seed."""
+    """Build a GPT-2 of the config's shape, with weights from its seed."""
     from transformers import set_seed
 
     from ray_jobs.workloads import gpt2
@@ -65,7 +65,7 @@ def fresh_model(config: RunConfig) -> Any:
 
 
 def random_blocks(config: RunConfig, size: int) -> "list[dict[str, torch.Tensor]]":
-    """Blocks of the config's size with nothing to learn in them: a step costs the same, and no text is read."""
+    """Return random blocks of the config's size: a step costs the same as with text."""
     import torch
 
     assert config.data is not None
@@ -75,7 +75,7 @@ def random_blocks(config: RunConfig, size: int) -> "list[dict[str, torch.Tensor]
 
 
 def forget_trainer(trainer: "Trainer") -> None:
-    """Make room for the next trainer of this process: accelerate keeps its DeepSpeed settings in the class."""
+    """Release a trainer before the next one in this process: accelerate keeps its DeepSpeed settings in the class."""
     import gc
 
     from accelerate.state import AcceleratorState

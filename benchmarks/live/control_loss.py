@@ -1,9 +1,9 @@
-"""SIGKILL of the control server during training, with commands in flight: what training and commands notice.
+"""SIGKILL of the control server during training, with commands in flight: effect on training and commands.
 
-While a run trains on a cluster of its own and learning rates are sent to it, its control actor is killed again and
-again. Steps per second are compared within the run: before the first kill, while nobody answers, and after the last
-recovery. On a machine whose cores the ranks already fill, the restarting actor's own imports take some of them: hence
-the modest bound on the ratio during the loss. That no step is lost and none waits is what the diaries of the ranks say.
+While a run trains on a cluster of its own and learning rates are sent to it, its control actor is killed repeatedly.
+Steps per second are compared within the run: before the first kill, while the server is down, and after the last
+restart. On a machine whose cores are all used by the ranks, the restarting actor's imports take some of them: hence the
+modest bound on the ratio during the outage. The diaries of the ranks show that no step is lost and none waits.
 """
 
 import json
@@ -40,7 +40,7 @@ from control_plane.core.model.records import CommandSettled, GenerationStarted
 
 SHAPE = "small"
 CALM_S = 8.0
-"""Training is watched for so long before the first kill, and after each recovery."""
+"""Time of undisturbed training before the first kill, and after each restart."""
 
 MEAN_GAP_S = 0.2
 RECOVERY_WAIT_S = 60.0
@@ -59,14 +59,14 @@ TARGETS: dict[str, Bound] = {
 
 @dataclass(frozen=True, slots=True)
 class ServerOutage:
-    """One kill: Unix times of the kill and of the first answer of the next control server."""
+    """Outage after one kill: Unix times of the kill and of the first answer of the next control server."""
 
     killed_s: float
     answered_s: float
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` kills. Raises `SteerwayError` if the cluster or the run does not start, or a control server stays away."""
+    """Measure `n` kills. Raises `SteerwayError` if the cluster, the run or a control server does not start."""
     with own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
         folder = where.home / "diaries"
         folder.mkdir()
@@ -85,7 +85,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
 
 
 class Sender(threading.Thread):
-    """Sends until it has sent all, through every loss; keeps what was acknowledged."""
+    """Thread that sends commands, also during outages, and keeps the acknowledged ones."""
 
     def __init__(self, where: Settings, run: str, commands: int) -> None:
         super().__init__(daemon=True)
@@ -93,7 +93,7 @@ class Sender(threading.Thread):
         self.sent: list[Sent] = []
 
     def run(self) -> None:
-        """In its own thread, over its own connection."""
+        """Send the commands over a connection of its own."""
         with SteerwayClient.from_settings(self._where) as client:
             self.sent = send(client, self._run_id, self._commands, MEAN_GAP_S)
 
@@ -116,7 +116,7 @@ def _kill(where: Settings, client: SteerwayClient, run: str, say: Say) -> Server
 
 
 def _control_actor(where: Settings) -> psutil.Process:
-    """The control actor's process: by its title, and by the mark that every process of this cluster carries."""
+    """Return the control actor's process, found by its title and by the cluster's mark in its environment."""
     mark = json.loads(where.cluster_file.read_text())["cluster"]
     for process in psutil.process_iter():
         try:
@@ -124,8 +124,8 @@ def _control_actor(where: Settings) -> psutil.Process:
             if ours and " ".join(process.cmdline()).startswith(ACTOR_TITLE):
                 return process
         except psutil.Error:
-            continue  # it ended meanwhile, or is not ours to look at
-    raise SteerwayError("the control actor's process was not found")
+            continue  # it has ended, or is another user's
+    raise SteerwayError("cannot find the control actor's process")
 
 
 def _generations(client: SteerwayClient, run: str) -> int:
@@ -151,7 +151,7 @@ def _result(
     after = speed(ends, [(losses[-1].answered_s, losses[-1].answered_s + CALM_S)])
     away = [loss.answered_s - loss.killed_s for loss in losses]
     applied = {outcome.uuid: outcome.step or 0 for outcome in outcomes if outcome.status == "applied"}
-    # A warm-up passes through values of its own, and one of them may be one that is sent later.
+    # The warm-up may pass through a value that is sent later.
     steered = {step: page for step, page in diary.items() if step > min(applied.values(), default=0)}
     figures: dict[str, float] = {
         "acknowledged": len(sent),
@@ -173,19 +173,19 @@ def _result(
 
 
 def speed(ends: list[float], spans: list[tuple[float, float]]) -> float:
-    """Steps per second within these spans of Unix time."""
+    """Return the steps per second within these spans of Unix time."""
     steps = sum(any(first <= end < last for first, last in spans) for end in ends)
     return steps / sum(last - first for first, last in spans)
 
 
 def not_used(diary: dict[int, Page], rates: dict[UUID, float], applied: dict[UUID, int]) -> int:
-    """Values that the step after theirs did not use. Of several applied at one boundary, the last one counts."""
+    """Count applied values that the next step did not use. Of several at one boundary, the last one counts."""
     last_at = {step: rates[uuid] for uuid, step in applied.items()}  # in the journal's order
     return sum(step + 1 in diary and diary[step + 1].rate != rate for step, rate in last_at.items())
 
 
 def comebacks(diary: dict[int, Page], rates: set[float]) -> int:
-    """How often a value came back after another had taken its place: an effect that happened twice."""
+    """Count values that were used again after another one: commands that were applied twice."""
     stretches = Counter[float]()
     last = None
     for step in sorted(diary):
@@ -196,7 +196,7 @@ def comebacks(diary: dict[int, Page], rates: set[float]) -> int:
 
 
 def longest_gap(ends: list[float], losses: list[ServerOutage]) -> float:
-    """The longest time between two steps, of those that touch a loss."""
+    """Return the longest time between two steps during an outage."""
     pairs = pairwise(ends)
     return max(
         (b - a for a, b in pairs if any(loss.killed_s <= b and a <= loss.answered_s for loss in losses)), default=0.0

@@ -1,8 +1,8 @@
-"""From the gateway's 202 to the live optimizer: steps, milliseconds, and whether the ranks ever differ.
+"""Latency from the gateway's 202 to the live optimizer, in steps and milliseconds, and equality of the ranks.
 
 A full local cluster of its own (Ray, gateway, console) runs `scripts/witnessed.py` on two CPU ranks, as a user's own
 script: first a model with steps of milliseconds, then the model of the shipped config. Learning rates are sent over
-HTTP at random moments. What counts as a step and as a millisecond is said in `latency_evidence`.
+HTTP at random moments. See `latency_evidence` for the definition of the figures.
 """
 
 from pathlib import Path
@@ -32,20 +32,21 @@ TARGETS: dict[str, Bound] = {
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` commands to the small model, and a fifth of it to the shipped one.
+    """Measure `n` commands to the small model, and a fifth of it to the shipped one.
 
     Raises `SteerwayError` if the cluster or the run does not start, or a run does not end.
     """
     phases = {"small": n, "default": max(2, n // DEFAULT_SHARE)}
     with own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
-        found = {shape: _phase(where, client, shape, count, say).figures() for shape, count in phases.items()}
-    figures = found["small"] | {f"{name}_default_model": value for name, value in found["default"].items()}
-    rows = tuple((name, f"{found['small'][name]:.4g}", f"{found['default'][name]:.4g}") for name in found["small"])
+        by_shape = {shape: _phase(where, client, shape, count, say).figures() for shape, count in phases.items()}
+    small, default = by_shape["small"], by_shape["default"]
+    figures = small | {f"{name}_default_model": value for name, value in default.items()}
+    rows = tuple((name, f"{small[name]:.4g}", f"{default[name]:.4g}") for name in small)
     return Result(figures, TARGETS, n, (Table("latency", ("small model", "shipped model"), rows),))
 
 
 def _phase(where: Settings, client: SteerwayClient, shape: str, count: int, say: Say) -> Evidence:
-    """One run: start it, send to it, stop it, and read what it left."""
+    """Start a run, send commands to it, stop it, and return its evidence."""
     folder: Path = where.home / "diaries"
     folder.mkdir(exist_ok=True)
     run = start(where, shape, folder)

@@ -1,14 +1,14 @@
-"""What the latency benchmark can prove, from three independent sources.
+"""Evidence of the latency benchmark, from three independent sources.
 
-    the sender     when each command's 202 arrived, and the value that was asked for
-    the journal    at which step each command was settled
-    the diaries    which learning rate each rank's live optimizer really held at the beginning of each step
+    the sender     the time of each command's 202, and its value
+    the journal    the step at which each command was settled
+    the diaries    the learning rate of each rank's live optimizer at the beginning of each step
 
-A command that was applied at the boundary after step s is used by step s + 1, on every rank. Where several commands
-were applied at one boundary, the last of them is the one to be seen.
+A command that was applied at the boundary after step s is used by step s + 1, on every rank. Of several commands that
+were applied at one boundary, the last one is used.
 
 `steps` is the step at which a command was settled, less the last step that rank 0 had completed when the 202 arrived:
-0 if it was applied before the sender knew that it was taken, 1 at the end of the step in progress.
+0 if it was applied before the 202 arrived, 1 at the end of the step in progress.
 `milliseconds` runs from the 202 until the last rank began a step with the value (or, of a command that another one of
 the same boundary replaced, with that other one's).
 """
@@ -24,7 +24,7 @@ from control_plane.core.model.records import CommandSettled
 
 @dataclass(frozen=True, slots=True)
 class Sent:
-    """A command: its learning rate, and when its 202 arrived (Unix time)."""
+    """Command that was sent: its learning rate, and the time of its 202 (Unix time)."""
 
     uuid: UUID
     rate: float
@@ -33,7 +33,7 @@ class Sent:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One step of one rank: when it began and ended (Unix time), and the learning rate that it began with."""
+    """Step of one rank: its begin and end (Unix time), and its learning rate."""
 
     begin_s: float
     rate: float
@@ -46,14 +46,14 @@ Diary = Mapping[int, Page]
 
 @dataclass(frozen=True)
 class Evidence:
-    """One run. `settled` is in the order of the journal, `diaries` in the order of the ranks."""
+    """Evidence of one run. `settled` is in the order of the journal, `diaries` in the order of the ranks."""
 
     sent: Sequence[Sent]
     settled: Sequence[CommandSettled]
     diaries: Sequence[Diary]
 
     def figures(self) -> dict[str, float]:
-        """Latencies of what was applied, and counts of what must not be."""
+        """Return the latencies of applied commands, and counts of violations."""
         applied = self._applied_steps()
         steps = [step - self._completed_at(one.taken_s) for one, step in applied]
         waits_ms = [wait for one, step in applied if (wait := self._wait_ms(one, step)) is not None]
@@ -71,15 +71,15 @@ class Evidence:
         }
 
     def differing_steps(self) -> list[int]:
-        """The steps that not every rank took, or not with one and the same learning rate.
+        """Return the steps that not every rank made, or not with the same learning rate.
 
-        The ranks may end one step apart only if they are killed; they are not, so every step counts.
+        Only killed ranks may end one step apart; these are not killed, so every step counts.
         """
         every = sorted(set().union(*self.diaries))
         return [step for step in every if len({self._rate(diary, step) for diary in self.diaries}) != 1]
 
     def unused(self) -> list[int]:
-        """The steps after a boundary that did not use, on every rank, the last value that was applied there."""
+        """Return the steps that did not use, on every rank, the last value that was applied before them."""
         rate_of = {one.uuid: one.rate for one in self.sent}
         last = {
             outcome.step + 1: rate_of[outcome.uuid]
@@ -94,7 +94,7 @@ class Evidence:
         return [(one, step) for one, step in pairs if step is not None]
 
     def _completed_at(self, time_s: float) -> int:
-        """The last step that rank 0 had completed by then, its boundary included."""
+        """Return the last step that rank 0 had completed by then, including its boundary."""
         steps = sorted(self.diaries[0])
         ended = bisect_right([self.diaries[0][step].end_s for step in steps], time_s)
         return steps[ended - 1] if ended else steps[0] - 1
@@ -105,7 +105,7 @@ class Evidence:
         return 1000 * (max(begun_s) - one.taken_s) if len(begun_s) == len(pages) else None
 
     def _steps_per_s(self) -> float:
-        """Speed while commands were being sent."""
+        """Return the steps per second while commands were being sent."""
         first_s, last_s = self.sent[0].taken_s, self.sent[-1].taken_s
         return (self._completed_at(last_s) - self._completed_at(first_s)) / (last_s - first_s)
 

@@ -1,4 +1,4 @@
-"""Back to a checkpoint on a live run of two ranks: seconds from the command to the end of the next step.
+"""Rollback of a live run of two ranks: seconds from the command to the end of the next step.
 
 One run of `configs/gpt2-local.yaml` for each ZeRO stage, on a cluster of its own. It is rolled back in its living
 processes, again and again; beside that, the same is done as one would do it without: the run is stopped, and a new job
@@ -32,16 +32,16 @@ STEP_WITHIN_S = 120.0
 LOOK_EVERY_S = 0.1
 POLL_S = 10.0
 STEPS_BEFORE = 100
-"""Made before the first rollback: spare processes have imported everything by then, and take no time from the ranks."""
+"""Steps before the first rollback: by then warm spares have imported everything, and take no time from the ranks."""
 
 STEPS_BETWEEN = 5
-"""Made on each branch before the next rollback."""
+"""Steps on each branch before the next rollback."""
 
 TARGETS: dict[str, Bound] = {f"in_place_s_zero{stage}": {"max": 3.0} for stage in STAGES}
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` rollbacks in place for each stage, and one by a new job for each."""
+    """Measure `n` rollbacks in place for each stage, and one by a new job for each."""
     stages = STAGES[1:2] if quick else STAGES
     figures: dict[str, float] = {}
     rows = []
@@ -54,8 +54,8 @@ def measure(n: int, quick: bool, say: Say) -> Result:
                 f"new_job_s_zero{stage}": by_a_new_job,
                 f"new_job_over_in_place_zero{stage}": by_a_new_job / median(in_place),
             }
-            told = f"{median(in_place):.1f} s, worst {max(in_place):.1f} s"
-            rows.append((f"ZeRO {stage}", told, f"{by_a_new_job:.1f} s"))
+            times = f"{median(in_place):.1f} s, worst {max(in_place):.1f} s"
+            rows.append((f"ZeRO {stage}", times, f"{by_a_new_job:.1f} s"))
     table = Table("to the first step from the checkpoint", ("in place", "stop, and a new job"), tuple(rows))
     targets = {name: bound for name, bound in TARGETS.items() if name in figures}
     return Result(figures=figures, targets=targets, n=n, tables=(table,))
@@ -120,7 +120,7 @@ def _until_a_step(client: SteerwayClient, run: str, step: int, ask: Callable[[],
 
 
 def _wait_for_step(client: SteerwayClient, run: str, step: int, deadline_s: float) -> None:
-    """Until the trainers have made that step. Raises `SteerwayError` if they do not."""
+    """Wait until the trainers have made that step. Raises `SteerwayError` if they do not."""
     while time.monotonic() < deadline_s:
         if client.snapshot(run).step >= step:
             return

@@ -1,4 +1,4 @@
-"""Supervision: SIGKILL of each part that `steer up` starts, and the seconds until it answers again.
+"""Supervision of the cluster's services: SIGKILL of each, and the seconds until it answers again.
 
 Proxy, replica and controller of Ray Serve, and the console, each killed `n` times in turns. A kill is over when the
 part is a new process and five questions in a row, 0.1 s apart, were answered; the figure is the time from the kill to
@@ -22,13 +22,13 @@ PARTS = ("proxy", "replica", "Serve controller", "console")
 ASK_EVERY_S, ANSWERS_IN_A_ROW = 0.1, 5
 BACK_WITHIN_S = 60.0
 CALM_S = 3.0
-"""Between two kills: a part that has just been started is still at work on that."""
+"""Time between two kills, for a part to finish its start."""
 
 TARGET_S = 5.0
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` kills of each part. Raises `SteerwayError` if the cluster does not start, or a part does not come back."""
+    """Measure `n` kills of each part. Raises `SteerwayError` if the cluster or a part does not start again."""
     seconds: dict[str, list[float]] = {part: [] for part in PARTS}
     with own_cluster(say) as where:
         urls = dict.fromkeys(PARTS, f"{where.gateway_url}/api/v1/health")
@@ -42,12 +42,12 @@ def measure(n: int, quick: bool, say: Say) -> Result:
 
 
 def targets() -> dict[str, Bound]:
-    """Every kill within the target."""
+    """Return the targets: every restart within the limit."""
     return {f"{_name(part)}_s_max": {"max": TARGET_S} for part in PARTS}
 
 
 def figures_of(seconds: dict[str, list[float]]) -> dict[str, float]:
-    """Least, median and greatest, by part."""
+    """Return least, median and greatest seconds, by part."""
     figures: dict[str, float] = {}
     for part, measured in seconds.items():
         figures |= {f"{_name(part)}_s_min": min(measured), f"{_name(part)}_s_p50": median(measured)}
@@ -62,12 +62,12 @@ def _name(part: str) -> str:
 def _kill(where: Settings, part: str, url: str) -> float:
     before = living(where, part)
     if not before:
-        raise SteerwayError(f"the {part} has no process to be killed")
+        raise SteerwayError(f"the {part} has no process to kill")
     for process in before:
         process.send_signal(signal.SIGKILL)
     back_s = first_of_a_row(lambda: answers(url), lambda: bool(set(living(where, part)) - set(before)))
     if back_s is None:
-        raise SteerwayError(f"the {part} was not back within {BACK_WITHIN_S:g} s")
+        raise SteerwayError(f"the {part} did not restart within {BACK_WITHIN_S:g} s")
     return back_s
 
 
@@ -77,7 +77,7 @@ def first_of_a_row(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> float | None:
-    """Seconds to the first of `ANSWERS_IN_A_ROW` answers, the last of which the new process may have given."""
+    """Return the seconds to the first of `ANSWERS_IN_A_ROW` answers in a row, after the process was replaced."""
     began_s = clock()
     first_s, count = 0.0, 0
     while clock() - began_s < BACK_WITHIN_S:

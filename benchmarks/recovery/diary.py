@@ -1,4 +1,4 @@
-"""Diaries of ranks that are killed, and what they say of a recovery. Both arms of the benchmark keep the same diaries.
+"""Diaries of the ranks, and the times of a recovery in them. Both arms of the benchmark write the same diaries.
 
 Each process of a rank appends to a file of its own, `rank-R-PID.diary`: a line `begun`, a line `loaded` right before
 its first step, a line `step S` at the end of every optimizer step, each with the Unix time. A line is one `write`, so
@@ -19,20 +19,20 @@ BEGUN, LOADED, STEP = "begun", "loaded", "step"
 
 
 class DiaryPen:
-    """One process writes down what it does, with the time."""
+    """Writer of a process's diary."""
 
     def __init__(self, folder: Path, rank: int) -> None:
         path = folder / f"rank-{rank}-{os.getpid()}.diary"
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
 
     def write(self, word: str, step: int = 0) -> None:
-        """One line."""
+        """Append one line with the time."""
         os.write(self._file, f"{word} {step} {time.time():.6f}\n".encode())
 
 
 @dataclass(frozen=True, slots=True)
 class RankProcess:
-    """One process of one rank. Times are Unix times; `ends_s` has the end of each optimizer step."""
+    """Diary of one process of one rank. Times are Unix times; `ends_s` has the end of each optimizer step."""
 
     rank: int
     pid: int
@@ -43,7 +43,7 @@ class RankProcess:
 
 @dataclass(frozen=True, slots=True)
 class Recovery:
-    """One fault and the way back. All times are Unix times.
+    """Times of the recovery from one fault. All times are Unix times.
 
     `stepped_s`: when the last rank ended the first optimizer step of the new processes. `back_s`: the same for the
     step `reached`, the last one that any of the old processes had ended. `resumed` is the step that the new processes
@@ -61,28 +61,28 @@ class Recovery:
 
     @property
     def seconds(self) -> float:
-        """From the fault to the first new step."""
+        """Seconds from the fault to the first new step."""
         return self.stepped_s - self.killed_s
 
     @property
     def seconds_to_be_back(self) -> float:
-        """From the fault to the step that the run had reached."""
+        """Seconds from the fault to the step that the run had reached."""
         return self.back_s - self.killed_s
 
     @property
     def lost_steps(self) -> int:
-        """Steps that were made twice."""
+        """Number of repeated steps."""
         return max(0, self.reached - self.resumed)
 
     def split(self) -> dict[str, float]:
-        """Seconds of each phase; together they are `seconds`, but for clocks that went back."""
+        """Return the seconds of each phase; their sum is `seconds`, unless a clock went back."""
         moments = (self.killed_s, self.detected_s, self.begun_s, self.loaded_s, self.stepped_s)
         lengths = (max(0.0, after - before) for before, after in pairwise(moments))
         return dict(zip(PHASES, lengths, strict=True))
 
 
 def read_processes(folder: Path) -> list[RankProcess]:
-    """What every process has written so far, in the order in which they began."""
+    """Return the diary of every process so far, in the order of their starts."""
     processes = [_process(path) for path in folder.glob("rank-*-*.diary")]
     return sorted((process for process in processes if process is not None), key=lambda process: process.begun_s)
 
@@ -90,7 +90,7 @@ def read_processes(folder: Path) -> list[RankProcess]:
 def _process(path: Path) -> RankProcess | None:
     lines = [line.split() for line in path.read_text().splitlines() if line.count(" ") == 2]
     if not lines or lines[0][0] != BEGUN:
-        return None  # it has been opened, and its first line is on its way
+        return None  # the file is open, but has no line yet
     _, rank, pid = path.stem.split("-")
     loaded = next((float(at) for word, _, at in lines if word == LOADED), None)
     ends = {int(step): float(at) for word, step, at in lines if word == STEP}
@@ -98,12 +98,12 @@ def _process(path: Path) -> RankProcess | None:
 
 
 def latest(processes: Iterable[RankProcess]) -> dict[int, RankProcess]:
-    """Each rank's last process."""
+    """Return each rank's last process."""
     return {process.rank: process for process in sorted(processes, key=lambda process: process.begun_s)}
 
 
 def steps_of_all(processes: Iterable[RankProcess], ranks: int) -> dict[int, float]:
-    """The steps that every rank has ended in these processes, and when the last rank first had."""
+    """Return the steps that all ranks have ended in these processes, with the time of the last rank."""
     ends: dict[int, dict[int, float]] = {}
     for process in processes:
         for step, at_s in process.ends_s.items():
@@ -113,10 +113,10 @@ def steps_of_all(processes: Iterable[RankProcess], ranks: int) -> dict[int, floa
 
 
 def recovery_of(processes: Iterable[RankProcess], killed_s: float, detected_s: float, ranks: int) -> Recovery | None:
-    """The way back from the fault at `killed_s`, or None while the run is not back at the step that it had reached.
+    """Return the recovery from the fault at `killed_s`, or None until the run is back at the step that it had reached.
 
-    A new step is one that processes ended which began after the fault: a rank that lived on may have ended the step
-    that was in progress. `processes` must hold nothing after the next fault.
+    A new step is one of processes that began after the fault: a surviving rank may have ended the step in progress.
+    `processes` must not include any after the next fault.
     """
     processes = list(processes)
     old = latest(process for process in processes if process.begun_s <= killed_s)

@@ -1,4 +1,4 @@
-"""Faults for the recovery benchmark, the same for both arms, and the moment at which each one happened."""
+"""Faults of the recovery benchmark, the same for both arms, with their times."""
 
 import os
 import signal
@@ -16,10 +16,10 @@ TOLD = {"node": "SIGKILL of a rank's node", "rank": "SIGKILL of a rank", "stop":
 
 
 def kill_all(find: Callable[[], list[psutil.Process]]) -> float:
-    """Kill whatever `find` finds at once, as `steer chaos kill-node` does; the Unix time of the kill.
+    """Kill the processes that `find` returns, as `steer chaos kill-node` does; return the Unix time.
 
-    All are stopped before any is killed, so that none is left to speak of another's death; but training stands still
-    from the stop on, so that is the moment. Raises `SteerwayError` if a process survives.
+    All are stopped before any is killed, so that none can report another's death; training stops then, so that is the
+    time of the fault. Raises `SteerwayError` if a process survives.
     """
     members = find()
     killed_s = time.time()
@@ -32,17 +32,17 @@ def kill_all(find: Callable[[], list[psutil.Process]]) -> float:
 
 
 def strike(pid: int, fault: Fault) -> float:
-    """Kill or stop one rank; the Unix time. Raises `SteerwayError` if it has ended by itself."""
+    """Kill or stop one rank, and return the Unix time. Raises `SteerwayError` if it has ended by itself."""
     struck_s = time.time()
     try:
         os.kill(pid, signal.SIGSTOP if fault == "stop" else signal.SIGKILL)
     except ProcessLookupError:
-        raise SteerwayError(f"rank process {pid} had ended before it was to be struck") from None
+        raise SteerwayError(f"rank process {pid} ended before the fault") from None
     return struck_s
 
 
 def living(pids: list[int]) -> int:
-    """How many of these processes are there, other than as zombies."""
+    """Return how many of these processes are alive."""
     return sum(_lives(pid) for pid in pids)
 
 

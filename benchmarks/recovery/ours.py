@@ -1,4 +1,4 @@
-"""Steerway's arm of the recovery benchmark: a cluster of three nodes as `steer up` makes it, and one run on it."""
+"""Steerway's arm of the recovery benchmark: a cluster of three nodes as started by `steer up`, and one run on it."""
 
 import contextlib
 import shutil
@@ -30,10 +30,10 @@ from ray_jobs.submit import prepare, submit
 NODES = 3
 SCRIPT = Path(__file__).parents[1] / "scripts" / "steered_recovery.py"
 SPARES_WAIT_S = 90.0
-"""Spares import for half a minute on two busy cores. Where none has come by then, the next fault comes without."""
+"""Warm spares import for half a minute on two busy cores. Without them after this time, the next fault is injected."""
 
 JOIN_TRIES = 3
-"""On a busy machine Ray gives a new node up after half a minute. A node that joins late is not what is measured."""
+"""On a busy machine a new Ray node may fail after half a minute, which is not what is measured."""
 
 QUIET_FOR_S = 2.0
 QUIET_CPU_S = 0.2
@@ -43,7 +43,7 @@ VIEW_WAIT_S = 20.0
 
 
 class Ours:
-    """One run on a cluster of its own."""
+    """Arm with one run on a cluster of its own."""
 
     name = "Steerway"
 
@@ -53,41 +53,41 @@ class Ours:
         self.run = run
 
     def complaint(self) -> str | None:
-        """Why the run cannot go on, with the end of its log, or None."""
-        with contextlib.suppress(Unavailable):  # the control server may be on its way back
+        """Return the reason why the run has ended, with the end of its log, or None."""
+        with contextlib.suppress(Unavailable):  # the control server may be restarting
             snapshot = self._client.snapshot(self.run)
             return f"run {self.run} is over: {snapshot.reason}\n{self.log()}" if snapshot.closed else None
         return None
 
     def log(self) -> str:
-        """The end of the driver's log."""
+        """Return the end of the driver's log."""
         return self._client.logs(self.run, lines=25)
 
     def journal(self) -> list[Entry]:
-        """All of it."""
+        """Return all entries of the journal."""
         entries: list[Entry] = []
         while page := self._client.journal(self.run, after=len(entries)):
             entries += page
         return entries
 
     def ranks_by_node(self) -> dict[str, list[int]]:
-        """The nodes that carry ranks, and the pids of those ranks."""
+        """Return the pids of the ranks, by the name of their node."""
         pids = {process.pid for process in latest(read_processes(self.folder)).values()}
-        record, found = self._record(), dict[str, list[int]]()
+        record, by_node = self._record(), dict[str, list[int]]()
         for name in nodes.recorded_nodes(record):
             here = sorted(pids & {process.pid for process in nodes.node_members(record, name)})
-            found |= {name: here} if here else {}
-        return found
+            by_node |= {name: here} if here else {}
+        return by_node
 
     def kill_node(self, name: str) -> float:
-        """As `steer chaos kill-node`; the Unix time."""
+        """Kill a node as `steer chaos kill-node` does, and return the Unix time."""
         if name == nodes.HEAD:
-            raise SteerwayError("a rank lies on the head, which is not to be killed here")
+            raise SteerwayError("a rank runs on the head node, which this benchmark cannot kill")
         record = self._record()
         return kill_all(lambda: nodes.node_members(record, name))
 
     def phases(self, killed_s: float) -> tuple[float, float | None, float | None]:
-        """Unix times of the discovery, of the new ranks' first line and of their restored state, by the journal."""
+        """Return the Unix times of detection, of the new ranks' start and of their restored state, by the journal."""
         view = self._recovery(killed_s)
         self._say(f"recovery: Steerway: {', '.join(sorted({death.reason for death in view.deaths}))}; {view.phases_s}")
         detected_s = _unix(view.lost_at)
@@ -102,16 +102,16 @@ class Ours:
                 if views and views[-1].over:
                     return views[0].model_copy(update={"phases_s": views[-1].phases_s})
             time.sleep(0.2)
-        raise SteerwayError(f"run {self.run} made new steps, but its snapshot says nothing of a recovery")
+        raise SteerwayError(f"run {self.run} made new steps, but its snapshot has no recovery")
 
     def mend(self, node_lost: bool) -> bool:
-        """Join a node for the one that was lost, and wait for spares; whether every other node has them."""
+        """Replace a lost node, and wait for warm spares; return whether every other node has them."""
         if node_lost:
             self._add_node()
         deadline = time.monotonic() + SPARES_WAIT_S
         while not (warm := self._warm()) and time.monotonic() < deadline:
             time.sleep(1.0)
-        self._say("recovery: Steerway: spares are warm" if warm else "recovery: Steerway: a node has NO warm spares")
+        self._say(f"recovery: Steerway: {'spares are warm' if warm else 'a node has NO warm spares'}")
         return warm
 
     def _add_node(self) -> None:
@@ -132,9 +132,9 @@ class Ours:
             if name not in (nodes.HEAD, *carrying) and mark.process() is not None
         ]
         spares = {name: [one for one in nodes.node_members(record, name) if _is_spare(one)] for name in free}
-        if not free or any(len(found) < RANKS for found in spares.values()):
+        if not free or any(len(of_node) < RANKS for of_node in spares.values()):
             return False
-        used_s = {one: _cpu_s(one) for found in spares.values() for one in found}
+        used_s = {one: _cpu_s(one) for of_node in spares.values() for one in of_node}
         time.sleep(QUIET_FOR_S)
         return all(_cpu_s(one) - before_s < QUIET_CPU_S for one, before_s in used_s.items())
 
@@ -147,7 +147,7 @@ def _unix(moment: str) -> float:
 
 
 def _is_spare(process: psutil.Process) -> bool:
-    """An idle worker that has loaded torch: nobody but the hook of our spares lets an idle one do so."""
+    """Return whether a process is an idle worker that has loaded torch, which only the hook of warm spares does."""
     try:
         idle = " ".join(process.cmdline()).startswith("ray::IDLE")
         return idle and any("libtorch_cpu" in region.path for region in process.memory_maps())
@@ -164,7 +164,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 @contextmanager
 def steered(say: Say, name: str, save_steps: int) -> Iterator[Ours]:
-    """A cluster and a run that trains; both are ended, and the home removed, whatever happens."""
+    """Start a cluster and a run; end both, and remove the home, afterwards."""
     home = Path(tempfile.mkdtemp(prefix="steerway-bench-"))
     ports: dict[str, int] = {}
     for port in ("gateway_port", "console_port", "ray_port", "dashboard_port"):

@@ -1,15 +1,15 @@
-"""SIGKILL of a rank's node on a cluster of three: seconds until the training makes new steps, beside stock.
+"""Recovery from SIGKILL of a rank's node on a cluster of three: seconds to the first new step, beside stock.
 
 Both arms train the model of the shipped config on two ranks and save every 20 steps. Every process of a rank keeps a
 diary, and the seconds of both arms come from these alone: from the fault to the end, on the last rank, of the first
 optimizer step that new processes make; and to the step that the run had reached. The phases in between are from the
 journal (Steerway), and from the diaries and a callback of Ray Train's controller (stock). All faults of an arm hit
-one and the same run; after each, a node joins for the one that was lost, and Steerway's spares get a bounded time.
+the same run; after each, a new node replaces the lost one, and Steerway's warm spares get a bounded time.
 
-What is called `load` lasts until the first new step begins; stock, without spares, also imports in it.
+The phase `load` lasts until the first new step begins; for stock, without spares, it includes imports.
 
-The head offers no CPUs, so no rank lies on it. Ray Train packs ranks: where a node has two CPUs, both ranks lie on
-one, and both die with it; `ranks_lost_per_fault` says how many.
+The head has no CPUs, so no rank runs on it. Ray Train packs ranks: if a node has two CPUs, both ranks run on one, and
+both die with it; `ranks_lost_per_fault` is their number.
 """
 
 import os
@@ -32,7 +32,7 @@ from control_plane.core.rules.recovery import PHASES
 
 SAVE_EVERY_STEPS = 20
 SETTLED_STEPS = 30
-"""The least number of steps before a fault: more than an interval, so that a checkpoint has been saved."""
+"""Smallest number of steps before a fault: more than the checkpoint interval."""
 
 START_WAIT_S = 400.0
 RECOVERY_WAIT_S = 300.0
@@ -42,46 +42,46 @@ QUICK_STOCK_FAULTS = 1
 TARGETS: dict[str, Bound] = {
     "ours_seconds_worst": {"max": 8},
     "stock_over_ours": {"min": 5},
-    # An interval, and the one whose checkpoint was still being written.
+    # One interval, and another one if its checkpoint was still being written.
     "ours_steps_lost_worst": {"max": 2 * SAVE_EVERY_STEPS},
     "ours_old_ranks_left": {"max": 0},
 }
 
 
 class Arm(Protocol):
-    """A training on a cluster, with diaries in `folder`."""
+    """Training on a cluster, with diaries in `folder`."""
 
     name: str
     folder: Path
 
     def complaint(self) -> str | None:
-        """Why it cannot go on, or None."""
+        """Return the reason why it has ended, or None."""
         ...
 
     def log(self) -> str:
-        """The end of its log."""
+        """Return the end of its log."""
         ...
 
     def ranks_by_node(self) -> dict[str, list[int]]:
-        """The nodes that carry ranks, and the pids of those ranks."""
+        """Return the pids of the ranks, by the name of their node."""
         ...
 
     def kill_node(self, name: str) -> float:
-        """Kill it; the Unix time."""
+        """Kill a node, and return the Unix time."""
         ...
 
     def phases(self, killed_s: float) -> tuple[float, float | None, float | None]:
-        """Unix times: found out, new ranks begun, state restored. None: the diaries' are as good."""
+        """Return the Unix times of detection, new ranks and restored state. None: use those of the diaries."""
         ...
 
     def mend(self, node_lost: bool) -> bool:
-        """Make the cluster whole again; whether the next start will find spares."""
+        """Replace a lost node; return whether there are warm spares for the next start."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RecoveryTrial:
-    """One fault. `warm`: whether spares were ready before it. `old_left`: the lost ranks' processes still there."""
+    """Result of one fault. `warm`: spares were ready before it. `old_left`: surviving processes of the lost ranks."""
 
     recovery: Recovery
     ranks_lost: int
@@ -91,16 +91,16 @@ class RecoveryTrial:
 
 
 class NotBack(SteerwayError):
-    """The run did not come back within the time that it was given."""
+    """The run did not recover in time."""
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` faults in each arm. Raises `SteerwayError` if an arm does not start, or does not come back."""
+    """Measure `n` faults in each arm. Raises `SteerwayError` if an arm does not start or recover."""
     return measure_fault("node", n, QUICK_STOCK_FAULTS if quick else n, TARGETS, say)
 
 
 def measure_fault(fault: Fault, n: int, stock_n: int, targets: dict[str, Bound], say: Say) -> Result:
-    """`n` faults of one kind in Steerway's arm and `stock_n` in the other."""
+    """Measure `n` faults of one kind in Steerway's arm and `stock_n` in the other."""
     from benchmarks.recovery.ours import steered
     from benchmarks.recovery.stock import stock
 
@@ -112,7 +112,7 @@ def measure_fault(fault: Fault, n: int, stock_n: int, targets: dict[str, Bound],
 def faults(
     open_arm: Callable[[], AbstractContextManager[Arm]], fault: Fault, n: int, limit_s: float, say: Say
 ) -> list[RecoveryTrial]:
-    """Start an arm, strike it `n` times, and take it down."""
+    """Start an arm, inject `n` faults, and end it."""
     chance = random.Random(n)
     with open_arm() as arm:
         say(f"recovery: {arm.name}: waiting until it trains ..")
@@ -123,14 +123,14 @@ def faults(
             since_s = time.time()
             wait_settled(arm, since_s, SETTLED_STEPS + chance.randrange(SAVE_EVERY_STEPS))
             trials.append(_trial(arm, fault, warm, limit_s, say))
-            told = ", ".join(f"{phase} {length:.1f}" for phase, length in trials[-1].recovery.split().items())
-            say(f"recovery: {arm.name}: {number} of {n}: {trials[-1].recovery.seconds:.1f} s ({told})")
+            phases = ", ".join(f"{phase} {length:.1f}" for phase, length in trials[-1].recovery.split().items())
+            say(f"recovery: {arm.name}: {number} of {n}: {trials[-1].recovery.seconds:.1f} s ({phases})")
             warm = number == n or arm.mend(node_lost=fault == "node")
         return trials
 
 
 def wait_settled(arm: Arm, since_s: float, steps: int) -> None:
-    """Until the ranks have made so many steps since that moment. Raises `SteerwayError` if they do not."""
+    """Wait until the ranks have made so many steps since that time. Raises `SteerwayError` if they do not."""
     deadline = time.monotonic() + START_WAIT_S
     while time.monotonic() < deadline:
         now = latest(read_processes(arm.folder)).values()
@@ -140,7 +140,7 @@ def wait_settled(arm: Arm, since_s: float, steps: int) -> None:
         if complaint := arm.complaint():
             raise SteerwayError(complaint)
         time.sleep(LOOK_EVERY_S)
-    raise SteerwayError(f"{arm.name} did not train within {START_WAIT_S:g} s; it said:\n{arm.log()}")
+    raise SteerwayError(f"{arm.name} did not train within {START_WAIT_S:g} s; its log ends:\n{arm.log()}")
 
 
 def _trial(arm: Arm, fault: Fault, warm: bool, limit_s: float, say: Say) -> RecoveryTrial:
@@ -148,7 +148,7 @@ def _trial(arm: Arm, fault: Fault, warm: bool, limit_s: float, say: Say) -> Reco
     places = arm.ranks_by_node()
     node = next((name for name, pids in places.items() if processes[0].pid in pids), None)
     if node is None:
-        raise SteerwayError(f"the node of rank 0 of {arm.name} was not found")
+        raise SteerwayError(f"cannot find the node of rank 0 of {arm.name}")
     load_1min = os.getloadavg()[0]
     lost = places[node] if fault == "node" else [processes[RANKS - 1].pid]
     say(f"recovery: {arm.name}: {TOLD[fault]} with {len(lost)} of {RANKS} ranks, at load {load_1min:.1f}")
@@ -162,12 +162,14 @@ def _trial(arm: Arm, fault: Fault, warm: bool, limit_s: float, say: Say) -> Reco
 
 
 def wait_back(arm: Arm, killed_s: float, limit_s: float) -> None:
-    """Until the run is where it was. Raises `NotBack`, or `SteerwayError` if it is over."""
+    """Wait until the run is back at its step. Raises `NotBack`, or `SteerwayError` if it has ended."""
     while recovery_of(read_processes(arm.folder), killed_s, killed_s, RANKS) is None:
         if complaint := arm.complaint():
             raise SteerwayError(complaint)
         if time.time() > killed_s + limit_s:
-            raise NotBack(f"{arm.name} was not back {limit_s:g} s after the fault; it said:\n{arm.log()}")
+            raise NotBack(
+                f"{arm.name} did not recover within {limit_s:g} s after the fault; its log ends:\n{arm.log()}"
+            )
         time.sleep(LOOK_EVERY_S)
 
 
@@ -179,7 +181,7 @@ def result_of(
     targets: Mapping[str, Bound],
     gave_up_after_s: float = 0.0,
 ) -> Result:
-    """The figures of both arms, side by side. Without any of `theirs`, stock was given up after so many seconds."""
+    """Return the figures of both arms. Without any of `theirs`, stock did not recover within `gave_up_after_s`."""
     stock = figures_of("stock", theirs) if theirs else {"stock_seconds_p50": gave_up_after_s}
     figures = figures_of("ours", ours) | stock
     figures |= {
@@ -195,7 +197,7 @@ def result_of(
 
 
 def figures_of(arm: str, trials: Sequence[RecoveryTrial]) -> dict[str, float]:
-    """Medians and worst cases of one arm; seconds from the fault, and the phases that they consist of."""
+    """Return medians and worst cases of one arm: seconds from the fault, and their phases."""
     recoveries = [trial.recovery for trial in trials]
     seconds = [one.seconds for one in recoveries]
     back = [one.seconds_to_be_back for one in recoveries]

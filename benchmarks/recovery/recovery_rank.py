@@ -1,4 +1,4 @@
-"""SIGKILL of one rank: seconds until the training makes new steps, beside stock. As `recovery`, but all nodes live."""
+"""Recovery from SIGKILL of one rank: seconds to the first new step, beside stock; as `recovery`, but no node dies."""
 
 from benchmarks.catalogue import Say
 from benchmarks.harness.result import Result
@@ -6,5 +6,5 @@ from benchmarks.recovery.recovery import QUICK_STOCK_FAULTS, TARGETS, measure_fa
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` faults in each arm. Raises `SteerwayError` if an arm does not start, or does not come back."""
+    """Measure `n` faults in each arm. Raises `SteerwayError` if an arm does not start or recover."""
     return measure_fault("rank", n, QUICK_STOCK_FAULTS if quick else n, TARGETS, say)

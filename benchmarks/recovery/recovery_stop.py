@@ -1,7 +1,7 @@
-"""SIGSTOP of one rank, which then hangs, as do its peers: seconds until the training makes new steps, beside stock.
+"""Recovery from SIGSTOP of one rank, which makes its peers hang: seconds to the first new step, beside stock.
 
-Stock waits for as long as Ray Train lets a worker be silent (10 minutes), so it is struck once only, and given up a
-while after that; `stock_gave_up` says so, and its seconds are then a lower bound.
+Stock waits for Ray Train's timeout of a silent worker (10 minutes), so it gets one fault only, and a time limit after
+that; if it is exceeded, `stock_gave_up` is 1, and its seconds are a lower bound.
 """
 
 from benchmarks.catalogue import Say
@@ -21,7 +21,7 @@ TARGETS: dict[str, Bound] = {
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` faults in Steerway's arm, one in the other. Raises `SteerwayError` if an arm does not start."""
+    """Measure `n` faults in Steerway's arm, one in the other. Raises `SteerwayError` if an arm does not start."""
     ours = faults(lambda: steered(say, "recovery-stop", SAVE_EVERY_STEPS), "stop", n, RECOVERY_WAIT_S, say)
     wait_s = QUICK_STOCK_WAIT_S if quick else STOCK_WAIT_S
     theirs: list[RecoveryTrial] = []

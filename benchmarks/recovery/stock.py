@@ -1,7 +1,7 @@
-"""The stock arm of the recovery benchmark: three plain Ray nodes with Ray's defaults, and a plain training on them.
+"""Stock arm of the recovery benchmark: three plain Ray nodes with Ray's defaults, and a plain training on them.
 
-As in Steerway's arm the head offers no CPUs, and each other node as many as the machine has. What `ray start` is told
-beyond that only lets several nodes share one machine: ports, a temporary folder, a smaller object store.
+As in Steerway's arm the head has no CPUs, and each other node as many as the machine. The other options of `ray start`
+only let several nodes share one machine: ports, a temporary folder, a smaller object store.
 """
 
 import json
@@ -34,11 +34,11 @@ HEAD = "node-1"
 NODES = 3
 NODE_WAIT_S = 120.0
 JOINED = "Ray runtime started"
-"""What `ray start` prints when its node has joined."""
+"""Output of `ray start` when its node has joined."""
 
 
 class Stock:
-    """One training on a cluster of its own."""
+    """Arm with one training on a cluster of its own."""
 
     name = "stock"
 
@@ -51,7 +51,7 @@ class Stock:
         self._address = ""
 
     def start(self) -> None:
-        """The cluster and its training. Raises `SteerwayError` with the end of a log if a node does not start."""
+        """Start the cluster and its training. Raises `SteerwayError` with the end of a log if a node does not start."""
         (self.folder / "ray-token").write_text(secrets.token_hex(32))
         host = "127.0.0.1"
         port = free_port(host, set())
@@ -71,42 +71,42 @@ class Stock:
         self._driver = self._run("driver", HEAD, str(SCRIPT), *given)
 
     def end(self) -> None:
-        """End every process of it. Raises `SteerwayError` if one cannot be ended."""
+        """End all of its processes. Raises `SteerwayError` if one survives."""
         driver = [ProcessMark.of(self._driver.pid)] if self._driver and self._driver.poll() is None else []
         roots = [*self._nodes.values(), *driver]
         left = end_processes(lambda: find_carriers({MARK: self._mark}, roots, str(self.folder)))
         if left:
-            raise SteerwayError(f"these processes cannot be ended: {', '.join(map(str, left))}")
+            raise SteerwayError(f"these processes cannot be killed: {', '.join(map(str, left))}")
 
     def complaint(self) -> str | None:
-        """Why the training cannot go on, with the end of its log, or None."""
+        """Return the reason why the training has ended, with the end of its log, or None."""
         ended = self._driver is None or self._driver.poll() is not None
         return f"the driver of the stock training has ended\n{self.log()}" if ended else None
 
     def log(self) -> str:
-        """The end of the driver's log."""
+        """Return the end of the driver's log."""
         return "\n".join((self.folder / "driver.log").read_text(errors="replace").splitlines()[-25:])
 
     def ranks_by_node(self) -> dict[str, list[int]]:
-        """The nodes that carry ranks, and the pids of those ranks."""
+        """Return the pids of the ranks, by the name of their node."""
         pids = {process.pid for process in latest(read_processes(self.folder)).values()}
         members = {name: {process.pid for process in self._members(name)} for name in self._nodes}
         return {name: sorted(here & pids) for name, here in members.items() if here & pids}
 
     def kill_node(self, name: str) -> float:
-        """All its processes at once; the Unix time."""
+        """Kill all processes of a node at once, and return the Unix time."""
         return kill_all(lambda: self._members(name))
 
     def phases(self, killed_s: float) -> tuple[float, float | None, float | None]:
-        """The Unix time at which Ray Train's controller found out; the rest is in the diaries."""
+        """Return the Unix time of the detection by Ray Train's controller; the rest is in the diaries."""
         path = self.folder / "detected.jsonl"
-        found = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        since = [each for each in found if each["at_s"] >= killed_s]
+        detected = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        since = [failure for failure in detected if failure["at_s"] >= killed_s]
         self._say(f"recovery: stock: {since}")
         return (since[0]["at_s"] if since else killed_s), None, None
 
     def mend(self, node_lost: bool) -> bool:
-        """Join a node for the one that was lost. There are no spares to wait for."""
+        """Replace a lost node. There are no spares to wait for."""
         if node_lost:
             self._add_node()
         return True
@@ -167,7 +167,7 @@ class Stock:
 
 @contextmanager
 def stock(say: Say, save_steps: int) -> Iterator[Stock]:
-    """The cluster and its training; both are ended, and every file of theirs removed, whatever happens."""
+    """Start the cluster and its training; end both, and remove all of their files, afterwards."""
     folder = Path(tempfile.mkdtemp(prefix="stock-", dir="/tmp"))  # short: Ray's sockets lie in it
     arm = Stock(folder, save_steps, say)
     try:

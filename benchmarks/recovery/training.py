@@ -1,4 +1,4 @@
-"""The training that is interrupted, in both arms: the model, data and settings of `configs/gpt2-local.yaml`."""
+"""Training of both arms of the recovery benchmark: model, data and settings of `configs/gpt2-local.yaml`."""
 
 import copy
 from pathlib import Path
@@ -11,29 +11,29 @@ from benchmarks.recovery.diary import LOADED, STEP, DiaryPen
 from ray_jobs.workloads import build
 
 MAX_STEPS = 200_000
-"""More than any benchmark takes: a run ends with `stop`, or with its cluster."""
+"""More than any benchmark needs: a run is ended by `stop`, or with its cluster."""
 
 
 class StepDiary(TrainerCallback):
-    """Writes down the end of every step, before anything that follows a step."""
+    """Callback that records the end of every step in the diary, before all other callbacks."""
 
     def __init__(self, pen: DiaryPen) -> None:
         self._pen = pen
         self._stepped = False
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The first one: everything is built and restored by now."""
+        """Record the first step: everything is built and restored by now."""
         if not self._stepped:
             self._stepped = True
             self._pen.write(LOADED, state.global_step)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One line."""
+        """Record the end of a step."""
         self._pen.write(STEP, state.global_step)
 
 
 def build_trainer(trainer_class: Any, pen: DiaryPen, output_dir: Path, **settings: Any) -> Any:
-    """A `trainer_class` with model, data and arguments of the shipped config; `settings` come on top of those."""
+    """Build a `trainer_class` with model, data and arguments of the shipped config, which `settings` override."""
     config = shipped_config()
     set_seed(config.seed)
     workload = build(config)

@@ -1,4 +1,4 @@
-"""The interrupted training with Steerway: a user's own script, with one line for Steerway and a diary.
+"""Training script of Steerway's arm of the recovery benchmark: one line for Steerway, and a diary.
 
 steered_recovery.py DIARIES
 """
@@ -11,7 +11,7 @@ from benchmarks.recovery.diary import BEGUN, DiaryPen
 
 
 def main(diaries: Path) -> None:
-    """Train until somebody sends `stop`. Where to begin after a loss is Steerway's business."""
+    """Train until `stop` is sent. Steerway restores the state after a failure."""
     pen = DiaryPen(diaries, int(os.environ["RANK"]))
     pen.write(BEGUN)
     from benchmarks.recovery.training import build_trainer

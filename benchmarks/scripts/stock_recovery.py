@@ -1,4 +1,4 @@
-"""The interrupted training without Steerway, as a careful engineer writes it from the documents of its parts.
+"""Training script of the stock arm of the recovery benchmark, written by the documentation of its libraries.
 
     stock_recovery.py FOLDER RAY_ADDRESS RANKS SAVE_EVERY_STEPS
 
@@ -27,27 +27,27 @@ KEPT_CHECKPOINTS = 3
 
 
 class FailureRecorder(UserCallback):
-    """Writes down when Ray Train's controller found the workers dead; changes nothing."""
+    """Ray Train callback that records when the controller has detected failed workers."""
 
     def __init__(self, folder: str) -> None:
         self._path = Path(folder) / "detected.jsonl"
 
     def after_exception(self, run_context: Any, worker_exceptions: dict[int, Exception]) -> None:
-        """One line for each time."""
+        """Append a line for a failure."""
         reasons = {rank: str(error).splitlines()[0][:200] for rank, error in worker_exceptions.items()}
         with self._path.open("a") as file:
             file.write(json.dumps({"at_s": time.time(), "reasons": reasons}) + "\n")
 
 
 def report_callback() -> Any:
-    """What reports every rank's part of a checkpoint as soon as it is saved."""
+    """Return a callback that reports every rank's part of a checkpoint as soon as it is saved."""
     from transformers import TrainerCallback
 
     class ReportShards(TrainerCallback):
-        """`output_dir` is each rank's own, so that what lies in it is this rank's part."""
+        """Callback for an `output_dir` of each rank's own, which holds the rank's part only."""
 
         def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            """Collective."""
+            """Collective. Report the saved part to Ray Train."""
             folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
             ray.train.report(
                 {"step": state.global_step},
@@ -59,7 +59,7 @@ def report_callback() -> Any:
 
 
 def train(given: dict[str, Any]) -> None:
-    """One rank. `given` holds `folder`, where the diaries go, and `save_steps`."""
+    """Train on one rank. `given` holds `folder`, for the diaries, and `save_steps`."""
     context = ray.train.get_context()
     pen = DiaryPen(Path(given["folder"]), context.get_world_rank())
     pen.write(BEGUN)
@@ -84,9 +84,9 @@ def train(given: dict[str, Any]) -> None:
 
 
 def main(folder: Path, address: str, ranks: int, save_steps: int) -> None:
-    """The driver: until somebody ends it."""
+    """Run the driver until it is ended."""
     ray.init(address=address)
-    # Ray declares another class here than the one that it takes.
+    # Ray's annotation names another class than the one that it accepts.
     callbacks: list[Any] = [FailureRecorder(str(folder))]
     trainer = TorchTrainer(
         train,
@@ -104,7 +104,7 @@ def main(folder: Path, address: str, ranks: int, save_steps: int) -> None:
 
 
 if __name__ == "__main__":
-    # What Ray sends to its workers must come from a module that they can import.
+    # Ray's workers must be able to import the module of the functions that they get.
     from benchmarks.scripts import stock_recovery
 
     stock_recovery.main(Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4]))

@@ -1,4 +1,4 @@
-"""A steerable training that keeps a diary: per rank and step, the time and the learning rate that was used.
+"""Steerable training with a diary: the time and the learning rate of each step on each rank.
 
     witnessed.py FOLDER SHAPE MAX_STEPS       SHAPE is `small` (fast steps) or `default` (that of the shipped config)
 
@@ -27,7 +27,7 @@ SMALL_BATCH = 2
 
 
 class RateDiary(TrainerCallback):
-    """Added after Steerway's own callbacks: when it sees the end of a step, the boundary is already behind."""
+    """Callback that records each step; added after Steerway's own, so that a step includes its boundary."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -36,23 +36,23 @@ class RateDiary(TrainerCallback):
         self._begun = (0.0, 0.0)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """What this step will use."""
+        """Record the learning rate that this step uses."""
         self._begun = (time.time(), float(self.trainer.deepspeed.optimizer.param_groups[0]["lr"]))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """One page."""
+        """Record a step."""
         begin_s, rate = self._begun
         self.pages.append((state.global_step, begin_s, rate, time.time()))
 
     def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Into its file, whole or not at all."""
+        """Write the diary atomically."""
         part = self.path.with_suffix(".part")
         part.write_text(json.dumps(self.pages))
         part.replace(self.path)
 
 
 def shaped(config: RunConfig, shape: str) -> RunConfig:
-    """The shipped config as it is, or with a model whose steps take a few milliseconds."""
+    """Return the shipped config, or one with a model whose steps take a few milliseconds."""
     if shape == "default":
         return config
     assert config.model is not None
@@ -67,7 +67,7 @@ def shaped(config: RunConfig, shape: str) -> RunConfig:
 
 
 def main(folder: Path, shape: str, max_steps: int) -> None:
-    """Train until somebody sends `stop`, or `max_steps`."""
+    """Train until `stop` is sent, or for `max_steps`."""
     config = shaped(shipped_config(), shape)
     args = arguments(config, folder / f"{shape}-trainer", max_steps)
     diary = RateDiary(folder / f"{shape}-rank-{args.process_index}.json")

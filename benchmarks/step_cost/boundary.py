@@ -1,4 +1,4 @@
-"""Cost of the quiet boundary: none, blocking and prefetched, in turns in one training.
+"""Cost of a step boundary without commands: none, blocking and prefetched, in turns in one training.
 
 Two CPU ranks (and four, where there are cores for them) train the model of `configs/gpt2-local.yaml` with Transformers
 and DeepSpeed ZeRO-2. The figures are the time that a rank spends in `begin_step` and `end_step`, of the slowest rank.
@@ -26,27 +26,27 @@ TARGETS: dict[str, Bound] = {"prefetched_percent_of_step": {"max": 1.0}}
 
 @dataclass(frozen=True)
 class BoundaryTimes:
-    """What the ranks measured, one inner sequence for each rank: (round, variant, boundary in us, step in us)."""
+    """Times of each rank's steps: (round, variant, boundary in us, step in us), and of bare broadcasts in us."""
 
     steps: Sequence[Sequence[Sequence[Any]]]
     bare_us: Sequence[Sequence[float]]
 
     def boundary_us(self, variant: str, share: float) -> float:
-        """A quantile of the time in the boundary, of the rank where it is largest."""
+        """Return a quantile of the time in the boundary, of the slowest rank."""
         return max(quantile((step[2] for step in rank if step[1] == variant), share) for rank in self.steps)
 
     def step_us(self, variant: str, round_: int | None = None) -> float:
-        """The median time of a step on rank 0; the ranks move in step."""
+        """Return the median time of a step on rank 0; all ranks make the same steps."""
         return median(step[3] for step in self.steps[0] if step[1] == variant and round_ in (None, step[0]))
 
     def step_ratio(self, variant: str) -> float:
-        """Step time against that of no boundary in the same round: the median of the rounds."""
+        """Return the step time relative to that without a boundary in the same round: the median of the rounds."""
         rounds = sorted({step[0] for step in self.steps[0]})
         return midpoint(self.step_us(variant, number) / self.step_us("none", number) for number in rounds)
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` rounds. Raises `SteerwayError` if a rank fails."""
+    """Measure `n` rounds. Raises `SteerwayError` if a rank fails."""
     worlds = [2, 4] if (os.cpu_count() or 1) >= 4 and not quick else [2]
     figures: dict[str, float] = {}
     tables = []
@@ -73,7 +73,7 @@ def _measure(rounds: int, quick: bool, world_size: int) -> BoundaryTimes:
 
 
 def figures_of(seen: BoundaryTimes) -> dict[str, float]:
-    """The figures of one world size. Microseconds are for the reader; what is held against a target is a ratio."""
+    """Return the figures of one world size. Microseconds are for information; the target bounds a ratio."""
     step_us = seen.step_us("none")
     blocking_us, prefetched_us = seen.boundary_us("blocking", 0.5), seen.boundary_us("prefetched", 0.5)
     synchronised_us = seen.boundary_us("synchronised", 0.5)

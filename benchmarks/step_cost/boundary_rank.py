@@ -1,11 +1,11 @@
-"""One rank of the boundary benchmark: a real training whose boundary changes from block to block of steps.
+"""Rank of the boundary benchmark: a real training whose boundary changes from block to block of steps.
 
     none           no boundary at all
     blocking       issued and awaited at the end of the step
     prefetched     issued at the start of the step, awaited at its end: what Steerway does
-    synchronised   all ranks first wait for each other at the end of the step, then as blocking: no rank is late
+    synchronised   a barrier at the end of the step, then as blocking: no rank is late
 
-All of them run in one process and one training, in turns, so that whatever drifts meets them alike.
+All of them run in one process and one training, in turns, so that a drift of the machine affects them alike.
 """
 
 import asyncio
@@ -30,14 +30,14 @@ from ray_jobs.rank.session import RankSession
 
 VARIANTS = ("none", "blocking", "prefetched", "synchronised")
 WARM_UP = -1
-"""The round of the steps that do not count."""
+"""Round of the warm-up steps, which do not count."""
 
 BARE_BROADCASTS = 300
 TRAINING_BLOCKS = 2048
 
 
 class QuietControl:
-    """A control server with nothing to say: the link's thread has its usual work, and nobody else runs."""
+    """Fake control server without commands, so that only the link's thread runs beside the training."""
 
     async def start_generation(self, start: GenerationStart) -> int:
         """See `TrainerPort`."""
@@ -57,18 +57,18 @@ class QuietControl:
 
 @dataclass
 class Alternation(TrainerCallback):
-    """Holds the boundary of each step as `plan` has it: (round, variant) by step. Times are in microseconds."""
+    """Callback that runs the boundary of each step by `plan`: (round, variant) by step. Times in microseconds."""
 
     session: RankSession
     plan: list[tuple[int, str]]
     seen: list[tuple[int, str, float, float]] = field(default_factory=list)
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The first step's time starts here."""
+        """Start the time of the first step."""
         self._ended_ns = time.perf_counter_ns()
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Collective. Issue, if prefetched."""
+        """Collective. Issue the boundary if it is prefetched."""
         self._round, self._variant = self.plan[state.global_step]
         begun_ns = time.perf_counter_ns()
         if self._variant == "prefetched":
@@ -76,7 +76,7 @@ class Alternation(TrainerCallback):
         self._spent_ns = time.perf_counter_ns() - begun_ns
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Collective. Await, or issue and await; then write down what it took, and what the whole step took."""
+        """Collective. Await the boundary, or issue and await it; then record its time, and the step's."""
         if self._variant == "synchronised":
             self.session.collectives.barrier()
         begun_ns = time.perf_counter_ns()
@@ -89,7 +89,7 @@ class Alternation(TrainerCallback):
 
 
 def plan(rounds: int, block_steps: int, warm_up_steps: int) -> list[tuple[int, str]]:
-    """The round and the variant of each step. Every other round goes backwards, so that a steady drift cancels."""
+    """Return the round and the variant of each step. Every other round is reversed, so that a steady drift cancels."""
     steps = [(WARM_UP, "prefetched")] * warm_up_steps
     for number in range(rounds):
         order = VARIANTS if number % 2 == 0 else VARIANTS[::-1]
@@ -98,7 +98,7 @@ def plan(rounds: int, block_steps: int, warm_up_steps: int) -> list[tuple[int, s
 
 
 def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
-    """Train; `spec`: rounds, block_steps, warm_up_steps, output_dir. Answers what each step and each broadcast took."""
+    """Train and return the times of steps and broadcasts. `spec`: rounds, block_steps, warm_up_steps, output_dir."""
     config = shipped_config()
     steps = plan(spec["rounds"], spec["block_steps"], spec["warm_up_steps"])
     session = quiet_session(rank, len(steps))
@@ -117,7 +117,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
 
 
 def quiet_session(rank: int, total_steps: int) -> RankSession:
-    """Collective. A session of a run for which nobody has a command."""
+    """Collective. Open a session of a run without commands."""
     link = Link(lambda: cast(TrainerPort, QuietControl())) if rank == 0 else None
     session = RankSession(Collectives(), link, total_steps=lambda: total_steps)
     place = RankPlace(rank=rank, node="local", pid=os.getpid(), device="cpu")
@@ -126,7 +126,7 @@ def quiet_session(rank: int, total_steps: int) -> RankSession:
 
 
 def _bare_broadcasts_us(times: int) -> list[float]:
-    """What torch alone takes for the same 8 bytes, between ranks that have just met."""
+    """Return the times of torch's own broadcasts of 8 bytes, right after a barrier."""
     group = dist.new_group(backend="gloo")
     header = torch.zeros(1, dtype=torch.int64)
     taken_us = []

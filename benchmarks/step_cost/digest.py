@@ -1,11 +1,11 @@
-"""What it costs to digest the live state every k steps: ours, beside what one would write without it, in turns.
+"""Cost of digesting the live state every k steps: ours, beside a plain implementation, in turns.
 
     off      nothing
     ours     every k steps: every tensor of every rank by xxh3, roots over gloo, parts to a file
     plain    every k steps: SHA-256 of what `torch.save` writes of the model's and the optimizer's `state_dict`
 
 Two CPU ranks train `configs/gpt2-local.yaml`, without a control server. A block is a few steps of one arm; all blocks
-of a round are made in one training, in an order that is turned from round to round.
+of a round are made in one training, in an order that rotates from round to round.
 """
 
 import tempfile
@@ -25,7 +25,7 @@ QUICK_STEPS = 10
 TIMEOUT_S = 3000.0
 
 TARGETS: dict[str, Bound] = {"ours_cpu_percent_k10": {"max": 1.0}, "ours_cpu_percent_k100": {"max": 0.1}}
-"""Of processor time: on a machine that does other things, too, the time of whole steps varies by more than that."""
+"""Targets for processor time: on a busy machine the time of whole steps varies by more than that."""
 
 Block = dict[str, Any]
 """`arm`, `every`, `step_ms` and `step_cpu_ms` (means), and of each digest `digest_ms`, `digest_cpu_ms` (the training
@@ -33,7 +33,7 @@ thread's) and `digest_bytes`, on one rank."""
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` rounds. Raises `SteerwayError` if a rank fails."""
+    """Measure `n` rounds. Raises `SteerwayError` if a rank fails."""
     steps = QUICK_STEPS if quick else STEPS
     say(f"digest: {n} rounds of {2 * len(EVERY) + 1} blocks of {steps} steps on {RANKS} ranks")
     with tempfile.TemporaryDirectory(prefix="steerway-bench-") as name:
@@ -43,16 +43,15 @@ def measure(n: int, quick: bool, say: Say) -> Result:
 
 
 def figures_of(ranks: Sequence[Sequence[Block]]) -> dict[str, float]:
-    """The figures. Steps are rank 0's (the ranks move in step); a digest takes as long as on the slowest rank.
+    """Return the figures. Step times are rank 0's; the time of a digest is that of the slowest rank.
 
-    `overhead_percent` is what whole steps took more than those of `off` in the same round: the median round, the least
-    and the most. `cpu_percent` is the processor time of the digests over that of the steps: what a step's own ups and
-    downs do not hide.
+    `overhead_percent` is the time of steps over that of `off` in the same round: median, least and greatest.
+    `cpu_percent` is the processor time of the digests over that of the steps, which varies less.
     """
     step_cpu_ms = midpoint(_steps(ranks[0], "off", 0, "step_cpu_ms"))
     figures = {"off_step_ms": midpoint(_steps(ranks[0], "off", 0, "step_ms")), "off_step_cpu_ms": step_cpu_ms}
     for arm in ("ours", "plain"):
-        taken_ms = [max(each) for each in zip(*(_digests(rank, arm, "digest_ms") for rank in ranks), strict=True)]
+        taken_ms = [max(times) for times in zip(*(_digests(rank, arm, "digest_ms") for rank in ranks), strict=True)]
         size_bytes = midpoint(_digests(ranks[0], arm, "digest_bytes"))
         cpu_ms = midpoint(ms for rank in ranks for ms in _digests(rank, arm, "digest_cpu_ms"))
         figures |= {
@@ -74,7 +73,7 @@ def figures_of(ranks: Sequence[Sequence[Block]]) -> dict[str, float]:
 
 
 def overheads_percent(blocks: Sequence[Block], arm: str, every: int) -> list[float]:
-    """By round, how much longer a step took than one of `off`."""
+    """Return by round how much longer a step took than one of `off`, in percent."""
     off, theirs = _steps(blocks, "off", 0, "step_ms"), _steps(blocks, arm, every, "step_ms")
     return [100 * (with_it / without - 1) for without, with_it in zip(off, theirs, strict=True)]
 
@@ -84,12 +83,12 @@ def _steps(blocks: Sequence[Block], arm: str, every: int, what: str) -> list[flo
 
 
 def _digests(blocks: Sequence[Block], arm: str, what: str) -> list[float]:
-    return [each for block in blocks if block["arm"] == arm for each in block[what]]
+    return [value for block in blocks if block["arm"] == arm for value in block[what]]
 
 
 def _table(blocks: Sequence[Block]) -> Table:
     rows = []
     for every in sorted({block["every"] for block in blocks if block["every"]}):
-        told = [f"{midpoint(overheads_percent(blocks, arm, every)):+.2f} %" for arm in ("ours", "plain")]
-        rows.append((f"every {every} steps", *told))
+        cells = [f"{midpoint(overheads_percent(blocks, arm, every)):+.2f} %" for arm in ("ours", "plain")]
+        rows.append((f"every {every} steps", *cells))
     return Table("a step takes longer by", ("ours", "SHA-256 of torch.save"), tuple(rows))

@@ -1,7 +1,7 @@
-"""One rank of the digest benchmark: one training, whose steps are made in blocks with and without digests.
+"""Rank of the digest benchmark: one training with blocks of steps with and without digests.
 
-The digest is the one of a steered run, taken at the same place and gathered over the same group; the training around
-it is a plain Trainer's, so that nothing else of Steerway is measured.
+The digest is that of a steered run, taken at the same place and gathered over the same group; the training is a plain
+Trainer's, so that nothing else of Steerway is measured.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ Block = dict[str, Any]
 
 
 class Counting(io.RawIOBase):
-    """A file that holds nothing: what is written to it is hashed and counted."""
+    """File object that hashes and counts the bytes written to it, and discards them."""
 
     def __init__(self) -> None:
         super().__init__()
         self.digest, self.size_bytes = hashlib.sha256(), 0
 
     def writable(self) -> bool:
-        """It is."""
+        """Return True."""
         return True
 
     def write(self, data: Any) -> int:
-        """Hash."""
+        """Hash and count the data."""
         size_bytes = memoryview(data).nbytes
         self.digest.update(data)
         self.size_bytes += size_bytes
@@ -51,24 +51,24 @@ class Counting(io.RawIOBase):
 
 @dataclass
 class DigestBlocks(TrainerCallback):
-    """Goes through the blocks; the training ends with the last one."""
+    """Callback that runs the blocks, and ends the training with the last one."""
 
     spec: dict[str, Any]
     collectives: Collectives
     blocks: list[Block] = field(default_factory=list)
-    # Set when the trainer exists: takes a digest after a step, and answers how many bytes that was.
+    # Set when the trainer exists: take a digest after a step, and return the number of bytes.
     ours: Callable[[int], int] = lambda step: 0
     plain: Callable[[int], int] = lambda step: 0
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Every arm of a round once, each round turned by one."""
+        """Set the order of the blocks: every arm once per round, rotated by one from round to round."""
         arms = [("off", 0), *((arm, every) for every in self.spec["every"] for arm in ("ours", "plain"))]
         arms = [(arm, every) for arm, every in arms if every <= self.spec["steps"]]
         self._order = [arms[(at + turn) % len(arms)] for turn in range(self.spec["rounds"]) for at in range(len(arms))]
         self._made = -WARM_UP_STEPS
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Collective. One step of the block is made."""
+        """Collective. Count a step of the block, take its digest, and start the next block."""
         self._made += 1
         if self._made <= 0:
             if self._made == 0:
@@ -97,7 +97,7 @@ class DigestBlocks(TrainerCallback):
 
 
 def train(rank: int, spec: dict[str, Any]) -> list[Block]:
-    """`spec`: folder, rounds, steps (of a block), every. What each block showed on this rank."""
+    """Train and return this rank's measurements by block. `spec`: folder, rounds, steps (of a block), every."""
     config, collectives = shipped_config(), Collectives()
     files = RunFiles(Path(spec["folder"]) / "digested")
     blocks = DigestBlocks(spec, collectives)

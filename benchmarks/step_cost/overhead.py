@@ -1,14 +1,14 @@
-"""How much longer a training takes with Steerway than without, asked twice, each with a 95 % interval.
+"""Overhead of Steerway on a training, measured in two ways, each with a 95 % interval.
 
     blocks      one training, whose steps are made in blocks with Steerway's callbacks and their boundary, and without
     trainings   whole trainings: the steered Trainer with all of its threads, and the plain one of Transformers
 
 The arms take turns, A B B A, in the same two processes of a Ray Train worker group on CPUs, which train
-`configs/gpt2-local.yaml`; the steered arm answers to a real control actor. Beside each plain block or training stands
-another plain one: A/A, what this machine says of two things that are the same. The target is met only if the upper ends
-of both intervals are below it; if they are not, but nothing is shown to cost more either, it is not proved.
+`configs/gpt2-local.yaml`; the steered arm has a real control actor. Beside each plain block or training there is
+another plain one, for an A/A comparison of two equal things. The target is met only if the upper ends of both intervals
+are below it; if they are not, but no cost above it is shown either, it is not proved.
 
-What a checkpoint costs is not in it, see `checkpoint`; the control actor's own processor time is only in the wall time.
+Not included: the cost of checkpoints, see `checkpoint`; the control actor's processor time is only in the wall time.
 """
 
 import json
@@ -55,18 +55,18 @@ TARGETS: dict[str, Bound] = {
 }
 
 RUN_LENGTHS = {"blocks": 4, "trainings": 1}
-"""Neighbours that are drawn together: four rounds of blocks are half a minute, and so is one of trainings."""
+"""Block sizes of the bootstrap: four rounds of blocks take half a minute, and so does one of trainings."""
 
 COMPARED = {"": ("steered", "plain"), "aa_": ("again", "plain")}
 MEASURES = {"wall": "wall time", "cpu": "processor time"}
 
 Timed = dict[str, Any]
-"""A block or a training on one rank: `round`, `arm`, `steps`, `wall_s`, `cpu_s`, and its parts `threads_s` and
-`monitors_s`; of a block also `boundary_us` of each step."""
+"""Block or training on one rank: `round`, `arm`, `steps`, `wall_s`, `cpu_s`, and its parts `threads_s` and
+`monitors_s`; a block also has `boundary_us` of each step."""
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` blocks an arm and a fifth as many pairs of trainings. Raises `SteerwayError` if the worker group fails."""
+    """Measure `n` blocks per arm and `n` / 5 pairs of trainings. Raises `SteerwayError` if the worker group fails."""
     # Ray adds long names of sockets to this folder's, and a socket's path holds 107 bytes.
     folder = Path(tempfile.mkdtemp(prefix="steerway-", dir="/tmp"))
     try:
@@ -83,7 +83,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
 
 @contextmanager
 def own_ray(folder: Path) -> Iterator[None]:
-    """A Ray of this process alone, without a dashboard: no gateway and no console take the training's time."""
+    """Start Ray in this process, without dashboard, gateway and console, which would take processor time."""
     where = Settings(home=folder)
     replace_file(ray_token_file(where), secrets.token_hex(32))
     os.environ.pop("RAY_ADDRESS", None)
@@ -136,7 +136,7 @@ def _fit(files: RunFiles, wanted: dict[str, Any]) -> None:
 
 
 def _train(given: dict[str, Any]) -> None:
-    """What a worker of Ray Train's runs; writes `rank-R.json`."""
+    """Train in a worker of Ray Train; writes `rank-R.json`."""
     prepare_rank()
     from benchmarks.step_cost import overhead_rank  # not before: it imports DeepSpeed
 
@@ -148,18 +148,18 @@ def _train(given: dict[str, Any]) -> None:
 
 @contextmanager
 def _progress_told(files: RunFiles, say: Say) -> Iterator[None]:
-    """Say how far it is, now and then."""
+    """Print the progress of the ranks, at intervals."""
     say("overhead: starting Ray and the ranks ...")
     over = threading.Event()
 
     def look() -> None:
-        told = ""
+        last = ""
         while not over.wait(LOOK_EVERY_S):
             path = files.root / "progress-0"
             line = path.read_text() if path.is_file() else ""
-            if line != told:
+            if line != last:
                 say(f"overhead: {line}")
-                told = line
+                last = line
 
     thread = threading.Thread(target=look, daemon=True)
     thread.start()
@@ -171,7 +171,7 @@ def _progress_told(files: RunFiles, say: Say) -> Iterator[None]:
 
 
 def result_of(ranks: Sequence[dict[str, Any]], n: int) -> Result:
-    """Figures, targets and verdict of what the ranks measured: `blocks` and `trainings`, each a list of `Timed`."""
+    """Return the result of the ranks' measurements: `blocks` and `trainings`, each a list of `Timed`."""
     estimates = {
         f"{kind}_{prefix}{measured}_percent": overhead(
             _times_s(ranks, kind, arm, measured), _times_s(ranks, kind, other, measured), RUN_LENGTHS[kind]
@@ -196,16 +196,16 @@ def result_of(ranks: Sequence[dict[str, Any]], n: int) -> Result:
 
 
 def _times_s(ranks: Sequence[dict[str, Any]], kind: str, arm: str, measured: str) -> list[float]:
-    """Of each block or training of an arm, in order: what the ranks took together."""
+    """Return the sum of the ranks' times of each block or training of an arm, in order."""
     by_rank = [[timed[f"{measured}_s"] for timed in rank[kind] if timed["arm"] == arm] for rank in ranks]
     return [sum(times) for times in zip(*by_rank, strict=True)]
 
 
 def _own_figures(ranks: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """What Steerway's threads and the monitors of the ranks take, of the processor time that a training takes itself.
+    """Return the processor time of Steerway's threads and monitors, in percent of that of the training itself.
 
-    Read from their own clocks, so that the ups and downs of a step do not hide it. Calls that they make to the control
-    actor are carried out by threads of Ray, and are not in it.
+    Read from their own clocks, so that it does not depend on the variation of steps. Without the threads of Ray that
+    carry out their calls to the control actor.
     """
     steered = [timed for rank in ranks for timed in rank["trainings"] if timed["arm"] == "steered"]
     threads_s, monitors_s = (sum(timed[part] for timed in steered) for part in ("threads_s", "monitors_s"))
@@ -217,7 +217,7 @@ def _own_figures(ranks: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _boundary_figures(ranks: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """The time inside of the boundary, of the slowest rank, and how long a plain step is."""
+    """Return the time in the boundary, of the slowest rank, and the time of a plain step."""
     boundaries_us = [[us for timed in rank["blocks"] for us in timed["boundary_us"]] for rank in ranks]
     plain = [timed for timed in ranks[0]["blocks"] if timed["arm"] != "steered"]
     plain_ms = midpoint(1e3 * timed["wall_s"] / timed["steps"] for timed in plain)
@@ -231,9 +231,9 @@ def _boundary_figures(ranks: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def _table(estimates: dict[str, Estimate]) -> Table:
-    told = {"blocks": "blocks of steps", "trainings": "whole trainings"}
+    titles = {"blocks": "blocks of steps", "trainings": "whole trainings"}
     rows = tuple(
-        (f"{told[kind]}, {name}", *(str(estimates[f"{kind}_{prefix}{measured}_percent"]) for prefix in COMPARED))
+        (f"{titles[kind]}, {name}", *(str(estimates[f"{kind}_{prefix}{measured}_percent"]) for prefix in COMPARED))
         for kind in RUN_LENGTHS
         for measured, name in MEASURES.items()
     )

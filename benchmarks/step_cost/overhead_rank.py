@@ -1,8 +1,8 @@
-"""One rank of the overhead benchmark: steered and plain in turns, in the same process, step by step alike.
+"""Rank of the overhead benchmark: steered and plain arms in turns, in the same process.
 
-The steered arm is what a user gets from `make_interactive`, with a real control actor at the other end of its link, and
-with the watch over the ranks that `steer submit` arranges. A plain block is made by the same Trainer without any of
-Steerway's callbacks; a plain training by Transformers' own Trainer, in a process without any thread of Steerway's.
+The steered arm is that of `make_interactive`, with a real control actor and the ranks' monitors, as after `steer
+submit`. A plain block is made by the same Trainer without Steerway's callbacks; a plain training by Transformers' own
+Trainer, in a process without threads of Steerway.
 """
 
 import gc
@@ -22,23 +22,23 @@ from control_plane.actor.remote import RayHandle
 from control_plane.core.model.errors import SteerwayError
 from control_plane.storage.layout import RunFiles
 from ray_jobs.config.run_config import RunConfig
-from ray_jobs.driver import preemption
+from ray_jobs.driver import preemption, ray_internals
 from ray_jobs.hf.trainer import InteractiveTrainer, steering_of
 from ray_jobs.process import context
 
 TURNS = ("steered", "plain", "again")
-"""One round; every other one goes backwards. `again` is a second plain arm, always beside the first."""
+"""Arms of one round; every other round is reversed. `again` is a second plain arm, always beside the first."""
 
 BLOCK_STEPS = 20
 TRAINING_STEPS = 60
 QUICK_STEPS = 5
 WARM_UP_STEPS = 10
 SETTLING_STEPS = 30
-"""Before the blocks: a process's first steps also fill its caches."""
+"""Steps before the blocks: the first steps of a process also fill its caches."""
 
 SAMPLES = 4096
 EPOCH = 1 << 17
-"""So long that no training comes to its end: what happens there is not in every block."""
+"""So long that no training reaches the end of an epoch, which is not in every block."""
 
 MONITOR_END_S = 10.0
 Say = Callable[[str], object]
@@ -47,12 +47,12 @@ THREADS, LASTING_THREAD = "steerway-", "steerway-preemption"
 
 
 def plan(rounds: int) -> list[tuple[int, str]]:
-    """The round and the arm of each turn: A B b b B A A B b ..., so that a steady drift cancels."""
+    """Return the round and the arm of each turn: A B b b B A A B b ..., so that a steady drift cancels."""
     return [(number, arm) for number in range(rounds) for arm in (TURNS if number % 2 == 0 else TURNS[::-1])]
 
 
 def train(given: dict[str, Any], files: RunFiles, tell: Say) -> dict[str, Any]:
-    """Collective. Both parts; `given`: blocks, pairs, quick."""
+    """Collective. Measure blocks and trainings. `given`: blocks, pairs, quick."""
     config = shipped_config()
     bench = Bench(files, config, Repeated(random_blocks(config, SAMPLES)))
     gc.collect()
@@ -67,7 +67,7 @@ def train(given: dict[str, Any], files: RunFiles, tell: Say) -> dict[str, Any]:
 
 
 class Repeated(Dataset[Any]):
-    """A few samples as an epoch of any length."""
+    """Dataset that repeats a few samples in a long epoch."""
 
     def __init__(self, samples: list[Any]) -> None:
         self._samples = samples
@@ -80,20 +80,20 @@ class Repeated(Dataset[Any]):
 
 
 class Meter:
-    """Wall time and processor time of this process and its children; thereof Steerway's threads, and its monitors."""
+    """Meter of wall time and processor time of this process and its children, with Steerway's threads and monitors."""
 
     def __init__(self) -> None:
         self._process = psutil.Process()
         self.start()
 
     def start(self) -> None:
-        """From here."""
-        # The process last here and first there: what looking takes is not in between.
+        """Start measuring."""
+        # The process is read last here and first in `read`, which excludes the time of reading.
         self._began = self._parts() | {PROCESS: time.process_time()}
         self._began_s = time.perf_counter()
 
     def read(self) -> dict[str, float]:
-        """To here. What has ended meanwhile is left out."""
+        """Return the times since `start`, without threads and children that have ended."""
         wall_s = time.perf_counter() - self._began_s
         spent_s: dict[str, float] = {}
         for (what, number), taken_s in ({PROCESS: time.process_time()} | self._parts()).items():
@@ -107,7 +107,7 @@ class Meter:
         }
 
     def _parts(self) -> dict[tuple[str, int], float]:
-        """Seconds of processor time so far, by what took them."""
+        """Return the seconds of processor time so far, by thread and child."""
         taken_s: dict[tuple[str, int], float] = {}
         for thread in threading.enumerate():
             if thread.name.startswith(THREADS) and thread.native_id is not None:
@@ -122,21 +122,21 @@ class Meter:
 
 
 class Bench:
-    """Makes the trainings, one after the other."""
+    """Trainings of the benchmark, one after the other."""
 
     def __init__(self, files: RunFiles, config: RunConfig, data: Dataset[Any]) -> None:
         self._files, self._config, self._data = files, config, data
         self._is_steered = False
         import ray
 
-        # What looks for it in a run lasts as long as the process: in a plain training it sleeps on.
-        drained = ray._private.state.state.get_draining_nodes
+        # Its thread lives as long as the process: in a plain training it only sleeps.
+        drained = ray_internals.draining_nodes
         node = ray.get_runtime_context().get_node_id()
         preemption.watch(node, files.run, lambda: RayHandle(files), lambda: drained() if self._is_steered else {})
 
     def in_blocks(self, turns: list[tuple[int, str]], block_steps: int, tell: Say) -> list[dict[str, Any]]:
-        """Collective. One steered training, whose callbacks are there in the steered blocks only."""
-        # One more: a block ends where the step behind it begins.
+        """Collective. Make one steered training, whose callbacks are active in the steered blocks only."""
+        # One step more: a block ends where the next step begins.
         trainer = self._trainer(True, SETTLING_STEPS + len(turns) * block_steps + 1)
         blocks = OverheadBlocks(trainer, turns, block_steps, tell)
         trainer.callback_handler.callbacks.insert(0, blocks)
@@ -145,9 +145,9 @@ class Bench:
         return blocks.seen
 
     def whole(self, steered: bool, steps: int) -> dict[str, Any]:
-        """Collective. One training from fresh weights; answers what its steps took after the warm-up.
+        """Collective. Make one training with new weights, and return the times of its steps after the warm-up.
 
-        Raises `SteerwayError` if a plain one is not alone in its process, or a steered one is.
+        Raises `SteerwayError` if a plain one has threads of Steerway in its process, or a steered one has none.
         """
         trainer = self._trainer(steered, WARM_UP_STEPS + steps)
         clock = TrainingClock(WARM_UP_STEPS, steps)
@@ -155,8 +155,10 @@ class Bench:
         trainer.train()
         _leave(trainer)
         if bool(clock.beside) is not steered:
-            found = ", ".join(clock.beside) or "nothing"
-            raise SteerwayError(f"a {'steered' if steered else 'plain'} training had {found} of Steerway beside it")
+            beside = ", ".join(clock.beside) or "none"
+            raise SteerwayError(
+                f"threads and children of Steerway in a {'steered' if steered else 'plain'} training: {beside}"
+            )
         return clock.seen
 
     def _trainer(self, steered: bool, steps: int) -> Any:
@@ -180,7 +182,7 @@ class Bench:
 
 
 class OverheadBlocks(TrainerCallback):
-    """Stands before all other callbacks; takes Steerway's out and puts them in, and times what lies between."""
+    """Callback before all others that removes and inserts Steerway's callbacks, and times the blocks."""
 
     def __init__(self, trainer: Trainer, turns: list[tuple[int, str]], block_steps: int, tell: Say) -> None:
         self._trainer, self._turns, self._block_steps, self._tell = trainer, turns, block_steps, tell
@@ -192,7 +194,7 @@ class OverheadBlocks(TrainerCallback):
         self.seen: list[dict[str, Any]] = []
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Where a step begins, the one before it is over, its logging and its boundary too."""
+        """Start a block if it is due: the step before is over, including its logging and its boundary."""
         made = state.global_step - SETTLING_STEPS
         if made < 0 or made % self._block_steps:
             return
@@ -205,7 +207,7 @@ class OverheadBlocks(TrainerCallback):
             self.seen.append(about | self._meter.read() | {"boundary_us": self._boundaries_us()})
             self._tell(f"{block} of {len(self._turns)} blocks")
         steered = block == len(self._turns) or self._turns[block][1] == "steered"
-        # In place: the round of calls that this one belongs to goes on with what is behind us in the list.
+        # In place: the callback handler is iterating over this list.
         self._callbacks[:] = self._all if steered else self._plain
         self._meter.start()
 
@@ -215,13 +217,13 @@ class OverheadBlocks(TrainerCallback):
         session.end_step = timed(session.end_step, self._boundary_us)
 
     def _boundaries_us(self) -> list[float]:
-        """Of each step: its two halves together."""
+        """Return the sum of the boundary's two halves, for each step."""
         halves_us, self._boundary_us[:] = list(self._boundary_us), ()
         return [begin + end for begin, end in zip(halves_us[::2], halves_us[1::2], strict=True)]
 
 
 class TrainingClock(TrainerCallback):
-    """Times the steps behind the warm-up, and sees what of Steerway's is in this process when they are over."""
+    """Callback that times the steps after the warm-up, and lists Steerway's threads and children at their end."""
 
     def __init__(self, warm_up_steps: int, steps: int) -> None:
         self._warm_up_steps, self._steps = warm_up_steps, steps
@@ -230,7 +232,7 @@ class TrainingClock(TrainerCallback):
         self.beside: list[str] = []
 
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """From the end of the last step of the warm-up to the end of the last one."""
+        """Start after the warm-up, and stop after the last step."""
         if state.global_step == self._warm_up_steps:
             self._meter.start()
         elif state.global_step == self._warm_up_steps + self._steps:
@@ -239,14 +241,14 @@ class TrainingClock(TrainerCallback):
 
 
 def threads_and_children() -> list[str]:
-    """What there is of Steerway in this process: threads by their names, and processes that it has started."""
+    """Return Steerway's threads in this process, by name, and its children."""
     names = [thread.name for thread in threading.enumerate() if thread.name.startswith(THREADS)]
     living = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
     return [name for name in names if name != LASTING_THREAD] + [f"process {child.pid}" for child in living]
 
 
 def timed(call: Callable[[int], None], taken_us: list[float]) -> Callable[[int], None]:
-    """The same call, which also writes down how long it took."""
+    """Wrap a call to record its time."""
 
     def measured(step: int) -> None:
         begun_ns = time.perf_counter_ns()
@@ -257,7 +259,7 @@ def timed(call: Callable[[int], None], taken_us: list[float]) -> Callable[[int],
 
 
 def _leave(trainer: Trainer) -> None:
-    """Room for the next training, and nothing left of this one: its monitor would wait for the next one's."""
+    """Release a training and end its monitor, which would wait for the next one's."""
     steering = getattr(trainer, "_steering", None)
     if steering is not None:
         steering._watchdog.leave()

@@ -1,8 +1,8 @@
-"""What grows with the number of ranks: the boundary's own work, the control server's, and the real collectives.
+"""Scaling with the number of ranks: the boundary's own work, the control server's, and the real collectives.
 
 The boundary is the pure generator that every rank runs. For 8 to 4,096 ranks all of them run in this one process, with
-collectives that cost nothing: what is left is each rank's own work, in microseconds of one rank. The control server is
-the real one, with a journal on disk; it hears rank 0 alone, so that its work must not grow with the ranks.
+collectives that cost nothing: what remains is each rank's own work, in microseconds of one rank. The control server is
+the real one, with a journal on disk; only rank 0 reports to it, so that its work must not grow with the ranks.
 On 2, 4 and 8 real processes the same boundary runs over gloo; on a machine with fewer cores they take turns.
 """
 
@@ -56,7 +56,7 @@ TARGETS: dict[str, Bound] = {
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` boundaries of each kind and size. Raises `SteerwayError` if a real rank fails."""
+    """Measure `n` boundaries of each kind and size. Raises `SteerwayError` if a real rank fails."""
     figures: dict[str, float] = {}
     simulated, real = (QUICK_RANKS, QUICK_REAL_RANKS) if quick else (RANKS, REAL_RANKS)
     for ranks in simulated:
@@ -83,7 +83,7 @@ def _of_ranks(ranks: int, n: int) -> dict[str, float]:
 
 
 def _boundary_us(ranks: int, n: int, step: int, offers: tuple[Command, ...]) -> float:
-    """One rank's share of a boundary of all of them, in microseconds: the median of `n`."""
+    """Return one rank's share of a boundary of all ranks, in microseconds: the median of `n`."""
     taken_us = []
     for _ in range(n):
         steps = [boundary(Replica(generation=1), step) for _ in range(ranks)]
@@ -102,7 +102,7 @@ def _boundary_us(ranks: int, n: int, step: int, offers: tuple[Command, ...]) -> 
 
 
 def _answers(effects: Sequence[Effect], offers: tuple[Command, ...]) -> list[Any]:
-    """Collectives that cost nothing: equal values are one object, as they are where they were decoded once."""
+    """Return the results of collectives at no cost: equal values are one object."""
     first, count = effects[0], len(effects)
     match first:
         case TakeOffers():
@@ -122,7 +122,7 @@ def _answers(effects: Sequence[Effect], offers: tuple[Command, ...]) -> list[Any
 
 
 def _of_server(ranks: int) -> dict[str, float]:
-    """A control server with so many ranks behind rank 0: microseconds for a report, bytes for a command."""
+    """Return a control server's microseconds per report and journal bytes per command, for so many ranks."""
     with tempfile.TemporaryDirectory(prefix="steerway-bench-") as name:
         files = RunFiles(Path(name) / "runs" / "scale")
         files.root.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""One real rank of the scale benchmark: boundaries over gloo, quiet ones and some with a command."""
+"""Real rank of the scale benchmark: boundaries over gloo, with and without a command."""
 
 import os
 import time
@@ -15,50 +15,50 @@ WARM_UP = 20
 
 
 class Rates:
-    """Holds one learning rate; does what a command says."""
+    """Applier with one learning rate."""
 
     def __init__(self) -> None:
         self.value = 1e-3
         self._before = self.value
 
     def check(self, command: Command) -> str | None:
-        """Always possible."""
+        """Return None: every command is accepted."""
         return None
 
     def apply(self, command: Command, step: int) -> Applied:
-        """Set it."""
+        """Set the learning rate."""
         assert isinstance(command.intent, SetLearningRate)
         self._before, self.value = self.value, command.intent.value or self.value
         return Applied({"lr": [self._before]}, {"lr": [self.value]})
 
     def undo(self, command: Command) -> None:
-        """Put it back."""
+        """Restore the learning rate."""
         self.value = self._before
 
 
 class Offers:
-    """Stands in rank 0 where the link to a control server would be: offers what it is given."""
+    """Fake of rank 0's link to a control server, which offers given commands."""
 
     def __init__(self) -> None:
         self.next: tuple[Command, ...] = ()
 
     def offers(self) -> tuple[Command, ...]:
-        """What is to be proposed at the next boundary."""
+        """Return the commands for the next boundary."""
         return self.next
 
     def report(self, outcomes: Any) -> None:
-        """Nobody listens."""
+        """Discard the outcomes."""
 
     def progress(self, *told: Any) -> None:
         """Nobody listens."""
 
     def start(self, start: Any) -> tuple[int, None]:
-        """The first generation."""
+        """Return the first generation."""
         return 1, None
 
 
 def run(rank: int, spec: dict[str, Any]) -> dict[str, list[float]]:
-    """`spec`: n, boundaries of each kind. Answers what each took on this rank, in microseconds."""
+    """Return the times of boundaries on this rank, in microseconds. `spec`: n, the number of each kind."""
     offers = Offers()
     session = RankSession(Collectives(), offers if rank == 0 else None)  # type: ignore[arg-type]
     session.register("set_learning_rate", Rates())

@@ -1,7 +1,7 @@
-"""Faults of the storm of faults: drawn from a seed, sent to the processes of one cluster, and looked for afterwards.
+"""Faults of the storm of faults: drawn from a seed, and sent to the processes of one cluster.
 
-A part is found by the title of its process, as Ray and the keeper name them. A part that is just being started again
-has no process to be hit: the next fault comes when it is due, and this one is counted as missed.
+A part is found by the title of its process, as Ray and the keeper name them. If a part is being restarted, it has no
+process: then the fault is counted as missed.
 """
 
 import contextlib
@@ -23,7 +23,7 @@ PARTS = {
     "Serve controller": "ray::ServeController",
     "console": "-m ui",
 }
-"""What stands in the title of each part's process."""
+"""Substring of the title of each part's process."""
 
 SIGNALS = (signal.SIGKILL, signal.SIGSTOP)
 LEAST_GAP_S, MOST_GAP_S = 8.0, 25.0
@@ -31,7 +31,7 @@ LEAST_GAP_S, MOST_GAP_S = 8.0, 25.0
 
 @dataclass(frozen=True)
 class StormFault:
-    """One fault: seconds after the beginning of the storm, the part, the signal, and a number that chooses a rank."""
+    """Fault: seconds after the beginning of the storm, the part, the signal, and a number that chooses a rank."""
 
     at_s: float
     part: str
@@ -43,7 +43,7 @@ class StormFault:
 
 
 def plan(seed: int, seconds: float) -> Iterator[StormFault]:
-    """The faults of a storm, in order: the same ones for the same seed."""
+    """Yield the faults of a storm, in order: the same ones for the same seed."""
     draw = random.Random(seed)
     at_s = draw.uniform(LEAST_GAP_S, MOST_GAP_S)
     while at_s < seconds:
@@ -52,7 +52,7 @@ def plan(seed: int, seconds: float) -> Iterator[StormFault]:
 
 
 def strike(where: Settings, fault: StormFault) -> int | None:
-    """Send it. Answers the pid that was hit, or None if there is no process of that part just now."""
+    """Send a fault. Returns the pid, or None if there is no process of that part at the moment."""
     processes = living(where, fault.part)
     if not processes:
         return None
@@ -64,27 +64,27 @@ def strike(where: Settings, fault: StormFault) -> int | None:
 
 
 def living(where: Settings, part: str) -> list[psutil.Process]:
-    """The processes of a part that are neither stopped nor dead, by pid."""
-    found = []
+    """Return the processes of a part that are neither stopped nor dead, by pid."""
+    of_part = []
     for process in members(where):
         with contextlib.suppress(psutil.Error):
             states = (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD)
             if PARTS[part] in " ".join(process.cmdline()) and process.status() not in states:
-                found.append(process)
-    return sorted(found, key=lambda process: process.pid)
+                of_part.append(process)
+    return sorted(of_part, key=lambda process: process.pid)
 
 
 def stopped(where: Settings) -> list[psutil.Process]:
-    """Processes of the cluster that stand still."""
-    found = []
+    """Return the stopped processes of the cluster."""
+    in_stop = []
     for process in members(where):
         with contextlib.suppress(psutil.Error):
             if process.status() == psutil.STATUS_STOPPED:
-                found.append(process)
-    return found
+                in_stop.append(process)
+    return in_stop
 
 
 def members(where: Settings) -> list[psutil.Process]:
-    """Every process of the cluster; none if it is not up."""
+    """Return every process of the cluster; none if it is not up."""
     record = read_record(where)
     return [] if record is None else record.members()

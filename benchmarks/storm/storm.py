@@ -1,14 +1,13 @@
-"""A storm of commands against a run that trains: what it costs the training, and what a good client notices.
+"""Overload by commands of a run that trains: its cost for the training, and its effect on a well-behaved client.
 
 A cluster of its own, and three phases of the same length: calm, storm, calm. In all of them a well-behaved client
 sends one command every half second. In the storm a client with another token offers 1,000 a second besides, in an
-open loop: see `storm_client`. Figures: steps a second by the ranks' own diaries, the good client's time to a 202, what
-became of every command that was acknowledged, how many of the storm's were refused and by what, and how many cores
-each part kept busy, everybody else on the machine included. Every acknowledged command must be settled in the journal,
-once.
+open loop: see `storm_client`. Figures: steps per second by the ranks' own diaries, the good client's time to a 202, the
+outcomes of all acknowledged commands, the storm's refusals by their limits, and the number of cores that each part
+used, including other processes of the machine. Every acknowledged command must be settled in the journal, once.
 
-The ranks, the gateway, Serve's proxy and the clients share the machine's cores, so a part of what the storm costs is
-the client itself: its processor time stands beside the rest, and it runs with the least priority there is.
+The ranks, the gateway, Serve's proxy and the clients share the machine's cores, so a part of the cost is the client
+itself: its processor time is reported beside the rest, and it runs with the lowest priority.
 """
 
 import json
@@ -45,7 +44,7 @@ OFFERED_PER_S = 1000
 CONNECTIONS = 256
 CLIENT_NICENESS = 19
 WARM_UP_S = 20
-"""After its first steps a run's spares are still being made, which takes half a core for a while."""
+"""Warm-up after the first steps, while warm spares are started, which takes half a core."""
 
 GOOD_GAP_S = 0.5
 STORM_RATE, GOOD_RATE = 1e-4, 2e-4
@@ -61,13 +60,13 @@ TARGETS: dict[str, Bound] = {
 
 @dataclass
 class Good:
-    """What the well-behaved client saw: acknowledged uuids, refusals by status, seconds to each answer."""
+    """Results of the well-behaved client: acknowledged uuids, and seconds to each answer."""
 
     acknowledged: list[UUID] = field(default_factory=list)
     answered_s: list[float] = field(default_factory=list)
 
     def send(self, client: httpx.Client, url: str, rate: float) -> None:
-        """One command."""
+        """Send one command."""
         uuid = uuid4()
         body = {"uuid": str(uuid), "intent": {"kind": "set_learning_rate", "value": rate, "schedule": "hold"}}
         begun_s = time.monotonic()
@@ -82,7 +81,7 @@ class Good:
 
 @dataclass
 class Phase:
-    """One phase: its Unix times, what the good client saw, and what each part cost."""
+    """Phase: its Unix times, the good client's results, and the cores that each part used."""
 
     name: str
     begun_s: float = 0.0
@@ -93,7 +92,7 @@ class Phase:
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """Phases of `n` seconds. Raises `SteerwayError` if the cluster, the run or the storm does not start."""
+    """Measure phases of `n` seconds. Raises `SteerwayError` if the cluster, the run or the storm does not start."""
     before, storm, after = phases = [Phase("before"), Phase("storm"), Phase("after")]
     with own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
         folder: Path = where.home / "diaries"
@@ -118,7 +117,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
 
 
 def _spend(where: Settings, run: str, seconds: int, phase: Phase, meanwhile: Callable[[], Outcome]) -> Outcome:
-    """One phase with the good client in it. `meanwhile` may take longer; the phase ends after `seconds`."""
+    """Run one phase with the good client. `meanwhile` may take longer; the phase ends after `seconds`."""
     cost_before, own_before_s = storm_cost.read(where), time.process_time()
     phase.begun_s, until_s = time.time(), time.monotonic() + seconds
     with ThreadPoolExecutor(2) as pool:
@@ -152,7 +151,7 @@ def _url(where: Settings, run: str) -> str:
 
 @contextmanager
 def _storm(where: Settings, run: str, seconds: int) -> Iterator[Callable[[], Outcome]]:
-    """The storm's client in a process of its own, ready to blow. Raises `SteerwayError` if it does not get there."""
+    """Start the storm's client in a process of its own. Raises `SteerwayError` if it does not get ready."""
     order = Order(
         where.host,
         where.gateway_port,
@@ -180,14 +179,14 @@ def _storm(where: Settings, run: str, seconds: int) -> Iterator[Callable[[], Out
 
 def _blow(process: "subprocess.Popen[str]", within_s: float) -> Outcome:
     try:
-        said, _ = process.communicate("\n", within_s)
-        return Outcome(**json.loads(said))
+        output, _ = process.communicate("\n", within_s)
+        return Outcome(**json.loads(output))
     except (subprocess.TimeoutExpired, ValueError):
-        raise SteerwayError("the storm did not end as it should") from None
+        raise SteerwayError(f"the client of the storm returned no outcome within {within_s:g} s") from None
 
 
 def lost_and_repeated(client: SteerwayClient, run: str, acknowledged: list[UUID]) -> tuple[float, float]:
-    """How many acknowledged commands are not in the journal or have no end, and how many have two."""
+    """Return the numbers of acknowledged commands without an outcome in the journal, and with two."""
     wanted, accepted = set(acknowledged), set[UUID]()
     ends: dict[UUID, int] = {}
     after, deadline = 0, time.monotonic() + SETTLE_WAIT_S
@@ -204,22 +203,22 @@ def lost_and_repeated(client: SteerwayClient, run: str, acknowledged: list[UUID]
 
 def _figures(seconds: int, phases: list[Phase], ends_s: list[float], outcome: Outcome) -> dict[str, float]:
     before, storm, after = phases
-    calm = speed(ends_s, [(each.begun_s, each.ended_s) for each in (before, after)])
+    calm = speed(ends_s, [(phase.begun_s, phase.ended_s) for phase in (before, after)])
     stormy = speed(ends_s, [(storm.begun_s, storm.ended_s)])
     figures = _of_storm(seconds, outcome) | _of_good("good", [storm.good])
     figures |= _of_good("good_calm", [before.good, after.good])
-    for each in phases:
-        figures[f"steps_per_s_{each.name}"] = speed(ends_s, [(each.begun_s, each.ended_s)])
+    for phase in phases:
+        figures[f"steps_per_s_{phase.name}"] = speed(ends_s, [(phase.begun_s, phase.ended_s)])
     figures |= {"steps_per_s_calm": calm, "storm_over_calm_steps": stormy / calm if calm else math.nan}
-    for each in phases:
-        figures |= {f"cores_{part}_{each.name}": value for part, value in each.cores.items()}
-        figures[f"load_1min_{each.name}"] = each.load_1min
+    for phase in phases:
+        figures |= {f"cores_{part}_{phase.name}": value for part, value in phase.cores.items()}
+        figures[f"load_1min_{phase.name}"] = phase.load_1min
     return figures
 
 
 def _of_storm(seconds: int, outcome: Outcome) -> dict[str, float]:
     answered = sum(outcome.answers.values())
-    told = {"202", "429 per_s", "429 at_once", "429 queue", "409", "503"}
+    listed = {"202", "429 per_s", "429 at_once", "429 queue", "409", "503"}
     return {
         "offered_per_s": outcome.sent / (outcome.sending_s or seconds),
         "storm_not_sent": float(outcome.due - outcome.sent),
@@ -231,7 +230,7 @@ def _of_storm(seconds: int, outcome: Outcome) -> dict[str, float]:
         "storm_refused_by_places": float(outcome.answers.get("429 at_once", 0)),
         "storm_refused_by_queue": float(outcome.answers.get("429 queue", 0)),
         "storm_conflicts_or_unavailable": float(outcome.answers.get("409", 0) + outcome.answers.get("503", 0)),
-        "storm_other_answers": float(sum(count for key, count in outcome.answers.items() if key not in told)),
+        "storm_other_answers": float(sum(count for key, count in outcome.answers.items() if key not in listed)),
         "refusal_ms_p50": 1000 * median(outcome.refused_s),
         "refusal_ms_p99": 1000 * quantile(outcome.refused_s, 0.99),
         "cores_client": outcome.cpu_s / (outcome.sending_s or seconds),
@@ -239,10 +238,10 @@ def _of_storm(seconds: int, outcome: Outcome) -> dict[str, float]:
 
 
 def _of_good(name: str, clients: list[Good]) -> dict[str, float]:
-    answered_s = [seconds for each in clients for seconds in each.answered_s]
+    answered_s = [seconds for client in clients for seconds in client.answered_s]
     return {
         f"{name}_sent": float(len(answered_s)),
-        f"{name}_refused": float(len(answered_s) - sum(len(each.acknowledged) for each in clients)),
+        f"{name}_refused": float(len(answered_s) - sum(len(client.acknowledged) for client in clients)),
         f"{name}_ms_p50": 1000 * median(answered_s),
         f"{name}_ms_p99": 1000 * quantile(answered_s, 0.99),
     }

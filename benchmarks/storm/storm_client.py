@@ -1,11 +1,11 @@
-"""The storm of the storm benchmark: one process that offers commands at a fixed rate, whatever comes back.
+"""Load generator of the storm benchmark: one process that sends commands at a fixed rate, in an open loop.
 
     python -m benchmarks.storm.storm_client       stdin: the order as one JSON line, and an empty one to begin
                                             stdout: `ready`, and at the end the outcome as one JSON line
 
-An open loop: a request is written when it is due, on a connection that waits for nothing or else behind the fewest
-others (HTTP/1.1 pipelining), so that slow answers do not slow the storm. Requests are prepared before it begins, and
-answers are only looked at as far as they have to be: the client shares the machine with what it measures.
+A request is written when it is due, on the connection with the fewest pending requests (HTTP/1.1 pipelining), so that
+slow answers do not slow the storm. Requests are prepared before it begins, and answers are parsed as little as
+possible: the client shares the machine with what it measures.
 """
 
 import asyncio
@@ -23,19 +23,19 @@ import httptools
 READY = "ready"
 
 TICK_S = 0.005
-"""How often the loop looks at what is due: five requests at 1,000 a second."""
+"""Interval of the loop: five requests at 1,000 per second."""
 
 CONNECT_WAIT_S = 20.0
 DRAIN_S = 10.0
-"""For how long answers are waited for after the last request; what is missing then counts as unanswered."""
+"""Timeout for answers after the last request; requests without one then count as unanswered."""
 
 MAX_OUTSTANDING = 20_000
-"""Beyond this nothing is sent, and counted as such: neither this process nor the gateway is there to be filled up."""
+"""Limit of pending requests, beyond which requests are not sent, and counted as such."""
 
 
 @dataclass(frozen=True)
 class Order:
-    """What to offer: `per_s` commands for `seconds`, with this token. `niceness` is added to the process's own."""
+    """Settings of the storm: `per_s` commands for `seconds`, with this token, at this `niceness`."""
 
     host: str
     port: int
@@ -50,7 +50,7 @@ class Order:
 
 @dataclass
 class Outcome:
-    """What was offered and what came back: how often each status, and for 429 which limit it was."""
+    """Counts of requests and answers: by status, and for 429 by limit."""
 
     due: int = 0
     sent: int = 0
@@ -63,7 +63,7 @@ class Outcome:
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection: requests out, and their answers in the same order."""
+    """Keep-alive connection with pipelining: answers arrive in the order of the requests."""
 
     def __init__(self, outcome: Outcome) -> None:
         self._outcome = outcome
@@ -74,38 +74,38 @@ class Connection(asyncio.Protocol):
 
     @property
     def open(self) -> bool:
-        """Whether anything can be sent here."""
+        """True if requests can be sent."""
         return self._transport is not None and not self._transport.is_closing()
 
     def send(self, uuid: str, request: bytes) -> None:
-        """Write one request, whatever is still on its way."""
+        """Write one request, without waiting for earlier answers."""
         assert self._transport is not None
         self.waiting.append((uuid, time.monotonic()))
         self._transport.write(request)
 
     def close(self) -> None:
-        """Whatever is still on its way is not waited for."""
+        """Abort the connection without waiting for answers."""
         if self._transport is not None:
             self._transport.abort()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """It is open."""
+        """Keep the transport of the opened connection."""
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """What was on its way stays unanswered."""
+        """Count the connection as cut off if requests were pending."""
         self._outcome.cut_off += bool(self.waiting)
 
     def data_received(self, data: bytes) -> None:
-        """Some answers, or a part of one."""
+        """Parse received bytes."""
         self._parser.feed_data(data)
 
     def on_body(self, body: bytes) -> None:
-        """Of the answer in progress."""
+        """Append to the body of the answer in progress."""
         self._body += body
 
     def on_message_complete(self) -> None:
-        """The oldest request has its answer."""
+        """Count the answer to the oldest request."""
         uuid, begun_s = self.waiting.popleft()
         status = self._parser.get_status_code()
         if status == 202:
@@ -122,7 +122,7 @@ def _limit_in(refusal: bytes) -> str:
 
 
 def prepare(order: Order) -> list[tuple[str, bytes]]:
-    """Every request of the storm, with its uuid."""
+    """Return every request of the storm, with its uuid."""
     head = (
         f"POST {order.path} HTTP/1.1\r\nHost: {order.host}:{order.port}\r\nAuthorization: Bearer {order.token}\r\n"
         "Content-Type: application/json\r\nContent-Length: "
@@ -137,7 +137,7 @@ def prepare(order: Order) -> list[tuple[str, bytes]]:
 
 
 async def connect(order: Order, outcome: Outcome) -> list[Connection]:
-    """All connections. Raises `OSError` or `TimeoutError` if they do not open."""
+    """Open all connections. Raises `OSError` or `TimeoutError` if that fails."""
     loop, made = asyncio.get_running_loop(), list[Connection]()
     async with asyncio.timeout(CONNECT_WAIT_S):
         for _ in range(order.connections):
@@ -149,7 +149,7 @@ async def connect(order: Order, outcome: Outcome) -> list[Connection]:
 async def blow(
     order: Order, outcome: Outcome, connections: list[Connection], requests: list[tuple[str, bytes]]
 ) -> None:
-    """Offer all that is due, when it is due; then wait for answers."""
+    """Send all requests when they are due; then wait for answers."""
     begun_s = time.monotonic()
     while outcome.due < len(requests):
         now_due = min(len(requests), int((time.monotonic() - begun_s) * order.per_s))
@@ -158,16 +158,16 @@ async def blow(
         await asyncio.sleep(TICK_S)
     outcome.sending_s = time.monotonic() - begun_s
     until_s = time.monotonic() + DRAIN_S
-    while time.monotonic() < until_s and any(each.open and each.waiting for each in connections):
+    while time.monotonic() < until_s and any(connection.open and connection.waiting for connection in connections):
         await asyncio.sleep(TICK_S)
 
 
 def offer(outcome: Outcome, connections: list[Connection], requests: list[tuple[str, bytes]]) -> None:
-    """Each on the connection with the fewest on their way. What is beyond `MAX_OUTSTANDING` is left out."""
+    """Send each on the connection with the fewest pending requests. Drops those beyond `MAX_OUTSTANDING`."""
     if not requests:
         return
-    living = sorted((each for each in connections if each.open), key=lambda each: len(each.waiting))
-    outstanding = sum(len(each.waiting) for each in living)
+    living = sorted((one for one in connections if one.open), key=lambda connection: len(connection.waiting))
+    outstanding = sum(len(connection.waiting) for connection in living)
     room = min(len(requests), MAX_OUTSTANDING - outstanding) if living else 0
     for number, (uuid, request) in enumerate(requests[:room]):
         living[number % len(living)].send(uuid, request)
@@ -175,7 +175,7 @@ def offer(outcome: Outcome, connections: list[Connection], requests: list[tuple[
 
 
 async def carry_out(order: Order) -> Outcome:
-    """Prepare, connect, say so, wait for a line, and blow."""
+    """Prepare the requests, connect, print `ready`, wait for a line, and send."""
     outcome = Outcome()
     requests = prepare(order)
     connections = await connect(order, outcome)
@@ -184,13 +184,13 @@ async def carry_out(order: Order) -> Outcome:
     before_s = time.process_time()
     await blow(order, outcome, connections, requests)
     outcome.cpu_s = time.process_time() - before_s
-    for each in connections:
-        each.close()
+    for connection in connections:
+        connection.close()
     return outcome
 
 
 def main() -> None:
-    """The order in, the outcome out."""
+    """Read the order from stdin, and write the outcome to stdout."""
     order = Order(**json.loads(sys.stdin.readline()))
     os.nice(order.niceness)
     print(json.dumps(asdict(asyncio.run(carry_out(order)))), flush=True)

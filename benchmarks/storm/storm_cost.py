@@ -1,4 +1,4 @@
-"""What each part of a cluster costs the machine meanwhile: processor seconds by part, and those of everybody else."""
+"""Processor seconds of each part of a cluster, and of all other processes of the machine."""
 
 import time
 from dataclasses import dataclass
@@ -15,12 +15,12 @@ PARTS = {
     "control": "ray::ControlActor",
     "ranks": "RayTrainWorker",
 }
-"""By what stands in the title of their process. Whatever else belongs to the cluster is `rest`."""
+"""Substring of the title of each part's process. All other processes of the cluster are `rest`."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """Processor seconds so far, at a moment."""
+    """Processor seconds so far, at a time."""
 
     at_s: float
     by_process: dict[tuple[str, int], float]
@@ -28,26 +28,26 @@ class Reading:
 
 
 def read(where: Settings) -> Reading:
-    """All of this cluster's processes, and the machine. Raises `NotFound` if no cluster is up."""
+    """Return the reading of this cluster's processes and the machine. Raises `NotFound` if no cluster is up."""
     record = read_record(where)
     if record is None:
         raise NotFound(f"no cluster is up on {where.home}")
-    found: dict[tuple[str, int], float] = {}
+    by_process: dict[tuple[str, int], float] = {}
     for process in record.members():
         try:
             title, times = " ".join(process.cmdline()), process.cpu_times()
         except psutil.Error:
             continue
         part = next((name for name, mark in PARTS.items() if mark in title), "rest")
-        found[part, process.pid] = times.user + times.system
+        by_process[part, process.pid] = times.user + times.system
     machine = psutil.cpu_times()
-    return Reading(time.monotonic(), found, machine.user + machine.nice + machine.system)
+    return Reading(time.monotonic(), by_process, machine.user + machine.nice + machine.system)
 
 
 def cores(before: Reading, after: Reading, own_s: float = 0.0) -> dict[str, float]:
-    """How many cores each part kept busy on average. `own_s` is what the benchmark itself took, the client included.
+    """Return how many cores each part used on average. `own_s`: that of the benchmark itself, including its client.
 
-    A process that was not there before counts from its beginning, one that has gone since not at all.
+    A process that was started in between counts from its start, one that has ended does not count.
     """
     spent: dict[str, float] = dict.fromkeys((*PARTS, "rest"), 0.0)
     for (part, pid), seconds in after.by_process.items():

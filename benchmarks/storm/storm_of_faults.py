@@ -1,12 +1,12 @@
-"""Storm of faults: every part of a cluster is killed or stopped, again and again, while somebody steers.
+"""Storm of faults: every part of a cluster is killed or stopped repeatedly while commands are sent.
 
     python -m benchmarks storm_of_faults [--n STORMS]
     python -m benchmarks.storm.storm_of_faults --seed S [--minutes M] [--hogs H]    one storm, to see a failure again
 
 A storm is a cluster of its own with gateway and console, and a run on two ranks. Every 8 to 25 s a rank, the control
 server, the gateway's replica, Serve's proxy, Serve's controller or the console gets SIGKILL or SIGSTOP (see
-`storm_faults`), and nobody lets a stopped process go on. A client sends a command every 2 s, and asks the gateway every
-half second whether it is there. Then all has to be back within two minutes, and the run is stopped.
+`faults`), and stopped processes are not resumed. A client sends a command every 2 s, and checks the gateway's health
+every half second. Then all parts have to be back within two minutes, and the run is stopped.
 
 Each storm has a seed: 1, 2, 3 and so on. Every third one shares the machine with two processes that only compute.
 Figures are sums over the storms, or the worst. With no failure among `acknowledged` commands the rate of failures is
@@ -44,7 +44,7 @@ COMMAND_EVERY_S, ASK_EVERY_S, LOOK_EVERY_S = 2.0, 0.5, 1.0
 SAVE_EVERY_STEPS = 200
 BACK_WITHIN_S = 120.0
 NEW_STEPS = 20
-"""So many steps after the storm say that the run trains."""
+"""Steps after the storm that show that the run trains."""
 
 LEAST_RATE, RATE_SPACING = 1e-4, 1e-8
 
@@ -59,7 +59,7 @@ TARGETS: dict[str, Bound] = {
 
 @dataclass
 class StormResult:
-    """What became of one storm. `not_back` names what was missing at the end, `left_behind` processes after it."""
+    """Result of one storm. `not_back`: parts that did not recover; `left_behind`: processes left after the run."""
 
     seed: int
     hits: dict[str, int] = field(default_factory=dict)
@@ -79,14 +79,14 @@ class StormResult:
 
 
 def measure(n: int, quick: bool, say: Say) -> Result:
-    """`n` storms. Raises `SteerwayError` if a cluster or a run does not start."""
+    """Measure `n` storms. Raises `SteerwayError` if a cluster or a run does not start."""
     minutes = QUICK_MINUTES if quick else MINUTES
     storms = [one_storm(seed, minutes, HOGS if seed % HOGS_EVERY == 0 else 0, say) for seed in range(1, n + 1)]
     return Result(figures_of(storms), {**TARGETS, "runs_that_ended": {"min": n, "max": n}}, n)
 
 
 def figures_of(storms: list[StormResult]) -> dict[str, float]:
-    """Sums over the storms, or the worst of them."""
+    """Return the sums over the storms, or the worst of them."""
     outages_s = [seconds for storm in storms for seconds in storm.outages_s]
     acknowledged = sum(len(storm.acknowledged) for storm in storms)
     figures = {f"faults_{part.replace(' ', '_')}": _sum(storm.hits.get(part, 0) for storm in storms) for part in PARTS}
@@ -115,7 +115,7 @@ def _sum(counts: Iterator[float]) -> float:
 
 
 def one_storm(seed: int, minutes: float, hogs: int, say: Say) -> StormResult:
-    """One storm, in a cluster of its own. Raises `SteerwayError` if the cluster or the run does not start."""
+    """Run one storm, in a cluster of its own. Raises `SteerwayError` if the cluster or the run does not start."""
     seen = StormResult(seed)
     with _hogs(hogs), own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
         folder: Path = where.home / "diaries"
@@ -128,12 +128,12 @@ def one_storm(seed: int, minutes: float, hogs: int, say: Say) -> StormResult:
             threading.Thread(target=_steer, args=(where, run, over, seen)),
             threading.Thread(target=_ask, args=(where, over, seen)),
         ]
-        for each in clients:
-            each.start()
+        for thread in clients:
+            thread.start()
         _blow(where, seed, 60 * minutes, seen, say)
         over.set()
-        for each in clients:
-            each.join()
+        for thread in clients:
+            thread.join()
         _end(where, client, run, seen)
     _tell(seen, minutes, hogs, say)
     return seen
@@ -148,12 +148,12 @@ def _blow(where: Settings, seed: int, seconds: float, seen: StormResult, say: Sa
             seen.missed += 1
         else:
             seen.hits[fault.part] = seen.hits.get(fault.part, 0) + 1
-        say(f"storm_of_faults: {fault}, {'nobody there' if pid is None else f'process {pid}'}")
+        say(f"storm_of_faults: {fault}, {'no process' if pid is None else f'process {pid}'}")
     time.sleep(max(0.0, began_s + seconds - time.monotonic()))
 
 
 def _steer(where: Settings, run: str, over: threading.Event, seen: StormResult) -> None:
-    """A command every two seconds; a client of its own, as a person at another machine has."""
+    """Send a command every two seconds, from a client of its own."""
     with SteerwayClient.from_settings(where) as client:
         number = 0
         while not over.wait(COMMAND_EVERY_S):
@@ -166,7 +166,7 @@ def _steer(where: Settings, run: str, over: threading.Event, seen: StormResult) 
 
 
 def _ask(where: Settings, over: threading.Event, seen: StormResult) -> None:
-    """How long the gateway answers nobody, each time."""
+    """Record the duration of each outage of the gateway."""
     away_since_s: float | None = None
     while not over.wait(ASK_EVERY_S):
         now_s = time.monotonic()
@@ -179,7 +179,7 @@ def _ask(where: Settings, over: threading.Event, seen: StormResult) -> None:
 
 
 def _end(where: Settings, client: SteerwayClient, run: str, seen: StormResult) -> None:
-    """Wait until all is back, stop the run, and see what became of everything."""
+    """Wait until all parts are back, stop the run, and count outcomes."""
     began_s = time.monotonic()
     first: int | None = None
     while True:
@@ -225,14 +225,14 @@ def _snapshot(client: SteerwayClient, run: str) -> Snapshot | None:
 
 
 def _missing(where: Settings, snapshot: Snapshot | None, first: int | None) -> list[str]:
-    """What is not back yet, in words."""
+    """Return a sentence for each part that is not back yet."""
     missing = [f"{part}: no living process" for part in PARTS if not living(where, part)]
     missing += [f"process {process.pid} is stopped" for process in stopped(where)]
     missing += [f"the {name} is down" for name, view in read_parts(where).items() if not view.up]
     if not answers(f"{where.console_url}/_stcore/health"):
         missing.append("the console does not answer")
     if snapshot is None:
-        return [*missing, "the gateway does not tell of the run"]
+        return [*missing, "the gateway does not answer requests about the run"]
     if snapshot.closed:
         return [*missing, f"the run has {snapshot.status}: {snapshot.reason}"]
     if len(snapshot.ranks) < RANKS or first is None or snapshot.step < first + NEW_STEPS:
@@ -241,7 +241,7 @@ def _missing(where: Settings, snapshot: Snapshot | None, first: int | None) -> l
 
 
 def _left(where: Settings) -> int:
-    """Ranks that are still there, and processes that stand still."""
+    """Return the number of living ranks and of stopped processes."""
     return len(living(where, "rank")) + len(stopped(where)) if members(where) else 0
 
 
@@ -269,7 +269,7 @@ def _tell(seen: StormResult, minutes: float, hogs: int, say: Say) -> None:
 
 @contextmanager
 def _hogs(count: int) -> Iterator[None]:
-    """Processes that compute without end."""
+    """Run processes that compute without end."""
     processes = [multiprocessing.get_context("spawn").Process(target=compute, daemon=True) for _ in range(count)]
     for process in processes:
         process.start()
@@ -281,13 +281,13 @@ def _hogs(count: int) -> Iterator[None]:
 
 
 def compute() -> None:
-    """Keep one core busy for ever."""
+    """Keep one core busy forever."""
     while True:
         sum(range(100_000))
 
 
 def main(arguments: list[str]) -> int:
-    """One storm by its seed. Exit code 0 if nothing failed."""
+    """Run one storm by its seed. Returns the exit code, 0 if nothing failed."""
     parser = argparse.ArgumentParser(prog="benchmarks.storm.storm_of_faults", description="One storm of faults.")
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--minutes", type=float, default=MINUTES)

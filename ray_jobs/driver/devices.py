@@ -6,7 +6,6 @@ down would stay on CPUs. It waits for the GPUs, and Ray's log says for which res
 
 import logging
 from collections.abc import Iterable, Mapping
-from typing import Any
 
 log = logging.getLogger(__name__)
 
@@ -27,12 +26,10 @@ def known_nodes() -> list[dict[str, float]]:
     """Return the resources of every node that this cluster knows, including those that are down."""
     import ray
 
-    try:
-        # `ray.nodes` leaves out what a node had when it died.
-        from ray._private import worker
+    from ray_jobs.driver import ray_internals
 
-        ours: Any = worker.global_worker
-        return [dict(node.resources_total) for node in ours.gcs_client.get_all_node_info().values()]
+    try:
+        return ray_internals.node_resources()
     except Exception as error:
         log.warning("Ray does not report the resources of nodes that are down (%s): only living nodes count", error)
         return [node["Resources"] for node in ray.nodes()]
@@ -43,13 +40,10 @@ def node_groups() -> list[tuple[dict[str, float], int]]:
 
     Ray's autoscaler reports them to the cluster; only a private interface of Ray returns them.
     """
-    try:
-        from ray._private import state
+    from ray_jobs.driver import ray_internals
 
-        cluster: Any = state.state.get_cluster_config()
+    try:
+        return ray_internals.autoscaler_groups()
     except Exception as error:
         log.warning("Ray does not report the node groups of its autoscaler (%s): only known nodes count", error)
         return []
-    if cluster is None:
-        return []
-    return [(dict(group.resources), int(group.max_count)) for group in cluster.node_group_configs]

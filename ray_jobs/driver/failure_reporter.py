@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import ray
 from ray.exceptions import ActorUnavailableError, OutOfMemoryError, RayActorError
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from control_plane.actor.remote import RayHandle
 from control_plane.core.model.errors import SteerwayError
@@ -22,6 +21,7 @@ from control_plane.core.rules import crash_loop
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from ray_jobs.driver.back_off import wait_for_back_off
+from ray_jobs.driver.ray_internals import WorkerGroupCallback
 from ray_jobs.monitor import exit_reason
 
 log = logging.getLogger(__name__)

@@ -15,10 +15,9 @@ import logging
 import os
 import threading
 import time
-from typing import Any, cast
+from typing import Any
 
-from ray.train.v2._internal.execution.callback import WorkerGroupCallback
-
+from ray_jobs.driver import ray_internals
 from ray_jobs.monitor.nccl import nccl_environment
 from ray_jobs.process.timeouts import USER_CODE_S
 
@@ -41,7 +40,7 @@ PRELOADED = (
     "transformers.integrations.deepspeed",
     "transformers.models.gpt2.modeling_gpt2",
     "ray.train.torch",
-    "ray.train.v2._internal.execution.worker_group.worker",
+    ray_internals.WORKER_MODULE,
     "ray_jobs.hf.trainer",
     "ray_jobs.workloads.gpt2",
 )
@@ -74,9 +73,7 @@ def preload() -> None:
 
 def worker_environment(accelerator: str, user_code_s: float = USER_CODE_S) -> dict[str, str]:
     """Return the environment of ranks and spares; `accelerator` is DeepSpeed's name for it, `cpu` or `cuda`."""
-    from ray._private.ray_constants import WORKER_PROCESS_SETUP_HOOK_ENV_VAR
-
-    ours = {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: HOOK, "STEERWAY_ACCELERATOR": accelerator}
+    ours = {ray_internals.setup_hook_variable(): HOOK, "STEERWAY_ACCELERATOR": accelerator}
     return ours | (nccl_environment(user_code_s) if accelerator == "cuda" else {})
 
 
@@ -107,35 +104,14 @@ def _ask_every_node(count: int, after_s: float) -> None:
 
 def _ask(node: dict[str, Any], count: int) -> None:
     try:
-        _prestart(node, count)
+        ray_internals.prestart_workers(node, count, KEPT_FOR_S, REQUEST_TIMEOUT_S)
     except Exception as error:
         log.warning("cannot start warm spares on %s: %s", node["NodeManagerAddress"], str(error).splitlines()[0])
     else:
         log.info("requested %d warm spares on node %s", count, node["NodeID"][:8])
 
 
-def _prestart(node: dict[str, Any], count: int) -> None:
-    """Request workers with the environment of this process, for its job."""
-    import ray
-    from ray._private.grpc_utils import init_grpc_channel
-    from ray.core.generated import common_pb2, node_manager_pb2, node_manager_pb2_grpc, runtime_environment_pb2
-
-    context = ray.get_runtime_context()
-    runtime_env, job = context.get_runtime_env_string(), context.get_job_id()
-    common, manager, environment = (cast(Any, stub) for stub in (common_pb2, node_manager_pb2, runtime_environment_pb2))
-    channel = init_grpc_channel(f"{node['NodeManagerAddress']}:{node['NodeManagerPort']}")
-    request = manager.PrestartWorkersRequest(
-        language=common.Language.PYTHON,
-        runtime_env_info=environment.RuntimeEnvInfo(serialized_runtime_env=runtime_env),
-        job_id=bytes.fromhex(job),
-        keep_alive_duration_secs=KEPT_FOR_S,
-        num_workers=count,
-    )
-    with channel:
-        node_manager_pb2_grpc.NodeManagerServiceStub(channel).PrestartWorkers(request, timeout=REQUEST_TIMEOUT_S)
-
-
-class WarmControllerHelper(WorkerGroupCallback):
+class WarmControllerHelper(ray_internals.WorkerGroupCallback):
     """Ray Train callback that requests an idle worker for the controller's own actor at the next start.
 
     At each start the controller makes a `SynchronizationActor` on its own node. If a process had to be started for it
