@@ -201,7 +201,8 @@ class Redaction:
         if not changed:
             return words
         typed: Any = words
-        return dataclasses.replace(typed, **changed) if is_dataclass(words) else typed.model_copy(update=changed)
+        copy: T = dataclasses.replace(typed, **changed) if is_dataclass(words) else typed.model_copy(update=changed)
+        return copy
 
     def _field(self, name: str, value: Any) -> Any:
         if isinstance(value, str):

@@ -224,7 +224,8 @@ def _without_copies(diagnosis: Diagnosis, known: list[Known]) -> list[Known]:
 
 
 def _lies_behind_its_predecessor(diagnosis: Diagnosis, one: Known) -> bool:
-    return diagnosis.pieces[one.at - 1].digest == one.piece.prev if one.at else one.piece.prev == "0" * 64
+    before: str = diagnosis.pieces[one.at - 1].digest if one.at else "0" * 64
+    return bool(before == one.piece.prev)
 
 
 def _name_strays(diagnosis: Diagnosis, known: list[Known]) -> list[Known]:
