@@ -81,7 +81,7 @@ class Manifest(Message):
         return sum(shard.size_bytes for shard in self.shards)
 
     def canonical(self) -> bytes:
-        """What is signed: everything but the signature, in one spelling. Raises `Invalid` if JSON cannot hold it.
+        """Return the canonical text to sign: everything but the signature. Raises `Invalid` if it is not JSON.
 
         Fields that were never set are left out, so that a field added later does not void older signatures.
         """

@@ -36,7 +36,7 @@ from control_plane.core.model.records import (
 )
 from control_plane.core.model.state import RunState, evolve
 from control_plane.storage.journal.diagnosis import Finding, PlacedLine, diagnose, follow
-from control_plane.storage.journal.pieces import parse_lines
+from control_plane.storage.journal.lines import parse_lines
 from control_plane.storage.journal.segments import Segment, honoured, list_segments, segment_name, verify
 from control_plane.storage.regular import read_regular
 

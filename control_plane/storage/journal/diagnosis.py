@@ -1,8 +1,8 @@
-"""What has happened to a damaged journal: every line that is not as it was written, named one by one.
+"""Diagnosis of a damaged journal: finds every damaged, missing or misplaced line.
 
-The strict reader (`segments.verify`) stops at the first thing that does not verify. This one goes on: it reads every
-line that can be read, puts them into the order in which they were written (each says its number and whose successor it
-is), and says what differs between that and what lies there. It guesses nothing about what cannot be read.
+The strict reader (`segments.verify`) stops at the first error. This one continues: it parses every readable line, sorts
+them into the order of writing (each line states its number and its predecessor's hash), and reports the differences
+between that order and the files. It makes no guesses about unreadable lines.
 """
 
 import itertools
@@ -14,13 +14,12 @@ from typing import Literal, NamedTuple
 
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import Entry
-from control_plane.storage.journal.pieces import JournalLine, parse_lines
+from control_plane.storage.journal.lines import JournalLine, parse_lines
 from control_plane.storage.journal.segments import READABLE_VERSIONS, list_segments, segment_name
 from control_plane.storage.regular import read_regular
 
 What = Literal[
     "truncated",
-    "changed bit",
     "changed bytes",
     "edited",
     "reordered",
@@ -36,7 +35,7 @@ What = Literal[
 
 
 class Finding(Message):
-    """One thing that is wrong. `seq` is the first record that cannot be trusted for it."""
+    """One kind of damage at one place. `seq` is the first record that cannot be trusted because of it."""
 
     what: What
     said: str
@@ -48,7 +47,7 @@ class Finding(Message):
 
 @dataclass(slots=True)
 class Known:
-    """A line that can be read, and the number that it has in the order of writing: a header has its predecessor's."""
+    """A readable line, and its number in the order of writing: a header has its predecessor's."""
 
     piece: JournalLine
     seq: int
@@ -56,12 +55,12 @@ class Known:
 
     @property
     def key(self) -> tuple[int, int, int]:
-        """Sorts lines as they were written."""
+        """Return the sort key of the order of writing."""
         return self.seq, self.piece.is_header, _term(self.piece) if self.piece.is_header else 0
 
 
 class PlacedLine(NamedTuple):
-    """A line in its place: a record's number is its own, a header's is that of the record before it."""
+    """A verified line and its number: a record's own, or for a header that of the record before it."""
 
     piece: JournalLine
     seq: int
@@ -69,28 +68,28 @@ class PlacedLine(NamedTuple):
 
 @dataclass(slots=True)
 class Diagnosis:
-    """The lines that are honoured, in the order in which they lie there, and what was found out about them."""
+    """State of a diagnosis: the honoured lines in file order, and the findings about them."""
 
     pieces: list[JournalLine]
     findings: list[Finding] = field(default_factory=list)
-    # Places in `pieces` of lines that are not what was written, or not in their place.
+    # Indices in `pieces` of damaged or misplaced lines.
     flawed: set[int] = field(default_factory=set)
-    # Places of lines that cannot be read where nothing is missing: somebody has put them there.
+    # Indices of unreadable lines where nothing is missing: they were inserted.
     added: set[int] = field(default_factory=set)
 
     def add(self, what: What, at: int, seq: int, said: str, offset: int | None = None) -> None:
-        """Name what is wrong with the line at this place."""
+        """Add a finding about the line at index `at`."""
         piece = self.pieces[at]
         where = piece.offset if offset is None else offset
-        told = f"{piece.where()}, byte {where}: {said}"
+        said = f"{piece.where()}, byte {where}: {said}"
         self.findings.append(
-            Finding(what=what, said=told, file=piece.file, line=piece.number, offset=where, seq=max(seq, 1))
+            Finding(what=what, said=said, file=piece.file, line=piece.number, offset=where, seq=max(seq, 1))
         )
         self.flawed.add(at)
 
 
 def diagnose(directory: Path) -> tuple[list[Finding], list[PlacedLine]]:
-    """Everything that is wrong with these segments, by record, and the lines that can be trusted. Changes nothing."""
+    """Return all damage of the segments in a folder, ordered by record, and the trusted lines. Changes nothing."""
     files = {number: read_regular(directory / segment_name(number)) for number in list_segments(directory)}
     read = {number: parse_lines(number, data) for number, data in files.items()}
     headers = {_term(piece): piece for piece in itertools.chain(*read.values()) if piece.is_header}
@@ -123,30 +122,30 @@ def _pin(header: JournalLine | None) -> tuple[int, int, int] | None:
 def _honoured(
     read: dict[int, list[JournalLine]], headers: dict[int, JournalLine]
 ) -> tuple[list[JournalLine], list[Finding]]:
-    """The lines of the segments that are honoured, as far as that can be told, and which segments are missing."""
+    """Return the lines of the honoured segments, as far as known, and findings on missing segments."""
     numbers = [number for number, pieces in read.items() if pieces]
     chosen, findings = list[list[JournalLine]](), list[Finding]()
     number, pin = (max(numbers), None) if numbers else (0, None)
     if len(numbers) > 1 and number not in headers and all(piece.plain is None for piece in read[number]):
-        number = sorted(numbers)[-2]  # the newest was begun and not finished
+        number = sorted(numbers)[-2]  # the newest segment was not completed
     while number:
         chosen.append(_within(read.get(number, []), pin))
         if not chosen[-1]:
             findings.append(_gone(number, number in read, pin))
         pin = _pin(headers.get(number))
         older = max((other for other in numbers if other < number), default=0)
-        # Without a header nobody says which is the one before: the next older one, then.
+        # Without a header the predecessor is unknown: assume the next older one.
         number = older if pin is None or pin[0] >= number else pin[0]
     pieces = list(itertools.chain(*reversed(chosen)))
     return pieces, [finding.model_copy(update={"seq": _first_missing(finding, pieces)}) for finding in findings]
 
 
 def _gone(number: int, is_there: bool, pin: tuple[int, int, int] | None) -> Finding:
-    told = f", and with it what it held of records up to {pin[2]}" if pin else ""
+    records = f", with its records up to {pin[2]}" if pin else ""
     name = segment_name(number)
     if is_there:
-        return Finding(what="truncated", said=f"{name} is empty{told}", file=name, offset=0)
-    return Finding(what="missing segment", said=f"{name} is missing{told}", file=name)
+        return Finding(what="truncated", said=f"{name} is empty{records}", file=name, offset=0)
+    return Finding(what="missing segment", said=f"{name} is missing{records}", file=name)
 
 
 def _first_missing(finding: Finding, pieces: list[JournalLine]) -> int:
@@ -154,7 +153,7 @@ def _first_missing(finding: Finding, pieces: list[JournalLine]) -> int:
 
 
 def _within(pieces: list[JournalLine], pin: tuple[int, int, int] | None) -> list[JournalLine]:
-    """The lines up to where the next segment's header honours them. What came later, nobody has ever seen."""
+    """Return the lines up to the pin of the next segment's header; readers ignore what follows."""
     kept = list(pieces)
     while pin and kept and kept[-1].offset >= pin[1] and (kept[-1].plain is None or _stated(kept[-1]) > pin[2]):
         kept.pop()
@@ -162,7 +161,7 @@ def _within(pieces: list[JournalLine], pin: tuple[int, int, int] | None) -> list
 
 
 def _stated(piece: JournalLine) -> int:
-    """The number that a line says it has; a header has the one that it pins."""
+    """Return the number that a line states; for a header, the one that it pins."""
     if piece.is_header:
         pin = _pin(piece)
         return pin[2] if pin else 0
@@ -171,7 +170,7 @@ def _stated(piece: JournalLine) -> int:
 
 
 def _name_headers(diagnosis: Diagnosis, read: dict[int, list[JournalLine]], headers: dict[int, JournalLine]) -> None:
-    """A segment of which no line is, or can have been, its header."""
+    """Report segments without a header, or with a header of an unknown version."""
     for at, piece in enumerate(diagnosis.pieces):
         first = piece is read[piece.segment][0]
         if first and piece.plain is not None and piece.segment not in headers:
@@ -179,13 +178,13 @@ def _name_headers(diagnosis: Diagnosis, read: dict[int, list[JournalLine]], head
             diagnosis.flawed.discard(at)
         if piece.is_header and piece.plain and piece.plain.get("version") not in READABLE_VERSIONS:
             version = piece.plain.get("version")
-            told = " and ".join(map(str, READABLE_VERSIONS))
-            said = f"it is written in version {version!r} of the format; this release reads {told}"
+            readable = " and ".join(map(str, READABLE_VERSIONS))
+            said = f"it has format version {version!r}; this release reads {readable}"
             diagnosis.add("unknown record", at, _stated(piece) + 1, said)
 
 
 def _known(diagnosis: Diagnosis) -> list[Known]:
-    """The lines that can be read. Each follows the line whose hash it names, whatever number it gives itself."""
+    """Return the readable lines; each follows the line whose hash it names, whatever number it states."""
     by_digest = {piece.digest: piece for piece in diagnosis.pieces if piece.digest}
     known = list[Known]()
     for at, piece in enumerate(diagnosis.pieces):
@@ -195,12 +194,12 @@ def _known(diagnosis: Diagnosis) -> list[Known]:
         if before is not None and not piece.is_header and seq != _stated(before) + 1:
             seq = _stated(before) + 1
             diagnosis.add(
-                "edited", at, seq, f"it says that it is record {_stated(piece)}, and follows record {seq - 1}"
+                "edited", at, seq, f"it states that it is record {_stated(piece)}, but it follows record {seq - 1}"
             )
         if piece.is_header or seq > 0:
             known.append(Known(piece, seq, at))
         else:
-            diagnosis.add("foreign line", at, _last_seq(known) + 1, "it is no line of a journal")
+            diagnosis.add("foreign line", at, _last_seq(known) + 1, "it is not a journal line")
     return known
 
 
@@ -209,7 +208,7 @@ def _last_seq(known: Sequence[Known]) -> int:
 
 
 def _without_copies(diagnosis: Diagnosis, known: list[Known]) -> list[Known]:
-    """Each line once: of equal ones, the one that lies behind its predecessor."""
+    """Report duplicates and return each line once: of equal ones, the one after its predecessor."""
     kept = list[Known]()
     for _, equal in itertools.groupby(sorted(known, key=lambda one: one.piece.digest), lambda one: one.piece.digest):
         copies = list(equal)
@@ -218,7 +217,7 @@ def _without_copies(diagnosis: Diagnosis, known: list[Known]) -> list[Known]:
         for copy in copies:
             if copy is not original:
                 name = f"record {copy.seq}" if not copy.piece.is_header else "the header"
-                said = f"it is {name} once more: the same line as {original.piece.where()}"
+                said = f"it is a copy of {name} in {original.piece.where()}"
                 diagnosis.add("duplicated", copy.at, copy.seq + copy.piece.is_header, said)
     return sorted(kept, key=lambda one: one.at)
 
@@ -229,7 +228,7 @@ def _lies_behind_its_predecessor(diagnosis: Diagnosis, one: Known) -> bool:
 
 
 def _name_strays(diagnosis: Diagnosis, known: list[Known]) -> list[Known]:
-    """Lines that claim a place which another line has with better reason."""
+    """Report lines that claim the number of another line that is linked better."""
     digests, named = {one.piece.digest for one in known}, {one.piece.prev for one in known}
 
     def links(one: Known) -> int:
@@ -241,20 +240,20 @@ def _name_strays(diagnosis: Diagnosis, known: list[Known]) -> list[Known]:
             best[one.key] = one
     for one in known:
         if best[one.key] is not one:
-            said = f"it claims to be record {one.seq}, which {best[one.key].piece.where()} is"
+            said = f"it states that it is record {one.seq}, but that is {best[one.key].piece.where()}"
             diagnosis.add("foreign line", one.at, one.seq, said)
     return [one for one in known if best[one.key] is one]
 
 
 def _name_displaced(diagnosis: Diagnosis, known: list[Known]) -> None:
-    """The fewest lines that would have to be moved to have all in order."""
+    """Report reordered lines: the fewest that would have to be moved to restore the order."""
     staying = {one.at for one in _longest_ascent(known)}
     order = {one.at: place for place, one in enumerate(sorted(known, key=lambda one: one.key))}
     for place, one in enumerate(known):
         if one.at not in staying:
             name = "the header of " + segment_name(_term(one.piece)) if one.piece.is_header else f"record {one.seq}"
-            side = "before" if order[one.at] > place else "behind"
-            diagnosis.add("reordered", one.at, one.seq, f"{name} is not in its place: it lies {side} its neighbours")
+            side = "before" if order[one.at] > place else "after"
+            diagnosis.add("reordered", one.at, one.seq, f"{name} is out of order: it is {side} its neighbours")
 
 
 def _longest_ascent(known: list[Known]) -> list[Known]:
@@ -271,7 +270,7 @@ def _longest_ascent(known: list[Known]) -> list[Known]:
 
 
 def _name_breaks(diagnosis: Diagnosis, known: list[Known]) -> None:
-    """Where, in the order of writing, a line is missing or does not follow the one before it."""
+    """Report gaps and broken links of the hash chain, in the order of writing."""
     ordered = sorted(known, key=lambda one: one.key)
     for last, one, following in zip([None, *ordered], ordered, [*ordered[1:], None], strict=False):
         seq, digest = (last.seq, last.piece.digest) if last else (0, "0" * 64)
@@ -301,15 +300,15 @@ def _header_is_missing(diagnosis: Diagnosis, one: Known) -> bool:
 def _name_gap(diagnosis: Diagnosis, last: Known | None, one: Known, gap: int, unread: int) -> None:
     files = {finding.file for finding in diagnosis.findings if finding.line is None}
     if any(file is not None and file <= one.piece.file for file in files):
-        return  # a whole segment is not there, which is said
+        return  # a missing segment is reported already
     first = (last.seq if last else 0) + 1
-    lost = f"record {first} is" if gap == 1 else f"records {first} to {first + gap - 1} are"
+    missing = f"record {first} is" if gap == 1 else f"records {first} to {first + gap - 1} are"
     pin = _pin(one.piece) if one.piece.is_header else None
     behind = [at for at, piece in enumerate(diagnosis.pieces) if pin and piece.segment == pin[0]]
-    if behind and pin:
-        _name_truncation(diagnosis, behind[-1], first, f"{lost} missing at its end", one.piece.file, pin[1])
+    if behind and pin and diagnosis.pieces[behind[-1]].flaw in (None, "cut"):
+        _name_truncation(diagnosis, behind[-1], first, f"{missing} missing at its end", one.piece.file, pin[1])
     else:
-        said = f"{lost} missing before it" + (f", or among the {unread} lines that cannot be read" if unread else "")
+        said = f"{missing} missing before it" + (f", or among {unread} unreadable lines" if unread else "")
         diagnosis.add("missing lines", one.at, first, said)
         diagnosis.flawed.discard(one.at)
 
@@ -317,23 +316,23 @@ def _name_gap(diagnosis: Diagnosis, last: Known | None, one: Known, gap: int, un
 def _name_truncation(diagnosis: Diagnosis, at: int, first: int, said: str, by: str, size_bytes: int) -> None:
     piece = diagnosis.pieces[at]
     end = piece.offset + len(piece.raw) + piece.ended
-    diagnosis.add("truncated", at, first, f"{said}; {by} follows {size_bytes} bytes of it", offset=end)
+    diagnosis.add("truncated", at, first, f"{said}; {by} continues after byte {size_bytes} of it", offset=end)
     if piece.plain is not None:
         diagnosis.flawed.discard(at)
 
 
 def _name_edit(diagnosis: Diagnosis, last: Known | None, one: Known, following: Known | None) -> None:
-    """`one` does not name the hash of `last`, and nothing lies between: one of the two was changed after the fact."""
+    """Report an edited line: `one` follows `last` directly but does not name its hash, so one of the two was edited."""
     followed = following is not None and following.piece.prev == one.piece.digest
     suspect = last if last is not None and (followed or following is None) else one
     if {one.at, last.at if last else -1} & diagnosis.flawed:
         return
     name = f"record {suspect.seq}" if not suspect.piece.is_header else "the header"
     if suspect is one:
-        said = f"{name} was edited and its checksum made good again: it does not continue the line before"
+        said = f"{name} was edited and its checksum recomputed: it does not name the hash of the line before"
     else:
         sure = "" if following is not None else f" (or {one.piece.where()} was)"
-        said = f"{name} was edited and its checksum made good again{sure}: the next line names another hash"
+        said = f"{name} was edited and its checksum recomputed{sure}: the next line names another hash"
     diagnosis.add("edited", suspect.at, suspect.seq + suspect.piece.is_header, said)
 
 
@@ -344,12 +343,12 @@ def _name_unknown(diagnosis: Diagnosis, one: Known) -> None:
         Entry.from_line(one.piece.plain)
     except (ValueError, KeyError, TypeError):
         kind = str(one.piece.plain.get("type"))[:40]
-        said = f"record {one.seq} is a {kind!r}, or has a content, that this release does not know"
+        said = f"record {one.seq} has a type ({kind!r}) or content that this release does not know"
         diagnosis.add("unknown record", one.at, one.seq, said)
 
 
 def _name_flaws(diagnosis: Diagnosis, known: list[Known]) -> None:
-    """Lines whose own bytes are not what was written."""
+    """Report lines whose bytes differ from what was written."""
     seqs = {one.at: one for one in known}
     named = {(finding.file, finding.line) for finding in diagnosis.findings if finding.what == "truncated"}
     for at, piece in enumerate(diagnosis.pieces):
@@ -359,24 +358,22 @@ def _name_flaws(diagnosis: Diagnosis, known: list[Known]) -> None:
             seq = seqs[at].seq + piece.is_header
         else:
             seq = max((one.seq for one in known if one.at < at), default=0) + 1
-        what, said = _flaw(piece) if at not in diagnosis.added else ("foreign line", "it is no line of a journal")
+        what, said = _flaw(piece) if at not in diagnosis.added else ("foreign line", "it is not a journal line")
         diagnosis.add(what, at, seq, said, offset=piece.flaw_at)
 
 
 def _flaw(piece: JournalLine) -> tuple[What, str]:
     size_bytes = len(piece.raw)
     match piece.flaw:
-        case "bit":
-            return "changed bit", "one bit was changed there; with it put right the checksum matches"
         case "cut":
-            return "truncated", f"the line breaks off after {size_bytes} bytes"
+            return "truncated", f"the line ends after {size_bytes} bytes, without a line feed"
         case "zeros":
-            return "changed bytes", f"the line's {size_bytes} bytes hold zeros: a sector of the disk was lost"
-    return "changed bytes", f"the line's {size_bytes} bytes are not what was written: the checksum does not match"
+            return "changed bytes", f"the line's {size_bytes} bytes contain zeros: a sector of the disk was lost"
+    return "changed bytes", f"checksum mismatch: the line's {size_bytes} bytes differ from what was written"
 
 
 def follow(pieces: Sequence[JournalLine]) -> Iterator[PlacedLine]:
-    """The lines that are as they were written and follow each other, from the beginning."""
+    """Yield the intact lines from the start, as long as each follows the one before."""
     seq, digest = 0, "0" * 64
     for piece in pieces:
         if piece.flaw is not None or piece.prev != digest or _stated(piece) != seq + (not piece.is_header):
