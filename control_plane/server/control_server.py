@@ -9,7 +9,6 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
-from typing import Protocol
 from uuid import UUID
 
 from control_plane.api.messages import (
@@ -19,17 +18,17 @@ from control_plane.api.messages import (
     Measurements,
     MetricSummary,
     Offer,
-    Point,
     Progress,
     Receipt,
     Report,
+    Restart,
     Snapshot,
     StepRange,
     Trajectories,
 )
 from control_plane.api.newest import NewestValues
 from control_plane.core.model.commands import Command
-from control_plane.core.model.errors import NotFound, RunEnded, Unavailable
+from control_plane.core.model.errors import NotFound, RunEnded
 from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import (
     CheckpointCommitted,
@@ -48,57 +47,12 @@ from control_plane.core.model.redaction import Redaction
 from control_plane.core.model.state import RunState, evolve
 from control_plane.core.rules import crash_loop, decisions, digests, recovery
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
+from control_plane.core.rules.checkpoint_rules import retired_checkpoints
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint
-from control_plane.server.views import measured, retired_checkpoints, snapshot_of, trajectories_of, view_of
+from control_plane.server.stores import Adopt, JournalWriter, MeasurementStore, adopt_nothing
+from control_plane.server.views import snapshot_of, trajectories_of, view_of
 from control_plane.storage.failpoints import reach
-
-
-class JournalWriter(Protocol):
-    """Interface of the journal; `storage.journal.Journal` in production."""
-
-    @property
-    def term(self) -> int:
-        """This writer's term."""
-        ...
-
-    @property
-    def entries(self) -> Sequence[Entry]:
-        """The entries read when the journal was opened."""
-        ...
-
-    def append(self, records: Sequence[Record], now: str) -> list[Entry]:
-        """Make records durable. Raises `Fenced` or `Unavailable`; then nothing may be confirmed."""
-        ...
-
-
-class MeasurementStore(Protocol):
-    """Interface of the metrics store; `storage.metrics.MetricsStore` in production."""
-
-    def add(self, points: Sequence[Point]) -> None:
-        """Store points."""
-        ...
-
-    def read(self, after: int, limit: int, names: Sequence[str] = ()) -> Measurements:
-        """Return points after a cursor."""
-        ...
-
-    def latest(self) -> dict[str, float]:
-        """Return the newest value of each name."""
-        ...
-
-    def results(self, stretches: Sequence[StepRange], names: Sequence[str]) -> tuple[MetricSummary, ...]:
-        """Return a summary of each metric over each step range."""
-        ...
-
-
-Adopt = Callable[[AdoptCheckpoint, str, frozenset[str]], AdoptedCheckpoint]
-"""Copies a checkpoint of another run for the branch of this name; the set: checkpoints in the journal already."""
-
-
-def adopt_nothing(intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> AdoptedCheckpoint:
-    """Raise `Unavailable`: the adoption of a server without files."""
-    raise Unavailable("this control server has no files to which a checkpoint could be copied")
 
 
 class ControlServer:
@@ -342,7 +296,7 @@ class ControlServer:
         # One write for all digests: a run that digests every step would fsync once for each of them.
         self._commit([new for each in report.digests for new in digests.digest_state(self._state, each)])
         if report.restart is not None:
-            self._commit(decisions.recover_generation(self._state, measured(self._state, report.restart)))
+            self._recover(report.restart)
         if report.checkpoints:
             self._retire_checkpoints()
         if report.points:
@@ -380,6 +334,18 @@ class ControlServer:
                     together[outcome.uuid] = decided[0]
         finally:
             write()
+
+    def _recover(self, restart: Restart) -> None:
+        failures = self._state.failures
+        failed_at_s = datetime.fromisoformat(failures[-1].failed_at).timestamp() if failures else restart.started_at_s
+        recovered = recovery.recovery_record(
+            self._state,
+            step=restart.step,
+            reform_s=restart.started_at_s - failed_at_s,
+            loaded_s=restart.loaded_s,
+            first_step_s=restart.first_step_s,
+        )
+        self._commit(decisions.recover_generation(self._state, recovered))
 
     def _retire_checkpoints(self) -> None:
         """Discard checkpoints outside retention: the decision is durable before the first file is removed."""

@@ -1,14 +1,11 @@
 """Views of a run's state for people: pure functions from `RunState` to messages."""
 
-from datetime import datetime
-
 from control_plane.api.messages import (
     BranchView,
     CommandView,
     Intervention,
     Progress,
     RecoveryView,
-    Restart,
     Restarting,
     Snapshot,
     Trajectories,
@@ -16,13 +13,11 @@ from control_plane.api.messages import (
 )
 from control_plane.core.model.branch_tree import Branch
 from control_plane.core.model.intents import Rollback
-from control_plane.core.model.records import MAIN, UNIVERSAL, CheckpointCommitted, GenerationRecovered
+from control_plane.core.model.records import MAIN
 from control_plane.core.model.state import CommandStatus, GenerationFailure, RunState
 from control_plane.core.model.values import MAX_FIRST
-from control_plane.core.rules.branch_rules import first_uuid, stands_on
+from control_plane.core.rules.branch_rules import first_uuid
 from control_plane.core.rules.crash_loop import ALERT_AFTER, Attempt, failures_without_a_new_step, wait_s
-from control_plane.core.rules.recovery import PHASES
-from control_plane.core.rules.retention import CheckpointFacts, Retention, to_discard
 
 MAX_RECOVERIES_IN_SNAPSHOT = 10
 MAX_COMMANDS_IN_SNAPSHOT = 50
@@ -194,45 +189,3 @@ def _intervention_of(life: CommandStatus, first: bool) -> Intervention:
         before=life.settled.before or {},
         after=life.settled.after or {},
     )
-
-
-def measured(state: RunState, restart: Restart) -> GenerationRecovered:
-    """Return the record of the recovery that `restart` ends. Clocks of two nodes may differ: no phase is negative."""
-    failure = state.failures[-1] if state.failures else None
-    resumed_step = state.generation.step if state.generation else 0
-    lost_at_s = datetime.fromisoformat(failure.failed_at).timestamp() if failure else restart.started_at_s
-    seconds = (
-        failure.record.silent_s if failure else 0.0,
-        max(0.0, restart.started_at_s - lost_at_s),
-        restart.loaded_s,
-        restart.first_step_s,
-    )
-    return GenerationRecovered(
-        generation=state.generation_number,
-        step=restart.step,
-        lost_steps=max(0, failure.record.step - resumed_step) if failure else 0,
-        phases_s={phase: round(value, 3) for phase, value in zip(PHASES, seconds, strict=True)},
-    )
-
-
-def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]]:
-    """Return the checkpoints outside the run's retention, each with the reason. None without a retention."""
-    wanted = state.generation.retention if state.generation else {}
-    if not wanted or state.generation is None:
-        return []
-    # A conversion for another number of ranks belongs to its original.
-    in_use = {state.generation.checkpoint.removesuffix(UNIVERSAL)} if state.generation.checkpoint else set()
-    in_use |= stands_on(state)
-    retention, by_name = Retention.model_validate(wanted), {each.checkpoint: each for each in state.checkpoints}
-    discarded = [gone for branch in state.branches for gone in to_discard(_facts_of(state, branch), retention, in_use)]
-    return [(by_name[name], reason) for name, reason in discarded]
-
-
-def _facts_of(state: RunState, branch: str) -> list[CheckpointFacts]:
-    """Return the retention input of one branch: branches must not push out each other's checkpoints."""
-    return [
-        CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics)
-        for each in state.checkpoints
-        # An abandoned, newer checkpoint must not push out one that the run can be restored from.
-        if each.branch == branch and each.checkpoint not in state.abandoned
-    ]

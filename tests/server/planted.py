@@ -9,8 +9,8 @@ from control_plane.api.messages import Receipt
 from control_plane.core.model.commands import Command
 from control_plane.core.model.records import CheckpointDiscarded, CommandAccepted, Entry, Record
 from control_plane.core.rules import decisions
+from control_plane.core.rules.checkpoint_rules import retired_checkpoints
 from control_plane.server.control_server import ControlServer
-from control_plane.server.views import retired_checkpoints
 from control_plane.storage.failpoints import halves, reach
 from control_plane.storage.journal import segments
 from control_plane.storage.journal.writer import Disk, Journal

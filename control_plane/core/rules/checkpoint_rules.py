@@ -1,12 +1,20 @@
-"""Commands settled by the control server without ranks: pin, delete and adopt a checkpoint; cancel a command."""
+"""Commands settled by the control server without ranks, and the discarding of checkpoints outside retention."""
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotFound
 from control_plane.core.model.intents import AdoptCheckpoint, Cancel, DeleteCheckpoint, PinCheckpoint
-from control_plane.core.model.records import UNIVERSAL, CheckpointDiscarded, CheckpointPinned, CommandSettled, Record
+from control_plane.core.model.records import (
+    UNIVERSAL,
+    CheckpointCommitted,
+    CheckpointDiscarded,
+    CheckpointPinned,
+    CommandSettled,
+    Record,
+)
 from control_plane.core.model.state import RunState
 from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, check_branch_is_free, next_name, stands_on, take_in
+from control_plane.core.rules.retention import CheckpointFacts, Retention, to_discard
 
 
 def cancel_command(state: RunState, command: Command) -> list[Record]:
@@ -91,3 +99,26 @@ def adopt(state: RunState, command: Command, adopted: AdoptedCheckpoint | None) 
         "differing": adopted.differing,
     }
     return [*take_in(adopted), CommandSettled(uuid=command.uuid, status="applied", after=after)]
+
+
+def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]]:
+    """Return the checkpoints outside the run's retention, each with the reason. None without a retention."""
+    wanted = state.generation.retention if state.generation else {}
+    if not wanted or state.generation is None:
+        return []
+    # A conversion for another number of ranks belongs to its original.
+    in_use = {state.generation.checkpoint.removesuffix(UNIVERSAL)} if state.generation.checkpoint else set()
+    in_use |= stands_on(state)
+    retention, by_name = Retention.model_validate(wanted), {each.checkpoint: each for each in state.checkpoints}
+    discarded = [gone for branch in state.branches for gone in to_discard(_facts_of(state, branch), retention, in_use)]
+    return [(by_name[name], reason) for name, reason in discarded]
+
+
+def _facts_of(state: RunState, branch: str) -> list[CheckpointFacts]:
+    """Return the retention input of one branch: branches must not push out each other's checkpoints."""
+    return [
+        CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics)
+        for each in state.checkpoints
+        # An abandoned, newer checkpoint must not push out one that the run can be restored from.
+        if each.branch == branch and each.checkpoint not in state.abandoned
+    ]

@@ -17,7 +17,7 @@ from control_plane.core.model.branch_tree import LineagePart, belongs, candidate
 from control_plane.core.model.commands import Command, Pause, Resume, Stop
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents import Rollback
-from control_plane.core.model.records import MAIN, CheckpointCommitted, CommandSettled
+from control_plane.core.model.records import MAIN, CheckpointCommitted, CommandSettled, GenerationRecovered
 from control_plane.core.model.state import CommandStatus, RunState
 from control_plane.core.rules.branch_rules import ScheduledCommand
 from control_plane.core.rules.trainings import which_training
@@ -180,3 +180,21 @@ def replay_after(
 
 def _is_to_be_repeated(each: Decided) -> bool:
     return each.command.intent.changes_training and each.outcome.status == "applied" and each.outcome.step is not None
+
+
+def recovery_record(
+    state: RunState, *, step: int, reform_s: float, loaded_s: float, first_step_s: float
+) -> GenerationRecovered:
+    """Return the record of the recovery that ended with `step`; the other arguments are its `PHASES` in seconds.
+
+    Clocks of two nodes may differ: no phase is negative.
+    """
+    failure = state.failures[-1] if state.failures else None
+    resumed_step = state.generation.step if state.generation else 0
+    seconds = (failure.record.silent_s if failure else 0.0, max(0.0, reform_s), loaded_s, first_step_s)
+    return GenerationRecovered(
+        generation=state.generation_number,
+        step=step,
+        lost_steps=max(0, failure.record.step - resumed_step) if failure else 0,
+        phases_s={phase: round(value, 3) for phase, value in zip(PHASES, seconds, strict=True)},
+    )

@@ -20,9 +20,9 @@ from control_plane.core.model.records import (
 from control_plane.core.model.state import RunState
 from control_plane.core.rules import decisions
 from control_plane.core.rules.branch_rules import Origin, first_uuid, stands_on
+from control_plane.core.rules.checkpoint_rules import retired_checkpoints
 from control_plane.core.rules.crash_loop import SAME_FAILURES, reason_to_give_up
 from control_plane.core.rules.recovery import resume_point
-from control_plane.server.views import retired_checkpoints
 from tests.core.examples import (
     accepted,
     command,

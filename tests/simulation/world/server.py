@@ -21,9 +21,9 @@ from control_plane.core.model.records import (
 from control_plane.core.model.state import RunState, evolve, fold
 from control_plane.core.rules import crash_loop, decisions, recovery
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
+from control_plane.core.rules.checkpoint_rules import retired_checkpoints
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint
-from control_plane.server.views import retired_checkpoints
 from tests.simulation.world.faults import Faults
 
 CREATED = RunCreated(run="sim", name="simulated", author="ann", config_sha256="c0ffee")
