@@ -134,7 +134,7 @@ def _settled(rank: Rank, entries: Sequence[Entry], verdict: Findings) -> None:
 def removed_undecided(root: Path, entries: Sequence[Entry]) -> list[str]:
     """Return the checkpoints that the journal offers for a restore, but that have no manifest any more."""
     try:
-        offered = fold(list(entries)).checkpoints
+        offered = fold(list(entries)).checkpoints.existing
     except (KeyError, ValueError):  # contradicting records, which are reported by their uuids
         return []
     return [each.checkpoint for each in offered if not (root / each.path / MANIFEST).exists()]

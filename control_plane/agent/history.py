@@ -157,9 +157,9 @@ class SteeringHistory:
             return {}
         name: str | None = state.generation.branch
         step, reach = state.generation.step, dict[str, int]()
-        while name is not None and name in state.branches and name not in reach:
+        while name is not None and name in state.tree.branches and name not in reach:
             reach[name] = step
-            step, name = min(step, state.branches[name].step), state.branches[name].parent
+            step, name = min(step, state.tree.branches[name].step), state.tree.branches[name].parent
         return reach
 
 

@@ -32,7 +32,7 @@ class NewestValues:
     def __init__(self, metrics: MetricsReader, state: RunState) -> None:
         """Start from the values in the store."""
         self._metrics = metrics
-        self.values = {} if state.switching else newest_on(metrics, state.head)
+        self.values = {} if state.switching else newest_on(metrics, state.tree.head)
 
     def follow(self, entries: Sequence[Entry]) -> None:
         """Reset the values where a branch or a generation begins."""

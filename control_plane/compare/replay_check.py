@@ -92,7 +92,7 @@ def judge(replay: RunFiles, run: RunFiles) -> ReplayVerdict:
         notes += ("losses were not compared: an earlier release did not record to which training each belongs",)
     if differing:
         notes += _inexact(ours, theirs)
-        order = list(fold(theirs).branches)
+        order = list(fold(theirs).tree.branches)
         first = min(differing, key=lambda each: (each.training, order.index(each.branch), each.step, not each.ranks))
         return ReplayVerdict(verdict="divergent", digests=digests, losses=len(shared), first=first, notes=notes)
     verdict: Literal["identical", "incomparable"] = "identical" if digests or shared else "incomparable"
@@ -101,9 +101,7 @@ def judge(replay: RunFiles, run: RunFiles) -> ReplayVerdict:
 
 def _streams(entries: Sequence[Entry]) -> dict[Line, list[StateDigested]]:
     state = fold(list(entries))
-    line_of = {
-        each: (state.training_of_generation[each], branch) for each, branch in state.branch_of_generation.items()
-    }
+    line_of = {each: (state.training_of_generation[each], branch) for each, branch in state.tree.of_generation.items()}
     streams: dict[Line, list[StateDigested]] = {line: [] for line in line_of.values()}
     for entry in entries:
         if isinstance(entry.record, StateDigested):
@@ -156,7 +154,8 @@ def _inexact(ours: Sequence[Entry], theirs: Sequence[Entry]) -> tuple[str, ...]:
 def _notes(ours: Sequence[Entry], theirs: Sequence[Entry], found: Mapping[Line, DigestComparison]) -> tuple[str, ...]:
     mine, other = fold(list(ours)), fold(list(theirs))
     trained = {branch for _, branch in found}
-    notes = [f"branch {branch} was never trained by the replay" for branch in other.branches if branch not in trained]
+    untrained = (branch for branch in other.tree.branches if branch not in trained)
+    notes = [f"branch {branch} was never trained by the replay" for branch in untrained]
     if mine.generation and other.generation and mine.generation.world_size != other.generation.world_size:
         notes.append(f"{mine.generation.world_size} ranks replayed a run of {other.generation.world_size} ranks")
     for (_, branch), each in found.items():

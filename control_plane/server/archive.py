@@ -101,7 +101,7 @@ class ArchivedRun:
     async def snapshot(self) -> Snapshot:
         """Return the run as its journal has it."""
         state = await self._load()
-        latest = await asyncio.to_thread(self._latest, state.head)
+        latest = await asyncio.to_thread(self._latest, state.tree.head)
         recorded = snapshot_of(state, latest, progress=None, progress_age_s=None)
         snapshot = recorded.model_copy(update={"run": self._files.run})
         if snapshot.closed:

@@ -106,7 +106,7 @@ class ControlServer:
     @property
     def discarded(self) -> frozenset[str]:
         """Discarded checkpoints, whether or not all of their files are removed."""
-        return frozenset(self._state.discarded)
+        return frozenset(self._state.checkpoints.discarded)
 
     def _commit(self, records: list[Record]) -> None:
         """Append records: durable first, then visible. Raises `Fenced` or `Unavailable` with nothing changed."""
@@ -171,14 +171,14 @@ class ControlServer:
             branch = decisions.to_be_adopted(self._state, command)
             if branch is None:
                 return self._take(command)
-            known = frozenset(self._state.committed_seq)
+            known = frozenset(self._state.checkpoints.committed_seq)
             return self._take(command, await asyncio.to_thread(self._adopt, intent, branch, known))
 
     def _take(self, command: Command, adopted: AdoptedCheckpoint | None = None) -> Receipt:
         ago_s = {knob: self._clock() - moment for knob, moment in self._turned_at.items()}
         records = decisions.accept(self._state, command, ago_s, adopted)
         deleted = {record.checkpoint for record in records if isinstance(record, CheckpointDiscarded)}
-        gone = [each for each in self._state.checkpoints if each.checkpoint in deleted]
+        gone = [each for each in self._state.checkpoints.existing if each.checkpoint in deleted]
         self._commit(records)
         for each in gone:
             reach("server.delete", "before_removal")
@@ -301,7 +301,7 @@ class ControlServer:
             self._retire_checkpoints()
         if report.points:
             at, state = report.generation, self._state
-            of = {"branch": state.branch_of_generation[at], "training": state.training_of_generation[at]}
+            of = {"branch": state.tree.of_generation[at], "training": state.training_of_generation[at]}
             self._metrics.add([point.model_copy(update=of) for point in report.points])
             self._newest.note(report.points)
         if report.progress is not None:

@@ -62,25 +62,27 @@ def snapshot_of(
         term=state.term,
         generation=state.generation_number,
         created_at=state.created_at,
-        step=state.reached.get(state.head, 0) if leaves else max(state.step, progress.step if progress else 0),
+        step=state.tree.reached.get(state.tree.head, 0)
+        if leaves
+        else max(state.step, progress.step if progress else 0),
         total_steps=generation.total_steps if generation else 0,
         phase="ended" if ended else (progress.phase if progress else None),
         steps_per_s=progress.steps_per_s if progress and at_work else None,
         progress_age_s=progress_age_s,
         ranks=generation.ranks if generation is not None and at_work else (),
-        knobs=state.knobs_of.get(state.head, {}) if leaves else state.knobs,
+        knobs=state.tree.knobs_of.get(state.tree.head, {}) if leaves else state.knobs,
         knob_facts=facts.get("knobs", {}),
         limits=state.limits,
         facts={name: value for name, value in facts.items() if name != "knobs"},
         latest=latest,
         commands=tuple(view_of(life) for life in lives),
-        checkpoints=tuple(state.checkpoints),
+        checkpoints=tuple(state.checkpoints.existing),
         recoveries=tuple(_recovery_of(state, failure) for failure in state.failures[-MAX_RECOVERIES_IN_SNAPSHOT:]),
         reason=ended.reason if ended else None,
         restarting=_restarting(state, failed_s_ago),
         attempts=_attempts(state),
-        branch=state.head,
-        branches=tuple(_branch_of(state, branch, progress) for branch in state.branches.values()),
+        branch=state.tree.head,
+        branches=tuple(_branch_of(state, branch, progress) for branch in state.tree.branches.values()),
         parent=state.parent,
     )
 
@@ -107,8 +109,7 @@ def _attempts(state: RunState) -> tuple[Attempt, ...]:
 
 
 def _branch_of(state: RunState, branch: Branch, progress: Progress | None) -> BranchView:
-    usable = [each for each in state.checkpoints if each.checkpoint not in state.abandoned]
-    own = [each for each in usable if each.branch == branch.name]
+    own = [each for each in state.checkpoints.usable() if each.branch == branch.name]
     rollback = state.commands.get(branch.rollback) if branch.rollback else None
     lives = [life for life in state.commands.values() if life.status == "applied" and life.branch == branch.name]
     trained = state.generation is not None and state.generation.branch == branch.name
@@ -117,11 +118,13 @@ def _branch_of(state: RunState, branch: Branch, progress: Progress | None) -> Br
         parent=branch.parent,
         checkpoint=branch.checkpoint,
         step=branch.step,
-        reached_step=max(state.reached.get(branch.name, branch.step), progress.step if progress and trained else 0),
+        reached_step=max(
+            state.tree.reached.get(branch.name, branch.step), progress.step if progress and trained else 0
+        ),
         commands=len(lives),
         first=_first_of(rollback) if rollback else (),
         newest_checkpoint=max(own, key=lambda each: each.step).checkpoint if own else None,
-        head=branch.name == state.head,
+        head=branch.name == state.tree.head,
         origin=branch.origin or (state.parent if branch.name == MAIN and _is_fork(state) else None),
     )
 
@@ -148,7 +151,7 @@ def _recovery_of(state: RunState, failure: GenerationFailure) -> RecoveryView:
         world_size=restarted.world_size if restarted else None,
         lost_steps=recovered.lost_steps if recovered else None,
         phases_s=recovered.phases_s if recovered else {},
-        branch=state.branch_of_generation.get(failure.record.generation, MAIN),
+        branch=state.tree.of_generation.get(failure.record.generation, MAIN),
     )
 
 
@@ -157,11 +160,11 @@ def trajectories_of(state: RunState, progress: Progress | None) -> Trajectories:
     return Trajectories(
         run=state.run,
         status=state.status,
-        head=state.head,
+        head=state.tree.head,
         total_steps=state.generation.total_steps if state.generation else 0,
         parent=state.parent,
-        branches=tuple(_trajectory_of(state, branch, progress) for branch in state.branches.values()),
-        checkpoints=tuple(each for each in state.checkpoints if each.checkpoint not in state.abandoned),
+        branches=tuple(_trajectory_of(state, branch, progress) for branch in state.tree.branches.values()),
+        checkpoints=tuple(state.checkpoints.usable()),
     )
 
 
@@ -172,7 +175,7 @@ def _trajectory_of(state: RunState, branch: Branch, progress: Progress | None) -
     in_order = sorted(applied, key=lambda life: life.settled_seq or 0)
     return Trajectory(
         branch=_branch_of(state, branch, progress),
-        knobs=state.knobs_of.get(branch.name, {}),
+        knobs=state.tree.knobs_of.get(branch.name, {}),
         interventions=tuple(_intervention_of(life, life.command.uuid in firsts) for life in in_order),
     )
 

@@ -122,13 +122,15 @@ def replay(where: Settings, run: str, until_step: int | None = None, given_trust
     """
     source, state, config = _read(where, run, given_trust)
     entries = writer.read(source.journal)
-    reached = max(state.reached.values(), default=0)
+    reached = max(state.tree.reached.values(), default=0)
     if until_step is not None and not 0 < until_step <= reached:
         raise Invalid(f"run {run} cannot be replayed until step {until_step}: it has made the steps 1 to {reached}")
     scheduled = recorded(entries, until_step)
     # The only checkpoints that matter are those that the run rolled back to, and these are scheduled.
     config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 0})})
-    parentage = Parent(kind="replay", run=run, branch=state.head, step=until_step or state.reached.get(state.head, 0))
+    parentage = Parent(
+        kind="replay", run=run, branch=state.tree.head, step=until_step or state.tree.reached.get(state.tree.head, 0)
+    )
     with _new_run(config, where, source) as files:
         base = state.parent.checkpoint if state.parent is not None and state.parent.kind == "fork" else None
         inherited = transfer_checkpoint(source, _recorded(state, base), files) if base is not None else None
@@ -140,20 +142,20 @@ def replay(where: Settings, run: str, until_step: int | None = None, given_trust
 
 def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[AdoptedCheckpoint, ...]:
     """Copy the checkpoints that `source` has adopted from other runs to `files`. Raises like `transfer_checkpoint`."""
-    origins = {branch.name: branch.origin for branch in state.branches.values() if branch.origin is not None}
+    origins = {branch.name: branch.origin for branch in state.tree.branches.values() if branch.origin is not None}
     return tuple(
         AdoptedCheckpoint(
             origin=origins[saved.branch], checkpoint=transfer_checkpoint(source, saved, files, saved.branch)
         )
-        for saved in state.checkpoints
+        for saved in state.checkpoints.existing
         if saved.generation == 0 and saved.branch in origins
     )
 
 
 def _recorded(state: RunState, checkpoint: str) -> CheckpointCommitted:
-    committed = next((saved for saved in state.checkpoints if saved.checkpoint == checkpoint), None)
+    committed = next((saved for saved in state.checkpoints.existing if saved.checkpoint == checkpoint), None)
     if committed is None:
-        listed = ", ".join(saved.checkpoint for saved in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
+        listed = ", ".join(saved.checkpoint for saved in state.checkpoints.existing[-MAX_NAMES_TOLD:]) or "none"
         raise NotFound(f"run {state.run} has no checkpoint {checkpoint!r}; the newest are {listed}")
     return committed
 

@@ -347,7 +347,11 @@ class Stage:
         state = self.server.state
         waiting = self._names(state.pending_commands())
         stands = f"{state.status} at step {state.step}, term {state.term}, generation {state.generation_number}"
-        return [stands, f"knobs {compact(state.knobs)}", f"pending {waiting}, checkpoints {len(state.checkpoints)}"]
+        return [
+            stands,
+            f"knobs {compact(state.knobs)}",
+            f"pending {waiting}, checkpoints {len(state.checkpoints.existing)}",
+        ]
 
     def _fleet(self) -> Fleet:
         assert self.fleet is not None, "the scene needs a `start` first"

@@ -76,14 +76,16 @@ def test_random_rollbacks_reach_every_way_of_a_branch() -> None:
     assert any(intent.checkpoint is None for intent, _ in applied)
     assert any(intent.first for intent, _ in applied)
     assert {outcome.generation is None for _, outcome in applied} == {True, False}
-    parents = [branch.parent for world in worlds if world.server for branch in world.server.state.branches.values()]
+    parents = [
+        branch.parent for world in worlds if world.server for branch in world.server.state.tree.branches.values()
+    ]
     assert any(parent not in (None, "main") for parent in parents)
     assert any(world.books.discarded for world in worlds)
     adopted = [
         branch.name
         for world in worlds
         if world.server
-        for branch in world.server.state.branches.values()
+        for branch in world.server.state.tree.branches.values()
         if branch.origin and any(start.branch == branch.name for start in starts(world))
     ]
     assert len(adopted) > 3, "some are trained"

@@ -127,7 +127,7 @@ class FakeCluster:
 
     def _adopt(self, intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> AdoptedCheckpoint:
         """The newest checkpoint of another run; of nothing here there are files."""
-        found = self.runs.servers[intent.run]._state.checkpoints[-1]
+        found = self.runs.servers[intent.run]._state.checkpoints.existing[-1]
         name = f"{found.checkpoint}-of-{intent.run}"
         given = {"checkpoint": name, "branch": branch, "generation": 0, "pinned": True}
         return AdoptedCheckpoint(

@@ -11,11 +11,10 @@ history begins with its checkpoint.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import dataclass, field
 from uuid import UUID
 
-from control_plane.core.model.records import MAIN, CheckpointCommitted, Parent
+from control_plane.core.model.records import MAIN, CheckpointCommitted, Parent, Readback
 
 NEVER = 2**63
 """Later than every record."""
@@ -38,33 +37,44 @@ class Branch:
     origin: Parent | None = None
 
 
-class Tree(Protocol):
-    """Branches and checkpoints of one run, as `RunState` holds them."""
+@dataclass(slots=True)
+class BranchState:
+    """Branches of one run, as its journal has them. Only `state.evolve` changes it."""
 
-    @property
-    def branches(self) -> Mapping[str, Branch]:
-        """Every branch by name."""
-        ...
+    branches: dict[str, Branch] = field(default_factory=lambda: {MAIN: Branch()})
+    # The current branch: trained now, or by the next trainers.
+    head: str = MAIN
+    # When the run was last taken to another branch; pauses and stops before that have no effect any more.
+    branched_seq: int = 0
+    of_generation: dict[int, str] = field(default_factory=dict)
+    # The highest step in the journal of each branch.
+    reached: dict[str, int] = field(default_factory=dict)
+    # The last known knobs of each branch; the head's are `RunState.knobs`.
+    knobs_of: dict[str, Readback] = field(default_factory=dict)
+    # Generation starts by (branch, training): pairs of the record's seq and the first step.
+    begun: dict[tuple[str, int], list[tuple[int, int]]] = field(default_factory=dict)
 
-    @property
-    def checkpoints(self) -> Sequence[CheckpointCommitted]:
-        """The existing checkpoints, in order of commit."""
-        ...
 
-    @property
-    def committed_seq(self) -> Mapping[str, int]:
-        """Seq of the record that committed each checkpoint."""
-        ...
+@dataclass(slots=True)
+class CheckpointState:
+    """Checkpoints of one run, as its journal has them. Only `state.evolve` changes it."""
 
-    @property
-    def abandoned(self) -> Mapping[str, int]:
-        """Checkpoints beyond a later start of their own branch, each with the seq of that start."""
-        ...
+    # In the order of their commits, without the discarded ones.
+    existing: list[CheckpointCommitted] = field(default_factory=list)
+    discarded: set[str] = field(default_factory=set)
+    # Seq of the record that committed each checkpoint, of the discarded ones too.
+    committed_seq: dict[str, int] = field(default_factory=dict)
+    # Checkpoints beyond a later start of their own branch, with the seq of that start: the branch was restarted from
+    # before them, and its history diverged.
+    abandoned: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def begun(self) -> Mapping[tuple[str, int], Sequence[tuple[int, int]]]:
-        """Generation starts by (branch, training): pairs of the record's seq and the first step."""
-        ...
+    def find(self, name: str | None) -> CheckpointCommitted | None:
+        """Return the existing checkpoint of this name, or None."""
+        return next((checkpoint for checkpoint in self.existing if checkpoint.checkpoint == name), None)
+
+    def usable(self) -> list[CheckpointCommitted]:
+        """Return the existing checkpoints that are not abandoned."""
+        return [checkpoint for checkpoint in self.existing if checkpoint.checkpoint not in self.abandoned]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,22 +112,22 @@ def to_the_root(branches: Mapping[str, Branch], name: str) -> Iterator[Branch]:
         branch = branches[branch.parent] if branch.parent is not None else None
 
 
-def lineage(tree: Tree, head: str, training: int = 1) -> Iterator[LineagePart]:
+def lineage(tree: BranchState, checkpoints: CheckpointState, head: str, training: int = 1) -> Iterator[LineagePart]:
     """Yield the branch and its ancestors, each as far as it belongs to the history of this training."""
     cuts: tuple[ForkPoint, ...] = ()
     for branch in to_the_root(tree.branches, head):
         yield LineagePart(branch.name, cuts)
-        cuts = (_cut(tree, branch, cuts[0].seq if cuts else NEVER, training), *cuts)
+        cuts = (_cut(tree, checkpoints, branch, cuts[0].seq if cuts else NEVER, training), *cuts)
 
 
-def _cut(tree: Tree, branch: Branch, until_seq: int, training: int) -> ForkPoint:
-    name = branch.checkpoint or ""
-    decided_here = next((each.decided_here for each in tree.checkpoints if each.checkpoint == name), ())
+def _cut(tree: BranchState, checkpoints: CheckpointState, branch: Branch, until_seq: int, training: int) -> ForkPoint:
+    base = checkpoints.find(branch.checkpoint)
     starts = (step for seq, step in tree.begun.get((branch.name, training), ()) if seq < until_seq)
-    seq = tree.committed_seq.get(name, branch.began_seq)
+    seq = checkpoints.committed_seq.get(branch.checkpoint or "", branch.began_seq)
     # Trainings are consecutive: those before the checkpoint's were complete then, those after it had not begun.
     step = branch.step if training == branch.training else NEVER if training < branch.training else -1
-    return ForkPoint(name, step, seq, decided_here, trained_from=min(starts, default=step))
+    decided_here = base.decided_here if base is not None else ()
+    return ForkPoint(branch.checkpoint or "", step, seq, decided_here, trained_from=min(starts, default=step))
 
 
 def belongs(line: Sequence[LineagePart], branch: str, step: int, settled_seq: int, command: UUID) -> bool:
@@ -128,36 +138,39 @@ def belongs(line: Sequence[LineagePart], branch: str, step: int, settled_seq: in
     return False
 
 
-def candidates(tree: Tree, head: str, training: int | None = None) -> list[CheckpointCommitted]:
+def candidates(
+    tree: BranchState, checkpoints: CheckpointState, head: str, training: int | None = None
+) -> list[CheckpointCommitted]:
     """Return the checkpoints that `head` can be restored from, the best first: its own, then its ancestors'.
 
     Args:
         training: which training of the script; None for all of them, the last one's first.
     """
-    wanted = sorted({each.training for each in tree.checkpoints})[::-1] if training is None else [training]
-    found: list[CheckpointCommitted] = []
+    existing = checkpoints.existing
+    wanted = sorted({checkpoint.training for checkpoint in existing})[::-1] if training is None else [training]
+    best_first: list[CheckpointCommitted] = []
     for one in wanted:
-        of_it = [each for each in tree.checkpoints if each.training == one]
-        for stretch in lineage(tree, head, one):
-            own = [each for each in of_it if each.branch == stretch.branch and _leads_on(tree, stretch, each)]
-            found += sorted(own, key=lambda each: each.step)[::-1]
-    return found
+        for part in lineage(tree, checkpoints, head, one):
+            own = (other for other in existing if (other.training, other.branch) == (one, part.branch))
+            usable = [checkpoint for checkpoint in own if _leads_on(checkpoints, part, checkpoint)]
+            best_first += sorted(usable, key=lambda checkpoint: checkpoint.step)[::-1]
+    return best_first
 
 
-def _leads_on(tree: Tree, stretch: LineagePart, checkpoint: CheckpointCommitted) -> bool:
+def _leads_on(checkpoints: CheckpointState, part: LineagePart, checkpoint: CheckpointCommitted) -> bool:
     """Return whether the branch can be restored from this checkpoint.
 
     True if everything later in this history happened at its step or after, and it contains nothing else.
     """
-    left_seq = tree.abandoned.get(checkpoint.checkpoint, NEVER)
-    if not stretch.cuts:
+    left_seq = checkpoints.abandoned.get(checkpoint.checkpoint, NEVER)
+    if not part.cuts:
         return left_seq == NEVER
-    nearest, *others = stretch.cuts
-    if checkpoint.step > min([cut.trained_from for cut in stretch.cuts] + [cut.step for cut in others]):
+    nearest, *others = part.cuts
+    if checkpoint.step > min([cut.trained_from for cut in part.cuts] + [cut.step for cut in others]):
         return False
     if checkpoint.checkpoint == nearest.checkpoint:
         return True
-    before = tree.committed_seq.get(checkpoint.checkpoint, NEVER) < nearest.seq < left_seq
+    before = checkpoints.committed_seq.get(checkpoint.checkpoint, NEVER) < nearest.seq < left_seq
     return before and checkpoint.step < nearest.step
 
 

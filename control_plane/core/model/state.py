@@ -8,7 +8,7 @@ replaying a journal, in a console or inside a simulation.
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from control_plane.core.model.branch_tree import Branch
+from control_plane.core.model.branch_tree import Branch, BranchState, CheckpointState
 from control_plane.core.model.commands import Command
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import (
@@ -98,16 +98,8 @@ class RunState:
     commands: dict[UUID, CommandStatus] = field(default_factory=dict)
     # Invariant: pending holds exactly the uuids of `commands` that are not settled, in the order of acceptance.
     pending: dict[UUID, None] = field(default_factory=dict)
-    # In the order of their commits, without those that were discarded.
-    checkpoints: list[CheckpointCommitted] = field(default_factory=list)
-    discarded: set[str] = field(default_factory=set)
-    # The record of each checkpoint, of the discarded ones too.
-    committed_seq: dict[str, int] = field(default_factory=dict)
-    # Checkpoints beyond a later start of their own branch, with the seq of that start: the branch was restarted from
-    # before them, and its history diverged.
-    abandoned: dict[str, int] = field(default_factory=dict)
-    # Of each branch and training the starts of its trainers: the record, and the step at which they began.
-    begun: dict[tuple[str, int], list[tuple[int, int]]] = field(default_factory=dict)
+    checkpoints: CheckpointState = field(default_factory=CheckpointState)
+    tree: BranchState = field(default_factory=BranchState)
     failures: list[GenerationFailure] = field(default_factory=list)
     # Of the current generation, by step, so that recording is idempotent.
     digested: dict[int, StateDigested] = field(default_factory=dict)
@@ -125,29 +117,19 @@ class RunState:
     course_seq: int = 0
     course: str = "its beginning"
     parent: Parent | None = None
-    branches: dict[str, Branch] = field(default_factory=lambda: {MAIN: Branch()})
-    # The current branch: trained now, or by the next trainers.
-    head: str = MAIN
-    branch_of_generation: dict[int, str] = field(default_factory=dict)
     # The training of the script, see `trainings`, of each generation.
     training_of_generation: dict[int, int] = field(default_factory=dict)
     # Fingerprints of model and data of the trainings that have begun, by number.
     trainings: dict[int, str] = field(default_factory=dict)
     # Trainings that finished, with the branch.
     finished_trainings: set[tuple[str, int]] = field(default_factory=set)
-    # The highest step in the journal of each branch.
-    reached: dict[str, int] = field(default_factory=dict)
-    # The last known knobs of each branch; the head's are `knobs`.
-    knobs_of: dict[str, Readback] = field(default_factory=dict)
-    # When the run was last taken to another branch; pauses and stops before that have no effect any more.
-    branched_seq: int = 0
     # Commands scheduled for a known step, before any other.
     scheduled: dict[UUID, int] = field(default_factory=dict)
 
     @property
     def switching(self) -> bool:
         """True if the run is being taken to another branch."""
-        return self.branched_seq > self.started_seq
+        return self.tree.branched_seq > self.started_seq
 
     @property
     def has_failed(self) -> bool:
@@ -211,7 +193,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case CommandAccepted():
             uuid = record.command.uuid
             training = state.generation.training if state.generation else 1
-            life = CommandStatus(record.command, entry.seq, entry.time, branch=state.head, training=training)
+            life = CommandStatus(record.command, entry.seq, entry.time, branch=state.tree.head, training=training)
             state.commands[uuid] = life
             state.pending[uuid] = None
             if record.command.intent.changes_course:
@@ -225,7 +207,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case BranchStarted() | BranchResumed():
             _take_branch(state, entry, record)
         case BranchAdopted():
-            state.branches[record.branch] = Branch(
+            state.tree.branches[record.branch] = Branch(
                 record.branch, step=record.origin.step, began_seq=entry.seq, origin=record.origin
             )
             _reach(state, record.origin.step, record.branch)
@@ -234,16 +216,18 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             life.repeated = record
             _take_effect(state, entry, life.command, record)
         case CheckpointCommitted():
-            state.checkpoints.append(record)
-            state.committed_seq[record.checkpoint] = entry.seq
+            state.checkpoints.existing.append(record)
+            state.checkpoints.committed_seq[record.checkpoint] = entry.seq
             _reach(state, record.step, record.branch)
         case CheckpointDiscarded():
-            state.checkpoints = [each for each in state.checkpoints if each.checkpoint != record.checkpoint]
-            state.discarded.add(record.checkpoint)
+            state.checkpoints.existing = [
+                each for each in state.checkpoints.existing if each.checkpoint != record.checkpoint
+            ]
+            state.checkpoints.discarded.add(record.checkpoint)
         case CheckpointPinned():
-            state.checkpoints = [
+            state.checkpoints.existing = [
                 each.model_copy(update={"pinned": record.pinned}) if each.checkpoint == record.checkpoint else each
-                for each in state.checkpoints
+                for each in state.checkpoints.existing
             ]
         case CheckpointFailed():
             pass  # for people: what was never committed was never there
@@ -253,7 +237,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             state.reached_step = max(state.reached_step, record.step)
         case GenerationLost():
             _lose(state, entry, record)
-            _reach(state, record.step, state.branch_of_generation.get(record.generation, state.head))
+            _reach(state, record.step, state.tree.of_generation.get(record.generation, state.tree.head))
         case GenerationRecovered():
             state.failures[-1] = replace(state.failures[-1], recovered=record)
         case GenerationEnded():
@@ -267,18 +251,18 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
 
 def _reach(state: RunState, step: int, branch: str) -> None:
     state.reached_step = max(state.reached_step, step)
-    state.reached[branch] = max(state.reached.get(branch, 0), step)
+    state.tree.reached[branch] = max(state.tree.reached.get(branch, 0), step)
 
 
 def _take_branch(state: RunState, entry: Entry, record: BranchStarted | BranchResumed) -> None:
     if isinstance(record, BranchStarted):
-        base = next((each for each in state.checkpoints if each.checkpoint == record.checkpoint), None)
+        base = state.checkpoints.find(record.checkpoint)
         training = base.training if base is not None else 1
-        state.branches[record.branch] = Branch(
+        state.tree.branches[record.branch] = Branch(
             record.branch, record.parent, record.checkpoint, record.step, training, entry.seq, record.rollback
         )
         _reach(state, record.step, record.branch)
-    state.head, state.branched_seq = record.branch, entry.seq
+    state.tree.head, state.tree.branched_seq = record.branch, entry.seq
     # A branch starts unpaused and without failures, whatever the state of the one before.
     state.paused = state.stopping = False
     state.failures_before_resume = len(state.failures)
@@ -291,16 +275,18 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     state.started_seq = entry.seq
     state.digested = {}
     state.course_seq, state.course = entry.seq, f"the trainers began at step {record.step}"
-    own = [each for each in state.checkpoints if (each.branch, each.training) == (record.branch, record.training)]
+    own = [
+        each for each in state.checkpoints.existing if (each.branch, each.training) == (record.branch, record.training)
+    ]
     left = {each.checkpoint: entry.seq for each in own if each.step > record.step}
-    state.abandoned = left | state.abandoned
-    state.begun.setdefault((record.branch, record.training), []).append((entry.seq, record.step))
-    state.branch_of_generation[record.generation] = record.branch
+    state.checkpoints.abandoned = left | state.checkpoints.abandoned
+    state.tree.begun.setdefault((record.branch, record.training), []).append((entry.seq, record.step))
+    state.tree.of_generation[record.generation] = record.branch
     state.training_of_generation[record.generation] = record.training
     state.trainings[record.training] = record.training_sha256
     _reach(state, record.step, record.branch)
     state.starts[record.uuid] = record.generation
-    state.knobs = state.knobs_of[record.branch] = dict(record.knobs)
+    state.knobs = state.tree.knobs_of[record.branch] = dict(record.knobs)
     if state.has_failed:
         state.failures[-1] = replace(state.failures[-1], restarted=record)
 
@@ -320,7 +306,7 @@ def _lose(state: RunState, entry: Entry, record: GenerationLost) -> None:
 
 def _end_generation(state: RunState, record: GenerationEnded) -> None:
     state.ended, state.step = record, record.step
-    branch = state.branch_of_generation.get(record.generation, state.head)
+    branch = state.tree.of_generation.get(record.generation, state.tree.head)
     _reach(state, record.step, branch)
     if record.ending == "finished":
         state.finished_trainings.add((branch, state.training_of_generation.get(record.generation, 1)))
@@ -331,7 +317,7 @@ def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:
     life.settled, life.settled_seq, life.settled_at = record, entry.seq, entry.time
     del state.pending[record.uuid]
     state.scheduled.pop(record.uuid, None)
-    life.branch = state.branch_of_generation.get(record.generation or 0, state.head)
+    life.branch = state.tree.of_generation.get(record.generation or 0, state.tree.head)
     life.training = state.training_of_generation.get(record.generation or 0, life.training)
     _take_effect(state, entry, life.command, record)
 
@@ -339,7 +325,7 @@ def _settle(state: RunState, entry: Entry, record: CommandSettled) -> None:
 def _take_effect(state: RunState, entry: Entry, command: Command, outcome: CommandSettled | CommandRepeated) -> None:
     if outcome.status != "applied":
         return
-    _reach(state, outcome.step or 0, state.branch_of_generation.get(outcome.generation or 0, state.head))
+    _reach(state, outcome.step or 0, state.tree.of_generation.get(outcome.generation or 0, state.tree.head))
     if state.switching and outcome.generation is not None:
         return  # a late report, of a branch that the run has left
     state.step = max(state.step, outcome.step or 0)

@@ -111,20 +111,20 @@ def check_rollback(state: RunState, intent: Rollback) -> None:
     """Raise `NotFound` for an unknown checkpoint or branch, `Conflict` if the run cannot be taken there."""
     pending = [state.commands[uuid].command.intent for uuid in state.pending]
     if intent.checkpoint is None:
-        if intent.branch not in state.branches:
+        if intent.branch not in state.tree.branches:
             # A branch that a pending rollback is to create does not count: that rollback may still be rejected.
-            raise NotFound(f"run {state.run} has no branch {intent.branch!r}; it has {', '.join(state.branches)}")
-        if intent.branch == state.head and not any(isinstance(each, Rollback) for each in pending):
+            raise NotFound(f"run {state.run} has no branch {intent.branch!r}; it has {', '.join(state.tree.branches)}")
+        if intent.branch == state.tree.head and not any(isinstance(each, Rollback) for each in pending):
             raise Conflict(f"run {state.run} is on branch {intent.branch} already")
         return
     check_branch_is_free(state, intent.branch)
-    names = [each.checkpoint for each in state.checkpoints]
+    names = [each.checkpoint for each in state.checkpoints.existing]
     # During a replay the rollbacks are known before their checkpoints exist; those are not checked here.
     if intent.checkpoint not in names:
         listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
-        gone = "; it was discarded" if intent.checkpoint in state.discarded else ""
+        gone = "; it was discarded" if intent.checkpoint in state.checkpoints.discarded else ""
         raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}{gone}; the newest are {listed}")
-    if intent.checkpoint in state.abandoned:
+    if intent.checkpoint in state.checkpoints.abandoned:
         raise Conflict(
             f"checkpoint {intent.checkpoint} is abandoned: its branch was restarted from an earlier step; choose "
             "another checkpoint"
@@ -139,12 +139,12 @@ def names_to_come(state: RunState) -> list[str]:
 
 def next_name(state: RunState) -> str:
     """Return a default branch name that no existing or pending branch has."""
-    return free_name([*state.branches, *names_to_come(state)])
+    return free_name([*state.tree.branches, *names_to_come(state)])
 
 
 def check_branch_is_free(state: RunState, name: str | None) -> None:
     """Raise `Conflict` if an existing or pending branch has this name."""
-    if name in [*state.branches, *names_to_come(state)]:
+    if name in [*state.tree.branches, *names_to_come(state)]:
         raise Conflict(f"run {state.run} has a branch {name!r} already; choose another name")
 
 
@@ -157,7 +157,7 @@ def settle_rollback(state: RunState, command: Command) -> list[Record]:
     has_trainers = state.generation is not None and state.ended is None and state.listens
     if has_trainers or command.not_before_step is not None or command.not_after_step is not None:
         return []
-    found = next((each for each in state.checkpoints if each.checkpoint == command.intent.checkpoint), None)
+    found = state.checkpoints.find(command.intent.checkpoint)
     after = {"branch": command.intent.branch} if found is None else reading(found.checkpoint, found.step, found.branch)
     outcome = CommandSettled(uuid=command.uuid, status="applied", step=state.step, after=after)
     return [outcome, *branch_off(state, command, outcome)]
@@ -174,14 +174,14 @@ def branch_off(state: RunState, command: Command, outcome: CommandSettled) -> li
     if not isinstance(intent, Rollback) or outcome.status != "applied":
         return []
     if intent.checkpoint is None:
-        there_is = intent.branch is not None and intent.branch in state.branches
-        return [BranchResumed(branch=str(intent.branch) if there_is else state.head, rollback=command.uuid)]
+        there_is = intent.branch is not None and intent.branch in state.tree.branches
+        return [BranchResumed(branch=str(intent.branch) if there_is else state.tree.head, rollback=command.uuid)]
     found = outcome.after or {}
     step, parent = int(found["step"]), str(found["from_branch"])
-    is_free = intent.branch is not None and intent.branch not in state.branches
+    is_free = intent.branch is not None and intent.branch not in state.tree.branches
     name = str(intent.branch) if is_free else next_name(state)
     started = BranchStarted(branch=name, parent=parent, checkpoint=intent.checkpoint, step=step, rollback=command.uuid)
-    base = next((each for each in state.checkpoints if each.checkpoint == intent.checkpoint), None)
+    base = state.checkpoints.find(intent.checkpoint)
     training = base.training if base is not None else 1
     return [started, *schedule(first_commands(command, step, training))]
 
@@ -190,12 +190,15 @@ def stands_on(state: RunState) -> set[str]:
     """Return the names of checkpoints in use: bases of branches, targets of pending rollbacks, restart points."""
     pending = (state.commands[uuid].command.intent for uuid in state.pending)
     wanted = {each.checkpoint for each in pending if isinstance(each, Rollback) and each.checkpoint}
-    bases = {branch.checkpoint for branch in state.branches.values() if branch.checkpoint}
+    bases = {branch.checkpoint for branch in state.tree.branches.values() if branch.checkpoint}
     # Of every training of the script: when it restarts, it goes through all of them in order.
-    trainings = {each.training for each in state.checkpoints}
+    trainings = {each.training for each in state.checkpoints.existing}
     best = {
-        each.checkpoint for branch in state.branches for one in trainings for each in candidates(state, branch, one)[:1]
+        each.checkpoint
+        for branch in state.tree.branches
+        for one in trainings
+        for each in candidates(state.tree, state.checkpoints, branch, one)[:1]
     }
     # The checkpoint a fork started from: the run cannot be restored from anything earlier.
-    given = {each.checkpoint for each in state.checkpoints if each.generation == 0}
+    given = {each.checkpoint for each in state.checkpoints.existing if each.generation == 0}
     return wanted | bases | best | given

@@ -41,8 +41,8 @@ def keep_or_delete(state: RunState, command: Command) -> list[Record]:
     """Return the records that pin, unpin or delete a checkpoint. Raises `NotFound`, or `Conflict` if it is in use."""
     intent = command.intent
     assert isinstance(intent, PinCheckpoint | DeleteCheckpoint)
-    names = [each.checkpoint for each in state.checkpoints]
-    found = next((each for each in state.checkpoints if each.checkpoint == intent.checkpoint), None)
+    names = [each.checkpoint for each in state.checkpoints.existing]
+    found = state.checkpoints.find(intent.checkpoint)
     if found is None:
         listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
         raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}; the newest are {listed}")
@@ -64,7 +64,7 @@ def keep_or_delete(state: RunState, command: Command) -> list[Record]:
 
 
 def _dependent(state: RunState, checkpoint: str) -> str:
-    branch = next((branch.name for branch in state.branches.values() if branch.checkpoint == checkpoint), None)
+    branch = next((branch.name for branch in state.tree.branches.values() if branch.checkpoint == checkpoint), None)
     return f"branch {branch} starts at it" if branch else "a branch or a pending rollback would restart from it"
 
 
@@ -85,8 +85,8 @@ def adopt(state: RunState, command: Command, adopted: AdoptedCheckpoint | None) 
     assert isinstance(command.intent, AdoptCheckpoint)
     assert adopted is not None, "the files are copied before the command is accepted"
     checkpoint, origin = adopted.checkpoint, adopted.origin
-    if checkpoint.checkpoint in state.committed_seq:
-        branch = next((each.name for each in state.branches.values() if each.origin == origin), checkpoint.branch)
+    if checkpoint.checkpoint in state.checkpoints.committed_seq:
+        branch = next((each.name for each in state.tree.branches.values() if each.origin == origin), checkpoint.branch)
         raise Conflict(f"{origin.checkpoint} of run {origin.run} was adopted before, as branch {branch}")
     # Another branch of that name may have begun while the files were copied.
     check_adoption(state, command.intent.model_copy(update={"branch": checkpoint.branch}))
@@ -109,8 +109,13 @@ def retired_checkpoints(state: RunState) -> list[tuple[CheckpointCommitted, str]
     # A conversion for another number of ranks belongs to its original.
     in_use = {state.generation.checkpoint.removesuffix(UNIVERSAL)} if state.generation.checkpoint else set()
     in_use |= stands_on(state)
-    retention, by_name = Retention.model_validate(wanted), {each.checkpoint: each for each in state.checkpoints}
-    discarded = [gone for branch in state.branches for gone in to_discard(_facts_of(state, branch), retention, in_use)]
+    retention, by_name = (
+        Retention.model_validate(wanted),
+        {each.checkpoint: each for each in state.checkpoints.existing},
+    )
+    discarded = [
+        gone for branch in state.tree.branches for gone in to_discard(_facts_of(state, branch), retention, in_use)
+    ]
     return [(by_name[name], reason) for name, reason in discarded]
 
 
@@ -118,7 +123,7 @@ def _facts_of(state: RunState, branch: str) -> list[CheckpointFacts]:
     """Return the retention input of one branch: branches must not push out each other's checkpoints."""
     return [
         CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned, metrics=each.metrics)
-        for each in state.checkpoints
         # An abandoned, newer checkpoint must not push out one that the run can be restored from.
-        if each.branch == branch and each.checkpoint not in state.abandoned
+        for each in state.checkpoints.usable()
+        if each.branch == branch
     ]

@@ -118,7 +118,7 @@ def _attempt(state: RunState, number: int, failure: GenerationFailure) -> Attemp
         cause=cause,
         said=said,
         training=state.training_of_generation.get(lost.generation, 1),
-        branch=state.branch_of_generation.get(lost.generation, MAIN) if began else state.head,
+        branch=state.tree.of_generation.get(lost.generation, MAIN) if began else state.tree.head,
         failed_at=failure.failed_at,
     )
 

@@ -162,9 +162,11 @@ def start_generation(state: RunState, start: GenerationStart) -> list[Record]:
         return []
     if state.closed is not None:
         raise RunEnded(f"run {state.run} has {state.closed.ending}; it cannot start again")
-    was_told = state.branched_seq if start.branched_seq is None else start.branched_seq
-    if start.branch != state.head or was_told != state.branched_seq:
-        raise Conflict(f"the run was switched to branch {state.head} while trainers were starting on {start.branch}")
+    was_told = state.tree.branched_seq if start.branched_seq is None else start.branched_seq
+    if start.branch != state.tree.head or was_told != state.tree.branched_seq:
+        raise Conflict(
+            f"the run was switched to branch {state.tree.head} while trainers were starting on {start.branch}"
+        )
     return [
         GenerationStarted(
             uuid=start.uuid,
@@ -242,13 +244,13 @@ def _repeat(life: CommandStatus, outcome: CommandSettled) -> list[Record]:
 
 def commit_checkpoint(state: RunState, checkpoint: CheckpointCommitted) -> list[Record]:
     """Return the record of a committed checkpoint (its manifest is in place). Idempotent."""
-    known = any(c.checkpoint == checkpoint.checkpoint for c in state.checkpoints)
-    return [] if known or checkpoint.checkpoint in state.discarded else [checkpoint]
+    known = any(c.checkpoint == checkpoint.checkpoint for c in state.checkpoints.existing)
+    return [] if known or checkpoint.checkpoint in state.checkpoints.discarded else [checkpoint]
 
 
 def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
     """Return the record of a failed save. Reported twice, it may be recorded twice: nothing depends on it."""
-    known = any(each.checkpoint == failed.checkpoint for each in state.checkpoints)
+    known = any(each.checkpoint == failed.checkpoint for each in state.checkpoints.existing)
     return [] if known else [failed]
 
 
@@ -273,9 +275,9 @@ def fail_generation(
         return []
     if state.switching and (state.ended is not None or state.has_failed):
         # The trainers before had left: these failed while switching to the other branch.
-        reached = state.reached.get(state.head, 0)
+        reached = state.tree.reached.get(state.tree.head, 0)
     else:
-        saved = (each.step for each in state.checkpoints if each.generation == generation)
+        saved = (each.step for each in state.checkpoints.existing if each.generation == generation)
         told_by_the_dead = (death.step or 0 for death in deaths)
         reached = max(step, state.step, *saved, *told_by_the_dead)
     silent_s = 0.0 if state.has_failed else max(0.0, silent_s)

@@ -76,8 +76,11 @@ def resume_point(state: RunState, call: int = 1, fingerprint: str = "") -> Resum
     Raises `Refused` if that training cannot be identified, see `which_training`.
     """
     training, note = which_training(state, call, fingerprint)
-    best_first, line = candidates(state, state.head, training), list(lineage(state, state.head, training))
-    over_seq = max(_last_stop_that_is_over(state), state.branched_seq)
+    best_first, line = (
+        candidates(state.tree, state.checkpoints, state.tree.head, training),
+        list(lineage(state.tree, state.checkpoints, state.tree.head, training)),
+    )
+    over_seq = max(_last_stop_that_is_over(state), state.tree.branched_seq)
     settled = (life for life in state.commands.values() if life.settled is not None)
     in_order = sorted(settled, key=lambda life: life.settled_seq or 0)
     return ResumePoint(
@@ -93,8 +96,8 @@ def resume_point(state: RunState, call: int = 1, fingerprint: str = "") -> Resum
             if life.settled is not None
         ),
         reached_step=state.reached_step,
-        branch=state.head,
-        branched_seq=state.branched_seq,
+        branch=state.tree.head,
+        branched_seq=state.tree.branched_seq,
         scheduled=_scheduled(state, training),
         replays=_replays(state),
         training=training,
@@ -115,7 +118,7 @@ def _stopped_before(state: RunState, life: CommandStatus, training: int) -> bool
     """Return whether this is a stop of an earlier training in this history: it stops all later ones, too."""
     if not isinstance(life.command.intent, Stop) or life.status != "applied" or life.training >= training:
         return False
-    return _is_of(list(lineage(state, state.head, life.training)), life)
+    return _is_of(list(lineage(state.tree, state.checkpoints, state.tree.head, life.training)), life)
 
 
 def _is_of(line: Sequence[LineagePart], life: CommandStatus) -> bool:
@@ -130,8 +133,8 @@ def _scheduled(state: RunState, training: int) -> tuple[ScheduledCommand, ...]:
     changes of another branch wait until the run is switched to it.
     """
     waiting = [state.commands[uuid] for uuid in state.pending if uuid in state.scheduled]
-    own = [life for life in waiting if life.branch == state.head]
-    if _replays(state) and state.head != MAIN:
+    own = [life for life in waiting if life.branch == state.tree.head]
+    if _replays(state) and state.tree.head != MAIN:
         own += [life for life in waiting if life.branch == MAIN]
     found: list[ScheduledCommand] = []
     for life in own:

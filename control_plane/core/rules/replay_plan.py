@@ -51,7 +51,7 @@ def recorded(entries: Sequence[Entry], until_step: int | None = None) -> tuple[S
 def _open_end(state: RunState) -> int | None:
     """Return the stop step for replaying a run that has not finished; None if it has finished or reached its end."""
     ended = state.closed is not None and state.closed.ending in ("finished", "stopped")
-    reached = state.reached.get(state.head, state.step)
+    reached = state.tree.reached.get(state.tree.head, state.step)
     total_steps = state.generation.total_steps if state.generation else 0
     return None if ended or reached >= total_steps else reached
 
@@ -59,8 +59,8 @@ def _open_end(state: RunState) -> int | None:
 def _bases(state: RunState) -> dict[str, UUID]:
     """Return the checkpoints to which the run was rolled back, each with its first rollback."""
     wanted: dict[str, UUID] = {}
-    known = {each.checkpoint for each in state.checkpoints}
-    for branch in state.branches.values():
+    known = {each.checkpoint for each in state.checkpoints.existing}
+    for branch in state.tree.branches.values():
         if branch.checkpoint is None or branch.rollback is None:
             continue
         if branch.checkpoint not in known:

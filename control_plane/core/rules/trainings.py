@@ -35,4 +35,6 @@ def which_training(state: RunState, call: int, fingerprint: str) -> tuple[int, s
 
 def _has_finished(state: RunState, training: int) -> bool:
     """Return whether the training finished on the current branch, or on its parent before the fork point."""
-    return (state.head, training) in state.finished_trainings or training < state.branches[state.head].training
+    return (state.tree.head, training) in state.finished_trainings or training < state.tree.branches[
+        state.tree.head
+    ].training

@@ -135,11 +135,11 @@ def adoptable(files: RunFiles, intent: AdoptCheckpoint) -> tuple[RunFiles, Check
 
 
 def _chosen(state: RunState, run: str, checkpoint: str | None) -> CheckpointCommitted:
-    best_first = candidates(state, state.head)
-    known = best_first if checkpoint is None else state.checkpoints
+    best_first = candidates(state.tree, state.checkpoints, state.tree.head)
+    known = best_first if checkpoint is None else state.checkpoints.existing
     chosen = next((record for record in known if checkpoint in (None, record.checkpoint)), None)
     if chosen is None:
-        listed = ", ".join(record.checkpoint for record in state.checkpoints[-MAX_NAMES_TOLD:]) or "none"
+        listed = ", ".join(record.checkpoint for record in state.checkpoints.existing[-MAX_NAMES_TOLD:]) or "none"
         raise NotFound(f"run {run} has no checkpoint {checkpoint or 'to adopt'}; the latest are {listed}")
     return chosen
 

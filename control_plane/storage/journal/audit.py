@@ -292,12 +292,12 @@ def impossible(state: RunState, entry: Entry) -> str | None:
 
 def _impossible_turn(state: RunState, record: BranchStarted | BranchResumed | BranchAdopted) -> str | None:
     if isinstance(record, BranchResumed):
-        return None if record.branch in state.branches else f"branch {record.branch} to resume does not exist"
-    if record.branch in state.branches:
+        return None if record.branch in state.tree.branches else f"branch {record.branch} to resume does not exist"
+    if record.branch in state.tree.branches:
         return f"branch {record.branch} is created twice"
     if isinstance(record, BranchAdopted):
         return None
-    return None if record.parent in state.branches else f"parent branch {record.parent} does not exist"
+    return None if record.parent in state.tree.branches else f"parent branch {record.parent} does not exist"
 
 
 def _impossible_end(state: RunState, record: CommandSettled | CommandRepeated) -> str | None:

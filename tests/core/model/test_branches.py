@@ -28,7 +28,7 @@ def changed(number: int, step: int, generation: int = 1, kind: str = LR) -> list
 
 
 def names(state: RunState, head: str | None = None) -> list[str]:
-    return [each.checkpoint for each in candidates(state, head or state.head)]
+    return [each.checkpoint for each in candidates(state.tree, state.checkpoints, head or state.tree.head)]
 
 
 def history(state: RunState) -> list[int]:
@@ -56,7 +56,7 @@ def test_lineage_goes_from_the_branch_to_the_root() -> None:
         committed(20, 2, branch="b"),
         began("c", 20, parent="b", generation=2),
     )
-    stretches = list(lineage(state, "c"))
+    stretches = list(lineage(state.tree, state.checkpoints, "c"))
     assert [each.branch for each in stretches] == ["c", "b", "main"]
     assert [[cut.step for cut in each.cuts] for each in stretches] == [[], [20], [10, 20]]
 
@@ -105,7 +105,7 @@ def test_what_the_parent_does_later_at_earlier_steps_does_not_belong() -> None:
         back_to("b"),
     )
     assert history(state) == []
-    assert not belongs(list(lineage(state, "b")), "main", 7, 9, uuid(1))
+    assert not belongs(list(lineage(state.tree, state.checkpoints, "b")), "main", 7, 9, uuid(1))
 
 
 def test_what_a_branch_did_not_reach_before_another_left_it_does_not_belong_to_that_one() -> None:

@@ -147,10 +147,10 @@ def test_generation_is_not_listened_to_once_somebody_has_the_run_go_on() -> None
 
 def test_checkpoint_beyond_a_later_start_is_abandoned_and_a_discarded_one_is_gone() -> None:
     state = running(committed(10), committed(20), CheckpointDiscarded(checkpoint="step-10-g1", reason="old"))
-    assert ([each.step for each in state.checkpoints], state.abandoned) == ([20], {})
+    assert ([each.step for each in state.checkpoints.existing], state.checkpoints.abandoned) == ([20], {})
     state = running(committed(10), committed(20), lost(25), started(901, 2, step=10))
-    assert set(state.abandoned) == {"step-20-g1"}
-    assert [each.step for each in state.checkpoints] == [10, 20]
+    assert set(state.checkpoints.abandoned) == {"step-20-g1"}
+    assert [each.step for each in state.checkpoints.existing] == [10, 20]
 
 
 def test_checkpoint_that_failed_changes_nothing_but_the_place_in_the_journal() -> None:

@@ -78,9 +78,9 @@ def gone_on() -> RunState:
 
 def test_adoption_makes_a_branch_and_leaves_the_run_where_it_is() -> None:
     before, state = running(committed(10), committed(20), *changed(1, 15)), adopted()
-    assert (state.head, state.step, state.paused) == (before.head, before.step, before.paused)
-    assert state.branches["branch-2"].origin == FORK
-    assert (state.branches["branch-2"].parent, state.branches["branch-2"].step) == (None, 25)
+    assert (state.tree.head, state.step, state.paused) == (before.tree.head, before.step, before.paused)
+    assert state.tree.branches["branch-2"].origin == FORK
+    assert (state.tree.branches["branch-2"].parent, state.tree.branches["branch-2"].step) == (None, 25)
     life = state.commands[uuid(60)]
     assert life.settled is not None
     assert life.settled.after == {
@@ -91,7 +91,7 @@ def test_adoption_makes_a_branch_and_leaves_the_run_where_it_is() -> None:
         "from_branch": "main",
         "differing": {"seed": [1, 2]},
     }
-    assert state.reached == {"main": before.reached["main"], "branch-2": 25}
+    assert state.tree.reached == {"main": before.tree.reached["main"], "branch-2": 25}
     assert state.course_seq == before.course_seq, "what somebody saw of the run is as true as before"
 
 
@@ -100,8 +100,11 @@ def test_adopted_branch_begins_at_its_checkpoint_with_nothing_of_the_run() -> No
     point = resume_point(state)
     assert (point.branch, [each.checkpoint for each in point.candidates]) == ("branch-2", [HERE])
     assert all(each.elsewhere for each in point.decided), "what was commanded on main is not repeated there"
-    assert [each.branch for each in lineage(state, "branch-2")] == ["branch-2"]
-    assert [each.checkpoint for each in candidates(state, "main")] == ["step-20-g1", "step-10-g1"]
+    assert [each.branch for each in lineage(state.tree, state.checkpoints, "branch-2")] == ["branch-2"]
+    assert [each.checkpoint for each in candidates(state.tree, state.checkpoints, "main")] == [
+        "step-20-g1",
+        "step-10-g1",
+    ]
 
 
 def test_adopted_branch_goes_on_from_its_own_checkpoints_and_keeps_what_it_began_with() -> None:
@@ -184,7 +187,7 @@ def test_replay_is_given_what_the_run_had_adopted_and_goes_there_at_the_same_ste
     on = ScheduledCommand(command=rollback(70, branch="branch-2"), step=30)
     origin = Origin(parent=Parent(kind="replay", run="r"), scheduled=(on,), adopted=(brought(),))
     state = state_after(*decisions.create(RunState(), created(), origin))
-    assert state.branches["branch-2"].origin == source.branches["branch-2"].origin
+    assert state.tree.branches["branch-2"].origin == source.tree.branches["branch-2"].origin
     assert [each.command.uuid for each in resume_point(state).scheduled] == [uuid(70)]
     assert isinstance(decisions.create(RunState(), created(), origin)[1], BranchAdopted)
 

@@ -172,12 +172,12 @@ def test_branch_takes_no_name_that_somebody_waits_for_and_none_twice() -> None:
     )
     state = after(state, *decisions.settle(state, gone_back(50)))
     state = after(state, *decisions.settle(state, gone_back(51)))
-    assert list(state.branches) == ["main", "branch-3", "branch-2"]
+    assert list(state.tree.branches) == ["main", "branch-3", "branch-2"]
 
 
 def test_run_that_was_taken_to_another_branch_waits_for_its_trainers() -> None:
     state = taken_back()
-    assert (state.head, state.status, state.paused, state.stopping) == ("branch-2", "switching", False, False)
+    assert (state.tree.head, state.status, state.paused, state.stopping) == ("branch-2", "switching", False, False)
     state = after(state, ENDED, started(901, 2, step=10, branch="branch-2"))
     assert (state.status, state.generation_number, state.step) == ("running", 2, 10)
 

@@ -93,7 +93,7 @@ def test_finished_run_that_is_resumed_to_go_back_does_so_at_once() -> None:
     refuse(RunEnded, "takes no more", state, lambda s: decisions.accept(s, rollback(checkpoint="step-10-g1")))
     state = after(state, *decisions.resume_run(state, "bo", back=True))
     state = after(state, *decisions.accept(state, rollback(checkpoint="step-10-g1")))
-    assert (state.head, state.status) == ("branch-2", "switching")
+    assert (state.tree.head, state.status) == ("branch-2", "switching")
     assert [each.checkpoint for each in resume_point(state).candidates] == ["step-10-g1"]
 
 
@@ -121,7 +121,7 @@ def test_outcome_of_the_generation_before_is_recorded_and_says_nothing_of_the_br
     knobs = dict(state.knobs)
     for late in (settled(1, step=29), settled(2, step=29, after={"lr": [9.0, 9.0]})):
         state = after(state, *decisions.settle(state, late))
-    assert (state.paused, state.knobs, state.reached) == (False, knobs, {"main": 30, "branch-2": 10})
+    assert (state.paused, state.knobs, state.tree.reached) == (False, knobs, {"main": 30, "branch-2": 10})
     assert [state.commands[uuid(number)].branch for number in (1, 2)] == ["main", "main"]
     state = after(state, ENDED, started(901, 2, step=10, branch="branch-2"))
     refuse(Conflict, "generation 1 is not the current one", state, lambda s: decisions.check_generation(s, 1))

@@ -189,16 +189,18 @@ def test_pin_and_unpin_are_settled_at_once_also_after_the_end() -> None:
         told = decisions.accept(state, asked)
         assert [type(record) for record in told] == [CommandAccepted, CheckpointPinned, CommandSettled]
     after = running(committed(10), *told)
-    assert after.checkpoints[0].pinned
+    assert after.checkpoints.existing[0].pinned
     unpinned = decisions.accept(after, command(2, "pin_checkpoint", checkpoint="step-10-g1", pinned=False))
-    assert not running(committed(10), *told, *unpinned).checkpoints[0].pinned
+    assert not running(committed(10), *told, *unpinned).checkpoints.existing[0].pinned
 
 
 def test_delete_removes_an_old_checkpoint_and_says_who_did() -> None:
     state = running(committed(10), committed(20))
     told = decisions.accept(state, command(1, "delete_checkpoint", checkpoint="step-10-g1"))
     assert CheckpointDiscarded(checkpoint="step-10-g1", reason="deleted by ann") in told
-    assert [each.checkpoint for each in running(committed(10), committed(20), *told).checkpoints] == ["step-20-g1"]
+    assert [each.checkpoint for each in running(committed(10), committed(20), *told).checkpoints.existing] == [
+        "step-20-g1"
+    ]
 
 
 @pytest.mark.parametrize(

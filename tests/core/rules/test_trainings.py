@@ -78,7 +78,7 @@ def test_branch_of_the_first_training_has_nothing_of_the_second_one() -> None:
 def test_newest_of_each_training_is_kept_and_the_last_trainings_is_the_best() -> None:
     state = second()
     assert {"step-20-g1", "step-10-g2"} <= stands_on(state)
-    assert candidates(state, "main")[0].checkpoint == "step-10-g2"
+    assert candidates(state.tree, state.checkpoints, "main")[0].checkpoint == "step-10-g2"
 
 
 def test_steps_of_a_later_training_are_progress() -> None:

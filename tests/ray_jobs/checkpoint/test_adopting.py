@@ -128,7 +128,11 @@ def test_branch_of_another_model_is_refused_by_the_ranks_and_training_goes_on(
     assert f"checkpoint {MISFIT}-of-fork does not fit this model: it is of one with 77 parameters" in str(
         refused.reason
     )
-    assert [(each.name, each.step) for each in state.branches.values()] == [("main", 0), ("misfit", 6), ("best", 9)]
+    assert [(each.name, each.step) for each in state.tree.branches.values()] == [
+        ("main", 0),
+        ("misfit", 6),
+        ("best", 9),
+    ]
 
 
 def test_replay_of_a_run_that_has_adopted_is_identical(family: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

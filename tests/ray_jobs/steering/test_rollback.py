@@ -90,7 +90,7 @@ def test_trainings_that_were_left_are_not_kept_in_memory(arms: dict[str, Any]) -
 def test_rollback_leaves_a_tree_in_the_journal(arms: dict[str, Any]) -> None:
     entries = writer.read(run_of(arms["roots"]["in place"]).journal)
     state = fold(entries)
-    tree = {each.name: (each.parent, each.step) for each in state.branches.values()}
+    tree = {each.name: (each.parent, each.step) for each in state.tree.branches.values()}
     assert tree == {
         "main": (None, 0),
         "branch-2": ("main", 3),
@@ -104,7 +104,7 @@ def test_rollback_leaves_a_tree_in_the_journal(arms: dict[str, Any]) -> None:
     assert begun[4:] == [("branch-3", 6)]
     assert not state.failures, "nobody was lost"
     assert [type(entry.record) for entry in entries].count(BranchResumed) == 1
-    assert state.head == "branch-3"
+    assert state.tree.head == "branch-3"
 
 
 def test_branch_begins_with_its_changes_and_without_what_came_later(arms: dict[str, Any]) -> None:
@@ -137,7 +137,7 @@ def test_rollback_to_a_damaged_checkpoint_is_refused_and_training_goes_on(tmp_pa
     assert refused.status == "rejected"
     expected = "differs from the one recorded in the journal" if another else "differs from what was saved"
     assert expected in str(refused.reason)
-    assert list(state.branches) == ["main"]
+    assert list(state.tree.branches) == ["main"]
 
 
 def test_rank_that_dies_on_a_branch_comes_back_to_it(tmp_path: Path) -> None:

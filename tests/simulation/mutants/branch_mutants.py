@@ -74,7 +74,7 @@ def _at(life: CommandStatus) -> int:
 
 def _cuts(state: RunState, life: CommandStatus) -> list[tuple[int, int, tuple[UUID, ...]]] | None:
     """Where this history leaves the command's branch: steps, seqs, what was decided there. None: it never was there."""
-    for stretch in lineage(state, state.head):
+    for stretch in lineage(state.tree, state.checkpoints, state.tree.head):
         if stretch.branch == life.branch:
             return [(cut.step, cut.seq, cut.decided_here) for cut in stretch.cuts]
     return None
@@ -82,7 +82,7 @@ def _cuts(state: RunState, life: CommandStatus) -> list[tuple[int, int, tuple[UU
 
 def only_its_own(state: RunState, life: CommandStatus) -> bool:
     """A branch has no history before its beginning."""
-    return life.branch == state.head
+    return life.branch == state.tree.head
 
 
 def all_of_the_step(state: RunState, life: CommandStatus) -> bool:
@@ -124,13 +124,13 @@ def offered(choose: Callable[[RunState], Sequence[CheckpointCommitted]]) -> Told
 
 def of_any_branch(state: RunState) -> list[CheckpointCommitted]:
     """The newest, whoever has saved it."""
-    return [each for each in state.checkpoints if each.checkpoint not in state.abandoned]
+    return [each for each in state.checkpoints.existing if each.checkpoint not in state.checkpoints.abandoned]
 
 
 def of_the_line_by_steps(state: RunState) -> list[CheckpointCommitted]:
     """Those of a parent up to the step where it was left, also if they were saved after that."""
     found: list[CheckpointCommitted] = []
-    for stretch in lineage(state, state.head):
+    for stretch in lineage(state.tree, state.checkpoints, state.tree.head):
         last = min((cut.step for cut in stretch.cuts), default=2**31)
         found += [each for each in of_any_branch(state) if each.branch == stretch.branch and each.step <= last]
     return found
@@ -145,9 +145,9 @@ def scheduled_of_every_branch(state: RunState) -> ResumePoint:
 
 def flags_kept(state: RunState) -> ResumePoint:
     """A pause outlives a rollback."""
-    branched, state.branched_seq = state.branched_seq, 0
+    branched, state.tree.branched_seq = state.tree.branched_seq, 0
     point = recovery.resume_point(state)
-    state.branched_seq = branched
+    state.tree.branched_seq = branched
     return point.model_copy(update={"branched_seq": branched})
 
 
@@ -193,7 +193,7 @@ class StayingReplica(Replica):
 
 def any_start(state: RunState, start: GenerationStart) -> list[Record]:
     """Trainers that were told of another branch may begin."""
-    told = replace(start, branch=state.head, branched_seq=None)
+    told = replace(start, branch=state.tree.head, branched_seq=None)
     return [
         each.model_copy(update={"branch": start.branch}) if isinstance(each, GenerationStarted) else each
         for each in decisions.start_generation(state, told)
@@ -226,15 +226,15 @@ def adopted_with_a_parent(state: RunState, entry: Entry) -> None:
     """An adopted branch has the history of the branch that was trained when it came."""
     evolve(state, entry)
     if isinstance(entry.record, BranchAdopted):
-        given = replace(state.branches[entry.record.branch], parent=state.head, checkpoint="none")
-        state.branches[entry.record.branch] = given
+        given = replace(state.tree.branches[entry.record.branch], parent=state.tree.head, checkpoint="none")
+        state.tree.branches[entry.record.branch] = given
 
 
 def adopted_is_head(state: RunState, entry: Entry) -> None:
     """An adoption takes the run to its branch, though nobody has asked the ranks."""
     evolve(state, entry)
     if isinstance(entry.record, BranchAdopted):
-        state.head = entry.record.branch
+        state.tree.head = entry.record.branch
 
 
 def bases_may_go(state: RunState) -> list[tuple[CheckpointCommitted, str]]:
@@ -242,8 +242,8 @@ def bases_may_go(state: RunState) -> list[tuple[CheckpointCommitted, str]]:
     wanted = state.generation.retention if state.generation else {}
     if not wanted:
         return []
-    by_name = {each.checkpoint: each for each in state.checkpoints}
-    facts = [CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned) for each in state.checkpoints]
+    by_name = {each.checkpoint: each for each in state.checkpoints.existing}
+    facts = [CheckpointFacts(each.checkpoint, each.step, pinned=each.pinned) for each in state.checkpoints.existing]
     gone = to_discard(facts, Retention.model_validate(wanted), ())
     return [(by_name[name], reason) for name, reason in gone]
 

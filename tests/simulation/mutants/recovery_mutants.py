@@ -138,7 +138,7 @@ def lost_and_heard(state: RunState, generation: int) -> None:
 
 def abandoned_candidates(state: RunState) -> ResumePoint:
     """Any checkpoint will do, if only it is the newest."""
-    return recovery.resume_point(replace(state, abandoned={}))
+    return recovery.resume_point(replace(state, checkpoints=replace(state.checkpoints, abandoned={})))
 
 
 def acceptance_order(state: RunState) -> ResumePoint:

@@ -261,16 +261,16 @@ def pause_on_its_way_ignored(state: RunState, command: Command, *rest: Any) -> l
 
 def pin_ignored(state: RunState, command: Command, *rest: Any) -> list[Record]:
     """Deleted is deleted."""
-    loose = [each.model_copy(update={"pinned": False}) for each in state.checkpoints]
-    return decisions.accept(replace(state, checkpoints=loose), command, *rest)
+    loose = [each.model_copy(update={"pinned": False}) for each in state.checkpoints.existing]
+    return decisions.accept(replace(state, checkpoints=replace(state.checkpoints, existing=loose)), command, *rest)
 
 
 def discarded_kept(state: RunState, entry: Entry) -> None:
     """What was discarded stays among the checkpoints."""
-    before = list(state.checkpoints)
+    before = list(state.checkpoints.existing)
     evolve(state, entry)
     if isinstance(entry.record, CheckpointDiscarded):
-        state.checkpoints = before
+        state.checkpoints.existing = before
 
 
 def newer_kinds_not_repeated(

@@ -96,7 +96,7 @@ def some_view(world: World) -> int | None:
 
 def keep_or_delete_something(world: World) -> None:
     """Pin, unpin or delete a checkpoint."""
-    names = [each.checkpoint for each in world.server.state.checkpoints] if world.server else list(world.files)
+    names = [each.checkpoint for each in world.server.state.checkpoints.existing] if world.server else list(world.files)
     if names:
         kind, pinned = world.dice.choice(
             (("pin_checkpoint", True), ("pin_checkpoint", False), ("delete_checkpoint", None))

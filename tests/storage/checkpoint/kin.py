@@ -24,7 +24,7 @@ deepspeed:
 
 def record_of(files: RunFiles, checkpoint: str) -> CheckpointCommitted:
     """What a run's journal says of a checkpoint."""
-    (found,) = (each for each in fold(read(files.journal)).checkpoints if each.checkpoint == checkpoint)
+    (found,) = (each for each in fold(read(files.journal)).checkpoints.existing if each.checkpoint == checkpoint)
     return found
 
 

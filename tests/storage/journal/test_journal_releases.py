@@ -34,7 +34,7 @@ def test_journal_of_the_second_version_folds_to_what_it_meant() -> None:
     statuses = [life.status for life in state.commands.values()]
     assert statuses == ["applied", "rejected", "expired", "applied", *["accepted"] * 12]
     assert (state.status, state.term, state.generation_number, len(state.failures)) == ("stopped", 3, 2, 1)
-    assert [each.checkpoint for each in state.checkpoints] == ["step-11-g1"]
+    assert [each.checkpoint for each in state.checkpoints.existing] == ["step-11-g1"]
     written = [line for path in sorted(V2.iterdir()) for line in map(json.loads, path.read_bytes().splitlines()[1:])]
     for entry, line in zip(entries, written, strict=True):
         known = {key: value for key, value in line.items() if key not in ("batch", "prev", "crc")}
@@ -68,7 +68,7 @@ def test_journal_of_the_first_release_folds_to_what_it_meant() -> None:
     assert (state.status, state.step, state.reached_step) == ("stopped", 30, 30)
     assert (state.term, state.generation_number, state.pending) == (2, 2, {})
     assert state.knobs == {"lr": [1e-3, 5e-4], "groups": ["decay", "no_decay"]}
-    assert [(each.checkpoint, each.world_size, each.metrics) for each in state.checkpoints] == [("c1", 0, {})]
+    assert [(each.checkpoint, each.world_size, each.metrics) for each in state.checkpoints.existing] == [("c1", 0, {})]
     assert (state.failures, state.resumed_seq) == ([], 0)
 
 
