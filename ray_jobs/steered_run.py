@@ -157,7 +157,7 @@ class SteeredRun:
         session.register("pause", FlagApplier("paused", True))
         session.register("resume", FlagApplier("paused", False))
         session.register("stop", StopApplier(self._stop, self.saver.apply_now))
-        session.register("rollback", RollbackApplier(self._find, self._misfit, self._stop, session.check))
+        session.register("rollback", RollbackApplier(self._find, self._model_mismatch, self._stop, session.check))
 
     def begin_saving(self) -> None:
         """Register the applier of `save_checkpoint`, and save every few steps from now on."""
@@ -175,19 +175,19 @@ class SteeredRun:
             # Rank 0 alone can ask; one vote against it is enough.
             known = session.link.recorded(checkpoint) if session.link is not None else None
             recorded = known.manifest_sha256 if known is not None else ""
-            found = examine(root, context.key, session.collectives, context.files.run, recorded)
+            manifest = examine(root, context.key, session.collectives, context.files.run, recorded)
         except SteerwayError as error:
-            found = error.reason
+            manifest = error.reason
         session.beat("training")
-        if isinstance(found, str) or not self._is_of_this_training(found):
-            return found
-        return restore.misfit(self.training.model, found) or found
+        if isinstance(manifest, str) or not self._is_of_this_training(manifest):
+            return manifest
+        return restore.model_mismatch(self.training.model, manifest) or manifest
 
-    def _misfit(self, branch: str) -> str | None:
+    def _model_mismatch(self, branch: str) -> str | None:
         """Return the reason why the branch's model, by its newest checkpoint, is not this one, or None."""
         known = list_checkpoints(self.context.files.checkpoints, self.context.key)
         own = [manifest for manifest in known if manifest.branch == branch and self._is_of_this_training(manifest)]
-        return restore.misfit(self.training.model, own[-1]) if own else None
+        return restore.model_mismatch(self.training.model, own[-1]) if own else None
 
     def _is_of_this_training(self, manifest: Manifest) -> bool:
         return self.plan is not None and self.plan.training == manifest.training

@@ -305,11 +305,11 @@ def _canonical_container(value: object) -> Iterator[Any]:
 
 def _canonical_object(value: object) -> Iterator[Any]:
     """Yield an object in canonical bytes by its `__reduce_ex__`: constructor, arguments, state, items."""
-    said = value.__reduce_ex__(4)
-    if isinstance(said, str):  # a global of its module
-        yield f"N{type(value).__module__}.{said};".encode()
+    reduced = value.__reduce_ex__(4)
+    if isinstance(reduced, str):  # a global of its module
+        yield f"N{type(value).__module__}.{reduced};".encode()
         return
-    make, arguments, *rest = said
+    make, arguments, *rest = reduced
     state, items, pairs = (*rest, None, None, None)[:3]
     yield b"O"
     yield from canonical((make, arguments, state, list(items or ()), dict(pairs or ())))

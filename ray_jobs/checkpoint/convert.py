@@ -129,11 +129,13 @@ def _is_partitioned(source: Path) -> bool:
 def _is_ready(target: Path, source: Manifest, key: SigningKey) -> bool:
     """Return whether a complete conversion of this very source exists already."""
     try:
-        found = verify(target, key)
+        converted = verify(target, key)
     except Damaged:
         return False
-    same = all(getattr(found, field) == getattr(source, field) for field in ("run", "generation", "step", "saved_at"))
-    return same and found.kind == "universal" and found.converted_from == source.checkpoint
+    same = all(
+        getattr(converted, field) == getattr(source, field) for field in ("run", "generation", "step", "saved_at")
+    )
+    return same and converted.kind == "universal" and converted.converted_from == source.checkpoint
 
 
 # --- Building ---

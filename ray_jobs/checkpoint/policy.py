@@ -69,8 +69,8 @@ class CheckpointSaver:
         if save.busy_anywhere(session.collectives, self.writer):
             session.fail_checkpoint(f"step-{step:08d}", step, "the one before it is still being written")
             return
-        if refusal := session.collectives.first_problem(self._space_refusal()):
-            session.fail_checkpoint(f"step-{step:08d}", step, refusal)
+        if reason := session.collectives.first_reason(self._reason_no_space()):
+            session.fail_checkpoint(f"step-{step:08d}", step, reason)
             return
         try:
             self._begin(step, None, False)
@@ -80,7 +80,9 @@ class CheckpointSaver:
     def check(self, command: Command) -> str | None:
         """Reject if the disk has no room, or another save is still being written."""
         busy = self.writer.busy
-        return f"checkpoint {busy} is still being written; ask again when it is done" if busy else self._space_refusal()
+        return (
+            f"checkpoint {busy} is still being written; ask again when it is done" if busy else self._reason_no_space()
+        )
 
     def apply(self, command: Command, step: int) -> Applied:
         """Collective. Begin a save; the command is settled when the checkpoint is committed or has failed.
@@ -123,7 +125,7 @@ class CheckpointSaver:
             log.error("checkpoint %s was not finished in time", self.writer.busy)
         self._report_ended()
 
-    def _space_refusal(self) -> str | None:
+    def _reason_no_space(self) -> str | None:
         return save.reason_no_space(self._begun.training.model, self._context.files)
 
     def _begin(self, step: int, label: str | None, pinned: bool) -> str:

@@ -45,8 +45,8 @@ def load(
     """
     assert plan.root is not None
     assert plan.manifest is not None
-    if problem := misfit(model, plan.manifest):
-        raise Refused(problem)
+    if reason := model_mismatch(model, plan.manifest):
+        raise Refused(reason)
     if engine is None:
         with open_shard(plan.root, _shard(plan.manifest, f"{STATE}/model.pt")) as file:
             state = torch.load(file, map_location="cpu", weights_only=True)
@@ -60,7 +60,7 @@ def load(
             raise Damaged(f"DeepSpeed found nothing to load in {plan.checkpoint}")
 
 
-def misfit(model: torch.nn.Module, manifest: Manifest) -> str | None:
+def model_mismatch(model: torch.nn.Module, manifest: Manifest) -> str | None:
     """Return the reason why the checkpoint is not of this model, or None.
 
     Checkpoints of the first release do not name their model.
@@ -78,22 +78,22 @@ def misfit(model: torch.nn.Module, manifest: Manifest) -> str | None:
 def finish(training: LiveTraining, plan: ResumePlan, collectives: Collectives) -> None:
     """Collective. Restore the loop state and compare digests. Raises `Diverged` on every rank if any differs."""
     assert plan.manifest is not None
-    problem = None
+    reason = None
     try:
         loop_state.restore(training, _progress(plan, collectives.rank))
     except Diverged as difference:
-        problem = difference.reason
+        reason = difference.reason
     states = capture(training)
     if TRAINER_STATE in states:
         states[TRAINER_STATE] = _as_configured_then(states[TRAINER_STATE], plan)
-    if problem is None and plan.manifest.kind == "saved":
-        saved = {each.rank: each.state_sha256 for each in plan.manifest.ranks}.get(collectives.rank)
-        found = state_digest(states)
-        if found != saved:
-            problem = f"its state has the digest {found[:12]}, and {str(saved)[:12]} was saved"
-    told = collectives.problems(problem)
-    if told:
-        raise Diverged(f"what was restored from {plan.checkpoint} is not what was saved: {'; '.join(told)}")
+    if reason is None and plan.manifest.kind == "saved":
+        saved = {state.rank: state.state_sha256 for state in plan.manifest.ranks}.get(collectives.rank)
+        live = state_digest(states)
+        if live != saved:
+            reason = f"its state has the digest {live[:12]}, and {str(saved)[:12]} was saved"
+    reasons = collectives.all_reasons(reason)
+    if reasons:
+        raise Diverged(f"what was restored from {plan.checkpoint} is not what was saved: {'; '.join(reasons)}")
     log.info("restored %s: step %d, digest compared", plan.checkpoint, plan.manifest.step)
 
 
@@ -137,9 +137,9 @@ def random_generators(seed: int, plan: ResumePlan, rank: int) -> None:
         own = hashlib.sha256(f"{seed}:{manifest.step}:{rank}".encode()).digest()
         torch.manual_seed(int.from_bytes(own[:8], "big"))
         return
-    saved = {each.rank: each.random_sha256 for each in manifest.ranks}.get(rank)
-    found = random_digest({progress_path(rank): {"random": loop_state.random_state()}})
-    if manifest.kind == "saved" and found != saved:
+    saved = {state.rank: state.random_sha256 for state in manifest.ranks}.get(rank)
+    live = random_digest({progress_path(rank): {"random": loop_state.random_state()}})
+    if manifest.kind == "saved" and live != saved:
         raise Diverged(f"the random generators of rank {rank} are not what {manifest.checkpoint} holds")
 
 
@@ -151,7 +151,7 @@ def _progress(plan: ResumePlan, rank: int) -> loop_state.Progress:
     saved = _read(plan, rank % writers)
     if plan.manifest.kind == "universal":
         everyone = [_read(plan, writer) for writer in range(writers)]
-        saved["tr_loss"] = sum(each["tr_loss"] for each in everyone) / writers
+        saved["tr_loss"] = sum(one["tr_loss"] for one in everyone) / writers
     return saved
 
 
@@ -164,7 +164,7 @@ def _read(plan: ResumePlan, rank: int) -> loop_state.Progress:
 
 
 def _shard(manifest: Manifest, path: str) -> Shard:
-    found = next((shard for shard in manifest.shards if shard.path == path), None)
-    if found is None:
+    wanted = next((shard for shard in manifest.shards if shard.path == path), None)
+    if wanted is None:
         raise Damaged(f"checkpoint {manifest.checkpoint} holds no {path}")
-    return found
+    return wanted

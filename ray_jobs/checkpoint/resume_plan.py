@@ -41,25 +41,25 @@ def make_plan(
 
     Raises, on every rank: `SteerwayError` with the control server's reason if the trainers may not start.
     """
-    point, problem, refusal, found = None, None, None, ""
+    point, reason, kind, known_by = None, None, None, ""
     call = context.trainings.next()
     if link is not None:
         _clear_leftovers(context)
         try:
-            found = fingerprint()
-            point = link.resume_point(call, found).model_dump(mode="json")
+            known_by = fingerprint()
+            point = link.resume_point(call, known_by).model_dump(mode="json")
         except SteerwayError as error:
-            problem, refusal = error.reason, type(error)
-    point, problem, found = collectives.broadcast_json([point, problem, found])
-    if problem is not None:
-        raise (refusal or Unavailable)(problem)
-    told = ResumePoint.model_validate(point)
-    context.trainings.begun = told.training
-    if told.note:
-        log.warning("%s", told.note)
-    plan = _choose(collectives, told, context)
-    replay = replace(plan.replay, stopping=plan.replay.stopping or told.stopped)
-    return replace(plan, replay=replay, training=told.training, fingerprint=found)
+            reason, kind = error.reason, type(error)
+    point, reason, known_by = collectives.broadcast_json([point, reason, known_by])
+    if reason is not None:
+        raise (kind or Unavailable)(reason)
+    resume = ResumePoint.model_validate(point)
+    context.trainings.begun = resume.training
+    if resume.note:
+        log.warning("%s", resume.note)
+    plan = _choose(collectives, resume, context)
+    replay = replace(plan.replay, stopping=plan.replay.stopping or resume.stopped)
+    return replace(plan, replay=replay, training=resume.training, fingerprint=known_by)
 
 
 def _clear_leftovers(context: RunContext) -> None:
@@ -86,8 +86,8 @@ def _choose(collectives: Collectives, point: ResumePoint, context: RunContext) -
         refused.append(RefusedCheckpoint(checkpoint=candidate.checkpoint, reason=chosen))
     if refused:
         # To begin at the beginning would throw away what somebody may still be able to save.
-        told = "; ".join(f"{each.checkpoint}: {each.reason}" for each in refused[:MAX_TOLD])
-        raise Refused(f"none of the {len(refused)} checkpoints of run {context.files.run} can be restored: {told}")
+        named = "; ".join(f"{one.checkpoint}: {one.reason}" for one in refused[:MAX_TOLD])
+        raise Refused(f"none of the {len(refused)} checkpoints of run {context.files.run} can be restored: {named}")
     replay = replay_after(point.decided, (), point.scheduled)
     return ResumePlan(replay, branch=point.branch, branched_seq=point.branched_seq, replays=point.replays)
 
@@ -97,14 +97,14 @@ def _try(
 ) -> Manifest | str:
     """Collective. Return the manifest to restore from, or, on every rank alike, the reason why not."""
     root, key, recorded = context.files.checkpoints / candidate.checkpoint, context.key, candidate.manifest_sha256
-    if problem := collectives.first_problem(_problem(root, key, collectives, context.files.run, recorded)):
-        return problem
+    if reason := collectives.first_reason(_reason_against(root, key, collectives, context.files.run, recorded)):
+        return reason
     manifest = read_manifest(root, key, recorded)
     if manifest.training != training:
         return f"{root.name} is of training {manifest.training} of the script, and this is training {training}"
     if manifest.world_size == collectives.world_size:
         return manifest
-    converted, problem, unavailable = None, None, None
+    converted, reason, unavailable = None, None, None
     if collectives.rank == 0:
         try:
             converted = ensure_universal(
@@ -113,14 +113,14 @@ def _try(
         except Unavailable as error:
             unavailable = error.reason
         except SteerwayError as error:
-            problem = error.reason
-    converted, problem, unavailable = collectives.broadcast_json([converted, problem, unavailable])
+            reason = error.reason
+    converted, reason, unavailable = collectives.broadcast_json([converted, reason, unavailable])
     if unavailable is not None:
         raise Unavailable(unavailable)  # nothing is wrong with the checkpoint: another start may convert it
-    if problem is None:
+    if reason is None:
         root = context.files.checkpoints / str(converted)
-        problem = collectives.first_problem(_problem(root, key, collectives, context.files.run))
-    return problem or read_manifest(root, key)
+        reason = collectives.first_reason(_reason_against(root, key, collectives, context.files.run))
+    return reason or read_manifest(root, key)
 
 
 def examine(root: Path, key: SigningKey, collectives: Collectives, run: str, recorded: str) -> Manifest | str:
@@ -128,10 +128,10 @@ def examine(root: Path, key: SigningKey, collectives: Collectives, run: str, rec
 
     `recorded` is the SHA-256 of the manifest that the journal knows, where this rank knows it.
     """
-    return _problem(root, key, collectives, run, recorded) or read_manifest(root, key, recorded)
+    return _reason_against(root, key, collectives, run, recorded) or read_manifest(root, key, recorded)
 
 
-def _problem(root: Path, key: SigningKey, collectives: Collectives, run: str, recorded: str = "") -> str | None:
+def _reason_against(root: Path, key: SigningKey, collectives: Collectives, run: str, recorded: str = "") -> str | None:
     try:
         manifest = read_manifest(root, key, recorded)
         if manifest.run != run:

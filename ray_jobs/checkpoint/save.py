@@ -50,8 +50,8 @@ def begin_save(
     Raises `RuntimeError` on every rank alike if it could not be begun; then its folder is removed.
     """
     began_s = time.monotonic()
-    name, problem = _agreed_name(files, collectives, about, writer, wanted)
-    _raise_together(collectives, files, name, problem)
+    name, reason = _agreed_name(files, collectives, about, writer, wanted)
+    _raise_together(collectives, files, name, reason)
     states: FileStates = {}
 
     def take() -> None:
@@ -103,13 +103,13 @@ def _agreed_name(
 ) -> tuple[str, str | None]:
     """Collective. Return the checkpoint's name, whose folder rank 0 has made, and this rank's problem or None."""
     wanted = wanted or f"step-{about['step']:08d}-g{about['generation']}"
-    name, problem = "", f"checkpoint {writer.busy} is still being written" if writer.busy else None
-    if collectives.rank == 0 and problem is None:
+    name, reason = "", f"checkpoint {writer.busy} is still being written" if writer.busy else None
+    if collectives.rank == 0 and reason is None:
         try:
             name = _new_folder(files, wanted)
         except OSError as error:
-            problem = f"its folder could not be made: {error}"
-    return str(collectives.broadcast_json(name)), problem
+            reason = f"its folder could not be made: {error}"
+    return str(collectives.broadcast_json(name)), reason
 
 
 def _new_folder(files: RunFiles, wanted: str) -> str:
@@ -125,17 +125,17 @@ def _new_folder(files: RunFiles, wanted: str) -> str:
             return name
 
 
-def _raise_together(collectives: Collectives, files: RunFiles, name: str, problem: str | None) -> None:
+def _raise_together(collectives: Collectives, files: RunFiles, name: str, reason: str | None) -> None:
     """Collective. If any rank has a problem, rank 0 removes the folder, and all raise `RuntimeError`."""
-    told = collectives.problems(problem)
-    if not told:
+    reasons = collectives.all_reasons(reason)
+    if not reasons:
         return
     if collectives.rank == 0 and name:
         try:
             discard(files.checkpoints, name)
         except SteerwayError as error:
             log.warning("a failed save could not be removed: %s", error.reason)
-    raise RuntimeError("; ".join(told))
+    raise RuntimeError("; ".join(reasons))
 
 
 def _drain_together(collectives: Collectives, writer: CheckpointWriter) -> None:

@@ -71,9 +71,9 @@ def load_universal(engine: "DeepSpeedEngine", root: Path) -> None:
     _separate_steps(engine)
     reassert_groups(engine, about["groups"])
     _load_unoptimized(engine, root)
-    found = digest(consolidated(engine))
-    if found != about["sha256"]:
-        raise Diverged(f"the state loaded from {root.name} has the digest {found[:12]}, not {about['sha256'][:12]}")
+    live = digest(consolidated(engine))
+    if live != about["sha256"]:
+        raise Diverged(f"the state loaded from {root.name} has the digest {live[:12]}, not {about['sha256'][:12]}")
 
 
 def described(root: Path) -> dict[str, Any]:
@@ -96,10 +96,10 @@ def reassert_groups(engine: "DeepSpeedEngine", groups: Groups) -> None:
         raise Invalid(f"{len(groups)} parameter groups were saved, but this training has {len(live)}")
     for group, saved in zip(live, groups, strict=True):
         group.update({key: _from_json(value) for key, value in saved.items()})
-    for index, (found, saved) in enumerate(zip(plain_groups(engine.optimizer.param_groups), groups, strict=True)):
-        wrong = sorted(key for key in saved if found.get(key) != saved[key])
+    for index, (held, saved) in enumerate(zip(plain_groups(engine.optimizer.param_groups), groups, strict=True)):
+        wrong = sorted(key for key in saved if held.get(key) != saved[key])
         if wrong:
-            raise Diverged(f"{wrong[0]} of group {index} was set to {saved[wrong[0]]} and reads {found.get(wrong[0])}")
+            raise Diverged(f"{wrong[0]} of group {index} was set to {saved[wrong[0]]} and reads {held.get(wrong[0])}")
 
 
 def plain_groups(groups: Groups) -> Groups:

@@ -71,7 +71,7 @@ class LoaderSeeds:
         for sampler in self._samplers:
             if getattr(sampler, "generator", self) is None:
                 sampler.generator = torch.Generator()
-        if not all(type(each).__module__.startswith(KNOWN_SAMPLERS) for each in self._samplers):
+        if not all(type(sampler).__module__.startswith(KNOWN_SAMPLERS) for sampler in self._samplers):
             name = "batch_sampler" if base.batch_sampler is not None else "sampler"
             vars(base)[name] = SeededOrder(vars(base)[name], self)  # a loader refuses an assignment
         return []

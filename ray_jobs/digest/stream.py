@@ -113,7 +113,7 @@ class DigestStream:
             log.error("step %d could not be digested on rank %d", step, roots.index(NO_DIGEST))
             return False
         if digest is not None:
-            self._tell(digest, tuple(each.hex() for each in roots))
+            self._tell(digest, tuple(one.hex() for one in roots))
         return True
 
     def _take(self) -> RankDigest | None:

@@ -241,9 +241,9 @@ class Steered(Extensible):
             len(cast(Sized, data)), seed, global_batch_samples(this.args), run.keeps_the_tail
         )
         if order.left_out:
-            told = (order.left_out, order.n, len(order) // global_batch_samples(this.args))
+            counts = (order.left_out, order.n, len(order) // global_batch_samples(this.args))
             sentence = "%d of %d samples fill no global batch and are left out of each epoch, of %d steps (%s)"
-            log.warning(sentence, *told, "data.tail: keep trains on them")
+            log.warning(sentence, *counts, "data.tail: keep trains on them")
         return order
 
     def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> tuple[Any, ...]:

@@ -72,15 +72,15 @@ class Collectives:
         mine = torch.frombuffer(bytearray(value), dtype=torch.uint8)
         values = [torch.empty_like(mine) for _ in range(self.world_size)]
         dist.all_gather(values, mine, group=self._group)
-        return [each.numpy().tobytes() for each in values]
+        return [gathered.numpy().tobytes() for gathered in values]
 
-    def problems(self, problem: str | None) -> list[str]:
-        """Collective. Return the problems of all ranks, each with the rank; the same on all."""
-        return [f"rank {rank}: {found}" for rank, found in enumerate(self.all_gather(problem)) if found]
+    def all_reasons(self, own: str | None) -> list[str]:
+        """Collective. Return the reasons of all ranks that have one, each with the rank; the same on all."""
+        return [f"rank {rank}: {reason}" for rank, reason in enumerate(self.all_gather(own)) if reason]
 
-    def first_problem(self, problem: str | None) -> str | None:
-        """Collective. Return the problem of the first rank that has one, or None; the same on all."""
-        return next((each for each in self.all_gather(problem) if each), None)
+    def first_reason(self, own: str | None) -> str | None:
+        """Collective. Return the reason of the first rank that has one, or None; the same on all."""
+        return next((reason for reason in self.all_gather(own) if reason), None)
 
     def broadcast_json(self, value: object) -> Any:
         """Collective. Return rank 0's value, sent as JSON."""

@@ -87,7 +87,7 @@ def keeps_state_on_nvme(optimizer: "DeepSpeedOptimizer | torch.optim.Optimizer")
     return bool(getattr(optimizer, "swap_optimizer", False) or getattr(optimizer, "params_in_nvme_and_cpu", False))
 
 
-def obstacle_to_writing(engine: "DeepSpeedEngine", optimizer: torch.optim.Optimizer) -> str | None:
+def reason_not_writable(engine: "DeepSpeedEngine", optimizer: torch.optim.Optimizer) -> str | None:
     """Return the reason why weights and moments of this engine cannot be written between steps, or None."""
     zero = engine.optimizer
     if keeps_state_on_nvme(zero):

@@ -57,7 +57,7 @@ def kept_generators(root: object, name: str) -> list[str]:
 
 def own_generators(root: object, name: str) -> list[tuple[str, str]]:
     """Return the generators that an object holds, as (path, kind)."""
-    found, seen = list[tuple[str, str]](), set[int]()
+    generators, seen = list[tuple[str, str]](), set[int]()
     waiting = [(name, root, 0)]
     while waiting and len(seen) < MAX_LOOKED_AT:
         path, value, depth = waiting.pop(0)
@@ -65,12 +65,12 @@ def own_generators(root: object, name: str) -> list[tuple[str, str]]:
             continue
         seen.add(id(value))
         if _is_generator(value):
-            found.append((path, f"{type(value).__module__}.{type(value).__qualname__}".replace("._generator", "")))
+            generators.append((path, f"{type(value).__module__}.{type(value).__qualname__}".replace("._generator", "")))
         elif _has_a_seeded_generator(value):
-            found.append((f"{path}.seed", "a generator of Transformers' collator"))
+            generators.append((f"{path}.seed", "a generator of Transformers' collator"))
         elif depth < MAX_DEPTH:
             waiting += [(f"{path}{step}", part, depth + 1) for step, part in _parts(value)]
-    return found
+    return generators
 
 
 def _is_generator(value: object) -> bool:
@@ -100,7 +100,7 @@ def _parts(value: object) -> Iterator[tuple[str, Any]]:
     else:
         yield from ((f".{name}", part) for name, part in list(getattr(value, "__dict__", {}).items()))
         methods = (getattr(type(value), name, None) for name in MAKES_SAMPLES)
-        yield from ((f".{each.__name__}", each) for each in methods if isinstance(each, FunctionType))
+        yield from ((f".{method.__name__}", method) for method in methods if isinstance(method, FunctionType))
 
 
 def _parts_of_a_function(function: FunctionType) -> Iterator[tuple[str, Any]]:

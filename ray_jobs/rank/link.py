@@ -87,7 +87,7 @@ class Link:
     def recorded(self, checkpoint: str) -> CheckpointCommitted | None:
         """Return a checkpoint's journal record, or None. Raises `Unavailable` on timeout."""
         known = self._ask(lambda: self._handle.snapshot()).checkpoints
-        return next((each for each in known if each.checkpoint == checkpoint), None)
+        return next((one for one in known if one.checkpoint == checkpoint), None)
 
     def start(self, start: GenerationStart) -> tuple[int, str | None]:
         """Announce the trainers and start both loops. Returns the generation's number, or 0 and the reason why not."""

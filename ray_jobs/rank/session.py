@@ -247,12 +247,12 @@ class RankSession:
         if self.link is None or outcome is None:
             return
         if reason is None:
-            told = outcome.model_copy(update={"after": after, "ranks": (after,) * len(outcome.ranks)})
+            settled = outcome.model_copy(update={"after": after, "ranks": (after,) * len(outcome.ranks)})
         else:
-            told = CommandSettled(
+            settled = CommandSettled(
                 uuid=uuid, status="failed", step=outcome.step, generation=outcome.generation, reason=reason
             )
-        self.link.report([told])
+        self.link.report([settled])
 
     def _progress(self, step: int) -> None:
         if self.link is None:

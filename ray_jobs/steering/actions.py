@@ -57,7 +57,10 @@ class ScriptAction:
 
     def facts(self) -> Readback:
         """Return description, arguments and whether it can be undone, as plain JSON."""
-        arguments = {each.name: {"type": each.annotation.__name__} | _default(each) for each in self.parameters}
+        arguments = {
+            parameter.name: {"type": parameter.annotation.__name__} | _default(parameter)
+            for parameter in self.parameters
+        }
         return {"description": self.description, "arguments": arguments, "can_be_undone": self.undo is not None}
 
     def bound(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,7 +183,7 @@ def _reading(name: str, result: object) -> Readback:
 
 def _is_plain(value: object) -> bool:
     if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(each) for key, each in value.items())
+        return all(isinstance(key, str) and _is_plain(part) for key, part in value.items())
     if isinstance(value, list | tuple):
         return all(map(_is_plain, value))
     return value is None or isinstance(value, bool | int | float | str)

@@ -54,17 +54,17 @@ class LearningRateApplier:
         indices = self._indices(intent)
         if not indices:
             return f"there is no parameter group {intent.group!r}; this run has {self._schedule.names}"
-        if problem := _without_effect([self._groups()[index] for index in indices]):
-            return problem
+        if reason := _without_effect([self._groups()[index] for index in indices]):
+            return reason
         for index, value in self._targets(intent):
             if not 0 < value <= MAX_LEARNING_RATE:
                 return (
                     f"group {index} would get the learning rate {value:g}; "
                     f"allowed is above 0 and at most {MAX_LEARNING_RATE:g}"
                 )
-            refusal = self._schedule.refusal(index, value, intent.schedule)
-            if refusal := refusal or rules.breach(self._limits, LEARNING_RATE, self._groups()[index]["lr"], value):
-                return refusal
+            reason = self._schedule.reason_against(index, value, intent.schedule)
+            if reason := reason or rules.breach(self._limits, LEARNING_RATE, self._groups()[index]["lr"], value):
+                return reason
         return None
 
     def apply(self, command: Command, step: int) -> Applied:
@@ -128,12 +128,12 @@ class ScheduleApplier:
         intent, left = _planned_schedule(command), self._steps_left()
         if intent.over_steps is None and intent.shape != "constant" and left <= intent.warmup_steps:
             return f"a warm-up of {intent.warmup_steps} steps leaves none of the {left} that are to come"
-        if problem := _without_effect(self._groups()):
-            return problem
+        if reason := _without_effect(self._groups()):
+            return reason
         courses = self._courses(intent)
         if all(course.start <= 0 for course in courses):
             return "the learning rate is 0, and every course from there would stay at 0; set a learning rate first"
-        return next((problem for course in courses if (problem := self._problem(course))), None)
+        return next((reason for course in courses if (reason := self._reason_against(course))), None)
 
     def apply(self, command: Command, step: int) -> Applied:
         """Plan and read back: the next step's learning rates stay, and every group follows its planned schedule.
@@ -165,7 +165,7 @@ class ScheduleApplier:
             for rate in self._schedule.get_last_lr()
         ]
 
-    def _problem(self, course: PlannedSchedule) -> str | None:
+    def _reason_against(self, course: PlannedSchedule) -> str | None:
         for value in (course.top, course.last):
             if value > MAX_LEARNING_RATE:
                 return f"the learning rate would reach {value:g}; allowed is at most {MAX_LEARNING_RATE:g}"

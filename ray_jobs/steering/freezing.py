@@ -77,9 +77,9 @@ class FrozenParameters:
         self._located_by_owner = located
         self._hook(bool(located))
 
-    def refusal(self, names: Collection[str]) -> str | None:
+    def reason_against(self, names: Collection[str]) -> str | None:
         """Return the reason why these cannot be frozen, or None."""
-        if reason := self._partitions.obstacle():
+        if reason := self._partitions.reason_not_writable():
             return reason
         try:
             self._located(names)
@@ -174,13 +174,13 @@ class FreezeApplier:
 
     def check(self, command: Command) -> str | None:
         """Reject patterns that match nothing, and runs whose weights cannot be frozen."""
-        pattern, found = self._found(command)
+        pattern, names = self._found(command)
         if isinstance(command.intent, Unfreeze):
             frozen = self._frozen.names
-            return None if found else f"no frozen parameter matches {pattern!r}; frozen: {some(frozen)}"
-        if not found:
+            return None if names else f"no frozen parameter matches {pattern!r}; frozen: {some(frozen)}"
+        if not names:
             return f"this run trains no parameter that matches {pattern!r}; it trains {some(self._frozen.trained)}"
-        return self._frozen.refusal(found)
+        return self._frozen.reason_against(names)
 
     def apply(self, command: Command, step: int) -> Applied:
         """Freeze or unfreeze from the next step on. Raises `LookupError` if the optimizer lacks a parameter."""
@@ -197,5 +197,5 @@ class FreezeApplier:
     def _found(self, command: Command) -> tuple[str, set[str]]:
         assert isinstance(command.intent, Freeze | Unfreeze)
         pattern = command.intent.parameters
-        found = self._frozen.matching(pattern)
-        return pattern, found & set(self._frozen.names) if isinstance(command.intent, Unfreeze) else found
+        names = self._frozen.matching(pattern)
+        return pattern, names & set(self._frozen.names) if isinstance(command.intent, Unfreeze) else names

@@ -73,8 +73,8 @@ class Knobs:
         """
         if knob.name in self._knobs or knob.name in RESERVED or ":" in knob.name:
             raise Conflict(f"the name {knob.name!r} is taken, or holds a colon; call the knob something else")
-        if problem := knob.reason_against(knob.get()):
-            raise Invalid(f"the knob {knob.name!r} reads {knob.get()!r}: {problem}")
+        if reason := knob.reason_against(knob.get()):
+            raise Invalid(f"the knob {knob.name!r} reads {knob.get()!r}: {reason}")
         self._knobs[knob.name] = knob
         if knob.name in self._awaited:
             self._put_back(knob, self._awaited.pop(knob.name))
@@ -155,8 +155,8 @@ class Knobs:
                 planned[knob.name] = knob, self._new_value(knob, before, change)
         # Against what is live now: two changes of one knob must not add up to more than is allowed.
         for knob, value in planned.values():
-            if problem := knob.refusal(value) or self._breach(knob, knob.get(), value):
-                raise Invalid(problem)
+            if reason := knob.refusal(value) or self._breach(knob, knob.get(), value):
+                raise Invalid(reason)
         return list(planned.values())
 
     def _find(self, name: str) -> list[Knob]:
@@ -164,14 +164,14 @@ class Knobs:
             if self._knobs[name].get() is None:
                 raise NotFound(f"{name} has no one value now; set its parts by a pattern instead")
             return [self._knobs[name]]
-        found = [knob for source in self._sources for knob in source(name)] if ":" in name else []
-        if not found:
+        matching = [knob for source in self._sources for knob in source(name)] if ":" in name else []
+        if not matching:
             listed = ", ".join(self._knobs) or "none"
             lr = "; the learning rate is set with set_learning_rate" if name in ("lr", "learning_rate") else ""
             raise NotFound(
                 f"there is no knob {name!r}; this run has {listed}, and PATTERN:ATTRIBUTE for its modules{lr}"
             )
-        return found
+        return matching
 
     def _new_value(self, knob: Knob, before: KnobValue, change: Change) -> KnobValue:
         after: KnobValue
@@ -184,8 +184,8 @@ class Knobs:
             raise Invalid(f"{knob.name} is one for all parameter groups; leave 'group' out")
         else:
             fitted = after = _turned(knob, before, change)
-        if problem := knob.reason_against(fitted):
-            raise Invalid(problem)
+        if reason := knob.reason_against(fitted):
+            raise Invalid(reason)
         return after
 
     def _breach(self, knob: Knob, before: KnobValue, after: KnobValue) -> str | None:
@@ -195,13 +195,15 @@ class Knobs:
             changed = [(was, becomes) for was, becomes in zip(before, after, strict=True) if was != becomes]
             before, after = [was for was, _ in changed], [becomes for _, becomes in changed]
         return next(
-            (told for name in knob.limit_names if (told := rules.breach(self._limits, name, before, after))), None
+            (reason for name in knob.limit_names if (reason := rules.breach(self._limits, name, before, after))), None
         )
 
     def barred(self, knobs: Sequence[Knob], role: str | None, changed_s_ago: Mapping[str, float]) -> str | None:
         """Return the reason why this role may not change one of these knobs now, or None."""
         names = [name for knob in knobs for name in knob.limit_names]
-        return next((told for name in names if (told := rules.barred(self._limits, name, role, changed_s_ago))), None)
+        return next(
+            (reason for name in names if (reason := rules.barred(self._limits, name, role, changed_s_ago))), None
+        )
 
     def _groups(self, knob: Knob, change: Change, before: list[Any]) -> set[int]:
         """Return the indices of the parameter groups that a change applies to."""

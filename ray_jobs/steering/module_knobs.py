@@ -51,10 +51,10 @@ class ModuleKnobs:
         pattern, _, attribute = name.rpartition(":")
         if pattern in self._modules and (one := self._knob(pattern, attribute)) is not None:
             return [one]  # a name may hold what means something in a pattern
-        found = list(self._matching(pattern, attribute))
-        if len(found) > MAX_MODULES:
-            raise Invalid(f"{name} matches {len(found)} modules; one change may reach {MAX_MODULES} of them")
-        return found
+        knobs = list(self._matching(pattern, attribute))
+        if len(knobs) > MAX_MODULES:
+            raise Invalid(f"{name} matches {len(knobs)} modules; one change may reach {MAX_MODULES} of them")
+        return knobs
 
     def dropout(self) -> Knob | None:
         """Return one knob for all dropouts; None if there are none, or if they differ."""

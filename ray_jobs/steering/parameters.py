@@ -54,17 +54,17 @@ class Skeleton:
     def can_reset(self, name: str) -> bool:
         """Return whether the module has parameters of its own, and can initialize all of them."""
         module = self._root.get_submodule(name)
-        own = [each for each in module._parameters.values() if each is not None]
-        if not own or not all(each.is_floating_point() for each in own):
+        own = [parameter for parameter in module._parameters.values() if parameter is not None]
+        if not own or not all(parameter.is_floating_point() for parameter in own):
             return False
         if callable(getattr(module, "reset_parameters", None)):
             return True
-        versions = [each._version for each in own]
+        versions = [parameter._version for parameter in own]
         try:
             self._initialize(name)
         except (AttributeError, TypeError, RuntimeError, NotImplementedError):
             return False  # what cannot be tried without values is not done with them
-        return all(each._version > before for each, before in zip(own, versions, strict=True))
+        return all(parameter._version > before for parameter, before in zip(own, versions, strict=True))
 
     def fresh(self, name: str, seed: int) -> Tensors:
         """Draw full fp32 weights on the CPU for a module's own parameters, by their names in it.
@@ -73,7 +73,7 @@ class Skeleton:
         """
         module = self._root.get_submodule(name)
         shapes = dict(module._parameters)
-        drawn = {key: _unset(each) for key, each in shapes.items() if each is not None}
+        drawn = {key: _unset(parameter) for key, parameter in shapes.items() if parameter is not None}
         module._parameters.update(drawn)
         try:
             with random_state_kept():
@@ -81,9 +81,9 @@ class Skeleton:
                 self._initialize(name)
         finally:
             module._parameters.update(shapes)
-        if missing := [key for key, each in drawn.items() if bool(each.isnan().any())]:
+        if missing := [key for key, parameter in drawn.items() if bool(parameter.isnan().any())]:
             raise RuntimeError(f"nothing gives fresh values to {missing[0]} of {name}")
-        return {key: each.detach() for key, each in drawn.items()}
+        return {key: parameter.detach() for key, parameter in drawn.items()}
 
     def _initialize(self, name: str) -> None:
         parts = name.split(".") if name else []
@@ -108,14 +108,14 @@ def _without_weights(module: nn.Module) -> nn.Module:
     twin: nn.Module = object.__new__(type(module))
     twin.__dict__.update(module.__dict__)
     twin.__dict__["_parameters"] = {
-        key: None if each is None else nn.Parameter(_empty(shape_of(each), each.dtype), requires_grad=False)
-        for key, each in dict.items(module._parameters)
+        key: None if part is None else nn.Parameter(_empty(shape_of(part), part.dtype), requires_grad=False)
+        for key, part in dict.items(module._parameters)
     }
     twin.__dict__["_buffers"] = {
-        key: None if each is None else _empty(each.shape, each.dtype) for key, each in module._buffers.items()
+        key: None if part is None else _empty(part.shape, part.dtype) for key, part in module._buffers.items()
     }
     twin.__dict__["_modules"] = {
-        key: None if each is None else _without_weights(each) for key, each in module._modules.items()
+        key: None if part is None else _without_weights(part) for key, part in module._modules.items()
     }
     return twin
 
@@ -150,7 +150,7 @@ class ResetApplier:
 
     def check(self, command: Command) -> str | None:
         """Reject patterns without a module that can be reset, and parameters that are not trained."""
-        if reason := self._partitions.obstacle():
+        if reason := self._partitions.reason_not_writable():
             return reason
         names = self._resettable(_intent(command).modules)
         if not names:
@@ -200,7 +200,7 @@ class ResetApplier:
     def _own(self, name: str) -> dict[str, nn.Parameter]:
         module = self._model.get_submodule(name)
         # `dict.items`: under ZeRO 3, asking DeepSpeed's own dictionary for a parameter may gather it.
-        return {key: each for key, each in dict.items(module._parameters) if each is not None}
+        return {key: parameter for key, parameter in dict.items(module._parameters) if parameter is not None}
 
     def _replace(self, parameter: nn.Parameter, value: torch.Tensor) -> None:
         """Write this rank's partition of the fresh value into master weights, moments and live model."""
@@ -252,17 +252,20 @@ def layers(model: nn.Module, frozen: Collection[str] = ()) -> list[Readback]:
     those that change in training, `frozen` names being left out), `tunables` (numbers that the module itself holds).
     Under ZeRO 3 whole parameters are counted.
     """
-    still = {id(each) for name, each in model.named_parameters(remove_duplicate=False) if name in frozen}
+    still = {id(parameter) for name, parameter in model.named_parameters(remove_duplicate=False) if name in frozen}
     return [_layer(name, module, still) for name, module in model.named_modules()]
 
 
 def _layer(name: str, module: nn.Module, still: set[int]) -> Readback:
-    found = [(elements(each), each.requires_grad and id(each) not in still) for each in module.parameters()]
+    counts = [
+        (elements(parameter), parameter.requires_grad and id(parameter) not in still)
+        for parameter in module.parameters()
+    ]
     return {
         "name": name,
         "type": type(module).__name__,
-        "parameters": sum(count for count, _ in found),
-        "trainable": sum(count for count, trains in found if trains),
+        "parameters": sum(count for count, _ in counts),
+        "trainable": sum(count for count, trains in counts if trains),
         "tunables": {
             key: value
             for key, value in sorted(vars(module).items())

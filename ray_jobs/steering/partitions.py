@@ -88,7 +88,7 @@ class Partitions:
             return Partition(parameter, 0, 0, parameter.numel())
         raise LookupError("the optimizer does not hold it")
 
-    def obstacle(self) -> str | None:
+    def reason_not_writable(self) -> str | None:
         """Return the reason why parameters of this run cannot be frozen or reset, or None."""
         if self.is_fsdp:
             return (
@@ -101,4 +101,4 @@ class Partitions:
             )
         if self.engine is None:
             return None
-        return deepspeed_internals.obstacle_to_writing(self.engine, optimizer)
+        return deepspeed_internals.reason_not_writable(self.engine, optimizer)

@@ -30,10 +30,10 @@ class PauseOffload:
     """Offload of one rank's states during a pause. No collectives."""
 
     def __init__(self, engine: "DeepSpeedEngine | None") -> None:
-        self._engine, self._obstacle = engine, obstacle(engine)
+        self._engine, self._reason = engine, reason_not_offloadable(engine)
         self._is_away = False
-        if self._obstacle is not None:
-            log.warning("pause.offload has no effect: %s", self._obstacle)
+        if self._reason is not None:
+            log.warning("pause.offload has no effect: %s", self._reason)
 
     def rest(self, resting: bool) -> None:
         """Offload the states, or reload them. Idempotent.
@@ -41,7 +41,7 @@ class PauseOffload:
         Raises DeepSpeed's exception if they cannot be reloaded: then this rank has lost them. If they cannot be
         offloaded, they are reloaded, and it is not tried again.
         """
-        if self._engine is None or self._obstacle is not None or resting == self._is_away:
+        if self._engine is None or self._reason is not None or resting == self._is_away:
             return
         if not resting:
             self._engine.reload_states()
@@ -53,14 +53,14 @@ class PauseOffload:
         except Exception as error:
             # Some of them may be away: DeepSpeed knows which.
             self._engine.reload_states()
-            self._obstacle = error_text(error)
-            log.warning("pause.offload has no effect: %s", self._obstacle)
+            self._reason = error_text(error)
+            log.warning("pause.offload has no effect: %s", self._reason)
             return
         self._is_away = True
         log.info("the states are in host memory while the run is paused")
 
 
-def obstacle(engine: "DeepSpeedEngine | None") -> str | None:
+def reason_not_offloadable(engine: "DeepSpeedEngine | None") -> str | None:
     """Return the reason why the states of this run cannot be offloaded, or None."""
     if engine is None:
         return "this run trains without DeepSpeed, which is what moves states"

@@ -36,31 +36,32 @@ class RollbackApplier:
     """Applier of `rollback`: ends the training after this boundary, if every rank verifies its part of the checkpoint.
 
     `find` returns a checkpoint's manifest after verifying this rank's part of its bytes, or the reason why not;
-    `misfit` returns the reason why an existing branch is of another model; `leave` ends the loop, or lets it continue;
-    `check_other` checks a command that the branch begins with.
+    `model_mismatch` returns the reason why an existing branch is of another model; `leave` ends the loop, or lets it
+    continue; `check_other` checks a command that the branch begins with.
     """
 
     def __init__(
         self,
         find: Callable[[str], Manifest | str],
-        misfit: Callable[[str], str | None],
+        model_mismatch: Callable[[str], str | None],
         leave: Callable[[bool], None],
         check_other: Callable[[Command], str | None],
     ) -> None:
-        self._find, self._misfit, self._leave, self._check_other = find, misfit, leave, check_other
+        self._find, self._model_mismatch = find, model_mismatch
+        self._leave, self._check_other = leave, check_other
         self._found: Manifest | None = None
 
     def check(self, command: Command) -> str | None:
         """Verify the checkpoint and check the commands that the branch begins with."""
         intent = _rollback(command)
         if intent.checkpoint is None:
-            return self._misfit(str(intent.branch))
-        found = self._find(intent.checkpoint)
-        if isinstance(found, str):
-            return found
-        self._found = found
-        first = (command.model_copy(update={"intent": each}) for each in intent.first)
-        return next((problem for each in first if (problem := self._check_other(each))), None)
+            return self._model_mismatch(str(intent.branch))
+        manifest = self._find(intent.checkpoint)
+        if isinstance(manifest, str):
+            return manifest
+        self._found = manifest
+        first = (command.model_copy(update={"intent": other}) for other in intent.first)
+        return next((reason for other in first if (reason := self._check_other(other))), None)
 
     def apply(self, command: Command, step: int) -> Applied:
         """End the loop after this boundary."""

@@ -146,7 +146,7 @@ class SteeredSchedule:
         """Return the inner scheduler's state; the steering is saved by `memory`."""
         return dict(self.inner.state_dict()) if self.inner is not None else {}
 
-    def refusal(self, index: int, value: float, mode: Literal["keep", "hold"]) -> str | None:
+    def reason_against(self, index: int, value: float, mode: Literal["keep", "hold"]) -> str | None:
         """Return the reason why group `index` cannot be set, or None."""
         planned = self._steering[index].planned(self._scheduled[index])
         course = self._steering[index].course is not None

@@ -114,12 +114,12 @@ def _register(knobs: Knobs, knob: Knob) -> None:
 def group_knobs(groups: Callable[[], ParamGroups]) -> list[Knob]:
     """Return a knob for each hyper-parameter (number or tuple of numbers) of the groups except the learning rate."""
     names = dict.fromkeys(name for group in groups() for name in group if name not in NOT_KNOBS)
-    found = []
+    knobs = []
     for name in names:
         kind = _kind_of(name, [group[name] for group in groups() if group.get(name) is not None])
         if kind is not None:
-            found.append(_group_knob(name, kind, groups))
-    return found
+            knobs.append(_group_knob(name, kind, groups))
+    return knobs
 
 
 def _kind_of(name: str, values: list[Any]) -> KnobKind | None:
@@ -174,8 +174,8 @@ def clipping_knob(places: Mapping[str, NumberAttribute], can_clip: bool = True) 
     def read() -> float:
         values = {name: place.get() for name, place in places.items()}
         if len(set(values.values())) > 1:
-            told = ", ".join(f"{name} is {value:g}" for name, value in values.items())
-            raise RuntimeError(f"the places of gradient_clipping disagree: {told}")
+            values_by_place = ", ".join(f"{name} is {value:g}" for name, value in values.items())
+            raise RuntimeError(f"the places of gradient_clipping disagree: {values_by_place}")
         return in_force.get()
 
     def write(value: float) -> None:

@@ -12,7 +12,7 @@ from control_plane.core.boundary import AllGather, AllReduceMin, Applied, Broadc
 from control_plane.core.model.commands import Command
 from ray_jobs.rank.session import RankSession
 from ray_jobs.steering.appliers import FlagApplier
-from ray_jobs.steering.pause_offload import PauseOffload, obstacle
+from ray_jobs.steering.pause_offload import PauseOffload, reason_not_offloadable
 
 
 class FusedAdam:
@@ -165,4 +165,4 @@ def test_where_states_cannot_be_moved_the_log_says_why_and_nothing_is_tried(
 
 
 def test_parameters_that_are_not_offloaded_are_no_obstacle() -> None:
-    assert obstacle(Engine(parameters=SimpleNamespace(device=SimpleNamespace(value="none")))) is None
+    assert reason_not_offloadable(Engine(parameters=SimpleNamespace(device=SimpleNamespace(value="none")))) is None

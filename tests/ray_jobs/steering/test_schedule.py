@@ -106,8 +106,8 @@ def test_schedule_restored_goes_on_as_if_it_had_not_been_set(make: Make) -> None
 def test_schedule_at_zero_refuses_to_keep_a_shape_that_it_cannot_scale() -> None:
     owner = optimizer()
     schedule = SteeredSchedule(schedulers.LambdaLR(owner, lambda step: 0.0), lambda: owner.param_groups)
-    assert "cannot be kept" in str(schedule.refusal(0, 1e-3, "keep"))
-    assert schedule.refusal(0, 1e-3, "hold") is None
+    assert "cannot be kept" in str(schedule.reason_against(0, 1e-3, "keep"))
+    assert schedule.reason_against(0, 1e-3, "hold") is None
 
 
 def test_schedule_stands_in_for_its_scheduler() -> None:
@@ -226,9 +226,9 @@ def test_course_at_its_end_of_zero_refuses_to_keep_its_shape() -> None:
     schedule = SteeredSchedule(None, lambda: owner.param_groups)
     schedule.follow([course(over_steps=1), course(over_steps=2)])
     schedule.step()
-    assert "cannot be kept" in str(schedule.refusal(0, 1e-3, "keep"))
-    assert schedule.refusal(1, 1e-3, "keep") is None
-    assert schedule.refusal(0, 1e-3, "hold") is None
+    assert "cannot be kept" in str(schedule.reason_against(0, 1e-3, "keep"))
+    assert schedule.reason_against(1, 1e-3, "keep") is None
+    assert schedule.reason_against(0, 1e-3, "hold") is None
 
 
 def test_names_of_groups_stay_when_what_they_follow_from_is_changed() -> None:
