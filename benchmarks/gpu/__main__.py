@@ -1,4 +1,4 @@
-"""The command line of the GPU check: `make gpu-check`, `python -m benchmarks.gpu --rehearse`."""
+"""Command line of the GPU check: `make gpu-check`, `python -m benchmarks.gpu --rehearse`."""
 
 import argparse
 import json
@@ -23,7 +23,7 @@ GPU_PROBE = (
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the check. Answers the exit code: 0 if nothing failed, or if there is no GPU; 1 otherwise; 2 for misuse."""
+    """Run the check and return the exit code: 0 if nothing failed or there is no GPU, 1 otherwise, 2 for misuse."""
     given = _parser().parse_args(arguments)
     if given.bundle is not None:
         return _lay_down(given.bundle)
@@ -90,7 +90,7 @@ def _check(given: argparse.Namespace, names: list[str], gpus: list[str]) -> int:
 
 
 def _gpus() -> list[str]:
-    """The names of the GPUs that PyTorch sees; asked in a process of its own, which keeps no memory on them."""
+    """Return the names of the GPUs that PyTorch sees, from a subprocess, so that this one allocates no GPU memory."""
     asked = subprocess.run([sys.executable, "-c", GPU_PROBE], capture_output=True, text=True, check=False)
     return list(json.loads(asked.stdout.strip().splitlines()[-1])) if asked.returncode == 0 else []
 
@@ -103,11 +103,11 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="gpu-check", description="What was shown on CPU ranks, on this GPU.")
     parser.add_argument("--budget", type=float, help="seconds in all (330; 900 for a rehearsal)")
     parser.add_argument(
-        "--rehearse", action="store_true", help="two CPU ranks, tiny sizes: does the check itself work?"
+        "--rehearse", action="store_true", help="test the check itself, on two CPU ranks with tiny sizes"
     )
     parser.add_argument("--only", metavar="STAGE,..", help=f"some stages: {', '.join(STAGE_BOXES)}")
     parser.add_argument("--ray", action="store_true", help="a run through `steer run` on a Ray cluster as well")
-    parser.add_argument("--bundle", type=Path, metavar="DIR", help="lay down what a machine without network needs")
+    parser.add_argument("--bundle", type=Path, metavar="DIR", help="write what a machine without network needs")
     return parser
 
 

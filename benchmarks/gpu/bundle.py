@@ -1,4 +1,4 @@
-"""What a bare GPU machine without network lacks: the source tree, a DeepSpeed wheel, and the command to run there."""
+"""Bundle for a GPU machine without network: the source tree, a DeepSpeed wheel, and the command to run there."""
 
 import os
 import shutil
@@ -38,9 +38,9 @@ less. The binary wheels are for the Python and the kind of machine that made thi
 
 
 def import_run(folder: Path) -> str:
-    """Write the bundle into `folder`, which must be empty or missing. Answers what to do with it, in a sentence.
+    """Write the bundle into `folder`, which must be empty or missing, and return instructions.
 
-    Raises `Invalid` if the folder holds something, `SteerwayError` if a wheel cannot be made or the bundle is too big.
+    Raises `Invalid` if the folder is not empty, `SteerwayError` if a wheel cannot be built or the bundle is too big.
     """
     if folder.exists() and any(folder.iterdir()):
         raise Invalid(f"{folder} is not empty; name a new folder for the bundle")
@@ -51,9 +51,9 @@ def import_run(folder: Path) -> str:
     (folder / "README.txt").write_text(README.format(wheels=" ".join(names)))
     size_bytes = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     if size_bytes > LIMIT_BYTES:
-        raise SteerwayError(f"the bundle has {size_bytes >> 20} MiB, and {LIMIT_BYTES >> 20} MiB are the limit")
+        raise SteerwayError(f"the bundle has {size_bytes >> 20} MiB; the limit is {LIMIT_BYTES >> 20} MiB")
     return (
-        f"{folder}: {size_bytes / (1 << 20):.1f} MiB. Carry it to the GPU machine; there, in it: "
+        f"{folder}: {size_bytes / (1 << 20):.1f} MiB. Copy it to the GPU machine, and run in it: "
         f"python3 -m pip install --no-index --no-deps --find-links wheels {' '.join(names)} && "
         "python3 -m benchmarks.gpu"
     )
@@ -67,7 +67,7 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _wheels(folder: Path) -> list[str]:
-    """Build or fetch the pinned wheels. DeepSpeed without its CUDA kernels: they are built where they are used."""
+    """Build or download the pinned wheels, DeepSpeed without its CUDA kernels, which are built at their first use."""
     folder.mkdir()
     environment = os.environ | {"DS_BUILD_OPS": "0", "DS_ACCELERATOR": "cpu"}
     with tempfile.TemporaryDirectory() as built:
@@ -81,7 +81,7 @@ def _wheels(folder: Path) -> list[str]:
                 [*command, *constraint, name], env=environment, capture_output=True, text=True, check=False
             )
             if done.returncode != 0:
-                raise SteerwayError(f"no wheel of {name} could be made: {done.stderr.strip()[-800:]}")
+                raise SteerwayError(f"cannot build a wheel of {name}: {done.stderr.strip()[-800:]}")
         for wheel in Path(built).glob("*.whl"):
             shutil.copy2(wheel, folder / wheel.name)
     return list(WHEELS)

@@ -1,11 +1,11 @@
-"""The stages of the GPU check by name: order, time boxes, ranks needed. Imports none of what they run."""
+"""Stages of the GPU check by name: order, time boxes, ranks needed. Does not import their code."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class StageBox:
-    """One stage. `box_s`: seconds after which it is ended, and the next one begins in new processes."""
+    """Stage with its time box. After `box_s` seconds it is ended, and the next one begins in new processes."""
 
     name: str
     box_s: float
@@ -32,4 +32,4 @@ STAGE_BOXES = {
         StageBox("blocked_rank", 60, needs_ranks=2, ends_ranks=True),
     )
 }
-"""By worth: what a short budget must not lose comes first."""
+"""By importance, for a short budget."""

@@ -1,4 +1,4 @@
-"""The GPU check's launcher: starts the ranks, keeps each stage inside its time box, and prints a JSON line for each."""
+"""Launcher of the GPU check: starts the ranks, ends each stage after its time box, and prints a JSON line for each."""
 
 import json
 import os
@@ -21,21 +21,21 @@ START_BOX_S = 150.0
 
 POLL_S = 0.1
 LEAST_S = 12.0
-"""With less of the budget left no new processes are started: they would be ended before their first stage."""
+"""Least remaining budget for new processes, which would be ended before their first stage otherwise."""
 
 REHEARSAL_PATIENCE = 3
-"""A rehearsal's ranks share their processors with whatever else runs; ranks on a GPU do not share it."""
+"""Factor of time boxes in a rehearsal, whose ranks share their processors with other programs."""
 
 LOG_LINES = 6
 DETERMINISTIC = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring", "NCCL_NVLS_ENABLE": "0"}
-"""What bit-equality needs of cuBLAS and NCCL; `stages.exact` adds PyTorch's own switch."""
+"""Settings of cuBLAS and NCCL for bit-equality; `stages.exact` adds PyTorch's own."""
 
 Line = dict[str, Any]
 
 
 @dataclass
 class GpuCheck:
-    """One run of the check. `emit` gets every line as soon as it is known."""
+    """Run of the check. `emit` gets every line as soon as it is known."""
 
     folder: Path
     world_size: int
@@ -46,7 +46,7 @@ class GpuCheck:
     _launches: int = 0
 
     def run(self, names: list[str]) -> list[Line]:
-        """Run these stages in their order. A stage that fails or overruns does not keep the next from running."""
+        """Run these stages in their order, also after a stage that fails or exceeds its time box."""
         lines: list[Line] = []
         remaining = [STAGE_BOXES[name] for name in names]
         while remaining:
@@ -67,7 +67,7 @@ class GpuCheck:
         return lines
 
     def _launch(self, stages: list[StageBox]) -> Iterator[Line]:
-        """Start ranks for these stages; a line for each that ended, whatever its end."""
+        """Start ranks for these stages; yield a line for each that has ended."""
         self._launches += 1
         folder = self.folder / f"launch-{self._launches}"
         folder.mkdir(parents=True)
@@ -107,7 +107,7 @@ class GpuCheck:
             return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
     def _wait(self, folder: Path, name: str, ranks: "list[subprocess.Popen[bytes]]", box_s: float) -> str | None:
-        """Until every rank has answered for this stage; otherwise why not."""
+        """Wait until every rank has answered for this stage; return the reason if one has not, else None."""
         until_s = min(time.monotonic() + box_s, self.deadline_s)
         while not all((folder / f"{name}.{rank}.json").exists() for rank in range(self.world_size)):
             for rank, process in enumerate(ranks):
@@ -120,7 +120,7 @@ class GpuCheck:
         return None
 
     def _ended(self, ranks: "list[subprocess.Popen[bytes]]", stage: StageBox) -> Line:
-        """Of a stage in which the last rank is stopped: how the others ended, and after how many seconds."""
+        """Return the line of a stage in which the last rank is stopped: exit codes and seconds of the others."""
         began_s = time.monotonic()
         until_s = min(began_s + self._box_s(stage), self.deadline_s)
         while any(rank.poll() is None for rank in ranks[:-1]) and time.monotonic() < until_s:
@@ -135,9 +135,9 @@ class GpuCheck:
 
     def _answer(self, folder: Path, stage: StageBox, reason: str | None) -> Line:
         answers = [_read(folder / f"{stage.name}.{rank}.json") for rank in range(self.world_size)]
-        told = [str(answer["reason"]) for answer in answers if answer is not None and answer.get("reason")]
-        # Why a rank failed says more than that it ended, or that its peers lost the connection to it.
-        reason = next(iter(sorted(told, key=lambda why: "Connection" in why)), reason)
+        reasons = [str(answer["reason"]) for answer in answers if answer is not None and answer.get("reason")]
+        # The reason of a rank that failed comes before those of peers that lost the connection to it.
+        reason = next(iter(sorted(reasons, key=lambda why: "Connection" in why)), reason)
         if reason is not None or None in answers:
             return {"ok": False, "reason": reason or "a rank gave no answer"}
         first = dict(answers[0] or {})
@@ -160,7 +160,7 @@ class GpuCheck:
 
 
 def _together(stages: list[StageBox]) -> list[StageBox]:
-    """The stages that can share processes: one that ends its ranks has them for itself."""
+    """Return the first stages that can share processes: one that ends its ranks cannot."""
     if stages[0].ends_ranks:
         return stages[:1]
     ends = next((at for at, stage in enumerate(stages) if stage.ends_ranks), len(stages))

@@ -1,4 +1,4 @@
-"""The measuring stages of the GPU check: step time, a profiler trace, saves beside stock, digests."""
+"""Measuring stages of the GPU check: step time, a profiler trace, saves beside stock, digests."""
 
 import random
 import statistics
@@ -29,7 +29,7 @@ GPT2_124M: dict[str, Any] = {"layers": 12, "width": 768, "vocabulary": 50257, "b
 
 @dataclass(frozen=True)
 class Span:
-    """One event of a trace, on one thread. Times in microseconds."""
+    """Event of a trace, on one thread. Times in microseconds."""
 
     name: str
     thread: int
@@ -38,7 +38,7 @@ class Span:
 
 
 def step_time(setting: Setting) -> dict[str, Any]:
-    """Step time of a 124M GPT-2 in bf16 with the step boundary and without it, in blocks of steps in turns."""
+    """Measure the step time of a 124M GPT-2 in bf16 with the step boundary and without it, in alternating blocks."""
     rounds, block_steps = (3, 3) if setting.rehearse else (12, 8)
     plan = [(WARM_UP, "prefetched")] * (3 if setting.rehearse else 10)
     for number in range(rounds):
@@ -71,7 +71,7 @@ def step_time(setting: Setting) -> dict[str, Any]:
 
 
 def trace(setting: Setting) -> dict[str, Any]:
-    """A profiler trace of steered steps: inside of the boundary nothing waits for the device."""
+    """Trace steered steps with the profiler: inside of the boundary no call may wait for the device."""
     from torch.profiler import ProfilerActivity, profile
 
     activities = [ProfilerActivity.CPU] + ([ProfilerActivity.CUDA] if setting.device == "cuda" else [])
@@ -91,7 +91,7 @@ def trace(setting: Setting) -> dict[str, Any]:
 
 
 def synchronisations(spans: Iterable[Span]) -> list[Span]:
-    """The CUDA calls that wait for the device and were made inside of a boundary, on its thread."""
+    """Return the CUDA calls inside of a boundary, on its thread, that wait for the device."""
     spans = list(spans)
     marked = [span for span in spans if span.name == BOUNDARY]
     return [
@@ -106,7 +106,7 @@ def synchronisations(spans: Iterable[Span]) -> list[Span]:
 
 
 class MarksBoundaries(TrainerCallback):
-    """Puts both halves of the boundary into named ranges of the profiler."""
+    """Callback that puts both halves of the boundary into named ranges of the profiler."""
 
     def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
@@ -127,7 +127,7 @@ def _marked(call: Any) -> Any:
 
 
 def save(setting: Setting) -> dict[str, Any]:
-    """Milliseconds that a step waits for a save of 1 and of 4 GB, beside `engine.save_checkpoint`, in turns."""
+    """Measure the stall of a step by a save of 1 and of 4 GB, beside `engine.save_checkpoint`, in turns."""
     sizes = [1 << 22, 1 << 24] if setting.rehearse else [1 << 30, 4 << 30]
     spec = {"folder": str(setting.folder / "save"), "rounds": 1, "sizes": sizes, "quiet_steps": 0}
     seen = checkpoint_rank.save(setting.rank, spec)
@@ -143,7 +143,7 @@ def save(setting: Setting) -> dict[str, Any]:
 
 
 def digest(setting: Setting) -> dict[str, Any]:
-    """Milliseconds of a digest of the live state of a 124M GPT-2."""
+    """Measure the milliseconds of a digest of the live state of a 124M GPT-2."""
     taken_ms: list[float] = []
 
     class Digests(TrainerCallback):
@@ -168,9 +168,9 @@ def digest(setting: Setting) -> dict[str, Any]:
 
 
 def build_fused_adam_s() -> float:
-    """Seconds to build and load DeepSpeed's FusedAdam kernel; about 0 if it is in the cache of extensions.
+    """Return the seconds to build and load DeepSpeed's FusedAdam kernel; about 0 if it is in the cache of extensions.
 
-    Raises what the build raises: without nvcc it cannot be built.
+    Raises the errors of the build, which needs nvcc.
     """
     from deepspeed.ops.op_builder import FusedAdamBuilder
 
@@ -180,7 +180,7 @@ def build_fused_adam_s() -> float:
 
 
 def interval(values: list[float], share: float = 0.95) -> tuple[float, float]:
-    """A bootstrap interval of the median: resampled `RESAMPLES` times, percentile method (Efron 1979)."""
+    """Return a bootstrap interval of the median, by `RESAMPLES` resamples and the percentile method (Efron 1979)."""
     chance = random.Random(1)
     medians = sorted(statistics.median(chance.choices(values, k=len(values))) for _ in range(RESAMPLES))
     cut = int(RESAMPLES * (1 - share) / 2)

@@ -1,4 +1,4 @@
-"""What the GPU check plants in a training or reads from it: infinite losses, a paused rank's memory, a stopped rank."""
+"""Probes of the GPU check: infinite losses, a paused rank's memory, and a stopped rank."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ INFINITE_STEPS = (2, 3)
 
 
 def with_infinite_losses(model: torch.nn.Module) -> torch.nn.Module:
-    """The model, whose loss is infinite in its second and third training step: gradients are not finite there."""
+    """Make the model's loss infinite in its second and third training step, so that gradients are not finite."""
     made = 0
 
     def plant(module: torch.nn.Module, given: Any, output: Any) -> Any:
@@ -31,14 +31,14 @@ def with_infinite_losses(model: torch.nn.Module) -> torch.nn.Module:
 
 
 class PauseMemory:
-    """The memory of this rank while it is paused: what it was before, and the least that it was."""
+    """Memory of this rank before a pause, and its least value during the pause."""
 
     def __init__(self, setting: Setting) -> None:
         self.before_bytes = self.least_bytes = 0
         self._setting, self._stopped = setting, threading.Event()
 
     def attach(self, trainer: Trainer) -> TrainerCallback:
-        """A callback that begins to watch in the step in which the pause is asked for."""
+        """Return a callback that starts sampling in the step in which the pause is sent."""
         probe = self
 
         class Watch(TrainerCallback):
@@ -50,7 +50,7 @@ class PauseMemory:
         return Watch()
 
     def stop(self) -> None:
-        """The pause is over."""
+        """End sampling."""
         self._stopped.set()
 
     def _watch(self) -> None:
@@ -60,12 +60,12 @@ class PauseMemory:
 
 
 class StopsItself(TrainerCallback):
-    """Stops this process in a step, as a debugger or a broken driver would: it neither ends nor answers."""
+    """Callback that stops this process in a step: it neither ends nor answers."""
 
     def __init__(self, trainer: Trainer) -> None:
         pass
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """SIGSTOP, at one step."""
+        """Send SIGSTOP to this process at one step."""
         if state.global_step + 1 == STOP_AT_STEP:
             os.kill(os.getpid(), signal.SIGSTOP)

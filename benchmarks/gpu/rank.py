@@ -1,4 +1,4 @@
-"""One rank of the GPU check: runs the stages that it is given, one after the other, and writes an answer for each."""
+"""Rank of the GPU check: runs the stages of a spec, one after the other, and writes an answer for each."""
 
 import json
 import os
@@ -12,7 +12,7 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def main(folder: Path) -> None:
-    """Collective. `folder/spec.json`: stages, rehearse."""
+    """Collective. Run the stages in `folder/spec.json`."""
     import logging
 
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT)
@@ -58,7 +58,7 @@ def _join(rehearse: bool) -> str:
 
 
 def _write(path: Path, answer: dict[str, Any]) -> None:
-    """Whole or not at all: the launcher looks at these files while they are written."""
+    """Write an answer atomically: the launcher polls for these files."""
     new = path.with_suffix(".new")
     new.write_text(json.dumps(answer))
     new.rename(path)

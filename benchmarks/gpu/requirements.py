@@ -1,6 +1,6 @@
-"""What the GPU check needs on the machine: which packages are missing there, and which differ from those tested.
+"""Requirements of the GPU check: missing packages, and versions that differ from those tested.
 
-Standard library only, and nothing is imported to find it out: this must answer on a machine that lacks everything.
+Standard library only, and no package is imported: this must work on a machine without any of them.
 """
 
 from importlib import metadata
@@ -18,23 +18,23 @@ MODULES = {
     "pyyaml": "yaml",
     "xxhash": "xxhash",
 }
-"""The packages that the check imports, and the module by which each is imported."""
+"""Packages that the check imports, with their modules."""
 
 
 def reasons_not_to_run() -> list[str]:
-    """One sentence for each package that is missing here; none if the check can run."""
+    """Return a sentence for each missing package; none if the check can run."""
     tested = pins()
     return [
         f"{package} is not installed for this Python: the GPU check imports {module}. Install "
         f"{package}{f'=={tested[package]}' if package in tested else ''}; for a machine without network, "
-        "`python -m benchmarks.gpu --bundle DIR` on another one lays down what is needed"
+        "run `python -m benchmarks.gpu --bundle DIR` on another one, and copy DIR"
         for package, module in MODULES.items()
         if find_spec(module) is None
     ]
 
 
 def warnings() -> list[str]:
-    """One sentence for each package whose version is not the one in constraints.txt. The check runs all the same."""
+    """Return a sentence for each package whose version differs from constraints.txt. The check runs nevertheless."""
     tested = pins()
     return [
         f"{package} {version} is installed, {tested[package]} was tested"
@@ -44,18 +44,18 @@ def warnings() -> list[str]:
 
 
 def versions() -> dict[str, str]:
-    """The installed version of each package that the check imports; without those that are missing."""
-    found = dict[str, str]()
+    """Return the installed version of each package that the check imports, without missing ones."""
+    installed = dict[str, str]()
     for package in MODULES:
         try:
-            found[package] = metadata.version(package)
+            installed[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return installed
 
 
 def pins() -> dict[str, str]:
-    """Each package's version in constraints.txt, by its name in small letters; nothing where there is no such file."""
+    """Return each package's version in constraints.txt, by its name in lower case; empty without such a file."""
     if not CONSTRAINTS.is_file():
         return {}
     lines = (line.split("#")[0].strip() for line in CONSTRAINTS.read_text(encoding="utf-8").splitlines())
@@ -64,5 +64,5 @@ def pins() -> dict[str, str]:
 
 
 def _public(version: str) -> str:
-    """The version without how it was built: 2.13.0+cu130 is 2.13.0 for another CUDA."""
+    """Return the version without its local part: 2.13.0+cu130 is 2.13.0."""
     return version.split("+")[0]

@@ -1,4 +1,4 @@
-"""The stages of the GPU check, by worth: each answers figures and named checks, on every rank."""
+"""Stages of the GPU check: each returns figures and named checks, on every rank."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +15,11 @@ EXACT_STEPS, SAVED_STEP, LEFT_AT_STEP = 9, 4, 7
 ROLLBACKS = 20
 HANG_AFTER_S = 4.0
 FREED_SHARE = 0.3
-"""A pause with offload is worth its copies if it frees at least this share of what the rank's tensors take."""
+"""Least share of the rank's tensor memory that a pause with offload must free."""
 
 
 def boundary(setting: Setting) -> Answer:
-    """A learning rate that is set, and one that is halved, are what the next step is made with, on every rank."""
+    """Check that learning rates that are set and halved are used by the next step, on every rank."""
     commands: tuple[tuple[int, Intent], ...] = (
         (4, {"kind": "set_learning_rate", "value": 5e-4, "schedule": "hold"}),
         (7, {"kind": "set_learning_rate", "factor": 0.5, "schedule": "hold"}),
@@ -36,7 +36,7 @@ def boundary(setting: Setting) -> Answer:
 
 
 def knobs(setting: Setting) -> Answer:
-    """Every optimizer knob, clipping and dropout, set in one command, are live at the end."""
+    """Check that all optimizer knobs, clipping and dropout, set in one command, are live at the end."""
     wanted = {"weight_decay": 0.25, "eps": 1e-7, "gradient_clipping": 0.5, "betas": [0.85, 0.95], "dropout": 0.05}
     changes = [{"knob": name, "value": value} for name, value in wanted.items()]
     seen = steer(setting, Training("knobs", steps=8, commands=((3, {"kind": "set_knobs", "changes": changes}),)))
@@ -50,7 +50,7 @@ def knobs(setting: Setting) -> Answer:
 
 
 def exact(stage: int) -> Callable[[Setting], Answer]:
-    """Save, go on, roll back, and make the same steps again: state digests and losses must be bit-equal."""
+    """Save, continue, roll back, and repeat the same steps: state digests and losses must be bit-equal."""
 
     def run(setting: Setting) -> Answer:
         rollback = {"kind": "rollback", "checkpoint": f"step-{SAVED_STEP:08d}-g1"}
@@ -84,7 +84,7 @@ def exact(stage: int) -> Callable[[Setting], Answer]:
 
 
 def overflow(setting: Setting) -> Answer:
-    """A step whose gradients are not finite is skipped on all ranks, and the command that was applied there says so."""
+    """Check that a step with non-finite gradients is skipped on all ranks, and that the command's readback has it."""
     command: Intent = {"kind": "set_learning_rate", "value": 5e-4, "schedule": "hold"}
     precision = "bf16" if setting.rehearse else "fp16"  # DeepSpeed has no fp16 on CPUs: there a loss is made infinite
     training = Training(
@@ -110,7 +110,7 @@ def overflow(setting: Setting) -> Answer:
 
 
 def pause(setting: Setting) -> Answer:
-    """A pause with offload frees device memory; after it the training ends as if nothing had been."""
+    """Check that a pause with offload frees device memory, and does not change the training."""
     size: Answer = {} if setting.rehearse else {"layers": 12, "width": 768, "vocabulary": 8192, "block": 128}
     plain = Training("pause-plain", steps=8, stage=3, optimizer="fused" if not setting.rehearse else "torch", **size)
     undisturbed = steer(setting, plain)
@@ -140,7 +140,7 @@ def pause(setting: Setting) -> Answer:
 
 
 def rollbacks(setting: Setting) -> Answer:
-    """Twenty rollbacks in the same processes: the memory after each."""
+    """Measure the memory after each of twenty rollbacks in the same processes."""
     count = 3 if setting.rehearse else ROLLBACKS
     rollback = {"kind": "rollback", "checkpoint": "step-00000002-g1"}
     training = Training(
@@ -156,7 +156,7 @@ def rollbacks(setting: Setting) -> Answer:
 
 
 def fused_adam(setting: Setting) -> Answer:
-    """DeepSpeed's FusedAdam: seconds to build its kernel (it needs nvcc), and that a learning rate reaches it."""
+    """Measure the build of DeepSpeed's FusedAdam kernel (needs nvcc), and check that a learning rate reaches it."""
     if setting.rehearse:
         return {"skipped": "DeepSpeed's FusedAdam is a CUDA kernel"}
     build_s = measured.build_fused_adam_s()
@@ -173,7 +173,7 @@ def fused_adam(setting: Setting) -> Answer:
 
 
 def blocked_rank(setting: Setting) -> Answer:
-    """The last rank is stopped in a step: the others must end themselves with our watchdog's exit code."""
+    """Stop the last rank in a step: the others must end themselves with our watchdog's exit code."""
     stopped = setting.rank == setting.world_size - 1
     steer(
         setting,
@@ -183,12 +183,12 @@ def blocked_rank(setting: Setting) -> Answer:
 
 
 def _all_applied(setting: Setting, seen: Observed, count: int) -> bool:
-    """On rank 0, which has the control server; the other ranks have no say."""
+    """Return whether all commands were applied, on rank 0, which has the control server; True on other ranks."""
     return setting.rank > 0 or [settled.get("status") for settled in seen.settled] == ["applied"] * count
 
 
 def _twice(values: list[tuple[int, Any]], steps: range) -> dict[int, list[Any]]:
-    """Of each of these steps, what was seen the first and the second time."""
+    """Return the first and the second value of each of these steps."""
     by_step = {step: [value for at, value in values if at == step] for step in steps}
     return {step: both for step, both in by_step.items() if len(both) == 2}
 

@@ -1,4 +1,4 @@
-"""One small steered training without Ray: the control server lives in rank 0, and commands are sent at given steps."""
+"""Small steered training without Ray: the control server runs in rank 0, and commands are sent at given steps."""
 
 import asyncio
 import threading
@@ -35,7 +35,7 @@ Intent = dict[str, Any]
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a stage runs. `rehearse`: on CPUs, at tiny sizes, to see that the check itself works."""
+    """Environment of a stage. `rehearse`: on CPUs, with tiny sizes, to test the check itself."""
 
     rank: int
     world_size: int
@@ -44,13 +44,13 @@ class Setting:
 
     @property
     def device(self) -> str:
-        """The kind of device that the ranks train on."""
+        """Kind of device of the ranks."""
         return "cpu" if self.rehearse else "cuda"
 
 
 @dataclass(frozen=True)
 class Training:
-    """What is trained. `commands`: (step, intent): sent by rank 0 while that step is made, each once."""
+    """Settings of a training. `commands`: (step, intent), sent by rank 0 in that step, each once."""
 
     name: str
     steps: int
@@ -75,7 +75,7 @@ class Training:
 
 @dataclass
 class Observed:
-    """What one rank saw: of every step, in the order in which steps were made (a rollback makes some again)."""
+    """Observations of one rank, in the order of the steps; a rollback repeats some."""
 
     rates: list[tuple[int, list[float]]] = field(default_factory=list)
     losses: list[tuple[int, float]] = field(default_factory=list)
@@ -88,7 +88,7 @@ class Observed:
 
 
 class RandomTokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
-    """Random token blocks, the same on every rank."""
+    """Dataset of random token blocks, the same on every rank."""
 
     def __init__(self, training: Training) -> None:
         generator = torch.Generator().manual_seed(7)
@@ -102,49 +102,49 @@ class RandomTokens(torch.utils.data.Dataset[dict[str, torch.Tensor]]):
 
 
 class Recorder(TrainerCallback):
-    """Writes down the learning rate that each step uses, its loss, and a digest of the state before it."""
+    """Callback that records the learning rate of each step, its loss, and a digest of the state before it."""
 
     def __init__(self, trainer: Trainer, seen: Observed, digest_steps: bool) -> None:
         self._trainer, self._seen, self._digest_steps = trainer, seen, digest_steps
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """The live values that the step is made with."""
+        """Record the live values that the step uses."""
         engine: Any = self._trainer.deepspeed
         groups = engine.optimizer.param_groups
         self._seen.rates.append((state.global_step + 1, [float(group["lr"]) for group in groups]))
-        # What is to be restored later must be there: each save is waited for before the next step.
+        # Each save ends before the next step, so that a rollback finds its checkpoint.
         steering_of(self._trainer).saver.writer.drain(SAVE_WAIT_S)
         if self._digest_steps:
             self._seen.digests.append((state.global_step, state_digest(capture(steering_of(self._trainer).training))))
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
-        """The loss of a step."""
+        """Record the loss of a step."""
         if logs and "loss" in logs:
             self._seen.losses.append((state.global_step, float(logs["loss"])))
 
 
 class CommandSender(TrainerCallback):
-    """On rank 0: sends each command while its step is made; releases a pause after a while."""
+    """Callback of rank 0 that sends each command in its step, and resumes after a pause."""
 
     def __init__(self, trainer: Trainer, server: ControlServer, training: Training, sent: dict[int, UUID]) -> None:
         self._trainer, self._server, self._training, self._sent = trainer, server, training, sent
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        """Send what is due, at most one command a step that takes the run elsewhere."""
+        """Send due commands, at most one rollback per step."""
         for number, (step, intent) in enumerate(self._training.commands):
             if number in self._sent or state.global_step + 1 < step:
                 continue
             try:
                 self._sent[number] = self.submit(intent)
             except NotFound:
-                return  # a checkpoint that the journal does not know yet: asked again in the next step
+                return  # the journal has no such checkpoint yet: retried in the next step
             if intent["kind"] == "pause" and self._training.resume_after_s is not None:
                 threading.Timer(self._training.resume_after_s, self.submit, ({"kind": "resume"},)).start()
             if intent["kind"] == "rollback":
                 return
 
     def submit(self, intent: Intent) -> UUID:
-        """Send one command to the control server of this process. Raises the server's refusal."""
+        """Send one command to the control server of this process. Raises the server's errors."""
         command = Command.model_validate({"uuid": str(uuid4()), "author": "gpu-check", "intent": intent})
         loop = cast(Link, steering_of(self._trainer).opened().link)._loop
         asyncio.run_coroutine_threadsafe(self._server.submit(command), loop).result(SUBMIT_WAIT_S)
@@ -152,7 +152,7 @@ class CommandSender(TrainerCallback):
 
 
 def deepspeed_config(training: Training) -> dict[str, Any]:
-    """DeepSpeed's settings for this training; nothing in it depends on the order in which gradients arrive."""
+    """Return DeepSpeed's settings for this training, which do not depend on the order of gradients."""
     adam = {"lr": "auto", "betas": "auto", "eps": "auto", "weight_decay": "auto"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": "auto",
@@ -172,9 +172,9 @@ def deepspeed_config(training: Training) -> dict[str, Any]:
 
 
 def steer(setting: Setting, training: Training, seen: Observed | None = None) -> Observed:
-    """Collective. Train to the end, through every rollback, and answer what this rank saw.
+    """Collective. Train to the end, through every rollback, and return this rank's observations.
 
-    Raises what the training raises.
+    Raises the errors of the training.
     """
     seen = seen or Observed()
     files = RunFiles(setting.folder / "runs" / training.name)
@@ -197,7 +197,7 @@ def steer(setting: Setting, training: Training, seen: Observed | None = None) ->
 
 
 def memory_bytes(setting: Setting) -> int:
-    """What this rank's tensors take on its device; on CPUs, the process's resident memory."""
+    """Return the memory of this rank's tensors on its device; on CPUs, the process's resident memory."""
     if setting.device == "cuda":
         torch.cuda.synchronize()
         return int(torch.cuda.memory_allocated())
@@ -265,7 +265,7 @@ def _train(
 
 
 def training_arguments(training: Training, output_dir: Path) -> TrainingArguments:
-    """The Trainer's settings for this training."""
+    """Return the Trainer's settings for this training."""
     return TrainingArguments(
         output_dir=str(output_dir),
         max_steps=training.steps,
@@ -285,7 +285,7 @@ def training_arguments(training: Training, output_dir: Path) -> TrainingArgument
 
 
 def _final(trainer: Trainer) -> dict[str, Any]:
-    """What is live at the end: of each knob that a check has set, the value that the next step would be made with."""
+    """Return the live values at the end: of each knob that a check has set, the value for the next step."""
     engine: Any = trainer.deepspeed
     first = engine.optimizer.param_groups[0]
     dropouts = {module.p for module in engine.module.modules() if isinstance(module, torch.nn.Dropout)}

@@ -1,4 +1,4 @@
-"""The last stage of the GPU check, where Ray is installed: a whole run through `steer run`."""
+"""Last stage of the GPU check, if Ray is installed: a whole run by `steer run`."""
 
 import importlib.util
 import os
@@ -17,7 +17,7 @@ BOX_S = 300.0
 
 
 def run_through_ray(folder: Path, ranks: int, rehearse: bool, emit: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
-    """Submit the shipped GPT-2 config for some steps on a cluster of its own. Emits and answers the stage's line."""
+    """Run the shipped GPT-2 config for some steps on a cluster of its own. Emits and returns the stage's line."""
     line: dict[str, Any] = {"stage": "ray", "ranks": ranks, "ok": None}
     if importlib.util.find_spec("ray") is None:
         line |= {"reason": "not run: Ray is not installed"}

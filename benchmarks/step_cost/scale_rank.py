@@ -50,7 +50,7 @@ class Offers:
         """Discard the outcomes."""
 
     def progress(self, *told: Any) -> None:
-        """Nobody listens."""
+        """Discard the progress."""
 
     def start(self, start: Any) -> tuple[int, None]:
         """Return the first generation."""

@@ -60,7 +60,7 @@ class TrainerLoop:
 
     @property
     def stopping(self) -> bool:
-        """Whether the loop ends after the current step."""
+        """True if the loop ends after the current step."""
         return bool(self._trainer.control.should_training_stop)
 
     @stopping.setter

@@ -1,4 +1,4 @@
-"""What scripts log and keep, as JSON takes it: numbers of NumPy and tensors of one element become plain numbers.
+"""Conversion of logged and kept values to JSON: NumPy numbers and tensors of one element become plain numbers.
 
 number(value)                the number that this is, or None
 plain(state, left_out)       lists, mappings, text and numbers; what is none of them is left out, by its name
