@@ -1,4 +1,4 @@
-"""Steerable Hugging Face Trainer, with as few overrides as possible.
+"""Steerable Hugging Face Trainer, with as few overrides as possible; private ones as read in Transformers 5.23.
 
     from ray_jobs.hf.trainer import make_interactive
     trainer = make_interactive(Trainer)(model=model, args=args, train_dataset=data)

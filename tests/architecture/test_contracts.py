@@ -57,6 +57,7 @@ def test_contracts_hold() -> None:
         ("control_plane/client.py", "import steerway", "The public face is for users"),
         ("ray_jobs/steering/knobs.py", "from ray_jobs.rank import session", "Layers of the training side"),
         ("ray_jobs/process/collectives.py", "import ray", "Inside a training step nothing calls Ray"),
+        ("ray_jobs/steering/schedule.py", "import transformers", "Of what runs in a training, only the Hugging Face"),
     ],
 )
 def test_planted_breach_is_named_by_its_contract(
