@@ -10,7 +10,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from control_plane.api.messages import CommandView
-from control_plane.api.sentences import ending, reading, what
+from control_plane.api.sentences import describe_outcome, describe_record, format_readback
 from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.records import (
@@ -65,17 +65,17 @@ def life(view: CommandView) -> str:
         waits = f"waits for step {until}" if until else "waits for the next step boundary"
         expires = f", and expires after step {at_last}" if at_last is not None else ""
         return f"accepted as record {view.accepted_seq}; {waits}{expires}"
-    return ending(settled)
+    return describe_outcome(settled)
 
 
 def read_back(settled: CommandSettled) -> list[str]:
     """Return the values that the ranks have read back: one line if they agree, else one line for each rank."""
     if settled.status != "applied" or not settled.after:
         return []
-    before = f"{reading(settled.before)} before, " if settled.before else ""
+    before = f"{format_readback(settled.before)} before, " if settled.before else ""
     if all(rank == settled.after for rank in settled.ranks):
-        return [f"{before}{reading(settled.after)} now, read back on every rank"]
-    return [f"rank {number}: {reading(rank)}" for number, rank in enumerate(settled.ranks)]
+        return [f"{before}{format_readback(settled.after)} now, read back on every rank"]
+    return [f"rank {number}: {format_readback(rank)}" for number, rank in enumerate(settled.ranks)]
 
 
 @in_one_line
@@ -85,7 +85,7 @@ def line(entry: Entry, commands: Mapping[UUID, Command], zone: tzinfo | None = N
     command = record.command if isinstance(record, CommandAccepted) else None
     command = commands.get(record.uuid) if isinstance(record, CommandSettled | CommandRepeated) else command
     author = command.author if command else record.author if isinstance(record, RunCreated | RunResumed) else ""
-    text = f"{clock(entry.time, zone)} {entry.seq:>5}  {record.type:<19} {what(record, commands)}"
+    text = f"{clock(entry.time, zone)} {entry.seq:>5}  {record.type:<19} {describe_record(record, commands)}"
     text += f"  by {author}" if author else ""
     reason = command.reason if command and isinstance(record, CommandAccepted) else None
     return text + (f"  “{reason}”" if reason else "")

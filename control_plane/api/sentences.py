@@ -52,7 +52,7 @@ A_BRANCH_NAME = "1 to 40 small letters, digits, '.', '_' or '-', and begins with
 
 
 @in_one_line
-def what(record: Record, asked: Mapping[UUID, Command]) -> str:
+def describe_record(record: Record, asked: Mapping[UUID, Command]) -> str:
     """Describe a journal record. `asked`: the commands known so far, for records that only hold a uuid."""
     match record:
         case RunCreated():
@@ -64,25 +64,25 @@ def what(record: Record, asked: Mapping[UUID, Command]) -> str:
         case TermStarted():
             return f"control server started, term {record.term}"
         case CommandAccepted():
-            return name(record.command, asked)
+            return describe_command(record.command, asked)
         case CommandSettled():
-            return f"{_name(record.uuid, asked)}: {ending(record)}"
+            return f"{_name(record.uuid, asked)}: {describe_outcome(record)}"
         case CommandScheduled():
             return f"{_name(record.uuid, asked)}: planned for step {record.step}"
         case CommandRepeated():
-            return repetition(record, _name(record.uuid, asked))
+            return describe_repetition(record, _name(record.uuid, asked))
         case BranchStarted():
             return f"branch {record.branch} began at step {record.step} of {record.parent} ({record.checkpoint})"
         case BranchResumed():
             return f"switched to branch {record.branch}"
         case BranchAdopted():
-            return f"branch {record.branch} adopted from {whence(record.origin)}"
+            return f"branch {record.branch} adopted from {describe_origin(record.origin)}"
         case CheckpointCommitted() | CheckpointPinned() | CheckpointFailed() | CheckpointDiscarded():
-            return checkpoint(record)
+            return describe_checkpoint(record)
         case StateDigested():
             return f"state at step {record.step} digested on {_count(len(record.ranks), 'rank')}"
         case GenerationStarted() | GenerationLost() | GenerationRecovered() | GenerationEnded():
-            return generation(record)
+            return describe_generation(record)
 
 
 def _parentage(record: RunCreated) -> str:
@@ -95,36 +95,36 @@ def _parentage(record: RunCreated) -> str:
 
 
 @in_one_line
-def whence(origin: Parent) -> str:
+def describe_origin(origin: Parent) -> str:
     """Describe the origin of a branch in another run: `gpt2-2, branch main, at step 40`."""
     return f"{origin.run}, branch {origin.branch}, at step {origin.step}"
 
 
 @in_one_line
-def generation(record: GenerationStarted | GenerationLost | GenerationRecovered | GenerationEnded) -> str:
+def describe_generation(record: GenerationStarted | GenerationLost | GenerationRecovered | GenerationEnded) -> str:
     """Describe the start, failure, recovery or end of a generation."""
     match record:
         case GenerationStarted():
-            began = start(record.generation, record.checkpoint, record.step, record.world_size)
+            began = describe_start(record.generation, record.checkpoint, record.step, record.world_size)
             began += f", training {record.training} of the script" if record.training > 1 else ""
             refused = [f"{each.checkpoint} was refused: {clean(each.reason)}" for each in record.refused]
             return "; ".join([began, *refused])
         case GenerationLost():
-            return loss(record.step, record.deaths)
+            return describe_failure(record.step, record.deaths)
         case GenerationRecovered():
-            return f"training again at step {record.step}: {price(record.lost_steps, record.phases_s)}"
+            return f"training again at step {record.step}: {recovery_cost(record.lost_steps, record.phases_s)}"
         case GenerationEnded():
             ended = f"training {record.ending} at step {record.step}{_because(record.reason)}"
             return f"left at step {record.step} for another branch" if record.ending == "left" else ended
 
 
 @in_one_line
-def checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed | CheckpointDiscarded) -> str:
+def describe_checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed | CheckpointDiscarded) -> str:
     """Describe a checkpoint record."""
     match record:
         case CheckpointCommitted():
             label = f" ({record.label})" if record.label else ""
-            notes = [size(record.size_bytes)] if record.size_bytes else []
+            notes = [format_size(record.size_bytes)] if record.size_bytes else []
             notes += ["pinned"] if record.pinned else []
             parts = [f"checkpoint {record.checkpoint}{label} at step {record.step}", *notes]
             return ", ".join(parts) + _because(record.note)
@@ -137,7 +137,7 @@ def checkpoint(record: CheckpointCommitted | CheckpointPinned | CheckpointFailed
 
 
 @in_one_line
-def ending(settled: CommandSettled) -> str:
+def describe_outcome(settled: CommandSettled) -> str:
     """Describe a command's final status."""
     at = f" at step {settled.step}" if settled.step is not None else ""
     if settled.status == "applied":
@@ -151,7 +151,7 @@ def ending(settled: CommandSettled) -> str:
 
 
 @in_one_line
-def repetition(record: CommandRepeated, name: str) -> str:
+def describe_repetition(record: CommandRepeated, name: str) -> str:
     """Describe the repetition of a command after a failure."""
     if record.status == "applied":
         return f"{name} applied again at step {record.step}"
@@ -159,7 +159,7 @@ def repetition(record: CommandRepeated, name: str) -> str:
 
 
 @in_one_line
-def start(generation: int, checkpoint: str | None, step: int, world_size: int) -> str:
+def describe_start(generation: int, checkpoint: str | None, step: int, world_size: int) -> str:
     """Describe the start of a generation: its checkpoint, step and number of ranks."""
     ranks = _count(world_size, "rank")
     if checkpoint is not None:
@@ -170,14 +170,14 @@ def start(generation: int, checkpoint: str | None, step: int, world_size: int) -
 
 
 @in_one_line
-def loss(step: int, deaths: Iterable[Death]) -> str:
+def describe_failure(step: int, deaths: Iterable[Death]) -> str:
     """Describe a failure: `trainers failed at step 137: rank 1 on node-3 died (its process ended)`."""
-    died = the_dead(deaths)
+    died = failed_ranks(deaths)
     return f"trainers failed at step {step}" + (f": {died}" if died else "")
 
 
 @in_one_line
-def the_dead(deaths: Iterable[Death]) -> str:
+def failed_ranks(deaths: Iterable[Death]) -> str:
     """List the failed ranks, grouped by reason and node."""
     together: dict[str, dict[str, list[int]]] = {}
     for death in deaths:
@@ -201,7 +201,7 @@ def _and(parts: list[str]) -> str:
 
 
 @in_one_line
-def restarting(told: Restarting) -> str:
+def describe_restart(told: Restarting) -> str:
     """Describe a pending restart: `starting again in 4 s after 4 failures without a new step: killed`."""
     count = f"{told.failures} failures without a new step" if told.failures > 1 else "a failure"
     when = f"starting again in {told.left_s:.0f} s" if told.left_s > 0 else "starting again"
@@ -209,22 +209,22 @@ def restarting(told: Restarting) -> str:
 
 
 FAILS_AGAIN = "the run fails again and again: see its logs, or stop it"
-"""Warning beside `restarting`, from `crash_loop.ALERT_AFTER` failures on."""
+"""Warning beside `describe_restart`, from `crash_loop.ALERT_AFTER` failures on."""
 
 
 @in_one_line
-def recovery(view: RecoveryView) -> str:
+def describe_recovery(view: RecoveryView) -> str:
     """Describe a recovery, as far as it is known: `generation 2 restored ...; 17 steps lost; detect 0.4 s`."""
     if view.resumed_step is None:
         return "new trainers have not started yet"
-    begun = start(view.generation + 1, view.checkpoint, view.resumed_step, view.world_size or 0)
-    return f"{begun}; {price(view.lost_steps, view.phases_s)}" if view.lost_steps is not None else begun
+    begun = describe_start(view.generation + 1, view.checkpoint, view.resumed_step, view.world_size or 0)
+    return f"{begun}; {recovery_cost(view.lost_steps, view.phases_s)}" if view.lost_steps is not None else begun
 
 
 @in_one_line
-def price(lost_steps: int, phases_s: Mapping[str, float]) -> str:
+def recovery_cost(lost_steps: int, phases_s: Mapping[str, float]) -> str:
     """Describe the cost of a recovery: `17 steps lost; detect 0.4 s, re-form 3.1 s, load 1.0 s, first step 0.6 s`."""
-    spent = ", ".join(f"{name} {seconds(value)}" for name, value in phases(phases_s))
+    spent = ", ".join(f"{name} {format_seconds(value)}" for name, value in phases(phases_s))
     return f"{_count(lost_steps, 'step') if lost_steps else 'no step'} lost" + (f"; {spent}" if spent else "")
 
 
@@ -235,21 +235,21 @@ def phases(phases_s: Mapping[str, float]) -> list[tuple[str, float]]:
 
 
 @in_one_line
-def reading(values: Readback | None) -> str:
+def format_readback(values: Readback | None) -> str:
     """Format a readback, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are shown once."""
-    return "; ".join(f"{name} {spelled(value)}" for name, value in (values or {}).items() if name != "groups")
+    return "; ".join(f"{name} {format_value(value)}" for name, value in (values or {}).items() if name != "groups")
 
 
 @in_one_line
-def change(before: Readback | None, after: Readback | None) -> str:
+def format_change(before: Readback | None, after: Readback | None) -> str:
     """Format a change: `weight_decay 0.01 -> 0.1; betas (0.9, 0.999) -> (0.9, 0.95)`, without unchanged values."""
     was, now = before or {}, after or {}
     changed = [key for key, value in now.items() if key in was and was[key] != value]
-    return "; ".join(f"{key} {spelled(was[key])} -> {spelled(now[key])}" for key in changed)
+    return "; ".join(f"{key} {format_value(was[key])} -> {format_value(now[key])}" for key in changed)
 
 
 @in_one_line
-def spelled(value: Any) -> str:
+def format_value(value: Any) -> str:
     """Format a knob's value; a list holds one value per parameter group, and equal ones are shown once."""
     if isinstance(value, list | tuple):
         values = [_single(item) for item in value]
@@ -267,12 +267,12 @@ def _single(value: Any) -> str:
     return f"{value:.6g}" if isinstance(value, float) else clean(str(value))
 
 
-def seconds(value_s: float) -> str:
+def format_seconds(value_s: float) -> str:
     """Format seconds: `0.4 s`, `12.3 s`, `140 s`. One unit keeps phases comparable."""
     return f"{value_s:.1f} s" if value_s < 100 else f"{value_s:.0f} s"
 
 
-def size(size_bytes: int) -> str:
+def format_size(size_bytes: int) -> str:
     """Format a size: `512 B`, `1.3 MB`, `2.4 TB`, in powers of 1000."""
     amount, unit = float(size_bytes), "B"
     for larger in ("kB", "MB", "GB", "TB", "PB"):
@@ -289,7 +289,7 @@ def clean(reason: str) -> str:
 
 
 @in_one_line
-def what_starts(config: Any) -> str:
+def describe_job(config: Any) -> str:
     """Describe what a job with this config, parsed from YAML, would execute, with every word quoted and `clean`."""
     section = config.get("workload") if isinstance(config, dict) else None
     workload = section if isinstance(section, dict) else {}
@@ -309,7 +309,7 @@ def _because(reason: str | None) -> str:
 
 
 @in_one_line
-def name(command: Command, asked: Mapping[UUID, Command]) -> str:
+def describe_command(command: Command, asked: Mapping[UUID, Command]) -> str:
     """Describe a command; a cancel names the command that it takes back."""
     if isinstance(command.intent, Cancel):
         return f"cancel '{_name(command.intent.command, asked)}'"
@@ -318,7 +318,7 @@ def name(command: Command, asked: Mapping[UUID, Command]) -> str:
 
 def _name(uuid: UUID, asked: Mapping[UUID, Command]) -> str:
     command = asked.get(uuid)
-    return name(command, asked) if command else f"command {str(uuid)[:8]}"
+    return describe_command(command, asked) if command else f"command {str(uuid)[:8]}"
 
 
 def _count(number: int, noun: str) -> str:

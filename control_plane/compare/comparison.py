@@ -19,7 +19,7 @@ from control_plane.api.messages import (
     Trajectories,
     Trajectory,
 )
-from control_plane.api.sentences import spelled
+from control_plane.api.sentences import format_value
 from control_plane.compare.lineage import (
     CommonPrefix,
     RunRange,
@@ -340,4 +340,4 @@ def _spelled(found: MeasuredValue | None) -> str:
 
 def _row(found: Difference) -> tuple[str, ...]:
     label = found.knob if found.step is None else f"{found.knob} at step {found.step}"
-    return (label, *(UNKNOWN if value is None else spelled(value) for value in found.values))
+    return (label, *(UNKNOWN if value is None else format_value(value) for value in found.values))

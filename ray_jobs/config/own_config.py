@@ -22,7 +22,7 @@ def check_own(files: RunFiles) -> str:
     text = signed_config(files)
     if text is not None:
         return text
-    would = sentences.what_starts(from_yaml(files.config.read_text(), str(files.config)))
+    would = sentences.describe_job(from_yaml(files.config.read_text(), str(files.config)))
     raise Refused(
         f"run {files.run} {sentences.clean(whence(files))}; a job of it would run, as you, {would}; if you know where "
         "it comes from and want to run that, add --trust"

@@ -63,7 +63,9 @@ class LearningRateApplier:
                     f"allowed is above 0 and at most {MAX_LEARNING_RATE:g}"
                 )
             reason = self._schedule.reason_against(index, value, intent.schedule)
-            if reason := reason or rules.breach(self._limits, LEARNING_RATE, self._groups()[index]["lr"], value):
+            if reason := reason or rules.reason_against_value(
+                self._limits, LEARNING_RATE, self._groups()[index]["lr"], value
+            ):
                 return reason
         return None
 
@@ -170,8 +172,8 @@ class ScheduleApplier:
             if value > MAX_LEARNING_RATE:
                 return f"the learning rate would reach {value:g}; allowed is at most {MAX_LEARNING_RATE:g}"
         # The end is reached in many small steps, so that only the bounds of its value count.
-        reached = rules.breach(self._limits, LEARNING_RATE, course.start, course.top)
-        return reached or rules.breach(self._limits, LEARNING_RATE, course.last, course.last)
+        reached = rules.reason_against_value(self._limits, LEARNING_RATE, course.start, course.top)
+        return reached or rules.reason_against_value(self._limits, LEARNING_RATE, course.last, course.last)
 
 
 def _planned_schedule(command: Command) -> SetSchedule:

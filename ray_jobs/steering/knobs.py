@@ -195,14 +195,24 @@ class Knobs:
             changed = [(was, becomes) for was, becomes in zip(before, after, strict=True) if was != becomes]
             before, after = [was for was, _ in changed], [becomes for _, becomes in changed]
         return next(
-            (reason for name in knob.limit_names if (reason := rules.breach(self._limits, name, before, after))), None
+            (
+                reason
+                for name in knob.limit_names
+                if (reason := rules.reason_against_value(self._limits, name, before, after))
+            ),
+            None,
         )
 
     def barred(self, knobs: Sequence[Knob], role: str | None, changed_s_ago: Mapping[str, float]) -> str | None:
         """Return the reason why this role may not change one of these knobs now, or None."""
         names = [name for knob in knobs for name in knob.limit_names]
         return next(
-            (reason for name in names if (reason := rules.barred(self._limits, name, role, changed_s_ago))), None
+            (
+                reason
+                for name in names
+                if (reason := rules.reason_against_change(self._limits, name, role, changed_s_ago))
+            ),
+            None,
         )
 
     def _groups(self, knob: Knob, change: Change, before: list[Any]) -> set[int]:

@@ -20,7 +20,7 @@ from control_plane.core.boundary import (
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotFound
 from control_plane.core.model.intent_base import ServerIntent, TrainingIntent
-from control_plane.core.model.limits import Limit, refusal
+from control_plane.core.model.limits import Limit, reason_against_intent
 from control_plane.core.model.records import CommandAccepted, CommandSettled, CommandSummary, Entry
 from control_plane.core.model.state import RunState
 from control_plane.core.rules import decisions
@@ -84,9 +84,9 @@ def test_it_is_accepted_once_and_described() -> None:
 
 def test_limits_and_parameter_groups_hold_for_it() -> None:
     limits = {"temperature": Limit(max=1.0, roles=("agent",))}
-    assert refusal(limits, SetTemperature(value=0.5), "agent", {}) is None
-    assert "allows at most 1" in str(refusal(limits, SetTemperature(value=2.0), "agent", {}))
-    assert "not by operator" in str(refusal(limits, SetTemperature(value=0.5), "operator", {}))
+    assert reason_against_intent(limits, SetTemperature(value=0.5), "agent", {}) is None
+    assert "allows at most 1" in str(reason_against_intent(limits, SetTemperature(value=2.0), "agent", {}))
+    assert "not by operator" in str(reason_against_intent(limits, SetTemperature(value=0.5), "operator", {}))
     limited = created().model_copy(update={"limits": limits})
     with pytest.raises(Invalid, match="temperature would be 2"):
         decisions.accept(state_after(limited, started(900)), asked(1, value=2.0))

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from control_plane.api.messages import RunSummary, Snapshot
-from control_plane.api.sentences import whence
+from control_plane.api.sentences import describe_origin
 from control_plane.compare.comparison import TreeBranch
 from control_plane.compare.lineage import depths
 from control_plane.core.model.records import Parent
@@ -54,7 +54,7 @@ def row(node: TreeBranch, depth: int) -> str:
     view = node.branch
     parts = [f"<b>{escape(view.branch)}</b>" + (" <em>head</em>" if view.head else "")]
     if view.origin is not None and view.origin.kind == "adopted":
-        parts.append(f"adopted from {escape(whence(view.origin))}, to step {view.reached_step:,}")
+        parts.append(f"adopted from {escape(describe_origin(view.origin))}, to step {view.reached_step:,}")
     elif view.parent is None:
         parts.append(f"to step {view.reached_step:,}")
     else:

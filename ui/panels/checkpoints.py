@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 import streamlit as st
 
 from control_plane.api.messages import Snapshot
-from control_plane.api.sentences import checkpoint, size
+from control_plane.api.sentences import describe_checkpoint, format_size
 from control_plane.core.model.intents import DeleteCheckpoint, Intent, PinCheckpoint
 from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, Entry, GenerationStarted
 from ui.labels import duration, escape, plain
@@ -69,7 +69,7 @@ def _keep(live: LiveRun, intent: Intent) -> None:
 
 
 def _sentence(failed: CheckpointFailed) -> str:
-    text = plain(checkpoint(failed))
+    text = plain(describe_checkpoint(failed))
     return f"{text[0].upper()}{text[1:]}."
 
 
@@ -110,7 +110,7 @@ def row(saved: CheckpointCommitted, age_s: float | None, refused: bool, branch: 
     notes = ("<em>pinned</em> " if saved.pinned else "") + ("<em>refused</em> " if refused else "")
     facts = [f"step {saved.step:,}"]
     facts += [duration(age_s)] if age_s is not None else []
-    facts += [size(saved.size_bytes)] if saved.size_bytes else []
+    facts += [format_size(saved.size_bytes)] if saved.size_bytes else []
     facts += [escape(saved.branch)] if saved.branch != branch else []
     label = "".join(f"<span>{escape(text)}</span>" for text in (saved.label, saved.note) if text)
     text = f"{escape(saved.checkpoint)} {notes}<span>{' · '.join(facts)}</span>{label}"

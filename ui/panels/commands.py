@@ -5,7 +5,7 @@ from uuid import UUID
 import streamlit as st
 
 from control_plane.api.messages import CommandView, Snapshot
-from control_plane.api.sentences import name
+from control_plane.api.sentences import describe_command
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intents import Cancel
 from ui.labels import Colour, clock, life, looks, plain, read_back
@@ -23,7 +23,7 @@ def sent_command(snapshot: Snapshot) -> None:
     if view is None:
         return
     colour, icon = looks(view.status)
-    what = name(view.command, _known(snapshot))
+    what = describe_command(view.command, _known(snapshot))
     box = {"green": st.success, "red": st.error, "gray": st.warning}.get(colour, st.info)
     text = f"**{plain(what)}**: {plain(life(view))}"
     if view.settled is not None:
@@ -61,7 +61,7 @@ def _row(snapshot: Snapshot, view: CommandView) -> None:
     colour, icon = looks(view.status)
     reason = f" “{view.command.reason}”" if view.command.reason else ""
     origin = f"{clock(view.accepted_at, reader_zone())} by {view.command.author}{reason}"
-    what = plain(name(view.command, _known(snapshot)))
+    what = plain(describe_command(view.command, _known(snapshot)))
     st.markdown(f":{colour}-badge[{icon} {view.status}] **{what}**  \n:gray[{plain(life(view))} · {plain(origin)}]")
     uuid = view.command.uuid
     if can_be_cancelled(snapshot, view):

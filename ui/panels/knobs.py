@@ -8,7 +8,7 @@ import streamlit as st
 from pydantic import ValidationError
 
 from control_plane.api.messages import Snapshot
-from control_plane.api.sentences import spelled
+from control_plane.api.sentences import format_value
 from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.intents import SetKnobs
 from control_plane.core.model.knobs import KnobSpec
@@ -54,7 +54,7 @@ def table(snapshot: Snapshot) -> str:
 
 def _row(spec: KnobSpec, value: Any) -> str:
     about = f"<span>{escape(spec.description)}</span>" if spec.description else ""
-    live = escape(spelled(value)) if value is not None else ""
+    live = escape(format_value(value)) if value is not None else ""
     return f"<tr><td>{escape(spec.name)} {about}</td><td>{live}</td><td>{escape(may_be(spec))}</td></tr>"
 
 

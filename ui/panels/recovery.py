@@ -6,7 +6,16 @@ from datetime import UTC, datetime, timedelta, tzinfo
 import streamlit as st
 
 from control_plane.api.messages import RecoveryView, Restarting, Snapshot
-from control_plane.api.sentences import FAILS_AGAIN, clean, loss, phases, restarting, seconds, start, the_dead
+from control_plane.api.sentences import (
+    FAILS_AGAIN,
+    clean,
+    describe_failure,
+    describe_restart,
+    describe_start,
+    failed_ranks,
+    format_seconds,
+    phases,
+)
 from control_plane.core.model.records import GenerationStarted
 from control_plane.core.rules.recovery import PHASES
 from ui.charts.palette import Palette
@@ -40,12 +49,12 @@ def notice(snapshot: Snapshot) -> None:
 
 def waiting(backoff: Restarting) -> list[str]:
     """Return the lines about the back-off before the next start, which replace the phases."""
-    return [restarting(backoff), *([FAILS_AGAIN] if backoff.alert else [])]
+    return [describe_restart(backoff), *([FAILS_AGAIN] if backoff.alert else [])]
 
 
 def lost_words(view: RecoveryView, zone: tzinfo | None = None) -> str:
     """Return the failed ranks and the time of their last heartbeat, in Markdown."""
-    text = plain(loss(view.step, view.deaths))
+    text = plain(describe_failure(view.step, view.deaths))
     heard_at = datetime.fromisoformat(view.lost_at) - timedelta(seconds=view.silent_s)
     return f"**{text[0].upper()}{text[1:]}.** Last heartbeat at {clock(heard_at.isoformat(), zone)}."
 
@@ -55,11 +64,11 @@ def stage_words(view: RecoveryView, now: datetime | None = None) -> str:
     detect, form, load, first = PHASES
     done, going, to_come = ":material/check:", ":material/hourglass_top:", ":material/more_horiz:"
     so_far_s = max(0.0, ((now or datetime.now(UTC)) - datetime.fromisoformat(view.lost_at)).total_seconds())
-    stages = [f"{done} {detect} {seconds(view.silent_s)}"]
+    stages = [f"{done} {detect} {format_seconds(view.silent_s)}"]
     if view.resumed_step is None:
         stages += [f"{going} **{form} and {load}**, {duration(so_far_s)} so far", f"{to_come} {first}"]
     else:
-        begun = plain(start(view.generation + 1, view.checkpoint, view.resumed_step, view.world_size or 0))
+        begun = plain(describe_start(view.generation + 1, view.checkpoint, view.resumed_step, view.world_size or 0))
         stages += [f"{done} {form} and {load}: {begun}", f"{going} **{first}**, {duration(so_far_s)} since the failure"]
     return " → ".join(stages)
 
@@ -86,7 +95,7 @@ def _row(view: RecoveryView, starts: Mapping[int, GenerationStarted], longest_s:
     when = f"{clock(view.lost_at, reader_zone())} · step {view.step:,}"
     refused = starts[view.generation + 1].refused if view.generation + 1 in starts else ()
     parts = [
-        f'<div class="lost"><b>{escape(the_dead(view.deaths) or "trainers failed")}</b> <span>{when}</span></div>',
+        f'<div class="lost"><b>{escape(failed_ranks(view.deaths) or "trainers failed")}</b> <span>{when}</span></div>',
         f"<div>{escape(way_back(view, starts))}</div>",
         *(f"<div>{escape(bad.checkpoint)} was refused: {escape(clean(bad.reason))}</div>" for bad in refused),
         bar(view, longest_s, palette),
@@ -107,7 +116,7 @@ def way_back(view: RecoveryView, starts: Mapping[int, GenerationStarted]) -> str
         parts.append(f"{after} rank{'' if after == 1 else 's'}" + (" as before" if before else ""))
     if view.lost_steps is not None:
         parts.append(f"{view.lost_steps:,} step{'' if view.lost_steps == 1 else 's'} lost")
-        parts.append(f"recovered in {seconds(took_s(view))}")
+        parts.append(f"recovered in {format_seconds(took_s(view))}")
     return " · ".join(parts)
 
 
@@ -122,7 +131,7 @@ def bar(view: RecoveryView, longest_s: float, palette: Palette) -> str:
     width = 100 * took_s(view) / longest_s if longest_s else 0
     pieces = "".join(f'<i style="flex-grow:{value_s:.3f};background:{colour}"></i>' for _, value_s, colour in coloured)
     legend = "".join(
-        f'<span><i style="background:{colour}"></i>{escape(name)} {seconds(value_s)}</span>'
+        f'<span><i style="background:{colour}"></i>{escape(name)} {format_seconds(value_s)}</span>'
         for name, value_s, colour in coloured
     )
     drawn = f'<div class="phases" aria-hidden="true" style="width:{width:.1f}%">{pieces}</div>'

@@ -137,7 +137,7 @@ def import_journal(
     as_json: AsJson = False,
 ) -> None:
     """Verify an export, list how this machine differs from its origin, and import it as an ended run."""
-    from control_plane.api.sentences import what_starts
+    from control_plane.api.sentences import describe_job
     from control_plane.storage.journal.export import import_run, read_export
     from control_plane.storage.journal.provenance import differences, this_machine
 
@@ -148,7 +148,7 @@ def import_journal(
         differing.append(
             "config.yaml is not the config that the run was created with, so the run cannot be resumed here"
         )
-    starts = what_starts(found.settings)
+    starts = describe_job(found.settings)
     if not as_json:
         tell(f"{file} is valid: {manifest.records} records of run {manifest.run}, head {manifest.head}")
         for sentence in differing:

@@ -181,9 +181,9 @@ def value_per_group(value: Any, groups: list[str], per_group: bool) -> str:
     """Format a value: `0.1` if all groups agree, else `decay 0.1, no_decay 0`."""
     if value is None:
         return formatting.UNKNOWN
-    values = [sentences.spelled([one]) for one in value] if per_group and isinstance(value, list) else []
+    values = [sentences.format_value([one]) for one in value] if per_group and isinstance(value, list) else []
     if len(set(values)) <= 1 or len(values) != len(groups):
-        return sentences.spelled(value)
+        return sentences.format_value(value)
     return ", ".join(f"{name} {one}" for name, one in zip(groups, values, strict=True))
 
 

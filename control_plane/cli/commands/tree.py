@@ -63,7 +63,7 @@ def _branch(found: TreeBranch) -> list[str]:
 
 def _reach(view: BranchView) -> str:
     if view.origin is not None and view.origin.kind == "adopted":
-        return f"adopted from {sentences.whence(view.origin)}, to step {view.reached_step}"
+        return f"adopted from {sentences.describe_origin(view.origin)}, to step {view.reached_step}"
     if view.parent is None:
         return f"to step {view.reached_step}"
     return f"from step {view.step} of {view.parent} to step {view.reached_step}"

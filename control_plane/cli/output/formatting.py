@@ -70,7 +70,7 @@ def outcome(view: CommandView) -> str:
     settled = view.settled
     if settled is None:
         return f"accepted as record {view.accepted_seq}, no outcome yet: {view.what}"
-    ending = sentences.ending(settled)
+    ending = sentences.describe_outcome(settled)
     return f"{ending}: {change(view.what, settled)}" if settled.status == "applied" else ending
 
 
@@ -82,8 +82,8 @@ def change(what: str, settled: CommandSettled) -> str:
         known = {"loss": "loss", "eval_loss": "eval loss", "checkpoint": "checkpoint", "step": "step"}
         parts = [f"{label} {exact(after[key])}" for key, label in known.items() if after.get(key) is not None]
         parts = [part for part in parts if part.split()[-1] not in what.split()]
-        parts += [result] if (result := sentences.reading(_result(settled, known))) else []
-        parts += [changed] if (changed := sentences.change(settled.before, after)) else []
+        parts += [result] if (result := sentences.format_readback(_result(settled, known))) else []
+        parts += [changed] if (changed := sentences.format_change(settled.before, after)) else []
         return what + (f" ({', '.join(parts)})" if parts else "")
     ranks = ", ".join(f"rank {rank}: {learning_rate(reading)}" for rank, reading in enumerate(settled.ranks))
     return f"lr {learning_rate(settled.before)} -> {learning_rate(after)}" + (f" ({ranks})" if ranks else "")
@@ -112,14 +112,18 @@ def settled_line(view: CommandView) -> str:
 @in_one_line
 def loss_line(view: RecoveryView) -> str:
     """Format a failure of trainers: which failed, and how long they had not reported."""
-    silent = f", no report for {sentences.seconds(view.silent_s)}" if view.silent_s >= 0.05 else ""
-    return sentences.loss(view.step, view.deaths) + silent
+    silent = f", no report for {sentences.format_seconds(view.silent_s)}" if view.silent_s >= 0.05 else ""
+    return sentences.describe_failure(view.step, view.deaths) + silent
 
 
 @in_one_line
 def recovery_line(view: RecoveryView) -> str:
     """Format a recovery and its cost."""
-    return f"recovered: {sentences.recovery(view)}" if view.over else f"recovering: {sentences.recovery(view)}"
+    return (
+        f"recovered: {sentences.describe_recovery(view)}"
+        if view.over
+        else f"recovering: {sentences.describe_recovery(view)}"
+    )
 
 
 def is_ending(snapshot: Snapshot) -> bool:
@@ -129,7 +133,10 @@ def is_ending(snapshot: Snapshot) -> bool:
 
 def restarting(told: Restarting) -> list[tuple[str, str]]:
     """Return labelled lines on the pending restart, with a warning for a crash loop."""
-    return [("restart", sentences.restarting(told)), *([("warning", sentences.FAILS_AGAIN)] if told.alert else [])]
+    return [
+        ("restart", sentences.describe_restart(told)),
+        *([("warning", sentences.FAILS_AGAIN)] if told.alert else []),
+    ]
 
 
 def waiting_line(told: Restarting) -> str:
@@ -139,7 +146,7 @@ def waiting_line(told: Restarting) -> str:
 
 def checkpoint_row(found: CheckpointCommitted) -> tuple[str, ...]:
     """Return the table row of a checkpoint: name, step, size, pinned, label, note."""
-    held = sentences.size(found.size_bytes) if found.size_bytes else UNKNOWN
+    held = sentences.format_size(found.size_bytes) if found.size_bytes else UNKNOWN
     label = sentences.clean(found.label) if found.label else UNKNOWN
     note = sentences.clean(found.note) if found.note else UNKNOWN
     return (one_line(found.checkpoint), str(found.step), held, "yes" if found.pinned else "no", label, note)
@@ -231,11 +238,11 @@ def journal_line(entry: Entry, asked: Mapping[UUID, Command]) -> str:
     record = entry.record
     if isinstance(record, CommandAccepted):
         reason = f" ({record.command.reason})" if record.command.reason else ""
-        text = f"{record.command.author}: {sentences.name(record.command, asked)}{reason}"
+        text = f"{record.command.author}: {sentences.describe_command(record.command, asked)}{reason}"
     elif isinstance(record, CommandSettled):
         text = _settled(record)
     else:
-        text = sentences.what(record, asked)
+        text = sentences.describe_record(record, asked)
     return f"{entry.seq:>6}  {entry.time}  {record.type:<19}  {text}"
 
 

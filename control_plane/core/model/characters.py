@@ -35,7 +35,7 @@ def in_one_line(tell: Callable[P, str]) -> Callable[P, str]:
     return told
 
 
-def objection(words: Any) -> str | None:
+def reason_to_reject(words: Any) -> str | None:
     """Return the reason why a message is rejected, or None: one of its texts holds an `OBEYED` character."""
     for name, text in _texts(words, "text"):
         looked_at = LINES.sub("", text) if name in MAY_HAVE_LINES else text

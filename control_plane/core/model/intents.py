@@ -321,7 +321,7 @@ class AdoptCheckpoint(ServerIntent):
 
 
 class Cancel(BaseIntent):
-    """Cancel a command that is not settled. If it is applied first it stays applied, and the cancel is rejected."""
+    """Cancel a command that is not settled. If it is applied first, the cancel is rejected."""
 
     is_queued: ClassVar[bool] = False
 

@@ -8,7 +8,7 @@
 A name may be a pattern; the first match counts. An action of the script is limited as `action/NAME`; an agent may run
 it only if a limit with that prefix names the role `agent`, since its effect is unknown here. Commands are checked on
 admission. Only the ranks know which knobs a pattern covers and what a factor yields; they check it at the step
-boundary, see `barred` and `breach`.
+boundary, see `reason_against_change` and `reason_against_value`.
 """
 
 from collections.abc import Iterable, Mapping
@@ -46,7 +46,7 @@ def limit_of(limits: Mapping[str, Limit], knob: str) -> Limit | None:
     return own or next((limit for pattern, limit in limits.items() if fnmatchcase(knob, pattern)), None)
 
 
-def refusal(
+def reason_against_intent(
     limits: Mapping[str, Limit], intent: BaseIntent, role: str | None, changed_s_ago: Mapping[str, float]
 ) -> str | None:
     """Return the reason why the limits forbid an intent, or None.
@@ -60,7 +60,7 @@ def refusal(
         # A pattern stands for every knob that it matches, as far as their names are known here.
         covered = (name for name in (*limits, *changed_s_ago) if ":" in knob and fnmatchcase(name, knob))
         for name in (knob, *covered):
-            if problem := barred(limits, name, role, changed_s_ago):
+            if problem := reason_against_change(limits, name, role, changed_s_ago):
                 return problem
         limit = limit_of(limits, knob)
         for value, factor in _requested(intent, knob) if limit is not None else ():
@@ -69,7 +69,7 @@ def refusal(
     return None
 
 
-def barred(
+def reason_against_change(
     limits: Mapping[str, Limit], knob: str, role: str | None, changed_s_ago: Mapping[str, float] = NEVER
 ) -> str | None:
     """Return the reason why a role may not change a knob now, whatever the value, or None."""
@@ -93,7 +93,7 @@ def _is_granted(limits: Mapping[str, Limit], action: str) -> bool:
     return limit is not None and AGENT in (limit.roles or ())
 
 
-def breach(limits: Mapping[str, Limit], knob: str, before: Any, after: Any) -> str | None:
+def reason_against_value(limits: Mapping[str, Limit], knob: str, before: Any, after: Any) -> str | None:
     """Return the reason why a knob may not change from `before` to `after`, or None.
 
     Args:

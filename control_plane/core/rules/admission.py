@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from control_plane.core.model import limits
-from control_plane.core.model.characters import objection
+from control_plane.core.model.characters import reason_to_reject
 from control_plane.core.model.commands import Command, Pause, Resume, Stop
 from control_plane.core.model.errors import Conflict, Invalid, NotFound, Overloaded, RunEnded
 from control_plane.core.model.intents import Rollback
@@ -23,7 +23,7 @@ def check_text(command: Command) -> None:
 
     Checked here, not in the types: journals of earlier releases hold such commands and must stay readable.
     """
-    if problem := objection(command):
+    if problem := reason_to_reject(command):
         raise Invalid(problem)
 
 
@@ -72,7 +72,7 @@ def check_queue(state: RunState, command: Command) -> None:
 def check_limits(state: RunState, command: Command, changed_s_ago: Mapping[str, float]) -> None:
     """Raise `Invalid` if the command, or an initial change in it, is beyond one of the run's limits."""
     for part in command.intent.parts():
-        if reason := limits.refusal(state.limits, part, command.role, changed_s_ago):
+        if reason := limits.reason_against_intent(state.limits, part, command.role, changed_s_ago):
             raise Invalid(reason)
 
 

@@ -46,11 +46,6 @@ class Divergence:
         """The step after which the state was digested."""
         return self.ours.step
 
-    @property
-    def samples_differ(self) -> bool:
-        """Return whether the step's global batch consisted of other samples."""
-        return self.ours.samples != self.theirs.samples
-
 
 @dataclass(frozen=True, slots=True)
 class DigestComparison:

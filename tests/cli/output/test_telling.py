@@ -3,7 +3,7 @@
 import pytest
 
 from control_plane.api.messages import Restarting
-from control_plane.api.sentences import change, clean, seconds, size, the_dead, what
+from control_plane.api.sentences import clean, describe_record, failed_ranks, format_change, format_seconds, format_size
 from control_plane.cli.output import formatting
 from control_plane.core.model.records import (
     CheckpointCommitted,
@@ -111,13 +111,13 @@ def death(rank: int | None, node: str = "node-3", reason: str = "its process end
     ],
 )
 def test_record_is_told_in_plain_words(record: Record, said: str) -> None:
-    assert what(record, {COMMAND.uuid: COMMAND}) == said
+    assert describe_record(record, {COMMAND.uuid: COMMAND}) == said
 
 
 def test_every_record_has_a_sentence_in_one_line() -> None:
     for record in examples.every_record():
-        assert what(record, {})
-        assert "\n" not in what(record, {})
+        assert describe_record(record, {})
+        assert "\n" not in describe_record(record, {})
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_every_record_has_a_sentence_in_one_line() -> None:
     ],
 )
 def test_dead_of_one_reason_are_named_together(deaths: tuple[Death, ...], said: str) -> None:
-    assert the_dead(deaths) == said
+    assert failed_ranks(deaths) == said
 
 
 @pytest.mark.parametrize(
@@ -139,12 +139,12 @@ def test_dead_of_one_reason_are_named_together(deaths: tuple[Death, ...], said: 
     [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (999_600, "1.0 MB"), (123_456_789, "123 MB"), (2.5e15, "2.5 PB")],
 )
 def test_size_has_a_unit_that_fits(size_bytes: int, said: str) -> None:
-    assert size(size_bytes) == said
+    assert format_size(size_bytes) == said
 
 
 @pytest.mark.parametrize(("value_s", "said"), [(0.04, "0.0 s"), (12.34, "12.3 s"), (340.6, "341 s")])
 def test_seconds_stay_seconds(value_s: float, said: str) -> None:
-    assert seconds(value_s) == said
+    assert format_seconds(value_s) == said
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_seconds_stay_seconds(value_s: float, said: str) -> None:
     ],
 )
 def test_change_tells_what_became_of_what(before: Readback | None, after: Readback | None, said: str) -> None:
-    assert change(before, after) == said
+    assert format_change(before, after) == said
 
 
 def test_clean_reason_is_one_short_line_that_no_terminal_obeys() -> None:

@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from control_plane.core.model.characters import OBEYED, in_one_line, objection, one_line
+from control_plane.core.model.characters import OBEYED, in_one_line, one_line, reason_to_reject
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import (
@@ -43,14 +43,14 @@ def asking(intent: Intent = Pause(), **said: Any) -> Command:
 @pytest.mark.parametrize("char", REFUSED, ids=lambda char: f"U+{ord(char):04X}")
 def test_character_is_refused_in_a_reason_and_shown_as_a_blank(char: str) -> None:
     # Halves of surrogate pairs are refused by the type itself; here is what stands behind it.
-    assert objection(asking().model_copy(update={"reason": f"a{char}b"}))
+    assert reason_to_reject(asking().model_copy(update={"reason": f"a{char}b"}))
     assert one_line(f"a{char}b") == "a b"
     assert OBEYED.search(char)
 
 
 @pytest.mark.parametrize("text", TAKEN)
 def test_text_of_any_language_is_taken(text: str) -> None:
-    assert objection(asking(reason=text)) is None
+    assert reason_to_reject(asking(reason=text)) is None
     assert one_line(text).isprintable()
 
 
@@ -86,11 +86,13 @@ def test_every_text_of_a_command_is_looked_at(place: str) -> None:
 
 
 def test_a_note_may_have_lines_and_a_reason_may_not() -> None:
-    assert objection(asking(SaveCheckpoint(note="first\n\tsecond"))) is None
-    assert objection(asking(SaveCheckpoint(note="first\r"))) == (
+    assert reason_to_reject(asking(SaveCheckpoint(note="first\n\tsecond"))) is None
+    assert reason_to_reject(asking(SaveCheckpoint(note="first\r"))) == (
         "the note holds U+000D, a character that changes how others are shown; leave it out"
     )
-    assert objection(asking(reason="first\nsecond")) == "the reason holds U+000A, a new line or a tab; leave it out"
+    assert (
+        reason_to_reject(asking(reason="first\nsecond")) == "the reason holds U+000A, a new line or a tab; leave it out"
+    )
 
 
 def test_command_of_an_old_journal_is_read_and_may_be_sent_again() -> None:

@@ -5,7 +5,7 @@ import math
 import pytest
 from pydantic import ValidationError
 
-from control_plane.core.model.limits import Limit, breach, limit_of, refusal
+from control_plane.core.model.limits import Limit, limit_of, reason_against_intent, reason_against_value
 from tests.core.examples import EVERY_INTENT, intent
 
 LIMITS = {
@@ -16,7 +16,7 @@ LIMITS = {
 
 
 def asked(kind: str, role: str | None = "operator", ago_s: dict[str, float] | None = None, **body: object) -> str:
-    return refusal(LIMITS, intent(kind, **body), role, ago_s or {}) or ""
+    return reason_against_intent(LIMITS, intent(kind, **body), role, ago_s or {}) or ""
 
 
 @pytest.mark.parametrize(
@@ -61,11 +61,11 @@ def test_change_within_the_cool_down_is_refused_with_the_time_that_is_left() -> 
 
 
 def test_breach_is_about_what_a_value_becomes() -> None:
-    assert breach(LIMITS, "lr", [1e-3, 1e-4], [5e-3, 5e-4]) is None
-    assert "at most 0.01" in (breach(LIMITS, "lr", [5e-3], [2e-2]) or "")
-    assert "multiplied by 20" in (breach(LIMITS, "lr", [1e-4], [2e-3]) or "")
-    assert breach(LIMITS, "lr", [0.0], [1e-3]) is None
-    assert breach(LIMITS, "unlimited", 1, 1e9) is None
+    assert reason_against_value(LIMITS, "lr", [1e-3, 1e-4], [5e-3, 5e-4]) is None
+    assert "at most 0.01" in (reason_against_value(LIMITS, "lr", [5e-3], [2e-2]) or "")
+    assert "multiplied by 20" in (reason_against_value(LIMITS, "lr", [1e-4], [2e-3]) or "")
+    assert reason_against_value(LIMITS, "lr", [0.0], [1e-3]) is None
+    assert reason_against_value(LIMITS, "unlimited", 1, 1e9) is None
 
 
 def test_own_limit_comes_before_a_pattern() -> None:
@@ -108,14 +108,14 @@ def test_every_intent_says_which_knobs_it_changes() -> None:
 def test_action_is_run_by_an_agent_only_where_a_limit_says_so(
     limits: dict[str, Limit], role: str | None, is_taken: bool
 ) -> None:
-    told = refusal(limits, intent("run_action", name="reshuffle"), role, {})
+    told = reason_against_intent(limits, intent("run_action", name="reshuffle"), role, {})
     assert (told is None) == is_taken
 
 
 def test_action_has_a_cool_down_like_a_knob() -> None:
     limits = {"action/reshuffle": Limit(cool_down_s=60)}
     asked = intent("run_action", name="reshuffle")
-    assert "try again in 50 s" in (refusal(limits, asked, "operator", {"action/reshuffle": 10.0}) or "")
+    assert "try again in 50 s" in (reason_against_intent(limits, asked, "operator", {"action/reshuffle": 10.0}) or "")
 
 
 OWNED = {
@@ -139,10 +139,10 @@ OWNED = {
 )
 def test_pattern_is_bound_by_the_roles_and_cool_downs_of_what_it_covers(pattern: str, words: str) -> None:
     change = intent("set_knobs", changes=[{"knob": pattern, "value": 0.1}])
-    told = refusal(OWNED, change, "agent", {"h.2.drop:p": 1.0})
+    told = reason_against_intent(OWNED, change, "agent", {"h.2.drop:p": 1.0})
     assert words in (told or "")
     assert bool(words) == bool(told)
-    assert refusal(OWNED, change, "admin", {}) is None
+    assert reason_against_intent(OWNED, change, "admin", {}) is None
 
 
 @pytest.mark.parametrize(
@@ -157,7 +157,7 @@ def test_pattern_is_bound_by_the_roles_and_cool_downs_of_what_it_covers(pattern:
 )
 def test_agent_runs_an_action_only_by_an_entry_for_actions(limits: dict[str, Limit], is_allowed: bool) -> None:
     action = intent("run_action", name="reshuffle", arguments={})
-    assert (refusal(limits, action, "agent", {}) is None) == is_allowed
+    assert (reason_against_intent(limits, action, "agent", {}) is None) == is_allowed
 
 
 def test_change_by_a_pattern_counts_for_every_knob_that_the_ranks_read_after_it() -> None:

@@ -19,14 +19,14 @@ def test_first_step_and_every_rank_that_differs_are_told() -> None:
     other = [A[0], digested(2, ranks=("a2", "x")), digested(3, ranks=("y", "y"))]
     first = compare(A, other).first
     assert first is not None
-    assert (first.step, first.ranks, first.samples_differ) == (2, (1,), False)
+    assert (first.step, first.ranks, first.ours.samples) == (2, (1,), first.theirs.samples)
     assert compare(A, other).verdict == "divergent"
 
 
 def test_other_samples_are_a_divergence_even_where_the_ranks_are_equal() -> None:
     first = compare(A, [digested(2, samples="other")]).first
     assert first is not None
-    assert (first.ranks, first.samples_differ) == ((), True)
+    assert (first.ranks, first.ours.samples == first.theirs.samples) == ((), False)
 
 
 def test_nothing_in_common_is_not_called_identical() -> None:

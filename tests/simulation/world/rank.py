@@ -111,7 +111,7 @@ class SimRank:
             before = self.values[knob] if isinstance(change, Change) else self.rates
             after = list(before)
             _turn(after, change)
-            if problem := rules.breach(self.limits, knob, before, after):
+            if problem := rules.reason_against_value(self.limits, knob, before, after):
                 return problem
         return None
 
