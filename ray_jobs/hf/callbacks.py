@@ -49,27 +49,19 @@ class InteractiveCallback(TrainerCallback):
         )
         run.begin(training, EvaluateApplier(self._trainer))
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *unused: Any, **kwargs: Any) -> None:
         """Collective. Start the boundary's broadcast, which overlaps with the step."""
         self._run.begin_step()
 
-    def on_substep_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_substep_end(self, *unused: Any, **kwargs: Any) -> None:
         """Report progress to the watchdog after a micro-batch."""
         self._run.beat("training")
 
-    def on_prediction_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_prediction_step(self, *unused: Any, **kwargs: Any) -> None:
         """Report progress to the watchdog after an evaluation batch."""
         self._run.beat("evaluating")
 
-    def on_train_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_end(self, *unused: Any, **kwargs: Any) -> None:
         """Report the ending phase to the watchdog; the control server is told after the last save."""
         self._run.beat("ending")
 
@@ -80,9 +72,7 @@ class RunPauseCallback(TrainerCallback):
     def __init__(self, run: SteeredRun) -> None:
         self._run = run
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *unused: Any, **kwargs: Any) -> None:
         """Register the appliers."""
         self._run.register_lifecycle()
 
@@ -93,9 +83,7 @@ class CheckpointCallback(TrainerCallback):
     def __init__(self, run: SteeredRun) -> None:
         self._run = run
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *unused: Any, **kwargs: Any) -> None:
         """Create the writer and register the applier."""
         self._run.begin_saving()
 
@@ -112,15 +100,11 @@ class LoggingCallback(TrainerCallback):
     def __init__(self, run: SteeredRun) -> None:
         self._run = run
 
-    def on_train_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_train_begin(self, *unused: Any, **kwargs: Any) -> None:
         """Collective. Announce this generation: all appliers are registered by now."""
         self._run.announce()
 
-    def on_step_begin(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
+    def on_step_begin(self, *unused: Any, **kwargs: Any) -> None:
         """Note the learning rates that the coming step will use."""
         if self._run.log is not None:
             self._run.log.before_step()
