@@ -107,11 +107,11 @@ def _kind(name: str) -> int:
 
 @dataclass(frozen=True, slots=True)
 class RankDifference:
-    """Parts that differ on one rank, the likely cause first; without names, `problem` says why they are unknown."""
+    """Parts that differ on one rank, the likely cause first; without names, `reason` says why they are unknown."""
 
     rank: int
     names: tuple[str, ...]
-    problem: str | None = None
+    reason: str | None = None
 
 
 def named(divergence: Divergence, our_files: RunFiles, their_files: RunFiles) -> tuple[RankDifference, ...]:

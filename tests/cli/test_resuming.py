@@ -111,7 +111,7 @@ def test_run_whose_training_has_ended_is_waited_for_before_a_new_job_is_submitte
     server = saved_idle.server
     saved_idle.call(server.end_generation(1, "finished", 7, None))
     monkeypatch.setattr("control_plane.cli.commands.resume.LOOK_EVERY_S", 0.05)
-    closing = threading.Timer(0.5, lambda: saved_idle.call(server.close("stopped", None)))
+    closing = threading.Timer(1.5, lambda: saved_idle.call(server.close("stopped", None)))
     closing.start()
     answer = steer(*words)
     closing.join()

@@ -73,5 +73,5 @@ def test_what_differs_is_named_for_each_rank_or_why_it_is_not_known(tmp_path: Pa
     assert first is not None
     silent, found = named(first, ours, theirs)
     assert (silent.rank, silent.names) == (0, ())
-    assert "g1-rank-0.jsonl has no line for it" in str(silent.problem)
-    assert (found.rank, found.names, found.problem) == (1, ("samples",), None)
+    assert "g1-rank-0.jsonl has no line for it" in str(silent.reason)
+    assert (found.rank, found.names, found.reason) == (1, ("samples",), None)

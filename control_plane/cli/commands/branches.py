@@ -54,16 +54,16 @@ def rollback(
     with connect() as client:
         snapshot = client.snapshot(active_run(client, run))
     check_known(snapshot, [name for intent in first for name in _knobs_of(intent)])
-    found = find_checkpoint(snapshot, given)
+    checkpoint = find_checkpoint(snapshot, given)
     confirm(
         yes,
-        f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} back to {found.checkpoint} (step "
-        f"{found.step})?",
+        f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} back to {checkpoint.checkpoint} "
+        f"(step {checkpoint.step})?",
         "not confirmed; the run was not changed",
     )
     named = None if branch is None else _checked(branch)
     return snapshot.run, build_intent(
-        "rollback", checkpoint=found.checkpoint, branch=named, first=[each.model_dump() for each in first]
+        "rollback", checkpoint=checkpoint.checkpoint, branch=named, first=[command.model_dump() for command in first]
     )
 
 
@@ -103,7 +103,7 @@ def adopt(
     check_can_ask(yes, LEAVES)
     with connect() as client:
         snapshot = client.snapshot(active_run(client, run))
-        if given and any(each.branch.startswith(given) for each in snapshot.branches):
+        if given and any(known.branch.startswith(given) for known in snapshot.branches):
             if branch is not None:
                 raise UsageError(
                     f"{given} is already a branch of {snapshot.run}: remove --branch, which names the branch of a fork"
@@ -113,18 +113,18 @@ def adopt(
     at = f"{checkpoint.checkpoint} (step {checkpoint.step})" if checkpoint else f"the latest checkpoint of {fork}"
     question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} to {at}, as a branch of its own?"
     confirm(yes, question, "not confirmed; the run was not changed")
-    name = named or free_name([each.branch for each in snapshot.branches])
-    found = checkpoint.checkpoint if checkpoint else None
-    return snapshot.run, build_intent("adopt_checkpoint", run=fork, checkpoint=found, branch=name)
+    name = named or free_name([known.branch for known in snapshot.branches])
+    checkpoint_name = checkpoint.checkpoint if checkpoint else None
+    return snapshot.run, build_intent("adopt_checkpoint", run=fork, checkpoint=checkpoint_name, branch=name)
 
 
 def _of_another_run(client: "SteerwayClient", snapshot: Snapshot, given: str) -> tuple[str, CheckpointCommitted | None]:
-    """`FORK`, `FORK:BRANCH`, either of them `@STEP` or `@CHECKPOINT`. Raises `NotFound`, `UsageError`, `Invalid`."""
+    """Parse `FORK` or `FORK:BRANCH`, with `@STEP` or `@CHECKPOINT`. Raises `NotFound`, `UsageError`, `Invalid`."""
     asked = parse(given)
     try:
         other = client.snapshot(any_run(client, asked.run))
     except NotFound:
-        listed = ", ".join(each.branch for each in snapshot.branches)
+        listed = ", ".join(known.branch for known in snapshot.branches)
         raise NotFound(
             f"{given!r} is neither a branch of {snapshot.run} (it has {listed}) nor a run; see `steer runs`"
         ) from None
@@ -134,7 +134,7 @@ def _of_another_run(client: "SteerwayClient", snapshot: Snapshot, given: str) ->
     if asked.branch is None:
         return other.run, None
     name = find_branch(other, asked.branch)
-    newest = next(each.newest_checkpoint for each in other.branches if each.branch == name)
+    newest = next(known.newest_checkpoint for known in other.branches if known.branch == name)
     if newest is None:
         raise NotFound(f"branch {name} of run {other.run} has no checkpoint of its own to adopt")
     return other.run, find_checkpoint(other, newest)
@@ -168,32 +168,34 @@ def _knobs_of(intent: Intent) -> list[str]:
 
 def find_checkpoint(snapshot: Snapshot, given: str) -> CheckpointCommitted:
     """Return the checkpoint of this name, label, step or name prefix. Raises `NotFound`, `UsageError`."""
-    found = [each for each in snapshot.checkpoints if each.checkpoint == given]
-    found = found or [each for each in snapshot.checkpoints if each.label == given]
-    found = found or [each for each in snapshot.checkpoints if given == f"{AT_STEP}{each.step}"]
+    matching = [checkpoint for checkpoint in snapshot.checkpoints if checkpoint.checkpoint == given]
+    matching = matching or [checkpoint for checkpoint in snapshot.checkpoints if checkpoint.label == given]
+    matching = matching or [checkpoint for checkpoint in snapshot.checkpoints if given == f"{AT_STEP}{checkpoint.step}"]
     if not given.startswith(AT_STEP):
-        found = found or [each for each in snapshot.checkpoints if given and each.checkpoint.startswith(given)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"{given!r} matches {len(found)} checkpoints: {_listed(found)}; be more specific")
+        matching = matching or [
+            checkpoint for checkpoint in snapshot.checkpoints if given and checkpoint.checkpoint.startswith(given)
+        ]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise UsageError(f"{given!r} matches {len(matching)} checkpoints: {_listed(matching)}; be more specific")
     available = _listed(snapshot.checkpoints) or "none yet"
     raise NotFound(f"run {snapshot.run} has no checkpoint {given!r} (give a {HOW_TO_NAME}); it has {available}")
 
 
 def find_branch(snapshot: Snapshot, given: str) -> str:
     """Return the branch of this name or name prefix. Raises `NotFound`, `UsageError`."""
-    names = [each.branch for each in snapshot.branches]
-    found = [name for name in names if name == given] or [name for name in names if given and name.startswith(given)]
-    if len(found) == 1:
-        return found[0]
-    if found:
-        raise UsageError(f"{given!r} matches {len(found)} branches: {', '.join(found)}; be more specific")
+    names = [known.branch for known in snapshot.branches]
+    matching = [name for name in names if name == given] or [name for name in names if given and name.startswith(given)]
+    if len(matching) == 1:
+        return matching[0]
+    if matching:
+        raise UsageError(f"{given!r} matches {len(matching)} branches: {', '.join(matching)}; be more specific")
     raise NotFound(f"run {snapshot.run} has no branch {given!r}; it has {', '.join(names)}")
 
 
-def _listed(found: Sequence[CheckpointCommitted]) -> str:
-    names = [each.checkpoint + (f" ({each.label})" if each.label else "") for each in found]
+def _listed(checkpoints: Sequence[CheckpointCommitted]) -> str:
+    names = [record.checkpoint + (f" ({record.label})" if record.label else "") for record in checkpoints]
     more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
     return ", ".join(names[-MAX_NAMED:]) + more
 

@@ -78,10 +78,10 @@ def combinations(sets: Sequence[str], snapshot: "Snapshot") -> list[tuple[str, .
         whole = snapshot.knob_spec(knob).kind == NUMBERS
         alternatives = [values] if whole else [value for value in values.split(",") if value.strip()]
         choices.append([f"{name}{equals}{value}" for value in alternatives] or [text])
-    found = list(itertools.product(*choices))
-    if len(found) > MAX_FORKS:
-        raise UsageError(f"this would start {len(found)} forks; the limit of one command is {MAX_FORKS}")
-    return found
+    combined = list(itertools.product(*choices))
+    if len(combined) > MAX_FORKS:
+        raise UsageError(f"this would start {len(combined)} forks; the limit of one command is {MAX_FORKS}")
+    return combined
 
 
 def _in_words(first: Sequence[Intent]) -> str:

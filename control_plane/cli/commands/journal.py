@@ -141,14 +141,14 @@ def import_journal(
     from control_plane.storage.journal.export import import_run, read_export
     from control_plane.storage.journal.provenance import differences, this_machine
 
-    found = read_export(file)
-    manifest = found.manifest
+    exported = read_export(file)
+    manifest = exported.manifest
     differing = differences(manifest.machine, this_machine(), manifest.trainers)
-    if not found.config_is_the_runs:
+    if not exported.config_is_the_runs:
         differing.append(
             "config.yaml is not the config that the run was created with, so the run cannot be resumed here"
         )
-    starts = describe_job(found.settings)
+    starts = describe_job(exported.settings)
     if not as_json:
         tell(f"{file} is valid: {manifest.records} records of run {manifest.run}, head {manifest.head}")
         for sentence in differing:
@@ -156,7 +156,7 @@ def import_journal(
         if not differing:
             tell("versions and hardware are the same")
         tell(f"would start  {starts}; it only runs here with --trust")
-    laid = None if check else import_run(found, settings().runs_dir, run)
+    laid = None if check else import_run(exported, settings().runs_dir, run)
     if as_json:
         result = {"run": laid.run if laid else None, "imported_from": manifest.run, "records": manifest.records}
         tell_json(result | {"head": str(manifest.head), "differences": differing, "would_start": starts})

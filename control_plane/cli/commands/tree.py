@@ -21,18 +21,18 @@ MAX_CHANGES_SHOWN = 6
 def tree(run: show.Run = None, as_json: show.AsJson = False) -> None:
     """Show the branches and forks of a run: origin, changes, last step, best loss. `*` marks the head branch."""
     with connect() as client:
-        found = client.tree(any_run(client, run))
-    tell(*([ascii_json(found.model_dump_json())] if as_json else describe(found)))
+        run_tree = client.tree(any_run(client, run))
+    tell(*([ascii_json(run_tree.model_dump_json())] if as_json else describe(run_tree)))
 
 
-def describe(found: RunTree) -> list[str]:
+def describe(run_tree: RunTree) -> list[str]:
     """Format a run's tree as lines."""
-    lines = [f"{found.run}  {found.status}{_parentage(found)}"]
-    depth = depths(branch.branch for branch in found.branches)
-    for branch in found.branches:
+    lines = [f"{run_tree.run}  {run_tree.status}{_parentage(run_tree)}"]
+    depth = depths(branch.branch for branch in run_tree.branches)
+    for branch in run_tree.branches:
         name = branch.branch.branch
         lines += [f"{INDENT * depth[name]}{line}" for line in _branch(branch)]
-        for child in found.children:
+        for child in run_tree.children:
             if child.parent is not None and child.parent.branch == name:
                 where = f"at step {child.parent.step}" if child.parent.kind == "fork" else "from the start"
                 described = f"> {child.parent.kind} {child.run} {where}: {child.status}, step {child.step}"
@@ -40,8 +40,8 @@ def describe(found: RunTree) -> list[str]:
     return lines
 
 
-def _parentage(found: RunTree) -> str:
-    parent = found.parent
+def _parentage(run_tree: RunTree) -> str:
+    parent = run_tree.parent
     if parent is None:
         return ""
     if parent.kind == "replay":
@@ -49,16 +49,16 @@ def _parentage(found: RunTree) -> str:
     return f", a fork of {parent.run}:{parent.branch} at step {parent.step} ({parent.checkpoint})"
 
 
-def _branch(found: TreeBranch) -> list[str]:
-    view = found.branch
+def _branch(branch: TreeBranch) -> list[str]:
+    view = branch.branch
     cells = [f"{'*' if view.head else '-'} {view.branch}", _reach(view)]
     cells += [f"latest {view.newest_checkpoint}"] if view.newest_checkpoint else ["no checkpoint of its own"]
-    cells += [f"best {found.best.name} {found.best.value:.4g} at step {found.best.step}"] if found.best else []
+    cells += [f"best {branch.best.name} {branch.best.value:.4g} at step {branch.best.step}"] if branch.best else []
     lines = ["  ".join(cells)]
     lines += [f"    started with {', '.join(view.first)}"] if view.first else []
-    older = len(found.changes) - MAX_CHANGES_SHOWN
+    older = len(branch.changes) - MAX_CHANGES_SHOWN
     lines += [f"    {older} older changes"] if older > 0 else []
-    return lines + [f"    {change(made)}" for made in found.changes[-MAX_CHANGES_SHOWN:]]
+    return lines + [f"    {change(made)}" for made in branch.changes[-MAX_CHANGES_SHOWN:]]
 
 
 def _reach(view: BranchView) -> str:
@@ -86,14 +86,14 @@ def compare(
     if len(sides) < 2:
         raise UsageError("expected two or more runs or branches, for example: steer compare RUN RUN:branch-2")
     with connect() as client:
-        found = client.compare([_with_run(client, side) for side in sides])
+        comparison = client.compare([_with_run(client, side) for side in sides])
     if as_json:
-        tell_json(found)
+        tell_json(comparison)
         return
-    tell(_common(found))
-    heads = ("", *(side.name for side in found.sides))
-    show.print_table(heads, rows(found))
-    for side in found.sides:
+    tell(_common(comparison))
+    heads = ("", *(side.name for side in comparison.sides))
+    show.print_table(heads, rows(comparison))
+    for side in comparison.sides:
         tell("", f"{side.name} (branch {side.branch}, step {side.step})")
         tell(*([f"  {change(made)}" for made in side.interventions] or ["  no commands since then"]))
 
@@ -104,7 +104,7 @@ def _with_run(client: Any, side: str) -> str:
     return any_run(client, run) + side[len(run) :] if run else side
 
 
-def _common(found: Comparison) -> str:
-    at = found.common
+def _common(comparison: Comparison) -> str:
+    at = comparison.common
     where = f"in common up to step {at.step} of {at.run}:{at.branch}" if at.run else "nothing in common"
-    return f"{where}; all have reached step {found.last_common_step}"
+    return f"{where}; all have reached step {comparison.last_common_step}"

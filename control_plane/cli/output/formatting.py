@@ -131,25 +131,32 @@ def is_ending(snapshot: Snapshot) -> bool:
     return snapshot.status == "waiting" and snapshot.phase == "ended"
 
 
-def restarting(told: Restarting) -> list[tuple[str, str]]:
+def restarting(restart: Restarting) -> list[tuple[str, str]]:
     """Return labelled lines on the pending restart, with a warning for a crash loop."""
     return [
-        ("restart", sentences.describe_restart(told)),
-        *([("warning", sentences.FAILS_AGAIN)] if told.alert else []),
+        ("restart", sentences.describe_restart(restart)),
+        *([("warning", sentences.FAILS_AGAIN)] if restart.alert else []),
     ]
 
 
-def waiting_line(told: Restarting) -> str:
+def waiting_line(restart: Restarting) -> str:
     """Format a pending restart as one event line."""
-    return "; ".join(words for _, words in restarting(told))
+    return "; ".join(words for _, words in restarting(restart))
 
 
-def checkpoint_row(found: CheckpointCommitted) -> tuple[str, ...]:
+def checkpoint_row(checkpoint: CheckpointCommitted) -> tuple[str, ...]:
     """Return the table row of a checkpoint: name, step, size, pinned, label, note."""
-    held = sentences.format_size(found.size_bytes) if found.size_bytes else UNKNOWN
-    label = sentences.clean(found.label) if found.label else UNKNOWN
-    note = sentences.clean(found.note) if found.note else UNKNOWN
-    return (one_line(found.checkpoint), str(found.step), held, "yes" if found.pinned else "no", label, note)
+    held = sentences.format_size(checkpoint.size_bytes) if checkpoint.size_bytes else UNKNOWN
+    label = sentences.clean(checkpoint.label) if checkpoint.label else UNKNOWN
+    note = sentences.clean(checkpoint.note) if checkpoint.note else UNKNOWN
+    return (
+        one_line(checkpoint.checkpoint),
+        str(checkpoint.step),
+        held,
+        "yes" if checkpoint.pinned else "no",
+        label,
+        note,
+    )
 
 
 LEFT_OUT, INEXACT = "left out", "not exact"

@@ -77,7 +77,7 @@ class Manifest(Message):
 
     @property
     def size_bytes(self) -> int:
-        """All shards together."""
+        """Return the size of all shards together, in bytes."""
         return sum(shard.size_bytes for shard in self.shards)
 
     def canonical(self) -> bytes:
@@ -88,11 +88,11 @@ class Manifest(Message):
         return _spell(self._plain(exclude={"signature"}))
 
     def text(self) -> bytes:
-        """The manifest file's bytes. Raises `Invalid` if JSON cannot hold them."""
+        """Return the content of the manifest file. Raises `Invalid` if it cannot be written as JSON."""
         return _spell(self._plain(exclude=set()), indent=1)
 
-    def problem(self) -> str | None:
-        """Why no checkpoint can look like this, or None."""
+    def inconsistency(self) -> str | None:
+        """Return why the manifest contradicts itself, or None."""
         taken = set[str]()
         for shard in self.shards:
             if not is_inside(shard.path):

@@ -69,7 +69,9 @@ def commit(root: Path, manifest: Manifest, key: SigningKey) -> str:
     Raises `Invalid` if the manifest is inconsistent, `Damaged` if the folder does not contain exactly the shards that
     it lists, in their sizes; `OSError`. Then there is no checkpoint.
     """
-    reason = manifest.problem() or _name_problem(root, manifest) or (None if manifest.shards else "names no shards")
+    reason = (
+        manifest.inconsistency() or _name_mismatch(root, manifest) or (None if manifest.shards else "names no shards")
+    )
     if reason:
         raise Invalid(f"the manifest of {manifest.checkpoint} {reason}")
     text = key.sign(manifest).text()
@@ -124,7 +126,7 @@ def read_manifest(root: Path, key: SigningKey | None, recorded_sha256: str = "")
         raise Damaged(f"the manifest of {root.name} is invalid at {where or 'its top level'}: {first['msg']}") from None
     except (ValueError, RecursionError, Invalid) as error:
         raise Damaged(f"the manifest of {root.name} cannot be read: {str(error)[:200]}") from None
-    if reason := manifest.problem() or _name_problem(root, manifest):
+    if reason := manifest.inconsistency() or _name_mismatch(root, manifest):
         raise Damaged(f"the manifest of {root.name} {reason}")
     if key is not None:
         key.check(manifest, root)
@@ -160,7 +162,7 @@ class Examined:
 
     name: str
     manifest: Manifest | None = None
-    problem: str | None = None
+    reason: str | None = None
 
 
 def examine(folder: Path, key: SigningKey | None) -> list[Examined]:
@@ -177,7 +179,7 @@ def list_checkpoints(folder: Path, key: SigningKey | None) -> list[Manifest]:
 def newest_good(
     folder: Path, key: SigningKey | None, candidates: Sequence[str]
 ) -> tuple[Manifest | None, list[tuple[str, str]]]:
-    """The first of `candidates` (names, best first) of which every byte verifies.
+    """Return the first of `candidates` (names, best first) of which every byte verifies.
 
     Also answers the name of, and the reason against, each one that was refused before it.
     """
@@ -196,7 +198,7 @@ def _folders(path: str) -> Iterator[Path]:
     yield from Path(path).parents
 
 
-def _name_problem(root: Path, manifest: Manifest) -> str | None:
+def _name_mismatch(root: Path, manifest: Manifest) -> str | None:
     name = root.absolute().name
     return None if manifest.checkpoint == name else f"is of checkpoint {manifest.checkpoint[:80]!r}, not of {name!r}"
 
@@ -233,25 +235,25 @@ def _compare_files(root: Path, manifest: Manifest) -> None:
     try:
         if root.is_symlink():
             raise Damaged(f"checkpoint {root.name} is a symbolic link; move the folder itself here")
-        found = {entry.path: entry for entry in _entries(root, "")}
+        entries = {entry.path: entry for entry in _entries(root, "")}
     except OSError as error:
         raise Damaged(f"checkpoint {root.name} cannot be read: {error}") from None
     for shard in manifest.shards:
-        if shard.path not in found:
+        if shard.path not in entries:
             raise Damaged(f"checkpoint {root.name} has no {shard.path}, or it is not visible from this node")
-        size_bytes = found[shard.path].size_bytes
+        size_bytes = entries[shard.path].size_bytes
         if size_bytes != shard.size_bytes:
             raise Damaged(
                 f"{shard.path} of checkpoint {root.name} has {size_bytes} bytes, but {shard.size_bytes} were saved"
             )
-        if found[shard.path].shared:
+        if entries[shard.path].shared:
             raise Damaged(
                 f"other users may write to {shard.path} of checkpoint {root.name}: if nobody has changed it, "
                 "`chmod -R go-w` the checkpoint"
             )
     known = {shard.path for shard in manifest.shards}
     known |= {f"{folder}/" for shard in manifest.shards for folder in _folders(shard.path)}
-    unknown = sorted(path for path in found.keys() - known if not _is_note(path))
+    unknown = sorted(path for path in entries.keys() - known if not _is_note(path))
     if unknown:
         raise Damaged(f"checkpoint {root.name} contains {unknown[0]!r}, which its manifest does not list")
 
@@ -299,4 +301,4 @@ def _examined(root: Path, key: SigningKey | None) -> Examined:
     try:
         return Examined(root.name, manifest=read_manifest(root, key))
     except Damaged as error:
-        return Examined(root.name, problem=error.reason)
+        return Examined(root.name, reason=error.reason)

@@ -106,15 +106,17 @@ def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collecti
 
     Raises like `adoptable`; also `Conflict` if it was adopted before, `Damaged`, `Unavailable`.
     """
-    source, found, differing = adoptable(files, intent)
-    name = f"{found.checkpoint}-of-{source.run}"
+    source, record, differing = adoptable(files, intent)
+    name = f"{record.checkpoint}-of-{source.run}"
     if len(name) > MAX_NAME_CHARS:
         raise Conflict(f"the checkpoint name {name} would exceed {MAX_NAME_CHARS} characters")
     if name in known:
-        raise Conflict(f"{found.checkpoint} of run {source.run} was already adopted as checkpoint {name}")
-    origin = Parent(kind="adopted", run=source.run, branch=found.branch, checkpoint=found.checkpoint, step=found.step)
+        raise Conflict(f"{record.checkpoint} of run {source.run} was already adopted as checkpoint {name}")
+    origin = Parent(
+        kind="adopted", run=source.run, branch=record.branch, checkpoint=record.checkpoint, step=record.step
+    )
     return AdoptedCheckpoint(
-        origin=origin, checkpoint=transfer_checkpoint(source, found, files, branch, name), differing=differing
+        origin=origin, checkpoint=transfer_checkpoint(source, record, files, branch, name), differing=differing
     )
 
 
@@ -125,13 +127,13 @@ def adoptable(files: RunFiles, intent: AdoptCheckpoint) -> tuple[RunFiles, Check
     checkpoint formats; `Damaged` for a file that cannot be read.
     """
     source = find_run(files.root.parent, intent.run)
-    found = _chosen(fold(writer.read(source.journal)), source.run, intent.checkpoint)
+    record = _chosen(fold(writer.read(source.journal)), source.run, intent.checkpoint)
     _check_kinship(files, source)
     differing = _differing(source, files)
     if unlike := next((key for key in SAVED_SO if key in differing), None):
         theirs, own = differing[unlike]
         raise Conflict(f"incompatible checkpoint: {unlike} is {theirs} in run {source.run}, but {own} in {files.run}")
-    return source, found, differing
+    return source, record, differing
 
 
 def _chosen(state: RunState, run: str, checkpoint: str | None) -> CheckpointCommitted:

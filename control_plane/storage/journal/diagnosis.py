@@ -262,11 +262,11 @@ def _longest_ascent(known: list[Known]) -> list[Known]:
         at = bisect_left(tails, one.key)
         before.append(ends[at - 1] if at else -1)
         tails[at : at + 1], ends[at : at + 1] = [one.key], [place]
-    found, last = list[Known](), ends[-1] if ends else -1
+    ascent, last = list[Known](), ends[-1] if ends else -1
     while last >= 0:
-        found.append(known[last])
+        ascent.append(known[last])
         last = before[last]
-    return found
+    return ascent
 
 
 def _name_breaks(diagnosis: Diagnosis, known: list[Known]) -> None:

@@ -332,18 +332,18 @@ def _chain(manifest: ExportManifest, files: dict[str, bytes], path: Path) -> lis
     return entries
 
 
-def import_run(found: Export, runs_dir: Path, run: str | None = None) -> RunFiles:
+def import_run(exported: Export, runs_dir: Path, run: str | None = None) -> RunFiles:
     """Create a run folder from an export, atomically, under the run's own id or another one.
 
     Raises `Invalid` for a malformed id, `Conflict` if the run exists, `Damaged` if its journal contradicts itself,
     `Unavailable` if the disk fails.
     """
-    files = RunFiles(runs_dir / check_run_id(run or found.manifest.run))
+    files = RunFiles(runs_dir / check_run_id(run or exported.manifest.run))
     if files.root.exists():
         raise Conflict(f"run {files.run!r} already exists and was not changed; choose another id with --run")
     temporary = RunFiles(runs_dir / f".import-{secrets.token_hex(4)}")
     try:
-        _fill(temporary, found)
+        _fill(temporary, exported)
         audited = audit(temporary.journal)
         if audited.verdict != "intact":
             raise Damaged(f"nothing was imported: {audited.sentence()}")
@@ -358,12 +358,12 @@ def import_run(found: Export, runs_dir: Path, run: str | None = None) -> RunFile
     return files
 
 
-def _fill(run: RunFiles, found: Export) -> None:
+def _fill(run: RunFiles, exported: Export) -> None:
     for folder in (run.journal, run.logs):
         make_folder(folder)
-    for name, data in found.files.items():
+    for name, data in exported.files.items():
         _write(run.root / name, data)
-    manifest = json.dumps(found.manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
+    manifest = json.dumps(exported.manifest.model_dump(mode="json"), indent=1, sort_keys=True).encode() + b"\n"
     _write(run.root / IMPORTED, manifest)
     sync_folder(run.journal, "import.folders")
     sync_folder(run.root, "import.folders")

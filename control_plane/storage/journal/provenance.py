@@ -75,23 +75,23 @@ def trainers_of(entries: Sequence[Entry]) -> Trainers:
 
 def differences(there: Machine, here: Machine, trainers: Trainers) -> list[str]:
     """Return the differences between this machine and the one of an export, as sentences."""
-    found = [] if there.python == here.python else [f"Python was {there.python} there and is {here.python} here"]
+    lines = [] if there.python == here.python else [f"Python was {there.python} there and is {here.python} here"]
     for package in dict.fromkeys((*there.packages, *here.packages)):
         was, is_ = there.packages.get(package), here.packages.get(package)
         if was != is_:
-            found.append(f"{package} was {was or 'not installed'} there and is {is_ or 'not installed'} here")
+            lines.append(f"{package} was {was or 'not installed'} there and is {is_ or 'not installed'} here")
     for name in ("system", "architecture", "cpu"):
         was, is_ = getattr(there, name), getattr(here, name)
         if was and is_ and was != is_:
             spoken = "the CPU" if name == "cpu" else f"the {name}"
-            found.append(f"{spoken} was {was} there and is {is_} here")
+            lines.append(f"{spoken} was {was} there and is {is_} here")
     if there.gpus != here.gpus:
-        found.append(f"the machine had {_counted(there.gpus)} there and has {_counted(here.gpus)} here")
+        lines.append(f"the machine had {_counted(there.gpus)} there and has {_counted(here.gpus)} here")
     if trainers.devices.get("cuda", 0) and not here.gpus:
-        found.append(
+        lines.append(
             f"{trainers.devices['cuda']} of {trainers.ranks} ranks trained on a GPU, but this machine has none"
         )
-    return found
+    return lines
 
 
 def _counted(gpus: Sequence[str]) -> str:

@@ -188,7 +188,7 @@ def test_list_and_examine_tell_good_ones_by_step_and_name_what_is_not_good(tmp_p
     (folder / "unfinished" / "state").mkdir(parents=True)
     (folder / "a-file").write_text("x")
     assert [m.step for m in list_checkpoints(folder, key)] == [3, 20]
-    problems = {one.name: one.problem for one in examine(folder, key) if one.problem}
+    problems = {one.name: one.reason for one in examine(folder, key) if one.reason}
     assert set(problems) == {"unfinished", name_of(100)}
     assert "signed by another installation" in problems[name_of(100)]
     assert "--trust" in problems[name_of(100)]
