@@ -105,7 +105,9 @@ def describe_generation(record: GenerationStarted | GenerationLost | GenerationR
     """Describe the start, failure, recovery or end of a generation."""
     match record:
         case GenerationStarted():
-            began = describe_start(record.generation, record.checkpoint, record.step, record.world_size)
+            began = describe_start(
+                record.checkpoint, generation=record.generation, step=record.step, world_size=record.world_size
+            )
             began += f", training {record.training} of the script" if record.training > 1 else ""
             refused = [f"{each.checkpoint} was refused: {clean(each.reason)}" for each in record.refused]
             return "; ".join([began, *refused])
@@ -159,7 +161,7 @@ def describe_repetition(record: CommandRepeated, name: str) -> str:
 
 
 @in_one_line
-def describe_start(generation: int, checkpoint: str | None, step: int, world_size: int) -> str:
+def describe_start(checkpoint: str | None, *, generation: int, step: int, world_size: int) -> str:
     """Describe the start of a generation: its checkpoint, step and number of ranks."""
     ranks = _count(world_size, "rank")
     if checkpoint is not None:
@@ -217,7 +219,9 @@ def describe_recovery(view: RecoveryView) -> str:
     """Describe a recovery, as far as it is known: `generation 2 restored ...; 17 steps lost; detect 0.4 s`."""
     if view.resumed_step is None:
         return "new trainers have not started yet"
-    begun = describe_start(view.generation + 1, view.checkpoint, view.resumed_step, view.world_size or 0)
+    begun = describe_start(
+        view.checkpoint, generation=view.generation + 1, step=view.resumed_step, world_size=view.world_size or 0
+    )
     return f"{begun}; {recovery_cost(view.lost_steps, view.phases_s)}" if view.lost_steps is not None else begun
 
 

@@ -158,11 +158,11 @@ def choose(asked: Selector, run: Trajectories) -> Selection:
 
 
 def _checkpoint(run: Trajectories, name: str) -> CheckpointCommitted:
-    found = next((each for each in run.checkpoints if each.checkpoint == name), None)
-    if found is None:
+    checkpoint = next((each for each in run.checkpoints if each.checkpoint == name), None)
+    if checkpoint is None:
         listed = ", ".join(each.checkpoint for each in run.checkpoints[-MAX_SIDES:]) or "none"
         raise NotFound(f"run {run.run} has no checkpoint {name!r}; the newest are {listed}")
-    return found
+    return checkpoint
 
 
 # Trees
@@ -214,7 +214,7 @@ def _parents_first(run: Trajectories) -> list[Trajectory]:
 def interventions(chosen: Selection, runs: Mapping[str, Trajectories]) -> dict[tuple[str, UUID], Intervention]:
     """Return the interventions on the line to `chosen`, oldest first, by run and command."""
     run = runs[chosen.run]
-    found: dict[tuple[str, UUID], Intervention] = {}
+    collected: dict[tuple[str, UUID], Intervention] = {}
     views = [each.branch for each in run.branches]
     parent = origin_of(run, lineage(views, chosen.branch)[0].branch)
     if parent is not None and before(parent, chosen, runs):
@@ -222,19 +222,19 @@ def interventions(chosen: Selection, runs: Mapping[str, Trajectories]) -> dict[t
         saved = (each for each in runs[parent.run].checkpoints if each.checkpoint == parent.checkpoint)
         contained = {uuid for each in saved for uuid in each.decided_here}
         theirs = interventions(Selection("", parent.run, parent.branch, parent.step), runs)
-        found |= {at: each for at, each in theirs.items() if each.step < parent.step or each.uuid in contained}
+        collected |= {at: each for at, each in theirs.items() if each.step < parent.step or each.uuid in contained}
     for each in run.branches:
         for done in each.interventions:
             where = each.branch.branch, done.step
             if done.step <= chosen.step and is_on_line(views, run.checkpoints, chosen.branch, where, done.uuid):
-                found[run.run, done.uuid] = done
-    return dict(sorted(found.items(), key=lambda item: item[1].step))
+                collected[run.run, done.uuid] = done
+    return dict(sorted(collected.items(), key=lambda item: item[1].step))
 
 
 def knobs_at(chosen: Selection, runs: Mapping[str, Trajectories]) -> dict[str, Any]:
     """Return the knobs after `chosen.step`: the last known ones with later changes reverted."""
-    found = next(each for each in runs[chosen.run].branches if each.branch.branch == chosen.branch)
-    knobs, whole = dict(found.knobs), Selection("", chosen.run, chosen.branch, found.branch.reached_step)
+    trajectory = next(each for each in runs[chosen.run].branches if each.branch.branch == chosen.branch)
+    knobs, whole = dict(trajectory.knobs), Selection("", chosen.run, chosen.branch, trajectory.branch.reached_step)
     for done in reversed(interventions(whole, runs).values()):
         if done.step > chosen.step:
             knobs |= {name: value for name, value in done.before.items() if name in knobs}

@@ -82,12 +82,12 @@ def judge(replay: RunFiles, run: RunFiles) -> ReplayVerdict:
     if untold:
         our_losses = their_losses = Losses()
     common = [line for line in our_streams if line in their_streams]
-    found = {line: compare(our_streams[line], their_streams[line]) for line in common}
-    differing = [_digested(line, each, replay, run) for line, each in found.items() if each.first is not None]
+    compared = {line: compare(our_streams[line], their_streams[line]) for line in common}
+    differing = [_digested(line, each, replay, run) for line, each in compared.items() if each.first is not None]
     shared = our_losses.keys() & their_losses.keys()
     differing += _lost(our_losses, their_losses)
-    digests = sum(len(each.steps) - len(each.unlike) for each in found.values())
-    notes = _notes(ours, theirs, found)
+    digests = sum(len(each.steps) - len(each.unlike) for each in compared.values())
+    notes = _notes(ours, theirs, compared)
     if untold:
         notes += ("losses were not compared: an earlier release did not record to which training each belongs",)
     if differing:

@@ -198,7 +198,13 @@ class ControlServer:
     async def snapshot(self) -> Snapshot:
         """See `OperatorPort.snapshot`."""
         age_s = round(self._clock() - self._progress_at, 3) if self._progress else None
-        return snapshot_of(self._state, dict(self._newest.values), self._progress, age_s, self._failed_s_ago())
+        return snapshot_of(
+            self._state,
+            dict(self._newest.values),
+            progress=self._progress,
+            progress_age_s=age_s,
+            failed_s_ago=self._failed_s_ago(),
+        )
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
         """See `OperatorPort.tail`. Entry `seq` is at index `seq - 1`: there are no gaps."""

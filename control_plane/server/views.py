@@ -41,6 +41,7 @@ def view_of(life: CommandStatus) -> CommandView:
 def snapshot_of(
     state: RunState,
     latest: dict[str, float],
+    *,
     progress: Progress | None,
     progress_age_s: float | None,
     failed_s_ago: float = 0.0,

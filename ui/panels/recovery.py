@@ -68,7 +68,11 @@ def stage_words(view: RecoveryView, now: datetime | None = None) -> str:
     if view.resumed_step is None:
         stages += [f"{going} **{form} and {load}**, {duration(so_far_s)} so far", f"{to_come} {first}"]
     else:
-        begun = plain(describe_start(view.generation + 1, view.checkpoint, view.resumed_step, view.world_size or 0))
+        begun = plain(
+            describe_start(
+                view.checkpoint, generation=view.generation + 1, step=view.resumed_step, world_size=view.world_size or 0
+            )
+        )
         stages += [f"{done} {form} and {load}: {begun}", f"{going} **{first}**, {duration(so_far_s)} since the failure"]
     return " → ".join(stages)
 

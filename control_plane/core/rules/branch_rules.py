@@ -91,10 +91,10 @@ def schedule(commands: Sequence[ScheduledCommand]) -> list[Record]:
 def first_commands(command: Command, step: int, training: int = 1) -> list[ScheduledCommand]:
     """Return the initial changes of a rollback as scheduled commands, with uuids derived from the rollback's."""
     assert isinstance(command.intent, Rollback)
-    told = command.model_copy(update={"not_before_step": None, "not_after_step": None, "based_on_seq": None})
+    base = command.model_copy(update={"not_before_step": None, "not_after_step": None, "based_on_seq": None})
     return [
         ScheduledCommand(
-            command=told.model_copy(update={"uuid": first_uuid(command.uuid, at), "intent": intent}),
+            command=base.model_copy(update={"uuid": first_uuid(command.uuid, at), "intent": intent}),
             step=step,
             training=training,
         )
@@ -157,8 +157,10 @@ def settle_rollback(state: RunState, command: Command) -> list[Record]:
     has_trainers = state.generation is not None and state.ended is None and state.listens
     if has_trainers or command.not_before_step is not None or command.not_after_step is not None:
         return []
-    found = state.checkpoints.find(command.intent.checkpoint)
-    after = {"branch": command.intent.branch} if found is None else reading(found.checkpoint, found.step, found.branch)
+    target = state.checkpoints.find(command.intent.checkpoint)
+    after = (
+        {"branch": command.intent.branch} if target is None else reading(target.checkpoint, target.step, target.branch)
+    )
     outcome = CommandSettled(uuid=command.uuid, status="applied", step=state.step, after=after)
     return [outcome, *branch_off(state, command, outcome)]
 
@@ -176,8 +178,8 @@ def branch_off(state: RunState, command: Command, outcome: CommandSettled) -> li
     if intent.checkpoint is None:
         there_is = intent.branch is not None and intent.branch in state.tree.branches
         return [BranchResumed(branch=str(intent.branch) if there_is else state.tree.head, rollback=command.uuid)]
-    found = outcome.after or {}
-    step, parent = int(found["step"]), str(found["from_branch"])
+    after = outcome.after or {}
+    step, parent = int(after["step"]), str(after["from_branch"])
     is_free = intent.branch is not None and intent.branch not in state.tree.branches
     name = str(intent.branch) if is_free else next_name(state)
     started = BranchStarted(branch=name, parent=parent, checkpoint=intent.checkpoint, step=step, rollback=command.uuid)

@@ -42,24 +42,27 @@ def keep_or_delete(state: RunState, command: Command) -> list[Record]:
     intent = command.intent
     assert isinstance(intent, PinCheckpoint | DeleteCheckpoint)
     names = [each.checkpoint for each in state.checkpoints.existing]
-    found = state.checkpoints.find(intent.checkpoint)
-    if found is None:
+    checkpoint = state.checkpoints.find(intent.checkpoint)
+    if checkpoint is None:
         listed = ", ".join(names[-MAX_NAMES_TOLD:]) or "none"
         raise NotFound(f"run {state.run} has no checkpoint {intent.checkpoint!r}; the newest are {listed}")
     if isinstance(intent, PinCheckpoint):
-        pinned = CheckpointPinned(checkpoint=found.checkpoint, pinned=intent.pinned)
-        after = {"checkpoint": found.checkpoint, "pinned": intent.pinned}
+        pinned = CheckpointPinned(checkpoint=checkpoint.checkpoint, pinned=intent.pinned)
+        after = {"checkpoint": checkpoint.checkpoint, "pinned": intent.pinned}
         return [pinned, CommandSettled(uuid=command.uuid, status="applied", after=after)]
     restored_from = state.generation.checkpoint if state.generation else None
-    if found.checkpoint in stands_on(state) - {names[-1]}:
-        raise Conflict(f"checkpoint {found.checkpoint} cannot be deleted: {_dependent(state, found.checkpoint)}")
-    if found.pinned:
-        raise Conflict(f"checkpoint {found.checkpoint} is pinned; unpin it first")
-    if found.checkpoint == names[-1] or found.checkpoint == (restored_from or "").removesuffix(UNIVERSAL):
-        which = "it is the newest" if found.checkpoint == names[-1] else "the current trainers were restored from it"
-        raise Conflict(f"checkpoint {found.checkpoint} cannot be deleted: {which}")
-    gone = CheckpointDiscarded(checkpoint=found.checkpoint, reason=f"deleted by {command.author}")
-    after = {"checkpoint": found.checkpoint, "deleted": True}
+    if checkpoint.checkpoint in stands_on(state) - {names[-1]}:
+        raise Conflict(
+            f"checkpoint {checkpoint.checkpoint} cannot be deleted: {_dependent(state, checkpoint.checkpoint)}"
+        )
+    if checkpoint.pinned:
+        raise Conflict(f"checkpoint {checkpoint.checkpoint} is pinned; unpin it first")
+    if checkpoint.checkpoint == names[-1] or checkpoint.checkpoint == (restored_from or "").removesuffix(UNIVERSAL):
+        is_newest = checkpoint.checkpoint == names[-1]
+        which = "it is the newest" if is_newest else "the current trainers were restored from it"
+        raise Conflict(f"checkpoint {checkpoint.checkpoint} cannot be deleted: {which}")
+    gone = CheckpointDiscarded(checkpoint=checkpoint.checkpoint, reason=f"deleted by {command.author}")
+    after = {"checkpoint": checkpoint.checkpoint, "deleted": True}
     return [gone, CommandSettled(uuid=command.uuid, status="applied", after=after)]
 
 

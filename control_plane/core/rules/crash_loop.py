@@ -108,17 +108,17 @@ def failures_without_a_new_step(state: RunState) -> tuple[Attempt, ...]:
 
 
 def _attempt(state: RunState, number: int, failure: GenerationFailure) -> Attempt:
-    lost, began = failure.record, failure.began
-    cause, said = cause_of(lost.deaths)
+    record, began = failure.record, failure.began
+    cause, said = cause_of(record.deaths)
     return Attempt(
         number=number,
-        generation=lost.generation,
+        generation=record.generation,
         restored_step=began.step if began else None,
-        reached_step=lost.step,
+        reached_step=record.step,
         cause=cause,
         said=said,
-        training=state.training_of_generation.get(lost.generation, 1),
-        branch=state.tree.of_generation.get(lost.generation, MAIN) if began else state.tree.head,
+        training=state.training_of_generation.get(record.generation, 1),
+        branch=state.tree.of_generation.get(record.generation, MAIN) if began else state.tree.head,
         failed_at=failure.failed_at,
     )
 
@@ -130,9 +130,9 @@ def cause_of(deaths: Sequence[Death]) -> tuple[str, str]:
     """
     if not deaths:
         return UNKNOWN, ""
-    told = [(_knows(death), death.signature or without_noise(death.reason), death.reason) for death in deaths]
-    _, cause, said = min(told)
-    return cause, said
+    causes = [(_knows(death), death.signature or without_noise(death.reason), death.reason) for death in deaths]
+    _, cause, message = min(causes)
+    return cause, message
 
 
 def _knows(death: Death) -> int:
@@ -174,10 +174,10 @@ def reason_to_give_up(state: RunState, failing_s: float = 0.0, give_up_after_s: 
     if len(same) == limit and all(each.is_like(last) for each in same):
         return _told(f"the trainers failed {limit} times in a row in the same way", last, started, same)
     if give_up_after_s is not None and len(row) > 1 and failing_s > give_up_after_s:
-        told = (
+        what = (
             f"the trainers failed {len(row)} times in {failing_s:.0f} s (recovery.give_up_after_s: {give_up_after_s:g})"
         )
-        return _told(told, last, started, row)
+        return _told(what, last, started, row)
     return None
 
 

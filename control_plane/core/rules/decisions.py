@@ -324,13 +324,13 @@ def _too_late_cancels(state: RunState) -> list[Record]:
 
     New trainers would not know a stop from before the resume as settled, and would cancel it.
     """
-    told: list[Record] = []
+    rejected: list[Record] = []
     for cancel in state.pending_commands():
         target = state.commands.get(cancel.intent.command) if isinstance(cancel.intent, Cancel) else None
         if target is not None and target.settled is not None:
             reason = f"'{target.command.describe()}' was already {target.status}"
-            told.append(CommandSettled(uuid=cancel.uuid, status="rejected", reason=reason))
-    return told
+            rejected.append(CommandSettled(uuid=cancel.uuid, status="rejected", reason=reason))
+    return rejected
 
 
 def end_generation(

@@ -76,8 +76,8 @@ def compare(ours: Iterable[StateDigested], theirs: Iterable[StateDigested]) -> D
     their_last, their_contradictions = _by_step(theirs)
     steps = tuple(sorted(our_last.keys() & their_last.keys()))
     unlike = tuple(step for step in steps if not _alike(our_last[step], their_last[step]))
-    found = (_divergence(our_last[step], their_last[step]) for step in steps)
-    first = next((each for each in found if each is not None), None)
+    divergences = (_divergence(our_last[step], their_last[step]) for step in steps)
+    first = next((each for each in divergences if each is not None), None)
     return DigestComparison(steps, unlike, first, our_contradictions, their_contradictions)
 
 

@@ -136,14 +136,14 @@ def _scheduled(state: RunState, training: int) -> tuple[ScheduledCommand, ...]:
     own = [life for life in waiting if life.branch == state.tree.head]
     if _replays(state) and state.tree.head != MAIN:
         own += [life for life in waiting if life.branch == MAIN]
-    found: list[ScheduledCommand] = []
+    scheduled: list[ScheduledCommand] = []
     for life in own:
         if life.training == training:
             step = state.scheduled[life.command.uuid]
-            found.append(ScheduledCommand(command=life.command, step=step, training=training))
+            scheduled.append(ScheduledCommand(command=life.command, step=step, training=training))
         if isinstance(life.command.intent, Rollback):
             break
-    return tuple(found)
+    return tuple(scheduled)
 
 
 def _last_stop_that_is_over(state: RunState) -> int:
