@@ -89,7 +89,7 @@ def test_replay_of_a_run_with_rollbacks_and_a_lost_rank_is_identical(
     assert verdict.losses == len(losses(root))
     assert losses(tmp_path / "again") == losses(root)
     theirs, ours = state_of(root), state_of(tmp_path / "again")
-    assert ours.branches.keys() == theirs.branches.keys()
+    assert ours.tree.branches.keys() == theirs.tree.branches.keys()
     assert {uuid: life.settled.step for uuid, life in ours.commands.items() if life.settled} == {
         uuid: life.settled.step for uuid, life in theirs.commands.items() if life.settled
     } | {
