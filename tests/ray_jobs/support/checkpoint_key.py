@@ -2,5 +2,8 @@
 
 from control_plane.storage.checkpoint.store import SigningKey
 
-KEY = SigningKey(b"0123456789abcdef0123456789abcdef")
+KEY_BYTES = b"0123456789abcdef0123456789abcdef"
+KEY = SigningKey(KEY_BYTES)
+KEY_TEXT = KEY_BYTES.hex() + "\n"
+"""Content of a key file."""
 STEPS = 4

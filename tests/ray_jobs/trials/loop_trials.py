@@ -385,3 +385,13 @@ def everything(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
         "game": shipped_game,
     }
     return {name: trials[one["trial"]](rank, one) for name, one in spec["trainings"].items()}
+
+
+def continued(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """A training without an engine, from where the run in `root` is."""
+    files, server = _serve(rank, spec["root"], [])
+    _enter(files, server)
+    try:
+        return Training(rank, False, spec["steps"]).train()
+    finally:
+        context.enter(None)
