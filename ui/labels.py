@@ -1,4 +1,4 @@
-"""Texts of the console: statuses, command states, journal lines and durations, and their escaping."""
+"""Texts of the console: statuses, command states, journal lines, and their escaping."""
 
 import html
 import re
@@ -99,18 +99,6 @@ def clock(time: str, zone: tzinfo | None = None) -> str:
 def day(time: str, zone: tzinfo | None = None) -> str:
     """Return date and time of an ISO 8601 time, in the user's time zone."""
     return datetime.fromisoformat(time).astimezone(zone).strftime("%Y-%m-%d %H:%M") if time else ""
-
-
-def duration(seconds: float) -> str:
-    """Format a duration with the precision of an estimate: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    minutes = int(seconds // 60)
-    if minutes < 60:
-        return f"{minutes} min"
-    if minutes < 48 * 60:
-        return f"{minutes // 60} h {minutes % 60:02d} min"
-    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 def complaint(error: ValidationError) -> str:

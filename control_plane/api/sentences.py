@@ -3,6 +3,7 @@
 Pure: each function returns one line of plain text without control characters.
 """
 
+import math
 import shlex
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -274,6 +275,20 @@ def _single(value: Any) -> str:
 def format_seconds(value_s: float) -> str:
     """Format seconds: `0.4 s`, `12.3 s`, `140 s`. One unit keeps phases comparable."""
     return f"{value_s:.1f} s" if value_s < 100 else f"{value_s:.0f} s"
+
+
+def format_duration(seconds: float) -> str:
+    """Format a duration with the precision of an estimate: `40 s`, `12 min`, `3 h 05 min`, `2 d 4 h`."""
+    if not math.isfinite(seconds) or seconds < 0:
+        return "-"
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes = int(seconds // 60)
+    if minutes < 60:
+        return f"{minutes} min"
+    if minutes < 48 * 60:
+        return f"{minutes // 60} h {minutes % 60:02d} min"
+    return f"{minutes // 1440} d {minutes % 1440 // 60} h"
 
 
 def format_size(size_bytes: int) -> str:

@@ -6,9 +6,10 @@ import pytest
 from pydantic import ValidationError
 
 from control_plane.api.messages import CommandView
+from control_plane.api.sentences import format_duration
 from control_plane.core.model.commands import Command, SetLearningRate
 from control_plane.core.model.records import CommandAccepted, CommandSettled, Entry
-from ui.labels import complaint, duration, life, line, plain, read_back
+from ui.labels import complaint, life, line, plain, read_back
 
 COMMAND = Command(uuid=UUID(int=1), author="ada", intent=SetLearningRate(value=1e-4), reason="loss is flat")
 
@@ -56,10 +57,11 @@ def test_journal_line_of_an_end_names_the_command() -> None:
 
 
 @pytest.mark.parametrize(
-    ("seconds", "said"), [(40, "40 s"), (725, "12 min"), (11100, "3 h 05 min"), (190000, "2 d 4 h")]
+    ("seconds", "said"),
+    [(0, "0 s"), (40, "40 s"), (725, "12 min"), (11100, "3 h 05 min"), (190000, "2 d 4 h"), (-1, "-")],
 )
 def test_duration_is_as_exact_as_an_estimate_deserves(seconds: float, said: str) -> None:
-    assert duration(seconds) == said
+    assert format_duration(seconds) == said
 
 
 @pytest.mark.parametrize("value", [float("nan"), -1.0, 0.0, 1e9, "text"])

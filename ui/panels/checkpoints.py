@@ -6,10 +6,10 @@ from datetime import UTC, datetime
 import streamlit as st
 
 from control_plane.api.messages import Snapshot
-from control_plane.api.sentences import describe_checkpoint, format_size
+from control_plane.api.sentences import describe_checkpoint, format_duration, format_size
 from control_plane.core.model.intents import DeleteCheckpoint, Intent, PinCheckpoint
 from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, Entry, GenerationStarted
-from ui.labels import duration, escape, plain
+from ui.labels import escape, plain
 from ui.live import LiveRun
 from ui.panels.rollback import back_button
 from ui.sending import send
@@ -109,7 +109,7 @@ def row(saved: CheckpointCommitted, age_s: float | None, refused: bool, branch: 
     """Return one checkpoint as HTML, with its branch if it is not `branch`, the current one."""
     notes = ("<em>pinned</em> " if saved.pinned else "") + ("<em>refused</em> " if refused else "")
     facts = [f"step {saved.step:,}"]
-    facts += [duration(age_s)] if age_s is not None else []
+    facts += [format_duration(age_s)] if age_s is not None else []
     facts += [format_size(saved.size_bytes)] if saved.size_bytes else []
     facts += [escape(saved.branch)] if saved.branch != branch else []
     label = "".join(f"<span>{escape(text)}</span>" for text in (saved.label, saved.note) if text)

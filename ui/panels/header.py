@@ -3,9 +3,10 @@
 import streamlit as st
 
 from control_plane.api.messages import Snapshot
+from control_plane.api.sentences import format_duration
 from control_plane.core.model.commands import Evaluate, Intent, Pause, Resume, SaveCheckpoint, Stop
 from ui.gateway import banner
-from ui.labels import duration, looks, plain, sentence
+from ui.labels import looks, plain, sentence
 from ui.live import LiveRun
 from ui.sending import send
 
@@ -86,8 +87,8 @@ def _progress_words(snapshot: Snapshot, step: int, total: int) -> str:
     if speed and not snapshot.closed and snapshot.status not in ("recovering", "switching"):
         words.append(f"{speed:.3g} steps/s")
         if snapshot.status == "running":
-            words.append(f"{duration((total - step) / speed)} left")
+            words.append(f"{format_duration((total - step) / speed)} left")
     age_s = snapshot.progress_age_s
     if age_s is not None and age_s > SILENT_AFTER_S and not snapshot.closed:
-        words.append(f":orange[rank 0 silent for {duration(age_s)}]")
+        words.append(f":orange[rank 0 silent for {format_duration(age_s)}]")
     return " · ".join(words)

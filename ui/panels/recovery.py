@@ -13,6 +13,7 @@ from control_plane.api.sentences import (
     describe_restart,
     describe_start,
     failed_ranks,
+    format_duration,
     format_seconds,
     phases,
 )
@@ -20,7 +21,7 @@ from control_plane.core.model.records import GenerationStarted
 from control_plane.core.rules.recovery import PHASES
 from ui.charts.palette import Palette
 from ui.charts.series import Axis
-from ui.labels import clock, duration, escape, plain
+from ui.labels import clock, escape, plain
 from ui.live import LiveRun
 from ui.zone import reader_zone
 
@@ -66,14 +67,17 @@ def stage_words(view: RecoveryView, now: datetime | None = None) -> str:
     so_far_s = max(0.0, ((now or datetime.now(UTC)) - datetime.fromisoformat(view.lost_at)).total_seconds())
     stages = [f"{done} {detect} {format_seconds(view.silent_s)}"]
     if view.resumed_step is None:
-        stages += [f"{going} **{form} and {load}**, {duration(so_far_s)} so far", f"{to_come} {first}"]
+        stages += [f"{going} **{form} and {load}**, {format_duration(so_far_s)} so far", f"{to_come} {first}"]
     else:
         begun = plain(
             describe_start(
                 view.checkpoint, generation=view.generation + 1, step=view.resumed_step, world_size=view.world_size or 0
             )
         )
-        stages += [f"{done} {form} and {load}: {begun}", f"{going} **{first}**, {duration(so_far_s)} since the failure"]
+        stages += [
+            f"{done} {form} and {load}: {begun}",
+            f"{going} **{first}**, {format_duration(so_far_s)} since the failure",
+        ]
     return " → ".join(stages)
 
 

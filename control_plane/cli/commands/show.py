@@ -9,6 +9,7 @@ from uuid import UUID
 import typer
 
 from control_plane.api.messages import Snapshot
+from control_plane.api.sentences import format_duration
 from control_plane.cli.errors import RUN_FAILED
 from control_plane.cli.output import formatting
 from control_plane.cli.output.printing import tell, tell_json, tell_log
@@ -99,7 +100,7 @@ def _describe(snapshot: Snapshot) -> list[str]:
     if snapshot.reason:
         lines.append(f"reason      {snapshot.reason}")
     if snapshot.progress_age_s is not None and not snapshot.closed:
-        lines.append(f"last heard  {formatting.duration(snapshot.progress_age_s)} ago")
+        lines.append(f"last heard  {format_duration(snapshot.progress_age_s)} ago")
     groups = snapshot.knobs.get("groups") or []
     rates = snapshot.knobs.get("lr") or []
     if isinstance(rates, list | tuple) and len(rates) > 1:

@@ -1,6 +1,5 @@
 """Format commands and runs as text for the terminal."""
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 from uuid import UUID
@@ -39,17 +38,6 @@ def number(value: float | None) -> str:
 def exact(value: Any) -> str:
     """Format a value that was read back with 10 digits, enough to compare two of them."""
     return f"{value:.10g}" if isinstance(value, float) else str(value)
-
-
-def duration(seconds: float) -> str:
-    """Format a duration: `47s`, `4m28s`, `2h05m`."""
-    if not math.isfinite(seconds) or seconds < 0:
-        return UNKNOWN
-    whole = round(seconds)
-    minutes, rest = divmod(whole, 60)
-    if minutes >= 60:
-        return f"{minutes // 60}h{minutes % 60:02d}m"
-    return f"{minutes}m{rest:02d}s" if minutes else f"{rest}s"
 
 
 @in_one_line
@@ -190,7 +178,7 @@ def progress(snapshot: Snapshot) -> dict[str, str]:
         "steps/s": number(snapshot.steps_per_s),
         "ranks": str(len(snapshot.ranks) or UNKNOWN),
         "generation": str(snapshot.generation or UNKNOWN),
-        "time left": duration(left_s) if left_s is not None else UNKNOWN,
+        "time left": sentences.format_duration(left_s) if left_s is not None else UNKNOWN,
     } | _left_out(snapshot)
 
 
