@@ -13,15 +13,17 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-from control_plane.storage.checkpoint.store import Manifest, Shard, SigningKey, commit, hash_shard, newest_good
+from control_plane.storage.checkpoint.store import MANIFEST, Manifest, Shard, SigningKey, commit, hash_shard
 from control_plane.storage.layout import STATE
 
 PROTOCOLS = ("stock", "steerway")
 OUTCOMES = ("new", "old", "torn", "none")
 OLD, NEW = "step-1", "step-2"
+RUN, WORLD_SIZE = "torn", 2
 SLOW_S = 0.005
 """Delay of each file operation of the slow rank; in turns it is the last rank, the first one, or none."""
 
@@ -48,6 +50,14 @@ def save_rounds(rank: int, spec: dict[str, Any]) -> dict[str, dict[str, int]]:
             gather(None)
             counts[protocol].update(_outcome(protocol, moment, complete, saves) for moment in watch.moments)
     return {protocol: dict(counter) for protocol, counter in counts.items()}
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rank and world size of a restarted rank, which is all that `examine` uses of its collectives."""
+
+    rank: int
+    world_size: int = WORLD_SIZE
 
 
 class FolderSnapshots:
@@ -161,7 +171,13 @@ def _save(protocol: str, engine: Any, saves: Path, name: str, rank: int) -> None
     shards = [Shard.model_validate(shard) for part in gather([one.model_dump() for one in own]) for shard in part]
     if rank == 0:
         manifest = Manifest(
-            checkpoint=name, run="torn", generation=1, step=1, world_size=2, shards=tuple(shards), samples_consumed=1
+            checkpoint=name,
+            run=RUN,
+            generation=1,
+            step=1,
+            world_size=WORLD_SIZE,
+            shards=tuple(shards),
+            samples_consumed=1,
         )
         commit(root, manifest, _key(saves))
     gather(None)
@@ -186,15 +202,20 @@ def _outcome(protocol: str, moment: Files, complete: Files, saves: Path) -> str:
 
 
 def _verified(moment: Files, saves: Path) -> str | None:
-    """The newest that verifies, or that merely has a manifest: no reader may find one of which a byte is missing."""
+    """Return the checkpoint that `resume_plan` chooses, or a rejected one with a manifest, which must not exist."""
+    from ray_jobs.checkpoint.resume_plan import examine
+
     remains = saves.with_name(f"{saves.name}-remains-{os.getpid()}")
     for path, data in moment.items():
         (remains / path).parent.mkdir(parents=True, exist_ok=True)
         (remains / path).write_bytes(data)
     try:
-        found, refused = newest_good(remains, _key(saves), [NEW, OLD])
-        unfit = [name for name, _ in refused if (remains / name / "manifest.json").exists()]
-        return unfit[0] if unfit else found.checkpoint if found else None
+        for name in (NEW, OLD):
+            ranks = (cast(Any, Part(rank)) for rank in range(WORLD_SIZE))
+            parts = [examine(remains / name, _key(saves), rank, RUN, "") for rank in ranks]
+            if all(isinstance(part, Manifest) for part in parts) or (remains / name / MANIFEST).exists():
+                return name
+        return None
     finally:
         shutil.rmtree(remains)
 

@@ -22,7 +22,6 @@ from control_plane.storage.checkpoint.store import (
     SigningKey,
     discard,
     hash_shard,
-    newest_good,
     verify,
 )
 from control_plane.storage.checkpoint.transfer import transfer_checkpoint
@@ -31,7 +30,7 @@ from control_plane.storage.journal.export import export, import_run, read_export
 from control_plane.storage.journal.writer import Disk, Journal, read
 from control_plane.storage.layout import RunFiles
 from ray_jobs.checkpoint.convert import _take_place
-from tests.storage.checkpoint.saved import name_of, save
+from tests.storage.checkpoint.saved import name_of, newest_good, save
 from tests.storage.facts import NOW, accepted, numbers
 from tests.storage.scenario import write_small
 

@@ -15,7 +15,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -53,7 +53,6 @@ __all__ = [
     "hash_shard",
     "leftovers",
     "list_checkpoints",
-    "newest_good",
     "open_shard",
     "read_manifest",
     "read_shard",
@@ -176,24 +175,6 @@ def list_checkpoints(folder: Path, key: SigningKey | None) -> list[Manifest]:
     return [one.manifest for one in examine(folder, key) if one.manifest is not None]
 
 
-def newest_good(
-    folder: Path, key: SigningKey | None, candidates: Sequence[str]
-) -> tuple[Manifest | None, list[tuple[str, str]]]:
-    """Return the first of `candidates` (names, best first) of which every byte verifies.
-
-    Also answers the name of, and the reason against, each one that was refused before it.
-    """
-    refused = list[tuple[str, str]]()
-    for name in candidates:
-        try:
-            if not _is_name(name):
-                raise Damaged(f"{name[:80]!r} is not the name of a checkpoint")
-            return verify(folder / name, key), refused
-        except Damaged as error:
-            refused.append((name, error.reason))
-    return None, refused
-
-
 def _folders(path: str) -> Iterator[Path]:
     yield from Path(path).parents
 
@@ -201,10 +182,6 @@ def _folders(path: str) -> Iterator[Path]:
 def _name_mismatch(root: Path, manifest: Manifest) -> str | None:
     name = root.absolute().name
     return None if manifest.checkpoint == name else f"is of checkpoint {manifest.checkpoint[:80]!r}, not of {name!r}"
-
-
-def _is_name(name: str) -> bool:
-    return bool(name) and name == os.path.basename(name) and name.isprintable() and not name.startswith(".")
 
 
 def _read_bounded(root: Path) -> bytes:

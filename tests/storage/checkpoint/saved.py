@@ -4,13 +4,13 @@ import json
 import os
 import pickle
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from control_plane.core.model.errors import Invalid
+from control_plane.core.model.errors import Damaged, Invalid
 from control_plane.storage.checkpoint import store as real_store
 
 WORLD_SIZE = 2
@@ -56,6 +56,19 @@ def manifest(step: int, shards: tuple[Any, ...], **told: Any) -> real_store.Mani
         "saved_at": "2030-01-01T00:00:00Z",
     }
     return real_store.Manifest.model_validate({**about, "shards": [s.model_dump() for s in shards], **told})
+
+
+def newest_good(
+    folder: Path, key: Any, candidates: Sequence[str], store: ModuleType = real_store
+) -> tuple[real_store.Manifest | None, list[str]]:
+    """Return the first candidate that verifies, and the reasons against those before it."""
+    refused = list[str]()
+    for name in candidates:
+        try:
+            return store.verify(folder / name, key), refused
+        except Damaged as error:
+            refused.append(error.reason)
+    return None, refused
 
 
 def save(folder: Path, step: int, key: Any, store: ModuleType = real_store) -> Path:

@@ -13,10 +13,9 @@ from control_plane.storage.checkpoint.store import (
     discard,
     leftovers,
     list_checkpoints,
-    newest_good,
     verify,
 )
-from tests.storage.checkpoint.saved import contents, name_of, save
+from tests.storage.checkpoint.saved import contents, name_of, newest_good, save
 from tests.storage.failpoints import deaths
 from tests.storage.power import Power
 

@@ -24,7 +24,6 @@ from control_plane.storage.checkpoint.store import (
     hash_shard,
     leftovers,
     list_checkpoints,
-    newest_good,
     read_manifest,
     resign,
     space_shortage,
@@ -193,20 +192,6 @@ def test_list_and_examine_tell_good_ones_by_step_and_name_what_is_not_good(tmp_p
     assert "signed by another installation" in problems[name_of(100)]
     assert "--trust" in problems[name_of(100)]
     assert [m.step for m in list_checkpoints(folder, None)] == [3, 20, 100]
-
-
-def test_newest_good_tells_why_each_better_one_was_refused(tmp_path: Path, key: SigningKey) -> None:
-    for step in (1, 2):
-        save(tmp_path / "c", step, key)
-    os.truncate(tmp_path / "c" / name_of(2) / "state/rank-0-random.pt", 3)
-    names = [name_of(9), "../c/" + name_of(1), "", name_of(2), name_of(1), name_of(1)]
-    found, refused = newest_good(tmp_path / "c", key, names)
-    assert found is not None
-    assert found.step == 1
-    assert [name for name, _ in refused] == names[:4]
-    assert "no manifest" in refused[0][1]
-    assert "has 3 bytes" in refused[3][1]
-    assert newest_good(tmp_path / "c", key, names[:4])[0] is None
 
 
 def test_unsigned_and_changed_manifests_are_told_apart(tmp_path: Path, key: SigningKey) -> None:
