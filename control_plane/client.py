@@ -267,7 +267,7 @@ class SteerwayClient:
         except (InvalidHandshake, InvalidURI, EOFError):
             raise Unavailable(f"{self._base_url} is not a Steerway gateway: it offers no stream") from None
         except OSError:
-            raise self._nobody_answers() from None
+            raise self._no_answer() from None
 
     def _get_json(self, path: str, wait_s: float = 0.0, **params: Any) -> Any:
         params |= {"wait_s": wait_s} if wait_s else {}
@@ -283,15 +283,15 @@ class SteerwayClient:
         except httpx.TimeoutException:
             raise Unavailable(f"{self._base_url} timed out; the request may or may not have taken effect") from None
         except httpx.ConnectError:
-            raise self._nobody_answers() from None
+            raise self._no_answer() from None
         except httpx.HTTPError as error:
             raise Unavailable(f"the response of {self._base_url} was interrupted ({type(error).__name__})") from None
         if answer.is_success:
             return _parse_json(answer.content, self._base_url)
         raise _error_of(answer, self._base_url)
 
-    def _nobody_answers(self) -> Unavailable:
-        return Unavailable(f"nobody answers at {self._base_url}: is the gateway up? start it with `steer up`")
+    def _no_answer(self) -> Unavailable:
+        return Unavailable(f"no gateway answers at {self._base_url}; start one with `steer up`")
 
 
 def _error_of(answer: "httpx.Response", base_url: str) -> SteerwayError:

@@ -52,7 +52,7 @@ def test_adopt_takes_the_fork_s_newest_checkpoint_as_a_branch_and_goes_on_there(
     snapshot = forked.call(forked.server.snapshot())
     assert [(view.what, view.command.reason) for view in snapshot.commands] == [
         (f"adopt the newest checkpoint of {FORK} as branch-2", "lowest loss"),
-        ("go on with branch branch-2", "lowest loss"),
+        ("switch to branch branch-2", "lowest loss"),
     ]
     assert (
         steer("tree", RUN)

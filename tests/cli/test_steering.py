@@ -127,7 +127,7 @@ def test_dead_gateway_is_one_sentence(steer: Steer, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("STEERWAY_TOKEN", "t" * 20)
     answer = steer("runs")
     assert answer.exit_code == Unavailable.exit_code
-    assert answer.stderr.startswith("steer: nobody answers at http://127.0.0.1:9")
+    assert answer.stderr.startswith("steer: no gateway answers at http://127.0.0.1:9")
 
 
 def test_missing_token_exits_with_four(steer: Steer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -175,7 +175,7 @@ def test_gateway_that_is_dead_is_unavailable_with_a_hint() -> None:
         url = f"http://127.0.0.1:{taken.getsockname()[1]}"
         with SteerwayClient(url, "a-token") as client:
             for ask in (client.runs, lambda: client.submit(RUN, Pause()), lambda: next(client.stream(RUN))):
-                with pytest.raises(Unavailable, match=f"nobody answers at {url}.*steer up"):
+                with pytest.raises(Unavailable, match=f"no gateway answers at {url}.*steer up"):
                     ask()
 
 

@@ -207,7 +207,7 @@ class Pause(TrainingIntent):
 
 
 class Resume(TrainingIntent):
-    """Let a paused run go on."""
+    """Resume a paused run."""
 
     kind: Literal["resume"] = "resume"
 
@@ -229,7 +229,7 @@ class Evaluate(BaseIntent):
 
 
 class SaveCheckpoint(BaseIntent):
-    """Save a checkpoint at the next step boundary. With `pin` it is kept until somebody removes it.
+    """Save a checkpoint at the next step boundary. With `pin` it is kept until it is unpinned.
 
     `name` is what the checkpoint is called where a recorded run is replayed; others are named by their step.
     """
@@ -288,14 +288,14 @@ class Rollback(BaseIntent):
     @model_validator(mode="after")
     def _somewhere_to_go(self) -> "Rollback":
         if self.checkpoint is None and self.branch is None:
-            raise ValueError("give 'checkpoint' (a new branch begins there) or 'branch' (one that there is goes on)")
+            raise ValueError("give 'checkpoint' (starts a new branch there) or 'branch' (switches to an existing one)")
         if self.checkpoint is None and self.first:
-            raise ValueError("a branch that goes on begins with no changes; send them as commands of their own")
+            raise ValueError("switching to an existing branch takes no initial changes; send them separately")
         return self
 
     def describe(self) -> str:
         if self.checkpoint is None:
-            return f"go on with branch {self.branch}"
+            return f"switch to branch {self.branch}"
         named = f" as {self.branch}" if self.branch else ""
         return f"back to {self.checkpoint}{named}" + "".join(f", {change.describe()}" for change in self.first)
 
