@@ -53,7 +53,7 @@ def save_rounds(rank: int, spec: dict[str, Any]) -> dict[str, dict[str, int]]:
 
 
 @dataclass(frozen=True)
-class Part:
+class RestartedRank:
     """Rank and world size of a restarted rank, which is all that `examine` uses of its collectives."""
 
     rank: int
@@ -211,7 +211,7 @@ def _verified(moment: Files, saves: Path) -> str | None:
         (remains / path).write_bytes(data)
     try:
         for name in (NEW, OLD):
-            ranks = (cast(Any, Part(rank)) for rank in range(WORLD_SIZE))
+            ranks = (cast(Any, RestartedRank(rank)) for rank in range(WORLD_SIZE))
             parts = [examine(remains / name, _key(saves), rank, RUN, "") for rank in ranks]
             if all(isinstance(part, Manifest) for part in parts) or (remains / name / MANIFEST).exists():
                 return name
