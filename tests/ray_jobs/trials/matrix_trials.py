@@ -39,6 +39,12 @@ class Weighted(Trainer):
             return found
         return found * self.loss_weight
 
+    def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Noted here: an evaluation by command does not call the script's own callbacks."""
+        metrics: dict[str, float] = super().evaluate(*args, **kwargs)
+        vars(self).setdefault("evaluated", {})[self.state.global_step] = metrics["eval_loss"]
+        return metrics
+
     def scale_loss(self, by: float) -> dict[str, float]:
         self.loss_weight *= by
         return {"weight": self.loss_weight}
@@ -75,7 +81,6 @@ class MatrixWitness(TrainerCallback):
         self.weights: dict[int, str] = {}
         self.rates: dict[int, list[float]] = {}
         self.logged: list[int] = []
-        self.evaluated: dict[int, float] = {}
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         self.weights[state.global_step] = weights(self.trainer)
@@ -87,9 +92,6 @@ class MatrixWitness(TrainerCallback):
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **kwargs: Any) -> None:
         if logs and "loss" in logs:
             self.logged.append(state.global_step)
-
-    def on_evaluate(self, args: Any, state: Any, control: Any, metrics: Any = None, **kwargs: Any) -> None:
-        self.evaluated[state.global_step] = metrics["eval_loss"]
 
 
 class Hand(ByHand):
@@ -290,7 +292,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     trainer.train()
     context.enter(None)
     seen = {"weights": witness.weights, "rates": witness.rates, "logged": witness.logged}
-    seen |= {"evaluated": witness.evaluated, "step": trainer.state.global_step}
+    seen |= {"evaluated": vars(trainer).get("evaluated", {}), "step": trainer.state.global_step}
     seen["heard_paused"] = server is not None and server.resumed > 0
     witness.trainer = None
     del trainer
