@@ -29,7 +29,7 @@ from tests.gateway.rig import (
 
 
 @dataclass
-class House:
+class Rig:
     """The app in process, with one run whose trainers have started."""
 
     app: FastAPI
@@ -52,14 +52,14 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> Iterator[House]:
+def rig(tmp_path: Path) -> Iterator[Rig]:
     """The app in process."""
     runs = Runs(tmp_path)
     app = create_app(runs, token_book(), allowed_hosts=[HOST, "::1"], allowed_origins=[ORIGIN])
     with TestClient(app, base_url=f"http://{HOST}:8700") as web:
         server = open_server(RunFiles(tmp_path / RUN))
         runs.handles[RUN] = server
-        found = House(app, web, runs, server)
+        found = Rig(app, web, runs, server)
         found.call(start_trainers, server)
         yield found
 

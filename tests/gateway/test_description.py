@@ -17,7 +17,7 @@ from control_plane.core.model.records import CheckpointCommitted
 from control_plane.gateway.app import MAX_BODY_BYTES
 from control_plane.gateway.problems import MEDIA_TYPE
 from tests.core import examples
-from tests.gateway.conftest import House
+from tests.gateway.conftest import Rig
 from tests.gateway.rig import API, RUN, TOKENS, DeadHandle, settle
 
 METHODS = ("GET", "POST", "PUT", "PATCH", "DELETE", "HEAD", "OPTIONS")
@@ -29,14 +29,14 @@ PROBLEMS = {401, 403, 404, 405, 409, 413, 421, 422, 429, 503}
 class Described:
     """What the description says of an answer. `seen` counts the answers that it was asked about, by status."""
 
-    def __init__(self, house: House) -> None:
-        self.house, self.text = house, house.get("/openapi.json").json()
+    def __init__(self, rig: Rig) -> None:
+        self.rig, self.text = rig, rig.get("/openapi.json").json()
         self.seen: Counter[int] = Counter()
         self.not_finite = 0
 
     def ask(self, method: str, path: str, token: str | None = TOKENS["operator"], **options: Any) -> Any:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
-        answer = self.house.web.request(method, path, headers=headers | options.pop("headers", {}), **options)
+        answer = self.rig.web.request(method, path, headers=headers | options.pop("headers", {}), **options)
         self.check(method, path, answer)
         return answer
 
@@ -95,16 +95,16 @@ class Described:
 
 
 @pytest.fixture
-def described(house: House) -> Described:
+def described(rig: Rig) -> Described:
     """The description of an app whose run has commands, checkpoints and measurements that are no numbers."""
     for intent in (each for each in examples.EVERY_INTENT if each["kind"] not in ("stop", "rollback")):
-        house.post(f"/runs/{RUN}/commands", json={"intent": intent, "reason": "for the test"})
-    for view in house.get(f"/runs/{RUN}").json()["commands"]:
+        rig.post(f"/runs/{RUN}/commands", json={"intent": intent, "reason": "for the test"})
+    for view in rig.get(f"/runs/{RUN}").json()["commands"]:
         if view["status"] == "accepted":
-            house.call(settle, house.server, view["command"]["uuid"], 10, {"lr": [float("nan"), 1e-4]})
+            rig.call(settle, rig.server, view["command"]["uuid"], 10, {"lr": [float("nan"), 1e-4]})
     saved = CheckpointCommitted(checkpoint="c1", step=10, generation=1, path="checkpoints/c1", metrics={"loss": 2.5})
-    house.call(house.server.report, Report(generation=1, checkpoints=(saved,)))
-    return Described(house)
+    rig.call(rig.server.report, Report(generation=1, checkpoints=(saved,)))
+    return Described(rig)
 
 
 def test_every_schema_is_one_and_every_reference_leads_somewhere(described: Described) -> None:
@@ -164,8 +164,8 @@ def test_every_known_answer_is_as_described(described: Described) -> None:
     for _ in range(200):
         if ask("POST", f"{run}/commands", json={"intent": {"kind": "evaluate"}}).status_code == 429:
             break
-    described.house.runs.handles["dead"] = DeadHandle(Unavailable("away"))  # type: ignore[assignment]
-    described.house.runs.handles["broken"] = DeadHandle(RuntimeError("a bug"))  # type: ignore[assignment]
+    described.rig.runs.handles["dead"] = DeadHandle(Unavailable("away"))  # type: ignore[assignment]
+    described.rig.runs.handles["broken"] = DeadHandle(RuntimeError("a bug"))  # type: ignore[assignment]
     ask("GET", f"{API}/runs/dead")
     ask("GET", f"{API}/runs/broken")
     for method in METHODS:
@@ -197,5 +197,5 @@ def test_every_random_answer_is_as_described(described: Described) -> None:
 
 
 def _commands(described: Described) -> list[dict[str, Any]]:
-    found: list[dict[str, Any]] = described.house.get(f"/runs/{RUN}").json()["commands"]
+    found: list[dict[str, Any]] = described.rig.get(f"/runs/{RUN}").json()["commands"]
     return found

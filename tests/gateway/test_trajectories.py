@@ -13,7 +13,7 @@ from control_plane.server.control_server import ControlServer
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from tests.core import examples
-from tests.gateway.conftest import House
+from tests.gateway.conftest import Rig
 from tests.gateway.rig import API, RUN, PointList, token_book
 
 
@@ -39,13 +39,13 @@ async def branch_off(server: ControlServer) -> None:
     await server.report(Report(generation=2, checkpoints=(examples.committed(8, 2, branch="branch-2"),)))
 
 
-async def fork(house: House, run: str = "run-2") -> None:
+async def fork(rig: Rig, run: str = "run-2") -> None:
     """A run that began at step 8 of branch-2, and has measured steps 9 and 10."""
     parent = Parent(kind="fork", run=RUN, branch="branch-2", checkpoint="step-8-g2", step=8)
-    files = RunFiles(house.runs.root / run)
+    files = RunFiles(rig.runs.root / run)
     files.root.mkdir()
     origin = Origin(parent=parent, checkpoint=examples.committed(8, 0))
-    house.runs.handles[run] = server = ControlServer(
+    rig.runs.handles[run] = server = ControlServer(
         examples.created(run), Journal.open(files.journal), PointList(), origin=origin
     )
     await server.start_generation(replace(examples.start(step=8), checkpoint="step-8-g0"))
@@ -54,14 +54,14 @@ async def fork(house: House, run: str = "run-2") -> None:
 
 
 @pytest.fixture
-def grown(house: House) -> House:
+def grown(rig: Rig) -> Rig:
     """A run with two branches, and a fork of the second one."""
-    house.call(branch_off, house.server)
-    house.call(fork, house)
-    return house
+    rig.call(branch_off, rig.server)
+    rig.call(fork, rig)
+    return rig
 
 
-def test_tree_has_the_branches_and_the_runs_that_began_there(grown: House) -> None:
+def test_tree_has_the_branches_and_the_runs_that_began_there(grown: Rig) -> None:
     told: dict[str, Any] = grown.get(f"/runs/{RUN}/tree", "viewer").json()
     assert [(each["branch"]["branch"], each["best"]["value"]) for each in told["branches"]] == [
         ("main", 2.9),
@@ -72,7 +72,7 @@ def test_tree_has_the_branches_and_the_runs_that_began_there(grown: House) -> No
     assert grown.get("/runs/run-2/tree").json()["parent"]["run"] == RUN
 
 
-def test_compare_of_branches_and_a_fork_begins_where_they_part(grown: House) -> None:
+def test_compare_of_branches_and_a_fork_begins_where_they_part(grown: Rig) -> None:
     told = grown.get(f"/compare?of={RUN}:main&of={RUN}:branch-2&of=run-2", "viewer").json()
     assert (told["common"]["step"], told["common"]["branch"], told["last_common_step"]) == (4, "main", 8)
     outcomes = [side["outcomes"][0] for side in told["sides"]]
@@ -80,34 +80,34 @@ def test_compare_of_branches_and_a_fork_begins_where_they_part(grown: House) -> 
     assert [each["at_common"]["value"] for each in outcomes] == [3.0, 1.5, 1.5]
 
 
-def test_compare_of_a_fork_with_its_branch_begins_at_the_fork(grown: House) -> None:
+def test_compare_of_a_fork_with_its_branch_begins_at_the_fork(grown: Rig) -> None:
     told = grown.get(f"/compare?of=run-2&of={RUN}").json()
     assert (told["common"]["run"], told["common"]["step"]) == (RUN, 8)
     assert [len(side["line"]) for side in told["sides"]] == [3, 2]
 
 
-def test_compare_of_a_fork_whose_parent_is_gone_begins_before_the_first_step(grown: House) -> None:
-    house = grown
-    house.call(fork, house, "run-3")
-    del house.runs.handles[RUN]
-    told = house.get("/compare?of=run-2&of=run-3").json()
+def test_compare_of_a_fork_whose_parent_is_gone_begins_before_the_first_step(grown: Rig) -> None:
+    rig = grown
+    rig.call(fork, rig, "run-3")
+    del rig.runs.handles[RUN]
+    told = rig.get("/compare?of=run-2&of=run-3").json()
     assert told["common"] == {"step": 0, "run": None, "branch": None}
 
 
-def test_ancestor_out_of_scope_is_as_if_it_were_gone(grown: House) -> None:
-    house, token = grown, "a-token-for-the-forks"
-    house.call(fork, house, "run-3")
+def test_ancestor_out_of_scope_is_as_if_it_were_gone(grown: Rig) -> None:
+    rig, token = grown, "a-token-for-the-forks"
+    rig.call(fork, rig, "run-3")
     of_forks = TokenRecord(id="forks", role="viewer", sha256=digest(token), runs=("run-[23]",))
-    house.app.state.tokens = TokenBook(tokens=(*token_book().tokens, of_forks))
+    rig.app.state.tokens = TokenBook(tokens=(*token_book().tokens, of_forks))
     shown = {"Authorization": f"Bearer {token}"}
-    seen = house.web.get(f"{API}/compare?of=run-2&of=run-3", headers=shown).json()
-    assert house.get("/compare?of=run-2&of=run-3").json()["common"]["run"] == RUN, "who may see the parent is told it"
+    seen = rig.web.get(f"{API}/compare?of=run-2&of=run-3", headers=shown).json()
+    assert rig.get("/compare?of=run-2&of=run-3").json()["common"]["run"] == RUN, "who may see the parent is told it"
     assert seen["common"] == {"step": 0, "run": None, "branch": None}
     assert {piece["run"] for side in seen["sides"] for piece in side["line"]} == {"run-2", "run-3"}
-    hidden = house.web.get(f"{API}/compare?of=run-2&of={RUN}", headers=shown)
+    hidden = rig.web.get(f"{API}/compare?of=run-2&of={RUN}", headers=shown)
     assert (hidden.status_code, hidden.json()["detail"]) == (404, f"there is no run {RUN!r}")
-    house.app.state.tokens = TokenBook(tokens=(of_forks.model_copy(update={"runs": (RUN,)}),))
-    assert house.web.get(f"{API}/runs/{RUN}/tree", headers=shown).json()["children"] == []
+    rig.app.state.tokens = TokenBook(tokens=(of_forks.model_copy(update={"runs": (RUN,)}),))
+    assert rig.web.get(f"{API}/runs/{RUN}/tree", headers=shown).json()["children"] == []
 
 
 @pytest.mark.parametrize(
@@ -124,13 +124,13 @@ def test_ancestor_out_of_scope_is_as_if_it_were_gone(grown: House) -> None:
         ("of=run-1&of=" + "x" * 401, 422, "at most 400"),
     ],
 )
-def test_compare_of_bad_names_is_a_problem_with_a_sentence(grown: House, query: str, status: int, said: str) -> None:
+def test_compare_of_bad_names_is_a_problem_with_a_sentence(grown: Rig, query: str, status: int, said: str) -> None:
     answer = grown.get(f"/compare?{query}")
     assert answer.status_code == status
     assert answer.headers["content-type"] == "application/problem+json"
     assert said in answer.text
 
 
-def test_tree_of_a_run_that_there_is_not_is_a_problem(house: House) -> None:
-    answer = house.get("/runs/run-9/tree")
+def test_tree_of_a_run_that_there_is_not_is_a_problem(rig: Rig) -> None:
+    answer = rig.get("/runs/run-9/tree")
     assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json")

@@ -16,7 +16,7 @@ from tests.server.virtual_time import now_s
 CREATED = RunCreated(run="demo", name="Demo", author="ada", config_sha256="c" * 64)
 
 
-class House:
+class Rig:
     """One run's folder. `serve` begins a new term over it, as a restarted actor does."""
 
     def __init__(

@@ -16,7 +16,7 @@ from control_plane.core.model.records import CommandSettled
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.journal.writer import read
 from tests.core.examples import command as example
-from tests.server.rig import CREATED, House, applied, command, outcome, start
+from tests.server.rig import CREATED, Rig, applied, command, outcome, start
 from tests.server.virtual_time import run
 
 HOUR_S = 3600.0
@@ -25,9 +25,9 @@ LIMITED = CREATED.model_copy(update={"limits": {"lr": Limit(cool_down_s=COOL_DOW
 TRIALS = 6
 
 
-async def steered(house: House) -> ControlServer:
+async def steered(rig: Rig) -> ControlServer:
     """A run whose learning rate was changed just now."""
-    server = house.serve(LIMITED)
+    server = rig.serve(LIMITED)
     await server.start_generation(start())
     await server.submit(command(1))
     await server.report(outcome(applied(1)))
@@ -47,11 +47,11 @@ async def is_taken(server: ControlServer, number: int) -> bool:
 
 @pytest.mark.parametrize("skew_s", [-HOUR_S, 0.0, HOUR_S])
 def test_cool_down_lasts_as_long_as_it_says_whatever_the_wall_clock_is_set_to(tmp_path: Path, skew_s: float) -> None:
-    house = House(tmp_path)
+    rig = Rig(tmp_path)
 
     async def story() -> None:
-        server = await steered(house)
-        house.skew_s = skew_s
+        server = await steered(rig)
+        rig.skew_s = skew_s
         await asyncio.sleep(COOL_DOWN_S - 1)
         assert not await is_taken(server, 2)
         await asyncio.sleep(1)
@@ -63,12 +63,12 @@ def test_cool_down_lasts_as_long_as_it_says_whatever_the_wall_clock_is_set_to(tm
 @pytest.mark.parametrize(("skew_s", "at_once"), [(-HOUR_S, False), (0.0, False), (HOUR_S, True)])
 def test_cool_down_of_an_earlier_life_lasts_at_most_once_more(tmp_path: Path, skew_s: float, at_once: bool) -> None:
     """Only the wall clock has lived through both: one that was set forward ends the cool-down, none prolongs it."""
-    house = House(tmp_path)
+    rig = Rig(tmp_path)
 
     async def story() -> None:
-        await steered(house)
-        house.skew_s = skew_s
-        server = house.serve(LIMITED)
+        await steered(rig)
+        rig.skew_s = skew_s
+        server = rig.serve(LIMITED)
         assert await is_taken(server, 2) == at_once
         await asyncio.sleep(COOL_DOWN_S)
         assert await is_taken(server, 3)
@@ -79,24 +79,24 @@ def test_cool_down_of_an_earlier_life_lasts_at_most_once_more(tmp_path: Path, sk
 def test_wall_clock_that_jumps_by_an_hour_changes_neither_order_nor_expiry(tmp_path: Path) -> None:
     """The same requests with a steady clock and with one that jumps before each: the same records, trial by trial."""
     for seed in range(TRIALS):
-        steady = recorded(House(tmp_path / f"{seed}-steady"), seed, jumps=False)
-        assert recorded(House(tmp_path / f"{seed}-jumping"), seed, jumps=True) == steady
+        steady = recorded(Rig(tmp_path / f"{seed}-steady"), seed, jumps=False)
+        assert recorded(Rig(tmp_path / f"{seed}-jumping"), seed, jumps=True) == steady
         assert len(steady) > 10
 
 
-def recorded(house: House, seed: int, jumps: bool) -> list[dict[str, Any]]:
+def recorded(rig: Rig, seed: int, jumps: bool) -> list[dict[str, Any]]:
     """What the journal holds after a random day at the control server, without its times."""
-    run(random_day(house, random.Random(seed), random.Random(seed + 1) if jumps else None))
-    return [{"seq": entry.seq, **entry.record.model_dump()} for entry in read(house.journal_dir)]
+    run(random_day(rig, random.Random(seed), random.Random(seed + 1) if jumps else None))
+    return [{"seq": entry.seq, **entry.record.model_dump()} for entry in read(rig.journal_dir)]
 
 
-async def random_day(house: House, dice: random.Random, jumps: random.Random | None) -> None:
-    server = house.serve(LIMITED)
+async def random_day(rig: Rig, dice: random.Random, jumps: random.Random | None) -> None:
+    server = rig.serve(LIMITED)
     await server.start_generation(start())
     for step in range(1, 25):
-        house.skew_s = jumps.choice((-HOUR_S, 0.0, HOUR_S)) if jumps else 0.0
+        rig.skew_s = jumps.choice((-HOUR_S, 0.0, HOUR_S)) if jumps else 0.0
         if dice.random() < 0.1:
-            server = house.serve(LIMITED)
+            server = rig.serve(LIMITED)
         await asyncio.sleep(dice.choice((1.0, COOL_DOWN_S)))
         with contextlib.suppress(Refused):
             await server.submit(something(dice, step))

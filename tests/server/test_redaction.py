@@ -18,7 +18,7 @@ from control_plane.storage.metrics import MetricsStore
 from ray_jobs import launch
 from ray_jobs.driver.failure_reporter import describe
 from ray_jobs.process import context, error_text
-from tests.server.rig import CREATED, House, command, start
+from tests.server.rig import CREATED, Rig, command, start
 
 IN_ENVIRONMENT, IN_CONFIG, SHAPED = "canary-of-the-environment", "canary-of-the-config", "hf_" + "Canary12" * 4
 SAID = f"HTTPError: 401 for {IN_ENVIRONMENT}, {IN_CONFIG} and {SHAPED}"
@@ -73,25 +73,25 @@ def test_what_leaves_the_driver_and_the_ranks_holds_no_secret(files: RunFiles) -
 
 
 def test_journal_and_answers_hold_no_secret_even_if_it_was_told(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    rig = Rig(tmp_path)
     server = ControlServer(
         CREATED,
-        Journal.open(house.journal_dir),
+        Journal.open(rig.journal_dir),
         MetricsStore(tmp_path / "metrics.sqlite"),
         redaction=Redaction([IN_ENVIRONMENT, IN_CONFIG]),
     )
     told_everything(server)
     seen = asyncio.run(server.snapshot()).model_dump_json() + repr(asyncio.run(server.tail(0, 100, 0)))
     assert "anary" not in seen
-    assert b"anary" not in house.journal_bytes()
-    assert house.journal_bytes().count(b"HTTPError: 401 for ***") == 6
+    assert b"anary" not in rig.journal_bytes()
+    assert rig.journal_bytes().count(b"HTTPError: 401 for ***") == 6
 
 
 def test_a_server_that_knows_no_secret_still_hides_those_of_known_shape(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    told_everything(house.serve(clocked=False))
-    assert SHAPED.encode() not in house.journal_bytes()
-    assert IN_ENVIRONMENT.encode() in house.journal_bytes()
+    rig = Rig(tmp_path)
+    told_everything(rig.serve(clocked=False))
+    assert SHAPED.encode() not in rig.journal_bytes()
+    assert IN_ENVIRONMENT.encode() in rig.journal_bytes()
 
 
 def test_ranks_and_driver_tell_an_exception_without_what_they_know(

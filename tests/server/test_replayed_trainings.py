@@ -10,7 +10,7 @@ from control_plane.api.messages import Point, Report
 from control_plane.compare.replay_check import ReplayVerdict, judge
 from control_plane.core.model.records import Death, StateDigested
 from control_plane.storage.layout import RunFiles
-from tests.server.rig import House, start
+from tests.server.rig import Rig, start
 from tests.server.virtual_time import run
 
 Life = tuple[int, int, int, bool]
@@ -24,7 +24,7 @@ def lived(root: Path, lives: Sequence[Life], other: Mapping[tuple[int, int], flo
     """A run whose losses and digests follow from training and step; `other` has other losses there."""
 
     async def story() -> None:
-        server = House(root).serve()
+        server = Rig(root).serve()
         for generation, (training, restored, last, fails) in enumerate(lives, start=1):
             await server.start_generation(replace(start(generation, step=restored), training=training))
             for step in range(restored + 1, last + 1):

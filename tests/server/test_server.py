@@ -14,18 +14,18 @@ from control_plane.core.model.records import CheckpointCommitted, CommandSettled
 from control_plane.core.rules.admission import MAX_PENDING_COMMANDS, MAX_PENDING_OF_ONE
 from control_plane.server.views import MAX_COMMANDS_IN_SNAPSHOT
 from control_plane.storage.journal.writer import Disk
-from tests.server.rig import CREATED, House, applied, command, outcome, start
+from tests.server.rig import CREATED, Rig, applied, command, outcome, start
 from tests.server.virtual_time import now_s, run
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
 
 
-def test_submit_wakes_the_offers_and_the_outcome_wakes_the_tail(house: House) -> None:
+def test_submit_wakes_the_offers_and_the_outcome_wakes_the_tail(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         assert await server.start_generation(start()) == 1
         quiet = await server.offers(1, seen_revision=-1, wait_s=0)
         waiting = asyncio.create_task(server.offers(1, quiet.revision, wait_s=30))
@@ -45,7 +45,7 @@ def test_submit_wakes_the_offers_and_the_outcome_wakes_the_tail(house: House) ->
         assert (await server.snapshot()).knobs["lr"] == [1e-4]
 
     run(story())
-    assert house.record_types() == [
+    assert rig.record_types() == [
         "RunCreated",
         "TermStarted",
         "GenerationStarted",
@@ -54,11 +54,11 @@ def test_submit_wakes_the_offers_and_the_outcome_wakes_the_tail(house: House) ->
     ]
 
 
-def test_a_wait_that_is_cancelled_as_something_else_changes_ends(house: House) -> None:
+def test_a_wait_that_is_cancelled_as_something_else_changes_ends(rig: Rig) -> None:
     """With `asyncio.wait_for`, Python 3.11 loses such a cancellation, and ranks wait for their link at their end."""
 
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         quiet = await server.offers(1, seen_revision=-1, wait_s=0)
         waiting = asyncio.create_task(server.offers(1, quiet.revision, wait_s=30))
@@ -74,14 +74,14 @@ def test_a_wait_that_is_cancelled_as_something_else_changes_ends(house: House) -
     run(story())
 
 
-def test_submit_again_answers_the_same_receipt_and_writes_nothing(house: House) -> None:
+def test_submit_again_answers_the_same_receipt_and_writes_nothing(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         first = await server.submit(command(1))
-        before = house.journal_bytes()
+        before = rig.journal_bytes()
         assert await server.submit(command(1)) == first
-        assert house.journal_bytes() == before
-        restarted = house.serve()
+        assert rig.journal_bytes() == before
+        restarted = rig.serve()
         assert await restarted.submit(command(1)) == first
         await restarted.start_generation(start())
         await restarted.report(outcome(applied(1)))
@@ -98,24 +98,24 @@ def test_submit_again_answers_the_same_receipt_and_writes_nothing(house: House) 
         (command(3).model_copy(update={"not_before_step": 101}), Refused),
     ],
 )
-def test_submit_refused_changes_nothing(house: House, asked: object, refusal: type[Refused]) -> None:
+def test_submit_refused_changes_nothing(rig: Rig, asked: object, refusal: type[Refused]) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         await server.submit(command(1))
-        before, shown, offered = house.journal_bytes(), await server.snapshot(), await server.offers(1, -1, 0)
+        before, shown, offered = rig.journal_bytes(), await server.snapshot(), await server.offers(1, -1, 0)
         with pytest.raises(refusal):
             await server.submit(asked)
-        assert house.journal_bytes() == before
+        assert rig.journal_bytes() == before
         assert await server.snapshot() == shown
         assert await server.offers(1, -1, 0) == offered
 
     run(story())
 
 
-def test_submit_at_the_limit_of_pending_commands_is_overloaded_until_one_is_settled(house: House) -> None:
+def test_submit_at_the_limit_of_pending_commands_is_overloaded_until_one_is_settled(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         for number in range(MAX_PENDING_OF_ONE):
             await server.submit(command(number))
@@ -132,15 +132,15 @@ def test_submit_at_the_limit_of_pending_commands_is_overloaded_until_one_is_sett
     run(story())
 
 
-def test_restart_over_the_same_folder_is_the_same_server_in_the_next_term(house: House) -> None:
+def test_restart_over_the_same_folder_is_the_same_server_in_the_next_term(rig: Rig) -> None:
     async def story() -> None:
-        first = house.serve()
+        first = rig.serve()
         await first.start_generation(start())
         await first.submit(command(1))
         await first.submit(command(2, Pause()))
         await first.report(outcome(applied(1)))
         before, offered, history = await first.snapshot(), await first.offers(1, -1, 0), await first.tail(0, 1000, 0)
-        second = house.serve()
+        second = rig.serve()
         assert (first.term, second.term) == (1, 2)
         after = await second.snapshot()
         kept = {"seq", "term", "progress_age_s", "phase", "steps_per_s"}
@@ -152,31 +152,31 @@ def test_restart_over_the_same_folder_is_the_same_server_in_the_next_term(house:
     run(story())
 
 
-def test_restart_with_a_reading_json_cannot_hold_shows_the_same_reading(house: House) -> None:
+def test_restart_with_a_reading_json_cannot_hold_shows_the_same_reading(rig: Rig) -> None:
     async def story() -> None:
-        first = house.serve()
+        first = rig.serve()
         await first.start_generation(start())
         await first.submit(command(1))
         evaluated = CommandSettled(uuid=UUID(int=1), status="applied", step=5, after={"loss": math.nan})
         await first.report(outcome(evaluated))
-        assert await house.serve().command(UUID(int=1)) == await first.command(UUID(int=1))
+        assert await rig.serve().command(UUID(int=1)) == await first.command(UUID(int=1))
 
     run(story())
 
 
 @pytest.mark.parametrize("other", [{"run": "other"}, {"config_sha256": "d" * 64}])
-def test_restart_as_another_run_is_a_conflict(house: House, other: dict[str, str]) -> None:
+def test_restart_as_another_run_is_a_conflict(rig: Rig, other: dict[str, str]) -> None:
     async def story() -> None:
-        house.serve()
+        rig.serve()
         with pytest.raises(Conflict):
-            house.serve(CREATED.model_copy(update=other))
+            rig.serve(CREATED.model_copy(update=other))
 
     run(story())
 
 
-def test_generation_announced_twice_begins_once_and_keeps_its_progress(house: House) -> None:
+def test_generation_announced_twice_begins_once_and_keeps_its_progress(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         assert await server.start_generation(start(1)) == 1
         await server.report(Report(generation=1, progress=Progress(step=7, total_steps=100)))
         assert await server.start_generation(start(1)) == 1
@@ -184,12 +184,12 @@ def test_generation_announced_twice_begins_once_and_keeps_its_progress(house: Ho
         assert await server.start_generation(start(2, step=4)) == 2
 
     run(story())
-    assert house.record_types().count("GenerationStarted") == 2
+    assert rig.record_types().count("GenerationStarted") == 2
 
 
-def test_generation_that_is_over_is_not_listened_to(house: House) -> None:
+def test_generation_that_is_over_is_not_listened_to(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start(1))
         await server.submit(command(1))
         revision = (await server.offers(1, -1, 0)).revision
@@ -213,17 +213,17 @@ def test_generation_that_is_over_is_not_listened_to(house: House) -> None:
     run(story())
 
 
-def test_report_told_twice_is_recorded_once(house: House) -> None:
+def test_report_told_twice_is_recorded_once(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         await server.submit(command(1))
         checkpoint = CheckpointCommitted(checkpoint="step-5", step=5, generation=1, path="checkpoints/step-5")
         report = Report(generation=1, outcomes=(applied(1),), checkpoints=(checkpoint,))
         await server.report(report)
-        before = house.journal_bytes()
+        before = rig.journal_bytes()
         await server.report(report)
-        assert house.journal_bytes() == before
+        assert rig.journal_bytes() == before
         assert (await server.snapshot()).checkpoints == (checkpoint,)
 
     run(story())
@@ -231,10 +231,10 @@ def test_report_told_twice_is_recorded_once(house: House) -> None:
 
 def test_report_of_many_outcomes_is_one_write_in_their_order(tmp_path: Path) -> None:
     waits = list[int]()
-    house = House(tmp_path, Disk(fsync=waits.append))
+    rig = Rig(tmp_path, Disk(fsync=waits.append))
 
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         for number in range(1, 4):
             await server.submit(command(number))
@@ -247,9 +247,9 @@ def test_report_of_many_outcomes_is_one_write_in_their_order(tmp_path: Path) -> 
     run(story())
 
 
-def test_report_with_one_bad_outcome_keeps_those_before_it(house: House) -> None:
+def test_report_with_one_bad_outcome_keeps_those_before_it(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         await server.submit(command(1))
         await server.submit(command(2))
@@ -260,48 +260,48 @@ def test_report_with_one_bad_outcome_keeps_those_before_it(house: House) -> None
     run(story())
 
 
-def test_report_of_another_outcome_or_an_unknown_command_is_refused(house: House) -> None:
+def test_report_of_another_outcome_or_an_unknown_command_is_refused(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         await server.submit(command(1))
         await server.report(outcome(applied(1, step=5)))
-        before = house.journal_bytes()
+        before = rig.journal_bytes()
         with pytest.raises(Conflict):
             await server.report(outcome(applied(1, step=6)))
         with pytest.raises(NotFound):
             await server.report(outcome(applied(99)))
-        assert house.journal_bytes() == before
+        assert rig.journal_bytes() == before
 
     run(story())
 
 
-def test_report_of_measurements_is_not_journalled_and_survives_a_restart(house: House) -> None:
+def test_report_of_measurements_is_not_journalled_and_survives_a_restart(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
-        before = house.journal_bytes()
+        before = rig.journal_bytes()
         points = (
             Point(step=1, name="loss", value=math.nan, time_s=1.0),
             Point(step=1, name="lr", value=1e-3, time_s=1.0),
         )
         progress = Progress(step=1, total_steps=100, steps_per_s=2.5)
         await server.report(Report(generation=1, points=points, progress=progress))
-        assert house.journal_bytes() == before
+        assert rig.journal_bytes() == before
         await asyncio.sleep(3)
         shown = await server.snapshot()
         assert (shown.step, shown.steps_per_s, shown.progress_age_s) == (1, 2.5, 3.0)
         assert math.isnan(Snapshot.model_validate_json(shown.model_dump_json()).latest["loss"])
-        restarted = house.serve()
+        restarted = rig.serve()
         assert (await restarted.measurements(1, 10)).points == points[1:]
         assert (await restarted.snapshot()).latest["lr"] == 1e-3
 
     run(story())
 
 
-def test_close_expires_what_is_pending_and_takes_nothing_more(house: House) -> None:
+def test_close_expires_what_is_pending_and_takes_nothing_more(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         await server.submit(command(1))
         await server.submit(command(2))
@@ -323,12 +323,12 @@ def test_close_expires_what_is_pending_and_takes_nothing_more(house: House) -> N
             await server.start_generation(start(2))
 
     run(story())
-    assert house.record_types()[-3:] == ["GenerationEnded", "CommandSettled", "RunClosed"]
+    assert rig.record_types()[-3:] == ["GenerationEnded", "CommandSettled", "RunClosed"]
 
 
-def test_submit_after_a_stop_is_refused_at_once(house: House) -> None:
+def test_submit_after_a_stop_is_refused_at_once(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.submit(command(1, Stop()))
         with pytest.raises(RunEnded, match="stopping"):
             await server.submit(command(2))
@@ -336,10 +336,10 @@ def test_submit_after_a_stop_is_refused_at_once(house: House) -> None:
     run(story())
 
 
-def test_command_that_is_unknown_is_not_found(house: House) -> None:
+def test_command_that_is_unknown_is_not_found(rig: Rig) -> None:
     async def story() -> None:
         with pytest.raises(NotFound):
-            await house.serve().command(UUID(int=1))
+            await rig.serve().command(UUID(int=1))
 
     run(story())
 
@@ -348,10 +348,10 @@ def test_command_that_is_unknown_is_not_found(house: House) -> None:
     ("wait_s", "waited_s"), [(0, 0), (-5, 0), (7.5, 7.5), (1e9, MAX_WAIT_S), (math.nan, MAX_WAIT_S)]
 )
 def test_long_polls_wait_as_long_as_asked_and_never_longer_than_the_limit(
-    house: House, wait_s: float, waited_s: float
+    rig: Rig, wait_s: float, waited_s: float
 ) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         seen = await server.offers(1, -1, 0)
         began_s = now_s()
@@ -368,18 +368,18 @@ def test_long_polls_wait_as_long_as_asked_and_never_longer_than_the_limit(
     ("after_seq", "limit", "seqs"),
     [(0, 2, [1, 2]), (-9, 2, [1, 2]), (1, 9, [2, 3]), (0, -1, []), (0, 0, []), (9, 9, [])],
 )
-def test_tail_with_any_bounds_answers_what_there_is(house: House, after_seq: int, limit: int, seqs: list[int]) -> None:
+def test_tail_with_any_bounds_answers_what_there_is(rig: Rig, after_seq: int, limit: int, seqs: list[int]) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.submit(command(1))
         assert [entry.seq for entry in await server.tail(after_seq, limit, 0)] == seqs
 
     run(story())
 
 
-def test_tail_page_by_page_is_the_whole_journal(house: House) -> None:
+def test_tail_page_by_page_is_the_whole_journal(rig: Rig) -> None:
     async def story() -> None:
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start())
         for number in range(MAX_TAIL_ENTRIES // 2 + 10):
             await server.submit(command(number))

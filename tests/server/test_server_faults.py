@@ -14,7 +14,7 @@ from control_plane.core.model.intents import DeleteCheckpoint
 from control_plane.core.model.records import CheckpointCommitted
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.journal.writer import read
-from tests.server.rig import House, applied, command, outcome, start
+from tests.server.rig import Rig, applied, command, outcome, start
 from tests.server.virtual_time import now_s, run
 from tests.storage.disks import Crash, FailingDisk
 
@@ -41,8 +41,8 @@ def mend(failing: FailingDisk) -> None:
     failing.room_bytes = failing.fsync_errno = None
 
 
-async def begun(house: House) -> ControlServer:
-    server = house.serve()
+async def begun(rig: Rig) -> ControlServer:
+    server = rig.serve()
     await server.start_generation(start())
     await server.submit(command(1))
     return server
@@ -55,7 +55,7 @@ def test_request_on_a_failing_disk_is_unavailable_and_nothing_becomes_visible(
 ) -> None:
     async def story() -> None:
         failing = FailingDisk()
-        server = await begun(House(tmp_path, failing.disk))
+        server = await begun(Rig(tmp_path, failing.disk))
         shown, offered = await server.snapshot(), await server.offers(1, -1, 0)
         watching = asyncio.create_task(server.tail(shown.seq, 10, wait_s=20))
         await asyncio.sleep(0)
@@ -78,8 +78,8 @@ def test_request_on_a_failing_disk_is_unavailable_and_nothing_becomes_visible(
 def test_retry_after_the_disk_has_room_again_is_accepted_once(tmp_path: Path) -> None:
     async def story() -> None:
         failing = FailingDisk()
-        house = House(tmp_path, failing.disk)
-        server = await begun(house)
+        rig = Rig(tmp_path, failing.disk)
+        server = await begun(rig)
         refuse_to_sync(failing)
         with pytest.raises(Unavailable, match="Input/output error"):
             await server.submit(command(2))
@@ -87,8 +87,8 @@ def test_retry_after_the_disk_has_room_again_is_accepted_once(tmp_path: Path) ->
             await server.command(UUID(int=2))
         mend(failing)
         receipt = await server.submit(command(2))
-        assert list(await server.tail(0, 100, 0)) == read(house.journal_dir)
-        restarted = house.serve()
+        assert list(await server.tail(0, 100, 0)) == read(rig.journal_dir)
+        restarted = rig.serve()
         assert await restarted.submit(command(2)) == receipt
 
     run(story())
@@ -97,15 +97,15 @@ def test_retry_after_the_disk_has_room_again_is_accepted_once(tmp_path: Path) ->
 def test_retry_at_a_new_server_after_an_unanswered_submit_happens_once(tmp_path: Path) -> None:
     async def story() -> None:
         failing = FailingDisk()
-        house = House(tmp_path, failing.disk)
-        server = await begun(house)
+        rig = Rig(tmp_path, failing.disk)
+        server = await begun(rig)
         refuse_to_sync(failing)
         with pytest.raises(Unavailable):
             await server.submit(command(2))
         mend(failing)
-        restarted = house.serve()
+        restarted = rig.serve()
         await restarted.submit(command(2))
-        assert house.record_types().count("CommandAccepted") == 2
+        assert rig.record_types().count("CommandAccepted") == 2
 
     run(story())
 
@@ -120,8 +120,8 @@ def test_delete_torn_by_a_death_at_any_byte_has_not_happened_and_can_be_sent_aga
 
     async def story(root: Path, room_bytes: int) -> bool:
         failing = FailingDisk(lambda descriptor: None)
-        house = House(root, failing.disk)
-        server = await begun(house)
+        rig = Rig(root, failing.disk)
+        server = await begun(rig)
         await server.report(Report(generation=1, checkpoints=(saved(1), saved(2))))
         failing.room_bytes, failing.crash = room_bytes, True
         try:
@@ -131,7 +131,7 @@ def test_delete_torn_by_a_death_at_any_byte_has_not_happened_and_can_be_sent_aga
         else:
             return False
         mend(failing)
-        restarted = house.serve()
+        restarted = rig.serve()
         assert (await restarted.offers(1, -1, 0)).commands == (command(1),), "nobody is offered a delete"
         with pytest.raises(NotFound):
             await restarted.command(delete.uuid)
@@ -147,16 +147,16 @@ def test_delete_torn_by_a_death_at_any_byte_has_not_happened_and_can_be_sent_aga
 @pytest.mark.parametrize("request_name", REQUESTS)
 def test_request_to_a_replaced_server_is_fenced_and_nothing_becomes_visible(tmp_path: Path, request_name: str) -> None:
     async def story() -> None:
-        house = House(tmp_path)
-        older = await begun(house)
+        rig = Rig(tmp_path)
+        older = await begun(rig)
         shown = await older.snapshot()
-        newer = house.serve()
+        newer = rig.serve()
         for _ in range(2):
             with pytest.raises(Fenced):
                 await REQUESTS[request_name](older)
         assert await older.snapshot() == shown
         await newer.submit(command(3))
-        assert list(await newer.tail(0, 100, 0)) == read(house.journal_dir)
+        assert list(await newer.tail(0, 100, 0)) == read(rig.journal_dir)
         with pytest.raises(NotFound):
             await newer.command(UUID(int=2))
 

@@ -9,7 +9,7 @@ import pytest
 from control_plane.core.model.errors import Fenced
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.journal.writer import Disk, read
-from tests.server.rig import House, command, start
+from tests.server.rig import Rig, command, start
 
 PLACES = ("before the write", "before the sync", "after the sync")
 
@@ -42,11 +42,11 @@ class Stopping:
 def stale_attempts(root: Path, trial: int) -> int:
     """One takeover; answers how often the older server tried to write after it, in vain each time."""
     stopping = Stopping(PLACES[trial % len(PLACES)])
-    older = House(root, stopping.disk()).serve(clocked=False)
+    older = Rig(root, stopping.disk()).serve(clocked=False)
     newer: list[ControlServer] = []
 
     def take_over() -> None:
-        server = House(root).serve(clocked=False)
+        server = Rig(root).serve(clocked=False)
         newer.append(server)
         told(server.submit(command(50)))
         told(server.start_generation(start(2)))
@@ -58,7 +58,7 @@ def stale_attempts(root: Path, trial: int) -> int:
     confirmed = [40] if told(older.submit(command(40))) else []
     assert newer, "nobody took over"
     told(newer[0].submit(command(51)))
-    seen = [entry.line() for entry in read(House(root).journal_dir)]
+    seen = [entry.line() for entry in read(Rig(root).journal_dir)]
     attempts: list[Callable[[], Any]] = [
         lambda: older.submit(command(60)),
         lambda: older.end_generation(1, "failed", 9, None),
@@ -66,7 +66,7 @@ def stale_attempts(root: Path, trial: int) -> int:
         lambda: older.close("failed", None),
     ]
     refused = sum(told(attempt()) is None for attempt in attempts)
-    assert [entry.line() for entry in read(House(root).journal_dir)] == seen
+    assert [entry.line() for entry in read(Rig(root).journal_dir)] == seen
     uuids = {line["uuid"] for line in seen if line["type"] == "CommandAccepted"}
     assert all(str(command(number).uuid) in uuids for number in (50, 51, *confirmed))
     return refused

@@ -10,7 +10,7 @@ from starlette.websockets import WebSocketDisconnect
 from control_plane.config import ROLES, Role
 from control_plane.gateway.auth import ACCESS, PUBLIC
 from tests.core.examples import EVERY_INTENT
-from tests.gateway.conftest import House
+from tests.gateway.conftest import Rig
 from tests.gateway.rig import API, HOST, RUN, TOKENS, bearer
 
 EVERYBODY = "viewer operator agent admin"
@@ -39,17 +39,17 @@ def routes_of(app: FastAPI) -> set[str]:
     }
 
 
-def test_table_names_every_route_and_no_other(house: House) -> None:
-    assert routes_of(house.app) == set(TABLE) == set(ACCESS) | PUBLIC
+def test_table_names_every_route_and_no_other(rig: Rig) -> None:
+    assert routes_of(rig.app) == set(TABLE) == set(ACCESS) | PUBLIC
 
 
 @pytest.mark.parametrize("role", ["nobody", *ROLES])
 @pytest.mark.parametrize("key", [key for key in TABLE if not key.startswith("WEBSOCKET")])
-def test_route_is_open_to_the_roles_of_the_table_only(house: House, key: str, role: Any) -> None:
+def test_route_is_open_to_the_roles_of_the_table_only(rig: Rig, key: str, role: Any) -> None:
     method, _, path = key.partition(" ")
     address = path.format(run=RUN, uuid=uuid4())
     headers = {} if role == "nobody" else bearer(role)
-    answer = house.web.request(method, address, headers=headers)
+    answer = rig.web.request(method, address, headers=headers)
     open_to = TABLE[key].split()
     if role in open_to:
         assert answer.status_code in (200, 404, 422)
@@ -58,41 +58,41 @@ def test_route_is_open_to_the_roles_of_the_table_only(house: House, key: str, ro
         assert answer.json()["type"] == ("/problems/not-allowed")
 
 
-def test_route_that_is_planted_is_open_to_nobody(house: House) -> None:
+def test_route_that_is_planted_is_open_to_nobody(rig: Rig) -> None:
     async def leak() -> str:
         return "leaked"
 
-    house.app.add_api_route(f"{API}/planted", leak)
-    assert routes_of(house.app) - set(TABLE) == {f"GET {API}/planted"}
+    rig.app.add_api_route(f"{API}/planted", leak)
+    assert routes_of(rig.app) - set(TABLE) == {f"GET {API}/planted"}
     for role in ROLES:
-        answer = house.get("/planted", role)
+        answer = rig.get("/planted", role)
         assert (answer.status_code, "leaked" in answer.text) == (403, False)
-    assert house.web.get(f"{API}/planted").status_code == 401
+    assert rig.web.get(f"{API}/planted").status_code == 401
 
 
-def test_second_method_that_is_planted_on_a_route_is_open_to_nobody(house: House) -> None:
+def test_second_method_that_is_planted_on_a_route_is_open_to_nobody(rig: Rig) -> None:
     async def wipe() -> str:
         return "wiped"
 
-    house.app.add_api_route(f"{API}/runs", wipe, methods=["DELETE"])
-    assert house.web.delete(f"{API}/runs", headers=bearer("admin")).status_code == 403
+    rig.app.add_api_route(f"{API}/runs", wipe, methods=["DELETE"])
+    assert rig.web.delete(f"{API}/runs", headers=bearer("admin")).status_code == 403
 
 
-def test_websocket_that_is_planted_is_open_to_nobody(house: House) -> None:
+def test_websocket_that_is_planted_is_open_to_nobody(rig: Rig) -> None:
     async def leak(websocket: WebSocket) -> None:
         await websocket.accept()
         await websocket.send_text("leaked")
 
-    house.app.add_api_websocket_route(f"{API}/planted", leak)
-    with pytest.raises(WebSocketDisconnect) as closed, house.web.websocket_connect(f"ws://{HOST}{API}/planted"):
+    rig.app.add_api_websocket_route(f"{API}/planted", leak)
+    with pytest.raises(WebSocketDisconnect) as closed, rig.web.websocket_connect(f"ws://{HOST}{API}/planted"):
         raise AssertionError("it was accepted")
     assert (closed.value.code, closed.value.reason) == (4403, "this route is closed")
 
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("intent", EVERY_INTENT, ids=lambda intent: intent["kind"])
-def test_command_is_open_to_the_roles_that_may_give_it(house: House, intent: dict[str, Any], role: Role) -> None:
-    answer = house.post(f"/runs/{RUN}/commands", role, json={"intent": intent})
+def test_command_is_open_to_the_roles_that_may_give_it(rig: Rig, intent: dict[str, Any], role: Role) -> None:
+    answer = rig.post(f"/runs/{RUN}/commands", role, json={"intent": intent})
     tunes = intent["kind"] in ("set_learning_rate", "set_knobs", "set_schedule", "save_checkpoint", "evaluate")
     allowed = role in ("operator", "admin") or (role == "agent" and tunes)
     # Which actions an agent may run is for the run to say, and this one says nothing of any.
@@ -103,9 +103,9 @@ def test_command_is_open_to_the_roles_that_may_give_it(house: House, intent: dic
 
 
 @pytest.mark.parametrize("role", ROLES)
-def test_rollback_is_for_people_who_steer(house: House, role: Role) -> None:
+def test_rollback_is_for_people_who_steer(rig: Rig, role: Role) -> None:
     intent = {"kind": "rollback", "checkpoint": "step-2-g1"}
-    answer = house.post(f"/runs/{RUN}/commands", role, json={"intent": intent})
+    answer = rig.post(f"/runs/{RUN}/commands", role, json={"intent": intent})
     assert answer.status_code == (404 if role in ("operator", "admin") else 403), "there is no such checkpoint"
 
 
@@ -122,26 +122,24 @@ CREDENTIALS = {
 
 
 @pytest.mark.parametrize("headers", CREDENTIALS.values(), ids=CREDENTIALS.keys())
-def test_credentials_that_are_none_are_answered_401(house: House, headers: Any) -> None:
-    answer = house.web.get(f"{API}/runs?token={TOKENS['admin']}", headers=headers)
+def test_credentials_that_are_none_are_answered_401(rig: Rig, headers: Any) -> None:
+    answer = rig.web.get(f"{API}/runs?token={TOKENS['admin']}", headers=headers)
     assert (answer.status_code, answer.headers["WWW-Authenticate"]) == (401, 'Bearer realm="steerway"')
 
 
-def test_body_of_a_stranger_is_not_parsed(house: House) -> None:
-    answer = house.web.post(
-        f"{API}/runs/{RUN}/commands", content="{broken", headers={"Content-Type": "application/json"}
-    )
+def test_body_of_a_stranger_is_not_parsed(rig: Rig) -> None:
+    answer = rig.web.post(f"{API}/runs/{RUN}/commands", content="{broken", headers={"Content-Type": "application/json"})
     assert answer.status_code == 401
 
 
-def test_tokens_appear_in_no_answer_journal_or_log(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_tokens_appear_in_no_answer_journal_or_log(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("DEBUG")
     said = []
     for role, token in TOKENS.items():
-        said += [house.get(f"/{path}", role).text for path in ("runs", f"runs/{RUN}", f"runs/{RUN}/journal", "nothing")]
-        said += [house.post(f"/runs/{RUN}/commands", role, json={"intent": {"kind": "pause"}, "token": token}).text]
-        said += [house.post(f"/runs/{RUN}/commands", role, json={"intent": {"kind": "evaluate"}}).text]
-        said += [house.web.get(f"{API}/runs", headers={"Authorization": f"Bearer {token}x"}).text]
-    said += [path.read_text() for path in house.runs.files(RUN).journal.iterdir()]
+        said += [rig.get(f"/{path}", role).text for path in ("runs", f"runs/{RUN}", f"runs/{RUN}/journal", "nothing")]
+        said += [rig.post(f"/runs/{RUN}/commands", role, json={"intent": {"kind": "pause"}, "token": token}).text]
+        said += [rig.post(f"/runs/{RUN}/commands", role, json={"intent": {"kind": "evaluate"}}).text]
+        said += [rig.web.get(f"{API}/runs", headers={"Authorization": f"Bearer {token}x"}).text]
+    said += [path.read_text() for path in rig.runs.files(RUN).journal.iterdir()]
     said += [record.getMessage() for record in caplog.records if record.name.startswith("control_plane")]
     assert not [text for text in said if "canary" in text]

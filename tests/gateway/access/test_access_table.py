@@ -13,7 +13,7 @@ from control_plane.gateway import stream
 from control_plane.gateway.auth import PUBLIC
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
 from tests.gateway.access.test_access import TABLE
-from tests.gateway.conftest import House
+from tests.gateway.conftest import Rig
 from tests.gateway.rig import HOST, RUN, token_book
 from tests.gateway.rig import TOKENS as OF_ROLES
 
@@ -43,14 +43,14 @@ def book() -> TokenBook:
 
 
 @pytest.fixture
-def tabled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> House:
+def tabled(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
     """The gateway with every sort of token."""
     monkeypatch.setattr("tests.gateway.conftest.token_book", book)
-    house: House = request.getfixturevalue("house")
-    logs = house.runs.files(RUN).logs
+    rig: Rig = request.getfixturevalue("rig")
+    logs = rig.runs.files(RUN).logs
     logs.mkdir()
     (logs / "driver.log").write_text("one line\n")
-    return house
+    return rig
 
 
 def right(methods: set[str], method: str, path: str, who: str) -> int:
@@ -73,7 +73,7 @@ def right(methods: set[str], method: str, path: str, who: str) -> int:
     return 404 if "{uuid}" in path else 202 if method == "POST" else 200
 
 
-def test_every_cell_of_the_table(tabled: House) -> None:
+def test_every_cell_of_the_table(tabled: Rig) -> None:
     wrong, cells = list[Any](), 0
     routes = [route for route in tabled.app.routes if getattr(route, "methods", None)]
     for route in routes:
@@ -93,9 +93,9 @@ def test_every_cell_of_the_table(tabled: House) -> None:
     assert not wrong, wrong[:20]
 
 
-def streamed(house: House, path: str, first: str) -> int:
+def streamed(rig: Rig, path: str, first: str) -> int:
     """What a stream ends with, or 1000 if it shows the run."""
-    with house.web.websocket_connect(path, headers={"Host": HOST}) as web:
+    with rig.web.websocket_connect(path, headers={"Host": HOST}) as web:
         web.send_text(first)
         try:
             web.receive_json()
@@ -104,7 +104,7 @@ def streamed(house: House, path: str, first: str) -> int:
         return stream.OVER
 
 
-def test_every_cell_of_the_streams(tabled: House) -> None:
+def test_every_cell_of_the_streams(tabled: Rig) -> None:
     wrong, cells = list[Any](), 0
     for path in (key.split(" ", 1)[1] for key in TABLE if key.startswith("WEBSOCKET")):
         for who in HEADERS:

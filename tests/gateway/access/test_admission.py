@@ -17,7 +17,7 @@ from control_plane.gateway.app import create_app
 from control_plane.gateway.proxy import ProxyAdmission
 from control_plane.gateway.rate_limit import RateLimit
 from tests.core import examples
-from tests.gateway.conftest import House
+from tests.gateway.conftest import Rig
 from tests.gateway.rig import API, HOST, ORIGIN, RUN, Runs, bearer, token_book
 
 COMMANDS = f"/runs/{RUN}/commands"
@@ -124,13 +124,13 @@ def test_reads_are_not_charged(tmp_path: Path) -> None:
     assert admission.enter(posted("operator")) is not None
 
 
-def test_every_path_that_the_router_takes_for_a_command_is_counted(house: House) -> None:
+def test_every_path_that_the_router_takes_for_a_command_is_counted(rig: Rig) -> None:
     for path in (COMMANDS, "/runs/%0A/commands", f"{COMMANDS}\n", "/runs/a b/commands"):
         assert is_command(posted(path=path))
-        assert house.post(path.replace("\n", "%0A"), content="").status_code != 404
+        assert rig.post(path.replace("\n", "%0A"), content="").status_code != 404
     for path in ("/runs", f"{COMMANDS}/", f"{COMMANDS}/1", f"/{COMMANDS}", "/runs//commands"):
         assert not is_command(posted(path=path))
-        assert house.web.post(f"http://{HOST}{API}{path}", headers=bearer(), content="").status_code in (404, 405)
+        assert rig.web.post(f"http://{HOST}{API}{path}", headers=bearer(), content="").status_code in (404, 405)
     assert not is_command(posted(method="GET"))
     assert is_command(posted(root_path="/below") | {"path": f"/below{API}{COMMANDS}"})
 
@@ -203,12 +203,12 @@ def test_gateway_gives_way_with_every_thread_it_has_and_will_have() -> None:
     assert every_thread == expected
 
 
-def test_storm_of_one_token_leaves_another_half_of_the_queue(house: House) -> None:
+def test_storm_of_one_token_leaves_another_half_of_the_queue(rig: Rig) -> None:
     for number in range(MAX_PENDING_OF_ONE - 1):
-        house.call(house.server.submit, examples.command(number).model_copy(update={"author": "test-agent"}))
+        rig.call(rig.server.submit, examples.command(number).model_copy(update={"author": "test-agent"}))
     evaluate = {"intent": {"kind": "evaluate"}}
-    answers = [house.post(COMMANDS, "agent", json=evaluate) for _ in range(2)]
+    answers = [rig.post(COMMANDS, "agent", json=evaluate) for _ in range(2)]
     assert [answer.status_code for answer in answers] == [202, 429]
     assert answers[1].json()["limit"] == MAX_PENDING_OF_ONE
     assert "of test-agent" in answers[1].json()["detail"]
-    assert house.post(COMMANDS, "operator", json=evaluate).status_code == 202
+    assert rig.post(COMMANDS, "operator", json=evaluate).status_code == 202

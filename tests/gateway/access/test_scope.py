@@ -29,7 +29,7 @@ from control_plane.gateway.tokens import (
     digest,
     revoke_token,
 )
-from tests.gateway.conftest import House
+from tests.gateway.conftest import Rig
 from tests.gateway.hostile.test_planted_files import soon
 from tests.gateway.rig import API, HOST, RUN
 
@@ -56,7 +56,7 @@ class Changing:
 
 
 @pytest.fixture
-def scoped_house(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> House:
+def scoped_house(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Rig:
     """The gateway with tokens for this run, for another, for both, for none any more, and for all."""
     yesterday, tomorrow = (datetime.now(UTC) + timedelta(days=days) for days in (-1, 1))
     book = TokenBook(
@@ -69,8 +69,8 @@ def scoped_house(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
         )
     )
     monkeypatch.setattr("tests.gateway.conftest.token_book", lambda: Changing(book))
-    house: House = request.getfixturevalue("house")
-    return house
+    rig: Rig = request.getfixturevalue("rig")
+    return rig
 
 
 def cells() -> list[tuple[str, str]]:
@@ -78,12 +78,12 @@ def cells() -> list[tuple[str, str]]:
     return [tuple(key.split(" ", 1)) for key in ACCESS]  # type: ignore[misc]
 
 
-def ask(house: House, method: str, path: str, name: str) -> int:
+def ask(rig: Rig, method: str, path: str, name: str) -> int:
     address = path.format(run=RUN, uuid=uuid4())
     params = {"of": [RUN, f"{RUN}:main"]} if path.endswith("/compare") else {}
     if method != "WEBSOCKET":
-        return house.web.request(method, address, headers=bearer(name), params=params).status_code
-    with house.web.websocket_connect(address, headers={"Host": HOST}) as web:
+        return rig.web.request(method, address, headers=bearer(name), params=params).status_code
+    with rig.web.websocket_connect(address, headers={"Host": HOST}) as web:
         web.send_text(json.dumps({"token": f"secret-of-{name}"}))
         try:
             return 200 if web.receive_json() else 0
@@ -92,7 +92,7 @@ def ask(house: House, method: str, path: str, name: str) -> int:
 
 
 @pytest.mark.parametrize(("method", "path"), cells())
-def test_every_route_by_every_sort_of_token(scoped_house: House, method: str, path: str) -> None:
+def test_every_route_by_every_sort_of_token(scoped_house: Rig, method: str, path: str) -> None:
     seen = {name: ask(scoped_house, method, path, name) for name in ("here", "elsewhere", "both", "expired", "lasting")}
     # A command that does not exist, and a body that is missing, are found out after the token and the run.
     found = (
@@ -116,7 +116,7 @@ def last_words(web: Any) -> WebSocketDisconnect:
     raise AssertionError("the stream goes on")
 
 
-def test_what_is_out_of_scope_is_as_if_it_were_not_there(scoped_house: House) -> None:
+def test_what_is_out_of_scope_is_as_if_it_were_not_there(scoped_house: Rig) -> None:
     absent = scoped_house.web.get(f"{API}/runs/no-such-run", headers=bearer("both"))
     hidden = scoped_house.web.get(f"{API}/runs/{RUN}", headers=bearer("elsewhere"))
     assert absent.status_code == hidden.status_code == 404
@@ -125,7 +125,7 @@ def test_what_is_out_of_scope_is_as_if_it_were_not_there(scoped_house: House) ->
     assert [run["run"] for run in scoped_house.web.get(f"{API}/runs", headers=bearer("here")).json()["runs"]] == [RUN]
 
 
-def test_command_is_held_to_the_scope_of_its_token(scoped_house: House) -> None:
+def test_command_is_held_to_the_scope_of_its_token(scoped_house: Rig) -> None:
     body = {"intent": {"kind": "save_checkpoint"}}
     assert scoped_house.web.post(f"{API}/runs/{RUN}/commands", headers=bearer("here"), json=body).status_code == 202
     elsewhere = scoped_house.web.post(f"{API}/runs/{RUN}/commands", headers=bearer("elsewhere"), json=body)
@@ -135,7 +135,7 @@ def test_command_is_held_to_the_scope_of_its_token(scoped_house: House) -> None:
     assert (taken.status_code, f"no run '{OTHER}'" in taken.json()["detail"]) == (404, True)
 
 
-def test_stream_ends_when_its_token_is_revoked(scoped_house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_stream_ends_when_its_token_is_revoked(scoped_house: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stream, "PROGRESS_PERIOD_S", 0.2)
     with scoped_house.web.websocket_connect(f"{API}/runs/{RUN}/stream", headers={"Host": HOST}) as web:
         web.send_text(json.dumps({"token": "secret-of-here"}))

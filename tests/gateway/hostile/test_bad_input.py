@@ -11,7 +11,7 @@ from control_plane.core.model.errors import Unavailable
 from control_plane.core.rules.admission import MAX_PENDING_COMMANDS
 from control_plane.gateway.app import MAX_BODY_BYTES
 from tests.core import examples
-from tests.gateway.conftest import House
+from tests.gateway.conftest import Rig
 from tests.gateway.rig import API, RUN, DeadHandle, bearer
 
 COMMANDS = f"/runs/{RUN}/commands"
@@ -103,25 +103,25 @@ def problem_in(answer: Any, status: int, slug: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("body", "where", "what"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
-def test_bad_body_is_answered_with_where_and_what(house: House, body: str | bytes, where: str, what: str) -> None:
-    seq = house.get(f"/runs/{RUN}").json()["seq"]
-    answer = house.post(COMMANDS, content=body, headers={"Content-Type": "application/json"})
+def test_bad_body_is_answered_with_where_and_what(rig: Rig, body: str | bytes, where: str, what: str) -> None:
+    seq = rig.get(f"/runs/{RUN}").json()["seq"]
+    answer = rig.post(COMMANDS, content=body, headers={"Content-Type": "application/json"})
     problem = problem_in(answer, 422, "invalid")
     first = problem["errors"][0]
     assert (first["where"], what in first["what"]) == (where, True), first
     assert what in problem["detail"]
-    assert house.get(f"/runs/{RUN}").json()["seq"] == seq
+    assert rig.get(f"/runs/{RUN}").json()["seq"] == seq
 
 
-def test_body_that_is_wrong_in_many_ways_gets_a_short_answer(house: House) -> None:
+def test_body_that_is_wrong_in_many_ways_gets_a_short_answer(rig: Rig) -> None:
     members = {f"m{number}" * 100: CANARY for number in range(500)}
-    answer = house.post(COMMANDS, json=members)
+    answer = rig.post(COMMANDS, json=members)
     assert "and 491 more" in problem_in(answer, 422, "invalid")["detail"]
     assert len(answer.content) < 20_000
 
 
-def test_body_of_another_type_is_asked_for_as_json(house: House) -> None:
-    answer = house.post(COMMANDS, content="intent=pause", headers={"Content-Type": "text/plain"})
+def test_body_of_another_type_is_asked_for_as_json(rig: Rig) -> None:
+    answer = rig.post(COMMANDS, content="intent=pause", headers={"Content-Type": "text/plain"})
     assert "Content-Type: application/json" in problem_in(answer, 422, "invalid")["detail"]
 
 
@@ -150,73 +150,73 @@ BAD_REQUESTS = {
 
 
 @pytest.mark.parametrize(("method", "path", "status", "slug"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
-def test_bad_request_is_answered_with_a_problem(house: House, method: str, path: str, status: int, slug: str) -> None:
-    problem_in(house.web.request(method, API + path, headers=bearer()), status, slug)
+def test_bad_request_is_answered_with_a_problem(rig: Rig, method: str, path: str, status: int, slug: str) -> None:
+    problem_in(rig.web.request(method, API + path, headers=bearer()), status, slug)
 
 
 @pytest.mark.parametrize("length", ["9" * 5_000, "9" * 20, "-1", "x", "", "\u00b2"])
 @pytest.mark.parametrize("role", [None, "operator"])
-def test_length_that_is_no_number_or_a_huge_one_is_too_large(house: House, role: Any, length: str) -> None:
+def test_length_that_is_no_number_or_a_huge_one_is_too_large(rig: Rig, role: Any, length: str) -> None:
     said = {"Content-Length": length.encode("latin-1"), "Transfer-Encoding": "chunked"}
-    answer = house.web.post(API + COMMANDS, headers=(bearer(role) if role else {}) | said, content=b"{}")
+    answer = rig.web.post(API + COMMANDS, headers=(bearer(role) if role else {}) | said, content=b"{}")
     problem_in(answer, 413 if role else 401, "too-large" if role else "not-allowed")
 
 
-def test_link_among_the_logs_is_not_followed(house: House) -> None:
-    logs = house.runs.files(RUN).logs
+def test_link_among_the_logs_is_not_followed(rig: Rig) -> None:
+    logs = rig.runs.files(RUN).logs
     logs.mkdir()
     (logs.parent / "secret").write_text(CANARY)
     (logs / "driver.log").symlink_to(logs.parent / "secret")
-    problem_in(house.get(f"/runs/{RUN}/logs"), 404, "not-found")
+    problem_in(rig.get(f"/runs/{RUN}/logs"), 404, "not-found")
 
 
-def test_uuids_that_differ_are_refused(house: House) -> None:
+def test_uuids_that_differ_are_refused(rig: Rig) -> None:
     body = {"intent": {"kind": "pause"}, "uuid": str(uuid4())}
-    answer = house.post(COMMANDS, json=body, headers={"Idempotency-Key": str(uuid4())})
+    answer = rig.post(COMMANDS, json=body, headers={"Idempotency-Key": str(uuid4())})
     assert "differ" in problem_in(answer, 422, "invalid")["detail"]
 
 
-def test_idempotency_key_that_is_no_uuid_is_refused(house: House) -> None:
-    answer = house.post(COMMANDS, json={"intent": {"kind": "pause"}}, headers={"Idempotency-Key": CANARY})
+def test_idempotency_key_that_is_no_uuid_is_refused(rig: Rig) -> None:
+    answer = rig.post(COMMANDS, json={"intent": {"kind": "pause"}}, headers={"Idempotency-Key": CANARY})
     assert "UUID" in problem_in(answer, 422, "invalid")["detail"]
 
 
-def test_command_that_the_run_refuses_says_why(house: House) -> None:
-    answer = house.post(COMMANDS, json={"intent": {"kind": "resume"}})
+def test_command_that_the_run_refuses_says_why(rig: Rig) -> None:
+    answer = rig.post(COMMANDS, json={"intent": {"kind": "resume"}})
     assert "is not paused" in problem_in(answer, 409, "conflict")["detail"]
     unknown = {"kind": "set_learning_rate", "value": 1e-4, "group": 7}
-    answer = house.post(COMMANDS, json={"intent": unknown})
+    answer = rig.post(COMMANDS, json={"intent": unknown})
     assert problem_in(answer, 404, "not-found")["groups"] == ["decay", "no_decay"]
 
 
-def test_text_that_a_terminal_would_obey_is_refused_with_a_sentence(house: House) -> None:
+def test_text_that_a_terminal_would_obey_is_refused_with_a_sentence(rig: Rig) -> None:
     """The least trusted role may send it: nobody's terminal and nobody's page shall be its."""
     for reason in ("\x1b]0;owned\x07", "\u202egnorw", "first\nforged", "\x9b2J"):
         body = {"intent": {"kind": "save_checkpoint"}, "reason": reason}
-        said = problem_in(house.post(COMMANDS, "agent", json=body), 422, "invalid")["detail"]
+        said = problem_in(rig.post(COMMANDS, "agent", json=body), 422, "invalid")["detail"]
         assert said.startswith("the reason holds U+")
         assert said.isprintable()
 
 
-def test_queue_that_is_full_says_when_to_come_back(house: House) -> None:
+def test_queue_that_is_full_says_when_to_come_back(rig: Rig) -> None:
     for number in range(MAX_PENDING_COMMANDS):
         one_of_two = examples.command(number).model_copy(update={"author": f"author {number % 2}"})
-        house.call(house.server.submit, one_of_two)
-    answer = house.post(COMMANDS, json={"intent": {"kind": "evaluate"}})
+        rig.call(rig.server.submit, one_of_two)
+    answer = rig.post(COMMANDS, json={"intent": {"kind": "evaluate"}})
     assert problem_in(answer, 429, "overloaded")["limit"] == MAX_PENDING_COMMANDS
     assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_control_server_that_is_away_is_unavailable(house: House) -> None:
-    house.runs.handles["run-2"] = DeadHandle(Unavailable("the control server restarts"))  # type: ignore[assignment]
-    answer = house.get("/runs/run-2")
+def test_control_server_that_is_away_is_unavailable(rig: Rig) -> None:
+    rig.runs.handles["run-2"] = DeadHandle(Unavailable("the control server restarts"))  # type: ignore[assignment]
+    answer = rig.get("/runs/run-2")
     assert problem_in(answer, 503, "unavailable")["detail"] == "the control server restarts"
     assert int(answer.headers["Retry-After"]) > 0
 
 
-def test_failure_that_nobody_foresaw_shows_nothing_of_itself(house: House, caplog: pytest.LogCaptureFixture) -> None:
-    house.runs.handles["run-2"] = DeadHandle(ZeroDivisionError(CANARY))  # type: ignore[assignment]
-    problem_in(house.get("/runs/run-2"), 500, "error")
+def test_failure_that_nobody_foresaw_shows_nothing_of_itself(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.runs.handles["run-2"] = DeadHandle(ZeroDivisionError(CANARY))  # type: ignore[assignment]
+    problem_in(rig.get("/runs/run-2"), 500, "error")
     assert "ZeroDivisionError" in caplog.text
 
 
@@ -226,20 +226,20 @@ def oversize() -> Iterator[bytes]:
     yield b" "
 
 
-def test_body_of_the_greatest_size_is_read(house: House) -> None:
+def test_body_of_the_greatest_size_is_read(rig: Rig) -> None:
     body = json.dumps({"intent": {"kind": "pause"}}).ljust(MAX_BODY_BYTES)
-    assert house.post(COMMANDS, content=body, headers={"Content-Type": "application/json"}).status_code == 202
+    assert rig.post(COMMANDS, content=body, headers={"Content-Type": "application/json"}).status_code == 202
 
 
 @pytest.mark.parametrize("streamed", [False, True])
-def test_body_that_is_too_large_is_refused(house: House, streamed: bool) -> None:
+def test_body_that_is_too_large_is_refused(rig: Rig, streamed: bool) -> None:
     content = oversize() if streamed else b"".join(oversize())
-    answer = house.post(COMMANDS, content=content, headers={"Content-Type": "application/json"})
+    answer = rig.post(COMMANDS, content=content, headers={"Content-Type": "application/json"})
     assert problem_in(answer, 413, "too-large")["limit"] == MAX_BODY_BYTES
 
 
-def test_body_size_that_is_a_lie_is_refused(house: House) -> None:
-    answer = house.post(COMMANDS, content=b"", headers={"Content-Length": "99999999999"})
+def test_body_size_that_is_a_lie_is_refused(rig: Rig) -> None:
+    answer = rig.post(COMMANDS, content=b"", headers={"Content-Length": "99999999999"})
     problem_in(answer, 413, "too-large")
 
 
@@ -255,8 +255,8 @@ HOSTS = {
 
 
 @pytest.mark.parametrize(("host", "status"), HOSTS.values(), ids=HOSTS.keys())
-def test_host_must_be_one_of_ours(house: House, host: str, status: int) -> None:
-    answer = house.web.get(f"{API}/runs", headers=bearer() | {"Host": host})
+def test_host_must_be_one_of_ours(rig: Rig, host: str, status: int) -> None:
+    answer = rig.web.get(f"{API}/runs", headers=bearer() | {"Host": host})
     assert answer.status_code == status
     if status != 200:
         problem_in(answer, status, "wrong-host")

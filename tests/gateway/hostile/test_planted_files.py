@@ -22,7 +22,7 @@ from control_plane.storage.layout import IMPORTED, RunFiles
 from control_plane.storage.metrics import MetricsStore
 from control_plane.storage.ownership import signed_config, whence
 from control_plane.storage.regular import open_regular, read_regular
-from tests.gateway.conftest import House
+from tests.gateway.conftest import Rig
 from tests.gateway.hostile.test_bad_input import problem_in
 from tests.gateway.rig import RUN
 
@@ -94,15 +94,15 @@ def secret(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("plant", PLANTED)
-def test_log_that_is_no_file_of_its_own_is_no_log(house: House, secret: Path, plant: Callable[..., None]) -> None:
-    logs = house.runs.files(RUN).logs
+def test_log_that_is_no_file_of_its_own_is_no_log(rig: Rig, secret: Path, plant: Callable[..., None]) -> None:
+    logs = rig.runs.files(RUN).logs
     logs.mkdir()
     (logs / "driver.log").write_text("the driver's\n")
     plant(logs / "evil.log", secret)
-    told = soon(lambda: house.get(f"/runs/{RUN}/logs?source=evil"))
+    told = soon(lambda: rig.get(f"/runs/{RUN}/logs?source=evil"))
     assert CANARY not in told.text
     assert problem_in(told, 404, "not-found")["sources"] == ["driver"]
-    assert house.get(f"/runs/{RUN}/logs").json()["text"] == "the driver's\n"
+    assert rig.get(f"/runs/{RUN}/logs").json()["text"] == "the driver's\n"
 
 
 @pytest.mark.parametrize("plant", PLANTED)
@@ -116,23 +116,23 @@ def test_log_that_is_exchanged_after_it_was_listed_is_refused(
     assert isinstance(soon(lambda: read_log_tail(files, "evil", 10)), NotFound if plant is folder else Damaged)
 
 
-def test_folder_of_logs_that_leads_elsewhere_is_not_followed(house: House, tmp_path: Path) -> None:
+def test_folder_of_logs_that_leads_elsewhere_is_not_followed(rig: Rig, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     (elsewhere / "driver.log").write_text(CANARY)
-    house.runs.files(RUN).logs.symlink_to(elsewhere)
-    problem_in(house.get(f"/runs/{RUN}/logs"), 404, "not-found")
+    rig.runs.files(RUN).logs.symlink_to(elsewhere)
+    problem_in(rig.get(f"/runs/{RUN}/logs"), 404, "not-found")
 
 
-def test_many_who_ask_for_a_pipe_keep_nobody_waiting(house: House) -> None:
-    logs = house.runs.files(RUN).logs
+def test_many_who_ask_for_a_pipe_keep_nobody_waiting(rig: Rig) -> None:
+    logs = rig.runs.files(RUN).logs
     logs.mkdir()
     os.mkfifo(logs / "evil.log")
     (logs / "driver.log").write_text("the driver's\n")
     begun = time.monotonic()
     for _ in range(40):  # more than there are threads for reading files
-        assert soon(lambda: house.get(f"/runs/{RUN}/logs?source=evil")).status_code == 404
-    assert house.get(f"/runs/{RUN}/logs").status_code == 200
+        assert soon(lambda: rig.get(f"/runs/{RUN}/logs?source=evil")).status_code == 404
+    assert rig.get(f"/runs/{RUN}/logs").status_code == 200
     assert time.monotonic() - begun < 3 * MAX_S
 
 

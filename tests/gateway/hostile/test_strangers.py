@@ -19,7 +19,7 @@ from control_plane.gateway.admission import AdmissionControl
 from control_plane.gateway.app import create_app
 from control_plane.gateway.proxy import ProxyAdmission
 from tests.gateway.access.test_admission import SMALL, answered, posted
-from tests.gateway.conftest import House
+from tests.gateway.conftest import Rig
 from tests.gateway.hostile.test_slow_clients import scope
 from tests.gateway.rig import API, HOST, RUN, TOKENS, Runs, live_gateway, token_book
 
@@ -60,8 +60,8 @@ def test_body_of_a_stranger_is_not_waited_for(
     assert status == 401
 
 
-def test_question_that_says_it_has_no_body_is_answered(house: House) -> None:
-    assert house.web.get(f"{API}/health", headers={"Content-Length": "0"}).status_code == 200
+def test_question_that_says_it_has_no_body_is_answered(rig: Rig) -> None:
+    assert rig.web.get(f"{API}/health", headers={"Content-Length": "0"}).status_code == 200
 
 
 def test_streams_of_strangers_are_few_and_their_places_are_given_back(
@@ -138,26 +138,26 @@ def test_streams_of_strangers_are_few_at_the_proxy_too(tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("path", ["/health", "/runs", "/openapi.json", f"/runs/{RUN}/logs", "/nothing"])
-def test_no_answer_is_guessed_at(house: House, path: str) -> None:
-    for answer in (house.get(path), house.web.get(API + path), house.web.delete(API + path)):
+def test_no_answer_is_guessed_at(rig: Rig, path: str) -> None:
+    for answer in (rig.get(path), rig.web.get(API + path), rig.web.delete(API + path)):
         assert answer.headers.get_list("x-content-type-options") == ["nosniff"]
-    wrong_host = house.web.get(API + path, headers={"Host": "evil.example"})
+    wrong_host = rig.web.get(API + path, headers={"Host": "evil.example"})
     assert (wrong_host.status_code, wrong_host.headers["x-content-type-options"]) == (421, "nosniff")
 
 
-def test_failure_that_nobody_foresaw_is_not_guessed_at(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_failure_that_nobody_foresaw_is_not_guessed_at(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fail(*_: Any) -> None:
         raise RuntimeError
 
     monkeypatch.setattr(front, "_take_body", fail)
-    answer = house.get("/runs")
+    answer = rig.get("/runs")
     assert (answer.status_code, answer.headers["x-content-type-options"]) == (500, "nosniff")
 
 
-def test_openapi_is_built_before_anybody_asks(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openapi_is_built_before_anybody_asks(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     def build(app: FastAPI) -> dict[str, Any]:
         raise AssertionError("it is built inside the event loop")
 
     monkeypatch.setattr(FastAPI, "openapi", build)
     front._description.cache_clear()
-    assert house.get("/openapi.json").json()["info"]["title"] == "Steerway"
+    assert rig.get("/openapi.json").json()["info"]["title"] == "Steerway"

@@ -12,27 +12,27 @@ from control_plane.core.model.records import Death
 from control_plane.core.rules.crash_loop import KILLED
 from control_plane.server.control_server import ControlServer
 from ray_jobs.driver.back_off import StartCancelled, wait_for
-from tests.server.rig import House, command, start
+from tests.server.rig import Rig, command, start
 from tests.server.virtual_time import now_s, run
 
 
 @pytest.fixture
-def house(tmp_path: Path) -> House:
-    return House(tmp_path)
+def rig(tmp_path: Path) -> Rig:
+    return Rig(tmp_path)
 
 
-async def failing(house: House, failures: int) -> ControlServer:
+async def failing(rig: Rig, failures: int) -> ControlServer:
     """A run whose trainers have failed so often, each time for another reason."""
-    server = house.serve()
+    server = rig.serve()
     for number in range(1, failures + 1):
         await server.start_generation(start(number))
         await server.fail_generation(number, (Death(rank=0, reason="a fault", signature=f"{KILLED} {number}"),))
     return server
 
 
-def test_start_waits_for_as_long_as_it_has_to_and_says_so(house: House, caplog: pytest.LogCaptureFixture) -> None:
+def test_start_waits_for_as_long_as_it_has_to_and_says_so(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
     async def story() -> None:
-        server = await failing(house, 5)
+        server = await failing(rig, 5)
         restarting = (await server.snapshot()).restarting
         assert restarting is not None
         assert (restarting.failures, restarting.wait_s, restarting.alert) == (5, 8.0, True)
@@ -45,21 +45,21 @@ def test_start_waits_for_as_long_as_it_has_to_and_says_so(house: House, caplog: 
     run(story())
 
 
-def test_wait_goes_on_where_it_was_when_the_control_server_is_another(house: House) -> None:
+def test_wait_goes_on_where_it_was_when_the_control_server_is_another(rig: Rig) -> None:
     async def story() -> None:
-        await failing(house, 5)
+        await failing(rig, 5)
         await asyncio.sleep(3.0)
         begun_s = now_s()
-        await wait_for(house.serve())
+        await wait_for(rig.serve())
         assert now_s() - begun_s == pytest.approx(5.0, abs=0.01)
 
     run(story())
 
 
 @pytest.mark.parametrize("failures", [1, 2])
-def test_first_start_waits_for_nothing_and_the_second_for_a_second(house: House, failures: int) -> None:
+def test_first_start_waits_for_nothing_and_the_second_for_a_second(rig: Rig, failures: int) -> None:
     async def story() -> None:
-        server = await failing(house, failures)
+        server = await failing(rig, failures)
         begun_s = now_s()
         await wait_for(server)
         assert now_s() - begun_s == pytest.approx(failures - 1.0)
@@ -67,9 +67,9 @@ def test_first_start_waits_for_nothing_and_the_second_for_a_second(house: House,
     run(story())
 
 
-def test_stop_ends_a_run_that_waits_at_once(house: House) -> None:
+def test_stop_ends_a_run_that_waits_at_once(rig: Rig) -> None:
     async def story() -> None:
-        server = await failing(house, 9)
+        server = await failing(rig, 9)
         begun_s = now_s()
         waiting = asyncio.create_task(wait_for(server))
         await asyncio.sleep(10.0)
@@ -83,9 +83,9 @@ def test_stop_ends_a_run_that_waits_at_once(house: House) -> None:
     run(story())
 
 
-def test_stop_that_was_sent_before_the_failure_is_not_waited_for_either(house: House) -> None:
+def test_stop_that_was_sent_before_the_failure_is_not_waited_for_either(rig: Rig) -> None:
     async def story() -> None:
-        server = await failing(house, 3)
+        server = await failing(rig, 3)
         await server.start_generation(start(4))
         await server.submit(command(1, Stop()))
         await server.fail_generation(4, (Death(rank=0, reason="a fault", signature=KILLED),))
@@ -95,9 +95,9 @@ def test_stop_that_was_sent_before_the_failure_is_not_waited_for_either(house: H
     run(story())
 
 
-def test_failed_run_tells_its_attempts_and_one_that_trains_tells_none(house: House) -> None:
+def test_failed_run_tells_its_attempts_and_one_that_trains_tells_none(rig: Rig) -> None:
     async def story() -> None:
-        server = await failing(house, 3)
+        server = await failing(rig, 3)
         assert [each.generation for each in (await server.snapshot()).attempts] == [1, 2, 3]
         await server.start_generation(start(4))
         assert (await server.snapshot()).attempts == ()
@@ -114,14 +114,14 @@ def test_failed_run_tells_its_attempts_and_one_that_trains_tells_none(house: Hou
 
 def test_run_that_may_fail_for_so_long_only_is_given_up(tmp_path: Path) -> None:
     async def story() -> None:
-        house = House(tmp_path, give_up_after_s=20.0)
-        server = await failing(house, 2)
+        rig = Rig(tmp_path, give_up_after_s=20.0)
+        server = await failing(rig, 2)
         await asyncio.sleep(19.0)
         await server.start_generation(start(3))
         await server.fail_generation(3, (Death(rank=0, reason="a fault", signature="1"),))
         assert (await server.snapshot()).status == "recovering"
         await asyncio.sleep(2.0)
-        server = house.serve()
+        server = rig.serve()
         await server.start_generation(start(4))
         await server.fail_generation(4, (Death(rank=0, reason="a fault", signature="2"),))
         assert "failed 4 times in 21 s (recovery.give_up_after_s: 20)" in str((await server.snapshot()).reason)
