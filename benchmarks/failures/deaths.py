@@ -21,8 +21,8 @@ from typing import Any
 
 from benchmarks.catalogue import Say
 from benchmarks.failures.deaths_ranks import RANKS
+from benchmarks.harness.ports import free_port
 from benchmarks.harness.quantiles import midpoint
-from benchmarks.harness.ranks import free_port
 from benchmarks.harness.result import Bound, Result, Table
 from benchmarks.recovery.faults import TOLD, Fault, strike
 from control_plane.core.model.errors import SteerwayError

@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.gpu.catalogue import STAGE_BOXES, StageBox
+from benchmarks.harness.ports import free_port
 
 EXIT_HUNG = 75
 """`ray_jobs.monitor.watchdog.EXIT_HUNG`, named here so that the launcher imports nothing of the training side."""
@@ -73,7 +73,7 @@ class GpuCheck:
         folder.mkdir(parents=True)
         names = [stage.name for stage in stages]
         (folder / "spec.json").write_text(json.dumps({"stages": names, "rehearse": self.rehearse}))
-        port = _free_port()
+        port = free_port()
         ranks = [self._start(rank, port, folder) for rank in range(self.world_size)]
         try:
             reason = self._wait(folder, "ready", ranks, START_BOX_S)
@@ -174,9 +174,3 @@ def _read(path: Path) -> Line | None:
 def _log_end(folder: Path, rank: int) -> str:
     lines = (folder / f"rank-{rank}.log").read_text(errors="replace").strip().splitlines()
     return " | ".join(line.strip() for line in lines[-LOG_LINES:])[-600:] or "its log is empty"
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

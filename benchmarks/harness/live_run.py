@@ -6,9 +6,7 @@ two CPU ranks, submitted as a user's own script.
 
 import json
 import random
-import secrets
 import shutil
-import socket
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
@@ -17,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.catalogue import Say
+from benchmarks.harness.ports import free_ports
 from benchmarks.live.latency_evidence import Page, Sent
 from cluster import local
 from control_plane import config_text
@@ -46,15 +45,12 @@ SETTLE_WAIT_S = 60.0
 END_WAIT_S = 120.0
 LOOK_EVERY_S = 0.5
 
-PORT_RANGE = (21_000, 32_000)
-"""Below the ports that Linux hands to outgoing connections."""
-
 
 @contextmanager
 def own_cluster(say: Say) -> Iterator[Settings]:
     """Start a cluster with a home and ports of its own; end it and remove its home afterwards."""
     home = Path(tempfile.mkdtemp(prefix="steerway-bench-"))
-    ports = dict(zip(("gateway_port", "console_port", "ray_port", "dashboard_port"), _free_ports(4), strict=True))
+    ports = dict(zip(("gateway_port", "console_port", "ray_port", "dashboard_port"), free_ports(4), strict=True))
     where = Settings.model_validate({"home": home} | ports)
     try:
         local.up(where, lambda line: say(f"cluster: {line}"))
@@ -62,18 +58,6 @@ def own_cluster(say: Say) -> Iterator[Settings]:
     finally:
         local.down(where)
         shutil.rmtree(home, ignore_errors=True)
-
-
-def _free_ports(count: int) -> list[int]:
-    """Return free ports; random ones, so that two clusters that start at once rarely choose the same."""
-    first, last = PORT_RANGE
-    ports: list[int] = []
-    while len(ports) < count:
-        port = first + secrets.randbelow(last - first)
-        with socket.socket() as probe:
-            if port not in ports and probe.connect_ex(("127.0.0.1", port)) != 0:
-                ports.append(port)
-    return ports
 
 
 def start(where: Settings, shape: str, folder: Path, sections: Mapping[str, Any] | None = None) -> str:

@@ -8,13 +8,13 @@ The function gets `(rank, spec)` and returns JSON; the results are returned in r
 import importlib
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.harness.ports import free_port
 from control_plane.core.model.errors import SteerwayError
 
 POLL_S = 0.1
@@ -72,12 +72,6 @@ def _refuse_failure(ranks: "list[subprocess.Popen[bytes]]", folder: Path) -> Non
             raise SteerwayError(
                 f"rank {rank} ended with exit code {process.returncode}; its log ends:\n{log[-LOG_CHARS_SHOWN:]}"
             )
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def main(folder: Path) -> None:
