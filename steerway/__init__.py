@@ -8,9 +8,9 @@ Names are imported when they are first used: `Client` needs no torch.
 """
 
 import importlib
-from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from control_plane.api.versions import release
 from control_plane.core.model import errors
 
 if TYPE_CHECKING:
@@ -27,10 +27,7 @@ _HOMES = {
     "make_interactive": ("ray_jobs.hf.trainer", "make_interactive"),
 }
 
-try:
-    __version__ = version("steerway")
-except PackageNotFoundError:  # a source tree that is not installed
-    __version__ = "0+unknown"
+__version__ = release(not_installed="0+unknown")
 
 
 def __getattr__(name: str) -> object:

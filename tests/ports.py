@@ -4,27 +4,14 @@ Whoever starts a cluster chooses its ports long before they are listened on. Tes
 connections all the while; none of them gets a cluster's port.
 """
 
-import random
 import socket
 
-FIRST, LAST = 20_000, 31_999
-"""Linux gives 32768 and more to outgoing connections; Ray's workers take 10002 to 19999 unless they are told."""
+from benchmarks.harness.ports import PORT_RANGE, free_ports
 
-_chance = random.SystemRandom()  # a test that seeds `random` would choose what the one beside it has chosen
+__all__ = ["FIRST", "LAST", "free_port", "free_ports"]
 
-
-def free_ports(count: int) -> list[int]:
-    """Ports for a cluster that nobody uses at this moment."""
-    found: list[int] = []
-    while len(found) < count:
-        port = _chance.randint(FIRST, LAST)
-        with socket.socket() as probe:
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        found += [port] if port not in found else []
-    return found
+FIRST, LAST = PORT_RANGE
+"""Ray's workers take 10002 to 19999 unless they are told otherwise."""
 
 
 def free_port() -> int:

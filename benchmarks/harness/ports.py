@@ -1,4 +1,4 @@
-"""Free ports for ranks and clusters of benchmarks."""
+"""Free ports for ranks and clusters of benchmarks and tests."""
 
 import secrets
 import socket
@@ -14,8 +14,11 @@ def free_ports(count: int) -> list[int]:
     while len(ports) < count:
         port = first + secrets.randbelow(last - first)
         with socket.socket() as probe:
-            if port not in ports and probe.connect_ex(("127.0.0.1", port)) != 0:
-                ports.append(port)
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        ports += [port] if port not in ports else []
     return ports
 
 

@@ -32,7 +32,7 @@ from control_plane.core.model.commands import MAX_FACTOR, MAX_LEARNING_RATE
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intent_base import LEARNING_RATE, Message
 from control_plane.core.model.intents import INTENT
-from control_plane.core.model.knobs import KIND_LABELS, KnobSpec, is_number, numbers
+from control_plane.core.model.knobs import KIND_LABELS, KnobSpec, finite_numbers, is_number
 from control_plane.core.model.values import MAX_SEED
 
 MAX_NAME_CHARS = 60
@@ -332,9 +332,9 @@ def _beyond(name: str, knob: KnobSeen, grant: KnobGrant, value: Any, factor: flo
 def _spread(knob: KnobSeen, value: Any, count: int) -> list[float]:
     """Repeat a value for each parameter group."""
     if knob.spec.kind != "numbers":
-        return _numbers(value) * count
+        return finite_numbers(value) * count
     whole = knob.value if knob.spec.per_group and isinstance(knob.value, list) else [knob.value]
-    return _numbers(value) * sum(group is not None for group in whole)
+    return finite_numbers(value) * sum(group is not None for group in whole)
 
 
 def _step(name: str, knob: KnobSeen, grant: KnobGrant, was: float, new: float) -> str | None:
@@ -356,11 +356,7 @@ def _step(name: str, knob: KnobSeen, grant: KnobGrant, was: float, new: float) -
 def _moved(knob: KnobSeen) -> list[float]:
     """Return the numbers that a change moves; groups at 0 stay as they are."""
     keeps_zero = knob.spec.per_group and knob.spec.kind == "number"
-    return [number for number in _numbers(knob.value) if number or not keeps_zero]
-
-
-def _numbers(value: object) -> list[float]:
-    return [number for number in numbers(value) if math.isfinite(number)]
+    return [number for number in finite_numbers(knob.value) if number or not keeps_zero]
 
 
 def _shown(value: Any) -> str:

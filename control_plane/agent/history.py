@@ -19,7 +19,7 @@ from uuid import UUID
 from control_plane.agent.policy import AUTOPILOT
 from control_plane.core.model.errors import Conflict
 from control_plane.core.model.intent_base import LEARNING_RATE
-from control_plane.core.model.knobs import is_number
+from control_plane.core.model.knobs import finite_numbers
 from control_plane.core.model.records import (
     CommandAccepted,
     CommandRepeated,
@@ -98,7 +98,7 @@ class SteeringHistory:
                 self._raise_peak(after)
 
     def _raise_peak(self, reading: Mapping[str, Any] | None) -> None:
-        self.peak_lr = max([self.peak_lr, *_finite((reading or {}).get(LEARNING_RATE))])
+        self.peak_lr = max([self.peak_lr, *finite_numbers((reading or {}).get(LEARNING_RATE))])
 
     @property
     def changes(self) -> int:
@@ -167,9 +167,3 @@ def _changes(life: CommandStatus, knob: str) -> bool:
     named = life.command.intent.changed_knobs(life.settled.after if life.settled else None)
     # What a pattern covers is known from the ranks' readback; until then, whatever it matches.
     return knob in named or any(":" in name and fnmatchcase(knob, name) for name in named)
-
-
-def _finite(value: Any) -> list[float]:
-    if isinstance(value, list | tuple):
-        return [number for item in value for number in _finite(item)]
-    return [float(value)] if is_number(value) else []

@@ -12,12 +12,12 @@ two releases that differ here cannot understand each other. 1 is release 0.1, wh
 OLDEST: Mapping[str, int | str] = {"protocol": 1, "release": "0.1"}
 
 
-def release() -> str:
-    """Return the installed release of Steerway."""
+def release(not_installed: str = "unknown") -> str:
+    """Return the installed release of Steerway, or `not_installed` for a source tree."""
     try:
         return version("steerway")
     except PackageNotFoundError:
-        return "unknown"
+        return not_installed
 
 
 def own() -> dict[str, int | str]:

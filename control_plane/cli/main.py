@@ -50,12 +50,9 @@ def _run(
 
 def _version() -> None:
     """Print the installed version."""
-    from importlib.metadata import PackageNotFoundError, version
+    from control_plane.api.versions import release
 
-    try:
-        tell(version("steerway"))
-    except PackageNotFoundError:
-        tell("unknown: Steerway is not installed as a package")
+    tell(release("unknown: Steerway is not installed as a package"))
 
 
 app.command("run", rich_help_panel=TRAIN)(_run)

@@ -9,7 +9,6 @@ import json
 import logging
 from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any, Protocol
 
 from fastapi import Depends, FastAPI, Response
@@ -17,6 +16,7 @@ from starlette.datastructures import MutableHeaders
 
 from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
+from control_plane.api.versions import release
 from control_plane.core.model.errors import SteerwayError
 from control_plane.gateway.admission import AdmissionControl, is_at_most, rejection_of
 from control_plane.gateway.auth import ConnectionLimit, authorize_each
@@ -197,7 +197,7 @@ def _app_with_routes() -> FastAPI:
     app = FastAPI(
         title="Steerway",
         summary="Steer training runs while they train.",
-        version=_version(),
+        version=release(not_installed="0"),
         dependencies=[Depends(authorize_each)],
         generate_unique_id_function=lambda route: route.name,
         openapi_url=None,  # our own route serves it, behind a token like every other
@@ -218,10 +218,3 @@ def _description() -> bytes:
     Building it takes over a second and would block the event loop, so it is built once, before the first request.
     """
     return json.dumps(describe(_app_with_routes())).encode()
-
-
-def _version() -> str:
-    try:
-        return version("steerway")
-    except PackageNotFoundError:
-        return "0"

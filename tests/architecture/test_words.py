@@ -17,7 +17,9 @@ RETIRED: dict[str, str] = {
     r"bites?": "terminate",
     r"nurser(?:y|ies)": "process pool",
     r"ha(?:s|ve) (?:the|a) run go on|ha(?:s|ve) it go on": "resume",
-    r"stands on it": "depends on it",
+    r"go(?:es)? on as": "continue as",
+    r"mended": "fixed",
+    r"stands? on it": "depends on it",
     r"of elsewhere": "of another installation",
     r"turnstile": "admission control",
     r"front door": "request guard",
@@ -85,15 +87,20 @@ def _strings(node: ast.AST) -> Iterator[Text]:
             yield part.lineno, False, part.value
 
 
+def retired_words(text: str) -> Iterator[tuple[str, str]]:
+    """Yield each retired word in a text, with the words that replace it."""
+    for retired, replacement in RETIRED.items():
+        if word := re.search(rf"\b(?:{retired})\b", text, re.IGNORECASE):
+            yield word[0], replacement
+
+
 def violations(source: str) -> list[str]:
     """Return a sentence for each retired word and each riddle in a module's docstrings and messages."""
     reasons = []
     for line, is_docstring, text in texts(source):
         if is_docstring and (riddle := RIDDLE.match(text)):
             reasons.append(f"line {line}: the docstring begins with '{riddle[0]}'")
-        for retired, replacement in RETIRED.items():
-            if word := re.search(rf"\b(?:{retired})\b", text, re.IGNORECASE):
-                reasons.append(f"line {line}: '{word[0]}', say {replacement}")
+        reasons += [f"line {line}: '{word}', say {replacement}" for word, replacement in retired_words(text)]
     return reasons
 
 

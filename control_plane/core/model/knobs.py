@@ -106,3 +106,8 @@ def numbers(value: object) -> list[float]:
     if isinstance(value, list | tuple):
         return [number for one in value for number in numbers(one)]
     return [float(value)] if isinstance(value, float) or is_number(value) else []
+
+
+def finite_numbers(value: object) -> list[float]:
+    """Return the finite numbers of a value, those in nested lists included."""
+    return [number for number in numbers(value) if is_number(number)]

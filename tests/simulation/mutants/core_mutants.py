@@ -1,6 +1,6 @@
 """Planted mutants: worlds with one part that is wrong in a way that somebody might really write."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from copy import deepcopy
 from dataclasses import replace
 from typing import Any
@@ -49,23 +49,31 @@ def altered(
         answer = change_answer(effect, (yield changed) if changed is not None else None)
 
 
+def proposing(
+    replica: Replica, step: int, propose: Callable[[tuple[Command, ...], Sequence[Command]], Iterable[Command]]
+) -> Steps:
+    """The real boundary, with another proposal of rank 0, made from the real one and from what it was offered."""
+    offered: list[Command] = []
+
+    def listen(effect: Effect, answer: Any) -> Any:
+        if isinstance(effect, TakeOffers):
+            offered[:] = answer
+        return answer
+
+    def speak(effect: Effect) -> Effect:
+        return Broadcast(tuple(propose(effect.commands, offered))) if isinstance(effect, Broadcast) else effect
+
+    return altered(replica, step, speak, listen)
+
+
 def careless_propose(keep: Callable[[Replica, Command, int], bool]) -> Callable[[Replica, int], Steps]:
     """Rank 0 proposes whatever it is offered and `keep` lets through."""
 
     def run(replica: Replica, step: int) -> Steps:
-        offered: list[Command] = []
+        def kept(_: tuple[Command, ...], offered: Sequence[Command]) -> list[Command]:
+            return [command for command in offered if keep(replica, command, step)][:MAX_PROPOSED]
 
-        def listen(effect: Effect, answer: Any) -> Any:
-            if isinstance(effect, TakeOffers):
-                offered[:] = answer
-            return answer
-
-        def speak(effect: Effect) -> Effect:
-            if not isinstance(effect, Broadcast):
-                return effect
-            return Broadcast(tuple(command for command in offered if keep(replica, command, step))[:MAX_PROPOSED])
-
-        return altered(replica, step, speak, listen)
+        return proposing(replica, step, kept)
 
     return run
 

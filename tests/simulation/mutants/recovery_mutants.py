@@ -3,7 +3,7 @@
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 
-from control_plane.core.boundary import Broadcast, Effect, Repeat, Replica, Steps, TakeOffers
+from control_plane.core.boundary import Repeat, Replica, Steps
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict
 from control_plane.core.model.records import Entry, GenerationStarted, RunResumed
@@ -11,7 +11,7 @@ from control_plane.core.model.state import RunState, evolve
 from control_plane.core.rules import crash_loop, recovery
 from control_plane.core.rules.branch_rules import ScheduledCommand
 from control_plane.core.rules.recovery import Decided, Replay, ResumePoint, replay_after
-from tests.simulation.mutants.core_mutants import altered
+from tests.simulation.mutants.core_mutants import MAX_PROPOSED, proposing
 from tests.simulation.world.parts import Parts
 from tests.simulation.world.server import Rules
 
@@ -77,21 +77,15 @@ def repeats_what_was_rejected(
 
 def new_before_old(replica: Replica, step: int) -> Steps:
     """New offers are taken although there is history left to repeat."""
-    offered: list[Command] = []
 
-    def listen(effect: Effect, answer: tuple[Command, ...]) -> tuple[Command, ...]:
-        if isinstance(effect, TakeOffers):
-            offered[:] = answer
-        return answer
-
-    def speak(effect: Effect) -> Effect:
-        if not isinstance(effect, Broadcast) or not replica.repeats:
-            return effect
-        known = {*replica.ledger, *(command.uuid for command in effect.commands)}
+    def propose(real: tuple[Command, ...], offered: Sequence[Command]) -> tuple[Command, ...]:
+        if not replica.repeats:
+            return real
+        known = {*replica.ledger, *(command.uuid for command in real)}
         new = [each for each in offered if each.uuid not in known and (each.not_before_step or 0) <= step]
-        return Broadcast((*new, *effect.commands)[:16])
+        return (*new, *real)[:MAX_PROPOSED]
 
-    return altered(replica, step, speak, listen)
+    return proposing(replica, step, propose)
 
 
 class HastyReplica(Replica):

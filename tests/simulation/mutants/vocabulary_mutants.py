@@ -14,7 +14,6 @@ from control_plane.core.boundary import (
     ReadKnobs,
     Replica,
     Steps,
-    TakeOffers,
     boundary,
 )
 from control_plane.core.model.commands import Command, Pause, Resume, SetKnobs, Stop
@@ -24,7 +23,7 @@ from control_plane.core.model.state import RunState, evolve
 from control_plane.core.rules import decisions
 from control_plane.core.rules.branch_rules import ScheduledCommand
 from control_plane.core.rules.recovery import Decided, Replay, replay_after
-from tests.simulation.mutants.core_mutants import altered
+from tests.simulation.mutants.core_mutants import MAX_PROPOSED, altered, proposing
 from tests.simulation.mutants.recovery_mutants import with_fold
 from tests.simulation.world.parts import Parts
 from tests.simulation.world.rank import SimRank
@@ -53,42 +52,28 @@ def a_step_less(command: Command) -> dict[str, Any]:
 
 def proposed_a_step_early(replica: Replica, step: int) -> Steps:
     """Rank 0 counts the step that is to come."""
-    offered: list[Command] = []
 
-    def listen(effect: Effect, answer: Any) -> Any:
-        if isinstance(effect, TakeOffers):
-            offered[:] = answer
-        return answer
-
-    def speak(effect: Effect) -> Effect:
-        if not isinstance(effect, Broadcast) or replica.repeats:
-            return effect
+    def propose(real: tuple[Command, ...], offered: Sequence[Command]) -> tuple[Command, ...]:
+        if replica.repeats:
+            return real
         early = [
             each
             for each in offered
-            if each.not_before_step == step + 1 and each.uuid not in replica.ledger and each not in effect.commands
+            if each.not_before_step == step + 1 and each.uuid not in replica.ledger and each not in real
         ]
-        return Broadcast((*effect.commands, *early)[:16])
+        return (*real, *early)[:MAX_PROPOSED]
 
-    return altered(replica, step, speak, listen)
+    return proposing(replica, step, propose)
 
 
 def target_not_taken_out(replica: Replica, step: int) -> Steps:
     """What is cancelled in a proposal stands in it as well."""
-    offered: list[Command] = []
 
-    def listen(effect: Effect, answer: Any) -> Any:
-        if isinstance(effect, TakeOffers):
-            offered[:] = answer
-        return answer
+    def propose(real: tuple[Command, ...], offered: Sequence[Command]) -> tuple[Command, ...]:
+        targets = {each.intent.command for each in real if isinstance(each.intent, Cancel)}
+        return (*real, *(each for each in offered if each.uuid in targets))
 
-    def speak(effect: Effect) -> Effect:
-        if not isinstance(effect, Broadcast):
-            return effect
-        targets = {each.intent.command for each in effect.commands if isinstance(each.intent, Cancel)}
-        return Broadcast((*effect.commands, *(each for each in offered if each.uuid in targets)))
-
-    return altered(replica, step, speak, listen)
+    return proposing(replica, step, propose)
 
 
 def knobs_not_compared(replica: Replica, step: int) -> Steps:
