@@ -3,6 +3,8 @@
 <home>/runs/<run>/config.yaml      the resolved configuration, written before anything else
                   config.yaml.sig  this installation's signature of the config: see `ownership`
                   secrets.json     the values of its secret environment variables, if it has any
+                  submission.json  who submitted it, and with what: see `api.launching.Submission`
+                  code.zip, code/  the code bundle that it was submitted with, and its unpacked files
                   journal/         one segment per term
                   metrics.sqlite   measurements
                   checkpoints/     one folder per checkpoint; it exists when its manifest does
@@ -63,6 +65,21 @@ class RunFiles:
     def secrets(self) -> Path:
         """The values of the run's secret environment variables; mode 0600. Most runs have none."""
         return self.root / "secrets.json"
+
+    @property
+    def submission(self) -> Path:
+        """The record of who submitted the run; runs of earlier releases have none."""
+        return self.root / "submission.json"
+
+    @property
+    def bundle(self) -> Path:
+        """The code bundle (zip) that the run was submitted with; a script in a shared folder has none."""
+        return self.root / "code.zip"
+
+    @property
+    def code(self) -> Path:
+        """The folder of the unpacked code bundle."""
+        return self.root / "code"
 
     @property
     def origin(self) -> Path:

@@ -1,0 +1,166 @@
+"""Messages that begin, continue and remove runs: bodies and answers of the gateway's launch routes.
+
+A client sends the text of a config and the hash of a code bundle that it has uploaded; only the cluster writes a run's
+folder. Every request has a uuid and is idempotent by it: a repeated one returns the answer of the first.
+"""
+
+from typing import Annotated, Literal, Protocol
+from uuid import UUID, uuid4
+
+from pydantic import Field
+
+from control_plane.config import Role
+from control_plane.core.model.commands import MAX_REASON_CHARS
+from control_plane.core.model.intent_base import Message
+from control_plane.core.model.intents import AdoptCheckpoint, First, Rollback
+from control_plane.core.model.values import RunId
+
+MAX_CONFIG_CHARS = 128 * 1024
+MAX_FILES = 16
+MAX_OVERRIDES = 256
+MAX_FORKS = 32
+"""Runs that one request may start."""
+
+MAX_SECRETS = 64
+MAX_SECRET_CHARS = 16 * 1024
+MAX_PRIORITY = 100
+
+Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+Name = Annotated[str, Field(min_length=1, max_length=128)]
+Text = Annotated[str, Field(max_length=MAX_CONFIG_CHARS)]
+Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, strict=True)]
+Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=MAX_OVERRIDES)]
+Secrets = Annotated[
+    dict[Name, Annotated[str, Field(max_length=MAX_SECRET_CHARS)]], Field(max_length=MAX_SECRETS, repr=False)
+]
+"""Values of secret environment variables by name. They are stored in the run's folder, mode 0600, and nowhere else."""
+
+
+class LaunchOptions(Message):
+    """Options that every request has which hands a job to Ray.
+
+    priority: a run of higher priority starts first.
+    wait_for_nodes: accept a run that needs more than the cluster can have now; it waits in the queue.
+    """
+
+    uuid: UUID = Field(default_factory=uuid4)
+    secrets: Secrets = {}
+    priority: Priority = 0
+    wait_for_nodes: bool = False
+    client: str = Field(default="", max_length=64, description="the client's release of Steerway")
+
+
+class LaunchRequest(LaunchOptions):
+    """Body of `POST /runs`: a config as its author wrote it, and its code.
+
+    config: text of the YAML file; source: its name, for messages.
+    files: texts of other files that the config names (a DeepSpeed JSON file), by the name that it uses.
+    bundle: hash of the uploaded zip; script: the training script's path inside of it, in place of `workload.path`.
+    run: the new run's id; made from the config's name if left out.
+    """
+
+    config: Text
+    source: str = Field(default="config.yaml", max_length=400)
+    files: Annotated[dict[Name, Text], Field(max_length=MAX_FILES)] = {}
+    overrides: Overrides = ()
+    bundle: Sha256 | None = None
+    script: str | None = Field(default=None, max_length=400)
+    run: RunId | None = None
+    env: Annotated[tuple[Name, ...], Field(max_length=MAX_SECRETS)] = ()
+
+
+class ResumeRequest(LaunchOptions):
+    """Body of `POST /runs/{run}/resume`: a new job for a run that has none, from its newest checkpoint.
+
+    back: a rollback, or an adoption with a branch, to begin with; allowed for a finished run, too.
+    trust: accept a run that this installation has not made: load its checkpoints and run its script.
+    """
+
+    back: Annotated[Rollback | AdoptCheckpoint, Field(discriminator="kind")] | None = None
+    reason: str | None = Field(default=None, max_length=MAX_REASON_CHARS)
+    trust: bool = False
+
+
+class ForkRequest(LaunchOptions):
+    """Body of `POST /runs/{run}/fork`: one new run per element of `firsts`, from a checkpoint of the run.
+
+    firsts: the commands that each fork begins with.
+    """
+
+    checkpoint: Name
+    overrides: Overrides = ()
+    firsts: Annotated[tuple[tuple[First, ...], ...], Field(min_length=1, max_length=MAX_FORKS)] = ((),)
+    trust: bool = False
+
+
+class ReplayRequest(LaunchOptions):
+    """Body of `POST /runs/{run}/replay`: a new run that repeats all steps and commands up to `until_step`."""
+
+    until_step: int | None = Field(default=None, ge=1, strict=True)
+    trust: bool = False
+
+
+class LaunchedRun(Message):
+    """One run that was begun or resumed. `job`: the Ray job's submission id; None while the run waits in the queue."""
+
+    run: str
+    job: str | None = None
+    queued_because: str | None = None
+
+
+class Launched(Message):
+    """Answer of the launch routes. `notes`: sentences that the user should see, such as a differing release."""
+
+    runs: tuple[LaunchedRun, ...]
+    parent: str | None = None
+    notes: tuple[str, ...] = ()
+
+
+class Submission(Message):
+    """Record of who submitted a run, and with what: `submission.json` in the run's folder.
+
+    via: `gateway`, or `ray-job` for a run whose job was not submitted by the gateway.
+    uuid: of the request; a repeated request finds the run by it.
+    """
+
+    uuid: UUID
+    owner: str = Field(max_length=200)
+    role: Role
+    submitted_at: str
+    via: Literal["gateway", "ray-job"] = "gateway"
+    priority: int = 0
+    wait_for_nodes: bool = False
+    bundle: Sha256 | None = None
+    client: str = ""
+    gateway: str = ""
+
+
+class Requester(Message):
+    """Owner of the token that a launch request came with, as `ray_jobs.service` receives it."""
+
+    id: str
+    role: Role
+
+
+Verb = Literal["launch", "resume", "fork", "replay"]
+AnyLaunchRequest = LaunchRequest | ResumeRequest | ForkRequest | ReplayRequest
+
+
+class LaunchPort(Protocol):
+    """Starts runs: what the gateway needs of the training side, which it does not import."""
+
+    async def launch(self, request: LaunchRequest, by: Requester) -> Launched:
+        """Make a run's folder and hand its job to Ray or to the queue. Raises `Refused`, `Unavailable`."""
+        ...
+
+    async def resume(self, run: str, request: ResumeRequest, by: Requester) -> Launched:
+        """Hand a new job of an existing run to Ray. Raises `Refused`, `Damaged`, `Unavailable`."""
+        ...
+
+    async def fork(self, run: str, request: ForkRequest, by: Requester) -> Launched:
+        """Start runs from a checkpoint of `run`. Raises `Refused`, `Damaged`, `Unavailable`."""
+        ...
+
+    async def replay(self, run: str, request: ReplayRequest, by: Requester) -> Launched:
+        """Start a run that repeats `run`. Raises `Refused`, `Damaged`, `Unavailable`."""
+        ...
