@@ -25,6 +25,10 @@ MAX_SECRETS = 64
 MAX_SECRET_CHARS = 16 * 1024
 MAX_PRIORITY = 100
 
+LAUNCH_WAIT_S = 180.0
+"""How long a client waits for an answer of a launch route. Checking a config imports Transformers: seconds on an idle
+machine, a minute on a busy one; a checkpoint of a fork is copied meanwhile."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=128)]
 Text = Annotated[str, Field(max_length=MAX_CONFIG_CHARS)]
@@ -114,6 +118,28 @@ class Launched(Message):
     runs: tuple[LaunchedRun, ...]
     parent: str | None = None
     notes: tuple[str, ...] = ()
+
+
+JobStatus = Literal["none", "queued", "pending", "running", "stopped", "succeeded", "failed", "unknown"]
+
+
+class JobView(Message):
+    """Answer of `GET /runs/{run}/job`: the newest Ray job of a run.
+
+    status: `none` if Ray knows no job of this run, `queued` while the run waits for room, `unknown` while Ray does not
+    answer, else the job's status in Ray.
+    message: why it waits, or how it ended, as a sentence.
+    """
+
+    run: str
+    job: str | None = None
+    status: JobStatus = "none"
+    message: str | None = None
+
+    @property
+    def is_alive(self) -> bool:
+        """True while the job executes the run, or will, or may."""
+        return self.status in ("queued", "pending", "running", "unknown")
 
 
 class Submission(Message):

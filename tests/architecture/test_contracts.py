@@ -54,7 +54,7 @@ def test_contracts_hold() -> None:
         ("control_plane/storage/layout.py", "import torch", "Only the actor and the gateway's deployment know Ray"),
         ("ui/charts/layout.py", "from control_plane.actor import remote", "The console imports neither Ray nor torch"),
         ("ray_jobs/steering/appliers.py", "from control_plane.server import views", "Rank code uses the core"),
-        ("control_plane/client.py", "import steerway", "The public face is for users"),
+        ("control_plane/client/connection.py", "import steerway", "The public face is for users"),
         ("ray_jobs/steering/knobs.py", "from ray_jobs.rank import session", "Layers of the training side"),
         ("ray_jobs/process/collectives.py", "import ray", "Inside a training step nothing calls Ray"),
         ("ray_jobs/steering/schedule.py", "import transformers", "Of what runs in a training, only the Hugging Face"),

@@ -20,7 +20,7 @@ import pytest
 from control_plane.actor.remote import RayHandle
 from control_plane.api import versions
 from control_plane.api.messages import RunSummary
-from control_plane.client import _parse
+from control_plane.client.answers import parse
 from control_plane.core.model.errors import Conflict, Damaged, Unavailable
 from control_plane.storage.checkpoint.manifest import Manifest
 from control_plane.storage.journal.segments import seal, unseal
@@ -122,4 +122,4 @@ def test_checkpoint_of_a_later_release_is_refused_by_its_format() -> None:
 
 def test_answer_of_a_later_gateway_is_refused_with_the_question() -> None:
     with pytest.raises(Unavailable, match="do the gateway and this client have the same version"):
-        _parse(RunSummary, {"run": "run-1", "mood": "sunny"})
+        parse(RunSummary, {"run": "run-1", "mood": "sunny"})
