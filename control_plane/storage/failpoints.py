@@ -68,6 +68,10 @@ SITES: Mapping[str, tuple[str, ...]] = {
     "inherited.file": SYNC,
     "export.file": WRITE,
     "export.folder": SYNC,
+    # a code bundle: a piece of its upload, its name when it is whole, a run's own link to it
+    "bundle.piece": WRITE,
+    "bundle.name": ("before_rename", *SYNC),
+    "bundle.kept": ("before_link", *SYNC),
     # the installation's key
     "key.file": ("before_create", *WRITE, "before_link", "before_unlink"),
     "key.folder": SYNC,

@@ -180,10 +180,13 @@ INHERITED, IMPORTED, EXPORTED = of("inherited"), of("import"), of("export")
 BY_KILLS = [*KILL_POINTS]
 """In `tests/server/test_kills.py`."""
 
+OF_CODE = of("bundle")
+"""In `tests/storage/code`."""
+
 
 def test_every_failpoint_is_the_place_of_a_death_in_some_test() -> None:
     carried = {*INHERITED, *IMPORTED, *EXPORTED}
-    assert set(POINTS) == {*SAVING, *REMOVING, *KEY, *CONVERSION, *ONE_BY_ONE, *BY_KILLS} | carried
+    assert set(POINTS) == {*SAVING, *REMOVING, *KEY, *CONVERSION, *ONE_BY_ONE, *BY_KILLS, *OF_CODE} | carried
 
 
 @pytest.fixture

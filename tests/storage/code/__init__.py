@@ -1,0 +1,1 @@
+"""Tests of code bundles: packing, uploads, verification and unpacking."""
