@@ -20,23 +20,25 @@ import ray
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
+from control_plane.actor.cluster_state import ClusterReader, ClusterState
 from control_plane.actor.control_actor import retire
 from control_plane.actor.remote import RayHandle
 from control_plane.core.model.commands import Command
-from control_plane.core.model.errors import Refused, SteerwayError
+from control_plane.core.model.errors import Refused, SteerwayError, Unavailable
 from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import Ending
 from control_plane.core.model.redaction import Redaction
 from control_plane.core.model.state import fold
 from control_plane.core.rules.branch_rules import go_on_with
+from control_plane.core.rules.capacity import ACCELERATOR, Demand, spread_that_is_not_had
 from control_plane.storage.journal import writer
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
-from ray_jobs.config import run_config
+from ray_jobs.config.demand import demand_of, uses_gpus
 from ray_jobs.config.environment import first_variables
 from ray_jobs.config.own_config import own_config
+from ray_jobs.config.run_config import RunConfig as RunSettings
 from ray_jobs.driver.back_off import StartCancelled
-from ray_jobs.driver.devices import declares_gpus, known_nodes, node_groups
 from ray_jobs.driver.failure_reporter import FailureReporter, FastShutdown
 from ray_jobs.driver.ray_internals import without_datasets
 from ray_jobs.driver.start_queue import queued_start
@@ -105,11 +107,11 @@ async def _open(handle: RayHandle, resumed_by: str | None, back: Command | None)
         raise
 
 
-def _needed(settings: run_config.RunConfig) -> dict[str, float]:
+def _needed(settings: RunSettings) -> dict[str, float]:
     """Return the resources of the smallest number of ranks that may start."""
-    least = settings.scaling.bounds[0]
-    gpus = {"GPU": float(least)} if use_gpu(settings) else {}
-    return {"CPU": least * float(settings.scaling.cpus_per_rank)} | gpus
+    cluster = read_cluster()
+    demand = demand_of(settings, uses_gpus(settings, cluster.nodes, cluster.groups))
+    return {name: demand.needed(name) for name in demand.per_rank if name in ("CPU", "GPU")}
 
 
 def _begins(files: RunFiles) -> Callable[[], bool]:
@@ -123,26 +125,40 @@ def _begins(files: RunFiles) -> Callable[[], bool]:
     return begun
 
 
-def use_gpu(settings: run_config.RunConfig) -> bool:
-    """Return whether ranks get GPUs: as the config says, or for `auto`, if the cluster declares any."""
-    wanted = settings.scaling.use_gpu
-    if wanted == "auto":
-        return declares_gpus(known_nodes(), node_groups())
-    return bool(wanted)
+def scaling_of(demand: Demand, settings: RunSettings) -> ScalingConfig:
+    """Return Ray Train's part of the demand: its placement group asks for all ranks at once, also of the autoscaler."""
+    least, most = demand.count, demand.most
+    strategy = demand.placement.upper()
+    return ScalingConfig(
+        num_workers=(least, most) if least < most else most,
+        use_gpu="GPU" in demand.per_rank,
+        placement_strategy=f"STRICT_{strategy}" if demand.strict else strategy,
+        resources_per_worker={
+            name: amount for name, amount in demand.per_rank.items() if not name.startswith(ACCELERATOR)
+        },
+        accelerator_type=settings.scaling.accelerator_type,
+        label_selector=dict(demand.labels) or None,
+    )
 
 
-def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str | None]:
+def read_cluster() -> ClusterState:
+    """Return the cluster's nodes and groups; none if Ray does not report them: that stops no run."""
+    try:
+        return ClusterReader().read()
+    except Unavailable as error:
+        log.warning("%s", error.reason)
+        return ClusterState((), ())
+
+
+def _fit(files: RunFiles, settings: RunSettings) -> tuple[Ending, str | None]:
     from ray_jobs import train
 
-    gpu = use_gpu(settings)
-    least, most = settings.scaling.bounds
+    cluster = read_cluster()
+    gpu = uses_gpus(settings, cluster.nodes, cluster.groups)
+    demand = demand_of(settings, gpu)
+    if note := spread_that_is_not_had(demand, cluster.nodes, cluster.groups):
+        log.warning("%s", note)
     user_code_s, accelerator = settings.recovery.user_code_s, "cuda" if gpu else "cpu"
-    scaling = ScalingConfig(
-        num_workers=(least, most) if least < most else most,
-        use_gpu=gpu,
-        placement_strategy=settings.scaling.placement.upper(),
-        resources_per_worker={"CPU": settings.scaling.cpus_per_rank} | ({"GPU": 1} if gpu else {}),
-    )
     # Ray's annotations name other classes than those that it accepts.
     callbacks: list[Any] = [FailureReporter(str(files.root)), WarmControllerHelper()]
     run_config_of_ray: Any = RunConfig(
@@ -156,7 +172,7 @@ def _fit(files: RunFiles, settings: run_config.RunConfig) -> tuple[Ending, str |
     trainer = RanksTrainer(
         train.main,
         train_loop_config={"root": str(files.root), "use_gpu": gpu},
-        scaling_config=scaling,
+        scaling_config=scaling_of(demand, settings),
         run_config=run_config_of_ray,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=collective_timeout_s(user_code_s)),
     )

@@ -29,7 +29,7 @@ from ray_jobs.process.collectives import BOUNDARY_TIMEOUT_S, Collectives
 from ray_jobs.process.context import RunContext, node_name
 from ray_jobs.process.ddp_timeout import raise_group_timeouts
 from ray_jobs.process.error_text import error_text
-from ray_jobs.rank import inexact
+from ray_jobs.rank import inexact, shared_nodes
 from ray_jobs.rank.link import FAILED_WAIT_S, Link
 from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.rank.plan import ResumePlan
@@ -224,6 +224,7 @@ class SteeredRun:
             self.context.facts
             | left_out
             | inexact.facts(training.inexact, self.opened().collectives)
+            | (shared_nodes.facts(self.opened().collectives) if self.context.spreads else {})
             | {
                 "zero_stage": engine.zero_optimization_stage() if engine is not None else None,
                 "optimizer": training.optimizer_name,

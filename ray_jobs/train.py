@@ -148,6 +148,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         digest_every_steps=config.digest.every_steps,
         keeps_the_tail=config.data is not None and config.data.tail == "keep",
         ranks=config.scaling.ranks,
+        spreads=config.scaling.placement == "spread",
         retention=config.checkpoint.retention(),
         hang_after_s=config.recovery.hang_after_s,
         user_code_s=config.recovery.user_code_s,

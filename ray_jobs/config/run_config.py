@@ -22,6 +22,8 @@ from control_plane.core.model.errors import Invalid
 from ray_jobs.config.deepspeed_features import unsupported
 from ray_jobs.config.environment import check_variables
 from ray_jobs.config.sections import (
+    ACCELERATOR_TYPE,
+    LABEL_SELECTOR,
     CheckpointSettings,
     DataSettings,
     DeepSpeedSettings,
@@ -316,6 +318,12 @@ def _complaint(detail: Any, location: tuple[str, ...]) -> str:
     return f"{key} is {shown(detail['input'])}, but must be {wanted}"
 
 
+_NAME = "1 to 64 of a-z, 0-9, '_' and '-', the first a letter or a digit"
+_PATTERNS = {
+    LABEL_SELECTOR: "a label's value, '!value', 'in(a, b)' or '!in(a, b)'",
+    ACCELERATOR_TYPE: "a type of accelerator as Ray names it, such as A100",
+}
+
 _WANTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "int_type": lambda _: "an integer",
     "float_type": lambda _: "a number",
@@ -329,7 +337,7 @@ _WANTED: dict[str, Callable[[dict[str, Any]], str]] = {
     "greater_than_equal": lambda context: f"at least {context['ge']}",
     "less_than": lambda context: f"less than {context['lt']}",
     "less_than_equal": lambda context: f"at most {context['le']}",
-    "string_pattern_mismatch": lambda _: "1 to 64 of a-z, 0-9, '_' and '-', the first a letter or a digit",
+    "string_pattern_mismatch": lambda context: _PATTERNS.get(context["pattern"], _NAME),
 }
 
 

@@ -6,10 +6,17 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
 from control_plane.core.model.limits import Limit
+from control_plane.core.rules.capacity import ACCELERATOR
 from ray_jobs.process.timeouts import HANG_AFTER_S, USER_CODE_S
 
 MOST_STEPS = 2**31
 MOST_RANKS = 4096  # what the boundary protocol is simulated with
+
+_LABEL = r"[a-zA-Z0-9]([a-zA-Z0-9_.-]{0,61}[a-zA-Z0-9])?"
+LABEL_SELECTOR = rf"^(!?{_LABEL}|!?in\({_LABEL}(, ?{_LABEL})*\))$"
+"""Syntax of Ray's label selectors (2.60)."""
+
+ACCELERATOR_TYPE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
 
 MOST_USER_CODE_S = 7 * 24 * 3600.0
 
@@ -38,8 +45,16 @@ class ScalingSettings(Section):
     cpus_per_rank: float = Field(default=1, gt=0)
     # auto: GPUs with NCCL when the cluster has any, else CPUs with gloo
     use_gpu: Literal["auto", True, False] = "auto"
+    # other resources of a rank, by the names that the cluster's nodes declare
+    resources_per_rank: dict[str, Positive] = {}
     # pack: as few nodes as possible; spread: as many
     placement: Literal["pack", "spread"] = "pack"
+    # true: pack on one node, or spread on as many nodes as ranks, or do not start
+    strict: bool = False
+    # selectors for the labels of the ranks' nodes: a value, "!value", "in(a, b)" or "!in(a, b)"
+    labels: dict[str, Annotated[str, Field(pattern=LABEL_SELECTOR)]] = {}
+    # as Ray names it: A100, H100, ...
+    accelerator_type: str | None = Field(default=None, pattern=ACCELERATOR_TYPE)
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -51,6 +66,25 @@ class ScalingSettings(Section):
         least, most = self.bounds
         if not least <= self.ranks <= most:
             raise ValueError(f"ranks is {self.ranks}, but must be from min_ranks {least} to max_ranks {most}")
+        return self
+
+    @model_validator(mode="after")
+    def _strict_has_one_size(self) -> Self:
+        least, most = self.bounds
+        if self.strict and least != most:
+            raise ValueError(
+                f"strict is true, which needs a fixed number of ranks, but they may be from {least} to {most}: Ray "
+                "Train chooses among them by resources, not by nodes"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _resources_have_no_setting_of_their_own(self) -> Self:
+        for name in self.resources_per_rank:
+            if name in ("CPU", "GPU") or name.startswith(ACCELERATOR):
+                raise ValueError(
+                    f"resources_per_rank.{name} cannot be set: use cpus_per_rank, use_gpu and accelerator_type"
+                )
         return self
 
 

@@ -22,24 +22,6 @@ def without_datasets(callbacks: Iterable[Any]) -> list[Any]:
     return [callback for callback in callbacks if not isinstance(callback, DatasetsCallback)]
 
 
-def node_resources() -> list[dict[str, float]]:
-    """Return the resources of every node, including those that are down, for which `ray.nodes` has none."""
-    from ray._private import worker
-
-    connected: Any = worker.global_worker
-    return [dict(node.resources_total) for node in connected.gcs_client.get_all_node_info().values()]
-
-
-def autoscaler_groups() -> list[tuple[dict[str, float], int]]:
-    """Return the resources of a node and the largest number of nodes of each autoscaler group; none without one."""
-    from ray._private import state
-
-    cluster: Any = state.state.get_cluster_config()
-    if cluster is None:
-        return []
-    return [(dict(group.resources), int(group.max_count)) for group in cluster.node_group_configs]
-
-
 def draining_nodes() -> Mapping[str, int]:
     """Return the deadlines of draining nodes by node id, Unix time in ms; 0 if Ray does not know it."""
     from ray._private import state

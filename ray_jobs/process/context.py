@@ -59,6 +59,8 @@ class RunContext:
     keeps_the_tail: bool = False
     # The number of ranks that the batch sizes of the arguments are meant for; None: as many as there are.
     ranks: int | None = None
+    # Whether the config asks for each rank on a node of its own, as far as there is room.
+    spreads: bool = False
     retention: Readback = field(default_factory=dict)
     key_file: Path | None = None
     hang_after_s: float | None = None

@@ -16,7 +16,7 @@ PRIVATE = {
     r"|\b_(prepare_for_training|load_rng_state|load_callback_state|maybe_log_save_evaluate|init_training_state)\b",
 }
 ALLOWED = {
-    "Ray": {"ray_jobs/driver/ray_internals.py", "cluster/join.py"},
+    "Ray": {"ray_jobs/driver/ray_internals.py", "cluster/join.py", "control_plane/actor/cluster_state.py"},
     # The benchmark breaks DeepSpeed's own save where it writes.
     "DeepSpeed": {"ray_jobs/process/deepspeed_internals.py", "benchmarks/checkpoints/torn_saves_rank.py"},
     # What it reads and writes, and the methods that it overrides.

@@ -10,6 +10,7 @@ from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.records import (
     NOT_EXACT,
+    SHARED_NODES,
     SKIPPED_STEPS,
     STEP_WAS_SKIPPED,
     CheckpointCommitted,
@@ -147,8 +148,8 @@ def checkpoint_row(checkpoint: CheckpointCommitted) -> tuple[str, ...]:
     )
 
 
-LEFT_OUT, INEXACT = "left out", "not exact"
-ONCE = frozenset({LEFT_OUT, INEXACT})
+LEFT_OUT, INEXACT, SHARED = "left out", "not exact", "placement"
+ONCE = frozenset({LEFT_OUT, INEXACT, SHARED})
 """Labels that never change during a run; progress lines leave them out."""
 
 
@@ -183,11 +184,13 @@ def progress(snapshot: Snapshot) -> dict[str, str]:
 
 
 def _left_out(snapshot: Snapshot) -> dict[str, str]:
-    """Return labelled notes: samples that fill no global batch (a script started by hand would train on them), and
-    what a restart does not restore exactly."""
+    """Return labelled notes: samples that fill no global batch (a script started by hand would train on them), what a
+    restart does not restore exactly, and a spread that was not had."""
     count = snapshot.facts.get("samples_left_out")
     inexact = snapshot.facts.get(NOT_EXACT)
     notes = {LEFT_OUT: f"{count} samples per epoch that do not fill a global batch"} if count else {}
+    shared = snapshot.facts.get(SHARED_NODES)
+    notes |= {SHARED: f"spread was asked for: {shared}"} if shared else {}
     return notes | ({INEXACT: f"after a failure: {'; '.join(map(str, inexact))}"} if inexact else {})
 
 

@@ -23,7 +23,7 @@ ACCELERATOR = "accelerator_type:"
 """Prefix of the resource by which Ray knows a node's type of accelerator; a rank asks for 0.001 of it."""
 
 ORDER = ("GPU", "CPU")
-"""What a reason speaks of first."""
+"""Resources that a reason names first."""
 
 
 class Demand(Message):
@@ -75,7 +75,7 @@ class NodeGroup:
 
 @dataclass(frozen=True, slots=True)
 class Room:
-    """What one node, or each of `copies` equal ones, offers to ranks."""
+    """Resources that one node, or each of `copies` equal ones, offers to ranks."""
 
     name: str
     resources: Resources
@@ -147,7 +147,6 @@ def shortage(demand: Demand, rooms: Sequence[Room], describe: Describe) -> str |
     return _ill_shaped(demand, fitting, where)
 
 
-
 def _lacks(demand: Demand, resource: str, rooms: Sequence[Room], where: str, describe: Describe) -> str | None:
     """Return the shortage of one resource: in all, or on the largest node for a single rank."""
     amount, needed = demand.per_rank[resource], demand.needed(resource)
@@ -183,7 +182,9 @@ def _ill_shaped(demand: Demand, rooms: Sequence[Room], where: str) -> str:
         there = sum(copies for _, count, copies in counts if count)
         return f"needs {demand.count} nodes{where} with {shape} each (placement: spread, strict), and {there} have that"
     if demand.strict:
-        return f"needs one node{where} for {demand.count} ranks with {shape} each (placement: pack, strict); room: {each}"
+        return (
+            f"needs one node{where} for {demand.count} ranks with {shape} each (placement: pack, strict); room: {each}"
+        )
     there = sum(count * copies for _, count, copies in counts)
     return f"needs room{where} for {demand.count} ranks with {shape} each, and there is room for {there} ({each})"
 

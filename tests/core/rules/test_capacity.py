@@ -23,7 +23,9 @@ from control_plane.core.rules.capacity import (
 )
 
 
-def node(name: str, cpus: float = 2, gpus: float = 0, alive: bool = True, free: float | None = None, **labels: str) -> Node:
+def node(
+    name: str, cpus: float = 2, gpus: float = 0, alive: bool = True, free: float | None = None, **labels: str
+) -> Node:
     total = {"CPU": cpus} | ({"GPU": gpus} if gpus else {})
     return Node(name, total, total | ({} if free is None else {"CPU": free}), labels, alive)
 

@@ -142,7 +142,9 @@ def test_no_run_starves(count: int, priority: int, stream: list[tuple[int, int, 
         queue.append(WaitingRun(f"r{number}", "ben", level, now_s, ranks(size)))
         active = {run: (held, until) for run, (held, until) in active.items() if until > now_s}
         free = 4.0 - sum(held for held, _ in active.values())
-        decisions = decide_starts(sorted(queue, key=order_of)[:60], (), lambda owner: FREE, [node(free, 4.0)], (), now_s)
+        decisions = decide_starts(
+            sorted(queue, key=order_of)[:60], (), lambda owner: FREE, [node(free, 4.0)], (), now_s
+        )
         for run in started(decisions):
             taken = next(each for each in queue if each.run == run)
             at = int(run[1:]) if run != "subject" else 0
