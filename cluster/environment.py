@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
+from cluster import head_variables
 from control_plane.addresses import is_loopback
 from control_plane.config import Settings
 
@@ -15,19 +16,6 @@ NODE_MARK = "STEERWAY_NODE"
 
 NOT_INHERITED = ("STEERWAY_TOKEN", "RAY_ADDRESS", "RAY_API_SERVER_ADDRESS", "RAY_AUTH_TOKEN", MARK, NODE_MARK)
 """Variables that are not passed on: the caller's own token, and addresses of other clusters."""
-
-HEALTH_CHECK = {
-    "RAY_health_check_initial_delay_ms": "2000",
-    "RAY_health_check_period_ms": "200",
-    "RAY_health_check_timeout_ms": "2000",
-    "RAY_health_check_failure_threshold": "5",
-}
-"""Health checks of raylets by the GCS. The variables reach it because all of Ray's programs read `RAY_` variables.
-
-A killed raylet refuses the connection at once: 5 checks, 0.2 s apart, about 1 s. A silent one gets the time of 5
-answers, about 11 s: on two cores under load a raylet may well take a second or two to answer, and to declare a living
-node dead costs every rank on it, which is worse than to detect a failure later.
-"""
 
 SERVE_HEALTH_CHECK = {
     "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "0.5",
@@ -64,7 +52,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         "RAY_DEDUP_LOGS": "0",
         # By default Ray drains a node for 30 s after SIGTERM. Journal and checkpoints survive a kill.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
-    } | HEALTH_CHECK
+    } | head_variables.environment()
     if is_loopback(settings.host):
         variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     return variables

@@ -9,7 +9,8 @@ from types import ModuleType
 import psutil
 import pytest
 
-from cluster.environment import HEALTH_CHECK, MARK, NODE_MARK, cluster_environment, node_environment
+from cluster import head_variables
+from cluster.environment import MARK, NODE_MARK, cluster_environment, node_environment
 from cluster.join import permit
 from cluster.local import add_node, main, up
 from cluster.nodes import (
@@ -155,7 +156,8 @@ def test_the_mark_of_a_node_is_not_inherited_by_another_cluster(where: Settings)
 
 def test_a_killed_raylet_is_known_within_seconds_and_a_silent_one_is_given_ten() -> None:
     period_ms, timeout_ms, failures = (
-        int(HEALTH_CHECK[f"RAY_health_check_{name}"]) for name in ("period_ms", "timeout_ms", "failure_threshold")
+        int(head_variables.environment()[f"RAY_health_check_{name}"])
+        for name in ("period_ms", "timeout_ms", "failure_threshold")
     )
     assert failures * period_ms <= 3000
     assert failures * timeout_ms >= 10_000
