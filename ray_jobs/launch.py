@@ -31,9 +31,11 @@ from control_plane.core.model.redaction import Redaction
 from control_plane.core.model.state import fold
 from control_plane.core.rules.branch_rules import go_on_with
 from control_plane.core.rules.capacity import ACCELERATOR, Demand, spread_that_is_not_had
+from control_plane.storage.file_systems import assess, file_system_of
 from control_plane.storage.journal import writer
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.proof import StorageProof, write_proof
 from ray_jobs.config.demand import demand_of, uses_gpus
 from ray_jobs.config.environment import first_variables
 from ray_jobs.config.own_config import own_config
@@ -153,6 +155,10 @@ def read_cluster() -> ClusterState:
 def _fit(files: RunFiles, settings: RunSettings) -> tuple[Ending, str | None]:
     from ray_jobs import train
 
+    try:
+        proof = _proof_of_storage(files)
+    except SteerwayError as error:
+        return "failed", error.reason
     cluster = read_cluster()
     gpu = uses_gpus(settings, cluster.nodes, cluster.groups)
     demand = demand_of(settings, gpu)
@@ -171,7 +177,7 @@ def _fit(files: RunFiles, settings: RunSettings) -> tuple[Ending, str | None]:
     )
     trainer = RanksTrainer(
         train.main,
-        train_loop_config={"root": str(files.root), "use_gpu": gpu},
+        train_loop_config={"root": str(files.root), "use_gpu": gpu, "proof": proof.model_dump()},
         scaling_config=scaling_of(demand, settings),
         run_config=run_config_of_ray,
         torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=collective_timeout_s(user_code_s)),
@@ -184,6 +190,14 @@ def _fit(files: RunFiles, settings: RunSettings) -> tuple[Ending, str | None]:
         log.exception("the worker group failed")
         return "failed", _first_cause(error, redaction_of(files))
     return "finished", None
+
+
+def _proof_of_storage(files: RunFiles) -> StorageProof:
+    """Write a nonce for the ranks to find, at each start of theirs. Raises `Refused` for unsafe storage."""
+    level, reason = assess(file_system_of(files.root), machines=1)
+    if level == "failed":
+        raise Refused(f"runs cannot be stored in {files.root.parent}: {reason}")
+    return write_proof(files.root, files.signing_key)
 
 
 def _first_cause(error: BaseException, redaction: Redaction) -> str:

@@ -18,6 +18,7 @@ from control_plane.core.model.errors import Invalid, Refused, RunEnded, Steerway
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FILE_MODE, make_folder
+from control_plane.storage.proof import check_proof, proof_of
 from ray_jobs.config.environment import variables
 from ray_jobs.config.run_config import RunConfig, ScriptWorkload, check_training_keys
 from ray_jobs.driver.clean_log import CleanFormatter
@@ -36,9 +37,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def main(loop_config: dict[str, Any]) -> None:
-    """Train on one rank. `loop_config` holds `root`, the run's folder, and `use_gpu`."""
+    """Train on one rank. `loop_config` holds `root`, the run's folder, `use_gpu`, and `proof` of the storage."""
     files, use_gpu = RunFiles(Path(loop_config["root"])), bool(loop_config["use_gpu"])
     rank = int(os.environ.get("RANK", "0"))
+    _check_storage(files, loop_config.get("proof"), rank)
     _log_to_file(files, rank)
     exit_reason.begin(files, rank)
     started_at_s = time.time()
@@ -70,6 +72,22 @@ def main(loop_config: dict[str, Any]) -> None:
         if (cleaned := redaction_of(files).text(message)) != message:
             raise RuntimeError(cleaned).with_traceback(error.__traceback__) from None
         raise
+
+
+def _check_storage(files: RunFiles, proof: object, rank: int) -> None:
+    """Check that this node sees the run's folder and key as the driver does; else close the run, and raise the reason.
+
+    Before anything else: on another disk, even this rank's log would be written where nobody looks for it. The other
+    ranks are restarted at once by the exception, and then find the run closed.
+    """
+    try:
+        if proof is not None:
+            check_proof(proof_of(proof), files.root, files.signing_key)
+    except Refused as refusal:
+        reason = f"rank {rank}: {refusal.reason}"
+        log.error("%s", reason)
+        _close(files, Refused(reason))
+        raise RuntimeError(reason) from None
 
 
 def _write_exit_reason(files: RunFiles, rank: int, error: BaseException, message: str) -> None:

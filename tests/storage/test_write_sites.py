@@ -20,6 +20,8 @@ WITHOUT: dict[tuple[str, str], str] = {
     ("signing.py", "_create"): "it says only how the key is named: `_put` names it, and has the points",
     ("private.py", "make_folder"): "whoever makes a folder in which something has to last has the points",
     ("private.py", "write_file"): "what a new run begins with: one that was not submitted is removed",
+    ("proof.py", "write_proof"): "every start writes a new one",
+    ("proof.py", "_check_writable"): "an empty file that is removed at once",
     ("outputs.py", "copy_outputs"): "copies for people: who lacks one asks again",
     (
         "private.py",
