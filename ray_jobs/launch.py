@@ -37,14 +37,14 @@ from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.proof import StorageProof, write_proof
 from ray_jobs.config.demand import demand_of, uses_gpus
-from ray_jobs.config.environment import first_variables
 from ray_jobs.config.own_config import own_config
 from ray_jobs.config.run_config import RunConfig as RunSettings
 from ray_jobs.driver.back_off import StartCancelled
 from ray_jobs.driver.failure_reporter import FailureReporter, FastShutdown
+from ray_jobs.driver.rank_environment import check_environment, rank_environment
 from ray_jobs.driver.ray_internals import without_datasets
 from ray_jobs.driver.start_queue import queued_start
-from ray_jobs.driver.warm_spares import WarmControllerHelper, worker_environment
+from ray_jobs.driver.warm_spares import WarmControllerHelper
 from ray_jobs.monitor.nccl import collective_timeout_s
 
 log = logging.getLogger("steerway.driver")
@@ -164,7 +164,11 @@ def _fit(files: RunFiles, settings: RunSettings) -> tuple[Ending, str | None]:
     demand = demand_of(settings, gpu)
     if note := spread_that_is_not_had(demand, cluster.nodes, cluster.groups):
         log.warning("%s", note)
-    user_code_s, accelerator = settings.recovery.user_code_s, "cuda" if gpu else "cpu"
+    environment = rank_environment(settings, files, "cuda" if gpu else "cpu")
+    try:
+        check_environment(environment, files)
+    except Refused as refusal:
+        return "failed", refusal.reason
     # Ray's annotations name other classes than those that it accepts.
     callbacks: list[Any] = [FailureReporter(str(files.root)), WarmControllerHelper()]
     run_config_of_ray: Any = RunConfig(
@@ -173,14 +177,16 @@ def _fit(files: RunFiles, settings: RunSettings) -> tuple[Ending, str | None]:
         # Whether to restart is the control server's decision: it knows whether there was any progress.
         failure_config=FailureConfig(max_failures=-1, controller_failure_limit=-1, max_preemption_failures=-1),
         callbacks=callbacks,
-        worker_runtime_env={"env_vars": first_variables(settings) | worker_environment(accelerator, user_code_s)},
+        worker_runtime_env=environment,
     )
     trainer = RanksTrainer(
         train.main,
         train_loop_config={"root": str(files.root), "use_gpu": gpu, "proof": proof.model_dump()},
         scaling_config=scaling_of(demand, settings),
         run_config=run_config_of_ray,
-        torch_config=TorchConfig(backend="nccl" if gpu else "gloo", timeout_s=collective_timeout_s(user_code_s)),
+        torch_config=TorchConfig(
+            backend="nccl" if gpu else "gloo", timeout_s=collective_timeout_s(settings.recovery.user_code_s)
+        ),
     )
     try:
         trainer.fit()

@@ -39,6 +39,7 @@ from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_ru
 from control_plane.storage.ownership import sign_config
 from control_plane.storage.private import FOLDER_MODE, make_folder, write_file
 from ray_jobs.checkpoint.batch import possible_sizes
+from ray_jobs.config.bundled_paths import check_code
 from ray_jobs.config.environment import keep_secrets, with_variables
 from ray_jobs.config.own_config import check_own, own_config, trust
 from ray_jobs.config.run_config import RunConfig, check_training_keys, load
@@ -111,14 +112,15 @@ def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back
     from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
-    start_timeout_s = own_config(files).recovery.start_timeout_s
+    config = own_config(files)
+    check_code(config, files, where.home)
     try:
         client = JobSubmissionClient(where.dashboard_url)
         return str(
             client.submit_job(
                 entrypoint=command_line(files, resumed_by, back),
                 submission_id=_free_job_id(client, files.run, lambda: _is_closed(files)),
-                runtime_env={"env_vars": where.environment() | worker_environment(start_timeout_s)},
+                runtime_env={"env_vars": where.environment() | worker_environment(config.recovery.start_timeout_s)},
             )
         )
     except (ConnectionError, RuntimeError, RayError) as error:

@@ -7,6 +7,7 @@ in the worker: on a machine without a GPU importing DeepSpeed can break Ray Trai
 import logging
 import os
 import runpy
+import socket
 import sys
 import time
 import warnings
@@ -14,11 +15,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from control_plane.core.model.errors import Invalid, Refused, RunEnded, SteerwayError
+from control_plane.api.launching import Submission
+from control_plane.api.versions import check_release
+from control_plane.core.model.errors import Damaged, Invalid, Refused, RunEnded, SteerwayError
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FILE_MODE, make_folder
 from control_plane.storage.proof import check_proof, proof_of
+from control_plane.storage.regular import read_regular
+from ray_jobs.config.bundled_paths import located
 from ray_jobs.config.environment import variables
 from ray_jobs.config.run_config import RunConfig, ScriptWorkload, check_training_keys
 from ray_jobs.driver.clean_log import CleanFormatter
@@ -44,11 +49,12 @@ def main(loop_config: dict[str, Any]) -> None:
     _log_to_file(files, rank)
     exit_reason.begin(files, rank)
     started_at_s = time.time()
-    if _is_closed(files):
-        log.error("run %s is closed: its training is not started", files.run)
-        return
     try:
-        config = RunConfig.from_yaml(files.config.read_text(), str(files.config))
+        _check_release(files)
+        if _is_closed(files):
+            log.error("run %s is closed: its training is not started", files.run)
+            return
+        config = located(RunConfig.from_yaml(files.config.read_text(), str(files.config)), files)
         os.environ.update(variables(config, files))
         _prepare_process(config, use_gpu)
         _watch_for_preemption(files)
@@ -58,6 +64,7 @@ def main(loop_config: dict[str, Any]) -> None:
     except Refused as refusal:
         # A restart would not help: the run is closed, and this rank returns so that Ray Train does not restart it.
         log.error("%s", refusal.reason)
+        _write_exit_reason(files, rank, refusal, refusal.reason)
         _close(files, refusal)
     except SteerwayError as error:
         # The message suffices; a traceback of Steerway's code would bury it.
@@ -146,6 +153,18 @@ def _is_closed(files: RunFiles) -> bool:
     return asyncio.run(RayHandle(files).snapshot()).closed
 
 
+def _check_release(files: RunFiles) -> None:
+    """Raise `Refused` if this node has another release of Steerway than the run was submitted with."""
+    try:
+        submitted_with = Submission.model_validate_json(read_regular(files.submission)).gateway
+    except FileNotFoundError:
+        return  # of an earlier release
+    except (OSError, ValueError, Damaged) as error:
+        log.warning("%s cannot be read (%s): releases are not compared", files.submission, type(error).__name__)
+        return
+    check_release(files.run, socket.gethostname(), submitted_with)
+
+
 def _close(files: RunFiles, refusal: Refused) -> None:
     """Close the run as failed. Idempotent: every rank does it."""
     import asyncio
@@ -181,10 +200,16 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         _seed(config.seed)
         run_script(config.workload, run.trainings)
         for path in overwritten_files(work, started_at_s):
-            log.warning("the script has overwritten %s in its own folder, which all runs of the script share", path)
+            log.warning("the script has overwritten %s in its own folder, %s", path, _whose_folder(config))
     else:
         enter_work_folder(files)
         _run_workload(config, run)
+
+
+def _whose_folder(config: RunConfig) -> str:
+    if config.bundle is None:
+        return "which all runs of the script share"
+    return "RUN/code: `steer resume` puts its files back as they were submitted, and keeps this one beside it"
 
 
 def _watch_for_preemption(files: RunFiles) -> None:

@@ -320,7 +320,19 @@ def describe_job(config: Any) -> str:
     words = [shlex.quote(clean(str(word))) for word in (given if isinstance(given, list) else [])]
     more = f" and {len(words) - MAX_ARGUMENTS} more" if len(words) > MAX_ARGUMENTS else ""
     arguments = f"the arguments {' '.join(words[:MAX_ARGUMENTS])}{more}" if words else "no arguments"
-    return f"the script {shlex.quote(clean(str(workload.get('path'))))} with {arguments}"
+    bundle = clean(str(config.get("bundle") or ""))[:16]
+    code = f" of the code bundle {bundle}..." if bundle else ""
+    return f"the script {shlex.quote(clean(str(workload.get('path'))))}{code} with {arguments}{_packages(config)}"
+
+
+def _packages(config: Mapping[str, Any]) -> str:
+    """Return the end of a sentence that names the packages which a job installs: installing runs their code."""
+    section = config.get("runtime_env")
+    runtime_env = section if isinstance(section, dict) else {}
+    given = [runtime_env.get(key) for key in ("pip", "py_modules")]
+    packages = [shlex.quote(clean(str(one))) for listed in given if isinstance(listed, list) for one in listed]
+    more = f" and {len(packages) - MAX_ARGUMENTS} more" if len(packages) > MAX_ARGUMENTS else ""
+    return f", and would install {' '.join(packages[:MAX_ARGUMENTS])}{more}" if packages else ""
 
 
 def _because(reason: str | None) -> str:

@@ -1,9 +1,9 @@
-"""Version of the messages between control server, gateway and ranks, and the check that two processes share it."""
+"""Versions: of the messages between control server, gateway and ranks, and of client, gateway and ranks themselves."""
 
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 
-from control_plane.core.model.errors import Conflict
+from control_plane.core.model.errors import Conflict, Refused
 
 PROTOCOL = 2
 """Raised whenever a message or its module changes. Messages cross Ray as pickles that name their classes' modules, so
@@ -33,3 +33,32 @@ def check_protocol(run: str, theirs: Mapping[str, int | str]) -> None:
             f"cannot exchange messages. `steer down`, `steer up` and `steer resume {run}` continue the run from its "
             "latest checkpoint with the installed release"
         )
+
+
+UNKNOWN = ("", "unknown", "0")
+"""Releases of a source tree, of a client that does not say its own, and of runs of earlier releases."""
+
+
+def check_release(run: str, node: str, submitted_with: str, own: str | None = None) -> None:
+    """Raise Refused if a rank's installed release is not the one that its run was submitted with.
+
+    Ranks pickle and unpickle each other's messages, and promise equal results: two releases in one run cannot.
+    """
+    own = release() if own is None else own
+    if own == submitted_with or own in UNKNOWN or submitted_with in UNKNOWN:
+        return
+    raise Refused(
+        f"node {node} has Steerway {own}, but run {run} was submitted with {submitted_with}: install one release on "
+        f"all nodes (`pip install steerway=={submitted_with}` on {node}), restart its Ray, then `steer resume {run}`"
+    )
+
+
+def release_notes(client: str, gateway: str | None = None) -> tuple[str, ...]:
+    """Return what the user of a client should know about its release and the gateway's."""
+    gateway = release() if gateway is None else gateway
+    if client == gateway or client in UNKNOWN or gateway in UNKNOWN:
+        return ()
+    return (
+        f"this client is Steerway {client} and the gateway is {gateway}: the run uses the gateway's; `pip install "
+        f"steerway=={gateway}` gives this machine the same",
+    )

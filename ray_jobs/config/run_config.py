@@ -21,6 +21,7 @@ from control_plane.config_text import shown
 from control_plane.core.model.errors import Invalid
 from ray_jobs.config.deepspeed_features import unsupported
 from ray_jobs.config.environment import check_variables
+from ray_jobs.config.runtime_env import RuntimeEnvSettings, check_bundle, is_local
 from ray_jobs.config.sections import (
     ACCELERATOR_TYPE,
     LABEL_SELECTOR,
@@ -60,10 +61,20 @@ class RunConfig(Section):
     pause: PauseSettings = PauseSettings()
     limits: dict[str, LimitSettings] = {}
     env: dict[str, str | SecretVariable] = {}
+    runtime_env: RuntimeEnvSettings = RuntimeEnvSettings()
+    # SHA-256 of the code bundle; set by Steerway. Relative paths are then paths inside of it.
+    bundle: str | None = None
 
     @model_validator(mode="after")
     def _variables_may_be_set(self) -> Self:
         check_variables(self.env)
+        return self
+
+    @model_validator(mode="after")
+    def _bundle_holds_the_paths(self) -> Self:
+        if self.bundle is not None:
+            paths = (getattr(self.workload, "path", None), self.data and self.data.path)
+            check_bundle(self.bundle, [path for path in paths if path], self.runtime_env)
         return self
 
     @model_validator(mode="after")
@@ -133,8 +144,9 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     for override in overrides:
         _override(raw, override, folder)
     _inline_deepspeed(raw, folder, source)
-    for section in ("data", "workload"):
-        _absolute_path(raw.get(section), folder)
+    _absolute_paths(raw, folder)
+    if raw.get("bundle") is not None:
+        raise Invalid(f"{source}: bundle cannot be set: it is the hash of the code that is sent with a config.")
     config = _validated(raw, source)
     if config.workload.kind == "script" and not Path(config.workload.path).is_file():
         raise Invalid(f"{source}: workload.path is {config.workload.path}, but there is no such file.")
@@ -144,13 +156,16 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return a resolved config with `dotted.key=value` overrides; paths in them are relative to the current folder.
 
+    In a config with a code bundle they are relative to the bundle, and stay so.
     Raises `Invalid`, with one line for each error.
     """
     raw: Raw = config.model_dump(mode="json")
     for override in overrides:
         _override(raw, override, Path.cwd())
-    for section in ("data", "workload"):
-        _absolute_path(raw.get(section), Path.cwd())
+    if raw.get("bundle") != config.bundle:
+        raise Invalid(f"{config.name}: bundle cannot be set: it is the hash of the code that is sent with a config.")
+    if config.bundle is None:
+        _absolute_paths(raw, Path.cwd())
     return _validated(raw, config.name)
 
 
@@ -250,9 +265,17 @@ def _inline_deepspeed(raw: Raw, folder: Path, source: str) -> None:
     raw["deepspeed"] = config_text.from_json(config_text.read_text(path, named), named)
 
 
-def _absolute_path(section: object, folder: Path) -> None:
-    if isinstance(section, dict) and isinstance(section.get("path"), str) and section["path"]:
-        section["path"] = str(folder / Path(section["path"]).expanduser())
+def _absolute_paths(raw: Raw, folder: Path) -> None:
+    for section in (raw.get("data"), raw.get("workload")):
+        if isinstance(section, dict) and isinstance(section.get("path"), str) and section["path"]:
+            section["path"] = str(folder / Path(section["path"]).expanduser())
+    runtime_env = raw.get("runtime_env")
+    modules = runtime_env.get("py_modules") if isinstance(runtime_env, dict) else None
+    if isinstance(runtime_env, dict) and isinstance(modules, list):
+        runtime_env["py_modules"] = [
+            str(folder / Path(one).expanduser()) if isinstance(one, str) and one and is_local(one) else one
+            for one in modules
+        ]
 
 
 # --- Validation errors ---
@@ -351,6 +374,7 @@ _SECTIONS: dict[str, type[Section]] = {
     "checkpoint": CheckpointSettings,
     "recovery": RecoverySettings,
     "pause": PauseSettings,
+    "runtime_env": RuntimeEnvSettings,
 }
 _WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWorkload}
 

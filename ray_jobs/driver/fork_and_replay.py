@@ -29,6 +29,7 @@ from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand, first_commands
 from control_plane.core.rules.replay_plan import recorded
 from control_plane.storage.checkpoint.transfer import transfer_checkpoint, write_origin
+from control_plane.storage.code.unpacked import inherit_code
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles, find_run
 from control_plane.storage.private import write_file
@@ -178,6 +179,8 @@ def _new_run(config: RunConfig, where: Settings, parent: RunFiles) -> Iterator[R
     """Make the folder of a run, with the secrets of its parent; remove it if the run cannot be submitted."""
     files = prepare(config, where.runs_dir, new_run_id(config.name))
     try:
+        if config.bundle is not None:
+            inherit_code(parent, config.bundle, files)
         if parent.secrets.exists():
             write_file(files.secrets, json.dumps(read_secrets(parent)))
         keep_secrets(files, config, os.environ)

@@ -13,6 +13,7 @@ import gc
 import importlib
 import logging
 import os
+import sys
 import threading
 import time
 from typing import Any
@@ -25,6 +26,9 @@ log = logging.getLogger(__name__)
 
 HOOK = "ray_jobs.driver.warm_spares.preload"
 """Setup hook that Ray runs at the start of a worker process whose environment names it."""
+
+CODE = "STEERWAY_CODE"
+"""Variable with the folders of the user's modules, as PATH lists folders."""
 
 PRELOADED = (
     "torch",
@@ -69,6 +73,8 @@ def preload() -> None:
     # A collection over the million objects of the libraries takes half a second, and a start makes several.
     gc.collect()
     gc.freeze()
+    # Last: a module of the user's named as one of Ray's or Steerway's libraries must not be imported in its place.
+    sys.path[:0] = [folder for folder in os.environ.get(CODE, "").split(os.pathsep) if folder]
 
 
 def worker_environment(accelerator: str, user_code_s: float = USER_CODE_S) -> dict[str, str]:

@@ -6,6 +6,8 @@
 | gateway or rank, this release | control server of this protocol, any release | works |
 | any | journal of 0.1 and of format 2 | read (`tests/storage/journal/test_journal_releases.py`) |
 | any | journal, checkpoint or record of a later release | refused by format, nothing is changed |
+| rank | run that was submitted with another release | refused, with node, both releases, and what to do |
+| client | gateway of another release | works, with a note |
 | client | gateway whose answer has members that this release does not know | refused, with the question |
 """
 
@@ -14,18 +16,21 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from control_plane.actor.remote import RayHandle
 from control_plane.api import versions
+from control_plane.api.launching import Submission
 from control_plane.api.messages import RunSummary
 from control_plane.client.answers import parse
-from control_plane.core.model.errors import Conflict, Damaged, Unavailable
+from control_plane.core.model.errors import Conflict, Damaged, Refused, Unavailable
 from control_plane.storage.checkpoint.manifest import Manifest
 from control_plane.storage.journal.segments import seal, unseal
 from control_plane.storage.journal.writer import Journal, read
 from control_plane.storage.layout import RunFiles
+from ray_jobs import train
 
 JOURNALS = Path(__file__).parents[1] / "storage" / "journals"
 
@@ -123,3 +128,36 @@ def test_checkpoint_of_a_later_release_is_refused_by_its_format() -> None:
 def test_answer_of_a_later_gateway_is_refused_with_the_question() -> None:
     with pytest.raises(Unavailable, match="do the gateway and this client have the same version"):
         parse(RunSummary, {"run": "run-1", "mood": "sunny"})
+
+
+def test_rank_with_another_release_than_its_run_was_submitted_with_is_refused() -> None:
+    versions.check_release("run-1", "node-3", "0.3.0", own="0.3.0")
+    for unknown in versions.UNKNOWN:
+        versions.check_release("run-1", "node-3", unknown, own="0.3.0")
+    reason = (
+        r"node node-3 has Steerway 0\.2\.0, but run run-1 was submitted with 0\.3\.0: install one release on all nodes "
+        r"\(`pip install steerway==0\.3\.0` on node-3\), restart its Ray, then `steer resume run-1`"
+    )
+    with pytest.raises(Refused, match=reason):
+        versions.check_release("run-1", "node-3", "0.3.0", own="0.2.0")
+
+
+def test_rank_with_another_release_closes_the_run_with_the_reason(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files, closed = RunFiles(tmp_path / "runs" / "run-1"), list[str]()
+    files.root.mkdir(parents=True)
+    submitted = Submission(uuid=uuid4(), owner="ann", role="operator", submitted_at="now", gateway="99.0")
+    files.submission.write_text(submitted.model_dump_json())
+    monkeypatch.setattr(train, "_log_to_file", lambda files, rank: None)
+    monkeypatch.setattr(train, "_is_closed", lambda files: pytest.fail("the control server was asked"))
+    monkeypatch.setattr(train, "_close", lambda files, refusal: closed.append(refusal.reason))
+    train.main({"root": str(files.root), "use_gpu": False})
+    assert len(closed) == 1
+    assert "but run run-1 was submitted with 99.0" in closed[0]
+
+
+def test_client_of_another_release_is_told() -> None:
+    assert versions.release_notes("0.3.0", "0.3.0") == versions.release_notes("", "0.3.0") == ()
+    [note] = versions.release_notes("0.2.0", "0.3.0")
+    assert "client is Steerway 0.2.0 and the gateway is 0.3.0" in note

@@ -35,12 +35,17 @@ def inherit_code(parent: RunFiles, sha256: str, files: RunFiles) -> None:
     _take(parent.bundle, sha256, files)
 
 
-def restore_code(files: RunFiles, sha256: str) -> Path | None:
+def restore_code(files: RunFiles, sha256: str, home: Path) -> Path | None:
     """Unpack a run's code again from RUN/code.zip, before a job of it is started, where it is missing or was changed.
 
-    Files in RUN/code that are not of the bundle stay. If files of the bundle were changed, the whole folder is kept
-    under another name, which is returned. Raises like `unpack_bundle`; `Refused` if code.zip is not the signed one.
+    A run that was imported has no code.zip: it takes the bundle of that hash that was uploaded to `home`, if there is
+    one. Files in RUN/code that are not of the bundle stay. If files of the bundle were changed, the whole folder is
+    kept under another name, which is returned.
+    Raises like `unpack_bundle`; `Refused` if code.zip is not the signed one.
     """
+    if not os.path.lexists(files.bundle) and bundle_path(home, sha256).exists():
+        unpack_bundle(home, sha256, files)
+        return None
     try:
         with _opened(files.bundle, sha256) as file:
             if not os.path.lexists(files.code):

@@ -48,7 +48,7 @@ def test_a_run_gets_the_bundle_and_its_files(tmp_path: Path, files: RunFiles) ->
     assert (files.code / "data" / "a.csv").read_text() == "1,2"
     assert sorted(path.name for path in files.root.iterdir()) == ["code", "code.zip"]
     bundle_path(tmp_path, SHA256).unlink()  # by age
-    assert restore_code(files, SHA256) is None
+    assert restore_code(files, SHA256, tmp_path) is None
 
 
 def test_where_there_are_no_hard_links_the_bundle_is_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,17 +95,17 @@ def test_a_fork_has_the_code_of_its_parent(tmp_path: Path, files: RunFiles) -> N
     assert (fork.code / "train.py").read_text() == "print()"
 
 
-def test_code_is_unpacked_again_where_it_is_missing(files: RunFiles) -> None:
+def test_code_is_unpacked_again_where_it_is_missing(tmp_path: Path, files: RunFiles) -> None:
     shutil.rmtree(files.code)
-    assert restore_code(files, SHA256) is None
+    assert restore_code(files, SHA256, tmp_path) is None
     assert (files.code / "train.py").read_text() == "print()"
 
 
-def test_changed_code_is_kept_aside_and_replaced(files: RunFiles) -> None:
+def test_changed_code_is_kept_aside_and_replaced(tmp_path: Path, files: RunFiles) -> None:
     (files.code / "result.txt").write_text("of the script")
-    assert restore_code(files, SHA256) is None, "what the script wrote beside its code stays"
+    assert restore_code(files, SHA256, tmp_path) is None, "what the script wrote beside its code stays"
     (files.code / "train.py").write_text("evil()")
-    aside = restore_code(files, SHA256)
+    aside = restore_code(files, SHA256, tmp_path)
     assert aside is not None
     assert (aside / "train.py").read_text() == "evil()"
     assert (aside / "result.txt").read_text() == "of the script"
@@ -116,23 +116,33 @@ def test_code_that_is_a_link_is_not_followed(tmp_path: Path, files: RunFiles) ->
     shutil.rmtree(files.code)
     (tmp_path / "elsewhere").mkdir()
     files.code.symlink_to(tmp_path / "elsewhere")
-    restore_code(files, SHA256)
+    restore_code(files, SHA256, tmp_path)
     assert not files.code.is_symlink()
     assert (files.code / "train.py").read_text() == "print()"
     assert list((tmp_path / "elsewhere").iterdir()) == []
 
 
-def test_a_swapped_bundle_is_refused_before_it_is_unpacked(files: RunFiles, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_swapped_bundle_is_refused_before_it_is_unpacked(
+    tmp_path: Path, files: RunFiles, monkeypatch: pytest.MonkeyPatch
+) -> None:
     files.bundle.unlink()
     files.bundle.write_bytes(zip_of(("train.py", b"evil()")))
     shutil.rmtree(files.code)
     monkeypatch.setattr(unpacked.archive, "unpack", lambda *_: pytest.fail("it was unpacked"))
     with pytest.raises(Refused, match="is not the code that run run-1 was submitted with"):
-        restore_code(files, SHA256)
+        restore_code(files, SHA256, tmp_path)
     assert not files.code.exists()
 
 
-def test_a_missing_bundle_is_said(files: RunFiles) -> None:
+def test_a_missing_bundle_is_said(tmp_path: Path, files: RunFiles) -> None:
     files.bundle.unlink()
+    bundle_path(tmp_path, SHA256).unlink()
     with pytest.raises(NotFound, match="there is no code bundle"):
-        restore_code(files, SHA256)
+        restore_code(files, SHA256, tmp_path)
+
+
+def test_an_imported_run_takes_the_bundle_that_was_uploaded_again(tmp_path: Path) -> None:
+    files = run_of(tmp_path)
+    stored(tmp_path, DATA)
+    assert restore_code(files, SHA256, tmp_path) is None
+    assert files.bundle.read_bytes() == DATA

@@ -1,0 +1,53 @@
+"""Paths of a config whose code was sent as a bundle: relative ones, inside RUN/code of whichever run uses them.
+
+So forks, replays and runs that were moved to another home have the same config, and each its own code.
+"""
+
+from pathlib import Path
+
+from control_plane.core.model.errors import Invalid
+from control_plane.storage.code.unpacked import restore_code
+from control_plane.storage.layout import RunFiles
+from ray_jobs.config.run_config import RunConfig
+from ray_jobs.config.runtime_env import is_local
+from ray_jobs.config.sections import ScriptWorkload
+
+
+def located(config: RunConfig, files: RunFiles) -> RunConfig:
+    """Return the config with the absolute paths of what it names in the run's code bundle."""
+    if config.bundle is None:
+        return config
+    changes: dict[str, object] = {}
+    if isinstance(config.workload, ScriptWorkload):
+        changes["workload"] = config.workload.model_copy(update={"path": _inside(files, config.workload.path)})
+    if config.data is not None and config.data.path is not None:
+        changes["data"] = config.data.model_copy(update={"path": _inside(files, config.data.path)})
+    modules = [_inside(files, module) if is_local(module) else module for module in config.runtime_env.py_modules]
+    changes["runtime_env"] = config.runtime_env.model_copy(update={"py_modules": modules})
+    return config.model_copy(update=changes)
+
+
+def check_code(config: RunConfig, files: RunFiles, home: Path) -> None:
+    """Check a run's code before a job of it is submitted, and unpack it again where it is missing or was changed.
+
+    Raises `Refused` if it is not the code that the signed config names, `NotFound` if it is not here, `Invalid` if the
+    bundle does not hold the files that the config names.
+    """
+    if config.bundle is None:
+        return
+    restore_code(files, config.bundle, home)
+    named = [("runtime_env.py_modules", module) for module in config.runtime_env.py_modules if is_local(module)]
+    if isinstance(config.workload, ScriptWorkload):
+        named.append(("workload.path", config.workload.path))
+    if config.data is not None and config.data.path is not None:
+        named.append(("data.path", config.data.path))
+    for key, path in named:
+        if not Path(path).is_absolute() and not (files.code / path).exists():
+            raise Invalid(
+                f"{config.name}: {key} is {path}, but the code bundle has no such file; is it excluded by a .gitignore "
+                "or .rayignore file?"
+            )
+
+
+def _inside(files: RunFiles, path: str) -> str:
+    return str(files.code / path)
