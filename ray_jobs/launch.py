@@ -1,6 +1,6 @@
 """Driver of a run, the entry point of its Ray job: starts Ray Train's worker group; one start is one generation.
 
-    python -m ray_jobs.launch RUN_FOLDER [--resume AUTHOR] [--back COMMAND]
+    python -m ray_jobs.launch RUN_FOLDER [--request UUID]
 
 It creates the run's control actor, starts the worker group, waits, and closes the run. Ray Train restarts a failed
 group for as long as the control server lets the trainers start (see `core.recovery`). The driver imports neither
@@ -15,16 +15,18 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
+from uuid import UUID
 
 import ray
+from pydantic import ValidationError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from control_plane.actor.cluster_state import ClusterReader, ClusterState
 from control_plane.actor.control_actor import retire
 from control_plane.actor.remote import RayHandle
-from control_plane.core.model.commands import Command
-from control_plane.core.model.errors import Refused, SteerwayError, Unavailable
+from control_plane.api.launching import JobRequest
+from control_plane.core.model.errors import Damaged, Refused, SteerwayError, Unavailable
 from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import Ending
 from control_plane.core.model.redaction import Redaction
@@ -36,6 +38,7 @@ from control_plane.storage.journal import writer
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.proof import StorageProof, write_proof
+from control_plane.storage.regular import read_regular
 from ray_jobs.config.demand import demand_of, uses_gpus
 from ray_jobs.config.own_config import own_config
 from ray_jobs.config.run_config import RunConfig as RunSettings
@@ -65,18 +68,19 @@ class RanksTrainer(TorchTrainer):
         return [FastShutdown(), *without_datasets(defaults)]
 
 
-def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> int:
+def main(root: Path, asked: UUID | None = None) -> int:
     """Run the job and return the exit status: 0 if the training finished or was stopped, 1 if it failed.
 
-    `resumed_by` is the user who resumes the run after its driver or its cluster was lost. `back` is the command to
-    begin with, as JSON: a rollback, or an adoption, whose branch is then trained.
+    `asked` names the request in the run's folder that this job was submitted for: to begin the run, or to resume it
+    after its driver or its cluster was lost, perhaps with a rollback, or an adoption whose branch is then trained.
     """
     files = RunFiles(root)
+    request = _read_request(files, asked) if asked is not None else None
     settings = own_config(files)
     ray.init(ignore_reinit_error=True, log_to_driver=True, logging_level=logging.WARNING)
     handle = RayHandle(files, retry_for_s=60.0)
     try:
-        asyncio.run(_open(handle, resumed_by, Command.model_validate_json(back) if back else None))
+        asyncio.run(_open(handle, request))
     except Refused:
         if asyncio.run(handle.snapshot()).closed:
             retire(files)  # it was only started for this request
@@ -92,14 +96,23 @@ def main(root: Path, resumed_by: str | None = None, back: str | None = None) -> 
     return 0 if "failed" not in (ending, status) else 1
 
 
-async def _open(handle: RayHandle, resumed_by: str | None, back: Command | None) -> None:
-    if resumed_by is None:
+def _read_request(files: RunFiles, uuid: UUID) -> JobRequest:
+    """Return what this job is to do. Raises `Damaged` if its file cannot be read."""
+    try:
+        return JobRequest.model_validate_json(read_regular(files.request(uuid)))
+    except (OSError, ValidationError) as error:
+        raise Damaged(f"{files.request(uuid)} cannot be read ({type(error).__name__})") from None
+
+
+async def _open(handle: RayHandle, request: JobRequest | None) -> None:
+    if request is None or not request.resumes:
         await handle.snapshot()
         return
+    back = request.back
     if back is not None and isinstance(back.intent, AdoptCheckpoint):
         await handle.submit(back)  # first: if it is refused, the run is left as it was
         back = go_on_with(back)
-    await handle.resume(resumed_by, back is not None)
+    await handle.resume(request.author, back is not None)
     if back is None:
         return
     try:
@@ -230,11 +243,10 @@ if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(prog="ray_jobs.launch")
     parser.add_argument("root", type=Path)
-    parser.add_argument("--resume")
-    parser.add_argument("--back")
+    parser.add_argument("--request", type=UUID)
     given = parser.parse_args()
     try:
-        sys.exit(main(given.root, given.resume, given.back))
+        sys.exit(main(given.root, given.request))
     except SteerwayError as error:
         log.error("%s", error.reason)
         sys.exit(1)

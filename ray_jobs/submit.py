@@ -20,16 +20,19 @@ import time
 from collections.abc import Callable, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+from uuid import UUID, uuid4
 
 from pydantic import ValidationError
 
+from control_plane.api.launching import JobRequest
 from control_plane.config import Settings, settings
 from control_plane.core.model.characters import one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, SteerwayError, Unavailable
 from control_plane.core.model.intents import AdoptCheckpoint, Rollback
 from control_plane.core.model.state import RunState, fold
+from control_plane.core.rules.admission import check_limits, check_text
 from control_plane.core.rules.branch_rules import check_rollback
 from control_plane.core.rules.checkpoint_rules import check_adoption
 from control_plane.programs import program
@@ -37,14 +40,15 @@ from control_plane.storage.checkpoint.transfer import adoptable
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
 from control_plane.storage.ownership import sign_config
-from control_plane.storage.private import FOLDER_MODE, make_folder, write_file
+from control_plane.storage.private import FOLDER_MODE, make_folder, replace_file, write_file
 from ray_jobs.checkpoint.batch import possible_sizes
 from ray_jobs.config.bundled_paths import check_code
 from ray_jobs.config.environment import keep_secrets, with_variables
 from ray_jobs.config.own_config import check_own, own_config, trust
-from ray_jobs.config.run_config import RunConfig, check_training_keys, load
+from ray_jobs.config.run_config import RunConfig, load
 from ray_jobs.config.sections import ScriptWorkload
 from ray_jobs.config.shipped import find_config
+from ray_jobs.config.training_keys import check_training_keys
 
 
 def new_run_id(name: str) -> str:
@@ -100,43 +104,91 @@ def _check_scaling(config: RunConfig) -> None:
         )
 
 
-def submit(files: RunFiles, where: Settings, resumed_by: str | None = None, back: str | None = None) -> str:
+def submit(files: RunFiles, where: Settings, request: JobRequest | None = None) -> str:
     """Submit the run to Ray's Jobs API and return the job's submission id.
 
-    `back` is a command, as JSON, that takes a resumed run back to a checkpoint before its trainers begin.
+    `request`: what the job is to do; by default, to begin the run for the user of this machine.
 
     Raises `Unavailable` if Ray does not answer, `Conflict` if the run's job is still active, `Refused` if this
     installation has not signed the run's config.
     """
+    request = request or JobRequest(uuid=uuid4(), author=author())
+    client = connect(where)
+    write_request(files, request)
+    name = _answered(where, lambda: free_job_id(client, files.run, lambda: is_closed(files)))
+    return submit_job(client, files, where, request.uuid, name)
+
+
+def connect(where: Settings) -> Any:
+    """Return a client of Ray's Jobs API. Raises `Unavailable` if Ray does not answer."""
     os.environ.update(ray_environment(where))  # Ray reads it when it is imported
-    from ray.exceptions import RayError
     from ray.job_submission import JobSubmissionClient
 
+    return _answered(where, lambda: JobSubmissionClient(where.dashboard_url))
+
+
+def write_request(files: RunFiles, request: JobRequest) -> None:
+    """Write what a job is to do to the run's folder, where the job reads it. Raises `Unavailable` if the disk fails."""
+    path = files.request(request.uuid)
+    try:
+        make_folder(path.parent)
+        replace_file(path, request.model_dump_json())
+    except OSError as error:
+        raise Unavailable(f"{path} could not be written: {error.strerror or error}") from None
+
+
+def submit_job(client: Any, files: RunFiles, where: Settings, request: UUID, name: str) -> str:
+    """Submit a job of this name that does what the written request says, and return its name.
+
+    The job's metadata hold the request's uuid, by which a repeated submission finds it. Raises like `submit`.
+    """
     config = own_config(files)
     check_code(config, files, where.home)
-    try:
-        client = JobSubmissionClient(where.dashboard_url)
-        return str(
-            client.submit_job(
-                entrypoint=command_line(files, resumed_by, back),
-                submission_id=_free_job_id(client, files.run, lambda: _is_closed(files)),
-                runtime_env={"env_vars": where.environment() | worker_environment(config.recovery.start_timeout_s)},
-            )
+    environment = where.environment() | worker_environment(config.recovery.start_timeout_s)
+    return str(
+        _answered(
+            where,
+            lambda: client.submit_job(
+                entrypoint=command_line(files, request),
+                submission_id=name,
+                runtime_env={"env_vars": environment},
+                metadata={REQUEST: str(request)},
+            ),
         )
-    except (ConnectionError, RuntimeError, RayError) as error:
+    )
+
+
+def jobs_of(client: Any, where: Settings, run: str) -> dict[int, Any]:
+    """Return Ray's jobs of a run by number, oldest first. Raises `Unavailable` if Ray does not answer."""
+    listed = _answered(where, client.list_jobs)
+    numbered = {job_number(run, job.submission_id or ""): job for job in listed}
+    return {number: numbered[number] for number in sorted(one for one in numbered if one is not None)}
+
+
+Answer = TypeVar("Answer")
+
+
+def _answered(where: Settings, ask: Callable[[], Answer]) -> Answer:
+    from ray.exceptions import RayError
+
+    try:
+        return ask()
+    except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         raise Unavailable(
-            f"cannot submit the job to a Ray cluster at {where.dashboard_url}: {str(error).splitlines()[0]}; "
+            f"cannot submit the job to a Ray cluster at {where.dashboard_url}: {(str(error).splitlines() or [''])[0]}; "
             "start a cluster with `steer up`"
         ) from None
 
 
-def command_line(files: RunFiles, resumed_by: str | None = None, back: str | None = None) -> str:
-    """Return the shell command of the Ray job. It holds nothing of the config: other users of the machine see it."""
-    resume = [*(["--resume", resumed_by] if resumed_by else []), *(["--back", back] if back else [])]
-    driver = shlex.join(program("ray_jobs.launch", str(files.root), *resume))
+def command_line(files: RunFiles, request: UUID) -> str:
+    """Return the shell command of the Ray job. It holds nothing of config or commands: other users see it."""
+    driver = shlex.join(program("ray_jobs.launch", str(files.root), "--request", str(request)))
     log = shlex.join(program("ray_jobs.driver.clean_log", str(files.root)))
     return shlex.join(["bash", "-c", f"umask 077; set -o pipefail; {driver} 2>&1 | {log}"])
 
+
+REQUEST = "steerway-request"
+"""Key in a Ray job's metadata: the uuid of the request that it was submitted for."""
 
 JOB_ENDS_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.5
@@ -145,11 +197,12 @@ DEFAULT_MICRO_BATCH = 8
 """Default of Transformers."""
 
 
-def _is_closed(files: RunFiles) -> bool:
+def is_closed(files: RunFiles) -> bool:
+    """Return whether the run is closed, by its journal."""
     return fold(writer.read(files.journal)).closed is not None
 
 
-def _free_job_id(
+def free_job_id(
     client: Any, run: str, is_closed: Callable[[], bool], sleep: Callable[[float], None] = time.sleep
 ) -> str:
     """Return the run's id for its first job here, then `<run>-r2`, ... Raises `Conflict` if one of them is active.
@@ -255,33 +308,45 @@ def resume(where: Settings, run: str, given_trust: bool, back: str | None = None
     `check_rollback` and `check_adoption`.
     """
     files = find_run(where.runs_dir, run)
+    command = _command(back) if back is not None else None
+    check_resumable(files, command, given_trust)
+    keep_secrets(files, own_config(files), os.environ, names)
+    return submit(files, where, JobRequest(uuid=uuid4(), author=author(), resumes=True, back=command))
+
+
+def check_resumable(files: RunFiles, back: Command | None, given_trust: bool) -> RunState:
+    """Return the state of a run that may be resumed, and sign it if it is trusted. Raises like `resume`."""
     if not given_trust:
         check_own(files)
     state = fold(writer.read(files.journal))
     if back is not None:
         _check_back(files, state, back)
     elif state.closed is not None and state.closed.ending == "finished":
-        raise Conflict(f"run {run} has finished at step {state.step}: there is nothing left to resume")
+        raise Conflict(f"run {files.run} has finished at step {state.step}: there is nothing left to resume")
     if given_trust:
         trust(files)
-    keep_secrets(files, own_config(files), os.environ, names)
-    return submit(files, where, resumed_by=author(), back=back)
+    return state
 
 
-def _check_back(files: RunFiles, state: RunState, back: str) -> None:
-    """Check the rollback or adoption before the job is submitted: an error in the job would only be in its log."""
+def _command(text: str) -> Command:
     try:
-        command = Command.model_validate_json(back)
+        return Command.model_validate_json(text)
     except ValidationError as error:
         raise Invalid(f"--back takes a rollback or an adoption as JSON: {error.errors()[0]['msg']}") from None
-    match command.intent:
+
+
+def _check_back(files: RunFiles, state: RunState, back: Command) -> None:
+    """Check the rollback or adoption before the job is submitted: an error in the job would only be in its log."""
+    check_text(back)
+    match back.intent:
         case Rollback():
-            check_rollback(state, command.intent)
+            check_rollback(state, back.intent)
         case AdoptCheckpoint(branch=str()):
-            check_adoption(state, command.intent)
-            adoptable(files, command.intent)
+            check_adoption(state, back.intent)
+            adoptable(files, back.intent)
         case _:
-            raise Invalid(f"--back takes a rollback, or an adoption with a branch, not '{command.describe()}'")
+            raise Invalid(f"a run resumes by a rollback, or an adoption with a branch, not '{back.describe()}'")
+    check_limits(state, back, {})
 
 
 def _tell(job: str, root: Path, as_json: bool, done: str) -> int:

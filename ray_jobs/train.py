@@ -25,7 +25,8 @@ from control_plane.storage.proof import check_proof, proof_of
 from control_plane.storage.regular import read_regular
 from ray_jobs.config.bundled_paths import located
 from ray_jobs.config.environment import variables
-from ray_jobs.config.run_config import RunConfig, ScriptWorkload, check_training_keys
+from ray_jobs.config.run_config import RunConfig, ScriptWorkload
+from ray_jobs.config.training_keys import check_training_keys
 from ray_jobs.driver.clean_log import CleanFormatter
 from ray_jobs.monitor import exit_reason
 from ray_jobs.process import context

@@ -4,13 +4,16 @@ A client sends the text of a config and the hash of a code bundle that it has up
 folder. Every request has a uuid and is idempotent by it: a repeated one returns the answer of the first.
 """
 
-from typing import Annotated, Literal, Protocol
+from fnmatch import fnmatchcase
+from pathlib import PurePosixPath
+from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID, uuid4
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from control_plane.config import Role
-from control_plane.core.model.commands import MAX_REASON_CHARS
+from control_plane.core.model.characters import OBEYED
+from control_plane.core.model.commands import MAX_REASON_CHARS, Command
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents import AdoptCheckpoint, First, Rollback
 from control_plane.core.model.values import RunId
@@ -29,8 +32,29 @@ LAUNCH_WAIT_S = 180.0
 """How long a client waits for an answer of a launch route. Checking a config imports Transformers: seconds on an idle
 machine, a minute on a busy one; a checkpoint of a fork is copied meanwhile."""
 
+SERVICE_DEADLINE_S = 150.0
+"""Limit of one launch on the cluster's side: the client that waits `LAUNCH_WAIT_S` receives the reason."""
+
+
+def _plain(text: str) -> str:
+    """Return a name without control characters. Raises `ValueError`: it is shown in messages and logs."""
+    if OBEYED.search(text):
+        raise ValueError("must not contain control characters or line ends")
+    return text
+
+
+def _inside(text: str) -> str:
+    """Return a path inside a bundle. Raises `ValueError` for one that leads out of it."""
+    path = PurePosixPath(_plain(text))
+    if path.is_absolute() or ".." in path.parts or "\\" in text or not path.parts:
+        raise ValueError("must be a relative path inside the bundle, with '/' and without '..'")
+    return path.as_posix()
+
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-Name = Annotated[str, Field(min_length=1, max_length=128)]
+Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain)]
+FileName = Annotated[str, Field(min_length=1, max_length=400), AfterValidator(_plain)]
+BundlePath = Annotated[str, Field(min_length=1, max_length=400), AfterValidator(_inside)]
 Text = Annotated[str, Field(max_length=MAX_CONFIG_CHARS)]
 Priority = Annotated[int, Field(ge=-MAX_PRIORITY, le=MAX_PRIORITY, strict=True)]
 Overrides = Annotated[tuple[Annotated[str, Field(max_length=4096)], ...], Field(max_length=MAX_OVERRIDES)]
@@ -51,7 +75,9 @@ class LaunchOptions(Message):
     secrets: Secrets = {}
     priority: Priority = 0
     wait_for_nodes: bool = False
-    client: str = Field(default="", max_length=64, description="the client's release of Steerway")
+    client: Annotated[str, AfterValidator(_plain)] = Field(
+        default="", max_length=64, description="the client's release of Steerway"
+    )
 
 
 class LaunchRequest(LaunchOptions):
@@ -64,11 +90,11 @@ class LaunchRequest(LaunchOptions):
     """
 
     config: Text
-    source: str = Field(default="config.yaml", max_length=400)
-    files: Annotated[dict[Name, Text], Field(max_length=MAX_FILES)] = {}
+    source: FileName = "config.yaml"
+    files: Annotated[dict[FileName, Text], Field(max_length=MAX_FILES)] = {}
     overrides: Overrides = ()
     bundle: Sha256 | None = None
-    script: str | None = Field(default=None, max_length=400)
+    script: BundlePath | None = None
     run: RunId | None = None
     env: Annotated[tuple[Name, ...], Field(max_length=MAX_SECRETS)] = ()
 
@@ -162,14 +188,64 @@ class Submission(Message):
 
 
 class Requester(Message):
-    """Owner of the token that a launch request came with, as `ray_jobs.service` receives it."""
+    """Owner of the token that a launch request came with. `runs`: globs of the runs in its scope; None: all."""
 
     id: str
     role: Role
+    runs: tuple[str, ...] | None = None
+
+    def sees(self, run: str) -> bool:
+        """Return whether this run is in the token's scope."""
+        return self.runs is None or any(fnmatchcase(run, glob) for glob in self.runs)
+
+
+class JobRequest(Message):
+    """Request that a run's Ray job carries out: `requests/<uuid>.json` in the run's folder.
+
+    Written before the job is submitted. The command line holds only the uuid: other users of a machine can read it.
+    resumes: the run exists and goes on; back: the rollback or adoption to begin with.
+    """
+
+    uuid: UUID
+    author: str = Field(min_length=1, max_length=200)
+    role: Role | None = None
+    resumes: bool = False
+    back: Command | None = None
 
 
 Verb = Literal["launch", "resume", "fork", "replay"]
 AnyLaunchRequest = LaunchRequest | ResumeRequest | ForkRequest | ReplayRequest
+REQUESTS: dict[Verb, type[LaunchRequest] | type[ResumeRequest] | type[ForkRequest] | type[ReplayRequest]] = {
+    "launch": LaunchRequest,
+    "resume": ResumeRequest,
+    "fork": ForkRequest,
+    "replay": ReplayRequest,
+}
+
+
+class ServiceCall(Message):
+    """Call of `ray_jobs.service`: one JSON object on its standard input. `request`: see `REQUESTS`."""
+
+    verb: Verb
+    run: str | None = None
+    request: dict[str, Any] = Field(repr=False)
+    by: Requester
+
+
+class ServiceProblem(Message):
+    """Why the service refused: the members of a `SteerwayError`."""
+
+    slug: str
+    reason: str
+    status: int
+    detail: dict[str, Any] = {}
+
+
+class ServiceAnswer(Message):
+    """Answer of `ray_jobs.service`: one JSON line on its standard output, with one of the two members."""
+
+    launched: Launched | None = None
+    problem: ServiceProblem | None = None
 
 
 class LaunchPort(Protocol):

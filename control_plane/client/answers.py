@@ -15,6 +15,7 @@ from control_plane.core.model.errors import (
     Refused,
     SteerwayError,
     Unavailable,
+    errors_by_slug,
 )
 from control_plane.core.model.records import Entry
 
@@ -33,17 +34,10 @@ def error_of(answer: "httpx.Response", base_url: str) -> SteerwayError:
         return not_ours(base_url, f"HTTP {answer.status_code}")
     problem = parse_json(answer.content, base_url)
     slug = str(problem.get("type", "")).rsplit("/", 1)[-1]
-    kind = _kinds_by_slug(SteerwayError).get(slug) or _kind_by_status(answer.status_code)
+    kind = errors_by_slug().get(slug) or _kind_by_status(answer.status_code)
     error = kind(str(problem.get("detail") or problem.get("title") or "refused without a reason"))
     error.detail = {name: value for name, value in problem.items() if name not in _PROBLEM_MEMBERS}
     return error
-
-
-def _kinds_by_slug(kind: type[SteerwayError]) -> dict[str, type[SteerwayError]]:
-    kinds = {kind.slug: kind}
-    for below in kind.__subclasses__():
-        kinds = _kinds_by_slug(below) | kinds  # of two with the same slug, the one nearer to the root wins
-    return kinds
 
 
 def _kind_by_status(status: int) -> type[SteerwayError]:

@@ -1,10 +1,10 @@
-"""Admission control for commands; rejects before the body is read, so that a rejection costs almost nothing.
+"""Admission control for commands and launches; rejects before the body is read: a rejection costs almost nothing.
 
 Applied twice: in the app's request guard, which every request passes, and, installed by `proxy`, in Serve's proxy,
 where a rejected request does not reach the app at all. Checks in order: the token's owner; the owner's concurrent
 commands, so that nobody waits behind a long queue of another owner; the owner's rate limit (see `rate`). Only POSTs of
-commands are counted. A GET or HEAD with a body is rejected, and no body is awaited without a known token: a client
-that never sends it would occupy a slot (slowloris).
+commands, and of what begins or continues a run, are counted. A GET or HEAD with a body is rejected, and no body is
+awaited without a known token: a client that never sends it would occupy a slot (slowloris).
 """
 
 from collections import Counter
@@ -16,7 +16,7 @@ from starlette.routing import compile_path
 from starlette.types import Scope
 
 from control_plane.core.model.errors import Invalid, Overloaded, SteerwayError
-from control_plane.gateway.auth import COMMANDS_PATH, authenticate, bearer_token
+from control_plane.gateway.auth import COMMANDS_PATH, LAUNCH_PATHS, authenticate, bearer_token
 from control_plane.gateway.problems import problem_of
 from control_plane.gateway.rate_limit import RateLimit
 from control_plane.gateway.tokens import TokenLookup
@@ -30,7 +30,7 @@ MAX_UNREAD_BYTES = 64 * 1024
 closed instead."""
 
 # Parsed by the router's own function, so that both agree on which path is a command.
-_COMMANDS = compile_path(COMMANDS_PATH)[0]
+_COMMANDS = tuple(compile_path(path)[0] for path in (COMMANDS_PATH, *LAUNCH_PATHS))
 
 
 class UnexpectedBody(Invalid):
@@ -77,10 +77,11 @@ class AdmissionControl:
 
 
 def is_command(scope: Scope) -> bool:
-    """Return whether this request posts a command."""
+    """Return whether this request posts a command, or begins or continues a run."""
     if scope["type"] != "http" or scope["method"] != "POST":
         return False
-    return _COMMANDS.match(scope["path"].removeprefix(scope.get("root_path", ""))) is not None
+    path = scope["path"].removeprefix(scope.get("root_path", ""))
+    return any(pattern.match(path) for pattern in _COMMANDS)
 
 
 def announces_body(scope: Scope) -> bool:

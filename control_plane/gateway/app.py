@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from fastapi import Depends, FastAPI, Response
 from starlette.datastructures import MutableHeaders
 
+from control_plane.api.launching import LaunchPort
 from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
 from control_plane.api.versions import release
@@ -21,8 +22,10 @@ from control_plane.core.model.errors import SteerwayError
 from control_plane.gateway.admission import AdmissionControl, is_at_most, rejection_of
 from control_plane.gateway.auth import ConnectionLimit, authorize_each
 from control_plane.gateway.description import describe
+from control_plane.gateway.launching.jobs import JobLookup
+from control_plane.gateway.launching.routes import NoLaunches, add_launch_routes
 from control_plane.gateway.problems import NO_SNIFFING, install_problems, internal_problem, problem
-from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, CommandRequest, add_routes
+from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
 from control_plane.gateway.tokens import TokenLookup
 from control_plane.storage.layout import RunFiles
@@ -175,15 +178,19 @@ def create_app(
     allowed_hosts: Sequence[str],
     allowed_origins: Sequence[str],
     admission: AdmissionControl | None = None,
+    launches: LaunchPort | None = None,
+    jobs: JobLookup | None = None,
 ) -> FastAPI:
     """Return the gateway's app.
 
     `allowed_hosts` are the accepted Host names (without ports). `allowed_origins` are the origins of pages that may
     open a stream (`http://127.0.0.1:8701`); programs send no Origin and need not be listed.
+    `launches` begins and continues runs, `jobs` looks at their Ray jobs; without them these routes answer 503.
     There are no CORS headers: a browser's page talks to the console, and the console to the gateway.
     """
     app = _app_with_routes()
     app.state.runs, app.state.tokens = runs, tokens
+    app.state.launches, app.state.jobs = launches or NoLaunches(), jobs or NoLaunches()
     app.state.allowed_origins = frozenset(allowed_origins)
     app.state.long_polls = ConnectionLimit(MAX_LONG_POLLS_PER_TOKEN, "long polls")
     app.state.streams = ConnectionLimit(MAX_STREAMS_PER_TOKEN, "streams")
@@ -205,8 +212,9 @@ def _app_with_routes() -> FastAPI:
         redoc_url=None,
         redirect_slashes=False,
     )
-    install_problems(app, CommandRequest)
+    install_problems(app)
     add_routes(app)
+    add_launch_routes(app)
     add_stream(app)
     return app
 

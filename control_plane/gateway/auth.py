@@ -19,9 +19,16 @@ from control_plane.gateway.tokens import Identity, TokenLookup
 
 PREFIX = "/api/v1"
 COMMANDS_PATH = f"{PREFIX}/runs/{{run}}/commands"
+LAUNCH_PATHS = (
+    f"{PREFIX}/runs",
+    *(f"{PREFIX}/runs/{{run}}/{verb}" for verb in ("resume", "fork", "replay")),
+)
+"""Routes that begin or continue a run."""
 
 READERS = frozenset(ROLES)
 COMMANDERS: frozenset[Role] = frozenset({"operator", "admin", "agent"})
+LAUNCHERS: frozenset[Role] = frozenset({"operator", "admin"})
+"""Who begins a run chooses what code the cluster executes."""
 
 PUBLIC = frozenset({f"GET {PREFIX}/health"})
 """Routes that need no token: they reveal nothing about any run."""
@@ -31,6 +38,8 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/runs": READERS,
     f"GET {PREFIX}/runs/{{run}}": READERS,
     f"POST {COMMANDS_PATH}": COMMANDERS,
+    **{f"POST {path}": LAUNCHERS for path in LAUNCH_PATHS},
+    f"GET {PREFIX}/runs/{{run}}/job": READERS,
     f"GET {PREFIX}/runs/{{run}}/commands/{{uuid}}": READERS,
     f"GET {PREFIX}/runs/{{run}}/journal": READERS,
     f"GET {PREFIX}/runs/{{run}}/metrics": READERS,

@@ -25,6 +25,7 @@ from control_plane.api.ports import OperatorPort
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
+from control_plane.gateway.launching.service_process import ServiceProcesses
 from control_plane.gateway.priority import lower_priority
 from control_plane.gateway.tokens import TokenFile
 from control_plane.server.archive import ArchivedRun
@@ -115,6 +116,7 @@ def _application(where: Settings) -> Any:
             TokenFile(where.tokens_file),
             allowed_hosts=[where.host, "localhost"],
             allowed_origins=origins,
+            launches=ServiceProcesses(where.environment()),
         )
 
     @serve.deployment(

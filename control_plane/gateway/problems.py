@@ -13,6 +13,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import BaseModel
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
+from starlette.routing import Route
 
 from control_plane.core.model.commands import Change
 from control_plane.core.model.errors import Overloaded, SteerwayError, Unavailable
@@ -39,6 +40,11 @@ _OF_SEVERAL_KINDS = {
     "arguments": (2, f"must be text of at most {MAX_NAME_CHARS} characters, a finite number, true or false"),
 }
 """By field name: how many parts of an error's location lead to it, itself included, and what it accepts."""
+
+INTENT_FIELDS = frozenset({"intent", "back", "firsts"})
+"""Fields of bodies that hold intents."""
+
+_EXAMPLE = ', such as {"intent": {"kind": "pause"}}'
 
 _TITLES = {
     400: "Bad request",
@@ -91,8 +97,8 @@ def problem_of(error: SteerwayError) -> Response:
     return problem(error.status_hint, error.slug, error.reason, headers, **error.detail)
 
 
-def install_problems(app: FastAPI, request_model: type[BaseModel]) -> None:
-    """Install handlers that turn every error of `app` into a problem. `request_model`: the body to name fields of."""
+def install_problems(app: FastAPI) -> None:
+    """Install handlers that turn every error of `app` into a problem."""
 
     async def on_our_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, SteerwayError)
@@ -101,16 +107,33 @@ def install_problems(app: FastAPI, request_model: type[BaseModel]) -> None:
     async def on_http_error(request: Request, error: Exception) -> Response:
         assert isinstance(error, HTTPException)
         slug, detail = _HTTP_ERRORS.get(error.status_code, ("refused", "the request was refused"))
-        return problem(error.status_code, slug, detail, error.headers)
+        headers = {"Allow": _allowed_methods(request)} if error.status_code == 405 else error.headers
+        return problem(error.status_code, slug, detail, headers)
 
     async def on_invalid(request: Request, error: Exception) -> Response:
         assert isinstance(error, RequestValidationError)
-        explained = [_explain(one, request_model) for one in error.errors()]
+        explained = [_explain(one, _body_of(request)) for one in error.errors()]
         return invalid_problem(list({(one["where"], one["what"]): one for one in explained}.values()))
 
     app.add_exception_handler(SteerwayError, on_our_error)
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_exception_handler(RequestValidationError, on_invalid)
+
+
+def _allowed_methods(request: Request) -> str:
+    """Return the methods of all routes of the path: the router knows those of the first one only."""
+    routes = [route for route in request.app.routes if isinstance(route, Route) and route.methods]
+    path = request.scope["path"].removeprefix(request.scope.get("root_path", ""))
+    return ", ".join(
+        sorted({method for each in routes if each.path_regex.match(path) for method in each.methods or ()})
+    )
+
+
+def _body_of(request: Request) -> type[BaseModel] | None:
+    """Return the model of the body that the request's route takes, to name its fields."""
+    body = getattr(request.scope.get("route"), "body_field", None)
+    model = body.field_info.annotation if body is not None else None
+    return model if isinstance(model, type) and issubclass(model, BaseModel) else None
 
 
 def invalid_problem(errors: list[dict[str, str]]) -> Response:
@@ -121,20 +144,20 @@ def invalid_problem(errors: list[dict[str, str]]) -> Response:
     return problem(422, "invalid", detail + (f"; and {unlisted} more" if unlisted else ""), errors=listed)
 
 
-def _explain(error: Mapping[str, Any], request_model: type[BaseModel]) -> dict[str, str]:
+def _explain(error: Mapping[str, Any], request_model: type[BaseModel] | None) -> dict[str, str]:
     """Describe one of pydantic's errors without the input that caused it."""
     loc, accepted = _of_one_kind(tuple(error["loc"]))
     if accepted is not None:
         error = {"type": "mixed", "msg": accepted}
     shown = loc[:1] if error["type"] == "json_invalid" else loc
-    places = [str(part) for part in shown if not (part in KINDS and "intent" in loc)]
+    places = [str(part) for part in shown if not (part in KINDS and _holds_intent(loc))]
     return {
         "where": ".".join(places)[:MAX_WHERE_CHARS],
         "what": _what(error, loc, request_model)[:MAX_WHAT_CHARS],
     }
 
 
-def _what(error: Mapping[str, Any], loc: tuple[Any, ...], request_model: type[BaseModel]) -> str:
+def _what(error: Mapping[str, Any], loc: tuple[Any, ...], request_model: type[BaseModel] | None) -> str:
     context = error.get("ctx", {})
     match error["type"]:
         case "json_invalid":
@@ -147,7 +170,8 @@ def _what(error: Mapping[str, Any], loc: tuple[Any, ...], request_model: type[Ba
         case "extra_forbidden":
             return f"unknown field; allowed are {', '.join(_allowed_members(loc, request_model))}"
         case "missing" if loc == ("body",):
-            return 'must be a JSON object, such as {"intent": {"kind": "pause"}}'
+            named = "intent" in request_model.model_fields if request_model is not None else False
+            return f"must be a JSON object{_EXAMPLE if named else ''}"
         case "model_attributes_type" | "model_type" | "dict_type" | "dict_attributes_type":
             return "must be a JSON object, sent with Content-Type: application/json"
         case _:
@@ -157,15 +181,21 @@ def _what(error: Mapping[str, Any], loc: tuple[Any, ...], request_model: type[Ba
 def _of_one_kind(loc: tuple[Any, ...]) -> tuple[tuple[Any, ...], str | None]:
     """Shorten the location of a union's error to the field itself, and return what that field accepts, else None."""
     for name, (parts, accepted) in _OF_SEVERAL_KINDS.items():
-        if "intent" in loc and name in loc:
+        if _holds_intent(loc) and name in loc:
             end = loc.index(name) + parts
             if len(loc) > end:
                 return loc[:end], accepted
     return loc, None
 
 
-def _allowed_members(loc: tuple[Any, ...], request_model: type[BaseModel]) -> list[str]:
-    kind = next((part for part in loc if part in KINDS), None) if "intent" in loc else None
+def _allowed_members(loc: tuple[Any, ...], request_model: type[BaseModel] | None) -> list[str]:
+    kind = next((part for part in loc if part in KINDS), None) if _holds_intent(loc) else None
     if kind == "set_knobs" and "changes" in loc:
         return list(Change.model_fields)
-    return list((KINDS[kind] if kind else request_model).model_fields)
+    model = KINDS[kind] if kind else request_model
+    return list(model.model_fields) if model is not None else []
+
+
+def _holds_intent(loc: tuple[Any, ...]) -> bool:
+    """Return whether the place is inside of an intent, whose kind is a part of the place."""
+    return any(part in INTENT_FIELDS for part in loc)

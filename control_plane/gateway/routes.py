@@ -155,11 +155,13 @@ def parse_strictly(body: bytes) -> Any:
         refuse("an integer has too many digits")
 
 
-def _directory(request: Request) -> "RunDirectory":
+def directory_of(request: Request) -> "RunDirectory":
+    """Return the runs that the request's token may see."""
     return scoped(request.app.state.runs, request.state.identity)
 
 
-def _answer(answer: Message, status: int = 200, **headers: str) -> Response:
+def respond(answer: Message, status: int = 200, **headers: str) -> Response:
+    """Return a message as a JSON response."""
     named = {name.replace("_", "-"): value for name, value in headers.items()}
     return Response(
         answer.model_dump_json(),
@@ -171,7 +173,7 @@ def _answer(answer: Message, status: int = 200, **headers: str) -> Response:
 
 async def health(request: Request) -> Response:
     """Check that the gateway is up, and return its version. Needs no token."""
-    return _answer(Health(version=request.app.version))
+    return respond(Health(version=request.app.version))
 
 
 async def openapi_schema(request: Request) -> Response:
@@ -181,13 +183,13 @@ async def openapi_schema(request: Request) -> Response:
 
 async def list_runs(request: Request) -> Response:
     """List every run."""
-    return _answer(RunList(runs=tuple(await _directory(request).list())))
+    return respond(RunList(runs=tuple(await directory_of(request).list())))
 
 
 async def read_run(request: Request, run: str) -> Response:
     """Return the current snapshot of a run. The ETag is the position of its journal."""
-    snapshot = await (await _directory(request).handle(run)).snapshot()
-    return _answer(snapshot, ETag=f'"{snapshot.seq}"')
+    snapshot = await (await directory_of(request).handle(run)).snapshot()
+    return respond(snapshot, ETag=f'"{snapshot.seq}"')
 
 
 async def submit_command(
@@ -196,10 +198,10 @@ async def submit_command(
     """Submit a command. Idempotent by uuid. Status 202 means that the command is durable."""
     identity: Identity = request.state.identity
     check_may_command(identity, body.intent)
-    command = _command_of(body, _chosen_uuid(body.uuid, idempotency_key), identity)
-    receipt = await (await _directory(request).handle(run)).submit(command)
+    command = _command_of(body, chosen_uuid(body.uuid, idempotency_key), identity)
+    receipt = await (await directory_of(request).handle(run)).submit(command)
     root = request.scope.get("root_path", "")
-    return _answer(receipt, 202, Location=f"{root}{PREFIX}/runs/{run}/commands/{receipt.uuid}")
+    return respond(receipt, 202, Location=f"{root}{PREFIX}/runs/{run}/commands/{receipt.uuid}")
 
 
 def _command_of(body: CommandRequest, uuid: UUID, identity: Identity) -> Command:
@@ -211,13 +213,14 @@ def _command_of(body: CommandRequest, uuid: UUID, identity: Identity) -> Command
         raise Invalid(error.errors()[0]["msg"].removeprefix("Value error, ")) from None
 
 
-def _chosen_uuid(in_body: UUID | None, in_header: str | None) -> UUID:
+def chosen_uuid(in_body: UUID | None, in_header: str | None) -> UUID:
+    """Return a request's uuid from its body or the Idempotency-Key header. Raises `Invalid` if the two differ."""
     if in_header is None:
         return in_body or uuid4()
     try:
         key = UUID(in_header.strip().strip('"'))
     except ValueError:
-        raise Invalid("Idempotency-Key must be a UUID: it becomes the command's uuid") from None
+        raise Invalid("Idempotency-Key must be a UUID: it becomes the request's uuid") from None
     if in_body not in (None, key):
         raise Invalid("Idempotency-Key and the body's uuid differ; send only one, or the same value")
     return key
@@ -225,13 +228,13 @@ def _chosen_uuid(in_body: UUID | None, in_header: str | None) -> UUID:
 
 async def read_command(request: Request, run: str, uuid: UUID, wait_s: WaitS = 0.0) -> Response:
     """Return a command and its outcome; waits up to `wait_s` seconds for it (long poll)."""
-    handle = await _directory(request).handle(run)
+    handle = await directory_of(request).handle(run)
     view = await handle.command(uuid)
     if view.settled is None and wait_s > 0:
         with request.app.state.long_polls.take(request.state.identity):
             await _wait_for_end(handle, view, wait_s)
         view = await handle.command(uuid)
-    return _answer(view)
+    return respond(view)
 
 
 async def _wait_for_end(handle: OperatorPort, view: CommandView, wait_s: float) -> None:
@@ -254,14 +257,14 @@ async def read_journal(
     wait_s: WaitS = 0.0,
 ) -> Response:
     """Return journal lines after `after`; waits up to `wait_s` seconds for the first (long poll)."""
-    handle = await _directory(request).handle(run)
+    handle = await directory_of(request).handle(run)
     if wait_s > 0:
         with request.app.state.long_polls.take(request.state.identity):
             entries = await handle.tail(after, limit, wait_s)
     else:
         entries = await handle.tail(after, limit, 0.0)
     lines = tuple(entry.line() for entry in entries)
-    return _answer(JournalPage(entries=lines, last_seq=entries[-1].seq if entries else after))
+    return respond(JournalPage(entries=lines, last_seq=entries[-1].seq if entries else after))
 
 
 async def read_metrics(
@@ -272,13 +275,13 @@ async def read_metrics(
     name: Annotated[tuple[str, ...], Query(max_length=MAX_NAMES)] = (),
 ) -> Response:
     """Return metric points after the cursor, of the named series or of all."""
-    handle = await _directory(request).handle(run)
-    return _answer(await handle.measurements(after, limit, name))
+    handle = await directory_of(request).handle(run)
+    return respond(await handle.measurements(after, limit, name))
 
 
 async def read_tree(request: Request, run: str) -> Response:
     """Return the run's branches with their changes and best losses, and the runs that were started from it."""
-    return _answer(await tree_of(_directory(request), run))
+    return respond(await tree_of(directory_of(request), run))
 
 
 async def read_comparison(
@@ -289,7 +292,7 @@ async def read_comparison(
     ],
 ) -> Response:
     """Compare runs or branches from their last common step: knobs, commands, losses."""
-    return _answer(await comparison_of(_directory(request), of))
+    return respond(await comparison_of(directory_of(request), of))
 
 
 async def read_logs(
@@ -299,8 +302,8 @@ async def read_logs(
     lines: Annotated[int, Query(ge=1, le=MAX_LOG_LINES)] = 200,
 ) -> Response:
     """Return the last log lines of the driver (`driver`) or of a rank (`rank-0`)."""
-    files = _directory(request).files(run)
-    return _answer(await asyncio.to_thread(read_log_tail, files, source, lines))
+    files = directory_of(request).files(run)
+    return respond(await asyncio.to_thread(read_log_tail, files, source, lines))
 
 
 def read_log_tail(files: RunFiles, source: str, lines: int) -> LogTail:

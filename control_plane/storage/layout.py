@@ -4,6 +4,7 @@
                   config.yaml.sig  this installation's signature of the config: see `ownership`
                   secrets.json     the values of its secret environment variables, if it has any
                   submission.json  who submitted it, and with what: see `api.launching.Submission`
+                  requests/        what each of its Ray jobs is to do: see `api.launching.JobRequest`
                   code.zip, code/  the code bundle that it was submitted with, and its unpacked files
                   journal/         one segment per term
                   metrics.sqlite   measurements
@@ -17,6 +18,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import UUID
 
 from control_plane.core.model import values
 from control_plane.core.model.errors import Invalid, NotFound
@@ -70,6 +72,10 @@ class RunFiles:
     def submission(self) -> Path:
         """The record of who submitted the run; runs of earlier releases have none."""
         return self.root / "submission.json"
+
+    def request(self, uuid: UUID) -> Path:
+        """Return the file that says what the Ray job of this request is to do."""
+        return self.root / "requests" / f"{uuid}.json"
 
     @property
     def bundle(self) -> Path:

@@ -10,15 +10,15 @@ Validation errors are raised as one `Invalid`, with a line for each.
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
-from enum import EnumType
 from pathlib import Path
-from typing import Annotated, Any, Self, get_args
+from typing import Annotated, Any, Self
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from control_plane import config_text
 from control_plane.config_text import shown
 from control_plane.core.model.errors import Invalid
+from ray_jobs.config.config_files import ConfigFiles, FilesBeside
 from ray_jobs.config.deepspeed_features import unsupported
 from ray_jobs.config.environment import check_variables
 from ray_jobs.config.runtime_env import RuntimeEnvSettings, check_bundle, is_local
@@ -40,6 +40,7 @@ from ray_jobs.config.sections import (
     Section,
     TrainingSettings,
 )
+from ray_jobs.config.training_keys import OWN_TRAINING_KEYS
 
 Raw = dict[str, Any]
 
@@ -108,30 +109,6 @@ class RunConfig(Section):
         return _validated(_mapping(text, source), source)
 
 
-# Settings of TrainingArguments that Steerway sets itself, and the setting to use instead.
-_OWN_CHECKPOINTS = "Steerway saves the checkpoints, see checkpoint.every_steps"
-_OWN_DEVICE = "Steerway chooses the devices, see scaling.use_gpu"
-_OWN_PLACE = "the run's folder is chosen when it is submitted"
-_OWN_REPORT = "metrics go to the run's own store"
-_OWN_HUB = "a run uploads nothing"
-OWN_TRAINING_KEYS: dict[str, str] = {
-    "output_dir": _OWN_PLACE,
-    "run_name": "use the top-level key name",
-    "deepspeed": "use the top-level key deepspeed",
-    "seed": "use the top-level key seed",
-    "data_seed": "the top-level key seed determines the order of the samples",
-    "report_to": _OWN_REPORT,
-    "disable_tqdm": _OWN_REPORT,
-    **dict.fromkeys(("save_strategy", "save_steps", "save_total_limit", "save_only_model"), _OWN_CHECKPOINTS),
-    **dict.fromkeys(("save_on_each_node", "enable_jit_checkpoint", "load_best_model_at_end"), _OWN_CHECKPOINTS),
-    **dict.fromkeys(("resume_from_checkpoint", "ignore_data_skip"), "a run resumes from its newest checkpoint"),
-    **dict.fromkeys(("use_cpu", "ddp_backend", "local_rank", "parallelism_config"), _OWN_DEVICE),
-    **dict.fromkeys(("fsdp", "fsdp_config"), "DeepSpeed shards the model, see deepspeed.zero_optimization"),
-    **dict.fromkeys(("push_to_hub", "hub_token", "hub_model_id", "hub_strategy"), _OWN_HUB),
-    "auto_find_batch_size": "a batch size that changes on one rank only would make the others hang",
-}
-
-
 def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Read a config file, apply `dotted.key=value` overrides, and make it self-contained.
 
@@ -140,90 +117,57 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """
     path = Path(path)
     source, folder = str(path), path.expanduser().absolute().parent
-    raw = _mapping(config_text.read_text(path.expanduser(), source), source)
+    return parse(config_text.read_text(path.expanduser(), source), source, overrides, FilesBeside(folder))
+
+
+def parse(
+    text: str,
+    source: str,
+    overrides: Sequence[str],
+    files: ConfigFiles,
+    bundle: str | None = None,
+    script: str | None = None,
+) -> RunConfig:
+    """Parse a config's text, apply `dotted.key=value` overrides, and make it self-contained.
+
+    With a code bundle, relative paths are inside of it and stay relative; `script` is one, in place of `workload.path`.
+    Raises `Invalid`, with one line for each error.
+    """
+    raw = _mapping(text, source)
     for override in overrides:
-        _override(raw, override, folder)
-    _inline_deepspeed(raw, folder, source)
-    _absolute_paths(raw, folder)
+        _override(raw, override, files)
+    if script is not None:
+        workload = raw.get("workload")
+        if not isinstance(workload, dict) or workload.get("kind") != "script":
+            raise Invalid(f"{source}: a script was sent, but workload.kind is not 'script'.")
+        workload["path"] = script
+    _inline_deepspeed(raw, files, f"{source}: deepspeed")
+    _place_paths(raw, files)
     if raw.get("bundle") is not None:
         raise Invalid(f"{source}: bundle cannot be set: it is the hash of the code that is sent with a config.")
+    raw |= {"bundle": bundle} if bundle is not None else {}
     config = _validated(raw, source)
-    if config.workload.kind == "script" and not Path(config.workload.path).is_file():
+    if bundle is None and config.workload.kind == "script" and not Path(config.workload.path).is_file():
         raise Invalid(f"{source}: workload.path is {config.workload.path}, but there is no such file.")
     return config
 
 
-def with_overrides(config: RunConfig, overrides: Sequence[str]) -> RunConfig:
+def with_overrides(config: RunConfig, overrides: Sequence[str], files: ConfigFiles | None = None) -> RunConfig:
     """Return a resolved config with `dotted.key=value` overrides; paths in them are relative to the current folder.
 
     In a config with a code bundle they are relative to the bundle, and stay so.
     Raises `Invalid`, with one line for each error.
     """
+    files = files or FilesBeside(Path.cwd())
     raw: Raw = config.model_dump(mode="json")
     for override in overrides:
-        _override(raw, override, Path.cwd())
+        _override(raw, override, files)
+    _inline_deepspeed(raw, files, f"{config.name}: deepspeed")
     if raw.get("bundle") != config.bundle:
         raise Invalid(f"{config.name}: bundle cannot be set: it is the hash of the code that is sent with a config.")
     if config.bundle is None:
-        _absolute_paths(raw, Path.cwd())
+        _place_paths(raw, files)
     return _validated(raw, config.name)
-
-
-def check_training_keys(config: RunConfig) -> None:
-    """Raise `Invalid` for settings that the installed TrainingArguments does not take. Imports transformers."""
-    from transformers import TrainingArguments
-
-    hints = {name: field.type for name, field in TrainingArguments.__dataclass_fields__.items() if field.init}
-    own = sorted(set(hints) - set(OWN_TRAINING_KEYS))
-    problems = []
-    for key, value in config.training.items():
-        if key not in own:
-            nearest = difflib.get_close_matches(key, own, n=1)
-            hint = f"did you mean {nearest[0]}?" if nearest else "see the documentation of TrainingArguments."
-            problems.append(f"training.{key} is not a key of transformers.TrainingArguments; {hint}")
-        elif not _fits(hints[key], value):
-            problems.append(
-                f"training.{key} is {shown(value)}, but TrainingArguments takes {_type_name(hints[key])}{_hint(value)}."
-            )
-    if problems:
-        raise Invalid("\n".join(f"{config.name}: {problem}" for problem in problems))
-
-
-_SPELLED = ("no", "off", "n", "false", "yes", "on", "y", "true")
-"""Truth values in quotes. They would be passed on as text, and any text counts as true."""
-
-
-def _fits(hint: Any, value: object) -> bool:
-    """Return whether a value has the argument's type, without coercion: it is passed on as it is."""
-    if isinstance(value, str) and (choices := _choices(hint)):
-        return value in choices
-    if isinstance(value, str) and bool in get_args(hint) and value != "no" and value.lower() in _SPELLED:
-        return False  # text or a truth value: "no" is a word of its own there
-    try:
-        TypeAdapter(hint).validate_python(value, strict=not isinstance(value, list))
-    except ValidationError:
-        return False
-    return True
-
-
-def _hint(value: object) -> str:
-    """Return a hint on how to write a value that was given as text, or ''."""
-    if not isinstance(value, str):
-        return ""
-    if value.lower() in _SPELLED:
-        return "; write true or false"
-    return "; write numbers without quotes" if value[:1] in "0123456789+-." and value else ""
-
-
-def _choices(hint: Any) -> list[str]:
-    """Return the allowed values of an enum argument. Its annotation, `SchedulerType | str`, would allow any text."""
-    kinds: list[Any] = [kind for kind in (hint, *get_args(hint)) if isinstance(kind, EnumType)]
-    return [str(member.value) for kind in kinds for member in kind]
-
-
-def _type_name(hint: Any) -> str:
-    choices = _choices(hint)
-    return f"one of {', '.join(choices)}" if choices else getattr(hint, "__name__", str(hint))
 
 
 # --- Reading ---
@@ -238,14 +182,14 @@ def _mapping(text: str, source: str) -> Raw:
     return raw
 
 
-def _override(raw: Raw, override: str, folder: Path) -> None:
+def _override(raw: Raw, override: str, files: ConfigFiles) -> None:
     key, equals, text = override.partition("=")
     parts = key.strip().split(".")
     if not equals or not all(parts):
         raise Invalid(f"The override {override!r} is not of the form dotted.key=value.")
     value = config_text.from_yaml(text, f"The value of the override {override!r}")
     if len(parts) > 1 and parts[0] == "deepspeed":
-        _inline_deepspeed(raw, folder, f"The override {override!r}")
+        _inline_deepspeed(raw, files, f"The override {override!r}: deepspeed")
     group = raw
     for depth, part in enumerate(parts[:-1], start=1):
         if group.get(part) is None:
@@ -257,23 +201,22 @@ def _override(raw: Raw, override: str, folder: Path) -> None:
     group[parts[-1]] = value
 
 
-def _inline_deepspeed(raw: Raw, folder: Path, source: str) -> None:
-    if not isinstance(raw.get("deepspeed"), str):
-        return
-    path = folder / Path(raw["deepspeed"]).expanduser()
-    named = f"{source}: deepspeed names {path}, which"
-    raw["deepspeed"] = config_text.from_json(config_text.read_text(path, named), named)
+def _inline_deepspeed(raw: Raw, files: ConfigFiles, source: str) -> None:
+    name = raw.get("deepspeed")
+    if isinstance(name, str):
+        raw["deepspeed"] = config_text.from_json(files.text(name, source), f"{source} names {name}, which")
 
 
-def _absolute_paths(raw: Raw, folder: Path) -> None:
-    for section in (raw.get("data"), raw.get("workload")):
+def _place_paths(raw: Raw, files: ConfigFiles) -> None:
+    for name in ("data", "workload"):
+        section = raw.get(name)
         if isinstance(section, dict) and isinstance(section.get("path"), str) and section["path"]:
-            section["path"] = str(folder / Path(section["path"]).expanduser())
+            section["path"] = files.place(section["path"], f"{name}.path")
     runtime_env = raw.get("runtime_env")
     modules = runtime_env.get("py_modules") if isinstance(runtime_env, dict) else None
     if isinstance(runtime_env, dict) and isinstance(modules, list):
         runtime_env["py_modules"] = [
-            str(folder / Path(one).expanduser()) if isinstance(one, str) and one and is_local(one) else one
+            files.place(one, "runtime_env.py_modules") if isinstance(one, str) and one and is_local(one) else one
             for one in modules
         ]
 

@@ -12,8 +12,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from uuid import uuid4
 
 from pydantic import TypeAdapter, ValidationError
@@ -26,7 +25,7 @@ from control_plane.core.model.intents import First, Rollback
 from control_plane.core.model.records import CheckpointCommitted, Parent
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.model.values import MAX_NAMES_TOLD
-from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand, first_commands
+from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, first_commands
 from control_plane.core.rules.replay_plan import recorded
 from control_plane.storage.checkpoint.transfer import transfer_checkpoint, write_origin
 from control_plane.storage.code.unpacked import inherit_code
@@ -37,6 +36,9 @@ from ray_jobs.config.environment import keep_secrets, read_secrets
 from ray_jobs.config.own_config import own_config, trust
 from ray_jobs.config.run_config import RunConfig, with_overrides
 from ray_jobs.submit import author, check, new_run_id, prepare, submit
+
+Fill = Callable[[RunFiles], None]
+"""Writes what a new run has beside its config: its origin, with copies of checkpoints."""
 
 FIRST: TypeAdapter[tuple[First, ...]] = TypeAdapter(tuple[First, ...])
 
@@ -97,21 +99,33 @@ def fork(
     invalid overrides, `Unavailable` if no Ray cluster takes the job, `Refused` for a run that this installation did
     not make, without `given_trust`.
     """
-    parent, state, config = _read(where, run, given_trust)
-    committed = _recorded(state, checkpoint)
+    parent, state, config = read_run(where, run, given_trust)
+    committed = recorded_checkpoint(state, checkpoint)
     config = with_overrides(config, overrides)
     check(config)
-    parentage = Parent(kind="fork", run=run, branch=committed.branch, checkpoint=checkpoint, step=committed.step)
     begun = []
     for first in firsts:
-        with _new_run(config, where, parent) as files:
-            scheduled = _scheduled(first, checkpoint, committed.step)
-            origin = Origin(
-                parent=parentage, checkpoint=transfer_checkpoint(parent, committed, files), scheduled=scheduled
-            )
-            _submit(files, where, origin)
-        begun.append(files)
+        command = Command(uuid=uuid4(), author=author(), intent=Rollback(checkpoint=checkpoint, first=first))
+        begun.append(_begin(config, where, parent, forked_from(parent, committed, command)))
     return begun
+
+
+def forked_from(parent: RunFiles, committed: CheckpointCommitted, begun: Command) -> Fill:
+    """Return what gives a new run its own copy of a checkpoint, and the commands of the rollback `begun`."""
+
+    def fill(files: RunFiles) -> None:
+        parentage = Parent(
+            kind="fork",
+            run=parent.run,
+            branch=committed.branch,
+            checkpoint=committed.checkpoint,
+            step=committed.step,
+        )
+        scheduled = tuple(first_commands(begun, committed.step))
+        inherited = transfer_checkpoint(parent, committed, files)
+        write_origin(files, Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled))
+
+    return fill
 
 
 def replay(where: Settings, run: str, until_step: int | None = None, given_trust: bool = False) -> RunFiles:
@@ -121,24 +135,38 @@ def replay(where: Settings, run: str, until_step: int | None = None, given_trust
     first checkpoint is missing; `Invalid` for a step that it never reached; `Refused` for a run that this installation
     did not make, without `given_trust`.
     """
-    source, state, config = _read(where, run, given_trust)
-    entries = writer.read(source.journal)
+    source, state, config = read_run(where, run, given_trust)
+    return _begin(replayed_config(config), where, source, replay_of(source, state, until_step))
+
+
+def replayed_config(config: RunConfig) -> RunConfig:
+    """Return the config of a replay: the only checkpoints that matter in it are those that the run rolled back to, and
+    these are scheduled."""
+    return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 0})})
+
+
+def replay_of(source: RunFiles, state: RunState, until_step: int | None) -> Fill:
+    """Return what gives a new run the commands and checkpoints of `source` to repeat.
+
+    Raises: `Conflict` if there is nothing to replay, `Invalid` for a step that the run never reached.
+    """
     reached = max(state.tree.reached.values(), default=0)
     if until_step is not None and not 0 < until_step <= reached:
-        raise Invalid(f"run {run} cannot be replayed until step {until_step}: it has made the steps 1 to {reached}")
-    scheduled = recorded(entries, until_step)
-    # The only checkpoints that matter are those that the run rolled back to, and these are scheduled.
-    config = config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 0})})
-    parentage = Parent(
-        kind="replay", run=run, branch=state.tree.head, step=until_step or state.tree.reached.get(state.tree.head, 0)
-    )
-    with _new_run(config, where, source) as files:
-        base = state.parent.checkpoint if state.parent is not None and state.parent.kind == "fork" else None
-        inherited = transfer_checkpoint(source, _recorded(state, base), files) if base is not None else None
+        raise Invalid(
+            f"run {source.run} cannot be replayed until step {until_step}: it has made the steps 1 to {reached}"
+        )
+    scheduled = recorded(writer.read(source.journal), until_step)
+    at = until_step or state.tree.reached.get(state.tree.head, 0)
+    base = state.parent.checkpoint if state.parent is not None and state.parent.kind == "fork" else None
+    committed = recorded_checkpoint(state, base) if base is not None else None
+
+    def fill(files: RunFiles) -> None:
+        parentage = Parent(kind="replay", run=source.run, branch=state.tree.head, step=at)
+        inherited = transfer_checkpoint(source, committed, files) if committed is not None else None
         adopted = adopted_by(state, source, files)
-        origin = Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled, adopted=adopted)
-        _submit(files, where, origin)
-    return files
+        write_origin(files, Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled, adopted=adopted))
+
+    return fill
 
 
 def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[AdoptedCheckpoint, ...]:
@@ -153,7 +181,8 @@ def adopted_by(state: RunState, source: RunFiles, files: RunFiles) -> tuple[Adop
     )
 
 
-def _recorded(state: RunState, checkpoint: str) -> CheckpointCommitted:
+def recorded_checkpoint(state: RunState, checkpoint: str) -> CheckpointCommitted:
+    """Return the record of a run's checkpoint. Raises `NotFound`."""
     committed = next((saved for saved in state.checkpoints.existing if saved.checkpoint == checkpoint), None)
     if committed is None:
         listed = ", ".join(saved.checkpoint for saved in state.checkpoints.existing[-MAX_NAMES_TOLD:]) or "none"
@@ -161,7 +190,8 @@ def _recorded(state: RunState, checkpoint: str) -> CheckpointCommitted:
     return committed
 
 
-def _read(where: Settings, run: str, given_trust: bool) -> tuple[RunFiles, RunState, RunConfig]:
+def read_run(where: Settings, run: str, given_trust: bool) -> tuple[RunFiles, RunState, RunConfig]:
+    """Return a run's files, state and config. Raises `NotFound`, `Damaged`, or `Refused` without `given_trust`."""
     files = find_run(where.runs_dir, run)
     state = fold(writer.read(files.journal))
     if given_trust:
@@ -169,14 +199,8 @@ def _read(where: Settings, run: str, given_trust: bool) -> tuple[RunFiles, RunSt
     return files, state, own_config(files)
 
 
-def _scheduled(first: tuple[First, ...], checkpoint: str, step: int) -> tuple[ScheduledCommand, ...]:
-    begun = Command(uuid=uuid4(), author=author(), intent=Rollback(checkpoint=checkpoint, first=first))
-    return tuple(first_commands(begun, step))
-
-
-@contextmanager
-def _new_run(config: RunConfig, where: Settings, parent: RunFiles) -> Iterator[RunFiles]:
-    """Make the folder of a run, with the secrets of its parent; remove it if the run cannot be submitted."""
+def _begin(config: RunConfig, where: Settings, parent: RunFiles, fill: Fill) -> RunFiles:
+    """Make the folder of a run, with the secrets of its parent, and submit it; remove it if that cannot be done."""
     files = prepare(config, where.runs_dir, new_run_id(config.name))
     try:
         if config.bundle is not None:
@@ -184,15 +208,12 @@ def _new_run(config: RunConfig, where: Settings, parent: RunFiles) -> Iterator[R
         if parent.secrets.exists():
             write_file(files.secrets, json.dumps(read_secrets(parent)))
         keep_secrets(files, config, os.environ)
-        yield files
+        fill(files)
+        submit(files, where)
     except SteerwayError:
         shutil.rmtree(files.root, ignore_errors=True)
         raise
-
-
-def _submit(files: RunFiles, where: Settings, origin: Origin) -> None:
-    write_origin(files, origin)
-    submit(files, where)
+    return files
 
 
 if __name__ == "__main__":

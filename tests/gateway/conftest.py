@@ -18,6 +18,7 @@ from tests.gateway.rig import (
     HOST,
     ORIGIN,
     RUN,
+    Launches,
     LiveGateway,
     Runs,
     bearer,
@@ -36,6 +37,7 @@ class Rig:
     web: TestClient
     runs: Runs
     server: ControlServer
+    launches: Launches
 
     def call(self, work: Any, *args: Any) -> Any:
         """Run a coroutine function where the control server lives."""
@@ -54,12 +56,19 @@ class Rig:
 @pytest.fixture
 def rig(tmp_path: Path) -> Iterator[Rig]:
     """The app in process."""
-    runs = Runs(tmp_path)
-    app = create_app(runs, token_book(), allowed_hosts=[HOST, "::1"], allowed_origins=[ORIGIN])
+    runs, launches = Runs(tmp_path), Launches()
+    app = create_app(
+        runs,
+        token_book(),
+        allowed_hosts=[HOST, "::1"],
+        allowed_origins=[ORIGIN],
+        launches=launches,
+        jobs=launches,
+    )
     with TestClient(app, base_url=f"http://{HOST}:8700") as web:
         server = open_server(RunFiles(tmp_path / RUN))
         runs.handles[RUN] = server
-        found = Rig(app, web, runs, server)
+        found = Rig(app, web, runs, server, launches)
         found.call(start_trainers, server)
         yield found
 

@@ -13,6 +13,17 @@ from uuid import UUID
 
 import uvicorn
 
+from control_plane.api.launching import (
+    AnyLaunchRequest,
+    ForkRequest,
+    JobView,
+    Launched,
+    LaunchedRun,
+    LaunchRequest,
+    ReplayRequest,
+    Requester,
+    ResumeRequest,
+)
 from control_plane.api.messages import Measurements, MetricSummary, Point, Progress, Report, RunSummary, StepRange
 from control_plane.api.ports import OperatorPort
 from control_plane.config import Role
@@ -152,12 +163,48 @@ class DeadHandle:
 
 
 @dataclass
+class Launches:
+    """A launch port that remembers what it was asked, and starts nothing. `error`: raised instead of an answer."""
+
+    asked: list[tuple[str, str | None, AnyLaunchRequest, Requester]] = field(default_factory=list)
+    jobs: dict[str, JobView] = field(default_factory=dict)
+    error: Exception | None = None
+
+    def _launched(self, verb: str, run: str | None, request: AnyLaunchRequest, by: Requester) -> Launched:
+        self.asked.append((verb, run, request, by))
+        if self.error is not None:
+            raise self.error
+        return Launched(runs=(LaunchedRun(run=run or "new-run", job=run or "new-run"),))
+
+    async def launch(self, request: LaunchRequest, by: Requester) -> Launched:
+        """See `LaunchPort`."""
+        return self._launched("launch", request.run, request, by)
+
+    async def resume(self, run: str, request: ResumeRequest, by: Requester) -> Launched:
+        """See `LaunchPort`."""
+        return self._launched("resume", run, request, by)
+
+    async def fork(self, run: str, request: ForkRequest, by: Requester) -> Launched:
+        """See `LaunchPort`."""
+        return self._launched("fork", run, request, by)
+
+    async def replay(self, run: str, request: ReplayRequest, by: Requester) -> Launched:
+        """See `LaunchPort`."""
+        return self._launched("replay", run, request, by)
+
+    async def job(self, run: str) -> JobView:
+        """See `JobLookup`."""
+        return self.jobs.get(run, JobView(run=run))
+
+
+@dataclass
 class LiveGateway:
     """A gateway on a real socket. `call` runs a coroutine where its control servers live."""
 
     url: str
     runs: Runs
     server: ControlServer
+    launches: Launches
     loop: asyncio.AbstractEventLoop
 
     def call(self, work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -168,10 +215,17 @@ class LiveGateway:
 @contextmanager
 def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port: int = 0) -> Iterator[LiveGateway]:
     """Serve with uvicorn in a thread until the block is left. `wrap` may put faults around the app."""
-    runs = Runs(root)
+    runs, launches = Runs(root), Launches()
     ready = threading.Event()
     born: list[asyncio.AbstractEventLoop] = []
-    app = create_app(runs, token_book(), allowed_hosts=["127.0.0.1"], allowed_origins=[ORIGIN])
+    app = create_app(
+        runs,
+        token_book(),
+        allowed_hosts=["127.0.0.1"],
+        allowed_origins=[ORIGIN],
+        launches=launches,
+        jobs=launches,
+    )
     config = uvicorn.Config(wrap(app), port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     web = uvicorn.Server(config)
 
@@ -194,7 +248,7 @@ def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port:
         bound = web.servers[0].sockets[0].getsockname()[1]
         server = runs.handles[RUN]
         assert isinstance(server, ControlServer)
-        yield LiveGateway(f"http://127.0.0.1:{bound}", runs, server, born[0])
+        yield LiveGateway(f"http://127.0.0.1:{bound}", runs, server, launches, born[0])
     finally:
         web.should_exit = True
         thread.join(15)

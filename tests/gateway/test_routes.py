@@ -143,15 +143,20 @@ def test_openapi_names_every_operation_once(rig: Rig) -> None:
     operations = [operation["operationId"] for path in schema["paths"].values() for operation in path.values()]
     assert schema["openapi"].startswith("3.1")
     assert sorted(operations) == [
+        "fork_run",
         "health",
+        "launch_run",
         "list_runs",
         "openapi_schema",
         "read_command",
         "read_comparison",
+        "read_job",
         "read_journal",
         "read_logs",
         "read_metrics",
         "read_run",
         "read_tree",
+        "replay_run",
+        "resume_run",
         "submit_command",
     ]

@@ -120,3 +120,11 @@ class Diverged(SteerwayError):
     """Ranks disagree about what they did. The generation must end: training on would hide the difference."""
 
     slug = "diverged"
+
+
+def errors_by_slug(kind: type[SteerwayError] = SteerwayError) -> dict[str, type[SteerwayError]]:
+    """Return `kind` and the classes below it by slug; of two with the same slug, the one nearer to the root."""
+    kinds = {kind.slug: kind}
+    for below in kind.__subclasses__():
+        kinds = errors_by_slug(below) | kinds
+    return kinds

@@ -125,10 +125,11 @@ def test_reads_are_not_charged(tmp_path: Path) -> None:
 
 
 def test_every_path_that_the_router_takes_for_a_command_is_counted(rig: Rig) -> None:
-    for path in (COMMANDS, "/runs/%0A/commands", f"{COMMANDS}\n", "/runs/a b/commands"):
+    launches = ("/runs", f"/runs/{RUN}/resume", f"/runs/{RUN}/fork", f"/runs/{RUN}/replay", "/runs/%0A/fork")
+    for path in (COMMANDS, "/runs/%0A/commands", f"{COMMANDS}\n", "/runs/a b/commands", *launches):
         assert is_command(posted(path=path))
         assert rig.post(path.replace("\n", "%0A"), content="").status_code != 404
-    for path in ("/runs", f"{COMMANDS}/", f"{COMMANDS}/1", f"/{COMMANDS}", "/runs//commands"):
+    for path in ("/runs/", f"/runs/{RUN}/job", f"{COMMANDS}/", f"{COMMANDS}/1", f"/{COMMANDS}", "/runs//commands"):
         assert not is_command(posted(path=path))
         assert rig.web.post(f"http://{HOST}{API}{path}", headers=bearer(), content="").status_code in (404, 405)
     assert not is_command(posted(method="GET"))
@@ -155,7 +156,7 @@ def test_refusal_for_want_of_a_place_is_not_charged() -> None:
 
 def test_proxy_refuses_whom_it_knows_and_leaves_strangers_to_the_app() -> None:
     at_the_proxy = ProxyAdmission(_serve, drained(token_book(), "agent"))
-    scopes = [posted("agent", SMALL), posted("operator", SMALL), posted(None, SMALL), posted("agent", path="/runs")]
+    scopes = [posted("agent", SMALL), posted("operator", SMALL), posted(None, SMALL), posted("agent", path="/compare")]
     assert [status for status, _, _ in answered(at_the_proxy, *scopes)] == [429, 202, 202, 202]
 
 

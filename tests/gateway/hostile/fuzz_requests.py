@@ -194,6 +194,17 @@ RAW_BODIES = [
 ]
 
 
+LAUNCHES: list[dict[str, Any]] = [
+    {"config": "name: x", "files": {"zero2.json": "{}"}, "overrides": ["a=1"], "secrets": {"HF_TOKEN": "x"}},
+    {"config": "name: x", "bundle": "0" * 64, "script": "src/train.py", "env": ["HF_TOKEN"], "priority": 3},
+    {"back": {"kind": "rollback", "checkpoint": "c", "first": [{"kind": "set_learning_rate", "value": 1e-4}]}},
+    {"back": {"kind": "adopt_checkpoint", "run": "run-2", "branch": "b"}, "trust": True},
+    {"checkpoint": "c", "firsts": [[], [{"kind": "set_learning_rate", "factor": 2}]]},
+    {"until_step": 3, "wait_for_nodes": True},
+]
+"""Bodies of the routes that begin and continue runs."""
+
+
 @dataclass(frozen=True)
 class Asked:
     """One request. `ends`: whether its body ever does; None: the client leaves in the middle of it."""
@@ -292,6 +303,7 @@ class Grammar:
         if self.chance.random() < 0.12:
             return self.rarely(0.3, [self.chance.randbytes(self.chance.randrange(60))], self.chance.choice(RAW_BODIES))
         said: Any = {"intent": json.loads(json.dumps(self.chance.choice(EVERY_INTENT)))}
+        said = self.rarely(0.3, json.loads(json.dumps(LAUNCHES)), said)
         optional = {
             "reason": TEXTS,
             "uuid": UUIDS,

@@ -19,7 +19,7 @@ from control_plane.gateway.problems import MEDIA_TYPE
 from control_plane.gateway.rate_limit import RateLimit
 from control_plane.storage.layout import RunFiles
 from tests.gateway.hostile.fuzz_requests import Asked, Grammar
-from tests.gateway.rig import HOST, ORIGIN, RUN, Runs, open_server, start_trainers, token_book
+from tests.gateway.rig import HOST, ORIGIN, RUN, Launches, Runs, open_server, start_trainers, token_book
 
 CANARY = b"canary-"
 """Every token begins like this, also the wrong ones, and nothing else does: an answer that holds it repeats a token."""
@@ -108,7 +108,16 @@ async def fuzz(
     """So many requests: how often which status came, and what was wrong. `plant` may put a fault into the app."""
     runs = Runs(root)
     admission = AdmissionControl(token_book(), RateLimit(per_s=1e9, burst=10**9))
-    app = create_app(runs, token_book(), allowed_hosts=[HOST], allowed_origins=[ORIGIN], admission=admission)
+    launches = Launches()
+    app = create_app(
+        runs,
+        token_book(),
+        allowed_hosts=[HOST],
+        allowed_origins=[ORIGIN],
+        admission=admission,
+        launches=launches,
+        jobs=launches,
+    )
     plant(app)
     templates = [(route.path, sorted(getattr(route, "methods", None) or {"GET"})) for route in app.routes]  # type: ignore[attr-defined]
     command = [each for each in templates if "POST" in each[1]]

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from control_plane.core.model.errors import Invalid
 from control_plane.core.rules.retention import Retention
-from ray_jobs.config.run_config import OWN_TRAINING_KEYS, RunConfig, check_training_keys, load
+from ray_jobs.config.run_config import RunConfig, load
+from ray_jobs.config.training_keys import OWN_TRAINING_KEYS, check_training_keys
 
 CONFIGS = Path(__file__).parents[3] / "configs"
 RUNS = sorted(CONFIGS.glob("*.yaml"))

@@ -117,15 +117,15 @@ class Jobs:
 
 def test_job_of_a_run_that_is_over_is_waited_for(capsys: pytest.CaptureFixture[str]) -> None:
     jobs = Jobs(ends_after=3)
-    assert submit._free_job_id(jobs, "run-1", lambda: True, lambda seconds: None) == "run-1-r3"
+    assert submit.free_job_id(jobs, "run-1", lambda: True, lambda seconds: None) == "run-1-r3"
     assert (jobs.looks, capsys.readouterr().err.count("waiting for the end of its Ray job")) == (4, 1)
 
 
 def test_job_that_does_not_end_or_is_at_work_is_a_conflict() -> None:
     with pytest.raises(Conflict, match="has not ended within 60 s; try again"):
-        submit._free_job_id(Jobs(ends_after=1000), "run-1", lambda: True, lambda seconds: None)
+        submit.free_job_id(Jobs(ends_after=1000), "run-1", lambda: True, lambda seconds: None)
     with pytest.raises(Conflict, match="is still active as Ray job run-1-r2"):
-        submit._free_job_id(Jobs(ends_after=1000), "run-1", lambda: False, lambda seconds: None)
+        submit.free_job_id(Jobs(ends_after=1000), "run-1", lambda: False, lambda seconds: None)
     resumed = iter([True, True, False])
     with pytest.raises(Conflict, match="is still active"):
-        submit._free_job_id(Jobs(ends_after=1000), "run-1", lambda: next(resumed), lambda seconds: None)
+        submit.free_job_id(Jobs(ends_after=1000), "run-1", lambda: next(resumed), lambda seconds: None)

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from control_plane.core.model.errors import Invalid
-from ray_jobs.config.run_config import OWN_TRAINING_KEYS, check_training_keys, load
+from ray_jobs.config.run_config import load
+from ray_jobs.config.training_keys import OWN_TRAINING_KEYS, check_training_keys
 
 GOOD = Path(__file__).parents[3] / "configs" / "gpt2-local.yaml"
 

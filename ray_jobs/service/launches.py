@@ -1,0 +1,350 @@
+"""Launches: begin, resume, fork and replay runs. Whatever cannot work is refused before a folder or a job is made.
+
+Order of the durable steps: the request's record, a run's folder (made aside, then renamed), the Ray job, the answer.
+A process that dies between two of them leaves what the repeated request finds and completes: the same runs, one job
+each.
+"""
+
+import hashlib
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid5
+
+from control_plane.api.launching import (
+    REQUESTS,
+    AnyLaunchRequest,
+    ForkRequest,
+    JobRequest,
+    Launched,
+    LaunchedRun,
+    LaunchRequest,
+    ReplayRequest,
+    Requester,
+    ResumeRequest,
+    ServiceCall,
+    Submission,
+)
+from control_plane.api.versions import release
+from control_plane.config import Settings
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, SteerwayError, Unavailable
+from control_plane.core.model.intents import Rollback
+from control_plane.core.model.state import RunState, fold
+from control_plane.storage.code.unpacked import inherit_code, unpack_bundle
+from control_plane.storage.failpoints import reach
+from control_plane.storage.journal import writer
+from control_plane.storage.layout import RunFiles, check_run_id, find_run, job_name
+from control_plane.storage.ownership import sign_config
+from control_plane.storage.private import FOLDER_MODE, make_folder, replace_file
+from control_plane.storage.regular import read_regular
+from ray_jobs.config.bundled_paths import check_code
+from ray_jobs.config.config_files import SentFiles
+from ray_jobs.config.environment import keep_secrets, with_variables
+from ray_jobs.config.own_config import own_config
+from ray_jobs.config.run_config import RunConfig, parse, with_overrides
+from ray_jobs.config.sections import ScriptWorkload
+from ray_jobs.driver.fork_and_replay import Fill, forked_from, read_run, recorded_checkpoint, replay_of, replayed_config
+from ray_jobs.service.ledger import LaunchLedger, LedgerEntry, sync
+from ray_jobs.service.settings_limits import check_first, check_initial_values, check_overrides
+from ray_jobs.submit import (
+    REQUEST,
+    check,
+    check_resumable,
+    connect,
+    free_job_id,
+    is_closed,
+    jobs_of,
+    submit_job,
+    write_request,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class NewRun:
+    """A run that a request makes. `uuid`: of its submission; `fill` writes what it has beside its config."""
+
+    run: str
+    uuid: UUID
+    config: RunConfig
+    fill: Fill
+
+
+class LaunchService:
+    """Carries out one request at a time, for the owner of the token that it came with."""
+
+    def __init__(self, where: Settings, client: Any = None) -> None:
+        """Prepare the service. `client` replaces the client of Ray's Jobs API in tests."""
+        self._where, self._client = where, client
+        self._ledger = LaunchLedger(where.home)
+
+    def handle(self, call: ServiceCall) -> Launched:
+        """Carry out a request, or return the answer of its first try. Raises `SteerwayError`."""
+        request = REQUESTS[call.verb].model_validate(call.request)
+        with self._ledger.request(request.uuid, call.verb, _digest(call, request)) as entry:
+            if entry.record.answer is not None:
+                return entry.record.answer
+            match request:
+                case LaunchRequest():
+                    launched = self._launch(entry, request, call.by)
+                case ResumeRequest():
+                    launched = self._resume(entry, _named(call), request, call.by)
+                case ForkRequest():
+                    launched = self._fork(entry, _named(call), request, call.by)
+                case ReplayRequest():
+                    launched = self._replay(entry, _named(call), request, call.by)
+            return entry.answer(launched)
+
+    def _launch(self, entry: LedgerEntry, request: LaunchRequest, by: Requester) -> Launched:
+        config = with_variables(_parsed(request), request.env)
+        check(config)
+        check_initial_values(config)
+        self._check_room(config, request)
+        run = check_run_id(request.run) if request.run else run_id(config.name, request.uuid)
+        new = NewRun(run, request.uuid, config, lambda files: self._unpack(files, config))
+        return Launched(runs=self._begin(entry, [new], request, by))
+
+    def _fork(self, entry: LedgerEntry, parent: str, request: ForkRequest, by: Requester) -> Launched:
+        source, state, before = read_run(self._where, parent, request.trust)
+        committed = recorded_checkpoint(state, request.checkpoint)
+        config = with_overrides(before, request.overrides, SentFiles({}, has_bundle=before.bundle is not None))
+        if config != before:
+            _check_script(config)
+            check(config)
+        check_overrides(before, config, by)
+        self._check_room(config, request)
+        new = []
+        for number, first in enumerate(request.firsts):
+            uuid = uuid5(request.uuid, f"fork-{number}")
+            intent = Rollback(checkpoint=request.checkpoint, first=first)
+            command = Command(uuid=uuid, author=by.id, role=by.role, intent=intent)
+            check_first(config, command)
+            fill = forked_from(source, committed, command)
+            new.append(NewRun(run_id(config.name, uuid), uuid, config, fill))
+        return Launched(runs=self._begin(entry, new, request, by, source), parent=parent)
+
+    def _replay(self, entry: LedgerEntry, source: str, request: ReplayRequest, by: Requester) -> Launched:
+        files, state, config = read_run(self._where, source, request.trust)
+        config = replayed_config(config)
+        fill = replay_of(files, state, request.until_step)
+        self._check_room(config, request)
+        new = NewRun(run_id(config.name, request.uuid), request.uuid, config, fill)
+        return Launched(runs=self._begin(entry, [new], request, by, files), parent=source)
+
+    def _resume(self, entry: LedgerEntry, run: str, request: ResumeRequest, by: Requester) -> Launched:
+        files = find_run(self._where.runs_dir, run)
+        with self._ledger.lock(f"run.{run}"):
+            back = None
+            if request.back is not None:
+                back = Command(
+                    uuid=request.uuid, author=by.id, role=by.role, intent=request.back, reason=request.reason
+                )
+            client = self._connect()
+            jobs = jobs_of(client, self._where, run)
+            if (job := _submitted(jobs, request.uuid)) is None:
+                _check_not_active(fold(writer.read(files.journal)), jobs)
+                check_resumable(files, back, request.trust)
+                config = own_config(files)
+                if back is not None:
+                    check_first(config, back)
+                self._check_room(config, request)
+                keep_secrets(files, config, request.secrets, request.secrets)
+                entry.begin((run,))
+                job_request = JobRequest(uuid=request.uuid, author=by.id, role=by.role, resumes=True, back=back)
+                write_request(files, job_request)
+                name = free_job_id(client, run, lambda: is_closed(files))
+                job = self._submit(client, files, request.uuid, name)
+        return Launched(runs=(LaunchedRun(run=run, job=job),))
+
+    def _begin(
+        self,
+        entry: LedgerEntry,
+        new: Sequence[NewRun],
+        request: AnyLaunchRequest,
+        by: Requester,
+        parent: RunFiles | None = None,
+    ) -> tuple[LaunchedRun, ...]:
+        """Make the folders of new runs and submit their jobs. Nothing stays of runs that Ray has not taken."""
+        runs = entry.record.runs or tuple(one.run for one in new)
+        new = [NewRun(run, one.uuid, one.config, one.fill) for run, one in zip(runs, new, strict=True)]
+        for one in new:
+            if not by.sees(one.run):
+                raise NotAllowed(
+                    f"this token is for the runs {', '.join(by.runs or ())} only, and the new run would be {one.run}: "
+                    "choose another name for it",
+                    role=by.role,
+                )
+            if _uuid_of(self._final(one.run)) not in (None, one.uuid):
+                raise Conflict(f"run {one.run!r} exists already; choose another id")
+        client = self._connect()
+        entry.begin(runs)
+        staged = [one for one in new if _uuid_of(self._final(one.run)) is None]
+        for one in staged:
+            self._stage(entry, one, request, by, parent)
+        for one in staged:
+            self._publish(entry, one)
+        return tuple(LaunchedRun(run=one.run, job=self._first_job(client, entry, one)) for one in new)
+
+    def _final(self, run: str) -> RunFiles:
+        return RunFiles(self._where.runs_dir / run)
+
+    def _stage(
+        self, entry: LedgerEntry, new: NewRun, request: AnyLaunchRequest, by: Requester, parent: RunFiles | None
+    ) -> None:
+        """Make a new run's folder aside, with everything that its job needs."""
+        files = entry.stage(new.run)
+        try:
+            files.logs.mkdir(mode=FOLDER_MODE)
+            replace_file(files.config, new.config.to_yaml())
+            sign_config(files)
+            if parent is not None and parent.secrets.exists():
+                replace_file(files.secrets, read_regular(parent.secrets).decode())
+            keep_secrets(files, new.config, request.secrets, request.secrets)
+            if parent is not None and new.config.bundle is not None:
+                inherit_code(parent, new.config.bundle, files)
+            new.fill(files)
+            check_code(new.config, files, self._where.home)
+            write_request(files, JobRequest(uuid=new.uuid, author=by.id, role=by.role))
+            replace_file(files.submission, submission_of(new.uuid, request, by).model_dump_json())
+        except OSError as error:
+            raise Unavailable(f"the folder of run {new.run} cannot be made: {error.strerror or error}") from None
+        except SteerwayError:
+            shutil.rmtree(files.root, ignore_errors=True)
+            raise
+        reach("launch", "after_folder")
+
+    def _publish(self, entry: LedgerEntry, new: NewRun) -> None:
+        """Give a complete folder its place among the runs."""
+        final = self._final(new.run)
+        try:
+            make_folder(final.root.parent)
+            os.rename(entry.folder(new.run).root, final.root)
+            sync(final.root.parent)
+        except OSError as error:
+            raise Conflict(f"run {new.run!r} cannot be made: {error.strerror or error}") from None
+        reach("launch", "after_rename")
+
+    def _first_job(self, client: Any, entry: LedgerEntry, new: NewRun) -> str:
+        """Submit a new run's job, unless Ray has it; a run whose job Ray has certainly not taken is removed."""
+        files = self._final(new.run)
+        jobs = jobs_of(client, self._where, new.run)
+        if (job := _submitted(jobs, new.uuid)) is not None:
+            return job
+        try:
+            return self._submit(client, files, new.uuid, job_name(new.run, max(jobs, default=0) + 1))
+        except _NotTaken as error:
+            os.rename(files.root, entry.stage(new.run).root)
+            shutil.rmtree(entry.folder(new.run).root, ignore_errors=True)
+            raise error.reason from None
+
+    def _submit(self, client: Any, files: RunFiles, uuid: UUID, name: str) -> str:
+        """Submit a job. Raises `_NotTaken` if Ray certainly has not taken it, `Unavailable` if it may have."""
+        try:
+            job = submit_job(client, files, self._where, uuid, name)
+        except Unavailable as error:
+            if (taken := _submitted(jobs_of(client, self._where, files.run), uuid)) is None:
+                raise _NotTaken(error) from None
+            job = taken
+        reach("launch", "after_submit")
+        return job
+
+    def _connect(self) -> Any:
+        return self._client or connect(self._where)
+
+    def _check_room(self, config: RunConfig, request: AnyLaunchRequest) -> None:
+        """Refuse what the cluster can never hold, before anything is made."""
+
+    def _unpack(self, files: RunFiles, config: RunConfig) -> None:
+        """Give a new run the code bundle that its config names."""
+        if config.bundle is not None:
+            unpack_bundle(self._where.home, config.bundle, files)
+
+
+class _NotTaken(Exception):
+    """A job that Ray has not taken; `reason` says why."""
+
+    def __init__(self, reason: SteerwayError) -> None:
+        super().__init__(reason.reason)
+        self.reason = reason
+
+
+def run_id(name: str, uuid: UUID) -> str:
+    """Return the id of the run that a request makes: the config's name, the day, and digits of the uuid."""
+    return check_run_id(f"{name[: 64 - len('-20260101-000000')]}-{datetime.now(UTC):%Y%m%d}-{uuid.hex[-6:]}")
+
+
+def submission_of(uuid: UUID, request: AnyLaunchRequest, by: Requester) -> Submission:
+    """Return the record of who submits a run, and with what."""
+    return Submission(
+        uuid=uuid,
+        owner=by.id,
+        role=by.role,
+        submitted_at=datetime.now(UTC).isoformat(timespec="seconds"),
+        priority=request.priority,
+        wait_for_nodes=request.wait_for_nodes,
+        bundle=request.bundle if isinstance(request, LaunchRequest) else None,
+        client=request.client,
+        gateway=release(),
+    )
+
+
+def _named(call: ServiceCall) -> str:
+    if call.run is None:
+        raise Invalid(f"the call '{call.verb}' names no run")
+    return call.run
+
+
+def _digest(call: ServiceCall, request: AnyLaunchRequest) -> str:
+    """Return the digest of what was asked, and by whom; without secrets, which a repeated request may lack."""
+    asked = request.model_dump_json(exclude={"secrets", "client", "uuid"})
+    return hashlib.sha256(f"{call.verb} {call.run} {call.by.id} {asked}".encode()).hexdigest()
+
+
+def _parsed(request: LaunchRequest) -> RunConfig:
+    if request.script is not None and request.bundle is None:
+        raise Invalid(f"the script {request.script} is a path inside a code bundle, and no bundle is named")
+    files = SentFiles(request.files, has_bundle=request.bundle is not None)
+    return parse(request.config, request.source, request.overrides, files, request.bundle, request.script)
+
+
+def _check_script(config: RunConfig) -> None:
+    """Raise `Invalid` if the script is not there; a code bundle is looked at once it is unpacked."""
+    if (
+        config.bundle is None
+        and isinstance(config.workload, ScriptWorkload)
+        and not Path(config.workload.path).is_file()
+    ):
+        raise Invalid(f"{config.name}: workload.path is {config.workload.path}, but there is no such file.")
+
+
+def _submitted(jobs: dict[int, Any], uuid: UUID) -> str | None:
+    """Return the name of the job that was submitted for a request, or None."""
+    return next((job.submission_id for job in jobs.values() if (job.metadata or {}).get(REQUEST) == str(uuid)), None)
+
+
+def _uuid_of(files: RunFiles) -> UUID | str | None:
+    """Return the uuid by which a run was submitted, None if there is no such folder, '' if nobody knows."""
+    try:
+        return Submission.model_validate_json(read_regular(files.submission)).uuid
+    except (OSError, ValueError):
+        return "" if files.root.exists() else None
+
+
+def _check_not_active(state: RunState, jobs: dict[int, Any]) -> None:
+    """Raise `Conflict` if the run has a job, with what to do instead. The job of a closed run is about to end."""
+    active = next((job for job in jobs.values() if not job.status.is_terminal()), None)
+    if active is None or state.closed is not None:
+        return
+    if state.paused:
+        raise Conflict(
+            f"run {state.run} is paused at step {state.step}, not ended: release the pause with the command 'resume' "
+            f"(steer resume {state.run})"
+        )
+    raise Conflict(
+        f"run {state.run} is active as Ray job {active.submission_id} ({active.status.value.lower()}): there is "
+        "nothing to resume. To take it to another checkpoint, send the command 'rollback'"
+    )
