@@ -53,7 +53,7 @@ def ray_environment(settings: Settings) -> dict[str, str]:
         # By default Ray drains a node for 30 s after SIGTERM. Journal and checkpoints survive a kill.
         "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S": "0",
     } | head_variables.environment()
-    if is_loopback(settings.host):
+    if is_loopback(settings.head_host):
         variables["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
     return variables
 

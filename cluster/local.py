@@ -60,10 +60,6 @@ def up(where: Settings, say: Callable[[str], None] = _silent, count: int = 1) ->
         raise Invalid(f"the number of nodes is {count}, but must be from 1 to {nodes.MAX_NODES}")
     with cluster_lock(where):
         _refuse_if_up(where)
-        if where.host in ("0.0.0.0", "::"):
-            raise Invalid(
-                f"STEERWAY_HOST={where.host} is a wildcard; Ray needs one address by which others reach this machine"
-            )
         parts.check_ports(where)
         say(f"starting Ray{f' on {count} nodes' if count > 1 else ''}, the gateway and the console ...")
         record = _new_record(where)
@@ -121,7 +117,7 @@ def _new_record(where: Settings) -> ClusterRecord:
         started_at=utc_now(),
         ready=False,
         temp_dir=_make_temp_dir(),
-        gateway_url=where.gateway_url,
+        gateway_url=where.own_gateway_url,
         console_url=where.console_url,
         dashboard_url=where.dashboard_url,
         ray_address=where.ray_address,
@@ -169,13 +165,13 @@ def _start_parts(where: Settings, record: ClusterRecord, count: int) -> ClusterR
     gateway = parts.gateway(where)
     deployment = parts.start(gateway, environment)
     parts.wait_until(
-        lambda: deployment.poll() == 0 and parts.answers(f"{where.gateway_url}/api/v1/health"),
+        lambda: deployment.poll() == 0 and parts.answers(f"{where.own_gateway_url}/api/v1/health"),
         deployment,
         gateway,
         parts.GATEWAY_START_S,
         beneath,
     )
-    health = f"{where.console_url}/_stcore/health"
+    health = f"{where.own_console_url}/_stcore/health"
     parts.wait_until(lambda: parts.answers(health), console_process, console, parts.CONSOLE_START_S)
     # One after the other: three raylets that start at once on two cores exceed Ray's timeout for each.
     for number in range(2, count + 1):

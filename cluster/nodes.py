@@ -116,16 +116,16 @@ def cpus_of_node() -> int:
 def ray_head(settings: Settings, temp_dir: str, nodes: int = 1) -> Launch:
     """Return the launch of Ray's head node, for a cluster of `nodes` nodes.
 
-    With `ray_environment` everything listens on `settings.host` only, with one exception that Ray offers no setting
-    for: the replica of the gateway opens an internal gRPC port on all interfaces. It requires the token, too.
+    With `ray_environment` all of Ray listens on `settings.head_host` only, with one exception that Ray offers no
+    setting for: the replica of the gateway opens an internal gRPC port on all interfaces. It requires the token, too.
     """
     options = _options(settings, HEAD, temp_dir, cpus_of_head(nodes)) | {
         "port": settings.ray_port,
-        "dashboard-host": settings.host,
+        "dashboard-host": settings.dashboard_host or settings.head_host,
         "dashboard-port": settings.dashboard_port,
         "include-dashboard": "true",
         # Ray Client cannot be disabled; it gets a free port, so that two clusters can share a machine.
-        "ray-client-server-port": free_port(settings.host, set(named_ports(settings).values())),
+        "ray-client-server-port": free_port(settings.head_host, set(named_ports(settings).values())),
     }
     # The entry point of the same installation, not the `ray` of the PATH.
     run_ray = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; sys.exit(main())"
@@ -136,14 +136,14 @@ def ray_head(settings: Settings, temp_dir: str, nodes: int = 1) -> Launch:
 def ray_node(settings: Settings, name: str, temp_dir: str) -> Launch:
     """Return the launch of a further node: a raylet with its agents and workers. Its ports are any free ones."""
     options = _options(settings, name, temp_dir, cpus_of_node()) | {"address": settings.ray_address}
-    module = "cluster.join" if is_loopback(settings.host) else "ray.scripts.scripts"
+    module = "cluster.join" if is_loopback(settings.head_host) else "ray.scripts.scripts"
     command = program(module, "start", *_flags(options))
     return Launch(name, command, settings.home / "logs" / f"{name}.log")
 
 
 def _options(settings: Settings, name: str, temp_dir: str, cpus: int) -> dict[str, object]:
     return {
-        "node-ip-address": settings.host,
+        "node-ip-address": settings.head_host,
         "node-name": name,
         # 0: any free port. Every other cluster of the machine uses the default range (10002-19999), too.
         "min-worker-port": 0,

@@ -2,6 +2,7 @@
 
 import os
 import socket
+import ssl
 import subprocess
 import time
 import urllib.request
@@ -53,7 +54,14 @@ def check_ports(settings: Settings) -> None:
         if port in wanted:
             raise Invalid(f"{wanted[port]} and {name} both have port {port}; choose another with {variable}")
         wanted[port] = name
-        _check_free(settings.host, port, name, variable)
+        _check_free(_bound_host(settings, name), port, name, variable)
+
+
+def _bound_host(settings: Settings, part: str) -> str:
+    """Return the address that a part binds."""
+    return {"ray": settings.head_host, "dashboard": settings.dashboard_host or settings.head_host}.get(
+        part, settings.host
+    )
 
 
 def named_ports(settings: Settings) -> dict[str, int]:
@@ -75,7 +83,11 @@ def _check_free(host: str, port: int, name: str, variable: str) -> None:
         ) from None
     except OSError as error:
         if isinstance(error, socket.gaierror) or "assign" in str(error):
-            raise Invalid(f"STEERWAY_HOST={host!r} is not an address of this machine") from None
+            setting = {"ray": "STEERWAY_RAY_HOST", "dashboard": "STEERWAY_DASHBOARD_HOST"}.get(name, "STEERWAY_HOST")
+            raise Invalid(
+                f"{host} is not an address of this machine ({setting}, or STEERWAY_HOST if that is unset); to use a "
+                "cluster on other machines: steer deploy, or steer context add"
+            ) from None
         raise SteerwayError(f"port {port} ({name}) is in use; choose another with {variable}=...") from None
 
 
@@ -167,8 +179,11 @@ def fetch(url: str, bearer: str | None = None) -> bytes | None:
     """Return the body of an HTTP GET, or None if it fails."""
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {bearer}"} if bearer else {})
     try:
-        # No proxy: these are this machine's own addresses, and one of them gets a token.
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=5) as answer:
+        # No proxy: these are this machine's own addresses, and one of them, over http, gets a token. The certificate
+        # may be for another name than this machine's own address.
+        unverified = urllib.request.HTTPSHandler(context=ssl._create_unverified_context())
+        opener = urllib.request.build_opener(urllib.request.ProxyHandler({}), unverified)
+        with opener.open(request, timeout=5) as answer:
             return bytes(answer.read())
     except (URLError, OSError, ValueError):
         return None

@@ -5,11 +5,12 @@ processes of a running cluster are in `Settings.cluster_file`.
 """
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from control_plane.core.model.errors import Invalid
 
@@ -17,20 +18,67 @@ Role = Literal["viewer", "operator", "agent", "admin"]
 ROLES: tuple[Role, ...] = ("viewer", "operator", "agent", "admin")
 
 
+WILDCARDS = ("0.0.0.0", "::")
+"""Bind addresses that mean every interface; nobody can be reached at them."""
+
+LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
+"""Names of this machine that a forwarded port (`ssh -L`, `kubectl port-forward`) is reached by."""
+
+Port = Annotated[int, Field(ge=1, le=65535)]
+
+
 class Settings(BaseModel):
-    """Paths, addresses and ports of this installation. Ports are bound on `host`, by default the loopback."""
+    """Paths, addresses and ports of this installation. Each field is an environment variable, `STEERWAY_<FIELD>`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    home: Path = Field(default_factory=lambda: Path.home() / ".steerway")
-    host: str = "127.0.0.1"
-    gateway_port: int = Field(default=8700, ge=1, le=65535)
-    console_port: int = Field(default=8701, ge=1, le=65535)
-    ray_port: int = Field(default=6379, ge=1, le=65535)
-    dashboard_port: int = Field(default=8265, ge=1, le=65535)
-    url: str | None = None
-    token: str | None = Field(default=None, repr=False)
+    home: Path = Field(
+        default_factory=lambda: Path.home() / ".steerway",
+        description="folder of runs, tokens, keys and logs; on a cluster, one folder that all nodes see",
+    )
+    host: str = Field(
+        default="127.0.0.1", description="address that gateway and console bind; 0.0.0.0 is every interface"
+    )
+    public_names: tuple[str, ...] = Field(
+        default=(),
+        description="further host names, comma-separated, by which clients and browsers reach gateway and console: "
+        "those of a service, an ingress, a machine; the first is used in links",
+    )
+    gateway_port: Port = Field(default=8700, description="port of the gateway")
+    console_port: Port = Field(default=8701, description="port of the console")
+    ray_host: str | None = Field(
+        default=None, description="address by which Ray's nodes reach its head; by default that of `host`"
+    )
+    ray_port: Port = Field(default=6379, description="port of Ray's head (GCS)")
+    dashboard_host: str | None = Field(
+        default=None, description="address of Ray's dashboard and Jobs API; by default that of `ray_host`"
+    )
+    dashboard_port: Port = Field(default=8265, description="port of Ray's dashboard and Jobs API")
+    tls_cert: Path | None = Field(default=None, description="PEM certificate with which gateway and console serve TLS")
+    tls_key: Path | None = Field(default=None, description="PEM private key of `tls_cert`, mode 0600")
+    url: str | None = Field(default=None, description="gateway to connect to; by default this installation's own")
+    token: str | None = Field(default=None, repr=False, description="token for the gateway")
     insecure: bool = Field(default=False, description="the token may go over plain http to the machine in `url`")
+    ca: Path | None = Field(default=None, description="PEM file of the authorities that sign the gateway's certificate")
+    context: str | None = Field(default=None, description="named gateway to connect to, see `steer context`")
+
+    @field_validator("public_names", mode="before")
+    @classmethod
+    def _split_names(cls, names: object) -> object:
+        return tuple(name.strip() for name in names.split(",") if name.strip()) if isinstance(names, str) else names
+
+    @field_validator("public_names")
+    @classmethod
+    def _names_have_no_port(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        if wrong := [name for name in names if not re.fullmatch(r"[A-Za-z0-9._-]+|[0-9a-fA-F:]+", name)]:
+            raise ValueError(f"{wrong[0]!r} is not a host name: give names without scheme, port and path")
+        return tuple(name.lower() for name in names)
+
+    @model_validator(mode="after")
+    def _certificate_has_its_key(self) -> Self:
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise ValueError("tls_cert and tls_key belong together; only one is given")
+        return self
 
     @property
     def runs_dir(self) -> Path:
@@ -52,14 +100,43 @@ class Settings(BaseModel):
         """The gateway's list of tokens: id, role and SHA-256, never the token itself. Mode 0600."""
         return self.home / "tokens.json"
 
+    @property
+    def contexts_file(self) -> Path:
+        """Named gateways of this user, with their tokens; see `control_plane.contexts`. Mode 0600."""
+        return self.home / "contexts.json"
+
     def token_file(self, role: Role) -> Path:
         """Return the path of this role's local token, mode 0600."""
         return self.home / "tokens" / role
 
     @property
+    def host_names(self) -> tuple[str, ...]:
+        """Host names by which gateway and console accept requests, without ports."""
+        bound = () if self.host in WILDCARDS else (self.host,)
+        return tuple(dict.fromkeys((*bound, *LOOPBACK_NAMES, *self.public_names)))
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """Origins of the console's and the gateway's own pages: those of their addresses, and of an ingress."""
+        ports = (self.console_port, self.gateway_port)
+        own = [f"{self._scheme}://{_bracketed(name)}:{port}" for name in self.host_names for port in ports]
+        public = [f"{scheme}://{name}" for name in map(_bracketed, self.public_names) for scheme in ("http", "https")]
+        return tuple(own + public)
+
+    @property
     def gateway_url(self) -> str:
-        """Base URL of the gateway."""
-        return self.url or f"http://{self.host}:{self.gateway_port}"
+        """Base URL of the gateway that clients connect to."""
+        return self.url or self.own_gateway_url
+
+    @property
+    def own_gateway_url(self) -> str:
+        """Base URL of this installation's gateway, for clients on this machine."""
+        return f"{self._scheme}://{_bracketed(self._own_host)}:{self.gateway_port}"
+
+    @property
+    def trusted_ca(self) -> Path | None:
+        """PEM file with which a client checks the gateway's certificate; None: the system's authorities."""
+        return self.ca or (self.tls_cert if self.url is None else None)
 
     @property
     def may_be_in_the_clear(self) -> bool:
@@ -68,23 +145,51 @@ class Settings(BaseModel):
 
     @property
     def console_url(self) -> str:
-        """Base URL of the console."""
-        return f"http://{self.host}:{self.console_port}"
+        """Base URL of the console, as in links for people: by the first public name, if there is one."""
+        name = self.public_names[0] if self.public_names else self._own_host
+        return f"{self._scheme}://{_bracketed(name)}:{self.console_port}"
+
+    @property
+    def own_console_url(self) -> str:
+        """Base URL of the console, for programs on this machine."""
+        return f"{self._scheme}://{_bracketed(self._own_host)}:{self.console_port}"
+
+    @property
+    def head_host(self) -> str:
+        """The address by which Ray's nodes reach its head."""
+        return self.ray_host or ("127.0.0.1" if self.host in WILDCARDS else self.host)
 
     @property
     def ray_address(self) -> str:
         """The head node's address for `ray.init`."""
-        return f"{self.host}:{self.ray_port}"
+        return f"{_bracketed(self.head_host)}:{self.ray_port}"
 
     @property
     def dashboard_url(self) -> str:
         """Ray's dashboard, which also serves the Ray Jobs API."""
-        return f"http://{self.host}:{self.dashboard_port}"
+        return f"http://{_bracketed(self.dashboard_host or self.head_host)}:{self.dashboard_port}"
+
+    @property
+    def _scheme(self) -> str:
+        return "https" if self.tls_cert is not None else "http"
+
+    @property
+    def _own_host(self) -> str:
+        """The name for this machine's own clients; with TLS, one that the certificate can hold."""
+        if self.tls_cert is not None and self.public_names:
+            return self.public_names[0]
+        return "127.0.0.1" if self.host in WILDCARDS else self.host
 
     def environment(self) -> dict[str, str]:
         """Return these settings as environment variables for a child process, without the token."""
-        values = self.model_dump(mode="json", exclude={"token", "insecure"}, exclude_none=True)
-        return {f"STEERWAY_{name.upper()}": str(value) for name, value in values.items()}
+        values = self.model_dump(mode="json", exclude={"token", "insecure", "context"}, exclude_none=True)
+        values |= {"public_names": ",".join(self.public_names)}
+        return {f"STEERWAY_{name.upper()}": str(value) for name, value in values.items() if value != ""}
+
+
+def _bracketed(host: str) -> str:
+    """Return a host as in a URL: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def settings(environ: Mapping[str, str] = os.environ, **flags: object) -> Settings:
@@ -99,5 +204,8 @@ def settings(environ: Mapping[str, str] = os.environ, **flags: object) -> Settin
         return Settings.model_validate(from_environ | given)
     except ValidationError as error:
         first = error.errors()[0]
+        reason = first["msg"].removeprefix("Value error, ")
+        if not first["loc"]:
+            raise Invalid(f"settings: {reason}") from None
         name = str(first["loc"][0])
-        raise Invalid(f"STEERWAY_{name.upper()}={first['input']!r}: {first['msg']}") from None
+        raise Invalid(f"STEERWAY_{name.upper()}={first['input']!r}: {reason}") from None

@@ -6,6 +6,7 @@ from pathlib import Path
 import streamlit as st
 from starlette.middleware import Middleware
 
+from control_plane.addresses import check_certificate
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import SteerwayError
@@ -19,18 +20,28 @@ def serve(where: Settings) -> None:
     """Serve the console until the process ends."""
 
     def check_token(token: str) -> None:
-        insecure = where.may_be_in_the_clear
-        with SteerwayClient(where.gateway_url, token, insecure=insecure, timeout_s=TOKEN_CHECK_S) as client:
+        with SteerwayClient(
+            where.gateway_url,
+            token,
+            insecure=where.may_be_in_the_clear,
+            ca=where.trusted_ca,
+            timeout_s=TOKEN_CHECK_S,
+        ) as client:
             client.runs()
 
     app = st.App(SCRIPT, middleware=[Middleware(LoginRequired, where=where, check_token=check_token)])
+    tls = {}
+    if where.tls_cert is not None and where.tls_key is not None:
+        check_certificate(where.tls_cert, where.tls_key)
+        tls = {"server.sslCertFile": str(where.tls_cert), "server.sslKeyFile": str(where.tls_key)}
     app.run(
-        config={
+        config=tls
+        | {
             "server.address": where.host,
             "server.port": where.console_port,
             "server.headless": True,
             "server.fileWatcherType": "none",
-            "server.allowedHosts": list(dict.fromkeys((where.host, "127.0.0.1", "localhost", "::1"))),
+            "server.allowedHosts": list(where.host_names),
             "browser.gatherUsageStats": False,
         }
     )

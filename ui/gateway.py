@@ -1,5 +1,7 @@
 """Gateway client of the logged-in user, and error messages of pages."""
 
+from pathlib import Path
+
 import streamlit as st
 
 from control_plane.addresses import token_of
@@ -17,7 +19,7 @@ TIMEOUT_S = 4.0
 def client() -> SteerwayClient:
     """Return the client of this page's user. Raises `NotAllowed` without a login, `Invalid` for bad settings."""
     where = settings()
-    return _client(where.gateway_url, session_token(where), where.may_be_in_the_clear)
+    return _client(where.gateway_url, session_token(where), where.may_be_in_the_clear, where.trusted_ca)
 
 
 def session_token(where: Settings) -> str:
@@ -29,9 +31,9 @@ def session_token(where: Settings) -> str:
 
 
 @st.cache_resource(show_spinner=False, max_entries=32)
-def _client(url: str, token: str, insecure: bool) -> SteerwayClient:
+def _client(url: str, token: str, insecure: bool, ca: Path | None) -> SteerwayClient:
     """Return a client, with its connections, that all pages share; one for each token and address."""
-    return SteerwayClient(url, token, insecure=insecure, timeout_s=TIMEOUT_S)
+    return SteerwayClient(url, token, insecure=insecure, ca=ca, timeout_s=TIMEOUT_S)
 
 
 def explain(error: SteerwayError) -> str:

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote
 
@@ -41,9 +42,21 @@ CLEAN_UP_S = 40.0
 """Time for a subprocess to clean up after Ctrl-C, which reaches it too."""
 
 
-def up(nodes: Nodes = 1, as_json: AsJson = False) -> None:
+TlsCert = Annotated[Path | None, typer.Option("--tls-cert", help="Serve TLS with this PEM certificate.")]
+TlsKey = Annotated[Path | None, typer.Option("--tls-key", help="Private key of the certificate.")]
+
+
+def up(nodes: Nodes = 1, tls_cert: TlsCert = None, tls_key: TlsKey = None, as_json: AsJson = False) -> None:
     """Start this machine's cluster: Ray, the gateway and the console."""
-    raise typer.Exit(call([*cluster_command("up", as_json), f"--nodes={nodes}"]))
+    from control_plane.contexts import use_local
+
+    given = {"STEERWAY_TLS_CERT": tls_cert, "STEERWAY_TLS_KEY": tls_key}
+    environment = os.environ | {name: str(path.expanduser().absolute()) for name, path in given.items() if path}
+    where = settings(environment)
+    code = call([*cluster_command("up", as_json), f"--nodes={nodes}"], environment)
+    if code == 0 and (other := use_local(where)) is not None:
+        say(f"context {other} stays in use; to steer this cluster: steer context use local")
+    raise typer.Exit(code)
 
 
 def down(as_json: AsJson = False) -> None:

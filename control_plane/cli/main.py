@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from control_plane.cli import cluster
+from control_plane.cli.clusters.contexts import contexts, show_settings
 from control_plane.cli.commands import branches, fork, knobs, lifecycle, parameters, resume, show, tree
 from control_plane.cli.commands.agent import agent
 from control_plane.cli.commands.chaos import chaos
@@ -32,6 +33,18 @@ app = typer.Typer(
 )
 
 TRAIN, STEER, LOOK = "Train", "Steer", "Inspect"
+
+
+@app.callback()
+def _root(
+    context: Annotated[
+        str | None,
+        typer.Option(
+            "--context", metavar="NAME", help="Talk to this gateway (see `steer context`); anywhere on the line."
+        ),
+    ] = None,
+) -> None:
+    """Steer distributed training while it runs."""
 
 
 def _run(
@@ -90,6 +103,8 @@ app.command(rich_help_panel=LOOK)(outputs)
 app.command(rich_help_panel=LOOK)(cluster.console)
 app.command(rich_help_panel=LOOK)(cluster.nodes)
 app.command("version", rich_help_panel=LOOK)(_version)
+app.command("settings", rich_help_panel=LOOK)(show_settings)
+app.add_typer(contexts, rich_help_panel=TRAIN)
 app.add_typer(tokens, rich_help_panel=TRAIN)
 app.add_typer(chaos, rich_help_panel=TRAIN)
 app.add_typer(key, rich_help_panel=TRAIN)

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from control_plane.api.messages import RunSummary
 from control_plane.cli.errors import UsageError
-from control_plane.config import settings
+from control_plane.contexts import chosen_settings
 from control_plane.core.model.errors import Invalid, NotFound
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ def connect() -> "SteerwayClient":
     """Return a client with the operator's token. Raises `NotAllowed` if there is none."""
     from control_plane.client import SteerwayClient
 
-    return SteerwayClient.from_settings(settings(), role="operator")
+    return SteerwayClient.from_settings(chosen_settings(), role="operator")
 
 
 def active_run(client: "SteerwayClient", given: str | None) -> str:

@@ -1,9 +1,10 @@
 """One client's connection to a gateway: address and token checked, requests with errors of the gateway's classes."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
-from urllib.parse import SplitResult
+from urllib.parse import SplitResult, urlsplit
 
-from control_plane.addresses import is_in_the_clear, is_loopback, plain_url, token_of
+from control_plane.addresses import client_tls, is_in_the_clear, is_loopback, plain_url, token_of
 from control_plane.api.patience import patience_of, retrying
 from control_plane.client.answers import error_of, parse_json
 from control_plane.config import Role, Settings
@@ -27,6 +28,8 @@ class GatewayConnection:
         insecure: bool = False,
         timeout_s: float = 10.0,
         patience_s: float = 0.0,
+        ca: Path | None = None,
+        context: str | None = None,
         transport: "httpx.BaseTransport | None" = None,
     ) -> None:
         """Prepare a client without connecting. Raises `Invalid` for a malformed address or token.
@@ -34,18 +37,22 @@ class GatewayConnection:
         Args:
             patience_s: how long an unanswered request is retried; submissions are always retried a few times.
             insecure: allow the token over plain http to another machine.
+            ca: PEM file of the authorities that sign the gateway's certificate, in place of the system's.
+            context: the name of the context that the address is from, for messages.
         """
         import httpx
 
         self._base_url = base_url.rstrip("/")
         self._token = _check_token(token)
-        self._timeout_s, self._patience_s = timeout_s, patience_s
+        self._timeout_s, self._patience_s, self._context = timeout_s, patience_s, context
+        self._tls = client_tls(ca)
         at = _check_url(self._base_url, insecure)
         self._http = httpx.Client(
             base_url=self._base_url + API,
             headers={"Authorization": f"Bearer {self._token}", "Accept": "application/json"},
             timeout=timeout_s,
             transport=transport,
+            verify=self._tls or True,
             # The environment's proxy must not see the token: only https goes through it.
             trust_env=at.scheme == "https" and not is_loopback(at.hostname or ""),
         )
@@ -53,8 +60,14 @@ class GatewayConnection:
     @classmethod
     def from_settings(cls, settings: Settings, role: Role = "operator") -> Self:
         """Return a client of the gateway in the settings. Raises `NotAllowed` if there is no token for this role."""
-        insecure, patience_s = settings.may_be_in_the_clear, patience_of(settings)
-        return cls(settings.gateway_url, token_of(settings, role), insecure=insecure, patience_s=patience_s)
+        return cls(
+            settings.gateway_url,
+            token_of(settings, role),
+            insecure=settings.may_be_in_the_clear,
+            patience_s=patience_of(settings),
+            ca=settings.trusted_ca,
+            context=settings.context,
+        )
 
     def close(self) -> None:
         """Close the connections."""
@@ -78,17 +91,31 @@ class GatewayConnection:
         try:
             answer = self._http.request(method, path, **options)
         except httpx.TimeoutException:
-            raise Unavailable(f"{self._base_url} timed out; the request may or may not have taken effect") from None
-        except httpx.ConnectError:
-            raise self._no_answer() from None
+            raise Unavailable(f"{self._at()} timed out; the request may or may not have taken effect") from None
+        except httpx.ConnectError as error:
+            raise self._no_answer(error) from None
         except httpx.HTTPError as error:
-            raise Unavailable(f"the response of {self._base_url} was interrupted ({type(error).__name__})") from None
+            raise Unavailable(f"the response of {self._at()} was interrupted ({type(error).__name__})") from None
         if answer.is_success:
             return parse_json(answer.content, self._base_url)
         raise error_of(answer, self._base_url)
 
-    def _no_answer(self) -> Unavailable:
-        return Unavailable(f"no gateway answers at {self._base_url}; start one with `steer up`")
+    def _at(self) -> str:
+        """Return the address for messages, with the context that it is from."""
+        return f"{self._base_url} (context {self._context})" if self._context else self._base_url
+
+    def _no_answer(self, error: Exception | None = None) -> Unavailable:
+        if error is not None and "CERTIFICATE_VERIFY_FAILED" in str(error):
+            return Unavailable(
+                f"the certificate of {self._at()} is not trusted here: give its authority's PEM file with STEERWAY_CA, "
+                "or `steer context add ... --ca FILE`"
+            )
+        return Unavailable(f"no gateway answers at {self._at()}; {self._remedy()}")
+
+    def _remedy(self) -> str:
+        if is_loopback(urlsplit(self._base_url).hostname or ""):
+            return "start one with `steer up`, or check the tunnel to it"
+        return "check the address, and that the gateway is up there"
 
 
 def path_of(run: str, *below: str) -> str:

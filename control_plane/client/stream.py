@@ -83,8 +83,14 @@ class JournalStream(GatewayConnection):
         at = urlsplit(self._base_url)
         url = urlunsplit(("wss" if at.scheme == "https" else "ws", at.netloc, at.path + path, f"after={after}", ""))
         try:
-            return connect(url, open_timeout=self._timeout_s, max_size=MAX_STREAM_MESSAGE_BYTES, proxy=None)
+            return connect(
+                url,
+                open_timeout=self._timeout_s,
+                max_size=MAX_STREAM_MESSAGE_BYTES,
+                proxy=None,
+                ssl=self._tls if at.scheme == "https" else None,
+            )
         except (InvalidHandshake, InvalidURI, EOFError):
             raise Unavailable(f"{self._base_url} is not a Steerway gateway: it offers no stream") from None
-        except OSError:
-            raise self._no_answer() from None
+        except OSError as error:
+            raise self._no_answer(error) from None

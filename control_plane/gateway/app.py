@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from fastapi import Depends, FastAPI, Response
 from starlette.datastructures import MutableHeaders
 
+from control_plane.addresses import host_name
 from control_plane.api.launching import LaunchPort
 from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
@@ -96,7 +97,10 @@ class RequestGuard:
                 await self._admit(scope, receive, remember_start)
             else:
                 wrong_host = problem(
-                    421, "wrong-host", "this Host name is not allowed; use one of the gateway's own addresses"
+                    421,
+                    "wrong-host",
+                    "this gateway does not know the name in the Host header: use 127.0.0.1 or localhost through a "
+                    "tunnel, or add the name to STEERWAY_PUBLIC_NAMES where the gateway runs",
                 )
                 await wrong_host(scope, receive, remember_start)
         except Exception:
@@ -118,14 +122,7 @@ class RequestGuard:
 
     def _knows_host(self, scope: MutableMapping[str, Any]) -> bool:
         hosts = [value for name, value in scope["headers"] if name == b"host"]
-        return len(hosts) == 1 and _host_name(hosts[0].decode("latin-1")) in self._allowed_hosts
-
-
-def _host_name(host: str) -> str:
-    """Strip the port: `localhost:8700` -> `localhost`, `[::1]:8700` -> `::1`."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+        return len(hosts) == 1 and host_name(hosts[0].decode("latin-1")) in self._allowed_hosts
 
 
 async def _take_body(scope: MutableMapping[str, Any], receive: Receive) -> tuple[Receive, Response | None]:

@@ -8,6 +8,7 @@ it running. Stateless: runs are found in their folders and reached through their
 
 import asyncio
 import logging
+import ssl
 import sys
 import time
 import urllib.error
@@ -20,6 +21,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 
 from control_plane.actor.control_actor import is_serving
 from control_plane.actor.remote import RayHandle
+from control_plane.addresses import check_certificate
 from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
 from control_plane.config import Settings, settings
@@ -100,22 +102,29 @@ def deploy(where: Settings) -> None:
     except ConnectionError:
         raise Unavailable(f"no Ray cluster is running at {where.ray_address}; start one with `steer up`") from None
     # One proxy: each applies admission control by itself, so several would multiply the limits.
-    serve.start(
-        proxy_location=ProxyLocation.HeadOnly, http_options=HTTPOptions(host=where.host, port=where.gateway_port)
-    )
+    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=_http_options(where))
     serve.run(_application(where), name=APPLICATION, route_prefix="/", blocking=False)
     _wait_until_ready(where)
+
+
+def _http_options(where: Settings) -> HTTPOptions:
+    """Return where Serve's proxy listens. Raises `Invalid` for a certificate or a key that cannot be used."""
+    if where.tls_cert is None or where.tls_key is None:
+        return HTTPOptions(host=where.host, port=where.gateway_port)
+    check_certificate(where.tls_cert, where.tls_key)
+    return HTTPOptions(
+        host=where.host, port=where.gateway_port, ssl_certfile=str(where.tls_cert), ssl_keyfile=str(where.tls_key)
+    )
 
 
 def _application(where: Settings) -> Any:
     def build() -> Any:
         lower_priority()
-        origins = [where.console_url, where.gateway_url]
         return create_app(
             RayRuns(where),
             TokenFile(where.tokens_file),
-            allowed_hosts=[where.host, "localhost"],
-            allowed_origins=origins,
+            allowed_hosts=where.host_names,
+            allowed_origins=where.origins,
             launches=ServiceProcesses(where.environment()),
         )
 
@@ -138,12 +147,15 @@ def _wait_until_ready(where: Settings) -> None:
     deadline = time.monotonic() + READY_WITHIN_S
     while time.monotonic() < deadline:
         try:
-            with urllib.request.urlopen(f"{where.gateway_url}/api/v1/health", timeout=2) as answer:
+            # Nothing secret is sent, and the certificate may be for another name than this machine's own address.
+            unverified = ssl._create_unverified_context()
+            url = f"{where.own_gateway_url}/api/v1/health"
+            with urllib.request.urlopen(url, timeout=2, context=unverified) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, OSError):
             time.sleep(0.2)
-    raise Unavailable(f"the gateway did not answer at {where.gateway_url} within {READY_WITHIN_S:.0f} s")
+    raise Unavailable(f"the gateway did not answer at {where.own_gateway_url} within {READY_WITHIN_S:.0f} s")
 
 
 if __name__ == "__main__":

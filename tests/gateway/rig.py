@@ -26,7 +26,7 @@ from control_plane.api.launching import (
 )
 from control_plane.api.messages import Measurements, MetricSummary, Point, Progress, Report, RunSummary, StepRange
 from control_plane.api.ports import OperatorPort
-from control_plane.config import Role
+from control_plane.config import Role, Settings
 from control_plane.core.model.errors import NotFound
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import CommandSettled
@@ -221,7 +221,7 @@ def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port:
     app = create_app(
         runs,
         token_book(),
-        allowed_hosts=["127.0.0.1"],
+        allowed_hosts=Settings().host_names,
         allowed_origins=[ORIGIN],
         launches=launches,
         jobs=launches,

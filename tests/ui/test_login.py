@@ -64,8 +64,8 @@ def browser_of(where: Settings) -> Iterator[Any]:
         routes=[WebSocketRoute(STREAM, stream), Route("/media/file", data), Route("/{rest:path}", page)]
     )
 
-    def make() -> TestClient:
-        return TestClient(LoginRequired(streamlit, where, check_token), base_url=ORIGIN, follow_redirects=False)
+    def make(of: Settings = where) -> TestClient:
+        return TestClient(LoginRequired(streamlit, of, check_token), base_url=ORIGIN, follow_redirects=False)
 
     return make
 
@@ -184,8 +184,8 @@ def test_cookie_without_its_secret_shows_nothing(browser_of: Any, where: Setting
         {"Origin": "null"},
         {"Origin": ""},
         {"Host": "evil.example:8701", "Origin": "http://evil.example:8701"},
-        {"Host": "127.0.0.1:9999", "Origin": "http://127.0.0.1:9999"},
-        {"Host": "127.0.0.1", "Origin": "http://127.0.0.1"},
+        {"Host": "127.0.0.1:9999", "Origin": f"http://{HOST}"},
+        {"Host": "console.example", "Origin": "https://console.example"},
     ],
 )
 def test_pages_of_another_address_are_nobody(browser_of: Any, where: Settings, headers: dict[str, str]) -> None:
@@ -194,10 +194,29 @@ def test_pages_of_another_address_are_nobody(browser_of: Any, where: Settings, h
     key = key_of(create_link(where))
     assert streams(browser, secret, **headers) is None
     assert browser.post("/login", json={"key": key}, headers={"Origin": ORIGIN} | headers).status_code == 403
-    if "Host" in headers:
+    if not headers.get("Host", HOST).startswith("127.0.0.1"):
         assert browser.get("/", headers=headers).status_code == 403
         assert browser.get("/login", headers=headers).status_code == 403
     assert browser.post("/login", json={"key": key}, headers={"Origin": ORIGIN}).status_code == 200, "not used up"
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1:9999", "localhost", "localhost:18701", "[::1]:18701"])
+def test_console_is_reached_through_a_tunnel_under_any_port(browser_of: Any, where: Settings, host: str) -> None:
+    browser = browser_of()
+    secret = log_in(browser, where)
+    assert streams(browser, secret, Host=host, Origin=f"http://{host}") is not None
+    assert streams(browser, secret, Host=host, Origin=f"https://{host}") is None, "nothing adds TLS to a tunnel"
+
+
+def test_console_behind_an_ingress_accepts_its_name_over_tls(
+    browser_of: Any, where: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    public = where.model_copy(update={"public_names": ("console.example",)})
+    browser = browser_of(public)
+    secret = log_in(browser, where)
+    headers = {"Host": "console.example", "Origin": "https://console.example"}
+    assert streams(browser, secret, **headers) is not None
+    assert streams(browser, secret, **(headers | {"Origin": "https://other.example"})) is None
 
 
 def test_stream_without_an_origin_is_refused(browser_of: Any, where: Settings) -> None:

@@ -17,6 +17,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, RedirectRespons
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from control_plane import console_login
+from control_plane.addresses import host_name
 from control_plane.config import Settings
 from control_plane.console_login import Login, SessionRecord
 from control_plane.core.model.errors import NotAllowed, SteerwayError
@@ -57,8 +58,8 @@ class LoginRequired:
         """`app`: Streamlit's. `check_token` raises `SteerwayError` unless the gateway knows the token."""
         self._app, self._where, self._check_token = app, where, check_token
         self._cookie_name = f"steerway_console_{where.console_port}"
-        names = dict.fromkeys((where.host, "127.0.0.1", "localhost", "[::1]"))
-        self._hosts = frozenset(f"{name}:{where.console_port}" for name in names)
+        self._hosts, self._public = frozenset(where.host_names), frozenset(where.public_names)
+        self._scheme = "http" if where.tls_cert is None else "https"
         self._files = {path: ((OURS / name).read_bytes(), kind) for path, (name, kind) in FILES.items()}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -80,7 +81,7 @@ class LoginRequired:
     async def _answer(self, request: Request, headers: Headers) -> Response | None:
         """Return our own response; None if Streamlit may answer."""
         path, method = request.scope["path"], request.method  # as Streamlit reads it: without escapes
-        if headers.get("host", "").lower() not in self._hosts:
+        if host_name(headers.get("host", "")) not in self._hosts:
             return PlainTextResponse("The console is not served under this name.\n", 403)
         if path == HEALTH and method in ("GET", "HEAD"):
             return None
@@ -129,6 +130,7 @@ class LoginRequired:
             max_age=int(console_login.VALID_S),
             httponly=True,
             samesite="strict",
+            secure=self._scheme == "https",
         )
         return answer
 
@@ -170,9 +172,15 @@ class LoginRequired:
         return session is not None and console_login.has_secret(session[1], secret)
 
     def _is_ours(self, headers: Headers) -> bool:
-        """Return whether the request is of the console's own page: its Origin has the host and port of a known Host."""
+        """Return whether the request is of the console's own page: its Origin has the host and port of a known Host.
+
+        The port may be another than the console's own: that of a tunnel or an ingress, which may also add TLS.
+        """
         host = headers.get("host", "").lower()
-        return host in self._hosts and headers.getlist("origin") == [f"http://{host}"]
+        name = host_name(host)
+        schemes = {self._scheme, "https"} if name in self._public else {self._scheme}
+        origins = headers.getlist("origin")
+        return name in self._hosts and len(origins) == 1 and origins[0] in {f"{scheme}://{host}" for scheme in schemes}
 
 
 def _cookie(sent: Iterable[str], name: str) -> str | None:

@@ -13,6 +13,7 @@ from control_plane.cli.errors import UsageError
 from control_plane.cli.output.printing import say
 from control_plane.cli.select_run import active_run
 from control_plane.config import settings
+from control_plane.contexts import chosen_settings
 from control_plane.core.model.errors import Conflict
 
 
@@ -48,7 +49,7 @@ def agent(
         dry_run=dry_run,
         grants=load(grants) if grants else NO_GRANTS,
     )
-    with SteerwayClient.from_settings(settings(), role="agent") as client:
+    with SteerwayClient.from_settings(chosen_settings(), role="agent") as client:
         which = active_run(client, run)
         with nullcontext() if dry_run else only_autopilot(settings().home, which):
             run_agent(client, which, options, say=say)

@@ -1,0 +1,1 @@
+"""Commands about clusters and gateways: which of them a command talks to."""
