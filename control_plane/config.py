@@ -56,6 +56,12 @@ class Settings(BaseModel):
     dashboard_port: Port = Field(default=8265, description="port of Ray's dashboard and Jobs API")
     tls_cert: Path | None = Field(default=None, description="PEM certificate with which gateway and console serve TLS")
     tls_key: Path | None = Field(default=None, description="PEM private key of `tls_cert`, mode 0600")
+    bundle_max_bytes: int = Field(
+        default=100 * 1024 * 1024,
+        ge=1024,
+        le=1 << 30,
+        description="size in bytes of the largest code bundle that the gateway accepts",
+    )
     url: str | None = Field(default=None, description="gateway to connect to; by default this installation's own")
     token: str | None = Field(default=None, repr=False, description="token for the gateway")
     insecure: bool = Field(default=False, description="the token may go over plain http to the machine in `url`")

@@ -26,6 +26,7 @@ from control_plane.actor.cluster_state import ClusterReader, ClusterState
 from control_plane.actor.control_actor import retire
 from control_plane.actor.remote import RayHandle
 from control_plane.api.launching import JobRequest
+from control_plane.api.versions import release
 from control_plane.core.model.errors import Damaged, Refused, SteerwayError, Unavailable
 from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import Ending
@@ -194,7 +195,7 @@ def _fit(files: RunFiles, settings: RunSettings) -> tuple[Ending, str | None]:
     )
     trainer = RanksTrainer(
         train.main,
-        train_loop_config={"root": str(files.root), "use_gpu": gpu, "proof": proof.model_dump()},
+        train_loop_config={"root": str(files.root), "use_gpu": gpu, "release": release(), "proof": proof.model_dump()},
         scaling_config=scaling_of(demand, settings),
         run_config=run_config_of_ray,
         torch_config=TorchConfig(

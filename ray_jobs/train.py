@@ -15,14 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from control_plane.api.launching import Submission
 from control_plane.api.versions import check_release
-from control_plane.core.model.errors import Damaged, Invalid, Refused, RunEnded, SteerwayError
+from control_plane.core.model.errors import Invalid, Refused, RunEnded, SteerwayError
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FILE_MODE, make_folder
 from control_plane.storage.proof import check_proof, proof_of
-from control_plane.storage.regular import read_regular
 from ray_jobs.config.bundled_paths import located
 from ray_jobs.config.environment import variables
 from ray_jobs.config.run_config import RunConfig, ScriptWorkload
@@ -43,7 +41,10 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 def main(loop_config: dict[str, Any]) -> None:
-    """Train on one rank. `loop_config` holds `root`, the run's folder, `use_gpu`, and `proof` of the storage."""
+    """Train on one rank.
+
+    `loop_config` holds `root`, the run's folder, `use_gpu`, `release` of the driver, and `proof` of the storage.
+    """
     files, use_gpu = RunFiles(Path(loop_config["root"])), bool(loop_config["use_gpu"])
     rank = int(os.environ.get("RANK", "0"))
     _check_storage(files, loop_config.get("proof"), rank)
@@ -51,7 +52,7 @@ def main(loop_config: dict[str, Any]) -> None:
     exit_reason.begin(files, rank)
     started_at_s = time.time()
     try:
-        _check_release(files)
+        check_release(files.run, socket.gethostname(), str(loop_config.get("release", "")))
         if _is_closed(files):
             log.error("run %s is closed: its training is not started", files.run)
             return
@@ -152,18 +153,6 @@ def _is_closed(files: RunFiles) -> bool:
     from control_plane.actor.remote import RayHandle
 
     return asyncio.run(RayHandle(files).snapshot()).closed
-
-
-def _check_release(files: RunFiles) -> None:
-    """Raise `Refused` if this node has another release of Steerway than the run was submitted with."""
-    try:
-        submitted_with = Submission.model_validate_json(read_regular(files.submission)).gateway
-    except FileNotFoundError:
-        return  # of an earlier release
-    except (OSError, ValueError, Damaged) as error:
-        log.warning("%s cannot be read (%s): releases are not compared", files.submission, type(error).__name__)
-        return
-    check_release(files.run, socket.gethostname(), submitted_with)
 
 
 def _close(files: RunFiles, refusal: Refused) -> None:

@@ -39,17 +39,17 @@ UNKNOWN = ("", "unknown", "0")
 """Releases of a source tree, of a client that does not say its own, and of runs of earlier releases."""
 
 
-def check_release(run: str, node: str, submitted_with: str, own: str | None = None) -> None:
-    """Raise Refused if a rank's installed release is not the one that its run was submitted with.
+def check_release(run: str, node: str, of_driver: str, own: str | None = None) -> None:
+    """Raise Refused if a rank's installed release is not that of the gateway and the driver that started it.
 
     Ranks pickle and unpickle each other's messages, and promise equal results: two releases in one run cannot.
     """
     own = release() if own is None else own
-    if own == submitted_with or own in UNKNOWN or submitted_with in UNKNOWN:
+    if own == of_driver or own in UNKNOWN or of_driver in UNKNOWN:
         return
     raise Refused(
-        f"node {node} has Steerway {own}, but run {run} was submitted with {submitted_with}: install one release on "
-        f"all nodes (`pip install steerway=={submitted_with}` on {node}), restart its Ray, then `steer resume {run}`"
+        f"node {node} has Steerway {own}, but the gateway that started run {run} has {of_driver}: install one release "
+        f"on all nodes (`pip install steerway=={of_driver}` on {node}), restart its Ray, then `steer resume {run}`"
     )
 
 

@@ -11,6 +11,7 @@ from control_plane.api.launching import (
     ResumeRequest,
 )
 from control_plane.api.patience import retrying
+from control_plane.api.versions import release
 from control_plane.client.answers import parse
 from control_plane.client.connection import GatewayConnection, path_of
 
@@ -44,6 +45,6 @@ class RunLaunches(GatewayConnection):
     def _launch(self, path: str, request: AnyLaunchRequest) -> Launched:
         tries = retrying(LEAST_LAUNCH_TRIES, self._patience_s, 2 * LAUNCH_WAIT_S)
         headers = {"Idempotency-Key": str(request.uuid)}
-        body = request.model_dump(mode="json")
+        body = request.model_dump(mode="json") | {"client": request.client or release()}
         answer = tries(self._request, "POST", path, json=body, headers=headers, timeout=LAUNCH_WAIT_S)
         return parse(Launched, answer)

@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 from control_plane.api.messages import ADOPTION_WAIT_S, CommandView, Measurements, Receipt, RunSummary, Snapshot
 from control_plane.api.patience import retrying
 from control_plane.client.answers import listed, member, parse, parse_entry
+from control_plane.client.bundles import CodeUploads
 from control_plane.client.connection import path_of
 from control_plane.client.launches import RunLaunches
 from control_plane.client.stream import JournalStream
@@ -31,7 +32,7 @@ class NotSettledYet(Unavailable):
     slug = "not-settled-yet"
 
 
-class SteerwayClient(RunLaunches, JournalStream):
+class SteerwayClient(RunLaunches, CodeUploads, JournalStream):
     """Thread-safe client of a gateway. Every call raises a `SteerwayError` and nothing else."""
 
     def health(self) -> dict[str, Any]:

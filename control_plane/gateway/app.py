@@ -22,6 +22,7 @@ from control_plane.api.versions import release
 from control_plane.core.model.errors import SteerwayError
 from control_plane.gateway.admission import AdmissionControl, is_at_most, rejection_of
 from control_plane.gateway.auth import ConnectionLimit, authorize_each
+from control_plane.gateway.bundles import UploadSlots, add_bundle_routes, closing_unread, is_upload
 from control_plane.gateway.description import describe
 from control_plane.gateway.launching.jobs import JobLookup
 from control_plane.gateway.launching.routes import NoLaunches, add_launch_routes
@@ -29,6 +30,7 @@ from control_plane.gateway.problems import NO_SNIFFING, install_problems, intern
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
 from control_plane.gateway.tokens import TokenLookup
+from control_plane.storage.code.uploads import BundleUploads
 from control_plane.storage.layout import RunFiles
 
 MAX_BODY_BYTES = 256 * 1024
@@ -65,7 +67,7 @@ class RequestGuard:
     """ASGI middleware: Host check, admission control, limits on size and time of a body, last-resort error handler.
 
     The Host check stops DNS rebinding: a foreign page that resolves its own name to this address.
-    The body is read here, up to the limit, and passed on in one message.
+    The body is read here, up to the limit, and passed on in one message; only those of code bundles are not read here.
     """
 
     def __init__(self, app: AsgiApp, allowed_hosts: Sequence[str], admission: AdmissionControl) -> None:
@@ -115,6 +117,9 @@ class RequestGuard:
             await rejection_of(scope, error)(scope, receive, send)
             return
         try:
+            if is_upload(scope):
+                await self._app(scope, *closing_unread(receive, send))
+                return
             receive, rejection = await _take_body(scope, receive)
             await (rejection or self._app)(scope, receive, send)
         finally:
@@ -177,6 +182,7 @@ def create_app(
     admission: AdmissionControl | None = None,
     launches: LaunchPort | None = None,
     jobs: JobLookup | None = None,
+    uploads: BundleUploads | None = None,
 ) -> FastAPI:
     """Return the gateway's app.
 
@@ -191,6 +197,7 @@ def create_app(
     app.state.allowed_origins = frozenset(allowed_origins)
     app.state.long_polls = ConnectionLimit(MAX_LONG_POLLS_PER_TOKEN, "long polls")
     app.state.streams = ConnectionLimit(MAX_STREAMS_PER_TOKEN, "streams")
+    app.state.uploads, app.state.upload_slots = uploads, UploadSlots()
     app.state.unauthenticated = set()
     app.state.openapi = _description()
     app.add_middleware(RequestGuard, allowed_hosts=allowed_hosts, admission=admission or AdmissionControl(tokens))
@@ -212,6 +219,7 @@ def _app_with_routes() -> FastAPI:
     install_problems(app)
     add_routes(app)
     add_launch_routes(app)
+    add_bundle_routes(app)
     add_stream(app)
     return app
 

@@ -18,6 +18,7 @@ from control_plane.core.model.intents import KINDS
 from control_plane.gateway.tokens import Identity, TokenLookup
 
 PREFIX = "/api/v1"
+BUNDLE_PATH = f"{PREFIX}/bundles/{{sha256}}"
 COMMANDS_PATH = f"{PREFIX}/runs/{{run}}/commands"
 LAUNCH_PATHS = (
     f"{PREFIX}/runs",
@@ -26,6 +27,7 @@ LAUNCH_PATHS = (
 """Routes that begin or continue a run."""
 
 READERS = frozenset(ROLES)
+STARTERS: frozenset[Role] = frozenset({"operator", "admin"})
 COMMANDERS: frozenset[Role] = frozenset({"operator", "admin", "agent"})
 LAUNCHERS: frozenset[Role] = frozenset({"operator", "admin"})
 """Who begins a run chooses what code the cluster executes."""
@@ -46,6 +48,8 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/runs/{{run}}/logs": READERS,
     f"GET {PREFIX}/runs/{{run}}/tree": READERS,
     f"GET {PREFIX}/compare": READERS,
+    f"GET {BUNDLE_PATH}": STARTERS,
+    f"PUT {BUNDLE_PATH}": STARTERS,
     f"WEBSOCKET {PREFIX}/runs/{{run}}/stream": READERS,
 }
 

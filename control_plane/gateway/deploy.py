@@ -31,6 +31,7 @@ from control_plane.gateway.launching.service_process import ServiceProcesses
 from control_plane.gateway.priority import lower_priority
 from control_plane.gateway.tokens import TokenFile
 from control_plane.server.archive import ArchivedRun
+from control_plane.storage.code.uploads import BundleUploads
 from control_plane.storage.layout import RunFiles, find_run, list_runs
 
 APPLICATION = "gateway"
@@ -126,6 +127,7 @@ def _application(where: Settings) -> Any:
             allowed_hosts=where.host_names,
             allowed_origins=where.origins,
             launches=ServiceProcesses(where.environment()),
+            uploads=BundleUploads(where.home, where.bundle_max_bytes),
         )
 
     @serve.deployment(

@@ -29,7 +29,7 @@ from control_plane.api.launching import (
     ServiceCall,
     Submission,
 )
-from control_plane.api.versions import release
+from control_plane.api.versions import release, release_notes
 from control_plane.config import Settings
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, SteerwayError, Unavailable
@@ -97,7 +97,8 @@ class LaunchService:
                     launched = self._fork(entry, _named(call), request, call.by)
                 case ReplayRequest():
                     launched = self._replay(entry, _named(call), request, call.by)
-            return entry.answer(launched)
+            notes = (*launched.notes, *release_notes(request.client))
+            return entry.answer(launched.model_copy(update={"notes": notes}))
 
     def _launch(self, entry: LedgerEntry, request: LaunchRequest, by: Requester) -> Launched:
         config = with_variables(_parsed(request), request.env)

@@ -26,6 +26,7 @@ from tests.gateway.rig import (
     open_server,
     start_trainers,
     token_book,
+    uploads_in,
 )
 
 
@@ -64,6 +65,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         allowed_origins=[ORIGIN],
         launches=launches,
         jobs=launches,
+        uploads=uploads_in(tmp_path),
     )
     with TestClient(app, base_url=f"http://{HOST}:8700") as web:
         server = open_server(RunFiles(tmp_path / RUN))

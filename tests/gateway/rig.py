@@ -34,6 +34,7 @@ from control_plane.gateway.app import create_app
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.checkpoint.transfer import adopt
+from control_plane.storage.code.uploads import BundleUploads
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles, check_run_id
 from tests.core import examples
@@ -212,6 +213,11 @@ class LiveGateway:
         return asyncio.run_coroutine_threadsafe(work, self.loop).result(timeout=10)
 
 
+def uploads_in(root: Path) -> BundleUploads:
+    """Code bundles of up to 10 MiB."""
+    return BundleUploads(root / "home", 10 * 1024 * 1024)
+
+
 @contextmanager
 def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port: int = 0) -> Iterator[LiveGateway]:
     """Serve with uvicorn in a thread until the block is left. `wrap` may put faults around the app."""
@@ -225,6 +231,7 @@ def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port:
         allowed_origins=[ORIGIN],
         launches=launches,
         jobs=launches,
+        uploads=uploads_in(root),
     )
     config = uvicorn.Config(wrap(app), port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     web = uvicorn.Server(config)

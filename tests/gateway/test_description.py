@@ -178,6 +178,7 @@ def test_every_random_answer_is_as_described(described: Described) -> None:
     chance = random.Random(0)
     values = {
         "run": [RUN, RUN, RUN, "run-2", "..", "%00", "a" * 300, "%2e%2e%2ftokens"],
+        "sha256": ["a" * 64, "A" * 64, "x", ""],
         "uuid": [str(uuid4()), "x", ""] + [each["command"]["uuid"] for each in _commands(described)],
     }
     queries = ["", "after=0", "after=-1", "after=9e9", "limit=1", "limit=x", "wait_s=nan", "wait_s=-1", "name=loss",

@@ -148,6 +148,7 @@ def test_openapi_names_every_operation_once(rig: Rig) -> None:
         "launch_run",
         "list_runs",
         "openapi_schema",
+        "read_bundle",
         "read_command",
         "read_comparison",
         "read_job",
@@ -159,4 +160,5 @@ def test_openapi_names_every_operation_once(rig: Rig) -> None:
         "replay_run",
         "resume_run",
         "submit_command",
+        "upload_bundle",
     ]

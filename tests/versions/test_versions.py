@@ -6,7 +6,7 @@
 | gateway or rank, this release | control server of this protocol, any release | works |
 | any | journal of 0.1 and of format 2 | read (`tests/storage/journal/test_journal_releases.py`) |
 | any | journal, checkpoint or record of a later release | refused by format, nothing is changed |
-| rank | run that was submitted with another release | refused, with node, both releases, and what to do |
+| rank | gateway and driver of another release | refused, with node, both releases, and what to do |
 | client | gateway of another release | works, with a note |
 | client | gateway whose answer has members that this release does not know | refused, with the question |
 """
@@ -16,13 +16,11 @@ import json
 import shutil
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pytest
 
 from control_plane.actor.remote import RayHandle
 from control_plane.api import versions
-from control_plane.api.launching import Submission
 from control_plane.api.messages import RunSummary
 from control_plane.client.answers import parse
 from control_plane.core.model.errors import Conflict, Damaged, Refused, Unavailable
@@ -135,8 +133,9 @@ def test_rank_with_another_release_than_its_run_was_submitted_with_is_refused() 
     for unknown in versions.UNKNOWN:
         versions.check_release("run-1", "node-3", unknown, own="0.3.0")
     reason = (
-        r"node node-3 has Steerway 0\.2\.0, but run run-1 was submitted with 0\.3\.0: install one release on all nodes "
-        r"\(`pip install steerway==0\.3\.0` on node-3\), restart its Ray, then `steer resume run-1`"
+        r"node node-3 has Steerway 0\.2\.0, but the gateway that started run run-1 has 0\.3\.0: "
+        r"install one release on all nodes \(`pip install steerway==0\.3\.0` on node-3\), restart its Ray, "
+        r"then `steer resume run-1`"
     )
     with pytest.raises(Refused, match=reason):
         versions.check_release("run-1", "node-3", "0.3.0", own="0.2.0")
@@ -147,14 +146,12 @@ def test_rank_with_another_release_closes_the_run_with_the_reason(
 ) -> None:
     files, closed = RunFiles(tmp_path / "runs" / "run-1"), list[str]()
     files.root.mkdir(parents=True)
-    submitted = Submission(uuid=uuid4(), owner="ann", role="operator", submitted_at="now", gateway="99.0")
-    files.submission.write_text(submitted.model_dump_json())
     monkeypatch.setattr(train, "_log_to_file", lambda files, rank: None)
     monkeypatch.setattr(train, "_is_closed", lambda files: pytest.fail("the control server was asked"))
     monkeypatch.setattr(train, "_close", lambda files, refusal: closed.append(refusal.reason))
-    train.main({"root": str(files.root), "use_gpu": False})
+    train.main({"root": str(files.root), "use_gpu": False, "release": "99.0"})
     assert len(closed) == 1
-    assert "but run run-1 was submitted with 99.0" in closed[0]
+    assert "but the gateway that started run run-1 has 99.0" in closed[0]
 
 
 def test_client_of_another_release_is_told() -> None:

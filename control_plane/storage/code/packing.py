@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from control_plane.api.bundles import MAX_BUNDLE_BYTES
 from control_plane.core.model.characters import OBEYED
 from control_plane.core.model.errors import Invalid
 from control_plane.storage.code.archive import (
@@ -29,9 +30,6 @@ from control_plane.storage.code.archive import (
     reserved_reason,
 )
 from control_plane.storage.code.ignored import IgnoreRules, is_never_packed, rules_of
-
-MAX_BUNDLE_BYTES = 100 * 1024 * 1024
-"""Default limit of a bundle's size; the gateway's own is `STEERWAY_BUNDLE_MAX_BYTES`."""
 
 LARGEST_NAMED = 5
 OTHERWISE = (

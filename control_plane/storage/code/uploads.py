@@ -9,6 +9,7 @@ A bundle gets its name only after its bytes on the disk were hashed, so nothing 
 import errno
 import fcntl
 import os
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,31 +177,44 @@ class Piece:
     """Piece of a bundle that is being written. What was written stays, whatever happens then."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self._descriptor: int | None = descriptor
+        self._lock = threading.Lock()
 
     def write(self, data: bytes) -> None:
         """Append bytes. Raises `Unavailable` if the disk fails."""
         try:
-            write_all(self._descriptor, data, "bundle.piece")
+            with self._lock:  # a request that is cancelled closes this while a thread writes
+                write_all(self._open(), data, "bundle.piece")
         except OSError as error:
             raise _disk_failed(error) from error
 
     def settle(self) -> int:
         """Make what was written durable, and return the size of the bundle so far. Raises `Unavailable`."""
         try:
-            sync(self._descriptor, "bundle.piece")
-            return os.fstat(self._descriptor).st_size
+            with self._lock:
+                sync(self._open(), "bundle.piece")
+                return os.fstat(self._open()).st_size
         except OSError as error:
             raise _disk_failed(error) from error
 
     def close(self) -> None:
         """Let go of the bundle, so that another request may continue it."""
-        os.close(self._descriptor)
+        with self._lock:
+            os.close(self._open())
+            self._descriptor = None
+
+    def _open(self) -> int:
+        if self._descriptor is None:
+            raise Unavailable("the upload of this piece was broken off")
+        return self._descriptor
 
 
 def _reason_against(file: BinaryIO, sha256: str) -> Invalid | None:
     if (found := digest_of(file)) != sha256:
-        return Invalid(f"the uploaded bundle has the SHA-256 {found[:16]}... and not {sha256[:16]}...; upload it again")
+        return Invalid(
+            f"the uploaded bundle has the SHA-256 {found[:16]}... and not {sha256[:16]}...; upload it again",
+            wrong_hash=True,
+        )
     try:
         check_archive(file)
     except Invalid as refusal:

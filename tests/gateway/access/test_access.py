@@ -31,6 +31,8 @@ TABLE = {
     f"GET {API}/runs/{{run}}/logs": EVERYBODY,
     f"GET {API}/runs/{{run}}/tree": EVERYBODY,
     f"GET {API}/compare": EVERYBODY,
+    f"GET {API}/bundles/{{sha256}}": "operator admin",
+    f"PUT {API}/bundles/{{sha256}}": "operator admin",
     f"WEBSOCKET {API}/runs/{{run}}/stream": EVERYBODY,
 }
 
@@ -52,7 +54,7 @@ def test_table_names_every_route_and_no_other(rig: Rig) -> None:
 @pytest.mark.parametrize("key", [key for key in TABLE if not key.startswith("WEBSOCKET")])
 def test_route_is_open_to_the_roles_of_the_table_only(rig: Rig, key: str, role: Any) -> None:
     method, _, path = key.partition(" ")
-    address = path.format(run=RUN, uuid=uuid4())
+    address = path.format(run=RUN, uuid=uuid4(), sha256="a" * 64)
     headers = {} if role == "nobody" else bearer(role)
     answer = rig.web.request(method, address, headers=headers)
     open_to = TABLE[key].split()

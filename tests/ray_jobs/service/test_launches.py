@@ -59,6 +59,7 @@ def test_launch_makes_the_folder_and_one_job_that_tells_nothing(desk: Desk, scri
         "client": "1.2",
     }
     launched = desk.call("launch", request, uuid=UUID_1)
+    assert "this client is Steerway 1.2 and the gateway is" in launched.notes[0]
     [run] = launched.runs
     assert run.run.startswith("mine-20")
     assert (run.run.rpartition("-")[2], run.job) == (UUID_1.hex[-6:], run.run)
