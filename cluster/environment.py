@@ -4,8 +4,8 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from cluster import head_variables
 from control_plane.addresses import is_loopback
+from control_plane.api import head_variables
 from control_plane.config import Settings
 
 MARK = "STEERWAY_CLUSTER"

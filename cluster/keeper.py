@@ -15,7 +15,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -109,8 +109,16 @@ class HealthChecks:
 class Keeper:
     """Supervisor of one program, which it restarts until the keeper is ended."""
 
-    def __init__(self, command: Sequence[str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        say: Callable[[str], None],
+        environment: Mapping[str, str] | None = None,
+        log: int | None = None,
+    ) -> None:
+        """Start the program, with this process's environment and output if none are given. `log`: a descriptor."""
         self._command, self._say = list(command), say
+        self._environment, self._log = environment, log
         self._ending = False
         self._waits_s = FIRST_WAIT_S
         self._start_at = 0.0
@@ -121,7 +129,11 @@ class Keeper:
     def _start(self) -> None:
         self._started_at = time.monotonic()
         self._process: subprocess.Popen[bytes] | None = subprocess.Popen(
-            self._command, preexec_fn=_die_with(os.getpid())
+            self._command,
+            preexec_fn=_die_with(os.getpid()),
+            env=self._environment,
+            stdout=self._log,
+            stderr=self._log,
         )
 
     def end(self) -> None:

@@ -54,7 +54,7 @@ def check_ports(settings: Settings) -> None:
         if port in wanted:
             raise Invalid(f"{wanted[port]} and {name} both have port {port}; choose another with {variable}")
         wanted[port] = name
-        _check_free(_bound_host(settings, name), port, name, variable)
+        check_free(_bound_host(settings, name), port, name, variable)
 
 
 def _bound_host(settings: Settings, part: str) -> str:
@@ -74,7 +74,8 @@ def named_ports(settings: Settings) -> dict[str, int]:
     }
 
 
-def _check_free(host: str, port: int, name: str, variable: str) -> None:
+def check_free(host: str, port: int, name: str, variable: str) -> None:
+    """Raise `SteerwayError` if a port is taken, `Invalid` if the host is not an address of this machine."""
     try:
         _bind(host, port)
     except PermissionError:

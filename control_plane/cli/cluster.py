@@ -1,4 +1,4 @@
-"""`steer up`, `down`, `nodes`, `submit` and `console`: this machine's cluster, through subprocesses without Ray."""
+"""`steer up`, `down`, `submit` and `console`: this machine's cluster, through subprocesses without Ray."""
 
 import json
 import os
@@ -74,11 +74,6 @@ def console(
     from control_plane.console_login import create_link
 
     tell(create_link(settings(), role, f"/run?run={quote(run)}" if run else ""))
-
-
-def nodes(as_json: AsJson = False) -> None:
-    """List the Ray nodes of this machine's cluster and the ranks and services on each."""
-    raise typer.Exit(call(cluster_command("nodes", as_json)))
 
 
 def submit(config: Config, overrides: Overrides = None, env: Env = None, as_json: AsJson = False) -> None:

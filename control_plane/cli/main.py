@@ -18,7 +18,10 @@ from control_plane.cli.commands.journal import journals
 from control_plane.cli.commands.keys import key
 from control_plane.cli.commands.outputs import outputs
 from control_plane.cli.commands.tokens import tokens
+from control_plane.cli.deploy import deploy
+from control_plane.cli.doctor import doctor
 from control_plane.cli.errors import SteerGroup
+from control_plane.cli.nodes import nodes
 from control_plane.cli.output.printing import tell
 
 app = typer.Typer(
@@ -71,6 +74,7 @@ def _version() -> None:
 app.command("run", rich_help_panel=TRAIN)(_run)
 app.command(rich_help_panel=TRAIN)(cluster.up)
 app.command(rich_help_panel=TRAIN)(cluster.down)
+app.command(rich_help_panel=TRAIN)(deploy)
 app.command(rich_help_panel=TRAIN)(cluster.submit)
 app.command(rich_help_panel=TRAIN)(fork.fork)
 app.command(rich_help_panel=TRAIN)(fork.replay)
@@ -101,7 +105,8 @@ app.add_typer(journals, rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(show.logs)
 app.command(rich_help_panel=LOOK)(outputs)
 app.command(rich_help_panel=LOOK)(cluster.console)
-app.command(rich_help_panel=LOOK)(cluster.nodes)
+app.command(rich_help_panel=LOOK)(nodes)
+app.command(rich_help_panel=LOOK)(doctor)
 app.command("version", rich_help_panel=LOOK)(_version)
 app.command("settings", rich_help_panel=LOOK)(show_settings)
 app.add_typer(contexts, rich_help_panel=TRAIN)

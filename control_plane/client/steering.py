@@ -9,6 +9,7 @@ from control_plane.api.messages import ADOPTION_WAIT_S, CommandView, Measurement
 from control_plane.api.patience import retrying
 from control_plane.client.answers import listed, member, parse, parse_entry
 from control_plane.client.bundles import CodeUploads
+from control_plane.client.cluster import ClusterReader
 from control_plane.client.connection import path_of
 from control_plane.client.launches import RunLaunches
 from control_plane.client.stream import JournalStream
@@ -32,7 +33,7 @@ class NotSettledYet(Unavailable):
     slug = "not-settled-yet"
 
 
-class SteerwayClient(RunLaunches, CodeUploads, JournalStream):
+class SteerwayClient(RunLaunches, CodeUploads, ClusterReader, JournalStream):
     """Thread-safe client of a gateway. Every call raises a `SteerwayError` and nothing else."""
 
     def health(self) -> dict[str, Any]:

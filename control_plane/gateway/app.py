@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, Response
 from starlette.datastructures import MutableHeaders
 
 from control_plane.addresses import host_name
+from control_plane.api.cluster import ClusterPort
 from control_plane.api.launching import LaunchPort
 from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
@@ -23,6 +24,7 @@ from control_plane.core.model.errors import SteerwayError
 from control_plane.gateway.admission import AdmissionControl, is_at_most, rejection_of
 from control_plane.gateway.auth import ConnectionLimit, authorize_each
 from control_plane.gateway.bundles import UploadSlots, add_bundle_routes, closing_unread, is_upload
+from control_plane.gateway.cluster_routes import NoCluster, add_cluster_routes
 from control_plane.gateway.description import describe
 from control_plane.gateway.launching.jobs import JobLookup
 from control_plane.gateway.launching.routes import NoLaunches, add_launch_routes
@@ -183,12 +185,14 @@ def create_app(
     launches: LaunchPort | None = None,
     jobs: JobLookup | None = None,
     uploads: BundleUploads | None = None,
+    cluster: ClusterPort | None = None,
 ) -> FastAPI:
     """Return the gateway's app.
 
     `allowed_hosts` are the accepted Host names (without ports). `allowed_origins` are the origins of pages that may
     open a stream (`http://127.0.0.1:8701`); programs send no Origin and need not be listed.
     `launches` begins and continues runs, `jobs` looks at their Ray jobs; without them these routes answer 503.
+    `cluster` looks at the nodes; without it its routes answer 503.
     There are no CORS headers: a browser's page talks to the console, and the console to the gateway.
     """
     app = _app_with_routes()
@@ -199,6 +203,7 @@ def create_app(
     app.state.streams = ConnectionLimit(MAX_STREAMS_PER_TOKEN, "streams")
     app.state.uploads, app.state.upload_slots = uploads, UploadSlots()
     app.state.unauthenticated = set()
+    app.state.cluster = cluster or NoCluster()
     app.state.openapi = _description()
     app.add_middleware(RequestGuard, allowed_hosts=allowed_hosts, admission=admission or AdmissionControl(tokens))
     return app
@@ -221,6 +226,7 @@ def _app_with_routes() -> FastAPI:
     add_launch_routes(app)
     add_bundle_routes(app)
     add_stream(app)
+    add_cluster_routes(app)
     return app
 
 

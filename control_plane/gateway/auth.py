@@ -32,6 +32,9 @@ COMMANDERS: frozenset[Role] = frozenset({"operator", "admin", "agent"})
 LAUNCHERS: frozenset[Role] = frozenset({"operator", "admin"})
 """Who begins a run chooses what code the cluster executes."""
 
+LOOKERS_INTO_NODES: frozenset[Role] = frozenset({"operator", "admin"})
+"""A check starts a process on every node and writes to the shared folder."""
+
 PUBLIC = frozenset({f"GET {PREFIX}/health"})
 """Routes that need no token: they reveal nothing about any run."""
 
@@ -50,6 +53,8 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/compare": READERS,
     f"GET {BUNDLE_PATH}": STARTERS,
     f"PUT {BUNDLE_PATH}": STARTERS,
+    f"GET {PREFIX}/cluster": READERS,
+    f"GET {PREFIX}/cluster/checks": LOOKERS_INTO_NODES,
     f"WEBSOCKET {PREFIX}/runs/{{run}}/stream": READERS,
 }
 

@@ -17,19 +17,22 @@ from typing import Any
 
 import ray
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
+from ray.serve.context import _get_global_client
 
-from control_plane.actor.control_actor import is_serving
+from control_plane.actor.cluster_view import RayCluster, last_line
+from control_plane.actor.control_actor import HEAD, SHARE_OF_THE_HEAD, is_serving
 from control_plane.actor.remote import RayHandle
 from control_plane.addresses import check_certificate
 from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
 from control_plane.config import Settings, settings
-from control_plane.core.model.errors import SteerwayError, Unavailable
+from control_plane.core.model.errors import Conflict, SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
 from control_plane.gateway.launching.service_process import ServiceProcesses
 from control_plane.gateway.priority import lower_priority
-from control_plane.gateway.tokens import TokenFile
+from control_plane.gateway.tokens import TokenFile, create_tokens
 from control_plane.server.archive import ArchivedRun
 from control_plane.storage.code.uploads import BundleUploads
 from control_plane.storage.layout import RunFiles, find_run, list_runs
@@ -97,14 +100,20 @@ def _archived(files: RunFiles) -> OperatorPort | None:
 
 
 def deploy(where: Settings) -> None:
-    """Deploy on Ray Serve. Raises `Unavailable` if there is no cluster, or if the gateway does not start."""
+    """Deploy on Ray Serve, with a local token for each role. Idempotent: a running gateway is replaced.
+
+    Raises `Unavailable` if there is no cluster or the gateway does not start, `Conflict` if Ray Serve is used by others
+    on another port, `Damaged` for a token list that cannot be used.
+    """
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    create_tokens(where)
+    TokenFile(where.tokens_file)  # the app reads it, too; here an error is a sentence, there the end of a log
+    connect(where.ray_address)
+    _start_serve(where)
     try:
-        ray.init(address=where.ray_address, namespace="serve", logging_level=logging.WARNING, log_to_driver=False)
-    except ConnectionError:
-        raise Unavailable(f"no Ray cluster is running at {where.ray_address}; start one with `steer up`") from None
-    # One proxy: each applies admission control by itself, so several would multiply the limits.
-    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=_http_options(where))
-    serve.run(_application(where), name=APPLICATION, route_prefix="/", blocking=False)
+        serve.run(_application(where), name=APPLICATION, route_prefix="/", blocking=False)
+    except (RayError, RuntimeError, TimeoutError, ValueError) as error:
+        raise Unavailable(f"Ray Serve did not start the gateway: {last_line(error)}") from None
     _wait_until_ready(where)
 
 
@@ -118,6 +127,66 @@ def _http_options(where: Settings) -> HTTPOptions:
     )
 
 
+def connect(address: str) -> str:
+    """Connect to Ray, if this process is not connected yet; return the URL of its dashboard, or an empty text.
+
+    Raises `Unavailable`.
+    """
+    try:
+        context = ray.init(
+            address=address,
+            namespace="serve",
+            logging_level=logging.WARNING,
+            log_to_driver=False,
+            ignore_reinit_error=True,
+        )
+    except ConnectionError:
+        raise Unavailable(f"no Ray cluster is running at {address}; start one with `steer up`") from None
+    except (RayError, RuntimeError, ValueError) as error:
+        raise Unavailable(f"the Ray cluster at {address} cannot be used: {last_line(error)}") from None
+    return str(getattr(context, "dashboard_url", "") or "")
+
+
+def remove() -> bool:
+    """Remove the gateway from the connected cluster, and Ray Serve unless others use it. Idempotent.
+
+    Returns whether there was a gateway.
+    """
+    if _get_global_client(raise_if_no_controller_running=False) is None:
+        return False
+    applications = set(serve.status().applications)
+    if APPLICATION in applications:
+        serve.delete(APPLICATION)
+    if not applications - {APPLICATION}:
+        serve.shutdown()  # type: ignore[no-untyped-call]
+    return APPLICATION in applications
+
+
+def _start_serve(where: Settings) -> None:
+    wanted = _http_options(where)
+    running = _get_global_client(raise_if_no_controller_running=False)
+    if running is not None and any(
+        getattr(running.http_config, name) != getattr(wanted, name) for name in ("host", "port", "ssl_certfile")
+    ):
+        others = sorted(set(serve.status().applications) - {APPLICATION})
+        at = f"{running.http_config.host}:{running.http_config.port}"
+        if others:
+            raise Conflict(
+                f"Ray Serve runs on this cluster already, at {at}, for {', '.join(others)}, and listens on one port "
+                f"only: set the gateway's address to that one, or remove these applications first"
+            )
+        serve.shutdown()  # type: ignore[no-untyped-call]  # it serves nobody else, and its port cannot be changed
+    # One proxy: each applies admission control by itself, so several would multiply the limits.
+    serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=wanted)
+
+
+def _of_the_head() -> dict[str, float]:
+    """Return the resource that places the gateway on the head, where its proxy is, and a local dashboard answers."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    heads = [node for node in nodes if node["Alive"] and HEAD in node.get("Resources", {})]
+    return {HEAD: SHARE_OF_THE_HEAD} if heads else {}
+
+
 def _application(where: Settings) -> Any:
     def build() -> Any:
         lower_priority()
@@ -128,13 +197,18 @@ def _application(where: Settings) -> Any:
             allowed_origins=where.origins,
             launches=ServiceProcesses(where.environment()),
             uploads=BundleUploads(where.home, where.bundle_max_bytes),
+            cluster=RayCluster(where.home, where.signing_key),
         )
 
     @serve.deployment(
         name="gateway",
         num_replicas=1,
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
-        ray_actor_options={"num_cpus": 0},
+        ray_actor_options={
+            "num_cpus": 0,
+            "resources": _of_the_head(),
+            "runtime_env": {"env_vars": where.environment()},
+        },
         health_check_period_s=HEALTH_CHECK_PERIOD_S,
         health_check_timeout_s=HEALTH_CHECK_TIMEOUT_S,
     )

@@ -3,7 +3,7 @@
 import pytest
 
 from cluster.environment import ray_environment
-from cluster.head_variables import HEAD_VARIABLES, environment, reasons_against
+from control_plane.api.head_variables import HEAD_VARIABLES, environment, reasons_against
 from control_plane.config import Settings
 
 

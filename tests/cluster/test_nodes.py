@@ -9,7 +9,6 @@ from types import ModuleType
 import psutil
 import pytest
 
-from cluster import head_variables
 from cluster.environment import MARK, NODE_MARK, cluster_environment, node_environment
 from cluster.join import permit
 from cluster.local import add_node, main, up
@@ -28,6 +27,7 @@ from cluster.nodes import (
 )
 from cluster.processes import ProcessMark, end_members
 from cluster.record import ClusterRecord, make_home, read_record, write_record
+from control_plane.api import head_variables
 from control_plane.config import Settings
 from control_plane.core.model.errors import Invalid, NotFound
 from tests.cluster.test_local import record

@@ -13,6 +13,7 @@ from control_plane.config import Role
 from control_plane.gateway.app import create_app
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles
+from tests.gateway.fake_cluster import FakeCluster
 from tests.gateway.rig import (
     API,
     HOST,
@@ -66,6 +67,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         launches=launches,
         jobs=launches,
         uploads=uploads_in(tmp_path),
+        cluster=FakeCluster(),
     )
     with TestClient(app, base_url=f"http://{HOST}:8700") as web:
         server = open_server(RunFiles(tmp_path / RUN))

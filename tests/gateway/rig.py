@@ -38,6 +38,7 @@ from control_plane.storage.code.uploads import BundleUploads
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles, check_run_id
 from tests.core import examples
+from tests.gateway.fake_cluster import FakeCluster
 from tests.storage.plain_results import results_of
 
 RUN = "run-1"
@@ -232,6 +233,7 @@ def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port:
         launches=launches,
         jobs=launches,
         uploads=uploads_in(root),
+        cluster=FakeCluster(),
     )
     config = uvicorn.Config(wrap(app), port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     web = uvicorn.Server(config)

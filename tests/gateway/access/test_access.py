@@ -33,6 +33,8 @@ TABLE = {
     f"GET {API}/compare": EVERYBODY,
     f"GET {API}/bundles/{{sha256}}": "operator admin",
     f"PUT {API}/bundles/{{sha256}}": "operator admin",
+    f"GET {API}/cluster": EVERYBODY,
+    f"GET {API}/cluster/checks": "operator admin",
     f"WEBSOCKET {API}/runs/{{run}}/stream": EVERYBODY,
 }
 
