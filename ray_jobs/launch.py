@@ -12,7 +12,6 @@ import asyncio
 import logging
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 from uuid import UUID
@@ -22,7 +21,7 @@ from pydantic import ValidationError
 from ray.train.torch import TorchConfig, TorchTrainer
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
-from control_plane.actor.cluster_state import ClusterReader, ClusterState
+from control_plane.actor.cluster_state import ClusterReader
 from control_plane.actor.control_actor import retire
 from control_plane.actor.remote import RayHandle
 from control_plane.api.launching import JobRequest
@@ -31,11 +30,9 @@ from control_plane.core.model.errors import Damaged, Refused, SteerwayError, Una
 from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import Ending
 from control_plane.core.model.redaction import Redaction
-from control_plane.core.model.state import fold
 from control_plane.core.rules.branch_rules import go_on_with
-from control_plane.core.rules.capacity import ACCELERATOR, Demand, spread_that_is_not_had
+from control_plane.core.rules.capacity import ACCELERATOR, ClusterState, Demand, spread_that_is_not_had
 from control_plane.storage.file_systems import assess, file_system_of
-from control_plane.storage.journal import writer
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.proof import StorageProof, write_proof
@@ -47,7 +44,6 @@ from ray_jobs.driver.back_off import StartCancelled
 from ray_jobs.driver.failure_reporter import FailureReporter, FastShutdown
 from ray_jobs.driver.rank_environment import check_environment, rank_environment
 from ray_jobs.driver.ray_internals import without_datasets
-from ray_jobs.driver.start_queue import queued_start
 from ray_jobs.driver.warm_spares import WarmControllerHelper
 from ray_jobs.monitor.nccl import collective_timeout_s
 
@@ -86,10 +82,7 @@ def main(root: Path, asked: UUID | None = None) -> int:
         if asyncio.run(handle.snapshot()).closed:
             retire(files)  # it was only started for this request
         raise
-    with queued_start(
-        files.root.parent / ".turns", _needed(settings), ray.available_resources, ray.cluster_resources, _begins(files)
-    ):
-        ending, reason = _fit(files, settings)
+    ending, reason = _fit(files, settings)
     status, reason = asyncio.run(_close(handle, ending, reason))
     log.info("run %s: %s%s", files.run, status, f": {reason}" if reason else "")
     time.sleep(END_GRACE_S)
@@ -121,24 +114,6 @@ async def _open(handle: RayHandle, request: JobRequest | None) -> None:
     except Refused as refusal:
         await handle.close("failed", f"the run could not be resumed from that checkpoint: {refusal.reason}")
         raise
-
-
-def _needed(settings: RunSettings) -> dict[str, float]:
-    """Return the resources of the smallest number of ranks that may start."""
-    cluster = read_cluster()
-    demand = demand_of(settings, uses_gpus(settings, cluster.nodes, cluster.groups))
-    return {name: demand.needed(name) for name in demand.per_rank if name in ("CPU", "GPU")}
-
-
-def _begins(files: RunFiles) -> Callable[[], bool]:
-    """Return a function that says whether, by the run's journal, trainers have begun since this call."""
-    before = fold(writer.read(files.journal)).generation_number
-
-    def begun() -> bool:
-        state = fold(writer.read(files.journal))
-        return state.generation_number > before or state.closed is not None
-
-    return begun
 
 
 def scaling_of(demand: Demand, settings: RunSettings) -> ScalingConfig:

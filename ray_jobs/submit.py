@@ -158,9 +158,14 @@ def submit_job(client: Any, files: RunFiles, where: Settings, request: UUID, nam
     )
 
 
+def all_jobs(client: Any, where: Settings) -> list[Any]:
+    """Return every job of Ray. Raises `Unavailable` if Ray does not answer."""
+    return list(_answered(where, client.list_jobs))
+
+
 def jobs_of(client: Any, where: Settings, run: str) -> dict[int, Any]:
     """Return Ray's jobs of a run by number, oldest first. Raises `Unavailable` if Ray does not answer."""
-    listed = _answered(where, client.list_jobs)
+    listed = all_jobs(client, where)
     numbered = {job_number(run, job.submission_id or ""): job for job in listed}
     return {number: numbered[number] for number in sorted(one for one in numbered if one is not None)}
 

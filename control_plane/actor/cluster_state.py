@@ -6,28 +6,18 @@ address, in one that has not: joining takes a second and adds a job to Ray's lis
 
 import logging
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from control_plane.core.model.errors import Unavailable
-from control_plane.core.rules.capacity import Node, NodeGroup
+from control_plane.core.rules.capacity import ClusterState, Node, NodeGroup
 
 log = logging.getLogger(__name__)
 
 TIMEOUT_S = 5.0
+SUBMISSION_ID = "job_submission_id"
+"""Key in the metadata of a job that was submitted to Ray's Jobs API."""
+
 Value = TypeVar("Value")
-
-
-@dataclass(frozen=True, slots=True)
-class ClusterState:
-    """Nodes and groups of the cluster at one moment.
-
-    placed_jobs: Ray's ids of the jobs (hex) that have a placement group with all its resources.
-    """
-
-    nodes: tuple[Node, ...]
-    groups: tuple[NodeGroup, ...]
-    placed_jobs: frozenset[str] = frozenset()
 
 
 class ClusterReader:
@@ -90,17 +80,21 @@ class ClusterReader:
         return _or_else(lambda: groups_in(self._state.get_cluster_config()), [], "node groups of its autoscaler")
 
     def placed_jobs(self) -> frozenset[str]:
-        """Return the jobs whose ranks have their resources, by their placement groups."""
+        """Return the submission ids of the jobs whose ranks have their resources, by their placement groups."""
         self._connect()
         return _or_else(self._placed_jobs, frozenset(), "placement groups")
 
     def _placed_jobs(self) -> frozenset[str]:
         from ray.core.generated import gcs_pb2
 
-        kind: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
+        group: Any = gcs_pb2.PlacementGroupTableData  # type: ignore[attr-defined]
+        job: Any = gcs_pb2.JobTableData  # type: ignore[attr-defined]
         accessor = self._state._connect_and_get_accessor()
-        listed = [kind.FromString(each) for each in accessor.get_placement_group_table()]
-        return frozenset(each.creator_job_id.hex() for each in listed if each.state == kind.CREATED)
+        groups = [group.FromString(each) for each in accessor.get_placement_group_table()]
+        placed = {each.creator_job_id for each in groups if each.state == group.CREATED}
+        tables = accessor.get_job_table(skip_submission_job_info_field=True, skip_is_running_tasks_field=True)
+        jobs = [job.FromString(each) for each in tables]
+        return frozenset(str(each.config.metadata.get(SUBMISSION_ID, "")) for each in jobs if each.job_id in placed)
 
 
 def groups_in(config: Any) -> list[NodeGroup]:

@@ -20,7 +20,8 @@ from control_plane.api import versions
 from control_plane.config_text import from_yaml
 from control_plane.core.model.errors import Damaged, Invalid, SteerwayError
 from control_plane.core.model.limits import Limit
-from control_plane.core.model.records import UNIVERSAL, RunCreated
+from control_plane.core.model.records import NOBODY, UNIVERSAL, RunCreated
+from control_plane.runs.usage import owner_of
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.checkpoint.cleanup import discard, is_ours
 from control_plane.storage.checkpoint.transfer import adopt, read_origin
@@ -102,7 +103,7 @@ class ControlActor(ControlServer):
         created = RunCreated(
             run=files.run,
             name=files.run,
-            author="steerway",
+            author=owner_of(files) or NOBODY,
             config_sha256=hashlib.sha256(config).hexdigest(),
             limits=limits_in(config, str(files.config)),
         )

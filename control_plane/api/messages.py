@@ -236,6 +236,7 @@ class Snapshot(Message):
     term: int
     generation: int
     created_at: str
+    owner: str | None = Field(default=None, description="whose token submitted the run; None: not known")
     step: int
     total_steps: int
     phase: Phase | None = None
@@ -281,6 +282,8 @@ class RunSummary(Message):
     total_steps: int
     created_at: str
     world_size: int
+    owner: str | None = None
+    reason: str | None = Field(default=None, description="why the run waits in the queue, or how it ended")
     branch: str = MAIN
     branches: tuple[str, ...] = (MAIN,)
     parent: Parent | None = None
@@ -296,6 +299,8 @@ class RunSummary(Message):
             total_steps=snapshot.total_steps,
             created_at=snapshot.created_at,
             world_size=len(snapshot.ranks),
+            owner=snapshot.owner,
+            reason=snapshot.reason,
             branch=snapshot.branch,
             branches=tuple(each.branch for each in snapshot.branches),
             parent=snapshot.parent,

@@ -23,6 +23,9 @@ from control_plane.cli.doctor import doctor
 from control_plane.cli.errors import SteerGroup
 from control_plane.cli.nodes import nodes
 from control_plane.cli.output.printing import tell
+from control_plane.cli.queueing.queue import queue
+from control_plane.cli.queueing.quota import quota
+from control_plane.cli.queueing.space import delete, du
 
 app = typer.Typer(
     cls=SteerGroup,
@@ -97,6 +100,8 @@ app.command(rich_help_panel=STEER)(lifecycle.cancel)
 app.command(rich_help_panel=STEER)(agent)
 app.command(rich_help_panel=LOOK)(show.runs)
 app.command(rich_help_panel=LOOK)(show.status)
+app.command(rich_help_panel=LOOK)(queue)
+app.command(rich_help_panel=LOOK)(du)
 app.command(rich_help_panel=LOOK)(knobs.knobs)
 app.command(rich_help_panel=LOOK)(tree.tree)
 app.command(rich_help_panel=LOOK)(tree.compare)
@@ -110,7 +115,9 @@ app.command(rich_help_panel=LOOK)(doctor)
 app.command("version", rich_help_panel=LOOK)(_version)
 app.command("settings", rich_help_panel=LOOK)(show_settings)
 app.add_typer(contexts, rich_help_panel=TRAIN)
+app.command(rich_help_panel=TRAIN)(delete)
 app.add_typer(tokens, rich_help_panel=TRAIN)
+app.add_typer(quota, rich_help_panel=TRAIN)
 app.add_typer(chaos, rich_help_panel=TRAIN)
 app.add_typer(key, rich_help_panel=TRAIN)
 

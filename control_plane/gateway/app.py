@@ -7,7 +7,8 @@ a `RunDirectory` finds the runs.
 import asyncio
 import json
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
+from contextlib import asynccontextmanager
 from functools import cache
 from typing import Any, Protocol
 
@@ -19,6 +20,7 @@ from control_plane.api.cluster import ClusterPort
 from control_plane.api.launching import LaunchPort
 from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
+from control_plane.api.queueing import HousekeepingPort
 from control_plane.api.versions import release
 from control_plane.core.model.errors import SteerwayError
 from control_plane.gateway.admission import AdmissionControl, is_at_most, rejection_of
@@ -29,6 +31,7 @@ from control_plane.gateway.description import describe
 from control_plane.gateway.launching.jobs import JobLookup
 from control_plane.gateway.launching.routes import NoLaunches, add_launch_routes
 from control_plane.gateway.problems import NO_SNIFFING, install_problems, internal_problem, problem
+from control_plane.gateway.queueing.routes import NoHousekeeping, add_queue_routes
 from control_plane.gateway.routes import MAX_LONG_POLLS_PER_TOKEN, add_routes
 from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
 from control_plane.gateway.tokens import TokenLookup
@@ -186,6 +189,8 @@ def create_app(
     jobs: JobLookup | None = None,
     uploads: BundleUploads | None = None,
     cluster: ClusterPort | None = None,
+    housekeeping: HousekeepingPort | None = None,
+    background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
 ) -> FastAPI:
     """Return the gateway's app.
 
@@ -193,11 +198,14 @@ def create_app(
     open a stream (`http://127.0.0.1:8701`); programs send no Origin and need not be listed.
     `launches` begins and continues runs, `jobs` looks at their Ray jobs; without them these routes answer 503.
     `cluster` looks at the nodes; without it its routes answer 503.
+    `housekeeping` answers for the queue, usage and deletion. `background`: what runs for as long as the app does.
     There are no CORS headers: a browser's page talks to the console, and the console to the gateway.
     """
     app = _app_with_routes()
     app.state.runs, app.state.tokens = runs, tokens
     app.state.launches, app.state.jobs = launches or NoLaunches(), jobs or NoLaunches()
+    app.state.housekeeping = housekeeping or NoHousekeeping()
+    app.router.lifespan_context = lambda app: _running(background)
     app.state.allowed_origins = frozenset(allowed_origins)
     app.state.long_polls = ConnectionLimit(MAX_LONG_POLLS_PER_TOKEN, "long polls")
     app.state.streams = ConnectionLimit(MAX_STREAMS_PER_TOKEN, "streams")
@@ -207,6 +215,18 @@ def create_app(
     app.state.openapi = _description()
     app.add_middleware(RequestGuard, allowed_hosts=allowed_hosts, admission=admission or AdmissionControl(tokens))
     return app
+
+
+@asynccontextmanager
+async def _running(background: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> AsyncIterator[None]:
+    """Run these in the app's event loop until it ends."""
+    tasks = [asyncio.create_task(work()) for work in background]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _app_with_routes() -> FastAPI:
@@ -225,6 +245,7 @@ def _app_with_routes() -> FastAPI:
     add_routes(app)
     add_launch_routes(app)
     add_bundle_routes(app)
+    add_queue_routes(app)
     add_stream(app)
     add_cluster_routes(app)
     return app

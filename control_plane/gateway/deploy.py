@@ -13,6 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import ray
@@ -32,6 +33,8 @@ from control_plane.core.model.errors import Conflict, SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
 from control_plane.gateway.launching.service_process import ServiceProcesses
 from control_plane.gateway.priority import lower_priority
+from control_plane.gateway.queueing.housekeeping import Housekeeping
+from control_plane.gateway.queueing.on_ray import DashboardJobs, OnRay
 from control_plane.gateway.tokens import TokenFile, create_tokens
 from control_plane.server.archive import ArchivedRun
 from control_plane.storage.code.uploads import BundleUploads
@@ -53,6 +56,7 @@ class RayRuns:
     def __init__(self, where: Settings) -> None:
         self._where = where
         self._handles: dict[str, OperatorPort] = {}
+        self.queued: Callable[[str], Awaitable[OperatorPort | None]] | None = None
 
     def files(self, run: str) -> RunFiles:
         """Return the run's files. Raises `NotFound` or `Invalid`."""
@@ -65,6 +69,8 @@ class RayRuns:
         actor's name. Resuming a run starts a new journal segment, so an archive is valid while there is no newer one.
         """
         files = self.files(run)
+        if self.queued is not None and (waiting := await self.queued(run)) is not None:
+            return waiting
         known = self._handles.get(run)
         if isinstance(known, RayHandle) and not await asyncio.to_thread(is_serving, files):
             known = None
@@ -190,14 +196,19 @@ def _of_the_head() -> dict[str, float]:
 def _application(where: Settings) -> Any:
     def build() -> Any:
         lower_priority()
+        runs = RayRuns(where)
+        housekeeping = Housekeeping(where.home, OnRay(runs, DashboardJobs(where.dashboard_url), where.environment()))
+        runs.queued = housekeeping.queued
         return create_app(
-            RayRuns(where),
+            runs,
             TokenFile(where.tokens_file),
             allowed_hosts=where.host_names,
             allowed_origins=where.origins,
             launches=ServiceProcesses(where.environment()),
             uploads=BundleUploads(where.home, where.bundle_max_bytes),
             cluster=RayCluster(where.home, where.signing_key),
+            housekeeping=housekeeping,
+            background=[housekeeping.run_forever],
         )
 
     @serve.deployment(

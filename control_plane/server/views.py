@@ -63,6 +63,7 @@ def snapshot_of(
         term=state.term,
         generation=state.generation_number,
         created_at=state.created_at,
+        owner=state.owner,
         step=state.tree.reached.get(state.tree.head, 0)
         if leaves
         else max(state.step, progress.step if progress else 0),

@@ -73,7 +73,14 @@ SITES: Mapping[str, tuple[str, ...]] = {
     "bundle.name": ("before_rename", *SYNC),
     "bundle.kept": ("before_link", *SYNC),
     # a launch: its record, the run's folder (made, then renamed), its job, the answer
-    "launch": ("after_record", "after_folder", "after_rename", "after_submit", "after_answer"),
+    "launch": (
+        "after_record",
+        "after_folder",
+        "after_rename",
+        "after_entry",
+        "after_submit",
+        "after_answer",
+    ),
     # the installation's key
     "key.file": ("before_create", *WRITE, "before_link", "before_unlink"),
     "key.folder": SYNC,

@@ -1,1 +1,1 @@
-"""Driver side of a run: warm spares, start queue, failure reports, forks and replays."""
+"""Driver side of a run: warm spares, failure reports, forks and replays."""

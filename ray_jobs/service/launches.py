@@ -8,7 +8,7 @@ each.
 import hashlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -35,10 +35,14 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, SteerwayError, Unavailable
 from control_plane.core.model.intents import Rollback
 from control_plane.core.model.state import RunState, fold
+from control_plane.core.rules.capacity import ClusterState
+from control_plane.runs.queue_files import QueueEntry
+from control_plane.runs.usage import owner_of
 from control_plane.storage.code.unpacked import inherit_code, unpack_bundle
 from control_plane.storage.failpoints import reach
+from control_plane.storage.in_use import reading
 from control_plane.storage.journal import writer
-from control_plane.storage.layout import RunFiles, check_run_id, find_run, job_name
+from control_plane.storage.layout import RunFiles, check_run_id, find_run
 from control_plane.storage.ownership import sign_config
 from control_plane.storage.private import FOLDER_MODE, make_folder, replace_file
 from control_plane.storage.regular import read_regular
@@ -50,16 +54,16 @@ from ray_jobs.config.run_config import RunConfig, parse, with_overrides
 from ray_jobs.config.sections import ScriptWorkload
 from ray_jobs.driver.fork_and_replay import Fill, forked_from, read_run, recorded_checkpoint, replay_of, replayed_config
 from ray_jobs.service.ledger import LaunchLedger, LedgerEntry, sync
+from ray_jobs.service.ray_submissions import RaySubmissions, submitted_job
 from ray_jobs.service.settings_limits import check_first, check_initial_values, check_overrides
+from ray_jobs.service.starts import NotTaken, Room, Starts, entry_of
 from ray_jobs.submit import (
-    REQUEST,
     check,
     check_resumable,
     connect,
     free_job_id,
     is_closed,
     jobs_of,
-    submit_job,
     write_request,
 )
 
@@ -77,10 +81,13 @@ class NewRun:
 class LaunchService:
     """Carries out one request at a time, for the owner of the token that it came with."""
 
-    def __init__(self, where: Settings, client: Any = None) -> None:
-        """Prepare the service. `client` replaces the client of Ray's Jobs API in tests."""
+    def __init__(
+        self, where: Settings, client: Any = None, read_cluster: Callable[[], ClusterState] | None = None
+    ) -> None:
+        """Prepare the service. `client` replaces the client of Ray's Jobs API in tests, `read_cluster` the cluster."""
         self._where, self._client = where, client
         self._ledger = LaunchLedger(where.home)
+        self._starts = Starts(where, RaySubmissions(where, self._connect), read_cluster)
 
     def handle(self, call: ServiceCall) -> Launched:
         """Carry out a request, or return the answer of its first try. Raises `SteerwayError`."""
@@ -104,10 +111,10 @@ class LaunchService:
         config = with_variables(_parsed(request), request.env)
         check(config)
         check_initial_values(config)
-        self._check_room(config, request)
+        room = self._starts.check(config, by.id, request.wait_for_nodes)
         run = check_run_id(request.run) if request.run else run_id(config.name, request.uuid)
         new = NewRun(run, request.uuid, config, lambda files: self._unpack(files, config))
-        return Launched(runs=self._begin(entry, [new], request, by))
+        return Launched(runs=self._begin(entry, [new], request, by, room), notes=room.notes)
 
     def _fork(self, entry: LedgerEntry, parent: str, request: ForkRequest, by: Requester) -> Launched:
         source, state, before = read_run(self._where, parent, request.trust)
@@ -117,7 +124,7 @@ class LaunchService:
             _check_script(config)
             check(config)
         check_overrides(before, config, by)
-        self._check_room(config, request)
+        room = self._starts.check(config, by.id, request.wait_for_nodes)
         new = []
         for number, first in enumerate(request.firsts):
             uuid = uuid5(request.uuid, f"fork-{number}")
@@ -126,19 +133,19 @@ class LaunchService:
             check_first(config, command)
             fill = forked_from(source, committed, command)
             new.append(NewRun(run_id(config.name, uuid), uuid, config, fill))
-        return Launched(runs=self._begin(entry, new, request, by, source), parent=parent)
+        return Launched(runs=self._begin(entry, new, request, by, room, source), parent=parent, notes=room.notes)
 
     def _replay(self, entry: LedgerEntry, source: str, request: ReplayRequest, by: Requester) -> Launched:
         files, state, config = read_run(self._where, source, request.trust)
         config = replayed_config(config)
         fill = replay_of(files, state, request.until_step)
-        self._check_room(config, request)
+        room = self._starts.check(config, by.id, request.wait_for_nodes)
         new = NewRun(run_id(config.name, request.uuid), request.uuid, config, fill)
-        return Launched(runs=self._begin(entry, [new], request, by, files), parent=source)
+        return Launched(runs=self._begin(entry, [new], request, by, room, files), parent=source, notes=room.notes)
 
     def _resume(self, entry: LedgerEntry, run: str, request: ResumeRequest, by: Requester) -> Launched:
         files = find_run(self._where.runs_dir, run)
-        with self._ledger.lock(f"run.{run}"):
+        with self._ledger.lock(f"run.{run}"), reading(files):
             back = None
             if request.back is not None:
                 back = Command(
@@ -146,20 +153,24 @@ class LaunchService:
                 )
             client = self._connect()
             jobs = jobs_of(client, self._where, run)
-            if (job := _submitted(jobs, request.uuid)) is None:
-                _check_not_active(fold(writer.read(files.journal)), jobs)
-                check_resumable(files, back, request.trust)
-                config = own_config(files)
-                if back is not None:
-                    check_first(config, back)
-                self._check_room(config, request)
-                keep_secrets(files, config, request.secrets, request.secrets)
-                entry.begin((run,))
-                job_request = JobRequest(uuid=request.uuid, author=by.id, role=by.role, resumes=True, back=back)
-                write_request(files, job_request)
-                name = free_job_id(client, run, lambda: is_closed(files))
-                job = self._submit(client, files, request.uuid, name)
-        return Launched(runs=(LaunchedRun(run=run, job=job),))
+            if (job := submitted_job(jobs, request.uuid)) is not None:
+                return Launched(runs=(LaunchedRun(run=run, job=job),))
+            _check_not_active(fold(writer.read(files.journal)), jobs)
+            check_resumable(files, back, request.trust)
+            config, owner = own_config(files), owner_of(files) or by.id
+            if back is not None:
+                check_first(config, back)
+            room = self._starts.check(config, owner, request.wait_for_nodes)
+            start = entry_of(run, request.uuid, owner, request.priority, room.demand)
+            self._starts.check_not_queued(start)
+            keep_secrets(files, config, request.secrets, request.secrets)
+            entry.begin((run,))
+            write_request(files, JobRequest(uuid=request.uuid, author=by.id, role=by.role, resumes=True, back=back))
+            free_job_id(client, run, lambda: is_closed(files))  # the job of a closed run may not have ended yet
+            try:
+                return Launched(runs=(self._starts.start_or_queue(start),), notes=room.notes)
+            except NotTaken as error:
+                raise error.reason from None
 
     def _begin(
         self,
@@ -167,6 +178,7 @@ class LaunchService:
         new: Sequence[NewRun],
         request: AnyLaunchRequest,
         by: Requester,
+        room: Room,
         parent: RunFiles | None = None,
     ) -> tuple[LaunchedRun, ...]:
         """Make the folders of new runs and submit their jobs. Nothing stays of runs that Ray has not taken."""
@@ -181,14 +193,15 @@ class LaunchService:
                 )
             if _uuid_of(self._final(one.run)) not in (None, one.uuid):
                 raise Conflict(f"run {one.run!r} exists already; choose another id")
-        client = self._connect()
+        self._connect()  # Ray answers, or nothing is made
         entry.begin(runs)
         staged = [one for one in new if _uuid_of(self._final(one.run)) is None]
         for one in staged:
             self._stage(entry, one, request, by, parent)
         for one in staged:
             self._publish(entry, one)
-        return tuple(LaunchedRun(run=one.run, job=self._first_job(client, entry, one)) for one in new)
+        starts = [entry_of(one.run, one.uuid, by.id, request.priority, room.demand) for one in new]
+        return tuple(self._first_start(entry, start) for start in starts)
 
     def _final(self, run: str) -> RunFiles:
         return RunFiles(self._where.runs_dir / run)
@@ -229,48 +242,22 @@ class LaunchService:
             raise Conflict(f"run {new.run!r} cannot be made: {error.strerror or error}") from None
         reach("launch", "after_rename")
 
-    def _first_job(self, client: Any, entry: LedgerEntry, new: NewRun) -> str:
-        """Submit a new run's job, unless Ray has it; a run whose job Ray has certainly not taken is removed."""
-        files = self._final(new.run)
-        jobs = jobs_of(client, self._where, new.run)
-        if (job := _submitted(jobs, new.uuid)) is not None:
-            return job
+    def _first_start(self, entry: LedgerEntry, start: QueueEntry) -> LaunchedRun:
+        """Hand a new run to Ray or to the queue; a run whose job Ray has certainly not taken is removed."""
         try:
-            return self._submit(client, files, new.uuid, job_name(new.run, max(jobs, default=0) + 1))
-        except _NotTaken as error:
-            os.rename(files.root, entry.stage(new.run).root)
-            shutil.rmtree(entry.folder(new.run).root, ignore_errors=True)
+            return self._starts.start_or_queue(start)
+        except NotTaken as error:
+            os.rename(self._final(start.run).root, entry.stage(start.run).root)
+            shutil.rmtree(entry.folder(start.run).root, ignore_errors=True)
             raise error.reason from None
-
-    def _submit(self, client: Any, files: RunFiles, uuid: UUID, name: str) -> str:
-        """Submit a job. Raises `_NotTaken` if Ray certainly has not taken it, `Unavailable` if it may have."""
-        try:
-            job = submit_job(client, files, self._where, uuid, name)
-        except Unavailable as error:
-            if (taken := _submitted(jobs_of(client, self._where, files.run), uuid)) is None:
-                raise _NotTaken(error) from None
-            job = taken
-        reach("launch", "after_submit")
-        return job
 
     def _connect(self) -> Any:
         return self._client or connect(self._where)
-
-    def _check_room(self, config: RunConfig, request: AnyLaunchRequest) -> None:
-        """Refuse what the cluster can never hold, before anything is made."""
 
     def _unpack(self, files: RunFiles, config: RunConfig) -> None:
         """Give a new run the code bundle that its config names."""
         if config.bundle is not None:
             unpack_bundle(self._where.home, config.bundle, files)
-
-
-class _NotTaken(Exception):
-    """A job that Ray has not taken; `reason` says why."""
-
-    def __init__(self, reason: SteerwayError) -> None:
-        super().__init__(reason.reason)
-        self.reason = reason
 
 
 def run_id(name: str, uuid: UUID) -> str:
@@ -320,11 +307,6 @@ def _check_script(config: RunConfig) -> None:
         and not Path(config.workload.path).is_file()
     ):
         raise Invalid(f"{config.name}: workload.path is {config.workload.path}, but there is no such file.")
-
-
-def _submitted(jobs: dict[int, Any], uuid: UUID) -> str | None:
-    """Return the name of the job that was submitted for a request, or None."""
-    return next((job.submission_id for job in jobs.values() if (job.metadata or {}).get(REQUEST) == str(uuid)), None)
 
 
 def _uuid_of(files: RunFiles) -> UUID | str | None:

@@ -11,9 +11,11 @@ from fastapi.testclient import TestClient
 
 from control_plane.config import Role
 from control_plane.gateway.app import create_app
+from control_plane.gateway.queueing.housekeeping import Housekeeping
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles
 from tests.gateway.fake_cluster import FakeCluster
+from tests.gateway.queueing.surroundings import Surroundings
 from tests.gateway.rig import (
     API,
     HOST,
@@ -68,6 +70,7 @@ def rig(tmp_path: Path) -> Iterator[Rig]:
         jobs=launches,
         uploads=uploads_in(tmp_path),
         cluster=FakeCluster(),
+        housekeeping=Housekeeping(tmp_path, Surroundings(runs)),
     )
     with TestClient(app, base_url=f"http://{HOST}:8700") as web:
         server = open_server(RunFiles(tmp_path / RUN))

@@ -31,6 +31,7 @@ from control_plane.core.model.errors import NotFound
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import CommandSettled
 from control_plane.gateway.app import create_app
+from control_plane.gateway.queueing.housekeeping import Housekeeping
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.checkpoint.transfer import adopt
@@ -39,6 +40,7 @@ from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles, check_run_id
 from tests.core import examples
 from tests.gateway.fake_cluster import FakeCluster
+from tests.gateway.queueing.surroundings import Surroundings
 from tests.storage.plain_results import results_of
 
 RUN = "run-1"
@@ -234,6 +236,7 @@ def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port:
         jobs=launches,
         uploads=uploads_in(root),
         cluster=FakeCluster(),
+        housekeeping=Housekeeping(root.parent, Surroundings(runs)),
     )
     config = uvicorn.Config(wrap(app), port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     web = uvicorn.Server(config)

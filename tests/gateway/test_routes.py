@@ -27,6 +27,7 @@ def test_runs_are_listed_in_one_line_each(rig: Rig) -> None:
         total_steps=100,
         created_at=run["created_at"],
         world_size=2,
+        owner="ann",
     )
 
 
@@ -143,20 +144,25 @@ def test_openapi_names_every_operation_once(rig: Rig) -> None:
     operations = [operation["operationId"] for path in schema["paths"].values() for operation in path.values()]
     assert schema["openapi"].startswith("3.1")
     assert sorted(operations) == [
+        "check_cluster",
+        "delete_run",
         "fork_run",
         "health",
         "launch_run",
         "list_runs",
         "openapi_schema",
         "read_bundle",
+        "read_cluster",
         "read_command",
         "read_comparison",
         "read_job",
         "read_journal",
         "read_logs",
         "read_metrics",
+        "read_queue",
         "read_run",
         "read_tree",
+        "read_usage",
         "replay_run",
         "resume_run",
         "submit_command",

@@ -44,6 +44,9 @@ and that the step before this boundary was one of them. Absent if there are none
 NOT_EXACT = "not_exact"
 """Among a generation's facts: reasons why a recovery of this training is not bit-identical, as sentences."""
 
+NOBODY = "steerway"
+"""Author of the creation of a run that has no submission record, as in earlier releases."""
+
 SHARED_NODES = "shared_nodes"
 """Among a generation's facts, for a run that asked for a spread: which ranks share a node nevertheless."""
 

@@ -13,6 +13,7 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import (
     MAIN,
+    NOBODY,
     BranchAdopted,
     BranchResumed,
     BranchStarted,
@@ -83,6 +84,7 @@ class RunState:
     name: str = ""
     config_sha256: str = ""
     created_at: str = ""
+    owner: str | None = None
     # seq is the position of the last record folded in. Invariant: seq == number of records folded.
     seq: int = 0
     term: int = 0
@@ -185,7 +187,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case RunCreated():
             state.run, state.name, state.config_sha256 = record.run, record.name, record.config_sha256
             state.created_at, state.limits = entry.time, dict(record.limits)
-            state.parent = record.parent
+            state.parent, state.owner = record.parent, None if record.author == NOBODY else record.author
         case TermStarted():
             state.term = record.term
         case GenerationStarted():

@@ -74,6 +74,18 @@ class NodeGroup:
 
 
 @dataclass(frozen=True, slots=True)
+class ClusterState:
+    """Nodes and groups of the cluster at one moment.
+
+    placed_jobs: submission ids of the jobs whose ranks have a placement group with all its resources.
+    """
+
+    nodes: tuple[Node, ...]
+    groups: tuple[NodeGroup, ...]
+    placed_jobs: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
 class Room:
     """Resources that one node, or each of `copies` equal ones, offers to ranks."""
 
@@ -266,6 +278,13 @@ def _matches(selector: str, value: str | None) -> bool:
     listed = wanted[3:-1].split(",") if wanted.startswith("in(") and wanted.endswith(")") else [wanted]
     is_in = value is not None and value in [each.strip() for each in listed]
     return not is_in if selector.startswith("!") else is_in
+
+
+def describe_demand(demand: Demand) -> str:
+    """Return a demand in words: `2 ranks with 1 GPU and 4 CPUs each`."""
+    kinds = [name for name in sorted(demand.per_rank, key=_by_kind) if not name.startswith(ACCELERATOR)]
+    shape = " and ".join(amount_of(name, demand.per_rank[name]) for name in kinds)
+    return f"{demand.count} ranks with {shape} each" if demand.count > 1 else f"1 rank with {shape}"
 
 
 def amount_of(resource: str, amount: float) -> str:

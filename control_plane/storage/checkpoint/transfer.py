@@ -31,6 +31,7 @@ from control_plane.storage.checkpoint.store import (
     read_manifest,
     verify,
 )
+from control_plane.storage.in_use import reading
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles, find_run
 from control_plane.storage.private import make_folder, private, write_file
@@ -63,6 +64,13 @@ def transfer_checkpoint(
     Raises `Damaged` if it does not verify, `Conflict` if the child has another one of that name, `Unavailable` if the
     disk fails; then the child is unchanged.
     """
+    with reading(parent):
+        return _transfer(parent, recorded, child, branch, name)
+
+
+def _transfer(
+    parent: RunFiles, recorded: CheckpointCommitted, child: RunFiles, branch: str, name: str | None
+) -> CheckpointCommitted:
     checkpoint = recorded.checkpoint
     source, target = parent.checkpoints / checkpoint, child.checkpoints / (name or checkpoint)
     key = SigningKey.of_installation(child.signing_key)

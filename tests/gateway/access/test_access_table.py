@@ -78,6 +78,9 @@ def right(methods: set[str], method: str, path: str, who: str) -> int:
         return 404
     if method == "PUT":
         return 422  # no body
+    if method == "DELETE":
+        # The run is active, and of another owner than the operator.
+        return 403 if OF_NO_KIND.get(who, who) == "operator" else 409
     # No command has this uuid.
     return 404 if "{uuid}" in path else 202 if method == "POST" else 200
 

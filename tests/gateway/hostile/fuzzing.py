@@ -16,9 +16,11 @@ from fastapi import FastAPI
 from control_plane.gateway.admission import AdmissionControl
 from control_plane.gateway.app import create_app
 from control_plane.gateway.problems import MEDIA_TYPE
+from control_plane.gateway.queueing.housekeeping import Housekeeping
 from control_plane.gateway.rate_limit import RateLimit
 from control_plane.storage.layout import RunFiles
 from tests.gateway.hostile.fuzz_requests import Asked, Grammar
+from tests.gateway.queueing.surroundings import Surroundings
 from tests.gateway.rig import HOST, ORIGIN, RUN, Launches, Runs, open_server, start_trainers, token_book
 
 CANARY = b"canary-"
@@ -117,6 +119,7 @@ async def fuzz(
         admission=admission,
         launches=launches,
         jobs=launches,
+        housekeeping=Housekeeping(root, Surroundings(runs)),
     )
     plant(app)
     templates = [(route.path, sorted(getattr(route, "methods", None) or {"GET"})) for route in app.routes]  # type: ignore[attr-defined]

@@ -128,7 +128,7 @@ def test_body_of_another_type_is_asked_for_as_json(rig: Rig) -> None:
 BAD_REQUESTS = {
     "no such address": ("GET", "/nothing", 404, "not-found"),
     "trailing slash": ("GET", "/runs/", 404, "not-found"),
-    "no such method": ("DELETE", f"/runs/{RUN}", 405, "method-not-allowed"),
+    "no such method": ("PUT", f"/runs/{RUN}", 405, "method-not-allowed"),
     "no such run": ("GET", "/runs/run-2", 404, "not-found"),
     "malformed run": ("GET", "/runs/Run.1", 422, "invalid"),
     "run that climbs": ("GET", "/runs/%2e%2e%2fetc/journal", 404, "not-found"),

@@ -9,6 +9,7 @@ from ray.job_submission import JobDetails, JobStatus, JobType
 
 from control_plane.api.launching import Launched, Requester, ServiceCall, Verb
 from control_plane.config import Role, Settings
+from control_plane.core.rules.capacity import ClusterState, Node
 from ray_jobs.service.launches import LaunchService
 
 SCRIPT_CONFIG = "name: mine\nseed: 1\nworkload: {kind: script, path: train.py}\n"
@@ -23,6 +24,7 @@ class FakeCluster:
     environments: list[dict[str, Any]] = field(default_factory=list)
     refuses: int = 0
     loses: int = 0
+    cpus: float = 64.0
 
     def list_jobs(self) -> list[JobDetails]:
         """Every job."""
@@ -44,6 +46,10 @@ class FakeCluster:
             self.loses -= 1
             raise ConnectionError("connection reset")
         return submission_id
+
+    def read(self) -> ClusterState:
+        """One large node, on which nothing runs."""
+        return ClusterState((Node("a", {"CPU": self.cpus}, {"CPU": self.cpus}, {}),), ())
 
     def put(self, name: str, status: JobStatus, metadata: dict[str, str] | None = None) -> None:
         """Know a job."""
@@ -71,7 +77,7 @@ class Desk:
         """Carry out one request, as a new process of the service would."""
         asked = request | {"uuid": str(uuid or uuid4())}
         by = Requester(id=f"ann-{role}", role=role, runs=runs)
-        service = LaunchService(Settings(home=self.home), self.cluster)
+        service = LaunchService(Settings(home=self.home), self.cluster, self.cluster.read)
         return service.handle(ServiceCall(verb=verb, run=run, request=asked, by=by))
 
     def runs(self) -> list[str]:

@@ -1,0 +1,1 @@
+"""Subcommands of `steer` for the start queue, quotas, deletion and space."""
