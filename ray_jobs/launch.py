@@ -1,6 +1,7 @@
 """Driver of a run, the entry point of its Ray job: starts Ray Train's worker group; one start is one generation.
 
     python -m ray_jobs.launch RUN_FOLDER [--request UUID]
+    python -m ray_jobs.launch CONFIG [key=value ...] [--run ID]     begins a run itself, see `driver.direct_job`
 
 It creates the run's control actor, starts the worker group, waits, and closes the run. Ray Train restarts a failed
 group for as long as the control server lets the trainers start (see `core.recovery`). The driver imports neither
@@ -41,6 +42,7 @@ from ray_jobs.config.demand import demand_of, uses_gpus
 from ray_jobs.config.own_config import own_config
 from ray_jobs.config.run_config import RunConfig as RunSettings
 from ray_jobs.driver.back_off import StartCancelled
+from ray_jobs.driver.direct_job import become_driver
 from ray_jobs.driver.failure_reporter import FailureReporter, FastShutdown
 from ray_jobs.driver.rank_environment import check_environment, rank_environment
 from ray_jobs.driver.ray_internals import without_datasets
@@ -218,11 +220,15 @@ async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> tuple
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     parser = argparse.ArgumentParser(prog="ray_jobs.launch")
-    parser.add_argument("root", type=Path)
+    parser.add_argument("root", metavar="RUN_FOLDER|CONFIG", help="a run's folder; or a config, to begin a run")
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the config")
+    parser.add_argument("--run", help="the new run's id; a run of this id is resumed")
     parser.add_argument("--request", type=UUID)
     given = parser.parse_args()
     try:
-        sys.exit(main(given.root, given.request))
+        if not Path(given.root).is_dir():
+            become_driver(given.root, given.overrides, given.run)
+        sys.exit(main(Path(given.root), given.request))
     except SteerwayError as error:
         log.error("%s", error.reason)
         sys.exit(1)

@@ -37,6 +37,7 @@ from control_plane.core.rules.branch_rules import check_rollback
 from control_plane.core.rules.checkpoint_rules import check_adoption
 from control_plane.programs import program
 from control_plane.storage.checkpoint.transfer import adoptable
+from control_plane.storage.direct_jobs import run_of_job
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
 from control_plane.storage.ownership import sign_config
@@ -167,7 +168,17 @@ def jobs_of(client: Any, where: Settings, run: str) -> dict[int, Any]:
     """Return Ray's jobs of a run by number, oldest first. Raises `Unavailable` if Ray does not answer."""
     listed = all_jobs(client, where)
     numbered = {job_number(run, job.submission_id or ""): job for job in listed}
+    # A job that the gateway did not submit comes before all of its own.
+    if (direct := next((job for job in listed if _executes(job, where, run)), None)) is not None:
+        numbered[0] = direct
     return {number: numbered[number] for number in sorted(one for one in numbered if one is not None)}
+
+
+def _executes(job: Any, where: Settings, run: str) -> bool:
+    """Return whether a job that the gateway did not submit executes this run: a RayJob's, or a bare driver."""
+    if job.submission_id:
+        return run_of_job(where.home, job.submission_id) == run
+    return f"ray_jobs.launch {where.runs_dir / run} " in f"{job.entrypoint or ''} "
 
 
 Answer = TypeVar("Answer")
