@@ -25,7 +25,7 @@ from uuid import UUID, uuid4
 
 from pydantic import ValidationError
 
-from control_plane.api.launching import JobRequest
+from control_plane.api.launching import REQUEST_OF_JOB, RUN_OF_JOB, JobRequest
 from control_plane.config import Settings, settings
 from control_plane.core.model.characters import one_line
 from control_plane.core.model.commands import Command
@@ -153,7 +153,7 @@ def submit_job(client: Any, files: RunFiles, where: Settings, request: UUID, nam
                 entrypoint=command_line(files, request),
                 submission_id=name,
                 runtime_env={"env_vars": environment},
-                metadata={REQUEST: str(request)},
+                metadata={REQUEST_OF_JOB: str(request), RUN_OF_JOB: files.run},
             ),
         )
     )
@@ -202,9 +202,6 @@ def command_line(files: RunFiles, request: UUID) -> str:
     log = shlex.join(program("ray_jobs.driver.clean_log", str(files.root)))
     return shlex.join(["bash", "-c", f"umask 077; set -o pipefail; {driver} 2>&1 | {log}"])
 
-
-REQUEST = "steerway-request"
-"""Key in a Ray job's metadata: the uuid of the request that it was submitted for."""
 
 JOB_ENDS_WITHIN_S = 60.0
 LOOK_EVERY_S = 0.5

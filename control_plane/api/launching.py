@@ -51,6 +51,9 @@ def _inside(text: str) -> str:
     return path.as_posix()
 
 
+REQUEST_OF_JOB, RUN_OF_JOB = "steerway-request", "steerway-run"
+"""Keys in a Ray job's metadata: uuid of the request that it was submitted for, and the run that it executes."""
+
 Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 Name = Annotated[str, Field(min_length=1, max_length=128), AfterValidator(_plain)]
 FileName = Annotated[str, Field(min_length=1, max_length=400), AfterValidator(_plain)]

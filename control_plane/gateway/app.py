@@ -7,8 +7,7 @@ a `RunDirectory` finds the runs.
 import asyncio
 import json
 import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, MutableMapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, MutableMapping, Sequence
 from functools import cache
 from typing import Any, Protocol
 
@@ -28,6 +27,7 @@ from control_plane.gateway.auth import ConnectionLimit, authorize_each
 from control_plane.gateway.bundles import UploadSlots, add_bundle_routes, closing_unread, is_upload
 from control_plane.gateway.cluster_routes import NoCluster, add_cluster_routes
 from control_plane.gateway.description import describe
+from control_plane.gateway.launching.background import Work, during
 from control_plane.gateway.launching.jobs import JobLookup
 from control_plane.gateway.launching.routes import NoLaunches, add_launch_routes
 from control_plane.gateway.problems import NO_SNIFFING, install_problems, internal_problem, problem
@@ -190,7 +190,7 @@ def create_app(
     uploads: BundleUploads | None = None,
     cluster: ClusterPort | None = None,
     housekeeping: HousekeepingPort | None = None,
-    background: Sequence[Callable[[], Coroutine[Any, Any, None]]] = (),
+    background: Sequence[Work] = (),
 ) -> FastAPI:
     """Return the gateway's app.
 
@@ -201,11 +201,10 @@ def create_app(
     `housekeeping` answers for the queue, usage and deletion. `background`: what runs for as long as the app does.
     There are no CORS headers: a browser's page talks to the console, and the console to the gateway.
     """
-    app = _app_with_routes()
+    app = _app_with_routes(background)
     app.state.runs, app.state.tokens = runs, tokens
     app.state.launches, app.state.jobs = launches or NoLaunches(), jobs or NoLaunches()
     app.state.housekeeping = housekeeping or NoHousekeeping()
-    app.router.lifespan_context = lambda app: _running(background)
     app.state.allowed_origins = frozenset(allowed_origins)
     app.state.long_polls = ConnectionLimit(MAX_LONG_POLLS_PER_TOKEN, "long polls")
     app.state.streams = ConnectionLimit(MAX_STREAMS_PER_TOKEN, "streams")
@@ -217,20 +216,9 @@ def create_app(
     return app
 
 
-@asynccontextmanager
-async def _running(background: Sequence[Callable[[], Coroutine[Any, Any, None]]]) -> AsyncIterator[None]:
-    """Run these in the app's event loop until it ends."""
-    tasks = [asyncio.create_task(work()) for work in background]
-    try:
-        yield
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-
-def _app_with_routes() -> FastAPI:
+def _app_with_routes(background: Sequence[Work] = ()) -> FastAPI:
     app = FastAPI(
+        lifespan=during(background),
         title="Steerway",
         summary="Steer training runs while they train.",
         version=release(not_installed="0"),

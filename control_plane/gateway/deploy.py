@@ -31,10 +31,12 @@ from control_plane.api.ports import OperatorPort
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import Conflict, SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
+from control_plane.gateway.launching.ray_access import RayJobs, RunsOnRay
 from control_plane.gateway.launching.service_process import ServiceProcesses
+from control_plane.gateway.launching.watch import JobWatch
 from control_plane.gateway.priority import lower_priority
 from control_plane.gateway.queueing.housekeeping import Housekeeping
-from control_plane.gateway.queueing.on_ray import DashboardJobs, OnRay
+from control_plane.gateway.queueing.on_ray import OnRay
 from control_plane.gateway.tokens import TokenFile, create_tokens
 from control_plane.server.archive import ArchivedRun
 from control_plane.storage.code.uploads import BundleUploads
@@ -196,9 +198,10 @@ def _of_the_head() -> dict[str, float]:
 def _application(where: Settings) -> Any:
     def build() -> Any:
         lower_priority()
-        runs = RayRuns(where)
-        housekeeping = Housekeeping(where.home, OnRay(runs, DashboardJobs(where.dashboard_url), where.environment()))
+        runs, ray_jobs = RayRuns(where), RayJobs(where)
+        housekeeping = Housekeeping(where.home, OnRay(runs, ray_jobs, where.environment()))
         runs.queued = housekeeping.queued
+        jobs = JobWatch(ray_jobs, RunsOnRay(where))
         return create_app(
             runs,
             TokenFile(where.tokens_file),
@@ -208,7 +211,8 @@ def _application(where: Settings) -> Any:
             uploads=BundleUploads(where.home, where.bundle_max_bytes),
             cluster=RayCluster(where.home, where.signing_key),
             housekeeping=housekeeping,
-            background=[housekeeping.run_forever],
+            jobs=jobs,
+            background=[housekeeping.run_forever, jobs.watch],
         )
 
     @serve.deployment(

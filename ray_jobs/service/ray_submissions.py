@@ -4,13 +4,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 from uuid import UUID
 
+from control_plane.api.launching import REQUEST_OF_JOB
 from control_plane.config import Settings
 from control_plane.core.model.errors import Unavailable
 from control_plane.runs.queue_files import QueueEntry
 from control_plane.storage.failpoints import reach
 from control_plane.storage.layout import find_run, job_name
 from ray_jobs.service.starts import NotTaken
-from ray_jobs.submit import REQUEST, all_jobs, jobs_of, submit_job
+from ray_jobs.submit import all_jobs, jobs_of, submit_job
 
 
 class RaySubmissions:
@@ -47,4 +48,6 @@ class RaySubmissions:
 
 def submitted_job(jobs: dict[int, Any], request: UUID) -> str | None:
     """Return the name of the job that was submitted for a request, or None."""
-    return next((job.submission_id for job in jobs.values() if (job.metadata or {}).get(REQUEST) == str(request)), None)
+    return next(
+        (job.submission_id for job in jobs.values() if (job.metadata or {}).get(REQUEST_OF_JOB) == str(request)), None
+    )

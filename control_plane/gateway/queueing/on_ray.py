@@ -4,19 +4,18 @@ import asyncio
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from control_plane.actor.cluster_state import ClusterReader
 from control_plane.actor.control_actor import retire
 from control_plane.actor.remote import RayHandle
-from control_plane.api.launching import JobStatus
 from control_plane.api.messages import Receipt, RunSummary
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.core.rules.capacity import ClusterState
 from control_plane.core.rules.run_deletion import ENDED as ENDED_RUNS
 from control_plane.core.rules.run_deletion import RunFacts
-from control_plane.gateway.launching.jobs import ENDED, JobsOfRay, RayJob
+from control_plane.gateway.launching.jobs import ENDED, JobsOfRay
 from control_plane.programs import program
 from control_plane.server.archive import ArchivedRun
 from control_plane.storage.layout import RunFiles, job_number
@@ -28,35 +27,6 @@ START_WITHIN_S = 150.0
 MAX_LOGGED_CHARS = 4000
 
 log = logging.getLogger(__name__)
-
-
-class DashboardJobs:
-    """Ray's jobs as its dashboard lists them. Implements `JobsOfRay`."""
-
-    def __init__(self, dashboard_url: str) -> None:
-        self._url = dashboard_url
-        self._client: Any = None
-
-    async def list(self) -> Sequence[RayJob]:
-        """See `JobsOfRay.list`."""
-        try:
-            return await asyncio.to_thread(self._list)
-        except Exception as error:
-            self._client = None
-            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-            raise Unavailable(f"Ray's dashboard at {self._url} does not list its jobs: {reason}") from None
-
-    def _list(self) -> Sequence[RayJob]:
-        if self._client is None:
-            from ray.job_submission import JobSubmissionClient
-
-            self._client = JobSubmissionClient(self._url)
-        jobs = self._client.list_jobs()
-        return [
-            RayJob(job.submission_id, cast(JobStatus, job.status.value.lower()), job.message or "")
-            for job in jobs
-            if job.submission_id
-        ]
 
 
 class OnRay:

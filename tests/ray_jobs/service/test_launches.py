@@ -137,7 +137,10 @@ def test_resume_that_dies_half_way_is_one_job(desk: Desk) -> None:
         assert launched == desk.call("resume", {}, "run-1", uuid=uuid)
         assert len(desk.cluster.entrypoints) == before + (point == "launch.after_record")
         [run] = launched.runs
-        assert desk.cluster.jobs[str(run.job)].metadata == {"steerway-request": str(uuid)}
+        assert desk.cluster.jobs[str(run.job)].metadata == {
+            "steerway-request": str(uuid),
+            "steerway-run": "run-1",
+        }
         desk.cluster.jobs[str(run.job)].status = JobStatus.FAILED
     assert list(desk.cluster.jobs) == ["run-1", "run-1-r2", "run-1-r3"]
 
