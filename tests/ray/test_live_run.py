@@ -1,6 +1,8 @@
 """A real run on a real cluster: the README's three-line script, steered, while its control server is killed."""
 
+import shutil
 import threading
+from hashlib import sha256
 from pathlib import Path
 from uuid import UUID
 
@@ -23,6 +25,7 @@ from tests.ray.cluster import (
     wait_for_step,
     whole_journal,
 )
+from tests.ray.sent_code import launch, write_project
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
@@ -30,8 +33,12 @@ STEPS = 1500
 
 
 @pytest.fixture(scope="module")
-def run(cluster: Cluster, client: SteerwayClient) -> str:
-    run = cluster.submit(str(REPOSITORY / "configs/own-script.yaml"), f'workload.args=[trainer-output, "{STEPS}"]')
+def run(cluster: Cluster, client: SteerwayClient, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script with modules and data beside it, sent from a folder that the cluster does not see: it is removed."""
+    folder = tmp_path_factory.mktemp("laptop") / "code"
+    write_project(folder)
+    run = launch(client, folder, STEPS)
+    shutil.rmtree(folder.parent)
     wait_for_step(cluster, client, run, 5)
     return run
 
@@ -57,6 +64,18 @@ def test_a_live_rate_is_applied_at_one_step_on_both_ranks(run: str, client: Stee
         lambda: [p.value for p in client.metrics(run, names=("lr",)).points if p.step > (settled.step or 0)],
     )
     assert set(rates) == {3e-4}
+
+
+def test_code_that_was_sent_is_in_the_runs_folder_and_was_imported(
+    run: str, cluster: Cluster, client: SteerwayClient
+) -> None:
+    files = RunFiles(cluster.settings.runs_dir / run)
+    assert sorted(path.name for path in files.code.iterdir() if path.name != "__pycache__") == sorted(
+        ["train.py", "zero2.json", "cluster.py", "ui", "data"]
+    )
+    assert (files.work / "seen.txt").read_text() == f"{files.code}/cluster.py and {files.code}/ui/__init__.py: 1,2,3"
+    assert (files.work / "data" / "numbers.csv").resolve() == files.code / "data" / "numbers.csv"
+    assert client.bundle(sha256(files.bundle.read_bytes()).hexdigest()).complete
 
 
 def test_an_unknown_run_is_not_found(run: str, client: SteerwayClient) -> None:
