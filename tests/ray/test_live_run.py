@@ -25,7 +25,7 @@ from tests.ray.cluster import (
     wait_for_step,
     whole_journal,
 )
-from tests.ray.sent_code import launch, write_project
+from tests.ray.sent.project import launch, write_project
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 

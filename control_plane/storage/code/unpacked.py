@@ -56,6 +56,11 @@ def restore_code(files: RunFiles, sha256: str, home: Path) -> Path | None:
             aside = files.root / f"code-{time.time_ns() // 10**6}"
             _unpack(file, files, aside)
             return aside
+    except NotFound:
+        raise NotFound(
+            f"the code of run {files.run} is not here: it has no code.zip (an export holds none), and no bundle with "
+            f"the SHA-256 {sha256[:16]}... was uploaded; upload the same folder, or copy code.zip from its origin"
+        ) from None
     except OSError as error:
         raise Unavailable(f"the code of run {files.run} cannot be unpacked: {error.strerror or error}") from error
     except Damaged:

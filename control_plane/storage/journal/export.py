@@ -9,6 +9,9 @@ A ZIP with exactly these members:
 Deterministic: two exports of one journal on one machine are identical. An import trusts nothing: names, sizes, hashes
 and the journal's hash chain are verified before anything is written, and the run folder appears atomically.
 
+The run's code does not travel: its config names the hash of its code bundle, and whoever wants to run it uploads the
+same folder. A journal may be shown to people who may not have the code.
+
 Not covered: secrets that people wrote into reasons, labels and arguments of commands: records are hash-chained.
 """
 

@@ -15,6 +15,7 @@ from control_plane.storage.journal.export import export, import_run, read_export
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.ownership import sign_config, signed_config
 from ray_jobs import launch, submit
+from ray_jobs.config.own_config import check_own
 from ray_jobs.config.run_config import load
 from ray_jobs.driver import fork_and_replay
 from tests.ray.cluster import REPOSITORY, free_ports
@@ -161,3 +162,16 @@ def test_signature_of_a_config_is_no_signature_of_anything_else(tmp_path: Path) 
     sign_config(other)
     assert signed_config(other) == EVIL
     assert not other.config_signature.is_symlink()
+
+
+def test_code_bundle_and_packages_of_a_foreign_config_are_named(tmp_path: Path) -> None:
+    more = f"bundle: {'ab' * 32}\nruntime_env:\n  pip: [evil-package]\n  py_modules: ['s3://b/m.zip']\n"
+    text = "name: shared\nseed: 1\nworkload: {kind: script, path: train.py}\n" + more
+    files = lay(tmp_path, "shared", 3, config=text)
+    files.config_signature.unlink(missing_ok=True)
+    reason = (
+        r"the script train\.py of the code bundle abababababababab\.\.\. with no arguments, and would install "
+        r"evil-package s3://b/m\.zip; if you know"
+    )
+    with pytest.raises(Refused, match=reason):
+        check_own(files)

@@ -137,7 +137,7 @@ def test_a_swapped_bundle_is_refused_before_it_is_unpacked(
 def test_a_missing_bundle_is_said(tmp_path: Path, files: RunFiles) -> None:
     files.bundle.unlink()
     bundle_path(tmp_path, SHA256).unlink()
-    with pytest.raises(NotFound, match="there is no code bundle"):
+    with pytest.raises(NotFound, match=r"it has no code\.zip \(an export holds none\)"):
         restore_code(files, SHA256, tmp_path)
 
 

@@ -1,0 +1,1 @@
+"""Runs on a real cluster whose code was sent by a client."""
