@@ -34,6 +34,7 @@ BLOCKS = re.compile(r"^(\d*)([-=.])")
 Colour = Literal["green", "orange", "yellow", "blue", "violet", "red", "gray"]
 
 STATUS_LOOKS: Mapping[str, tuple[Colour, str]] = {
+    "queued": ("gray", ":material/low_priority:"),
     "waiting": ("gray", ":material/hourglass_empty:"),
     "running": ("green", ":material/play_arrow:"),
     "paused": ("orange", ":material/pause:"),

@@ -35,7 +35,7 @@ from control_plane.gateway.launching.ray_access import RayJobs, RunsOnRay
 from control_plane.gateway.launching.service_process import ServiceProcesses
 from control_plane.gateway.launching.watch import JobWatch
 from control_plane.gateway.priority import lower_priority
-from control_plane.gateway.queueing.housekeeping import Housekeeping
+from control_plane.gateway.queueing.housekeeping import Housekeeping, JobsWithQueue
 from control_plane.gateway.queueing.on_ray import OnRay
 from control_plane.gateway.tokens import TokenFile, create_tokens
 from control_plane.server.archive import ArchivedRun
@@ -211,7 +211,7 @@ def _application(where: Settings) -> Any:
             uploads=BundleUploads(where.home, where.bundle_max_bytes),
             cluster=RayCluster(where.home, where.signing_key),
             housekeeping=housekeeping,
-            jobs=jobs,
+            jobs=JobsWithQueue(housekeeping, jobs),
             background=[housekeeping.run_forever, jobs.watch],
         )
 

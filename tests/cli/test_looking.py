@@ -21,8 +21,9 @@ def write_log(gateway: LiveGateway, source: str, text: str) -> None:
 
 def test_runs_lists_one_line_a_run(gateway: LiveGateway, steer: Steer) -> None:
     head, row = steer("runs").stdout.splitlines()
-    assert head.split() == ["RUN", "STATUS", "STEP", "RANKS", "CREATED"]
+    assert head.split() == ["RUN", "STATUS", "STEP", "RANKS", "CREATED", "OWNER"]
     assert row.split()[:4] == [RUN, "running", "4/100", "2"]
+    assert row.split()[5] == "ann"
 
 
 def test_runs_as_json_parses(gateway: LiveGateway, steer: Steer) -> None:

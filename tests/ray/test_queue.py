@@ -1,4 +1,7 @@
-"""Two users, two quotas, and three runs on room for two: queue, start, usage and deletion on a real cluster."""
+"""Two users, two quotas, and three runs on room for two: queue, start, usage and deletion on a real cluster.
+
+The same without a cluster: `tests/ray_jobs/service/test_starts.py`, `tests/gateway/queueing`.
+"""
 
 import json
 from collections.abc import Callable, Iterator
@@ -17,7 +20,7 @@ from control_plane.runs.deletion import Deletions
 from control_plane.runs.quotas import change_quota, forget_quota
 from tests.ray.cluster import Cluster, wait_for
 
-pytestmark = [pytest.mark.ray, pytest.mark.timeout(280)]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(1200)]
 
 SCRIPT = """
 import sys, time

@@ -1,11 +1,16 @@
 """The console without a browser: inputs are set, buttons are pressed, and what it says is read."""
 
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from streamlit.testing.v1 import AppTest
 
-from control_plane.core.model.commands import Pause, SetLearningRate
+from control_plane.api.messages import Receipt
+from control_plane.core.model.commands import Command, Pause, SetLearningRate
+from control_plane.core.rules.capacity import Demand
+from control_plane.runs.queue_files import QueueEntry
+from control_plane.runs.queued_run import QueuedRun
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import FakeCluster
 from tests.ui.fake_trainer import FakeTrainer
@@ -161,3 +166,20 @@ def test_run_page_of_a_waiting_run_says_that_nothing_was_measured(visit: Visit, 
     said = text(visit(run="gpt2-1"))
     assert "No metrics yet" in said
     assert "No trainer has started yet" in said
+
+
+def test_run_page_of_a_queued_run_says_why_it_waits(visit: Visit, cluster: FakeCluster) -> None:
+    demand = Demand(count=1, most=1, per_rank={"CPU": 1.0})
+    reason = "quota of ana: 2 of 2 runs"
+    entry = QueueEntry(run="gpt2-1", request=uuid4(), owner="ana", since_s=1e9, demand=demand, reason=reason)
+
+    async def stop(entry: QueueEntry, command: Command) -> Receipt:
+        raise NotImplementedError
+
+    cluster.runs.servers["gpt2-1"] = QueuedRun(entry, None, stop)  # type: ignore[assignment]
+    app = visit(run="gpt2-1")
+    assert not app.exception
+    assert "In the start queue: waits" in text(app)
+    assert "2 of 2 runs" in text(app)
+    assert next(button for button in app.button if button.label == "Pause").disabled
+    assert not visit().exception

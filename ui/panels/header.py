@@ -5,6 +5,8 @@ import streamlit as st
 from control_plane.api.messages import Snapshot
 from control_plane.api.sentences import format_duration
 from control_plane.core.model.commands import Evaluate, Intent, Pause, Resume, SaveCheckpoint, Stop
+from control_plane.core.model.records import SHARED_NODES
+from control_plane.core.rules.run_deletion import QUEUED
 from ui.gateway import banner
 from ui.labels import looks, plain, sentence
 from ui.live import LiveRun
@@ -70,6 +72,11 @@ def _button(run: str, label: str, intent: Intent, icon: str, *, primary: bool = 
 
 
 def _progress(snapshot: Snapshot) -> None:
+    if snapshot.status == QUEUED:
+        st.caption(f"In the start queue: {plain(snapshot.reason or '')}. It can be stopped, and takes commands later.")
+        return
+    if shared := snapshot.facts.get(SHARED_NODES):
+        st.caption(f"Placement: spread was asked for: {plain(str(shared))}")
     if not snapshot.total_steps:
         st.caption("No trainer has started yet. Commands are accepted and wait for the first step.")
         return

@@ -43,10 +43,17 @@ def runs(as_json: AsJson = False) -> None:
         tell_json([run.model_dump(mode="json") for run in summaries])
         return
     rows = [
-        (run.run, run.status, f"{run.step}/{run.total_steps or '?'}", str(run.world_size or "-"), run.created_at)
+        (
+            run.run,
+            run.status,
+            f"{run.step}/{run.total_steps or '?'}",
+            str(run.world_size or "-"),
+            run.created_at,
+            run.owner or "-",
+        )
         for run in summaries
     ]
-    print_table(("RUN", "STATUS", "STEP", "RANKS", "CREATED"), rows)
+    print_table(("RUN", "STATUS", "STEP", "RANKS", "CREATED", "OWNER"), rows)
 
 
 def print_table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
@@ -90,6 +97,7 @@ def _describe(snapshot: Snapshot) -> list[str]:
     lines += [
         f"{label:<11} {value}" for label, value in formatting.progress(snapshot).items() if value != formatting.UNKNOWN
     ]
+    lines += [f"owner       {snapshot.owner}"] if snapshot.owner else []
     lines.append(f"journal     {snapshot.seq} records")
     if len(snapshot.branches) > 1:
         others = ", ".join(branch.branch for branch in snapshot.branches if not branch.head)

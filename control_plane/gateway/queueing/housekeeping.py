@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from control_plane.api.launching import JobView
 from control_plane.api.messages import Receipt, RunSummary
 from control_plane.api.queueing import DeletedRun, QueuedStart, StartQueue, Usage
 from control_plane.config import Role
@@ -20,6 +21,7 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, SteerwayError
 from control_plane.core.rules.capacity import ClusterState, describe_demand
 from control_plane.core.rules.run_deletion import QUEUED, RunFacts, check_deletable, check_may_delete, expired_runs
+from control_plane.gateway.launching.jobs import JobLookup
 from control_plane.runs.deletion import Deletion, Deletions
 from control_plane.runs.queue_files import QueueEntry, QueueFolder
 from control_plane.runs.queued_run import QueuedRun, utc
@@ -153,6 +155,13 @@ class Housekeeping:
             past = self._past[run] = ArchivedRun(files)
         return QueuedRun(entry, past, self.stop_queued)
 
+    async def queued_job(self, run: str) -> JobView | None:
+        """Return the view of a job that is not submitted yet, or None if the run does not wait in the queue."""
+        entry = await asyncio.to_thread(self._folder.entry, run)
+        if entry is None or not entry.is_queued:
+            return None
+        return JobView(run=run, status="queued", message=entry.reason)
+
     async def stop_queued(self, entry: QueueEntry, command: Command) -> Receipt:
         """Take a run out of the queue; one that has never begun is closed as stopped. See `runs.queued_run`."""
         files = self._around.files(entry.run)
@@ -224,6 +233,17 @@ class Housekeeping:
         jobs, cluster = await asyncio.gather(self._around.living_jobs(), self._around.cluster())
         entries = await asyncio.to_thread(self._folder.entries)
         return _Look(entries, plan_starts(entries, jobs, cluster, self._quotas.book(), self._wall_clock()))
+
+
+class JobsWithQueue:
+    """Job lookup that knows the jobs to come. Implements `JobLookup`."""
+
+    def __init__(self, housekeeping: Housekeeping, jobs: JobLookup) -> None:
+        self._housekeeping, self._jobs = housekeeping, jobs
+
+    async def job(self, run: str) -> JobView:
+        """Return the run's newest job, or that it waits in the queue and why."""
+        return await self._housekeeping.queued_job(run) or await self._jobs.job(run)
 
 
 _TASKS: set[asyncio.Future[object]] = set()
