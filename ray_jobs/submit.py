@@ -36,6 +36,7 @@ from control_plane.core.rules.admission import check_limits, check_text
 from control_plane.core.rules.branch_rules import check_rollback
 from control_plane.core.rules.checkpoint_rules import check_adoption
 from control_plane.programs import program
+from control_plane.shipped import find_config
 from control_plane.storage.checkpoint.transfer import adoptable
 from control_plane.storage.direct_jobs import run_of_job
 from control_plane.storage.journal import writer
@@ -48,7 +49,6 @@ from ray_jobs.config.environment import keep_secrets, with_variables
 from ray_jobs.config.own_config import check_own, own_config, trust
 from ray_jobs.config.run_config import RunConfig, load
 from ray_jobs.config.sections import ScriptWorkload
-from ray_jobs.config.shipped import find_config
 from ray_jobs.config.training_keys import check_training_keys
 
 

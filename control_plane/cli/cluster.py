@@ -76,29 +76,9 @@ def console(
     tell(create_link(settings(), role, f"/run?run={quote(run)}" if run else ""))
 
 
-def submit(config: Config, overrides: Overrides = None, env: Env = None, as_json: AsJson = False) -> None:
-    """Submit a run to the cluster, as a Ray job."""
-    where = settings()
-    code = call(submit_command(config, overrides or [], as_json, env or []), submitter_environment(where))
-    if code == 0:
-        say(f"watch it with `steer status --watch`, or at {where.console_url}")
-    raise typer.Exit(code)
-
-
 def cluster_command(verb: str, as_json: bool = False) -> list[str]:
     """Return the subprocess command for a verb of `cluster.local`."""
     return program("cluster.local", verb, *(["--json"] if as_json else []))
-
-
-def submit_command(config: str, overrides: Sequence[str], as_json: bool, env: Sequence[str] = ()) -> list[str]:
-    """Return the subprocess command that submits a run."""
-    flags = [*variable_flags(env), *(["--json"] if as_json else [])]
-    return program("ray_jobs.submit", config, *overrides, *flags)
-
-
-def variable_flags(env: Sequence[str]) -> list[str]:
-    """Return an `--env` flag per variable name; the values stay in the environment."""
-    return [f"--env={name}" for name in env]
 
 
 def cluster_record(where: Settings) -> dict[str, Any]:
@@ -108,11 +88,6 @@ def cluster_record(where: Settings) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}
-
-
-def submitter_environment(where: Settings) -> dict[str, str]:
-    """Return the environment of the submitter, which reads the cluster's own settings by itself."""
-    return dict(os.environ) | where.environment()
 
 
 def call(command: Sequence[str], environment: dict[str, str] | None = None) -> int:

@@ -10,7 +10,7 @@ import typer
 
 from control_plane.cli import cluster
 from control_plane.cli.clusters.contexts import contexts, show_settings
-from control_plane.cli.commands import branches, fork, knobs, lifecycle, parameters, resume, show, tree
+from control_plane.cli.commands import branches, knobs, lifecycle, parameters, show, tree
 from control_plane.cli.commands.agent import agent
 from control_plane.cli.commands.chaos import chaos
 from control_plane.cli.commands.checkpoint import checkpoint
@@ -21,6 +21,8 @@ from control_plane.cli.commands.tokens import tokens
 from control_plane.cli.deploy import deploy
 from control_plane.cli.doctor import doctor
 from control_plane.cli.errors import SteerGroup
+from control_plane.cli.launching import fork, resume
+from control_plane.cli.launching.submit import submit
 from control_plane.cli.nodes import nodes
 from control_plane.cli.output.printing import tell
 from control_plane.cli.queueing.queue import queue
@@ -62,7 +64,7 @@ def _run(
     ] = False,
 ) -> None:
     """Start a cluster, submit one run, show its progress, and shut everything down at the end or on Ctrl-C."""
-    from control_plane.cli.commands.run import run
+    from control_plane.cli.launching.run import run
 
     run(config, overrides or [], unattended, env or [])
 
@@ -78,7 +80,7 @@ app.command("run", rich_help_panel=TRAIN)(_run)
 app.command(rich_help_panel=TRAIN)(cluster.up)
 app.command(rich_help_panel=TRAIN)(cluster.down)
 app.command(rich_help_panel=TRAIN)(deploy)
-app.command(rich_help_panel=TRAIN)(cluster.submit)
+app.command(rich_help_panel=TRAIN)(submit)
 app.command(rich_help_panel=TRAIN)(fork.fork)
 app.command(rich_help_panel=TRAIN)(fork.replay)
 app.command("set", rich_help_panel=STEER)(knobs.set_knobs)

@@ -15,6 +15,7 @@ from control_plane.client.housekeeping import RunHousekeeping
 from control_plane.client.launches import RunLaunches
 from control_plane.client.stream import JournalStream
 from control_plane.compare.comparison import Comparison, RunTree
+from control_plane.compare.replay_check import ReplayVerdict
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Unavailable
 from control_plane.core.model.intents import AdoptCheckpoint
@@ -25,6 +26,10 @@ LEAST_SUBMIT_TRIES = 4
 
 MAX_LONG_POLL_S = 30.0
 """The gateway's limit of one long poll; longer waits are several polls."""
+
+
+REPLAY_CHECK_S = 120.0
+"""Every digest of two runs is read."""
 
 
 class NotSettledYet(Unavailable):
@@ -119,6 +124,11 @@ class SteerwayClient(RunLaunches, CodeUploads, ClusterReader, RunHousekeeping, J
     def tree(self, run: str) -> RunTree:
         """Return the run's branches, and its forks and replays. Raises `NotFound`."""
         return parse(RunTree, self._get_json(path_of(run, "tree")))
+
+    def replay_check(self, replay: str, run: str) -> ReplayVerdict:
+        """Compare a replay with its run, step by step. Raises `NotFound`."""
+        path, timeout_s = path_of(replay, "replay-check"), REPLAY_CHECK_S
+        return parse(ReplayVerdict, self._request("GET", path, params={"of": run}, timeout=timeout_s))
 
     def compare(self, names: Sequence[str]) -> Comparison:
         """Compare two or more of `RUN`, `RUN:BRANCH`, `RUN@STEP`, `RUN@CHECKPOINT`. Raises `NotFound`, `Invalid`."""

@@ -29,6 +29,7 @@ from control_plane.api.messages import (
 )
 from control_plane.api.ports import OperatorPort
 from control_plane.compare.comparison import MAX_SIDES, Comparison, RunTree
+from control_plane.compare.replay_check import ReplayVerdict, judge
 from control_plane.core.model.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent
 from control_plane.core.model.errors import Invalid, NotFound
 from control_plane.core.model.intent_base import Message
@@ -295,6 +296,16 @@ async def read_comparison(
     return respond(await comparison_of(directory_of(request), of))
 
 
+async def read_replay_check(
+    request: Request,
+    run: str,
+    of: Annotated[str, Query(max_length=MAX_SIDE_CHARS, description="the run that this one is a replay of")],
+) -> Response:
+    """Compare a replay with its run, by the digests and losses of every step: identical, divergent or incomparable."""
+    directory = directory_of(request)
+    return respond(await asyncio.to_thread(judge, directory.files(run), directory.files(of)))
+
+
 async def read_logs(
     request: Request,
     run: str,
@@ -362,6 +373,7 @@ def add_routes(app: FastAPI) -> None:
         ("GET", "/runs/{run}/metrics", read_metrics, 200, Measurements),
         ("GET", "/runs/{run}/logs", read_logs, 200, LogTail),
         ("GET", "/runs/{run}/tree", read_tree, 200, RunTree),
+        ("GET", "/runs/{run}/replay-check", read_replay_check, 200, ReplayVerdict),
         ("GET", "/compare", read_comparison, 200, Comparison),
     ]
     for method, path, endpoint, status, model in routes:

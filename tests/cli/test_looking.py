@@ -135,7 +135,7 @@ def test_news_is_what_came_after(seen: list[str], latest: list[str], new: list[s
 
 def test_steer_imports_no_framework() -> None:
     program = (
-        "import sys, control_plane.cli.main, control_plane.cli.commands.run, control_plane.client\n"
+        "import sys, control_plane.cli.main, control_plane.cli.launching.run, control_plane.client\n"
         "heavy = {'ray', 'torch', 'transformers', 'deepspeed', 'streamlit', 'fastapi', 'openai', 'httpx'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from control_plane.cli.commands.run import outputs_line
+from control_plane.cli.launching.run import outputs_line
 from control_plane.cli.main import app
 from control_plane.storage.layout import RunFiles
 

@@ -104,6 +104,7 @@ class Runs:
 
     root: Path
     handles: dict[str, OperatorPort] = field(default_factory=dict)
+    launched: dict[str, JobView] = field(default_factory=dict)
 
     async def list(self) -> Sequence[RunSummary]:
         """Every run."""
@@ -117,7 +118,7 @@ class Runs:
 
     def files(self, run: str) -> RunFiles:
         """The run's files."""
-        if check_run_id(run) not in self.handles:
+        if check_run_id(run) not in self.handles and run not in self.launched:
             raise NotFound(f"there is no run {run!r}")
         return RunFiles(self.root / run)
 
@@ -178,7 +179,9 @@ class Launches:
         self.asked.append((verb, run, request, by))
         if self.error is not None:
             raise self.error
-        return Launched(runs=(LaunchedRun(run=run or "new-run", job=run or "new-run"),))
+        begun = "new-run" if run is None or verb in ("fork", "replay") else run
+        self.jobs[begun] = JobView(run=begun, job=begun, status="running")
+        return Launched(runs=(LaunchedRun(run=begun, job=begun),))
 
     async def launch(self, request: LaunchRequest, by: Requester) -> Launched:
         """See `LaunchPort`."""
@@ -224,7 +227,8 @@ def uploads_in(root: Path) -> BundleUploads:
 @contextmanager
 def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port: int = 0) -> Iterator[LiveGateway]:
     """Serve with uvicorn in a thread until the block is left. `wrap` may put faults around the app."""
-    runs, launches = Runs(root), Launches()
+    launches = Launches()
+    runs = Runs(root, launched=launches.jobs)
     ready = threading.Event()
     born: list[asyncio.AbstractEventLoop] = []
     app = create_app(

@@ -10,8 +10,8 @@ from control_plane.api.messages import Snapshot
 from control_plane.api.sentences import A_BRANCH_NAME
 from control_plane.cli.commands.knobs import check_known, parse_assignment
 from control_plane.cli.commands.lifecycle import RunIntent, Yes, build_intent, check_can_ask, confirm, run_and
-from control_plane.cli.continue_run import branch_command
 from control_plane.cli.errors import UsageError
+from control_plane.cli.launching.continue_run import branch_command
 from control_plane.cli.select_run import active_run, any_run, connect
 from control_plane.compare.comparison import parse
 from control_plane.core.model.branch_tree import free_name

@@ -34,6 +34,12 @@ def say(*lines: str) -> None:
         typer.echo(one_line(line), err=True)
 
 
+def show_progress(line: str, done: bool) -> None:
+    """Show a line on a terminal's stderr in place of the one before; print nothing anywhere else."""
+    if sys.stderr.isatty():
+        typer.echo(f"\r{one_line(line)}", err=True, nl=done)
+
+
 def tell_json(value: Any) -> None:
     """Print one line of JSON; a pydantic model in its own JSON form."""
     tell(ascii_json(value.model_dump_json()) if isinstance(value, BaseModel) else json.dumps(value))

@@ -33,6 +33,7 @@ TABLE = {
     f"GET {API}/runs/{{run}}/metrics": EVERYBODY,
     f"GET {API}/runs/{{run}}/logs": EVERYBODY,
     f"GET {API}/runs/{{run}}/tree": EVERYBODY,
+    f"GET {API}/runs/{{run}}/replay-check": EVERYBODY,
     f"GET {API}/compare": EVERYBODY,
     f"GET {API}/bundles/{{sha256}}": "operator admin",
     f"PUT {API}/bundles/{{sha256}}": "operator admin",

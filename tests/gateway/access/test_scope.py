@@ -80,7 +80,8 @@ def cells() -> list[tuple[str, str]]:
 
 def ask(rig: Rig, method: str, path: str, name: str) -> int:
     address = path.format(run=RUN, uuid=uuid4(), sha256="a" * 64)
-    params = {"of": [RUN, f"{RUN}:main"]} if path.endswith("/compare") else {}
+    params: dict[str, Any] = {"of": [RUN, f"{RUN}:main"]} if path.endswith("/compare") else {}
+    params |= {"of": RUN} if path.endswith("/replay-check") else {}
     if method != "WEBSOCKET":
         return rig.web.request(method, address, headers=bearer(name), params=params).status_code
     with rig.web.websocket_connect(address, headers={"Host": HOST}) as web:

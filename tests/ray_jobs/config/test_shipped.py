@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ray_jobs.config import shipped
+from control_plane import shipped
 
 NAME = "gpt2-local.yaml"
 

@@ -1,25 +1,26 @@
 """`steer resume`: release a pause, or submit a new job for a run that has none."""
 
 import time
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from control_plane.api.launching import ResumeRequest
+from control_plane.api.versions import release
 from control_plane.cli import cluster
 from control_plane.cli.commands import lifecycle
-from control_plane.cli.job_watch import job_is_gone
+from control_plane.cli.launching.job_watch import job_is_gone
+from control_plane.cli.launching.request import shell_secrets
+from control_plane.cli.launching.submit import tell_launched, wait_until_started
 from control_plane.cli.output import formatting
 from control_plane.cli.output.printing import say
 from control_plane.cli.select_run import active_run, connect
-from control_plane.config import settings
-from control_plane.core.model.errors import Conflict, NotFound
-from control_plane.programs import program
+from control_plane.core.model.errors import Conflict, Invalid, NotFound
 
 if TYPE_CHECKING:
     from control_plane.api.messages import Snapshot
     from control_plane.client import SteerwayClient
-    from control_plane.config import Settings
 
 Trust = Annotated[
     bool,
@@ -48,12 +49,11 @@ def resume(
     as_json: lifecycle.AsJson = False,
 ) -> None:
     """Resume a paused run, or restart a stopped or failed one from its latest checkpoint."""
-    where = settings()
     with connect() as client:
         chosen = _chosen(client, run)
         snapshot = wait_until_ended(client, client.snapshot(chosen))
-    reason = reason_for_new_job(snapshot, where)
-    if reason is None:
+        no_trainers = reason_for_new_job(client, snapshot)
+    if no_trainers is None:
         from control_plane.core.model.commands import Resume
 
         lifecycle.submit_and_wait(
@@ -61,10 +61,14 @@ def resume(
         )
         return
     if snapshot.status != "finished":
-        say(f"{reason}; submitting a new job to continue from its latest checkpoint")
+        say(f"{no_trainers}; submitting a new job to continue from its latest checkpoint")
     if reason is not None:
         say("--reason is ignored: a new job records none, only a command does")
-    submit_job(chosen, resume_command(chosen, trust, as_json, env or []), where)
+    request = ResumeRequest(trust=trust, secrets=shell_secrets(env or []), client=release(""))
+    if missing := sorted(set(env or []) - set(request.secrets)):
+        raise Invalid(f"{', '.join(missing)} is not set in this shell: set it, then repeat the command")
+    with connect() as client:
+        resume_by_new_job(client, chosen, request, as_json)
 
 
 def _chosen(client: "SteerwayClient", run: str | None) -> str:
@@ -103,7 +107,7 @@ def wait_until_ended(
     return snapshot
 
 
-def reason_for_new_job(snapshot: "Snapshot", where: "Settings") -> str | None:
+def reason_for_new_job(client: "SteerwayClient", snapshot: "Snapshot") -> str | None:
     """Return why this run needs a new job to continue; None if it has trainers that can take a command.
 
     If Ray does not answer, assume that it has: the control server then rejects the command with a reason.
@@ -111,20 +115,13 @@ def reason_for_new_job(snapshot: "Snapshot", where: "Settings") -> str | None:
     if snapshot.closed:
         return f"run {snapshot.run} has {snapshot.status} at step {snapshot.step}"
     heard_lately = snapshot.progress_age_s is not None and snapshot.progress_age_s < HEARD_LATELY_S
-    if not heard_lately and job_is_gone(where, snapshot.run):
+    if not heard_lately and job_is_gone(client, snapshot.run):
         return f"run {snapshot.run} has not ended, but its Ray job is gone"
     return None
 
 
-def submit_job(run: str, command: Sequence[str], where: "Settings") -> NoReturn:
-    """Submit a new job for an existing run, and exit with the submitter's exit code."""
-    code = cluster.call(command, cluster.submitter_environment(where))
-    if code == 0:
-        say(f"watch it with `steer status {run} --watch`, or at {where.console_url}")
-    raise typer.Exit(code)
-
-
-def resume_command(run: str, trust: bool, as_json: bool, env: Sequence[str] = ()) -> list[str]:
-    """Return the subprocess command that submits a new job for an existing run."""
-    flags = [*(["--trust"] if trust else []), *cluster.variable_flags(env), *(["--json"] if as_json else [])]
-    return program("ray_jobs.submit", "--resume", run, *flags)
+def resume_by_new_job(client: "SteerwayClient", run: str, request: ResumeRequest, as_json: bool) -> None:
+    """Have the gateway start a new job for an existing run, and print its answer."""
+    tell_launched(client.resume(run, request), as_json, "resumed")
+    wait_until_started(client, run)
+    say(f"watch it with `steer status {run} --watch`")

@@ -5,17 +5,16 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.core.model.intents import AdoptCheckpoint, Rollback
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from tests.cli.conftest import Steer, save
-from tests.cli.test_resuming import submitter
+from tests.cli.launching.test_resuming import asked
 from tests.core import examples
 from tests.gateway.rig import RUN, LiveGateway, PointList
 from tests.storage.checkpoint.kin import CONFIG, lay
 from tests.storage.checkpoint.saved import name_of
-
-__all__ = ["submitter"]
 
 FORK = "fork-1"
 
@@ -101,36 +100,32 @@ def test_adopted_branch_to_which_nobody_went_is_told(forked: LiveGateway, steer:
     assert steer("switch", RUN, "branch-2", "-y").stdout.startswith("on branch branch-2 at step 9, ")
 
 
-def test_adopt_by_a_run_that_has_ended_is_a_new_job_that_adopts_first(
-    forked: LiveGateway, steer: Steer, submitter: Path
-) -> None:
+def test_adopt_by_a_run_that_has_ended_is_a_new_job_that_adopts_first(forked: LiveGateway, steer: Steer) -> None:
     forked.call(forked.server.close("finished", None))
     answer = steer("adopt", RUN, FORK, "-y", "--reason", "lowest loss", "--json")
     assert answer.exit_code == 0, answer.stderr
     assert f"run {RUN} has finished at step 4; submitting a new job to continue from there" in answer.stderr
-    (words, _) = json.loads(submitter.read_text())
-    assert words[:4] == ["--resume", RUN, "--json", "--back"]
-    command = json.loads(words[4])
-    assert command["intent"] == {"kind": "adopt_checkpoint", "run": FORK, "checkpoint": None, "branch": "branch-2"}
-    assert command["reason"] == "lowest loss"
+    (request,) = asked(forked)
+    assert request.back == AdoptCheckpoint(run=FORK, branch="branch-2")
+    assert request.reason == "lowest loss"
 
 
 @pytest.mark.parametrize("verb", ["rollback", "switch"])
-def test_ended_run_goes_back_by_a_new_job(forked: LiveGateway, steer: Steer, submitter: Path, verb: str) -> None:
+def test_ended_run_goes_back_by_a_new_job(forked: LiveGateway, steer: Steer, verb: str) -> None:
     if verb == "switch":
         steer("rollback", RUN, "step:2", "-y")
     forked.call(forked.server.close("stopped", None))
     answer = steer(verb, RUN, "step:2" if verb == "rollback" else "main", "-y")
     assert answer.exit_code == 0, answer.stderr
-    intent = json.loads(json.loads(submitter.read_text())[0][-1])["intent"]
-    assert (intent["kind"], intent["checkpoint"] or intent["branch"]) == (
-        "rollback",
-        "step-2-g1" if verb == "rollback" else "main",
+    (request,) = asked(forked)
+    assert isinstance(request.back, Rollback)
+    assert (request.back.checkpoint, request.back.branch) == (
+        ("step-2-g1", None) if verb == "rollback" else (None, "main")
     )
 
 
-def test_ended_run_does_not_go_back_at_a_later_step(forked: LiveGateway, steer: Steer, submitter: Path) -> None:
+def test_ended_run_does_not_go_back_at_a_later_step(forked: LiveGateway, steer: Steer) -> None:
     forked.call(forked.server.close("stopped", None))
     answer = steer("rollback", RUN, "step:2", "-y", "--not-before", "5")
     assert (answer.exit_code, "remove --not-before" in answer.stderr) == (2, True)
-    assert not submitter.exists()
+    assert not forked.launches.asked

@@ -6,37 +6,29 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import TYPE_CHECKING
 
 import typer
 
 from control_plane.api.messages import Snapshot
-from control_plane.cli.cluster import (
-    call_for_json,
-    cluster_command,
-    cluster_record,
-    submit_command,
-    submitter_environment,
-)
+from control_plane.cli.cluster import call_for_json, cluster_command, cluster_record
 from control_plane.cli.errors import INTERRUPTED, RUN_FAILED
-from control_plane.cli.job_watch import JobWatch
+from control_plane.cli.launching.job_watch import JobWatch
+from control_plane.cli.launching.request import LaunchChoices, launch
+from control_plane.cli.launching.submit import last_log_lines
 from control_plane.cli.output import formatting
 from control_plane.cli.output.printing import say, say_log, tell
 from control_plane.cli.output.watch import JobGone, Lines, LivePanel, follow, wants_panel
-from control_plane.cli.select_run import connect
+from control_plane.client import SteerwayClient
 from control_plane.config import Settings, settings
 from control_plane.console_login import create_link
-from control_plane.core.model.errors import Refused, SteerwayError, Unavailable
+from control_plane.contexts import use_local
+from control_plane.core.model.errors import Refused, Unavailable
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.outputs import outputs
-
-if TYPE_CHECKING:
-    from control_plane.client import SteerwayClient
 
 STOP_WAIT_S = 20.0
 """Time after Ctrl-C to stop at a step boundary, so that the journal records the stop. Then the run is killed."""
 
-LOG_LINES_SHOWN = 20
 STAY_POLL_S = 3600.0
 
 
@@ -50,15 +42,15 @@ def run(config: str, overrides: Sequence[str], unattended: bool, env: Sequence[s
     for number in (signal.SIGTERM, signal.SIGHUP):  # a closed terminal leaves no cluster behind either
         signal.signal(number, _interrupt)
     with _cluster(where) as is_ours:
-        submitted = call_for_json(submit_command(config, overrides, True, env), submitter_environment(where))
-        chosen = str(submitted["run"])
-        say(*start_lines(where, chosen, unattended))
-        with connect() as client:
-            snapshot = _follow(client, chosen, JobWatch(where, chosen), unattended)
+        with SteerwayClient.from_settings(where) as client:
+            launched = launch(client, config, overrides, LaunchChoices(tuple(env)), shares_files=True)
+            chosen = launched.runs[0].run
+            say(*launched.notes, *start_lines(where, chosen, unattended))
+            snapshot = _follow(client, chosen, JobWatch(client, chosen), unattended)
             files = RunFiles(where.runs_dir / chosen)
             tell(*formatting.summary(snapshot), f"journal: {files.journal}", outputs_line(files))
             if snapshot.status == "failed":
-                say_log(last_log_lines(client, snapshot).splitlines())
+                say_log(log_ends(client, snapshot))
         if is_ours and not unattended and wants_panel():
             _stay(where, chosen)
         if snapshot.status == "failed":
@@ -108,6 +100,7 @@ def _cluster(where: Settings) -> Iterator[bool]:
         return
     try:
         call_for_json(cluster_command("up", as_json=True))
+        use_local(where)
         yield True
     finally:
         # A second Ctrl-C must not interrupt the shutdown; the subprocess ignores it as well.
@@ -118,7 +111,7 @@ def _cluster(where: Settings) -> Iterator[bool]:
             say(f"steer: the cluster could not be stopped (exit code {code}); try `steer down`")
 
 
-def _follow(client: "SteerwayClient", run: str, job: JobWatch, unattended: bool) -> Snapshot:
+def _follow(client: SteerwayClient, run: str, job: JobWatch, unattended: bool) -> Snapshot:
     """Show the run until it has ended. On Ctrl-C, stop the run and raise `typer.Exit`."""
     try:
         if unattended or not wants_panel():
@@ -130,11 +123,11 @@ def _follow(client: "SteerwayClient", run: str, job: JobWatch, unattended: bool)
         _stop(client, run)
         raise typer.Exit(INTERRUPTED) from None
     except JobGone:
-        say_log(_driver_log(client, run).splitlines())
+        say_log(last_log_lines(client, run, "driver"))
         raise
 
 
-def _stop(client: "SteerwayClient", run: str) -> None:
+def _stop(client: SteerwayClient, run: str) -> None:
     from control_plane.core.model.commands import Stop
 
     try:
@@ -147,24 +140,10 @@ def _stop(client: "SteerwayClient", run: str) -> None:
         say("killed")
 
 
-def last_log_lines(client: "SteerwayClient", snapshot: Snapshot) -> str:
+def log_ends(client: SteerwayClient, snapshot: Snapshot) -> list[str]:
     """Return the last log lines of a failed run: of the driver and of each rank."""
     sources = ["driver", *(f"rank-{place.rank}" for place in snapshot.ranks)]
-    parts = []
-    for source in sources:
-        try:
-            text = client.logs(snapshot.run, source, LOG_LINES_SHOWN)
-        except SteerwayError as error:
-            text = f"({error.reason})"
-        parts.append(f"--- {source} ---\n{text.rstrip()}")
-    return "\n".join(parts)
-
-
-def _driver_log(client: "SteerwayClient", run: str) -> str:
-    try:
-        return f"--- driver ---\n{client.logs(run, 'driver', LOG_LINES_SHOWN).rstrip()}"
-    except SteerwayError as error:
-        return f"(no driver log: {error.reason})"
+    return [line for source in sources for line in last_log_lines(client, snapshot.run, source)]
 
 
 def _interrupt(_signum: int, _frame: FrameType | None) -> None:

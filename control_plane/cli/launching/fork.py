@@ -8,23 +8,21 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from control_plane.cli import cluster
+from control_plane.api.launching import ForkRequest, ReplayRequest
+from control_plane.api.versions import release
 from control_plane.cli.commands import lifecycle
 from control_plane.cli.commands.branches import find_checkpoint, first_of
-from control_plane.cli.commands.resume import Trust
 from control_plane.cli.errors import UsageError
+from control_plane.cli.launching.request import PriorityOption
+from control_plane.cli.launching.resume import Trust
 from control_plane.cli.output.printing import say, tell, tell_json
 from control_plane.cli.select_run import any_run, connect
-from control_plane.config import settings
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.intents import Intent
-from control_plane.programs import program
 
 if TYPE_CHECKING:
     from control_plane.api.messages import Snapshot
     from control_plane.client import SteerwayClient
-    from control_plane.compare.replay_check import ReplayVerdict
-    from control_plane.config import Settings
 
 MAX_FORKS = 16
 """Most forks of one command: each is a Ray job with a driver and a control server, even while it is queued."""
@@ -49,18 +47,28 @@ def fork(
         ),
     ] = None,
     trust: Trust = False,
+    priority: PriorityOption = 0,
     as_json: lifecycle.AsJson = False,
 ) -> None:
     """Start new runs from a checkpoint, at the same position in the data: one, or one per combination of values."""
-    where = settings()
     with connect() as client:
         snapshot = client.snapshot(any_run(client, run))
-    base = find_checkpoint(snapshot, checkpoint)
-    firsts = [first_of(chosen, hold=False) for chosen in combinations(sets or [], snapshot)]
-    command = fork_command("fork", snapshot.run, base.checkpoint, *(overrides or []), *trusting(trust))
-    for first in firsts:
-        command += ["--first", json.dumps([intent.model_dump(mode="json") for intent in first])]
-    begun = cluster.call_for_json(command, cluster.submitter_environment(where))["runs"]
+        base = find_checkpoint(snapshot, checkpoint)
+        firsts = [first_of(chosen, hold=False) for chosen in combinations(sets or [], snapshot)]
+        request = ForkRequest.model_validate(
+            {
+                "checkpoint": base.checkpoint,
+                "overrides": overrides or (),
+                "firsts": [[intent.model_dump(mode="json") for intent in first] for first in firsts],
+                "trust": trust,
+                "priority": priority,
+                "client": release(""),
+            }
+        )
+        launched = client.fork(snapshot.run, request)
+    begun = [one.run for one in launched.runs]
+    for note in launched.notes:
+        say(note)
     if as_json:
         tell_json({"parent": snapshot.run, "checkpoint": base.checkpoint, "runs": begun})
         return
@@ -102,22 +110,19 @@ def replay(
     as_json: lifecycle.AsJson = False,
 ) -> None:
     """Repeat a recorded run with every command at its step, and check whether the result is bit-identical."""
-    where = settings()
     with connect() as client:
         source = any_run(client, run)
         if against is not None:
-            _tell(client.snapshot(any_run(client, against)).run, source, where, as_json)
+            _tell(client, any_run(client, against), source, as_json)
             return
-        words = fork_command(
-            "replay", source, *(["--until", str(until)] if until is not None else []), *trusting(trust)
-        )
-        (begun,) = cluster.call_for_json(words, cluster.submitter_environment(where))["runs"]
+        launched = client.replay(source, ReplayRequest(until_step=until, trust=trust, client=release("")))
+        begun = launched.runs[0].run
         if detach:
             tell(json.dumps({"run": source, "replay": begun}) if as_json else begun)
             return
-        say(f"run {begun} replays {source}; watch it at {where.console_url}")
+        say(f"run {begun} replays {source}; watch it with `steer status {begun} --watch`")
         _wait(client, begun)
-    _tell(begun, source, where, as_json)
+        _tell(client, begun, source, as_json)
 
 
 def _wait(client: "SteerwayClient", run: str) -> None:
@@ -128,8 +133,8 @@ def _wait(client: "SteerwayClient", run: str) -> None:
         raise SteerwayError(f"the replay {run} failed at step {snapshot.step}: {snapshot.reason}")
 
 
-def _tell(replayed: str, run: str, where: "Settings", as_json: bool) -> None:
-    verdict = _judge(replayed, run, where)
+def _tell(client: "SteerwayClient", replayed: str, run: str, as_json: bool) -> None:
+    verdict = client.replay_check(replayed, run)
     if as_json:
         tell_json({"run": run, "replay": replayed} | verdict.model_dump(mode="json"))
     else:
@@ -138,20 +143,3 @@ def _tell(replayed: str, run: str, where: "Settings", as_json: bool) -> None:
             say(note)
     if verdict.verdict != "identical":
         raise typer.Exit(DIVERGED)
-
-
-def _judge(replayed: str, run: str, where: "Settings") -> "ReplayVerdict":
-    from control_plane.compare.replay_check import judge
-    from control_plane.storage.layout import find_run
-
-    return judge(find_run(where.runs_dir, replayed), find_run(where.runs_dir, run))
-
-
-def trusting(trust: bool) -> list[str]:
-    """Return the `--trust` flag for a subprocess, if it was given."""
-    return ["--trust"] if trust else []
-
-
-def fork_command(verb: str, *words: str) -> list[str]:
-    """Return the subprocess command that starts runs from another run."""
-    return program("ray_jobs.driver.fork_and_replay", verb, *words, "--json")

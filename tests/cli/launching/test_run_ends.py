@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 import typer
 
-from control_plane.cli.commands import run as cli_run
+from control_plane.api.launching import Launched, LaunchedRun
+from control_plane.cli.launching import run as cli_run
 from tests.gateway.rig import RUN, LiveGateway
 
 
@@ -15,7 +16,8 @@ from tests.gateway.rig import RUN, LiveGateway
 def stayed(idle_gateway: LiveGateway, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> list[str]:
     """The runs after whose end it stayed. The run of the gateway is followed by nobody: it has ended with `ending`."""
     seen: list[str] = []
-    monkeypatch.setattr(cli_run, "call_for_json", lambda *_: {"run": RUN})
+    launched = Launched(runs=(LaunchedRun(run=RUN, job=RUN),))
+    monkeypatch.setattr(cli_run, "launch", lambda *_, **__: launched)
     monkeypatch.setattr(cli_run, "_stay", lambda where, run: seen.append(run))
     return seen
 

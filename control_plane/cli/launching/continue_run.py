@@ -5,17 +5,17 @@ def switch(words, yes) -> RunIntent:
     return run, Rollback(branch=...)
 """
 
-import getpass
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
-from uuid import uuid4
 
 import typer
 
+from control_plane.api.launching import ResumeRequest
 from control_plane.api.messages import CommandView
+from control_plane.api.versions import release
 from control_plane.cli.commands.lifecycle import (
     CommandOptions,
     RunIntent,
@@ -24,14 +24,13 @@ from control_plane.cli.commands.lifecycle import (
     steering_command,
     submit_and_wait,
 )
-from control_plane.cli.commands.resume import Trust, reason_for_new_job, resume_command, submit_job, wait_until_ended
 from control_plane.cli.errors import UsageError
+from control_plane.cli.launching.resume import Trust, reason_for_new_job, resume_by_new_job, wait_until_ended
 from control_plane.cli.output.printing import say
 from control_plane.cli.select_run import connect
-from control_plane.config import settings
-from control_plane.core.model.commands import Command, Intent
+from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Conflict, RunEnded, SteerwayError
-from control_plane.core.model.intents import AdoptCheckpoint
+from control_plane.core.model.intents import AdoptCheckpoint, Rollback
 from control_plane.core.model.records import BranchResumed, BranchStarted, Entry, GenerationStarted, RunClosed
 
 if TYPE_CHECKING:
@@ -58,7 +57,7 @@ def switch_or_resubmit(run: str | None, intent: Intent, options: CommandOptions,
     """Move a run to another branch and wait until it trains there. Submits a new job if the run has no trainers."""
     assert run is not None, "the command has already looked the run up"
     with connect() as client:
-        reason = reason_for_new_job(wait_until_ended(client, client.snapshot(run)), settings())
+        reason = reason_for_new_job(client, wait_until_ended(client, client.snapshot(run)))
     if reason is not None:
         _submit_new_job(run, intent, options, reason)
         return
@@ -92,13 +91,11 @@ def _submit_new_job(run: str, intent: Intent, options: CommandOptions, reason: s
     if not (options.not_before is options.not_after is options.based_on is None):
         raise UsageError(f"{reason}, so a new job switches at once: remove --not-before, --not-after and --based-on")
     say(f"{reason}; submitting a new job to continue from there")
-    command = Command(uuid=uuid4(), author=getpass.getuser(), intent=intent, reason=options.reason)
-    words = [
-        *resume_command(run, isinstance(options, BranchCommandOptions) and options.trust, options.as_json),
-        "--back",
-        command.model_dump_json(),
-    ]
-    submit_job(run, words, settings())
+    assert isinstance(intent, Rollback | AdoptCheckpoint)
+    trust = isinstance(options, BranchCommandOptions) and options.trust
+    request = ResumeRequest(back=intent, reason=options.reason, trust=trust, client=release(""))
+    with connect() as client:
+        resume_by_new_job(client, run, request, options.as_json)
 
 
 def wait_for(client: "SteerwayClient", run: str, view: CommandView, timeout_s: float) -> tuple[dict[str, Any], str]:
