@@ -43,7 +43,7 @@ NoBundle = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class LaunchChoices:
-    """What the user chose for a new run, besides its config."""
+    """Choices of the user for a new run, besides its config."""
 
     env: Sequence[str] = ()
     priority: int = 0
