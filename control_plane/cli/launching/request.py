@@ -32,6 +32,9 @@ LARGE_BYTES = 1 << 20
 DATA = "data"
 """Folder of a config's data file in a bundle."""
 
+MODULES = "_modules"
+"""Folder of a config's `runtime_env.py_modules` in a bundle."""
+
 PriorityOption = Annotated[int, typer.Option("--priority", help="Runs of a higher priority start first; -100 to 100.")]
 WaitForNodes = Annotated[
     bool, typer.Option("--wait-for-nodes", help="Accept a run that needs more than the cluster has; it waits.")
@@ -58,6 +61,7 @@ class NamedFiles:
     script: Path | None = None
     texts: dict[str, str] = field(default_factory=dict)
     data: Path | None = None
+    modules: dict[str, Path] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
 
 
@@ -151,7 +155,25 @@ def _named_files(settings: Mapping[str, Any], folder: Path, no_bundle: bool, sha
         else:
             named.data = path
             named.overrides.append(f"data.path={json.dumps(f'{DATA}/{path.name}')}")
+    runtime_env = settings.get("runtime_env")
+    modules = runtime_env.get("py_modules") if isinstance(runtime_env, dict) else None
+    if isinstance(modules, list) and modules:
+        placed = [_module_in(named, str(module), folder, no_bundle) for module in modules]
+        named.overrides.append(f"runtime_env.py_modules={json.dumps(placed)}")
     return named
+
+
+def _module_in(named: NamedFiles, module: str, folder: Path, no_bundle: bool) -> str:
+    """Return the path in the bundle of a folder with Python modules that is sent; addresses stay as they are."""
+    path = folder / Path(module).expanduser()
+    if "://" in module:
+        return module
+    if no_bundle or not path.is_dir():
+        return str(path)
+    place = f"{MODULES}/{path.name}"
+    if named.modules.setdefault(place, path) != path:
+        raise Invalid(f"runtime_env.py_modules names two folders {path.name}: {named.modules[place]} and {path}")
+    return place
 
 
 def _text_at(settings: Mapping[str, Any], section: str, name: str) -> str | None:
@@ -163,10 +185,10 @@ def _text_at(settings: Mapping[str, Any], section: str, name: str) -> str | None
 @contextmanager
 def _bundle(named: NamedFiles) -> Iterator[Bundle | None]:
     """Provide the packed code of a run, or None if its config names none."""
-    if named.script is None and named.data is None:
+    if named.script is None and named.data is None and not named.modules:
         yield None
         return
-    extras = {f"{DATA}/{named.data.name}": named.data} if named.data is not None else {}
+    extras = named.modules | ({f"{DATA}/{named.data.name}": named.data} if named.data is not None else {})
     with tempfile.TemporaryDirectory(prefix="steerway-") as empty:
         folder = named.script.parent if named.script is not None else Path(empty)
         with packed(folder, Contents(extras=extras)) as bundle:

@@ -120,6 +120,8 @@ def _add(files: dict[str, _Packed], name: str, source: Path) -> None:
         raise Invalid(f"{source} cannot be read: {error.strerror}") from None
     if not stat.S_ISREG(status.st_mode):
         raise Invalid(f"{source} is a pipe, a socket or a device and cannot be sent; {OTHERWISE}")
+    if name in files and not files[name].source.samefile(source):
+        raise Invalid(f"{source} and {files[name].source} would both be {name} in the code bundle; rename one of them")
     files[name] = _Packed(source, status.st_size, bool(status.st_mode & stat.S_IXUSR))
     if len(files) > MAX_ENTRIES:
         raise Invalid(f"{source.parent} and its neighbours have more than {MAX_ENTRIES:,} files: {OTHERWISE}")

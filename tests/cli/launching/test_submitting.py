@@ -123,6 +123,22 @@ def test_data_file_goes_along_unless_the_gateway_is_this_machine_s(
     assert (request.script, request.overrides) == (None, ('data.path="data/wiki"',))
 
 
+def test_folders_of_modules_go_along(
+    idle_gateway: LiveGateway, steer: Steer, project: Path, uploads: list[list[str]], tmp_path: Path
+) -> None:
+    for name in ("libs/mine", "other/mine"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "__init__.py").touch()
+    config = project / "run.yaml"
+    plain = CONFIG.replace("env: {HF_TOKEN: {secret: true}, PLAIN", "env: {PLAIN")
+    config.write_text(plain + "runtime_env: {py_modules: [../libs/mine, 's3://bucket/m.zip']}\n")
+    assert steer("submit", str(config)).exit_code == 0
+    assert uploads == [[".rayignore", "_modules/mine/__init__.py", "module.py", "train.py"]]
+    assert sent(idle_gateway).overrides == ('runtime_env.py_modules=["_modules/mine", "s3://bucket/m.zip"]',)
+    config.write_text(plain + "runtime_env: {py_modules: [../libs/mine, ../other/mine]}\n")
+    assert "names two folders mine" in steer("submit", str(config)).stderr
+
+
 def test_fork_sends_the_first_commands_of_each_fork(idle_gateway: LiveGateway, steer: Steer) -> None:
     idle_gateway.call(save(idle_gateway.server, 2))
     answer = steer("fork", RUN, "step:2", "training.max_steps=9", "--set", "lr=1e-4")

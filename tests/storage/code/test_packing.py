@@ -183,6 +183,9 @@ def test_extras_are_packed_under_their_names_whatever_the_folder_ignores(tmp_pat
         "train.py",
     ]
     assert names_in(bytes_of(folder, Contents(extras))) == expected
+    other = folder_of(tmp_path / "other", {"train.py": "#"})
+    with pytest.raises(Invalid, match=r"would both be train\.py in the code bundle"):
+        bytes_of(folder, Contents({"train.py": other / "train.py"}))
     shutil.rmtree(library)
     with pytest.raises(Invalid, match="mine cannot be read"):
         bytes_of(folder, Contents(extras))
