@@ -4,6 +4,7 @@ import argparse
 import asyncio
 import threading
 from collections.abc import Coroutine, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -21,6 +22,7 @@ from control_plane.gateway.app import create_app
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles, check_run_id
+from tests.gateway.rig import Launches
 from tests.ports import free_port
 from tests.ui.fake_trainer import STEPS_PER_S, Clock, FakeTrainer, JournalInMemory, MetricsInMemory
 
@@ -46,8 +48,10 @@ class RunsInMemory:
         return self.servers[run]
 
     def files(self, run: str) -> RunFiles:
-        """Nothing of these runs is on a disk."""
-        raise NotFound(f"run {run!r} has no files: it lives in memory only")
+        """Where the run's files would be; nothing of these runs is on a disk."""
+        if check_run_id(run) not in self.servers:
+            raise NotFound(f"there is no run {run!r}")
+        return RunFiles(Path("/nonexistent") / run)
 
 
 class FakeCluster:
@@ -55,7 +59,7 @@ class FakeCluster:
 
     def __init__(self, port: int | None = None) -> None:
         self.port = port or free_port()
-        self.runs = RunsInMemory()
+        self.runs, self.launches = RunsInMemory(), Launches()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="fake-cluster")
         self._serving: Any = None
@@ -85,7 +89,14 @@ class FakeCluster:
     def open_gateway(self) -> None:
         """Listen. Returns when it does."""
         book = TokenBook(tokens=(TokenRecord(id="ada", role="operator", sha256=digest(TOKEN)),))
-        app = create_app(self.runs, book, allowed_hosts=["127.0.0.1", "localhost"], allowed_origins=[])
+        app = create_app(
+            self.runs,
+            book,
+            allowed_hosts=["127.0.0.1", "localhost"],
+            allowed_origins=[],
+            launches=self.launches,
+            jobs=self.launches,
+        )
         config = uvicorn.Config(app, host="127.0.0.1", port=self.port, log_level="warning", timeout_graceful_shutdown=1)
         self._gateway = uvicorn.Server(config)
         self._serving = asyncio.run_coroutine_threadsafe(self._gateway.serve(), self._loop)

@@ -90,14 +90,14 @@ def test_adopt_asks_first_and_then_shows_the_fork_s_branch(
     assert (branched.branch, branched.done) == ("best", 41)
 
 
-def test_adopt_is_offered_for_forks_of_a_run_that_goes_on(
+def test_adopt_is_offered_for_forks_also_after_the_run_has_ended(
     visit: Visit, cluster: FakeCluster, branched: FakeTrainer, forked: FakeTrainer
 ) -> None:
     cluster.create("gpt2-3", parent=Parent(kind="replay", run="gpt2-1"))
     labels = [button.key for button in visit(run="gpt2-1").button]
     assert ("adopt/gpt2-2" in labels, "adopt/gpt2-3" in labels) == (True, False)
     cluster.do(branched.server.close("stopped", None))
-    assert "adopt/gpt2-2" not in [button.key for button in visit(run="gpt2-1").button]
+    assert "adopt/gpt2-2" in [button.key for button in visit(run="gpt2-1").button]
 
 
 def test_adoption_under_no_name_of_a_branch_says_so() -> None:

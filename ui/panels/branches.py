@@ -45,7 +45,7 @@ def _row(node: TreeBranch, depth: int, snapshot: Snapshot) -> None:
     key = f"branch_row_{node.branch.branch}"
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key=key):
         st.html(row(node, depth), width="stretch")
-        if node.branch.branch != snapshot.branch and not snapshot.closed:
+        if node.branch.branch != snapshot.branch:
             on_button(node.branch.branch)
 
 
@@ -80,7 +80,7 @@ def _child(child: RunSummary, parent: Parent, snapshot: Snapshot) -> None:
             query_params={"run": child.run},
             width="stretch",
         )
-        if parent.kind == "fork" and not snapshot.closed:
+        if parent.kind == "fork":
             adopt_button(child.run)
 
 

@@ -11,7 +11,7 @@ from control_plane.core.model.intents import DeleteCheckpoint, Intent, PinCheckp
 from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, Entry, GenerationStarted
 from ui.labels import escape, plain
 from ui.live import LiveRun
-from ui.panels.rollback import back_button
+from ui.panels.rollback import back_button, fork_button
 from ui.sending import send
 
 MAX_LISTED = 6
@@ -34,8 +34,8 @@ def checkpoints(live: LiveRun, snapshot: Snapshot) -> None:
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 name = saved.checkpoint
                 st.html(row(saved, known.get(name), name in bad, snapshot.branch), width="stretch")
-                if not snapshot.closed:
-                    back_button(name)
+                fork_button(name)
+                back_button(name)
     older = len(snapshot.checkpoints) - MAX_LISTED
     if older > 0:
         st.caption(f"And {older} older: `steer checkpoints {snapshot.run}`")

@@ -10,13 +10,14 @@ from control_plane.core.rules.run_deletion import QUEUED
 from ui.gateway import banner
 from ui.labels import looks, plain, sentence
 from ui.live import LiveRun
-from ui.sending import send
+from ui.sending import is_restarting, restart, send
 
 SILENT_AFTER_S = 15.0
 """Rank 0 reports about once a second; after so long without a report the page shows that."""
 
 REFUSAL = "header_refusal"
 
+RESUMABLE = ("stopped", "failed")
 PAUSABLE = ("running", "recovering")
 """Statuses in which a run can be paused; without trainers the command waits for the first step of the next ones."""
 
@@ -28,9 +29,13 @@ def header(live: LiveRun, snapshot: Snapshot) -> None:
     with st.container(horizontal=True, vertical_alignment="center", key="run_header"):
         st.subheader(plain(snapshot.name or snapshot.run), anchor=False, width="content")
         _badges(snapshot)
+        st.space("stretch")
         if not snapshot.closed:
-            st.space("stretch")
             _buttons(live.run, snapshot)
+        elif is_restarting(snapshot):
+            st.badge("restarting", icon=":material/autorenew:", color="blue")
+        elif snapshot.status in RESUMABLE:
+            _resume(live.run)
     refusal = st.session_state.get(REFUSAL)
     if refusal:
         st.warning(sentence(refusal), icon=":material/block:")
@@ -56,9 +61,19 @@ def _buttons(run: str, snapshot: Snapshot) -> None:
     _button(run, "Checkpoint", SaveCheckpoint(), ":material/save:", disabled=snapshot.generation == 0)
     _button(run, "Evaluate", Evaluate(), ":material/query_stats:", disabled=snapshot.generation == 0)
     with st.popover("Stop", icon=":material/stop:", key="stop_popover"):
-        st.write("The training ends at the next step boundary. `steer resume` can continue it later.")
+        st.write("The training ends at the next step boundary. It can be resumed later.")
         save = st.checkbox("Save a last checkpoint", value=True, key="stop_save")
         _button(run, "Stop this run", Stop(save=save), ":material/stop:", primary=True)
+
+
+def _resume(run: str) -> None:
+    """Draw the button that restarts a run which has ended, from its newest checkpoint."""
+    if st.button("Resume", icon=":material/restart_alt:", type="primary", key="restart"):
+        refusal = restart(run)
+        st.session_state[REFUSAL] = refusal
+        if refusal is None:
+            st.toast("Resume: a new job was started", icon=":material/restart_alt:")
+            st.rerun()
 
 
 def _button(run: str, label: str, intent: Intent, icon: str, *, primary: bool = False, disabled: bool = False) -> None:
@@ -84,8 +99,6 @@ def _progress(snapshot: Snapshot) -> None:
     st.progress(step / total, text=_progress_words(snapshot, step, total))
     if snapshot.closed and snapshot.reason:
         st.caption(f"{snapshot.status.capitalize()}: {plain(snapshot.reason)}")
-    if snapshot.status in ("stopped", "failed"):
-        st.caption(f"To resume it from its newest checkpoint: `steer resume {snapshot.run}`")
 
 
 def _progress_words(snapshot: Snapshot, step: int, total: int) -> str:

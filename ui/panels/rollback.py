@@ -3,18 +3,18 @@
 The buttons are in fragments that refresh; the page itself opens the dialog, so that no refresh closes it.
 """
 
-from typing import Any
-
 import streamlit as st
 from pydantic import ValidationError
 
 from control_plane.api.messages import BranchView, Snapshot
 from control_plane.api.sentences import A_BRANCH_NAME
-from control_plane.core.model.intents import AdoptCheckpoint, Rollback, SetLearningRate
+from control_plane.core.model.branch_tree import free_name
+from control_plane.core.model.intents import AdoptCheckpoint, First, Rollback, SetLearningRate
 from control_plane.core.model.records import CheckpointCommitted
+from ui import addresses
 from ui.labels import complaint, plain
 from ui.live import LiveRun
-from ui.sending import send
+from ui.sending import fork, restart, send
 
 CHOSEN = "going_back"
 ICON = ":material/alt_route:"
@@ -28,6 +28,11 @@ def back_button(checkpoint: str) -> None:
 def on_button(branch: str) -> None:
     """Draw the switch button of a branch that is not the head."""
     _button("Switch to this branch", f"on/{branch}", ("branch", branch))
+
+
+def fork_button(checkpoint: str) -> None:
+    """Draw the button that starts a new run from a checkpoint."""
+    _button("Fork", f"fork/{checkpoint}", ("new run", checkpoint))
 
 
 def adopt_button(fork: str) -> None:
@@ -46,7 +51,10 @@ def dialog(live: LiveRun, snapshot: Snapshot) -> None:
     what, name = st.session_state.get(CHOSEN, ("", ""))
     checkpoint = next((saved for saved in snapshot.checkpoints if saved.checkpoint == name), None)
     branch = next((view for view in snapshot.branches if view.branch == name), None)
-    if what == "checkpoint" and checkpoint is not None:
+    if what == "new run" and checkpoint is not None:
+        title = f"Fork from step {checkpoint.step:,}"
+        st.dialog(title, icon=ICON, on_dismiss=_forget)(_fork)(live, checkpoint)
+    elif what == "checkpoint" and checkpoint is not None:
         title = f"Roll back to step {checkpoint.step:,}"
         st.dialog(title, icon=ICON, on_dismiss=_forget)(_roll_back)(live, snapshot, checkpoint)
     elif what == "branch" and branch is not None:
@@ -57,6 +65,26 @@ def dialog(live: LiveRun, snapshot: Snapshot) -> None:
 
 def _forget() -> None:
     st.session_state.pop(CHOSEN, None)
+
+
+def _fork(live: LiveRun, saved: CheckpointCommitted) -> None:
+    st.write(f"A new run begins at **{plain(saved.checkpoint)}**, at the same position in the data. This one goes on.")
+    with st.form("fork", border=False):
+        rate = st.text_input("Learning rate of the fork", key="fork_rate", placeholder="optional: otherwise as saved")
+        pressed = st.form_submit_button("Start the fork", type="primary", icon=ICON)
+    if not pressed:
+        return
+    try:
+        first = first_rate(rate or "")
+    except ValueError as error:
+        st.error(plain(str(error)), icon=":material/block:")
+        return
+    run, refusal = fork(live.run, saved.checkpoint, first)
+    if refusal is not None:
+        st.error(plain(refusal), icon=":material/block:")
+    elif run is not None:
+        st.success(f"Run {plain(run)} was started.", icon=ICON)
+        st.page_link(addresses.run(), label=f"Open {plain(run)}", icon=ICON, query_params={"run": run})
 
 
 def _roll_back(live: LiveRun, snapshot: Snapshot, saved: CheckpointCommitted) -> None:
@@ -92,7 +120,7 @@ def _adopt(live: LiveRun, snapshot: Snapshot, fork: str) -> None:
         pressed = st.form_submit_button("Adopt", type="primary", icon=ICON)
     if pressed:
         try:
-            _send(live, adoption(fork, name or ""), reason or "")
+            _send(live, adoption(fork, (name or "").strip() or _branch_for(snapshot)), reason or "")
         except ValueError as error:
             st.error(plain(str(error)), icon=":material/block:")
 
@@ -103,6 +131,11 @@ def adoption(fork: str, name: str) -> AdoptCheckpoint:
         return AdoptCheckpoint(run=fork, branch=name.strip() or None)
     except ValidationError:
         raise ValueError(_no_name(name)) from None
+
+
+def _branch_for(snapshot: Snapshot) -> str:
+    """Return the name of an adopted branch: a run that has ended begins on it, and needs to know it before."""
+    return free_name([view.branch for view in snapshot.branches]) if snapshot.closed else ""
 
 
 def _no_name(name: str) -> str:
@@ -121,16 +154,19 @@ def _leaving(snapshot: Snapshot) -> str:
 
 def back_to(checkpoint: str, name: str, rate: str) -> Rollback:
     """Return the rollback in the form. Raises `ValueError` with a message."""
-    first: tuple[Any, ...] = ()
-    try:
-        if rate.strip():
-            first = (SetLearningRate.model_validate({"value": _number(rate)}),)
-    except ValidationError as error:
-        raise ValueError(complaint(error)) from None
+    first = first_rate(rate)
     try:
         return Rollback(checkpoint=checkpoint, branch=name.strip() or None, first=first)
     except ValidationError:
         raise ValueError(_no_name(name)) from None
+
+
+def first_rate(rate: str) -> tuple[First, ...]:
+    """Return the commands that set this learning rate at the start; none if it is empty. Raises `ValueError`."""
+    try:
+        return (SetLearningRate.model_validate({"value": _number(rate)}),) if rate.strip() else ()
+    except ValidationError as error:
+        raise ValueError(complaint(error)) from None
 
 
 def _number(text: str) -> float | str:
@@ -141,7 +177,9 @@ def _number(text: str) -> float | str:
 
 
 def _send(live: LiveRun, intent: Rollback | AdoptCheckpoint, reason: str) -> None:
-    refusal = send(live.run, intent, reason.strip() or None)
+    was_closed = live.snapshot is not None and live.snapshot.closed
+    carry_out = restart if was_closed else send
+    refusal = carry_out(live.run, intent, reason.strip() or None)
     if refusal is not None:
         st.error(plain(refusal), icon=":material/block:")
         return

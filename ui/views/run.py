@@ -15,6 +15,7 @@ from ui.panels.branches import branches
 from ui.panels.checkpoints import checkpoints
 from ui.panels.header import header
 from ui.panels.journal import journal
+from ui.sending import is_restarting
 
 FAST_S, CHARTS_S = 1.0, 2.0
 """Refresh intervals of header and commands, and of charts and journal."""
@@ -42,7 +43,8 @@ def run_page() -> None:
 
 def _page(live: LiveRun, snapshot: Snapshot) -> None:
     """Draw the page once; the live parts are fragments, which stop refreshing when the run is closed."""
-    fast_s, charts_s = (None, None) if snapshot.closed else (FAST_S, CHARTS_S)
+    is_over = snapshot.closed and not is_restarting(snapshot)
+    fast_s, charts_s = (None, None) if is_over else (FAST_S, CHARTS_S)
     st.fragment(_header, run_every=fast_s)(live, snapshot.closed)
     left, right = st.columns([3, 1], gap="medium")
     with left:
@@ -67,7 +69,7 @@ def _header(live: LiveRun, was_closed: bool) -> None:
     snapshot = live.refresh()
     if snapshot is None:
         return
-    if snapshot.closed and not was_closed:
+    if snapshot.closed != was_closed:
         live.refresh_metrics()
         st.rerun()
     header(live, snapshot)
