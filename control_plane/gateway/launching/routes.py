@@ -18,13 +18,19 @@ from control_plane.api.launching import (
     ReplayRequest,
     Requester,
     ResumeRequest,
+    Submission,
 )
-from control_plane.core.model.errors import NotAllowed, Unavailable
+from control_plane.core.model.errors import Conflict, NotAllowed, SteerwayError, Unavailable
 from control_plane.core.model.intent_base import Message
 from control_plane.gateway.auth import PREFIX, check_may_command
 from control_plane.gateway.launching.jobs import JobLookup
 from control_plane.gateway.routes import chosen_uuid, directory_of, respond
 from control_plane.gateway.tokens import Identity
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.regular import read_regular
+
+HEARD_LATELY_S = 15.0
+"""Rank 0 reports about once a second, even while paused."""
 
 IdempotencyKey = Annotated[str | None, Header()]
 
@@ -69,6 +75,7 @@ async def resume_run(
     identity = _check_sees(request, run)
     if body.back is not None:
         check_may_command(identity, body.back)
+    await _check_no_other_driver(request, run)
     body = _with_uuid(body, idempotency_key)
     return _launched(request, await _finish(_port(request).resume(run, body, _requester(identity))))
 
@@ -94,6 +101,26 @@ async def read_job(request: Request, run: str) -> Response:
     _check_sees(request, run)
     jobs: JobLookup = request.app.state.jobs
     return respond(await jobs.job(run))
+
+
+async def _check_no_other_driver(request: Request, run: str) -> None:
+    """Raise `Conflict` if a driver that the gateway did not submit is at work on the run: Ray's jobs do not name it."""
+    runs = directory_of(request)
+    if not await asyncio.to_thread(_is_of_a_ray_job, runs.files(run)):
+        return
+    snapshot = await (await runs.handle(run)).snapshot()
+    if not snapshot.closed and snapshot.progress_age_s is not None and snapshot.progress_age_s < HEARD_LATELY_S:
+        raise Conflict(
+            f"run {run} is active: the job that began it reported {snapshot.progress_age_s:.0f} s ago; a paused run "
+            "goes on by the command 'resume'"
+        )
+
+
+def _is_of_a_ray_job(files: RunFiles) -> bool:
+    try:
+        return Submission.model_validate_json(read_regular(files.submission)).via == "ray-job"
+    except (OSError, ValueError, SteerwayError):
+        return False
 
 
 async def _finish(work: Awaitable[Launched]) -> Launched:

@@ -13,6 +13,7 @@ from control_plane.api.launching import (
     LaunchRequest,
     ReplayRequest,
     ResumeRequest,
+    Submission,
 )
 from control_plane.client import SteerwayClient
 from control_plane.config import Role
@@ -125,6 +126,17 @@ def test_unknown_run_is_not_found_and_a_refusal_keeps_its_sentence(rig: Rig) -> 
     rig.launches.error = RuntimeError("canary")
     answer = rig.post(f"/runs/{RUN}/resume", json={})
     assert (answer.status_code, "canary" in answer.text) == (500, False)
+
+
+def test_run_whose_driver_was_not_submitted_here_is_not_resumed_while_it_reports(rig: Rig) -> None:
+    files = rig.runs.files(RUN)
+    submission = Submission(uuid=UUID_1, owner="ray-job", role="operator", submitted_at="x", via="ray-job")
+    files.submission.write_text(submission.model_dump_json())
+    answer = rig.post(f"/runs/{RUN}/resume", json={})
+    assert (answer.status_code, "the job that began it reported 0 s ago" in answer.json()["detail"]) == (409, True)
+    assert rig.launches.asked == []
+    files.submission.write_text(submission.model_copy(update={"via": "gateway"}).model_dump_json())
+    assert rig.post(f"/runs/{RUN}/resume", json={}).status_code == 202
 
 
 @pytest.fixture

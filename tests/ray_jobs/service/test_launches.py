@@ -122,6 +122,21 @@ def test_fork_of_three_that_dies_half_way_is_three_forks_once_it_is_repeated(des
     assert (command["author"], command["role"]) == ("ann-operator", "operator")
 
 
+def test_request_that_is_repeated_on_the_next_day_is_the_same_run(
+    desk: Desk, script: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failpoints.arm("launch.after_rename=error:EIO")
+    try:
+        with pytest.raises(OSError, match="Input/output"):
+            desk.call("launch", {"config": config_of(script)}, uuid=UUID_1)
+    finally:
+        failpoints.arm("")
+    monkeypatch.setattr("ray_jobs.service.launches.run_id", lambda name, uuid: f"{name}-20991231-{uuid.hex[-6:]}")
+    [run] = desk.call("launch", {"config": config_of(script)}, uuid=UUID_1).runs
+    assert desk.runs() == [run.run]
+    assert "2099" not in run.run
+
+
 def test_resume_that_dies_half_way_is_one_job(desk: Desk) -> None:
     lay(desk.home, "run-1", 3, config=GPT2)
     for point in ("launch.after_record", "launch.after_submit", "launch.after_answer"):
