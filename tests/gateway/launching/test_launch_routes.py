@@ -170,13 +170,13 @@ def test_token_for_some_runs_begins_and_continues_only_those(scoped: Rig) -> Non
 
 
 def test_client_launches_and_asks_for_the_job(live: LiveGateway) -> None:
-    live.launches.jobs[RUN] = JobView(run=RUN, job=RUN, status="failed", message="exit code 1")
     with SteerwayClient(live.url, TOKENS["operator"]) as client:
         assert client.launch(LaunchRequest(config="name: x", secrets={"A": "b"})).runs[0].run == "new-run"
         back = Rollback(checkpoint="c")
         assert client.resume(RUN, ResumeRequest(back=back, reason="why")).runs[0].run == RUN
-        assert client.fork(RUN, ForkRequest(checkpoint="c")).runs[0].run == RUN
-        assert client.replay(RUN, ReplayRequest(until_step=3)).runs[0].run == RUN
+        assert client.fork(RUN, ForkRequest(checkpoint="c")).runs[0].run == "new-run"
+        assert client.replay(RUN, ReplayRequest(until_step=3)).runs[0].run == "new-run"
+        live.launches.jobs[RUN] = JobView(run=RUN, job=RUN, status="failed", message="exit code 1")
         job = client.job(RUN)
         assert (job.status, job.message, job.is_alive) == ("failed", "exit code 1", False)
         live.launches.error = NotFound("run run-1 has no checkpoint 'c'")
