@@ -7,7 +7,7 @@ CONFIG ?= configs/gpt2-local.yaml
 WORKERS ?= 2
 SOURCES := steerway control_plane ray_jobs ui cluster benchmarks tests
 
-.PHONY: help run test test-slow check format bench gpu-check clean
+.PHONY: help run test test-slow check format bench gpu-check rehearsal clean
 
 help:
 	@echo "make run [UNATTENDED=1] [CONFIG=...]   a local cluster, the gateway, the console, and a training to steer"
@@ -16,6 +16,7 @@ help:
 	@echo "make check                             format, lint, types, import contracts, known vulnerabilities"
 	@echo "make bench NAME=overhead               one benchmark; the last line is JSON"
 	@echo "make gpu-check [GPU_CHECK=--rehearse]  the check on one GPU, with the packages that PYTHON has; installs nothing"
+	@echo "make rehearsal                         three machines and a laptop as namespaces, with faults: root, 15 minutes"
 	@echo "make clean                             remove the environment and every cache"
 
 run: $(VENV)/.ready
@@ -41,6 +42,9 @@ format: $(VENV)/.ready
 bench: $(VENV)/.ready
 	@test -n "$(NAME)" || { $(BIN)/python -m benchmarks --list; exit 2; }
 	@$(BIN)/python -m benchmarks $(NAME) --json
+
+rehearsal: $(VENV)/.ready
+	@$(BIN)/python -m benchmarks.rehearsal --keep --write docs/rehearsal.md
 
 # A GPU machine brings its own torch and may have no network: no environment is built for this.
 gpu-check:

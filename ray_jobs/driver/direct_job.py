@@ -25,6 +25,7 @@ from control_plane.api.versions import release
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.state import fold
+from control_plane.shipped import find_config
 from control_plane.storage.code.packing import Bundle, packed
 from control_plane.storage.code.unpacked import unpack_bundle
 from control_plane.storage.code.uploads import BundleUploads
@@ -38,7 +39,6 @@ from ray_jobs.config.environment import keep_secrets
 from ray_jobs.config.own_config import own_config
 from ray_jobs.config.run_config import RunConfig, load, parse
 from ray_jobs.config.sections import ScriptWorkload
-from ray_jobs.config.shipped import find_config
 from ray_jobs.submit import (
     check,
     check_resumable,

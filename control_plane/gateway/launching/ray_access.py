@@ -17,6 +17,7 @@ from control_plane.core.model.state import RunState, fold
 from control_plane.gateway.launching.jobs import RayJob, without_colours
 from control_plane.gateway.routes import read_log_tail
 from control_plane.runs.queue_files import QueueFolder
+from control_plane.storage.direct_jobs import run_of_job
 from control_plane.storage.journal import writer
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles, find_run
@@ -60,7 +61,7 @@ class RayJobs:
         return [
             RayJob(
                 name=job.submission_id,
-                run=(job.metadata or {}).get(RUN_OF_JOB),
+                run=(job.metadata or {}).get(RUN_OF_JOB) or run_of_job(self._where.home, job.submission_id),
                 status=STATUSES.get(job.status.value, "unknown"),
                 message=job.message or "",
             )

@@ -1,5 +1,6 @@
 """A run that the gateway did not submit: same folder and records, its own code, and found by its Ray job."""
 
+import asyncio
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,6 +11,7 @@ import pytest
 from control_plane.api.launching import JobRequest, Submission
 from control_plane.config import Settings
 from control_plane.core.model.errors import Invalid, SteerwayError
+from control_plane.gateway.launching.ray_access import RayJobs
 from control_plane.storage.direct_jobs import run_of_job, write_job
 from control_plane.storage.ownership import signed_config
 from ray_jobs.config.run_config import RunConfig
@@ -102,6 +104,18 @@ def test_names_of_jobs_are_never_paths(tmp_path: Path) -> None:
     assert run_of_job(tmp_path, "../../x") == "mine"
     assert [path.parent.name for path in tmp_path.rglob("job-*")] == ["ray-jobs"]
     assert run_of_job(tmp_path, "other") is None
+
+
+def test_the_gateway_finds_the_run_of_a_job_that_it_did_not_submit(where: Settings) -> None:
+    write_job(where.home, "rayjob-abc", "mine")
+    running = SimpleNamespace(value="RUNNING")
+    listed = [
+        SimpleNamespace(submission_id=name, metadata=metadata, status=running, message="")
+        for name, metadata in (("rayjob-abc", None), ("rayjob-def", {}), ("x", {"steerway-run": "theirs"}))
+    ]
+    jobs = RayJobs(where)
+    jobs._client = SimpleNamespace(list_jobs=lambda: listed)
+    assert [job.run for job in asyncio.run(jobs.list())] == ["mine", None, "theirs"]
 
 
 def test_jobs_of_a_run_hold_the_one_that_the_gateway_did_not_submit(where: Settings) -> None:
