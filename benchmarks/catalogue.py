@@ -79,6 +79,20 @@ BENCHMARKS = {
             "failures.deaths", "SIGSTOP and SIGKILL of a rank: seconds until its peer has ended", "faults a kind", 20, 2
         ),
         Benchmark(
+            "network.cut_link",
+            "the cut link of a rank's node: seconds to the next step, beside ours without the cure",
+            "cuts",
+            10,
+            1,
+        ),
+        Benchmark(
+            "network.node_deaths",
+            "nodes that Ray falsely declares dead on a busy machine, with the variables of `steer up`",
+            "minutes",
+            30,
+            1,
+        ),
+        Benchmark(
             "failures.busy",
             "ranks that are slow, busy or hold Python's lock, on a busy machine: false deaths",
             "minutes",

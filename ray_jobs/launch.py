@@ -19,7 +19,7 @@ from uuid import UUID
 
 import ray
 from pydantic import ValidationError
-from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.torch import TorchTrainer
 from ray.train.v2.api.config import FailureConfig, RunConfig, ScalingConfig
 
 from control_plane.actor.cluster_state import ClusterReader
@@ -44,8 +44,10 @@ from ray_jobs.config.run_config import RunConfig as RunSettings
 from ray_jobs.driver.back_off import StartCancelled
 from ray_jobs.driver.direct_job import become_driver
 from ray_jobs.driver.failure_reporter import FailureReporter, FastShutdown
+from ray_jobs.driver.process_group import RanksTorchConfig
 from ray_jobs.driver.rank_environment import check_environment, rank_environment
 from ray_jobs.driver.ray_internals import without_datasets
+from ray_jobs.driver.silent_nodes import SilentNodes
 from ray_jobs.driver.warm_spares import WarmControllerHelper
 from ray_jobs.monitor.nccl import collective_timeout_s
 
@@ -155,13 +157,14 @@ def _fit(files: RunFiles, settings: RunSettings) -> tuple[Ending, str | None]:
     demand = demand_of(settings, gpu)
     if note := spread_that_is_not_had(demand, cluster.nodes, cluster.groups):
         log.warning("%s", note)
+    elastic = settings.scaling.bounds[0] < settings.scaling.bounds[1]
     environment = rank_environment(settings, files, "cuda" if gpu else "cpu")
     try:
         check_environment(environment, files)
     except Refused as refusal:
         return "failed", refusal.reason
     # Ray's annotations name other classes than those that it accepts.
-    callbacks: list[Any] = [FailureReporter(str(files.root)), WarmControllerHelper()]
+    callbacks: list[Any] = [FailureReporter(str(files.root)), WarmControllerHelper(), SilentNodes(elastic)]
     run_config_of_ray: Any = RunConfig(
         name=f"{files.run}-{time.time_ns():x}",
         storage_path=str(files.root / "ray_train"),
@@ -175,7 +178,7 @@ def _fit(files: RunFiles, settings: RunSettings) -> tuple[Ending, str | None]:
         train_loop_config={"root": str(files.root), "use_gpu": gpu, "release": release(), "proof": proof.model_dump()},
         scaling_config=scaling_of(demand, settings),
         run_config=run_config_of_ray,
-        torch_config=TorchConfig(
+        torch_config=RanksTorchConfig(
             backend="nccl" if gpu else "gloo", timeout_s=collective_timeout_s(settings.recovery.user_code_s)
         ),
     )

@@ -101,9 +101,9 @@ def result_of(n: int, planned: Counter[str], answers: list[dict[str, Any]], deat
 
 
 @contextmanager
-def loaded() -> Iterator[list[float]]:
-    """Keep `LOAD_FACTOR` runnable processes per core, including other users'; yield the measured loads."""
-    wanted, loads = LOAD_FACTOR * (os.cpu_count() or 1), list[float]()
+def loaded(per_core: int = LOAD_FACTOR) -> Iterator[list[float]]:
+    """Keep so many runnable processes per core, including other users'; yield the measured loads."""
+    wanted, loads = per_core * (os.cpu_count() or 1), list[float]()
     hogs: list[subprocess.Popen[bytes]] = []
     over = threading.Event()
 

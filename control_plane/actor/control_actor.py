@@ -25,6 +25,7 @@ from control_plane.runs.usage import owner_of
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.checkpoint.cleanup import discard, is_ours
 from control_plane.storage.checkpoint.transfer import adopt, read_origin
+from control_plane.storage.checkpoint.unrecorded import find_unrecorded
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.known_secrets import redaction_of
 from control_plane.storage.layout import RunFiles
@@ -112,6 +113,7 @@ class ControlActor(ControlServer):
             Journal.open(files.journal),
             MetricsStore(files.metrics),
             discard=lambda checkpoint: remove_later(files, checkpoint.checkpoint),
+            unrecorded=partial(find_unrecorded, files),
             origin=read_origin(files),
             adopt=partial(adopt, files),
             redaction=redaction_of(files),

@@ -50,7 +50,8 @@ from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
 from control_plane.core.rules.checkpoint_rules import retired_checkpoints
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint
-from control_plane.server.stores import Adopt, JournalWriter, MeasurementStore, adopt_nothing
+from control_plane.core.rules.unrecorded import collect, take_over
+from control_plane.server.stores import Adopt, FindUnrecorded, JournalWriter, MeasurementStore, adopt_nothing
 from control_plane.server.views import snapshot_of, trajectories_of, view_of
 from control_plane.storage.failpoints import reach
 
@@ -67,6 +68,7 @@ class ControlServer:
         utc_now: Callable[[], datetime] = lambda: datetime.now(UTC),
         clock: Callable[[], float] = time.monotonic,
         discard: Callable[[CheckpointCommitted], None] = lambda checkpoint: None,
+        unrecorded: FindUnrecorded | None = None,
         origin: Origin | None = None,
         adopt: Adopt = adopt_nothing,
         redaction: Redaction = Redaction(),
@@ -74,12 +76,13 @@ class ControlServer:
     ) -> None:
         """Rebuild the state from the journal and begin a term. Raises `Conflict` if the journal is another run's.
 
-        `discard` removes the files of a checkpoint. `origin`: initial state of a run created from another. `adopt`
+        `discard` removes the files of a checkpoint. `unrecorded` finds those on the disk, but for the names that it is
+        given. `origin`: initial state of a run created from another. `adopt`
         copies a checkpoint of another run. `redaction` removes secrets from records. `give_up_after_s`: how long
         trainers without a new step are restarted; None: no limit.
         """
         self._journal, self._metrics = journal, metrics
-        self._utc_now, self._clock, self._discard = utc_now, clock, discard
+        self._utc_now, self._clock, self._discard, self._unrecorded = utc_now, clock, discard, unrecorded
         self._adopt, self._adopting, self._redaction = adopt, asyncio.Lock(), redaction
         self._state = RunState()
         self._entries: list[Entry] = []
@@ -232,11 +235,13 @@ class ControlServer:
         self._give_up_if_hopeless()
         if self._state.closed is not None:
             raise RunEnded(f"run {self._state.run} has {self._state.closed.ending}: {self._state.closed.reason}")
+        await self._take_over(collecting=False)
         return recovery.resume_point(self._state, call, fingerprint)
 
     async def resume(self, author: str, back: bool = False) -> None:
         """See `TrainerPort.resume`."""
         self._commit(decisions.resume_run(self._state, author, back))
+        await self._take_over(collecting=True)
 
     async def fail_generation(self, generation: int, deaths: tuple[Death, ...], failure: UUID | None = None) -> None:
         """See `TrainerPort.fail_generation`. The last step that rank 0 reported counts as reached."""
@@ -355,7 +360,20 @@ class ControlServer:
 
     def _retire_checkpoints(self) -> None:
         """Discard checkpoints outside retention: the decision is durable before the first file is removed."""
-        retired = retired_checkpoints(self._state)
+        self._let_go(retired_checkpoints(self._state))
+
+    async def _take_over(self, collecting: bool) -> None:
+        """Record checkpoints that were committed while no control server was there, see `core.rules.unrecorded`."""
+        if self._unrecorded is None:
+            return
+        checkpoints = self._state.checkpoints
+        known = {each.checkpoint for each in checkpoints.existing} | checkpoints.discarded
+        found = await asyncio.to_thread(self._unrecorded, known)
+        self._commit(take_over(self._state, found))
+        if collecting:
+            self._let_go(collect(self._state, found))
+
+    def _let_go(self, retired: list[tuple[CheckpointCommitted, str]]) -> None:
         self._commit([CheckpointDiscarded(checkpoint=each.checkpoint, reason=reason) for each, reason in retired])
         for each, _ in retired:
             reach("server.retire", "before_removal")

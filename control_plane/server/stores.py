@@ -1,6 +1,6 @@
 """Interfaces of the journal, the metrics store and the adoption of checkpoints, as the control server uses them."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from control_plane.api.messages import Measurements, MetricSummary, Point, StepRange
@@ -8,6 +8,7 @@ from control_plane.core.model.errors import Unavailable
 from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import Entry, Record
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint
+from control_plane.core.rules.unrecorded import UnrecordedCheckpoint
 
 
 class JournalWriter(Protocol):
@@ -47,6 +48,9 @@ class MeasurementStore(Protocol):
         """Return a summary of each metric over each step range."""
         ...
 
+
+FindUnrecorded = Callable[[Collection[str]], list[UnrecordedCheckpoint]]
+"""Finds the checkpoints on the disk, but for the names that it is given."""
 
 Adopt = Callable[[AdoptCheckpoint, str, frozenset[str]], AdoptedCheckpoint]
 """Copies a checkpoint of another run for the branch of this name; the set: checkpoints in the journal already."""

@@ -20,7 +20,6 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
-from uuid import UUID
 
 import torch
 from pydantic import ValidationError
@@ -28,6 +27,7 @@ from pydantic import ValidationError
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.records import CheckpointCommitted
 from control_plane.storage.checkpoint.store import Manifest, RankState, Shard, ShardFile, SigningKey, commit, discard
+from control_plane.storage.checkpoint.unrecorded import committed
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FILE_MODE
 from ray_jobs.checkpoint.capture import FileStates, random_digest, state_digest
@@ -258,21 +258,7 @@ class CheckpointWriter:
             (root / f"rank-{rank}.done.json").unlink()
         digest = commit(root, manifest, self._key)
         save.size_bytes = manifest.size_bytes
-        return CheckpointCommitted(
-            checkpoint=save.name,
-            step=manifest.step,
-            generation=manifest.generation,
-            path=str(root.relative_to(self._files.root)),
-            label=manifest.label,
-            pinned=manifest.pinned,
-            size_bytes=manifest.size_bytes,
-            world_size=manifest.world_size,
-            metrics=manifest.metrics,
-            manifest_sha256=digest,
-            branch=manifest.branch,
-            training=manifest.training,
-            decided_here=tuple(UUID(uuid) for uuid in manifest.decided_here),
-        )
+        return committed(manifest, digest)
 
 
 def _write_shard(root: Path, path: str, state: Any, rank: int) -> Shard:

@@ -1,0 +1,1 @@
+"""Tests on machines of their own, whose network fails."""
