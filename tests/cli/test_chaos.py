@@ -26,7 +26,6 @@ def test_up_with_a_count_of_nodes_that_cannot_be_is_a_usage_error(steer: Steer, 
 @pytest.mark.parametrize(
     "words",
     [
-        ("nodes",),
         ("chaos", "kill-node", "node-2"),
         ("chaos", "partition", "node-2"),
         ("chaos", "partition", "node-2", "--heal"),
