@@ -144,7 +144,7 @@ def _describe_operation(operation: dict[str, Any], route: APIRoute, method: str,
     responses.pop("422", None)  # FastAPI's own shape, which is never sent
     statuses = {*ANYWHERE, *(() if is_public else (401, 403))}
     statuses |= {404, 422} if operation.get("parameters") else set()
-    statuses |= {409} if route.body_field is not None else set()
+    statuses |= {409} if route.body_field is not None or "DELETE" in (route.methods or ()) else set()
     for status in sorted(statuses):
         responses[str(status)] = {"$ref": f"#/components/responses/{PROBLEMS[status][0]}"}
 

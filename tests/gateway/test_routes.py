@@ -160,6 +160,7 @@ def test_openapi_names_every_operation_once(rig: Rig) -> None:
         "read_logs",
         "read_metrics",
         "read_queue",
+        "read_replay_check",
         "read_run",
         "read_tree",
         "read_usage",

@@ -11,7 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import httpx
 import pytest
@@ -141,9 +141,10 @@ def files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[RunFiles]
 def drive(files: RunFiles, through: str | None = None) -> str:
     """A driver that dies of everything that it knows, with its log where a job writes it."""
     script = f"import sys; print({SAID!r}); print({SAID!r}, file=sys.stderr); raise RuntimeError({SAID!r})"
-    line = submit.command_line(files)
+    request = uuid4()
+    line = submit.command_line(files, request)
     inner = shlex.split(line)[-1]
-    driver = shlex.join(program("ray_jobs.launch", str(files.root)))
+    driver = shlex.join(program("ray_jobs.launch", str(files.root), "--request", str(request)))
     assert driver in inner
     inner = inner.replace(driver, shlex.join([sys.executable, "-c", script]))
     if through is not None:
@@ -192,7 +193,7 @@ def places(
     found |= {f"journal, {path.name}": path.read_text() for path in files.journal.iterdir()}
     found |= {f"log {path.name}": path.read_text() for path in files.logs.iterdir()}
     found |= answers(cluster) | pages(visit)
-    return found | {"what the driver printed": printed, "ps": submit.command_line(files, "ada", "{}")}
+    return found | {"what the driver printed": printed, "ps": submit.command_line(files, uuid4())}
 
 
 def leaks(found: dict[str, str]) -> list[str]:
@@ -285,6 +286,7 @@ def test_a_rank_hands_ray_no_exception_with_a_secret(
         monkeypatch.setattr(train, part, lambda *_: None)
     monkeypatch.setattr(train, "_trained_to_the_end", fail)
     monkeypatch.setattr(train.RunConfig, "from_yaml", lambda *_: None)
+    monkeypatch.setattr(train, "located", lambda config, _: config)
     monkeypatch.setattr(train, "variables", lambda *_: {})
     with pytest.raises(RuntimeError) as raised:
         train.main({"root": str(files.root), "use_gpu": False})
@@ -306,6 +308,7 @@ def test_an_exception_without_a_secret_is_raised_as_it_is(files: RunFiles, monke
         monkeypatch.setattr(train, part, lambda *_: None)
     monkeypatch.setattr(train, "_trained_to_the_end", fail)
     monkeypatch.setattr(train.RunConfig, "from_yaml", lambda *_: None)
+    monkeypatch.setattr(train, "located", lambda config, _: config)
     monkeypatch.setattr(train, "variables", lambda *_: {})
     with pytest.raises(ValueError, match="there is no data today") as raised:
         train.main({"root": str(files.root), "use_gpu": False})

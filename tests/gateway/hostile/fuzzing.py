@@ -19,6 +19,7 @@ from control_plane.gateway.problems import MEDIA_TYPE
 from control_plane.gateway.queueing.housekeeping import Housekeeping
 from control_plane.gateway.rate_limit import RateLimit
 from control_plane.storage.layout import RunFiles
+from tests.gateway.fake_cluster import FakeCluster
 from tests.gateway.hostile.fuzz_requests import Asked, Grammar
 from tests.gateway.queueing.surroundings import Surroundings
 from tests.gateway.rig import HOST, ORIGIN, RUN, Launches, Runs, open_server, start_trainers, token_book
@@ -119,6 +120,7 @@ async def fuzz(
         admission=admission,
         launches=launches,
         jobs=launches,
+        cluster=FakeCluster(),
         housekeeping=Housekeeping(root, Surroundings(runs)),
     )
     plant(app)

@@ -75,6 +75,6 @@ def test_planted_route_is_found(
         app.router.add_api_route(f"{PREFIX}/planted", endpoint, methods=["GET"])
 
     monkeypatch.setitem(ACCESS, f"GET {PREFIX}/planted", READERS)
-    _, faults = asyncio.run(fuzz(tmp_path, seed=2, requests=200, plant=plant))
+    _, faults = asyncio.run(fuzz(tmp_path, seed=2, requests=600, plant=plant))
     assert faults
     assert all(PLANTED[endpoint] in fault for fault in faults), faults[:3]
