@@ -86,6 +86,13 @@ BENCHMARKS = {
             1,
         ),
         Benchmark(
+            "network.bad_links",
+            "a run steered under delay, loss, flaps and a one-way cut: boundaries, failures, digests",
+            "commands a fault",
+            10,
+            3,
+        ),
+        Benchmark(
             "network.node_deaths",
             "nodes that Ray falsely declares dead on a busy machine, with the variables of `steer up`",
             "minutes",
