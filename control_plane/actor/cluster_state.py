@@ -70,8 +70,9 @@ class ClusterReader:
             alive = int(info.state) == alive_state
             key = node_id.hex() if hasattr(node_id, "hex") else str(node_id)
             name = str(info.node_name or info.node_manager_address)
-            total = _plain(info.resources_total)
-            listed.append(Node(name, total, _plain(free.get(key, {})) if alive else {}, dict(info.labels), alive))
+            total = plain_resources(info.resources_total)
+            unused = plain_resources(free.get(key, {})) if alive else {}
+            listed.append(Node(name, total, unused, dict(info.labels), alive))
         return once_by_name(listed)
 
     def groups(self) -> list[NodeGroup]:
@@ -102,7 +103,7 @@ def groups_in(config: Any) -> list[NodeGroup]:
     if config is None:
         return []
     return [
-        NodeGroup(str(group.name or "workers"), _plain(group.resources), int(group.max_count))
+        NodeGroup(str(group.name or "workers"), plain_resources(group.resources), int(group.max_count))
         for group in config.node_group_configs
     ]
 
@@ -120,7 +121,7 @@ def once_by_name(nodes: Iterable[Node]) -> list[Node]:
     return alive + [node for name, node in by_name.items() if name not in taken]
 
 
-def _plain(resources: Any) -> dict[str, float]:
+def plain_resources(resources: Any) -> dict[str, float]:
     """Return resources without those that Ray adds for placement groups and for a node's own address."""
     return {
         str(name): float(amount)

@@ -15,6 +15,7 @@ from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from control_plane.actor.cluster_findings import NodeAnswer, findings_of
+from control_plane.actor.cluster_state import plain_resources
 from control_plane.actor.control_actor import HEAD
 from control_plane.actor.node_probe import NodeProbe
 from control_plane.api.cluster import ClusterChecks, ClusterView, NodeInfo
@@ -56,8 +57,8 @@ class RayCluster:
             nodes=tuple(
                 _info(node, self._releases.get(node["NodeID"]), actors.get(node["NodeID"], ())) for node in nodes
             ),
-            resources=_plain(await _in_thread(ray.cluster_resources)),
-            free=_plain(await _in_thread(ray.available_resources)),
+            resources=plain_resources(await _in_thread(ray.cluster_resources)),
+            free=plain_resources(await _in_thread(ray.available_resources)),
         )
 
     async def check(self) -> ClusterChecks:
@@ -149,16 +150,10 @@ def _info(node: dict[str, Any], its_release: str | None, actors: tuple[str, ...]
         address=node["NodeManagerAddress"],
         state="ALIVE" if node["Alive"] else "DEAD",
         is_head=HEAD in resources,
-        resources=_plain(resources),
+        resources=plain_resources(resources),
         release=its_release,
         actors=actors,
     )
-
-
-def _plain(resources: dict[str, float]) -> dict[str, float]:
-    """Return the resources without Ray's own marks of nodes and placement groups."""
-    ours = ("node:", "bundle_group_")
-    return {name: amount for name, amount in resources.items() if not name.startswith(ours) and "_group_" not in name}
 
 
 def last_line(error: BaseException) -> str:

@@ -150,11 +150,11 @@ def get_or_create(files: RunFiles) -> Any:
         max_task_retries=0,
         max_concurrency=MAX_CONCURRENT_CALLS,
         num_cpus=0,
-        resources=_of_the_head(),
+        resources=of_the_head(),
     ).remote(str(files.root))
 
 
-def _of_the_head() -> dict[str, float]:
+def of_the_head() -> dict[str, float]:
     """Return the resource that places the actor on the head node, so that a node failure hits ranks or the control
     server, not both. No node affinity: Ray forgets a soft one, and a hard one names a node."""
     heads = [node for node in ray.nodes() if node["Alive"] and HEAD in node.get("Resources", {})]

@@ -9,6 +9,7 @@ from control_plane.api.cluster import ClusterChecks, ClusterPort, ClusterView
 from control_plane.core.model.errors import Unavailable
 from control_plane.core.model.intent_base import Message
 from control_plane.gateway.auth import PREFIX
+from control_plane.gateway.routes import respond
 
 
 class NoCluster:
@@ -26,18 +27,14 @@ def _cluster(request: Request) -> ClusterPort:
     return cluster
 
 
-def _answer(answer: Message) -> Response:
-    return Response(answer.model_dump_json(), media_type="application/json", headers={"Cache-Control": "no-store"})
-
-
 async def read_cluster(request: Request) -> Response:
     """Return the cluster's nodes with their releases and actors, its resources, and those that are free."""
-    return _answer(await _cluster(request).view())
+    return respond(await _cluster(request).view())
 
 
 async def check_cluster(request: Request) -> Response:
     """Check every node: releases, GPUs, clocks, Ray's variables, the shared storage. Takes seconds."""
-    return _answer(await _cluster(request).check())
+    return respond(await _cluster(request).check())
 
 
 def add_cluster_routes(app: FastAPI) -> None:

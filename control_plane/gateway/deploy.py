@@ -23,7 +23,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 
 from control_plane.actor.cluster_view import RayCluster, last_line
-from control_plane.actor.control_actor import HEAD, SHARE_OF_THE_HEAD, is_serving
+from control_plane.actor.control_actor import is_serving, of_the_head
 from control_plane.actor.remote import RayHandle
 from control_plane.addresses import check_certificate
 from control_plane.api.messages import RunSummary
@@ -35,7 +35,7 @@ from control_plane.gateway.launching.ray_access import RayJobs, RunsOnRay
 from control_plane.gateway.launching.service_process import ServiceProcesses
 from control_plane.gateway.launching.watch import JobWatch
 from control_plane.gateway.priority import lower_priority
-from control_plane.gateway.queueing.housekeeping import Housekeeping, JobsWithQueue
+from control_plane.gateway.queueing.housekeeping import Housekeeping
 from control_plane.gateway.queueing.on_ray import OnRay
 from control_plane.gateway.tokens import TokenFile, create_tokens
 from control_plane.server.archive import ArchivedRun
@@ -188,13 +188,6 @@ def _start_serve(where: Settings) -> None:
     serve.start(proxy_location=ProxyLocation.HeadOnly, http_options=wanted)
 
 
-def _of_the_head() -> dict[str, float]:
-    """Return the resource that places the gateway on the head, where its proxy is, and a local dashboard answers."""
-    nodes = ray.nodes()  # type: ignore[no-untyped-call]
-    heads = [node for node in nodes if node["Alive"] and HEAD in node.get("Resources", {})]
-    return {HEAD: SHARE_OF_THE_HEAD} if heads else {}
-
-
 def _application(where: Settings) -> Any:
     def build() -> Any:
         lower_priority()
@@ -211,7 +204,7 @@ def _application(where: Settings) -> Any:
             uploads=BundleUploads(where.home, where.bundle_max_bytes),
             cluster=RayCluster(where.home, where.signing_key),
             housekeeping=housekeeping,
-            jobs=JobsWithQueue(housekeeping, jobs),
+            jobs=jobs,
             background=[housekeeping.run_forever, jobs.watch],
         )
 
@@ -221,7 +214,7 @@ def _application(where: Settings) -> Any:
         max_ongoing_requests=MAX_ONGOING_REQUESTS,
         ray_actor_options={
             "num_cpus": 0,
-            "resources": _of_the_head(),
+            "resources": of_the_head(),  # where its proxy is, and a local dashboard answers
             "runtime_env": {"env_vars": where.environment()},
         },
         health_check_period_s=HEALTH_CHECK_PERIOD_S,

@@ -4,7 +4,6 @@
 as it has changed. A list that cannot be used is ignored: the last good one stays in force.
 """
 
-import fcntl
 import hashlib
 import hmac
 import logging
@@ -12,8 +11,6 @@ import os
 import re
 import secrets
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
@@ -25,8 +22,9 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from control_plane.config import ROLES, Role, Settings
 from control_plane.core.model.commands import MAX_LABEL_CHARS
 from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound
+from control_plane.storage.locks import lock_folder
 from control_plane.storage.private import make_folder, replace_file
-from control_plane.storage.regular import open_regular
+from control_plane.storage.regular import file_version, open_regular
 
 TOKEN_BYTES = 32
 MAX_TOKEN_CHARS = 512
@@ -151,12 +149,12 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         """Read the file. Raises `NotFound` or `Damaged`."""
         self._path = path
-        self._version = _version(path)
+        self._version = file_version(path)
         self._book = self._read()
 
     def identify(self, token: str) -> Identity | None:
         """Return the token's owner by the current list, or None."""
-        version = _version(self._path)
+        version = file_version(self._path)
         if version != self._version:
             self._version = version
             try:
@@ -184,15 +182,6 @@ def for_no_run(name: str) -> str:
     )
 
 
-def _version(path: Path) -> tuple[int, ...] | None:
-    """Return a fingerprint that changes with the file, which is always replaced as a whole; None if missing."""
-    try:
-        about = path.stat()
-    except OSError:
-        return None
-    return about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode, about.st_uid
-
-
 def _refuse_shared(path: Path, status: os.stat_result) -> None:
     if status.st_mode & 0o077 or status.st_uid != os.geteuid():
         raise Damaged(
@@ -212,7 +201,7 @@ def create_tokens(settings: Settings) -> TokenBook:
     A token is written before its digest, so the next call repairs an interrupted one. Other records of the list are
     kept. Raises `Damaged` if the list exists but cannot be read.
     """
-    with _changing(settings):
+    with lock_folder(settings.home):
         book = _book(settings)
         ids = {role: f"{LOCAL}{role}" for role in ROLES}
         records = [record for record in book.tokens if record.id not in ids.values()]
@@ -251,7 +240,7 @@ def add_token(
         record = TokenRecord(id=name, role=role, sha256=digest(token), runs=runs, expires_at=expires_at)
     except ValidationError as error:
         raise Invalid(f"not a valid pattern of runs: {error.errors()[0]['input']!r}; for example: 'gpt2-*'") from None
-    with _changing(settings):
+    with lock_folder(settings.home):
         book = _book(settings)
         if any(record.id == name for record in book.tokens):
             raise Conflict(f"a token named {name!r} exists already: `steer token revoke {name}` first")
@@ -261,7 +250,7 @@ def add_token(
 
 def revoke_token(settings: Settings, name: str) -> bool:
     """Remove a token. Returns whether it was replaced: a local one is, by a new one. Raises `NotFound`."""
-    with _changing(settings):
+    with lock_folder(settings.home):
         book = _book(settings)
         left = tuple(record for record in book.tokens if record.id != name)
         if len(left) == len(book.tokens):
@@ -273,18 +262,6 @@ def revoke_token(settings: Settings, name: str) -> bool:
     if role is not None:
         create_tokens(settings)
     return role is not None
-
-
-@contextmanager
-def _changing(settings: Settings) -> Iterator[None]:
-    """Hold the lock for changing the list."""
-    make_folder(settings.home)
-    handle = os.open(settings.home, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
 
 
 def _text(settings: Settings) -> str:

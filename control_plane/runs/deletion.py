@@ -26,7 +26,7 @@ from control_plane.core.model.intent_base import Message
 from control_plane.runs.usage import measure, owner_of
 from control_plane.storage.in_use import nobody_reads
 from control_plane.storage.layout import RunFiles
-from control_plane.storage.private import make_folder, private, replace_file
+from control_plane.storage.private import make_folder, private, replace_file, sync_names
 from control_plane.storage.regular import read_regular
 
 log = logging.getLogger(__name__)
@@ -81,7 +81,7 @@ class Deletions:
             try:
                 make_folder(self._folder)
                 replace_file(path, decision.model_dump_json())
-                _sync(self._folder)
+                sync_names(self._folder)
                 self._move(path, decision)
             except OSError as error:
                 reason = error.strerror or error
@@ -128,7 +128,7 @@ class Deletions:
         except FileNotFoundError:
             return
         os.rename(root, path.with_suffix(""))
-        _sync(root.parent)
+        sync_names(root.parent)
 
     def _note(self, path: Path, decision: Deletion) -> None:
         """Write the audit line, once: a crash may come between the line and the end of the decision."""
@@ -162,11 +162,3 @@ def _remove_tree(folder: Path) -> None:
         shutil.rmtree(path) if os.path.isdir(path) and not os.path.islink(path) else os.unlink(path)
 
     shutil.rmtree(folder, onerror=lambda remove, path, info: allow(remove, path, info[1]))
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -8,9 +8,7 @@ leaves entries, from which the next one goes on.
 Not covered: file systems without `flock`; two gateways of one home on two machines.
 """
 
-import fcntl
 import logging
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,7 +21,8 @@ from control_plane.core.model.errors import Unavailable
 from control_plane.core.model.intent_base import Message
 from control_plane.core.rules.capacity import Demand
 from control_plane.storage.layout import RUN_ID, check_run_id
-from control_plane.storage.private import make_folder, private, replace_file
+from control_plane.storage.locks import lock_file
+from control_plane.storage.private import make_folder, replace_file
 from control_plane.storage.regular import read_regular
 
 FOLDER = "queue"
@@ -67,13 +66,8 @@ class QueueFolder:
     @contextmanager
     def deciding(self) -> Iterator[None]:
         """Hold the lock under which starts are decided and entries change. Raises `Unavailable` if it stays taken."""
-        make_folder(self._folder)
-        deadline = time.monotonic() + LOCK_WAIT_S
-        with open(self._folder / ".lock", "w", opener=private) as file:
-            while not _locked(file.fileno()):
-                if time.monotonic() > deadline:
-                    raise Unavailable(f"the start queue is busy for {LOCK_WAIT_S:.0f} s; repeat with the same uuid")
-                time.sleep(LOOK_EVERY_S)
+        otherwise = f"the start queue is busy for {LOCK_WAIT_S:.0f} s; repeat with the same uuid"
+        with lock_file(self._folder / ".lock", LOCK_WAIT_S, LOOK_EVERY_S, otherwise):
             yield
 
     def entries(self) -> list[QueueEntry]:
@@ -111,11 +105,3 @@ class QueueFolder:
 
     def _path(self, run: str) -> Path:
         return self._folder / f"{check_run_id(run)}{SUFFIX}"
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -4,11 +4,8 @@
 A file that cannot be used is ignored: the last good one stays in force.
 """
 
-import fcntl
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,8 +15,9 @@ from control_plane.core.model.commands import MAX_LABEL_CHARS
 from control_plane.core.model.errors import Damaged, Invalid
 from control_plane.core.model.intent_base import Message
 from control_plane.core.rules.start_order import Quota
-from control_plane.storage.private import make_folder, replace_file
-from control_plane.storage.regular import open_regular
+from control_plane.storage.locks import lock_folder
+from control_plane.storage.private import replace_file
+from control_plane.storage.regular import file_version, open_regular
 
 MAX_OWNERS = 10_000
 Owner = Annotated[str, Field(min_length=1, max_length=MAX_LABEL_CHARS)]
@@ -64,7 +62,7 @@ class QuotaFile:
 
     def book(self) -> QuotaBook:
         """Return the quotas that are in force."""
-        version = _version(self._path)
+        version = file_version(self._path)
         if version != self._version:
             self._version = version
             try:
@@ -80,7 +78,7 @@ def change_quota(home: Path, owner: str | None, changes: dict[str, Any]) -> Quot
     Raises `Invalid` for a malformed owner or limit, `Damaged` if the file cannot be read.
     """
     path = quotas_path(home)
-    with _changing(home):
+    with lock_folder(home):
         book = QuotaBook.from_file(path)
         before = book.default if owner is None else book.of(owner)
         changed = before.model_dump() | changes
@@ -94,7 +92,7 @@ def change_quota(home: Path, owner: str | None, changes: dict[str, Any]) -> Quot
 
 def forget_quota(home: Path, owner: str) -> QuotaBook:
     """Remove an owner's own quota, so that the default applies, and return the book."""
-    with _changing(home):
+    with lock_folder(home):
         body = QuotaBook.from_file(quotas_path(home)).model_dump()
         body["owners"].pop(owner, None)
         return _write(quotas_path(home), body)
@@ -102,7 +100,7 @@ def forget_quota(home: Path, owner: str) -> QuotaBook:
 
 def keep_ended(home: Path, days: float | None) -> QuotaBook:
     """Set for how many days ended runs are kept (None: for good), and return the book."""
-    with _changing(home):
+    with lock_folder(home):
         body = QuotaBook.from_file(quotas_path(home)).model_dump() | {"keep_ended_days": days}
         return _write(quotas_path(home), body)
 
@@ -121,23 +119,3 @@ def _write(path: Path, body: dict[str, Any]) -> QuotaBook:
         raise Invalid(f"{where} is {first['input']!r}: {first['msg'].lower()}") from None
     replace_file(path, book.model_dump_json(indent=2, exclude_none=True) + "\n")
     return book
-
-
-@contextmanager
-def _changing(home: Path) -> Iterator[None]:
-    """Hold the lock for changing the file."""
-    make_folder(home)
-    handle = os.open(home, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)
-
-
-def _version(path: Path) -> tuple[int, ...] | None:
-    try:
-        about = path.stat()
-    except OSError:
-        return None
-    return about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode, about.st_uid

@@ -71,6 +71,15 @@ def replace_file(path: Path, text: str) -> None:
     draft.replace(path)
 
 
+def sync_names(folder: Path) -> None:
+    """Make the names in a folder durable. Raises `OSError`."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def private(path: str, flags: int) -> int:
     """Open a file as an `opener` for `open`: new files get mode 0600."""
     return os.open(path, flags | os.O_CLOEXEC, FILE_MODE)

@@ -55,3 +55,12 @@ def _is_regular(path: Path | str, folder: int | None) -> bool:
         return stat.S_ISREG(os.stat(path, dir_fd=folder, follow_symlinks=False).st_mode)
     except OSError:
         return True
+
+
+def file_version(path: Path) -> tuple[int, ...] | None:
+    """Return a fingerprint that changes with the file, which is always replaced as a whole; None if missing."""
+    try:
+        about = path.stat()
+    except OSError:
+        return None
+    return about.st_ino, about.st_mtime_ns, about.st_size, about.st_mode, about.st_uid

@@ -44,7 +44,7 @@ from control_plane.storage.in_use import reading
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles, check_run_id, find_run
 from control_plane.storage.ownership import sign_config
-from control_plane.storage.private import FOLDER_MODE, make_folder, replace_file
+from control_plane.storage.private import FOLDER_MODE, make_folder, replace_file, sync_names
 from control_plane.storage.regular import read_regular
 from ray_jobs.config.bundled_paths import check_code
 from ray_jobs.config.config_files import SentFiles
@@ -53,7 +53,7 @@ from ray_jobs.config.own_config import own_config
 from ray_jobs.config.run_config import RunConfig, parse, with_overrides
 from ray_jobs.config.sections import ScriptWorkload
 from ray_jobs.driver.fork_and_replay import Fill, forked_from, read_run, recorded_checkpoint, replay_of, replayed_config
-from ray_jobs.service.ledger import LaunchLedger, LedgerEntry, sync
+from ray_jobs.service.ledger import LaunchLedger, LedgerEntry
 from ray_jobs.service.ray_submissions import RaySubmissions, submitted_job
 from ray_jobs.service.settings_limits import check_first, check_initial_values, check_overrides
 from ray_jobs.service.starts import NotTaken, Room, Starts, entry_of
@@ -237,7 +237,7 @@ class LaunchService:
         try:
             make_folder(final.root.parent)
             os.rename(entry.folder(new.run).root, final.root)
-            sync(final.root.parent)
+            sync_names(final.root.parent)
         except OSError as error:
             raise Conflict(f"run {new.run!r} cannot be made: {error.strerror or error}") from None
         reach("launch", "after_rename")

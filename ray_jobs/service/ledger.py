@@ -9,8 +9,6 @@ A process that dies leaves a record without an answer: the repeated request make
 Not covered: file systems without `flock`.
 """
 
-import fcntl
-import os
 import shutil
 import time
 from collections.abc import Iterator
@@ -25,7 +23,8 @@ from control_plane.core.model.errors import Conflict, Damaged, Unavailable
 from control_plane.core.model.intent_base import Message
 from control_plane.storage.failpoints import reach
 from control_plane.storage.layout import RunFiles
-from control_plane.storage.private import make_folder, private, replace_file
+from control_plane.storage.locks import lock_file
+from control_plane.storage.private import make_folder, replace_file, sync_names
 from control_plane.storage.regular import read_regular
 
 FOLDER = "launching"
@@ -65,13 +64,8 @@ class LaunchLedger:
     @contextmanager
     def lock(self, name: str) -> Iterator[None]:
         """Hold a lock between processes. Raises `Unavailable` if another holds it for too long."""
-        make_folder(self._folder)
-        deadline = time.monotonic() + LOCK_WAIT_S
-        with open(self._folder / f"{name}.lock", "w", opener=private) as file:
-            while not _locked(file.fileno()):
-                if time.monotonic() > deadline:
-                    raise Unavailable(f"another request holds {name}; repeat this one with the same uuid")
-                time.sleep(LOOK_EVERY_S)
+        otherwise = f"another request holds {name}; repeat this one with the same uuid"
+        with lock_file(self._folder / f"{name}.lock", LOCK_WAIT_S, LOOK_EVERY_S, otherwise):
             yield
 
     def _read(self, uuid: UUID) -> LaunchRecord | None:
@@ -127,28 +121,11 @@ class LedgerEntry:
         path = _path(self._folder, record.uuid)
         try:
             replace_file(path, record.model_dump_json())
-            sync(self._folder)
+            sync_names(self._folder)
         except OSError as error:
             raise Unavailable(f"{path} could not be written: {error.strerror or error}") from None
         self.record = record
 
 
-def sync(folder: Path) -> None:
-    """Make the names in a folder durable. Raises `OSError`."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
 def _path(folder: Path, uuid: UUID) -> Path:
     return folder / f"request.{uuid}.json"
-
-
-def _locked(descriptor: int) -> bool:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True

@@ -22,6 +22,8 @@ WITHOUT: dict[tuple[str, str], str] = {
     ("writer.py", "<module>"): "the three calls by their names; whoever calls them has the points",
     ("signing.py", "_create"): "it says only how the key is named: `_put` names it, and has the points",
     ("private.py", "make_folder"): "whoever makes a folder in which something has to last has the points",
+    ("private.py", "sync_names"): "whoever makes the name that has to last has the points",
+    ("locks.py", "lock_file"): "an empty file that is only locked",
     ("private.py", "write_file"): "what a new run begins with: one that was not submitted is removed",
     ("probe.py", "held_probe"): "a scratch folder, removed at once",
     ("probe.py", "_write"): "into a scratch folder",

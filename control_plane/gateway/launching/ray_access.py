@@ -87,7 +87,7 @@ class RunsOnRay:
     async def queued_because(self, run: str) -> str | None:
         """See `WatchedRuns.queued_because`."""
         entry = await asyncio.to_thread(self._queue.entry, run)
-        return (entry.reason or "it starts now") if entry is not None and entry.is_queued else None
+        return (entry.reason or "") if entry is not None and entry.is_queued else None
 
     async def close(self, run: str, reason: str) -> None:
         """See `WatchedRuns.close`."""

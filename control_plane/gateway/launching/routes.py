@@ -18,16 +18,16 @@ from control_plane.api.launching import (
     ReplayRequest,
     Requester,
     ResumeRequest,
-    Submission,
 )
-from control_plane.core.model.errors import Conflict, NotAllowed, SteerwayError, Unavailable
+from control_plane.core.model.errors import Conflict, NotAllowed, Unavailable
 from control_plane.core.model.intent_base import Message
 from control_plane.gateway.auth import PREFIX, check_may_command
+from control_plane.gateway.launching.background import begin
 from control_plane.gateway.launching.jobs import JobLookup
 from control_plane.gateway.routes import chosen_uuid, directory_of, respond
 from control_plane.gateway.tokens import Identity
+from control_plane.runs.usage import submission_of
 from control_plane.storage.layout import RunFiles
-from control_plane.storage.regular import read_regular
 
 HEARD_LATELY_S = 15.0
 """Rank 0 reports about once a second, even while paused."""
@@ -117,26 +117,18 @@ async def _check_no_other_driver(request: Request, run: str) -> None:
 
 
 def _is_of_a_ray_job(files: RunFiles) -> bool:
-    try:
-        return Submission.model_validate_json(read_regular(files.submission)).via == "ray-job"
-    except (OSError, ValueError, SteerwayError):
-        return False
+    submission = submission_of(files)
+    return submission is not None and submission.via == "ray-job"
 
 
 async def _finish(work: Awaitable[Launched]) -> Launched:
     """Await a launch to its end, also if the client goes away: a repeated request then finds its result."""
-    task = asyncio.ensure_future(work)
-    _UNFINISHED.add(task)
-    task.add_done_callback(_forget)
+    task = begin(work)
+    task.add_done_callback(_retrieve)
     return await asyncio.shield(task)
 
 
-_UNFINISHED: set[asyncio.Future[Launched]] = set()
-"""The event loop holds tasks weakly."""
-
-
-def _forget(task: "asyncio.Future[Launched]") -> None:
-    _UNFINISHED.discard(task)
+def _retrieve(task: "asyncio.Future[Launched]") -> None:
     if not task.cancelled():
         task.exception()  # the client that would have received it may be gone
 

@@ -33,7 +33,7 @@ class WatchedRuns(Protocol):
         ...
 
     async def queued_because(self, run: str) -> str | None:
-        """Return why a run waits in the start queue, or None if it does not."""
+        """Return why a run waits in the start queue (empty: not known yet), or None if it does not."""
         ...
 
     async def close(self, run: str, reason: str) -> None:
@@ -55,7 +55,7 @@ class JobWatch:
     async def job(self, run: str) -> JobView:
         """Return the run's newest job; of one that has ended, how, and what its run needs."""
         if (reason := await self._runs.queued_because(run)) is not None:
-            return JobView(run=run, status="queued", message=reason)
+            return JobView(run=run, status="queued", message=reason or None)
         try:
             jobs = await self._list(FRESH_FOR_S)
         except Unavailable as error:

@@ -7,13 +7,12 @@ processes, from files, by rules; a decision that was half carried out is carried
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
-from control_plane.api.launching import JobView
 from control_plane.api.messages import Receipt, RunSummary
 from control_plane.api.queueing import DeletedRun, QueuedStart, StartQueue, Usage
 from control_plane.config import Role
@@ -21,7 +20,7 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, SteerwayError
 from control_plane.core.rules.capacity import ClusterState, describe_demand
 from control_plane.core.rules.run_deletion import QUEUED, RunFacts, check_deletable, check_may_delete, expired_runs
-from control_plane.gateway.launching.jobs import JobLookup
+from control_plane.gateway.launching.background import begin
 from control_plane.runs.deletion import Deletion, Deletions
 from control_plane.runs.queue_files import QueueEntry, QueueFolder
 from control_plane.runs.queued_run import QueuedRun, utc
@@ -130,7 +129,7 @@ class Housekeeping:
         own = next((each for each in facts if each.run == run), RunFacts(run, "unknown"))
         check_deletable(own, facts, own.status != QUEUED and await self._around.job_is_alive(run))
         decision = await asyncio.to_thread(self._delete, files, seen, by, role, "asked for")
-        _in_background(asyncio.to_thread(self._deletions.complete))
+        begin(asyncio.to_thread(self._deletions.complete))
         return DeletedRun(run=run, owner=decision.owner, size_bytes=decision.size_bytes)
 
     def _delete(self, files: RunFiles, seen: QueueEntry | None, by: str, role: str, because: str) -> Deletion:
@@ -154,13 +153,6 @@ class Housekeeping:
         if files.journal.is_dir() and (past is None or past.has_gone_on()):
             past = self._past[run] = ArchivedRun(files)
         return QueuedRun(entry, past, self.stop_queued)
-
-    async def queued_job(self, run: str) -> JobView | None:
-        """Return the view of a job that is not submitted yet, or None if the run does not wait in the queue."""
-        entry = await asyncio.to_thread(self._folder.entry, run)
-        if entry is None or not entry.is_queued:
-            return None
-        return JobView(run=run, status="queued", message=entry.reason)
 
     async def stop_queued(self, entry: QueueEntry, command: Command) -> Receipt:
         """Take a run out of the queue; one that has never begun is closed as stopped. See `runs.queued_run`."""
@@ -233,24 +225,3 @@ class Housekeeping:
         jobs, cluster = await asyncio.gather(self._around.living_jobs(), self._around.cluster())
         entries = await asyncio.to_thread(self._folder.entries)
         return _Look(entries, plan_starts(entries, jobs, cluster, self._quotas.book(), self._wall_clock()))
-
-
-class JobsWithQueue:
-    """Job lookup that knows the jobs to come. Implements `JobLookup`."""
-
-    def __init__(self, housekeeping: Housekeeping, jobs: JobLookup) -> None:
-        self._housekeeping, self._jobs = housekeeping, jobs
-
-    async def job(self, run: str) -> JobView:
-        """Return the run's newest job, or that it waits in the queue and why."""
-        return await self._housekeeping.queued_job(run) or await self._jobs.job(run)
-
-
-_TASKS: set[asyncio.Future[object]] = set()
-"""The event loop holds tasks weakly."""
-
-
-def _in_background(work: Awaitable[object]) -> None:
-    task = asyncio.ensure_future(work)
-    _TASKS.add(task)
-    task.add_done_callback(_TASKS.discard)

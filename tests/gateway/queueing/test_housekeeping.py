@@ -9,7 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from control_plane.api.launching import JobView, Submission
+from control_plane.api.launching import Submission
 from control_plane.api.messages import RunSummary
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, NotAllowed, NotFound, Unavailable
@@ -137,18 +137,6 @@ async def test_a_queued_run_is_shown_takes_no_command_and_can_be_stopped(rig: Ri
     assert await rig.keeping.queued("one") is None
     with pytest.raises(Conflict, match="no longer in the queue"):
         await handle.submit(Command(uuid=uuid4(), author="ana", intent=Stop()))
-
-
-async def test_the_job_of_a_queued_run_is_queued(rig: Rig) -> None:
-    class Jobs:
-        async def job(self, run: str) -> JobView:
-            return JobView(run=run, status="none")
-
-    rig.queued("one", reason="needs 3 CPUs, 2 free")
-    jobs = module.JobsWithQueue(rig.keeping, Jobs())
-    waiting = await jobs.job("one")
-    assert (waiting.status, waiting.message, waiting.is_alive) == ("queued", "needs 3 CPUs, 2 free", True)
-    assert (await jobs.job("two")).status == "none"
 
 
 async def test_the_loop_starts_what_may_start_and_keeps_reasons_current(rig: Rig) -> None:
