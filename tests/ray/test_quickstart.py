@@ -11,9 +11,17 @@ from tests.ray.cluster import REPOSITORY, Cluster
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
-ELSEWHERE = (["up"], ["down"], ["submit", "configs/own-script.yaml"])
+ELSEWHERE = (
+    ["up"],
+    ["down"],
+    ["submit", "configs/own-script.yaml"],
+    ["deploy", "--address", "HEAD:6379"],
+    ["context", "add", "lab", "--url", "https://steerway.lab"],
+    ["submit", "train.yaml"],
+)
 """The fixture starts and stops the shared cluster with the program that two of them call, and `test_live_run` submits
-the script; here it would be a second active run."""
+the script; here it would be a second active run. The last three need a cluster on other machines: `make rehearsal` runs
+them on one."""
 
 
 def steer_lines(document: Path) -> list[list[str]]:
