@@ -20,7 +20,7 @@ from cluster.keeper import POLL_S, HealthChecks, Keeper, parts_file
 from cluster.parts import CONSOLE_START_S, last_lines
 from cluster.record import make_home, utc_now
 from cluster.stopped import StoppedServices
-from control_plane.actor.cluster_view import last_line
+from control_plane.actor.cluster_view import cause_of
 from control_plane.actor.control_actor import HEAD, NAMESPACE, SHARE_OF_THE_HEAD
 from control_plane.config import Settings
 from control_plane.core.model.errors import SteerwayError
@@ -120,7 +120,7 @@ def start_console(where: Settings) -> None:
         try:
             state = ray.get(actor.state.remote(), timeout=ANSWER_WITHIN_S)
         except RayError as error:
-            raise SteerwayError(f"the console's supervisor did not start: {last_line(error)}") from None
+            raise SteerwayError(f"the console's supervisor did not start: {cause_of(error)}") from None
         if state["up"]:
             return
         if state["ended"] is not None:

@@ -125,12 +125,12 @@ def _bring_up(where: Settings, ray: ExistingRay) -> bool:
         address=ray.address, head=ray.head.node_id, release=release("unknown"), environment=where.environment()
     )
     same = read_deployment(where) == wanted
-    gateway_is_up = answers(f"{where.own_gateway_url}/api/v1/health")
+    gateway_is_up = answers(where.own_gateway_health_url)
     if not (same and gateway_is_up):
         if not gateway_is_up and ray.here.is_head:
             check_free(where.host, where.gateway_port, "gateway", "STEERWAY_GATEWAY_PORT")
         gateway.deploy(where)
-    console_is_up = answers(f"{where.own_console_url}/_stcore/health") and find_console() is not None
+    console_is_up = answers(where.own_console_health_url) and find_console() is not None
     if not (same and console_is_up):
         end_console()
         if ray.here.is_head:

@@ -78,8 +78,8 @@ class HealthChecks:
     def __init__(self, where: Settings, ask: Callable[[str], bool] = answers) -> None:
         self._where, self._ask = where, ask
         self._urls = {
-            "gateway": f"{where.own_gateway_url}/api/v1/health",
-            "console": f"{where.own_console_url}/_stcore/health",
+            "gateway": where.own_gateway_health_url,
+            "console": where.own_console_health_url,
         }
         self._views: dict[str, PartView] = {}
         self._missed: dict[str, int] = {}

@@ -165,13 +165,13 @@ def _start_parts(where: Settings, record: ClusterRecord, count: int) -> ClusterR
     gateway = parts.gateway(where)
     deployment = parts.start(gateway, environment)
     parts.wait_until(
-        lambda: deployment.poll() == 0 and parts.answers(f"{where.own_gateway_url}/api/v1/health"),
+        lambda: deployment.poll() == 0 and parts.answers(where.own_gateway_health_url),
         deployment,
         gateway,
         parts.GATEWAY_START_S,
         beneath,
     )
-    health = f"{where.own_console_url}/_stcore/health"
+    health = where.own_console_health_url
     parts.wait_until(lambda: parts.answers(health), console_process, console, parts.CONSOLE_START_S)
     # One after the other: three raylets that start at once on two cores exceed Ray's timeout for each.
     for number in range(2, count + 1):

@@ -121,7 +121,7 @@ def ray_head(settings: Settings, temp_dir: str, nodes: int = 1) -> Launch:
     """
     options = _options(settings, HEAD, temp_dir, cpus_of_head(nodes)) | {
         "port": settings.ray_port,
-        "dashboard-host": settings.dashboard_host or settings.head_host,
+        "dashboard-host": settings.dashboard_address,
         "dashboard-port": settings.dashboard_port,
         "include-dashboard": "true",
         # Ray Client cannot be disabled; it gets a free port, so that two clusters can share a machine.

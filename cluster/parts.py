@@ -59,9 +59,7 @@ def check_ports(settings: Settings) -> None:
 
 def _bound_host(settings: Settings, part: str) -> str:
     """Return the address that a part binds."""
-    return {"ray": settings.head_host, "dashboard": settings.dashboard_host or settings.head_host}.get(
-        part, settings.host
-    )
+    return {"ray": settings.head_host, "dashboard": settings.dashboard_address}.get(part, settings.host)
 
 
 def named_ports(settings: Settings) -> dict[str, int]:

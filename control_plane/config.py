@@ -161,6 +161,16 @@ class Settings(BaseModel):
         return f"{self._scheme}://{_bracketed(self._own_host)}:{self.console_port}"
 
     @property
+    def own_gateway_health_url(self) -> str:
+        """URL that answers 200 while the gateway works, for programs on this machine; no token is needed."""
+        return f"{self.own_gateway_url}/api/v1/health"
+
+    @property
+    def own_console_health_url(self) -> str:
+        """URL that answers 200 while the console works, for programs on this machine; no token is needed."""
+        return f"{self.own_console_url}/_stcore/health"
+
+    @property
     def head_host(self) -> str:
         """The address by which Ray's nodes reach its head."""
         return self.ray_host or ("127.0.0.1" if self.host in WILDCARDS else self.host)
@@ -171,9 +181,14 @@ class Settings(BaseModel):
         return f"{_bracketed(self.head_host)}:{self.ray_port}"
 
     @property
+    def dashboard_address(self) -> str:
+        """The address that Ray's dashboard binds."""
+        return self.dashboard_host or self.head_host
+
+    @property
     def dashboard_url(self) -> str:
         """Ray's dashboard, which also serves the Ray Jobs API."""
-        return f"http://{_bracketed(self.dashboard_host or self.head_host)}:{self.dashboard_port}"
+        return f"http://{_bracketed(self.dashboard_address)}:{self.dashboard_port}"
 
     @property
     def _scheme(self) -> str:

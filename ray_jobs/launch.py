@@ -27,6 +27,7 @@ from control_plane.actor.control_actor import retire
 from control_plane.actor.remote import RayHandle
 from control_plane.api.launching import JobRequest
 from control_plane.api.versions import release
+from control_plane.core.model.characters import last_line
 from control_plane.core.model.errors import Damaged, Refused, SteerwayError, Unavailable
 from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import Ending
@@ -203,15 +204,11 @@ def _proof_of_storage(files: RunFiles) -> StorageProof:
 def _first_cause(error: BaseException, redaction: Redaction) -> str:
     """Return the first worker's error message, without Ray's exceptions around it."""
     failures = getattr(error, "worker_failures", None)
+    where, cause = type(error).__name__, error
     if failures:
-        rank, failure = sorted(failures.items())[0]
-        return f"rank {rank}: {_last_line(redaction.text(str(failure)))}"
-    return f"{type(error).__name__}: {_last_line(redaction.text(str(error)))}"
-
-
-def _last_line(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[-1] if lines else "the error has no message"
+        rank, cause = sorted(failures.items())[0]
+        where = f"rank {rank}"
+    return f"{where}: {last_line(redaction.text(str(cause))) or 'the error has no message'}"
 
 
 async def _close(handle: RayHandle, ending: Ending, reason: str | None) -> tuple[str, str | None]:

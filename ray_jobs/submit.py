@@ -12,7 +12,6 @@ import getpass
 import importlib.util
 import json
 import os
-import secrets
 import shlex
 import shutil
 import sys
@@ -40,7 +39,7 @@ from control_plane.shipped import find_config
 from control_plane.storage.checkpoint.transfer import adoptable
 from control_plane.storage.direct_jobs import run_of_job
 from control_plane.storage.journal import writer
-from control_plane.storage.layout import RUN_ID, RunFiles, check_run_id, find_run, job_name, job_number
+from control_plane.storage.layout import RunFiles, check_run_id, find_run, job_name, job_number
 from control_plane.storage.ownership import sign_config
 from control_plane.storage.private import FOLDER_MODE, make_folder, replace_file, write_file
 from ray_jobs.checkpoint.batch import possible_sizes
@@ -52,12 +51,10 @@ from ray_jobs.config.sections import ScriptWorkload
 from ray_jobs.config.training_keys import check_training_keys
 
 
-def new_run_id(name: str) -> str:
-    """Return a unique run id: the config's name, the day, and random digits."""
-    stem = name[: 64 - len("-20260101-000000")]
-    run = f"{stem}-{datetime.now(UTC):%Y%m%d}-{secrets.token_hex(3)}"
-    assert RUN_ID.fullmatch(run), run
-    return run
+def new_run_id(name: str, uuid: UUID | None = None) -> str:
+    """Return a run id: the config's name, the day, and digits of the uuid of the request, or of a random one."""
+    digits = (uuid or uuid4()).hex[-6:]
+    return check_run_id(f"{name[: 64 - len('-20260101-000000')]}-{datetime.now(UTC):%Y%m%d}-{digits}")
 
 
 def prepare(config: RunConfig, runs_dir: Path, run: str) -> RunFiles:

@@ -31,8 +31,8 @@ def measure(n: int, quick: bool, say: Say) -> Result:
     """Measure `n` kills of each part. Raises `SteerwayError` if the cluster or a part does not start again."""
     seconds: dict[str, list[float]] = {part: [] for part in PARTS}
     with own_cluster(say) as where:
-        urls = dict.fromkeys(PARTS, f"{where.gateway_url}/api/v1/health")
-        urls["console"] = f"{where.console_url}/_stcore/health"
+        urls = dict.fromkeys(PARTS, where.own_gateway_health_url)
+        urls["console"] = where.own_console_health_url
         for number in range(n):
             for part in PARTS:
                 time.sleep(CALM_S)

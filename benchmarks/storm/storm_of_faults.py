@@ -170,7 +170,7 @@ def _ask(where: Settings, over: threading.Event, seen: StormResult) -> None:
     away_since_s: float | None = None
     while not over.wait(ASK_EVERY_S):
         now_s = time.monotonic()
-        if answers(f"{where.gateway_url}/api/v1/health"):
+        if answers(where.own_gateway_health_url):
             if away_since_s is not None:
                 seen.outages_s.append(time.monotonic() - away_since_s)
             away_since_s = None
@@ -229,7 +229,7 @@ def _missing(where: Settings, snapshot: Snapshot | None, first: int | None) -> l
     missing = [f"{part}: no living process" for part in PARTS if not living(where, part)]
     missing += [f"process {process.pid} is stopped" for process in stopped(where)]
     missing += [f"the {name} is down" for name, view in read_parts(where).items() if not view.up]
-    if not answers(f"{where.console_url}/_stcore/health"):
+    if not answers(where.own_console_health_url):
         missing.append("the console does not answer")
     if snapshot is None:
         return [*missing, "the gateway does not answer requests about the run"]

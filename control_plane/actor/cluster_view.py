@@ -20,6 +20,7 @@ from control_plane.actor.control_actor import HEAD
 from control_plane.actor.node_probe import NodeProbe
 from control_plane.api.cluster import ClusterChecks, ClusterView, NodeInfo
 from control_plane.api.versions import release
+from control_plane.core.model.characters import last_line
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.storage.probe import held_probe
 from control_plane.storage.proof import write_proof
@@ -91,7 +92,7 @@ class RayCluster:
             except TimeoutError:
                 return NodeAnswer(node, why=f"it did not answer within {CHECK_WITHIN_S:g} s")
             except RayError as error:
-                return NodeAnswer(node, why=last_line(error))
+                return NodeAnswer(node, why=cause_of(error))
 
 
 async def _clock_difference(probe: Any) -> tuple[float, float]:
@@ -121,7 +122,7 @@ async def _in_thread(ask: Any) -> Any:
     try:
         return await asyncio.to_thread(ask)
     except (RayError, RuntimeError, OSError) as error:
-        raise Unavailable(f"Ray does not answer: {last_line(error)}") from None
+        raise Unavailable(f"Ray does not answer: {cause_of(error)}") from None
 
 
 def _actors() -> dict[str, tuple[str, ...]]:
@@ -156,7 +157,6 @@ def _info(node: dict[str, Any], its_release: str | None, actors: tuple[str, ...]
     )
 
 
-def last_line(error: BaseException) -> str:
-    """Return the last line of an error of Ray, which is its cause; the others are the way there."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def cause_of(error: BaseException) -> str:
+    """Return the cause of an error of Ray: its last line; the others are the way there."""
+    return last_line(str(error)) or type(error).__name__

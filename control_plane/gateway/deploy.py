@@ -22,7 +22,7 @@ from ray.exceptions import RayError
 from ray.serve.config import HTTPOptions, ProxyLocation
 from ray.serve.context import _get_global_client
 
-from control_plane.actor.cluster_view import RayCluster, last_line
+from control_plane.actor.cluster_view import RayCluster, cause_of
 from control_plane.actor.control_actor import is_serving, of_the_head
 from control_plane.actor.remote import RayHandle
 from control_plane.addresses import check_certificate
@@ -121,7 +121,7 @@ def deploy(where: Settings) -> None:
     try:
         serve.run(_application(where), name=APPLICATION, route_prefix="/", blocking=False)
     except (RayError, RuntimeError, TimeoutError, ValueError) as error:
-        raise Unavailable(f"Ray Serve did not start the gateway: {last_line(error)}") from None
+        raise Unavailable(f"Ray Serve did not start the gateway: {cause_of(error)}") from None
     _wait_until_ready(where)
 
 
@@ -151,7 +151,7 @@ def connect(address: str) -> str:
     except ConnectionError:
         raise Unavailable(f"no Ray cluster is running at {address}; start one with `steer up`") from None
     except (RayError, RuntimeError, ValueError) as error:
-        raise Unavailable(f"the Ray cluster at {address} cannot be used: {last_line(error)}") from None
+        raise Unavailable(f"the Ray cluster at {address} cannot be used: {cause_of(error)}") from None
     return str(getattr(context, "dashboard_url", "") or "")
 
 
@@ -233,8 +233,7 @@ def _wait_until_ready(where: Settings) -> None:
         try:
             # Nothing secret is sent, and the certificate may be for another name than this machine's own address.
             unverified = ssl._create_unverified_context()
-            url = f"{where.own_gateway_url}/api/v1/health"
-            with urllib.request.urlopen(url, timeout=2, context=unverified) as answer:
+            with urllib.request.urlopen(where.own_gateway_health_url, timeout=2, context=unverified) as answer:
                 if answer.status == 200:
                     return
         except (urllib.error.URLError, OSError):

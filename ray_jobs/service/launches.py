@@ -64,6 +64,7 @@ from ray_jobs.submit import (
     free_job_id,
     is_closed,
     jobs_of,
+    new_run_id,
     write_request,
 )
 
@@ -112,7 +113,7 @@ class LaunchService:
         check(config)
         check_initial_values(config)
         room = self._starts.check(config, by.id, request.wait_for_nodes)
-        run = check_run_id(request.run) if request.run else run_id(config.name, request.uuid)
+        run = check_run_id(request.run) if request.run else new_run_id(config.name, request.uuid)
         new = NewRun(run, request.uuid, config, lambda files: self._unpack(files, config))
         return Launched(runs=self._begin(entry, [new], request, by, room), notes=room.notes)
 
@@ -132,7 +133,7 @@ class LaunchService:
             command = Command(uuid=uuid, author=by.id, role=by.role, intent=intent)
             check_first(config, command)
             fill = forked_from(source, committed, command)
-            new.append(NewRun(run_id(config.name, uuid), uuid, config, fill))
+            new.append(NewRun(new_run_id(config.name, uuid), uuid, config, fill))
         return Launched(runs=self._begin(entry, new, request, by, room, source), parent=parent, notes=room.notes)
 
     def _replay(self, entry: LedgerEntry, source: str, request: ReplayRequest, by: Requester) -> Launched:
@@ -140,7 +141,7 @@ class LaunchService:
         config = replayed_config(config)
         fill = replay_of(files, state, request.until_step)
         room = self._starts.check(config, by.id, request.wait_for_nodes)
-        new = NewRun(run_id(config.name, request.uuid), request.uuid, config, fill)
+        new = NewRun(new_run_id(config.name, request.uuid), request.uuid, config, fill)
         return Launched(runs=self._begin(entry, [new], request, by, room, files), parent=source, notes=room.notes)
 
     def _resume(self, entry: LedgerEntry, run: str, request: ResumeRequest, by: Requester) -> Launched:
@@ -258,11 +259,6 @@ class LaunchService:
         """Give a new run the code bundle that its config names."""
         if config.bundle is not None:
             unpack_bundle(self._where.home, config.bundle, files)
-
-
-def run_id(name: str, uuid: UUID) -> str:
-    """Return the id of the run that a request makes: the config's name, the day, and digits of the uuid."""
-    return check_run_id(f"{name[: 64 - len('-20260101-000000')]}-{datetime.now(UTC):%Y%m%d}-{uuid.hex[-6:]}")
 
 
 def submission_of(uuid: UUID, request: AnyLaunchRequest, by: Requester) -> Submission:

@@ -25,6 +25,12 @@ def one_line(text: str) -> str:
     return text if text.isprintable() else "".join(char if char.isprintable() else " " for char in text)
 
 
+def last_line(text: str) -> str:
+    """Return the last line that is not blank, or "". Of an error that has come through Ray it is the cause."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""
+
+
 def in_one_line(tell: Callable[P, str]) -> Callable[P, str]:
     """Decorate a function that returns untrusted text, so that its result is `one_line`."""
 

@@ -90,7 +90,7 @@ class Cleared(Message):
 
 
 class HealthChange(Message):
-    """What one look at the signs has changed."""
+    """Change that one look at the signs has made: alerts raised and cleared."""
 
     raised: tuple[Alert, ...] = ()
     cleared: tuple[Cleared, ...] = ()

@@ -7,10 +7,7 @@ children; the request may then be repeated with the same uuid.
 
 import asyncio
 import logging
-import os
-import signal
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 from pydantic import ValidationError
 
@@ -30,6 +27,7 @@ from control_plane.api.launching import (
 )
 from control_plane.core.model.errors import Overloaded, SteerwayError, Unavailable, errors_by_slug
 from control_plane.core.model.redaction import Redaction
+from control_plane.gateway.launching.child_process import run_child
 from control_plane.programs import program
 
 MAX_AT_ONCE = 2
@@ -38,7 +36,6 @@ MAX_AT_ONCE = 2
 MAX_WAITING = 16
 """More requests are rejected: each would wait longer than its client does."""
 
-MAX_ANSWER_BYTES = 256 * 1024
 MAX_LOGGED_CHARS = 4000
 
 log = logging.getLogger(__name__)
@@ -99,27 +96,14 @@ class ServiceProcesses:
         return answer.launched
 
     async def _run(self, call: bytes, redaction: Redaction, deadline: float) -> ServiceAnswer:
-        process = await asyncio.create_subprocess_exec(
-            *(self._command or program("ray_jobs.service")),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **self._environment},
-            start_new_session=True,
-            limit=MAX_ANSWER_BYTES,
-        )
+        command = self._command or program("ray_jobs.service")
         try:
-            async with asyncio.timeout_at(deadline):
-                out, err = await process.communicate(call)
+            exit_code, out, err = await run_child(command, self._environment, deadline, call)
         except TimeoutError:
             raise Unavailable(
                 f"the run was not started within {self._deadline_s:g} s, and the attempt was ended; repeat the "
                 "request with the same uuid"
             ) from None
-        finally:
-            if process.returncode is None:
-                _kill_group(process.pid)
-                await process.wait()
         if err:
             text = redaction.text(err.decode("utf-8", "replace"))[-MAX_LOGGED_CHARS:]
             log.warning("the launch service wrote: %s", text)
@@ -127,15 +111,9 @@ class ServiceProcesses:
             return ServiceAnswer.model_validate_json(out.strip().rpartition(b"\n")[2])
         except ValidationError:
             raise Unavailable(
-                f"the launch service ended without an answer (exit code {process.returncode}); the gateway's log says "
+                f"the launch service ended without an answer (exit code {exit_code}); the gateway's log says "
                 "why. Repeat the request with the same uuid"
             ) from None
-
-
-def _kill_group(group: int) -> None:
-    """Kill the process with its children."""
-    with suppress(ProcessLookupError, PermissionError):
-        os.killpg(group, signal.SIGKILL)
 
 
 def _error_of(problem: ServiceProblem) -> SteerwayError:

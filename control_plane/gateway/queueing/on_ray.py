@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -15,6 +14,7 @@ from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.core.rules.capacity import ClusterState
 from control_plane.core.rules.run_deletion import ENDED as ENDED_RUNS
 from control_plane.core.rules.run_deletion import RunFacts
+from control_plane.gateway.launching.child_process import run_child
 from control_plane.gateway.launching.jobs import ENDED, JobsOfRay
 from control_plane.programs import program
 from control_plane.server.archive import ArchivedRun
@@ -55,23 +55,12 @@ class OnRay:
 
     async def start_waiting(self) -> None:
         """See `Surroundings.start_waiting`."""
-        process = await asyncio.create_subprocess_exec(
-            *program("ray_jobs.service.start_waiting"),
-            stdin=asyncio.subprocess.DEVNULL,
-            stdout=asyncio.subprocess.DEVNULL,
-            stderr=asyncio.subprocess.PIPE,
-            env={**os.environ, **self._environment},
-        )
+        deadline = asyncio.get_running_loop().time() + START_WITHIN_S
         try:
-            async with asyncio.timeout(START_WITHIN_S):
-                _, err = await process.communicate()
+            exit_code, _, err = await run_child(program("ray_jobs.service.start_waiting"), self._environment, deadline)
         except TimeoutError:
             raise Unavailable(f"queued runs were not started within {START_WITHIN_S:.0f} s; this is repeated") from None
-        finally:
-            if process.returncode is None:
-                process.kill()
-                await process.wait()
-        if process.returncode:
+        if exit_code:
             last = err.decode("utf-8", "replace").strip()[-MAX_LOGGED_CHARS:]
             raise Unavailable(f"queued runs could not be started; this is repeated: {last}")
 

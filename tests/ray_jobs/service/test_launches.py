@@ -131,7 +131,7 @@ def test_request_that_is_repeated_on_the_next_day_is_the_same_run(
             desk.call("launch", {"config": config_of(script)}, uuid=UUID_1)
     finally:
         failpoints.arm("")
-    monkeypatch.setattr("ray_jobs.service.launches.run_id", lambda name, uuid: f"{name}-20991231-{uuid.hex[-6:]}")
+    monkeypatch.setattr("ray_jobs.service.launches.new_run_id", lambda name, uuid: f"{name}-20991231-{uuid.hex[-6:]}")
     [run] = desk.call("launch", {"config": config_of(script)}, uuid=UUID_1).runs
     assert desk.runs() == [run.run]
     assert "2099" not in run.run
