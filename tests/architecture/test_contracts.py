@@ -42,6 +42,18 @@ def test_contracts_hold() -> None:
         (MODEL, "from control_plane.core.rules import decisions", "Layers of the core"),
         ("control_plane/core/boundary.py", "from control_plane.core.rules import decisions", "Layers of the core"),
         (
+            "control_plane/core/health/signs.py",
+            "from control_plane.core.health import monitor",
+            "Layers of the core's health",
+        ),
+        ("control_plane/core/health/monitor.py", "import numpy", "Health needs the core's model only"),
+        (
+            "control_plane/core/health/windows.py",
+            "from control_plane.core.rules import decisions",
+            "Health needs the core's model only",
+        ),
+        ("control_plane/core/model/health.py", "from control_plane.core.health import monitor", "Layers of the core"),
+        (
             "control_plane/core/model/records.py",
             "from control_plane.core.model import state",
             "Layers of the core's model",

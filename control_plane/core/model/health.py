@@ -40,6 +40,23 @@ Level = Literal["info", "warning", "critical"]
 Trust = Literal["trusted", "suspect", "unknown"]
 """Of a checkpoint: saved while every check was green; while one was red; while one could not tell."""
 
+MAKES_SUSPECT: frozenset[AlertKind] = frozenset(
+    {
+        "non_finite",
+        "loss_scale_exhausted",
+        "loss_spike",
+        "gradient_spike",
+        "slow_divergence",
+        "forgetting",
+        "dead_units",
+        "vanishing_layer",
+        "exploding_layer",
+        "attention_blow_up",
+    }
+)
+"""Kinds that speak of the weights: a checkpoint saved at or after their onset is suspect. The others speak of the
+machine, of steps that were not taken, or of training that does no harm."""
+
 
 class Evidence(Message):
     """Measurement behind an alert: the sign, its value, the window that it was compared with, and the threshold."""

@@ -1,0 +1,140 @@
+"""Health monitor of one training: all detectors over the signs of every step, on rank 0.
+
+    monitor = HealthMonitor(settings, branch="main")
+    change = monitor.observe(step, signs, by_rank)     # after every step
+    verdict, reasons = monitor.trust()                 # for a checkpoint saved now
+    monitor.restore(saved)                             # what `state()` has returned, from a checkpoint
+
+The same signs give the same alerts on any machine, also when the monitor was saved and restored in between: it has no
+clock, no chance and no memory but its state. Signs that are timings differ when a step is repeated, and so may the
+alerts that depend on them (see `signs.py`).
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from control_plane.core.health.detectors import DETECTORS
+from control_plane.core.health.findings import Ended, Finding, Look
+from control_plane.core.health.settings import HealthSettings
+from control_plane.core.model.checkpoint_records import MAIN
+from control_plane.core.model.health import (
+    MAKES_SUSPECT,
+    MAX_SENTENCE_CHARS,
+    MAX_SUBJECT_CHARS,
+    Alert,
+    AlertKind,
+    Cleared,
+    HealthChange,
+    Trust,
+)
+
+STATE_VERSION = 1
+
+Key = tuple[AlertKind, str]
+
+
+class HealthMonitor:
+    """All detectors over one training.
+
+    Invariant: `open` holds exactly the alerts that were returned as raised and not yet as cleared.
+    """
+
+    def __init__(self, settings: HealthSettings, *, branch: str = MAIN, training: int = 1) -> None:
+        self.settings, self.branch, self.training = settings, branch, training
+        self._detectors = [make(settings) for make in DETECTORS]
+        self._open: dict[Key, Alert | Cleared] = {}
+        self._has_loss = False
+
+    def observe(
+        self, step: int, signs: Mapping[str, float], by_rank: Mapping[str, Sequence[float]] | None = None
+    ) -> HealthChange:
+        """Take the signs of a step in, once after every step, and return the alerts that it has raised and cleared.
+
+        Args:
+            signs: value by name, as in `signs.py`; NaN or an infinity where something not finite was measured.
+            by_rank: where a gather has ended, one value a rank for some of the signs.
+        """
+        if not self.settings.enabled:
+            return HealthChange()
+        look = Look(step, signs, by_rank or {})
+        self._has_loss = self._has_loss or "loss" in signs or "loss_local" in signs
+        raised: list[Alert] = []
+        cleared: list[Cleared] = []
+        for detector in self._detectors:
+            for finding in detector.observe(look):
+                match finding:
+                    case Finding():
+                        raised += self._raise(step, finding)
+                    case Ended():
+                        cleared += self._clear(step, finding)
+        return HealthChange(raised=tuple(raised), cleared=tuple(cleared))
+
+    def trust(self) -> tuple[Trust, tuple[str, ...]]:
+        """Return the verdict for a checkpoint saved now, with its reasons: alert kinds, or why it is unknown."""
+        if not self.settings.enabled:
+            return "unknown", ("health is switched off",)
+        red = sorted({kind for kind, _ in self._open if kind in MAKES_SUSPECT})
+        if red:
+            return "suspect", tuple(red)
+        doubts = [doubt for detector in self._detectors for doubt in detector.doubts()]
+        if not self._has_loss:
+            doubts.insert(0, "no loss was measured")
+        return ("unknown", tuple(doubts)) if doubts else ("trusted", ())
+
+    def state(self) -> dict[str, Any]:
+        """Return windows, conditions and open alerts as plain JSON, for a checkpoint."""
+        return {
+            "version": STATE_VERSION,
+            "has_loss": self._has_loss,
+            "open": [_identity(alert) for alert in self._open.values()],
+            "detectors": {detector.name: detector.state() for detector in self._detectors},
+        }
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state; an empty one, or one of an older version, starts with empty windows."""
+        self._detectors = [make(self.settings) for make in DETECTORS]
+        self._open, self._has_loss = {}, False
+        if state.get("version") != STATE_VERSION:
+            return
+        self._has_loss = bool(state["has_loss"])
+        for one in state["open"]:
+            alert = Cleared.model_validate(one)
+            self._open[(alert.kind, alert.subject)] = alert
+        for detector in self._detectors:
+            if detector.name in state["detectors"]:
+                detector.restore(state["detectors"][detector.name])
+
+    def _raise(self, step: int, finding: Finding) -> list[Alert]:
+        key = (finding.kind, finding.subject[:MAX_SUBJECT_CHARS])
+        if key in self._open or finding.kind in self.settings.silent:
+            return []
+        alert = Alert(
+            kind=finding.kind,
+            level=finding.level,
+            step=step,
+            onset_step=finding.onset_step,
+            sentence=finding.sentence[:MAX_SENTENCE_CHARS],
+            subject=key[1],
+            evidence=finding.evidence,
+            suggestion=finding.suggestion,
+            branch=self.branch,
+            training=self.training,
+        )
+        self._open[key] = alert
+        return [alert]
+
+    def _clear(self, step: int, ended: Ended) -> list[Cleared]:
+        alert = self._open.pop((ended.kind, ended.subject[:MAX_SUBJECT_CHARS]), None)
+        return [Cleared(**(_identity(alert) | {"step": step}))] if alert else []
+
+
+def _identity(alert: Alert | Cleared) -> dict[str, Any]:
+    """Return what names an alert; that of an alert from a parent branch keeps the parent's name."""
+    return {
+        "kind": alert.kind,
+        "subject": alert.subject,
+        "onset_step": alert.onset_step,
+        "step": alert.step,
+        "branch": alert.branch,
+        "training": alert.training,
+    }

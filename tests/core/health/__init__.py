@@ -1,0 +1,1 @@
+"""Tests of control_plane/core/health."""

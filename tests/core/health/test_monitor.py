@@ -1,0 +1,77 @@
+"""The monitor's promises, whatever the detectors: alerts begin and end once, state is JSON, trust has reasons."""
+
+import json
+import math
+
+from control_plane.core.health.monitor import HealthMonitor
+from control_plane.core.health.settings import HealthSettings
+from control_plane.core.model.health import HealthChange
+
+NAN = math.nan
+
+
+def calm(step: int) -> dict[str, float]:
+    """Return the signs of a healthy step."""
+    return {"loss": 3.0 + 0.01 * (step % 7), "grad_norm": 1.0 + 0.01 * (step % 5), "lr": 1e-3}
+
+
+def test_a_loss_that_is_not_finite_is_told_at_once_and_once_and_cleared_when_it_is_over() -> None:
+    monitor = HealthMonitor(HealthSettings(), branch="b1", training=2)
+    changes: dict[int, HealthChange] = {}
+    for step in range(1, 40):
+        bad = {"loss": NAN} if 10 <= step < 20 else {}
+        if (change := monitor.observe(step, calm(step) | bad)) != HealthChange():
+            changes[step] = change
+    (alert,), (cleared,) = changes[10].raised, changes[29].cleared
+    assert set(changes) == {10, 29}
+    assert (alert.kind, alert.level, alert.onset_step, alert.branch, alert.training) == (
+        "non_finite",
+        "critical",
+        10,
+        "b1",
+        2,
+    )
+    assert "loss is not a number" in alert.sentence
+    assert (cleared.kind, cleared.onset_step, cleared.step) == ("non_finite", 10, 29)
+    assert (cleared.subject, cleared.branch, cleared.training) == (alert.subject, "b1", 2)
+
+
+def test_an_overflow_of_fp16_is_no_loss_of_the_weights() -> None:
+    monitor = HealthMonitor(HealthSettings())
+    fp16 = {"loss_scale": 1024.0, "loss_scale_min": 1.0}
+    monitor.observe(1, calm(1) | fp16 | {"skipped_steps": 3})
+    change = monitor.observe(2, calm(2) | fp16 | {"grad_norm": math.inf, "skipped_steps": 4})
+    assert [(alert.kind, alert.level) for alert in change.raised] == [("gradient_overflow", "info")]
+    assert monitor.trust()[0] != "suspect"
+
+
+def test_a_checkpoint_is_suspect_while_an_alert_about_the_weights_is_open() -> None:
+    monitor = HealthMonitor(HealthSettings())
+    assert monitor.trust() == ("unknown", ("no loss was measured",))
+    monitor.observe(1, calm(1) | {"loss": NAN})
+    assert monitor.trust() == ("suspect", ("non_finite",))
+
+
+def test_state_is_json_and_goes_on_after_a_restore() -> None:
+    one = HealthMonitor(HealthSettings())
+    for step in range(1, 30):
+        one.observe(step, calm(step) | ({"loss": NAN} if step == 25 else {}))
+    two = HealthMonitor(HealthSettings(), branch="b1")
+    two.restore(json.loads(json.dumps(one.state())))
+    changes = [two.observe(step, calm(step)) for step in range(30, 40)]
+    (cleared,) = [cleared for change in changes for cleared in change.cleared]
+    assert (cleared.onset_step, cleared.branch) == (25, "main"), "the alert was raised on the parent branch"
+
+
+def test_an_unknown_state_starts_with_empty_windows() -> None:
+    monitor = HealthMonitor(HealthSettings())
+    monitor.observe(1, calm(1) | {"loss": NAN})
+    for state in ({}, {"version": 0, "open": "?"}):
+        monitor.restore(state)
+        assert monitor.trust()[0] == "unknown"
+
+
+def test_silent_kinds_and_a_disabled_monitor_raise_nothing() -> None:
+    silent = HealthSettings.model_validate({"silent": ["non_finite"]})
+    for settings in (silent, HealthSettings(enabled=False)):
+        assert HealthMonitor(settings).observe(1, {"loss": NAN}) == HealthChange()
