@@ -1,8 +1,9 @@
 """Which tests run first, and which beside each other.
 
 In one process: fast tests first; whoever waits for a failure should not wait for the clusters. In several (`make
-test`): a file's tests stay in one process, because they share what they have started. Fast files first, then all that
-needs a cluster or a browser, one after the other in one process, and beside it the trainings, the longest ones first.
+test`): a file's tests stay in one process, because they share what they have started. All that needs a cluster or a
+browser begins at once, one after the other in one process; beside it the fast files, then the trainings, the longest
+ones first.
 """
 
 from collections.abc import Callable
@@ -21,6 +22,8 @@ WHOLE_MACHINE = ("tests/cluster/test_local.py", "tests/ray/", "tests/ui/test_bro
 machine of two cores has to carry."""
 
 LONGEST_FILES = (
+    "ray_jobs/rank/test_scripts.py",
+    "strangers/test_strangers.py",
     "ray_jobs/checkpoint/test_elastic.py",
     "benchmarks/test_gpu_check.py",
     "ray_jobs/steering/test_rollback.py",
@@ -67,9 +70,9 @@ def _place_of_file(items: list[pytest.Item]) -> Callable[[pytest.Item], tuple[in
 
     def place(item: pytest.Item) -> tuple[int, bool]:
         if group_of(item.nodeid) == "whole machine":
-            return 1, _shares_a_cluster(item)
+            return 0, _shares_a_cluster(item)
         if item.path not in trainings:
-            return 0, False
+            return 1, False
         path = item.path.as_posix()
         ahead = next((i for i, name in enumerate(LONGEST_FILES) if path.endswith(f"/tests/{name}")), len(LONGEST_FILES))
         return 2 + ahead, False

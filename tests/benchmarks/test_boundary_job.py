@@ -15,6 +15,7 @@ from control_plane.core.model.errors import SteerwayError
 pytestmark = pytest.mark.jobs
 
 
+@pytest.mark.slow
 def test_boundary_quick_run_measures_every_figure() -> None:
     command = [sys.executable, "-m", "benchmarks", "boundary", "--json", "--quick", "--n", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)

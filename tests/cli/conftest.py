@@ -35,6 +35,12 @@ Steer = Callable[..., Answer]
 
 
 @pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing will answer: a client need not wait for a gateway to come back."""
+    monkeypatch.setattr("control_plane.api.patience.COMES_BACK_WITHIN_S", 0.1)
+
+
+@pytest.fixture
 def steer() -> Steer:
     """Run `steer` with these words."""
 

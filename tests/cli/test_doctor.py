@@ -40,6 +40,7 @@ def test_doctor_names_a_role_that_may_not_check(
     assert "viewer" in answer.stdout
 
 
+@pytest.mark.usefixtures("impatient")
 def test_doctor_without_a_gateway_fails_with_the_reason(steer: Steer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEERWAY_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("STEERWAY_TOKEN", "x")

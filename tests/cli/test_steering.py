@@ -122,6 +122,7 @@ def test_nobody_settles_within_the_timeout_exits_with_124(idle_gateway: LiveGate
     assert "not settled within 0.2 s" in answer.stderr
 
 
+@pytest.mark.usefixtures("impatient")
 def test_dead_gateway_is_one_sentence(steer: Steer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("STEERWAY_URL", "http://127.0.0.1:9")
     monkeypatch.setenv("STEERWAY_TOKEN", "t" * 20)

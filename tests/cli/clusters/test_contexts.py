@@ -63,6 +63,7 @@ def test_commands_go_to_the_context_that_was_chosen(
     assert steer("runs", "--context", "two").stdout.count(RUN) == 1
 
 
+@pytest.mark.usefixtures("impatient")
 def test_flag_counts_more_than_the_environment(
     steer: Steer, home: Path, tmp_path: Path, two_gateways: tuple[LiveGateway, LiveGateway]
 ) -> None:
@@ -74,6 +75,7 @@ def test_flag_counts_more_than_the_environment(
     assert answer.exit_code == 0, answer.stderr
 
 
+@pytest.mark.usefixtures("impatient")
 def test_errors_name_the_context(steer: Steer, home: Path) -> None:
     book = ContextBook(current="gone", contexts=(Context(name="gone", url="http://127.0.0.1:9", token="a"),))
     book.write(home / "contexts.json")
