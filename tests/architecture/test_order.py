@@ -21,7 +21,7 @@ class Item:
         return next((mark for mark in self.marks if mark.name == name), None)
 
 
-def test_fast_files_come_first_then_the_cluster_then_trainings_the_longest_first() -> None:
+def test_cluster_comes_first_then_fast_files_then_trainings_the_longest_first() -> None:
     items = [
         Item("jobs/test_short.py", "jobs"),
         Item("jobs/test_mixed.py"),
@@ -36,10 +36,10 @@ def test_fast_files_come_first_then_the_cluster_then_trainings_the_longest_first
     ]
     places = sorted(items, key=_place_of_file(items))  # type: ignore[arg-type]
     assert list(dict.fromkeys(item.path.name for item in places)) == [
-        "test_fast.py",
         "test_browser.py",
         "test_nodes.py",
         "test_live_run.py",
+        "test_fast.py",
         Path(LONGEST_FILES[0]).name,
         Path(LONGEST_FILES[1]).name,
         "test_short.py",

@@ -4,13 +4,22 @@ import contextlib
 import importlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
 
+import certifi
 import psutil
 import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from cluster.environment import MARK, cluster_environment, ray_environment
 from cluster.keeper import PartView, read_parts
@@ -18,9 +27,10 @@ from cluster.local import down, up
 from cluster.parts import answers
 from cluster.processes import ProcessMark, find_members
 from cluster.record import ClusterRecord, cluster_lock, make_home, read_record, utc_now, write_record
+from control_plane.client import SteerwayClient
 from control_plane.config import Settings
 from control_plane.console_login import Login, log_in_with_key
-from control_plane.core.model.errors import Conflict, Damaged, Invalid, SteerwayError
+from control_plane.core.model.errors import Conflict, Damaged, Invalid, SteerwayError, Unavailable
 from control_plane.gateway.proxy import middlewares
 
 
@@ -138,6 +148,26 @@ def wait_until(ready: Callable[[], bool], within_s: float = 60.0) -> None:
         time.sleep(0.2)
 
 
+def self_signed(folder: Path) -> tuple[Path, Path]:
+    """A certificate for 127.0.0.1 that is its own authority, and its key."""
+    certificate, key = folder / "cert.pem", folder / "key.pem"
+    private, now = ec.generate_private_key(ec.SECP256R1()), datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "steerway-test")])
+    address = x509.SubjectAlternativeName([x509.IPAddress(ip_address("127.0.0.1"))])
+    signed = (
+        x509.CertificateBuilder(name, name, private.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(minutes=5))
+        .not_valid_after(now + timedelta(days=1))
+        .add_extension(address, critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=None), critical=True)
+        .sign(private, hashes.SHA256())
+    )
+    certificate.write_bytes(signed.public_bytes(Encoding.PEM))
+    key.touch(mode=0o600)
+    key.write_bytes(private.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return certificate, key
+
+
 def console_stream_status(where: Settings, host: str, login: Login | None = None) -> int:
     """The status that the console's WebSocket answers a page which was loaded from `host`."""
     shown = (
@@ -147,17 +177,24 @@ def console_stream_status(where: Settings, host: str, login: Login | None = None
         else ""
     )
     request = (
-        f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}\r\nOrigin: http://{host}\r\nUpgrade: websocket\r\n{shown}"
+        f"GET /_stcore/stream HTTP/1.1\r\nHost: {host}\r\nOrigin: https://{host}\r\nUpgrade: websocket\r\n{shown}"
         "Connection: Upgrade\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\nSec-WebSocket-Version: 13\r\n\r\n"
     )
-    with socket.create_connection((where.host, where.console_port), timeout=20) as connection:
+    tls = ssl.create_default_context(cafile=str(where.tls_cert))
+    with (
+        socket.create_connection((where.host, where.console_port), timeout=20) as plain,
+        tls.wrap_socket(plain, server_hostname=where.host) as connection,
+    ):
         connection.sendall(request.encode())
         return int(connection.recv(1024).split()[1])
 
 
 @pytest.mark.ray
 @pytest.mark.timeout(240)
-def test_cluster_comes_up_and_leaves_nothing_behind(where: Settings) -> None:
+def test_cluster_comes_up_with_tls_and_leaves_nothing_behind(where: Settings) -> None:
+    certificate, key = self_signed(where.home.parent)
+    where = where.model_copy(update={"tls_cert": certificate, "tls_key": key})
+
     def cluster(verb: str) -> "subprocess.CompletedProcess[str]":
         environment = dict(os.environ) | where.environment()
         command = [sys.executable, "-m", "cluster.local", verb]
@@ -186,9 +223,17 @@ def test_cluster_comes_up_and_leaves_nothing_behind(where: Settings) -> None:
             if process.cmdline()[1:] == ["-P", "-m", "ui"]:
                 process.kill()
         wait_until(lambda: read_parts(where).get("console", PartView(up=False, since="")).restarts == 1)
-        wait_until(lambda: answers(f"{where.console_url}/_stcore/health"))
+        wait_until(lambda: answers(where.own_console_health_url))
         own = f"{where.host}:{where.console_port}"
         assert console_stream_status(where, own, login) == 101, "a console that was started again knows its sessions"
+        with SteerwayClient.from_settings(where) as client:
+            assert client.runs() == []
+        with (
+            SteerwayClient.from_settings(where.model_copy(update={"ca": Path(certifi.where())})) as distrustful,
+            pytest.raises(Unavailable, match="certificate"),
+        ):
+            distrustful.runs()
+        assert not answers(where.own_gateway_health_url.replace("https://", "http://"))
         again = cluster("up")
         assert (again.returncode, "already up" in again.stderr) == (5, True)
         # Serve has called what stands in the proxy: it gives way, as the app does, and Serve's controller does not.
