@@ -73,6 +73,7 @@ def test_learning_rate_among_other_knobs_is_one_of_the_changes(gateway: LiveGate
         (("freeze", RUN, "transformer.h.0.*"), {"kind": "freeze", "parameters": "transformer.h.0.*"}),
         (("unfreeze", "transformer.h.0.*"), {"kind": "unfreeze", "parameters": "transformer.h.0.*"}),
         (("reset", RUN, "lm_head", "--seed", "7"), {"kind": "reset_parameters", "modules": "lm_head", "seed": 7}),
+        (("skip", RUN, "2048"), {"kind": "skip_samples", "samples": 2048}),
         (
             ("action", RUN, "reshuffle", "seed=7", "share=0.5", "all=true", "why=a=b"),
             {

@@ -73,6 +73,8 @@ def test_detach_answers_with_the_receipt(gateway: LiveGateway, steer: Steer) -> 
         (("schedule",), 2, ""),
         (("freeze", RUN, "a", "b"), 2, "expected a pattern"),
         (("reset", RUN, "a", "--seed", "-1"), 6, "seed = -1"),
+        (("skip", RUN, "0"), 6, "samples = 0"),
+        (("skip", RUN, "a few"), 2, "'a few' is no number of samples"),
         (("action", RUN, "a", "k=1", "k=2"), 2, "k is given twice"),
         (("cancel", RUN, "1f0c"), 2, "not a uuid or its first 8 digits"),
         (("cancel", RUN, "1f0c9a7e"), 3, "no command whose uuid starts with '1f0c9a7e'"),

@@ -52,6 +52,7 @@ EVERY_INTENT: tuple[dict[str, Any], ...] = (
     {"kind": "freeze", "parameters": "transformer.h.0.*"},
     {"kind": "unfreeze", "parameters": "*"},
     {"kind": "reset_parameters", "modules": "lm_head", "seed": 7},
+    {"kind": "skip_samples", "samples": 200},
     {"kind": "run_action", "name": "reshuffle", "arguments": {"seed": 7, "all": True}},
     {"kind": "pin_checkpoint", "checkpoint": "c1", "pinned": False},
     {"kind": "delete_checkpoint", "checkpoint": "c1"},

@@ -1,4 +1,4 @@
-"""`steer freeze`, `unfreeze`, `reset` and `action`: change parameters, and run actions of the training script."""
+"""`steer freeze`, `unfreeze`, `reset`, `skip`, `action`: parameters, the data, and actions of the training script."""
 
 import math
 from typing import Annotated, Any
@@ -38,6 +38,20 @@ def reset(
     """Reinitialize the weights of the modules whose names match a pattern, identically on every rank."""
     run, pattern = run_and(words, "a pattern of module names", "steer reset RUN lm_head --seed 7")
     return run, build_intent("reset_parameters", modules=pattern, seed=seed)
+
+
+@steering_command
+def skip(
+    words: Annotated[
+        list[str],
+        typer.Argument(metavar="[RUN] N", help="Number of samples over all ranks, rounded up to whole global batches."),
+    ],
+) -> RunIntent:
+    """Leave out the next N samples of the training data, on every rank. The number of steps stays."""
+    run, count = run_and(words, "a number of samples", "steer skip RUN 2048")
+    if not count.isdecimal():
+        raise UsageError(f"{count!r} is no number of samples: steer skip RUN 2048")
+    return run, build_intent("skip_samples", samples=int(count))
 
 
 @steering_command

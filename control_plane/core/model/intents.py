@@ -3,6 +3,7 @@
     a run's course     Pause, Resume, Stop, Evaluate
     its knobs          SetLearningRate, SetSchedule, SetKnobs
     its parameters     Freeze, Unfreeze, ResetParameters
+    its data           SkipSamples
     its own actions    RunAction
     checkpoints        SaveCheckpoint, PinCheckpoint, DeleteCheckpoint
     its branches       Rollback, AdoptCheckpoint
@@ -34,6 +35,7 @@ from control_plane.core.model.values import (
     MAX_NOTE_CHARS,
     MAX_SCHEDULE_STEPS,
     MAX_SEED,
+    MAX_SKIPPED_SAMPLES,
     BranchName,
     Change,
     Factor,
@@ -182,6 +184,20 @@ class ResetParameters(TrainingIntent):
         return f"reset {self.modules} (seed {self.seed})"
 
 
+class SkipSamples(TrainingIntent):
+    """Leave out the next samples of the global order, on every rank: the next step takes those that come after them.
+
+    `samples` is rounded up to whole global batches. The step counter, the schedule and the number of steps of the run
+    stay as they are; where an epoch ends within the samples that are left out, the next one follows.
+    """
+
+    kind: Literal["skip_samples"] = "skip_samples"
+    samples: int = Field(ge=1, le=MAX_SKIPPED_SAMPLES, strict=True)
+
+    def describe(self) -> str:
+        return f"skip {self.samples} sample{'s' if self.samples > 1 else ''}"
+
+
 class RunAction(TrainingIntent):
     """Carry out an action that the training script has registered."""
 
@@ -265,7 +281,9 @@ class DeleteCheckpoint(ServerIntent):
         return f"delete {self.checkpoint}"
 
 
-First = Annotated[SetLearningRate | SetKnobs | SetSchedule | Freeze | Unfreeze, Field(discriminator="kind")]
+First = Annotated[
+    SetLearningRate | SetKnobs | SetSchedule | Freeze | Unfreeze | SkipSamples, Field(discriminator="kind")
+]
 """Intents allowed as initial changes of a branch."""
 
 
@@ -339,6 +357,7 @@ Intent = Annotated[
     | Freeze
     | Unfreeze
     | ResetParameters
+    | SkipSamples
     | RunAction
     | Pause
     | Resume

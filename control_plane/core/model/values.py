@@ -31,6 +31,8 @@ MAX_FIRST = 8
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 MAX_SEED = 2**63 - 1
 MAX_SCHEDULE_STEPS = 2**31
+MAX_SKIPPED_SAMPLES = 10**9
+"""Samples that one command leaves out; a larger number is a typo, and a stream would be read for days."""
 
 
 # Strict: a JSON `true` is not a learning rate of 1.0.

@@ -17,7 +17,7 @@ from control_plane.core.boundary import (
     boundary,
 )
 from control_plane.core.model.commands import Command, Pause, Resume, SetKnobs, Stop
-from control_plane.core.model.intents import Cancel, ResetParameters, RunAction, SetSchedule, Unfreeze
+from control_plane.core.model.intents import Cancel, ResetParameters, RunAction, SetSchedule, SkipSamples, Unfreeze
 from control_plane.core.model.records import CheckpointDiscarded, CommandSettled, Entry, Record
 from control_plane.core.model.state import RunState, evolve
 from control_plane.core.rules import decisions
@@ -263,7 +263,7 @@ def newer_kinds_not_repeated(
 ) -> Replay:
     """History repeats itself, but for the kinds that came later."""
     replay = replay_after(decided, contained, scheduled)
-    newer = SetSchedule | Unfreeze | ResetParameters | RunAction
+    newer = SetSchedule | Unfreeze | ResetParameters | RunAction | SkipSamples
     return replace(replay, repeats=tuple(each for each in replay.repeats if not isinstance(each.command.intent, newer)))
 
 

@@ -29,6 +29,7 @@ KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("unfreeze", {"parameters": "head"}),
     ("unfreeze", {"parameters": "*"}),
     ("reset_parameters", {"modules": "head", "seed": 7}),
+    ("skip_samples", {"samples": 200}),
     ("run_action", {"name": "reshuffle"}),
     ("run_action", {"name": "unheard of"}),
     ("evaluate", {}),

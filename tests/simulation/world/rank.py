@@ -9,7 +9,16 @@ from uuid import UUID
 from control_plane.core.boundary import Applied, Failure
 from control_plane.core.model import limits as rules
 from control_plane.core.model.commands import Change, Command, SetKnobs, SetLearningRate
-from control_plane.core.model.intents import Freeze, Intent, ResetParameters, Rollback, RunAction, SetSchedule, Unfreeze
+from control_plane.core.model.intents import (
+    Freeze,
+    Intent,
+    ResetParameters,
+    Rollback,
+    RunAction,
+    SetSchedule,
+    SkipSamples,
+    Unfreeze,
+)
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from control_plane.core.rules.admission import find_group
@@ -20,7 +29,7 @@ GROUPS = ["decay", "no_decay"]
 FIRST_RATES = (1e-3, 5e-4)
 FIRST_VALUES = {"weight_decay": [0.1, 0.0], "gradient_clipping": [1.0]}
 """Knobs beside the learning rate: one per parameter group, and one for the whole run."""
-FIRST_MARKS: dict[str, list[Any]] = {"schedule": ["own"], "frozen": [], "weights": [0], "calls": [0]}
+FIRST_MARKS: dict[str, list[Any]] = {"schedule": ["own"], "frozen": [], "weights": [0], "calls": [0], "skipped": [0]}
 """What the other commands leave on a rank. `weights` depends on the order of the resets."""
 ACTION = "reshuffle"
 """The one action that the script has."""
@@ -174,6 +183,8 @@ def mark_of(command: Command) -> str | None:
             return "weights"
         case RunAction():
             return "calls"
+        case SkipSamples():
+            return "skipped"
     return None
 
 
@@ -188,6 +199,8 @@ def marked(command: Command, now: list[Any]) -> list[Any]:
             return [each for each in now if pattern not in ("*", each)]
         case ResetParameters(seed=seed):
             return [(now[0] * 31 + seed + 1) % 2**31]
+        case SkipSamples(samples=samples):
+            return [now[0] + samples]
     return [now[0] + 1]
 
 

@@ -17,6 +17,7 @@ REPEATABLE = (
     "freeze",
     "unfreeze",
     "reset_parameters",
+    "skip_samples",
     "run_action",
     "pause",
     "resume",
@@ -68,6 +69,8 @@ class Expected:
             marks["frozen"] = [each for each in marks["frozen"] if each not in gone]
         elif kind == "reset_parameters":
             marks["weights"] = [(31 * marks["weights"][0] + 1 + body["seed"]) % 2**31]
+        elif kind == "skip_samples":
+            marks["skipped"] = [body["samples"] + marks["skipped"][0]]
         elif kind == "run_action":
             marks["calls"] = [1 + marks["calls"][0]]
 
