@@ -74,7 +74,7 @@ def test_bare_steerway_is_a_client_without_torch_and_ray(python: Path, elsewhere
     )
     told = run(python, "-c", program, cwd=elsewhere)
     version, sentence = told.stdout.splitlines()
-    assert version == "0.2.0 []"
+    assert version == "0.3.0 []"
     assert sentence.startswith("steerway.make_interactive needs the package 'torch', ")
     assert sentence.endswith("which is not installed: pip install 'steerway[train]'")
 
