@@ -6,6 +6,7 @@ from uuid import UUID
 from pydantic import Field
 
 from control_plane.core.model.commands import Command
+from control_plane.core.model.health import HealthChange
 from control_plane.core.model.intent_base import LEARNING_RATE, Message
 from control_plane.core.model.knobs import KnobSpec
 from control_plane.core.model.limits import Limit
@@ -91,6 +92,7 @@ class Report(Message):
     points: tuple[Point, ...] = ()
     progress: Progress | None = None
     dropped_points: int = 0
+    health: tuple[HealthChange, ...] = Field(default=(), description="oldest first; kept until they are confirmed")
 
 
 class StepRange(Message):

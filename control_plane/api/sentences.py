@@ -12,6 +12,7 @@ from uuid import UUID
 from control_plane.api.messages import RecoveryView, Restarting
 from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command
+from control_plane.core.model.health import AlertCleared, AlertRaised
 from control_plane.core.model.intents import Cancel
 from control_plane.core.model.records import (
     STEP_WAS_SKIPPED,
@@ -82,8 +83,26 @@ def describe_record(record: Record, asked: Mapping[UUID, Command]) -> str:
             return describe_checkpoint(record)
         case StateDigested():
             return f"state at step {record.step} digested on {_count(len(record.ranks), 'rank')}"
+        case AlertRaised() | AlertCleared():
+            return describe_alert(record)
         case GenerationStarted() | GenerationLost() | GenerationRecovered() | GenerationEnded():
             return describe_generation(record)
+
+
+@in_one_line
+def describe_alert(record: AlertRaised | AlertCleared) -> str:
+    """Describe an alert that was raised, with the reflex that answers it, or that has cleared."""
+    if isinstance(record, AlertCleared):
+        cleared = record.cleared
+        subject = f" of {cleared.subject}" if cleared.subject else ""
+        return f"alert {record.alert} ({cleared.kind.replace('_', ' ')}{subject}) cleared at step {cleared.step}"
+    alert = record.alert
+    said = f"{alert.level} at step {alert.step}: {clean(alert.sentence)}"
+    if not record.reflex:
+        return said
+    return f"{said}; reflex {record.reflex} " + (
+        f"did nothing: {clean(record.declined)}" if record.declined else "acts"
+    )
 
 
 def _parentage(record: RunCreated) -> str:

@@ -30,10 +30,11 @@ from control_plane.api.messages import (
 from control_plane.api.ports import OperatorPort
 from control_plane.compare.comparison import MAX_SIDES, Comparison, RunTree
 from control_plane.compare.replay_check import ReplayVerdict, judge
-from control_plane.core.model.commands import MAX_REASON_CHARS, MAX_STEP, Command, Intent
+from control_plane.core.model.commands import MAX_REASON_CHARS, Command, Intent
 from control_plane.core.model.errors import Invalid, NotFound
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import CommandSettled
+from control_plane.core.model.values import MAX_STEP
 from control_plane.gateway.auth import PREFIX, authorize, check_may_command
 from control_plane.gateway.comparison import comparison_of, tree_of
 from control_plane.gateway.scope import scoped

@@ -29,7 +29,6 @@ from control_plane.api.messages import (
 from control_plane.api.newest import NewestValues
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import NotFound, RunEnded
-from control_plane.core.model.intents import AdoptCheckpoint
 from control_plane.core.model.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
@@ -44,8 +43,9 @@ from control_plane.core.model.records import (
     RunCreated,
 )
 from control_plane.core.model.redaction import Redaction
+from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import RunState, evolve
-from control_plane.core.rules import crash_loop, decisions, digests, recovery
+from control_plane.core.rules import alert_rules, crash_loop, decisions, digests, recovery
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
 from control_plane.core.rules.checkpoint_rules import retired_checkpoints
 from control_plane.core.rules.decisions import GenerationStart
@@ -304,6 +304,7 @@ class ControlServer:
             self._commit(decisions.commit_checkpoint(self._state, checkpoint))
         for failed in report.failed_checkpoints:
             self._commit(decisions.fail_checkpoint(self._state, failed))
+        self._take_health(report)
         # One write for all digests: a run that digests every step would fsync once for each of them.
         self._commit([new for each in report.digests for new in digests.digest_state(self._state, each)])
         if report.restart is not None:
@@ -320,6 +321,16 @@ class ControlServer:
                 self._moved_at = self._clock()
             self._progress, self._progress_at = report.progress, self._clock()
         reach("server.report", "before_reply")
+
+    def _take_health(self, report: Report) -> None:
+        """Record alerts one by one: each is one write, together with the commands of the reflex that answers it."""
+        at = report.generation
+        of = {"branch": self._state.tree.of_generation[at], "training": self._state.training_of_generation[at]}
+        for change in report.health:
+            for alert in change.raised:
+                self._commit(alert_rules.raise_alert(self._state, alert.model_copy(update=of), at))
+            for cleared in change.cleared:
+                self._commit(alert_rules.clear_alert(self._state, cleared.model_copy(update=of), at))
 
     def _settle(self, outcomes: Sequence[CommandSettled]) -> None:
         """Record the outcomes of a boundary in one write: the server is blocked during each fsync.

@@ -18,7 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from control_plane.api.messages import MeasuredValue, Measurements, MetricSummary, Point, StepRange
-from control_plane.core.model.commands import MAX_STEP
+from control_plane.core.model.values import MAX_STEP
 from control_plane.storage.private import FILE_MODE
 
 MAX_POINTS_PER_READ = 20_000

@@ -4,6 +4,7 @@ from typing import Any
 from uuid import UUID
 
 from control_plane.core.model.commands import INTENT, Command, Intent
+from control_plane.core.model.health import Alert, AlertCleared, AlertRaised, Cleared, Evidence
 from control_plane.core.model.records import (
     BranchAdopted,
     BranchResumed,
@@ -65,6 +66,8 @@ EVERY_INTENT: tuple[dict[str, Any], ...] = (
         "first": [{"kind": "freeze", "parameters": "transformer.h.0.*"}],
     },
     {"kind": "adopt_checkpoint", "run": "fork-1", "checkpoint": "step-11-g1", "branch": "adopted"},
+    {"kind": "acknowledge_alert", "alert": 7, "note": "seen"},
+    {"kind": "snooze_alert", "alert": 7, "until_step": 500},
 )
 
 
@@ -138,6 +141,20 @@ def digested(step: int, generation: int = 1, ranks: tuple[str, ...] | None = Non
     return StateDigested(generation=generation, step=step, ranks=ranks or (f"a{step}", f"b{step}"), samples=samples)
 
 
+def alert(kind: Any = "loss_spike", step: int = 12, onset_step: int = 11, **body: Any) -> Alert:
+    """An alert with its evidence."""
+    evidence = Evidence(sign="loss", value=9.5, threshold=4.0, window_steps=128, mean=3.1, deviation=0.15)
+    fields: dict[str, Any] = {"level": "warning", "sentence": "the loss has jumped", "evidence": (evidence,)} | body
+    return Alert(kind=kind, step=step, onset_step=onset_step, **fields)
+
+
+def cleared(of: Alert, step: int = 20) -> Cleared:
+    """The alert's condition has ended."""
+    return Cleared(
+        kind=of.kind, subject=of.subject, onset_step=of.onset_step, step=step, branch=of.branch, training=of.training
+    )
+
+
 def lost(step: int, generation: int = 1, silent_s: float = 0.25) -> GenerationLost:
     """The trainers died."""
     death = Death(rank=1, node="10.0.0.2", reason="SIGKILL")
@@ -175,6 +192,8 @@ def every_record() -> tuple[Record, ...]:
         BranchResumed(branch="main", rollback=uuid(17)),
         BranchAdopted(branch="adopted", origin=Parent(kind="adopted", run="fork-1", checkpoint="step-11-g1", step=11)),
         digested(13),
+        AlertRaised(alert=alert(), generation=1, reflex="loss_spike", declined="its budget is used up"),
+        AlertCleared(alert=30, cleared=cleared(alert()), generation=1),
         lost(14),
         started(901, 2, step=0, checkpoint=None, refused=(RefusedCheckpoint(checkpoint="step-11-g1", reason="a bit"),)),
         repeated(1, after=applied.after),

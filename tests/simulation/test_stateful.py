@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, precondition, rule
 from hypothesis.stateful import run_state_machine_as_test as run_machine
 
-from control_plane.core.model.commands import MAX_STEP, Command
+from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Refused
+from control_plane.core.model.values import MAX_STEP
 from tests.simulation.mutants.core_mutants import MUTANTS
 from tests.simulation.world.faults import CRASH_POINTS, CrashPoint
 from tests.simulation.world.fleet import Violation

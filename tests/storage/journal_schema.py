@@ -34,6 +34,8 @@ def schema() -> dict[str, Any]:
         body = definitions[record.__name__]
         body["properties"].pop("type")  # it stands in the line, beside the body
         body["properties"] = {name: _may_be_not_finite(plain) for name, plain in body["properties"].items()}
+    measured = definitions["Evidence"]["properties"]
+    definitions["Evidence"]["properties"] = {name: _may_be_not_finite(plain) for name, plain in measured.items()}
     lines = {f"{record.__name__}Line": _line(record) for record in RECORDS}
     older = {f"{record.__name__}Line1": _line(record, version=1) for record in COMMANDS}
     refs = [{"$ref": f"#/$defs/{name}"} for name in ("Header", *lines)]
@@ -92,9 +94,14 @@ def _line(record: Any, version: int = FORMAT_VERSION) -> dict[str, Any]:
 
 def _may_be_not_finite(plain: dict[str, Any]) -> dict[str, Any]:
     """Measurements: JSON has no NaN and no infinity, so these are spelled."""
-    inner = plain.get("additionalProperties")
-    if inner == {"type": "number"}:
-        return plain | {"additionalProperties": {"anyOf": [inner, NOT_FINITE]}}
+    number = {"type": "number"}
+    for key in ("additionalProperties", "items"):
+        if plain.get(key) == number:
+            return plain | {key: {"anyOf": [number, NOT_FINITE]}}
+    if plain.get("type") == "number":
+        return {key: value for key, value in plain.items() if key != "type"} | {"anyOf": [number, NOT_FINITE]}
+    if number in plain.get("anyOf", ()):
+        return plain | {"anyOf": [*plain["anyOf"], NOT_FINITE]}
     return plain
 
 

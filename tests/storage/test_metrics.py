@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from control_plane.api.messages import MeasuredValue, Measurements, Point, Snapshot, StepRange
-from control_plane.core.model.commands import MAX_STEP
+from control_plane.core.model.values import MAX_STEP
 from control_plane.storage.metrics import MAX_POINTS_PER_READ, MAX_SERIES, MetricsStore
 from tests.storage.plain_results import results_of
 

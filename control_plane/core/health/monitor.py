@@ -16,7 +16,6 @@ from typing import Any
 from control_plane.core.health.detectors import DETECTORS
 from control_plane.core.health.findings import Ended, Finding, Look
 from control_plane.core.health.settings import HealthSettings
-from control_plane.core.model.checkpoint_records import MAIN
 from control_plane.core.model.health import (
     MAKES_SUSPECT,
     MAX_SENTENCE_CHARS,
@@ -27,6 +26,7 @@ from control_plane.core.model.health import (
     HealthChange,
     Trust,
 )
+from control_plane.core.model.values import MAIN
 
 STATE_VERSION = 1
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID
 
+from control_plane.core.model.health import MAKES_SUSPECT, Alert
 from control_plane.core.model.records import MAIN, CheckpointCommitted, Parent, Readback
 
 NEVER = 2**63
@@ -172,6 +173,27 @@ def _leads_on(checkpoints: CheckpointState, part: LineagePart, checkpoint: Check
         return True
     before = checkpoints.committed_seq.get(checkpoint.checkpoint, NEVER) < nearest.seq < left_seq
     return before and checkpoint.step < nearest.step
+
+
+def distrust(tree: BranchState, checkpoints: CheckpointState, alert: Alert) -> None:
+    """Make the checkpoints suspect that lie in the alert's history, at its onset or later.
+
+    Only `state.evolve` calls it. Alerts of level `info`, and those that do not concern the model, change nothing.
+    """
+    if alert.level == "info" or alert.kind not in MAKES_SUSPECT or alert.branch not in tree.branches:
+        return
+    last: dict[str, int] = {}
+    until = NEVER
+    for branch in to_the_root(tree.branches, alert.branch):
+        last[branch.name] = until
+        until = min(until, branch.step)
+    for place, each in enumerate(checkpoints.existing):
+        if each.training != alert.training or not alert.onset_step <= each.step <= last.get(each.branch, -1):
+            continue
+        reasons = (
+            tuple(dict.fromkeys((*each.health_reasons, alert.kind))) if each.health == "suspect" else (alert.kind,)
+        )
+        checkpoints.existing[place] = each.model_copy(update={"health": "suspect", "health_reasons": reasons})
 
 
 def free_name(taken: Sequence[str] | Mapping[str, object]) -> str:

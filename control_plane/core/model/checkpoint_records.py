@@ -3,18 +3,17 @@
 from typing import Literal
 from uuid import UUID
 
+from control_plane.core.model.health import Trust
 from control_plane.core.model.intent_base import Message
-from control_plane.core.model.values import CheckpointName
-
-MAIN = "main"
-"""The first branch of every run."""
+from control_plane.core.model.values import MAIN, CheckpointName
 
 
 class CheckpointCommitted(Message):
     """A checkpoint was committed: its manifest is in place and every shard is durable. `path` is relative to the run.
 
     `training` numbers the script's calls of `train()`, from 1. `decided_here`: the commands decided at the boundary
-    after `step` before the save.
+    after `step` before the save. `health`: what the checks of the training said when it was saved, and
+    `health_reasons` why it is not trusted: kinds of alerts, or why the checks could not tell.
     """
 
     type: Literal["CheckpointCommitted"] = "CheckpointCommitted"
@@ -32,6 +31,8 @@ class CheckpointCommitted(Message):
     branch: str = MAIN
     training: int = 1
     decided_here: tuple[UUID, ...] = ()
+    health: Trust = "unknown"
+    health_reasons: tuple[str, ...] = ()
 
 
 class CheckpointPinned(Message):

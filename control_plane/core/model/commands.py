@@ -20,7 +20,7 @@ from control_plane.core.model.intents import (
     SetLearningRate,
     Stop,
 )
-from control_plane.core.model.values import MAX_FACTOR, MAX_LABEL_CHARS, MAX_LEARNING_RATE, Change
+from control_plane.core.model.values import MAX_FACTOR, MAX_LABEL_CHARS, MAX_LEARNING_RATE, MAX_STEP, Change
 
 __all__ = [
     "INTENT",
@@ -41,8 +41,6 @@ __all__ = [
 ]
 
 MAX_REASON_CHARS = 500
-MAX_STEP = 2**53 - 1
-"""The largest integer that every JSON reader keeps exactly."""
 
 
 class Command(Message):

@@ -1,11 +1,14 @@
-"""Health of a run: alerts, the values that support them, and the trust in a checkpoint."""
+"""Health of a run: alerts, the values that support them, their records, and the trust in a checkpoint."""
 
+from dataclasses import dataclass, field
+from math import isfinite, isnan
 from typing import Annotated, Literal
+from uuid import UUID
 
-from pydantic import Field
+from pydantic import Field, PlainSerializer
 
-from control_plane.core.model.checkpoint_records import MAIN
 from control_plane.core.model.intent_base import Message
+from control_plane.core.model.values import MAIN
 
 MAX_EVIDENCE_VALUES = 16
 """Values quoted in one piece of evidence: the last ones of a window, enough to see the change."""
@@ -58,16 +61,30 @@ MAKES_SUSPECT: frozenset[AlertKind] = frozenset(
 machine, of steps that were not taken, or of training that does no harm."""
 
 
+def _spelled(value: float | None) -> float | str | None:
+    if value is None or isfinite(value):
+        return value
+    return "NaN" if isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+
+
+Measured = Annotated[float, PlainSerializer(_spelled, when_used="json")]
+"""A measured value, which may be NaN or infinite: JSON has neither, so a record spells them."""
+
+
 class Evidence(Message):
     """Measurement behind an alert: the sign, its value, the window that it was compared with, and the threshold."""
 
     sign: str
-    value: float
-    threshold: float | None = None
+    value: Measured
+    threshold: Measured | None = None
     window_steps: int = 0
-    mean: float | None = None
-    deviation: float | None = None
-    recent: Annotated[tuple[float, ...], Field(max_length=MAX_EVIDENCE_VALUES)] = ()
+    mean: Measured | None = None
+    deviation: Measured | None = None
+    recent: Annotated[tuple[Measured, ...], Field(max_length=MAX_EVIDENCE_VALUES)] = ()
+
+
+AlertKey = tuple[str, str, int, str, int]
+"""Kind, subject, step of the onset, branch and training of an alert."""
 
 
 class Alert(Message):
@@ -90,7 +107,7 @@ class Alert(Message):
     training: int = 1
 
     @property
-    def key(self) -> tuple[str, str, int, str, int]:
+    def key(self) -> AlertKey:
         """Identity: kind, subject, onset, branch, training."""
         return (self.kind, self.subject, self.onset_step, self.branch, self.training)
 
@@ -105,9 +122,91 @@ class Cleared(Message):
     branch: str = MAIN
     training: int = 1
 
+    @property
+    def key(self) -> AlertKey:
+        """Identity of the alert that it clears, see `Alert.key`."""
+        return (self.kind, self.subject, self.onset_step, self.branch, self.training)
+
 
 class HealthChange(Message):
     """Change that one look at the signs has made: alerts raised and cleared."""
 
     raised: tuple[Alert, ...] = ()
     cleared: tuple[Cleared, ...] = ()
+
+
+class AlertRaised(Message):
+    """An alert was raised. People name it by the `seq` of this record's entry.
+
+    `reflex` is the name of the reflex that answers it with the commands of the same write; with `declined`, the reason
+    why the reflex sent none: its budget is used up, it cools down, or there is nothing that it could do.
+    """
+
+    type: Literal["AlertRaised"] = "AlertRaised"
+    alert: Alert
+    generation: int
+    reflex: str = ""
+    declined: str = ""
+
+
+class AlertCleared(Message):
+    """The condition of the alert that entry `alert` raised has ended."""
+
+    type: Literal["AlertCleared"] = "AlertCleared"
+    alert: int
+    cleared: Cleared
+    generation: int
+
+
+@dataclass(slots=True)
+class AlertStatus:
+    """One recorded alert, whether it has cleared, and the command that acknowledged it."""
+
+    seq: int
+    raised_at: str
+    record: AlertRaised
+    cleared: Cleared | None = None
+    cleared_at: str | None = None
+    acknowledged: UUID | None = None
+
+    @property
+    def alert(self) -> Alert:
+        """The alert."""
+        return self.record.alert
+
+
+@dataclass(slots=True)
+class AlertState:
+    """Alerts of one run, as its journal has them. Only `state.evolve` changes it."""
+
+    # By the seq of the record that raised it, in order.
+    by_seq: dict[int, AlertStatus] = field(default_factory=dict)
+    seq_of: dict[AlertKey, int] = field(default_factory=dict)
+    # Kind and subject, with the step until which such alerts are snoozed; None: until the alert has cleared.
+    snoozed: dict[tuple[str, str], int | None] = field(default_factory=dict)
+
+    def find(self, key: AlertKey) -> AlertStatus | None:
+        """Return the recorded alert of this key, or None."""
+        seq = self.seq_of.get(key)
+        return None if seq is None else self.by_seq[seq]
+
+    def is_snoozed(self, alert: Alert, step: int) -> bool:
+        """Return whether the alert is snoozed at step `step` of the run."""
+        topic = (alert.kind, alert.subject)
+        if topic not in self.snoozed:
+            return False
+        until = self.snoozed[topic]
+        return until is None or step <= until
+
+    def note_raised(self, seq: int, time: str, record: AlertRaised) -> None:
+        """Take over an alert that was raised."""
+        self.by_seq[seq] = AlertStatus(seq, time, record)
+        self.seq_of[record.alert.key] = seq
+
+    def note_cleared(self, time: str, record: AlertCleared) -> None:
+        """Take over that an alert has cleared. A snooze until then has ended."""
+        topic = (record.cleared.kind, record.cleared.subject)
+        if status := self.find(record.cleared.key):
+            status.cleared, status.cleared_at = record.cleared, time
+        if topic in self.snoozed and self.snoozed[topic] is None:
+            del self.snoozed[topic]

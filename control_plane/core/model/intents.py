@@ -7,10 +7,11 @@
     its own actions    RunAction
     checkpoints        SaveCheckpoint, PinCheckpoint, DeleteCheckpoint
     its branches       Rollback, AdoptCheckpoint
+    its alerts         AcknowledgeAlert, SnoozeAlert
     other commands     Cancel
 
 `decisions` decides whether an intent *may* happen; the ranks vote at the step boundary whether they *can* do it.
-Pinning, deleting and adopting a checkpoint need no ranks: the control server does them itself.
+Intents of `server_intents` need no ranks: the control server does them itself.
 """
 
 from collections.abc import Iterable, Mapping
@@ -24,7 +25,14 @@ from pydantic import (
     model_validator,
 )
 
-from control_plane.core.model.intent_base import ACTION, LEARNING_RATE, BaseIntent, ServerIntent, TrainingIntent
+from control_plane.core.model.intent_base import ACTION, LEARNING_RATE, BaseIntent, TrainingIntent
+from control_plane.core.model.server_intents import (
+    AcknowledgeAlert,
+    AdoptCheckpoint,
+    DeleteCheckpoint,
+    PinCheckpoint,
+    SnoozeAlert,
+)
 from control_plane.core.model.values import (
     MAX_ARGUMENTS,
     MAX_CHANGES,
@@ -41,7 +49,6 @@ from control_plane.core.model.values import (
     Factor,
     GroupChoice,
     Name,
-    RunId,
     Scalar,
     check_group,
     check_value_or_factor,
@@ -260,27 +267,6 @@ class SaveCheckpoint(BaseIntent):
     name: Annotated[str, Field(pattern=r"^step-[0-9]{8,}-g[0-9]+(-[0-9]+)?$", strict=True)] | None = None
 
 
-class PinCheckpoint(ServerIntent):
-    """Keep a checkpoint whatever the retention says; with `pinned=false`, leave it to the retention again."""
-
-    kind: Literal["pin_checkpoint"] = "pin_checkpoint"
-    checkpoint: Name
-    pinned: bool = True
-
-    def describe(self) -> str:
-        return f"{'pin' if self.pinned else 'unpin'} {self.checkpoint}"
-
-
-class DeleteCheckpoint(ServerIntent):
-    """Remove a checkpoint. One that is pinned, in use, or the newest is refused."""
-
-    kind: Literal["delete_checkpoint"] = "delete_checkpoint"
-    checkpoint: Name
-
-    def describe(self) -> str:
-        return f"delete {self.checkpoint}"
-
-
 First = Annotated[
     SetLearningRate | SetKnobs | SetSchedule | Freeze | Unfreeze | SkipSamples, Field(discriminator="kind")
 ]
@@ -321,23 +307,6 @@ class Rollback(BaseIntent):
         return (self, *self.first)
 
 
-class AdoptCheckpoint(ServerIntent):
-    """Copy a checkpoint of another run (e.g. of a fork) into this run, as the start of a new branch.
-
-    Without `checkpoint`: the one that run would resume from. The branch is named `branch` or by a number. Training
-    stays on the current branch; `rollback` with the new branch switches to it.
-    """
-
-    kind: Literal["adopt_checkpoint"] = "adopt_checkpoint"
-    run: RunId
-    checkpoint: Name | None = None
-    branch: BranchName | None = None
-
-    def describe(self) -> str:
-        named = f" as {self.branch}" if self.branch else ""
-        return f"adopt {self.checkpoint or 'the newest checkpoint'} of {self.run}{named}"
-
-
 class Cancel(BaseIntent):
     """Cancel a command that is not settled. If it is applied first, the cancel is rejected."""
 
@@ -368,6 +337,8 @@ Intent = Annotated[
     | DeleteCheckpoint
     | Rollback
     | AdoptCheckpoint
+    | AcknowledgeAlert
+    | SnoozeAlert
     | Cancel,
     Field(discriminator="kind"),
 ]

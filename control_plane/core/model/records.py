@@ -11,7 +11,6 @@ from uuid import UUID
 from pydantic import AfterValidator, Field, TypeAdapter
 
 from control_plane.core.model.checkpoint_records import (
-    MAIN,
     CheckpointCommitted,
     CheckpointDiscarded,
     CheckpointFailed,
@@ -19,9 +18,10 @@ from control_plane.core.model.checkpoint_records import (
     StateDigested,
 )
 from control_plane.core.model.commands import Command
+from control_plane.core.model.health import AlertCleared, AlertRaised
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.limits import Limit
-from control_plane.core.model.values import BranchName, CheckpointName
+from control_plane.core.model.values import MAIN, BranchName, CheckpointName
 
 
 def _spelled(value: Any) -> Any:
@@ -304,6 +304,8 @@ Record = Annotated[
     | CheckpointFailed
     | CheckpointDiscarded
     | StateDigested
+    | AlertRaised
+    | AlertCleared
     | GenerationLost
     | GenerationRecovered
     | GenerationEnded

@@ -23,7 +23,7 @@ HIDDEN = "***"
 MIN_KNOWN_CHARS = 8
 """Shorter values of environment variables occur in ordinary words and are not redacted."""
 
-TEXTS = frozenset({"reason", "note", "label", "description"})
+TEXTS = frozenset({"reason", "note", "label", "description", "sentence"})
 """Fields of records and reports with free text of an exception, a script or a person; the others hold names."""
 
 _JOINS = re.compile(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])")

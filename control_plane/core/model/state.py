@@ -8,8 +8,10 @@ replaying a journal, in a console or inside a simulation.
 from dataclasses import dataclass, field, replace
 from uuid import UUID
 
-from control_plane.core.model.branch_tree import Branch, BranchState, CheckpointState
+from control_plane.core.model.branch_tree import Branch, BranchState, CheckpointState, distrust
 from control_plane.core.model.commands import Command
+from control_plane.core.model.health import AlertCleared, AlertRaised, AlertState
+from control_plane.core.model.intents import Pause, Resume, Stop
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import (
     MAIN,
@@ -39,6 +41,7 @@ from control_plane.core.model.records import (
     StateDigested,
     TermStarted,
 )
+from control_plane.core.model.server_intents import AcknowledgeAlert, SnoozeAlert
 
 
 @dataclass(slots=True)
@@ -102,6 +105,7 @@ class RunState:
     pending: dict[UUID, None] = field(default_factory=dict)
     checkpoints: CheckpointState = field(default_factory=CheckpointState)
     tree: BranchState = field(default_factory=BranchState)
+    alerts: AlertState = field(default_factory=AlertState)
     failures: list[GenerationFailure] = field(default_factory=list)
     # Of the current generation, by step, so that recording is idempotent.
     digested: dict[int, StateDigested] = field(default_factory=dict)
@@ -237,6 +241,8 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             state.digested[record.step] = record
             state.step = max(state.step, record.step)
             state.reached_step = max(state.reached_step, record.step)
+        case AlertRaised() | AlertCleared():
+            _take_alert(state, entry, record)
         case GenerationLost():
             _lose(state, entry, record)
             _reach(state, record.step, state.tree.of_generation.get(record.generation, state.tree.head))
@@ -249,6 +255,14 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case RunResumed():
             state.closed, state.stopping, state.resumed_seq = None, False, entry.seq
             state.failures_before_resume = len(state.failures)
+
+
+def _take_alert(state: RunState, entry: Entry, record: AlertRaised | AlertCleared) -> None:
+    if isinstance(record, AlertRaised):
+        state.alerts.note_raised(entry.seq, entry.time, record)
+        distrust(state.tree, state.checkpoints, record.alert)
+    else:
+        state.alerts.note_cleared(entry.time, record)
 
 
 def _reach(state: RunState, step: int, branch: str) -> None:
@@ -335,13 +349,18 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
         state.changed_seq[knob] = entry.seq
     if command.intent.sets_knobs:
         state.knobs |= outcome.after or {}
-    match command.intent.kind:
-        case "pause":
+    match intent := command.intent:
+        case Pause():
             state.paused = True
-        case "resume":
+        case Resume():
             state.paused = False
-        case "stop":
+        case Stop():
             state.stopping, state.paused = True, False
+        case AcknowledgeAlert():
+            state.alerts.by_seq[intent.alert].acknowledged = command.uuid
+        case SnoozeAlert():
+            alert = state.alerts.by_seq[intent.alert].alert
+            state.alerts.snoozed[(alert.kind, alert.subject)] = intent.until_step
 
 
 def fold(entries: "list[Entry]") -> RunState:

@@ -28,11 +28,16 @@ MAX_NAMES_TOLD = 5
 MAX_FIRST = 8
 """Initial changes of a branch."""
 
+MAIN = "main"
+"""The first branch of every run."""
+
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 MAX_SEED = 2**63 - 1
 MAX_SCHEDULE_STEPS = 2**31
 MAX_SKIPPED_SAMPLES = 10**9
 """Samples that one command leaves out; a larger number is a typo, and a stream would be read for days."""
+MAX_STEP = 2**53 - 1
+"""The largest integer that every JSON reader keeps exactly."""
 
 
 # Strict: a JSON `true` is not a learning rate of 1.0.

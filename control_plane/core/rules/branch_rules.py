@@ -9,7 +9,7 @@ from control_plane.core.model.branch_tree import candidates, free_name
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, NotFound
 from control_plane.core.model.intent_base import Message
-from control_plane.core.model.intents import AdoptCheckpoint, Rollback
+from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import (
     BranchAdopted,
     BranchResumed,
@@ -22,6 +22,7 @@ from control_plane.core.model.records import (
     Readback,
     Record,
 )
+from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import RunState
 from control_plane.core.model.values import MAX_NAMES_TOLD
 

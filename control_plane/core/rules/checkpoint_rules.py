@@ -2,7 +2,7 @@
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotFound
-from control_plane.core.model.intents import AdoptCheckpoint, Cancel, DeleteCheckpoint, PinCheckpoint
+from control_plane.core.model.intents import Cancel
 from control_plane.core.model.records import (
     UNIVERSAL,
     CheckpointCommitted,
@@ -11,6 +11,7 @@ from control_plane.core.model.records import (
     CommandSettled,
     Record,
 )
+from control_plane.core.model.server_intents import AdoptCheckpoint, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.state import RunState
 from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, check_branch_is_free, next_name, stands_on, take_in

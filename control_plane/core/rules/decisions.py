@@ -10,11 +10,7 @@ from uuid import UUID
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, NotFound, RunEnded
-from control_plane.core.model.intents import (
-    AdoptCheckpoint,
-    Cancel,
-    Stop,
-)
+from control_plane.core.model.intents import Cancel, Stop
 from control_plane.core.model.records import (
     MAIN,
     CheckpointCommitted,
@@ -38,6 +34,7 @@ from control_plane.core.model.records import (
     RunResumed,
     TermStarted,
 )
+from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import CommandStatus, RunState
 from control_plane.core.rules.admission import (
     check_intent,
@@ -48,6 +45,7 @@ from control_plane.core.rules.admission import (
     check_view,
     stop_is_pending,
 )
+from control_plane.core.rules.alert_rules import settle_alert_command
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, begin, branch_off, settle_rollback
 from control_plane.core.rules.checkpoint_rules import adopt, cancel_command, check_adoption, keep_or_delete
 
@@ -134,6 +132,8 @@ SETTLED_AT_ONCE: Mapping[str, Callable[[RunState, Command, AdoptedCheckpoint | N
     "pin_checkpoint": lambda state, command, _: keep_or_delete(state, command),
     "delete_checkpoint": lambda state, command, _: keep_or_delete(state, command),
     "adopt_checkpoint": adopt,
+    "acknowledge_alert": lambda state, command, _: settle_alert_command(state, command),
+    "snooze_alert": lambda state, command, _: settle_alert_command(state, command),
     "cancel": lambda state, command, _: cancel_command(state, command),
     "rollback": lambda state, command, _: settle_rollback(state, command),
 }

@@ -10,8 +10,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from control_plane.core.model.commands import MAX_STEP
 from control_plane.core.model.intent_base import Message
+from control_plane.core.model.values import MAX_STEP
 
 
 class Retention(Message):

@@ -20,7 +20,6 @@ from control_plane.core.model.intents import (
     Freeze,
     Intent,
     Pause,
-    PinCheckpoint,
     ResetParameters,
     Rollback,
     RunAction,
@@ -50,6 +49,7 @@ from control_plane.core.model.records import (
     RunCreated,
     TermStarted,
 )
+from control_plane.core.model.server_intents import PinCheckpoint
 from control_plane.core.model.values import Change
 from control_plane.storage.journal.export import export
 from control_plane.storage.journal.writer import Journal

@@ -9,12 +9,9 @@ from control_plane.core.model.characters import OBEYED, in_one_line, one_line, r
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import (
-    AdoptCheckpoint,
-    DeleteCheckpoint,
     Freeze,
     Intent,
     Pause,
-    PinCheckpoint,
     ResetParameters,
     Rollback,
     RunAction,
@@ -23,6 +20,7 @@ from control_plane.core.model.intents import (
     SetLearningRate,
 )
 from control_plane.core.model.records import CommandAccepted, Entry
+from control_plane.core.model.server_intents import AdoptCheckpoint, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.model.values import Change
 from control_plane.core.rules import decisions

@@ -13,9 +13,9 @@ from control_plane.core.model.commands import (
     MAX_LABEL_CHARS,
     MAX_LEARNING_RATE,
     MAX_REASON_CHARS,
-    MAX_STEP,
     Command,
 )
+from control_plane.core.model.values import MAX_STEP
 from tests.core.examples import EVERY_INTENT, command, intent, uuid
 
 

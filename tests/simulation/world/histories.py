@@ -4,9 +4,9 @@ from contextlib import suppress
 from typing import Any
 
 from control_plane.core.boundary import MAX_COMMANDS_PER_PROPOSAL
-from control_plane.core.model.commands import MAX_STEP
 from control_plane.core.model.errors import Refused
 from control_plane.core.model.records import CheckpointCommitted
+from control_plane.core.model.values import MAX_STEP
 from tests.simulation.world.faults import CRASH_POINTS, Faults
 from tests.simulation.world.operators import ADOPTED
 from tests.simulation.world.parts import Parts
