@@ -6,7 +6,7 @@
     begin_step, boundary     around every optimizer step
     close, fail, break_off   one of them ends it
 
-All but the last three are collectives. They are called by a Trainer's callbacks, and by a script's `TrainingSession`.
+All but the last two are collectives. They are called by a Trainer's callbacks, and by a script's `TrainingSession`.
 """
 
 import logging
@@ -22,6 +22,7 @@ from ray_jobs.checkpoint import restore
 from ray_jobs.checkpoint.policy import CheckpointSaver
 from ray_jobs.checkpoint.resume_plan import examine, make_plan
 from ray_jobs.digest.stream import DigestStream
+from ray_jobs.health.rank_health import RankHealth
 from ray_jobs.monitor.nccl import collective_timeout_s
 from ray_jobs.monitor.verdict import Timeouts
 from ray_jobs.monitor.watchdog import Watchdog, open_monitor_port
@@ -58,13 +59,15 @@ class SteeredRun:
         self.session: RankSession | None = None
         self.plan: ResumePlan | None = None
         self.log: StepLog | None = None
+        # Signs and checks of the training's health; None before `begin`, and where they are switched off.
+        self.health: RankHealth | None = None
         self._training: LiveTraining | None = None
         self._pause_offload: PauseOffload | None = None
         self._watchdog: Watchdog | None = None
         self._digests: DigestStream | None = None
         # Loaded at, while the first step after a restart has not been made (monotonic).
         self._restarting_s: float | None = None
-        self._stepped = False
+        self._stepped = self._was_paused = False
         # What was restored is the end of the training: it had made its last step, or had been stopped.
         self.is_over = False
 
@@ -142,6 +145,9 @@ class SteeredRun:
         self._training = training
         if self.plan is not None and self.plan.checkpoint:
             restore.finish(training, self.plan, session.collectives)
+        if self.context.health is not None and self.plan is not None:
+            self.health = RankHealth(training, session, self.context.health, self.plan)
+            self.saver.health = self.health
         session.register("set_learning_rate", LearningRateApplier(training, limits))
         session.register("set_schedule", ScheduleApplier(training, limits))
         session.register("set_knobs", KnobsApplier(training.knobs, session.replica.repeating))
@@ -216,6 +222,9 @@ class SteeredRun:
         if self.is_over:
             log.info("nothing is left to train: the last step was made before this start")
         self.log = StepLog(training, session.link)
+        if self.health is not None:
+            self.health.logged = self.log.names
+            self.health.signs.begin()
 
     def _facts(self) -> Readback:
         training, engine, order = self.training, self.training.engine, self.training.loop.sample_order
@@ -225,6 +234,7 @@ class SteeredRun:
             | left_out
             | inexact.facts(training.inexact, self.opened().collectives)
             | (shared_nodes.facts(self.opened().collectives) if self.context.spreads else {})
+            | (self.health.facts() if self.health is not None else {})
             | {
                 "zero_stage": engine.zero_optimization_stage() if engine is not None else None,
                 "optimizer": training.optimizer_name,
@@ -237,12 +247,24 @@ class SteeredRun:
     def begin_step(self) -> None:
         """Collective. Start the boundary's broadcast, which overlaps with the step."""
         self.beat("training")
-        self.opened().begin_step(self.training.loop.step + 1)
+        step = self.training.loop.step + 1
+        self.opened().begin_step(step)
+        if self.health is not None:
+            self.health.begin_step(step)
 
     def boundary(self, step: int) -> None:
-        """Collective. Run the boundary after `step`, when logging and evaluation of the step are done."""
-        session = self.opened()
+        """Collective. Run the boundary after `step`, when logging and evaluation of the step are done: judge its
+        health, save a checkpoint that is due, and carry out commands."""
+        session, health = self.opened(), self.health
+        if health is not None:
+            health.end_step(step)
+        began_s = time.perf_counter()
+        self.saver.after_step(step)
+        saved_s, self._was_paused = time.perf_counter(), False
         session.end_step(step)
+        if health is not None:
+            health.signs.phase("checkpoint", saved_s - began_s)
+            health.signs.phase("pause" if self._was_paused else "command", time.perf_counter() - saved_s)
         # Here the state is what it will be at this step after a loss: its commands are carried out, whoever gave them.
         if self._digests is not None:
             self._digests.after_boundary(step)
@@ -255,11 +277,15 @@ class SteeredRun:
         if not self._stepped:
             self._stepped = True
             self.context.on_first_step()
+        if health is not None:
+            health.signs.begin()
 
     def close(self, step: int) -> None:
-        """End the generation: rank 0 flushes its reports to the control server and waits for the confirmation."""
+        """Collective. End the generation: rank 0 flushes its reports, and waits until they are confirmed."""
         session = self.opened()
         ending: GenerationEnding = "stopped" if session.replica.stopping else "finished"
+        if self.health is not None:
+            self.health.close()
         if session.link is not None:
             session.link.close("left" if self.leaving else ending, step, None)
         self.context.trainings.left = self.leaving
@@ -278,6 +304,8 @@ class SteeredRun:
         self.fail(step, RuntimeError(f"the script called sys.exit {self.context.trainings.broken_off}"))
 
     def _end(self) -> None:
+        if self.health is not None:
+            self.health.leave()
         if self._digests is not None:
             self._digests.close()
         if self._watchdog is not None:
@@ -285,6 +313,7 @@ class SteeredRun:
 
     def beat(self, phase: str) -> None:
         """Report progress to the watchdog."""
+        self._was_paused = self._was_paused or phase == "paused"
         if self._watchdog is not None:
             self._watchdog.beat(phase)
 

@@ -183,6 +183,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         started_at_s=started_at_s,
         on_first_step=on_first_step,
         limits=config.limits,
+        health=config.health if config.health.enabled else None,
     )
     if isinstance(config.workload, ScriptWorkload):
         context.enter(run)

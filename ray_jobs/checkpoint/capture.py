@@ -246,7 +246,7 @@ def _read(path: str, state: object) -> object:
 def _without_random(path: str, state: object) -> object:
     if not isinstance(state, dict) or not _is_progress(path):
         return state
-    return {key: part for key, part in state.items() if key not in (RANDOM, loop_state.CALLBACKS)}
+    return {key: part for key, part in state.items() if key not in (RANDOM, loop_state.CALLBACKS, loop_state.HEALTH)}
 
 
 def _digest(parts: Iterable[object]) -> str:

@@ -24,6 +24,9 @@ Progress = dict[str, Any]
 CALLBACKS = "callbacks"
 """Key of the script callbacks' states, which digests leave out: they may hold times of day."""
 
+HEALTH = "health"
+"""Key of rank 0's health checks, which digests leave out: their windows hold times, and a fork may set other ones."""
+
 
 def captured(training: LiveTraining) -> Progress:
     """Return this rank's loop state, as plain values and tensors for `torch.save`.
@@ -44,6 +47,7 @@ def captured(training: LiveTraining) -> Progress:
         "own": training.extensions.memory(),
         "frozen": training.frozen.memory(),
         CALLBACKS: loop.script_state(),
+        HEALTH: training.health.state(),
     }
     return saved | {name: part for name, part in optional.items() if part}
 
@@ -71,6 +75,7 @@ def restore(training: LiveTraining, saved: Progress) -> None:
             raise Diverged(f"{wrong[0]} of group {index} was {wanted[wrong[0]]} and reads {live.get(wrong[0])}")
     training.frozen.recall(saved.get("frozen", ()))
     training.extensions.recall(saved.get("own", {}))
+    training.health.restored = saved.get(HEALTH, {})
     # After the load: ZeRO 1 and 2 have put back the clipping of the checkpoint, and ZeRO 3 has not.
     training.knobs.recall(saved.get("knobs", {}))
     training.loop.restore_loss_sums(saved)

@@ -3,9 +3,11 @@
 import logging
 import math
 from dataclasses import dataclass
+from typing import Protocol
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command, SaveCheckpoint
+from control_plane.core.model.health import Trust
 from control_plane.core.model.records import CheckpointCommitted, Readback
 from ray_jobs.checkpoint import save
 from ray_jobs.checkpoint.capture import model_shapes
@@ -20,6 +22,19 @@ log = logging.getLogger(__name__)
 
 LAST_SAVE_WAIT_S = 600.0
 """Timeout at the end of the training for a save that is still being written."""
+
+
+class HealthChecks(Protocol):
+    """Checks of the training's health, whose verdict goes with a checkpoint."""
+
+    # Of the newest committed checkpoint.
+    saved_step: int
+
+    def settle(self) -> None:
+        """Collective. Judge all that was measured so far."""
+
+    def trust(self) -> tuple[Trust, tuple[str, ...]]:
+        """Return the verdict for a checkpoint saved now, and its reasons."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +54,10 @@ class CheckpointSaver:
         self._context, self.every_steps = context, context.checkpoint_every_steps
         self._training: _Begun | None = None
         self._shapes: Readback | None = None
+        # None: nothing is measured, and no checkpoint is called trusted or suspect.
+        self.health: HealthChecks | None = None
+        # Verdicts by the names of the checkpoints that are being written.
+        self._verdicts: dict[str, tuple[Trust, tuple[str, ...]]] = {}
         # The command that asked for a checkpoint, by the checkpoint's name.
         self._asked: dict[str, Command] = {}
 
@@ -101,6 +120,7 @@ class CheckpointSaver:
     def apply_now(self, step: int, wanted: SaveCheckpoint = SaveCheckpoint()) -> Readback:
         """Collective. Save synchronously. Raises `RuntimeError` on every rank if it fails."""
         session = self._begun.session
+        verdict = self._judge()
         session.phase("saving")
         saved = save.save_now(
             self._begun.training,
@@ -113,7 +133,7 @@ class CheckpointSaver:
         session.phase("training")
         if isinstance(saved, str):
             raise RuntimeError(saved)
-        session.commit_checkpoint(saved)
+        self._commit(saved, verdict)
         return {"checkpoint": saved.checkpoint, "size_bytes": saved.size_bytes}
 
     def undo(self, command: Command) -> None:
@@ -129,10 +149,10 @@ class CheckpointSaver:
         return save.reason_no_space(self._begun.training.model, self._context.files)
 
     def _begin(self, step: int, label: str | None, pinned: bool) -> str:
-        session = self._begun.session
+        session, verdict = self._begun.session, self._judge()
         session.phase("saving")
         try:
-            return save.begin_save(
+            name = save.begin_save(
                 self._begun.training,
                 self._context.files,
                 session.collectives,
@@ -141,6 +161,15 @@ class CheckpointSaver:
             )
         finally:
             session.phase("training")
+        self._verdicts[name] = verdict
+        return name
+
+    def _judge(self) -> tuple[Trust, tuple[str, ...]]:
+        """Collective. Return the verdict of the health checks for a checkpoint that is saved now."""
+        if self.health is None:
+            return "unknown", ("health is switched off",)
+        self.health.settle()
+        return self.health.trust()
 
     def _about(self, step: int, label: str | None, pinned: bool) -> Readback:
         training, session, plan = self._begun.training, self._begun.session, self._begun.plan
@@ -178,14 +207,17 @@ class CheckpointSaver:
     def _report_ended(self) -> None:
         for ended in self.writer.finished():
             session, asked = self._begun.session, self._asked.pop(ended.name, None)
+            verdict = self._verdicts.pop(ended.name, ("unknown", ()))
             if ended.committed is not None:
-                self._report_committed(ended.committed, asked)
+                self._report_committed(ended.committed, asked, verdict)
             elif ended.reason is not None and asked is None:
                 session.fail_checkpoint(ended.name, int(ended.about["step"]), ended.reason)
             elif asked is not None:
                 session.conclude(asked.uuid, ended.reason, {})
 
-    def _report_committed(self, committed: CheckpointCommitted, asked: Command | None) -> None:
+    def _report_committed(
+        self, committed: CheckpointCommitted, asked: Command | None, verdict: tuple[Trust, tuple[str, ...]]
+    ) -> None:
         session = self._begun.session
         if asked is not None:
             after = {"checkpoint": committed.checkpoint, "size_bytes": committed.size_bytes}
@@ -193,7 +225,14 @@ class CheckpointSaver:
             assert isinstance(asked.intent, SaveCheckpoint)
             # People's words are for people: the journal has them, and the manifest, which is signed, does not.
             committed = committed.model_copy(update={"note": asked.intent.note})
-        session.commit_checkpoint(committed)
+        self._commit(committed, verdict)
+
+    def _commit(self, committed: CheckpointCommitted, verdict: tuple[Trust, tuple[str, ...]]) -> None:
+        trust, reasons = verdict
+        committed = committed.model_copy(update={"health": trust, "health_reasons": reasons})
+        if self.health is not None:
+            self.health.saved_step = max(self.health.saved_step, committed.step)
+        self._begun.session.commit_checkpoint(committed)
 
 
 def _metrics(history: list[Readback]) -> dict[str, float]:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 
 from control_plane import config_text
 from control_plane.config_text import shown
+from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.errors import Invalid
 from ray_jobs.config.config_files import ConfigFiles, FilesBeside
 from ray_jobs.config.deepspeed_features import unsupported
@@ -60,6 +61,7 @@ class RunConfig(Section):
     digest: DigestSettings = DigestSettings()
     recovery: RecoverySettings = RecoverySettings()
     pause: PauseSettings = PauseSettings()
+    health: HealthSettings = HealthSettings()
     limits: dict[str, LimitSettings] = {}
     env: dict[str, str | SecretVariable] = {}
     runtime_env: RuntimeEnvSettings = RuntimeEnvSettings()
@@ -307,7 +309,7 @@ _WANTED: dict[str, Callable[[dict[str, Any]], str]] = {
 }
 
 
-_SECTIONS: dict[str, type[Section]] = {
+_SECTIONS: dict[str, type[BaseModel]] = {
     "": RunConfig,
     "scaling": ScalingSettings,
     "model": ModelSettings,
@@ -318,6 +320,12 @@ _SECTIONS: dict[str, type[Section]] = {
     "recovery": RecoverySettings,
     "pause": PauseSettings,
     "runtime_env": RuntimeEnvSettings,
+    "health": HealthSettings,
+    **{
+        f"health.{name}": type(field.default)
+        for name, field in HealthSettings.model_fields.items()
+        if isinstance(field.default, BaseModel)
+    },
 }
 _WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWorkload}
 

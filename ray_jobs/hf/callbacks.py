@@ -123,3 +123,6 @@ class LoggingCallback(TrainerCallback):
         """
         if self._run.log is not None:
             self._run.log.log(state.global_step, logs or {})
+        # An evaluation by a command happens within the boundary; after a failure it is not repeated.
+        if self._run.health is not None and self._run.opened().is_open(state.global_step):
+            self._run.health.signs.evaluated(logs or {})

@@ -88,6 +88,12 @@ class TrainerLoop:
         return getattr(self._trainer, "stream_place", None)
 
     @property
+    def log_every_steps(self) -> int:
+        """Steps from one logged loss to the next; 1 where Transformers logs by epochs, or not at all."""
+        is_by_steps = self._trainer.args.logging_strategy == "steps"
+        return max(1, int(self._trainer.state.logging_steps)) if is_by_steps else 1
+
+    @property
     def log_history(self) -> list[Readback]:
         """Logged metrics, oldest first."""
         return self._trainer.state.log_history

@@ -8,9 +8,11 @@ Started by `steer submit`, the trainer can be steered. Started by hand, it is th
 
 import logging
 import sys
+import time
 from collections.abc import Sized
 from typing import Any, TypeVar, cast
 
+import torch
 from torch import nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
@@ -22,6 +24,7 @@ from ray_jobs.data.generators import seed_of, seeded
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.data.seeded_loading import LoaderSeeds
 from ray_jobs.digest.fingerprints import fingerprint
+from ray_jobs.health.rank_health import RankHealth
 from ray_jobs.hf import script_callbacks
 from ray_jobs.hf.callbacks import (
     CheckpointCallback,
@@ -173,15 +176,36 @@ class Steered(Extensible):
         elif self._steering is not None:
             restore.random_generators(self._as_trainer.args.seed, plan, self._steering.opened().rank)
 
-    def _maybe_log_save_evaluate(self, *args: Any, **kwargs: Any) -> None:
-        cast(Any, super())._maybe_log_save_evaluate(*args, **kwargs)
+    @property
+    def _health(self) -> RankHealth | None:
+        return self._steering.health if self._steering is not None else None
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Return the loss of a micro-batch, and note it for the checks of the training's health."""
+        loss: torch.Tensor = cast(Any, super()).training_step(*args, **kwargs)
+        if self._health is not None:
+            self._health.signs.add_loss(loss)
+        return loss
+
+    def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """Return the loss, and time the forward pass of a training step."""
+        compute = cast(Any, super()).compute_loss
+        if self._health is None or not model.training:
+            return compute(model, inputs, *args, **kwargs)
+        with self._health.signs.clock.running(inputs):
+            return compute(model, inputs, *args, **kwargs)
+
+    def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
+        if self._health is not None and self._logged_step != self._step:
+            self._health.signs.step_over()
+            self._health.signs.note("grad_norm", grad_norm)
+        cast(Any, super())._maybe_log_save_evaluate(tr_loss, grad_norm, *args, **kwargs)
         # Transformers calls this again at the end of an epoch, whose evaluation belongs to its last step: what is
         # saved at that step has it, and what restores that step does not owe it.
         first, self._logged_step = self._logged_step != self._step, self._step
         if self._steering is None or (first and self._ends_its_epoch()):
             return
         if self._steering.opened().is_open(self._step):
-            self._steering.saver.after_step(self._step)
             self._steering.boundary(self._step)
 
     def _ends_its_epoch(self) -> bool:
@@ -268,7 +292,10 @@ class Steered(Extensible):
 
     def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
         """Return the batches of a step, and count the position in data without a length."""
+        began_s = time.perf_counter()
         batches, items = cast(Any, super()).get_batch_samples(*args, **kwargs)
+        if self._health is not None:
+            self._health.signs.waited_for_data(time.perf_counter() - began_s)
         if self.stream_place is not None and len(batches) == self._as_trainer.args.gradient_accumulation_steps:
             self.stream_place = (self.stream_place[0], self.stream_place[1] + 1)
         return batches, items

@@ -67,6 +67,7 @@ class PlainLoop:
     sample_order: "SampleOrder | None" = None
     stream_place: tuple[int, int] | None = None
     step_was_skipped: bool = False
+    log_every_steps: int = 1
 
     def state(self) -> Readback:
         """Return the fields of `trainer_state.json`, as Transformers would write them."""

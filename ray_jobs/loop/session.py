@@ -78,7 +78,7 @@ class TrainingSession(Extensible):
         self._scheduler: Scheduler | None = (
             scheduler if scheduler is not None else getattr(engine, "lr_scheduler", None)
         )
-        self._loop = PlainLoop(total_steps)
+        self._loop = PlainLoop(total_steps, log_every_steps=tell_every_steps)
         self._tell_every_steps = tell_every_steps
         self._steering: SteeredRun | None = None
         self._random: loop_state.Progress | None = None
@@ -142,6 +142,8 @@ class TrainingSession(Extensible):
         if plan.checkpoint:  # first: an action that is replayed in `announce` may draw from the generators
             restore.random_generators(self._seed, plan, steering.opened().rank)
         steering.announce()
+        if steering.health is not None:
+            steering.health.signs.clock.watch(model)
         self._random = {"random": loop_state.random_state()} if plan.checkpoint else None
         self._is_over = steering.is_over
 
@@ -186,9 +188,10 @@ class TrainingSession(Extensible):
         self._loop.step += 1
         if self._steering is None:
             return
+        if self._steering.health is not None:
+            self._steering.health.signs.end_of_loop(metrics)
         self._step_schedule(self._steering)
         self._send(metrics, self._steering)
-        self._steering.saver.after_step(self.global_step)
         self._steering.boundary(self.global_step)
 
     def __exit__(

@@ -74,6 +74,21 @@ class Collectives:
         dist.all_gather(values, mine, group=self._group)
         return [gathered.numpy().tobytes() for gathered in values]
 
+    def start_gather_floats(self, values: list[float]) -> Callable[[], list[list[float]]]:
+        """Collective. Start gathering float64 vectors, of one length on all ranks; calling the result waits for it.
+
+        Returns every rank's vector, in rank order.
+        """
+        mine = torch.tensor(values, dtype=torch.float64)
+        vectors = [torch.empty_like(mine) for _ in range(self.world_size)]
+        work = dist.all_gather(vectors, mine, group=self._group, async_op=True)
+
+        def finish() -> list[list[float]]:
+            work.wait()
+            return [vector.tolist() for vector in vectors]
+
+        return finish
+
     def all_reasons(self, own: str | None) -> list[str]:
         """Collective. Return the reasons of all ranks that have one, each with the rank; the same on all."""
         return [f"rank {rank}: {reason}" for rank, reason in enumerate(self.all_gather(own)) if reason]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from control_plane.api.ports import TrainerPort
+from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from control_plane.storage.checkpoint.store import SigningKey
@@ -73,6 +74,8 @@ class RunContext:
     facts: Readback = field(default_factory=dict)
     # What the run's owner allows. Checked on every rank, too: only there is known what a factor makes of a value.
     limits: Mapping[str, Limit] = field(default_factory=dict)
+    # What is measured and judged of the training's health; None: nothing.
+    health: HealthSettings | None = None
     trainings: Trainings = field(default_factory=Trainings)
 
     @property

@@ -117,6 +117,33 @@ def loss_scale(optimizer: "DeepSpeedOptimizer | torch.optim.Optimizer") -> dict[
     return {key: value for key, value in vars(scaler).items() if isinstance(value, bool | int | float)}
 
 
+def loss_scale_signs(engine: "DeepSpeedEngine") -> dict[str, float]:
+    """Return `loss_scale` and `loss_scale_min` of an fp16 training; empty for any other."""
+    if not engine.fp16_enabled():
+        return {}
+    optimizer = engine.optimizer
+    scaler = getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
+    found = {"loss_scale": getattr(scaler, "cur_scale", None), "loss_scale_min": getattr(scaler, "min_scale", None)}
+    return {name: float(value) for name, value in found.items() if isinstance(value, int | float)}
+
+
+def gradient_norm(engine: "DeepSpeedEngine | None") -> "torch.Tensor | float | None":
+    """Return the global norm of the last step's gradient before clipping; None if DeepSpeed does not compute it."""
+    return engine.get_global_grad_norm() if engine is not None else None
+
+
+def watch_clipping(engine: "DeepSpeedEngine", note: "Callable[[torch.Tensor], None]") -> None:
+    """Have the norm told that DeepSpeed clips by in fp32 without ZeRO, where it keeps it for itself."""
+    from deepspeed.runtime.utils import clip_grad_norm_
+
+    def clip() -> None:
+        note(
+            clip_grad_norm_(parameters=engine.module.parameters(), max_norm=engine.gradient_clipping(), mpu=engine.mpu)
+        )
+
+    engine.clip_fp32_gradients = clip
+
+
 def step_overflowed(engine: "DeepSpeedEngine") -> bool:
     """Return whether the last step was skipped for an overflow; the same on all ranks."""
     return bool(getattr(engine.optimizer, "overflow", False))

@@ -16,6 +16,7 @@ from control_plane.api.messages import Phase, Point, Progress, Report, Restart
 from control_plane.api.ports import TrainerPort
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Refused, SteerwayError, Unavailable
+from control_plane.core.model.health import HealthChange
 from control_plane.core.model.records import (
     CheckpointCommitted,
     CheckpointFailed,
@@ -49,6 +50,12 @@ FAILED_WAIT_S = 2.0
 MAX_DIGESTS = 10_000
 """Digests buffered while the control server is away. Those beyond are dropped: no training depends on them."""
 
+MAX_HEALTH_CHANGES = 1000
+"""Changes of the run's health buffered while the control server is away: alerts are rare."""
+
+MAX_HEALTH_PER_REPORT = 100
+"""Largest batch of changes of the run's health in one report."""
+
 MAX_DIGESTS_PER_REPORT = 200
 """Largest batch of digests, which makes one write of the journal."""
 
@@ -76,6 +83,7 @@ class Link:
         self._failed: list[CheckpointFailed] = []
         self._digests: list[StateDigested] = []
         self._restart: Restart | None = None
+        self._health: list[HealthChange] = []
         self._thread = threading.Thread(target=self._run, name="steerway-link", daemon=True)
 
     # The training thread's side: none of these waits, but for `resume_point`, `recorded`, `start` and `close`
@@ -128,6 +136,14 @@ class Link:
         with self._lock:
             if len(self._digests) < MAX_DIGESTS:
                 self._digests.append(digested)
+
+    def health(self, change: HealthChange) -> None:
+        """Queue alerts raised and cleared, in order; pushed again until confirmed. Those of a run without a control
+        server are bounded: beyond `MAX_HEALTH_CHANGES` the oldest goes."""
+        with self._lock:
+            self._health.append(change)
+            del self._health[:-MAX_HEALTH_CHANGES]
+        self._nudge()
 
     def restarted(self, restart: Restart) -> None:
         """Report the first step after a restart."""
@@ -239,6 +255,7 @@ class Link:
             outcomes, checkpoints = tuple(self._outcomes), tuple(self._checkpoints)
             failed, restart = tuple(self._failed), self._restart
             digests = tuple(self._digests[:MAX_DIGESTS_PER_REPORT])
+            health = tuple(self._health[:MAX_HEALTH_PER_REPORT])
         points, dropped = self._telemetry.take()
         step, total_steps, phase, steps_per_s = self._where
         report = Report(
@@ -247,6 +264,7 @@ class Link:
             checkpoints=checkpoints,
             failed_checkpoints=failed,
             digests=digests,
+            health=health,
             restart=restart,
             points=points,
             dropped_points=dropped,
@@ -266,6 +284,7 @@ class Link:
             del self._checkpoints[: len(checkpoints)]
             del self._failed[: len(failed)]
             del self._digests[: len(digests)]
+            self._health = [change for change in self._health if not any(change is sent for sent in health)]
             self._restart = None if self._restart is restart else self._restart
         return True
 
@@ -276,6 +295,7 @@ class Link:
         pieces += [alone.model_copy(update={"checkpoints": (checkpoint,)}) for checkpoint in report.checkpoints]
         pieces += [alone.model_copy(update={"failed_checkpoints": (failed,)}) for failed in report.failed_checkpoints]
         pieces += [alone.model_copy(update={"digests": (digested,)}) for digested in report.digests]
+        pieces += [alone.model_copy(update={"health": (change,)}) for change in report.health]
         rest = {"points": report.points, "progress": report.progress, "restart": report.restart}
         pieces.append(alone.model_copy(update=rest))
         for piece in pieces:
@@ -287,6 +307,6 @@ class Link:
                 )
 
     async def _finish(self, ending: GenerationEnding, step: int, reason: str | None) -> None:
-        while not await self._push_once() or self._outcomes or self._digests or len(self._telemetry):
+        while not await self._push_once() or self._outcomes or self._digests or self._health or len(self._telemetry):
             await asyncio.sleep(RETRY_S if self._outcomes else 0)
         await self._handle.end_generation(self._generation, ending, step, reason)

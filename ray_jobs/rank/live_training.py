@@ -6,12 +6,13 @@
 Made once per training, after the engine was built and its weights were loaded.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import torch
 
 from control_plane.core.model.records import Readback
+from ray_jobs.rank.health_memory import HealthMemory
 from ray_jobs.steering.actions import ScriptExtensions
 from ray_jobs.steering.freezing import FrozenParameters
 from ray_jobs.steering.knobs import Knobs
@@ -50,6 +51,10 @@ class TrainingLoop(Protocol):
     @property
     def stream_place(self) -> tuple[int, int] | None:
         """Pass of a stream without a length, from 0, and the steps made in it; None for data with a length."""
+
+    @property
+    def log_every_steps(self) -> int:
+        """Steps from one logged loss to the next."""
 
     @property
     def log_history(self) -> list[Readback]:
@@ -91,6 +96,7 @@ class LiveTraining:
     schedule_name: str | None
     # Script state that a restart cannot restore exactly, in words.
     inexact: tuple[str, ...] = ()
+    health: HealthMemory = field(default_factory=HealthMemory)
 
     def groups(self) -> ParamGroups:
         """Return the parameter groups that the next optimizer step reads."""

@@ -21,6 +21,11 @@ class StepLog:
         self._training, self._link = training, link
         self._rates: list[float] = []
         self._last = (training.loop.step, time.monotonic())
+        self._names: set[str] = set()
+
+    def names(self) -> frozenset[str]:
+        """Return the names of the metrics that were sent."""
+        return frozenset(self._names)
 
     def before_step(self) -> None:
         """Note the learning rates that the coming step will use."""
@@ -36,6 +41,7 @@ class StepLog:
             values |= self._rate_values() | self._speed(step)
             if count := skipped_steps.skipped_steps(self._training):
                 values[SKIPPED_STEPS] = count
+        self._names |= values.keys()
         now_s = time.time()
         self._link.measure([Point(step=step, name=name, value=value, time_s=now_s) for name, value in values.items()])
 

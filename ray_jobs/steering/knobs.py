@@ -89,6 +89,11 @@ class Knobs:
         covered = {name for knob in self._knobs.values() if knob.name in listed for name in knob.covers}
         return listed | {name: knob.get() for name, knob in self._set.items() if name not in covered}
 
+    def value(self, name: str) -> KnobValue:
+        """Return the live value of one listed knob; None if there is none of that name."""
+        knob = self._knobs.get(name)
+        return knob.get() if knob is not None else None
+
     def facts(self) -> Readback:
         """Return type, bounds and description of every listed knob."""
         return {name: knob.facts() for name, knob in self._knobs.items()}

@@ -1,0 +1,51 @@
+"""Values on their way from a device to host memory: the copy is started at once and read later, without a wait.
+
+copy = HostCopy(loss)       queued on the device's stream behind what computes the loss
+copy.values()               at the next boundary, when it has long arrived
+"""
+
+from collections.abc import Sequence
+
+import torch
+
+
+class HostCopy:
+    """Copy of a tensor's elements as float64. On a CPU it is the values themselves."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        tensor = tensor.detach().reshape(-1)
+        self._event: torch.cuda.Event | None = None
+        if tensor.is_cuda:
+            self._host = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
+            self._host.copy_(tensor, non_blocking=True)
+            self._event = torch.cuda.Event()
+            self._event.record()
+        else:
+            # The script may write into its tensor before this is read.
+            self._host = tensor.to("cpu").clone()
+
+    def values(self) -> Sequence[float]:
+        """Return the elements; waits only if the device has not come to the copy yet."""
+        if self._event is not None:
+            self._event.synchronize()
+            self._event = None
+        return [float(value) for value in self._host.double().tolist()]
+
+
+class LossSum:
+    """Sum of the losses of a step's micro-batches, where they are."""
+
+    def __init__(self) -> None:
+        self._sum: torch.Tensor | None = None
+
+    @torch.no_grad()
+    def add(self, loss: torch.Tensor) -> None:
+        """Add one loss (a tensor of one element), without a wait."""
+        value = loss.detach().reshape(-1)[:1].float()
+        # On a device this queues two small kernels; a copy, since the script may go on with its tensor.
+        self._sum = value.clone() if self._sum is None else self._sum + value
+
+    def take(self) -> HostCopy | None:
+        """Return the sum and begin anew; None if nothing was added."""
+        total, self._sum = self._sum, None
+        return HostCopy(total) if total is not None else None

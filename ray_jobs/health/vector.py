@@ -1,0 +1,140 @@
+"""Vector of float64 that each rank puts into the gather: of the same length and order on every rank, by construction.
+
+    layout = VectorLayout(groups)              digest in the facts of a start, which must be equal on all ranks
+    vector = layout.pack(signs, squares)       numbers of this rank
+    signs, by_rank = layout.combine(vectors)   what all ranks' vectors say together
+
+Element 0 is a bit mask of the signs that the rank has measured: a missing value is not a NaN, which was measured.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import fsum, inf, isfinite, nan, sqrt
+
+RANK_SIGNS = (
+    "loss",
+    "step_s",
+    "own_step_s",
+    "data_wait_s",
+    "memory_bytes",
+    "memory_limit_bytes",
+    "tokens",
+)
+"""Numbers of each rank. `loss` is the rank's own; `tokens` those of its last step."""
+
+SQUARES = ("weight", "gradient", "update")
+"""Sums of squares over the elements that a rank owns, for each group of layers."""
+
+HAS_LAYERS = len(RANK_SIGNS)
+"""Bit of the mask that says that the sums of squares were measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class LayerSums:
+    """Sums of squares of one rank, in the order of the groups."""
+
+    weight: Sequence[float]
+    gradient: Sequence[float]
+    update: Sequence[float]
+
+
+class VectorLayout:
+    """Order of the vector's elements for these groups of layers."""
+
+    def __init__(self, groups: Sequence[str]) -> None:
+        self.groups = tuple(groups)
+        self.names = (
+            "measured",
+            *RANK_SIGNS,
+            *(f"{kind}/{group}" for kind in SQUARES for group in self.groups),
+        )
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over the names in their order; equal on all ranks, or they would take each other's numbers wrong."""
+        return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
+
+    def pack(self, signs: Mapping[str, float], sums: LayerSums | None) -> list[float]:
+        """Return this rank's vector. `signs` by the names of `RANK_SIGNS`; others are ignored."""
+        mask = sum(1 << bit for bit, name in enumerate(RANK_SIGNS) if name in signs)
+        measured = [float(signs.get(name, 0.0)) for name in RANK_SIGNS]
+        if sums is None:
+            return [float(mask), *measured, *([0.0] * (len(SQUARES) * len(self.groups)))]
+        return [float(mask | 1 << HAS_LAYERS), *measured, *sums.weight, *sums.gradient, *sums.update]
+
+    def combine(self, vectors: Sequence[Sequence[float]]) -> "Gathered":
+        """Return what the vectors of all ranks, in rank order, say together."""
+        masks = [int(vector[0]) for vector in vectors]
+        by_rank: dict[str, tuple[float, ...]] = {}
+        for bit, name in enumerate(RANK_SIGNS):
+            if any(mask >> bit & 1 for mask in masks):
+                pairs = zip(masks, vectors, strict=True)
+                by_rank[name] = tuple(vector[1 + bit] if mask >> bit & 1 else nan for mask, vector in pairs)
+        if not all(mask >> HAS_LAYERS & 1 for mask in masks):
+            return Gathered(by_rank, None)
+        begin, size = 1 + len(RANK_SIGNS), len(self.groups)
+        sums = [_sums(vectors, begin + size * kind, size) for kind in range(len(SQUARES))]
+        return Gathered(by_rank, LayerSums(*sums))
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """Numbers of all ranks: `by_rank` in rank order, NaN where a rank has not measured; layers over all ranks."""
+
+    by_rank: Mapping[str, tuple[float, ...]]
+    layers: LayerSums | None
+
+    def mean_loss(self) -> float | None:
+        """Return the mean of the ranks' losses, which is not finite if one of them is not; None if not measured."""
+        losses = self.by_rank.get("loss", ())
+        return _mean(losses) if losses else None
+
+    def layer_signs(
+        self, groups: Sequence[str], grad_norm: float | None, is_trained: Sequence[bool]
+    ) -> dict[str, float]:
+        """Return norms of each group by the names of the catalogue.
+
+        `grad_norm` is the global norm before clipping, if known: clipping and loss scales multiply all gradients by one
+        factor, which is taken back. A group that is not trained now (frozen) has a weight norm only.
+        """
+        if self.layers is None:
+            return {}
+        factor = _factor_before_clipping(self.layers.gradient, grad_norm)
+        signs: dict[str, float] = {}
+        numbers = zip(groups, self.layers.weight, self.layers.gradient, self.layers.update, is_trained, strict=True)
+        for group, weight, gradient, update, trained in numbers:
+            signs[f"weight_norm/{group}"] = norm = _root(weight)
+            if trained:
+                signs[f"layer_grad_norm/{group}"] = _root(gradient) * factor
+                signs[f"update_norm/{group}"] = change = _root(update)
+                if norm > 0:
+                    signs[f"update_ratio/{group}"] = change / norm
+        return signs
+
+
+def _factor_before_clipping(squares: Sequence[float], grad_norm: float | None) -> float:
+    measured = _root(_total(squares))
+    if grad_norm is None or not isfinite(grad_norm) or not isfinite(measured) or measured == 0:
+        return 1.0
+    return grad_norm / measured
+
+
+def _sums(vectors: Sequence[Sequence[float]], begin: int, size: int) -> list[float]:
+    return [_total([vector[begin + index] for vector in vectors]) for index in range(size)]
+
+
+def _total(values: Sequence[float]) -> float:
+    """Return the sum in an order of its own, so that it does not depend on how the work is spread over the ranks."""
+    return fsum(values) if all(map(isfinite, values)) else (nan if any(value != value for value in values) else inf)
+
+
+def _mean(values: Sequence[float]) -> float:
+    return _total(values) / len(values)
+
+
+def _root(square: float) -> float:
+    return sqrt(square) if square >= 0 else nan
