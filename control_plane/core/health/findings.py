@@ -1,32 +1,36 @@
 """Findings of detectors: one look at the signs, a condition with confirmation, and the base class of detectors."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from math import isfinite
 from typing import Any, ClassVar, Literal
 
 from control_plane.core.model.health import AlertKind, Evidence, Level
 
 
-@dataclass(frozen=True, slots=True)
 class Look:
     """Signs after one step; `by_rank` holds, where a gather has ended, one value a rank."""
 
-    step: int
-    signs: Mapping[str, float]
-    by_rank: Mapping[str, Sequence[float]] = field(default_factory=dict)
+    def __init__(
+        self, step: int, signs: Mapping[str, float], by_rank: Mapping[str, Sequence[float]] | None = None
+    ) -> None:
+        self.step, self.signs, self.by_rank = step, signs, by_rank or {}
+        self._families: dict[str, list[tuple[str, float]]] = {}
+        # At most steps no sign of a family was measured: one pass finds them for all detectors.
+        for name in sorted(name for name in signs if "/" in name):
+            if isfinite(signs[name]):
+                family, _, own = name.partition("/")
+                self._families.setdefault(family, []).append((own, signs[name]))
 
     def finite(self, name: str) -> float | None:
         """Return a sign's value, or None if it was not measured or is not finite."""
         value = self.signs.get(name)
         return value if value is not None and isfinite(value) else None
 
-    def finite_of(self, prefix: str) -> Iterator[tuple[str, float]]:
-        """Yield (own name, value) of all finite signs whose name begins so, in the order of their names."""
-        for name in sorted(name for name in self.signs if name.startswith(prefix)):
-            if isfinite(value := self.signs[name]):
-                yield name.removeprefix(prefix), value
+    def family(self, name: str) -> Sequence[tuple[str, float]]:
+        """Return (own name, value) of all finite signs `name/...`, in the order of their names."""
+        return self._families.get(name, ())
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,39 +62,71 @@ class Condition:
 
     def __init__(self, confirm: int = 1, of: int | None = None, release: int = 1) -> None:
         self.confirm, self.of, self.release = confirm, of or confirm, release
-        self.recent: list[tuple[int, bool]] = []
         self.is_open = False
-        self.good = 0
         self.onset = 0
+        self._good = 0
+        # Bad samples among the last `of`: [samples ago, step].
+        self._bad: list[list[int]] = []
 
     def note(self, step: int, is_bad: bool, is_sure: bool = False) -> Literal["began", "ended"] | None:
         """Take one sample in; `is_sure` needs no confirmation. Return what has changed."""
         if self.is_open:
-            self.good = 0 if is_bad else self.good + 1
-            if self.good < self.release:
+            self._good = 0 if is_bad else self._good + 1
+            if self._good < self.release:
                 return None
-            self.is_open, self.recent = False, []
+            self.is_open = False
             return "ended"
-        self.recent = [*self.recent, (step, is_bad)][-self.of :]
-        bad = [at for at, was_bad in self.recent if was_bad]
-        if not (is_bad and (is_sure or len(bad) >= self.confirm)):
+        if not is_bad and not self._bad:
             return None
-        self.is_open, self.good, self.onset = True, 0, bad[0]
+        self._bad = [[ago + 1, at] for ago, at in self._bad if ago + 1 < self.of]
+        if not is_bad:
+            return None
+        self._bad.append([0, step])
+        if not is_sure and len(self._bad) < self.confirm:
+            return None
+        self.is_open, self._good, self.onset, self._bad = True, 0, self._bad[0][1], []
         return "began"
 
     @property
     def is_doubtful(self) -> bool:
         """State in which bad samples wait for confirmation."""
-        return not self.is_open and any(is_bad for _, is_bad in self.recent)
+        return bool(self._bad)
 
     def state(self) -> list[Any]:
         """Return the state as JSON."""
-        return [self.is_open, self.good, self.onset, [[step, is_bad] for step, is_bad in self.recent]]
+        return [self.is_open, self._good, self.onset, [list(one) for one in self._bad]]
 
     def restore(self, state: Sequence[Any]) -> None:
         """Continue from a state."""
-        self.is_open, self.good, self.onset = bool(state[0]), int(state[1]), int(state[2])
-        self.recent = [(int(step), bool(is_bad)) for step, is_bad in state[3]]
+        self.is_open, self._good, self.onset = bool(state[0]), int(state[1]), int(state[2])
+        self._bad = [[int(ago), int(step)] for ago, step in state[3]]
+
+
+class Conditions:
+    """One condition a subject: a layer, a rank, a data set."""
+
+    def __init__(self, confirm: int = 1, of: int | None = None, release: int = 1) -> None:
+        self.shape = (confirm, of, release)
+        self.of: dict[str, Condition] = {}
+
+    def __getitem__(self, subject: str) -> Condition:
+        """Return the condition of a subject, a new one if it has none."""
+        return self.of.setdefault(subject, Condition(*self.shape))
+
+    @property
+    def is_doubtful(self) -> bool:
+        """State in which bad samples of any subject wait for confirmation."""
+        return any(condition.is_doubtful for condition in self.of.values())
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as JSON."""
+        return {subject: condition.state() for subject, condition in self.of.items()}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Continue from a state."""
+        self.of = {}
+        for subject, saved in state.items():
+            self[subject].restore(saved)
 
 
 class Detector(ABC):
@@ -120,3 +156,7 @@ class Detector(ABC):
     def doubts(self) -> Iterable[str]:
         """Return the reasons why it cannot tell at present, for the trust in a checkpoint."""
         return ()
+
+    def derived(self) -> Mapping[str, float]:
+        """Return the signs that it computes, by name."""
+        return {}

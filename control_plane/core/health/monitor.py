@@ -30,6 +30,7 @@ from control_plane.core.model.values import MAIN
 
 STATE_VERSION = 1
 
+NOTHING = HealthChange()
 Key = tuple[AlertKind, str]
 
 
@@ -55,8 +56,8 @@ class HealthMonitor:
             by_rank: where a gather has ended, one value a rank for some of the signs.
         """
         if not self.settings.enabled:
-            return HealthChange()
-        look = Look(step, signs, by_rank or {})
+            return NOTHING
+        look = Look(step, signs, by_rank)
         self._has_loss = self._has_loss or "loss" in signs or "loss_local" in signs
         raised: list[Alert] = []
         cleared: list[Cleared] = []
@@ -67,7 +68,11 @@ class HealthMonitor:
                         raised += self._raise(step, finding)
                     case Ended():
                         cleared += self._clear(step, finding)
-        return HealthChange(raised=tuple(raised), cleared=tuple(cleared))
+        return HealthChange(raised=tuple(raised), cleared=tuple(cleared)) if raised or cleared else NOTHING
+
+    def derived(self) -> dict[str, float]:
+        """Return the signs that the monitor computes itself, to be charted beside the others."""
+        return {name: value for detector in self._detectors for name, value in detector.derived().items()}
 
     def trust(self) -> tuple[Trust, tuple[str, ...]]:
         """Return the verdict for a checkpoint saved now, with its reasons: alert kinds, or why it is unknown."""

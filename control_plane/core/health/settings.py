@@ -88,8 +88,6 @@ class DeadUnitSettings(HealthSection):
     share: Share = 0.5
     # rise of the share above the run's first measurements
     rise: Share = 0.25
-    # share at which no comparison is needed
-    nearly_all: Share = 0.95
     # standard deviation of hidden states, as a share of its median
     collapse: Share = 0.02
 

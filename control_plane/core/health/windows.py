@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import sqrt
+from math import dist, sqrt
 from typing import Any
 
-MAD_TO_DEVIATION = 1.4826
-"""Ratio of the standard deviation of a normal distribution to its median absolute deviation."""
+QUARTILES_TO_DEVIATION = 1.349
+"""Ratio of a normal distribution's interquartile range to its standard deviation."""
 
 
 def median(values: Sequence[float]) -> float:
@@ -22,15 +22,20 @@ def mean(values: Sequence[float]) -> float:
 
 def deviation(values: Sequence[float]) -> float:
     """Return the standard deviation of a sample; 0 for fewer than two values."""
-    if len(values) < 2:
-        return 0.0
-    middle = mean(values)
-    return sqrt(sum((value - middle) ** 2 for value in values) / (len(values) - 1))
+    count = len(values)
+    return dist(values, [sum(values) / count] * count) / sqrt(count - 1) if count > 1 else 0.0
 
 
-def robust_deviation(values: Sequence[float], middle: float) -> float:
-    """Return the standard deviation estimated from the median absolute deviation around `middle`."""
-    return MAD_TO_DEVIATION * median([abs(value - middle) for value in values])
+def level_and_noise(values: Sequence[float]) -> tuple[float, float]:
+    """Return the median, and the noise: the larger one of standard deviation and scaled interquartile range.
+
+    The first is not fooled by many equal values, the second not by two levels in one window.
+    """
+    ordered, count = sorted(values), len(values)
+    quartiles = ordered[(3 * count) // 4] - ordered[count // 4]
+    half = count // 2
+    middle = ordered[half] if count % 2 else (ordered[half - 1] + ordered[half]) / 2
+    return middle, max(deviation(values), quartiles / QUARTILES_TO_DEVIATION)
 
 
 def noise_between(values: Sequence[float]) -> float:

@@ -26,12 +26,12 @@ class NonFinite(Detector):
 
     def observe(self, look: Look) -> Iterator[Finding | Ended]:
         """Look at loss, gradient norm and evaluation losses."""
-        culprits = [name for name in sorted(look.signs) if _counts(name, look) and not isfinite(look.signs[name])]
-        measured = culprits or any(_counts(name, look) for name in look.signs)
-        if not measured:
+        culprits = [name for name, value in look.signs.items() if not isfinite(value) and _counts(name, look)]
+        if not culprits and "loss_local" not in look.signs and "loss" not in look.signs:
             return
         match self.condition.note(look.step, bool(culprits)):
             case "began":
+                culprits.sort()
                 first = culprits[0]
                 ranks = [str(rank) for rank, value in enumerate(look.by_rank.get(first, ())) if not isfinite(value)]
                 where = f" on rank {', '.join(ranks[:8])}" if 0 < len(ranks) < len(look.by_rank[first]) else ""
