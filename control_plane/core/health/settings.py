@@ -1,11 +1,14 @@
 """Settings of the health monitor, the config's section `health`: switches, intervals, windows and thresholds."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from control_plane.core.health.signs import SignGroup
 from control_plane.core.model.health import AlertKind
+
+FEATURE_COUNT = 3
+"""Features of the model of training dynamics."""
 
 Steps = Annotated[int, Field(ge=1, le=1_000_000)]
 WindowSteps = Annotated[int, Field(ge=8, le=4096)]
@@ -157,11 +160,47 @@ class CheckpointSettings(HealthSection):
     most_steps: Steps | None = None
 
 
+Probabilities = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=16)]
+Rows = Annotated[list[list[float]], Field(min_length=2, max_length=16)]
+
+
+class DynamicsModel(HealthSection):
+    """Hidden Markov model with independent normal features, see `dynamics.py`. States are numbered from 0."""
+
+    states: Annotated[list[str], Field(min_length=2, max_length=16)]
+    bad: list[Annotated[int, Field(ge=0, le=15)]]
+    block_steps: Annotated[int, Field(ge=2, le=10_000)] = 10
+    start: Probabilities
+    transition: Annotated[list[Probabilities], Field(min_length=2, max_length=16)]
+    means: Rows
+    deviations: Rows
+
+    @model_validator(mode="after")
+    def _shapes_agree(self) -> Self:
+        count = len(self.states)
+        rows = {"transition": self.transition, "means": self.means, "deviations": self.deviations}
+        wrong = [name for name, value in rows.items() if len(value) != count]
+        wrong += ["start"] if len(self.start) != count else []
+        wrong += ["transition"] if any(len(row) != count for row in self.transition) else []
+        wrong += [name for name in ("means", "deviations") if any(len(row) != FEATURE_COUNT for row in rows[name])]
+        wrong += ["bad"] if any(state >= count for state in self.bad) else []
+        if wrong:
+            raise ValueError(f"{wrong[0]} does not fit {count} states and {FEATURE_COUNT} features")
+        sums = [sum(self.start), *(sum(row) for row in self.transition)]
+        if any(abs(total - 1.0) > 1e-6 for total in sums):
+            raise ValueError("start and every row of transition must add up to 1")
+        if any(value <= 0 for row in self.deviations for value in row):
+            raise ValueError("deviations must be above 0")
+        return self
+
+
 class DynamicsSettings(HealthSection):
-    """Model of training dynamics: probability of a bad state, and the steps for which it lasts."""
+    """Model of training dynamics: probability of a bad state, and the blocks for which it lasts."""
 
     probability: Share = 0.95
-    steps: Steps = 20
+    blocks: Samples = 3
+    # the model; by default the one that is built in
+    model: DynamicsModel | None = None
 
 
 class SignSwitches(HealthSection):

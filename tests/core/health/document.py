@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from typing import get_args
 
-from control_plane.core.health.explanations import EXPLANATIONS, Explanation
+from control_plane.core.health.advice import EXPLANATIONS, Explanation
 from control_plane.core.health.latency import LATEST
 from control_plane.core.health.settings import HealthSettings
 from control_plane.core.health.signs import PHASES, SIGNS, SignGroup

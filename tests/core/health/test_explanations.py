@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from control_plane.core.health.explanations import ALERTS, EXPLANATIONS, KNOBS, explain, similar
+from control_plane.core.health.advice import ALERTS, EXPLANATIONS, KNOBS, explain, similar
 from control_plane.core.health.signs import SIGNS, names_of, own_name, sign_of
 from control_plane.core.model.health import MAKES_SUSPECT, AlertKind
 from tests.architecture.tree import ROOT

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from control_plane.core.health.detectors.dynamics import BadDynamics
 from control_plane.core.health.detectors.layers import AttentionBlowUp, DeadUnits, ExplodingLayer, VanishingLayer
 from control_plane.core.health.detectors.machines import (
     CheckpointTooOld,
@@ -33,5 +34,6 @@ DETECTORS: tuple[Callable[[HealthSettings], Detector], ...] = (
     lambda settings: DataStarvation(settings.starvation),
     lambda settings: MemoryNearLimit(settings.memory),
     lambda settings: CheckpointTooOld(settings.checkpoints),
+    lambda settings: BadDynamics(settings.dynamics),
 )
 """All detectors, in the order in which alerts of one step are raised."""

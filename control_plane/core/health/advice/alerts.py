@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from control_plane.core.health.explanations.entry import Explanation
+from control_plane.core.health.advice.entry import Explanation
 from control_plane.core.model.health import AlertKind
 
 

@@ -1,10 +1,10 @@
-"""Explanations of alerts, signs and knobs: meaning and advice, for `steer explain`, the console and docs/signs.md."""
+"""Explanations of alerts, signs and knobs: meaning and advice, for the command line, the console and a document."""
 
 from collections.abc import Mapping
 
-from control_plane.core.health.explanations.alerts import ALERTS
-from control_plane.core.health.explanations.entry import Explanation
-from control_plane.core.health.explanations.knobs import KNOBS
+from control_plane.core.health.advice.alerts import ALERTS
+from control_plane.core.health.advice.entry import Explanation
+from control_plane.core.health.advice.knobs import KNOBS
 from control_plane.core.health.signs import SIGNS, Sign, sign_of
 
 

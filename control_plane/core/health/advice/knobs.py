@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from control_plane.core.health.explanations.entry import Explanation
+from control_plane.core.health.advice.entry import Explanation
 
 
 def _knob(name: str, title: str, meaning: str, *actions: str, see: tuple[str, ...] = ()) -> Explanation:
