@@ -1,6 +1,7 @@
 """Cache of one run in a page: its snapshot, the end of its journal and its metrics, fetched by cursor."""
 
 import time
+from collections.abc import Iterable
 from uuid import UUID
 
 import streamlit as st
@@ -11,6 +12,7 @@ from control_plane.compare.lineage import lineage
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import NotAllowed, SteerwayError, Unavailable
 from control_plane.core.model.records import CommandAccepted, Entry
+from ui.charts.fetching import Batch, Batches, main_names
 from ui.charts.history import MetricsHistory
 from ui.gateway import client
 
@@ -37,6 +39,7 @@ class LiveRun:
         self.snapshot: Snapshot | None = None
         self.entries: list[Entry] = []
         self.history = MetricsHistory()
+        self._batches = Batches()
         self.tree: RunTree | None = None
         self.problem: SteerwayError | None = None
         self._tree_asked_at = float("-inf")
@@ -67,22 +70,29 @@ class LiveRun:
         del self.entries[:-MAX_ENTRIES]
         return self.entries
 
-    def refresh_metrics(self) -> MetricsHistory:
-        """Fetch the metrics since the last call and return the history."""
-        for _ in range(CALLS_PER_REFRESH):
-            if self.problem is not None:
-                break
-            try:
-                metrics = client().metrics(self.run, after=self.history.cursor, limit=POINTS_PER_CALL)
-            except (Unavailable, NotAllowed) as problem:
-                self.problem = problem
-                break
-            self.history.extend(metrics)
-            if len(metrics.points) < POINTS_PER_CALL:
-                break
+    def refresh_metrics(self, names: Iterable[str] = ()) -> MetricsHistory:
+        """Fetch new points of the main charts' metrics and of `names`, and return the history."""
+        measured = self.snapshot.latest if self.snapshot is not None else {}
+        for batch in self._batches.of([*main_names(measured), *(name for name in names if name in measured)]):
+            self._fetch(batch)
+        self._batches.merge()
         if self.snapshot is not None and self.snapshot.branches:
             self.history.follow(lineage(self.snapshot.branches, self.snapshot.branch))
         return self.history
+
+    def _fetch(self, batch: Batch) -> None:
+        for _ in range(CALLS_PER_REFRESH):
+            if self.problem is not None:
+                return
+            try:
+                metrics = client().metrics(self.run, after=batch.cursor, limit=POINTS_PER_CALL, names=batch.names)
+            except (Unavailable, NotAllowed) as problem:
+                self.problem = problem
+                return
+            self.history.extend(metrics)
+            batch.cursor = metrics.cursor
+            if len(metrics.points) < POINTS_PER_CALL:
+                return
 
     def refresh_tree(self) -> RunTree | None:
         """Return the branches: fetched again at intervals, and at once after a new branch or another head."""

@@ -4,9 +4,11 @@ The component is mounted once under a fixed key and replaces only its series, so
 docs/decisions/0002-live-charts.md for the alternatives that were measured.
 """
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from control_plane.core.health.signs import own_name
 from ui.charts.bins import bin_width
 from ui.charts.history import MetricsHistory
 from ui.charts.layout import PANELS, Band, ChartPanel, Mark
@@ -27,6 +29,9 @@ FOOT_PX = 52
 
 LEGEND_PX = 20
 """Height of the other branches' legend below the slider."""
+
+MAX_NAMED = 3
+"""Layers up to which a title names all of them."""
 
 PIN_ZOOM = """
 (event) => {
@@ -63,35 +68,54 @@ class View:
         return DARK if self.dark else LIGHT
 
 
-def chart_options(history: MetricsHistory, marks: list[Mark], view: View, bands: Sequence[Band] = ()) -> Options:
-    """Return the ECharts options of all panels."""
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """Places of titles and charts, for a wide and for a narrow component."""
+
+    wide: Options
+    narrow: Options
+    narrow_px: int = NARROW_PX
+
+
+def chart_options(
+    history: MetricsHistory,
+    marks: list[Mark],
+    view: View,
+    bands: Sequence[Band] = (),
+    panels: Sequence[ChartPanel] = PANELS,
+    layout: Layout | None = None,
+) -> Options:
+    """Return the ECharts options of all panels. `layout` is needed for other panels than `PANELS`."""
     extent = history.extent(view.axis) or (0.0, 1.0)
     others = beside(history)
     foot_px = LEGEND_PX if others else 0
-    panels = list(enumerate(PANELS))
+    layout = layout or Layout(_two_columns(foot_px), _one_column())
+    count = len(panels)
     series = [
         one
-        for at, panel in panels
-        for one in panel_series(history, panel, marks, list(bands), _canvas(at, panel, view, extent))
+        for at, panel in enumerate(panels)
+        for one in panel_series(history, panel, marks, list(bands), _canvas(at, count, panel, view, extent))
     ]
+    is_one_tooltip = not any(panel.by_layer for panel in panels)
     return {
         "baseOption": {
             "animation": False,
             "textStyle": {"color": view.palette.text},
-            "title": [_title(history, panel, view) for _, panel in panels],
-            "grid": [{"id": f"grid {at}"} for at, _ in panels],
-            "xAxis": [_x_axis(at, view, extent) for at, _ in panels],
-            "yAxis": [_y_axis(at, panel, view) for at, panel in panels] + [_hidden_axis(at) for at, _ in panels],
-            "axisPointer": {"link": [{"xAxisIndex": "all"}], "label": {"show": False}},
+            "title": [_title(history, panel, view) for panel in panels],
+            "grid": [{"id": f"grid {at}"} for at in range(count)],
+            "xAxis": [_x_axis(at, view, extent) for at in range(count)],
+            "yAxis": [_y_axis(at, panel, view) for at, panel in enumerate(panels)]
+            + [_hidden_axis(at) for at in range(count)],
+            "axisPointer": {"link": [{"xAxisIndex": "all"}] if is_one_tooltip else [], "label": {"show": False}},
             "legend": _legend(others, view.palette),
             "tooltip": {"trigger": "axis", "confine": True, "textStyle": {"fontSize": 12}},
-            "dataZoom": _zoom(view.palette, foot_px),
+            "dataZoom": _zoom(view.palette, foot_px, count),
             "toolbox": _toolbox(view.palette),
             "series": series,
         },
         "media": [
-            {"query": {"maxWidth": NARROW_PX}, "option": _one_column() | _keep(series)},
-            {"option": _two_columns(foot_px) | _keep(series)},
+            {"query": {"maxWidth": layout.narrow_px}, "option": layout.narrow | _keep(series)},
+            {"option": layout.wide | _keep(series)},
         ],
     }
 
@@ -101,12 +125,12 @@ def _keep(series: list[Options]) -> Options:
     return {"series": [{"id": one["id"], "type": one["type"]} for one in series]}
 
 
-def _canvas(at: int, panel: ChartPanel, view: View, extent: tuple[float, float]) -> Canvas:
+def _canvas(at: int, count: int, panel: ChartPanel, view: View, extent: tuple[float, float]) -> Canvas:
     """Return the canvas of a panel. Bins on a time axis are fractions of a minute: 1/64 of it is about a second."""
     span, cuts = extent[1] - extent[0], 1 if view.axis == "step" else 64
     return Canvas(
         at=at,
-        count=len(PANELS),
+        count=count,
         bin_width=bin_width(span * cuts, MAX_BINS) / cuts,
         axis=view.axis,
         smoothing=view.smoothing,
@@ -117,13 +141,32 @@ def _canvas(at: int, panel: ChartPanel, view: View, extent: tuple[float, float])
 
 
 def _title(history: MetricsHistory, panel: ChartPanel, view: View) -> Options:
-    """Return the panel's title, with the newest value of each metric in the colour of its line."""
-    parts, styles = [panel.title], {}
-    for number, name in enumerate(panel.metrics(history.series)):
+    """Return the panel's title, with the newest value of each metric in the colour of its line.
+
+    Of layers, the ones with the highest and the lowest value are named.
+    """
+    parts, styles, known = [panel.title], {}, history.series
+    names = panel.metrics(known)
+    shown = dict(zip(names, panel.colours(len(names), view.palette), strict=True))
+    newest = {name: known[name].values[-1] for name in names}
+    for number, (words, name) in enumerate(_named(panel, newest)):
         style = f"line{number}"
-        parts.append(f"{{{style}|{name} {history.series[name].values[-1]:.4g}}}")
-        styles[style] = {"color": view.palette.lines[number % len(view.palette.lines)], "fontSize": 12}
+        parts.append(f"{{{style}|{words}{_own(name) if panel.by_layer else name} {newest[name]:.4g}}}")
+        styles[style] = {"color": shown[name], "fontSize": 12}
     return {"text": "   ".join(parts), "textStyle": {"fontSize": 13, "fontWeight": 600, "rich": styles}, "padding": 0}
+
+
+def _named(panel: ChartPanel, newest: Mapping[str, float]) -> list[tuple[str, str]]:
+    """Return the metrics that a title names, each with a word before it."""
+    if not panel.by_layer or len(newest) <= MAX_NAMED:
+        return [("", name) for name in newest]
+    finite = [name for name in newest if math.isfinite(newest[name])] or list(newest)
+    return [("highest ", max(finite, key=newest.__getitem__)), ("lowest ", min(finite, key=newest.__getitem__))]
+
+
+def _own(name: str) -> str:
+    """Return the part of a name that tells the layer; braces and bars would end a style of ECharts."""
+    return own_name(name).translate({ord(mark): "_" for mark in "{}|"})
 
 
 def _legend(others: list[str], palette: Palette) -> Options:
@@ -174,9 +217,9 @@ def _hidden_axis(at: int) -> Options:
     return {"gridIndex": at, "type": "value", "min": 0, "max": 1, "show": False}
 
 
-def _zoom(palette: Palette, above_px: int) -> list[Options]:
+def _zoom(palette: Palette, above_px: int, count: int) -> list[Options]:
     """Return the zoom of all panels: a slider below them; inside, drag moves it and Ctrl with the wheel changes it."""
-    every = list(range(len(PANELS)))
+    every = list(range(count))
     common = {"xAxisIndex": every, "filterMode": "filter"}
     slider = {
         "type": "slider",

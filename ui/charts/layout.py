@@ -1,6 +1,6 @@
 """Panels of a run's charts, and the marks on them."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
@@ -8,6 +8,8 @@ from itertools import chain
 from control_plane.api.messages import CommandView, RecoveryView, Snapshot, StepRange
 from control_plane.compare.lineage import is_on_line
 from control_plane.core.model.intents import Rollback
+from ui.charts.names import natural, thinned
+from ui.charts.palette import Palette
 
 CHAR_WIDTH = 0.0135
 """Width of a label's character as part of a chart's width; labels that would overlap are dropped."""
@@ -18,19 +20,36 @@ MINOR = ("checkpoint", "evaluate")
 
 MAX_LABEL_CHARS = 16
 
+MAX_LAYERS = 24
+"""Lines of layers in one chart; more cannot be told apart. Of more layers, evenly spaced ones are drawn."""
+
 
 @dataclass(frozen=True, slots=True)
 class ChartPanel:
-    """One chart: its title and its metrics. `smooth`: whether they may be smoothed."""
+    """One chart: its title and its metrics.
+
+    `smooth`: whether they may be smoothed; else they are drawn as steps. `by_layer`: one line for each layer, coloured
+    from the first to the last, not smoothed, and at most `MAX_LAYERS` of them.
+    """
 
     title: str
     takes: Callable[[str], bool]
     smooth: bool = True
     may_be_log: bool = True
+    by_layer: bool = False
 
     def metrics(self, names: Iterable[str]) -> list[str]:
         """Return the metrics of this panel among those of a run; the main one, with the shortest name, first."""
-        return sorted((name for name in names if self.takes(name)), key=lambda name: (len(name), name))
+        taken = [name for name in names if self.takes(name)]
+        if self.by_layer:
+            return thinned(sorted(taken, key=natural), MAX_LAYERS)
+        return sorted(taken, key=lambda name: (len(name), name))
+
+    def colours(self, count: int, palette: Palette) -> Sequence[str]:
+        """Return the colours of `count` lines."""
+        if self.by_layer:
+            return palette.gradient(count)
+        return [palette.lines[number % len(palette.lines)] for number in range(count)]
 
 
 PANELS = (

@@ -17,6 +17,23 @@ class Palette:
     phases: tuple[str, ...]
     lines: tuple[str, ...]
 
+    def gradient(self, count: int) -> list[str]:
+        """Return `count` colours from the first line's over the third's to the second's, for an order of layers."""
+        stops = [_rgb(self.lines[at]) for at in (0, 2, 1)]
+        places = [2 * at / max(1, count - 1) for at in range(count)]
+        return [_between(stops, place) for place in places]
+
+
+def _rgb(colour: str) -> tuple[int, int, int]:
+    return int(colour[1:3], 16), int(colour[3:5], 16), int(colour[5:7], 16)
+
+
+def _between(stops: list[tuple[int, int, int]], place: float) -> str:
+    """Return the colour at `place`, from 0 (the first stop) to the number of the last one."""
+    at = min(int(place), len(stops) - 2)
+    mixed = (round(low + (high - low) * (place - at)) for low, high in zip(stops[at], stops[at + 1], strict=True))
+    return "#" + "".join(f"{part:02x}" for part in mixed)
+
 
 LIGHT = Palette(
     text="#57534e",

@@ -24,6 +24,9 @@ MAX_BESIDE = 6
 DASHES: tuple[str | list[int], ...] = ("solid", [6, 3], [2, 2], [10, 3, 2, 3])
 """Line styles of the other branches."""
 
+EVALUATED = ("eval", "heldout/")
+"""Beginnings of the names of metrics that are measured at evaluations: few points, each drawn as one."""
+
 NEAR_THE_EDGE = 0.07
 """Distance from the right edge, as part of the width, within which a centred label would be cut off."""
 
@@ -47,12 +50,14 @@ def panel_series(
 ) -> list[Options]:
     """Return the ECharts series of one panel."""
     drawn: list[Options] = []
-    for number, name in enumerate(panel.metrics(history.series)):
-        series, colour = history.series[name], canvas.palette.lines[number % len(canvas.palette.lines)]
+    names, known = panel.metrics(history.series), history.series
+    for name, colour in zip(names, panel.colours(len(names), canvas.palette), strict=True):
+        series = known[name]
         x = history.x(series, canvas.axis)
         drawn += _metric(name, panel, series, x, colour, canvas)
-        drawn.append(_faults(name, series, x, canvas))
-    for number, branch in enumerate(beside(history)):
+        if not panel.by_layer or not np.isfinite(series.values).all():
+            drawn.append(_faults(name, series, x, canvas))
+    for number, branch in enumerate([] if panel.by_layer else beside(history)):
         drawn += _beside(history, panel, branch, number, canvas)
     return [*drawn, _interventions(marks, bands, canvas)]
 
@@ -69,7 +74,7 @@ def _beside(history: MetricsHistory, panel: ChartPanel, branch: str, number: int
     drawn = []
     for name in panel.metrics(others):
         series, x = others[name], history.x(others[name], canvas.axis)
-        is_smooth = panel.smooth and canvas.smoothing > 0 and not name.startswith("eval")
+        is_smooth = panel.smooth and canvas.smoothing > 0 and not name.startswith(EVALUATED)
         data = _smoothed(series, x, canvas) if is_smooth else _raw(series, x, canvas)
         style = {"width": 1, "color": canvas.palette.beside, "opacity": 0.7, "type": DASHES[number % len(DASHES)]}
         drawn.append(
@@ -81,7 +86,8 @@ def _beside(history: MetricsHistory, panel: ChartPanel, branch: str, number: int
 
 
 def _metric(name: str, panel: ChartPanel, series: Series, x: Floats, colour: str, canvas: Canvas) -> list[Options]:
-    drawn = metric(name, series, x, colour, canvas, may_be_smooth=panel.smooth, sparse=name.startswith("eval"))
+    sparse, may_be_smooth = name.startswith(EVALUATED), panel.smooth and not panel.by_layer
+    drawn = metric(name, series, x, colour, canvas, may_be_smooth=may_be_smooth, sparse=sparse)
     drawn[0]["step"] = False if panel.smooth else "end"
     return drawn
 

@@ -7,10 +7,10 @@ from control_plane.compare.lineage import lineage
 from control_plane.core.model.errors import SteerwayError
 from ui import addresses
 from ui.charts.charts import EVENTS, HEIGHT, View, chart_options
-from ui.charts.layout import bands, marks, on_the_line
+from ui.charts.layout import Band, Mark, bands, marks, on_the_line
 from ui.gateway import banner
 from ui.live import LiveRun, live_run
-from ui.panels import commands, knobs, learning_rate, recovery, rollback
+from ui.panels import commands, knobs, learning_rate, recovery, rollback, signs
 from ui.panels.branches import branches
 from ui.panels.checkpoints import checkpoints
 from ui.panels.header import header
@@ -50,6 +50,8 @@ def _page(live: LiveRun, snapshot: Snapshot) -> None:
     with left:
         view = _view()
         st.fragment(_charts, run_every=charts_s)(live, view)
+        group = signs.choice(live)
+        st.fragment(_signs, run_every=charts_s)(live, group, view)
         st.fragment(_aftermath, run_every=charts_s)(live, view)
     with right:
         st.markdown("**Learning rate**")
@@ -91,15 +93,12 @@ def _view() -> View:
 def _charts(live: LiveRun, view: View) -> None:
     from streamlit_echarts import st_echarts  # registers its component, which needs a running Streamlit
 
-    snapshot, history = live.refresh(), live.refresh_metrics()
+    live.refresh()
+    history = live.refresh_metrics()
     if not history.series:
         st.info("No metrics yet: the charts appear with the first step.", icon=":material/monitoring:")
         return
-    line = lineage(snapshot.branches, snapshot.branch) if snapshot else ()
-    applied, recoveries = on_the_line(snapshot, line) if snapshot else ([], [])
-    started_at_s, extent = history.started_at_s(), history.extent(view.axis)
-    marked = marks(applied, view.axis, started_at_s, extent, recoveries, line)
-    failures = bands(recoveries, view.axis, started_at_s, extent)
+    marked, failures = _marked(live, view)
     st_echarts(
         options=chart_options(history, marked, view, failures),
         height=HEIGHT,
@@ -107,6 +106,23 @@ def _charts(live: LiveRun, view: View) -> None:
         events=EVENTS,
         key=f"charts/{live.run}/{view.axis}",
     )
+
+
+def _signs(live: LiveRun, group: str | None, view: View) -> None:
+    live.refresh()
+    signs.signs(live, group, view, *_marked(live, view))
+
+
+def _marked(live: LiveRun, view: View) -> tuple[list[Mark], list[Band]]:
+    """Return what is marked on the charts: commands, failures of the trainers with their cost, and alerts."""
+    snapshot, history = live.snapshot, live.history
+    if snapshot is None or not snapshot.branches:
+        return [], []
+    line = lineage(snapshot.branches, snapshot.branch)
+    applied, recoveries = on_the_line(snapshot, line)
+    started_at_s, extent = history.started_at_s(), history.extent(view.axis)
+    marked = marks(applied, view.axis, started_at_s, extent, recoveries, line)
+    return marked, bands(recoveries, view.axis, started_at_s, extent)
 
 
 def _aftermath(live: LiveRun, view: View) -> None:
