@@ -21,6 +21,7 @@ from control_plane.config_text import from_yaml
 from control_plane.core.model.errors import Damaged, Invalid, SteerwayError
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import NOBODY, UNIVERSAL, RunCreated
+from control_plane.core.model.reflexes import REFLEXES, Reflexes
 from control_plane.runs.usage import owner_of
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.checkpoint.cleanup import discard, is_ours
@@ -60,6 +61,18 @@ def limits_in(config: bytes, source: str) -> dict[str, Limit]:
         raise Damaged(f"the limits in {source} cannot be read: {error.reason}") from None
     except (UnicodeDecodeError, ValidationError, AttributeError) as error:
         raise Damaged(f"the limits in {source} cannot be read ({type(error).__name__})") from None
+
+
+def reflexes_in(config: bytes, source: str) -> Reflexes:
+    """Return the reflexes in a run's resolved config. Raises `Damaged` if they cannot be read: none may be dropped."""
+    try:
+        raw = from_yaml(config.decode(), source, as_text=True)
+        section = raw.get("reflexes") if isinstance(raw, dict) else None
+        return REFLEXES.validate_python(section if isinstance(section, dict) else {})
+    except Invalid as error:
+        raise Damaged(f"the reflexes in {source} cannot be read: {error.reason}") from None
+    except (UnicodeDecodeError, ValidationError) as error:
+        raise Damaged(f"the reflexes in {source} cannot be read ({type(error).__name__})") from None
 
 
 def give_up_after_in(config: bytes, source: str) -> float | None:
@@ -107,6 +120,7 @@ class ControlActor(ControlServer):
             author=owner_of(files) or NOBODY,
             config_sha256=hashlib.sha256(config).hexdigest(),
             limits=limits_in(config, str(files.config)),
+            reflexes=reflexes_in(config, str(files.config)),
         )
         super().__init__(
             created,

@@ -6,7 +6,7 @@ from uuid import UUID
 from pydantic import Field
 
 from control_plane.core.model.commands import Command
-from control_plane.core.model.health import HealthChange
+from control_plane.core.model.health import Alert, HealthChange
 from control_plane.core.model.intent_base import LEARNING_RATE, Message
 from control_plane.core.model.knobs import KnobSpec
 from control_plane.core.model.limits import Limit
@@ -139,6 +139,43 @@ class CommandView(Message):
     branch: str = Field(default=MAIN, description="where it was settled; until then, where it was asked for")
 
 
+AlertStage = Literal["open", "acknowledged", "snoozed", "cleared"]
+
+
+class AlertView(Message):
+    """An alert and what has become of it. `seq` names it, `current`: it is of the branch that is trained now.
+
+    `reflex` answered it with `commands`, or declined to, for the reason `declined`.
+    """
+
+    seq: int
+    alert: Alert
+    stage: AlertStage
+    raised_at: str
+    current: bool = True
+    cleared_step: int | None = None
+    cleared_at: str | None = None
+    acknowledged_by: str | None = None
+    note: str | None = None
+    snoozed_until: int | None = Field(default=None, description="the step; None: until it has cleared")
+    reflex: str = ""
+    declined: str = ""
+    commands: tuple[UUID, ...] = ()
+
+    @property
+    def needs_attention(self) -> bool:
+        """True if it belongs into the inbox."""
+        return self.stage == "open" and self.current
+
+
+class Alerts(Message):
+    """Alerts of a run, oldest first, at its step `step`."""
+
+    run: str
+    step: int
+    alerts: tuple[AlertView, ...]
+
+
 class RecoveryView(Message):
     """One failure of the trainers and the recovery. `phases_s` and `lost_steps` are set when it is over."""
 
@@ -255,6 +292,8 @@ class Snapshot(Message):
     recoveries: tuple[RecoveryView, ...] = ()
     reason: str | None = None
     restarting: Restarting | None = None
+    alerts: tuple[AlertView, ...] = Field(default=(), description="those that need attention, and the newest others")
+    reflexes: tuple[str, ...] = Field(default=(), description="kinds of alerts that a reflex answers")
     attempts: tuple[Attempt, ...] = Field(default=(), description="failures of the trainers without a new step")
     branch: str = MAIN
     branches: tuple[BranchView, ...] = ()

@@ -13,7 +13,6 @@ from uuid import UUID
 
 from control_plane.api.messages import (
     MAX_TAIL_ENTRIES,
-    MAX_WAIT_S,
     CommandView,
     Measurements,
     MetricSummary,
@@ -45,12 +44,13 @@ from control_plane.core.model.records import (
 from control_plane.core.model.redaction import Redaction
 from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import RunState, evolve
-from control_plane.core.rules import alert_rules, crash_loop, decisions, digests, recovery
+from control_plane.core.rules import alert_rules, crash_loop, decisions, digests, recovery, reflexes
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
 from control_plane.core.rules.checkpoint_rules import retired_checkpoints
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint
 from control_plane.core.rules.unrecorded import collect, take_over
+from control_plane.server.changes import Changes
 from control_plane.server.stores import Adopt, FindUnrecorded, JournalWriter, MeasurementStore, adopt_nothing
 from control_plane.server.views import snapshot_of, trajectories_of, view_of
 from control_plane.storage.failpoints import reach
@@ -94,7 +94,7 @@ class ControlServer:
         # When the trainers failed, by the number of the failure, from 1.
         self._failed_at: dict[int, float] = {}
         self._give_up_after_s = give_up_after_s
-        self._changed = asyncio.Event()
+        self._changes = Changes(clock)
         for entry in journal.entries:
             self._fold(entry, self._age_s)
         self._newest = NewestValues(metrics, self._state)
@@ -123,8 +123,7 @@ class ControlServer:
             self._fold(entry)
         self._newest.follow(entries)
         reach("server.commit", "after_evolve")
-        self._changed.set()
-        self._changed = asyncio.Event()
+        self._changes.notify()
 
     def _redacted(self, record: Record) -> Record:
         """Return the record without secrets. A command stays as sent: ranks execute it, its sender may retry."""
@@ -145,20 +144,6 @@ class ControlServer:
         if len(self._state.pending) != pending_before:
             self._revision += 1
 
-    async def _wait_until(self, ready: Callable[[], bool], wait_s: float) -> None:
-        # In this order a NaN counts as the longest wait.
-        deadline = self._clock() + min(MAX_WAIT_S, wait_s)
-        while not ready():
-            left_s = deadline - self._clock()
-            if left_s <= 0:
-                return
-            # Not `asyncio.wait_for`: in Python 3.11 it swallows a cancellation that comes together with a change.
-            try:
-                async with asyncio.timeout(left_s):
-                    await self._changed.wait()
-            except TimeoutError:
-                return
-
     # Calls of operators
 
     async def submit(self, command: Command) -> Receipt:
@@ -178,8 +163,7 @@ class ControlServer:
             return self._take(command, await asyncio.to_thread(self._adopt, intent, branch, known))
 
     def _take(self, command: Command, adopted: AdoptedCheckpoint | None = None) -> Receipt:
-        ago_s = {knob: self._clock() - moment for knob, moment in self._turned_at.items()}
-        records = decisions.accept(self._state, command, ago_s, adopted)
+        records = decisions.accept(self._state, command, self._changed_s_ago(), adopted)
         deleted = {record.checkpoint for record in records if isinstance(record, CheckpointDiscarded)}
         gone = [each for each in self._state.checkpoints.existing if each.checkpoint in deleted]
         self._commit(records)
@@ -190,6 +174,9 @@ class ControlServer:
         life = self._state.commands[command.uuid]
         reach("server.submit", "before_reply")
         return Receipt(uuid=command.uuid, run=self._state.run, seq=life.accepted_seq, status=life.status)
+
+    def _changed_s_ago(self) -> dict[str, float]:
+        return {knob: self._clock() - moment for knob, moment in self._turned_at.items()}
 
     async def command(self, uuid: UUID) -> CommandView:
         """See `OperatorPort.command`."""
@@ -211,7 +198,7 @@ class ControlServer:
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
         """See `OperatorPort.tail`. Entry `seq` is at index `seq - 1`: there are no gaps."""
-        await self._wait_until(lambda: self._state.seq > after_seq, wait_s)
+        await self._changes.wait_until(lambda: self._state.seq > after_seq, wait_s)
         start = max(after_seq, 0)
         return tuple(self._entries[start : start + min(max(limit, 0), MAX_TAIL_ENTRIES)])
 
@@ -284,7 +271,7 @@ class ControlServer:
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
         """See `TrainerPort.offers`."""
         decisions.check_generation(self._state, generation)
-        await self._wait_until(
+        await self._changes.wait_until(
             lambda: (
                 self._revision != seen_revision
                 or self._state.generation_number != generation
@@ -328,7 +315,8 @@ class ControlServer:
         of = {"branch": self._state.tree.of_generation[at], "training": self._state.training_of_generation[at]}
         for change in report.health:
             for alert in change.raised:
-                self._commit(alert_rules.raise_alert(self._state, alert.model_copy(update=of), at))
+                ago_s = self._changed_s_ago()
+                self._commit(reflexes.raise_alert(self._state, alert.model_copy(update=of), at, ago_s))
             for cleared in change.cleared:
                 self._commit(alert_rules.clear_alert(self._state, cleared.model_copy(update=of), at))
 

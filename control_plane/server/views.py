@@ -1,6 +1,11 @@
 """Views of a run's state for people: pure functions from `RunState` to messages."""
 
+from collections.abc import Mapping, Sequence
+from uuid import UUID
+
 from control_plane.api.messages import (
+    AlertStage,
+    AlertView,
     BranchView,
     CommandView,
     Intervention,
@@ -12,15 +17,18 @@ from control_plane.api.messages import (
     Trajectory,
 )
 from control_plane.core.model.branch_tree import Branch
+from control_plane.core.model.health import AlertStatus
 from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import MAIN
 from control_plane.core.model.state import CommandStatus, GenerationFailure, RunState
 from control_plane.core.model.values import MAX_FIRST
 from control_plane.core.rules.branch_rules import first_uuid
 from control_plane.core.rules.crash_loop import ALERT_AFTER, Attempt, failures_without_a_new_step, wait_s
+from control_plane.core.rules.reflexes import AUTHOR, TAGS, uuid_of
 
 MAX_RECOVERIES_IN_SNAPSHOT = 10
 MAX_COMMANDS_IN_SNAPSHOT = 50
+MAX_ALERTS_IN_SNAPSHOT = 50
 """A snapshot is for people; the journal holds the rest."""
 
 
@@ -55,6 +63,8 @@ def snapshot_of(
     lives = list(state.commands.values())[-MAX_COMMANDS_IN_SNAPSHOT:]
     ended = state.closed or (None if state.is_resumed else state.ended)
     facts = generation.facts if generation else {}
+    step = max(state.step, progress.step if progress else 0)
+    step = state.tree.reached.get(state.tree.head, 0) if leaves else step
     return Snapshot(
         run=state.run,
         name=state.name,
@@ -64,9 +74,7 @@ def snapshot_of(
         generation=state.generation_number,
         created_at=state.created_at,
         owner=state.owner,
-        step=state.tree.reached.get(state.tree.head, 0)
-        if leaves
-        else max(state.step, progress.step if progress else 0),
+        step=step,
         total_steps=generation.total_steps if generation else 0,
         phase="ended" if ended else (progress.phase if progress else None),
         steps_per_s=progress.steps_per_s if progress and at_work else None,
@@ -82,11 +90,53 @@ def snapshot_of(
         recoveries=tuple(_recovery_of(state, failure) for failure in state.failures[-MAX_RECOVERIES_IN_SNAPSHOT:]),
         reason=ended.reason if ended else None,
         restarting=_restarting(state, failed_s_ago),
+        alerts=_alerts_in_snapshot(state, step),
+        reflexes=tuple(state.reflexes),
         attempts=_attempts(state),
         branch=state.tree.head,
         branches=tuple(_branch_of(state, branch, progress) for branch in state.tree.branches.values()),
         parent=state.parent,
     )
+
+
+def alerts_of(state: RunState, step: int) -> list[AlertView]:
+    """Return every alert of the run, oldest first, as it is at step `step`."""
+    answers: dict[str, list[UUID]] = {}
+    for uuid, life in state.commands.items():
+        if life.command.author.startswith(AUTHOR):
+            answers.setdefault(life.command.author, []).append(uuid)
+    return [_alert_of(state, status, step, answers) for status in state.alerts.by_seq.values()]
+
+
+def _alert_of(state: RunState, status: AlertStatus, step: int, answers: Mapping[str, Sequence[UUID]]) -> AlertView:
+    record, alert = status.record, status.alert
+    seen = state.commands[status.acknowledged].command if status.acknowledged else None
+    snoozed = state.alerts.is_snoozed(alert, step)
+    stage: AlertStage = "cleared" if status.cleared else "acknowledged" if seen else "snoozed" if snoozed else "open"
+    own = {uuid_of(state, alert, tag) for tag in TAGS} if record.reflex and not record.declined else set()
+    return AlertView(
+        seq=status.seq,
+        alert=alert,
+        stage=stage,
+        raised_at=status.raised_at,
+        current=alert.branch == state.tree.head,
+        cleared_step=status.cleared.step if status.cleared else None,
+        cleared_at=status.cleared_at,
+        acknowledged_by=seen.author if seen else None,
+        note=getattr(seen.intent, "note", None) if seen else None,
+        snoozed_until=state.alerts.snoozed.get((alert.kind, alert.subject)) if stage == "snoozed" else None,
+        reflex=record.reflex,
+        declined=record.declined,
+        commands=tuple(uuid for uuid in answers.get(AUTHOR + record.reflex, ()) if uuid in own),
+    )
+
+
+def _alerts_in_snapshot(state: RunState, step: int) -> tuple[AlertView, ...]:
+    views = alerts_of(state, step)
+    urgent = [view for view in views if view.needs_attention][-MAX_ALERTS_IN_SNAPSHOT:]
+    others = [view for view in views if not view.needs_attention][-MAX_ALERTS_IN_SNAPSHOT + len(urgent) :]
+    chosen = urgent if len(urgent) == MAX_ALERTS_IN_SNAPSHOT else [*urgent, *others]
+    return tuple(sorted(chosen, key=lambda view: view.seq))
 
 
 def _restarting(state: RunState, failed_s_ago: float) -> Restarting | None:

@@ -19,6 +19,7 @@ from control_plane import config_text
 from control_plane.config_text import shown
 from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.errors import Invalid
+from control_plane.core.model.reflexes import Reflex, Reflexes
 from ray_jobs.config.config_files import ConfigFiles, FilesBeside
 from ray_jobs.config.deepspeed_features import unsupported
 from ray_jobs.config.environment import check_variables
@@ -63,6 +64,7 @@ class RunConfig(Section):
     pause: PauseSettings = PauseSettings()
     health: HealthSettings = HealthSettings()
     limits: dict[str, LimitSettings] = {}
+    reflexes: Reflexes = {}
     env: dict[str, str | SecretVariable] = {}
     runtime_env: RuntimeEnvSettings = RuntimeEnvSettings()
     # SHA-256 of the code bundle; set by Steerway. Relative paths are then paths inside of it.
@@ -331,6 +333,8 @@ _WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWo
 
 
 def _section_at(location: tuple[str, ...], loc: tuple[int | str, ...]) -> type[BaseModel]:
+    if location[:1] == ("reflexes",):
+        return Reflex
     if location[:1] == ("limits",):
         return LimitSettings  # the name of the knob stands between
     return _WORKLOADS[str(loc[1])] if location == ("workload",) else _SECTIONS[".".join(location)]

@@ -175,25 +175,25 @@ def _leads_on(checkpoints: CheckpointState, part: LineagePart, checkpoint: Check
     return before and checkpoint.step < nearest.step
 
 
-def distrust(tree: BranchState, checkpoints: CheckpointState, alert: Alert) -> None:
-    """Make the checkpoints suspect that lie in the alert's history, at its onset or later.
-
-    Only `state.evolve` calls it. Alerts of level `info`, and those that do not concern the model, change nothing.
-    """
-    if alert.level == "info" or alert.kind not in MAKES_SUSPECT or alert.branch not in tree.branches:
-        return
-    last: dict[str, int] = {}
+def is_doubted(tree: BranchState, checkpoint: CheckpointCommitted, alert: Alert) -> bool:
+    """Return whether the alert makes the checkpoint suspect: it lies in the alert's history, at its onset or later."""
+    if alert.kind not in MAKES_SUSPECT or alert.branch not in tree.branches or checkpoint.training != alert.training:
+        return False
     until = NEVER
     for branch in to_the_root(tree.branches, alert.branch):
-        last[branch.name] = until
+        if branch.name == checkpoint.branch:
+            return alert.onset_step <= checkpoint.step <= until
         until = min(until, branch.step)
+    return False
+
+
+def distrust(tree: BranchState, checkpoints: CheckpointState, alert: Alert) -> None:
+    """Make the checkpoints suspect that the alert speaks of. Only `state.evolve` calls it."""
     for place, each in enumerate(checkpoints.existing):
-        if each.training != alert.training or not alert.onset_step <= each.step <= last.get(each.branch, -1):
-            continue
-        reasons = (
-            tuple(dict.fromkeys((*each.health_reasons, alert.kind))) if each.health == "suspect" else (alert.kind,)
-        )
-        checkpoints.existing[place] = each.model_copy(update={"health": "suspect", "health_reasons": reasons})
+        if is_doubted(tree, each, alert):
+            known = each.health_reasons if each.health == "suspect" else ()
+            reasons = tuple(dict.fromkeys((*known, alert.kind)))
+            checkpoints.existing[place] = each.model_copy(update={"health": "suspect", "health_reasons": reasons})
 
 
 def free_name(taken: Sequence[str] | Mapping[str, object]) -> str:

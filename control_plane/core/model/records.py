@@ -21,6 +21,7 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.health import AlertCleared, AlertRaised
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.limits import Limit
+from control_plane.core.model.reflexes import Reflexes
 from control_plane.core.model.values import MAIN, BranchName, CheckpointName
 
 
@@ -96,6 +97,7 @@ class RunCreated(Message):
     model: str = ""
     limits: dict[str, Limit] = {}
     parent: Parent | None = None
+    reflexes: Reflexes = {}
 
 
 class TermStarted(Message):
@@ -375,9 +377,7 @@ class Entry(Message):
         entry = cls.model_validate({"seq": line.get("seq"), "time": line.get("time"), "record": record})
         command, arguments = line.get("command"), line.get("arguments")
         # The fields beside the body are for people: a line of an earlier release without them is complete.
-        if not isinstance(entry.record, ABOUT_A_COMMAND) or not isinstance(command, str):
-            return entry
-        if not isinstance(arguments, dict):
+        if not (isinstance(entry.record, ABOUT_A_COMMAND) and isinstance(command, str) and isinstance(arguments, dict)):
             return entry
         return entry.model_copy(update={"about": CommandSummary(command=command, arguments=arguments)})
 

@@ -41,6 +41,7 @@ from control_plane.core.model.records import (
     StateDigested,
     TermStarted,
 )
+from control_plane.core.model.reflexes import Reflexes
 from control_plane.core.model.server_intents import AcknowledgeAlert, SnoozeAlert
 
 
@@ -105,6 +106,7 @@ class RunState:
     pending: dict[UUID, None] = field(default_factory=dict)
     checkpoints: CheckpointState = field(default_factory=CheckpointState)
     tree: BranchState = field(default_factory=BranchState)
+    reflexes: Reflexes = field(default_factory=dict)
     alerts: AlertState = field(default_factory=AlertState)
     failures: list[GenerationFailure] = field(default_factory=list)
     # Of the current generation, by step, so that recording is idempotent.
@@ -191,6 +193,7 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case RunCreated():
             state.run, state.name, state.config_sha256 = record.run, record.name, record.config_sha256
             state.created_at, state.limits = entry.time, dict(record.limits)
+            state.reflexes = dict(record.reflexes)
             state.parent, state.owner = record.parent, None if record.author == NOBODY else record.author
         case TermStarted():
             state.term = record.term

@@ -1,19 +1,12 @@
-"""Rules for alerts: their records, and the commands that acknowledge and snooze them."""
+"""Rules for alerts that are recorded: that they have cleared, and the commands that acknowledge and snooze them."""
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, NotFound
-from control_plane.core.model.health import Alert, AlertCleared, AlertRaised, Cleared
+from control_plane.core.model.health import AlertCleared, Cleared
 from control_plane.core.model.records import CommandSettled, Record
 from control_plane.core.model.server_intents import AcknowledgeAlert, SnoozeAlert
 from control_plane.core.model.state import RunState
 from control_plane.core.model.values import MAX_NAMES_TOLD
-
-
-def raise_alert(state: RunState, alert: Alert, generation: int) -> list[Record]:
-    """Return the record of an alert. Idempotent by its key: a recovered run raises again what it had raised before."""
-    if state.alerts.find(alert.key) is not None:
-        return []
-    return [AlertRaised(alert=alert, generation=generation)]
 
 
 def clear_alert(state: RunState, cleared: Cleared, generation: int) -> list[Record]:

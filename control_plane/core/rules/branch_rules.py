@@ -5,9 +5,10 @@ from uuid import UUID, uuid5
 
 from pydantic import Field
 
-from control_plane.core.model.branch_tree import candidates, free_name
+from control_plane.core.model.branch_tree import candidates, free_name, is_doubted
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, NotFound
+from control_plane.core.model.health import Alert
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import (
@@ -25,6 +26,9 @@ from control_plane.core.model.records import (
 from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import RunState
 from control_plane.core.model.values import MAX_NAMES_TOLD
+
+TRUSTED = "trusted"
+"""In a rollback, instead of a name: the newest trusted checkpoint of the current branch."""
 
 
 class ScheduledCommand(Message):
@@ -106,6 +110,53 @@ def first_commands(command: Command, step: int, training: int = 1) -> list[Sched
 def first_uuid(rollback: UUID, place: int) -> UUID:
     """Return the uuid of the change at index `place` of a rollback's `first`."""
     return uuid5(rollback, f"first-{place}")
+
+
+def newest_trusted(
+    state: RunState, branch: str | None = None, but_for: Alert | None = None
+) -> CheckpointCommitted | None:
+    """Return the newest trusted checkpoint that a branch, by default the current one, can be restored from.
+
+    `but_for`: an alert that is not recorded yet; what it makes suspect does not count.
+    """
+    training = state.generation.training if state.generation else None
+    for each in candidates(state.tree, state.checkpoints, branch or state.tree.head, training):
+        if each.health == "trusted" and not (but_for and is_doubted(state.tree, each, but_for)):
+            return each
+    return None
+
+
+def no_trusted(state: RunState, but_for: Alert | None = None) -> str:
+    """Return the message for a branch without a trusted checkpoint: what it has instead, and what to do."""
+    newest = candidates(state.tree, state.checkpoints, state.tree.head)[:MAX_NAMES_TOLD]
+    verdicts = {
+        each.checkpoint: "suspect" if but_for and is_doubted(state.tree, each, but_for) else each.health
+        for each in newest
+    }
+    listed = ", ".join(f"{name} ({verdict})" for name, verdict in verdicts.items()) or "none"
+    return (
+        f"branch {state.tree.head} of run {state.run} has no trusted checkpoint; its newest are {listed}; name one to "
+        "roll back to it"
+    )
+
+
+def resolve_trusted(state: RunState, command: Command) -> Command:
+    """Return a rollback to `trusted` with the name of that checkpoint; other commands unchanged. Raises `NotFound`."""
+    if not isinstance(command.intent, Rollback) or command.intent.checkpoint != TRUSTED:
+        return command
+    target = newest_trusted(state)
+    if target is None:
+        raise NotFound(no_trusted(state))
+    intent = command.intent.model_copy(update={"checkpoint": target.checkpoint})
+    return command.model_copy(update={"intent": intent})
+
+
+def is_same_request(known: Command, command: Command) -> bool:
+    """Return whether a command asks again for what a known one has asked for; `trusted` was replaced by a name then."""
+    intent = known.intent
+    if isinstance(command.intent, Rollback) and command.intent.checkpoint == TRUSTED and isinstance(intent, Rollback):
+        intent = intent.model_copy(update={"checkpoint": TRUSTED if intent.checkpoint else None})
+    return known.model_copy(update={"intent": intent}) == command
 
 
 def check_rollback(state: RunState, intent: Rollback) -> None:
@@ -190,7 +241,8 @@ def branch_off(state: RunState, command: Command, outcome: CommandSettled) -> li
 
 
 def stands_on(state: RunState) -> set[str]:
-    """Return the names of checkpoints in use: bases of branches, targets of pending rollbacks, restart points."""
+    """Return the names of checkpoints in use: bases of branches, targets of pending rollbacks, restart points,
+    and the newest trusted one of each branch."""
     pending = (state.commands[uuid].command.intent for uuid in state.pending)
     wanted = {each.checkpoint for each in pending if isinstance(each, Rollback) and each.checkpoint}
     bases = {branch.checkpoint for branch in state.tree.branches.values() if branch.checkpoint}
@@ -204,4 +256,6 @@ def stands_on(state: RunState) -> set[str]:
     }
     # The checkpoint a fork started from: the run cannot be restored from anything earlier.
     given = {each.checkpoint for each in state.checkpoints.existing if each.generation == 0}
-    return wanted | bases | best | given
+    # While checks are red, only suspect ones are saved: the way back to a trusted one stays open.
+    trusted = {each.checkpoint for branch in state.tree.branches if (each := newest_trusted(state, branch))}
+    return wanted | bases | best | given | trusted

@@ -69,7 +69,7 @@ def keep_or_delete(state: RunState, command: Command) -> list[Record]:
 
 def _dependent(state: RunState, checkpoint: str) -> str:
     branch = next((branch.name for branch in state.tree.branches.values() if branch.checkpoint == checkpoint), None)
-    return f"branch {branch} starts at it" if branch else "a branch or a pending rollback would restart from it"
+    return f"branch {branch} starts at it" if branch else "a branch or a rollback would restart from it"
 
 
 def check_adoption(state: RunState, intent: AdoptCheckpoint) -> str:

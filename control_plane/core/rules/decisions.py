@@ -46,7 +46,15 @@ from control_plane.core.rules.admission import (
     stop_is_pending,
 )
 from control_plane.core.rules.alert_rules import settle_alert_command
-from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, begin, branch_off, settle_rollback
+from control_plane.core.rules.branch_rules import (
+    AdoptedCheckpoint,
+    Origin,
+    begin,
+    branch_off,
+    is_same_request,
+    resolve_trusted,
+    settle_rollback,
+)
 from control_plane.core.rules.checkpoint_rules import adopt, cancel_command, check_adoption, keep_or_delete
 
 NEVER: Mapping[str, float] = {}
@@ -77,7 +85,9 @@ def create(state: RunState, created: RunCreated, origin: Origin | None = None) -
     if state.seq == 0 or not state.run:
         if origin is None:
             return [created]
-        return [created.model_copy(update={"parent": origin.parent}), *begin(origin)]
+        # A replay repeats the commands that the other run's reflexes sent, and answers no alert by itself.
+        reflexes = {} if origin.parent.kind == "replay" else created.reflexes
+        return [created.model_copy(update={"parent": origin.parent, "reflexes": reflexes}), *begin(origin)]
     if (state.run, state.config_sha256) != (created.run, created.config_sha256):
         raise Conflict(
             f"the journal belongs to run {state.run} with another configuration; choose a new id for a new run",
@@ -112,12 +122,13 @@ def accept(
     """
     known = state.commands.get(command.uuid)
     if known is not None:
-        if known.command != command:
+        if not is_same_request(known.command, command):
             raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
         return []
     check_text(command)
     if command.intent.needs_ranks:
         check_open(state)
+    command = resolve_trusted(state, command)
     if command.intent.is_queued:
         check_queue(state, command)
     check_view(state, command)

@@ -1,0 +1,1 @@
+"""Reflexes, alerts and trusted checkpoints: the rules alone."""
