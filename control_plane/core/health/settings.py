@@ -26,14 +26,16 @@ class HealthSection(BaseModel):
 class SpikeSettings(HealthSection):
     """Outlier of a sign above a window of its own past.
 
-    An outlier is `sigmas` deviations above the median and at least `factor` times the median. Two outliers within three
-    steps are a spike; one is if it is `extreme` times as far.
+    An outlier is `sigmas` deviations above the median, and at least `factor` times the median; of a sign that is always
+    positive also `log_sigmas` deviations of its logarithm. Two outliers within three steps are a spike; one is if it is
+    `extreme` times as far.
     """
 
     window_steps: WindowSteps = 128
     # steps before the first verdict
     least_steps: WindowSteps = 64
     sigmas: Positive = 6.0
+    log_sigmas: Positive = 4.5
     factor: Annotated[float, Field(ge=1)] = 1.15
     extreme: Annotated[float, Field(ge=1)] = 2.0
     # steps without an outlier after which the alert is cleared
@@ -72,7 +74,7 @@ class PlateauSettings(HealthSection):
 
     window_steps: WindowSteps = 200
     window_share: Share = 0.2
-    least_improvement: Share = 0.02
+    least_improvement: Share = 0.03
     # a loss below this share of the first one is converged, not stuck
     converged_share: Share = 0.1
 
@@ -88,9 +90,11 @@ class ForgettingSettings(HealthSection):
 class DeadUnitSettings(HealthSection):
     """Share of dormant units, and hidden states that have collapsed."""
 
+    # dormant at least, and so much above the median of the last measurements
     share: Share = 0.5
-    # rise of the share above the run's first measurements
-    rise: Share = 0.25
+    blow: Share = 0.35
+    # dormant at least, however slowly it came
+    nearly_all: Share = 0.92
     # standard deviation of hidden states, as a share of its median
     collapse: Share = 0.02
 
@@ -239,7 +243,7 @@ class HealthSettings(HealthSection):
     non_finite: NonFiniteSettings = NonFiniteSettings()
     precision: PrecisionSettings = PrecisionSettings()
     loss_spike: SpikeSettings = SpikeSettings()
-    gradient_spike: SpikeSettings = SpikeSettings(factor=4.0)
+    gradient_spike: SpikeSettings = SpikeSettings(log_sigmas=6.0, factor=4.0)
     divergence: DivergenceSettings = DivergenceSettings()
     plateau: PlateauSettings = PlateauSettings()
     forgetting: ForgettingSettings = ForgettingSettings()

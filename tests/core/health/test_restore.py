@@ -21,12 +21,12 @@ ONSET, LENGTH = 200, 260
 # Small windows, so that a short series of arbitrary values fills them, begins alerts and ends them.
 SMALL = HealthSettings.model_validate(
     {
-        "loss_spike": {"window_steps": 12, "least_steps": 8, "sigmas": 1.0, "clear_steps": 2},
-        "gradient_spike": {"window_steps": 12, "least_steps": 8, "sigmas": 1.0, "factor": 1.1, "clear_steps": 2},
+        "loss_spike": {"window_steps": 12, "least_steps": 8, "sigmas": 1.0, "log_sigmas": 1.0, "clear_steps": 2},
+        "gradient_spike": {"window_steps": 12, "least_steps": 8, "log_sigmas": 1.0, "factor": 1.1, "clear_steps": 2},
         "divergence": {"window_steps": 8, "rise": 0.01, "sigmas": 0.5},
         "plateau": {"window_steps": 10, "least_improvement": 0.5},
         "forgetting": {"least_evaluations": 1, "rise": 0.01, "sigmas": 0.5},
-        "dead_units": {"share": 0.2, "rise": 0.01, "collapse": 0.5},
+        "dead_units": {"share": 0.2, "blow": 0.01, "collapse": 0.5},
         "layers": {"least_samples": 2, "window_samples": 8, "vanish": 0.5, "explode": 1.5, "update_ratio": 0.01},
         "attention": {"least_samples": 2, "window_samples": 8, "sigmas": 0.5, "entropy_fall": 0.05},
         "stall": {"factor": 1.5, "least_s": 0.1},
@@ -68,7 +68,7 @@ def test_restored_anywhere_in_a_fault_it_goes_on_as_if_undisturbed(kind: AlertKi
     for now in series:
         saved.append(json.dumps(undisturbed.state(), allow_nan=False))
         expected.append(outcome(undisturbed, now))
-    for start in (1, 40, 100, ONSET - 1, ONSET, ONSET + 1, ONSET + 7, ONSET + 33):
+    for start in (1, 100, ONSET - 1, ONSET, ONSET + 1, ONSET + 7, ONSET + 33):
         other = HealthMonitor(SETTINGS)
         other.restore(json.loads(saved[start]))
         assert [outcome(other, now) for now in series[start:]] == expected[start:], f"restored before step {start + 1}"

@@ -75,7 +75,7 @@ _ALERTS: Mapping[AlertKind, tuple[str, str, tuple[str, ...], tuple[str, ...]]] =
     ),
     "plateau": _alert(
         "Loss no longer falls",
-        "Over two windows the smoothed loss has surely fallen by less than 2 %, while the learning rate is up. "
+        "Over two windows the smoothed loss has surely fallen by less than 3 %, while the learning rate is up. "
         "Nothing is damaged; time is being spent. Either the model has learned what it can at this rate, or it is "
         "stuck.",
         "Lower the learning rate (`steer set RUN 'lr*=0.5'`), or let the schedule begin its decay: `steer schedule`.",

@@ -114,14 +114,14 @@ class DeadUnits(LayerDetector):
     """Share of dormant units that has grown, and hidden states that have collapsed.
 
     Source: ReDo (dormant: mean activation at most 0.025 of the layer's mean). Some layers have many dormant units from
-    the start and train well, so that a share counts together with its growth.
+    the start, or get them slowly, and train well: what counts is a jump above the last measurements.
     """
 
     name: ClassVar[str] = "dead_units"
     kinds: ClassVar[tuple[AlertKind, ...]] = ("dead_units",)
     kind: ClassVar[AlertKind] = "dead_units"
     suggestion: ClassVar[str] = "rollback trusted --set lr*=0.5"
-    WINDOW = 32
+    WINDOW = 8
 
     def __init__(self, settings: DeadUnitSettings) -> None:
         super().__init__(self.WINDOW)
@@ -131,8 +131,12 @@ class DeadUnits(LayerDetector):
         """Look at `dormant` and `hidden_std`."""
         for block, share in look.family("dormant"):
             sign, base = f"dormant/{block}", self.base(f"dormant/{block}")
-            # A layer most of whose units were dormant from the start is built so.
-            threshold = 2.0 if base is None else max(self.settings.share, base + self.settings.rise)
+            # A share that grows slowly is how sparse features are learned: ReLU layers reach 0.8 and train well.
+            # Units die in one blow, or nearly all of them.
+            threshold = 2.0
+            if base is not None:
+                blow = max(self.settings.share, median(self.past(sign)) + self.settings.blow)
+                threshold = min(blow, max(self.settings.nearly_all, base + self.settings.blow))
             is_bad = share >= threshold
             yield (
                 block,
@@ -140,7 +144,8 @@ class DeadUnits(LayerDetector):
                 f"{share:.0%} of the units of {block} are dormant at step {look.step}; at first it was "
                 f"{base or 0.0:.0%}.",
             )
-            self.keep(sign, share)
+            if not is_bad:
+                self.keep(sign, share)
         for block, value in look.family("hidden_std"):
             sign, past = f"hidden_std/{block}", self.past(f"hidden_std/{block}")
             threshold = self.settings.collapse * median(past) if len(past) >= FIRST_SAMPLES else 0.0

@@ -1,7 +1,7 @@
 """Detectors of sudden outliers: loss spikes and gradient spikes."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import exp, isfinite, log
 from typing import Any, ClassVar
 
@@ -46,7 +46,7 @@ class Spike(Detector):
         """Return the sign that was measured, its value to test, and the value for the window; None: not measured."""
 
     @abstractmethod
-    def bounds(self, middle: float, noise: float) -> tuple[float, float]:
+    def bounds(self, past: Sequence[float]) -> tuple[float, float]:
         """Return the values above which one of several, and a single one, is an outlier."""
 
     @abstractmethod
@@ -70,7 +70,7 @@ class Spike(Detector):
         if len(self.window) < self.settings.least_steps:
             self.window.push(self.to_window(for_window))
             return
-        outlier, extreme = self.bounds(*level_and_noise(self.window.values))
+        outlier, extreme = self.bounds(self.window.values)
         is_outlier = value > outlier
         self.note_outlier(look.step, is_outlier)
         evidence = self._evidence(sign, value, outlier) if is_outlier else None
@@ -139,12 +139,23 @@ class LossSpike(Spike):
             self.first.append(values[sign])
         return sign, values[sign], values.get("loss_local", values[sign])
 
-    def bounds(self, middle: float, noise: float) -> tuple[float, float]:
-        """Return thresholds above the median: in deviations, but no smaller than a share of the level."""
+    def bounds(self, past: Sequence[float]) -> tuple[float, float]:
+        """Return thresholds above the median: in deviations, but no smaller than a share of the level.
+
+        Losses of small batches, and squared errors above all, are heavy-tailed: where all of the window is positive,
+        the deviations of the logarithm count, too.
+        """
+        middle, noise = level_and_noise(past)
         first = abs(mean(self.first)) if self.first else 0.0
         floor = max((self.settings.factor - 1.0) * abs(middle), LEAST_OF_FIRST * first)
         rise = max(self.settings.sigmas * noise, floor)
-        return middle + rise, middle + self.settings.extreme * rise
+        outlier, extreme = middle + rise, middle + self.settings.extreme * rise
+        if min(past) > 0:
+            log_middle, log_noise = level_and_noise([log(value) for value in past])
+            factor = self.settings.log_sigmas * log_noise
+            outlier = max(outlier, _exp(log_middle + factor))
+            extreme = max(extreme, _exp(log_middle + self.settings.extreme * factor))
+        return outlier, extreme
 
     def finding(self, look: Look, sign: str, evidence: Evidence) -> Finding:
         """Return the alert, with a rollback as advice."""
@@ -221,9 +232,10 @@ class GradientSpike(Spike):
         """Return the norm."""
         return exp(value)
 
-    def bounds(self, middle: float, noise: float) -> tuple[float, float]:
-        """Return thresholds as multiples of the median."""
-        rise = max(self.settings.sigmas * noise, log(self.settings.factor))
+    def bounds(self, past: Sequence[float]) -> tuple[float, float]:
+        """Return thresholds as multiples of the median; the window holds logarithms."""
+        middle, noise = level_and_noise(past)
+        rise = max(self.settings.log_sigmas * noise, log(self.settings.factor))
         outlier, extreme = (_exp(middle + times * rise) for times in (1.0, self.settings.extreme))
         return max(outlier, self.clipping), max(extreme, self.clipping)
 
