@@ -107,6 +107,11 @@ class Settings(BaseModel):
         return self.home / "tokens.json"
 
     @property
+    def webhooks_file(self) -> Path:
+        """Receivers of messages about alerts, with their secrets; see `gateway.health.webhooks`. Mode 0600."""
+        return self.home / "webhooks.json"
+
+    @property
     def contexts_file(self) -> Path:
         """Named gateways of this user, with their tokens; see `control_plane.contexts`. Mode 0600."""
         return self.home / "contexts.json"

@@ -21,6 +21,8 @@ from control_plane.cli.commands.tokens import tokens
 from control_plane.cli.deploy import deploy
 from control_plane.cli.doctor import doctor
 from control_plane.cli.errors import SteerGroup
+from control_plane.cli.health import alerts
+from control_plane.cli.health.explain import explain
 from control_plane.cli.launching import fork, resume
 from control_plane.cli.launching.submit import submit
 from control_plane.cli.nodes import nodes
@@ -100,9 +102,13 @@ app.command(rich_help_panel=STEER)(branches.switch)
 app.command(rich_help_panel=STEER)(branches.adopt)
 app.add_typer(checkpoint, rich_help_panel=STEER)
 app.command(rich_help_panel=STEER)(lifecycle.cancel)
+app.command(rich_help_panel=STEER)(alerts.ack)
+app.command(rich_help_panel=STEER)(alerts.snooze)
 app.command(rich_help_panel=STEER)(agent)
 app.command(rich_help_panel=LOOK)(show.runs)
 app.command(rich_help_panel=LOOK)(show.status)
+app.command(rich_help_panel=LOOK)(alerts.alerts)
+app.command(rich_help_panel=LOOK)(explain)
 app.command(rich_help_panel=LOOK)(queue)
 app.command(rich_help_panel=LOOK)(du)
 app.command(rich_help_panel=LOOK)(knobs.knobs)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
-from control_plane.api.messages import ADOPTION_WAIT_S, CommandView, Measurements, Receipt, RunSummary, Snapshot
+from control_plane.api.messages import ADOPTION_WAIT_S, Alerts, CommandView, Measurements, Receipt, RunSummary, Snapshot
 from control_plane.api.patience import retrying
 from control_plane.client.answers import listed, member, parse, parse_entry
 from control_plane.client.bundles import CodeUploads
@@ -120,6 +120,10 @@ class SteerwayClient(RunLaunches, CodeUploads, ClusterReader, RunHousekeeping, J
     def logs(self, run: str, source: str = "driver", lines: int = 200) -> str:
         """Return the last log lines of the driver or a rank (`rank-0`). Raises `NotFound`."""
         return str(member(self._get_json(path_of(run, "logs"), source=source, lines=lines), "text"))
+
+    def alerts(self, run: str, attention: bool = False) -> Alerts:
+        """Return the run's alerts, or those that need attention. Raises `NotFound`."""
+        return parse(Alerts, self._get_json(path_of(run, "alerts"), attention=str(attention).lower()))
 
     def tree(self, run: str) -> RunTree:
         """Return the run's branches, and its forks and replays. Raises `NotFound`."""

@@ -27,6 +27,7 @@ from control_plane.gateway.auth import ConnectionLimit, authorize_each
 from control_plane.gateway.bundles import UploadSlots, add_bundle_routes, closing_unread, is_upload
 from control_plane.gateway.cluster_routes import NoCluster, add_cluster_routes
 from control_plane.gateway.description import describe
+from control_plane.gateway.health.routes import add_alert_routes
 from control_plane.gateway.launching.background import Work, during
 from control_plane.gateway.launching.jobs import JobLookup
 from control_plane.gateway.launching.routes import NoLaunches, add_launch_routes
@@ -236,6 +237,7 @@ def _app_with_routes(background: Sequence[Work] = ()) -> FastAPI:
     add_queue_routes(app)
     add_stream(app)
     add_cluster_routes(app)
+    add_alert_routes(app)
     return app
 
 

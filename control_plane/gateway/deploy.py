@@ -31,6 +31,7 @@ from control_plane.api.ports import OperatorPort
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import Conflict, SteerwayError, Unavailable
 from control_plane.gateway.app import create_app
+from control_plane.gateway.health.webhooks import Webhooks
 from control_plane.gateway.launching.ray_access import RayJobs, RunsOnRay
 from control_plane.gateway.launching.service_process import ServiceProcesses
 from control_plane.gateway.launching.watch import JobWatch
@@ -195,6 +196,7 @@ def _application(where: Settings) -> Any:
         housekeeping = Housekeeping(where.home, OnRay(runs, ray_jobs, where.environment()))
         runs.queued = housekeeping.queued
         jobs = JobWatch(ray_jobs, RunsOnRay(where))
+        webhooks = Webhooks(where.webhooks_file, where.home / "webhooks", runs, console_url=where.console_url)
         return create_app(
             runs,
             TokenFile(where.tokens_file),
@@ -205,7 +207,7 @@ def _application(where: Settings) -> Any:
             cluster=RayCluster(where.home, where.signing_key),
             housekeeping=housekeeping,
             jobs=jobs,
-            background=[housekeeping.run_forever, jobs.watch],
+            background=[housekeeping.run_forever, jobs.watch, webhooks.run_forever],
         )
 
     @serve.deployment(

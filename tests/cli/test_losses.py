@@ -64,9 +64,9 @@ def test_checkpoints_are_a_table(idle_gateway: LiveGateway, steer: Steer) -> Non
     idle_gateway.call(save(idle_gateway.server))
     idle_gateway.call(save(idle_gateway.server, "step-00000008-g1", 8, label="before the change", pinned=True))
     head, first, second = steer("checkpoints").stdout.splitlines()
-    assert head.split() == ["CHECKPOINT", "STEP", "SIZE", "PINNED", "LABEL", "NOTE"]
-    assert first.split() == [CHECKPOINT, "4", "1.5", "MB", "no", "-", "-"]
-    assert second.split(maxsplit=5) == ["step-00000008-g1", "8", "1.5", "MB", "yes", "before the change  -"]
+    assert head.split() == ["CHECKPOINT", "STEP", "SIZE", "PINNED", "HEALTH", "LABEL", "NOTE"]
+    assert first.split() == [CHECKPOINT, "4", "1.5", "MB", "no", "unknown", "-", "-"]
+    assert second.split(maxsplit=6) == ["step-00000008-g1", "8", "1.5", "MB", "yes", "unknown", "before the change  -"]
 
 
 def test_checkpoints_as_json_parse(idle_gateway: LiveGateway, steer: Steer) -> None:

@@ -20,6 +20,7 @@ from control_plane.core.model.errors import NotFound
 from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.records import CheckpointCommitted
 from control_plane.core.model.values import BranchName
+from control_plane.core.rules.branch_rules import TRUSTED
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient
@@ -32,11 +33,12 @@ NAMED: TypeAdapter[str] = TypeAdapter(BranchName)
 LEAVES = "this leaves the current branch, which loses the steps since its latest checkpoint"
 EXAMPLE = "steer rollback RUN step-00000200-g1 --set lr=1e-4"
 HOW_TO_NAME = "name, prefix of the name, label, or step:N"
+HOW_TO_GO_BACK = f"{HOW_TO_NAME}; `{TRUSTED}`: the newest that was saved in good health"
 
 
 @branch_command
 def rollback(
-    words: Annotated[list[str], typer.Argument(metavar="[RUN] CHECKPOINT", help=f"The checkpoint: its {HOW_TO_NAME}.")],
+    words: Annotated[list[str], typer.Argument(metavar="[RUN] CHECKPOINT", help=f"Its {HOW_TO_GO_BACK}.")],
     changes: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KNOB=VALUE", help="Set a knob on the new branch: lr=1e-4, lr*=0.5. Repeatable."),
@@ -54,16 +56,15 @@ def rollback(
     with connect() as client:
         snapshot = client.snapshot(active_run(client, run))
     check_known(snapshot, [name for intent in first for name in _knobs_of(intent)])
-    checkpoint = find_checkpoint(snapshot, given)
-    confirm(
-        yes,
-        f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} back to {checkpoint.checkpoint} "
-        f"(step {checkpoint.step})?",
-        "not confirmed; the run was not changed",
-    )
+    name, where = given, f"the newest {TRUSTED} checkpoint"
+    if given != TRUSTED:  # the control server finds it: by then, there may be another
+        checkpoint = find_checkpoint(snapshot, given)
+        name, where = checkpoint.checkpoint, f"{checkpoint.checkpoint} (step {checkpoint.step})"
+    question = f"Take {snapshot.run} from step {snapshot.step} of {snapshot.branch} back to {where}?"
+    confirm(yes, question, "not confirmed; the run was not changed")
     named = None if branch is None else _checked(branch)
     return snapshot.run, build_intent(
-        "rollback", checkpoint=checkpoint.checkpoint, branch=named, first=[command.model_dump() for command in first]
+        "rollback", checkpoint=name, branch=named, first=[command.model_dump() for command in first]
     )
 
 

@@ -27,6 +27,7 @@ FOLLOWED_LOG_LINES = 1000
 JOURNAL_PAGE = 1000
 COMMANDS_SHOWN = 10
 RECOVERIES_SHOWN = 3
+ALERTS_SHOWN = 3
 
 Run = Annotated[
     str | None,
@@ -105,6 +106,9 @@ def _describe(snapshot: Snapshot) -> list[str]:
     if snapshot.restarting is not None:
         lines += [f"{label:<11} {line}" for label, line in formatting.restarting(snapshot.restarting)]
     lines += [f"attempt     {attempt.describe()}" for attempt in snapshot.attempts]
+    if urgent := [view for view in snapshot.alerts if view.needs_attention]:
+        lines.append(f"alerts      {len(urgent)} need attention: `steer alerts {snapshot.run}`")
+        lines += [f"alert {view.seq:<5} {view.alert.level}: {view.alert.sentence}" for view in urgent[-ALERTS_SHOWN:]]
     if snapshot.reason:
         lines.append(f"reason      {snapshot.reason}")
     if snapshot.progress_age_s is not None and not snapshot.closed:
@@ -133,7 +137,7 @@ def checkpoints(run: Run = None, as_json: AsJson = False) -> None:
     if as_json:
         tell_json([checkpoint.model_dump(mode="json", exclude={"type"}) for checkpoint in committed])
         return
-    head = ("CHECKPOINT", "STEP", "SIZE", "PINNED", "LABEL", "NOTE")
+    head = ("CHECKPOINT", "STEP", "SIZE", "PINNED", "HEALTH", "LABEL", "NOTE")
     print_table(head, [formatting.checkpoint_row(checkpoint) for checkpoint in committed])
 
 

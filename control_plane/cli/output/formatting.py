@@ -134,7 +134,7 @@ def waiting_line(restart: Restarting) -> str:
 
 
 def checkpoint_row(checkpoint: CheckpointCommitted) -> tuple[str, ...]:
-    """Return the table row of a checkpoint: name, step, size, pinned, label, note."""
+    """Return the table row of a checkpoint: name, step, size, pinned, health, label, note."""
     held = sentences.format_size(checkpoint.size_bytes) if checkpoint.size_bytes else UNKNOWN
     label = sentences.clean(checkpoint.label) if checkpoint.label else UNKNOWN
     note = sentences.clean(checkpoint.note) if checkpoint.note else UNKNOWN
@@ -143,6 +143,7 @@ def checkpoint_row(checkpoint: CheckpointCommitted) -> tuple[str, ...]:
         str(checkpoint.step),
         held,
         "yes" if checkpoint.pinned else "no",
+        checkpoint.health,
         label,
         note,
     )

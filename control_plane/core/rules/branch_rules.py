@@ -170,6 +170,10 @@ def check_rollback(state: RunState, intent: Rollback) -> None:
             raise Conflict(f"run {state.run} is on branch {intent.branch} already")
         return
     check_branch_is_free(state, intent.branch)
+    if intent.checkpoint == TRUSTED:
+        if newest_trusted(state) is None:
+            raise NotFound(no_trusted(state))
+        return
     names = [each.checkpoint for each in state.checkpoints.existing]
     # During a replay the rollbacks are known before their checkpoints exist; those are not checked here.
     if intent.checkpoint not in names:

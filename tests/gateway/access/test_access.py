@@ -34,6 +34,7 @@ TABLE = {
     f"GET {API}/runs/{{run}}/logs": EVERYBODY,
     f"GET {API}/runs/{{run}}/tree": EVERYBODY,
     f"GET {API}/runs/{{run}}/replay-check": EVERYBODY,
+    f"GET {API}/runs/{{run}}/alerts": EVERYBODY,
     f"GET {API}/compare": EVERYBODY,
     f"GET {API}/bundles/{{sha256}}": "operator admin",
     f"PUT {API}/bundles/{{sha256}}": "operator admin",
@@ -114,7 +115,16 @@ def test_command_is_open_to_the_roles_that_may_give_it(rig: Rig, intent: dict[st
     # Which actions an agent may run is for the run to say, and this one says nothing of any.
     is_for_the_run = role == "agent" and intent["kind"] == "run_action"
     assert (answer.status_code != 403) == (allowed or is_for_the_run)
-    of_nothing = ("resume", "cancel", "pin_checkpoint", "delete_checkpoint", "rollback", "adopt_checkpoint")
+    of_nothing = (
+        "resume",
+        "cancel",
+        "pin_checkpoint",
+        "delete_checkpoint",
+        "rollback",
+        "adopt_checkpoint",
+        "acknowledge_alert",
+        "snooze_alert",
+    )
     assert (answer.status_code == 202) == (allowed and intent["kind"] not in of_nothing)
 
 

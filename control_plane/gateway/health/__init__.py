@@ -1,0 +1,1 @@
+"""Alerts of runs: their route, and messages about them to other services."""

@@ -1,0 +1,1 @@
+"""Commands about alerts and signs, against a gateway."""

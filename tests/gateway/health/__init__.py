@@ -1,0 +1,1 @@
+"""Alerts at the gateway: their route, and webhooks."""
