@@ -30,6 +30,15 @@ def session_token(where: Settings) -> str:
     return session.token or token_of(where, session.role or "viewer")
 
 
+def may_steer() -> bool:
+    """Return whether this page's user may send commands, as far as the console knows.
+
+    A session that was opened with a token of its own is not asked about: the gateway refuses what the token may not do.
+    """
+    session = read_session(settings(), st.context.headers.get(SESSION_HEADER) or "")
+    return session is not None and session.role != "viewer"
+
+
 @st.cache_resource(show_spinner=False, max_entries=32)
 def _client(url: str, token: str, insecure: bool, ca: Path | None) -> SteerwayClient:
     """Return a client, with its connections, that all pages share; one for each token and address."""

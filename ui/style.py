@@ -38,6 +38,20 @@ CSS = """<style>
 [class*="st-key-branch_row_of_"] a { background: none !important; height: auto; padding: 0.3rem 0.6rem; }
 [class*="st-key-branch_row_of_"] a * { font-weight: 400 !important; white-space: normal !important; }
 [class*="st-key-branch_row_of_"] a p { font-size: 0.875rem; line-height: 1.45; overflow-wrap: anywhere; }
+.alert { font-size: 0.875rem; line-height: 1.45; padding: 0.15rem 0 0.15rem 0.7rem; overflow-wrap: anywhere;
+  border-left: 3px solid #0284c7; font-variant-numeric: tabular-nums; }
+.alert.warning { border-color: #d97706; }
+.alert.critical { border-color: #dc2626; }
+.alert span { display: block; opacity: 0.65; font-size: 0.8rem; }
+.alert em, .checkpoint em.suspect, .checkpoint em.trusted { font-style: normal; font-size: 0.72rem;
+  padding: 0.05rem 0.4rem; border-radius: 0.6rem; background: rgba(2, 132, 199, 0.18); white-space: nowrap; }
+.alert.warning em { background: rgba(217, 119, 6, 0.25); }
+.alert.critical em, .checkpoint em.suspect { background: rgba(220, 38, 38, 0.22); }
+.checkpoint em.trusted { background: rgba(22, 163, 74, 0.2); }
+.earlier .alert { margin-bottom: 0.5rem; }
+[class*="st-key-alert_row_"] { padding: 0.4rem 0; }
+[class*="st-key-alert_row_"] + [class*="st-key-alert_row_"] { border-top: 1px solid rgba(128, 128, 128, 0.25); }
+[class*="st-key-alert_row_"] button { padding: 0.1rem 0.6rem; min-height: 1.9rem; }
 .compared { overflow-x: auto; }
 .compared th, .compared .checkpoints td:first-child { white-space: nowrap; }
 .knobs td { white-space: normal; }

@@ -118,12 +118,26 @@ class FakeCluster:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result(60)
 
     def create(
-        self, run: str, name: str = "", began_s_ago: float = 0.0, parent: Parent | None = None, **trainer: Any
+        self,
+        run: str,
+        name: str = "",
+        began_s_ago: float = 0.0,
+        parent: Parent | None = None,
+        rank_0: type[FakeTrainer] = FakeTrainer,
+        **trainer: Any,
     ) -> FakeTrainer:
         """A run whose trainer has not started."""
-        return self.do(self._create(run, name or run, Clock(began_s_ago), parent, **trainer))
+        return self.do(self._create(run, name or run, Clock(began_s_ago), parent, rank_0, **trainer))
 
-    async def _create(self, run: str, name: str, clock: Clock, parent: Parent | None, **trainer: Any) -> FakeTrainer:
+    async def _create(
+        self,
+        run: str,
+        name: str,
+        clock: Clock,
+        parent: Parent | None,
+        rank_0: type[FakeTrainer],
+        **trainer: Any,
+    ) -> FakeTrainer:
         created = RunCreated(run=run, name=name, author="ada", config_sha256="0" * 64, parent=parent)
         server = ControlServer(
             created,
@@ -134,7 +148,7 @@ class FakeCluster:
             adopt=self._adopt,
         )
         self.runs.servers[run] = server
-        return FakeTrainer(server, clock=clock, **trainer)
+        return rank_0(server, clock=clock, **trainer)
 
     def _adopt(self, intent: AdoptCheckpoint, branch: str, known: frozenset[str]) -> AdoptedCheckpoint:
         """The newest checkpoint of another run; of nothing here there are files."""

@@ -12,6 +12,7 @@ from uuid import uuid4
 from control_plane.api.messages import Measurements, MetricSummary, Point, Progress, Report, Restart, StepRange
 from control_plane.core.boundary import Repeat
 from control_plane.core.model.commands import Command, SaveCheckpoint, SetKnobs, SetLearningRate
+from control_plane.core.model.health import Trust
 from control_plane.core.model.intents import Cancel, Rollback
 from control_plane.core.model.records import (
     MAIN,
@@ -131,6 +132,7 @@ class FakeTrainer:
         self.ranks_per_node, self.save_every, self.clock = ranks_per_node, save_every, clock or Clock()
         self.done, self.paused, self.ending, self.away = 0, False, "", False
         self.branch, self.leaving = MAIN, False
+        self.health: Trust = "unknown"
         self.lr, self.scale = [3e-4, 3e-4], [1.0, 1.0]
         self.knobs: Readback = dict(OTHER_KNOBS)
         self.loss = 10.4
@@ -349,6 +351,7 @@ class FakeTrainer:
             size_bytes=1_493_172_224,
             world_size=self.world_size,
             branch=self.branch,
+            health=self.health,
         )
 
     def _measure(self) -> list[Point]:

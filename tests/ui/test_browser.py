@@ -86,12 +86,12 @@ def test_live_run_in_a_browser_is_steered_and_keeps_its_zoom(
     _, end = shown_range(page)
     wait_for_range(page, f"b > {end}")  # not zoomed: the charts follow the run
 
-    page.get_by_label("Value").fill("1e-4")
+    page.get_by_label("Value", exact=True).fill("1e-4")
     halve_the_range(page)
     wait_for_range(page, "b < 260")
     zoomed = shown_range(page)
 
-    expect(page.get_by_label("Value")).to_have_value("1e-4")  # refreshes do not touch what is being typed
+    expect(page.get_by_label("Value", exact=True)).to_have_value("1e-4")  # refreshes do not touch what is being typed
     page.get_by_role("button", name="Apply").click()
     expect(page.get_by_text("applied at step").first).to_be_visible()
     expect(page.get_by_text("on 4 of 4 ranks").first).to_be_visible()

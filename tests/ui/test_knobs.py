@@ -17,7 +17,7 @@ def test_knobs_in_force_are_listed_with_what_they_may_be(
     visit: Visit, cluster: FakeCluster, trainer: FakeTrainer
 ) -> None:
     shown = table(cluster.do(trainer.server.snapshot()))
-    assert "<td>weight_decay <span>of the optimizer</span></td><td>0.01, 0</td><td>0 to 1</td>" in shown
+    assert "<td>weight_<wbr>decay <span>of the optimizer</span></td><td>0.01, 0</td><td>0 to 1</td>" in shown
     assert "<td>(0.9, 0.999)</td><td>numbers, 0 to 1</td>" in shown
     assert "<td>true</td><td>true or false</td>" in shown
     assert "steps &lt;b&gt;between&lt;/b&gt; two" in shown
@@ -47,7 +47,7 @@ def test_apply_sends_all_edited_knobs_as_one_command(visit: Visit, cluster: Fake
     assert (view.command.reason, view.command.based_on_seq) == ("it overfits", seq)
     cluster.do(trainer.step())
     app = visit(run="gpt2-1")
-    assert "weight\\_decay 0.01, 0 before" in text(app) or "weight_decay" in html(app)
+    assert "weight\\_decay 0.01, 0 before" in text(app) or "weight_<wbr>decay" in html(app)
     assert "<td>0.1, 0</td>" in html(app)
     assert app.number_input(key="knob/weight_decay").value is None
 

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 
 from control_plane.core.health.signs import own_name
 from ui.charts.bins import bin_width
+from ui.charts.canvas import Axis, Canvas, Options
 from ui.charts.history import MetricsHistory
 from ui.charts.layout import PANELS, Band, ChartPanel, Mark
 from ui.charts.palette import DARK, LIGHT, Palette
-from ui.charts.series import Axis, Canvas, Options, beside, panel_series
+from ui.charts.series import beside, panel_series
 
 MAX_BINS = 600
 """Bins per chart. Two points per bin are more than a chart of half a screen has pixels."""

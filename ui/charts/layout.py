@@ -5,9 +5,11 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 from itertools import chain
 
-from control_plane.api.messages import CommandView, RecoveryView, Snapshot, StepRange
+from control_plane.api.messages import AlertView, CommandView, RecoveryView, Snapshot, StepRange
 from control_plane.compare.lineage import is_on_line
+from control_plane.core.model.health import Level
 from control_plane.core.model.intents import Rollback
+from ui.charts.canvas import Axis
 from ui.charts.names import natural, thinned
 from ui.charts.palette import Palette
 
@@ -60,13 +62,22 @@ PANELS = (
 )
 
 
+MAIN_SIGN = "loss"
+"""Metric of the main chart that names the alerts whose signs no main chart draws."""
+
+
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """Mark of applied commands, or of a failure of the trainers. `label` is empty if there is no room for it."""
+    """Mark of applied commands, of a failure of the trainers, or of an alert.
+
+    `label` is empty if there is no room for it. An alert has a `level`; charts that draw one of its `signs` name it.
+    """
 
     x: float
     label: str
     loss: bool = False
+    level: Level | None = None
+    signs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +114,32 @@ def marks(
     applied = (Mark(x, ", ".join(dict.fromkeys(labels))) for x, labels in words.items())
     failures = (Mark(_failed_at(view, axis, started_at_s), _failed_ranks(view), loss=True) for view in recoveries)
     return _with_room(sorted(chain(applied, failures), key=lambda mark: mark.x), extent)
+
+
+def alert_marks(
+    alerts: Iterable[AlertView],
+    axis: Axis,
+    started_at_s: float,
+    line: Iterable[StepRange],
+    extent: tuple[float, float] | None = None,
+) -> list[Mark]:
+    """Return a mark for each alert on the line of the head: at its onset, or over time at the moment it was raised.
+
+    Labels that would overlap are dropped: the newest have priority.
+    """
+    ends = {stretch.branch: stretch.last for stretch in line}
+    made = []
+    for view in alerts:
+        alert = view.alert
+        if alert.branch not in ends or ((last := ends[alert.branch]) is not None and alert.onset_step > last):
+            continue
+        x = float(alert.onset_step) if axis == "step" else _minutes(view.raised_at, started_at_s)
+        signs = tuple(evidence.sign for evidence in alert.evidence)
+        on_main = any(panel.takes(sign) for panel in PANELS for sign in signs)
+        label = alert.kind.replace("_", " ")
+        made.append(Mark(x, label, level=alert.level, signs=signs if on_main else (*signs, MAIN_SIGN)))
+    named = _with_room(made, extent)
+    return sorted(named, key=lambda mark: mark.x)
 
 
 def on_the_line(snapshot: Snapshot, line: Iterable[StepRange]) -> tuple[list[CommandView], list[RecoveryView]]:

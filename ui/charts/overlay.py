@@ -6,9 +6,10 @@ from dataclasses import dataclass
 from control_plane.api.messages import StepRange
 from control_plane.compare.comparison import Comparison, Side
 from ui.charts.bins import bin_width
+from ui.charts.canvas import Canvas, Options
 from ui.charts.history import MetricsHistory, Series, x_of
 from ui.charts.palette import Palette
-from ui.charts.series import Canvas, Options, metric
+from ui.charts.series import metric
 
 CHARTS = (("loss", "Loss"), ("eval_loss", "Evaluation loss"))
 MAX_BINS = 600

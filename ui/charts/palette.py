@@ -1,5 +1,6 @@
 """Colours of the charts, for a light and for a dark page."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 
@@ -16,6 +17,13 @@ class Palette:
     beside: str
     phases: tuple[str, ...]
     lines: tuple[str, ...]
+    info: str
+    warning: str
+
+    @property
+    def levels(self) -> Mapping[str, str]:
+        """Colour of each level of alerts."""
+        return {"info": self.info, "warning": self.warning, "critical": self.fault}
 
     def gradient(self, count: int) -> list[str]:
         """Return `count` colours from the first line's over the third's to the second's, for an order of layers."""
@@ -45,6 +53,8 @@ LIGHT = Palette(
     beside="#78716c",
     phases=("#b45309", "#4338ca", "#0f766e", "#a21caf"),
     lines=("#4338ca", "#b45309", "#0f766e", "#a21caf", "#57534e"),
+    info="#0369a1",
+    warning="#b45309",
 )
 DARK = Palette(
     text="#a8a29e",
@@ -56,4 +66,6 @@ DARK = Palette(
     beside="#a8a29e",
     phases=("#fbbf24", "#8b85ff", "#2dd4bf", "#f0abfc"),
     lines=("#8b85ff", "#fbbf24", "#2dd4bf", "#f0abfc", "#d6d3d1"),
+    info="#7dd3fc",
+    warning="#fbbf24",
 )

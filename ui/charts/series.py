@@ -1,19 +1,14 @@
 """ECharts series of one chart: lines, marks of commands and failures, marks of values that are not finite."""
 
 import math
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import numpy as np
 
 from ui.charts.bins import Floats, extremes, last_of_bins
+from ui.charts.canvas import Canvas, Options, Pairs, short
 from ui.charts.history import MetricsHistory, Series
 from ui.charts.layout import Band, ChartPanel, Mark
-from ui.charts.palette import Palette
-
-Axis = Literal["step", "time"]
-Options = dict[str, Any]
-Pairs = list[list[float | None]]
+from ui.charts.marks import alerts, interventions
 
 MAX_FAULTS = 60
 """Number of marks of values that are not finite, per metric: one per bin, the newest ones."""
@@ -26,23 +21,6 @@ DASHES: tuple[str | list[int], ...] = ("solid", [6, 3], [2, 2], [10, 3, 2, 3])
 
 EVALUATED = ("eval", "heldout/")
 """Beginnings of the names of metrics that are measured at evaluations: few points, each drawn as one."""
-
-NEAR_THE_EDGE = 0.07
-"""Distance from the right edge, as part of the width, within which a centred label would be cut off."""
-
-
-@dataclass(frozen=True, slots=True)
-class Canvas:
-    """Settings of one chart: its number, the number of charts, the width of its bins, its x axis and its style."""
-
-    at: int
-    count: int
-    bin_width: float
-    axis: Axis
-    smoothing: float
-    log_y: bool
-    palette: Palette
-    extent: tuple[float, float] = (0.0, 1.0)
 
 
 def panel_series(
@@ -59,7 +37,7 @@ def panel_series(
             drawn.append(_faults(name, series, x, canvas))
     for number, branch in enumerate([] if panel.by_layer else beside(history)):
         drawn += _beside(history, panel, branch, number, canvas)
-    return [*drawn, _interventions(marks, bands, canvas)]
+    return [*drawn, interventions(marks, bands, canvas), alerts(marks, panel, canvas)]
 
 
 def beside(history: MetricsHistory) -> list[str]:
@@ -151,14 +129,9 @@ def _joined(parts: list[tuple[Floats, Floats]]) -> Pairs:
     points: Pairs = []
     for x, y in parts:
         if points and len(x):
-            points.append([_short(float(x[0])), None])
-        points += [[_short(a), _short(b)] for a, b in zip(x.tolist(), y.tolist(), strict=True)]
+            points.append([short(float(x[0])), None])
+        points += [[short(a), short(b)] for a, b in zip(x.tolist(), y.tolist(), strict=True)]
     return points
-
-
-def _short(value: float) -> float:
-    """Round to six digits, which is more than a screen shows; whole steps stay exact."""
-    return value if float(value).is_integer() and abs(value) < 1e15 else float(f"{value:.6g}")
 
 
 def _faults(name: str, series: Series, x: Floats, canvas: Canvas) -> Options:
@@ -173,7 +146,7 @@ def _faults(name: str, series: Series, x: Floats, canvas: Canvas) -> Options:
         "type": "scatter",
         "xAxisIndex": canvas.at,
         "yAxisIndex": canvas.count + canvas.at,
-        "data": [{"value": [_short(float(x[i])), 0.96], "name": _fault(float(y[i]))} for i in shown],
+        "data": [{"value": [short(float(x[i])), 0.96], "name": _fault(float(y[i]))} for i in shown],
         "symbol": "triangle",
         "symbolRotate": 180,
         "symbolSize": 8,
@@ -188,44 +161,3 @@ def _faults(name: str, series: Series, x: Floats, canvas: Canvas) -> Options:
 
 def _fault(value: float) -> str:
     return "NaN" if math.isnan(value) else "+inf" if value > 0 else "-inf"
-
-
-def _interventions(marks: list[Mark], bands: list[Band], canvas: Canvas) -> Options:
-    """Return the marks: a dashed line where commands took effect, a solid one where trainers failed, with labels.
-
-    The band beside a failure is its cost.
-    """
-    return {
-        "id": f"{canvas.at}/interventions",
-        "name": "interventions",
-        "type": "line",
-        "xAxisIndex": canvas.at,
-        "yAxisIndex": canvas.at,
-        "data": [],
-        "markLine": {
-            "symbol": "none",
-            "silent": True,
-            "animation": False,
-            "lineStyle": {"type": [4, 3], "width": 1, "color": canvas.palette.mark},
-            "label": {"formatter": "{b}", "position": "end", "fontSize": 10, "color": canvas.palette.mark},
-            "data": [_mark(mark, canvas) for mark in marks],
-        },
-        "markArea": {
-            "silent": True,
-            "animation": False,
-            "itemStyle": {"color": canvas.palette.band},
-            "data": [[{"xAxis": _short(band.low)}, {"xAxis": _short(band.high)}] for band in bands],
-        },
-    }
-
-
-def _mark(mark: Mark, canvas: Canvas) -> Options:
-    label: Options = {"show": bool(mark.label)}
-    drawn: Options = {"xAxis": _short(mark.x), "name": mark.label, "label": label}
-    low, high = canvas.extent
-    if mark.x > high - NEAR_THE_EDGE * (high - low):
-        label["align"] = "right"
-    if mark.loss:
-        label |= {"color": canvas.palette.loss, "fontWeight": 600}
-        drawn["lineStyle"] = {"type": "solid", "width": 1.4, "color": canvas.palette.loss}
-    return drawn

@@ -5,9 +5,9 @@ from itertools import chain
 from typing import get_args
 
 from control_plane.core.health.signs import SIGNS, Sign, SignGroup
+from ui.charts.canvas import Options
 from ui.charts.charts import FOOT_PX, LEGEND_PX, Layout
 from ui.charts.layout import PANELS, ChartPanel
-from ui.charts.series import Options
 
 GROUPS: tuple[SignGroup, ...] = get_args(SignGroup)
 """Groups in the order of the catalogue."""

@@ -12,7 +12,7 @@ from control_plane.core.model.records import CheckpointCommitted, CheckpointFail
 from control_plane.core.model.server_intents import DeleteCheckpoint, PinCheckpoint
 from ui.labels import escape, plain
 from ui.live import LiveRun
-from ui.panels.rollback import back_button, fork_button
+from ui.panels.rollback import back_button, fork_button, rollback_to_trusted
 from ui.sending import send
 
 MAX_LISTED = 6
@@ -30,14 +30,16 @@ def checkpoints(live: LiveRun, snapshot: Snapshot) -> None:
         st.caption("None yet. If the trainers fail now, the run restarts at step 0.")
         return
     known, bad = ages(live.entries), refused(live.entries)
+    is_checked = any(saved.health != "unknown" for saved in snapshot.checkpoints)
     with st.container(gap=None, key="checkpoint_rows"):
         for saved in newest(snapshot.checkpoints):
             with st.container(horizontal=True, vertical_alignment="center", gap="small"):
                 name = saved.checkpoint
-                st.html(row(saved, known.get(name), name in bad, snapshot.branch), width="stretch")
+                st.html(row(saved, known.get(name), name in bad, snapshot.branch, is_checked), width="stretch")
                 fork_button(name)
                 back_button(name)
     older = len(snapshot.checkpoints) - MAX_LISTED
+    rollback_to_trusted(snapshot)
     if older > 0:
         st.caption(f"And {older} older: `steer checkpoints {snapshot.run}`")
     _keeping(live, snapshot)
@@ -106,13 +108,24 @@ def newest(checkpoints: Sequence[CheckpointCommitted]) -> list[CheckpointCommitt
     return sorted(checkpoints, key=lambda saved: (saved.step, saved.generation))[::-1][:MAX_LISTED]
 
 
-def row(saved: CheckpointCommitted, age_s: float | None, refused: bool, branch: str) -> str:
-    """Return one checkpoint as HTML, with its branch if it is not `branch`, the current one."""
+def row(saved: CheckpointCommitted, age_s: float | None, refused: bool, branch: str, is_checked: bool = False) -> str:
+    """Return one checkpoint as HTML, with its branch if it is not `branch`, the current one, and with its trust."""
     notes = ("<em>pinned</em> " if saved.pinned else "") + ("<em>refused</em> " if refused else "")
+    if is_checked or saved.health_reasons:
+        notes += f'<em class="{saved.health}">{saved.health}</em> '
     facts = [f"step {saved.step:,}"]
     facts += [format_duration(age_s)] if age_s is not None else []
     facts += [format_size(saved.size_bytes)] if saved.size_bytes else []
     facts += [escape(saved.branch)] if saved.branch != branch else []
-    label = "".join(f"<span>{escape(text)}</span>" for text in (saved.label, saved.note) if text)
+    lines = [text for text in (saved.label, saved.note, trust_words(saved)) if text]
+    label = "".join(f"<span>{escape(text)}</span>" for text in lines)
     text = f"{escape(saved.checkpoint)} {notes}<span>{' · '.join(facts)}</span>{label}"
     return f'<div class="checkpoint">{text}</div>'
+
+
+def trust_words(saved: CheckpointCommitted) -> str:
+    """Return why a checkpoint is not trusted; empty if it is, or if nothing is known."""
+    reasons = ", ".join(reason.replace("_", " ") for reason in saved.health_reasons)
+    if not reasons:
+        return ""
+    return f"{'saved during' if saved.health == 'suspect' else 'not judged'}: {reasons}"

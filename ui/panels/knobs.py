@@ -15,6 +15,7 @@ from control_plane.core.model.knobs import KnobSpec
 from ui.labels import complaint, escape, plain
 from ui.live import LiveRun
 from ui.panels.learning_rate import ALL, groups
+from ui.panels.meaning import meaning
 from ui.sending import send
 
 OUTCOME, ACCEPTED = "knobs_outcome", "knobs_accepted"
@@ -55,7 +56,8 @@ def table(snapshot: Snapshot) -> str:
 def _row(spec: KnobSpec, value: Any) -> str:
     about = f"<span>{escape(spec.description)}</span>" if spec.description else ""
     live = escape(format_value(value)) if value is not None else ""
-    return f"<tr><td>{escape(spec.name)} {about}</td><td>{live}</td><td>{escape(may_be(spec))}</td></tr>"
+    name = escape(spec.name).replace("_", "_<wbr>")
+    return f"<tr><td>{name} {about}</td><td>{live}</td><td>{escape(may_be(spec))}</td></tr>"
 
 
 def may_be(spec: KnobSpec) -> str:
@@ -107,16 +109,19 @@ def _input(spec: KnobSpec) -> None:
     """Draw the input of one knob; an empty one leaves the knob unchanged."""
     name, label, kind, taken = spec.name, plain(spec.name), spec.kind, may_be(spec)
     least, most = spec.least, spec.most
+    about = meaning(name)
     if kind == "switch":
-        st.selectbox(label, list(SWITCH), key=_key(name))
+        st.selectbox(label, list(SWITCH), key=_key(name), help=about)
     elif kind == "numbers":
-        st.text_input(label, key=_key(name), placeholder=f"{taken}, e.g. 0.9, 0.95")
+        st.text_input(label, key=_key(name), placeholder=f"{taken}, e.g. 0.9, 0.95", help=about)
     elif kind == "integer":
         low, high = (None if bound is None else int(bound) for bound in (least, most))
-        st.number_input(label, low, high, value=None, step=1, key=_key(name), placeholder=taken)
+        st.number_input(label, low, high, value=None, step=1, key=_key(name), placeholder=taken, help=about)
     else:
         least, most = (None if bound is None else float(bound) for bound in (least, most))
-        st.number_input(label, least, most, value=None, step=0.01, format="%g", key=_key(name), placeholder=taken)
+        st.number_input(
+            label, least, most, value=None, step=0.01, format="%g", key=_key(name), placeholder=taken, help=about
+        )
 
 
 def _apply(run: str, specs: Mapping[str, KnobSpec], names: list[str]) -> None:

@@ -9,6 +9,7 @@ from control_plane.api.messages import Snapshot
 from control_plane.core.model.commands import SetLearningRate
 from ui.labels import complaint, plain, sentence
 from ui.live import LiveRun
+from ui.panels.meaning import meaning
 from ui.sending import send
 
 TO, BY = "Set to", "Multiply by"
@@ -56,9 +57,8 @@ def form(live: LiveRun) -> None:
         return
     names = groups(snapshot)
     with st.form("learning_rate", border=False):
-        left, right = st.columns([3, 2], vertical_alignment="bottom", gap="small")
-        how = left.segmented_control("Change", [TO, BY], default=TO, required=True, key="lr_how", width="stretch")
-        text = right.text_input("Value", key="lr_value", placeholder="3e-5")
+        how = st.segmented_control("Change", [TO, BY], default=TO, required=True, key="lr_how", width="stretch")
+        text = st.text_input("Value", key="lr_value", placeholder="3e-5", help=meaning("lr"))
         group: str | None = ALL
         if len(names) > 1:
             group = st.selectbox("Parameter group", [ALL, *names], key="lr_group")

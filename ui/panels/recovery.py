@@ -19,8 +19,8 @@ from control_plane.api.sentences import (
 )
 from control_plane.core.model.records import GenerationStarted
 from control_plane.core.rules.recovery import PHASES
+from ui.charts.canvas import Axis
 from ui.charts.palette import Palette
-from ui.charts.series import Axis
 from ui.labels import clock, escape, plain
 from ui.live import LiveRun
 from ui.zone import reader_zone

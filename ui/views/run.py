@@ -7,10 +7,10 @@ from control_plane.compare.lineage import lineage
 from control_plane.core.model.errors import SteerwayError
 from ui import addresses
 from ui.charts.charts import EVENTS, HEIGHT, View, chart_options
-from ui.charts.layout import Band, Mark, bands, marks, on_the_line
+from ui.charts.layout import Band, Mark, alert_marks, bands, marks, on_the_line
 from ui.gateway import banner
 from ui.live import LiveRun, live_run
-from ui.panels import commands, knobs, learning_rate, recovery, rollback, signs
+from ui.panels import alerts, commands, knobs, learning_rate, recovery, rollback, signs
 from ui.panels.branches import branches
 from ui.panels.checkpoints import checkpoints
 from ui.panels.header import header
@@ -76,6 +76,7 @@ def _header(live: LiveRun, was_closed: bool) -> None:
         st.rerun()
     header(live, snapshot)
     recovery.notice(snapshot)
+    alerts.inbox(snapshot)
 
 
 def _view() -> View:
@@ -122,6 +123,7 @@ def _marked(live: LiveRun, view: View) -> tuple[list[Mark], list[Band]]:
     applied, recoveries = on_the_line(snapshot, line)
     started_at_s, extent = history.started_at_s(), history.extent(view.axis)
     marked = marks(applied, view.axis, started_at_s, extent, recoveries, line)
+    marked += alert_marks(snapshot.alerts, view.axis, started_at_s, line, extent)
     return marked, bands(recoveries, view.axis, started_at_s, extent)
 
 
@@ -131,6 +133,7 @@ def _aftermath(live: LiveRun, view: View) -> None:
     if snapshot is None:
         return
     live.refresh_journal()
+    alerts.earlier(snapshot)
     branches(live, snapshot)
     if not snapshot.recoveries:
         checkpoints(live, snapshot)
