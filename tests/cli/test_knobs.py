@@ -135,7 +135,7 @@ def test_checkpoint_is_pinned_unpinned_and_deleted_at_once(gateway: LiveGateway,
     pinned = steer("checkpoint", "pin", RUN, older.checkpoint)
     assert (pinned.exit_code, pinned.stdout) == (0, f"applied at once: pin {older.checkpoint}\n")
     row = steer("checkpoints", RUN).stdout.splitlines()[1]
-    assert row.split(maxsplit=6) == [older.checkpoint, "3", "5", "B", "yes", "-", "before the surgery"]
+    assert row.split(maxsplit=7) == [older.checkpoint, "3", "5", "B", "yes", "unknown", "-", "before the surgery"]
     refused = steer("checkpoint", "delete", RUN, older.checkpoint)
     assert (refused.exit_code, "unpin it first" in refused.stderr) == (5, True)
     assert steer("checkpoint", "unpin", RUN, older.checkpoint).exit_code == 0

@@ -8,6 +8,7 @@ A scene is a few directives; what is printed is what the journal got, what was r
     refuse|fail|misapply|misread rank=1 reason=...     stick rank=1            restart      a new control server
     checkpoint id=c1 step=10    end ending=finished step=100    close ending=finished    show
     failed id=c2 step=20 reason=..        discard id=c1 reason=..              lose step=12 reason=..
+    alert kind=loss_spike onset=3 [cleared=9]                  the checks found something, or it has ended
     digest step=20 roots=a,b              the ranks have digested their state
     restore [id=c1] [refused=c2]          new trainers, from this checkpoint   recovered step=11 | resume author=bo
     damage id=c1                          it does not verify any more          restore id=c1 branch=main
@@ -26,6 +27,7 @@ from pydantic import ValidationError
 from control_plane.core.boundary import Replica, boundary
 from control_plane.core.model.commands import INTENT, Command
 from control_plane.core.model.errors import Diverged, Refused
+from control_plane.core.model.health import Alert, Cleared
 from control_plane.core.model.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
@@ -39,9 +41,11 @@ from control_plane.core.model.records import (
     StateDigested,
 )
 from control_plane.core.rules import decisions, digests
+from control_plane.core.rules.alert_rules import clear_alert
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import replay_after
+from control_plane.core.rules.reflexes import raise_alert
 from tests.scenarios.spelling import Words, compact, literal, numbered, pairs, shown
 from tests.simulation.world.faults import Faults
 from tests.simulation.world.fleet import Fleet
@@ -258,6 +262,20 @@ class Stage:
         """A checkpoint may go."""
         words = pairs(rest)
         self.server.commit([CheckpointDiscarded(checkpoint=words["id"], reason=words["reason"])])
+        return []
+
+    def do_alert(self, rest: str) -> list[str]:
+        """The checks of rank 0 have found something, or (`cleared=`) it has ended at that step."""
+        words = pairs(rest)
+        found = Alert.model_validate(
+            {"level": "warning", "step": words["onset"], "sentence": "found"}
+            | {"kind": words["kind"], "onset_step": words["onset"]}
+        )
+        if "cleared" in words:
+            ended = Cleared(kind=found.kind, onset_step=found.onset_step, step=int(words["cleared"]))
+            self.server.commit(clear_alert(self.server.state, ended, self.generation))
+        else:
+            self.server.commit(raise_alert(self.server.state, found, self.generation))
         return []
 
     def do_digest(self, rest: str) -> list[str]:
