@@ -57,7 +57,7 @@ class Features:
         step = max(noise_between(losses), 1e-3 * abs(level), 1e-12)
         features = (
             (level - mean(losses[-LEAST_BLOCKS:])) / step,
-            log(norm / median(norms)) if norm is not None and norms else 0.0,
+            log(norm) - log(median(norms)) if norm is not None and norms else 0.0,
             log(noise / median(noises)),
         )
         return tuple(max(-MOST, min(MOST, value)) for value in features)

@@ -21,16 +21,24 @@ class Look:
         for name in sorted(name for name in signs if "/" in name):
             if isfinite(signs[name]):
                 family, _, own = name.partition("/")
-                self._families.setdefault(family, []).append((own, signs[name]))
+                self._families.setdefault(family, []).append((own, _bounded(signs[name])))
 
     def finite(self, name: str) -> float | None:
         """Return a sign's value, or None if it was not measured or is not finite."""
         value = self.signs.get(name)
-        return value if value is not None and isfinite(value) else None
+        return _bounded(value) if value is not None and isfinite(value) else None
 
     def family(self, name: str) -> Sequence[tuple[str, float]]:
         """Return (own name, value) of all finite signs `name/...`, in the order of their names."""
         return self._families.get(name, ())
+
+
+MOST = 1e100
+"""Bound of a sign's size: its square, summed over a window, is still a finite number."""
+
+
+def _bounded(value: float) -> float:
+    return max(-MOST, min(MOST, value))
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,9 +105,13 @@ class HealthMonitor:
         for one in state["open"]:
             alert = Cleared.model_validate(one)
             self._open[(alert.kind, alert.subject)] = alert
-        for detector in self._detectors:
-            if detector.name in state["detectors"]:
-                detector.restore(state["detectors"][detector.name])
+        saved = state["detectors"]
+        for at, detector in enumerate(self._detectors):
+            try:
+                detector.restore(saved.get(detector.name, {}) or detector.state())
+            except (KeyError, IndexError, TypeError, ValueError):
+                # Written by another release: this detector begins anew, and the training goes on.
+                self._detectors[at] = DETECTORS[at](self.settings)
 
     def _raise(self, step: int, finding: Finding) -> list[Alert]:
         key = (finding.kind, finding.subject[:MAX_SUBJECT_CHARS])

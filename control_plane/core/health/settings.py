@@ -129,7 +129,11 @@ class StragglerSettings(HealthSection):
 
     # a rank's speed as a share of the median of the others
     speed: Share = 0.75
+    # slower than its own jitter explains, in deviations of the logarithm
+    sigmas: Positive = 4.0
     gathers: Samples = 2
+    # gathers without one after which the alert is cleared
+    clear_gathers: Samples = 4
     # difference in seconds below which nobody cares
     least_s: Positive = 0.02
 

@@ -83,3 +83,22 @@ def test_healthy_training_raises_nothing(schedule: str, noise: float) -> None:
 def test_healthy_fp16_training_tells_of_skipped_steps_only() -> None:
     kinds = {alert.kind for seed in SEEDS for alert in alerts_of(list(Healthy(seed, 700, fp16=True)))}
     assert kinds == {"gradient_overflow"}
+
+
+def test_a_flat_loss_while_the_rate_warms_up_restarts_or_decays_is_no_plateau() -> None:
+    """The same flat loss, under five rates: where the schedule explains it, nobody is told."""
+    rates = {
+        "constant": lambda step: 1e-3,
+        "set to zero": lambda step: 0.0 if step > 400 else 1e-3,
+        "warm-up": lambda step: 1e-6 * step,
+        "restart": lambda step: 1e-3 * (1 - step % 300 / 300),
+        "decayed": lambda step: 1e-3 * 0.99**step,
+    }
+    told = {}
+    for name, rate in rates.items():
+        series = [Signs(now.step, now.signs | {"lr": rate(now.step)}) for now in Healthy(1, 900, noise=0.01)]
+        for now in series:
+            now.signs["loss_local"] = 2.0 + 0.01 * (now.step % 5)
+            now.signs.pop("loss", None)
+        told[name] = {alert.kind for alert in alerts_of(series)} == {"plateau"}
+    assert told == {"constant": True, "set to zero": True, "warm-up": False, "restart": False, "decayed": False}

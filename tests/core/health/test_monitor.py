@@ -2,6 +2,7 @@
 
 import json
 import math
+import random
 
 from control_plane.core.health.monitor import HealthMonitor
 from control_plane.core.health.settings import HealthSettings
@@ -75,3 +76,31 @@ def test_silent_kinds_and_a_disabled_monitor_raise_nothing() -> None:
     silent = HealthSettings.model_validate({"silent": ["non_finite"]})
     for settings in (silent, HealthSettings(enabled=False)):
         assert HealthMonitor(settings).observe(1, {"loss": NAN}) == HealthChange()
+
+
+def test_a_detector_whose_state_is_of_another_release_begins_anew_and_the_others_go_on() -> None:
+    one = HealthMonitor(HealthSettings())
+    for step in range(1, 100):
+        one.observe(step, calm(step))
+    state = one.state()
+    state["detectors"]["loss_spike"] = {"window": "?"}
+    del state["detectors"]["gradient_spike"]
+    two = HealthMonitor(HealthSettings())
+    two.restore(state)
+    assert two.trust()[1] == ("loss trend: 99 of 128 steps seen",), "what was not seen yet is no doubt"
+    assert two.observe(100, calm(100)) == HealthChange()
+    assert [reason.split(":")[0] for reason in two.trust()[1]] == ["loss", "grad_norm", "loss trend"]
+
+
+def test_a_rank_is_compared_with_its_own_jitter() -> None:
+    """On a shared machine step times differ by a half all the time, on every rank."""
+    chance = random.Random(1)
+    monitor, raised = HealthMonitor(HealthSettings()), []
+    for step in range(5, 4000, 5):
+        times = [0.2 * math.exp(chance.gauss(0, 0.3)) for _ in range(2)]
+        if step >= 3000:
+            times[1] *= 20
+        raised += monitor.observe(step, {}, {"own_step_s": times}).raised
+    assert [(alert.kind, alert.subject, alert.step) for alert in raised] == [("straggling_rank", "rank 1", 3005)], (
+        "once"
+    )

@@ -44,7 +44,9 @@ NAMES = (
     *("layer_grad_norm/b", "update_ratio/a", "hidden_std/a", "dormant/a", "attention_entropy/a"),
     *("attention_logit_max/a", "qk_entropy/a"),
 )
-VALUES = st.one_of(st.floats(0, 4), st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 1.0, 1e-9, 1e9, 150.0, -2.0]))
+VALUES = st.one_of(
+    st.floats(0, 4), st.sampled_from([math.nan, math.inf, -math.inf, 0.0, 5e-324, 1e-9, 1e308, -1e308, 150.0, -2.0])
+)
 
 
 def outcome(monitor: HealthMonitor, now: Signs) -> list[str]:

@@ -1,7 +1,7 @@
 """Detectors of the machine below a training: straggling ranks, stalled phases, waits for data, memory, checkpoints."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from math import isfinite
+from math import exp, isfinite, log
 from typing import Any, ClassVar
 
 from control_plane.core.health.findings import Condition, Conditions, Detector, Ended, Finding, Look
@@ -13,23 +13,30 @@ from control_plane.core.health.settings import (
     StragglerSettings,
 )
 from control_plane.core.health.signs import PHASES
-from control_plane.core.health.windows import Window, median
+from control_plane.core.health.windows import Window, median, noise_between
 from control_plane.core.model.health import MAX_EVIDENCE_VALUES, AlertKind, Evidence
+
+MOST_JITTER = 5.0
+"""Bound of the logarithm of a jitter's factor: beyond it nothing can be told."""
 
 
 class Straggler(Detector):
     """Rank whose own work in a step takes longer than that of the other ranks.
 
     Source: NVRx `attribution/straggler` (a speed below 0.75 of the group's). The others' median is what a rank is
-    compared with, so that one lucky rank makes no stragglers of all others.
+    compared with, so that one lucky rank makes no stragglers of all others. Where times jitter, on a shared machine, a
+    rank must also be slower than its own jitter explains.
     """
 
     name: ClassVar[str] = "straggling_rank"
     kinds: ClassVar[tuple[AlertKind, ...]] = ("straggling_rank",)
+    WINDOW, LEAST = 16, 4
 
     def __init__(self, settings: StragglerSettings) -> None:
         self.settings = settings
-        self.conditions = Conditions(confirm=settings.gathers, release=settings.gathers)
+        self.conditions = Conditions(confirm=settings.gathers, release=settings.clear_gathers)
+        # Logarithms of a rank's time over the median of the others.
+        self.windows: dict[str, Window] = {}
 
     def observe(self, look: Look) -> Iterator[Finding | Ended]:
         """Compare the ranks where a gather has ended."""
@@ -38,33 +45,45 @@ class Straggler(Detector):
         if len(times) < 2:
             return
         yield from gone(self.conditions, len(times), "straggling_rank")
+        self.windows = {rank: window for rank, window in self.windows.items() if int(rank) < len(times)}
         for rank, own in enumerate(times):
             others = [value for other, value in enumerate(times) if other != rank and isfinite(value)]
-            if not others or not isfinite(own):
-                continue
-            usual = median(others)
-            threshold = max(usual / self.settings.speed, usual + self.settings.least_s)
-            condition, subject = self.conditions[str(rank)], f"rank {rank}"
-            match condition.note(look.step, own > threshold):
-                case "began":
-                    yield Finding(
-                        "straggling_rank",
-                        "warning",
-                        condition.onset,
-                        f"Rank {rank} needs {own:.3g} s for its part of a step, and the others {usual:.3g} s: all "
-                        "ranks wait for it.",
-                        (Evidence(sign=sign, value=own, threshold=threshold, mean=usual),),
-                        subject=subject,
-                    )
-                case "ended":
-                    yield Ended("straggling_rank", subject)
+            if others and isfinite(own) and own > 0 and (usual := median(others)) > 0:
+                yield from self._judge(look.step, sign, str(rank), own, usual)
+
+    def _judge(self, step: int, sign: str, rank: str, own: float, usual: float) -> Iterator[Finding | Ended]:
+        window = self.windows.setdefault(rank, Window(self.WINDOW))
+        is_known = len(window) >= self.LEAST
+        jitter = exp(min(self.settings.sigmas * noise_between(window.values), MOST_JITTER))
+        threshold = max(usual / self.settings.speed, usual + self.settings.least_s, usual * jitter)
+        is_bad = is_known and own > threshold
+        condition, subject = self.conditions[rank], f"rank {rank}"
+        if not is_bad and not condition.is_open:
+            window.push(log(own) - log(usual))
+        match condition.note(step, is_bad):
+            case "began":
+                yield Finding(
+                    "straggling_rank",
+                    "warning",
+                    condition.onset,
+                    f"Rank {rank} needs {own:.3g} s for its part of a step, and the others {usual:.3g} s: all ranks "
+                    "wait for it.",
+                    (Evidence(sign=sign, value=own, threshold=threshold, mean=usual),),
+                    subject=subject,
+                )
+            case "ended":
+                yield Ended("straggling_rank", subject)
 
     def state(self) -> dict[str, Any]:
-        """Return the conditions as JSON."""
-        return {"conditions": self.conditions.state()}
+        """Return windows and conditions as JSON."""
+        windows = {rank: window.state() for rank, window in self.windows.items()}
+        return {"windows": windows, "conditions": self.conditions.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
+        for rank, values in state["windows"].items():
+            self.windows[rank] = Window(self.WINDOW)
+            self.windows[rank].restore(values)
         self.conditions.restore(state["conditions"])
 
 

@@ -20,7 +20,7 @@ SETTLED_WINDOWS = 8
 
 MOST_BLOCKS = 64
 WINDOWS = 2
-LR_BEGAN, LR_LEFT, LR_SAME = 0.5, 0.3, 0.8
+LR_BEGAN, LR_LEFT, LR_SAME = 0.75, 0.3, 0.8
 """Shares of the learning rate: in a warm-up it is less than the first, in a decay less than the second of its largest
 value, and unchanged if above the third."""
 
@@ -181,17 +181,17 @@ class Plateau(Detector):
         if count > len(blocks) - 1:
             return
         rows = blocks[-count:]
-        yield from self._judge(look, loss[0], [row[0] for row in rows], (rows[0][1], rows[-1][1]))
+        yield from self._judge(look, loss[0], [row[0] for row in rows], [row[1] for row in rows])
 
     def _judge(
-        self, look: Look, sign: str, losses: Sequence[float], rates: tuple[float, float]
+        self, look: Look, sign: str, losses: Sequence[float], rates: Sequence[float]
     ) -> Iterator[Finding | Ended]:
         slope, error = line_slope(losses)
         level, length = mean(losses), len(losses)
         fall, most_fall = -slope * length, (-slope + 2.0 * error) * length
         threshold = self.settings.least_improvement * abs(level)
         is_stuck = abs(level) > self.settings.converged_share * abs(self.first or 0.0)
-        is_flat = most_fall < threshold and fall > -threshold and is_stuck and self._lr_is_up(*rates)
+        is_flat = most_fall < threshold and fall > -threshold and is_stuck and self._lr_is_up(rates)
         steps = length * self.series.block
         match self.condition.note(look.step, is_flat):
             case "began":
@@ -210,16 +210,18 @@ class Plateau(Detector):
                     "info",
                     onset,
                     f"The smoothed {sign} has stayed at {level:.4g} for {steps} steps: it fell by {fall:.2g}, and less "
-                    f"than {threshold:.2g} is called flat. The learning rate is {rates[1]:.3g}.",
+                    f"than {threshold:.2g} is called flat. The learning rate is {rates[-1]:.3g}.",
                     (evidence,),
                     suggestion="set lr*=0.5",
                 )
             case "ended":
                 yield Ended("plateau")
 
-    def _lr_is_up(self, before: float, after: float) -> bool:
+    def _lr_is_up(self, rates: Sequence[float]) -> bool:
+        """Return whether the rate has neither been warmed up, or restarted, nor taken down in the two windows."""
+        before, after = rates[0], rates[-1]
         is_constant = LR_SAME * before <= after <= before / LR_SAME
-        return before >= LR_BEGAN * after and (is_constant or after >= LR_LEFT * self.most_lr)
+        return min(rates) >= LR_BEGAN * after and (is_constant or after >= LR_LEFT * self.most_lr)
 
     def state(self) -> dict[str, Any]:
         """Return blocks and condition as JSON."""
