@@ -43,6 +43,7 @@ from ray_jobs.steering.knobs import KnobsApplier
 from ray_jobs.steering.parameters import register_parameter_appliers
 from ray_jobs.steering.pause_offload import PauseOffload
 from ray_jobs.steering.rollback import LeaveForBranch, RollbackApplier
+from ray_jobs.steering.skipping import SkipApplier
 
 log = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ class SteeredRun:
         session.register("set_learning_rate", LearningRateApplier(training, limits))
         session.register("set_schedule", ScheduleApplier(training, limits))
         session.register("set_knobs", KnobsApplier(training.knobs, session.replica.repeating))
+        session.register("skip_samples", SkipApplier(training))
         session.register("run_action", ActionsApplier(training.extensions.actions))
         session.register("evaluate", evaluation)
         register_parameter_appliers(session, training)

@@ -2,6 +2,7 @@
 
     from steerway import make_interactive      steer a Hugging Face Trainer
     from steerway import TrainingSession       steer any other training loop
+    from steerway import SampleOrder           order of its samples, the same on any number of ranks
     from steerway import Client, errors        send commands to a running gateway
 
 Names are imported when they are first used: `Client` needs no torch.
@@ -15,14 +16,24 @@ from control_plane.core.model import errors
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient as Client
+    from ray_jobs.data.sample_order import SampleOrder
     from ray_jobs.hf.trainer import InteractiveTrainer, make_interactive
     from ray_jobs.loop.session import TrainingSession
 
-__all__ = ["Client", "InteractiveTrainer", "TrainingSession", "__version__", "errors", "make_interactive"]
+__all__ = [
+    "Client",
+    "InteractiveTrainer",
+    "SampleOrder",
+    "TrainingSession",
+    "__version__",
+    "errors",
+    "make_interactive",
+]
 
 _HOMES = {
     "Client": ("control_plane.client", "SteerwayClient"),
     "InteractiveTrainer": ("ray_jobs.hf.trainer", "InteractiveTrainer"),
+    "SampleOrder": ("ray_jobs.data.sample_order", "SampleOrder"),
     "TrainingSession": ("ray_jobs.loop.session", "TrainingSession"),
     "make_interactive": ("ray_jobs.hf.trainer", "make_interactive"),
 }

@@ -42,7 +42,8 @@ def captured(training: LiveTraining) -> Progress:
         "groups": plain_groups(training.groups()),
     }
     optional = {
-        "stream": list(loop.stream_place) if loop.stream_place is not None else None,
+        "stream": loop.stream_place.memory() if loop.stream_place is not None else None,
+        "skipped": loop.skipped.memory(),
         "knobs": training.knobs.memory(),
         "own": training.extensions.memory(),
         "frozen": training.frozen.memory(),
@@ -79,6 +80,7 @@ def restore(training: LiveTraining, saved: Progress) -> None:
     # After the load: ZeRO 1 and 2 have put back the clipping of the checkpoint, and ZeRO 3 has not.
     training.knobs.recall(saved.get("knobs", {}))
     training.loop.restore_loss_sums(saved)
+    training.loop.restore_skipped(saved.get("skipped", ()))
 
 
 def restore_random(saved: Progress) -> None:

@@ -23,6 +23,7 @@ from control_plane.storage.layout import STATE
 from ray_jobs.checkpoint import loop_state
 from ray_jobs.checkpoint.capture import TRAINER_STATE, capture, model_shapes, progress_path, random_digest, state_digest
 from ray_jobs.checkpoint.universal import load_universal
+from ray_jobs.data.skipping import StreamPlace
 from ray_jobs.process.collectives import Collectives
 from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.rank.plan import ResumePlan
@@ -111,11 +112,11 @@ def script_state(plan: ResumePlan, rank: int) -> Readback:
     return dict(_read(plan, rank % plan.manifest.world_size).get(loop_state.CALLBACKS, {}))
 
 
-def stream_place(plan: ResumePlan, rank: int) -> tuple[int, int] | None:
-    """Return the pass of a stream without a length, from 0, and the steps made in it; None in older checkpoints."""
+def stream_place(plan: ResumePlan, rank: int) -> StreamPlace | None:
+    """Return the position in a stream without a length; None in older checkpoints."""
     assert plan.manifest is not None
     place = _read(plan, rank % plan.manifest.world_size).get("stream")
-    return (int(place[0]), int(place[1])) if place is not None else None
+    return StreamPlace.recalled(place) if place is not None else None
 
 
 def had_ended(plan: ResumePlan, rank: int) -> bool:

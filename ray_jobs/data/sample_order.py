@@ -68,7 +68,7 @@ class SampleOrder(Sampler[int]):
         self.seed = seed
         self.epoch = 0
         self._length = n if keeps_the_tail else n // global_batch_samples * global_batch_samples
-        self._global_batch_samples = global_batch_samples
+        self.global_batch_samples = global_batch_samples
         # Cache of the last epoch that `batch` was called for, and its order, which takes long to compute.
         self._cached: tuple[int, npt.NDArray[np.int64]] | None = None
 
@@ -80,7 +80,7 @@ class SampleOrder(Sampler[int]):
     @property
     def has_a_tail(self) -> bool:
         """True if an epoch ends with a smaller batch."""
-        return self._length % self._global_batch_samples > 0
+        return self._length % self.global_batch_samples > 0
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -90,11 +90,11 @@ class SampleOrder(Sampler[int]):
 
     def batch(self, step: int) -> npt.NDArray[np.int64]:
         """Return the sample indices of the global batch of optimizer step `step` (from 1), in order."""
-        epoch, at = divmod(step - 1, -(-self._length // self._global_batch_samples))
+        epoch, at = divmod(step - 1, -(-self._length // self.global_batch_samples))
         if self._cached is None or self._cached[0] != epoch:
             self._cached = epoch, sample_order(self.seed, epoch, self.n)
-        first = at * self._global_batch_samples
-        return self._cached[1][first : first + self._global_batch_samples]
+        first = at * self.global_batch_samples
+        return self._cached[1][first : first + self.global_batch_samples]
 
     def __iter__(self) -> Iterator[int]:
         return iter(sample_order(self.seed, self.epoch, self.n)[: self._length].tolist())

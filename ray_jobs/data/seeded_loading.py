@@ -32,6 +32,9 @@ class LoaderSeeds:
     def __init__(self, seed: int, rank: int) -> None:
         self.seed, self.rank = seed, rank
         self.epoch = self.first = self.iterated = 0
+        # Classes of samplers that the script has written, whose order only they know.
+        self.own_samplers: tuple[str, ...] = ()
+        self._base: DataLoader[Any] | None = None
         self._samplers: list[Any] = []
         self._workers = torch.Generator()
 
@@ -49,6 +52,11 @@ class LoaderSeeds:
             if isinstance(getattr(sampler, "generator", None), torch.Generator):
                 sampler.generator.manual_seed(seed_of(self.seed, "order", epoch))
 
+    def forget_workers(self) -> None:
+        """Have the next iterator start new workers: those that are kept count the epochs that they have seen."""
+        if self._base is not None:
+            self._base._iterator = None
+
     def iterate(self) -> tuple[int, int]:
         """Return epoch and first batch of a new fetcher. A persistent worker makes one for each epoch."""
         epoch, first = self.epoch + self.iterated, self.first if not self.iterated else 0
@@ -60,7 +68,7 @@ class LoaderSeeds:
         base = getattr(loader, "base_dataloader", loader)
         if not isinstance(base, DataLoader) or type(base)._get_iterator is not DataLoader._get_iterator:
             return [f"the order and the random numbers of the data loader, a {type(base).__name__}"]
-        theirs = base.collate_fn
+        self._base, theirs = base, base.collate_fn
         base.collate_fn = SeededCollate(theirs.theirs if isinstance(theirs, SeededCollate) else theirs, self)
         if base.persistent_workers and base.num_workers:
             # A new iterator draws a number; workers that are kept have one iterator, and another one after a restart.
@@ -71,7 +79,9 @@ class LoaderSeeds:
         for sampler in self._samplers:
             if getattr(sampler, "generator", self) is None:
                 sampler.generator = torch.Generator()
-        if not all(type(sampler).__module__.startswith(KNOWN_SAMPLERS) for sampler in self._samplers):
+        unknown = (type(one) for one in self._samplers if not type(one).__module__.startswith(KNOWN_SAMPLERS))
+        self.own_samplers = tuple(dict.fromkeys(one.__name__ for one in unknown))
+        if self.own_samplers:
             name = "batch_sampler" if base.batch_sampler is not None else "sampler"
             vars(base)[name] = SeededOrder(vars(base)[name], self)  # a loader refuses an assignment
         return []

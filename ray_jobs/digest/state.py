@@ -18,6 +18,7 @@ from control_plane.storage.digest_files import RankDigest
 from ray_jobs.checkpoint import loop_state
 from ray_jobs.checkpoint.universal import plain_groups
 from ray_jobs.data.sample_order import SampleOrder
+from ray_jobs.data.skipping import SkippedBatches
 from ray_jobs.digest.hashing import number_digest, tensor_digest, value_digest
 from ray_jobs.process import deepspeed_internals
 from ray_jobs.rank.live_training import LiveTraining
@@ -35,16 +36,22 @@ MASTER = "master"
 def take(training: LiveTraining, session: RankSession) -> RankDigest:
     """Return the digest of this rank's live state. Raises `RuntimeError` if a part is offloaded to NVMe."""
     step = training.loop.step
-    parts = {"samples": samples(training.loop.sample_order, step)}
+    parts = {"samples": samples(training.loop.sample_order, step, training.loop.skipped)}
     state = (weights(training.model), optimizer(training.partitions))
     for digested in (random(), knobs(session), course(training), *state):
         parts |= digested
     return RankDigest(step, parts)
 
 
-def samples(order: SampleOrder | None, step: int) -> str:
-    """Return the digest of the global batch's sample ids at `step`; of the step alone if the sampler is not ours."""
-    return value_digest(order.batch(step)) if order is not None and step > 0 else value_digest({"step": step})
+def samples(order: SampleOrder | None, step: int, skipped: SkippedBatches) -> str:
+    """Return the digest of the global batch's sample ids at `step`.
+
+    If the sampler is not ours: of the step, and of the number of batches that were left out before it.
+    """
+    if order is not None and step > 0:
+        return value_digest(order.batch(skipped.data_step(step)))
+    left_out = skipped.before(step)
+    return value_digest({"step": step} | ({"skipped": left_out} if left_out else {}))
 
 
 def random() -> Digested:

@@ -4,7 +4,7 @@ Read in Transformers 5.23 and accelerate 1.15. The methods that `make_interactiv
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +14,7 @@ from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from ray_jobs.checkpoint.batch import BatchPlan, global_batch_samples
 from ray_jobs.hf import script_callbacks
+from ray_jobs.hf.data_position import DataPosition
 from ray_jobs.hf.hf_knobs import clipping_place, interval_knobs
 from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.steering.actions import ScriptExtensions
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from ray_jobs.data.sample_order import SampleOrder
+    from ray_jobs.data.skipping import SkippedBatches, StreamPlace
 
 LOSS_SUMS = {"total_loss_scalar": 0.0, "globalstep_last_logged": 0, "initial_global_step": 0}
 """Private attributes of Trainer, without the underscore, with the value before the training.
@@ -41,6 +43,8 @@ class TrainerLoop:
 
     def __init__(self, trainer: Trainer, is_stopping: Callable[[], bool] = lambda: False) -> None:
         self._trainer, self._is_stopping = trainer, is_stopping
+        # Of a Trainer that nobody has made steerable.
+        self._fixed = DataPosition()
 
     @property
     def step(self) -> int:
@@ -83,9 +87,37 @@ class TrainerLoop:
         return getattr(self._trainer, "_order", None)
 
     @property
-    def stream_place(self) -> tuple[int, int] | None:
-        """Pass of a stream without a length, from 0, and the steps made in it."""
-        return getattr(self._trainer, "stream_place", None)
+    def stream_place(self) -> "StreamPlace | None":
+        """Position in a stream without a length."""
+        return self._position().stream
+
+    @property
+    def skipped(self) -> "SkippedBatches":
+        """Global batches that commands have left out of the data."""
+        return self._position().skipped
+
+    def reason_not_to_skip(self) -> str | None:
+        """Return the reason why no batches can be left out of this data, or None."""
+        if not hasattr(self._trainer, "reason_not_to_skip"):
+            return "no samples can be skipped, since make_interactive has not made this Trainer"
+        reason: str | None = self._trainer.reason_not_to_skip()
+        return reason
+
+    def skip(self, batches: int) -> None:
+        """Leave out the next `batches` global batches."""
+        self._position().skip(self.step, batches)
+
+    def take_back_skip(self) -> None:
+        """Undo the last `skip`."""
+        self._position().take_back()
+
+    def restore_skipped(self, saved: Sequence[Sequence[int]]) -> None:
+        """Restore what was left out; the epoch begins where the data continues."""
+        self._position().recall(saved)
+
+    def _position(self) -> DataPosition:
+        position: DataPosition = getattr(self._trainer, "_data_position", self._fixed)
+        return position
 
     @property
     def log_every_steps(self) -> int:

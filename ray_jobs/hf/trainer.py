@@ -7,24 +7,17 @@ Started by `steer submit`, the trainer can be steered. Started by hand, it is th
 """
 
 import logging
-import sys
-import time
-from collections.abc import Sized
 from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, IterableDataset
-from transformers import Trainer, TrainingArguments
+from torch.utils.data import DataLoader
+from transformers import Trainer
 
 from ray_jobs.checkpoint import restore
-from ray_jobs.checkpoint.batch import global_batch_samples, plan_batch
+from ray_jobs.checkpoint.batch import plan_batch
 from ray_jobs.config.deepspeed_features import check
-from ray_jobs.data.generators import seed_of, seeded
-from ray_jobs.data.sample_order import SampleOrder
-from ray_jobs.data.seeded_loading import LoaderSeeds
 from ray_jobs.digest.fingerprints import fingerprint
-from ray_jobs.health.rank_health import RankHealth
 from ray_jobs.hf import script_callbacks
 from ray_jobs.hf.callbacks import (
     CheckpointCallback,
@@ -33,9 +26,9 @@ from ray_jobs.hf.callbacks import (
     RunPauseCallback,
 )
 from ray_jobs.hf.live import apply_batch_plan, engine_of
+from ray_jobs.hf.steered_data import SteeredData
 from ray_jobs.process import context
 from ray_jobs.process.cpu_setup import check_data_parallel
-from ray_jobs.rank.inexact import kept_generators
 from ray_jobs.rank.plan import ResumePlan
 from ray_jobs.steered_run import SteeredRun
 from ray_jobs.steering.actions import Extensible, ScriptExtensions
@@ -46,24 +39,15 @@ log = logging.getLogger(__name__)
 T = TypeVar("T", bound=type[Trainer])
 
 
-class Steered(Extensible):
+class Steered(SteeredData, Extensible):
     """Mixin that makes a Trainer's subclass steerable and resumes the run. Comes before the Trainer in the MRO.
 
-    Of Transformers' Trainer it extends `train`, and the places inside of it where a checkpoint is loaded, where the
-    samples are ordered, and where a step is over: after its logging and its evaluation, before the next step.
+    Of Transformers' Trainer it extends `train`, and the places inside of it where a checkpoint is loaded and where a
+    step is over: after its logging and its evaluation, before the next step. `SteeredData` orders the samples.
     """
 
-    # Before a subclass's `__init__` is over, it may ask for its data loader.
-    _steering: SteeredRun | None = None
-    _order: SampleOrder | None = None
-    _run: context.RunContext | None = None
-    _draws: LoaderSeeds | None = None
-    # What will not be after a failure what it would have been without one, in words.
-    inexact: tuple[str, ...] = ()
-    # The pass, from 0, and the steps made in it, where the data has no length.
-    stream_place: tuple[int, int] | None = None
-    # The step whose logging is over, and the one with which the present epoch ends.
-    _logged_step = _last_step_of_epoch = -1
+    # The step whose logging is over.
+    _logged_step = -1
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._run = run = context.current()
@@ -108,17 +92,8 @@ class Steered(Extensible):
         return output
 
     @property
-    def _as_trainer(self) -> Trainer:
-        """This object, as what it is besides."""
-        return cast(Trainer, self)
-
-    @property
     def _steered_model(self) -> nn.Module:
         return cast(nn.Module, self._as_trainer.model)
-
-    @property
-    def _step(self) -> int:
-        return int(self._as_trainer.state.global_step)
 
     def _check_steerable(self) -> None:
         """Raise unless this Trainer can be steered: `Invalid`, or `Refused` for an unsupported feature of DeepSpeed."""
@@ -139,12 +114,6 @@ class Steered(Extensible):
             shared = plan_batch(wanted, args.per_device_train_batch_size, args.world_size)
             log.warning("%d ranks share a global batch of %d samples: %s", args.world_size, wanted, shared)
             apply_batch_plan(self._as_trainer, shared)
-
-    @property
-    def _plan(self) -> ResumePlan | None:
-        """Resume plan of this training, if it begins at a checkpoint."""
-        plan = self._steering.plan if self._steering is not None else None
-        return plan if plan is not None and plan.checkpoint else None
 
     def _prepare_for_training(
         self, max_steps: int, train_dataloader: DataLoader[Any], resume_from_checkpoint: str | None
@@ -168,17 +137,6 @@ class Steered(Extensible):
             cast(Any, super())._load_callback_state()
         else:
             script_callbacks.put_back(self._as_trainer, restore.script_state(plan, steering.opened().rank))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        plan = self._plan
-        if plan is None:
-            cast(Any, super())._load_rng_state(checkpoint)
-        elif self._steering is not None:
-            restore.random_generators(self._as_trainer.args.seed, plan, self._steering.opened().rank)
-
-    @property
-    def _health(self) -> RankHealth | None:
-        return self._steering.health if self._steering is not None else None
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Return the loss of a micro-batch, and note it for the checks of the training's health."""
@@ -213,113 +171,6 @@ class Steered(Extensible):
         ends = self._step == self._last_step_of_epoch
         return bool(ends or control.should_epoch_stop or control.should_training_stop)
 
-    def get_train_dataloader(self) -> Any:
-        """Return the loader; in a run, its random numbers are a function of the seed, the epoch and the batch."""
-        this, theirs, run = self._as_trainer, cast(Any, super()).get_train_dataloader, self._run
-        if run is None:
-            return theirs()
-        args, training = this.args, max(1, run.trainings.begun)
-        seed = args.seed if args.data_seed is None else args.data_seed
-        seed = seed if training == 1 else seed_of(seed, "training", training)
-        self._draws = LoaderSeeds(seed, args.process_index)
-        with seeded(seed):
-            loader = theirs()
-        self.inexact = (*self._draws.attach(loader), *self._data_reasons(loader), *self._filled_up_otherwise())
-        return loader
-
-    def _data_reasons(self, loader: DataLoader[Any]) -> list[str]:
-        """Return the reasons why the data is not restored exactly, in words."""
-        this, args = self._as_trainer, self._as_trainer.args
-        reasons = [
-            reason
-            for name in ("train_dataset", "data_collator")
-            for reason in kept_generators(getattr(this, name, None), name)
-        ]
-        if args.ignore_data_skip:
-            reasons.append("the data of the epoch, which begins anew (ignore_data_skip)")
-        if args.dataloader_num_workers > 1 and not args.dataloader_in_order:
-            reasons.append(
-                "the order of the batches, which come as the loader's workers are ready (dataloader_in_order)"
-            )
-        is_dispatched = type(loader).__name__ == "DataLoaderDispatcher"
-        if is_dispatched and args.world_size > 1 and not isinstance(loader.dataset, IterableDataset):
-            reasons.append("the samples of the epoch (dispatch_batches, with data that has a length)")
-        return reasons
-
-    def _filled_up_otherwise(self) -> list[str]:
-        """Return an inexactness if an epoch's tail is kept on another number of ranks: its step differs."""
-        order, plan, ranks = self._order, self._plan, self._as_trainer.args.world_size
-        writers = plan.manifest.world_size if plan is not None and plan.manifest is not None else ranks
-        if order is None or not order.has_a_tail or writers == ranks:
-            return []
-        return [f"the last step of each epoch, of a smaller batch (data.tail: keep), on {ranks} ranks after {writers}"]
-
-    def _get_train_sampler(self, train_dataset: Dataset[Any] | None = None) -> Any:
-        this = self._as_trainer
-        data = train_dataset if train_dataset is not None else this.train_dataset
-        run = self._run
-        if run is None or not _takes_our_order(type(this), data, this.args, run.keeps_the_tail):
-            return cast(Any, super())._get_train_sampler(train_dataset)
-        seed = this.args.seed if this.args.data_seed is None else this.args.data_seed
-        self._order = order = SampleOrder(
-            len(cast(Sized, data)), seed, global_batch_samples(this.args), run.keeps_the_tail
-        )
-        if order.left_out:
-            counts = (order.left_out, order.n, len(order) // global_batch_samples(this.args))
-            sentence = "%d of %d samples fill no global batch and are left out of each epoch, of %d steps (%s)"
-            log.warning(sentence, *counts, "data.tail: keep trains on them")
-        return order
-
-    def set_initial_training_values(self, args: TrainingArguments, dataloader: DataLoader[Any]) -> tuple[Any, ...]:
-        """Return Transformers' values, but with unlimited epochs, for a later `total_steps`; see `_run_epoch`."""
-        epochs, *values, max_steps = cast(Any, super()).set_initial_training_values(args, dataloader)
-        self._planned = int(epochs), int(max_steps)
-        # Without a length Transformers reads on until the planned step, and cannot tell where an epoch ends.
-        self.most_steps = int(max_steps) if epochs == sys.maxsize else None
-        return (epochs if self._steering is None else sys.maxsize, *values, max_steps)
-
-    def _init_training_state(self, max_steps: int, per_epoch: int, epochs: int, *rest: Any) -> Any:
-        begun = cast(Any, super())._init_training_state(max_steps, per_epoch, self._planned[0], *rest)
-        self.stream_place = (0, 0) if self.most_steps is not None else None
-        if self.stream_place is None or self._plan is None or self._steering is None:
-            return begun
-        # Transformers takes `max_steps` for the length of a stream's pass.
-        place = restore.stream_place(self._plan, self._steering.opened().rank)
-        if place is None:
-            return begun
-        args, self.stream_place = self._as_trainer.args, place
-        return place[0], 0 if args.ignore_data_skip else place[1] * args.gradient_accumulation_steps
-
-    def get_batch_samples(self, *args: Any, **kwargs: Any) -> Any:
-        """Return the batches of a step, and count the position in data without a length."""
-        began_s = time.perf_counter()
-        batches, items = cast(Any, super()).get_batch_samples(*args, **kwargs)
-        if self._health is not None:
-            self._health.signs.waited_for_data(time.perf_counter() - began_s)
-        if self.stream_place is not None and len(batches) == self._as_trainer.args.gradient_accumulation_steps:
-            self.stream_place = (self.stream_place[0], self.stream_place[1] + 1)
-        return batches, items
-
-    def _run_epoch(self, *args: Any, **kwargs: Any) -> Any:
-        this, (epochs, steps) = self._as_trainer, self._planned
-        if self._steering is not None and self._steering.is_over:
-            # No step is left: what `train` answers then is what was restored, the whole training's.
-            this.control.should_training_stop = True
-            return None
-        per_epoch, skipped = int(kwargs["num_update_steps_per_epoch"]), 0
-        if kwargs["epoch"] == kwargs["epochs_trained"] and kwargs["resume_from_checkpoint"] is not None:
-            skipped = int(kwargs["steps_trained_in_current_epoch"])
-        if self._draws is not None:
-            self._draws.begin(kwargs["epoch"], skipped)
-        begun = skipped // this.args.gradient_accumulation_steps
-        if self.stream_place is not None:
-            self.stream_place = (kwargs["epoch"], begun)
-        self._last_step_of_epoch = self._step + per_epoch - begun
-        ran = cast(Any, super())._run_epoch(*args, **kwargs)
-        if self._steering is not None and kwargs["epoch"] + 1 >= epochs and this.state.max_steps <= steps:
-            this.control.should_training_stop = True
-        return ran
-
 
 def make_interactive(trainer_class: T) -> T:
     """Return a subclass of `trainer_class` that can be steered and resumes the run."""
@@ -333,16 +184,6 @@ def steering_of(trainer: Trainer) -> SteeredRun:
     if steering is None:
         raise RuntimeError("this trainer is not steered: `steer submit` starts one that is")
     return steering
-
-
-def _takes_our_order(trainer_class: type[Trainer], data: object, args: TrainingArguments, keeps_the_tail: bool) -> bool:
-    """Return whether the Trainer would use its own random order of a sized dataset, so that ours, which does not depend
-    on the number of ranks, may replace it. A sampler of the user's, or another strategy, is kept."""
-    theirs = next(base for base in trainer_class.__mro__ if base is not Steered and "_get_train_sampler" in vars(base))
-    own = theirs is Trainer
-    random = getattr(args, "train_sampling_strategy", "random") == "random"
-    least = 1 if keeps_the_tail else global_batch_samples(args)
-    return own and random and hasattr(data, "__len__") and len(data) >= least
 
 
 InteractiveTrainer = make_interactive(Trainer)

@@ -1,6 +1,6 @@
 """Live training of a script's own loop: plain PyTorch, or a DeepSpeed engine."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +9,7 @@ import torch.distributed as dist
 
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
+from ray_jobs.data.skipping import SkippedBatches, StreamPlace
 from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.steering.actions import ScriptExtensions
 from ray_jobs.steering.freezing import FrozenParameters
@@ -62,10 +63,13 @@ class PlainLoop:
     step: int = 0
     stopping: bool = False
     log_history: list[Readback] = field(default_factory=list)
-    # The order of the data is the script's, and no bound of it is known.
+    # Of the script's own data no bound is known.
     most_steps: int | None = None
     sample_order: "SampleOrder | None" = None
-    stream_place: tuple[int, int] | None = None
+    stream_place: StreamPlace | None = None
+    skipped: SkippedBatches = field(default_factory=SkippedBatches)
+    # Of one step over all ranks, if the script takes its data by `TrainingSession.data_step`; else 0.
+    global_batch_samples: int = 0
     step_was_skipped: bool = False
     log_every_steps: int = 1
 
@@ -79,6 +83,28 @@ class PlainLoop:
 
     def restore_loss_sums(self, saved: Readback) -> None:
         """Restore nothing."""
+
+    def reason_not_to_skip(self) -> str | None:
+        """Return the reason why no batches can be left out of the script's data, or None."""
+        if self.global_batch_samples:
+            return None
+        return (
+            "no samples can be skipped, since this script's loop chooses its own: give its TrainingSession a "
+            "sample_order and take session.samples(), or give global_batch_samples and read the data by "
+            "session.data_step"
+        )
+
+    def skip(self, batches: int) -> None:
+        """Leave out the next `batches` global batches: the script asks for its data before each step."""
+        self.skipped.add(self.step, batches)
+
+    def take_back_skip(self) -> None:
+        """Undo the last `skip`."""
+        self.skipped.take_back()
+
+    def restore_skipped(self, saved: Sequence[Sequence[int]]) -> None:
+        """Restore what was left out."""
+        self.skipped.recall(saved)
 
     def script_state(self) -> Readback:
         """Return nothing: a loop has no callbacks."""
@@ -140,7 +166,7 @@ def live(
         frozen=FrozenParameters(partitions),
         extensions=extensions,
         device=engine.device if engine is not None else next(iter(model.parameters())).device,
-        global_batch_samples=global_batch_of(engine),
+        global_batch_samples=global_batch_of(engine) or loop.global_batch_samples,
         accumulation_steps=engine.gradient_accumulation_steps() if engine is not None else 1,
         optimizer_name=type(getattr(engine, "basic_optimizer", optimizer)).__name__,
         schedule_name=type(scheduler).__name__ if scheduler is not None else None,

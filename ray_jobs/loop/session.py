@@ -14,11 +14,14 @@ from collections.abc import Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from control_plane.core.model.errors import Invalid
 from ray_jobs.checkpoint import loop_state, restore
 from ray_jobs.config.deepspeed_features import check
+from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.digest.fingerprints import fingerprint
 from ray_jobs.loop.live import PlainLoop, global_batch_of, live
 from ray_jobs.process import context
@@ -59,11 +62,15 @@ class TrainingSession(Extensible):
         scheduler: Scheduler | None = None,
         seed: int = 0,
         tell_every_steps: int = 1,
+        sample_order: SampleOrder | None = None,
+        global_batch_samples: int = 0,
     ) -> None:
         """Either `model` and `optimizer`, or a DeepSpeed `engine` with its own; the model is on its device already.
 
         Parameter groups are known by their `"name"`. The script steps `scheduler` as it always did; an engine steps
-        its own. `seed` is for ranks that a checkpoint does not know. Raises `Invalid` if something is missing.
+        its own. `seed` is for ranks that a checkpoint does not know. With a `sample_order`, from which the loop takes
+        `samples()`, or with `global_batch_samples`, if it reads its data by `data_step`, samples can be skipped by
+        command. Raises `Invalid` if something is missing.
         """
         if (engine is None) == (model is None or optimizer is None):
             raise Invalid("give either an engine, or a model and its optimizer")
@@ -78,7 +85,15 @@ class TrainingSession(Extensible):
         self._scheduler: Scheduler | None = (
             scheduler if scheduler is not None else getattr(engine, "lr_scheduler", None)
         )
-        self._loop = PlainLoop(total_steps, log_every_steps=tell_every_steps)
+        if sample_order is not None:
+            global_batch_samples = sample_order.global_batch_samples
+        self._loop = PlainLoop(
+            total_steps,
+            sample_order=sample_order,
+            global_batch_samples=global_batch_samples,
+            log_every_steps=tell_every_steps,
+        )
+        self._check_global_batch()
         self._tell_every_steps = tell_every_steps
         self._steering: SteeredRun | None = None
         self._random: loop_state.Progress | None = None
@@ -98,6 +113,21 @@ class TrainingSession(Extensible):
     def total_steps(self) -> int:
         """Number of steps to make."""
         return self._loop.total_steps
+
+    @property
+    def data_step(self) -> int:
+        """Global batches before the coming step's: those of the steps that were made, and those that were skipped."""
+        return self._loop.skipped.data_step(self.global_step + 1) - 1
+
+    def samples(self) -> npt.NDArray[np.int64]:
+        """Return the sample ids of the coming step's global batch, in order; rank r of W takes its part of them.
+
+        Raises `RuntimeError` if the session was not given a `sample_order`.
+        """
+        order = self._loop.sample_order
+        if order is None:
+            raise RuntimeError("session.samples() needs a sample_order, which was not given to this TrainingSession")
+        return order.batch(self.data_step + 1)
 
     def __enter__(self) -> Self:
         """Collective. Open, restore, and announce this start.
@@ -150,11 +180,20 @@ class TrainingSession(Extensible):
     def _check_batch(self, plan: ResumePlan) -> None:
         """Raise `Invalid` if the script's global batch is not the run's: only the script can change it."""
         wanted = plan.manifest.global_batch_samples if plan.manifest is not None else 0
-        batch = global_batch_of(self._engine)
+        batch = global_batch_of(self._engine) or self._loop.global_batch_samples
         if wanted and batch and wanted != batch:
             raise Invalid(
                 f"the run's steps take {wanted} samples over all ranks, and this script's take {batch}: let its "
                 "'train_batch_size' be the same on any number of ranks"
+            )
+
+    def _check_global_batch(self) -> None:
+        """Raise `Invalid` if the engine's steps take another number of samples than the script says."""
+        told, batch = self._loop.global_batch_samples, global_batch_of(self._engine)
+        if told < 0 or (told and batch and told != batch):
+            raise Invalid(
+                f"a global batch of {told} samples was given, by sample_order or global_batch_samples"
+                + (f", and a step of this engine takes {batch}" if batch else "; it is at least 1")
             )
 
     def steps(self) -> Iterator[int]:

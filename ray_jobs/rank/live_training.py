@@ -6,6 +6,7 @@
 Made once per training, after the engine was built and its weights were loaded.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
     from ray_jobs.data.sample_order import SampleOrder
+    from ray_jobs.data.skipping import SkippedBatches, StreamPlace
 
 
 class TrainingLoop(Protocol):
@@ -49,8 +51,24 @@ class TrainingLoop(Protocol):
         """Sampler of the run, if it is ours."""
 
     @property
-    def stream_place(self) -> tuple[int, int] | None:
-        """Pass of a stream without a length, from 0, and the steps made in it; None for data with a length."""
+    def stream_place(self) -> "StreamPlace | None":
+        """Position in a stream without a length; None for data with a length."""
+
+    @property
+    def skipped(self) -> "SkippedBatches":
+        """Global batches that commands have left out of the data."""
+
+    def reason_not_to_skip(self) -> str | None:
+        """Return the reason why no batches can be left out of this data, or None."""
+
+    def skip(self, batches: int) -> None:
+        """Leave out the next `batches` global batches: the next step takes the one after them."""
+
+    def take_back_skip(self) -> None:
+        """Undo the last `skip`; no step was made since."""
+
+    def restore_skipped(self, saved: Sequence[Sequence[int]]) -> None:
+        """Restore from a checkpoint what was left out; the coming step takes the batch that is due."""
 
     @property
     def log_every_steps(self) -> int:

@@ -20,7 +20,7 @@ ALLOWED = {
     # The benchmark breaks DeepSpeed's own save where it writes.
     "DeepSpeed": {"ray_jobs/process/deepspeed_internals.py", "benchmarks/checkpoints/torn_saves_rank.py"},
     # What it reads and writes, and the methods that it overrides.
-    "Transformers": {"ray_jobs/hf/live.py", "ray_jobs/hf/trainer.py"},
+    "Transformers": {"ray_jobs/hf/live.py", "ray_jobs/hf/trainer.py", "ray_jobs/hf/steered_data.py"},
 }
 
 

@@ -16,6 +16,7 @@ import torch
 
 from control_plane.storage.digest_files import RankDigest, differing
 from ray_jobs.data.sample_order import SampleOrder
+from ray_jobs.data.skipping import SkippedBatches
 from ray_jobs.digest import state as digests
 from ray_jobs.loop.live import PlainLoop, live
 from ray_jobs.steering.partitions import Partition, Partitions
@@ -173,8 +174,15 @@ def test_samples_are_those_of_the_step_or_the_position_alone() -> None:
     assert sampler.batch(3).tolist() == order[8:12]
     sampler.set_epoch(1)
     assert sampler.batch(11).tolist() == list(sampler)[:4]
-    assert digests.samples(sampler, 3) == digests.samples(SampleOrder(40, 7, 4), 3) != digests.samples(sampler, 13)
-    assert digests.samples(None, 3) != digests.samples(None, 4)
+    skipped, some = SkippedBatches(), SkippedBatches()
+    some.add(step=2, batches=10)
+    assert digests.samples(sampler, 3, skipped) == digests.samples(SampleOrder(40, 7, 4), 3, skipped)
+    assert digests.samples(sampler, 3, skipped) != digests.samples(sampler, 13, skipped)
+    assert digests.samples(sampler, 3, some) == digests.samples(sampler, 13, skipped)
+    assert digests.samples(sampler, 2, some) == digests.samples(sampler, 2, skipped)
+    assert digests.samples(None, 3, skipped) != digests.samples(None, 4, skipped)
+    assert digests.samples(None, 3, some) != digests.samples(None, 3, skipped)
+    assert digests.samples(None, 2, some) == digests.samples(None, 2, skipped)
 
 
 def test_flat_state_is_named_by_parameter_and_what_belongs_to_none_by_group() -> None:

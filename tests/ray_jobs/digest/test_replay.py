@@ -29,17 +29,18 @@ def knob(name: str, value: Any) -> dict[str, Any]:
     return {"kind": "set_knobs", "changes": [{"knob": name, "value": value}]}
 
 
+SKIP = {"kind": "skip_samples", "samples": 30}
 ASKED: list[list[Any]] = [
     [2, HALVED],
     [3, knob("gradient_clipping", 0.5)],
     [5, {"kind": "set_schedule", "shape": "cosine", "end": 0.1}, knob("dropout", 0.3)],
     [7, {"kind": "pause"}, knob("betas", [0.8, 0.95]), {"kind": "resume"}],
     [9, {"kind": "evaluate"}, {"kind": "freeze", "parameters": "transformer.wpe.*"}],
-    [11, {"kind": "rollback", "checkpoint": "step-00000006-g1", "first": [HELD, WEIGHT_DECAY]}],
+    [11, {"kind": "rollback", "checkpoint": "step-00000006-g1", "first": [HELD, WEIGHT_DECAY, SKIP]}],
     [9, {"kind": "save_checkpoint", "label": "by hand"}, knob("eps", 1e-6)],
     [12, {"kind": "reset_parameters", "modules": "transformer.h.0.mlp.c_fc", "seed": 3}],
     [14, {"kind": "rollback", "branch": "main"}],
-    [13, {"kind": "set_learning_rate", "value": 0.002}],
+    [13, {"kind": "set_learning_rate", "value": 0.002}, SKIP],
     [15, {"kind": "unfreeze", "parameters": "transformer.wpe.*"}],
 ]
 """More than a dozen interventions of all kinds; a rank is killed as well."""

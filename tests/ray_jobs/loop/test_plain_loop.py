@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from control_plane.core.model.errors import Conflict, Invalid
+from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.loop.live import PlainLoop, live
 from ray_jobs.loop.session import TrainingSession
 from ray_jobs.steering.schedule import PlannedSchedule
@@ -59,6 +60,36 @@ def test_what_is_no_measurement_is_refused(metrics: dict[str, Any]) -> None:
 def test_a_session_without_anything_to_train_is_refused() -> None:
     with pytest.raises(Invalid, match="an engine, or a model and its optimizer"):
         TrainingSession(nn.Linear(1, 1), total_steps=1)
+
+
+def test_a_loop_asks_for_the_samples_of_its_step_and_for_its_place_in_the_data() -> None:
+    net, order = nn.Linear(2, 1), SampleOrder(20, seed=7, global_batch_samples=4)
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    with TrainingSession(net, optimizer, total_steps=7, sample_order=order) as session:
+        taken = []
+        for step in session.steps():
+            assert session.data_step == step + (3 if step > 1 else 0)
+            taken.append(session.samples().tolist())
+            session.step()
+            if step == 1:
+                assert session._loop.reason_not_to_skip() is None
+                session._loop.skip(5)
+                session._loop.take_back_skip()
+                session._loop.skip(3)
+    assert taken == [order.batch(number).tolist() for number in (1, 2, 6, 7, 8, 9, 10)]
+
+
+def test_a_loop_that_chooses_its_own_samples_says_why_none_can_be_skipped() -> None:
+    session = alone()
+    assert "session.data_step" in str(session._loop.reason_not_to_skip())
+    with pytest.raises(RuntimeError, match="needs a sample_order"):
+        session.samples()
+
+
+def test_a_global_batch_of_nothing_is_refused() -> None:
+    net = nn.Linear(2, 1)
+    with pytest.raises(Invalid, match="at least 1"):
+        TrainingSession(net, torch.optim.SGD(net.parameters(), lr=0.1), total_steps=1, global_batch_samples=-1)
 
 
 def test_a_loop_without_a_schedule_keeps_its_own_rates_until_a_course_is_set() -> None:

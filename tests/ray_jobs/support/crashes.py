@@ -2,8 +2,9 @@
 imported everything: so a start costs a second and not twenty.
 
 `main` finds FOLDER/spec.json: {"world_size": .., "trainings": [..]}. Each training: root, stage, scheduler, optimizer,
-steps, every_steps, commands, and `kills`, one for each generation that shall be killed: [rank, step, phase]. Answers,
-per training, what its `function` (`crash_trials.train`) saw in the last generation.
+steps, every_steps, commands, and `kills`, one for each generation that shall be killed: [rank, step, phase]. Its
+`world_sizes`, if it has some, are those of its generations. Answers, per training, what its `function`
+(`crash_trials.train`) saw in the last generation.
 """
 
 import importlib
@@ -54,6 +55,7 @@ def _survive(training: dict[str, Any], world_size: int, folder: Path) -> dict[st
     died = []
     for generation, kill in enumerate([*training.get("kills", []), None]):
         _damage(training, generation)
+        world_size = training.get("world_sizes", [world_size] * (generation + 1))[generation]
         statuses = _generation({**training, "kill": kill}, world_size, folder / f"generation-{generation}")
         if all(status == 0 for status in statuses):
             break

@@ -1,4 +1,4 @@
-"""Scripts as people write them, on one rank without DeepSpeed: killed, started again, and what was seen at their end.
+"""Scripts as people write them, without DeepSpeed: killed, started again, and what was seen at their end.
 
 Each is a function of a `Stage`; `train` runs the one that `spec["script"]` names. See `crashes` for kills: here
 [place, step] is the step of the training that is called in this place, and what else there is the script knows.
@@ -34,6 +34,7 @@ from ray_jobs.steering.rollback import LeaveForBranch, forget_training
 from ray_jobs.train import run_script
 from tests.ray_jobs.trials.crash_trials import Asker, Patient, _known, die
 from tests.ray_jobs.trials.data_trials import draws
+from tests.ray_jobs.trials.skip_trials import skips, skips_in_a_loop
 from tests.ray_jobs.trials.trials import BLOCK_TOKENS, VOCABULARY, Blocks, open_server
 
 
@@ -138,21 +139,23 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     """One life of a script, and of each branch that the run is taken to in it."""
     files = RunFiles(Path(spec["root"]) / "runs" / "script")
     files.root.mkdir(parents=True, exist_ok=True)
-    dist.barrier()
+    path = files.root / f"script-{rank}.py"
+    path.write_text("from tests.ray_jobs.trials.script_trials import play\n\nplay()\n")
     known = _known(files)
-    server = open_server(files, [each for each in spec.get("commands", []) if each["uuid"] not in known])
+    dist.barrier()
+    new = [each for each in spec.get("commands", []) if each["uuid"] not in known]
+    server = open_server(files, new) if rank == 0 else None
     while True:
         run = context.RunContext(
             files=files,
             connect=lambda: server,  # type: ignore[arg-type,return-value]
             checkpoint_every_steps=spec.get("every_steps", 0),
+            digest_every_steps=spec.get("digest_every", 0),
             keeps_the_tail=spec.get("tail", False),
         )
         context.enter(run)
         stage = Stage(files, spec, server)
         _on_stage[:] = [stage]
-        path = files.root / "script.py"
-        path.write_text("from tests.ray_jobs.trials.script_trials import play\n\nplay()\n")
         try:
             run_script(ScriptWorkload(kind="script", path=str(path), args=[]), run.trainings)
             return {"made": stage.made, **stage.noted}
@@ -328,6 +331,8 @@ def own_rate(stage: Stage) -> None:
 
 SCRIPTS: dict[str, Callable[[Stage], None]] = {
     "draws": draws,
+    "skips": skips,
+    "skips in a loop": skips_in_a_loop,
     "numbers": numbers,
     "patience": patience,
     "early stop": early_stop,
