@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import NotFound, SteerwayError
+from control_plane.core.model.intent_base import ServerIntent
 from control_plane.core.model.intents import INTENT, KINDS
 from control_plane.storage.layout import RunFiles, find_run
 from ray_jobs.steering.actions import ActionsApplier, ScriptActions
@@ -18,8 +19,9 @@ from tests.ray_jobs.support import peer_commands as peers
 from tests.ray_jobs.support import vocabulary
 from tests.ray_jobs.trials.trials import open_server
 
-LEFT_OUT = {"pin_checkpoint", "delete_checkpoint", "adopt_checkpoint", "rollback", "skip_samples"}
-"""The control server does the first three by itself, and its own tests prove them. After a rollback there is no next
+BY_THE_SERVER = {name for name, kind in KINDS.items() if issubclass(kind, ServerIntent)}
+LEFT_OUT = BY_THE_SERVER | {"rollback", "skip_samples"}
+"""What the control server does by itself, its own tests prove. After a rollback there is no next
 step of the same training to compare: `tests/ray_jobs/steering/test_rollback.py` compares the branch. Skipped samples
 are compared one by one, in `tests/ray_jobs/data`."""
 
