@@ -64,7 +64,7 @@ def _arm(name: str, variables: Mapping[str, str], launch: str, n: int, say: Say)
         for number in range(n):
             _wait_settled(run)
             time.sleep(SPARES_WAIT_S)
-            cuts.append(_cut(run, number))
+            cuts.append(_cut(run, number, joins=number + 1 < n))
             phases = ", ".join(f"{phase} {length:.1f}" for phase, length in cuts[-1].phases_s.items())
             dead = f"{cuts[-1].dead_s:.1f} s" if cuts[-1].dead_s is not None else "not yet"
             say(
@@ -84,8 +84,9 @@ def _wait_settled(run: ClusterRun) -> None:
     run.wait("training", START_WAIT_S, settled)
 
 
-def _cut(run: ClusterRun, number: int) -> Cut:
-    """Cut the link of rank 0's node and of another rank's in turns, wait, heal it, and have the node join again."""
+def _cut(run: ClusterRun, number: int, joins: bool) -> Cut:
+    """Cut the link of rank 0's node and of another rank's in turns, wait, heal it, and have the node join again, unless
+    it was the last cut."""
     victim, load_1min = run.carriers()[number % RANKS], os.getloadavg()[0]
     cut_s = time.time()
     victim.link.cut()
@@ -101,7 +102,8 @@ def _cut(run: ClusterRun, number: int) -> Cut:
     time.sleep(max(0.0, cut_s + 15.0 - time.time()))  # by then Ray has declared the node dead
     dead_s = run.declared_dead_s(victim.address)
     victim.link.heal()
-    run.join(victim)
+    if joins:
+        run.join(victim)
     return Cut(recovery, phases_s, dead_s - cut_s if dead_s is not None and dead_s > cut_s else None, load_1min)
 
 

@@ -1,5 +1,6 @@
 """Ray on the rig's machines, started by `ray start` as an administrator would by hand."""
 
+import subprocess
 from collections.abc import Mapping
 from typing import Literal
 
@@ -43,14 +44,11 @@ def ray_start(
         else (f"--address={address}",)
     )
     command = ("ray", "start", *where, f"--node-ip-address={machine.address}", f"--num-cpus={cpus:g}")
-    done = machine.run(
-        *command,
-        f"--object-store-memory={OBJECT_STORE_BYTES}",
-        "--disable-usage-stats",
-        *more,
-        env=env,
-        timeout_s=START_WITHIN_S,
-    )
+    sizes = (f"--object-store-memory={OBJECT_STORE_BYTES}", "--disable-usage-stats")
+    try:
+        done = machine.run(*command, *sizes, *more, env=env, timeout_s=START_WITHIN_S)
+    except subprocess.TimeoutExpired:
+        raise SteerwayError(f"`ray start` on {machine.name} did not end within {START_WITHIN_S:.0f} s") from None
     if done.returncode:
         raise SteerwayError(f"Ray did not start on {machine.name}:\n{(done.stdout + done.stderr)[-3000:]}")
     return address
