@@ -110,6 +110,13 @@ BENCHMARKS = {
             "step_cost.scale", "what grows with the ranks: boundary, control server, real gloo", "boundaries", 40, 4
         ),
         Benchmark(
+            "health.health",
+            "health checks on planted faults and healthy runs: found in how many steps, false alerts",
+            "runs a kind of fault",
+            10,
+            1,
+        ),
+        Benchmark(
             "storm.storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5
         ),
         Benchmark(

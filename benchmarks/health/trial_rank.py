@@ -1,0 +1,265 @@
+"""Rank of the health trials: real steered trainings, one after the other, with a control server in rank 0's process.
+
+The training is a script's own loop with `TrainingSession`, as users write it, and the signs are those of any run. A
+fault changes the script's data, gradients, weights or surroundings; nothing of what is measured is made up.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from math import isfinite
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from benchmarks.health import models
+from benchmarks.health.trials import EVALUATE_EVERY_STEPS, HOOK_STEPS, SAVE_EVERY_STEPS, Trial
+from control_plane.core.health.settings import HealthSettings, StallSettings
+from control_plane.core.model.records import AlertRaised, RunCreated
+from control_plane.server.control_server import ControlServer
+from control_plane.storage import failpoints
+from control_plane.storage.journal import writer
+from control_plane.storage.journal.writer import Journal
+from control_plane.storage.layout import RunFiles
+from control_plane.storage.metrics import MetricsStore
+from ray_jobs.loop.session import TrainingSession
+from ray_jobs.process import context
+from ray_jobs.steering.rollback import forget_training
+
+BATCH = 32
+WARM_UP_STEPS = 20
+CLIPPING = 1.0
+EVALUATION_BATCHES = 4
+MIB = 1 << 20
+SETTINGS = HealthSettings(hook_steps=HOOK_STEPS, stall=StallSettings(least_s=1.0))
+"""As shipped, but for hooks more often and for stalls of seconds, so that a trial takes seconds."""
+
+
+def run_trials(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Collective. Run the trials, and return of each its alerts and losses, on rank 0."""
+    answers = []
+    for given in spec["trials"]:
+        trial = Trial(**given)
+        began_s = time.monotonic()
+        answer = _run(trial, rank, Path(spec["folder"]))
+        answers.append(answer | {"name": trial.name, "seconds": time.monotonic() - began_s})
+    return answers
+
+
+def _run(trial: Trial, rank: int, folder: Path) -> dict[str, Any]:
+    files = RunFiles(folder / "runs" / trial.name)
+    server = None
+    if rank == 0:
+        files.root.mkdir(parents=True)
+        created = RunCreated(run=files.run, name=files.run, author="trials", config_sha256="0" * 64)
+        server = ControlServer(created, Journal.open(files.journal), MetricsStore(files.metrics))
+    dist.barrier()
+    connect: Any = lambda: server  # noqa: E731
+    context.enter(
+        context.RunContext(
+            files=files,
+            connect=connect,
+            checkpoint_every_steps=SAVE_EVERY_STEPS,
+            retention={"keep_last": 2},
+            key_file=folder / "key",
+            health=SETTINGS,
+        )
+    )
+    torch.manual_seed(trial.seed)
+    try:
+        losses = Script(trial, rank).train()
+    finally:
+        context.enter(None)
+        failpoints.arm("")
+        forget_training()
+    if server is None:
+        return {}
+    records = [entry.record for entry in writer.read(files.journal)]
+    alerts = [record.alert for record in records if isinstance(record, AlertRaised)]
+    told = [[one.kind, one.subject, one.step, one.onset_step, one.sentence] for one in alerts]
+    return {"alerts": told, "losses": losses}
+
+
+class Script:
+    """Training script of a trial, with its fault."""
+
+    def __init__(self, trial: Trial, rank: int) -> None:
+        self._trial, self._rank = trial, rank
+        self._model: nn.Module = models.Transformer() if trial.model == "transformer" else models.Classifier()
+        self._old, self._new = self._batches(trial.seed), self._batches(trial.seed + 50_000)
+        self._held_out = [next(self._batches(trial.seed, of_rank=9)) for _ in range(EVALUATION_BATCHES)]
+        self._leaked: list[torch.Tensor] = []
+        self._engine: Any = None
+        if trial.stage is None:
+            self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=trial.rate, weight_decay=0.01)
+        else:
+            import deepspeed
+
+            self._engine, *_ = deepspeed.initialize(model=self._model, config=_deepspeed_config(trial))
+            self._optimizer = self._engine.optimizer
+
+    def _batches(self, seed: int, of_rank: int | None = None) -> Iterator[models.Batch]:
+        rank = self._rank if of_rank is None else of_rank
+        if self._trial.model == "transformer":
+            return models.texts(seed, rank, BATCH, models.chain(seed))
+        return models.points(seed, rank, BATCH, models.centres(seed))
+
+    def train(self) -> list[float]:
+        """Collective. Train to the end, and return this rank's losses."""
+        trial, losses = self._trial, list[float]()
+        engine = self._engine
+        session = (
+            TrainingSession(engine=engine, total_steps=trial.steps)
+            if engine is not None
+            else TrainingSession(self._model, self._optimizer, total_steps=trial.steps)
+        )
+        with session:
+            for made in session.steps():
+                step = made + 1
+                batch = self._batch(step)
+                with self._slow_forward(step):
+                    loss = self._forward(batch)
+                metrics = self._descend(step, loss)
+                losses.append(float(loss.detach()))
+                metrics |= self._evaluate(step)
+                self._disturb_after(step, session)
+                session.step(metrics)
+        return losses
+
+    # --- The healthy training ---
+
+    def _forward(self, batch: models.Batch) -> torch.Tensor:
+        return models.loss_of(self._engine if self._engine is not None else self._model, batch)
+
+    def _rate(self, step: int) -> float:
+        """Return the learning rate: a warm-up, and a linear decay to a tenth."""
+        trial = self._trial
+        if step <= WARM_UP_STEPS:
+            return trial.rate * step / WARM_UP_STEPS
+        return trial.rate * (1.0 - 0.9 * (step - WARM_UP_STEPS) / (trial.steps - WARM_UP_STEPS))
+
+    def _descend(self, step: int, loss: torch.Tensor) -> dict[str, float | torch.Tensor]:
+        if self._engine is not None:
+            for group in self._optimizer.param_groups:
+                group["lr"] = self._rate(step)
+            self._engine.backward(loss)
+            self._engine.step()
+            return {"loss": loss.detach()}
+        self._optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        if dist.get_world_size() > 1:
+            for parameter in self._model.parameters():
+                dist.all_reduce(parameter.grad)
+                assert parameter.grad is not None
+                parameter.grad /= dist.get_world_size()
+        self._disturb_gradients(step)
+        norm = nn.utils.clip_grad_norm_(self._model.parameters(), CLIPPING)
+        for group in self._optimizer.param_groups:
+            group["lr"] = self._faulty_rate(step)
+        if isfinite(float(norm)):
+            self._optimizer.step()
+        return {"loss": loss.detach(), "grad_norm": norm}
+
+    def _evaluate(self, step: int) -> dict[str, float | torch.Tensor]:
+        """Return the loss on held-out data of the kind that the run began with, now and then."""
+        if step % EVALUATE_EVERY_STEPS:
+            return {}
+        if self._is("stalled_phase") and step >= self._trial.onset and not self._leaked:
+            self._leaked.append(torch.empty(1))
+            time.sleep(1.5)
+        model = self._engine if self._engine is not None else self._model
+        model.eval()
+        with torch.no_grad():
+            loss = torch.stack([models.loss_of(model, batch) for batch in self._held_out]).mean()
+        model.train()
+        return {"eval_heldout_old_loss": loss}
+
+    # --- Faults ---
+
+    def _is(self, kind: str, step: int | None = None, steps: int | None = None) -> bool:
+        """Return whether this is the trial's fault, and in force at `step`: for `steps`, or to the end."""
+        if self._trial.fault != kind:
+            return False
+        if step is None:
+            return True
+        since = step - self._trial.onset
+        return since >= 0 and (steps is None or since < steps)
+
+    def _batch(self, step: int) -> models.Batch:
+        if self._is("data_starvation", step):
+            time.sleep(0.08)
+        inputs, wanted = next(self._new if self._is("forgetting", step) else self._old)
+        if self._is("non_finite", step, 1):
+            inputs = inputs.clone()
+            inputs[0] = float("nan")
+        if self._is("loss_spike", step, 3):
+            inputs, wanted = inputs * 30, wanted.roll(1, 0)
+        return inputs, wanted
+
+    @contextmanager
+    def _slow_forward(self, step: int) -> Iterator[None]:
+        hook = None
+        if self._is("straggling_rank", step) and self._rank == 1:
+            hook = next(self._model.children()).register_forward_pre_hook(lambda *_: time.sleep(0.1))
+        yield
+        if hook is not None:
+            hook.remove()
+
+    def _faulty_rate(self, step: int) -> float:
+        if self._is("plateau", step):
+            return 0.0
+        grown = 1.02 ** (step - self._trial.onset) if self._is("slow_divergence", step) else 1.0
+        return min(1.0, self._rate(step) * grown)
+
+    def _disturb_gradients(self, step: int) -> None:
+        factors = {"gradient_spike": (50.0, 2), "gradient_overflow": (float("inf"), 1)}
+        for kind, (factor, steps) in factors.items():
+            if self._is(kind, step, steps):
+                for parameter in self._model.parameters():
+                    assert parameter.grad is not None
+                    parameter.grad *= factor
+        for kind, factor in {"vanishing_layer": 1e-9, "exploding_layer": 1000.0}.items():
+            if self._is(kind, step):
+                for parameter in self._block(0).parameters():
+                    assert parameter.grad is not None
+                    parameter.grad *= factor
+
+    def _block(self, index: int) -> Any:
+        return self._model.get_submodule(f"blocks.{index}")
+
+    @torch.no_grad()
+    def _disturb_after(self, step: int, session: TrainingSession) -> None:
+        """Plant what does not lie in data or gradients, after the step before the onset."""
+        if self._is("dead_units", step + 1):
+            self._block(1).up.bias.fill_(-100.0)
+        if self._is("attention_blow_up", step + 1, 1):
+            self._block(0).query_key_value.weight[: 2 * models.WIDTH] *= 20
+        if self._is("checkpoint_too_old", step + 1, 1):
+            failpoints.arm("manifest.file.before_create=error:ENOSPC")
+        if self._is("memory_near_limit", step + 1):
+            self._leak(step + 1, session)
+
+    def _leak(self, step: int, session: TrainingSession) -> None:
+        """Lower the limit to just above what is used, once; then use more, step by step."""
+        steering = session._steering
+        assert steering is not None
+        assert steering.health is not None
+        memory = steering.health.signs._memory
+        if step == self._trial.onset:
+            memory.limit_bytes = memory.used_bytes() + 60 * MIB
+        self._leaked.append(torch.ones(8 * MIB // 4))
+
+
+def _deepspeed_config(trial: Trial) -> dict[str, Any]:
+    return {
+        "train_micro_batch_size_per_gpu": BATCH,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": CLIPPING,
+        "optimizer": {"type": "AdamW", "params": {"lr": trial.rate, "weight_decay": 0.01, "torch_adam": True}},
+        "zero_optimization": {"stage": trial.stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 10**9,
+    }

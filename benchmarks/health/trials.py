@@ -1,0 +1,114 @@
+"""Trials of the health checks: healthy runs, and runs with one planted fault; each by a seed.
+
+A fault is planted at the onset step and stays, unless it is one batch or one step. `LATEST_STEPS` is the bound on the
+steps from the onset to the alert, with the settings and intervals of the trials.
+"""
+
+import random
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+from control_plane.core.health.latency import LATEST
+
+from control_plane.core.model.health import AlertKind
+
+STEPS = 640
+ONSET = STEPS // 2
+"""Half of each run is clean. The onset is this plus up to `ONSET_SPREAD` steps, by the seed."""
+
+ONSET_SPREAD = 40
+HOOK_STEPS = 20
+EVALUATE_EVERY_STEPS = 20
+SAVE_EVERY_STEPS = 40
+
+TUNING_SEEDS = range(10)
+"""Seeds that thresholds may be tuned on; figures come from others."""
+
+FIRST_SEED = 100
+
+ModelName = Literal["transformer", "classifier"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One run. `stage`: ZeRO stage of a DeepSpeed engine; None: a plain loop. `fault`: None for a healthy run."""
+
+    name: str
+    model: ModelName
+    seed: int
+    rate: float
+    ranks: int = 1
+    stage: int | None = None
+    fault: AlertKind | None = None
+    onset: int = 0
+    steps: int = STEPS
+
+    def spec(self) -> dict[str, Any]:
+        """Return the trial as JSON."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """How a kind of fault is planted. `models`: those that can have it; `ranks`: that it takes; `latest_steps`: the
+    bound on the steps from its onset to its alert."""
+
+    planted: str
+    latest_steps: int
+    models: tuple[ModelName, ...] = ("transformer", "classifier")
+    ranks: int = 1
+
+
+GATHER_STEPS = 10
+"""Steps between gathers that carry layers' norms, and the time that a gather takes: its own and the next boundary."""
+
+_EVALUATIONS = LATEST["forgetting"].count * EVALUATE_EVERY_STEPS
+_HOOKS = LATEST["dead_units"].count * HOOK_STEPS
+_LAYERS = LATEST["vanishing_layer"].count * GATHER_STEPS
+
+FAULTS: Mapping[AlertKind, Fault] = {
+    "non_finite": Fault("one batch holds a NaN", 1, models=("classifier",)),
+    "gradient_overflow": Fault("the optimizer skips one step, since its gradient is infinite", 1),
+    "loss_spike": Fault("three batches with labels of other samples, inputs 30 times as large", 2, ("classifier",)),
+    "gradient_spike": Fault("the gradient of two steps is 50 times what it should be", 2),
+    "slow_divergence": Fault("the learning rate grows by 2 % a step", 256),
+    "plateau": Fault("the learning rate is nothing, as after a schedule that has ended too early", 440),
+    "forgetting": Fault("the data change; the held-out loss is of the old ones", _EVALUATIONS, ("transformer",)),
+    "dead_units": Fault("a layer's biases are so low that its units never fire", _HOOKS),
+    "vanishing_layer": Fault("the gradient of one block is multiplied by 1e-9", _LAYERS),
+    "exploding_layer": Fault("the gradient of one block is multiplied by 1000", _LAYERS),
+    "attention_blow_up": Fault("queries and keys of a block are multiplied by 20", _HOOKS, ("transformer",)),
+    "straggling_rank": Fault("one rank's forward pass takes 0.1 s longer", 2 * GATHER_STEPS, ranks=2),
+    "stalled_phase": Fault("one evaluation takes 1.5 s", EVALUATE_EVERY_STEPS + 1),
+    "data_starvation": Fault("each batch comes 0.08 s late", LATEST["data_starvation"].count),
+    "memory_near_limit": Fault("each step leaks 8 MiB, from 60 MiB below the limit", 10),
+    "checkpoint_too_old": Fault("no save succeeds any more: the disk is full", 3 * SAVE_EVERY_STEPS),
+}
+"""Kinds that are planted. Not planted: `loss_scale_exhausted` (no fp16 on these CPUs) and `bad_dynamics`."""
+
+RATES: Mapping[ModelName, tuple[float, ...]] = {"transformer": (1e-3, 3e-3, 6e-3), "classifier": (1e-3, 3e-3, 1e-2)}
+
+
+def faulty(kind: AlertKind, runs: int, first_seed: int = FIRST_SEED) -> list[Trial]:
+    """Return the runs of one kind of fault, over models and rates, each with an onset of its own."""
+    fault, trials = FAULTS[kind], []
+    for seed in range(first_seed, first_seed + runs):
+        model = fault.models[seed % len(fault.models)]
+        rates = RATES[model]
+        onset = ONSET + random.Random(seed).randrange(ONSET_SPREAD)
+        rate = rates[seed % len(rates)]
+        trials.append(Trial(f"{kind}-{seed}", model, seed, rate, fault.ranks, None, kind, onset))
+    return trials
+
+
+def healthy(runs: int, first_seed: int = FIRST_SEED) -> list[Trial]:
+    """Return healthy runs over models, rates, ZeRO stages 0 to 3 and a plain loop, one and two ranks."""
+    trials: list[Trial] = []
+    for index in range(runs):
+        model: ModelName = ("transformer", "classifier")[index % 2]
+        stage = (None, 0, 1, 2, 3)[index // 2 % 5]
+        rate = RATES[model][index // 10 % 3]
+        ranks = 1 if stage is None else 2
+        trials.append(Trial(f"healthy-{first_seed + index}", model, first_seed + index, rate, ranks, stage))
+    return trials
