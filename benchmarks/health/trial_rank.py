@@ -5,7 +5,7 @@ fault changes the script's data, gradients, weights or surroundings; nothing of 
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import nn
 
 from benchmarks.health import models
 from benchmarks.health.trials import EVALUATE_EVERY_STEPS, HOOK_STEPS, SAVE_EVERY_STEPS, Trial
-from control_plane.core.health.settings import HealthSettings, StallSettings
+from control_plane.core.health.settings import CheckpointSettings, HealthSection, HealthSettings, StallSettings
 from control_plane.core.model.records import AlertRaised, RunCreated
 from control_plane.server.control_server import ControlServer
 from control_plane.storage import failpoints
@@ -37,8 +37,11 @@ MIB = 1 << 20
 SETTINGS = HealthSettings(hook_steps=HOOK_STEPS)
 """As shipped, but for hooks more often, so that a trial has enough of them."""
 
-SHORT_STALLS = StallSettings(least_s=1.0)
-"""Of the trials with a stall, so that one takes a second and not half a minute."""
+SHORT: Mapping[str | None, dict[str, HealthSection]] = {
+    "stalled_phase": {"stall": StallSettings(least_s=1.0)},
+    "checkpoint_too_old": {"checkpoints": CheckpointSettings(least_s=0.5)},
+}
+"""Of two faults, whose trials are short: what takes half a minute in a real training takes a second in them."""
 
 
 def run_trials(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -68,7 +71,7 @@ def _run(trial: Trial, rank: int, folder: Path) -> dict[str, Any]:
             checkpoint_every_steps=SAVE_EVERY_STEPS,
             retention={"keep_last": 2},
             key_file=folder / "key",
-            health=SETTINGS.model_copy(update={"stall": SHORT_STALLS}) if trial.fault == "stalled_phase" else SETTINGS,
+            health=SETTINGS.model_copy(update=SHORT.get(trial.fault, {})),
         )
     )
     torch.manual_seed(trial.seed)
@@ -148,11 +151,12 @@ class Script:
         if self._engine is not None:
             for group in self._optimizer.param_groups:
                 group["lr"] = self._rate(step)
-            self._engine.backward(loss)
+            # A loss that is multiplied by infinity has gradients that are not finite.
+            self._engine.backward(loss * float("inf") if self._is("gradient_overflow", step, 1) else loss)
             self._engine.step()
             return {"loss": loss.detach()}
         self._optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         if dist.get_world_size() > 1:
             for parameter in self._model.parameters():
                 dist.all_reduce(parameter.grad)
@@ -214,16 +218,14 @@ class Script:
     def _faulty_rate(self, step: int) -> float:
         if self._is("plateau", step):
             return 0.0
-        grown = 1.02 ** (step - self._trial.onset) if self._is("slow_divergence", step) else 1.0
+        grown = 1.04 ** (step - self._trial.onset) if self._is("slow_divergence", step) else 1.0
         return min(1.0, self._rate(step) * grown)
 
     def _disturb_gradients(self, step: int) -> None:
-        factors = {"gradient_spike": (50.0, 2), "gradient_overflow": (float("inf"), 1)}
-        for kind, (factor, steps) in factors.items():
-            if self._is(kind, step, steps):
-                for parameter in self._model.parameters():
-                    assert parameter.grad is not None
-                    parameter.grad *= factor
+        if self._is("gradient_spike", step, 2):
+            for parameter in self._model.parameters():
+                assert parameter.grad is not None
+                parameter.grad *= 50.0
         for kind, factor in {"vanishing_layer": 1e-9, "exploding_layer": 1000.0}.items():
             if self._is(kind, step):
                 for parameter in self._block(0).parameters():
@@ -257,7 +259,8 @@ class Script:
 
 
 def _deepspeed_config(trial: Trial) -> dict[str, Any]:
-    return {
+    precision = {"bf16": {"enabled": True, "check_grad_overflow": True}} if trial.fault == "gradient_overflow" else {}
+    return precision | {
         "train_micro_batch_size_per_gpu": BATCH,
         "gradient_accumulation_steps": 1,
         "gradient_clipping": CLIPPING,

@@ -10,7 +10,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from control_plane.core.health.latency import LATEST
-
 from control_plane.core.model.health import AlertKind
 
 STEPS = 640
@@ -52,12 +51,15 @@ class Trial:
 @dataclass(frozen=True, slots=True)
 class Fault:
     """How a kind of fault is planted. `models`: those that can have it; `ranks`: that it takes; `latest_steps`: the
-    bound on the steps from its onset to its alert."""
+    bound on the steps from its onset to its alert; `rate` and `stage`: of its runs, if not those of the others."""
 
     planted: str
     latest_steps: int
     models: tuple[ModelName, ...] = ("transformer", "classifier")
     ranks: int = 1
+    stage: int | None = None
+    rate: float | None = None
+    steps: int = STEPS
 
 
 GATHER_STEPS = 10
@@ -69,11 +71,11 @@ _LAYERS = LATEST["vanishing_layer"].count * GATHER_STEPS
 
 FAULTS: Mapping[AlertKind, Fault] = {
     "non_finite": Fault("one batch holds a NaN", 1, models=("classifier",)),
-    "gradient_overflow": Fault("the optimizer skips one step, since its gradient is infinite", 1),
+    "gradient_overflow": Fault("a bf16 engine skips a step: its gradient is infinite", 1, ("transformer",), stage=1),
     "loss_spike": Fault("three batches with labels of other samples, inputs 30 times as large", 2, ("classifier",)),
     "gradient_spike": Fault("the gradient of two steps is 50 times what it should be", 2),
-    "slow_divergence": Fault("the learning rate grows by 2 % a step", 256),
-    "plateau": Fault("the learning rate is nothing, as after a schedule that has ended too early", 440),
+    "slow_divergence": Fault("the learning rate grows by 4 % a step", 256),
+    "plateau": Fault("the learning rate is 0, long before the loss is low", 440, rate=2e-4, steps=960),
     "forgetting": Fault("the data change; the held-out loss is of the old ones", _EVALUATIONS, ("transformer",)),
     "dead_units": Fault("a layer's biases are so low that its units never fire", _HOOKS),
     "vanishing_layer": Fault("the gradient of one block is multiplied by 1e-9", _LAYERS),
@@ -97,8 +99,9 @@ def faulty(kind: AlertKind, runs: int, first_seed: int = FIRST_SEED) -> list[Tri
         model = fault.models[seed % len(fault.models)]
         rates = RATES[model]
         onset = ONSET + random.Random(seed).randrange(ONSET_SPREAD)
-        rate = rates[seed % len(rates)]
-        trials.append(Trial(f"{kind}-{seed}", model, seed, rate, fault.ranks, None, kind, onset))
+        rate = fault.rate or rates[seed % len(rates)]
+        name = f"{kind}-{seed}"
+        trials.append(Trial(name, model, seed, rate, fault.ranks, fault.stage, kind, onset, fault.steps))
     return trials
 
 

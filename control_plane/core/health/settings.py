@@ -162,10 +162,15 @@ class MemorySettings(HealthSection):
 
 
 class CheckpointSettings(HealthSection):
-    """Age of the newest checkpoint, in intervals; or in steps, if that is set."""
+    """Age of the newest checkpoint, in intervals; or in steps, if that is set.
+
+    An age of less than `least_s` seconds, by the usual time of a step, is never too old: a save in the background takes
+    seconds, in which a small model makes hundreds of steps.
+    """
 
     intervals: Annotated[float, Field(gt=1)] = 2.5
     most_steps: Steps | None = None
+    least_s: Annotated[float, Field(ge=0)] = 10.0
 
 
 Probabilities = Annotated[list[Annotated[float, Field(ge=0, le=1)]], Field(min_length=2, max_length=16)]

@@ -19,6 +19,9 @@ from control_plane.core.model.health import MAX_EVIDENCE_VALUES, AlertKind, Evid
 MOST_JITTER = 5.0
 """Bound of the logarithm of a jitter's factor: beyond it nothing can be told."""
 
+STEP_TIMES = 32
+"""Steps whose median is the usual time of one."""
+
 
 class Straggler(Detector):
     """Rank whose own work in a step takes longer than that of the other ranks.
@@ -269,15 +272,20 @@ class CheckpointTooOld(Detector):
     def __init__(self, settings: CheckpointSettings) -> None:
         self.settings = settings
         self.condition = Condition()
+        self.steps_s = Window(STEP_TIMES)
 
     def observe(self, look: Look) -> Iterator[Finding | Ended]:
         """Compare the age with the interval that is set, and with the limit of the config."""
+        if (step_s := look.finite("step_s")) is not None:
+            self.steps_s.push(step_s)
         age, interval = look.finite("checkpoint_age_steps"), look.finite("checkpoint_interval_steps")
         if age is None:
             return
         limits = [self.settings.intervals * interval] if interval else []
         limits += [float(self.settings.most_steps)] if self.settings.most_steps else []
-        match self.condition.note(look.step, bool(limits) and age > min(limits, default=age)):
+        usual_s = median(self.steps_s.values) if len(self.steps_s) else None
+        is_long = usual_s is None or age * usual_s >= self.settings.least_s
+        match self.condition.note(look.step, bool(limits) and age > min(limits, default=age) and is_long):
             case "began":
                 yield Finding(
                     "checkpoint_too_old",
@@ -292,9 +300,10 @@ class CheckpointTooOld(Detector):
                 yield Ended("checkpoint_too_old")
 
     def state(self) -> dict[str, Any]:
-        """Return the condition as JSON."""
-        return {"condition": self.condition.state()}
+        """Return condition and window as JSON."""
+        return {"condition": self.condition.state(), "steps_s": self.steps_s.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.condition.restore(state["condition"])
+        self.steps_s.restore(state["steps_s"])
