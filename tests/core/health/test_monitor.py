@@ -3,6 +3,7 @@
 import json
 import math
 import random
+from math import inf
 
 from control_plane.core.health.monitor import HealthMonitor
 from control_plane.core.health.settings import HealthSettings
@@ -104,3 +105,15 @@ def test_a_rank_is_compared_with_its_own_jitter() -> None:
     assert [(alert.kind, alert.subject, alert.step) for alert in raised] == [("straggling_rank", "rank 1", 3005)], (
         "once"
     )
+
+
+def test_overflow_of_a_step_that_was_skipped_is_not_taken_for_lost_weights() -> None:
+    """bf16 has no loss scale: that the step was skipped is what tells."""
+    monitor = HealthMonitor(HealthSettings())
+    for step in range(1, 5):
+        monitor.observe(step, {"loss": 2.0, "grad_norm": 1.0, "skipped_steps": 0.0})
+    skipped = monitor.observe(5, {"loss": 2.0, "grad_norm": inf, "skipped_steps": 1.0})
+    assert [alert.kind for alert in skipped.raised] == ["gradient_overflow"]
+    assert "loss scale" not in skipped.raised[0].sentence
+    taken = monitor.observe(6, {"loss": 2.0, "grad_norm": inf, "skipped_steps": 1.0})
+    assert [alert.kind for alert in taken.raised] == ["non_finite"]

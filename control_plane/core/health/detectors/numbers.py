@@ -14,8 +14,8 @@ RESCUE = "rollback trusted --set lr*=0.5"
 class NonFinite(Detector):
     """Loss or gradient norm that is NaN or infinite.
 
-    A gradient norm that is not finite in a training with loss scaling is an overflow, whose step is skipped: that is
-    for `Overflow`. A loss that is not finite is never routine.
+    A gradient norm that is not finite in a training with loss scaling, or at a step that was skipped, is an overflow,
+    which changes no weight: that is for `Overflow`. A loss that is not finite is never routine.
     """
 
     name: ClassVar[str] = "non_finite"
@@ -23,10 +23,18 @@ class NonFinite(Detector):
 
     def __init__(self, settings: NonFiniteSettings) -> None:
         self.condition = Condition(release=settings.clear_steps)
+        self.skipped: float | None = None
 
     def observe(self, look: Look) -> Iterator[Finding | Ended]:
         """Look at loss, gradient norm and evaluation losses."""
-        culprits = [name for name, value in look.signs.items() if not isfinite(value) and _counts(name, look)]
+        before, self.skipped = self.skipped, look.finite("skipped_steps")
+        was_skipped = self.skipped is not None and before is not None and self.skipped > before
+        harmless = was_skipped or "loss_scale" in look.signs
+        culprits = [
+            name
+            for name, value in look.signs.items()
+            if not isfinite(value) and (_is_loss(name) or (name == "grad_norm" and not harmless))
+        ]
         if not culprits and "loss_local" not in look.signs and "loss" not in look.signs:
             return
         match self.condition.note(look.step, bool(culprits)):
@@ -48,22 +56,21 @@ class NonFinite(Detector):
                 yield Ended("non_finite")
 
     def state(self) -> dict[str, Any]:
-        """Return the condition as JSON."""
-        return {"condition": self.condition.state()}
+        """Return condition and count as JSON."""
+        return {"condition": self.condition.state(), "skipped": self.skipped}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.condition.restore(state["condition"])
+        self.skipped = None if state["skipped"] is None else float(state["skipped"])
 
 
-def _counts(name: str, look: Look) -> bool:
-    if name == "grad_norm":
-        return "loss_scale" not in look.signs
+def _is_loss(name: str) -> bool:
     return name in ("loss", "loss_local") or (name.startswith(("eval/", "heldout/")) and name.endswith("_loss"))
 
 
 class Overflow(Detector):
-    """Skipped steps of an fp16 training, and a loss scale that cannot fall any further.
+    """Skipped steps of a training in 16 bits, and a loss scale that cannot fall any further.
 
     Source of the second: DeepSpeed `runtime/fp16/loss_scaler.py`, which raises at an overflow with the smallest scale.
     """
@@ -102,8 +109,9 @@ class Overflow(Detector):
                     "gradient_overflow",
                     "info",
                     look.step,
-                    f"Gradients overflowed in fp16 at step {look.step}: the optimizer skipped it, and the loss scale "
-                    f"is now {scale or 0:g}. One now and then is normal.",
+                    f"Gradients overflowed at step {look.step}: the optimizer skipped it"
+                    + (f", and the loss scale is now {scale:g}" if scale else "")
+                    + ". One now and then is normal.",
                     evidence,
                 )
             case "ended":
