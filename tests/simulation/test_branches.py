@@ -20,8 +20,8 @@ from tests.simulation.world.world import World
 MAX_SEEDS_TO_CATCH = 60
 ACTIONS = 100
 SHOWN_BY = {
-    "a branch has no history of its parent": 41,
-    "nothing of the step where a branch begins is its history": 41,
+    "a branch has no history of its parent": 74,
+    "nothing of the step where a branch begins is its history": 74,
     "later checkpoints of a parent are candidates": 40,
     "what another branch begins with is done on this one": 15,
     "pauses are repeated on a branch": 3,
