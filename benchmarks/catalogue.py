@@ -43,6 +43,9 @@ BENCHMARKS = {
             "step_cost.overhead", "how much longer a step takes with Steerway than without", "blocks an arm", 60, 5
         ),
         Benchmark(
+            "step_cost.signs", "cost of health signs per step: off, every step's, layers, hooks", "rounds", 40, 4
+        ),
+        Benchmark(
             "live.latency", "steps and milliseconds from the gateway's 202 to the live optimizer", "commands", 200, 20
         ),
         Benchmark(

@@ -3,6 +3,7 @@
 The boundary is the pure generator that every rank runs. For 8 to 4,096 ranks all of them run in this one process, with
 collectives that cost nothing: what remains is each rank's own work, in microseconds of one rank. The control server is
 the real one, with a journal on disk; only rank 0 reports to it, so that its work must not grow with the ranks.
+The gather of health signs is packed by each rank and read by rank 0, which also lets the monitor look at it: pure work.
 On 2, 4 and 8 real processes the same boundary runs over gloo; on a machine with fewer cores they take turns.
 """
 
@@ -13,6 +14,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from uuid import UUID
+
+import numpy as np
 
 from benchmarks.catalogue import Say
 from benchmarks.harness.quantiles import median
@@ -32,6 +35,8 @@ from control_plane.core.boundary import (
     TakeOffers,
     boundary,
 )
+from control_plane.core.health.monitor import HealthMonitor
+from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.commands import Command, SetLearningRate
 from control_plane.core.model.records import MAX_RANKS_LISTED, CommandSettled, RankPlace, RunCreated
 from control_plane.core.rules.decisions import GenerationStart
@@ -39,12 +44,16 @@ from control_plane.server.control_server import ControlServer
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
+from ray_jobs.health.vector import RANK_SIGNS, LayerSums, VectorLayout
 
 RANKS = (8, 64, 512, 4096)
 QUICK_RANKS = (8, 64)
 REAL_RANKS = (2, 4, 8)
 QUICK_REAL_RANKS = (2,)
 REPORTS = 200
+SIGN_GROUPS = 32
+"""Groups of layers in the gather of health signs."""
+
 REAL_TIMEOUT_S = 300.0
 KNOBS = {"lr": [1e-3, 1e-3], "weight_decay": [0.1, 0.0], "gradient_clipping": 1.0}
 READING = Applied(before={"lr": [1e-3, 1e-3]}, after={"lr": [5e-4, 5e-4]})
@@ -61,7 +70,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
     simulated, real = (QUICK_RANKS, QUICK_REAL_RANKS) if quick else (RANKS, REAL_RANKS)
     for ranks in simulated:
         say(f"scale: {ranks} simulated ranks")
-        figures |= _of_ranks(ranks, n) | _of_server(ranks)
+        figures |= _of_ranks(ranks, n) | _of_server(ranks) | _of_signs(ranks, n)
     for ranks in real:
         say(f"scale: {ranks} real ranks")
         figures |= _of_processes(ranks, n)
@@ -99,6 +108,36 @@ def _boundary_us(ranks: int, n: int, step: int, offers: tuple[Command, ...]) -> 
                 each.close()
         taken_us.append((time.perf_counter_ns() - begun_ns) / 1e3 / ranks)
     return median(taken_us)
+
+
+def _of_signs(ranks: int, n: int) -> dict[str, float]:
+    """Return the times of the gather's own work: one rank packs; rank 0 combines all vectors, and the monitor looks."""
+    layout, monitor = VectorLayout([f"h.{index}" for index in range(SIGN_GROUPS)]), HealthMonitor(HealthSettings())
+    row = [1e-3 * (1 + index) for index in range(SIGN_GROUPS)]
+    taken_us: dict[str, list[float]] = {"pack": [], "combine": [], "look": []}
+    for number in range(1, n + 1):
+        signs = dict.fromkeys(RANK_SIGNS, 1.0 + 0.001 * (number % 7))
+        begun_ns = time.perf_counter_ns()
+        vector = layout.pack(signs, LayerSums(row, row, row))
+        packed_ns = time.perf_counter_ns()
+        vectors = np.tile(vector, (ranks, 1))
+        tiled_ns = time.perf_counter_ns()
+        gathered = layout.combine(vectors)
+        layers = gathered.layer_signs(layout.groups, 1.0, [True] * SIGN_GROUPS)
+        combined_ns = time.perf_counter_ns()
+        monitor.observe(number, signs | layers | {"loss_local": signs["loss"]}, gathered.by_rank)
+        looked_ns = time.perf_counter_ns()
+        spans_ns = {
+            "pack": packed_ns - begun_ns,
+            "combine": combined_ns - tiled_ns,
+            "look": looked_ns - combined_ns,
+        }
+        for name, span_ns in spans_ns.items():
+            taken_us[name].append(span_ns / 1e3)
+    kib = ranks * len(layout) * 8 / 1024
+    return {f"signs_{name}_us_{ranks}": median(taken) for name, taken in taken_us.items()} | {
+        f"signs_gathered_kib_{ranks}": kib
+    }
 
 
 def _answers(effects: Sequence[Effect], offers: tuple[Command, ...]) -> list[Any]:
@@ -181,6 +220,10 @@ def _table(figures: dict[str, float], ranks: Sequence[int]) -> Table:
         "quiet boundary, one rank's own work (us)": "quiet_us_per_rank",
         "boundary with a command, one rank's own work (us)": "command_us_per_rank",
         "boundary with a comparison, one rank's own work (us)": "compare_us_per_rank",
+        "signs of health, one rank packs its vector (us)": "signs_pack_us",
+        "signs of health, rank 0 combines all vectors (us)": "signs_combine_us",
+        "signs of health, the monitor looks at them (us)": "signs_look_us",
+        "signs of health, gathered by each rank (KiB)": "signs_gathered_kib",
         "control server, offers and a report (us)": "server_us",
         "journal, a command's whole life (bytes)": "journal_bytes_per_command",
     }

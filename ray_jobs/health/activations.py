@@ -67,7 +67,10 @@ class ActivationProbe:
     def take(self) -> dict[str, float]:
         """Return what was measured, by the names of the catalogue; on a GPU it has arrived by now."""
         signs = {name: copy.values()[0] for name, copy in self._copies.items()}
-        signs |= self._attention.signs()
+        try:
+            signs |= self._attention.signs()
+        except RuntimeError as error:
+            self.reason = f"the attention could not be measured: {error}"
         if self._entry is not None:
             self.reason = "the forward pass did not go through the model's own call, where hooks are"
         self.disarm()
@@ -119,7 +122,13 @@ class ActivationProbe:
     @torch.no_grad()
     def _note(self, sign: str, measure: Callable[[], torch.Tensor]) -> None:
         """Measure; of several layers in a block, the one with the most dormant units counts."""
-        value = measure()
+        if self.reason is not None:
+            return
+        try:
+            value = measure()
+        except Exception as error:  # a training must not end by what looks at it
+            self.reason = f"measuring {sign} failed: {type(error).__name__}: {error}"
+            return
         held = self._measured.get(sign)
         self._measured[sign] = value if held is None else torch.maximum(held, value)
 

@@ -7,7 +7,7 @@ import psutil
 import torch
 
 CGROUP_LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-STATM = Path("/proc/self/statm")
+STATM, STATM_BYTES = Path("/proc/self/statm"), 256
 
 
 class RankMemory:
@@ -21,6 +21,8 @@ class RankMemory:
         self._device = device
         self._page_bytes = os.sysconf("SC_PAGE_SIZE")
         self.limit_bytes = self._limit()
+        # Kept open: it is read at every step.
+        self._statm = STATM.open("rb", buffering=0) if STATM.exists() else None
 
     def _limit(self) -> float:
         if self._device.type == "cuda":
@@ -38,7 +40,6 @@ class RankMemory:
         """Return the bytes in use."""
         if self._device.type == "cuda":
             return float(torch.cuda.max_memory_allocated(self._device))
-        try:
-            return float(int(STATM.read_text().split()[1]) * self._page_bytes)
-        except (OSError, ValueError, IndexError):
+        if self._statm is None:
             return float(psutil.Process().memory_info().rss)
+        return float(int(os.pread(self._statm.fileno(), STATM_BYTES, 0).split()[1]) * self._page_bytes)

@@ -29,7 +29,7 @@ from ray_jobs.health.gradient_norm import GradientNormHook
 from ray_jobs.health.layer_groups import layer_groups
 from ray_jobs.health.layer_norms import LayerNorms
 from ray_jobs.health.step_signs import ClosedStep, StepSigns
-from ray_jobs.health.vector import Gathered, VectorLayout
+from ray_jobs.health.vector import Gathered, VectorLayout, Vectors
 from ray_jobs.process import deepspeed_internals
 from ray_jobs.rank.live_training import LiveTraining
 from ray_jobs.rank.plan import ResumePlan
@@ -52,7 +52,7 @@ class _InFlight:
     """Gather that was issued: the step that its numbers are of, and what rank 0 knows of that step besides."""
 
     step: int
-    wait: Callable[[], list[list[float]]]
+    wait: Callable[[], Vectors]
     grad_norm: float | None
 
 
@@ -253,6 +253,8 @@ class RankHealth:
         if link is None:
             return
         every = self._chart_steps()
+        if step % every and self._probed_step != step and (arrived is None or arrived.step % every):
+            return
         now_s, elsewhere = time.time(), self.logged()
         gathered = arrived.signs if arrived is not None else {}
         chosen = [(step, name, value) for name, value in signs.items() if name not in gathered]

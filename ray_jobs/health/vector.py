@@ -10,7 +10,12 @@ Element 0 is a bit mask of the signs that the rank has measured: a missing value
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from math import fsum, inf, isfinite, nan, sqrt
+from math import isfinite, nan, sqrt
+
+import numpy as np
+import numpy.typing as npt
+
+Vectors = npt.NDArray[np.float64]
 
 RANK_SIGNS = (
     "loss",
@@ -66,19 +71,21 @@ class VectorLayout:
             return [float(mask), *measured, *([0.0] * (len(SQUARES) * len(self.groups)))]
         return [float(mask | 1 << HAS_LAYERS), *measured, *sums.weight, *sums.gradient, *sums.update]
 
-    def combine(self, vectors: Sequence[Sequence[float]]) -> "Gathered":
-        """Return what the vectors of all ranks, in rank order, say together."""
-        masks = [int(vector[0]) for vector in vectors]
+    def combine(self, vectors: Vectors) -> "Gathered":
+        """Return what the vectors of all ranks say together. `vectors`: ranks by elements, in rank order."""
+        masks = vectors[:, 0].astype(np.int64)
         by_rank: dict[str, tuple[float, ...]] = {}
         for bit, name in enumerate(RANK_SIGNS):
-            if any(mask >> bit & 1 for mask in masks):
-                pairs = zip(masks, vectors, strict=True)
-                by_rank[name] = tuple(vector[1 + bit] if mask >> bit & 1 else nan for mask, vector in pairs)
-        if not all(mask >> HAS_LAYERS & 1 for mask in masks):
+            measured = (masks >> bit & 1).astype(bool)
+            if measured.any():
+                by_rank[name] = tuple(np.where(measured, vectors[:, 1 + bit], nan).tolist())
+        if not (masks >> HAS_LAYERS & 1).all():
             return Gathered(by_rank, None)
         begin, size = 1 + len(RANK_SIGNS), len(self.groups)
-        sums = [_sums(vectors, begin + size * kind, size) for kind in range(len(SQUARES))]
-        return Gathered(by_rank, LayerSums(*sums))
+        # A sum that is not finite, of one that is not, is what is to be seen.
+        with np.errstate(invalid="ignore", over="ignore"):
+            sums = vectors[:, begin:].sum(axis=0).tolist()
+        return Gathered(by_rank, LayerSums(sums[:size], sums[size : 2 * size], sums[2 * size :]))
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +98,7 @@ class Gathered:
     def mean_loss(self) -> float | None:
         """Return the mean of the ranks' losses, which is not finite if one of them is not; None if not measured."""
         losses = self.by_rank.get("loss", ())
-        return _mean(losses) if losses else None
+        return sum(losses) / len(losses) if losses else None
 
     def layer_signs(
         self, groups: Sequence[str], grad_norm: float | None, is_trained: Sequence[bool]
@@ -117,23 +124,10 @@ class Gathered:
 
 
 def _factor_before_clipping(squares: Sequence[float], grad_norm: float | None) -> float:
-    measured = _root(_total(squares))
+    measured = _root(sum(squares))
     if grad_norm is None or not isfinite(grad_norm) or not isfinite(measured) or measured == 0:
         return 1.0
     return grad_norm / measured
-
-
-def _sums(vectors: Sequence[Sequence[float]], begin: int, size: int) -> list[float]:
-    return [_total([vector[begin + index] for vector in vectors]) for index in range(size)]
-
-
-def _total(values: Sequence[float]) -> float:
-    """Return the sum in an order of its own, so that it does not depend on how the work is spread over the ranks."""
-    return fsum(values) if all(map(isfinite, values)) else (nan if any(value != value for value in values) else inf)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return _total(values) / len(values)
 
 
 def _root(square: float) -> float:

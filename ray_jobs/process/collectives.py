@@ -9,6 +9,8 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, TypeVar, cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import torch.distributed as dist
 from pydantic import TypeAdapter
@@ -74,18 +76,18 @@ class Collectives:
         dist.all_gather(values, mine, group=self._group)
         return [gathered.numpy().tobytes() for gathered in values]
 
-    def start_gather_floats(self, values: list[float]) -> Callable[[], list[list[float]]]:
+    def start_gather_floats(self, values: list[float]) -> Callable[[], npt.NDArray[np.float64]]:
         """Collective. Start gathering float64 vectors, of one length on all ranks; calling the result waits for it.
 
-        Returns every rank's vector, in rank order.
+        Returns ranks by elements, in rank order.
         """
         mine = torch.tensor(values, dtype=torch.float64)
         vectors = [torch.empty_like(mine) for _ in range(self.world_size)]
         work = dist.all_gather(vectors, mine, group=self._group, async_op=True)
 
-        def finish() -> list[list[float]]:
+        def finish() -> npt.NDArray[np.float64]:
             work.wait()
-            return [vector.tolist() for vector in vectors]
+            return torch.stack(vectors).numpy()
 
         return finish
 
