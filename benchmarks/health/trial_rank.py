@@ -34,6 +34,10 @@ WARM_UP_STEPS = 20
 CLIPPING = 1.0
 EVALUATION_BATCHES = 4
 MIB = 1 << 20
+SPIKE_STEPS = 128
+SLOW_STEPS = 60
+"""Duration of the faults that make steps slow: enough to be found, and short."""
+
 SETTINGS = HealthSettings(hook_steps=HOOK_STEPS)
 """As shipped, but for hooks more often, so that a trial has enough of them."""
 
@@ -98,6 +102,7 @@ class Script:
         self._old, self._new = self._batches(trial.seed), self._batches(trial.seed + 50_000)
         self._held_out = [next(self._batches(trial.seed, of_rank=9)) for _ in range(EVALUATION_BATCHES)]
         self._leaked: list[torch.Tensor] = []
+        self._norms: list[float] = []
         self._engine: Any = None
         if trial.stage is None:
             self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=trial.rate, weight_decay=0.01)
@@ -164,8 +169,9 @@ class Script:
                 parameter.grad /= dist.get_world_size()
         self._disturb_gradients(step)
         norm = nn.utils.clip_grad_norm_(self._model.parameters(), CLIPPING)
+        self._norms.append(float(norm))
         for group in self._optimizer.param_groups:
-            group["lr"] = self._faulty_rate(step)
+            group["lr"] = 0.0 if self._is("plateau", step) else self._rate(step)
         if isfinite(float(norm)):
             self._optimizer.step()
         return {"loss": loss.detach(), "grad_norm": norm}
@@ -196,7 +202,7 @@ class Script:
         return since >= 0 and (steps is None or since < steps)
 
     def _batch(self, step: int) -> models.Batch:
-        if self._is("data_starvation", step):
+        if self._is("data_starvation", step, SLOW_STEPS):
             time.sleep(0.08)
         inputs, wanted = next(self._new if self._is("forgetting", step) else self._old)
         if self._is("non_finite", step, 1):
@@ -209,28 +215,30 @@ class Script:
     @contextmanager
     def _slow_forward(self, step: int) -> Iterator[None]:
         hook = None
-        if self._is("straggling_rank", step) and self._rank == 1:
-            hook = next(self._model.children()).register_forward_pre_hook(lambda *_: time.sleep(0.1))
+        if self._is("straggling_rank", step, SLOW_STEPS) and self._rank == 1:
+            hook = self._model.get_submodule("head").register_forward_pre_hook(lambda *_: time.sleep(0.1))
         yield
         if hook is not None:
             hook.remove()
 
-    def _faulty_rate(self, step: int) -> float:
-        if self._is("plateau", step):
-            return 0.0
-        grown = 1.04 ** (step - self._trial.onset) if self._is("slow_divergence", step) else 1.0
-        return min(1.0, self._rate(step) * grown)
-
     def _disturb_gradients(self, step: int) -> None:
         if self._is("gradient_spike", step, 2):
-            for parameter in self._model.parameters():
-                assert parameter.grad is not None
-                parameter.grad *= 50.0
+            norm = nn.utils.get_total_norm(one.grad for one in self._model.parameters() if one.grad is not None)
+            self._multiply_gradients(self._model, 12.0 * self._largest_norm() / float(norm))
+        if self._is("slow_divergence", step):
+            self._multiply_gradients(self._model, -1.0)
         for kind, factor in {"vanishing_layer": 1e-9, "exploding_layer": 1000.0}.items():
             if self._is(kind, step):
-                for parameter in self._block(0).parameters():
-                    assert parameter.grad is not None
-                    parameter.grad *= factor
+                self._multiply_gradients(self._block(0), factor)
+
+    def _largest_norm(self) -> float:
+        onset = self._trial.onset - 1
+        return max(self._norms[onset - SPIKE_STEPS : onset])
+
+    def _multiply_gradients(self, module: nn.Module, factor: float) -> None:
+        for parameter in module.parameters():
+            assert parameter.grad is not None
+            parameter.grad *= factor
 
     def _block(self, index: int) -> Any:
         return self._model.get_submodule(f"blocks.{index}")

@@ -17,6 +17,9 @@ LEAST_OF_FIRST = 0.05
 """Share of the first loss that a rise must have: near zero, where a run has learned its data by heart, the loss of a
 batch jumps by factors and means nothing."""
 
+IMPLAUSIBLE = 10.0
+"""Factor by which no norm exceeds the largest ones of its window in a healthy training, twice within three steps."""
+
 SCORE_STEPS = 10_000
 """Steps that the spike score looks back on (AdaGC, arXiv 2502.11034)."""
 
@@ -233,10 +236,17 @@ class GradientSpike(Spike):
         return exp(value)
 
     def bounds(self, past: Sequence[float]) -> tuple[float, float]:
-        """Return thresholds as multiples of the median; the window holds logarithms."""
+        """Return thresholds as multiples of the median; the window holds logarithms.
+
+        Where noise spans decades, as in a training that has nearly converged, what is ten times the largest norms of
+        the window is an outlier as well, after Megatron's rule (`core/rerun_state_machine.py`).
+        """
         middle, noise = level_and_noise(past)
         rise = max(self.settings.log_sigmas * noise, log(self.settings.factor))
-        outlier, extreme = (_exp(middle + times * rise) for times in (1.0, self.settings.extreme))
+        # The two largest may be outliers of just now.
+        largest = sorted(past)[-3] - middle
+        outlier = _exp(middle + min(rise, largest + log(IMPLAUSIBLE)))
+        extreme = _exp(middle + min(self.settings.extreme * rise, largest + 2 * log(IMPLAUSIBLE)))
         return max(outlier, self.clipping), max(extreme, self.clipping)
 
     def finding(self, look: Look, sign: str, evidence: Evidence) -> Finding:
