@@ -6,7 +6,7 @@ from tests.simulation.mutants.core_mutants import MUTANTS
 from tests.simulation.mutants.recovery_mutants import BY_STORY as RECOVERY_BY_STORY
 from tests.simulation.mutants.recovery_mutants import RECOVERY_MUTANTS
 from tests.simulation.mutants.vocabulary_mutants import BY_STORY, VOCABULARY_MUTANTS
-from tests.simulation.test_recovery import quiet
+from tests.simulation.test_recovery import quiet, saved, settle
 from tests.simulation.test_world import fleet_of, ticks
 from tests.simulation.world.fleet import Violation
 from tests.simulation.world.histories import live_through
@@ -44,6 +44,22 @@ def test_rank_whose_knob_has_drifted_is_found_when_knobs_are_compared() -> None:
     assert world.fleet is None
     with pytest.raises(Violation, match="I4 agreement: rank 1"):
         drifted(BY_STORY["knobs are never compared"])
+
+
+def delete_the_pinned(parts: Parts) -> str | None:
+    """An older checkpoint, which is pinned, is to be deleted; answers the reason if it is refused."""
+    world = quiet(parts)
+    name = saved(world)
+    settle(world, factor=0.5)
+    saved(world)
+    world.submit("pin_checkpoint", checkpoint=name)
+    return world.try_submit("delete_checkpoint", checkpoint=name)
+
+
+def test_pinned_checkpoint_stays() -> None:
+    assert "pinned" in str(delete_the_pinned(Parts()))
+    with pytest.raises(Violation, match=r"I5 checkpoints: record \d+ .*, which is pinned"):
+        delete_the_pinned(BY_STORY["a pinned checkpoint is deleted"])
 
 
 def test_there_are_as_many_mutants_as_promised() -> None:

@@ -283,7 +283,6 @@ VOCABULARY_MUTANTS: dict[str, Parts] = {
     "a resume leaves the pause": Parts(replica=HeldReplica),
     "a stop leaves the pause": Parts(replica=PausedByItsStopReplica),
     "a pause on its way does not count": Parts(rules=Rules(accept=pause_on_its_way_ignored)),
-    "a pinned checkpoint is deleted": Parts(rules=Rules(accept=pin_ignored)),
     "a discarded checkpoint is restored": Parts(rules=with_fold(discarded_kept)),
     "undo leaves what was frozen, reset or run": Parts(rank=StickyRank),
     "a checkpoint forgets what was frozen, reset or run": Parts(rank=ForgetfulRank),
@@ -292,4 +291,7 @@ VOCABULARY_MUTANTS: dict[str, Parts] = {
 }
 
 # Nobody changes a rank's knobs behind its back in random histories: that would break them all.
-BY_STORY: dict[str, Parts] = {"knobs are never compared": Parts(boundary=knobs_not_compared)}
+BY_STORY: dict[str, Parts] = {
+    "knobs are never compared": Parts(boundary=knobs_not_compared),
+    "a pinned checkpoint is deleted": Parts(rules=Rules(accept=pin_ignored)),
+}
