@@ -124,7 +124,7 @@ def test_recalling_a_parameter_that_the_model_lacks_is_a_divergence() -> None:
 
 
 def test_a_second_training_of_a_run_begins_with_nothing_frozen() -> None:
-    context = SimpleNamespace(limits={}, checkpoint_every_steps=0, offload_pauses=False)
+    context = SimpleNamespace(limits={}, checkpoint_every_steps=0, offload_pauses=False, health=None)
     run, first = SteeredRun(context), plain_training(two_layers())  # type: ignore[arg-type]
     run.session = SimpleNamespace(register=lambda kind, applier: None, replica=SimpleNamespace(repeating=None))  # type: ignore[assignment]
     run.begin(first, UnsupportedApplier("no evaluation"))
