@@ -155,6 +155,7 @@ def test_viewer_sees_alerts_and_no_button(visit: Visit, alerted: FakeTrainer, mo
         ("look at the data", None),
         ("rollback trusted --set", None),
         ("rollback trusted --yes now", None),
+        ("rollback trusted --branch 200", None),
         ("set lr=fast", None),
         ("set 'lr*=0.5", None),
     ],
