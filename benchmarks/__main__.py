@@ -1,6 +1,6 @@
 """Command line of the benchmarks.
 
-    python -m benchmarks NAME [--json] [--n N] [--quick]
+    python -m benchmarks NAME [--json] [--n N] [--quick] [--only KINDS] [--answers FILE]
     python -m benchmarks --list
 
 Progress goes to stderr. With `--json` the last line on stdout is one JSON object. The exit code is 0 if every target is
@@ -12,7 +12,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from types import FrameType
 
@@ -32,6 +32,8 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--n", type=int, help="number of repetitions, in the benchmark's unit")
     parser.add_argument("--quick", action="store_true", help="a smoke run: too short for its figures to mean anything")
+    parser.add_argument("--only", help="kinds to measure, separated by commas (health)")
+    parser.add_argument("--answers", help="file that keeps each answer; what it has is not measured again (health)")
     given = parser.parse_args(arguments)
     if given.list:
         print(listing())
@@ -44,16 +46,20 @@ def main(arguments: Sequence[str]) -> int:
     if given.n is not None and given.n < 1:
         say(f"--n is {given.n}, but {benchmark.name} needs at least 1 of its {benchmark.unit}")
         return 2
-    return _run(benchmark, given.n, given.quick, given.json)
+    options = {name: value for name in ("only", "answers") if (value := getattr(given, name)) is not None}
+    if unknown := sorted(set(options) - benchmark.options):
+        say(f"{benchmark.name} has no option --{unknown[0]}")
+        return 2
+    return _run(benchmark, given.n, given.quick, given.json, options)
 
 
-def _run(benchmark: Benchmark, n: int | None, quick: bool, as_json: bool) -> int:
+def _run(benchmark: Benchmark, n: int | None, quick: bool, as_json: bool, options: Mapping[str, str]) -> int:
     from benchmarks.harness import conditions
 
     machine = conditions.machine()  # now, so that the load does not include our own
     try:
         with stdout_kept_clean():
-            result = benchmark.measure(n, quick, say)
+            result = benchmark.measure(n, quick, say, options)
     except SteerwayError as error:
         say(f"{benchmark.name}: {error.reason}")
         return error.exit_code

@@ -1,7 +1,7 @@
 """The benchmarks by name: what each one measures, what it repeats, and where it is. Imports none of them."""
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from benchmarks.harness.result import Result
@@ -19,17 +19,19 @@ class Benchmark:
     unit: str
     default_n: int
     quick_n: int
+    # Options of the command line that its `measure` takes by name: `answers`, `only`.
+    options: frozenset[str] = frozenset()
 
     @property
     def name(self) -> str:
         """Name on the command line: the last part of the module's."""
         return self.module.rpartition(".")[2]
 
-    def measure(self, n: int | None, quick: bool, say: Say) -> Result:
-        """Run it. Raises `SteerwayError` if it could not be run."""
+    def measure(self, n: int | None, quick: bool, say: Say, options: Mapping[str, str] | None = None) -> Result:
+        """Run it. `options`: those of its own, by name. Raises `SteerwayError` if it could not be run."""
         module = importlib.import_module(f"benchmarks.{self.module}")
         count = n if n is not None else self.quick_n if quick else self.default_n
-        result: Result = module.measure(count, quick, say)
+        result: Result = module.measure(count, quick, say, **(options or {}))
         return result
 
 
@@ -118,6 +120,7 @@ BENCHMARKS = {
             "runs a kind of fault",
             10,
             1,
+            frozenset({"answers", "only"}),
         ),
         Benchmark(
             "storm.storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5

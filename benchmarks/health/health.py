@@ -5,6 +5,9 @@ models and rates. It is found if an alert of its kind is raised at or after its 
 causes do not count against it. Before the onset, and in healthy runs, every alert is a false one. Beside each kind:
 when a person who watches the loss could have seen it (over mean plus six deviations of the last 128 steps, or not a
 number), as the lead of the alert over that.
+
+With `--answers FILE` each answer is added to the file as soon as its trial has ended, and trials that have one are not
+run again. `--only KIND,KIND` measures these kinds of faults; `healthy` names the healthy runs.
 """
 
 import tempfile
@@ -19,7 +22,9 @@ from benchmarks.catalogue import Say
 from benchmarks.harness.quantiles import median
 from benchmarks.harness.ranks import run_ranks
 from benchmarks.harness.result import Bound, Result, Table
+from benchmarks.health.answers import KeptAnswers
 from benchmarks.health.trials import FAULTS, FIRST_SEED, Fault, Trial, faulty, healthy
+from control_plane.core.model.errors import Invalid
 
 HEALTHY_PER_FAULT_RUN = 3.6
 """Healthy runs for each run of a kind: 36 beside 10."""
@@ -27,6 +32,7 @@ HEALTHY_PER_FAULT_RUN = 3.6
 START_LIMIT_S, TRIAL_LIMIT_S = 240.0, 90.0
 LOSS_WINDOW_STEPS, LOSS_SIGMAS = 128, 6.0
 STEPS_PER = 10_000
+HEALTHY = "healthy"
 
 Answers = Mapping[str, Mapping[str, Any]]
 
@@ -46,23 +52,51 @@ class Found:
     false_alerts: int
 
 
-def measure(n: int, quick: bool, say: Say) -> Result:
-    """Measure `n` runs of each kind, and 3.6 times as many healthy ones. Raises `SteerwayError` if a training fails."""
-    faults = [trial for kind in FAULTS for trial in faulty(kind, n)]
-    quiet = healthy(max(4, round(n * HEALTHY_PER_FAULT_RUN)), FIRST_SEED + n)
-    answers = run(faults + quiet, say)
-    return result_of(n, [found(trial, answers[trial.name]) for trial in faults], quiet, answers)
+def measure(n: int, quick: bool, say: Say, *, answers: str | None = None, only: str | None = None) -> Result:
+    """Measure `n` runs of each kind, and 3.6 times as many healthy ones.
+
+    Args:
+        answers: file of answers, which is read and added to.
+        only: kinds to measure, separated by commas; None: all.
+
+    Raises:
+        SteerwayError: a training failed, or a kind is not known.
+    """
+    kinds = chosen(only)
+    faults = [trial for kind in FAULTS if kind in kinds for trial in faulty(kind, n)]
+    quiet = healthy(max(4, round(n * HEALTHY_PER_FAULT_RUN)), FIRST_SEED + n) if HEALTHY in kinds else []
+    answered = run(faults + quiet, say, Path(answers).absolute() if answers else None)
+    return result_of(n, [found(trial, answered[trial.name]) for trial in faults], quiet, answered)
 
 
-def run(trials: Sequence[Trial], say: Say) -> Answers:
-    """Run trials, those of one number of ranks in one group of processes. Raises `SteerwayError` if one fails."""
-    answers: dict[str, Mapping[str, Any]] = {}
+def chosen(only: str | None) -> frozenset[str]:
+    """Return the kinds to measure. Raises `Invalid` for one that is not planted."""
+    known = {*FAULTS, HEALTHY}
+    names = frozenset(name.strip() for name in only.split(",")) if only is not None else frozenset(known)
+    if unknown := sorted(names - known):
+        raise Invalid(f"health has no trials of kind {unknown[0]!r}; there are {', '.join(sorted(known))}")
+    return names
+
+
+def run(trials: Sequence[Trial], say: Say, file: Path | None = None) -> Answers:
+    """Run the trials that have no answer in the file, those of one number of ranks in one group of processes.
+
+    Raises:
+        SteerwayError: a training failed; the answers of those that ended are in the file.
+    """
+    kept = KeptAnswers.read(file)
+    answers: dict[str, Mapping[str, Any]] = dict(kept.of(trials))
+    if file is not None:
+        say(f"health: {len(answers)} of {len(trials)} runs have answers; {kept.outdated()} are of other code")
     with tempfile.TemporaryDirectory(prefix="health-trials-") as name:
         for ranks in sorted({trial.ranks for trial in trials}):
-            group = [trial for trial in trials if trial.ranks == ranks]
+            group = [trial for trial in trials if trial.ranks == ranks and trial.name not in answers]
+            if not group:
+                continue
             say(f"health: {len(group)} runs on {ranks} rank{'s' if ranks > 1 else ''} ...")
             folder = Path(name) / f"ranks-{ranks}"
             spec = {"trials": [trial.spec() for trial in group], "folder": str(folder)}
+            spec |= {"answers": str(file) if file is not None else None, "code": kept.code}
             limit_s = START_LIMIT_S + TRIAL_LIMIT_S * len(group)
             first, *_ = run_ranks("benchmarks.health.trial_rank:run_trials", ranks, spec, folder, limit_s)
             answers |= {answer["name"]: answer for answer in first}
@@ -96,26 +130,21 @@ def result_of(n: int, results: Sequence[Found], quiet: Sequence[Trial], answers:
     rows = []
     for kind, fault in FAULTS.items():
         of_kind = [each for each in results if each.trial.fault == kind]
+        if not of_kind:
+            continue
         in_time = sum(each.after <= fault.latest_steps for each in of_kind)
-        figures[f"{kind}_in_time_share"] = in_time / len(of_kind) if of_kind else nan
-        figures[f"{kind}_steps_worst"] = max((each.after for each in of_kind), default=nan)
+        figures[f"{kind}_in_time_share"] = in_time / len(of_kind)
+        figures[f"{kind}_steps_worst"] = max(each.after for each in of_kind)
         targets[f"{kind}_in_time_share"] = {"min": 1.0}
         rows.append((kind, *_row(fault, of_kind, in_time)))
-    clean = sum(each.trial.onset for each in results)
+    if results:
+        figures["clean_halves_steps"] = float(sum(each.trial.onset for each in results))
+        figures["clean_halves_false_alerts"] = float(sum(each.false_alerts for each in results))
+        targets["clean_halves_false_alerts"] = {"max": 0}
     alerts = [alert for trial in quiet for alert in answers[trial.name]["alerts"]]
-    steps = sum(trial.steps for trial in quiet)
-    before = sum(each.false_alerts for each in results)
-    figures |= {
-        "healthy_runs": float(len(quiet)),
-        "healthy_steps": float(steps),
-        "healthy_false_alerts": float(len(alerts)),
-        "healthy_false_per_10000_steps": len(alerts) / steps * STEPS_PER,
-        # 95 %: with 0 events in so many steps the rate is below 3 / steps.
-        "healthy_false_per_10000_steps_bound": 3.0 / steps * STEPS_PER if not alerts else inf,
-        "clean_halves_steps": float(clean),
-        "clean_halves_false_alerts": float(before),
-    }
-    targets |= {"healthy_false_alerts": {"max": 0}, "clean_halves_false_alerts": {"max": 0}}
+    if quiet:
+        figures |= _healthy_figures(quiet, len(alerts))
+        targets["healthy_false_alerts"] = {"max": 0}
     heads = ("planted", "found in time", "steps p50", "worst", "bound", "lead over the loss")
     table = Table("planted faults, by kind of alert", heads, tuple(rows))
     false = tuple((str(kind), subject, str(step), sentence) for kind, subject, step, _, sentence in alerts[:20])
@@ -125,6 +154,18 @@ def result_of(n: int, results: Sequence[Found], quiet: Sequence[Trial], answers:
     return Result(figures, targets, n, tables)
 
 
+def _healthy_figures(quiet: Sequence[Trial], alerts: int) -> dict[str, float]:
+    steps = sum(trial.steps for trial in quiet)
+    return {
+        "healthy_runs": float(len(quiet)),
+        "healthy_steps": float(steps),
+        "healthy_false_alerts": float(alerts),
+        "healthy_false_per_10000_steps": alerts / steps * STEPS_PER,
+        # 95 %: with 0 events in so many steps the rate is below 3 / steps.
+        "healthy_false_per_10000_steps_bound": 3.0 / steps * STEPS_PER if not alerts else inf,
+    }
+
+
 def _row(fault: Fault, of_kind: Sequence[Found], in_time: int) -> tuple[str, ...]:
     after = [each.after for each in of_kind]
     leads = [each.lead for each in of_kind if isfinite(each.lead)]
@@ -132,8 +173,8 @@ def _row(fault: Fault, of_kind: Sequence[Found], in_time: int) -> tuple[str, ...
     return (
         fault.planted,
         f"{in_time} of {len(of_kind)}",
-        f"{median(after):g}" if after else "-",
-        f"{max(after):g}" if after else "-",
+        f"{median(after):g}",
+        f"{max(after):g}",
         f"{fault.latest_steps}",
         lead,
     )

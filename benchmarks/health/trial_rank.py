@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import nn
 
 from benchmarks.health import models
+from benchmarks.health.answers import keep
 from benchmarks.health.trials import EVALUATE_EVERY_STEPS, HOOK_STEPS, SAVE_EVERY_STEPS, Trial
 from control_plane.core.health.settings import CheckpointSettings, HealthSection, HealthSettings, StallSettings
 from control_plane.core.model.records import AlertRaised, RunCreated
@@ -49,13 +50,18 @@ SHORT: Mapping[str | None, dict[str, HealthSection]] = {
 
 
 def run_trials(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
-    """Collective. Run the trials, and return of each its alerts and losses, on rank 0."""
+    """Collective. Run the trials, and return of each its alerts and losses, on rank 0.
+
+    `spec`: trials, folder, answers (the file to which each answer is added, or None) and code (its digest).
+    """
     answers = []
     for given in spec["trials"]:
         trial = Trial(**given)
         began_s = time.monotonic()
         answer = _run(trial, rank, Path(spec["folder"]))
         answers.append(answer | {"name": trial.name, "seconds": time.monotonic() - began_s})
+        if rank == 0 and spec["answers"]:
+            keep(Path(spec["answers"]), spec["code"], trial, answers[-1])
     return answers
 
 

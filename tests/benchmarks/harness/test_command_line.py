@@ -72,6 +72,23 @@ def test_an_unknown_name_is_answered_with_the_list(arguments: list[str], capfd: 
     assert all(name in err for name in ("boundary", "overhead", "latency"))
 
 
+def test_option_of_another_benchmark_is_refused_and_one_of_its_own_is_given(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["fake", "--only", "a,b"]) == 2
+    assert "fake has no option --only" in capfd.readouterr().err
+    given: list[str] = []
+
+    def measure_some(n: int, quick: bool, say: Say, *, only: str) -> Result:
+        given.append(only)
+        return measure(n, quick, say)
+
+    monkeypatch.setattr(sys.modules["benchmarks.fake"], "measure", measure_some)
+    monkeypatch.setitem(BENCHMARKS, "fake", Benchmark("fake", "a fake", "turns", 4, 2, frozenset({"only"})))
+    assert main(["fake", "--only", "a,b"]) == 0
+    assert given == ["a,b"]
+
+
 @pytest.mark.parametrize("n", ["0", "-3"])
 def test_an_n_below_one_is_refused(n: str, capfd: pytest.CaptureFixture[str]) -> None:
     assert main(["fake", "--n", n]) == 2
