@@ -95,7 +95,7 @@ def run(trials: Sequence[Trial], say: Say, file: Path | None = None) -> Answers:
                 continue
             say(f"health: {len(group)} runs on {ranks} rank{'s' if ranks > 1 else ''} ...")
             folder = Path(name) / f"ranks-{ranks}"
-            spec = {"trials": [trial.spec() for trial in group], "folder": str(folder)}
+            spec: dict[str, Any] = {"trials": [trial.spec() for trial in group], "folder": str(folder)}
             spec |= {"answers": str(file) if file is not None else None, "code": kept.code}
             limit_s = START_LIMIT_S + TRIAL_LIMIT_S * len(group)
             first, *_ = run_ranks("benchmarks.health.trial_rank:run_trials", ranks, spec, folder, limit_s)

@@ -8,7 +8,9 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import isfinite
+from mmap import mmap
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -28,6 +30,7 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 from ray_jobs.loop.session import TrainingSession
 from ray_jobs.process import context
+from ray_jobs.steered_run import SteeredRun
 from ray_jobs.steering.rollback import forget_training
 
 BATCH = 32
@@ -35,7 +38,12 @@ WARM_UP_STEPS = 20
 CLIPPING = 1.0
 EVALUATION_BATCHES = 4
 MIB = 1 << 20
+ROOM_MIB, LEAKED_MIB, MOST_LEAKS = 40, 8, 40
 SPIKE_STEPS = 128
+VANISHED, EXPLODED = 1e-9, 1000.0
+CLEARLY = 12.0
+"""Factor above the largest norm before, for faults of the gradient that are to be clear by themselves."""
+
 SLOW_STEPS = 60
 """Duration of the faults that make steps slow: enough to be found, and short."""
 
@@ -44,9 +52,12 @@ SETTINGS = HealthSettings(hook_steps=HOOK_STEPS)
 
 SHORT: Mapping[str | None, dict[str, HealthSection]] = {
     "stalled_phase": {"stall": StallSettings(least_s=1.0)},
-    "checkpoint_too_old": {"checkpoints": CheckpointSettings(least_s=0.5)},
+    "checkpoint_too_old": {"checkpoints": CheckpointSettings(least_s=0.0)},
 }
-"""Of two faults, whose trials are short: what takes half a minute in a real training takes a second in them."""
+"""Of two faults, whose trials are short: what takes half a minute in a real training takes a second in them, and an age
+in seconds means nothing where a hundred steps take a fifth of one."""
+
+SAVE_WITHIN_S = 60.0
 
 
 def run_trials(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
@@ -108,7 +119,9 @@ class Script:
         self._old, self._new = self._batches(trial.seed), self._batches(trial.seed + 50_000)
         self._held_out = [next(self._batches(trial.seed, of_rank=9)) for _ in range(EVALUATION_BATCHES)]
         self._leaked: list[torch.Tensor] = []
+        self._pages: list[mmap] = []
         self._norms: list[float] = []
+        self._block_norms: list[float] = []
         self._engine: Any = None
         if trial.stage is None:
             self._optimizer = torch.optim.AdamW(self._model.parameters(), lr=trial.rate, weight_decay=0.01)
@@ -144,6 +157,9 @@ class Script:
                 metrics |= self._evaluate(step)
                 self._disturb_after(step, session)
                 session.step(metrics)
+                if self._is("checkpoint_too_old"):
+                    # Which checkpoints there are is not to be a matter of time: steps take milliseconds.
+                    _steering(session).saver.writer.drain(SAVE_WITHIN_S)
         return losses
 
     # --- The healthy training ---
@@ -230,12 +246,22 @@ class Script:
     def _disturb_gradients(self, step: int) -> None:
         if self._is("gradient_spike", step, 2):
             norm = nn.utils.get_total_norm(one.grad for one in self._model.parameters() if one.grad is not None)
-            self._multiply_gradients(self._model, 12.0 * self._largest_norm() / float(norm))
+            self._multiply_gradients(self._model, CLEARLY * self._largest_norm() / float(norm))
         if self._is("slow_divergence", step):
             self._multiply_gradients(self._model, -1.0)
-        for kind, factor in {"vanishing_layer": 1e-9, "exploding_layer": 1000.0}.items():
-            if self._is(kind, step):
-                self._multiply_gradients(self._block(0), factor)
+        if self._is("vanishing_layer", step):
+            self._multiply_gradients(self._block(0), VANISHED)
+        if self._is("exploding_layer"):
+            self._explode(step)
+
+    def _explode(self, step: int) -> None:
+        """Multiply a block's gradient, clearly: in a run that has nearly converged, noise alone spans decades."""
+        norm = float(nn.utils.get_total_norm(one.grad for one in self._block(0).parameters()))
+        if step < self._trial.onset:
+            self._block_norms.append(norm)
+            return
+        least = max(EXPLODED * median(self._block_norms), CLEARLY * max(self._block_norms))
+        self._multiply_gradients(self._block(0), max(EXPLODED, least / norm))
 
     def _largest_norm(self) -> float:
         onset = self._trial.onset - 1
@@ -262,14 +288,25 @@ class Script:
             self._leak(step + 1, session)
 
     def _leak(self, step: int, session: TrainingSession) -> None:
-        """Lower the limit to just above what is used, once; then use more, step by step."""
-        steering = session._steering
-        assert steering is not None
-        assert steering.health is not None
-        memory = steering.health.signs._memory
+        """Lower the limit once, so that the alert's threshold is just above what is used; then use more, step by step.
+
+        Pages of the kernel's own: what an earlier trial has leaked and freed stays with the allocator, which would take
+        from there without using more.
+        """
+        health = _steering(session).health
+        assert health is not None
+        memory = health.signs._memory
         if step == self._trial.onset:
-            memory.limit_bytes = memory.used_bytes() + 60 * MIB
-        self._leaked.append(torch.ones(8 * MIB // 4))
+            memory.limit_bytes = (memory.used_bytes() + ROOM_MIB * MIB) / SETTINGS.memory.share
+        if step < self._trial.onset + MOST_LEAKS:
+            pages = mmap(-1, LEAKED_MIB * MIB)
+            pages.write(bytes(len(pages)))
+            self._pages.append(pages)
+
+
+def _steering(session: TrainingSession) -> SteeredRun:
+    assert session._steering is not None
+    return session._steering
 
 
 def _deepspeed_config(trial: Trial) -> dict[str, Any]:

@@ -63,11 +63,14 @@ class Fault:
 
 
 GATHER_STEPS = 10
-"""Steps between gathers that carry layers' norms, and the time that a gather takes: its own and the next boundary."""
+"""Steps between gathers that carry layers' norms."""
+
+ARRIVAL_STEPS = 1
+"""Steps from a gather to the boundary that awaits it: what it says is judged with the signs of the next step."""
 
 _EVALUATIONS = LATEST["forgetting"].count * EVALUATE_EVERY_STEPS
 _HOOKS = LATEST["dead_units"].count * HOOK_STEPS
-_LAYERS = LATEST["vanishing_layer"].count * GATHER_STEPS
+_LAYERS = LATEST["vanishing_layer"].count * GATHER_STEPS + ARRIVAL_STEPS
 
 FAULTS: Mapping[AlertKind, Fault] = {
     "non_finite": Fault("one batch holds a NaN", 1, models=("classifier",)),
@@ -79,12 +82,14 @@ FAULTS: Mapping[AlertKind, Fault] = {
     "forgetting": Fault("the data change; the held-out loss is of the old ones", _EVALUATIONS, ("transformer",)),
     "dead_units": Fault("a layer's biases are so low that its units never fire", _HOOKS),
     "vanishing_layer": Fault("the gradient of one block is multiplied by 1e-9", _LAYERS),
-    "exploding_layer": Fault("the gradient of one block is multiplied by 1000", _LAYERS),
+    "exploding_layer": Fault(
+        "the gradient of one block is 1000 times its median until then, and at least 12 times its largest", _LAYERS
+    ),
     "attention_blow_up": Fault("queries and keys of a block are multiplied by 20", _HOOKS, ("transformer",)),
     "straggling_rank": Fault("one rank's forward pass takes 0.1 s longer, for 60 steps", 2 * GATHER_STEPS, ranks=2),
     "stalled_phase": Fault("one evaluation takes 1.5 s", EVALUATE_EVERY_STEPS + 1),
     "data_starvation": Fault("each batch comes 0.08 s late, for 60 steps", LATEST["data_starvation"].count),
-    "memory_near_limit": Fault("each step leaks 8 MiB, from 60 MiB below the limit", 10),
+    "memory_near_limit": Fault("each step leaks 8 MiB, from 40 MiB below the threshold", 10),
     "checkpoint_too_old": Fault("no save succeeds any more: the disk is full", 3 * SAVE_EVERY_STEPS),
 }
 """Kinds that are planted. Not planted: `loss_scale_exhausted` (no fp16 on these CPUs) and `bad_dynamics`."""

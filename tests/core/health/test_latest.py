@@ -102,3 +102,14 @@ def test_a_flat_loss_while_the_rate_warms_up_restarts_or_decays_is_no_plateau() 
             now.signs.pop("loss", None)
         told[name] = {alert.kind for alert in alerts_of(series)} == {"plateau"}
     assert told == {"constant": True, "set to zero": True, "warm-up": False, "restart": False, "decayed": False}
+
+
+def test_explosion_that_is_barely_one_is_confirmed_by_the_next_sample_as_large() -> None:
+    monitor = HealthMonitor(SETTINGS)
+    raised: list[Alert] = []
+    for step in range(10, 310, 10):
+        norm = 1.0 if step < 200 else 1.2 * SETTINGS.layers.explode
+        raised += monitor.observe(step, {"loss": 3.0, "layer_grad_norm/h.0": norm}).raised
+    assert [(alert.kind, alert.subject, alert.onset_step, alert.step) for alert in raised] == [
+        ("exploding_layer", "h.0", 200, 210)
+    ]

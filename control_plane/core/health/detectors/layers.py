@@ -235,7 +235,8 @@ class ExplodingLayer(LayerDetector):
                 self.evidence(sign, value, threshold) if is_bad else None,
                 f"The {noun} of {group} explodes: {value:.3g} at step {look.step}, {usual:.3g} before.",
             )
-            self.keep(sign, min(value, threshold) if is_bad else value)
+            # Cut so far that it does not lift the threshold for the sample that is to confirm it.
+            self.keep(sign, threshold / FASTER_THAN_GROWTH if is_bad else value)
 
 
 class AttentionBlowUp(LayerDetector):
