@@ -31,6 +31,9 @@ MAX_COMMANDS_IN_SNAPSHOT = 50
 MAX_ALERTS_IN_SNAPSHOT = 50
 """A snapshot is for people; the journal holds the rest."""
 
+MAX_URGENT_ALERTS_IN_SNAPSHOT = 200
+"""Of those that need attention, one a kind and layer or rank: a run of hundreds of ranks may have thousands."""
+
 
 def view_of(life: CommandStatus) -> CommandView:
     """Return the view of one command."""
@@ -99,20 +102,20 @@ def snapshot_of(
     )
 
 
-def alerts_of(state: RunState, step: int) -> list[AlertView]:
-    """Return every alert of the run, oldest first, as it is at step `step`."""
+def alerts_of(state: RunState, step: int, only: Sequence[AlertStatus] | None = None) -> list[AlertView]:
+    """Return alerts of the run, all of them or `only` these, oldest first, as they are at step `step`."""
     answers: dict[str, list[UUID]] = {}
     for uuid, life in state.commands.items():
         if life.command.author.startswith(AUTHOR):
             answers.setdefault(life.command.author, []).append(uuid)
-    return [_alert_of(state, status, step, answers) for status in state.alerts.by_seq.values()]
+    wanted = state.alerts.by_seq.values() if only is None else only
+    return [_alert_of(state, status, step, answers) for status in wanted]
 
 
 def _alert_of(state: RunState, status: AlertStatus, step: int, answers: Mapping[str, Sequence[UUID]]) -> AlertView:
     record, alert = status.record, status.alert
     seen = state.commands[status.acknowledged].command if status.acknowledged else None
-    snoozed = state.alerts.is_snoozed(alert, step)
-    stage: AlertStage = "cleared" if status.cleared else "acknowledged" if seen else "snoozed" if snoozed else "open"
+    stage = _stage_of(state, status, step)
     own = {uuid_of(state, alert, tag) for tag in TAGS} if record.reflex and not record.declined else set()
     return AlertView(
         seq=status.seq,
@@ -131,12 +134,26 @@ def _alert_of(state: RunState, status: AlertStatus, step: int, answers: Mapping[
     )
 
 
+def _stage_of(state: RunState, status: AlertStatus, step: int) -> AlertStage:
+    if status.cleared:
+        return "cleared"
+    if status.acknowledged:
+        return "acknowledged"
+    return "snoozed" if state.alerts.is_snoozed(status.alert, step) else "open"
+
+
 def _alerts_in_snapshot(state: RunState, step: int) -> tuple[AlertView, ...]:
-    views = alerts_of(state, step)
-    urgent = [view for view in views if view.needs_attention][-MAX_ALERTS_IN_SNAPSHOT:]
-    others = [view for view in views if not view.needs_attention][-MAX_ALERTS_IN_SNAPSHOT + len(urgent) :]
-    chosen = urgent if len(urgent) == MAX_ALERTS_IN_SNAPSHOT else [*urgent, *others]
-    return tuple(sorted(chosen, key=lambda view: view.seq))
+    """Return the alerts that need attention, and the newest others, oldest first."""
+    urgent: list[AlertStatus] = []
+    others: list[AlertStatus] = []
+    # From the newest on: a run of months has thousands, and a snapshot is asked for all the time.
+    for status in reversed(state.alerts.by_seq.values()):
+        if status.alert.branch == state.tree.head and _stage_of(state, status, step) == "open":
+            if len(urgent) < MAX_URGENT_ALERTS_IN_SNAPSHOT:
+                urgent.append(status)
+        elif len(others) < MAX_ALERTS_IN_SNAPSHOT:
+            others.append(status)
+    return tuple(alerts_of(state, step, sorted([*urgent, *others], key=lambda status: status.seq)))
 
 
 def _restarting(state: RunState, failed_s_ago: float) -> Restarting | None:

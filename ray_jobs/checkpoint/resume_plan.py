@@ -59,7 +59,7 @@ def make_plan(
         log.warning("%s", resume.note)
     plan = _choose(collectives, resume, context)
     replay = replace(plan.replay, stopping=plan.replay.stopping or resume.stopped)
-    return replace(plan, replay=replay, training=resume.training, fingerprint=known_by)
+    return replace(plan, replay=replay, training=resume.training, fingerprint=known_by, alerts=resume.alerts)
 
 
 def _clear_leftovers(context: RunContext) -> None:

@@ -99,6 +99,8 @@ class RankHealth:
         self._wanted = cache(self._is_wanted)
         training.health.state = self.state
         self.restore(training.health.restored)
+        if self._monitor is not None:
+            self._monitor.expect(plan.alerts)
 
     def _watch_gradients(self) -> GradientNormHook | None:
         """Watch the gradient's norm where DeepSpeed does not keep it."""

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from control_plane.core.model.health import Cleared
 from control_plane.core.model.records import MAIN, RefusedCheckpoint
 from control_plane.core.rules.recovery import Replay
 from control_plane.storage.checkpoint.manifest import Manifest
@@ -24,6 +25,8 @@ class ResumePlan:
     # Which of the script's trainings this is, and what it is known by.
     training: int = 1
     fingerprint: str = ""
+    # Of this branch and training, as the journal has them: those that have not cleared.
+    alerts: tuple[Cleared, ...] = ()
 
     @property
     def state_folder(self) -> Path:

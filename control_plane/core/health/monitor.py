@@ -4,19 +4,21 @@
     change = monitor.observe(step, signs, by_rank)     # after every step
     verdict, reasons = monitor.trust()                 # for a checkpoint saved now
     monitor.restore(saved)                             # what `state()` has returned, from a checkpoint
+    monitor.expect(alerts)                             # that the journal has as open: those that do not come again end
 
 The same signs give the same alerts on any machine, also when the monitor was saved and restored in between: it has no
 clock, no chance and no memory but its state. Signs that are timings differ when a step is repeated, and so may the
 alerts that depend on them (see `signs.py`).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from control_plane.core.health.detectors import DETECTORS
 from control_plane.core.health.findings import Ended, Finding, Look
 from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.health import (
+    IDENTITY,
     MAKES_SUSPECT,
     MAX_SENTENCE_CHARS,
     MAX_SUBJECT_CHARS,
@@ -45,6 +47,8 @@ class HealthMonitor:
         self._detectors = [make(settings) for make in DETECTORS]
         self._open: dict[Key, Alert | Cleared] = {}
         self._has_loss = False
+        # Open alerts of the journal that this monitor has not raised, or not yet again.
+        self._expected: list[Cleared] = []
 
     def observe(
         self, step: int, signs: Mapping[str, float], by_rank: Mapping[str, Sequence[float]] | None = None
@@ -68,6 +72,7 @@ class HealthMonitor:
                         raised += self._raise(step, finding)
                     case Ended():
                         cleared += self._clear(step, finding)
+        cleared += self._end_expected(step) if self._expected else []
         return HealthChange(raised=tuple(raised), cleared=tuple(cleared)) if raised or cleared else NOTHING
 
     def derived(self) -> dict[str, float]:
@@ -113,6 +118,21 @@ class HealthMonitor:
                 # Written by another release: this detector begins anew, and the training goes on.
                 self._detectors[at] = DETECTORS[at](self.settings)
 
+    def expect(self, alerts: Iterable[Cleared]) -> None:
+        """Take over the journal's open alerts at a start, after `restore`; `step` of each is the one that raised it.
+
+        A start repeats steps. An alert that is not raised again by its step, since it came from timings, from a rank
+        that is no more, or from windows that could not be restored, is cleared there: else it would stay open for ever.
+        """
+        held = {alert.key for alert in self._open.values()}
+        self._expected = [alert for alert in alerts if alert.key not in held]
+
+    def _end_expected(self, step: int) -> list[Cleared]:
+        held = {alert.key for alert in self._open.values()}
+        due = [alert for alert in self._expected if alert.step <= step]
+        self._expected = [alert for alert in self._expected if alert.step > step]
+        return [alert.model_copy(update={"step": step}) for alert in due if alert.key not in held]
+
     def _raise(self, step: int, finding: Finding) -> list[Alert]:
         key = (finding.kind, finding.subject[:MAX_SUBJECT_CHARS])
         if key in self._open or finding.kind in self.settings.silent:
@@ -139,11 +159,4 @@ class HealthMonitor:
 
 def _identity(alert: Alert | Cleared) -> dict[str, Any]:
     """Return what names an alert; that of an alert from a parent branch keeps the parent's name."""
-    return {
-        "kind": alert.kind,
-        "subject": alert.subject,
-        "onset_step": alert.onset_step,
-        "step": alert.step,
-        "branch": alert.branch,
-        "training": alert.training,
-    }
+    return alert.model_dump(include=IDENTITY)

@@ -128,6 +128,10 @@ class Cleared(Message):
         return (self.kind, self.subject, self.onset_step, self.branch, self.training)
 
 
+IDENTITY = set(Cleared.model_fields)
+"""Fields of an alert that `Cleared` has, too."""
+
+
 class HealthChange(Message):
     """Change that one look at the signs has made: alerts raised and cleared."""
 

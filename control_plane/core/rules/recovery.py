@@ -15,6 +15,7 @@ from uuid import UUID
 from control_plane.core.boundary import Repeat
 from control_plane.core.model.branch_tree import LineagePart, belongs, candidates, lineage
 from control_plane.core.model.commands import Command, Pause, Resume, Stop
+from control_plane.core.model.health import IDENTITY, Cleared
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import MAIN, CheckpointCommitted, CommandSettled, GenerationRecovered
@@ -38,13 +39,17 @@ class Decided(Message):
     elsewhere: bool = False
 
 
+MAX_OPEN_ALERTS = 512
+"""Newest alerts that a start is told of; a monitor has at most one of each kind and layer or rank."""
+
+
 class ResumePoint(Message):
     """Starting information for new trainers, from the journal.
 
     `branch`: the branch to train. `candidates`: checkpoints to try, best first; if none verifies, training starts at
     step 0. `decided`: every settled command in order. `scheduled`: commands for known steps after that. `replays`: they
     are another run's. `training`: all of it belongs to this training of the script. `stopped`: the run was stopped in
-    an earlier training. `note`: for the log.
+    an earlier training. `alerts`: those of this branch and training that have not cleared. `note`: for the log.
     """
 
     generation: int
@@ -57,6 +62,7 @@ class ResumePoint(Message):
     replays: bool = False
     training: int = 1
     stopped: bool = False
+    alerts: tuple[Cleared, ...] = ()
     note: str = ""
 
 
@@ -102,8 +108,16 @@ def resume_point(state: RunState, call: int = 1, fingerprint: str = "") -> Resum
         replays=_replays(state),
         training=training,
         stopped=any(_stopped_before(state, life, training) for life in in_order if not _is_over(life, over_seq)),
+        alerts=_open_alerts(state, training),
         note=note,
     )
+
+
+def _open_alerts(state: RunState, training: int) -> tuple[Cleared, ...]:
+    """Return the identities of the alerts that have not cleared, each with the step that raised it."""
+    alerts = [status.alert for status in state.alerts.by_seq.values() if status.cleared is None]
+    own = [alert for alert in alerts if alert.branch == state.tree.head and alert.training == training]
+    return tuple(Cleared.model_validate(alert.model_dump(include=IDENTITY)) for alert in own[-MAX_OPEN_ALERTS:])
 
 
 def _replays(state: RunState) -> bool:

@@ -7,7 +7,7 @@ from math import inf
 
 from control_plane.core.health.monitor import HealthMonitor
 from control_plane.core.health.settings import HealthSettings
-from control_plane.core.model.health import HealthChange
+from control_plane.core.model.health import IDENTITY, Alert, Cleared, HealthChange
 
 NAN = math.nan
 
@@ -117,3 +117,54 @@ def test_overflow_of_a_step_that_was_skipped_is_not_taken_for_lost_weights() -> 
     assert "loss scale" not in skipped.raised[0].sentence
     taken = monitor.observe(6, {"loss": 2.0, "grad_norm": inf, "skipped_steps": 1.0})
     assert [alert.kind for alert in taken.raised] == ["non_finite"]
+
+
+def test_alert_that_a_repeated_start_does_not_raise_again_is_cleared_at_its_step() -> None:
+    failed = HealthMonitor(HealthSettings())
+    raised: list[Alert] = []
+    saved = failed.state()
+    for step in range(1, 11):
+        slow = {"memory_bytes": 99.0 if step >= 7 else 1.0, "memory_limit_bytes": 100.0}
+        raised += failed.observe(step, calm(step) | slow | ({"loss": NAN} if step == 8 else {})).raised
+    assert [(alert.kind, alert.step) for alert in raised] == [("non_finite", 8), ("memory_near_limit", 9)]
+    again = HealthMonitor(HealthSettings())
+    again.restore(saved)
+    again.expect(Cleared.model_validate(alert.model_dump(include=IDENTITY)) for alert in raised)
+    changes = {step: again.observe(step, calm(step) | ({"loss": NAN} if step == 8 else {})) for step in range(1, 30)}
+    assert [(step, alert.key) for step, change in changes.items() for alert in change.raised] == [(8, raised[0].key)]
+    ended = [(step, one.key) for step, change in changes.items() for one in change.cleared]
+    assert ended == [(9, raised[1].key), (18, raised[0].key)], "the one is gone, and the other one was raised again"
+
+
+def test_alert_of_a_checkpoint_whose_windows_are_lost_is_cleared_at_the_first_step() -> None:
+    failed, again = HealthMonitor(HealthSettings()), HealthMonitor(HealthSettings())
+    (alert,) = failed.observe(5, calm(5) | {"loss": NAN}).raised
+    again.restore({})
+    again.expect([Cleared.model_validate(alert.model_dump(include=IDENTITY))])
+    (cleared,) = again.observe(20, calm(20)).cleared
+    assert (cleared.key, cleared.step) == (alert.key, 20)
+    kept = HealthMonitor(HealthSettings())
+    kept.restore(failed.state())
+    kept.expect([Cleared.model_validate(alert.model_dump(include=IDENTITY))])
+    assert kept.observe(6, calm(6)) == HealthChange(), "it is still open, and ends as any other"
+
+
+def test_straggler_and_full_memory_of_ranks_that_are_no_more_have_ended() -> None:
+    monitor = HealthMonitor(HealthSettings())
+
+    def gather(step: int, own_s: list[float], used: list[float]) -> HealthChange:
+        most = [100.0] * len(used)
+        rows = {"own_step_s": own_s, "memory_bytes": used, "memory_limit_bytes": most}
+        return monitor.observe(step, calm(step), rows)
+
+    raised: list[Alert] = []
+    for step in range(1, 20):
+        slow = step > 8
+        raised += gather(step, [0.1, 1.0 if slow else 0.1], [1.0, 99.0 if slow else 1.0]).raised
+    assert {(alert.kind, alert.subject) for alert in raised} == {
+        ("straggling_rank", "rank 1"),
+        ("memory_near_limit", "rank 1"),
+    }
+    change = gather(20, [0.1], [1.0])
+    assert {one.key for one in change.cleared} == {alert.key for alert in raised}
+    assert monitor.observe(21, calm(21)) == HealthChange()

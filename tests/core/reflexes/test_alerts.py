@@ -11,7 +11,13 @@ from control_plane.core.rules import decisions
 from control_plane.core.rules.alert_rules import clear_alert
 from control_plane.core.rules.branch_rules import newest_trusted, stands_on
 from control_plane.core.rules.checkpoint_rules import retired_checkpoints
-from control_plane.server.views import alerts_of
+from control_plane.core.rules.recovery import resume_point
+from control_plane.server.views import (
+    MAX_ALERTS_IN_SNAPSHOT,
+    MAX_URGENT_ALERTS_IN_SNAPSHOT,
+    alerts_of,
+    snapshot_of,
+)
 from tests.core.examples import alert, cleared, command, committed, running, started, uuid
 
 
@@ -37,6 +43,29 @@ def test_alert_is_open_until_somebody_has_seen_it_or_it_has_cleared() -> None:
     then(state, *clear_alert(state, cleared(alert()), 1))
     assert stage(state) == "cleared"
     assert clear_alert(state, cleared(alert()), 1) == [], "once"
+
+
+def test_snapshot_has_every_alert_that_needs_attention_and_the_newest_others() -> None:
+    first = alert(subject="layer.first")
+    state = running(AlertRaised(alert=first, generation=1))
+    for at in range(3 * MAX_ALERTS_IN_SNAPSHOT):
+        one = alert(step=10 + at, onset_step=10 + at)
+        then(state, AlertRaised(alert=one, generation=1))
+        then(state, *clear_alert(state, cleared(one), 1))
+    views = snapshot_of(state, {}, progress=None, progress_age_s=None).alerts
+    assert [view.seq for view in views] == sorted(view.seq for view in views)
+    assert [view.alert for view in views if view.needs_attention] == [first]
+    assert [view.alert.step for view in views if not view.needs_attention] == list(
+        range(10 + 2 * MAX_ALERTS_IN_SNAPSHOT, 10 + 3 * MAX_ALERTS_IN_SNAPSHOT)
+    )
+
+
+def test_snapshot_is_bounded_however_many_alerts_need_attention() -> None:
+    every = [alert(subject=f"rank {at}") for at in range(MAX_URGENT_ALERTS_IN_SNAPSHOT + 10)]
+    state = running(*(AlertRaised(alert=one, generation=1) for one in every))
+    views = snapshot_of(state, {}, progress=None, progress_age_s=None).alerts
+    assert [view.alert for view in views] == every[10:]
+    assert len(alerts_of(state, 20)) == len(every), "and no other reader misses any"
 
 
 def test_unknown_alert_is_not_found_and_the_newest_are_named() -> None:
@@ -125,3 +154,14 @@ def test_retention_keeps_the_newest_trusted_checkpoint_while_only_suspect_ones_a
     then(state, *saved, committed(12, 2, health="suspect"))
     assert "step-8-g2" in stands_on(state)
     assert {gone.checkpoint for gone, _ in retired_checkpoints(state)} == {"step-4-g2", "step-10-g2"}
+
+
+def test_start_is_told_of_the_alerts_of_its_branch_and_training_that_have_not_cleared() -> None:
+    over, still = alert(subject="rank 0"), alert(subject="rank 1")
+    others = (alert(branch="branch-2"), alert(training=2))
+    state = running(*(AlertRaised(alert=one, generation=1) for one in (over, still, *others)))
+    then(state, *clear_alert(state, cleared(over), 1))
+    (told,) = resume_point(state).alerts
+    assert (told.key, told.step) == (still.key, still.step)
+    then(state, *clear_alert(state, told, 1))
+    assert resume_point(state).alerts == ()

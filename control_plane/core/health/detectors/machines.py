@@ -45,10 +45,14 @@ class Straggler(Detector):
         """Compare the ranks where a gather has ended."""
         sign = "own_step_s" if "own_step_s" in look.by_rank else "step_s"
         times = look.by_rank.get(sign, ())
-        if len(times) < 2:
+        if not times:
             return
-        yield from gone(self.conditions, len(times), "straggling_rank")
-        self.windows = {rank: window for rank, window in self.windows.items() if int(rank) < len(times)}
+        # A rank alone waits for nobody: an elastic run that has come down to it has no stragglers.
+        compared = len(times) if len(times) > 1 else 0
+        yield from gone(self.conditions, compared, "straggling_rank")
+        self.windows = {rank: window for rank, window in self.windows.items() if int(rank) < compared}
+        if not compared:
+            return
         for rank, own in enumerate(times):
             others = [value for other, value in enumerate(times) if other != rank and isfinite(value)]
             if others and isfinite(own) and own > 0 and (usual := median(others)) > 0:
