@@ -35,6 +35,14 @@ def test_rollback_says_on_which_branch_and_where_it_goes_on(saved: LiveGateway, 
     ]
 
 
+def test_rollback_leaves_out_samples_before_the_first_step_of_the_new_branch(saved: LiveGateway, steer: Steer) -> None:
+    answer = steer("rollback", RUN, "early", "--set", "lr=1e-4", "--skip", "200", "-y", "--json")
+    assert answer.exit_code == 0, answer.stderr
+    first = json.loads(answer.stdout)["command"]["intent"]["first"]
+    assert [change["kind"] for change in first] == ["set_learning_rate", "skip_samples"]
+    assert first[1]["samples"] == 200
+
+
 @pytest.mark.parametrize("named", ["early", "step:2", "step-2"])
 def test_rollback_takes_a_label_a_step_or_a_beginning(saved: LiveGateway, steer: Steer, named: str) -> None:
     answer = steer("rollback", named, "--branch", "calm", "--reason", "spiked", "-y", "--json")
@@ -69,6 +77,7 @@ def test_switch_goes_back_to_the_branch_that_was_left(saved: LiveGateway, steer:
         (("rollback", RUN, "early", "-y", "--set", "weigth_decay=1"), 3, "did you mean weight_decay?"),
         (("rollback", RUN, "early", "-y", "--set", "lr=1e-4", "--set", "lr=1e-5"), 2, "set twice"),
         (("rollback", RUN, "early", "-y", "--hold"), 2, "--hold applies to the learning rate"),
+        (("rollback", RUN, "early", "-y", "--skip", "0"), 2, "greater than or equal to 1"),
         (("rollback", "a", "b", "c", "-y"), 2, "steer rollback RUN"),
         (("switch", RUN, "branch-7", "-y"), 3, "no branch 'branch-7'; it has main"),
         (("switch", RUN, "main", "-y"), 5, "on branch main already"),

@@ -47,11 +47,17 @@ def rollback(
     hold: Annotated[
         bool, typer.Option("--hold", help="Hold the learning rate constant instead of following the schedule.")
     ] = False,
+    skip: Annotated[
+        int | None,
+        typer.Option("--skip", metavar="N", min=1, help="Leave out the next N samples, e.g. those of a bad batch."),
+    ] = None,
     yes: Yes = False,
 ) -> RunIntent:
     """Return to a checkpoint and continue from it on a new branch. The current branch keeps what it has trained."""
     run, given = run_and(words, "a checkpoint", EXAMPLE)
     first = first_of(changes or [], hold)
+    if skip is not None:
+        first.append(build_intent("skip_samples", samples=skip))
     check_can_ask(yes, "a rollback returns the training to an earlier step")
     with connect() as client:
         snapshot = client.snapshot(active_run(client, run))
