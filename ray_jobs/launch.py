@@ -29,9 +29,9 @@ from control_plane.api.launching import JobRequest
 from control_plane.api.versions import release
 from control_plane.core.model.characters import last_line
 from control_plane.core.model.errors import Damaged, Refused, SteerwayError, Unavailable
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import Ending
 from control_plane.core.model.redaction import Redaction
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.rules.branch_rules import go_on_with
 from control_plane.core.rules.capacity import ACCELERATOR, ClusterState, Demand, spread_that_is_not_had
 from control_plane.storage.file_systems import assess, file_system_of

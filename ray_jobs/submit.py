@@ -30,7 +30,7 @@ from control_plane.core.model.characters import one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, SteerwayError, Unavailable
 from control_plane.core.model.intents import Rollback
-from control_plane.core.model.server_intents import AdoptCheckpoint
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.rules.admission import check_limits, check_text
 from control_plane.core.rules.branch_rules import check_rollback

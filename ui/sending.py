@@ -12,7 +12,7 @@ from control_plane.api.versions import release
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.core.model.intents import First, Rollback
-from control_plane.core.model.server_intents import AdoptCheckpoint
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from ui.gateway import client
 
 UNANSWERED = "unanswered_commands"

@@ -14,7 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from control_plane.core.model.commands import Command, Intent, Pause, Resume, SetLearningRate
-from control_plane.core.model.server_intents import DeleteCheckpoint
+from control_plane.core.model.intents.server import DeleteCheckpoint
 
 RETRY_S = 0.002
 ANSWER_LIMIT_S = 5.0

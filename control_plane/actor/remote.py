@@ -29,9 +29,9 @@ from control_plane.api.messages import (
 )
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import SteerwayError, Unavailable
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import Death, Ending, Entry, GenerationEnding
 from control_plane.core.model.redaction import Redaction
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import fold
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint

@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 from uuid import UUID, uuid4
 
 from control_plane.agent import greedy_lr
-from control_plane.agent.grants import NO_GRANTS, Grants, Proposal, decide
+from control_plane.agent.grants import Proposal, decide
 from control_plane.agent.history import SteeringHistory
 from control_plane.agent.model import DEFAULT_TIMEOUT_S, ChatModel, ModelUnavailable, endpoint
 from control_plane.agent.observing import actions_seen, knobs_seen
@@ -26,6 +26,7 @@ from control_plane.api.messages import CommandView, Measurements, Receipt, Snaps
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, Refused, Unavailable
 from control_plane.core.model.intent_base import LEARNING_RATE
+from control_plane.core.model.intents.grants import NO_GRANTS, Grants
 from control_plane.core.model.records import Entry
 
 METRIC_NAMES = ("loss", "eval_loss", "lr")

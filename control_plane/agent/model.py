@@ -18,11 +18,12 @@ from urllib.parse import urlsplit
 from pydantic import BaseModel, Field, TypeAdapter, ValidationError
 
 from control_plane.addresses import is_in_the_clear, is_loopback, plain_url
-from control_plane.agent.grants import MAX_NAME_CHARS, NO_GRANTS, Grants, Proposal, Run, Scale, SetTo
+from control_plane.agent.grants import Proposal, Run, Scale, SetTo
 from control_plane.agent.policy import AgentAction, AgentBounds, Decision, Observation
 from control_plane.agent.prompt import messages
 from control_plane.core.model.errors import Invalid, Unavailable
 from control_plane.core.model.intent_base import Message
+from control_plane.core.model.intents.grants import MAX_SHOWN_CHARS, NO_GRANTS, Grants
 from control_plane.core.model.values import MAX_ARGUMENTS, Finite, KnobValue, Scalar
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
@@ -97,7 +98,7 @@ class Answer(Message):
     reason: str = Field(max_length=MAX_ANSWER_BYTES)
 
 
-Told = Annotated[str, Field(min_length=1, max_length=MAX_NAME_CHARS)]
+Told = Annotated[str, Field(min_length=1, max_length=MAX_SHOWN_CHARS)]
 Why = Annotated[str, Field(max_length=MAX_ANSWER_BYTES)]
 
 

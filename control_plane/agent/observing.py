@@ -7,11 +7,12 @@ number, is ignored, and no text of the run leaves this module.
 from collections.abc import Mapping
 from typing import Any
 
-from control_plane.agent.grants import ARGUMENT_TYPES, Grants
+from control_plane.agent.grants import ARGUMENT_TYPES
 from control_plane.agent.history import SteeringHistory
 from control_plane.agent.policy import ActionSeen, KnobSeen
 from control_plane.api.messages import Snapshot
 from control_plane.core.model.intent_base import ACTION, LEARNING_RATE
+from control_plane.core.model.intents.grants import Grants
 from control_plane.core.model.knobs import KnobSpec
 
 

@@ -10,8 +10,9 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from control_plane.agent.grants import ARGUMENT_TYPES, NO_GRANTS, ArgumentGrant, Grants, KnobGrant
+from control_plane.agent.grants import ARGUMENT_TYPES
 from control_plane.agent.policy import ActionSeen, AgentBounds, KnobSeen, Observation
+from control_plane.core.model.intents.grants import NO_GRANTS, ArgumentGrant, Grants, KnobGrant
 from control_plane.core.model.knobs import is_number
 
 MAX_POINTS = 40

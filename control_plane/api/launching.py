@@ -16,7 +16,7 @@ from control_plane.core.model.characters import OBEYED
 from control_plane.core.model.commands import MAX_REASON_CHARS, Command
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents import First, Rollback
-from control_plane.core.model.server_intents import AdoptCheckpoint
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.values import RunId
 
 MAX_CONFIG_CHARS = 128 * 1024

@@ -5,6 +5,7 @@ from uuid import UUID
 
 from pydantic import Field
 
+from control_plane.api.agent_views import AgentView
 from control_plane.core.model.commands import Command
 from control_plane.core.model.health import Alert, HealthChange
 from control_plane.core.model.intent_base import LEARNING_RATE, Message
@@ -294,6 +295,7 @@ class Snapshot(Message):
     restarting: Restarting | None = None
     alerts: tuple[AlertView, ...] = Field(default=(), description="those that need attention, and the newest others")
     reflexes: tuple[str, ...] = Field(default=(), description="kinds of alerts that a reflex answers")
+    agent: AgentView = Field(default=AgentView(), description="the run's agent and its proposals")
     attempts: tuple[Attempt, ...] = Field(default=(), description="failures of the trainers without a new step")
     branch: str = MAIN
     branches: tuple[BranchView, ...] = ()

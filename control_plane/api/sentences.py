@@ -14,6 +14,7 @@ from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.health import AlertCleared, AlertRaised
 from control_plane.core.model.intents import Cancel
+from control_plane.core.model.proposals import ProposalClosed
 from control_plane.core.model.records import (
     STEP_WAS_SKIPPED,
     BranchAdopted,
@@ -85,6 +86,8 @@ def describe_record(record: Record, asked: Mapping[UUID, Command]) -> str:
             return f"state at step {record.step} digested on {_count(len(record.ranks), 'rank')}"
         case AlertRaised() | AlertCleared():
             return describe_alert(record)
+        case ProposalClosed():
+            return describe_verdict(record, asked)
         case GenerationStarted() | GenerationLost() | GenerationRecovered() | GenerationEnded():
             return describe_generation(record)
 
@@ -103,6 +106,14 @@ def describe_alert(record: AlertRaised | AlertCleared) -> str:
     return f"{said}; reflex {record.reflex} " + (
         f"did nothing: {clean(record.declined)}" if record.declined else "acts"
     )
+
+
+@in_one_line
+def describe_verdict(record: ProposalClosed, asked: Mapping[UUID, Command]) -> str:
+    """Describe how a proposal was closed, by whom, and why."""
+    verdict = "made at once" if record.verdict == "automatic" else record.verdict
+    by = f" by {clean(record.by)}" if record.by else ""
+    return f"{_name(record.proposal, asked)}: {verdict}{by}{_because(record.reason)}"
 
 
 def _parentage(record: RunCreated) -> str:

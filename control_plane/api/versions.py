@@ -5,7 +5,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from control_plane.core.model.errors import Conflict, Refused
 
-PROTOCOL = 4
+PROTOCOL = 5
 """Raised whenever a message or its module changes. Messages cross Ray as pickles that name their classes' modules, so
 two releases that differ here cannot understand each other. 1 is release 0.1, which could not be asked."""
 

@@ -18,8 +18,8 @@ from control_plane.compare.comparison import Comparison, RunTree
 from control_plane.compare.replay_check import ReplayVerdict
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Unavailable
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import Entry
-from control_plane.core.model.server_intents import AdoptCheckpoint
 
 LEAST_SUBMIT_TRIES = 4
 """Enough for a restarting control server, which answers within a second or two."""

@@ -28,6 +28,7 @@ from control_plane.api.messages import (
 from control_plane.api.newest import NewestValues
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import NotFound, RunEnded
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import (
     CheckpointCommitted,
     CheckpointDiscarded,
@@ -37,19 +38,18 @@ from control_plane.core.model.records import (
     Ending,
     Entry,
     GenerationEnding,
-    GenerationLost,
     Record,
     RunCreated,
 )
 from control_plane.core.model.redaction import Redaction
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import RunState, evolve
-from control_plane.core.rules import alert_rules, crash_loop, decisions, digests, recovery, reflexes
+from control_plane.core.rules import alert_rules, checkpoint_rules, crash_loop, decisions, digests, recovery, reflexes
+from control_plane.core.rules.agent import proposals
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
-from control_plane.core.rules.checkpoint_rules import retired_checkpoints
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint
 from control_plane.core.rules.unrecorded import collect, take_over
+from control_plane.server.ages import Ages
 from control_plane.server.changes import Changes
 from control_plane.server.stores import Adopt, FindUnrecorded, JournalWriter, MeasurementStore, adopt_nothing
 from control_plane.server.views import snapshot_of, trajectories_of, view_of
@@ -89,10 +89,7 @@ class ControlServer:
         self._progress: Progress | None = None
         self._progress_at = self._moved_at = clock()
         self._revision = 0
-        # When each knob was last changed, by `clock`: setting the wall clock must not move a cool-down.
-        self._turned_at: dict[str, float] = {}
-        # When the trainers failed, by the number of the failure, from 1.
-        self._failed_at: dict[int, float] = {}
+        self._ages = Ages(clock)
         self._give_up_after_s = give_up_after_s
         self._changes = Changes(clock)
         for entry in journal.entries:
@@ -137,10 +134,7 @@ class ControlServer:
         pending_before = len(self._state.pending)
         evolve(self._state, entry)
         self._entries.append(entry)
-        if turned := [knob for knob, seq in self._state.changed_seq.items() if seq == entry.seq]:
-            self._turned_at |= dict.fromkeys(turned, self._clock() - age_s(entry))
-        if isinstance(entry.record, GenerationLost):
-            self._failed_at.setdefault(len(self._state.failures), self._clock() - age_s(entry))
+        self._ages.note(self._state, entry, age_s(entry))
         if len(self._state.pending) != pending_before:
             self._revision += 1
 
@@ -163,7 +157,8 @@ class ControlServer:
             return self._take(command, await asyncio.to_thread(self._adopt, intent, branch, known))
 
     def _take(self, command: Command, adopted: AdoptedCheckpoint | None = None) -> Receipt:
-        records = decisions.accept(self._state, command, self._changed_s_ago(), adopted)
+        self._expire_proposals()
+        records = decisions.accept(self._state, command, self._ages.changed_s_ago(), adopted)
         deleted = {record.checkpoint for record in records if isinstance(record, CheckpointDiscarded)}
         gone = [each for each in self._state.checkpoints.existing if each.checkpoint in deleted]
         self._commit(records)
@@ -175,8 +170,14 @@ class ControlServer:
         reach("server.submit", "before_reply")
         return Receipt(uuid=command.uuid, run=self._state.run, seq=life.accepted_seq, status=life.status)
 
-    def _changed_s_ago(self) -> dict[str, float]:
-        return {knob: self._clock() - moment for knob, moment in self._turned_at.items()}
+    def _expire_proposals(self) -> None:
+        """Close the proposals whose deadline has passed, each in a write of its own."""
+        while any(self._state.agent.open_proposals()):
+            settling = decisions.Settling(self._ages.changed_s_ago())
+            open_s = self._ages.proposed_s_ago(self._state)
+            if not (records := proposals.expire_proposals(self._state, open_s, settling.accept)):
+                return
+            self._commit(records)
 
     async def command(self, uuid: UUID) -> CommandView:
         """See `OperatorPort.command`."""
@@ -194,6 +195,7 @@ class ControlServer:
             progress=self._progress,
             progress_age_s=age_s,
             failed_s_ago=self._failed_s_ago(),
+            proposed_s_ago=self._ages.proposed_s_ago(self._state),
         )
 
     async def tail(self, after_seq: int, limit: int, wait_s: float) -> tuple[Entry, ...]:
@@ -256,8 +258,7 @@ class ControlServer:
 
     def _failed_s_ago(self, back: int = 1) -> float:
         """Return the seconds since the trainers last failed, or since `back` failures ago, the last one included."""
-        failed_at = self._failed_at.get(len(self._state.failures) - back + 1)
-        return max(0.0, self._clock() - failed_at) if failed_at is not None else 0.0
+        return self._ages.failed_s_ago(len(self._state.failures) - back + 1)
 
     async def start_generation(self, start: GenerationStart) -> int:
         """See `TrainerPort.start_generation`."""
@@ -271,6 +272,7 @@ class ControlServer:
     async def offers(self, generation: int, seen_revision: int, wait_s: float) -> Offer:
         """See `TrainerPort.offers`."""
         decisions.check_generation(self._state, generation)
+        self._expire_proposals()
         await self._changes.wait_until(
             lambda: (
                 self._revision != seen_revision
@@ -285,12 +287,13 @@ class ControlServer:
     async def report(self, report: Report) -> None:
         """See `TrainerPort.report`. Outcomes become records; measurements and progress are kept apart."""
         decisions.check_generation(self._state, report.generation)
+        self._expire_proposals()
         # In this order: a restorable checkpoint contains no decision that the journal does not have.
         self._settle(report.outcomes)
         for checkpoint in report.checkpoints:
-            self._commit(decisions.commit_checkpoint(self._state, checkpoint))
+            self._commit(checkpoint_rules.commit_checkpoint(self._state, checkpoint))
         for failed in report.failed_checkpoints:
-            self._commit(decisions.fail_checkpoint(self._state, failed))
+            self._commit(checkpoint_rules.fail_checkpoint(self._state, failed))
         self._take_health(report)
         # One write for all digests: a run that digests every step would fsync once for each of them.
         self._commit([new for each in report.digests for new in digests.digest_state(self._state, each)])
@@ -315,7 +318,7 @@ class ControlServer:
         of = {"branch": self._state.tree.of_generation[at], "training": self._state.training_of_generation[at]}
         for change in report.health:
             for alert in change.raised:
-                ago_s = self._changed_s_ago()
+                ago_s = self._ages.changed_s_ago()
                 self._commit(reflexes.raise_alert(self._state, alert.model_copy(update=of), at, ago_s))
             for cleared in change.cleared:
                 self._commit(alert_rules.clear_alert(self._state, cleared.model_copy(update=of), at))
@@ -359,7 +362,7 @@ class ControlServer:
 
     def _retire_checkpoints(self) -> None:
         """Discard checkpoints outside retention: the decision is durable before the first file is removed."""
-        self._let_go(retired_checkpoints(self._state))
+        self._let_go(checkpoint_rules.retired_checkpoints(self._state))
 
     async def _take_over(self, collecting: bool) -> None:
         """Record checkpoints that were committed while no control server was there, see `core.rules.unrecorded`."""

@@ -5,8 +5,8 @@ from typing import Protocol
 
 from control_plane.api.messages import Measurements, MetricSummary, Point, StepRange
 from control_plane.core.model.errors import Unavailable
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import Entry, Record
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint
 from control_plane.core.rules.unrecorded import UnrecordedCheckpoint
 

@@ -25,6 +25,7 @@ from control_plane.core.model.values import MAX_FIRST
 from control_plane.core.rules.branch_rules import first_uuid
 from control_plane.core.rules.crash_loop import ALERT_AFTER, Attempt, failures_without_a_new_step, wait_s
 from control_plane.core.rules.reflexes import AUTHOR, TAGS, uuid_of
+from control_plane.server.agent_views import agent_of
 
 MAX_RECOVERIES_IN_SNAPSHOT = 10
 MAX_COMMANDS_IN_SNAPSHOT = 50
@@ -56,6 +57,7 @@ def snapshot_of(
     progress: Progress | None,
     progress_age_s: float | None,
     failed_s_ago: float = 0.0,
+    proposed_s_ago: Mapping[UUID, float] | None = None,
 ) -> Snapshot:
     """Return the run's state as of the journal and rank 0's last report, `progress`, `progress_age_s` seconds ago."""
     generation = state.generation
@@ -95,6 +97,7 @@ def snapshot_of(
         restarting=_restarting(state, failed_s_ago),
         alerts=_alerts_in_snapshot(state, step),
         reflexes=tuple(state.reflexes),
+        agent=agent_of(state, proposed_s_ago or {}),
         attempts=_attempts(state),
         branch=state.tree.head,
         branches=tuple(_branch_of(state, branch, progress) for branch in state.tree.branches.values()),

@@ -11,14 +11,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from control_plane.agent import grants as powers_module
-from control_plane.agent.grants import NO_GRANTS, ArgumentGrant, Grants, Proposal, Run, Scale, SetTo, decide, load
+from control_plane.agent.grants import Proposal, Run, Scale, SetTo, decide, load
 from control_plane.agent.model import GRANTED as GRANTED_ANSWER
 from control_plane.agent.policy import ActionSeen, AgentAction, AgentBounds, Decision, KnobSeen, Observation
 from control_plane.agent.prompt import GRANTED, MAX_GRANTED_CHARS, MAX_PROMPT_CHARS, messages
 from control_plane.core.model.commands import SetKnobs, SetLearningRate
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import RunAction
+from control_plane.core.model.intents import grants as grants_module
+from control_plane.core.model.intents.grants import NO_GRANTS, ArgumentGrant, Grants
 from control_plane.core.model.knobs import KnobSpec
 from tests.agent.simulated import observed
 
@@ -250,7 +251,7 @@ def test_load_reads_what_a_person_writes(tmp_path: Path) -> None:
 
 def test_load_reads_the_example_of_the_module(tmp_path: Path) -> None:
     file = tmp_path / "powers.yaml"
-    file.write_text((powers_module.__doc__ or "").split("\n\n")[1])
+    file.write_text((grants_module.__doc__ or "").split("\n\n")[1])
     grants = load(file)
     assert list(grants.knobs) == ["lr", "reward/goal"]
     assert grants.actions["move_goal"]["row"] == ArgumentGrant(min=0, max=7)

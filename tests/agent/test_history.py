@@ -8,7 +8,7 @@ from uuid import UUID, uuid4
 
 import pytest
 
-from control_plane.agent.grants import Grants, Proposal, Run, Scale
+from control_plane.agent.grants import Proposal, Run, Scale
 from control_plane.agent.history import SteeringHistory
 from control_plane.agent.loop import AgentOptions, Autopilot
 from control_plane.agent.policy import AgentAction, AgentBounds, Decision
@@ -17,6 +17,7 @@ from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import Command, Evaluate, Intent, SetLearningRate
 from control_plane.core.model.errors import Conflict
 from control_plane.core.model.intents import RunAction, SetKnobs, SetSchedule
+from control_plane.core.model.intents.grants import Grants
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import (
     BranchStarted,

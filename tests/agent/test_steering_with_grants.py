@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
-from control_plane.agent.grants import Grants
 from control_plane.agent.policy import AgentBounds
 from control_plane.core.model.commands import SetLearningRate
 from control_plane.core.model.intents import RunAction
+from control_plane.core.model.intents.grants import Grants
 from tests.agent.chat_server import Answer, says
 from tests.agent.simulated import SimulatedRun
 from tests.agent.test_grants import knob

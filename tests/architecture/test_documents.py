@@ -66,7 +66,7 @@ def test_planted_unknown_commands_and_options_in_a_sentence_are_found() -> None:
 def test_planted_dead_link_and_path_are_found(tmp_path: Path) -> None:
     document = tmp_path / "page.md"
     document.write_text("[gone](gone.md), [here](page.md), `ui/gone.py`, `ui/console.py`, [web](https://host/x),\n")
-    document.write_text(document.read_text() + "`model/gone.py`, `model/intents.py`, `boundary.py`\n")
+    document.write_text(document.read_text() + "`model/gone.py`, `model/records.py`, `boundary.py`\n")
     assert list(dead_links(document)) == ["gone.md", "ui/gone.py", "ui/gone.py", "model/gone.py"]
 
 

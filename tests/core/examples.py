@@ -5,6 +5,7 @@ from uuid import UUID
 
 from control_plane.core.model.commands import INTENT, Command, Intent
 from control_plane.core.model.health import Alert, AlertCleared, AlertRaised, Cleared, Evidence
+from control_plane.core.model.proposals import ProposalClosed
 from control_plane.core.model.records import (
     BranchAdopted,
     BranchResumed,
@@ -68,7 +69,28 @@ EVERY_INTENT: tuple[dict[str, Any], ...] = (
     {"kind": "adopt_checkpoint", "run": "fork-1", "checkpoint": "step-11-g1", "branch": "adopted"},
     {"kind": "acknowledge_alert", "alert": 7, "note": "seen"},
     {"kind": "snooze_alert", "alert": 7, "until_step": 500},
+    {"kind": "start_agent", "settings": {"policy": "rule", "mode": "suggest", "grants": {"actions": ["reshuffle"]}}},
+    {"kind": "stop_agent"},
+    {"kind": "propose", "intent": {"kind": "set_learning_rate", "factor": 0.5}},
+    {"kind": "withdraw_proposal", "proposal": "00000000-0000-0000-0000-000000000001"},
+    {
+        "kind": "answer_proposal",
+        "proposal": "00000000-0000-0000-0000-000000000001",
+        "approve": True,
+        "intent": {"kind": "set_learning_rate", "factor": 0.75},
+    },
+    {
+        "kind": "note_effect",
+        "command": "00000000-0000-0000-0000-000000000001",
+        "metric": "loss",
+        "before": 3.5,
+        "steps": 20,
+        "judgement": "unclear",
+    },
 )
+
+
+PROPOSED = 1 + [body["kind"] for body in EVERY_INTENT].index("propose")
 
 
 def uuid(number: int) -> UUID:
@@ -192,6 +214,8 @@ def every_record() -> tuple[Record, ...]:
         BranchResumed(branch="main", rollback=uuid(17)),
         BranchAdopted(branch="adopted", origin=Parent(kind="adopted", run="fork-1", checkpoint="step-11-g1", step=11)),
         digested(13),
+        settled(PROPOSED, step=None, generation=None),
+        ProposalClosed(proposal=uuid(PROPOSED), verdict="rejected", by="ann", reason="not now"),
         AlertRaised(alert=alert(), generation=1, reflex="loss_spike", declined="its budget is used up"),
         AlertCleared(alert=30, cleared=cleared(alert()), generation=1),
         lost(14),

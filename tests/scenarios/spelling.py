@@ -4,11 +4,15 @@ import json
 from uuid import UUID
 
 from control_plane.core.model.records import Entry
+from control_plane.core.rules.agent.proposals import uuid_of_made
 from control_plane.core.rules.branch_rules import first_uuid
 
 Words = dict[str, str]
 FIRST = {first_uuid(UUID(int=number), place): f"{number}.{place + 1}" for number in range(30) for place in range(8)}
 """What branches begin with, by the rollback that said so."""
+
+MADE = {uuid_of_made(UUID(int=number)): f"{number}.made" for number in range(30)}
+"""What came of proposals."""
 
 
 def pairs(text: str) -> Words:
@@ -25,8 +29,9 @@ def pairs(text: str) -> Words:
 
 
 def numbered(uuid: UUID) -> str:
-    """A command as it is called in a scene: `3`, or `3.1` for the first change of the rollback 3."""
-    return FIRST.get(uuid) or str(uuid.int)
+    """A command as it is called in a scene: `3`, `3.1` for the first change of the rollback 3, `3.made` for what came
+    of the proposal 3."""
+    return FIRST.get(uuid) or MADE.get(uuid) or str(uuid.int)
 
 
 def literal(text: str) -> object:
@@ -45,7 +50,9 @@ def compact(value: object) -> str:
 def shown(entry: Entry) -> str:
     """A record on one line: without empty fields, times and long uuids."""
     body = entry.line()["body"]
-    command = body.pop("command", None)
+    if entry.record.type == "ProposalClosed":
+        body |= {key: numbered(UUID(body[key])) for key in ("proposal", "command") if body[key]}
+    command = body.pop("command", None) if entry.record.type == "CommandAccepted" else None
     body |= (
         {"uuid": command["uuid"], **command["intent"], "not_before_step": command["not_before_step"]} if command else {}
     )

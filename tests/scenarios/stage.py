@@ -40,7 +40,7 @@ from control_plane.core.model.records import (
     RefusedCheckpoint,
     StateDigested,
 )
-from control_plane.core.rules import decisions, digests
+from control_plane.core.rules import checkpoint_rules, decisions, digests
 from control_plane.core.rules.alert_rules import clear_alert
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand
 from control_plane.core.rules.decisions import GenerationStart
@@ -216,7 +216,7 @@ class Stage:
             branch=branch,
             decided_here=decided_here,
         )
-        self.server.commit(decisions.commit_checkpoint(self.server.state, committed))
+        self.server.commit(checkpoint_rules.commit_checkpoint(self.server.state, committed))
         return []
 
     def do_damage(self, rest: str) -> list[str]:
@@ -255,7 +255,7 @@ class Stage:
         failed = CheckpointFailed(
             checkpoint=words["id"], step=int(words["step"]), generation=self.generation, reason=words["reason"]
         )
-        self.server.commit(decisions.fail_checkpoint(self.server.state, failed))
+        self.server.commit(checkpoint_rules.fail_checkpoint(self.server.state, failed))
         return []
 
     def do_discard(self, rest: str) -> list[str]:

@@ -10,7 +10,7 @@ import pytest
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Fenced, NotFound, Unavailable
 from control_plane.core.model.intents import Rollback
-from control_plane.core.model.server_intents import AdoptCheckpoint
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.checkpoint.transfer import adopt
 from control_plane.storage.journal.writer import Journal

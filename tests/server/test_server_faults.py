@@ -10,8 +10,8 @@ import pytest
 
 from control_plane.api.messages import Report
 from control_plane.core.model.errors import Fenced, NotFound, Unavailable
+from control_plane.core.model.intents.server import DeleteCheckpoint
 from control_plane.core.model.records import CheckpointCommitted
-from control_plane.core.model.server_intents import DeleteCheckpoint
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.journal.writer import read
 from tests.server.rig import Rig, applied, command, outcome, start

@@ -11,7 +11,7 @@ import pytest
 from control_plane.actor.control_actor import limits_in
 from control_plane.config_text import LARGEST_FILE_BYTES
 from control_plane.core.model.errors import Damaged, Invalid
-from control_plane.core.model.server_intents import AdoptCheckpoint
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.server.archive import ArchivedRun
 from control_plane.storage.checkpoint.transfer import adoptable
 from control_plane.storage.journal.export import CONFIG, read_export, without_secrets

@@ -15,8 +15,8 @@ from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
 from control_plane.core.model.commands import Command, Intent, SetLearningRate
 from control_plane.core.model.errors import NotFound
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import Parent, RunCreated
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint
 from control_plane.gateway.app import create_app
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest

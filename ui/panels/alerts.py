@@ -9,7 +9,7 @@ from control_plane.api.messages import AlertView, Snapshot
 from control_plane.api.suggestions import suggested_intent
 from control_plane.core.model.health import Evidence, Level
 from control_plane.core.model.intents import Intent, Rollback
-from control_plane.core.model.server_intents import AcknowledgeAlert, SnoozeAlert
+from control_plane.core.model.intents.server import AcknowledgeAlert, SnoozeAlert
 from ui.gateway import may_steer
 from ui.labels import Colour, clock, escape, plain, sentence
 from ui.panels.meaning import meaning

@@ -8,8 +8,8 @@ import streamlit as st
 from control_plane.api.messages import Snapshot
 from control_plane.api.sentences import describe_checkpoint, format_duration, format_size
 from control_plane.core.model.intents import Intent
+from control_plane.core.model.intents.server import DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.records import CheckpointCommitted, CheckpointFailed, Entry, GenerationStarted
-from control_plane.core.model.server_intents import DeleteCheckpoint, PinCheckpoint
 from ui.labels import escape, plain
 from ui.live import LiveRun
 from ui.panels.rollback import back_button, fork_button, rollback_to_trusted

@@ -10,8 +10,8 @@ from control_plane.api.messages import BranchView, Snapshot
 from control_plane.api.sentences import A_BRANCH_NAME
 from control_plane.core.model.branch_tree import free_name
 from control_plane.core.model.intents import First, Rollback, SetLearningRate
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import CheckpointCommitted
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from ui import addresses
 from ui.labels import complaint, plain
 from ui.live import LiveRun

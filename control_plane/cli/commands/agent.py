@@ -35,9 +35,10 @@ def agent(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print proposals, change nothing.")] = False,
 ) -> None:
     """Run an autopilot that tunes the learning rate within fixed bounds, and the knobs granted with --grants."""
-    from control_plane.agent.grants import NO_GRANTS, load
+    from control_plane.agent.grants import load
     from control_plane.agent.loop import AgentOptions, run_agent
     from control_plane.client import SteerwayClient
+    from control_plane.core.model.intents.grants import NO_GRANTS
 
     if policy not in ("auto", "model", "rule"):
         raise UsageError(f"--policy is {policy!r}; allowed are auto, model and rule")

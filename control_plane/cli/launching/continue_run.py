@@ -31,8 +31,8 @@ from control_plane.cli.select_run import connect
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Conflict, RunEnded, SteerwayError
 from control_plane.core.model.intents import Rollback
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import BranchResumed, BranchStarted, Entry, GenerationStarted, RunClosed
-from control_plane.core.model.server_intents import AdoptCheckpoint
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient

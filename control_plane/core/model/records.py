@@ -20,7 +20,9 @@ from control_plane.core.model.checkpoint_records import (
 from control_plane.core.model.commands import Command
 from control_plane.core.model.health import AlertCleared, AlertRaised
 from control_plane.core.model.intent_base import Message
+from control_plane.core.model.intents.agent import AgentSettings
 from control_plane.core.model.limits import Limit
+from control_plane.core.model.proposals import ProposalClosed
 from control_plane.core.model.reflexes import Reflexes
 from control_plane.core.model.values import MAIN, BranchName, CheckpointName
 
@@ -98,6 +100,7 @@ class RunCreated(Message):
     limits: dict[str, Limit] = {}
     parent: Parent | None = None
     reflexes: Reflexes = {}
+    agent: AgentSettings | None = None
 
 
 class TermStarted(Message):
@@ -308,6 +311,7 @@ Record = Annotated[
     | StateDigested
     | AlertRaised
     | AlertCleared
+    | ProposalClosed
     | GenerationLost
     | GenerationRecovered
     | GenerationEnded
@@ -380,20 +384,3 @@ class Entry(Message):
         if not (isinstance(entry.record, ABOUT_A_COMMAND) and isinstance(command, str) and isinstance(arguments, dict)):
             return entry
         return entry.model_copy(update={"about": CommandSummary(command=command, arguments=arguments)})
-
-
-class CommandIndex:
-    """Index of command summaries, filled from entries in order, to complete later entries about the same command."""
-
-    def __init__(self) -> None:
-        """Start empty."""
-        self._known = dict[UUID, CommandSummary]()
-
-    def complete(self, entry: Entry) -> Entry:
-        """Return the entry with `about` filled in, if its command is known."""
-        record = entry.record
-        if isinstance(record, CommandAccepted):
-            self._known[record.command.uuid] = CommandSummary.of(record.command)
-        elif isinstance(record, ABOUT_A_COMMAND) and entry.about is None and record.uuid in self._known:
-            return entry.model_copy(update={"about": self._known[record.uuid]})
-        return entry

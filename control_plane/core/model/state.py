@@ -12,7 +12,10 @@ from control_plane.core.model.branch_tree import Branch, BranchState, Checkpoint
 from control_plane.core.model.commands import Command
 from control_plane.core.model.health import AlertCleared, AlertRaised, AlertState
 from control_plane.core.model.intents import Pause, Resume, Stop
+from control_plane.core.model.intents.agent import NoteEffect, Propose, StartAgent, StopAgent
+from control_plane.core.model.intents.server import AcknowledgeAlert, SnoozeAlert
 from control_plane.core.model.limits import Limit
+from control_plane.core.model.proposals import AgentState, ProposalClosed
 from control_plane.core.model.records import (
     MAIN,
     NOBODY,
@@ -42,7 +45,6 @@ from control_plane.core.model.records import (
     TermStarted,
 )
 from control_plane.core.model.reflexes import Reflexes
-from control_plane.core.model.server_intents import AcknowledgeAlert, SnoozeAlert
 
 
 @dataclass(slots=True)
@@ -108,6 +110,7 @@ class RunState:
     tree: BranchState = field(default_factory=BranchState)
     reflexes: Reflexes = field(default_factory=dict)
     alerts: AlertState = field(default_factory=AlertState)
+    agent: AgentState = field(default_factory=AgentState)
     failures: list[GenerationFailure] = field(default_factory=list)
     # Of the current generation, by step, so that recording is idempotent.
     digested: dict[int, StateDigested] = field(default_factory=dict)
@@ -191,10 +194,7 @@ def evolve(state: RunState, entry: Entry) -> None:
 def _fold(state: RunState, entry: Entry, record: Record) -> None:
     match record:
         case RunCreated():
-            state.run, state.name, state.config_sha256 = record.run, record.name, record.config_sha256
-            state.created_at, state.limits = entry.time, dict(record.limits)
-            state.reflexes = dict(record.reflexes)
-            state.parent, state.owner = record.parent, None if record.author == NOBODY else record.author
+            _create(state, entry, record)
         case TermStarted():
             state.term = record.term
         case GenerationStarted():
@@ -246,6 +246,8 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             state.reached_step = max(state.reached_step, record.step)
         case AlertRaised() | AlertCleared():
             _take_alert(state, entry, record)
+        case ProposalClosed():
+            state.agent.note_closed(entry.time, record)
         case GenerationLost():
             _lose(state, entry, record)
             _reach(state, record.step, state.tree.of_generation.get(record.generation, state.tree.head))
@@ -258,6 +260,14 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
         case RunResumed():
             state.closed, state.stopping, state.resumed_seq = None, False, entry.seq
             state.failures_before_resume = len(state.failures)
+
+
+def _create(state: RunState, entry: Entry, record: RunCreated) -> None:
+    state.run, state.name, state.config_sha256 = record.run, record.name, record.config_sha256
+    state.created_at, state.limits = entry.time, dict(record.limits)
+    state.reflexes = dict(record.reflexes)
+    state.parent, state.owner = record.parent, None if record.author == NOBODY else record.author
+    state.agent = AgentState(record.agent, record.author, entry.seq)
 
 
 def _take_alert(state: RunState, entry: Entry, record: AlertRaised | AlertCleared) -> None:
@@ -364,6 +374,15 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
         case SnoozeAlert():
             alert = state.alerts.by_seq[intent.alert].alert
             state.alerts.snoozed[(alert.kind, alert.subject)] = intent.until_step
+        case StartAgent():
+            state.agent.settings, state.agent.started_by = intent.settings, command.author
+            state.agent.since_seq = entry.seq
+        case StopAgent():
+            state.agent.settings = None
+        case Propose():
+            state.agent.note_proposed(command, entry.seq, entry.time, state.step, state.tree.head)
+        case NoteEffect():
+            state.agent.effects[intent.command] = intent
 
 
 def fold(entries: "list[Entry]") -> RunState:

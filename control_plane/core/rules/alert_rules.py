@@ -3,8 +3,8 @@
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, NotFound
 from control_plane.core.model.health import AlertCleared, Cleared
+from control_plane.core.model.intents.server import AcknowledgeAlert, SnoozeAlert
 from control_plane.core.model.records import CommandSettled, Record
-from control_plane.core.model.server_intents import AcknowledgeAlert, SnoozeAlert
 from control_plane.core.model.state import RunState
 from control_plane.core.model.values import MAX_NAMES_TOLD
 

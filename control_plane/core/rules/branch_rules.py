@@ -11,6 +11,7 @@ from control_plane.core.model.errors import Conflict, NotFound
 from control_plane.core.model.health import Alert
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents import Rollback
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import (
     BranchAdopted,
     BranchResumed,
@@ -23,7 +24,6 @@ from control_plane.core.model.records import (
     Readback,
     Record,
 )
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import RunState
 from control_plane.core.model.values import MAX_NAMES_TOLD
 

@@ -1,21 +1,34 @@
-"""Commands settled by the control server without ranks, and the discarding of checkpoints outside retention."""
+"""Rules for checkpoints: committed, failed, kept, deleted, adopted, discarded; and for cancels."""
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotFound
 from control_plane.core.model.intents import Cancel
+from control_plane.core.model.intents.server import AdoptCheckpoint, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.records import (
     UNIVERSAL,
     CheckpointCommitted,
     CheckpointDiscarded,
+    CheckpointFailed,
     CheckpointPinned,
     CommandSettled,
     Record,
 )
-from control_plane.core.model.server_intents import AdoptCheckpoint, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.state import RunState
 from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, check_branch_is_free, next_name, stands_on, take_in
 from control_plane.core.rules.retention import CheckpointFacts, Retention, to_discard
+
+
+def commit_checkpoint(state: RunState, checkpoint: CheckpointCommitted) -> list[Record]:
+    """Return the record of a committed checkpoint (its manifest is in place). Idempotent."""
+    known = any(c.checkpoint == checkpoint.checkpoint for c in state.checkpoints.existing)
+    return [] if known or checkpoint.checkpoint in state.checkpoints.discarded else [checkpoint]
+
+
+def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
+    """Return the record of a failed save. Reported twice, it may be recorded twice: nothing depends on it."""
+    known = any(each.checkpoint == failed.checkpoint for each in state.checkpoints.existing)
+    return [] if known else [failed]
 
 
 def cancel_command(state: RunState, command: Command) -> list[Record]:

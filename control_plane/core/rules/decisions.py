@@ -6,15 +6,15 @@ After an error nothing has changed.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 from uuid import UUID
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, NotFound, RunEnded
 from control_plane.core.model.intents import Cancel, Stop
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import (
     MAIN,
-    CheckpointCommitted,
-    CheckpointFailed,
     CommandAccepted,
     CommandRepeated,
     CommandSettled,
@@ -34,7 +34,6 @@ from control_plane.core.model.records import (
     RunResumed,
     TermStarted,
 )
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import CommandStatus, RunState
 from control_plane.core.rules.admission import (
     check_intent,
@@ -44,6 +43,12 @@ from control_plane.core.rules.admission import (
     check_text,
     check_view,
     stop_is_pending,
+)
+from control_plane.core.rules.agent.proposals import (
+    ABOUT_AGENT,
+    check_agent_mode,
+    close_proposals,
+    settle_agent_command,
 )
 from control_plane.core.rules.alert_rules import settle_alert_command
 from control_plane.core.rules.branch_rules import (
@@ -85,9 +90,9 @@ def create(state: RunState, created: RunCreated, origin: Origin | None = None) -
     if state.seq == 0 or not state.run:
         if origin is None:
             return [created]
-        # A replay repeats the commands that the other run's reflexes sent, and answers no alert by itself.
-        reflexes = {} if origin.parent.kind == "replay" else created.reflexes
-        return [created.model_copy(update={"parent": origin.parent, "reflexes": reflexes}), *begin(origin)]
+        # A replay repeats the commands of the other run's reflexes and agent, and has none of its own.
+        again: dict[str, Any] = {"reflexes": {}, "agent": None} if origin.parent.kind == "replay" else {}
+        return [created.model_copy(update={"parent": origin.parent, **again}), *begin(origin)]
     if (state.run, state.config_sha256) != (created.run, created.config_sha256):
         raise Conflict(
             f"the journal belongs to run {state.run} with another configuration; choose a new id for a new run",
@@ -106,12 +111,15 @@ def accept(
     command: Command,
     changed_s_ago: Mapping[str, float] = NEVER,
     adopted: AdoptedCheckpoint | None = None,
+    *,
+    proposed: bool = False,
 ) -> list[Record]:
     """Accept or reject a command; idempotent by its uuid. A command that needs no ranks is settled at once.
 
     Args:
         changed_s_ago: seconds since each knob of `state.changed_seq` was changed.
         adopted: the checkpoint that an adoption has copied, see `to_be_adopted`.
+        proposed: it comes of a proposal that was answered.
 
     Raises:
         Conflict: the uuid names another command, the run is not in a state for it, or the sender's view is stale.
@@ -119,6 +127,7 @@ def accept(
         Overloaded: `admission.MAX_PENDING_COMMANDS` are pending.
         NotFound: unknown parameter group, command or checkpoint.
         Invalid: beyond one of the run's limits.
+        NotAllowed: the run's agent must propose it.
     """
     known = state.commands.get(command.uuid)
     if known is not None:
@@ -126,6 +135,8 @@ def accept(
             raise Conflict(f"uuid {command.uuid} is already the command '{known.command.describe()}'")
         return []
     check_text(command)
+    if not proposed:
+        check_agent_mode(state, command)
     if command.intent.needs_ranks:
         check_open(state)
     command = resolve_trusted(state, command)
@@ -136,17 +147,35 @@ def accept(
         check_intent(state, command)
         check_limits(state, command, changed_s_ago)
     settle_now = SETTLED_AT_ONCE.get(command.intent.kind)
-    return [CommandAccepted(command=command), *(settle_now(state, command, adopted) if settle_now else ())]
+    follow = settle_now(state, command, Settling(changed_s_ago, adopted)) if settle_now else []
+    return [CommandAccepted(command=command), *follow]
 
 
-SETTLED_AT_ONCE: Mapping[str, Callable[[RunState, Command, AdoptedCheckpoint | None], list[Record]]] = {
+@dataclass(frozen=True, slots=True)
+class Settling:
+    """Context of the control server's appliers, beside the state and the command."""
+
+    changed_s_ago: Mapping[str, float] = field(default_factory=dict)
+    adopted: AdoptedCheckpoint | None = None
+
+    def accept(self, state: RunState, command: Command) -> list[Record]:
+        """Accept the command that comes of a proposal. Raises as `accept` does."""
+        return accept(state, command, self.changed_s_ago, proposed=True)
+
+
+def _about_agent(state: RunState, command: Command, settling: Settling) -> list[Record]:
+    return settle_agent_command(state, command, settling.accept)
+
+
+SETTLED_AT_ONCE: Mapping[str, Callable[[RunState, Command, Settling], list[Record]]] = {
     "pin_checkpoint": lambda state, command, _: keep_or_delete(state, command),
     "delete_checkpoint": lambda state, command, _: keep_or_delete(state, command),
-    "adopt_checkpoint": adopt,
+    "adopt_checkpoint": lambda state, command, settling: adopt(state, command, settling.adopted),
     "acknowledge_alert": lambda state, command, _: settle_alert_command(state, command),
     "snooze_alert": lambda state, command, _: settle_alert_command(state, command),
     "cancel": lambda state, command, _: cancel_command(state, command),
     "rollback": lambda state, command, _: settle_rollback(state, command),
+    **dict.fromkeys(ABOUT_AGENT, _about_agent),
 }
 """Appliers of the control server, by kind: the records that follow the acceptance. Other kinds wait for the ranks."""
 
@@ -251,18 +280,6 @@ def _repeat(life: CommandStatus, outcome: CommandSettled) -> list[Record]:
             reason=outcome.reason,
         )
     ]
-
-
-def commit_checkpoint(state: RunState, checkpoint: CheckpointCommitted) -> list[Record]:
-    """Return the record of a committed checkpoint (its manifest is in place). Idempotent."""
-    known = any(c.checkpoint == checkpoint.checkpoint for c in state.checkpoints.existing)
-    return [] if known or checkpoint.checkpoint in state.checkpoints.discarded else [checkpoint]
-
-
-def fail_checkpoint(state: RunState, failed: CheckpointFailed) -> list[Record]:
-    """Return the record of a failed save. Reported twice, it may be recorded twice: nothing depends on it."""
-    known = any(each.checkpoint == failed.checkpoint for each in state.checkpoints.existing)
-    return [] if known else [failed]
 
 
 def fail_generation(
@@ -373,9 +390,11 @@ def close_run(state: RunState, ending: Ending, reason: str | None) -> list[Recor
         return []
     if ending == "finished" and state.stopping:
         ending = "stopped"
-    why = f"the run {ending} at step {state.step} before this command was applied"
+    at = f"the run {ending} at step {state.step} before"
     expired: list[Record] = [
-        CommandSettled(uuid=uuid, status="expired", generation=state.generation_number, reason=why)
+        CommandSettled(
+            uuid=uuid, status="expired", generation=state.generation_number, reason=f"{at} this command was applied"
+        )
         for uuid in state.pending
     ]
-    return [*expired, RunClosed(ending=ending, reason=reason)]
+    return [*expired, *close_proposals(state, f"{at} anybody answered"), RunClosed(ending=ending, reason=reason)]

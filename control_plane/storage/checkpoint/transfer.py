@@ -16,9 +16,9 @@ from pydantic import ValidationError
 from control_plane.config_text import from_yaml
 from control_plane.core.model.branch_tree import candidates
 from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import MAIN, CheckpointCommitted, Parent
 from control_plane.core.model.redaction import Redaction, conceals, names_secret
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.model.values import MAX_NAME_CHARS, MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin

@@ -23,7 +23,6 @@ from control_plane.core.model.records import (
     BranchResumed,
     BranchStarted,
     CommandAccepted,
-    CommandIndex,
     CommandRepeated,
     CommandScheduled,
     CommandSettled,
@@ -35,6 +34,7 @@ from control_plane.core.model.records import (
     TermStarted,
 )
 from control_plane.core.model.state import RunState, evolve
+from control_plane.storage.journal.command_index import CommandIndex
 from control_plane.storage.journal.diagnosis import Finding, PlacedLine, diagnose, follow
 from control_plane.storage.journal.lines import parse_lines
 from control_plane.storage.journal.segments import Segment, honoured, list_segments, segment_name, verify

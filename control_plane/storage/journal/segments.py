@@ -41,7 +41,8 @@ from pathlib import Path
 from typing import Any
 
 from control_plane.core.model.errors import Damaged
-from control_plane.core.model.records import CommandIndex, Entry
+from control_plane.core.model.records import Entry
+from control_plane.storage.journal.command_index import CommandIndex
 from control_plane.storage.regular import read_regular
 
 FORMAT_VERSION = 2

@@ -13,8 +13,9 @@ from hashlib import sha256
 from pathlib import Path
 
 from control_plane.core.model.errors import Fenced, Invalid, NotFound, Unavailable
-from control_plane.core.model.records import CommandIndex, Entry, Record
+from control_plane.core.model.records import Entry, Record
 from control_plane.storage.failpoints import halves, reach
+from control_plane.storage.journal.command_index import CommandIndex
 from control_plane.storage.journal.segments import FORMAT_VERSION, Pin, list_segments, load, seal, segment_name, unseal
 from control_plane.storage.private import FILE_MODE, make_folder
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from control_plane.core.model.intents import Rollback
-from control_plane.core.model.server_intents import AdoptCheckpoint
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles

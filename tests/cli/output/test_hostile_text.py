@@ -27,6 +27,7 @@ from control_plane.core.model.intents import (
     SetKnobs,
     SetLearningRate,
 )
+from control_plane.core.model.intents.server import PinCheckpoint
 from control_plane.core.model.records import (
     BranchAdopted,
     BranchStarted,
@@ -49,7 +50,6 @@ from control_plane.core.model.records import (
     RunCreated,
     TermStarted,
 )
-from control_plane.core.model.server_intents import PinCheckpoint
 from control_plane.core.model.values import Change
 from control_plane.storage.journal.export import export
 from control_plane.storage.journal.writer import Journal

@@ -19,8 +19,8 @@ from control_plane.core.model.intents import (
     SetKnobs,
     SetLearningRate,
 )
+from control_plane.core.model.intents.server import AdoptCheckpoint, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.records import CommandAccepted, Entry
-from control_plane.core.model.server_intents import AdoptCheckpoint, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.model.values import Change
 from control_plane.core.rules import decisions

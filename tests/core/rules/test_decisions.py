@@ -19,7 +19,7 @@ from control_plane.core.model.records import (
     TermStarted,
 )
 from control_plane.core.model.state import RunState
-from control_plane.core.rules import decisions
+from control_plane.core.rules import checkpoint_rules, decisions
 from control_plane.core.rules.admission import MAX_PENDING_COMMANDS, find_group
 from control_plane.core.rules.decisions import GenerationStart
 from tests.core.examples import KNOBS, accepted, command, created, running, settled, start, started, state_after, uuid
@@ -210,8 +210,8 @@ def test_settle_of_an_unknown_command_is_refused() -> None:
 
 def test_commit_checkpoint_records_it_once() -> None:
     checkpoint = CheckpointCommitted(checkpoint="c1", step=5, generation=1, path="checkpoints/c1")
-    assert decisions.commit_checkpoint(running(), checkpoint) == [checkpoint]
-    assert decisions.commit_checkpoint(running(checkpoint), checkpoint) == []
+    assert checkpoint_rules.commit_checkpoint(running(), checkpoint) == [checkpoint]
+    assert checkpoint_rules.commit_checkpoint(running(checkpoint), checkpoint) == []
 
 
 def test_end_generation_records_it_once_and_leaves_commands_pending() -> None:

@@ -19,7 +19,7 @@ from control_plane.core.model.records import (
     RunResumed,
 )
 from control_plane.core.model.state import RunState
-from control_plane.core.rules import decisions
+from control_plane.core.rules import checkpoint_rules, decisions
 from control_plane.core.rules.recovery import (
     MAX_CANDIDATES,
     Replay,
@@ -283,14 +283,14 @@ def test_run_that_was_resumed_takes_commands_and_starts_again() -> None:
 
 def test_checkpoint_told_again_after_it_was_discarded_does_not_come_back() -> None:
     gone = CheckpointDiscarded(checkpoint="step-5-g1", reason="old")
-    assert decisions.commit_checkpoint(running(committed(5), gone), committed(5)) == []
-    assert decisions.commit_checkpoint(running(committed(5), gone), committed(6)) == [committed(6)]
+    assert checkpoint_rules.commit_checkpoint(running(committed(5), gone), committed(5)) == []
+    assert checkpoint_rules.commit_checkpoint(running(committed(5), gone), committed(6)) == [committed(6)]
 
 
 def test_fail_checkpoint_is_recorded_unless_the_checkpoint_is_there() -> None:
     failed = CheckpointFailed(checkpoint="step-5-g1", step=5, generation=1, reason="full")
-    assert decisions.fail_checkpoint(running(), failed) == [failed]
-    assert decisions.fail_checkpoint(running(committed(5)), failed) == []
+    assert checkpoint_rules.fail_checkpoint(running(), failed) == [failed]
+    assert checkpoint_rules.fail_checkpoint(running(committed(5)), failed) == []
 
 
 def test_settled_example_of_an_expired_command_is_no_repetition() -> None:

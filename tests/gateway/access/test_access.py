@@ -106,11 +106,23 @@ def test_websocket_that_is_planted_is_open_to_nobody(rig: Rig) -> None:
     assert (closed.value.code, closed.value.reason) == (4403, "this route is closed")
 
 
+OF_AN_AGENT = (
+    "set_learning_rate",
+    "set_knobs",
+    "set_schedule",
+    "save_checkpoint",
+    "evaluate",
+    "propose",
+    "withdraw_proposal",
+    "note_effect",
+)
+
+
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("intent", EVERY_INTENT, ids=lambda intent: intent["kind"])
 def test_command_is_open_to_the_roles_that_may_give_it(rig: Rig, intent: dict[str, Any], role: Role) -> None:
     answer = rig.post(f"/runs/{RUN}/commands", role, json={"intent": intent})
-    tunes = intent["kind"] in ("set_learning_rate", "set_knobs", "set_schedule", "save_checkpoint", "evaluate")
+    tunes = intent["kind"] in OF_AN_AGENT
     allowed = role in ("operator", "admin") or (role == "agent" and tunes)
     # Which actions an agent may run is for the run to say, and this one says nothing of any.
     is_for_the_run = role == "agent" and intent["kind"] == "run_action"
@@ -124,6 +136,10 @@ def test_command_is_open_to_the_roles_that_may_give_it(rig: Rig, intent: dict[st
         "adopt_checkpoint",
         "acknowledge_alert",
         "snooze_alert",
+        "stop_agent",
+        "withdraw_proposal",
+        "answer_proposal",
+        "note_effect",
     )
     assert (answer.status_code == 202) == (allowed and intent["kind"] not in of_nothing)
 

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from control_plane.core.model.commands import Command, SetLearningRate
 from control_plane.core.model.intents import Cancel, Rollback
+from control_plane.core.model.intents.server import AdoptCheckpoint, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.records import (
     BranchResumed,
     BranchStarted,
@@ -19,7 +20,6 @@ from control_plane.core.model.records import (
     Readback,
     RunResumed,
 )
-from control_plane.core.model.server_intents import AdoptCheckpoint, DeleteCheckpoint, PinCheckpoint
 from control_plane.core.model.state import RunState
 from tests.simulation.world.fleet import Fleet, Violation
 from tests.simulation.world.server import Disk

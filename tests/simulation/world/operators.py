@@ -5,8 +5,8 @@ from typing import Any
 
 from control_plane.core.model.commands import INTENT, Command
 from control_plane.core.model.errors import Refused
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import CheckpointCommitted, Parent
-from control_plane.core.model.server_intents import AdoptCheckpoint
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint
 
 ADOPTED = "-of-"

@@ -19,9 +19,8 @@ from control_plane.core.model.records import (
     RunCreated,
 )
 from control_plane.core.model.state import RunState, evolve, fold
-from control_plane.core.rules import crash_loop, decisions, recovery
+from control_plane.core.rules import checkpoint_rules, crash_loop, decisions, recovery
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
-from control_plane.core.rules.checkpoint_rules import retired_checkpoints
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint
 from tests.simulation.world.faults import Faults
@@ -95,7 +94,7 @@ class Rules:
     resume_point: Callable[[RunState], ResumePoint] = recovery.resume_point
     give_up: Callable[[RunState], str | None] = crash_loop.reason_to_give_up
     is_fenced: Callable[[int, int], bool] = lambda mine, newest: mine < newest
-    retire: Callable[[RunState], list[tuple[CheckpointCommitted, str]]] = retired_checkpoints
+    retire: Callable[[RunState], list[tuple[CheckpointCommitted, str]]] = checkpoint_rules.retired_checkpoints
     checkpoints_first: bool = False
 
 
@@ -173,7 +172,7 @@ class SimServer:
 
     def _commit_checkpoints(self, checkpoints: Sequence[CheckpointCommitted]) -> None:
         for checkpoint in checkpoints:
-            self.commit(decisions.commit_checkpoint(self.state, checkpoint))
+            self.commit(checkpoint_rules.commit_checkpoint(self.state, checkpoint))
         if checkpoints:
             gone = self._rules.retire(self.state)
             self.commit([CheckpointDiscarded(checkpoint=each.checkpoint, reason=reason) for each, reason in gone])

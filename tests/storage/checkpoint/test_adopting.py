@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from control_plane.core.model.errors import Conflict, Damaged, NotFound, Refused, SteerwayError, Unavailable
-from control_plane.core.model.server_intents import AdoptCheckpoint
+from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.storage import failpoints
 from control_plane.storage.checkpoint.store import MANIFEST, SigningKey, commit, verify
 from control_plane.storage.checkpoint.transfer import adopt

@@ -10,7 +10,7 @@ from control_plane.api.suggestions import suggested_intent
 from control_plane.console_login import SessionRecord
 from control_plane.core.model.health import Alert, Cleared, Evidence, HealthChange
 from control_plane.core.model.intents import Rollback, SetLearningRate
-from control_plane.core.model.server_intents import AcknowledgeAlert, SnoozeAlert
+from control_plane.core.model.intents.server import AcknowledgeAlert, SnoozeAlert
 from tests.ui.conftest import Visit
 from tests.ui.fake_cluster import TOKEN, FakeCluster
 from tests.ui.fake_trainer import FakeTrainer

@@ -1,0 +1,213 @@
+"""Rules for proposals: made at once, left to a person, answered, withdrawn, or closed by their deadline.
+
+A proposal and the command that comes of it are records of one write, and the command's uuid follows from the
+proposal's: whatever is repeated after a failure, a proposal becomes at most one command.
+"""
+
+from collections.abc import Mapping
+from typing import Protocol
+from uuid import UUID, uuid5
+
+from control_plane.core.model.commands import Command
+from control_plane.core.model.errors import Conflict, NotAllowed, NotFound, Overloaded, RunEnded, SteerwayError
+from control_plane.core.model.intent_base import BaseIntent
+from control_plane.core.model.intents.agent import (
+    AnswerProposal,
+    NoteEffect,
+    Propose,
+    StartAgent,
+    StopAgent,
+    WithdrawProposal,
+)
+from control_plane.core.model.limits import AGENT
+from control_plane.core.model.proposals import ProposalClosed, ProposalStatus, Verdict
+from control_plane.core.model.records import CommandSettled, Record
+from control_plane.core.model.state import RunState
+from control_plane.core.rules.agent.risk import acts_alone, risk_of
+
+MAX_OPEN_PROPOSALS = 8
+"""Proposals of a run that wait for an answer. A person reads each of them; more would bury the one that matters."""
+
+MADE = "made"
+
+ABOUT_AGENT = ("start_agent", "stop_agent", "propose", "withdraw_proposal", "answer_proposal", "note_effect")
+"""Kinds that `settle_agent_command` takes."""
+
+
+class Accept(Protocol):
+    """`decisions.accept` for the command that comes of a proposal."""
+
+    def __call__(self, state: RunState, command: Command) -> list[Record]:
+        """Return the records of its acceptance. Raises as `decisions.accept` does."""
+        ...
+
+
+def uuid_of_made(proposal: UUID) -> UUID:
+    """Return the uuid of the command that comes of a proposal."""
+    return uuid5(proposal, MADE)
+
+
+def check_agent_mode(state: RunState, command: Command) -> None:
+    """Raise `NotAllowed` if the role `agent` must propose this command, since the run's agent may not do it alone."""
+    settings = state.agent.settings
+    if command.role != AGENT or settings is None or not command.intent.is_queued:
+        return
+    if not acts_alone(state, command, command.intent):
+        raise NotAllowed(
+            f"the agent of run {state.run} is in mode {settings.mode}: a person must approve '{command.describe()}'; "
+            "send it as a proposal (kind 'propose')",
+            mode=settings.mode,
+        )
+
+
+def settle_agent_command(state: RunState, command: Command, accept: Accept) -> list[Record]:
+    """Return the records that follow the acceptance of a command about the agent.
+
+    Args:
+        accept: accepts the command that comes of a proposal.
+
+    Raises:
+        NotFound: there is no such proposal or command.
+        Conflict: it has no effect: an agent is started already, a proposal is closed.
+        Overloaded: too many proposals wait for an answer.
+        RunEnded: the run is closed.
+    """
+    done: list[Record] = [CommandSettled(uuid=command.uuid, status="applied")]
+    match command.intent:
+        case StartAgent():
+            _check_open(state)
+            if state.agent.settings is not None:
+                who = f"started by {state.agent.started_by}, policy {state.agent.settings.policy}"
+                raise Conflict(f"run {state.run} has an agent already ({who}); stop it first: `steer agent stop`")
+            return done
+        case StopAgent():
+            if state.agent.settings is None:
+                raise Conflict(f"run {state.run} has no agent to stop")
+            return done
+        case Propose():
+            return _propose(state, command, accept, done)
+        case WithdrawProposal(proposal=uuid):
+            status = _open(state, uuid)
+            if status.command.author != command.author:
+                raise NotAllowed(f"proposal {uuid} is of {status.command.author}; only its author may withdraw it")
+            return [*done, _closed(status, "withdrawn", command.author, reason=command.reason)]
+        case AnswerProposal():
+            return [*done, *_answer(state, command, command.intent, accept)]
+        case NoteEffect(command=uuid):
+            known = state.commands.get(uuid)
+            if known is None:
+                raise NotFound(f"run {state.run} has no command {uuid}")
+            if known.status != "applied":
+                raise Conflict(f"'{known.command.describe()}' is {known.status}, not applied: it has no effect to note")
+            if uuid in state.agent.effects:
+                raise Conflict(f"the effect of command {uuid} is noted already")
+            return done
+    raise AssertionError(f"{command.intent.kind} is not about the agent")
+
+
+def _propose(state: RunState, command: Command, accept: Accept, done: list[Record]) -> list[Record]:
+    _check_open(state)
+    proposed = command.intent
+    assert isinstance(proposed, Propose)
+    alone = acts_alone(state, command, proposed.intent)
+    waiting = sum(1 for _ in state.agent.open_proposals())
+    if not alone and waiting >= MAX_OPEN_PROPOSALS:
+        raise Overloaded(
+            f"{waiting} proposals of run {state.run} wait for an answer, the limit; answer or withdraw one first",
+            limit=MAX_OPEN_PROPOSALS,
+        )
+    made = _made(command, proposed.intent, command.author, command.role if alone else None)
+    try:
+        records = accept(state, made)
+    except SteerwayError as error:
+        # The proposal is on record, with the reason why nothing can come of it.
+        return [CommandSettled(uuid=command.uuid, status="rejected", reason=error.reason)]
+    if not alone:
+        return done
+    return [*done, ProposalClosed(proposal=command.uuid, verdict="automatic", command=made.uuid), *records]
+
+
+def _answer(state: RunState, command: Command, answer: AnswerProposal, accept: Accept) -> list[Record]:
+    status = _open(state, answer.proposal)
+    if not answer.approve:
+        return [_closed(status, "rejected", command.author, reason=answer.note)]
+    if status.branch != state.tree.head:
+        raise Conflict(
+            f"proposal {answer.proposal} is about branch {status.branch}, and the run is on {state.tree.head} now; "
+            "reject it"
+        )
+    edited = answer.intent is not None and answer.intent != status.proposed.intent
+    intent = answer.intent if answer.intent is not None else status.proposed.intent
+    made = _made(status.command, intent, command.author, command.role)
+    verdict: Verdict = "edited" if edited else "approved"
+    return [_closed(status, verdict, command.author, made.uuid, answer.note), *accept(state, made)]
+
+
+def expire_proposals(state: RunState, open_s: Mapping[UUID, float], accept: Accept) -> list[Record]:
+    """Return the records that close proposals whose deadline has passed, the oldest one only: call again for the next.
+
+    Args:
+        open_s: seconds since each open proposal was made.
+    """
+    due = (
+        each for each in state.agent.open_proposals() if open_s.get(each.command.uuid, 0.0) >= each.settings.deadline_s
+    )
+    status = next(due, None)
+    if status is None:
+        return []
+    late = f"nobody answered within {status.settings.deadline_s:g} s"
+    if status.settings.default == "reject" or state.closed is not None:
+        return [_closed(status, "expired", reason=f"{late}; the default is to reject it")]
+    if status.branch != state.tree.head:
+        return [_closed(status, "expired", reason=f"{late}, and the run has left branch {status.branch}")]
+    made = _made(status.command, status.proposed.intent, status.command.author, status.command.role)
+    try:
+        records = accept(state, made)
+    except SteerwayError as error:
+        return [_closed(status, "expired", reason=f"{late}, and it cannot be done: {error.reason}")]
+    return [_closed(status, "expired", "", made.uuid, f"{late}; the default is to approve it"), *records]
+
+
+def close_proposals(state: RunState, why: str) -> list[Record]:
+    """Return the records that close every open proposal, since the run has ended."""
+    return [_closed(status, "expired", reason=why) for status in state.agent.open_proposals()]
+
+
+def risk_of_proposal(state: RunState, status: ProposalStatus) -> str:
+    """Return the risk of a proposal with the run's values of now: `low` or `high`."""
+    return risk_of(status.proposed.intent, status.settings, state.knobs)
+
+
+def _made(proposal: Command, intent: BaseIntent, author: str, role: str | None) -> Command:
+    return Command.model_validate(
+        {
+            "uuid": uuid_of_made(proposal.uuid),
+            "author": author,
+            "role": role,
+            "intent": intent.model_dump(),
+            "reason": proposal.reason,
+            "not_after_step": proposal.not_after_step,
+        }
+    )
+
+
+def _open(state: RunState, uuid: UUID) -> ProposalStatus:
+    status = state.agent.proposals.get(uuid)
+    if status is None:
+        waiting = ", ".join(str(each.command.uuid) for each in state.agent.open_proposals()) or "none"
+        raise NotFound(f"run {state.run} has no proposal {uuid}; waiting for an answer: {waiting}")
+    if status.closed is not None:
+        by = f" by {status.closed.by}" if status.closed.by else ""
+        raise Conflict(f"proposal {uuid} is already {status.closed.verdict}{by}")
+    return status
+
+
+def _closed(
+    status: ProposalStatus, verdict: Verdict, by: str = "", command: UUID | None = None, reason: str | None = None
+) -> ProposalClosed:
+    return ProposalClosed(proposal=status.command.uuid, verdict=verdict, by=by, command=command, reason=reason)
+
+
+def _check_open(state: RunState) -> None:
+    if state.closed is not None:
+        raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
