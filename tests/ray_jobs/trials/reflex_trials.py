@@ -21,6 +21,7 @@ from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.loop.session import TrainingSession
 from ray_jobs.process import context
 from ray_jobs.steering.rollback import LeaveForBranch, forget_training
+from tests.ray_jobs.trials.loop_trials import Operator
 
 SAMPLES, GLOBAL_BATCH = 19_200, 32
 """More than the training takes, with what is skipped: a second epoch would meet the bad samples again."""
@@ -34,6 +35,51 @@ def train_each(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
     """Collective. Run the trainings one after the other. Of each: seed, `bad` (nan, spike or none), reflexes, `replays`
     (name of the run to replay)."""
     return [_survive(rank, training, Path(spec["root"])) for training in spec["trainings"]]
+
+
+# --- With an engine of DeepSpeed's, whose clipping is a knob ---
+
+FAULT_AT, CLIP_STEPS, SHORT_STEPS = 90, 20, 130
+
+
+def fault_each(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
+    """Collective. Run short trainings one after the other, each with a fault at one step. Of each: name, `fault`
+    (spike or nan), reflexes. Returns of each the clipping that was in force at every step, and the steps made."""
+    return [_fault(rank, training, Path(spec["root"])) for training in spec["trainings"]]
+
+
+def _fault(rank: int, spec: dict[str, Any], root: Path) -> dict[str, Any]:
+    import deepspeed
+
+    files = RunFiles(root / "runs" / spec["name"])
+    server = None
+    if rank == 0:
+        files.root.mkdir(parents=True)
+        given = {"run": files.run, "name": files.run, "author": "test", "config_sha256": "0" * 64}
+        created = RunCreated.model_validate(given | {"reflexes": spec["reflexes"]})
+        server = Operator(ControlServer(created, writer.Journal.open(files.journal), MetricsStore(files.metrics)))
+    dist.barrier()
+    connect: Any = lambda: server  # noqa: E731
+    context.enter(context.RunContext(files=files, connect=connect, key_file=root / "key", health=HealthSettings()))
+    torch.manual_seed(1)
+    batches = models.points(1, rank, GLOBAL_BATCH // dist.get_world_size(), models.centres(1))
+    engine, *_ = deepspeed.initialize(model=models.Classifier(), config=spec["deepspeed"])
+    clipping = {}
+    try:
+        with TrainingSession(engine=engine, total_steps=SHORT_STEPS) as session:
+            for made in session.steps():
+                inputs, wanted = next(batches)
+                is_bad = made + 1 == FAULT_AT
+                loss = models.loss_of(
+                    engine, (inputs * float("nan") if is_bad and spec["fault"] == "nan" else inputs, wanted)
+                )
+                clipping[made + 1] = float(engine.optimizer.clip_grad)
+                engine.backward(loss * (1e4 if is_bad and spec["fault"] == "spike" else 1.0))
+                engine.step()
+                session.step({"loss": loss.detach()})
+    finally:
+        context.enter(None)
+    return {"clipping": clipping, "steps": session.global_step, "resumed": server.resumed if server else 0}
 
 
 def _survive(rank: int, spec: dict[str, Any], root: Path) -> dict[str, Any]:
