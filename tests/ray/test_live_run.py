@@ -1,5 +1,6 @@
 """A real run on a real cluster: the README's three-line script, steered, while its control server is killed."""
 
+import json
 import shutil
 import threading
 from hashlib import sha256
@@ -12,10 +13,12 @@ from control_plane.api.messages import Snapshot
 from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import Pause, Resume, SaveCheckpoint, SetLearningRate
 from control_plane.core.model.errors import NotFound, SteerwayError
+from control_plane.core.model.health import AlertCleared, AlertRaised
 from control_plane.core.model.intents import Rollback
 from control_plane.core.model.records import CommandAccepted, CommandSettled, GenerationStarted, RunClosed, TermStarted
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.outputs import outputs
+from tests.gateway.health.receiver import Received, Receiver
 from tests.ray.cluster import (
     REPOSITORY,
     Cluster,
@@ -25,11 +28,15 @@ from tests.ray.cluster import (
     wait_for_step,
     whole_journal,
 )
+from tests.ray.conftest import WEBHOOK_SECRET
 from tests.ray.sent.project import launch, write_project
 
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 STEPS = 1500
+
+ALARMED = "health: {checkpoints: {most_steps: 1, least_s: 0.0}}"
+"""A checkpoint that is two steps old is too old: an alert that is raised at once."""
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +44,7 @@ def run(cluster: Cluster, client: SteerwayClient, tmp_path_factory: pytest.TempP
     """The script with modules and data beside it, sent from a folder that the cluster does not see: it is removed."""
     folder = tmp_path_factory.mktemp("laptop") / "code"
     write_project(folder)
-    run = launch(client, folder, STEPS)
+    run = launch(client, folder, STEPS, ALARMED)
     shutil.rmtree(folder.parent)
     wait_for_step(cluster, client, run, 5)
     return run
@@ -197,3 +204,36 @@ def test_the_run_ends_and_its_journal_says_so(run: str, cluster: Cluster, client
     assert whole_journal(client, run) == entries
     assert client.snapshot(run).status == "stopped"
     assert not cluster.control_actors()
+
+
+def is_sent(record: object) -> bool:
+    """Whether a message is sent about it, at the level `warning`."""
+    if isinstance(record, AlertRaised):
+        return record.alert.level != "info"
+    return isinstance(record, AlertCleared)
+
+
+def test_alerts_of_the_run_were_sent_signed_and_as_slack_takes_them_and_each_was_taken_once(
+    run: str, client: SteerwayClient, receiver: Receiver
+) -> None:
+    """The service refuses each message once. The control server was killed three times in between."""
+    alerts = [entry for entry in whole_journal(client, run) if is_sent(entry.record)]
+    raised = [entry.record.alert for entry in alerts if isinstance(entry.record, AlertRaised)]
+    assert "checkpoint_too_old" in {alert.kind for alert in raised}
+
+    def all_taken(path: str) -> dict[str, list[Received]] | None:
+        messages = receiver.of(path, run)
+        taken = [each for each in messages.values() if each[-1].status == 200]
+        return messages if len(taken) == len(alerts) else None
+
+    for path in ("/ops", "/chat"):
+        messages = wait_for(f"messages to {path}", lambda path=path: all_taken(path), 60).values()
+        assert {tuple(request.status for request in each) for each in messages} == {(500, 200)}
+        assert all(first.body == again.body for first, again in messages)
+    ops = [json.loads(again.body) for _, again in receiver.of("/ops", run).values()]
+    assert [message["seq"] for message in ops] == [entry.seq for entry in alerts]
+    assert all(each.is_signed_with(WEBHOOK_SECRET) for pair in receiver.of("/ops", run).values() for each in pair)
+    assert not any(each.signature for pair in receiver.of("/chat", run).values() for each in pair)
+    texts = [json.loads(again.body) for _, again in receiver.of("/chat", run).values()]
+    assert all(text.keys() == {"text"} and text["text"].startswith(f"{run}: ") for text in texts)
+    assert raised[0].sentence in texts[0]["text"]
