@@ -10,7 +10,6 @@ retries with backoff. It ends with the run, after its last decision, or by Ctrl-
 import math
 import os
 import time
-from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
@@ -19,6 +18,7 @@ from uuid import UUID, uuid4
 from control_plane.agent import greedy_lr
 from control_plane.agent.grants import Proposal, decide
 from control_plane.agent.history import SteeringHistory
+from control_plane.agent.measured import Measured
 from control_plane.agent.model import DEFAULT_TIMEOUT_S, ChatModel, ModelUnavailable, endpoint
 from control_plane.agent.observing import actions_seen, knobs_seen
 from control_plane.agent.policy import AgentAction, AgentBounds, Decision, Observation, explain, printable
@@ -28,11 +28,6 @@ from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, Refus
 from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.intents.grants import NO_GRANTS, Grants
 from control_plane.core.model.records import Entry
-
-METRIC_NAMES = ("loss", "eval_loss", "lr")
-MEASUREMENTS_PER_PAGE = 5000
-MAX_PAGES_PER_POLL = 20
-"""Joining a long run late reads its past in a few polls, without blocking Ctrl-C."""
 
 MAX_WAIT_S = 15.0
 """Longest wait between retries: notices a gateway restart soon, without hammering one that is down for long."""
@@ -208,7 +203,7 @@ class Autopilot:
         if self._generation not in (None, snapshot.generation):
             self._next_step = snapshot.step + self._options.every_steps
             self._memory = greedy_lr.Memory()
-            self._measured.losses.clear()
+            self._measured.forget()
         self._generation = snapshot.generation
 
     def _is_due(self, snapshot: Snapshot) -> bool:
@@ -317,63 +312,6 @@ class Autopilot:
             knobs=knobs_seen(snapshot, self._history, grants, live_lr),
             actions=actions_seen(snapshot, self._history, grants),
             watched={name: snapshot.latest[name] for name in grants.watch if name in snapshot.latest},
+            evals=tuple(self._measured.evals),
+            grad_norms=tuple(self._measured.grad_norms),
         )
-
-
-class Measured:
-    """Measurement window: the newest losses of a run, read by cursor. Invariant: the steps of `losses` rise."""
-
-    def __init__(self, window_points: int) -> None:
-        self.losses: deque[tuple[int, float]] = deque(maxlen=window_points)
-        self.eval_loss: float | None = None
-        self._lr: tuple[int, float] | None = None
-        self._peak_lr = 0.0
-        self._cursor = 0
-
-    @property
-    def newest_step(self) -> int | None:
-        """Return the step of the newest loss, None before the first."""
-        return self.losses[-1][0] if self.losses else None
-
-    def read(self, client: AgentClient, run: str) -> bool:
-        """Read the new points since the last call; return whether that was all of them."""
-        for _ in range(MAX_PAGES_PER_POLL):
-            page = client.metrics(run, after=self._cursor, limit=MEASUREMENTS_PER_PAGE, names=METRIC_NAMES)
-            self._cursor = page.cursor
-            for point in page.points:
-                self._take(point.name, point.step, point.value)
-            if len(page.points) < MEASUREMENTS_PER_PAGE:
-                return True
-        return False
-
-    def _take(self, name: str, step: int, value: float) -> None:
-        if name == "loss":
-            while self.losses and self.losses[-1][0] >= step:
-                self.losses.pop()  # rolled back: these steps are no longer part of the history
-            self.losses.append((step, value))
-        elif name == "eval_loss":
-            self.eval_loss = value
-        elif name == "lr":
-            self._lr = (step, value)
-            self._peak_lr = max(self._peak_lr, value) if math.isfinite(value) else self._peak_lr
-
-    def peak_lr(self, live_lr: tuple[float, ...]) -> float:
-        """Return the highest learning rate ever measured, over all groups, assuming the ratios of `live_lr`.
-
-        Only group 0 is measured. Measurements are read from the start of the run, so a restart forgets none.
-        """
-        ratios = [lr / live_lr[0] for lr in live_lr] if live_lr and live_lr[0] > 0 else []
-        return self._peak_lr * max([1.0, *filter(math.isfinite, ratios)])
-
-    def live_lr(self, knobs: tuple[float, ...], changed_at: int | None) -> tuple[float, ...]:
-        """Return the current learning rate of every group.
-
-        `knobs` are as of the last command; since then a schedule may have moved them, which shows in the measured `lr`
-        of group 0. The other groups are assumed to have moved by the same factor.
-        """
-        if self._lr is None or (changed_at is not None and self._lr[0] <= changed_at):
-            return knobs
-        measured = self._lr[1]
-        if not knobs or knobs[0] <= 0:
-            return (measured,) * max(1, len(knobs))
-        return tuple(lr * measured / knobs[0] for lr in knobs)

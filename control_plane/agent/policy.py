@@ -90,6 +90,9 @@ class Observation:
     knobs: Mapping[str, KnobSeen] = field(default_factory=dict)
     actions: Mapping[str, ActionSeen] = field(default_factory=dict)
     watched: Mapping[str, float] = field(default_factory=dict)
+    # (step, value), oldest first, as `losses`; empty where a run does not measure it.
+    evals: tuple[tuple[int, float], ...] = ()
+    grad_norms: tuple[tuple[int, float], ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
