@@ -1,9 +1,9 @@
 """Grants of the autopilot: further knobs and actions that its operator allows, and the check of proposals on them.
 
 A file (`steer agent RUN --grants FILE`, its form in `core.model.intents.grants`) grants knobs and actions, and nothing
-else; the three actions on the learning rate stay as they are. Proposals are typed (`Scale`, `SetTo`, `Run`); `decide`
-checks them against the grants, the run's knobs and actions, and their live values. The run's own limits apply as well,
-as for every operator.
+else; the three actions on the learning rate stay as they are. Proposals are typed (`Scale`, `SetTo`, `Run`, and the
+`Course` of `course`); `decide` checks them against the grants, the run's knobs and actions, and their live values. The
+run's own limits apply as well, as for every operator.
 """
 
 import json
@@ -15,7 +15,8 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from control_plane.agent import policy
+from control_plane.agent import course, policy
+from control_plane.agent.course import Course
 from control_plane.agent.policy import ActionSeen, AgentBounds, Decision, KnobSeen, Observation, Ruling
 from control_plane.config_text import from_yaml
 from control_plane.core.model.commands import MAX_LEARNING_RATE
@@ -27,6 +28,9 @@ from control_plane.core.model.knobs import KIND_LABELS, KnobSpec, finite_numbers
 from control_plane.core.model.values import MAX_SEED
 
 MAX_FILE_BYTES = 64 * 1024
+SLACK = 1e-9
+"""Rounding must not stand in the way of a step that is exactly as long as allowed."""
+
 ARGUMENT_TYPES = ("int", "float", "bool")
 """Types of arguments that a model may give. No text: the model's output must not become the script's input."""
 
@@ -90,7 +94,7 @@ class Run:
         return f"run {self.name} {json.dumps(dict(self.arguments))}"
 
 
-Proposal = Decision | Scale | SetTo | Run
+Proposal = Decision | Scale | SetTo | Run | Course
 
 
 def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: AgentBounds, grants: Grants) -> Ruling:
@@ -99,6 +103,9 @@ def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: Agen
         reason = _against_grant(proposal, seen, now, grants.knobs.get(LEARNING_RATE))
         return Ruling(None, f"not sent: {reason}") if reason else policy.decide(proposal, seen, now, bounds)
     reason = policy.gone_on(seen, now, bounds) or policy.too_many(now, bounds)
+    if isinstance(proposal, Course):
+        reason = reason or course.reason_against(proposal, now, bounds)
+        return Ruling(None, f"not sent: {reason}") if reason else Ruling(proposal.intent, proposal.what)
     if reason is None:
         about = _about_action if isinstance(proposal, Run) else _about_knob
         reason = about(proposal, seen, now, bounds, grants)  # type: ignore[arg-type]
@@ -158,6 +165,8 @@ def _about_knob(
     proposal: Scale | SetTo, seen: Observation, now: Observation, bounds: AgentBounds, grants: Grants
 ) -> str | None:
     grant, knob = grants.knobs.get(proposal.knob), now.knobs.get(proposal.knob)
+    if grant is None and proposal.knob == LEARNING_RATE and now.factor is not None:
+        return _about_factor(proposal, seen, now, bounds, now.factor)
     if grant is None:
         return f"the knob {proposal.knob!r} is not granted to the autopilot"
     if knob is None:
@@ -172,6 +181,23 @@ def _about_knob(
     if knob.spec.kind == "switch" or not is_number(proposal.factor) or proposal.factor <= 0:
         return f"{proposal.knob} cannot be multiplied by {proposal.factor!r}"
     return _beyond(proposal.knob, knob, grant, None, proposal.factor)
+
+
+def _about_factor(
+    proposal: Scale | SetTo, seen: Observation, now: Observation, bounds: AgentBounds, most: float
+) -> str | None:
+    """Return why the learning rate may not be multiplied by a factor of the model's choice, or None."""
+    if not isinstance(proposal, Scale):
+        return "the learning rate is multiplied by a factor; setting it to a value is not granted to the autopilot"
+    if not is_number(proposal.factor) or proposal.factor <= 0 or proposal.factor == 1:
+        return f"lr cannot be multiplied by {_shown(proposal.factor)}"
+    if not (1 - SLACK) / most <= proposal.factor <= most * (1 + SLACK):
+        return f"lr x {proposal.factor:g} is further than by a factor of {most:g} at once"
+    return (
+        policy.stale(seen, now, bounds)
+        or policy.too_soon(now, bounds)
+        or policy.rates_out_of_bounds(now, bounds, factor=proposal.factor)
+    )
 
 
 def _about_rates(proposal: Scale | SetTo, now: Observation, bounds: AgentBounds, grant: KnobGrant) -> str | None:
@@ -256,8 +282,7 @@ def _step(name: str, knob: KnobSeen, grant: KnobGrant, was: float, new: float) -
     if not new <= was and (new > min(ceilings, default=new) or (spec.below is not None and new >= spec.below)):
         return f"{name} would become {new:g}, above what is allowed"
     times = new / was if was else (1.0 if new == was else math.inf)
-    # Rounding must not stand in the way of a step that is exactly as long as allowed.
-    if not (1 - 1e-9) / grant.max_factor <= times <= grant.max_factor * (1 + 1e-9):
+    if not (1 - SLACK) / grant.max_factor <= times <= grant.max_factor * (1 + SLACK):
         return f"{name} would go from {was:g} to {new:g}, further than by a factor of {grant.max_factor:g} at once"
     return None
 

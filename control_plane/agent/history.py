@@ -5,13 +5,16 @@ which fifty others would push out. So the bounds hold for a run, across all rest
 
 An autopilot's command is one whose reason begins with `autopilot (` (see `policy.explain`), whichever token sent it: a
 budget per token would be reset by a new token. Forging that reason can only make the autopilot more careful, or end it.
+The command that comes of a proposal has the proposal's reason, also if a person has approved or edited it, and counts
+once; the proposal itself counts while it is open.
 
 Mutual exclusion: one autopilot steers a run. Commands before an autopilot joined are of an earlier one, whose remaining
 budget it inherits; a later command that it did not send is of a concurrent autopilot, and it ends. Every command is
-sent with `based_on_seq`, so one of two that act at once is rejected, sees the other's command, and ends: one stays.
+sent with `based_on_seq`, so one of two that act at once is rejected, sees the other's command, and ends: one stays. Of
+two open proposals made at once the earlier one's autopilot stays.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from fnmatch import fnmatchcase
 from typing import Any, Protocol
 from uuid import UUID
@@ -19,7 +22,9 @@ from uuid import UUID
 from control_plane.agent.policy import AUTOPILOT
 from control_plane.core.model.errors import Conflict
 from control_plane.core.model.intent_base import LEARNING_RATE
+from control_plane.core.model.intents.agent import Propose
 from control_plane.core.model.knobs import finite_numbers
+from control_plane.core.model.proposals import ProposalClosed, ProposalStatus
 from control_plane.core.model.records import (
     CommandAccepted,
     CommandRepeated,
@@ -53,12 +58,21 @@ class SteeringHistory:
         self._confirmed: set[UUID] = set()
         self._replayed: set[UUID] = set()
         self._by_autopilots: dict[UUID, CommandStatus] = {}
+        self._proposed: dict[UUID, CommandStatus] = {}
+        # Proposals by the command that came of them; and the step at which an answer was seen that declined one.
+        self._proposal_of: dict[UUID, UUID] = {}
+        self._declined_at: dict[UUID, int] = {}
         self.peak_lr = 0.0
 
     @property
     def seq(self) -> int:
         """Return the number of the last entry that was read."""
         return self._state.seq
+
+    @property
+    def state(self) -> RunState:
+        """Return the run's state as far as the journal was read. Only to be looked at."""
+        return self._state
 
     def read(self, reader: JournalReader, run: str, seq: int) -> bool:
         """Read up to entry `seq`; return whether it was reached. The first call marks where this autopilot joined."""
@@ -85,8 +99,14 @@ class SteeringHistory:
         evolve(self._state, entry)
         match entry.record:
             case CommandAccepted(command=command):
-                if (command.reason or "").startswith(AUTOPILOT):
-                    self._by_autopilots[command.uuid] = self._state.commands[command.uuid]
+                if is_autopilots(command.reason) and (command.intent.is_queued or isinstance(command.intent, Propose)):
+                    kept = self._proposed if isinstance(command.intent, Propose) else self._by_autopilots
+                    kept[command.uuid] = self._state.commands[command.uuid]
+            case ProposalClosed(proposal=proposal, command=made, verdict=verdict):
+                if made is not None:
+                    self._proposal_of[made] = proposal
+                elif verdict in ("rejected", "expired"):
+                    self._declined_at[proposal] = max(self._state.step, self._state.agent.proposals[proposal].step)
             case CommandScheduled(uuid=uuid):
                 self._replayed.add(uuid)
             case GenerationStarted(knobs=knobs):
@@ -102,27 +122,61 @@ class SteeringHistory:
 
     @property
     def changes(self) -> int:
-        """Return the number of commands of all autopilots of this run that were applied or are pending."""
-        return sum(life.status in ("applied", "accepted") for life in self._by_autopilots.values())
+        """Return the number of commands of all autopilots of this run that were applied, are pending, or proposed."""
+        made = sum(life.status in ("applied", "accepted") for life in self._by_autopilots.values())
+        return made + sum(1 for _ in self.open_proposals())
 
     @property
     def applied(self) -> int:
         """Return the number of this autopilot's commands that every rank has confirmed."""
         applied = {uuid for uuid, life in self._by_autopilots.items() if life.status == "applied"}
-        return len(self._confirmed | (applied & self._sent))
+        return len(self._confirmed | {uuid for uuid in applied if self._is_own(uuid)})
+
+    def _is_own(self, uuid: UUID) -> bool:
+        return uuid in self._sent or self._proposal_of.get(uuid) in self._sent
+
+    def open_proposals(self) -> Iterator[ProposalStatus]:
+        """Yield the open proposals of all autopilots of this run, oldest first."""
+        return (each for each in self._state.agent.open_proposals() if is_autopilots(each.command.reason))
+
+    def closing_of(self, proposal: UUID) -> ProposalClosed | None:
+        """Return how a proposal was closed, None if it is open or unknown."""
+        known = self._state.agent.proposals.get(proposal)
+        return known.closed if known else None
+
+    def declined(self) -> Iterator[tuple[ProposalStatus, int]]:
+        """Yield the proposals of autopilots that were rejected or expired, each with the run's step at that time."""
+        known = self._state.agent.proposals
+        return (
+            (known[uuid], at) for uuid, at in self._declined_at.items() if is_autopilots(known[uuid].command.reason)
+        )
+
+    def applied_by_autopilots(self) -> Iterator[CommandStatus]:
+        """Yield the applied commands of all autopilots of this run, oldest first."""
+        return (life for life in self._by_autopilots.values() if life.status == "applied")
 
     @property
     def inherited(self) -> tuple[int, int | None]:
         """Return the number of changes made by earlier autopilots, and the step of the last of them."""
-        earlier = [life for uuid, life in self._by_autopilots.items() if uuid not in self._sent]
+        earlier = [life for uuid, life in self._by_autopilots.items() if not self._is_own(uuid)]
         counted = [life for life in earlier if life.status in ("applied", "accepted")]
         return len(counted), max((life.settled.step or 0 for life in counted if life.settled), default=None)
 
     def check_alone(self, run: str) -> None:
         """Raise `Conflict` if another autopilot has sent a command since this one joined (mutual exclusion)."""
-        for uuid, life in self._by_autopilots.items():
+        own = [self._proposed[uuid].accepted_seq for uuid in self._sent & self._proposed.keys()]
+        for uuid, life in (*self._by_autopilots.items(), *self._proposed.items()):
             if uuid in self._sent or uuid in self._replayed or life.accepted_seq <= (self._joined_seq or 0):
                 continue
+            if uuid in self._proposal_of:
+                continue  # its proposal was looked at, or is older
+            based_on = life.command.based_on_seq
+            if (
+                uuid in self._proposed
+                and based_on is not None
+                and any(based_on < seq < life.accepted_seq for seq in own)
+            ):
+                continue  # it had not seen our own, earlier proposal; now it does, and ends
             raise Conflict(
                 f"another autopilot is active on run {run}: {life.command.author} sent '{life.command.describe()}' "
                 f"(journal entry {life.accepted_seq}) after this one joined, so this one ends; only one autopilot may "
@@ -150,6 +204,24 @@ class SteeringHistory:
             if outcome.generation == generation or outcome.step <= reach.get(life.branch, -1):
                 yield outcome.step
 
+    def is_on_course(self, life: CommandStatus) -> bool:
+        """Return whether an applied command belongs to the history of the current branch."""
+        return any(True for _ in self._steps_of(life))
+
+    def next_change_after(self, life: CommandStatus, until: int) -> int:
+        """Return the step of the next change of the training after this one, at most `until`."""
+        start = life.settled.step if life.settled and life.settled.step is not None else 0
+        others = (each for each in self._state.commands.values() if each.command.intent.changes_training)
+        later = [step for other in others if other is not life for step in self._steps_of(other) if step > start]
+        return min([until, *later])
+
+    def last_of_kind(self, kind: str) -> int | None:
+        """Return the step at which a command of this kind was last applied, or an autopilot's proposal declined."""
+        lives = (life for life in self._state.commands.values() if life.command.intent.kind == kind)
+        steps = [step for life in lives for step in self._steps_of(life)]
+        steps += [at for each, at in self.declined() if each.proposed.intent.kind == kind]
+        return max(steps, default=None)
+
     def _reach(self) -> dict[str, int]:
         """Return up to which step each branch belongs to the history of the current generation."""
         state = self._state
@@ -161,6 +233,11 @@ class SteeringHistory:
             reach[name] = step
             step, name = min(step, state.tree.branches[name].step), state.tree.branches[name].parent
         return reach
+
+
+def is_autopilots(reason: str | None) -> bool:
+    """Return whether a reason is that of an autopilot's command."""
+    return (reason or "").startswith(AUTOPILOT)
 
 
 def _changes(life: CommandStatus, knob: str) -> bool:

@@ -1,105 +1,50 @@
 """Control loop of the autopilot: observe a run every few steps, propose, check the bounds, submit like any operator.
 
-    observe -> propose (a model or the rule) -> observe again if that took time -> decide -> submit -> wait for the end
+    observe -> propose (a model or a rule) -> observe again if that took time -> decide -> second opinion -> submit
 
-Crash-safe and stateless: it may be killed and restarted at any step, since its bounds are counted from the run's
-journal (see `history`) and hold across restarts. Training never waits for it; while the gateway does not answer, it
-retries with backoff. It ends with the run, after its last decision, or by Ctrl-C.
+Where an agent is started on the run, every change is sent as a proposal, see `sending`; else directly. Crash-safe and
+stateless: it may be killed and restarted at any step, since its bounds are counted from the run's journal (see
+`history`) and hold across restarts. Training never waits for it; while the gateway does not answer, it retries with
+backoff. It ends with the run, after its last decision, when its agent is stopped or set anew, or by Ctrl-C.
 """
 
 import math
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
-from uuid import UUID, uuid4
+from dataclasses import replace
 
-from control_plane.agent import greedy_lr
+from control_plane.agent import seeing
+from control_plane.agent.asking import second_opinion
+from control_plane.agent.choosing import GuardedRule, choose_model, choose_rule
 from control_plane.agent.grants import Proposal, decide
 from control_plane.agent.history import SteeringHistory
+from control_plane.agent.judging.cadence import is_doubtful, next_look
+from control_plane.agent.judging.effects import effect_of
 from control_plane.agent.measured import Measured
-from control_plane.agent.model import DEFAULT_TIMEOUT_S, ChatModel, ModelUnavailable, endpoint
+from control_plane.agent.model import Budget, BudgetSpent, ChatModel, ModelUnavailable
 from control_plane.agent.observing import actions_seen, knobs_seen
-from control_plane.agent.policy import AgentAction, AgentBounds, Decision, Observation, explain, printable
-from control_plane.api.messages import CommandView, Measurements, Receipt, Snapshot
+from control_plane.agent.options import AgentClient, AgentOptions, adopted
+from control_plane.agent.policy import AgentAction, Decision, Observation, explain, printable
+from control_plane.agent.sending import Sender
+from control_plane.api.messages import Snapshot
 from control_plane.core.model.commands import Intent
-from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, Refused, Unavailable
+from control_plane.core.model.errors import Refused, Unavailable
 from control_plane.core.model.intent_base import LEARNING_RATE
-from control_plane.core.model.intents.grants import NO_GRANTS, Grants
-from control_plane.core.model.records import Entry
+from control_plane.core.model.intents.agent import NoteEffect
+from control_plane.core.model.state import CommandStatus
+from control_plane.core.rules.agent.risk import risk_of
+
+__all__ = ["AgentClient", "AgentOptions", "Autopilot", "choose_model", "run_agent"]
 
 MAX_WAIT_S = 15.0
 """Longest wait between retries: notices a gateway restart soon, without hammering one that is down for long."""
 
-RULE = "GreedyLR"
+LEAST_EFFECT_STEPS = 8
+"""An effect is measured over at least so many steps."""
 
-
-class AgentClient(Protocol):
-    """Client interface: the part of `client.SteerwayClient` that is used. May raise `Unavailable`, `Refused`."""
-
-    def snapshot(self, run: str) -> Snapshot:
-        """Return the current state of the run."""
-        ...
-
-    def metrics(self, run: str, after: int = 0, limit: int = ..., names: tuple[str, ...] = ()) -> Measurements:
-        """Return metric points after the cursor `after`."""
-        ...
-
-    def journal(self, run: str, after: int = 0, limit: int = ...) -> list[Entry]:
-        """Return journal entries after the entry `after`."""
-        ...
-
-    def submit(
-        self,
-        run: str,
-        intent: Intent,
-        *,
-        reason: str | None = None,
-        based_on_seq: int | None = None,
-        uuid: UUID | None = None,
-    ) -> Receipt:
-        """Submit a command durably. Idempotent by uuid.
-
-        Raises `Conflict` if the run has changed since the journal entry `based_on_seq`.
-        """
-        ...
-
-    def wait_settled(self, run: str, uuid: UUID, timeout_s: float) -> CommandView:
-        """Wait for a command's outcome. Raises `Unavailable` if it takes longer than `timeout_s`."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class AgentOptions:
-    """Options of the autopilot. Raises `Invalid` for inconsistent values.
-
-    `policy`: "auto" asks a model if a key is set and follows the rule otherwise. `fallback`: what to do if the model
-    gives no decision. `max_decisions` bounds the cost of a model: each decision is at most two calls.
-    """
-
-    every_steps: int = 25
-    window_points: int = 200
-    bounds: AgentBounds = field(default_factory=AgentBounds)
-    grants: Grants = NO_GRANTS
-    policy: Literal["auto", "model", "rule"] = "auto"
-    fallback: Literal["keep", "rule"] = "keep"
-    max_decisions: int = 1000
-    dry_run: bool = False
-    poll_s: float = 1.0
-    settle_timeout_s: float = 60.0
-    model_timeout_s: float = DEFAULT_TIMEOUT_S
-    patience: greedy_lr.Patience = field(default_factory=greedy_lr.Patience)
-
-    def __post_init__(self) -> None:
-        if self.policy not in ("auto", "model", "rule"):
-            raise Invalid(f"policy is {self.policy!r}; allowed are auto, model and rule")
-        if self.fallback not in ("keep", "rule"):
-            raise Invalid(f"fallback is {self.fallback!r}; allowed are keep and rule")
-        for name in ("every_steps", "window_points", "max_decisions", "poll_s", "settle_timeout_s", "model_timeout_s"):
-            value = getattr(self, name)
-            if not (math.isfinite(value) and value > 0):
-                raise Invalid(f"{name} is {value:g}; it must be greater than 0")
+MAX_REVIEW_CHARS = 110
+"""Limit of each opinion where a proposal's reason holds two."""
 
 
 def run_agent(
@@ -110,6 +55,7 @@ def run_agent(
     *,
     environ: Mapping[str, str] = os.environ,
     wait: Callable[[float], None] = time.sleep,
+    budget: Budget | None = None,
 ) -> int:
     """Steer a run until it has ended; return the number of applied changes.
 
@@ -117,7 +63,7 @@ def run_agent(
     active on this run). Ctrl-C ends it cleanly.
     """
     options = options or AgentOptions()
-    autopilot = Autopilot(client, run, options, say, choose_model(options, environ))
+    autopilot = Autopilot(client, run, options, say, choose_model(options, environ, budget))
     say(f"steering {run} every {options.every_steps} steps with {autopilot.pilot}; Ctrl-C ends the autopilot only")
     try:
         _steer_until_ended(autopilot, options, say, wait)
@@ -125,14 +71,6 @@ def run_agent(
         say("the autopilot was stopped; the run continues")
     say(f"{autopilot.decisions} decisions, {autopilot.applied} changes applied")
     return autopilot.applied
-
-
-def choose_model(options: AgentOptions, environ: Mapping[str, str]) -> ChatModel | None:
-    """Return the model to ask, or None for the rule. Raises `Invalid` if a model is required and no key is set."""
-    where = None if options.policy == "rule" else endpoint(environ, options.model_timeout_s)
-    if where is None and options.policy == "model":
-        raise Invalid("policy is 'model', but OPENAI_API_KEY is not set; set it, or use policy 'rule'")
-    return ChatModel(where) if where else None
 
 
 def _steer_until_ended(
@@ -152,7 +90,7 @@ def _steer_until_ended(
             say("the control server is available again")
             failures = 0
         if ended:
-            say(f"the run has ended: {ended}")
+            say(ended)
             return
         wait(options.poll_s)
     say(f"the limit of {options.max_decisions} decisions is reached")
@@ -165,18 +103,21 @@ class Autopilot:
         self, client: AgentClient, run: str, options: AgentOptions, say: Callable[[str], None], model: ChatModel | None
     ) -> None:
         self._client, self._run, self._options, self._say, self._model = client, run, options, say, model
-        self._measured = Measured(max(options.window_points, options.every_steps))
-        self._memory = greedy_lr.Memory()
-        self._generation: int | None = None
-        self._next_step = options.every_steps
+        self._rule, self._guarded = choose_rule(options), GuardedRule(options.patience)
+        self._measured = Measured(max(options.window_points, options.every_steps, 3 * options.bounds.cooldown_steps))
         self._history = SteeringHistory()
-        self._is_new = True
+        self._sender = Sender(client, run, self._history, options)
+        self._generation: int | None = None
+        self._since_seq: int | None = None
+        self._looked_at, self._measured_at, self._healthy_looks = 0, -1, 0
+        self._noted: set[object] = set()
+        self._is_new, self._told_budget = True, False
         self.decisions = 0
 
     @property
     def pilot(self) -> str:
         """Return the name of the proposer: the model's, or the rule's."""
-        return self._model.name if self._model else RULE
+        return self._model.name if self._model else self._rule.name
 
     @property
     def applied(self) -> int:
@@ -184,55 +125,103 @@ class Autopilot:
         return self._history.applied
 
     def poll(self) -> str | None:
-        """Observe once, and decide if one is due. Returns the final status of an ended run, else None.
+        """Observe once, and decide if one is due. Returns why it is over, as a sentence, else None.
 
         Raises `Unavailable` if nobody answers (call again later), `Conflict` if another autopilot is active on this
         run.
         """
         snapshot, is_known = self._look()
         if snapshot.closed:
-            return snapshot.status
+            return f"the run has ended: {snapshot.status}"
+        if (reason := self._is_set_anew(snapshot)) is not None:
+            return reason
         self._follow(snapshot)
         caught_up = self._measured.read(self._client, self._run) and is_known
-        if snapshot.status == "running" and caught_up and self._is_due(snapshot):
+        if snapshot.status != "running" or not caught_up:
+            return None
+        if self._options.settings is not None:
+            self._tend(snapshot)
+        if self._is_due(snapshot):
             self._act(self._observe(snapshot))
         return None
+
+    def _is_set_anew(self, snapshot: Snapshot) -> str | None:
+        """Return why the run's agent is not the one that this autopilot was started for, or None."""
+        agent = snapshot.agent
+        if self._since_seq is None:
+            self._since_seq = agent.since_seq
+            if self._options.settings is None and agent.settings is not None:
+                self._options = adopted(self._options, agent.settings)
+                self._sender = Sender(self._client, self._run, self._history, self._options)
+            if self._options.settings == agent.settings:
+                return None
+        elif agent.since_seq == self._since_seq and (agent.settings is None) == (self._options.settings is None):
+            return None
+        return "the run's agent was stopped" if agent.settings is None else "the run's agent was started anew"
 
     def _follow(self, snapshot: Snapshot) -> None:
         """Reset after a new generation, which starts at another step."""
         if self._generation not in (None, snapshot.generation):
-            self._next_step = snapshot.step + self._options.every_steps
-            self._memory = greedy_lr.Memory()
+            self._looked_at, self._measured_at, self._healthy_looks = snapshot.step, -1, 0
             self._measured.forget()
         self._generation = snapshot.generation
 
     def _is_due(self, snapshot: Snapshot) -> bool:
-        newest = self._measured.newest_step
-        return snapshot.step >= self._next_step and newest is not None and newest > self._memory.step
+        newest, options = self._measured.newest_step, self._options
+        if newest is None or newest <= self._measured_at:
+            return False
+        interval = options.every_steps
+        if options.adaptive:
+            seen = self._observe(snapshot)
+            interval = next_look(interval, seen, self._healthy_looks, options.bounds.cooldown_steps)
+        return snapshot.step >= self._looked_at + interval
+
+    def _tend(self, snapshot: Snapshot) -> None:
+        """Withdraw proposals that are overtaken, and note effects that can be measured now."""
+        self._sender.note(snapshot.step)
+        for sentence in self._sender.withdraw_overtaken(self.pilot):
+            self._say(f"step {snapshot.step}: {sentence}")
+        if not self._options.dry_run:
+            self._note_effects(snapshot)
 
     def _act(self, seen: Observation) -> None:
+        self._looked_at, self._measured_at = seen.step, seen.step
+        by_guarded = self._guarded.look(seen)
+        by_rule = by_guarded if isinstance(self._rule, GuardedRule) else self._rule.look(seen)
+        if self._waits_for_answer():
+            return
         self.decisions += 1
-        self._next_step = seen.step + self._options.every_steps
-        self._memory, by_rule = greedy_lr.look(self._memory, seen, self._options.patience)
-        pilot, decision = self._propose(seen, by_rule)
+        pilot, decision = self._propose(seen, by_rule, by_guarded)
         reason = explain(pilot, decision.reason)
         is_kept = isinstance(decision, Decision) and decision.action is AgentAction.KEEP
-        outcome = "kept" if is_kept else self._pass_gate(decision, seen, reason)
+        healthy = is_kept and not is_doubtful(seen, self._options.bounds.cooldown_steps)
+        self._healthy_looks = self._healthy_looks + 1 if healthy else 0
+        outcome = "kept" if is_kept else self._pass_gate(decision, seen, reason, by_guarded)
         loss = f"{seen.losses[-1][1]:.4g}" if seen.losses else "?"
         lr = ", ".join(f"{lr:.3g}" for lr in seen.lr) or "?"
         self._say(f"step {seen.step}: loss {loss}, lr {lr}: {printable(decision.what)}: {reason} -> {outcome}")
 
-    def _propose(self, seen: Observation, by_rule: Decision) -> tuple[str, Proposal]:
+    def _waits_for_answer(self) -> bool:
+        """Return whether all that could be proposed waits for an answer, so that nobody needs to be asked."""
+        options = self._options
+        if options.settings is None or options.kinds or options.grants.widen:
+            return False
+        return any(LEARNING_RATE in each.proposed.intent.knobs() for each in self._history.open_proposals())
+
+    def _propose(self, seen: Observation, by_rule: Proposal, by_guarded: Decision) -> tuple[str, Proposal]:
         if self._model is None:
-            return RULE, by_rule
+            return self._rule.name, by_rule
         try:
             return self._model.name, self._model.propose(seen, self._options.bounds, self._options.grants)
         except ModelUnavailable as error:
+            if isinstance(error, BudgetSpent) and not self._told_budget:
+                self._told_budget = True
+                self._say(f"{error.reason}; from now on: {self._options.fallback}")
             if self._options.fallback == "rule":
-                return RULE, replace(by_rule, reason=f"{by_rule.reason} ({error.reason})")
+                return self._guarded.name, replace(by_guarded, reason=f"{by_guarded.reason} ({error.reason})")
             return self._model.name, Decision(AgentAction.KEEP, error.reason)
 
-    def _pass_gate(self, decision: Proposal, seen: Observation, reason: str) -> str:
+    def _pass_gate(self, decision: Proposal, seen: Observation, reason: str, by_guarded: Decision) -> str:
         """Check a proposal against the bounds, submit it, and return its outcome as a sentence."""
         try:
             snapshot, is_known = self._look()  # the model took time, and people may have steered meanwhile
@@ -242,33 +231,76 @@ class Autopilot:
             return "not sent: the run's journal could not be read to its end"
         if snapshot.status != "running":
             return f"not sent: the run is now {snapshot.status}"
+        if (changed := self._is_set_anew(snapshot)) is not None:
+            return f"not sent: {changed}"
         ruling = decide(decision, seen, self._observe(snapshot), self._options.bounds, self._options.grants)
         if ruling.intent is None:
             return printable(ruling.sentence)
         if self._options.dry_run:
             return f"dry run, not sent: {printable(ruling.sentence)}"
-        return self._submit(ruling.intent, reason, snapshot.seq)
+        if self._options.settings is not None:
+            waits = self._sender.reason_not_sent(ruling.intent, snapshot.step)
+            reviewed = None if waits else self._review(ruling.intent, seen, snapshot, reason, by_guarded)
+            if waits or reviewed is None:
+                return waits or "dropped: of high risk, and the second opinion does not agree"
+            reason = reviewed
+        return self._sender.send(ruling.intent, reason, snapshot)
 
-    def _submit(self, intent: Intent, reason: str, seq: int) -> str:
-        uuid = uuid4()
-        self._history.send(uuid)
+    def _review(
+        self, intent: Intent, seen: Observation, snapshot: Snapshot, reason: str, by_guarded: Decision
+    ) -> str | None:
+        """Return the reason to send it with, which holds a second opinion if its risk is high; None to drop it."""
+        settings = self._options.settings
+        if settings is None or not self._options.second_opinion or risk_of(intent, settings, snapshot.knobs) == "low":
+            return reason
+        model, options = self._model, self._options
+        if model is None:
+            opinion = second_opinion.ask_rule(intent, by_guarded, self._guarded.name)
+        else:
+            proposed = seeing.told(intent, options.grants) or intent.kind.replace("_", " ")
+            opinion = second_opinion.ask_model(lambda: model.review(seen, options.bounds, proposed), model.name)
+        if not opinion.agrees and settings.mode == "auto":
+            return None
+        verdict = "agrees" if opinion.agrees else "does not agree"
+        second = printable(opinion.reason, MAX_REVIEW_CHARS)
+        return f"{printable(reason, 2 * MAX_REVIEW_CHARS)}; second opinion ({opinion.by}) {verdict}: {second}"
+
+    def _note_effects(self, snapshot: Snapshot) -> None:
+        steps = max(self._options.bounds.cooldown_steps, LEAST_EFFECT_STEPS)
+        for life in self._history.applied_by_autopilots():
+            uuid, settled = life.command.uuid, life.settled
+            if uuid in self._noted or settled is None or settled.step is None or snapshot.step < settled.step + steps:
+                continue
+            if uuid in self._history.state.agent.effects or not life.command.intent.changes_training:
+                self._noted.add(uuid)
+                continue
+            if self._note_effect(life, settled.step, steps) or snapshot.step > settled.step + 4 * steps:
+                self._noted.add(uuid)
+
+    def _note_effect(self, life: CommandStatus, step: int, steps: int) -> bool:
+        """Note the effect of one command; return whether that is done with."""
+        measured = self._measured
+        until = self._history.next_change_after(life, step + steps)
+        effect = effect_of(tuple(measured.losses), tuple(measured.evals), step, steps, until)
+        if effect is None or not self._history.is_on_course(life):
+            return not self._history.is_on_course(life)
+        noted = NoteEffect(
+            command=life.command.uuid,
+            metric="loss",
+            before=effect.before,
+            after=effect.after,
+            steps=steps,
+            judgement=effect.judgement,
+        )
         try:
-            self._client.submit(self._run, intent, reason=reason, based_on_seq=seq, uuid=uuid)
-            view = self._client.wait_settled(self._run, uuid, self._options.settle_timeout_s)
-        except NotAllowed:
-            raise
+            self._client.submit(self._run, noted, reason=explain(self.pilot, "measured against the trend before it"))
+        except Unavailable:
+            return False
         except Refused as error:
-            if isinstance(error, Conflict) and "course_seq" in error.detail:
-                return f"not sent: the run has changed since it was observed ({printable(error.reason)})"
-            return f"rejected: {error.reason}"
-        except Unavailable as error:  # the outcome is unknown: the journal will have it
-            return f"no outcome yet: {error.reason}"
-        if view.settled is None:
-            return view.status
-        if view.status == "applied":
-            self._history.confirm(uuid)
-        why = f" ({view.settled.reason})" if view.settled.reason else ""
-        return f"{view.what}: {view.status} at step {view.settled.step}{why}"
+            self._say(f"the effect of '{printable(life.command.describe())}' was not noted: {printable(error.reason)}")
+            return True
+        self._say(f"effect of '{printable(life.command.describe())}' at step {step}: {effect.judgement}")
+        return True
 
     def _look(self) -> tuple[Snapshot, bool]:
         """Return the current snapshot, and whether the journal was read up to it.
@@ -314,4 +346,14 @@ class Autopilot:
             watched={name: snapshot.latest[name] for name in grants.watch if name in snapshot.latest},
             evals=tuple(self._measured.evals),
             grad_norms=tuple(self._measured.grad_norms),
+            config=seeing.config_of(snapshot),
+            signs=seeing.signs_of(snapshot),
+            alerts=seeing.alerts_of(snapshot),
+            past=seeing.past_of(self._history, grants),
+            checkpoints=seeing.checkpoints_of(snapshot),
+            kinds=self._options.kinds,
+            course_at={
+                kind: at for kind in self._options.kinds if (at := self._history.last_of_kind(kind)) is not None
+            },
+            factor=self._options.factor,
         )

@@ -7,33 +7,37 @@ endpoint that echoes the key cannot get it into a log or the journal.
 """
 
 import asyncio
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address
-from typing import Annotated, Any, Literal
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
-from pydantic import BaseModel, Field, TypeAdapter, ValidationError
+from pydantic import BaseModel, Field
 
 from control_plane.addresses import is_in_the_clear, is_loopback, plain_url
-from control_plane.agent.grants import Proposal, Run, Scale, SetTo
-from control_plane.agent.policy import AgentAction, AgentBounds, Decision, Observation
-from control_plane.agent.prompt import messages
+from control_plane.agent.asking.answers import (
+    MAX_ANSWER_BYTES,
+    OPINION_SCHEMA,
+    UNREADABLE,
+    Opinion,
+    actions_of,
+    check_no_key_twice,
+    json_schema_of,
+    parse_proposal,
+)
+from control_plane.agent.asking.prompt import messages, review_messages
+from control_plane.agent.grants import Proposal
+from control_plane.agent.policy import AgentBounds, Observation
 from control_plane.core.model.errors import Invalid, Unavailable
-from control_plane.core.model.intent_base import Message
-from control_plane.core.model.intents.grants import MAX_SHOWN_CHARS, NO_GRANTS, Grants
-from control_plane.core.model.values import MAX_ARGUMENTS, Finite, KnobValue, Scalar
+from control_plane.core.model.intents.grants import NO_GRANTS, Grants
 
 DEFAULT_BASE_URL = "https://api.openai.com/v1"
 DEFAULT_MODEL = "o4-mini"
 
-MAX_ANSWER_BYTES = 64 * 1024
-"""A decision takes a few hundred bytes; the rest of a completion is bookkeeping."""
-
 MAX_ANSWER_TOKENS = 2000
-"""AgentBounds what one decision may cost. Reasoning models think inside this budget, so it is not a few dozen."""
+"""Bounds what one decision may cost. Reasoning models think inside this budget, so it is not a few dozen."""
 
 DEFAULT_TIMEOUT_S = 30.0
 """A decision that takes longer is stale when it arrives; training does not wait for it either way."""
@@ -41,12 +45,18 @@ DEFAULT_TIMEOUT_S = 30.0
 FENCED = re.compile(r"\s*```(?:json)?\s*(\{.*\})\s*```\s*", re.DOTALL)
 HTTP_MEANINGS = {401: "the API key was rejected", 403: "the API key was rejected", 429: "rate limit reached"}
 NO_JSON_MODE = (400, 422)
+TOKENS_AROUND = 200
+"""Tokens that the endpoint may count around the messages; a message has at most one token per byte of UTF-8."""
 
 
 class ModelUnavailable(Unavailable):
     """The model gave no usable decision: timeout, connection error, refusal, or an invalid answer."""
 
     slug = "model-unavailable"
+
+
+class BudgetSpent(ModelUnavailable):
+    """The model was not asked: a budget of the run's agent is used up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,59 +101,26 @@ def _is_link_local(host: str) -> bool:
         return False
 
 
-class Answer(Message):
-    """Schema of the model's answer; any other key is rejected."""
+class Budget(Protocol):
+    """Budget of the calls, see `ledger.Ledger`."""
 
-    action: AgentAction
-    reason: str = Field(max_length=MAX_ANSWER_BYTES)
+    @property
+    def reason(self) -> str | None:
+        """Why the last call of `reserve` returned None."""
+        ...
 
+    def reserve(self, max_prompt_tokens: int, max_completion_tokens: int) -> Any:
+        """Reserve the most that one call can take, durably; None if the budget is used up."""
+        ...
 
-Told = Annotated[str, Field(min_length=1, max_length=MAX_SHOWN_CHARS)]
-Why = Annotated[str, Field(max_length=MAX_ANSWER_BYTES)]
-
-
-class _Tuned(Message):
-    action: Literal["double", "halve", "keep"]
-    reason: Why = ""
-
-    def proposal(self) -> Proposal:
-        return Decision(AgentAction(self.action), self.reason)
+    def settle(self, reservation: Any, prompt_tokens: int | None, completion_tokens: int | None) -> None:
+        """Settle a call with the usage that the endpoint reported."""
+        ...
 
 
-class _Scaled(Message):
-    action: Literal["scale"]
-    knob: Told
-    factor: Finite
-    reason: Why = ""
-
-    def proposal(self) -> Proposal:
-        return Scale(self.knob, self.factor, self.reason)
-
-
-class _Set(Message):
-    action: Literal["set"]
-    knob: Told
-    value: KnobValue
-    reason: Why = ""
-
-    def proposal(self) -> Proposal:
-        return SetTo(self.knob, self.value, self.reason)
-
-
-class _Ran(Message):
-    action: Literal["run"]
-    name: Told
-    arguments: dict[Told, Scalar] = Field(default={}, max_length=MAX_ARGUMENTS)
-    reason: Why = ""
-
-    def proposal(self) -> Proposal:
-        return Run(self.name, self.arguments, self.reason)
-
-
-GRANTED: TypeAdapter[_Tuned | _Scaled | _Set | _Ran] = TypeAdapter(
-    Annotated[_Tuned | _Scaled | _Set | _Ran, Field(discriminator="action")]
-)
-"""Schema of the answer if knobs or actions were granted; any other key is rejected here, too."""
+class _Usage(BaseModel):
+    prompt_tokens: int = Field(ge=0, le=10**9)
+    completion_tokens: int = Field(ge=0, le=10**9)
 
 
 class _Message(BaseModel):
@@ -161,6 +138,10 @@ class _Completion(BaseModel):
     choices: list[_Choice] = Field(min_length=1)
 
 
+class _Bill(BaseModel):
+    usage: _Usage
+
+
 class _Turned(Exception):
     """The endpoint answered with another status than 200, or compressed; its body is not read."""
 
@@ -170,14 +151,14 @@ class _Turned(Exception):
 
 
 class ChatModel:
-    """Client of one endpoint. Stateless, but for whether the endpoint supports JSON mode."""
+    """Client of one endpoint. Stateless, but for the answer formats that the endpoint supports."""
 
-    def __init__(self, where: Endpoint) -> None:
+    def __init__(self, where: Endpoint, budget: Budget | None = None) -> None:
         import openai  # takes a second: imported only when a model is used, and not within a call's deadline
 
         self._sdk = openai
-        self._where = where
-        self._json_mode = True
+        self._where, self._budget = where, budget
+        self._formats = ["json_schema", "json_object"]
 
     @property
     def name(self) -> str:
@@ -186,30 +167,66 @@ class ChatModel:
 
     def propose(self, seen: Observation, bounds: AgentBounds, grants: Grants = NO_GRANTS) -> Proposal:
         """Ask for one decision. Raises `ModelUnavailable` within the endpoint's timeout, whatever the endpoint does."""
-        chat = messages(seen, bounds, grants)
+        text = self._call(messages(seen, bounds, grants), json_schema_of(seen, grants))
         try:
-            body = asyncio.run(self._ask_in_time(chat))
+            return parse_proposal(text, seen, grants, self._without_key)
+        except UNREADABLE:
+            allowed = "|".join(actions_of(seen, grants))
+            raise ModelUnavailable(f'{self.name} did not answer {{"action": "{allowed}", "reason": "..."}}') from None
+
+    def review(self, seen: Observation, bounds: AgentBounds, proposed: str) -> Opinion:
+        """Ask for a second opinion about a change, told in words of ours. Raises `ModelUnavailable` as `propose`."""
+        text = self._call(review_messages(seen, bounds, proposed), OPINION_SCHEMA)
+        try:
+            check_no_key_twice(text)
+            opinion = Opinion.model_validate_json(text)
+        except UNREADABLE:
+            raise ModelUnavailable(f'{self.name} did not answer {{"agree": true|false, "reason": "..."}}') from None
+        return Opinion(agree=opinion.agree, reason=self._without_key(opinion.reason))
+
+    def _call(self, chat: list[dict[str, str]], schema: dict[str, Any]) -> str:
+        try:
+            body = asyncio.run(self._ask_in_time(chat, schema))
         except ModelUnavailable:
             raise
         except Exception as error:  # nothing that a hostile endpoint provokes may end the loop
             raise ModelUnavailable(self._what_happened(error)) from None
-        return self._parse(self._read(body), grants)
+        text = self._read(body)
+        fenced = FENCED.fullmatch(text)
+        return fenced[1] if fenced else text
 
-    async def _ask_in_time(self, chat: list[dict[str, str]]) -> bytes:
+    async def _ask_in_time(self, chat: list[dict[str, str]], schema: dict[str, Any]) -> bytes:
         async with asyncio.timeout(self._where.timeout_s):
-            return await self._ask(chat)
+            return await self._ask(chat, schema)
 
-    async def _ask(self, chat: list[dict[str, str]]) -> bytes:
+    async def _ask(self, chat: list[dict[str, str]], schema: dict[str, Any]) -> bytes:
+        while True:
+            try:
+                return await self._paid(chat, schema)
+            except Exception as error:
+                turned = _turned(error)
+                if not self._formats or turned is None or turned.status not in NO_JSON_MODE:
+                    raise
+            # An older endpoint lacks this `response_format`; the prompt asks for JSON as well.
+            self._formats.pop(0)
+
+    async def _paid(self, chat: list[dict[str, str]], schema: dict[str, Any]) -> bytes:
+        """Make one call within the budget. A call that fails counts with the most that it can have cost."""
+        if self._budget is None:
+            return await self._complete(chat, schema)
+        most = sum(len(message["content"].encode()) for message in chat) + TOKENS_AROUND
+        reservation = self._budget.reserve(most, MAX_ANSWER_TOKENS)
+        if reservation is None:
+            raise BudgetSpent(self._budget.reason or "the agent's budget is used up")
+        body = await self._complete(chat, schema)
         try:
-            return await self._complete(chat)
-        except Exception as error:
-            turned = _turned(error)
-            if not self._json_mode or turned is None or turned.status not in NO_JSON_MODE:
-                raise
-        self._json_mode = False  # an older endpoint lacks `response_format`; the prompt asks for JSON as well
-        return await self._complete(chat)
+            usage = _Bill.model_validate_json(body).usage
+        except UNREADABLE:
+            return body  # no bill: the reservation stays, and counts in full
+        self._budget.settle(reservation, usage.prompt_tokens, usage.completion_tokens)
+        return body
 
-    async def _complete(self, chat: list[dict[str, str]]) -> bytes:
+    async def _complete(self, chat: list[dict[str, str]], schema: dict[str, Any]) -> bytes:
         where = self._where
         on_loopback = is_loopback(urlsplit(where.base_url).hostname or "")
         http = self._sdk.DefaultAsyncHttpxClient(
@@ -224,8 +241,10 @@ class ChatModel:
             "max_completion_tokens": MAX_ANSWER_TOKENS,
             "extra_headers": {"Accept-Encoding": "identity"},
         }
-        if self._json_mode:
-            request["response_format"] = {"type": "json_object"}
+        if self._formats:
+            named = {"name": "answer", "schema": schema, "strict": False}
+            chosen = {"type": self._formats[0]}
+            request["response_format"] = chosen | ({"json_schema": named} if chosen["type"] == "json_schema" else {})
         async with (
             self._sdk.AsyncOpenAI(
                 api_key=where.key, base_url=where.base_url, http_client=http, max_retries=0
@@ -249,42 +268,17 @@ class ChatModel:
         try:
             check_no_key_twice(body)
             message = _Completion.model_validate_json(body).choices[0].message
-        except (ValidationError, ValueError, RecursionError):
+        except UNREADABLE:
             raise ModelUnavailable(f"{self.name} did not answer with a chat completion") from None
         if message.refusal:
             raise ModelUnavailable(f"{self.name} declined to answer")
         return message.content or ""
-
-    def _parse(self, text: str, grants: Grants) -> Proposal:
-        fenced = FENCED.fullmatch(text)
-        text = fenced[1] if fenced else text
-        try:
-            check_no_key_twice(text)
-            if grants.widen:
-                answer = GRANTED.validate_json(text)
-                return GRANTED.validate_python(self._without_key(answer.model_dump())).proposal()
-            tuned = Answer.model_validate_json(text)
-            return Decision(tuned.action, self._without_key(tuned.reason))
-        except (ValidationError, ValueError, RecursionError):
-            allowed = "double|halve|keep" + ("|scale|set|run" if grants.widen else "")
-            raise ModelUnavailable(f'{self.name} did not answer {{"action": "{allowed}", "reason": "..."}}') from None
 
     def _without_key(self, value: Any) -> Any:
         """Mask the API key wherever an answer repeats it."""
         if isinstance(value, dict):
             return {self._without_key(name): self._without_key(item) for name, item in value.items()}
         return value.replace(self._where.key, "***") if isinstance(value, str) else value
-
-
-def check_no_key_twice(text: str | bytes) -> None:
-    """Raise `ValueError` for duplicate keys in this JSON, which parsers resolve differently."""
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        if len(dict(pairs)) < len(pairs):
-            raise ValueError("duplicate key")
-        return dict(pairs)
-
-    json.loads(text, object_pairs_hook=once)
 
 
 async def _turn_away(response: Any) -> None:

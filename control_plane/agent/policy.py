@@ -66,6 +66,42 @@ class ActionSeen:
 
 
 @dataclass(frozen=True, slots=True)
+class AlertSeen:
+    """Observed open alert: its kind and level (words of ours), and its numbers. No sentence, no subject."""
+
+    kind: str
+    level: str
+    step: int
+    value: float | None = None
+    threshold: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class PastSeen:
+    """Past intervention, or a proposal of one: at which step, what in words of ours and numbers, by whom, its end.
+
+    verdict: `applied`, or how a proposal was closed. judgement: of the noted effect; empty if none was noted.
+    """
+
+    step: int
+    what: str
+    by: str
+    verdict: str
+    before: float | None = None
+    after: float | None = None
+    judgement: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointSeen:
+    """Observed checkpoint that a rollback may be proposed to. A model names it by its step; its label is not shown."""
+
+    name: str
+    step: int
+    pinned: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Observation:
     """Observation of a run, in numbers: the proposer's only input.
 
@@ -93,6 +129,18 @@ class Observation:
     # (step, value), oldest first, as `losses`; empty where a run does not measure it.
     evals: tuple[tuple[int, float], ...] = ()
     grad_norms: tuple[tuple[int, float], ...] = ()
+    config: Mapping[str, float | str] = field(default_factory=dict)
+    """Numbers of the run's configuration, and names from our own lists of optimizers and schedules."""
+    signs: Mapping[str, float] = field(default_factory=dict)
+    alerts: tuple[AlertSeen, ...] = ()
+    past: tuple[PastSeen, ...] = ()
+    checkpoints: tuple[CheckpointSeen, ...] = ()
+    kinds: frozenset[str] = frozenset()
+    """Kinds of commands on the run's course that may be proposed, see `course`."""
+    course_at: Mapping[str, int] = field(default_factory=dict)
+    """Step at which a command of each kind was last applied, or last declined as a proposal."""
+    factor: float | None = None
+    """Largest factor of one change of the learning rate; None: only 2 and 1/2, unless granted."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from control_plane.agent.asking.answers import GRANTED as GRANTED_ANSWER
+from control_plane.agent.asking.prompt import GRANTED, MAX_GRANTED_CHARS, MAX_PROMPT_CHARS, messages
 from control_plane.agent.grants import Proposal, Run, Scale, SetTo, decide, load
-from control_plane.agent.model import GRANTED as GRANTED_ANSWER
 from control_plane.agent.policy import ActionSeen, AgentAction, AgentBounds, Decision, KnobSeen, Observation
-from control_plane.agent.prompt import GRANTED, MAX_GRANTED_CHARS, MAX_PROMPT_CHARS, messages
 from control_plane.core.model.commands import SetKnobs, SetLearningRate
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import RunAction
@@ -211,7 +211,7 @@ ALLOWED = {"reward/goal": (0.5, 3.0), "eval_steps": (50.0, 200.0), "lr": (1e-5, 
 @given(ANSWERS)
 def test_decide_whatever_is_answered_leads_nowhere_beyond_what_was_granted(answer: dict[str, Any]) -> None:
     try:
-        proposal = GRANTED_ANSWER.validate_json(json.dumps(answer)).proposal()
+        proposal = GRANTED_ANSWER.validate_json(json.dumps(answer)).proposal(SEEN)
     except (ValidationError, ValueError):
         return
     intent, sentence = ruled(proposal)

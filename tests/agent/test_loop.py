@@ -284,6 +284,11 @@ def test_run_agent_asked_for_a_model_without_a_key_refuses() -> None:
         fly(SimulatedRun(1e-3), policy="model")
 
 
+def test_run_agent_asked_for_an_unknown_rule_refuses() -> None:
+    with pytest.raises(Invalid, match="magic"):
+        fly(SimulatedRun(1e-3), policy="magic")
+
+
 def test_run_agent_told_to_follow_the_rule_asks_no_model() -> None:
     _, said, requests = fly_with(SimulatedRun(2e-2), says("{}"), policy="rule")
     assert requests == []
@@ -292,7 +297,7 @@ def test_run_agent_told_to_follow_the_rule_asks_no_model() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"policy": "magic"}, {"fallback": "double"}, {"every_steps": 0}, {"poll_s": -1.0}, {"model_timeout_s": math.nan}],
+    [{"fallback": "double"}, {"every_steps": 0}, {"poll_s": -1.0}, {"model_timeout_s": math.nan}],
 )
 def test_options_that_make_no_sense_are_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(Invalid):

@@ -47,7 +47,9 @@ def test_propose_asks_once_with_the_key_and_a_bounded_budget() -> None:
     with chat_server(says(GOOD)) as server:
         ChatModel(Endpoint(server.base_url, "m", KEY)).propose(SEEN, AgentBounds())
     (request,), (headers,) = server.requests, server.headers
-    assert request["response_format"] == {"type": "json_object"}
+    schema = request["response_format"]["json_schema"]["schema"]
+    assert (request["response_format"]["type"], schema["additionalProperties"]) == ("json_schema", False)
+    assert schema["properties"]["action"]["enum"] == ["double", "halve", "keep"]
     assert request["max_completion_tokens"] <= 2000
     assert headers["authorization"] == f"Bearer {KEY}"
 

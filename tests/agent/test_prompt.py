@@ -3,8 +3,8 @@
 import math
 import re
 
+from control_plane.agent.asking.prompt import INSTRUCTIONS, MAX_PROMPT_CHARS, describe, messages
 from control_plane.agent.policy import AgentBounds
-from control_plane.agent.prompt import INSTRUCTIONS, MAX_PROMPT_CHARS, describe, messages
 from tests.agent.simulated import observed
 
 

@@ -28,6 +28,10 @@ AgentMode = Literal["suggest", "guarded", "auto"]
 """`suggest`: a person answers every proposal. `guarded`: what is of low risk is done at once, the rest is answered by a
 person. `auto`: all that the role `agent` may send is done at once."""
 
+ActionSpace = Literal["published", "factors", "full"]
+"""`published`: double, halve or keep the learning rate. `factors`: also any factor within the bounds. `full`: also a
+schedule, an evaluation, a save, and for a person to approve: a rollback, skipped samples, a pause, a stop."""
+
 Steps = Annotated[int, Field(ge=1, le=MAX_STEP, strict=True)]
 
 MAX_DEADLINE_S = 7 * 24 * 3600.0
@@ -57,16 +61,17 @@ class AgentSettings(Message):
     """Settings of a run's agent. What it costs, and which model it asks, is set on the server only.
 
     policy: `auto` (the server's model, else the guarded rule), `model`, or the name of a rule.
+    action_space: what may be proposed for the learning rate and the run's course; `grants` come on top of it.
     every_steps: steps between two looks; with `adaptive`, rarer at a healthy run and more often at a doubtful one.
     max_factor: a change of the learning rate by more than this factor is of high risk.
     deadline_s, default: seconds that a person has to answer a proposal, and what happens then.
-    trial_steps: a proposal of high risk is first tried on a fork for so many steps, and made only if the evaluation is
-        better there; None: no trials.
+    trial_steps: reserved for trials of proposals on a fork, which this release does not have: only None is accepted.
     fallback: what is done if the model gives no decision.
     """
 
     policy: Name = "auto"
     mode: AgentMode = "guarded"
+    action_space: ActionSpace = "factors"
     every_steps: Steps = 25
     adaptive: bool = True
     fallback: Literal["keep", "rule"] = "keep"
@@ -81,6 +86,13 @@ class AgentSettings(Message):
     second_opinion: bool = True
     trial_steps: Steps | None = None
     grants: Grants = NO_GRANTS
+
+    @field_validator("trial_steps")
+    @classmethod
+    def _has_no_trials(cls, steps: int | None) -> int | None:
+        if steps is not None:
+            raise ValueError("this release cannot try proposals on a fork; leave 'trial_steps' out")
+        return steps
 
     @model_validator(mode="after")
     def _min_lr_is_below_max_lr(self) -> "AgentSettings":

@@ -1,0 +1,1 @@
+"""Judgements on a run's numbers: when to look again, and what a change has done to the loss."""
