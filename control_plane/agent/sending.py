@@ -139,6 +139,7 @@ class Sender:
         self._history.read(self._client, self._run, min(view.accepted_seq + 1, MAX_STEP))
         closed = self._history.closing_of(uuid)
         if closed is None:
+            self._was_open.add(uuid)
             return f"proposed: {printable(intent.describe())}; a person answers it"
         if closed.command is None:
             return f"{closed.verdict}: {printable(closed.reason or 'no reason given')}"

@@ -13,6 +13,10 @@ CLEAR = 2.0
 """Standard errors by which the newer half of the losses must lie above the older one to be a rise."""
 
 
+HUGE = 1e100
+"""No loss; its square would overflow."""
+
+
 def next_look(every_steps: int, seen: Observation, healthy_looks: int, cool_down_steps: int) -> int:
     """Return the steps from the last look to the next one.
 
@@ -35,8 +39,8 @@ def next_look(every_steps: int, seen: Observation, healthy_looks: int, cool_down
 
 
 def is_alarming(seen: Observation) -> bool:
-    """Return whether a critical alert is open, or the newest loss is not finite."""
-    broken = bool(seen.losses) and not math.isfinite(seen.losses[-1][1])
+    """Return whether a critical alert is open, or the newest loss is not finite or beyond all measure."""
+    broken = bool(seen.losses) and not abs(seen.losses[-1][1]) < HUGE
     return broken or any(alert.level == "critical" for alert in seen.alerts)
 
 
@@ -48,7 +52,7 @@ def is_doubtful(seen: Observation, cool_down_steps: int) -> bool:
 
 def rises(losses: Sequence[float]) -> bool:
     """Return whether the newer half of the losses lies above the older one by more than their noise."""
-    finite = [loss for loss in losses if math.isfinite(loss)]
+    finite = [loss for loss in losses if abs(loss) < HUGE]
     half = len(finite) // 2
     if half < 4:
         return False

@@ -1,0 +1,1 @@
+"""Tests of the judgements on a run's numbers."""
