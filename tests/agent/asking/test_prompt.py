@@ -48,7 +48,7 @@ def test_instructions_name_every_action() -> None:
 
 def crowded() -> Observation:
     """An observation with as much of everything as there may be, in long numbers."""
-    tuple(AlertSeen("loss_scale_exhausted", "critical", 10**6, -1e300 / 7, 1e300 / 7) for _ in range(MAX_ALERTS))
+    alert = AlertSeen("loss_scale_exhausted", "critical", 10**6, -1e300 / 7, 1e300 / 7)
     past = tuple(
         PastSeen(10**6, "x" * 1000, "a person", "withdrawn", -1e300 / 7, 1e300 / 7, "unclear") for _ in range(MAX_PAST)
     )
