@@ -14,6 +14,7 @@ from control_plane.cli.commands import branches, knobs, lifecycle, parameters, s
 from control_plane.cli.commands.agent import agent
 from control_plane.cli.commands.chaos import chaos
 from control_plane.cli.commands.checkpoint import checkpoint
+from control_plane.cli.commands.episodes import episodes
 from control_plane.cli.commands.journal import journals
 from control_plane.cli.commands.keys import key
 from control_plane.cli.commands.outputs import outputs
@@ -116,6 +117,7 @@ app.command(rich_help_panel=LOOK)(tree.tree)
 app.command(rich_help_panel=LOOK)(tree.compare)
 app.command(rich_help_panel=LOOK)(show.checkpoints)
 app.add_typer(journals, rich_help_panel=LOOK)
+app.add_typer(episodes, rich_help_panel=LOOK)
 app.command(rich_help_panel=LOOK)(show.logs)
 app.command(rich_help_panel=LOOK)(outputs)
 app.command(rich_help_panel=LOOK)(cluster.console)

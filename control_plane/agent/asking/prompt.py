@@ -137,7 +137,7 @@ def describe(seen: Observation, bounds: AgentBounds) -> str:
     changed = "never" if seen.changed_at is None else f"{seen.step - seen.changed_at} steps ago, at {seen.changed_at}"
     evaluated = "none yet" if seen.eval_loss is None else _number(seen.eval_loss)
     groups = ", ".join(_number(lr) for lr in seen.lr[:MAX_GROUPS])
-    points = " ".join(f"{step}:{_number(loss)}" for step, loss in _thinned(seen.losses))
+    points = " ".join(f"{step}:{_number(loss)}" for step, loss in thinned(seen.losses))
     return "\n".join(
         [
             f"step: {seen.step} of {seen.total_steps}",
@@ -210,8 +210,8 @@ def _checkpoints(seen: Observation) -> list[str]:
     return ["checkpoints for a rollback, by step: " + ", ".join(str(each.step) for each in seen.checkpoints)]
 
 
-def _thinned(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
-    """Sample at most `MAX_POINTS` losses, denser at the end, always including the oldest and the newest."""
+def thinned(losses: Sequence[tuple[int, float]]) -> list[tuple[int, float]]:
+    """Return at most `MAX_POINTS` losses, denser at the end, always including the oldest and the newest."""
     last = len(losses) - 1
     if last < MAX_POINTS:
         return list(losses)
