@@ -314,6 +314,8 @@ class ControlServer:
 
     def _take_health(self, report: Report) -> None:
         """Record alerts one by one: each is one write, together with the commands of the reflex that answers it."""
+        if not report.health:  # a start that has failed reports before there is a generation
+            return
         at = report.generation
         of = {"branch": self._state.tree.of_generation[at], "training": self._state.training_of_generation[at]}
         for change in report.health:

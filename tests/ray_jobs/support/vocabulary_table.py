@@ -263,7 +263,8 @@ def main(names: list[str]) -> None:
     for name in names or v.ARMS:
         begun_s = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            column = judged(v.ARMS[name], run(name, Path(folder)))
+            # A folder below: the signing key lies beside that of all runs, which nobody else may write to.
+            column = judged(v.ARMS[name], run(name, Path(folder) / "runs"))
         told = "\n".join(["", *wrong({name: column})])
         print(f"{name}: {counted({name: column})}, {time.monotonic() - begun_s:.0f} s{told}", flush=True)
         if not wrong({name: column}):

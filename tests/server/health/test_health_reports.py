@@ -131,3 +131,12 @@ def test_alert_is_of_the_branch_and_training_of_the_generation_that_reports_it(t
         assert (view.alert.branch, view.alert.training, view.current) == ("main", 1, True)
 
     run(story())
+
+
+def test_start_that_has_failed_before_there_is_a_generation_may_report(tmp_path: Path) -> None:
+    async def story() -> None:
+        server = Rig(tmp_path).serve(STEERED)
+        await server.report(Report(generation=0))
+        assert (await server.snapshot()).alerts == ()
+
+    run(story())
