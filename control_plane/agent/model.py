@@ -167,7 +167,7 @@ class ChatModel:
 
     def propose(self, seen: Observation, bounds: AgentBounds, grants: Grants = NO_GRANTS) -> Proposal:
         """Ask for one decision. Raises `ModelUnavailable` within the endpoint's timeout, whatever the endpoint does."""
-        text = self._call(messages(seen, bounds, grants), json_schema_of(seen, grants))
+        text = self.ask(messages(seen, bounds, grants), json_schema_of(seen, grants))
         try:
             return parse_proposal(text, seen, grants, self._without_key)
         except UNREADABLE:
@@ -176,7 +176,7 @@ class ChatModel:
 
     def review(self, seen: Observation, bounds: AgentBounds, proposed: str) -> Opinion:
         """Ask for a second opinion about a change, told in words of ours. Raises `ModelUnavailable` as `propose`."""
-        text = self._call(review_messages(seen, bounds, proposed), OPINION_SCHEMA)
+        text = self.ask(review_messages(seen, bounds, proposed), OPINION_SCHEMA)
         try:
             check_no_key_twice(text)
             opinion = Opinion.model_validate_json(text)
@@ -184,7 +184,8 @@ class ChatModel:
             raise ModelUnavailable(f'{self.name} did not answer {{"agree": true|false, "reason": "..."}}') from None
         return Opinion(agree=opinion.agree, reason=self._without_key(opinion.reason))
 
-    def _call(self, chat: list[dict[str, str]], schema: dict[str, Any]) -> str:
+    def ask(self, chat: list[dict[str, str]], schema: dict[str, Any]) -> str:
+        """Return the text of the answer to a chat. Raises `ModelUnavailable` within the endpoint's timeout."""
         try:
             body = asyncio.run(self._ask_in_time(chat, schema))
         except ModelUnavailable:

@@ -25,6 +25,7 @@ from control_plane.cli.errors import SteerGroup
 from control_plane.cli.health import alerts
 from control_plane.cli.health.explain import explain
 from control_plane.cli.launching import fork, resume
+from control_plane.cli.launching.rounds import rounds
 from control_plane.cli.launching.submit import submit
 from control_plane.cli.nodes import nodes
 from control_plane.cli.output.printing import tell
@@ -86,6 +87,7 @@ app.command(rich_help_panel=TRAIN)(deploy)
 app.command(rich_help_panel=TRAIN)(submit)
 app.command(rich_help_panel=TRAIN)(fork.fork)
 app.command(rich_help_panel=TRAIN)(fork.replay)
+app.command(rich_help_panel=TRAIN)(rounds)
 app.command("set", rich_help_panel=STEER)(knobs.set_knobs)
 app.command(rich_help_panel=STEER)(knobs.schedule)
 app.command(rich_help_panel=STEER)(parameters.freeze)

@@ -75,7 +75,7 @@ def launch(
     path = Path(find_config(config)).expanduser()
     text = read_text(path, str(path))
     raw = from_yaml(text, str(path))
-    settings = _overridden(raw if isinstance(raw, dict) else {}, overrides)
+    settings = overridden(raw if isinstance(raw, dict) else {}, overrides)
     named = _named_files(settings, path.absolute().parent, choices.no_bundle, shares_files)
     request = LaunchRequest(
         config=text,
@@ -114,7 +114,7 @@ def _checked_priority(priority: int) -> Priority:
     return priority
 
 
-def _overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """Return the settings that name files, after the overrides. Malformed ones are the gateway's to refuse."""
     settings = {**raw}
     for override in overrides:

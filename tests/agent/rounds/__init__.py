@@ -1,0 +1,1 @@
+"""Tests of rounds: memory, planner, playing and the frontier."""
