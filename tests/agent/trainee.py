@@ -11,13 +11,13 @@ from control_plane.api.messages import CommandView, Measurements, Point, Progres
 from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import Command, Intent, SetKnobs, SetLearningRate
 from control_plane.core.model.intents import INTENT
-from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import CommandAccepted, CommandSettled, Entry
 from control_plane.server.control_server import ControlServer
+from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from tests.agent.simulated import NoisyModel
 from tests.core import examples
-from tests.gateway.rig import open_server
+from tests.gateway.rig import PointList
 
 FACTS: dict[str, Any] = {"parameters": 1000, "optimizer": "AdamW", "schedule": "linear"}
 
@@ -35,17 +35,21 @@ class Trainee:
         total_steps: int = 600,
         **about: Any,
     ) -> None:
-        """Open the run's control server and start its trainers. `about`: facts, knobs, knob_facts, limits."""
+        """Open the run's control server and start its trainers. `about`: facts, knobs, knob_facts, limits, called."""
         self.run, self.lr, self.call, self.total_steps = name, lr, call, total_steps
         self.model = model or NoisyModel().step
         self.step, self.extra, self.calls = 0, dict(about.get("knobs", {})), 0
-        self.server: ControlServer = call(self._open(root, about.get("limits", {})))
+        self.files = RunFiles(root / name)
+        self.server: ControlServer = call(self._open(about))
         facts = FACTS | about.get("facts", {}) | {"knobs": about.get("knob_facts", {})}
         start = examples.start(ranks=1, total_steps=total_steps, knobs=self.knobs, facts=facts)
         call(self.server.start_generation(start))
 
-    async def _open(self, root: Path, limits: dict[str, Limit]) -> ControlServer:
-        return open_server(RunFiles(root / self.run), limits)
+    async def _open(self, about: dict[str, Any]) -> ControlServer:
+        self.files.root.mkdir(parents=True, exist_ok=True)
+        called = {"name": about.get("called", "a run"), "limits": about.get("limits", {})}
+        created = examples.created(self.run).model_copy(update=called)
+        return ControlServer(created, Journal.open(self.files.journal), PointList())
 
     @property
     def knobs(self) -> dict[str, Any]:

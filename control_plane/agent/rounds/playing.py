@@ -32,7 +32,7 @@ class Spending(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Series:
-    """What all rounds of a series have in common.
+    """Common parts of all rounds of a series.
 
     launch: begins a run with these overrides and returns its id. agent: the policy of the agent in the rounds after
     the reference; None: no agent. spent: what models have cost so far.

@@ -13,7 +13,9 @@ import pytest
 
 from control_plane.agent import loop, seeing
 from control_plane.agent.policy import Ruling
+from control_plane.api.messages import Report
 from control_plane.core.model.errors import Unavailable
+from control_plane.core.model.health import Alert, HealthChange
 from control_plane.core.model.intents import INTENT
 from tests.agent.chat_server import says
 from tests.agent.hostile import cases
@@ -27,7 +29,19 @@ SCRIPTED = (*cases.garbage(), *cases.endpoints(), *cases.greedy())
 CRASHES = list(itertools.product(range(1, 25), cases.MODES))
 LOST = list(itertools.product(range(1, 9), cases.MODES))
 TWINS = list(itertools.product(("halve", "double", "pause", "evaluate"), cases.MODES))
-CHANNELS = ("run name", "reasons", "notes", "metrics", "knobs", "descriptions", "arguments", "checkpoints", "facts")
+CHANNELS = (
+    "run name",
+    "reasons",
+    "notes",
+    "metrics",
+    "alerts",
+    "knobs",
+    "descriptions",
+    "arguments",
+    "checkpoints",
+    "facts",
+    "logs",
+)
 
 
 def some(values: Any) -> list[Any]:
@@ -114,6 +128,8 @@ def _inject(stage: Arena, case: Case, channel: str) -> Trainee:
         about = {"facts": {"actions": {"jump": {"description": " ".join(INJECTIONS), "arguments": listed}}}}
     elif channel == "facts":
         about = {"facts": {"optimizer": INJECTIONS[0], "schedule": INJECTIONS[1], "not_exact": list(INJECTIONS)}}
+    elif channel == "run name":
+        about = {"called": " ".join(INJECTIONS)}
     trainee = stage.trainee(case, **about)
     for text in INJECTIONS:
         if channel == "reasons":
@@ -124,6 +140,17 @@ def _inject(stage: Arena, case: Case, channel: str) -> Trainee:
             trainee.send({"kind": "answer_proposal", "proposal": str(made), "approve": False, "note": text})
         elif channel == "checkpoints":
             trainee.send({"kind": "save_checkpoint", "label": text[:80], "note": text, "pin": True})
+    if channel == "alerts":
+        raised = tuple(
+            Alert(kind="loss_spike", level="critical", step=1, onset_step=1, sentence=text, subject=text[:60])
+            for text in INJECTIONS
+        )
+        trainee.call(trainee.server.report(Report(generation=1, health=(HealthChange(raised=raised),))))
+        assert len(trainee.call(trainee.server.snapshot()).alerts) == len(INJECTIONS)
+    if channel == "logs":
+        (trainee.files.root / "logs").mkdir()
+        for name in ("driver.log", "rank-0.log"):
+            (trainee.files.root / "logs" / name).write_text("\n".join(INJECTIONS))
     if channel == "metrics":
         trainee.train(1, **{text[:64]: 1.0 for text in INJECTIONS})
     return trainee
@@ -140,6 +167,7 @@ def test_what_a_run_says_does_not_reach_the_model(stage: Arena, channel: str) ->
     assert asked
     assert [text for text in INJECTIONS if text in told] == []
     assert [word for word in ("canary", "ignore all", "DROP", "im_start") if word in told] == []
+    assert channel != "alerts" or "open alert: loss_spike (critical)" in told
     check(stage, trainee, case)
 
 
