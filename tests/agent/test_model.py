@@ -62,7 +62,8 @@ def test_propose_to_an_endpoint_without_json_mode_asks_again_without_and_remembe
     with chat_server(old) as server:
         model = ChatModel(Endpoint(server.base_url, "m", KEY))
         assert [model.propose(SEEN, AgentBounds()).action for _ in range(2)] == [AgentAction.HALVE] * 2
-    assert ["response_format" in request for request in server.requests] == [True, False, False]
+    formats = [request.get("response_format", {}).get("type") for request in server.requests]
+    assert formats == ["json_schema", "json_object", None, None]
 
 
 HOSTILE: dict[str, Answer] = {
