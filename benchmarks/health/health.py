@@ -13,6 +13,7 @@ run again. `--only KIND,KIND` measures these kinds of faults; `healthy` names th
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from math import inf, isfinite, nan
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -23,7 +24,9 @@ from benchmarks.harness.quantiles import median
 from benchmarks.harness.ranks import run_ranks
 from benchmarks.harness.result import Bound, Result, Table
 from benchmarks.health.answers import KeptAnswers
-from benchmarks.health.trials import FAULTS, FIRST_SEED, Fault, Trial, faulty, healthy
+from benchmarks.health.trials import FAULTS, FIRST_SEED, HOOK_STEPS, Fault, Trial, faulty, healthy
+from control_plane.core.health.detectors import DETECTORS
+from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.errors import Invalid
 
 HEALTHY_PER_FAULT_RUN = 3.6
@@ -34,6 +37,11 @@ LOSS_WINDOW_STEPS, LOSS_SIGMAS = 128, 6.0
 STEPS_PER = 10_000
 HEALTHY = "healthy"
 
+GATHER_STEPS = 5
+"""As `ray_jobs.health.rank_health.GATHER_STEPS`, which imports torch."""
+
+URGENT = frozenset(kind for make in DETECTORS for kind in make(HealthSettings()).kinds if make(HealthSettings()).urgent)
+
 Answers = Mapping[str, Mapping[str, Any]]
 
 
@@ -41,8 +49,8 @@ Answers = Mapping[str, Mapping[str, Any]]
 class Found:
     """Result of one run with a fault.
 
-    after: steps from the onset to the boundary at which the first alert of its kind is raised, which is one step after
-        the one that it speaks of; infinite: none is raised.
+    after: steps from the onset to the boundary at which the first alert of its kind is raised, see `told_at`; infinite:
+        none is raised.
     lead: steps by which the alert came before the loss showed it; NaN: the loss never did, or no alert came.
     """
 
@@ -106,10 +114,21 @@ def run(trials: Sequence[Trial], say: Say, file: Path | None = None) -> Answers:
 def found(trial: Trial, answer: Mapping[str, Any]) -> Found:
     """Return when a planted fault was found, and the false alerts before it."""
     steps = [step for kind, _, step, *_ in answer["alerts"] if kind == trial.fault and step >= trial.onset]
-    at = min(steps, default=inf)
+    at = told_at(trial.fault, min(steps)) if steps else inf
     shown = loss_shows(answer["losses"], trial.onset)
     false = sum(step < trial.onset for _, _, step, *_ in answer["alerts"])
-    return Found(trial, at + 1 - trial.onset, shown - (at + 1) if isfinite(shown) and isfinite(at) else nan, false)
+    return Found(trial, at - trial.onset, shown - at if isfinite(shown) and isfinite(at) else nan, false)
+
+
+def told_at(kind: str | None, step: int) -> int:
+    """Return the boundary at which an alert of `step` is raised.
+
+    It is the next one; of a kind that is not urgent, the one after the next step whose gather has ended, or which has
+    hooks.
+    """
+    if kind in URGENT:
+        return step + 1
+    return next(look for look in count(step) if look % GATHER_STEPS == 1 or look % HOOK_STEPS == 0) + 1
 
 
 def loss_shows(losses: Sequence[float], onset: int) -> float:

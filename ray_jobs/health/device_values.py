@@ -15,21 +15,22 @@ class HostCopy:
     def __init__(self, tensor: torch.Tensor) -> None:
         tensor = tensor.detach().reshape(-1)
         self._event: torch.cuda.Event | None = None
-        if tensor.is_cuda:
+        self._host: torch.Tensor | None = None
+        if not tensor.is_cuda:
+            # Read at once: the script may write into its tensor later.
+            self._values = [float(value) for value in tensor.tolist()]
+        else:
             self._host = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()
             self._event.record()
-        else:
-            # The script may write into its tensor before this is read.
-            self._host = tensor.to("cpu").clone()
 
     def values(self) -> Sequence[float]:
         """Return the elements; waits only if the device has not come to the copy yet."""
-        if self._event is not None:
+        if self._event is not None and self._host is not None:
             self._event.synchronize()
-            self._event = None
-        return [float(value) for value in self._host.double().tolist()]
+            self._values, self._event, self._host = self._host.double().tolist(), None, None
+        return self._values
 
 
 class LossSum:

@@ -140,11 +140,13 @@ class RankHealth:
         """Collective. Judge the step that was closed last, and await a gather of it."""
         self._judge()
         self._await_gather()
+        self._catch_up()
 
     def close(self) -> None:
         """Collective. Judge what is left; a gather that would have no use is not issued."""
         self._judge(is_last=True)
         self._await_gather()
+        self._catch_up()
         self.leave()
 
     def leave(self) -> None:
@@ -228,15 +230,20 @@ class RankHealth:
         if arrived is not None:
             signs |= {name: value for name, value in arrived.signs.items() if self._wanted(name)}
             by_rank = {name: row for name, row in arrived.by_rank.items() if name == "loss" or self._wanted(name)}
-        change = self._observe(step, signs, by_rank)
-        self._report(change)
+        # What is not urgent waits for the next gather: one pass over several steps costs each of them less.
+        put_off = arrived is None and self._probed_step != step
+        self._report(self._observe(lambda monitor: monitor.observe(step, signs, by_rank, put_off=put_off), step))
         self._chart(step, signs, arrived)
 
-    def _observe(self, step: int, signs: Mapping[str, float], by_rank: Mapping[str, Sequence[float]]) -> HealthChange:
+    def _catch_up(self) -> None:
+        """Let the monitor see what was put off: a checkpoint holds no look that it has not seen."""
+        self._report(self._observe(lambda monitor: monitor.catch_up(), self._training.loop.step))
+
+    def _observe(self, look: Callable[[HealthMonitor], HealthChange], step: int) -> HealthChange:
         if self._monitor is None:
             return HealthChange()
         try:
-            return self._monitor.observe(step, signs, by_rank)
+            return look(self._monitor)
         except Exception:
             # Checks must never cost a training; without them no checkpoint is called trusted.
             log.exception("the checks of the training's health have failed at step %d and are switched off", step)

@@ -16,21 +16,29 @@ class Look:
         self, step: int, signs: Mapping[str, float], by_rank: Mapping[str, Sequence[float]] | None = None
     ) -> None:
         self.step, self.signs, self.by_rank = step, signs, by_rank or {}
-        self._families: dict[str, list[tuple[str, float]]] = {}
-        # At most steps no sign of a family was measured: one pass finds them for all detectors.
-        for name in sorted(name for name in signs if "/" in name):
-            if isfinite(signs[name]):
-                family, _, own = name.partition("/")
-                self._families.setdefault(family, []).append((own, _bounded(signs[name])))
+        self._families: dict[str, list[tuple[str, float]]] | None = None
 
     def finite(self, name: str) -> float | None:
         """Return a sign's value, or None if it was not measured or is not finite."""
         value = self.signs.get(name)
-        return _bounded(value) if value is not None and isfinite(value) else None
+        if value is None or -MOST <= value <= MOST:
+            return value
+        return _bounded(value) if isfinite(value) else None
 
     def family(self, name: str) -> Sequence[tuple[str, float]]:
         """Return (own name, value) of all finite signs `name/...`, in the order of their names."""
+        if self._families is None:
+            self._families = self._by_family()
         return self._families.get(name, ())
+
+    def _by_family(self) -> dict[str, list[tuple[str, float]]]:
+        """Return the finite signs of all families: at most steps there are none, and one pass finds them for all."""
+        families: dict[str, list[tuple[str, float]]] = {}
+        for name in sorted(name for name in self.signs if "/" in name):
+            if isfinite(self.signs[name]):
+                family, _, own = name.partition("/")
+                families.setdefault(family, []).append((own, _bounded(self.signs[name])))
+        return families
 
 
 MOST = 1e100
@@ -148,6 +156,9 @@ class Detector(ABC):
     """Key of its state in a checkpoint."""
 
     kinds: ClassVar[tuple[AlertKind, ...]]
+
+    urgent: ClassVar[bool] = False
+    """Whether it looks at every step at once, see `HealthMonitor.observe`."""
 
     @abstractmethod
     def observe(self, look: Look) -> Iterable[Finding | Ended]:

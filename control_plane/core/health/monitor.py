@@ -2,6 +2,7 @@
 
     monitor = HealthMonitor(settings, branch="main")
     change = monitor.observe(step, signs, by_rank)     # after every step
+    change = monitor.catch_up()                        # before a checkpoint, after looks that were put off
     verdict, reasons = monitor.trust()                 # for a checkpoint saved now
     monitor.restore(saved)                             # what `state()` has returned, from a checkpoint
     monitor.expect(alerts)                             # that the journal has as open: those that do not come again end
@@ -45,34 +46,56 @@ class HealthMonitor:
     def __init__(self, settings: HealthSettings, *, branch: str = MAIN, training: int = 1) -> None:
         self.settings, self.branch, self.training = settings, branch, training
         self._detectors = [make(settings) for make in DETECTORS]
+        # Looks that only the urgent detectors have seen; empty in every checkpoint.
+        self._put_off: list[Look] = []
         self._open: dict[Key, Alert | Cleared] = {}
         self._has_loss = False
         # Open alerts of the journal that this monitor has not raised, or not yet again.
         self._expected: list[Cleared] = []
 
     def observe(
-        self, step: int, signs: Mapping[str, float], by_rank: Mapping[str, Sequence[float]] | None = None
+        self,
+        step: int,
+        signs: Mapping[str, float],
+        by_rank: Mapping[str, Sequence[float]] | None = None,
+        *,
+        put_off: bool = False,
     ) -> HealthChange:
         """Take the signs of a step in, once after every step, and return the alerts that it has raised and cleared.
 
         Args:
             signs: value by name, as in `signs.py`; NaN or an infinity where something not finite was measured.
             by_rank: where a gather has ended, one value a rank for some of the signs.
+            put_off: let only the urgent detectors look now. The others see the look at the next one that is not put
+                off, or at `catch_up`: several at once cost a step less. Alerts name the same steps either way.
         """
         if not self.settings.enabled:
             return NOTHING
         look = Look(step, signs, by_rank)
         self._has_loss = self._has_loss or "loss" in signs or "loss_local" in signs
+        self._put_off.append(look)
+        urgent = self._look(look, urgent=True)
+        return urgent if put_off else _joined([urgent, self.catch_up()])
+
+    def catch_up(self) -> HealthChange:
+        """Let the detectors that are not urgent see what was put off, and return what they have raised and cleared."""
+        waiting, self._put_off = self._put_off, []
+        return _joined([self._look(look, urgent=False) for look in waiting])
+
+    def _look(self, look: Look, urgent: bool) -> HealthChange:
         raised: list[Alert] = []
         cleared: list[Cleared] = []
         for detector in self._detectors:
+            if detector.urgent is not urgent:
+                continue
             for finding in detector.observe(look):
                 match finding:
                     case Finding():
-                        raised += self._raise(step, finding)
+                        raised += self._raise(look.step, finding)
                     case Ended():
-                        cleared += self._clear(step, finding)
-        cleared += self._end_expected(step) if self._expected else []
+                        cleared += self._clear(look.step, finding)
+        if self._expected and not urgent:
+            cleared += self._end_expected(look.step)
         return HealthChange(raised=tuple(raised), cleared=tuple(cleared)) if raised or cleared else NOTHING
 
     def derived(self) -> dict[str, float]:
@@ -96,14 +119,14 @@ class HealthMonitor:
         return {
             "version": STATE_VERSION,
             "has_loss": self._has_loss,
-            "open": [_identity(alert) for alert in self._open.values()],
+            "open": [_identity(self._open[key]) for key in sorted(self._open)],
             "detectors": {detector.name: detector.state() for detector in self._detectors},
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; an empty one, or one of an older version, starts with empty windows."""
         self._detectors = [make(self.settings) for make in DETECTORS]
-        self._open, self._has_loss = {}, False
+        self._open, self._has_loss, self._put_off = {}, False, []
         if state.get("version") != STATE_VERSION:
             return
         self._has_loss = bool(state["has_loss"])
@@ -160,3 +183,11 @@ class HealthMonitor:
 def _identity(alert: Alert | Cleared) -> dict[str, Any]:
     """Return what names an alert; that of an alert from a parent branch keeps the parent's name."""
     return alert.model_dump(include=IDENTITY)
+
+
+def _joined(changes: Sequence[HealthChange]) -> HealthChange:
+    changed = [change for change in changes if change is not NOTHING]
+    if len(changed) < 2:
+        return changed[0] if changed else NOTHING
+    raised = tuple(alert for change in changed for alert in change.raised)
+    return HealthChange(raised=raised, cleared=tuple(one for change in changed for one in change.cleared))

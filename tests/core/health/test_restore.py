@@ -2,17 +2,19 @@
 
 import json
 import math
+import random
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from control_plane.core.health.detectors import DETECTORS
+from control_plane.core.health.detectors.spikes import GradientSpike, LossSpike, is_within
 from control_plane.core.health.findings import Condition
 from control_plane.core.health.monitor import HealthMonitor
-from control_plane.core.health.settings import HealthSettings
+from control_plane.core.health.settings import HealthSettings, SpikeSettings
 from control_plane.core.health.windows import BlockMeans
-from control_plane.core.model.health import AlertKind
+from control_plane.core.model.health import Alert, AlertKind, Cleared
 from tests.core.health.series import FAULTS, HOOK_STEPS, RANKS, Healthy, Signs, with_fault
 
 SETTINGS = HealthSettings(hook_steps=HOOK_STEPS)
@@ -108,6 +110,42 @@ def test_whatever_the_signs_a_restore_changes_nothing_and_alerts_begin_and_end_i
             assert not any(key[:2] == other[:2] for other in open_alerts), "raised twice"
             assert alert.onset_step <= alert.step == now.step
             open_alerts.add(key)
+
+
+@settings(max_examples=60, deadline=None)
+@given(any_series(), st.integers(0, 2**32))
+def test_looks_that_are_put_off_give_the_same_alerts_of_the_same_steps(series: list[Signs], seed: int) -> None:
+    dice = random.Random(seed)
+    one, two = HealthMonitor(SMALL), HealthMonitor(SMALL)
+    at_once: list[Alert | Cleared] = []
+    later: list[Alert | Cleared] = []
+    for now in series:
+        changes = [two.observe(now.step, now.signs, now.by_rank, put_off=dice.random() < 0.7)]
+        if dice.random() < 0.1:
+            changes.append(two.catch_up())
+            two = restored(two, SMALL)
+        later += [told for change in changes for told in (*change.raised, *change.cleared)]
+        change = one.observe(now.step, now.signs, now.by_rank)
+        at_once += [*change.raised, *change.cleared]
+    change = two.catch_up()
+    later += [*change.raised, *change.cleared]
+    assert sorted(each.model_dump_json() for each in later) == sorted(each.model_dump_json() for each in at_once)
+    assert json.dumps(two.state(), sort_keys=True) == json.dumps(one.state(), sort_keys=True)
+    assert two.trust() == one.trust()
+
+
+@given(
+    st.lists(st.floats(-50, 50), min_size=8, max_size=128),
+    st.floats(-60, 60),
+    st.floats(0.5, 8),
+    st.sampled_from([LossSpike, GradientSpike]),
+)
+def test_what_is_within_for_sure_is_no_outlier(
+    past: list[float], value: float, sigmas: float, kind: type[LossSpike] | type[GradientSpike]
+) -> None:
+    detector = kind(SpikeSettings(sigmas=sigmas, log_sigmas=sigmas))
+    if is_within(value, past, detector.sigmas):
+        assert detector.from_window(value) <= detector.bounds(past)[0] * (1 + 1e-9) + 1e-9
 
 
 def test_every_detector_keeps_its_whole_state() -> None:

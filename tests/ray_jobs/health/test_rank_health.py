@@ -83,9 +83,9 @@ class Loop:
         monitor: Any = self.health._monitor
         judge = monitor.observe
 
-        def observe(step: int, signs: dict[str, float], by_rank: Any) -> HealthChange:
+        def observe(step: int, signs: dict[str, float], by_rank: Any, **how: bool) -> HealthChange:
             self.looks.append((step, dict(signs), {name: list(row) for name, row in by_rank.items()}))
-            return judge(step, signs, by_rank)
+            return judge(step, signs, by_rank, **how)
 
         monitor.observe = observe
 
@@ -179,7 +179,7 @@ def test_a_restored_run_does_not_raise_again_what_is_open() -> None:
 def test_checks_that_fail_cost_no_training_and_no_checkpoint_is_called_trusted() -> None:
     run = Loop()
     monitor: Any = run.health._monitor
-    monitor.observe = lambda *unused: 1 / 0
+    monitor.observe = lambda *unused, **how: 1 / 0
     run.make(STEPS)
     assert run.loop.step == STEPS
     assert run.health.trust() == ("unknown", ("the checks have failed",))

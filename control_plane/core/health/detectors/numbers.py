@@ -18,6 +18,7 @@ class NonFinite(Detector):
     which changes no weight: that is for `Overflow`. A loss that is not finite is never routine.
     """
 
+    urgent: ClassVar[bool] = True
     name: ClassVar[str] = "non_finite"
     kinds: ClassVar[tuple[AlertKind, ...]] = ("non_finite",)
 
@@ -75,6 +76,7 @@ class Overflow(Detector):
     Source of the second: DeepSpeed `runtime/fp16/loss_scaler.py`, which raises at an overflow with the smallest scale.
     """
 
+    urgent: ClassVar[bool] = True
     name: ClassVar[str] = "overflow"
     kinds: ClassVar[tuple[AlertKind, ...]] = ("gradient_overflow", "loss_scale_exhausted")
 

@@ -24,6 +24,7 @@ SCORE_STEPS = 10_000
 """Steps that the spike score looks back on (AdaGC, arXiv 2502.11034)."""
 
 SCORE_BUCKET = 100
+LEAST_REACHED = 3
 CONFIRM, OF = 2, 3
 """Outliers, and steps among which they must be, to make a spike. Heavy-tailed noise gives single outliers."""
 
@@ -37,7 +38,13 @@ class Spike(Detector):
     threshold, so that the window follows a new level and no outlier widens it.
     """
 
+    urgent: ClassVar[bool] = True
     sign: ClassVar[str]
+
+    @property
+    @abstractmethod
+    def sigmas(self) -> float:
+        """Deviations above the window's median, on its scale, that an outlier has at least."""
 
     def __init__(self, settings: SpikeSettings) -> None:
         self.settings = settings
@@ -72,6 +79,12 @@ class Spike(Detector):
         sign, value, for_window = tested
         if len(self.window) < self.settings.least_steps:
             self.window.push(self.to_window(for_window))
+            return
+        if is_within(self.to_window(value), self.window.values, self.sigmas):
+            self.window.push(self.to_window(for_window))
+            self.note_outlier(look.step, False)
+            if self.condition.note(look.step, False) == "ended":
+                yield Ended(self.kinds[0])
             return
         outlier, extreme = self.bounds(self.window.values)
         is_outlier = value > outlier
@@ -131,6 +144,11 @@ class LossSpike(Spike):
         super().__init__(settings)
         self.first: list[float] = []
         self.buckets: list[list[int]] = []
+
+    @property
+    def sigmas(self) -> float:
+        """Deviations of the loss."""
+        return self.settings.sigmas
 
     def tested(self, look: Look) -> tuple[str, float, float] | None:
         """Return the larger one of the rank's own loss and the mean."""
@@ -221,6 +239,11 @@ class GradientSpike(Spike):
         super().restore(state)
         self.clipping = float(state["clipping"])
 
+    @property
+    def sigmas(self) -> float:
+        """Deviations of the norm's logarithm."""
+        return self.settings.log_sigmas
+
     def tested(self, look: Look) -> tuple[str, float, float] | None:
         """Return the norm over all ranks."""
         self.clipping = look.finite("max_grad_norm") or 0.0
@@ -261,6 +284,18 @@ class GradientSpike(Spike):
             (evidence,),
             suggestion=f"set gradient_clipping={usual + 2.5 * (evidence.deviation or 0.0):.3g}",
         )
+
+
+def is_within(value: float, past: Sequence[float], sigmas: float) -> bool:
+    """Return whether a value is surely no outlier, without thresholds: those cost most of a look at a usual step.
+
+    By Cantelli's inequality at most n / (1 + k^2) of n values lie k deviations or more above their mean, and the median
+    is at most one deviation away from it: what more of them reach cannot lie `sigmas` deviations above the median,
+    with k = sigmas - 1. At least three must reach it: no outlier is below the third largest (`GradientSpike.bounds`).
+    """
+    reached = len([one for one in past if one >= value])
+    beyond = max(0.0, sigmas - 1.0)
+    return reached >= LEAST_REACHED and reached > len(past) / (1.0 + beyond * beyond)
 
 
 def _exp(value: float) -> float:
