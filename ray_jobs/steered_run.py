@@ -231,8 +231,10 @@ class SteeredRun:
     def _facts(self) -> Readback:
         training, engine, order = self.training, self.training.engine, self.training.loop.sample_order
         left_out = {"samples_left_out": order.left_out} if order is not None and order.left_out else {}
+        batch = {"global_batch_samples": training.global_batch_samples} if training.global_batch_samples else {}
         return (
             self.context.facts
+            | batch
             | left_out
             | inexact.facts(training.inexact, self.opened().collectives)
             | (shared_nodes.facts(self.opened().collectives) if self.context.spreads else {})

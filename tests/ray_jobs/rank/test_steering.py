@@ -81,6 +81,7 @@ each_arm = pytest.mark.parametrize("arm", ARMS)
 def test_deepspeed_is_really_in_force(runs: dict[str, Run], arm: str) -> None:
     (started,) = runs[arm].of(GenerationStarted)
     assert started.facts["zero_stage"] == ARMS[arm][0]
+    assert started.facts["global_batch_samples"] > 0
     assert started.world_size == 2
 
 
