@@ -9,7 +9,7 @@ from pathlib import PurePosixPath
 from typing import Annotated, Any, Literal, Protocol
 from uuid import UUID, uuid4
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, Field, model_validator
 
 from control_plane.config import Role
 from control_plane.core.model.characters import OBEYED
@@ -17,7 +17,7 @@ from control_plane.core.model.commands import MAX_REASON_CHARS, Command
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents import First, Rollback
 from control_plane.core.model.intents.server import AdoptCheckpoint
-from control_plane.core.model.values import RunId
+from control_plane.core.model.values import Placebo, RunId
 
 MAX_CONFIG_CHARS = 128 * 1024
 MAX_FILES = 16
@@ -128,10 +128,22 @@ class ForkRequest(LaunchOptions):
 
 
 class ReplayRequest(LaunchOptions):
-    """Body of `POST /runs/{run}/replay`: a new run that repeats all steps and commands up to `until_step`."""
+    """Body of `POST /runs/{run}/replay`: a new run that repeats all steps and commands up to `until_step`.
+
+    without: a command that is left out; later ones set the values that they had set.
+    placebo: relative change of the learning rate in place of that command.
+    """
 
     until_step: int | None = Field(default=None, ge=1, strict=True)
     trust: bool = False
+    without: UUID | None = None
+    placebo: Placebo | None = None
+
+    @model_validator(mode="after")
+    def _a_placebo_takes_a_place(self) -> "ReplayRequest":
+        if self.placebo is not None and self.without is None:
+            raise ValueError("'placebo' takes the place of a command: give the command as 'without'")
+        return self
 
 
 class LaunchedRun(Message):

@@ -121,8 +121,18 @@ def _parentage(record: RunCreated) -> str:
     if parent is None:
         return ""
     if parent.kind == "replay":
-        return f", a replay of {parent.run}"
+        return f", a replay of {parent.run}{describe_left_out(parent)}"
     return f", a fork of {parent.run} at step {parent.step} ({parent.checkpoint})"
+
+
+@in_one_line
+def describe_left_out(parent: Parent) -> str:
+    """Describe what a replay leaves out, to follow its run's name: ` without command 1f0c9a7e of step 40`; or ``."""
+    without = parent.without
+    if without is None:
+        return ""
+    placebo = f", with lr x {1 + without.placebo:.12g} in its place" if without.placebo is not None else ""
+    return f" without command {str(without.command)[:8]} of step {without.step}{placebo}"
 
 
 @in_one_line

@@ -25,6 +25,7 @@ from control_plane.cli.errors import SteerGroup
 from control_plane.cli.health import alerts
 from control_plane.cli.health.explain import explain
 from control_plane.cli.launching import fork, resume
+from control_plane.cli.launching.effect import effect
 from control_plane.cli.launching.rounds import rounds
 from control_plane.cli.launching.submit import submit
 from control_plane.cli.nodes import nodes
@@ -117,6 +118,7 @@ app.command(rich_help_panel=LOOK)(du)
 app.command(rich_help_panel=LOOK)(knobs.knobs)
 app.command(rich_help_panel=LOOK)(tree.tree)
 app.command(rich_help_panel=LOOK)(tree.compare)
+app.command(rich_help_panel=LOOK)(effect)
 app.command(rich_help_panel=LOOK)(show.checkpoints)
 app.add_typer(journals, rich_help_panel=LOOK)
 app.add_typer(episodes, rich_help_panel=LOOK)

@@ -2,6 +2,7 @@
 
     verdict = judge(replay, run)      the files of two runs; the run's journal may be an imported one
 
+A replay that leaves a command out is compared until the step where that had taken effect, and no further.
 `identical`: every digest that both have is equal on every rank, and so is every loss, to the last bit. `divergent`
 names the first step and branch, the ranks, and, where the ranks' own files are there, the tensors.
 """
@@ -15,6 +16,7 @@ from pydantic import Field
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.records import NOT_EXACT, Entry, GenerationStarted, StateDigested
 from control_plane.core.model.state import fold
+from control_plane.core.model.values import LeftOut
 from control_plane.core.rules.digests import DigestComparison, compare
 from control_plane.storage.digest_files import named
 from control_plane.storage.journal import writer
@@ -62,10 +64,12 @@ class ReplayVerdict(Message):
     losses: int
     first: ReplayDifference | None = None
     notes: tuple[str, ...] = ()
+    until_step: int | None = Field(default=None, description="last step compared: there a command is left out")
 
     def sentence(self) -> str:
         """Return the verdict as a sentence."""
         seen = f"{self.digests} digests of every rank and {self.losses} losses"
+        seen += f" until step {self.until_step}" if self.until_step is not None else ""
         if self.verdict == "identical":
             return f"identical: {seen} are equal, bit for bit"
         if self.first is None:
@@ -76,11 +80,14 @@ class ReplayVerdict(Message):
 def judge(replay: RunFiles, run: RunFiles) -> ReplayVerdict:
     """Compare the files of a replay and its run. Raises `NotFound` or `Damaged` if a journal cannot be read."""
     ours, theirs = (writer.read(files.journal) for files in (replay, run))
-    our_streams, their_streams = _streams(ours), _streams(theirs)
+    cut = _cut(ours, theirs)
+    our_streams, their_streams = _streams(ours, cut), _streams(theirs, cut)
     our_losses, their_losses = _losses(replay), _losses(run)
+    until_step = cut.step if cut is not None else None
     untold = any(map(_does_not_say_the_training, (ours, theirs), (our_losses, their_losses)))
     if untold:
         our_losses = their_losses = Losses()
+    our_losses, their_losses = _before(cut, our_losses), _before(cut, their_losses)
     common = [line for line in our_streams if line in their_streams]
     compared = {line: compare(our_streams[line], their_streams[line]) for line in common}
     differing = [_digested(line, each, replay, run) for line, each in compared.items() if each.first is not None]
@@ -94,24 +101,51 @@ def judge(replay: RunFiles, run: RunFiles) -> ReplayVerdict:
         notes += _inexact(ours, theirs)
         order = list(fold(theirs).tree.branches)
         first = min(differing, key=lambda each: (each.training, order.index(each.branch), each.step, not each.ranks))
-        return ReplayVerdict(verdict="divergent", digests=digests, losses=len(shared), first=first, notes=notes)
+        return ReplayVerdict(
+            verdict="divergent", digests=digests, losses=len(shared), first=first, notes=notes, until_step=until_step
+        )
     verdict: Literal["identical", "incomparable"] = "identical" if digests or shared else "incomparable"
-    return ReplayVerdict(verdict=verdict, digests=digests, losses=len(shared), notes=notes)
+    return ReplayVerdict(verdict=verdict, digests=digests, losses=len(shared), notes=notes, until_step=until_step)
 
 
-def _streams(entries: Sequence[Entry]) -> dict[Line, list[StateDigested]]:
+def _cut(ours: Sequence[Entry], theirs: Sequence[Entry]) -> LeftOut | None:
+    """Return the command that a replay leaves out of the other run; of two replays of one run, the earlier one."""
+    replay, run = fold(list(ours)), fold(list(theirs))
+    if replay.parent is not None and replay.parent.run == run.run:
+        return replay.parent.without
+    parents = [state.parent for state in (replay, run) if state.parent is not None]
+    cuts = [parent.without for parent in parents if parent.without is not None]
+    return min(cuts, key=lambda cut: (cut.training, cut.step), default=None)
+
+
+def _is_before(cut: LeftOut | None, training: int, step: int) -> bool:
+    """Return whether a state digested after `step` is from before the command that is left out.
+
+    A state is digested after the commands of its step; the loss of a step is from before them.
+    """
+    return cut is None or (training, step) < (cut.training, cut.step)
+
+
+def _streams(entries: Sequence[Entry], cut: LeftOut | None = None) -> dict[Line, list[StateDigested]]:
     state = fold(list(entries))
     line_of = {each: (state.training_of_generation[each], branch) for each, branch in state.tree.of_generation.items()}
     streams: dict[Line, list[StateDigested]] = {line: [] for line in line_of.values()}
     for entry in entries:
         if isinstance(entry.record, StateDigested):
-            streams[line_of[entry.record.generation]].append(entry.record)
+            line = line_of[entry.record.generation]
+            if _is_before(cut, line[0], entry.record.step):
+                streams[line].append(entry.record)
     return streams
 
 
 def _does_not_say_the_training(entries: Sequence[Entry], losses: Losses) -> bool:
     several = len(set(fold(list(entries)).training_of_generation.values())) > 1
     return several and bool(losses) and all(training == 1 for (training, _), _ in losses)
+
+
+def _before(cut: LeftOut | None, losses: Losses) -> Losses:
+    """Return the losses from before the command that is left out: that of its own step is."""
+    return {key: loss for key, loss in losses.items() if _is_before(cut, key[0][0], key[1] - 1)}
 
 
 def _losses(files: RunFiles) -> Losses:

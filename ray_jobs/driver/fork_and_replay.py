@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Sequence
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -26,6 +26,7 @@ from control_plane.core.model.records import CheckpointCommitted, Parent
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, first_commands
+from control_plane.core.rules.effect.plan import plan
 from control_plane.core.rules.replay_plan import recorded
 from control_plane.storage.checkpoint.transfer import transfer_checkpoint, write_origin
 from control_plane.storage.code.unpacked import inherit_code
@@ -145,23 +146,42 @@ def replayed_config(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"checkpoint": config.checkpoint.model_copy(update={"every_steps": 0})})
 
 
-def replay_of(source: RunFiles, state: RunState, until_step: int | None) -> Fill:
+def replay_of(
+    source: RunFiles,
+    state: RunState,
+    until_step: int | None,
+    without: UUID | None = None,
+    placebo: float | None = None,
+) -> Fill:
     """Return what gives a new run the commands and checkpoints of `source` to repeat.
 
-    Raises: `Conflict` if there is nothing to replay, `Invalid` for a step that the run never reached.
+    Args:
+        without: a command to leave out, see `core.rules.effect.plan`.
+        placebo: relative change of the learning rate in its place.
+
+    Raises: `Conflict` if there is nothing to replay, or no effect of `without` to measure; `NotFound` for an unknown
+    command; `Invalid` for a step that the run never reached.
     """
     reached = max(state.tree.reached.values(), default=0)
     if until_step is not None and not 0 < until_step <= reached:
         raise Invalid(
             f"run {source.run} cannot be replayed until step {until_step}: it has made the steps 1 to {reached}"
         )
-    scheduled = recorded(writer.read(source.journal), until_step)
+    entries = writer.read(source.journal)
+    left_out = plan(entries, without, placebo, until_step) if without is not None else None
+    scheduled = left_out.scheduled if left_out is not None else recorded(entries, until_step)
     at = until_step or state.tree.reached.get(state.tree.head, 0)
     base = state.parent.checkpoint if state.parent is not None and state.parent.kind == "fork" else None
     committed = recorded_checkpoint(state, base) if base is not None else None
 
     def fill(files: RunFiles) -> None:
-        parentage = Parent(kind="replay", run=source.run, branch=state.tree.head, step=at)
+        parentage = Parent(
+            kind="replay",
+            run=source.run,
+            branch=state.tree.head,
+            step=at,
+            without=left_out.without if left_out is not None else None,
+        )
         inherited = transfer_checkpoint(source, committed, files) if committed is not None else None
         adopted = adopted_by(state, source, files)
         write_origin(files, Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled, adopted=adopted))

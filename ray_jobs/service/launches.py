@@ -139,7 +139,7 @@ class LaunchService:
     def _replay(self, entry: LedgerEntry, source: str, request: ReplayRequest, by: Requester) -> Launched:
         files, state, config = read_run(self._where, source, request.trust)
         config = replayed_config(config)
-        fill = replay_of(files, state, request.until_step)
+        fill = replay_of(files, state, request.until_step, request.without, request.placebo)
         room = self._starts.check(config, by.id, request.wait_for_nodes)
         new = NewRun(new_run_id(config.name, request.uuid), request.uuid, config, fill)
         return Launched(runs=self._begin(entry, [new], request, by, room, files), parent=source, notes=room.notes)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterator
+from uuid import UUID
 
 import pytest
 
@@ -9,6 +10,7 @@ from control_plane.api.messages import BranchView, RunSummary
 from control_plane.cli.commands.tree import describe
 from control_plane.compare.comparison import RunTree, TreeBranch
 from control_plane.core.model.records import Parent
+from control_plane.core.model.values import LeftOut
 from tests.cli.conftest import Steer, measure, save
 from tests.gateway.rig import RUN, LiveGateway
 
@@ -142,6 +144,34 @@ def test_tree_of_a_fork_names_its_parent_and_lists_its_children() -> None:
         "* main  to step 24  no checkpoint of its own",
         "   > fork three at step 20: running, step 30",
     ]
+
+
+@pytest.mark.parametrize(("placebo", "more"), [(None, ""), (-2e-6, ", with lr x 0.999998 in its place")])
+def test_tree_says_what_a_replay_leaves_out(placebo: float | None, more: str) -> None:
+    left_out = LeftOut(command=UUID("17947f53-0000-4000-8000-000000000000"), step=40, placebo=placebo)
+    parent = Parent(kind="replay", run="one", step=99, without=left_out)
+    child = RunSummary(
+        run="three",
+        name="three",
+        status="running",
+        step=30,
+        total_steps=99,
+        created_at="2026",
+        world_size=2,
+        parent=parent,
+    )
+    found = RunTree(
+        run="two",
+        status="finished",
+        head="main",
+        total_steps=99,
+        parent=parent,
+        branches=(TreeBranch(branch=BranchView(branch="main", reached_step=24, head=True)),),
+        children=(child,),
+    )
+    first, _, last = describe(found)
+    assert first == f"two  finished, a replay of one without command 17947f53 of step 40{more}"
+    assert last == (f"   > replay three from the start without command 17947f53 of step 40{more}: running, step 30")
 
 
 def test_compare_of_two_branches_begins_where_they_part(saved: LiveGateway, steer: Steer) -> None:

@@ -3,7 +3,7 @@
 import streamlit as st
 
 from control_plane.api.messages import RunSummary, Snapshot
-from control_plane.api.sentences import describe_origin
+from control_plane.api.sentences import describe_left_out, describe_origin
 from control_plane.compare.comparison import TreeBranch
 from control_plane.compare.lineage import depths
 from control_plane.core.model.records import Parent
@@ -71,7 +71,7 @@ def row(node: TreeBranch, depth: int) -> str:
 
 def _child(child: RunSummary, parent: Parent, snapshot: Snapshot) -> None:
     where = f"{parent.kind} at step {parent.step:,}" if parent.kind == "fork" else "replay from the beginning"
-    label = f"{plain(child.run)} · {where} · {child.status}, step {child.step:,}"
+    label = f"{plain(child.run)} · {where}{_left_out(parent)} · {child.status}, step {child.step:,}"
     with st.container(horizontal=True, vertical_alignment="center", gap="small", key=f"branch_row_of_{child.run}"):
         st.page_link(
             addresses.run(),
@@ -84,9 +84,15 @@ def _child(child: RunSummary, parent: Parent, snapshot: Snapshot) -> None:
             adopt_button(child.run)
 
 
+def _left_out(parent: Parent) -> str:
+    """Return what a replay leaves out, to follow other words; empty if it leaves nothing out."""
+    left_out = plain(describe_left_out(parent))
+    return f" {left_out}" if left_out else ""
+
+
 def _parent(parent: Parent) -> None:
     if parent.kind == "fork":
         label = f"A fork of {plain(parent.run)}, branch {plain(parent.branch)}, at step {parent.step:,}"
     else:
-        label = f"A replay of {plain(parent.run)}"
+        label = f"A replay of {plain(parent.run)}{_left_out(parent)}"
     st.page_link(addresses.run(), label=label, icon=":material/call_split:", query_params={"run": parent.run})

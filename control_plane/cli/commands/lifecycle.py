@@ -167,10 +167,10 @@ def cancel(
     run, given = run_and(words, "a command", "steer cancel RUN 1f0c9a7e")
     with connect() as client:
         chosen = active_run(client, run)
-        return chosen, Cancel(command=_uuid_of(client, chosen, given))
+        return chosen, Cancel(command=uuid_of(client, chosen, given))
 
 
-def _uuid_of(client: "SteerwayClient", run: str, given: str) -> UUID:
+def uuid_of(client: "SteerwayClient", run: str, given: str) -> UUID:
     """Return the uuid of the only command of the run that starts with `given`. Raises `UsageError`, `NotFound`."""
     try:
         return UUID(given)

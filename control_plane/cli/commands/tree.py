@@ -35,7 +35,8 @@ def describe(run_tree: RunTree) -> list[str]:
         for child in run_tree.children:
             if child.parent is not None and child.parent.branch == name:
                 where = f"at step {child.parent.step}" if child.parent.kind == "fork" else "from the start"
-                described = f"> {child.parent.kind} {child.run} {where}: {child.status}, step {child.step}"
+                left_out = sentences.describe_left_out(child.parent)
+                described = f"> {child.parent.kind} {child.run} {where}{left_out}: {child.status}, step {child.step}"
                 lines.append(f"{INDENT * (depth[name] + 1)}{described}")
     return lines
 
@@ -45,7 +46,7 @@ def _parentage(run_tree: RunTree) -> str:
     if parent is None:
         return ""
     if parent.kind == "replay":
-        return f", a replay of {parent.run}"
+        return f", a replay of {parent.run}{sentences.describe_left_out(parent)}"
     return f", a fork of {parent.run}:{parent.branch} at step {parent.step} ({parent.checkpoint})"
 
 

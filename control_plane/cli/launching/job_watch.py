@@ -20,7 +20,7 @@ class JobWatch:
     """Asks the gateway from time to time for the job of a run."""
 
     def __init__(self, client: "SteerwayClient", run: str, clock: Callable[[], float] = time.monotonic) -> None:
-        self._client, self._run, self._clock = client, run, clock
+        self._client, self.run, self._clock = client, run, clock
         self._ask_at = clock()
         self._ended_at: float | None = None
 
@@ -31,7 +31,7 @@ class JobWatch:
             return None
         self._ask_at = now + ASK_EVERY_S
         try:
-            job = self._client.job(self._run)
+            job = self._client.job(self.run)
         except Unavailable:
             return None
         if job.is_alive or job.status == "none":

@@ -24,7 +24,7 @@ from control_plane.core.model.intents.agent import AgentSettings
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.proposals import ProposalClosed
 from control_plane.core.model.reflexes import Reflexes
-from control_plane.core.model.values import MAIN, BranchName, CheckpointName
+from control_plane.core.model.values import MAIN, BranchName, CheckpointName, LeftOut
 
 
 def _spelled(value: Any) -> Any:
@@ -78,7 +78,7 @@ class Parent(Message):
     """Origin of a run, or of an adopted branch, in another run.
 
     A `fork` starts at a checkpoint of that run, of which it has a copy. A `replay` starts at step 0 and repeats that
-    run's commands up to step `step` of its last branch. An `adopted` branch starts at a copied checkpoint.
+    run's commands up to step `step` of its last branch, but for `without`. An `adopted` branch has a copied checkpoint.
     """
 
     kind: Literal["fork", "replay", "adopted"]
@@ -86,6 +86,7 @@ class Parent(Message):
     branch: str = MAIN
     checkpoint: CheckpointName | None = None
     step: int = 0
+    without: LeftOut | None = None
 
 
 class RunCreated(Message):

@@ -1,8 +1,9 @@
-"""Bounded value types of intents, and a change of one knob."""
+"""Bounded value types of intents, a change of one knob, and the command that a replay leaves out."""
 
 from typing import Annotated, Protocol, TypeVar
+from uuid import UUID
 
-from pydantic import Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
+from pydantic import AfterValidator, Field, StrictBool, StrictInt, StrictStr, field_validator, model_validator
 
 from control_plane.core.model.intent_base import Message
 
@@ -30,6 +31,12 @@ MAX_FIRST = 8
 
 MAIN = "main"
 """The first branch of every run."""
+
+MAX_PLACEBO = 1e-3
+"""Largest relative change that still is a placebo: a change of the learning rate that nobody would ask for."""
+
+LEAST_PLACEBO = 1e-12
+"""Smaller changes of a float64 may be none at all."""
 
 RUN_ID = r"[a-z0-9][a-z0-9_-]{0,63}"
 MAX_SEED = 2**63 - 1
@@ -62,6 +69,28 @@ def check_group(group: int | str | None) -> int | str | None:
     if isinstance(group, str) and not 0 < len(group) <= MAX_LABEL_CHARS:
         raise ValueError(f"a group name has 1 to {MAX_LABEL_CHARS} characters")
     return group
+
+
+def check_placebo(placebo: float) -> float:
+    """Validate the relative change of a placebo: small, and not zero."""
+    if not LEAST_PLACEBO <= abs(placebo) <= MAX_PLACEBO:
+        raise ValueError(f"a placebo changes the learning rate by {LEAST_PLACEBO:g} to {MAX_PLACEBO:g} of it")
+    return placebo
+
+
+Placebo = Annotated[float, Field(allow_inf_nan=False, strict=True), AfterValidator(check_placebo)]
+
+
+class LeftOut(Message):
+    """The command that a replay leaves out, to measure its effect, and where it took effect in the recorded run.
+
+    placebo: relative change of the learning rate that takes effect in its place; None: nothing does.
+    """
+
+    command: UUID
+    step: int = Field(ge=0)
+    training: int = Field(default=1, ge=1)
+    placebo: Placebo | None = None
 
 
 class _Changing(Protocol):

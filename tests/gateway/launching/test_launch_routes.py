@@ -176,6 +176,8 @@ def test_client_launches_and_asks_for_the_job(live: LiveGateway) -> None:
         assert client.resume(RUN, ResumeRequest(back=back, reason="why")).runs[0].run == RUN
         assert client.fork(RUN, ForkRequest(checkpoint="c")).runs[0].run == "new-run"
         assert client.replay(RUN, ReplayRequest(until_step=3)).runs[0].run == "new-run"
+        client.replay(RUN, ReplayRequest(without=UUID(int=7), placebo=1e-6))
+        assert live.launches.asked[-1][2].without == UUID(int=7)
         live.launches.jobs[RUN] = JobView(run=RUN, job=RUN, status="failed", message="exit code 1")
         job = client.job(RUN)
         assert (job.status, job.message, job.is_alive) == ("failed", "exit code 1", False)
@@ -183,7 +185,7 @@ def test_client_launches_and_asks_for_the_job(live: LiveGateway) -> None:
         with pytest.raises(NotFound, match="no checkpoint"):
             client.fork(RUN, ForkRequest(checkpoint="c"))
     asked = [(verb, run) for verb, run, _, _ in live.launches.asked]
-    assert asked == [("launch", None), ("resume", RUN), ("fork", RUN), ("replay", RUN), ("fork", RUN)]
+    assert asked == [("launch", None), ("resume", RUN), ("fork", RUN), *[("replay", RUN)] * 2, ("fork", RUN)]
     resumed = live.launches.asked[1][2]
     assert isinstance(resumed, ResumeRequest)
     assert (resumed.back, resumed.reason) == (back, "why")

@@ -7,9 +7,11 @@ from typing import Any
 import pytest
 
 from control_plane.compare.replay_check import ReplayVerdict, _inexact, judge
+from control_plane.core.model.intents import SetLearningRate, SetSchedule
 from control_plane.core.model.records import NOT_EXACT, Parent
 from control_plane.core.model.state import RunState, fold
 from control_plane.core.rules.branch_rules import Origin, first_commands
+from control_plane.core.rules.effect.plan import plan
 from control_plane.core.rules.replay_plan import recorded
 from control_plane.storage.checkpoint.transfer import transfer_checkpoint, write_origin
 from control_plane.storage.journal import writer
@@ -145,6 +147,40 @@ def test_replay_whose_script_builds_another_model_is_told_so(
     assert all(names[0].startswith("weights/") for names in verdict.first.ranks.values())
     assert "before any step" in verdict.sentence()
     assert "initial model is different" in verdict.sentence()
+
+
+@pytest.mark.slow
+def test_replay_without_one_command_is_the_run_until_there_and_later_commands_set_what_they_had_set(
+    source: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    root, _ = source
+    entries, theirs = writer.read(run_of(root).journal), state_of(root)
+    halved = next(life for life in theirs.commands.values() if life.command.intent.describe() == "lr x 0.5")
+    assert halved.settled is not None
+    planned = plan(entries, halved.command.uuid)
+    files = run_of(tmp_path / "without")
+    files.root.mkdir(parents=True)
+    parent = Parent(kind="replay", run="crashed", without=planned.without)
+    write_origin(files, Origin(parent=parent, scheduled=planned.scheduled))
+    _, verdict = replayed(root, tmp_path / "without")
+    assert (verdict.verdict, verdict.until_step) == ("identical", halved.settled.step)
+    assert verdict.losses == halved.settled.step
+    ours = state_of(tmp_path / "without")
+    assert {life.status for life in ours.commands.values()} == {"applied"}
+    assert ours.tree.branches.keys() == theirs.tree.branches.keys()
+    rewritten = 0
+    for uuid, life in ours.commands.items():
+        recorded_life = theirs.commands.get(uuid)
+        if recorded_life is None or not life.command.intent.sets_knobs or not life.settled or not recorded_life.settled:
+            continue
+        rewritten += life.command != recorded_life.command
+        assert life.settled.step == recorded_life.settled.step
+        if isinstance(life.command.intent, SetLearningRate | SetSchedule):
+            assert (life.settled.after or {})["lr"] == (recorded_life.settled.after or {})["lr"]
+        else:
+            assert life.settled.after == recorded_life.settled.after
+    assert rewritten or any(each.becomes for each in planned.rewritten)
+    assert losses(tmp_path / "without") != losses(root)
 
 
 def test_verdict_names_what_the_run_said_is_not_exact() -> None:

@@ -1,0 +1,1 @@
+"""Tests of comparisons that need no run."""

@@ -1,0 +1,1 @@
+"""Tests of effects on a real cluster."""
