@@ -11,7 +11,8 @@ import pytest
 
 from tests.architecture.tree import ROOT
 
-PIP = ("-m", "pip", "--quiet", "--disable-pip-version-check", "install", "--constraint", str(ROOT / "constraints.txt"))
+QUIET = ("-m", "pip", "--quiet", "--disable-pip-version-check")
+CONSTRAINED = ("install", "--constraint", str(ROOT / "constraints.txt"))
 OTHER_UI = "raise SystemExit('the ui of another project')\n"
 
 
@@ -42,10 +43,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def python(wheel: Path) -> Path:
     """Interpreter of an environment that has the wheel and what bare `steerway` needs."""
     folder = wheel.parent / "environment"
-    venv.create(folder, with_pip=True)
-    installed = run(folder / "bin" / "python", *PIP, wheel, cwd=wheel.parent)
+    # Without a pip of its own, whose installation takes as long as all the rest: ours works on it from outside.
+    venv.create(folder, with_pip=False)
+    python = folder / "bin" / "python"
+    installed = run(sys.executable, *QUIET, "--python", python, *CONSTRAINED, wheel, cwd=wheel.parent)
     assert installed.returncode == 0, installed.stderr
-    return folder / "bin" / "python"
+    return python
 
 
 @pytest.fixture
