@@ -101,7 +101,9 @@ def _past(history: SteeringHistory, grants: Grants) -> Iterator[PastSeen]:
         settled = life.settled
         if settled is None or settled.status != "applied" or settled.step is None:
             continue
-        if (what := told(life.command.intent, grants)) is None:
+        what = told(life.command.intent, grants)
+        # What a rollback has left behind did not happen to this training; the rollback itself did.
+        if what is None or not (history.is_on_course(life) or isinstance(life.command.intent, Rollback)):
             continue
         effect = effects.get(life.command.uuid)
         yield PastSeen(
