@@ -24,7 +24,15 @@ WILDCARDS = ("0.0.0.0", "::")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 """Names of this machine that a forwarded port (`ssh -L`, `kubectl port-forward`) is reached by."""
 
+AGENT_MODEL = "o4-mini"
+AGENT_PRICES = (1.10, 4.40)
+"""List prices of `AGENT_MODEL` in US dollars for a million tokens of prompt and of completion, in 2026."""
+
+AGENT_MAX_COST = 5.0
+"""Budget of a run for `AGENT_MODEL` in US dollars, unless another one is set."""
+
 Port = Annotated[int, Field(ge=1, le=65535)]
+Money = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 
 
 class Settings(BaseModel):
@@ -62,6 +70,29 @@ class Settings(BaseModel):
         le=1 << 30,
         description="size in bytes of the largest code bundle that the gateway accepts",
     )
+    agent_model: str = Field(
+        default=AGENT_MODEL, min_length=1, max_length=200, description="model that the runs' agents ask"
+    )
+    agent_base_url: str | None = Field(
+        default=None,
+        description="endpoint of that model, any that speaks OpenAI's chat completions; `OPENAI_BASE_URL` sets it, "
+        "too. Its key is `OPENAI_API_KEY`, or the file `openai-key` in the home (mode 0600)",
+    )
+    agent_max_calls: int = Field(default=2000, ge=0, description="calls that one run's agent may make")
+    agent_max_tokens: int = Field(
+        default=5_000_000, ge=0, description="tokens, of prompts and answers, that one run's agent may use"
+    )
+    agent_max_cost: Money | None = Field(
+        default=None,
+        description="money that one run's agent may spend, in the currency of the prices; 5 dollars for the default "
+        "model. For another model both prices must be set",
+    )
+    agent_prompt_price: Money | None = Field(
+        default=None, description="price of a million tokens of prompt; known for the default model"
+    )
+    agent_completion_price: Money | None = Field(
+        default=None, description="price of a million tokens of answers; known for the default model"
+    )
     url: str | None = Field(default=None, description="gateway to connect to; by default this installation's own")
     token: str | None = Field(default=None, repr=False, description="token for the gateway")
     insecure: bool = Field(default=False, description="the token may go over plain http to the machine in `url`")
@@ -85,6 +116,36 @@ class Settings(BaseModel):
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key belong together; only one is given")
         return self
+
+    @model_validator(mode="after")
+    def _prices_are_known_where_cost_is_limited(self) -> Self:
+        if (self.agent_prompt_price is None) != (self.agent_completion_price is None):
+            raise ValueError("agent_prompt_price and agent_completion_price belong together; only one is given")
+        if self.agent_max_cost is not None and self.agent_prices is None:
+            raise ValueError(
+                f"agent_max_cost cannot be kept: the prices of {self.agent_model!r} are not known; set "
+                "STEERWAY_AGENT_PROMPT_PRICE and STEERWAY_AGENT_COMPLETION_PRICE"
+            )
+        return self
+
+    @property
+    def agent_prices(self) -> tuple[float, float] | None:
+        """Prices of a million tokens of prompt and of completion; None if they are not known."""
+        if self.agent_prompt_price is not None and self.agent_completion_price is not None:
+            return self.agent_prompt_price, self.agent_completion_price
+        return AGENT_PRICES if self.agent_model == AGENT_MODEL else None
+
+    @property
+    def agent_cost_limit(self) -> float | None:
+        """Money that one run's agent may spend; None: no limit but those of calls and tokens."""
+        if self.agent_max_cost is not None:
+            return self.agent_max_cost
+        return AGENT_MAX_COST if self.agent_prices == AGENT_PRICES else None
+
+    @property
+    def agent_key_file(self) -> Path:
+        """The model's key for a gateway without `OPENAI_API_KEY` in its environment. Mode 0600."""
+        return self.home / "openai-key"
 
     @property
     def runs_dir(self) -> Path:
@@ -225,6 +286,8 @@ def settings(environ: Mapping[str, str] = os.environ, **flags: object) -> Settin
         for name in Settings.model_fields
         if environ.get(f"STEERWAY_{name.upper()}")
     }
+    if environ.get("OPENAI_BASE_URL"):
+        from_environ.setdefault("agent_base_url", environ["OPENAI_BASE_URL"])
     try:
         given = {name: value for name, value in flags.items() if value is not None}
         return Settings.model_validate(from_environ | given)
