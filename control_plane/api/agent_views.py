@@ -1,9 +1,11 @@
 """Messages about a run's agent and its proposals, for people."""
 
+from typing import Literal, Protocol
 from uuid import UUID
 
 from pydantic import Field
 
+from control_plane.api.agent_spending import Budgets, Spent
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents.agent import AgentSettings, NoteEffect
@@ -52,3 +54,55 @@ class AgentView(Message):
     since_seq: int = 0
     proposals: tuple[ProposalView, ...] = Field(default=(), description="the open ones, and the newest others")
     made: int = Field(default=0, description="proposals so far")
+
+
+class AgentProcess(Message):
+    """The process of a run's agent, as the gateway supervises it.
+
+    state: `none`: no agent is started, or the run has ended; `ended`: it has ended by itself, and its log says why;
+        `given_up`: it failed too often without a decision. Stop and start it to try again.
+    reason: why it is not running, or has failed last.
+    since: when it came into this state (UTC).
+    failures: of this agent, since it was started or the gateway was.
+    """
+
+    state: Literal["none", "running", "restarting", "ended", "given_up"] = "none"
+    reason: str | None = None
+    since: str | None = None
+    failures: int = 0
+
+
+class AgentReport(Message):
+    """A run's agent in full: what is wanted, what runs, what it has spent, and what it proposed.
+
+    model: the model that the gateway's agents ask; None: it has no key, and they follow a rule.
+    spent: None: it is not known, see `ledger_reason`; then no call is made.
+    """
+
+    run: str
+    status: str
+    step: int
+    agent: AgentView
+    process: AgentProcess
+    model: str | None = None
+    model_reason: str | None = None
+    budgets: Budgets = Budgets()
+    spent: Spent | None = None
+    ledger_reason: str | None = None
+    last_decision: str | None = None
+
+
+class AgentsPort(Protocol):
+    """Supervision of the agents of a gateway."""
+
+    def process(self, run: str) -> AgentProcess:
+        """Return the state of a run's agent."""
+        ...
+
+    def model(self) -> tuple[str | None, str | None]:
+        """Return the model that agents ask, or None and the reason."""
+        ...
+
+    def budgets(self) -> Budgets:
+        """Return the budgets of each run's agent."""
+        ...

@@ -9,6 +9,7 @@ from control_plane.api.agent_views import AgentView
 from control_plane.core.model.commands import Command
 from control_plane.core.model.health import Alert, HealthChange
 from control_plane.core.model.intent_base import LEARNING_RATE, Message
+from control_plane.core.model.intents.agent import AgentMode
 from control_plane.core.model.knobs import KnobSpec
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import (
@@ -330,6 +331,7 @@ class RunSummary(Message):
     branch: str = MAIN
     branches: tuple[str, ...] = (MAIN,)
     parent: Parent | None = None
+    agent: AgentMode | None = Field(default=None, description="mode of the run's agent, if one is started")
 
     @classmethod
     def of(cls, snapshot: Snapshot) -> "RunSummary":
@@ -347,4 +349,5 @@ class RunSummary(Message):
             branch=snapshot.branch,
             branches=tuple(each.branch for each in snapshot.branches),
             parent=snapshot.parent,
+            agent=snapshot.agent.settings.mode if snapshot.agent.settings is not None else None,
         )

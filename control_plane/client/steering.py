@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 from uuid import UUID, uuid4
 
+from control_plane.api.agent_views import AgentReport
 from control_plane.api.messages import ADOPTION_WAIT_S, Alerts, CommandView, Measurements, Receipt, RunSummary, Snapshot
 from control_plane.api.patience import retrying
 from control_plane.client.answers import listed, member, parse, parse_entry
@@ -124,6 +125,10 @@ class SteerwayClient(RunLaunches, CodeUploads, ClusterReader, RunHousekeeping, J
     def alerts(self, run: str, attention: bool = False) -> Alerts:
         """Return the run's alerts, or those that need attention. Raises `NotFound`."""
         return parse(Alerts, self._get_json(path_of(run, "alerts"), attention=str(attention).lower()))
+
+    def agent(self, run: str) -> AgentReport:
+        """Return the run's agent: its process, what it has spent, its proposals. Raises `NotFound`."""
+        return parse(AgentReport, self._get_json(path_of(run, "agent")))
 
     def tree(self, run: str) -> RunTree:
         """Return the run's branches, and its forks and replays. Raises `NotFound`."""

@@ -15,6 +15,7 @@ from fastapi import Depends, FastAPI, Response
 from starlette.datastructures import MutableHeaders
 
 from control_plane.addresses import host_name
+from control_plane.api.agent_views import AgentsPort
 from control_plane.api.cluster import ClusterPort
 from control_plane.api.launching import LaunchPort
 from control_plane.api.messages import RunSummary
@@ -23,6 +24,7 @@ from control_plane.api.queueing import HousekeepingPort
 from control_plane.api.versions import release
 from control_plane.core.model.errors import SteerwayError
 from control_plane.gateway.admission import AdmissionControl, is_at_most, rejection_of
+from control_plane.gateway.agents.routes import NoAgents, add_agent_routes
 from control_plane.gateway.auth import ConnectionLimit, authorize_each
 from control_plane.gateway.bundles import UploadSlots, add_bundle_routes, closing_unread, is_upload
 from control_plane.gateway.cluster_routes import NoCluster, add_cluster_routes
@@ -191,6 +193,7 @@ def create_app(
     uploads: BundleUploads | None = None,
     cluster: ClusterPort | None = None,
     housekeeping: HousekeepingPort | None = None,
+    agents: AgentsPort | None = None,
     background: Sequence[Work] = (),
 ) -> FastAPI:
     """Return the gateway's app.
@@ -199,13 +202,15 @@ def create_app(
     open a stream (`http://127.0.0.1:8701`); programs send no Origin and need not be listed.
     `launches` begins and continues runs, `jobs` looks at their Ray jobs; without them these routes answer 503.
     `cluster` looks at the nodes; without it its routes answer 503.
-    `housekeeping` answers for the queue, usage and deletion. `background`: what runs for as long as the app does.
+    `housekeeping` answers for the queue, usage and deletion, `agents` for the agents' processes.
+    `background`: what runs for as long as the app does.
     There are no CORS headers: a browser's page talks to the console, and the console to the gateway.
     """
     app = _app_with_routes(background)
     app.state.runs, app.state.tokens = runs, tokens
     app.state.launches, app.state.jobs = launches or NoLaunches(), jobs or NoLaunches()
     app.state.housekeeping = housekeeping or NoHousekeeping()
+    app.state.agents = agents or NoAgents()
     app.state.allowed_origins = frozenset(allowed_origins)
     app.state.long_polls = ConnectionLimit(MAX_LONG_POLLS_PER_TOKEN, "long polls")
     app.state.streams = ConnectionLimit(MAX_STREAMS_PER_TOKEN, "streams")
@@ -238,6 +243,7 @@ def _app_with_routes(background: Sequence[Work] = ()) -> FastAPI:
     add_stream(app)
     add_cluster_routes(app)
     add_alert_routes(app)
+    add_agent_routes(app)
     return app
 
 

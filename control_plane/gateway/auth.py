@@ -55,6 +55,7 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/runs/{{run}}/tree": READERS,
     f"GET {PREFIX}/runs/{{run}}/replay-check": READERS,
     f"GET {PREFIX}/runs/{{run}}/alerts": READERS,
+    f"GET {PREFIX}/runs/{{run}}/agent": READERS,
     f"GET {PREFIX}/compare": READERS,
     f"GET {BUNDLE_PATH}": STARTERS,
     f"PUT {BUNDLE_PATH}": STARTERS,

@@ -30,6 +30,7 @@ from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import Conflict, SteerwayError, Unavailable
+from control_plane.gateway.agents.supervisor import AgentSupervisor
 from control_plane.gateway.app import create_app
 from control_plane.gateway.health.webhooks import Webhooks
 from control_plane.gateway.launching.ray_access import RayJobs, RunsOnRay
@@ -197,6 +198,7 @@ def _application(where: Settings) -> Any:
         runs.queued = housekeeping.queued
         jobs = JobWatch(ray_jobs, RunsOnRay(where))
         webhooks = Webhooks(where.webhooks_file, where.home / "webhooks", runs, console_url=where.console_url)
+        agents = AgentSupervisor(where, runs)
         return create_app(
             runs,
             TokenFile(where.tokens_file),
@@ -207,7 +209,8 @@ def _application(where: Settings) -> Any:
             cluster=RayCluster(where.home, where.signing_key),
             housekeeping=housekeeping,
             jobs=jobs,
-            background=[housekeeping.run_forever, jobs.watch, webhooks.run_forever],
+            agents=agents,
+            background=[housekeeping.run_forever, jobs.watch, webhooks.run_forever, agents.run_forever],
         )
 
     @serve.deployment(

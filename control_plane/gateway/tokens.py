@@ -35,6 +35,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,63}")
 LOCAL = "local-"
 """Id prefix of the tokens that `steer up` creates, one per role, stored readable in the home."""
 
+AGENT_OF = "agent:"
+"""Id prefix of the tokens of supervised agents, followed by the run; no token that people create has a colon."""
+
 Glob = Annotated[str, Field(pattern=r"^[a-z0-9_*?\[\]!-]{1,64}$")]
 log = logging.getLogger(__name__)
 
@@ -262,6 +265,28 @@ def revoke_token(settings: Settings, name: str) -> bool:
     if role is not None:
         create_tokens(settings)
     return role is not None
+
+
+def mint_agent_token(settings: Settings, run: str) -> str:
+    """Return a new token for a run's agent, valid for that run only; an earlier one of the run is revoked."""
+    token, name = secrets.token_urlsafe(TOKEN_BYTES), f"{AGENT_OF}{run}"
+    record = TokenRecord(id=name, role="agent", sha256=digest(token), runs=(run,))
+    with lock_folder(settings.home):
+        kept = tuple(each for each in _book(settings).tokens if each.id != name)
+        replace_file(settings.tokens_file, TokenBook(tokens=(*kept, record)).text())
+    return token
+
+
+def revoke_agent_tokens(settings: Settings, run: str | None = None) -> int:
+    """Revoke the token of a run's agent, or those of all agents; return how many there were."""
+    with lock_folder(settings.home):
+        book = _book(settings)
+        ids = {each.id for each in book.tokens if each.id.startswith(AGENT_OF)}
+        revoked = ids if run is None else ids & {f"{AGENT_OF}{run}"}
+        if revoked:
+            kept = tuple(each for each in book.tokens if each.id not in revoked)
+            replace_file(settings.tokens_file, TokenBook(tokens=kept).text())
+    return len(revoked)
 
 
 def _text(settings: Settings) -> str:

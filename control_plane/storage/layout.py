@@ -12,7 +12,8 @@
                   origin.json      parent and checkpoint of a fork, a replay
                   digests/         parts of each rank's state digests
                   work/            working directory of the ranks: a script's outputs
-                  logs/            driver.log, rank-0.log, rank-1.log, ...
+                  agent/           ledger.jsonl: what the run's agent has spent on its model
+                  logs/            driver.log, rank-0.log, rank-1.log, agent.log, ...
 """
 
 import re
@@ -116,6 +117,16 @@ class RunFiles:
     def logs(self) -> Path:
         """The folder of the logs of the driver and the ranks."""
         return self.root / "logs"
+
+    @property
+    def agent_ledger(self) -> Path:
+        """What the run's agent has spent on its model, see `control_plane.agent.ledger`."""
+        return self.root / "agent" / "ledger.jsonl"
+
+    @property
+    def agent_log(self) -> Path:
+        """What the process of the run's agent has printed."""
+        return self.logs / "agent.log"
 
     @property
     def work(self) -> Path:
