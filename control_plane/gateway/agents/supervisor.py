@@ -105,8 +105,11 @@ class AgentSupervisor:
     async def run_forever(self) -> None:
         """Supervise until cancelled; then end every agent."""
         try:
-            # Those of a gateway that was killed; its agents ended with it.
-            await self._in_thread(revoke_agent_tokens, self._where)
+            try:
+                # Those of a gateway that was killed; its agents ended with it.
+                await self._in_thread(revoke_agent_tokens, self._where)
+            except (SteerwayError, OSError) as error:
+                log.error("tokens of earlier agents stay: %s", getattr(error, "reason", error))
             while True:
                 try:
                     await self.look()
@@ -167,7 +170,7 @@ class AgentSupervisor:
                 await self._sleep(LOCK_PAUSE_S)
                 continue
             failures += 1
-            in_a_row, pause_s = (1, FIRST_PAUSE_S) if ended.decided else (in_a_row + 1, pause_s)
+            in_a_row, pause_s = (0, FIRST_PAUSE_S) if ended.decided else (in_a_row + 1, pause_s)
             log.warning("the agent of run %s ended: %s", files.run, ended.reason)
             if in_a_row >= GIVE_UP_AFTER:
                 kept.view = _view(
