@@ -120,12 +120,12 @@ class RunFiles:
 
     @property
     def agent_ledger(self) -> Path:
-        """What the run's agent has spent on its model, see `control_plane.agent.ledger`."""
+        """The ledger of the run's agent, see `control_plane.agent.ledger`."""
         return self.root / "agent" / "ledger.jsonl"
 
     @property
     def agent_log(self) -> Path:
-        """What the process of the run's agent has printed."""
+        """The log of the run's agent."""
         return self.logs / "agent.log"
 
     @property

@@ -35,6 +35,7 @@ TABLE = {
     f"GET {API}/runs/{{run}}/tree": EVERYBODY,
     f"GET {API}/runs/{{run}}/replay-check": EVERYBODY,
     f"GET {API}/runs/{{run}}/alerts": EVERYBODY,
+    f"GET {API}/runs/{{run}}/agent": EVERYBODY,
     f"GET {API}/compare": EVERYBODY,
     f"GET {API}/bundles/{{sha256}}": "operator admin",
     f"PUT {API}/bundles/{{sha256}}": "operator admin",
