@@ -1,44 +1,17 @@
 """Choice of the proposer: the model of the environment, or a rule by its name."""
 
 from collections.abc import Mapping
-from typing import Protocol
 
-from control_plane.agent import greedy_lr
-from control_plane.agent.grants import Proposal
 from control_plane.agent.model import Budget, ChatModel, endpoint
 from control_plane.agent.options import AgentOptions
-from control_plane.agent.policy import Decision, Observation
+from control_plane.agent.rules.catalogue import DEFAULT, RULES, make_rule
+from control_plane.agent.rules.guarded import GuardedRule
+from control_plane.agent.rules.rule import Rule
 from control_plane.core.model.errors import Invalid
-
-RULE = "GreedyLR"
-"""Name of the guarded rule in reasons: after what it was built."""
+from control_plane.core.model.intent_base import LEARNING_RATE
 
 MODEL_POLICIES = ("auto", "model")
-GUARDED = ("auto", "model", "rule", "guarded")
-
-
-class RuleLike(Protocol):
-    """Rule of an autopilot: proposes from an observation. Its state begins anew in a new generation."""
-
-    name: str
-
-    def look(self, seen: Observation) -> Proposal:
-        """Return a proposal; `keep` if there is nothing to change."""
-        ...
-
-
-class GuardedRule:
-    """The guarded rule as an object: its memory, and `look`."""
-
-    name = RULE
-
-    def __init__(self, patience: greedy_lr.Patience = greedy_lr.Patience()) -> None:
-        self._patience, self._memory = patience, greedy_lr.Memory()
-
-    def look(self, seen: Observation) -> Decision:
-        """Update the memory, and return a decision."""
-        self._memory, decision = greedy_lr.look(self._memory, seen, self._patience)
-        return decision
+POLICIES = (*MODEL_POLICIES, "rule", *RULES)
 
 
 def choose_model(options: AgentOptions, environ: Mapping[str, str], budget: Budget | None = None) -> ChatModel | None:
@@ -51,8 +24,20 @@ def choose_model(options: AgentOptions, environ: Mapping[str, str], budget: Budg
     return ChatModel(where, budget) if where else None
 
 
-def choose_rule(options: AgentOptions) -> RuleLike:
-    """Return the rule that proposes without a model. Raises `Invalid` for an unknown name."""
-    if options.policy in GUARDED:
+def choose_rule(options: AgentOptions) -> Rule:
+    """Return the rule that proposes without a model.
+
+    Raises `Invalid` for an unknown name, and for a rule that may not change what it works by.
+    """
+    if options.policy not in POLICIES:
+        raise Invalid(f"policy is {options.policy!r}; allowed are {', '.join(POLICIES)}")
+    rule = make_rule(options.policy) if options.policy in RULES else GuardedRule(options.patience)
+    if rule.name == DEFAULT:
         return GuardedRule(options.patience)
-    raise Invalid(f"policy is {options.policy!r}; allowed are auto, model, rule and guarded")
+    granted = {*options.grants.knobs, *((LEARNING_RATE,) if options.factor is not None else ())}
+    if missing := sorted(set(rule.needs) - granted):
+        raise Invalid(
+            f"the rule {rule.name!r} changes {' and '.join(missing)} by factors of its own: give grants with "
+            f"'knobs: {{{missing[0]}: {{max_factor: 1000}}}}'"
+        )
+    return rule

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from control_plane.agent import seeing
 from control_plane.agent.asking import second_opinion
-from control_plane.agent.choosing import GuardedRule, choose_model, choose_rule
+from control_plane.agent.choosing import choose_model, choose_rule
 from control_plane.agent.grants import Proposal, decide
 from control_plane.agent.history import SteeringHistory
 from control_plane.agent.judging.cadence import is_doubtful, next_look
@@ -26,6 +26,7 @@ from control_plane.agent.model import Budget, BudgetSpent, ChatModel, ModelUnava
 from control_plane.agent.observing import actions_seen, knobs_seen
 from control_plane.agent.options import AgentClient, AgentOptions, adopted
 from control_plane.agent.policy import AgentAction, Decision, Observation, explain, printable
+from control_plane.agent.rules.guarded import GuardedRule
 from control_plane.agent.sending import Sender
 from control_plane.api.messages import Snapshot
 from control_plane.core.model.commands import Intent

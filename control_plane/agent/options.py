@@ -6,9 +6,9 @@ from typing import Literal, Protocol
 from uuid import UUID
 
 from control_plane.agent.course import KINDS
-from control_plane.agent.greedy_lr import Patience
 from control_plane.agent.model import DEFAULT_TIMEOUT_S
 from control_plane.agent.policy import AgentBounds
+from control_plane.agent.rules.guarded import Patience
 from control_plane.api.messages import CommandView, Measurements, Receipt, Snapshot
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Invalid

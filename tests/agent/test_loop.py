@@ -36,7 +36,7 @@ def test_run_agent_without_a_key_follows_the_rule_and_journals_its_reasons() -> 
     changes, said = fly(run)
     assert changes == len(run.views) > 0
     assert all(intent == SetLearningRate(factor=0.5, schedule="keep") for intent in run.intents[:3])
-    assert all((view.command.reason or "").startswith("autopilot (GreedyLR): ") for view in run.views)
+    assert all((view.command.reason or "").startswith("autopilot (guarded): ") for view in run.views)
     assert said[-2:] == ["the run has ended: finished", f"23 decisions, {changes} changes applied"]
 
 
@@ -44,7 +44,7 @@ def test_run_agent_says_one_line_per_decision_with_step_loss_lr_action_reason_an
     _, said = fly(SimulatedRun(2e-2, total_steps=100))
     lines = [line for line in said if line.startswith("step ")]
     assert [line.split(":")[0] for line in lines] == ["step 25", "step 50", "step 75"]
-    assert "lr 0.02: halve: autopilot (GreedyLR): loss " in lines[-1]
+    assert "lr 0.02: halve: autopilot (guarded): loss " in lines[-1]
     assert lines[-1].endswith("-> lr x 0.5: applied at step 80")
 
 
@@ -292,7 +292,7 @@ def test_run_agent_asked_for_an_unknown_rule_refuses() -> None:
 def test_run_agent_told_to_follow_the_rule_asks_no_model() -> None:
     _, said, requests = fly_with(SimulatedRun(2e-2), says("{}"), policy="rule")
     assert requests == []
-    assert "GreedyLR" in said[0]
+    assert "guarded" in said[0]
 
 
 @pytest.mark.parametrize(

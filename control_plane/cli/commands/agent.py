@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,7 +22,11 @@ def agent(
         str | None, typer.Argument(help="Run id, or a unique prefix or suffix of it. Default: the active run.")
     ] = None,
     policy: Annotated[
-        str, typer.Option(help="Who decides: auto (the model if one is configured), model or rule.")
+        str,
+        typer.Option(
+            help="Who decides: auto (the model if one is configured), model, rule (the guarded rule), or one of the "
+            "rules guarded, probing, greedy-shipped, greedy-published, plateau, zclip, learned, random, nothing."
+        ),
     ] = "auto",
     every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Decide once every this many steps.")] = 25,
     max_decisions: Annotated[
@@ -35,17 +39,17 @@ def agent(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print proposals, change nothing.")] = False,
 ) -> None:
     """Run an autopilot that tunes the learning rate within fixed bounds, and the knobs granted with --grants."""
+    from control_plane.agent.choosing import POLICIES
     from control_plane.agent.grants import load
     from control_plane.agent.loop import AgentOptions, run_agent
     from control_plane.client import SteerwayClient
     from control_plane.core.model.intents.grants import NO_GRANTS
 
-    if policy not in ("auto", "model", "rule"):
-        raise UsageError(f"--policy is {policy!r}; allowed are auto, model and rule")
-    chosen: Any = policy
+    if policy not in POLICIES:
+        raise UsageError(f"--policy is {policy!r}; allowed are {', '.join(POLICIES)}")
     options = AgentOptions(
         every_steps=every,
-        policy=chosen,
+        policy=policy,
         max_decisions=max_decisions,
         dry_run=dry_run,
         grants=load(grants) if grants else NO_GRANTS,

@@ -1,13 +1,13 @@
-"""GreedyLR on synthetic loss curves."""
+"""The guarded rule on synthetic loss curves."""
 
 import math
 from collections.abc import Callable
 
 import pytest
 
-from control_plane.agent.greedy_lr import Memory, Patience, look
 from control_plane.agent.loop import AgentOptions, run_agent
 from control_plane.agent.policy import AgentAction, Decision, Observation
+from control_plane.agent.rules.guarded import Memory, Patience, look
 from tests.agent.simulated import NoisyModel, Quadratic, SimulatedRun, observed
 
 MODELS: dict[str, Callable[[], Callable[[float], float]]] = {

@@ -1,4 +1,4 @@
-"""GreedyLR: the autopilot's built-in rule, used without a model.
+"""The guarded rule: after GreedyLR, by doubling and halving; what the autopilot follows without a model.
 
 After Subramanian, Krishnamoorthy and Murthy, "Dynamic Learning Rate Scheduling based on Loss Changes Leads to Faster
 Convergence" (arXiv 2512.14527), which `transformers` ships as `GreedyLR`: smooth the loss; raise the learning rate
@@ -124,3 +124,18 @@ def _below(loss: float, share: float) -> float:
 
 def _above(loss: float, share: float) -> float:
     return loss + abs(loss) * share
+
+
+class GuardedRule:
+    """The guarded rule as an object: its memory, and `look`."""
+
+    name = "guarded"
+    needs: tuple[str, ...] = ()
+
+    def __init__(self, patience: Patience = Patience()) -> None:
+        self._patience, self._memory = patience, Memory()
+
+    def look(self, seen: Observation) -> Decision:
+        """Update the memory, and return a decision."""
+        self._memory, decision = look(self._memory, seen, self._patience)
+        return decision

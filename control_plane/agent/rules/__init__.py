@@ -1,0 +1,1 @@
+"""Rules that propose without a model: GreedyLR, reduce on plateau, ZClip, our own, and a learned linear policy."""
