@@ -33,7 +33,9 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--n", type=int, help="number of repetitions, in the benchmark's unit")
     parser.add_argument("--quick", action="store_true", help="a smoke run: too short for its figures to mean anything")
     parser.add_argument("--only", help="kinds to measure, separated by commas (health)")
-    parser.add_argument("--answers", help="file that keeps each answer; what it has is not measured again (health)")
+    parser.add_argument(
+        "--answers", help="file that keeps each answer; what it has is not measured again (health, study_agent)"
+    )
     given = parser.parse_args(arguments)
     if given.list:
         print(listing())

@@ -123,6 +123,14 @@ BENCHMARKS = {
             frozenset({"answers", "only"}),
         ),
         Benchmark(
+            "studies.study_agent",
+            "rules, chance and a model at the learning rate, from good and bad starts: rescued, regret",
+            "paired seeds",
+            8,
+            2,
+            frozenset({"answers"}),
+        ),
+        Benchmark(
             "storm.storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5
         ),
         Benchmark(
