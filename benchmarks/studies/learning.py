@@ -90,7 +90,7 @@ def examples(rows: Sequence[Row]) -> tuple[Array, npt.NDArray[np.int64], Array]:
 
 
 def fit(features: Array, actions: npt.NDArray[np.int64], weights: Array) -> Array:
-    """Return the weights (actions, features) of a weighted logistic regression, by gradient descent."""
+    """Return the weights (actions, features) of a weighted logistic regression, in small steps."""
     wanted = np.eye(len(ACTIONS))[actions]
     share = weights / weights.sum()
     fitted = np.zeros((len(ACTIONS), features.shape[1]))

@@ -1,4 +1,4 @@
-"""Who at the learning rate ends where: rules, chance, a learned policy and a language model, from good and bad starts.
+"""Study of the agent: rules, chance, a learned policy and a language model at the learning rate, from bad starts too.
 
 Real steered trainings of a small transformer on text, one CPU, a control server and a journal each, commands by the
 boundary: see `agent_rank` and `pilot`. The tuned rate, and the options of the rules that have some, are chosen on seeds
