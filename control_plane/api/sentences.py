@@ -13,7 +13,7 @@ from control_plane.api.messages import RecoveryView, Restarting
 from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.health import AlertCleared, AlertRaised
-from control_plane.core.model.intents import Cancel
+from control_plane.core.model.intents import AnswerProposal, Cancel, NoteEffect, WithdrawProposal
 from control_plane.core.model.proposals import ProposalClosed
 from control_plane.core.model.records import (
     STEP_WAS_SKIPPED,
@@ -101,19 +101,16 @@ def describe_alert(record: AlertRaised | AlertCleared) -> str:
         return f"alert {record.alert} ({cleared.kind.replace('_', ' ')}{subject}) cleared at step {cleared.step}"
     alert = record.alert
     said = f"{alert.level} at step {alert.step}: {clean(alert.sentence)}"
-    if not record.reflex:
-        return said
-    return f"{said}; reflex {record.reflex} " + (
-        f"did nothing: {clean(record.declined)}" if record.declined else "acts"
-    )
+    acts = f"did nothing: {clean(record.declined)}" if record.declined else "acts"
+    return f"{said}; reflex {record.reflex} {acts}" if record.reflex else said
 
 
 @in_one_line
 def describe_verdict(record: ProposalClosed, asked: Mapping[UUID, Command]) -> str:
     """Describe how a proposal was closed, by whom, and why."""
-    verdict = "made at once" if record.verdict == "automatic" else record.verdict
-    by = f" by {clean(record.by)}" if record.by else ""
-    return f"{_name(record.proposal, asked)}: {verdict}{by}{_because(record.reason)}"
+    verdict: str = "made at once" if record.verdict == "automatic" else record.verdict
+    verdict += f" by {clean(record.by)}" if record.by else ""
+    return f"{_name(record.proposal, asked)}: {verdict}{_because(record.reason)}"
 
 
 def _parentage(record: RunCreated) -> str:
@@ -381,10 +378,15 @@ def _because(reason: str | None) -> str:
 
 @in_one_line
 def describe_command(command: Command, asked: Mapping[UUID, Command]) -> str:
-    """Describe a command; a cancel names the command that it takes back."""
-    if isinstance(command.intent, Cancel):
-        return f"cancel '{_name(command.intent.command, asked)}'"
-    return command.describe()
+    """Describe a command; one about another command or a proposal names it in words."""
+    match intent := command.intent:
+        case Cancel() | NoteEffect():
+            uuid, name = intent.command, _name(intent.command, asked)
+        case AnswerProposal() | WithdrawProposal():
+            uuid, name = intent.proposal, _name(intent.proposal, asked).removeprefix("propose: ")
+        case _:
+            return command.describe()
+    return command.describe().replace(str(uuid), f"'{name}'", 1)
 
 
 def _name(uuid: UUID, asked: Mapping[UUID, Command]) -> str:

@@ -7,7 +7,7 @@ import streamlit as st
 from control_plane.api.messages import CommandView, Snapshot
 from control_plane.api.sentences import describe_command
 from control_plane.core.model.commands import Command
-from control_plane.core.model.intents import Cancel
+from control_plane.core.model.intents import Cancel, NoteEffect, Propose
 from ui.labels import Colour, clock, life, looks, plain, read_back
 from ui.sending import last_sent, send
 from ui.zone import reader_zone
@@ -40,8 +40,13 @@ def recent_commands(snapshot: Snapshot) -> None:
     if not snapshot.commands:
         st.caption("None yet. All commands to this run, from any author, appear here.")
     with st.container(gap="xsmall", key="recent_commands"):
-        for view in reversed(snapshot.commands[-MAX_LISTED:]):
+        for view in reversed(_listed(snapshot)[-MAX_LISTED:]):
             _row(snapshot, view)
+
+
+def _listed(snapshot: Snapshot) -> list[CommandView]:
+    """Return the commands without proposals and their effects, which have a place of their own on the page."""
+    return [view for view in snapshot.commands if not isinstance(view.command.intent, Propose | NoteEffect)]
 
 
 def can_be_cancelled(snapshot: Snapshot, view: CommandView) -> bool:

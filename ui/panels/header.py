@@ -10,7 +10,7 @@ from control_plane.core.rules.run_deletion import QUEUED
 from ui.gateway import banner
 from ui.labels import looks, plain, sentence
 from ui.live import LiveRun
-from ui.panels import alerts
+from ui.panels import alerts, proposals
 from ui.sending import is_restarting, restart, send
 
 SILENT_AFTER_S = 15.0
@@ -49,6 +49,7 @@ def _badges(snapshot: Snapshot) -> None:
     if snapshot.phase in ("evaluating", "saving", "starting"):
         st.badge(snapshot.phase, icon=":material/autorenew:", color="blue")
     alerts.badge(snapshot)
+    proposals.badge(snapshot)
     if snapshot.ranks:
         nodes = len({place.node for place in snapshot.ranks})
         ranks = f"{len(snapshot.ranks)} rank{'s' if len(snapshot.ranks) > 1 else ''}"

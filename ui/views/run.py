@@ -10,7 +10,7 @@ from ui.charts.charts import EVENTS, HEIGHT, View, chart_options
 from ui.charts.layout import Band, Mark, alert_marks, bands, marks, on_the_line
 from ui.gateway import banner
 from ui.live import LiveRun, live_run
-from ui.panels import alerts, commands, knobs, learning_rate, recovery, rollback, signs
+from ui.panels import alerts, commands, knobs, learning_rate, proposals, recovery, rollback, signs
 from ui.panels.branches import branches
 from ui.panels.checkpoints import checkpoints
 from ui.panels.header import header
@@ -61,6 +61,9 @@ def _page(live: LiveRun, snapshot: Snapshot) -> None:
         known = bool(knobs.listed(snapshot))
         st.fragment(knobs.now, run_every=charts_s)(live, known)
         knobs.form(live)
+        st.markdown("**Agent**")
+        st.fragment(_agent, run_every=charts_s)(live)
+        proposals.control(live)
         st.fragment(_commands, run_every=fast_s)(live)
     rollback.dialog(live, snapshot)
     with st.bottom:
@@ -77,6 +80,7 @@ def _header(live: LiveRun, was_closed: bool) -> None:
     header(live, snapshot)
     recovery.notice(snapshot)
     alerts.inbox(snapshot)
+    proposals.inbox(snapshot)
 
 
 def _view() -> View:
@@ -134,6 +138,7 @@ def _aftermath(live: LiveRun, view: View) -> None:
         return
     live.refresh_journal()
     alerts.earlier(snapshot)
+    proposals.earlier(snapshot)
     branches(live, snapshot)
     if not snapshot.recoveries:
         checkpoints(live, snapshot)
@@ -149,6 +154,12 @@ def _now(live: LiveRun) -> None:
     snapshot = live.refresh()
     if snapshot is not None:
         st.markdown(learning_rate.now(snapshot))
+
+
+def _agent(live: LiveRun) -> None:
+    snapshot = live.refresh()
+    if snapshot is not None:
+        st.markdown(proposals.now(snapshot))
 
 
 def _commands(live: LiveRun) -> None:
