@@ -54,6 +54,8 @@ LIMITS = """## Not covered
 - One model of 30 thousand weights, one text, runs of a few seconds. Large models differ, above all in how long a rate \
 that is too high may act before the weights are lost.
 - The tuned rate is the best of five, for a cosine schedule; in runs this short a rate that stays high can end below it.
+- Every rule may act before the first step, and the probing rule does: it lowers the rate before a bad one has done \
+much. A run that has trained at a far too high rate for a while needs a rollback, not a rule of this study.
 - No rule here may roll back: all act by the learning rate, or by gradient clipping, alone.
 - Our rules were written by people who looked at runs on the tuning seeds, beside the counted tuning; GreedyLR's and \
 torch's authors did not know this model.
@@ -66,6 +68,7 @@ def headline(study: "Study", result: Result) -> str:
     bad = list(BAD_STARTS)
     ranked = sorted(study.arms, key=lambda arm: study.regret(arm.name, bad))
     best = ranked[0]
+    at_tuned = sorted(study.arms, key=lambda arm: fmean(study.losses(arm.name, 1.0)))
     lines = [
         f'**Over the bad starts, "{best.label}" ends lowest**: {fmean(study.rescued(best.name, bad)):.0%} of its runs '
         f"are within 5 % of the oracle, regret {study.regret(best.name, bad):.2f}. Next: "
@@ -75,6 +78,11 @@ def headline(study: "Study", result: Result) -> str:
         )
         + f". Doing nothing: {fmean(study.rescued('nothing', bad)):.0%}."
     ]
+    harm = fmean(study.losses("probing", 1.0)) / fmean(study.losses("nothing", 1.0)) - 1
+    lines.append(
+        f'- **From the tuned rate "{at_tuned[0].label}" ends lowest**; our probing rule ends {harm:+.1%} from doing '
+        f"nothing, {fmean(study.rescued('probing', [1.0])):.0%} of its runs within 5 % of the oracle"
+    )
     for name, bound in result.targets.items():
         wanted = " and ".join(f"{'at least' if end == 'min' else 'at most'} {value:g}" for end, value in bound.items())
         verdict = "met" if result.verdict_on(name) == "met" else "**missed**"

@@ -143,7 +143,11 @@ ARMS = {
     )
 }
 
-CHOSEN: Mapping[str, Options] = {}
+CHOSEN: Mapping[str, Options] = {
+    "greedy-published": _greedy(0.5, 10, 50),
+    "plateau": {"factor": 0.5, "patience": 2},
+    "probing": {"multiple": 4.0, "fall": 0.1, "up": 3.0},
+}
 """Options that the last whole study has chosen: what `--quick` takes instead of tuning."""
 
 MODEL = Arm("model", "a language model, double, halve, keep", "model", 25, evaluates=True)
