@@ -41,6 +41,7 @@ def rounds(
 
     With OPENAI_API_KEY set a model plans, else a seeded local search.
     """
+    from control_plane.agent.choosing import choose_model, choose_rule
     from control_plane.agent.loop import AgentOptions
     from control_plane.agent.model import ChatModel, endpoint
     from control_plane.agent.rounds.frontier import draw, table
@@ -52,7 +53,11 @@ def rounds(
     given = overrides or []
     text, training = _training(config, given)
     remembered = Memory.open(memory, series_of(text, given, policy, seed))
-    tally = Tally()
+    steering = AgentOptions(policy=policy, every_steps=every) if policy else None
+    if steering is not None:  # before anything is launched
+        choose_rule(steering)
+        choose_model(steering, os.environ)
+    tally = Tally(chosen_settings().agent_prices)
     where = endpoint(os.environ)
     with connect() as client, SteerwayClient.from_settings(chosen_settings(), role="agent") as agent:
 
@@ -68,7 +73,7 @@ def rounds(
             rate=training[RATE],
             schedule=training[SCHEDULE],
             seed=seed,
-            agent=AgentOptions(policy=policy, every_steps=every) if policy else None,
+            agent=steering,
             model=ChatModel(where, tally) if where else None,
             environ=dict(os.environ),
             budget=tally,
