@@ -19,6 +19,7 @@ from pydantic import TypeAdapter, ValidationError
 from control_plane.api import versions
 from control_plane.config_text import from_yaml
 from control_plane.core.model.errors import Damaged, Invalid, SteerwayError
+from control_plane.core.model.intents.agent import AgentSettings
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import NOBODY, UNIVERSAL, RunCreated
 from control_plane.core.model.reflexes import REFLEXES, Reflexes
@@ -75,6 +76,21 @@ def reflexes_in(config: bytes, source: str) -> Reflexes:
         raise Damaged(f"the reflexes in {source} cannot be read ({type(error).__name__})") from None
 
 
+def agent_in(config: bytes, source: str) -> AgentSettings | None:
+    """Return the settings of the agent that a run starts with, by its resolved config; None: it starts with none.
+
+    Raises `Damaged` if they cannot be read.
+    """
+    try:
+        raw = from_yaml(config.decode(), source)
+        section = raw.get("agent") if isinstance(raw, dict) else None
+        return None if section is None else AgentSettings.model_validate(section)
+    except Invalid as error:
+        raise Damaged(f"the agent in {source} cannot be read: {error.reason}") from None
+    except (UnicodeDecodeError, ValidationError) as error:
+        raise Damaged(f"the agent in {source} cannot be read ({type(error).__name__})") from None
+
+
 def give_up_after_in(config: bytes, source: str) -> float | None:
     """Return the seconds for which a run may fail without a new step, from its resolved config; None: no limit."""
     try:
@@ -121,6 +137,7 @@ class ControlActor(ControlServer):
             config_sha256=hashlib.sha256(config).hexdigest(),
             limits=limits_in(config, str(files.config)),
             reflexes=reflexes_in(config, str(files.config)),
+            agent=agent_in(config, str(files.config)),
         )
         super().__init__(
             created,

@@ -9,9 +9,9 @@ from typing import Annotated
 import typer
 
 from control_plane.cli import cluster
+from control_plane.cli.agents.group import agent
 from control_plane.cli.clusters.contexts import contexts, show_settings
 from control_plane.cli.commands import branches, knobs, lifecycle, parameters, show, tree
-from control_plane.cli.commands.agent import agent
 from control_plane.cli.commands.chaos import chaos
 from control_plane.cli.commands.checkpoint import checkpoint
 from control_plane.cli.commands.episodes import episodes
@@ -108,7 +108,7 @@ app.add_typer(checkpoint, rich_help_panel=STEER)
 app.command(rich_help_panel=STEER)(lifecycle.cancel)
 app.command(rich_help_panel=STEER)(alerts.ack)
 app.command(rich_help_panel=STEER)(alerts.snooze)
-app.command(rich_help_panel=STEER)(agent)
+app.add_typer(agent, rich_help_panel=STEER)
 app.command(rich_help_panel=LOOK)(show.runs)
 app.command(rich_help_panel=LOOK)(show.status)
 app.command(rich_help_panel=LOOK)(alerts.alerts)

@@ -19,6 +19,8 @@ from control_plane import config_text
 from control_plane.config_text import shown
 from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.errors import Invalid
+from control_plane.core.model.intents.agent import AgentSettings
+from control_plane.core.model.intents.grants import ArgumentGrant, Grants, KnobGrant
 from control_plane.core.model.reflexes import Reflex, Reflexes
 from ray_jobs.config.config_files import ConfigFiles, FilesBeside
 from ray_jobs.config.deepspeed_features import unsupported
@@ -65,6 +67,8 @@ class RunConfig(Section):
     health: HealthSettings = HealthSettings()
     limits: dict[str, LimitSettings] = {}
     reflexes: Reflexes = {}
+    # Starts the run's agent with the run. Which model it asks, and what that may cost, is set on the gateway.
+    agent: AgentSettings | None = None
     env: dict[str, str | SecretVariable] = {}
     runtime_env: RuntimeEnvSettings = RuntimeEnvSettings()
     # SHA-256 of the code bundle; set by Steerway. Relative paths are then paths inside of it.
@@ -316,6 +320,8 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "scaling": ScalingSettings,
     "model": ModelSettings,
     "data": DataSettings,
+    "agent": AgentSettings,
+    "agent.grants": Grants,
     # Before "checkpoint": a stray `every_steps` is more likely meant for that.
     "digest": DigestSettings,
     "checkpoint": CheckpointSettings,
@@ -335,6 +341,8 @@ _WORKLOADS: dict[str, type[Section]] = {"gpt2": Gpt2Workload, "script": ScriptWo
 def _section_at(location: tuple[str, ...], loc: tuple[int | str, ...]) -> type[BaseModel]:
     if location[:1] == ("reflexes",):
         return Reflex
+    if location[:2] == ("agent", "grants") and len(location) > 2:
+        return KnobGrant if location[2] == "knobs" else ArgumentGrant  # the names stand between
     if location[:1] == ("limits",):
         return LimitSettings  # the name of the knob stands between
     return _WORKLOADS[str(loc[1])] if location == ("workload",) else _SECTIONS[".".join(location)]

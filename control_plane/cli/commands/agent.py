@@ -1,4 +1,4 @@
-"""`steer agent`: run an autopilot, a language model or a rule, on a run."""
+"""`steer agent run`: an autopilot, a language model or a rule, in the foreground."""
 
 import fcntl
 import os
@@ -38,7 +38,7 @@ def agent(
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print proposals, change nothing.")] = False,
 ) -> None:
-    """Run an autopilot that tunes the learning rate within fixed bounds, and the knobs granted with --grants."""
+    """Run an autopilot in this terminal: it tunes the learning rate within fixed bounds, and the knobs granted."""
     from control_plane.agent.choosing import POLICIES
     from control_plane.agent.grants import load
     from control_plane.agent.loop import AgentOptions, run_agent

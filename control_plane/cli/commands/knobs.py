@@ -15,6 +15,7 @@ from control_plane.cli.errors import UsageError
 from control_plane.cli.output import formatting
 from control_plane.cli.output.printing import tell_json
 from control_plane.cli.select_run import active_run, any_run, connect
+from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import NotFound
 from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.limits import Limit, limit_of
@@ -44,16 +45,22 @@ def set_knobs(
     runs = [word for word in words if "=" not in word]
     if not assignments or len(runs) > 1:
         raise UsageError(f"expected one or more KNOB=VALUE, with an optional run before them, {EXAMPLES}")
-    changes = [parse_assignment(word, group, factor) for word in assignments]
     run = runs[0] if runs else None
-    if len(changes) == 1 and changes[0]["knob"] == LEARNING_RATE:
+    intent, names = change_of(assignments, group, factor, hold)
+    return (run if names == [LEARNING_RATE] else _known_to_the_run(run, names)), intent
+
+
+def change_of(assignments: list[str], group: str | None, factor: bool, hold: bool) -> tuple[Intent, list[str]]:
+    """Return the intent that makes these changes, and the names of the knobs. Raises `UsageError`, `Invalid`."""
+    changes = [parse_assignment(word, group, factor) for word in assignments]
+    names = [change["knob"] for change in changes]
+    if names == [LEARNING_RATE]:
         (change,) = changes
         del change["knob"]
-        return run, build_intent("set_learning_rate", schedule="hold" if hold else "keep", **change)
+        return build_intent("set_learning_rate", schedule="hold" if hold else "keep", **change), names
     if hold:
         raise UsageError("--hold applies to the learning rate only: set lr in a command of its own")
-    intent = build_intent("set_knobs", changes=changes)
-    return _known_to_the_run(run, [change["knob"] for change in changes]), intent
+    return build_intent("set_knobs", changes=changes), names
 
 
 def parse_assignment(text: str, group: str | None = None, factor: bool = False) -> dict[str, Any]:

@@ -35,6 +35,16 @@ def number(value: float | None) -> str:
     return f"{value:.4g}"
 
 
+def span(seconds: float) -> str:
+    """Format a duration with at most two units: `45 s`, `14 min 2 s`, `3 h 20 min`, `2 d 4 h`."""
+    whole = round(seconds)
+    for name, size, below, smaller in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if whole >= size:
+            rest = whole % size // smaller
+            return f"{whole // size} {name}" + (f" {rest} {below}" if rest else "")
+    return f"{whole} s"
+
+
 @in_one_line
 def exact(value: Any) -> str:
     """Format a value that was read back with 10 digits, enough to compare two of them."""
