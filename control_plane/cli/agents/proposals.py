@@ -81,13 +81,13 @@ def _made(client: "SteerwayClient", run: str, view: CommandView, timeout_s: floa
     return {"made": made.model_dump(mode="json")}, outcome(made)
 
 
-def approve(words: Words, note: Note = None) -> RunIntent:
+def _approve(words: Words, note: Note = None) -> RunIntent:
     """Approve a proposal: its command is made, with the agent's reason, and yours as the note."""
     snapshot, view = _named(words, "steer agent approve RUN 57")
     return snapshot.run, build_intent("answer_proposal", proposal=view.uuid, approve=True, note=note)
 
 
-def edit(
+def _edit(
     words: Annotated[
         list[str],
         typer.Argument(metavar="[RUN] PROPOSAL KNOB=VALUE...", help="lr=1e-4, 'lr*=0.5', weight_decay=0.1"),
@@ -144,5 +144,5 @@ def find_proposal(snapshot: Snapshot, word: str) -> ProposalView:
     raise NotFound(f"run {snapshot.run} has no proposal {word}; waiting for an answer: {waiting}")
 
 
-approve = steering_command(approve, wait_for=_made)
-edit = steering_command(edit, wait_for=_made)
+approve = steering_command(_approve, wait_for=_made)
+edit = steering_command(_edit, wait_for=_made)
