@@ -22,7 +22,7 @@ from benchmarks.studies.plan import ARMS, MODEL, ORACLE, Arm, Options, Trial
 from benchmarks.studies.results import Row
 from benchmarks.studies.runs import run
 from benchmarks.studies.wilcoxon import wilcoxon
-from control_plane.config import Settings
+from control_plane.config import settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "studies" / "agent.md"
 OURS = "probing"
@@ -84,7 +84,7 @@ class Study:
 
 def measure(n: int, quick: bool, say: Say, answers: str | None = None) -> Result:
     """Run the study on its first `n` seeds; `answers`: the file of results. Raises `SteerwayError` if a run fails."""
-    home = Settings().home / "studies"
+    home = settings().home / "studies"
     results = Path(answers) if answers else home / "agent.jsonl"
     study = carry_out(results, say, plan.SEEDS[:n], quick=quick)
     result = result_of(study, n)

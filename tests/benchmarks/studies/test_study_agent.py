@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import pytest
 
-from benchmarks.studies import learning, plan
+from benchmarks.studies import learning, plan, study_agent
 from benchmarks.studies.outcome import CHANCE, loss_of
 from benchmarks.studies.page import write
 from benchmarks.studies.pilot import violations
@@ -85,6 +85,18 @@ def test_page_names_the_winner_misses_and_absence_of_a_model(tmp_path: Path, mon
         assert "No language model took part" in text
     write(tmp_path / "agent.md", study(LOSSES | {"probing": 2.5}), result_of(study(LOSSES | {"probing": 2.5}), 8), [])
     assert "`probing_rescued_share` at least 0.95: 0, **missed**" in (tmp_path / "agent.md").read_text()
+
+
+def test_page_of_an_unfinished_study_is_written_into_steerway_s_home_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STEERWAY_HOME", str(tmp_path))
+    monkeypatch.setattr(study_agent, "carry_out", lambda *given, **options: study(LOSSES))
+    monkeypatch.setattr(study_agent, "draw", lambda *given: [])
+    monkeypatch.setattr(study_agent, "PAGE", tmp_path / "docs" / "studies" / "agent.md")
+    assert study_agent.measure(2, True, lambda line: None).n == 2
+    assert "Unfinished: 2 of 8 seeds" in (tmp_path / "studies" / "agent.md").read_text()
+    assert not (tmp_path / "docs").exists()
 
 
 def test_figures_are_drawn_where_matplotlib_is_and_its_absence_is_said(tmp_path: Path) -> None:
