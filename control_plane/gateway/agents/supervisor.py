@@ -7,7 +7,7 @@ next gateway starts them again.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -15,10 +15,11 @@ from typing import Any, Protocol
 
 from control_plane.api.agent_spending import Budgets, budgets_of
 from control_plane.api.agent_views import AgentProcess
-from control_plane.api.messages import RunSummary, Snapshot
+from control_plane.api.messages import Snapshot
 from control_plane.api.ports import OperatorPort
 from control_plane.config import Settings
 from control_plane.core.model.errors import NotFound, SteerwayError
+from control_plane.gateway.agents.journals import JournalScan
 from control_plane.gateway.agents.process import Ended, read_key, run_agent_process
 from control_plane.gateway.agents.tether import IS_HELD
 from control_plane.gateway.tokens import mint_agent_token, revoke_agent_tokens
@@ -42,10 +43,6 @@ Start = Callable[[RunFiles, str, Callable[[int], None]], Awaitable[Ended]]
 
 class Runs(Protocol):
     """Access to the runs, see `gateway.app.RunDirectory`."""
-
-    async def list(self) -> Sequence[RunSummary]:
-        """Return a summary of every run."""
-        ...
 
     async def handle(self, run: str) -> OperatorPort:
         """Return a handle on the run."""
@@ -82,6 +79,7 @@ class AgentSupervisor:
         self._where, self._runs, self._sleep, self._in_thread = where, runs, sleep, in_thread
         self._start = start or self._run_process
         self._kept: dict[str, _Kept] = {}
+        self._scan = JournalScan(where.runs_dir)
 
     def process(self, run: str) -> AgentProcess:
         """See `AgentsPort.process`."""
@@ -122,9 +120,8 @@ class AgentSupervisor:
 
     async def look(self) -> None:
         """Start the agents that are wanted and do not run; end those that run and are not wanted."""
-        summaries = await self._runs.list()
-        wanted = {each.run for each in summaries if each.agent is not None and each.status not in NOT_WORKED_ON}
-        for run in wanted | set(self._kept):
+        news = await self._in_thread(self._scan.news)
+        for run in set(news) | set(self._kept):
             since_seq = await self._wanted_since(run)
             if since_seq is None:
                 continue  # not known now: what runs goes on
@@ -133,6 +130,8 @@ class AgentSupervisor:
                 await self._let_go(run)
             if since_seq and run not in self._kept:
                 self._keep(run, since_seq)
+            if not since_seq and run in news:
+                self._scan.note_done(run, news[run])
 
     async def _wanted_since(self, run: str) -> int | None:
         """Return the entry that started the agent that is wanted; 0: none is wanted; None: not known."""

@@ -1,22 +1,22 @@
 """Supervision of agents in virtual time: started, restarted with growing pauses, given up, ended."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from control_plane.api.messages import RunSummary
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import NotFound, Unavailable
 from control_plane.core.model.intents.agent import AgentSettings, StartAgent, StopAgent
+from control_plane.gateway.agents.journals import JournalScan
 from control_plane.gateway.agents.process import Ended
 from control_plane.gateway.agents.supervisor import GIVE_UP_AFTER, LOCK_PAUSE_S, AgentSupervisor
 from control_plane.gateway.agents.tether import IS_HELD
 from control_plane.gateway.tokens import AGENT_OF, TokenBook, add_token
 from control_plane.storage.layout import RunFiles
-from tests.server.rig import Rig, command, start
+from tests.server.rig import CREATED, Rig, command, start
 from tests.server.virtual_time import now_s, run
 
 RUN = "demo"
@@ -57,7 +57,10 @@ class Stage:
     """A run, its supervisor and its processes. Satisfies `supervisor.Runs`."""
 
     def __init__(self, tmp_path: Path, *ends: Ended) -> None:
-        self.root, self.where = tmp_path, settings({}, home=tmp_path / "home")
+        self.where = settings({}, home=tmp_path / "home")
+        self.root = self.where.runs_dir / RUN
+        self.root.mkdir(parents=True)
+        (self.root / "config.yaml").touch()
         self.processes = Processes(self.where, list(ends))
         self.error: Exception | None = None
         self.sent = 0
@@ -78,12 +81,6 @@ class Stage:
         assert self.processes.running == 0, "an agent outlived its supervisor"
         assert not [each for each in self.token_ids() if each.startswith(AGENT_OF)], "a token outlived its agent"
 
-    async def list(self) -> Sequence[RunSummary]:
-        """Every run, unless it cannot be read: then its status is the kind of error."""
-        if self.error is not None:
-            return []
-        return [RunSummary.of(await self.server.snapshot())]
-
     async def handle(self, run: str) -> Any:
         """The run's control server."""
         if self.error is not None:
@@ -92,7 +89,7 @@ class Stage:
 
     def files(self, run: str) -> RunFiles:
         """The run's files."""
-        return RunFiles(self.root / run)
+        return RunFiles(self.where.runs_dir / run)
 
     def token_ids(self) -> "list[str]":
         """Ids of the tokens of the home."""
@@ -214,12 +211,49 @@ def test_a_control_server_that_is_away_ends_no_agent_and_a_deleted_run_does(tmp_
 def test_what_prevents_a_start_is_a_failure_with_a_reason(tmp_path: Path) -> None:
     async def story() -> None:
         async with Stage(tmp_path) as stage:
-            stage.where.tokens_file.parent.mkdir(parents=True)
             stage.where.tokens_file.write_text("{")
             await stage.send(STARTED, 60)
             view = stage.supervisor.process(RUN)
             assert view.state == "given_up"
             assert "token list" in (view.reason or "")
             stage.where.tokens_file.unlink()
+
+    run(story())
+
+
+def test_journals_are_read_only_when_they_grow_and_may_start_an_agent(tmp_path: Path) -> None:
+    scan = JournalScan(tmp_path)
+
+    def write(run: str, text: str) -> None:
+        journal = tmp_path / run / "journal"
+        journal.mkdir(parents=True, exist_ok=True)
+        (tmp_path / run / "config.yaml").touch()
+        with (journal / "000001.jsonl").open("a") as file:
+            file.write(text)
+
+    write("old", '{"type":"RunCreated","agent":null}')
+    write("configured", '{"type":"RunCreated","agent":{"policy":"rule"}}')
+    write("commanded", '{"kind":"start_agent"}')
+    (tmp_path / "waiting").mkdir()
+    (tmp_path / "waiting" / "config.yaml").touch()
+    seen = scan.news()
+    assert set(seen) == {"configured", "commanded"}
+    scan.note_done("configured", seen["configured"])
+    assert set(scan.news()) == {"commanded"}
+    write("old", '{"type":"CommandAccepted"}')
+    write("configured", "{}")
+    assert set(scan.news()) == {"old", "configured", "commanded"}, "one that grows is looked at, whatever it says"
+
+
+def test_a_real_journal_mentions_its_agent(tmp_path: Path) -> None:
+    async def story() -> None:
+        async with Stage(tmp_path) as stage:
+            assert JournalScan(stage.where.runs_dir).news() == {}
+            await stage.send(STARTED)
+            assert set(JournalScan(stage.where.runs_dir).news()) == {RUN}
+        created = CREATED.model_copy(update={"run": "other", "agent": AgentSettings()})
+        Rig(stage.where.runs_dir / "other").serve(created)
+        (stage.where.runs_dir / "other" / "config.yaml").touch()
+        assert set(JournalScan(stage.where.runs_dir).news()) == {RUN, "other"}
 
     run(story())
