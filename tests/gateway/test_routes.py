@@ -151,6 +151,7 @@ def test_openapi_names_every_operation_once(rig: Rig) -> None:
         "launch_run",
         "list_runs",
         "openapi_schema",
+        "read_agent",
         "read_alerts",
         "read_bundle",
         "read_cluster",

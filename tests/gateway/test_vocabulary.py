@@ -118,10 +118,8 @@ def test_cancel_of_nothing_is_not_found_and_of_a_cancel_a_conflict(rig: Rig) -> 
 def test_agent_is_told_what_it_may_do(rig: Rig) -> None:
     answer = rig.post(f"/runs/{RUN}/commands", "agent", json={"intent": {"kind": "freeze", "parameters": "*"}})
     assert answer.status_code == 403
-    assert (
-        "the role agent may not freeze; allowed are evaluate, run_action, save_checkpoint, set_knobs"
-        in answer.json()["detail"]
-    )
+    allowed = "evaluate, note_effect, propose, run_action, save_checkpoint, set_knobs"
+    assert f"the role agent may not freeze; allowed are {allowed}" in answer.json()["detail"]
 
 
 def test_action_that_the_run_does_not_name_for_agents_is_refused_to_one(rig: Rig) -> None:
