@@ -1,5 +1,6 @@
 """Windows over signs: robust level and noise of the last values, and block means over a whole run in bounded memory."""
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from itertools import pairwise
 from math import dist, sqrt
@@ -13,6 +14,16 @@ def median(values: Sequence[float]) -> float:
     """Return the median; of an even number of values, the mean of the two in the middle."""
     ordered, half = sorted(values), len(values) // 2
     return ordered[half] if len(ordered) % 2 else (ordered[half - 1] + ordered[half]) / 2
+
+
+def median_without(ordered: Sequence[float], value: float) -> float:
+    """Return the median of sorted values but for one that equals `value`, which is among them; at least two values."""
+    gone, half = bisect_left(ordered, value), (len(ordered) - 1) // 2
+    upper = ordered[half] if half < gone else ordered[half + 1]
+    if (len(ordered) - 1) % 2:
+        return upper
+    lower = ordered[half - 1] if half - 1 < gone else ordered[half]
+    return (lower + upper) / 2
 
 
 def mean(values: Sequence[float]) -> float:

@@ -7,6 +7,7 @@ from math import inf
 
 from control_plane.core.health.monitor import HealthMonitor
 from control_plane.core.health.settings import HealthSettings
+from control_plane.core.health.windows import median, median_without
 from control_plane.core.model.health import IDENTITY, Alert, Cleared, HealthChange
 
 NAN = math.nan
@@ -168,3 +169,11 @@ def test_straggler_and_full_memory_of_ranks_that_are_no_more_have_ended() -> Non
     change = gather(20, [0.1], [1.0])
     assert {one.key for one in change.cleared} == {alert.key for alert in raised}
     assert monitor.observe(21, calm(21)) == HealthChange()
+
+
+def test_median_of_the_others_is_the_same_without_looking_at_each_of_them() -> None:
+    dice = random.Random(5)
+    for _ in range(500):
+        values = [dice.choice([1.0, 2.0, dice.random()]) for _ in range(dice.randint(2, 9))]
+        for place, value in enumerate(values):
+            assert median_without(sorted(values), value) == median(values[:place] + values[place + 1 :])

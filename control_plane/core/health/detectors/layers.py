@@ -180,7 +180,7 @@ class VanishingLayer(LayerDetector):
         top = max(norms.values())
         for group, norm in norms.items():
             sign, past = f"layer_grad_norm/{group}", self.past(f"layer_grad_norm/{group}")
-            share = norm / top if top > 0 else 1.0
+            share = max(0.0, norm / top) if top > 0 else 1.0
             usual = median(past) if len(past) >= self.settings.least_samples else None
             threshold = self.settings.vanish_beside_others
             if usual is not None:

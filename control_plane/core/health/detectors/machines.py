@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import exp, isfinite, log
 from typing import Any, ClassVar
 
-from control_plane.core.health.findings import Condition, Conditions, Detector, Ended, Finding, Look
+from control_plane.core.health.findings import MOST, Condition, Conditions, Detector, Ended, Finding, Look
 from control_plane.core.health.settings import (
     CheckpointSettings,
     MemorySettings,
@@ -13,7 +13,7 @@ from control_plane.core.health.settings import (
     StragglerSettings,
 )
 from control_plane.core.health.signs import PHASES
-from control_plane.core.health.windows import Window, median, noise_between
+from control_plane.core.health.windows import Window, median, median_without, noise_between
 from control_plane.core.model.health import MAX_EVIDENCE_VALUES, AlertKind, Evidence
 
 MOST_JITTER = 5.0
@@ -44,7 +44,8 @@ class Straggler(Detector):
     def observe(self, look: Look) -> Iterator[Finding | Ended]:
         """Compare the ranks where a gather has ended."""
         sign = "own_step_s" if "own_step_s" in look.by_rank else "step_s"
-        times = look.by_rank.get(sign, ())
+        # Bounded as all signs are: the mean of two of them is a finite number.
+        times = [min(value, MOST) for value in look.by_rank.get(sign, ())]
         if not times:
             return
         # A rank alone waits for nobody: an elastic run that has come down to it has no stragglers.
@@ -53,9 +54,9 @@ class Straggler(Detector):
         self.windows = {rank: window for rank, window in self.windows.items() if int(rank) < compared}
         if not compared:
             return
+        ordered = sorted(value for value in times if isfinite(value))
         for rank, own in enumerate(times):
-            others = [value for other, value in enumerate(times) if other != rank and isfinite(value)]
-            if others and isfinite(own) and own > 0 and (usual := median(others)) > 0:
+            if len(ordered) > 1 and isfinite(own) and own > 0 and (usual := median_without(ordered, own)) > 0:
                 yield from self._judge(look.step, sign, str(rank), own, usual)
 
     def _judge(self, step: int, sign: str, rank: str, own: float, usual: float) -> Iterator[Finding | Ended]:
