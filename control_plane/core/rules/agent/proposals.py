@@ -9,7 +9,7 @@ from typing import Protocol
 from uuid import UUID, uuid5
 
 from control_plane.core.model.commands import Command
-from control_plane.core.model.errors import Conflict, NotAllowed, NotFound, Overloaded, RunEnded, SteerwayError
+from control_plane.core.model.errors import Conflict, NotAllowed, NotFound, Overloaded, SteerwayError
 from control_plane.core.model.intent_base import BaseIntent
 from control_plane.core.model.intents.agent import (
     AnswerProposal,
@@ -23,6 +23,7 @@ from control_plane.core.model.limits import AGENT
 from control_plane.core.model.proposals import ProposalClosed, ProposalStatus, Verdict
 from control_plane.core.model.records import CommandSettled, Record
 from control_plane.core.model.state import RunState
+from control_plane.core.rules.admission import check_open
 from control_plane.core.rules.agent.risk import acts_alone, risk_of
 
 MAX_OPEN_PROPOSALS = 8
@@ -75,7 +76,7 @@ def settle_agent_command(state: RunState, command: Command, accept: Accept) -> l
     done: list[Record] = [CommandSettled(uuid=command.uuid, status="applied")]
     match command.intent:
         case StartAgent():
-            _check_open(state)
+            check_open(state)
             if state.agent.settings is not None:
                 who = f"started by {state.agent.started_by}, policy {state.agent.settings.policy}"
                 raise Conflict(f"run {state.run} has an agent already ({who}); stop it first: `steer agent stop`")
@@ -106,7 +107,7 @@ def settle_agent_command(state: RunState, command: Command, accept: Accept) -> l
 
 
 def _propose(state: RunState, command: Command, accept: Accept, done: list[Record]) -> list[Record]:
-    _check_open(state)
+    check_open(state)
     proposed = command.intent
     assert isinstance(proposed, Propose)
     alone = acts_alone(state, command, proposed.intent)
@@ -206,8 +207,3 @@ def _closed(
     status: ProposalStatus, verdict: Verdict, by: str = "", command: UUID | None = None, reason: str | None = None
 ) -> ProposalClosed:
     return ProposalClosed(proposal=status.command.uuid, verdict=verdict, by=by, command=command, reason=reason)
-
-
-def _check_open(state: RunState) -> None:
-    if state.closed is not None:
-        raise RunEnded(f"run {state.run} has {state.closed.ending} and takes no more commands")
