@@ -15,7 +15,9 @@ import time
 from collections.abc import Callable
 
 from control_plane.api.messages import Restart
+from control_plane.core.model.data import NO_SOURCES
 from control_plane.core.model.errors import SteerwayError
+from control_plane.core.model.intents.data import DATA_KINDS
 from control_plane.core.model.records import GenerationEnding, RankPlace, Readback
 from control_plane.storage.checkpoint.store import Manifest, list_checkpoints
 from ray_jobs.checkpoint import restore
@@ -38,7 +40,14 @@ from ray_jobs.rank.session import RankSession
 from ray_jobs.rank.step_log import StepLog
 from ray_jobs.steering import skipped_steps
 from ray_jobs.steering.actions import ActionsApplier
-from ray_jobs.steering.appliers import Applier, FlagApplier, LearningRateApplier, ScheduleApplier, StopApplier
+from ray_jobs.steering.appliers import (
+    Applier,
+    FlagApplier,
+    LearningRateApplier,
+    ScheduleApplier,
+    StopApplier,
+    UnsupportedApplier,
+)
 from ray_jobs.steering.knobs import KnobsApplier
 from ray_jobs.steering.parameters import register_parameter_appliers
 from ray_jobs.steering.pause_offload import PauseOffload
@@ -153,6 +162,8 @@ class SteeredRun:
         session.register("set_schedule", ScheduleApplier(training, limits))
         session.register("set_knobs", KnobsApplier(training.knobs, session.replica.repeating))
         session.register("skip_samples", SkipApplier(training))
+        for kind in DATA_KINDS:
+            session.register(kind, UnsupportedApplier(NO_SOURCES))
         session.register("run_action", ActionsApplier(training.extensions.actions))
         session.register("evaluate", evaluation)
         register_parameter_appliers(session, training)

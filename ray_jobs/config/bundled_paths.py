@@ -22,6 +22,10 @@ def located(config: RunConfig, files: RunFiles) -> RunConfig:
         changes["workload"] = config.workload.model_copy(update={"path": _inside(files, config.workload.path)})
     if config.data is not None and config.data.path is not None:
         changes["data"] = config.data.model_copy(update={"path": _inside(files, config.data.path)})
+    changes["sources"] = {
+        name: source.model_copy(update={"path": _inside(files, source.path)}) if source.path is not None else source
+        for name, source in config.sources.items()
+    }
     modules = [_inside(files, module) if is_local(module) else module for module in config.runtime_env.py_modules]
     changes["runtime_env"] = config.runtime_env.model_copy(update={"py_modules": modules})
     return config.model_copy(update=changes)

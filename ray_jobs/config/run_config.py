@@ -10,6 +10,7 @@ Validation errors are raised as one `Invalid`, with a line for each.
 import difflib
 import math
 from collections.abc import Callable, Iterator, Sequence
+from glob import glob
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -18,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError, model_validator
 from control_plane import config_text
 from control_plane.config_text import shown
 from control_plane.core.health.settings import HealthSettings
+from control_plane.core.model.data import MAX_SOURCES, FieldSchema, SourceName, SourceSettings
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents.agent import AgentSettings
 from control_plane.core.model.intents.grants import ArgumentGrant, Grants, KnobGrant
@@ -35,6 +37,7 @@ from ray_jobs.config.sections import (
     DigestSettings,
     Gpt2Workload,
     LimitSettings,
+    MixtureSettings,
     ModelSettings,
     PauseSettings,
     RecoverySettings,
@@ -58,6 +61,9 @@ class RunConfig(Section):
     workload: Annotated[Gpt2Workload | ScriptWorkload, Field(discriminator="kind")]
     model: ModelSettings | None = None
     data: DataSettings | None = None
+    # Sources that training samples are drawn from, by name; see `core.model.data`.
+    sources: dict[SourceName, SourceSettings] = Field(default={}, max_length=MAX_SOURCES)
+    mixture: MixtureSettings = MixtureSettings()
     training: TrainingSettings = {}
     deepspeed: DeepSpeedSettings | None = None
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -82,7 +88,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _bundle_holds_the_paths(self) -> Self:
         if self.bundle is not None:
-            paths = (getattr(self.workload, "path", None), self.data and self.data.path)
+            globs = [source.path for source in self.sources.values()]
+            paths = (getattr(self.workload, "path", None), self.data and self.data.path, *globs)
             check_bundle(self.bundle, [path for path in paths if path], self.runtime_env)
         return self
 
@@ -157,6 +164,9 @@ def parse(
     config = _validated(raw, source)
     if bundle is None and config.workload.kind == "script" and not Path(config.workload.path).is_file():
         raise Invalid(f"{source}: workload.path is {config.workload.path}, but there is no such file.")
+    for name, settings in config.sources.items():
+        if bundle is None and settings.path is not None and not glob(settings.path, recursive=True):
+            raise Invalid(f"{source}: sources.{name}.path is {settings.path}, but no file matches it.")
     return config
 
 
@@ -220,6 +230,10 @@ def _place_paths(raw: Raw, files: ConfigFiles) -> None:
         section = raw.get(name)
         if isinstance(section, dict) and isinstance(section.get("path"), str) and section["path"]:
             section["path"] = files.place(section["path"], f"{name}.path")
+    sources = raw.get("sources")
+    for name, source in sources.items() if isinstance(sources, dict) else ():
+        if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
+            source["path"] = files.place(source["path"], f"sources.{name}.path")
     runtime_env = raw.get("runtime_env")
     modules = runtime_env.get("py_modules") if isinstance(runtime_env, dict) else None
     if isinstance(runtime_env, dict) and isinstance(modules, list):
@@ -320,6 +334,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "scaling": ScalingSettings,
     "model": ModelSettings,
     "data": DataSettings,
+    "mixture": MixtureSettings,
     "agent": AgentSettings,
     "agent.grants": Grants,
     # Before "checkpoint": a stray `every_steps` is more likely meant for that.
@@ -343,6 +358,8 @@ def _section_at(location: tuple[str, ...], loc: tuple[int | str, ...]) -> type[B
         return Reflex
     if location[:2] == ("agent", "grants") and len(location) > 2:
         return KnobGrant if location[2] == "knobs" else ArgumentGrant  # the names stand between
+    if location[:1] == ("sources",):
+        return SourceSettings if len(location) == 2 else FieldSchema  # the names stand between
     if location[:1] == ("limits",):
         return LimitSettings  # the name of the knob stands between
     return _WORKLOADS[str(loc[1])] if location == ("workload",) else _SECTIONS[".".join(location)]

@@ -150,6 +150,16 @@ class DataSettings(Section):
         return self
 
 
+class MixtureSettings(Section):
+    """How samples are drawn from the sources.
+
+    A source's share is in proportion to its weight to the power of 1 / `temperature`. A sample is one record.
+    """
+
+    temperature: float = Field(default=1.0, ge=0.01, le=100)
+    unit: Literal["document"] = "document"
+
+
 class CheckpointSettings(Section):
     """Interval of automatic checkpoints (0: never) and their retention.
 

@@ -37,6 +37,7 @@ from control_plane.core.model.records import (
 from control_plane.core.model.state import RunState, evolve
 from control_plane.core.rules.decisions import GenerationStart
 
+SHA = "a5" * 32
 KNOBS = {"lr": [1e-3, 5e-4], "groups": ["decay", "no_decay"]}
 EVERY_INTENT: tuple[dict[str, Any], ...] = (
     {"kind": "set_learning_rate", "value": 1e-4},
@@ -55,6 +56,20 @@ EVERY_INTENT: tuple[dict[str, Any], ...] = (
     {"kind": "unfreeze", "parameters": "*"},
     {"kind": "reset_parameters", "modules": "lm_head", "seed": 7},
     {"kind": "skip_samples", "samples": 200},
+    {"kind": "set_mixture", "weights": {"web": 0.7, "fresh": 0.3}},
+    {
+        "kind": "add_source",
+        "source": "fresh",
+        "settings": {"format": "jsonl", "live": True, "weight": 0.5, "fields": {"text": "text", "label": "integer"}},
+    },
+    {"kind": "remove_source", "source": "web"},
+    {"kind": "split_source", "source": "web", "into": "news", "shards": [SHA], "weight": 0.1},
+    {
+        "kind": "add_shards",
+        "source": "fresh",
+        "shards": [{"source": "fresh", "sha256": SHA, "records": 746, "bytes": 88_000}],
+    },
+    {"kind": "withdraw_samples", "source": "fresh", "shard": SHA, "rows": [0, 7]},
     {"kind": "run_action", "name": "reshuffle", "arguments": {"seed": 7, "all": True}},
     {"kind": "pin_checkpoint", "checkpoint": "c1", "pinned": False},
     {"kind": "delete_checkpoint", "checkpoint": "c1"},

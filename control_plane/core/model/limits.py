@@ -56,7 +56,8 @@ def reason_against_intent(
     """
     for knob in intent.knobs():
         if role == AGENT and intent.agents_need_grant and not _is_granted(limits, knob):
-            return f"{knob.removeprefix(ACTION)} may not be run by an agent: no limit {knob} grants it the role agent"
+            how = "run" if knob.startswith(ACTION) else "changed"
+            return f"{knob.removeprefix(ACTION)} may not be {how} by an agent: no limit {knob} grants it the role agent"
         # A pattern stands for every knob that it matches, as far as their names are known here.
         covered = (name for name in (*limits, *changed_s_ago) if ":" in knob and fnmatchcase(name, knob))
         for name in (knob, *covered):
@@ -87,9 +88,10 @@ def reason_against_change(
     return None
 
 
-def _is_granted(limits: Mapping[str, Limit], action: str) -> bool:
-    """Return whether a limit grants the action to agents. A limit of all knobs, such as `*`, does not."""
-    limit = limit_of({name: each for name, each in limits.items() if name.startswith(ACTION)}, action)
+def _is_granted(limits: Mapping[str, Limit], knob: str) -> bool:
+    """Return whether a limit grants an action, or a source's weight, to agents. A limit of all knobs does not."""
+    prefix = knob[: knob.index("/") + 1]
+    limit = limit_of({name: each for name, each in limits.items() if name.startswith(prefix)}, knob)
     return limit is not None and AGENT in (limit.roles or ())
 
 

@@ -10,9 +10,11 @@ from uuid import UUID
 
 from control_plane.core.model.branch_tree import Branch, BranchState, CheckpointState, distrust
 from control_plane.core.model.commands import Command
+from control_plane.core.model.data import DataState
 from control_plane.core.model.health import AlertCleared, AlertRaised, AlertState
 from control_plane.core.model.intents import Pause, Resume, Stop
 from control_plane.core.model.intents.agent import NoteEffect, Propose, StartAgent, StopAgent
+from control_plane.core.model.intents.data import DataIntent
 from control_plane.core.model.intents.server import AcknowledgeAlert, SnoozeAlert
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.proposals import AgentState, ProposalClosed
@@ -111,6 +113,7 @@ class RunState:
     reflexes: Reflexes = field(default_factory=dict)
     alerts: AlertState = field(default_factory=AlertState)
     agent: AgentState = field(default_factory=AgentState)
+    data: DataState = field(default_factory=DataState)
     failures: list[GenerationFailure] = field(default_factory=list)
     # Of the current generation, by step, so that recording is idempotent.
     digested: dict[int, StateDigested] = field(default_factory=dict)
@@ -316,6 +319,7 @@ def _start_generation(state: RunState, entry: Entry, record: GenerationStarted) 
     _reach(state, record.step, record.branch)
     state.starts[record.uuid] = record.generation
     state.knobs = state.tree.knobs_of[record.branch] = dict(record.knobs)
+    state.data.note_read(record.facts)
     if state.has_failed:
         state.failures[-1] = replace(state.failures[-1], restarted=record)
 
@@ -383,6 +387,9 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
             state.agent.note_proposed(command, entry.seq, entry.time, state.step, state.tree.head)
         case NoteEffect():
             state.agent.effects[intent.command] = intent
+        case DataIntent():
+            by = (command.uuid, command.author, entry.seq, outcome.step or 0)
+            state.data.note_applied(outcome.after, intent.sources_added(), intent.shards_added(), by)
 
 
 def fold(entries: "list[Entry]") -> RunState:

@@ -125,7 +125,8 @@ def _check_not_ending(state: RunState) -> None:
 
 
 def _check_during_replay(state: RunState, command: Command) -> None:
-    if command.intent.changes_course and not isinstance(command.intent, Stop):
+    changes = command.intent.changes_course or command.intent.changes_training
+    if changes and not isinstance(command.intent, Stop):
         raise Conflict(
             f"run {state.run} is replaying {state.parent.run if state.parent else 'another run'}: it can only be "
             f"stopped until the {len(state.scheduled)} remaining commands are replayed"

@@ -88,6 +88,7 @@ def test_every_intent_says_which_knobs_it_changes() -> None:
         "set_learning_rate",
         "set_schedule",
         "set_knobs",
+        "set_mixture",
         "run_action",
     }
 

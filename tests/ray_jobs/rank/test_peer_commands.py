@@ -13,6 +13,7 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import NotFound, SteerwayError
 from control_plane.core.model.intent_base import ServerIntent
 from control_plane.core.model.intents import INTENT, KINDS
+from control_plane.core.model.intents.data import DATA_KINDS
 from control_plane.storage.layout import RunFiles, find_run
 from ray_jobs.steering.actions import ActionsApplier, ScriptActions
 from tests.ray_jobs.support import peer_commands as peers
@@ -20,10 +21,10 @@ from tests.ray_jobs.support import vocabulary
 from tests.ray_jobs.trials.trials import open_server
 
 BY_THE_SERVER = {name for name, kind in KINDS.items() if issubclass(kind, ServerIntent)}
-LEFT_OUT = BY_THE_SERVER | {"rollback", "skip_samples"}
+LEFT_OUT = BY_THE_SERVER | {"rollback", "skip_samples"} | set(DATA_KINDS)
 """What the control server does by itself, its own tests prove. After a rollback there is no next
-step of the same training to compare: `tests/ray_jobs/steering/test_rollback.py` compares the branch. Skipped samples
-are compared one by one, in `tests/ray_jobs/data`."""
+step of the same training to compare: `tests/ray_jobs/steering/test_rollback.py` compares the branch. Samples that are
+skipped, or drawn by another mixture, are compared one by one, in `tests/ray_jobs/data`."""
 
 
 def kinds() -> set[str]:

@@ -4,6 +4,7 @@
     its knobs          SetLearningRate, SetSchedule, SetKnobs
     its parameters     Freeze, Unfreeze, ResetParameters
     its data           SkipSamples
+    its sources        SetMixture, AddSource, RemoveSource, SplitSource, AddShards, WithdrawSamples
     its own actions    RunAction
     checkpoints        SaveCheckpoint, PinCheckpoint, DeleteCheckpoint
     its branches       Rollback, AdoptCheckpoint
@@ -39,6 +40,14 @@ from control_plane.core.model.intents.course import (
     SaveCheckpoint,
     Stop,
 )
+from control_plane.core.model.intents.data import (
+    AddShards,
+    AddSource,
+    RemoveSource,
+    SetMixture,
+    SplitSource,
+    WithdrawSamples,
+)
 from control_plane.core.model.intents.server import (
     AcknowledgeAlert,
     AdoptCheckpoint,
@@ -61,6 +70,8 @@ __all__ = [
     "INTENT",
     "KINDS",
     "AcknowledgeAlert",
+    "AddShards",
+    "AddSource",
     "AdoptCheckpoint",
     "AnswerProposal",
     "Cancel",
@@ -73,6 +84,7 @@ __all__ = [
     "Pause",
     "PinCheckpoint",
     "Propose",
+    "RemoveSource",
     "ResetParameters",
     "Resume",
     "Rollback",
@@ -80,14 +92,17 @@ __all__ = [
     "SaveCheckpoint",
     "SetKnobs",
     "SetLearningRate",
+    "SetMixture",
     "SetSchedule",
     "SkipSamples",
     "SnoozeAlert",
+    "SplitSource",
     "StartAgent",
     "Stop",
     "StopAgent",
     "Unfreeze",
     "WithdrawProposal",
+    "WithdrawSamples",
 ]
 
 Intent = Annotated[
@@ -98,6 +113,12 @@ Intent = Annotated[
     | Unfreeze
     | ResetParameters
     | SkipSamples
+    | SetMixture
+    | AddSource
+    | RemoveSource
+    | SplitSource
+    | AddShards
+    | WithdrawSamples
     | RunAction
     | Pause
     | Resume

@@ -11,6 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from control_plane.core.model.intent_base import BaseIntent, Message, ServerIntent
 from control_plane.core.model.intents.course import Evaluate, Pause, Resume, Rollback, SaveCheckpoint, Stop
+from control_plane.core.model.intents.data import SetMixture
 from control_plane.core.model.intents.grants import NO_GRANTS, Grants
 from control_plane.core.model.intents.training import (
     Freeze,
@@ -45,6 +46,7 @@ Proposable = Annotated[
     | Unfreeze
     | ResetParameters
     | SkipSamples
+    | SetMixture
     | RunAction
     | Pause
     | Resume

@@ -6,6 +6,7 @@ from uuid import UUID
 from pydantic import Field, model_validator
 
 from control_plane.core.model.intent_base import BaseIntent, TrainingIntent
+from control_plane.core.model.intents.data import SetMixture, WithdrawSamples
 from control_plane.core.model.intents.training import (
     Freeze,
     SetKnobs,
@@ -62,7 +63,8 @@ class SaveCheckpoint(BaseIntent):
 
 
 First = Annotated[
-    SetLearningRate | SetKnobs | SetSchedule | Freeze | Unfreeze | SkipSamples, Field(discriminator="kind")
+    SetLearningRate | SetKnobs | SetSchedule | Freeze | Unfreeze | SkipSamples | SetMixture | WithdrawSamples,
+    Field(discriminator="kind"),
 ]
 """Intents allowed as initial changes of a branch."""
 
