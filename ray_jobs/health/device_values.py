@@ -13,13 +13,15 @@ class HostCopy:
     """Copy of a tensor's elements as float64. On a CPU it is the values themselves."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        tensor = tensor.detach().reshape(-1)
         self._event: torch.cuda.Event | None = None
         self._host: torch.Tensor | None = None
         if not tensor.is_cuda:
             # Read at once: the script may write into its tensor later.
-            self._values = [float(value) for value in tensor.tolist()]
+            self._values = (
+                [float(tensor.item())] if tensor.numel() == 1 else tensor.detach().reshape(-1).double().tolist()
+            )
         else:
+            tensor = tensor.detach().reshape(-1)
             self._host = torch.empty(tensor.numel(), dtype=tensor.dtype, pin_memory=True)
             self._host.copy_(tensor, non_blocking=True)
             self._event = torch.cuda.Event()

@@ -82,12 +82,12 @@ class Collectives:
         Returns ranks by elements, in rank order.
         """
         mine = torch.tensor(values, dtype=torch.float64)
-        vectors = [torch.empty_like(mine) for _ in range(self.world_size)]
-        work = dist.all_gather(vectors, mine, group=self._group, async_op=True)
+        vectors = torch.empty(self.world_size * len(values), dtype=torch.float64)
+        work = dist.all_gather_into_tensor(vectors, mine, group=self._group, async_op=True)
 
         def finish() -> npt.NDArray[np.float64]:
             work.wait()
-            return torch.stack(vectors).numpy()
+            return vectors.numpy().reshape(self.world_size, -1)
 
         return finish
 

@@ -3,7 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
+from math import isfinite, nan
 from typing import Any, ClassVar, Literal
 
 from control_plane.core.model.health import AlertKind, Evidence, Level
@@ -24,6 +24,10 @@ class Look:
         if value is None or -MOST <= value <= MOST:
             return value
         return _bounded(value) if isfinite(value) else None
+
+    def ranks(self, name: str) -> Sequence[float]:
+        """Return a sign's value of every rank, NaN where it is not finite; empty where no gather has ended."""
+        return [_bounded(value) if isfinite(value) else nan for value in self.by_rank.get(name, ())]
 
     def family(self, name: str) -> Sequence[tuple[str, float]]:
         """Return (own name, value) of all finite signs `name/...`, in the order of their names."""

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from control_plane.core.health.detectors import DETECTORS
-from control_plane.core.health.findings import Ended, Finding, Look
+from control_plane.core.health.findings import Detector, Ended, Finding, Look
 from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.health import (
     IDENTITY,
@@ -45,13 +45,21 @@ class HealthMonitor:
 
     def __init__(self, settings: HealthSettings, *, branch: str = MAIN, training: int = 1) -> None:
         self.settings, self.branch, self.training = settings, branch, training
-        self._detectors = [make(settings) for make in DETECTORS]
+        self._detectors: list[Detector] = []
+        self._urgent: list[Detector] = []
+        self._unhurried: list[Detector] = []
+        self._take([make(settings) for make in DETECTORS])
         # Looks that only the urgent detectors have seen; empty in every checkpoint.
         self._put_off: list[Look] = []
         self._open: dict[Key, Alert | Cleared] = {}
         self._has_loss = False
         # Open alerts of the journal that this monitor has not raised, or not yet again.
         self._expected: list[Cleared] = []
+
+    def _take(self, detectors: list[Detector]) -> None:
+        self._detectors = detectors
+        self._urgent = [one for one in detectors if one.urgent]
+        self._unhurried = [one for one in detectors if not one.urgent]
 
     def observe(
         self,
@@ -74,28 +82,29 @@ class HealthMonitor:
         look = Look(step, signs, by_rank)
         self._has_loss = self._has_loss or "loss" in signs or "loss_local" in signs
         self._put_off.append(look)
-        urgent = self._look(look, urgent=True)
+        urgent = self._look(look, self._urgent)
         return urgent if put_off else _joined([urgent, self.catch_up()])
 
     def catch_up(self) -> HealthChange:
         """Let the detectors that are not urgent see what was put off, and return what they have raised and cleared."""
         waiting, self._put_off = self._put_off, []
-        return _joined([self._look(look, urgent=False) for look in waiting])
+        changes: list[HealthChange] = []
+        for look in waiting:
+            changes.append(self._look(look, self._unhurried))
+            if self._expected and (ended := self._end_expected(look.step)):
+                changes.append(HealthChange(cleared=tuple(ended)))
+        return _joined(changes)
 
-    def _look(self, look: Look, urgent: bool) -> HealthChange:
+    def _look(self, look: Look, detectors: Sequence[Detector]) -> HealthChange:
         raised: list[Alert] = []
         cleared: list[Cleared] = []
-        for detector in self._detectors:
-            if detector.urgent is not urgent:
-                continue
+        for detector in detectors:
             for finding in detector.observe(look):
                 match finding:
                     case Finding():
                         raised += self._raise(look.step, finding)
                     case Ended():
                         cleared += self._clear(look.step, finding)
-        if self._expected and not urgent:
-            cleared += self._end_expected(look.step)
         return HealthChange(raised=tuple(raised), cleared=tuple(cleared)) if raised or cleared else NOTHING
 
     def derived(self) -> dict[str, float]:
@@ -125,21 +134,23 @@ class HealthMonitor:
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state; an empty one, or one of an older version, starts with empty windows."""
-        self._detectors = [make(self.settings) for make in DETECTORS]
+        detectors: list[Detector] = [make(self.settings) for make in DETECTORS]
         self._open, self._has_loss, self._put_off = {}, False, []
         if state.get("version") != STATE_VERSION:
+            self._take(detectors)
             return
         self._has_loss = bool(state["has_loss"])
         for one in state["open"]:
             alert = Cleared.model_validate(one)
             self._open[(alert.kind, alert.subject)] = alert
         saved = state["detectors"]
-        for at, detector in enumerate(self._detectors):
+        for at, detector in enumerate(detectors):
             try:
                 detector.restore(saved.get(detector.name, {}) or detector.state())
             except (KeyError, IndexError, TypeError, ValueError):
                 # Written by another release: this detector begins anew, and the training goes on.
-                self._detectors[at] = DETECTORS[at](self.settings)
+                detectors[at] = DETECTORS[at](self.settings)
+        self._take(detectors)
 
     def expect(self, alerts: Iterable[Cleared]) -> None:
         """Take over the journal's open alerts at a start, after `restore`; `step` of each is the one that raised it.

@@ -177,3 +177,25 @@ def test_median_of_the_others_is_the_same_without_looking_at_each_of_them() -> N
         values = [dice.choice([1.0, 2.0, dice.random()]) for _ in range(dice.randint(2, 9))]
         for place, value in enumerate(values):
             assert median_without(sorted(values), value) == median(values[:place] + values[place + 1 :])
+
+
+def forgotten(held_out: list[float]) -> list[tuple[int, str]]:
+    """Return (step, kind) of what is raised for these held-out losses, one after every 20 steps; the loss is 3."""
+    monitor = HealthMonitor(HealthSettings())
+    raised: list[Alert] = []
+    for step in range(1, 20 * len(held_out) + 1):
+        measured = {} if step % 20 else {"heldout/old_loss": held_out[step // 20 - 1]}
+        raised += monitor.observe(step, calm(step) | measured).raised
+    return [(alert.step, alert.kind) for alert in raised if alert.kind == "forgetting"]
+
+
+def test_older_data_learned_by_heart_are_not_forgotten_while_their_loss_is_next_to_nothing() -> None:
+    by_heart = [2.0, 0.5, *[0.005, 0.004] * 10, 0.03, 0.05, 0.07, 0.09]
+    assert forgotten(by_heart) == [], "twenty times the best value, and a fiftieth of the first loss"
+    assert forgotten([*by_heart, 0.4, 0.4, 0.4]) == [(540, "forgetting")]
+    assert forgotten([2.9, 2.5, 2.4, 2.4, 2.4, 2.45, 2.56, 2.6]) == [(160, "forgetting")], "a rise of a twentieth"
+
+
+def test_a_rise_of_twice_what_counts_needs_no_second_evaluation() -> None:
+    assert forgotten([2.9, 2.5, 2.4, 2.4, 2.41, 2.55]) == []
+    assert forgotten([2.9, 2.5, 2.4, 2.4, 2.41, 2.75]) == [(120, "forgetting")]

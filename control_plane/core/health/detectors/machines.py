@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import exp, isfinite, log
 from typing import Any, ClassVar
 
-from control_plane.core.health.findings import MOST, Condition, Conditions, Detector, Ended, Finding, Look
+from control_plane.core.health.findings import Condition, Conditions, Detector, Ended, Finding, Look
 from control_plane.core.health.settings import (
     CheckpointSettings,
     MemorySettings,
@@ -44,8 +44,7 @@ class Straggler(Detector):
     def observe(self, look: Look) -> Iterator[Finding | Ended]:
         """Compare the ranks where a gather has ended."""
         sign = "own_step_s" if "own_step_s" in look.by_rank else "step_s"
-        # Bounded as all signs are: the mean of two of them is a finite number.
-        times = [min(value, MOST) for value in look.by_rank.get(sign, ())]
+        times = look.ranks(sign)
         if not times:
             return
         # A rank alone waits for nobody: an elastic run that has come down to it has no stragglers.
@@ -229,7 +228,7 @@ class MemoryNearLimit(Detector):
 
     def observe(self, look: Look) -> Iterator[Finding | Ended]:
         """Compare the memory in use with the limit."""
-        if ranks := len(look.by_rank.get("memory_bytes", ())):
+        if ranks := len(look.ranks("memory_bytes")):
             yield from gone(self.conditions, ranks, "memory_near_limit")
         for rank, used, most in _memory(look):
             condition, subject = self.conditions[str(rank)], f"rank {rank}"
@@ -262,7 +261,7 @@ def _memory(look: Look) -> Iterator[tuple[int, float, float]]:
     used, most = look.finite("memory_bytes"), look.finite("memory_limit_bytes")
     if used is not None and most is not None and most > 0:
         yield 0, used, most
-    every = zip(look.by_rank.get("memory_bytes", ()), look.by_rank.get("memory_limit_bytes", ()), strict=False)
+    every = zip(look.ranks("memory_bytes"), look.ranks("memory_limit_bytes"), strict=False)
     for rank, (used, most) in enumerate(every):
         if (rank > 0 or "memory_bytes" not in look.signs) and isfinite(used) and isfinite(most) and most > 0:
             yield rank, used, most

@@ -101,10 +101,6 @@ class Overflow(Detector):
             self.row_began = look.step
         scale, least = look.finite("loss_scale"), look.finite("loss_scale_min")
         at_minimum = scale is not None and least is not None and scale <= least
-        evidence = (
-            Evidence(sign="skipped_steps", value=now, threshold=before),
-            *([Evidence(sign="loss_scale", value=scale, threshold=least)] if scale is not None else []),
-        )
         match self.overflow.note(look.step, has_overflowed):
             case "began":
                 yield Finding(
@@ -114,7 +110,7 @@ class Overflow(Detector):
                     f"Gradients overflowed at step {look.step}: the optimizer skipped it"
                     + (f", and the loss scale is now {scale:g}" if scale else "")
                     + ". One now and then is normal.",
-                    evidence,
+                    self._evidence(now, before, scale, least),
                 )
             case "ended":
                 yield Ended("gradient_overflow")
@@ -127,11 +123,17 @@ class Overflow(Detector):
                     "critical",
                     self.row_began,
                     f"Gradients overflowed {why}: no step is taken any more, and no smaller scale can help.",
-                    evidence,
+                    self._evidence(now, before, scale, least),
                     suggestion=RESCUE,
                 )
             case "ended":
                 yield Ended("loss_scale_exhausted")
+
+    def _evidence(
+        self, skipped: float, before: float | None, scale: float | None, least: float | None
+    ) -> tuple[Evidence, ...]:
+        count = Evidence(sign="skipped_steps", value=skipped, threshold=before)
+        return (count,) if scale is None else (count, Evidence(sign="loss_scale", value=scale, threshold=least))
 
     def state(self) -> dict[str, Any]:
         """Return counts and conditions as JSON."""

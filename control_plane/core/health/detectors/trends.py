@@ -4,9 +4,11 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import sqrt
 from typing import Any, ClassVar
 
+from control_plane.core.health.detectors.spikes import FIRST_SAMPLES
+from control_plane.core.health.detectors.spikes import LEAST_OF_FIRST as LEAST_SUDDEN_RISE
 from control_plane.core.health.findings import Condition, Conditions, Detector, Ended, Finding, Look
 from control_plane.core.health.settings import DivergenceSettings, ForgettingSettings, PlateauSettings
-from control_plane.core.health.windows import BlockMeans, Window, mean, noise_between
+from control_plane.core.health.windows import BlockMeans, Window, mean, noise_between, noise_of_rises
 from control_plane.core.model.health import MAX_EVIDENCE_VALUES, AlertKind, Evidence
 
 BLOCKS = 8
@@ -17,6 +19,12 @@ LEAST_OF_FIRST = 0.02
 
 SETTLED_WINDOWS = 8
 """Windows without a further rise after which the new level counts as the run's level, and the alert ends."""
+
+BY_HEART = 0.1
+"""Share of the training's first loss below which a held-out loss is that of data learned by heart."""
+
+SURE = 2.0
+"""Rises that count, by which a held-out loss rises for certain."""
 
 MOST_BLOCKS = 64
 WINDOWS = 2
@@ -252,7 +260,11 @@ def line_slope(values: Sequence[float]) -> tuple[float, float]:
 
 
 class Forgetting(Detector):
-    """Held-out loss on older data that rises above its best value, per data set."""
+    """Held-out loss on older data that rises above its best value, per data set.
+
+    Where the model has learned the older data by heart, its loss there may multiply and be small all the same: then a
+    rise counts from a share of the training's first loss. One of `SURE` times what counts needs no second evaluation.
+    """
 
     name: ClassVar[str] = "forgetting"
     kinds: ClassVar[tuple[AlertKind, ...]] = ("forgetting",)
@@ -263,10 +275,13 @@ class Forgetting(Detector):
         self.settings = settings
         self.windows: dict[str, Window] = {}
         self.best: dict[str, tuple[float, int]] = {}
+        self.first: list[float] = []
         self.conditions = Conditions(confirm=2)
 
     def observe(self, look: Look) -> Iterator[Finding | Ended]:
         """Look at the held-out losses that were measured at this step."""
+        if len(self.first) < FIRST_SAMPLES and (loss := loss_of(look)) is not None:
+            self.first.append(loss[1])
         for own, value in look.family("heldout"):
             if own.endswith("_loss"):
                 yield from self._judge(look, own.removesuffix("_loss"), value)
@@ -275,12 +290,17 @@ class Forgetting(Detector):
         window = self.windows.setdefault(name, Window(self.WINDOW))
         condition = self.conditions[name]
         best, best_step = self.best.setdefault(name, (value, look.step))
-        noise = noise_between(window.values)
-        threshold = best + max(self.settings.rise * abs(best), self.settings.sigmas * noise)
+        # A rise that waits for its confirmation is no noise.
+        noise = noise_of_rises(window.values[:-1])
+        first = abs(mean(self.first)) if self.first else 0.0
+        least = LEAST_SUDDEN_RISE * first if abs(best) < BY_HEART * first else 0.0
+        rise = max(self.settings.rise * abs(best), self.settings.sigmas * noise, least)
+        threshold = best + rise
         window.push(value)
         if value < best:
             self.best[name] = (value, look.step)
-        match condition.note(look.step, len(window) > self.settings.least_evaluations and value > threshold):
+        is_bad = len(window) > self.settings.least_evaluations and value > threshold
+        match condition.note(look.step, is_bad, is_sure=value > best + SURE * rise):
             case "began":
                 evidence = Evidence(
                     sign=f"heldout/{name}_loss",
@@ -307,11 +327,12 @@ class Forgetting(Detector):
     def state(self) -> dict[str, Any]:
         """Return windows, best values and conditions as JSON."""
         windows = {name: [window.state(), list(self.best[name])] for name, window in self.windows.items()}
-        return {"windows": windows, "conditions": self.conditions.state()}
+        return {"windows": windows, "first": list(self.first), "conditions": self.conditions.state()}
 
     def restore(self, state: Mapping[str, Any]) -> None:
         """Continue from a state."""
         self.conditions.restore(state["conditions"])
+        self.first = [float(value) for value in state["first"]]
         for name, (values, (best, step)) in state["windows"].items():
             self.windows[name] = Window(self.WINDOW)
             self.windows[name].restore(values)
