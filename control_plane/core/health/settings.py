@@ -80,7 +80,7 @@ class PlateauSettings(HealthSection):
 
 
 class ForgettingSettings(HealthSection):
-    """Held-out loss above its best value, in two evaluations one after the other, or in one by twice as much."""
+    """Held-out loss above its best value, in two evaluations one after the other."""
 
     rise: Share = 0.05
     sigmas: Positive = 4.0

@@ -86,7 +86,7 @@ _ALERTS: Mapping[AlertKind, tuple[str, str, tuple[str, ...], tuple[str, ...]]] =
     "forgetting": _alert(
         "Model forgets older data",
         "The loss on held-out data that the training no longer sees has risen from its best value, in two "
-        "evaluations one after the other, or in one by far. The model gets better at the new data and worse at the old.",
+        "evaluations one after the other. The model gets better at the new data and worse at the old.",
         "Mix a share of the older data in (1 % to 10 % is common).",
         "Lower the learning rate: forgetting grows with the distance that the weights travel.",
         "Go back to the checkpoint before the onset if the older data matters more.",

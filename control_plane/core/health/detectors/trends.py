@@ -23,9 +23,6 @@ SETTLED_WINDOWS = 8
 BY_HEART = 0.1
 """Share of the training's first loss below which a held-out loss is that of data learned by heart."""
 
-SURE = 2.0
-"""Rises that count, by which a held-out loss rises for certain."""
-
 MOST_BLOCKS = 64
 WINDOWS = 2
 LR_BEGAN, LR_LEFT, LR_SAME = 0.75, 0.3, 0.8
@@ -263,7 +260,7 @@ class Forgetting(Detector):
     """Held-out loss on older data that rises above its best value, per data set.
 
     Where the model has learned the older data by heart, its loss there may multiply and be small all the same: then a
-    rise counts from a share of the training's first loss. One of `SURE` times what counts needs no second evaluation.
+    rise counts from a share of the training's first loss.
     """
 
     name: ClassVar[str] = "forgetting"
@@ -294,13 +291,12 @@ class Forgetting(Detector):
         noise = noise_of_rises(window.values[:-1])
         first = abs(mean(self.first)) if self.first else 0.0
         least = LEAST_SUDDEN_RISE * first if abs(best) < BY_HEART * first else 0.0
-        rise = max(self.settings.rise * abs(best), self.settings.sigmas * noise, least)
-        threshold = best + rise
+        threshold = best + max(self.settings.rise * abs(best), self.settings.sigmas * noise, least)
         window.push(value)
         if value < best:
             self.best[name] = (value, look.step)
         is_bad = len(window) > self.settings.least_evaluations and value > threshold
-        match condition.note(look.step, is_bad, is_sure=value > best + SURE * rise):
+        match condition.note(look.step, is_bad):
             case "began":
                 evidence = Evidence(
                     sign=f"heldout/{name}_loss",
