@@ -31,7 +31,8 @@ LATEST: Mapping[AlertKind, Latest] = {
     "gradient_spike": Latest(2, "step"),
     "slow_divergence": Latest(2, "window"),
     "plateau": Latest(2, "window"),
-    "forgetting": Latest(2, "evaluation"),
+    # Two that confirm it, and before them one that may come a step after the onset, and see nothing yet.
+    "forgetting": Latest(3, "evaluation"),
     "dead_units": Latest(2, "hook"),
     "vanishing_layer": Latest(2, "gather"),
     "exploding_layer": Latest(2, "gather"),
