@@ -1,0 +1,1 @@
+"""Tests of agents on a real cluster."""
