@@ -4,6 +4,7 @@ With a key the model is a scripted chat server of these tests: it is no language
 """
 
 import re
+import shutil
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -105,7 +106,8 @@ def test_with_a_key_given_to_steer_up_the_replicas_agent_asks_the_endpoint_and_i
     """The key and the endpoint are those of the environment of `steer up`; the agent is the document's section."""
     monkeypatch.chdir(Path(REPOSITORY))
     (section,) = YAML_BLOCK.findall(AUTOPILOT.read_text("utf-8"))
-    config = tmp_path / "train.yaml"
+    config = tmp_path / "configs" / "train.yaml"
+    shutil.copytree(CONFIG.parent, config.parent)
     config.write_text(f"{CONFIG.read_text('utf-8')}\n{section}", "utf-8")
     with chat_server(halve) as chat:
         monkeypatch.setenv("OPENAI_API_KEY", KEY)
