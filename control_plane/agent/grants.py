@@ -25,7 +25,7 @@ from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.intents import INTENT
 from control_plane.core.model.intents.grants import ArgumentGrant, Grants, KnobGrant
 from control_plane.core.model.knobs import KIND_LABELS, KnobSpec, finite_numbers, is_number
-from control_plane.core.model.values import MAX_SEED
+from control_plane.core.model.values import MAX_SEED, spelled_factor
 
 MAX_FILE_BYTES = 64 * 1024
 SLACK = 1e-9
@@ -63,7 +63,7 @@ class Scale:
     @property
     def what(self) -> str:
         """Return the proposal as text."""
-        return f"scale {self.knob} x {self.factor:g}"
+        return f"scale {self.knob} x {spelled_factor(self.factor)}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ which fifty others would push out. So the bounds hold for a run, across all rest
 An autopilot's command is one whose reason begins with `autopilot (` (see `policy.explain`), whichever token sent it: a
 budget per token would be reset by a new token. Forging that reason can only make the autopilot more careful, or end it.
 The command that comes of a proposal has the proposal's reason, also if a person has approved or edited it, and counts
-once; the proposal itself counts while it is open.
+once; the proposal itself counts while it is open, and after its trial, whatever came of it.
 
 Mutual exclusion: one autopilot steers a run. Commands before an autopilot joined are of an earlier one, whose remaining
 budget it inherits; a later command that it did not send is of a concurrent autopilot, and it ends. Every command is
@@ -105,7 +105,7 @@ class SteeringHistory:
             case ProposalClosed(proposal=proposal, command=made, verdict=verdict):
                 if made is not None:
                     self._proposal_of[made] = proposal
-                elif verdict in ("rejected", "expired"):
+                elif verdict in ("rejected", "expired", "not_better"):
                     self._declined_at[proposal] = max(self._state.step, self._state.agent.proposals[proposal].step)
             case CommandScheduled(uuid=uuid):
                 self._replayed.add(uuid)
@@ -122,22 +122,30 @@ class SteeringHistory:
 
     @property
     def changes(self) -> int:
-        """Return the number of commands of all autopilots of this run that were applied, are pending, or proposed."""
+        """Return the number of commands of all autopilots of this run that were applied, are pending, or proposed, and
+        of proposals that were tried."""
         made = sum(life.status in ("applied", "accepted") for life in self._by_autopilots.values())
-        return made + sum(1 for _ in self.open_proposals())
+        tried = sum(each.trial is not None and each.closed is not None for each in self._of_autopilots())
+        return made + tried + sum(1 for _ in self.open_proposals())
 
     @property
     def applied(self) -> int:
         """Return the number of this autopilot's commands that every rank has confirmed."""
         applied = {uuid for uuid, life in self._by_autopilots.items() if life.status == "applied"}
-        return len(self._confirmed | {uuid for uuid in applied if self._is_own(uuid)})
+        adopted = {
+            each.command.uuid for each in self._of_autopilots() if each.closed and each.closed.verdict == "adopted"
+        }
+        return len(self._confirmed | {uuid for uuid in applied if self._is_own(uuid)} | (adopted & self._sent))
 
     def _is_own(self, uuid: UUID) -> bool:
         return uuid in self._sent or self._proposal_of.get(uuid) in self._sent
 
     def open_proposals(self) -> Iterator[ProposalStatus]:
         """Yield the open proposals of all autopilots of this run, oldest first."""
-        return (each for each in self._state.agent.open_proposals() if is_autopilots(each.command.reason))
+        return (each for each in self._of_autopilots() if each.closed is None)
+
+    def _of_autopilots(self) -> Iterator[ProposalStatus]:
+        return (each for each in self._state.agent.proposals.values() if is_autopilots(each.command.reason))
 
     def closing_of(self, proposal: UUID) -> ProposalClosed | None:
         """Return how a proposal was closed, None if it is open or unknown."""
@@ -145,7 +153,8 @@ class SteeringHistory:
         return known.closed if known else None
 
     def declined(self) -> Iterator[tuple[ProposalStatus, int]]:
-        """Yield the proposals of autopilots that were rejected or expired, each with the run's step at that time."""
+        """Yield the proposals of autopilots that were rejected, expired or no better on trial, each with the run's step
+        at that time."""
         known = self._state.agent.proposals
         return (
             (known[uuid], at) for uuid, at in self._declined_at.items() if is_autopilots(known[uuid].command.reason)

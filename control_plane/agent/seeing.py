@@ -17,6 +17,8 @@ from control_plane.core.model.intents import Rollback, SetSchedule, SkipSamples
 from control_plane.core.model.intents.grants import Grants
 from control_plane.core.model.knobs import finite_numbers, is_number
 from control_plane.core.model.state import CommandStatus
+from control_plane.core.model.values import spelled_factor
+from control_plane.core.rules.agent.trials import AUTHOR as TRIALS
 
 MAX_ALERTS, MAX_PAST, MAX_CHECKPOINTS = 6, 8, 5
 
@@ -101,7 +103,8 @@ def _past(history: SteeringHistory, grants: Grants) -> Iterator[PastSeen]:
         settled = life.settled
         if settled is None or settled.status != "applied" or settled.step is None:
             continue
-        what = told(life.command.intent, grants)
+        is_trials = life.command.author.startswith(TRIALS)
+        what = None if is_trials and isinstance(life.command.intent, Rollback) else told(life.command.intent, grants)
         # What a rollback has left behind did not happen to this training; the rollback itself did.
         if what is None or not (history.is_on_course(life) or isinstance(life.command.intent, Rollback)):
             continue
@@ -117,18 +120,21 @@ def _past(history: SteeringHistory, grants: Grants) -> Iterator[PastSeen]:
         )
     for status, step in history.declined():
         if (what := told(status.proposed.intent, grants)) is not None and status.closed is not None:
-            yield PastSeen(step, what, "you", status.closed.verdict)
+            yield PastSeen(step, what, "you", status.closed.verdict.replace("_", " "))
 
 
 def _by(life: CommandStatus) -> str:
-    return "you" if is_autopilots(life.command.reason) else "a person"
+    is_own = is_autopilots(life.command.reason) or life.command.author.startswith(TRIALS)
+    return "you" if is_own else "a person"
 
 
 def told(intent: Intent, grants: Grants) -> str | None:
     """Return an intent in words of ours and numbers; None for those that a model is not told of."""
     match intent:
         case SetLearningRate():
-            change = f"= {intent.value:.5g}" if intent.value is not None else f"x {intent.factor:.5g}"
+            change = (
+                f"= {intent.value:.5g}" if intent.value is not None else f"x {spelled_factor(intent.factor or 1.0, 5)}"
+            )
             return f"lr {change}"
         case SetKnobs():
             changed = [each for each in intent.changes if each.knob in grants.knobs]
@@ -148,6 +154,6 @@ def told(intent: Intent, grants: Grants) -> str | None:
 
 def _change(value: object, factor: float | None) -> str:
     if factor is not None:
-        return f"x {factor:.5g}"
+        return f"x {spelled_factor(factor, 5)}"
     numbers = [number for number in finite_numbers(value) if math.isfinite(number)]
     return "= " + ", ".join(f"{number:.5g}" for number in numbers[:2]) if numbers else "changed"

@@ -1,6 +1,7 @@
 """Sending of an autopilot's changes: as proposals where an agent is started on the run, else directly as commands.
 
 proposed -> made at once by the mode (automatic) -> applied on all ranks
+         -> on trial, if the settings say so: the control server tries it, and closes it as adopted or not
          -> open: a person answers, or the deadline; meanwhile nothing else is proposed about the same knob
 withdrawn, when the run has changed under an open proposal
 """
@@ -51,13 +52,15 @@ class Sender:
         """Return why nothing may be proposed on this subject now, or None."""
         about = subjects(intent)
         for status in self._history.open_proposals():
+            if status.is_on_trial and intent.changes_course:
+                return f"the proposal '{printable(status.proposed.intent.describe())}' is on trial"
             if about & subjects(status.proposed.intent):
                 return f"the proposal '{printable(status.proposed.intent.describe())}' is still open"
         wait = DECLINED_COOL_DOWNS * self._options.bounds.cooldown_steps
         for status, at in self._history.declined():
             ago = step - self._declined_at.get(status.command.uuid, at)
             if about & subjects(status.proposed.intent) and 0 <= ago < wait:
-                verdict = status.closed.verdict if status.closed else "declined"
+                verdict = status.closed.verdict.replace("_", " ") if status.closed else "declined"
                 return f"a proposal on this was {verdict} {ago} steps ago; {wait} steps are required until the next"
         return None
 
@@ -82,6 +85,8 @@ class Sender:
 
     def _overtaken(self, status: ProposalStatus) -> str | None:
         state = self._history.state
+        if status.is_on_trial:
+            return None  # the control server ends it, see `core.rules.agent.trials`
         if status.branch != state.tree.head:
             return f"the run has left branch {status.branch}"
         if state.started_seq > status.seq:
@@ -140,6 +145,9 @@ class Sender:
         closed = self._history.closing_of(uuid)
         if closed is None:
             self._was_open.add(uuid)
+            known = self._history.state.agent.proposals.get(uuid)
+            if known is not None and known.trial is not None:
+                return f"proposed: {printable(intent.describe())}; on trial for {known.trial.steps} steps"
             return f"proposed: {printable(intent.describe())}; a person answers it"
         if closed.command is None:
             return f"{closed.verdict}: {printable(closed.reason or 'no reason given')}"

@@ -17,7 +17,8 @@ class ProposalView(Message):
     """A proposal and what has become of it. `uuid` names it.
 
     risk: with the run's values of now, `low` or `high`.
-    left_s: seconds until its deadline; None: it is closed.
+    left_s: seconds until its deadline; None: it is closed, or on trial.
+    trial: how far its trial is, as a sentence; None: it is not on trial.
     verdict, by, note: how it was closed, by whom, and why; `command` is what came of it, with its `effect` if noted.
     """
 
@@ -33,6 +34,7 @@ class ProposalView(Message):
     risk: str
     left_s: float | None = None
     default: str = "reject"
+    trial: str | None = None
     verdict: Verdict | None = None
     by: str = ""
     closed_at: str | None = None

@@ -14,7 +14,7 @@ from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command
 from control_plane.core.model.health import AlertCleared, AlertRaised
 from control_plane.core.model.intents import AnswerProposal, Cancel, NoteEffect, WithdrawProposal
-from control_plane.core.model.proposals import ProposalClosed
+from control_plane.core.model.proposals import ProposalClosed, TrialStarted
 from control_plane.core.model.records import (
     STEP_WAS_SKIPPED,
     BranchAdopted,
@@ -86,7 +86,7 @@ def describe_record(record: Record, asked: Mapping[UUID, Command]) -> str:
             return f"state at step {record.step} digested on {_count(len(record.ranks), 'rank')}"
         case AlertRaised() | AlertCleared():
             return describe_alert(record)
-        case ProposalClosed():
+        case TrialStarted() | ProposalClosed():
             return describe_verdict(record, asked)
         case GenerationStarted() | GenerationLost() | GenerationRecovered() | GenerationEnded():
             return describe_generation(record)
@@ -106,8 +106,10 @@ def describe_alert(record: AlertRaised | AlertCleared) -> str:
 
 
 @in_one_line
-def describe_verdict(record: ProposalClosed, asked: Mapping[UUID, Command]) -> str:
-    """Describe how a proposal was closed, by whom, and why."""
+def describe_verdict(record: ProposalClosed | TrialStarted, asked: Mapping[UUID, Command]) -> str:
+    """Describe how a proposal was closed, by whom, and why; or that it is tried."""
+    if isinstance(record, TrialStarted):
+        return f"{_name(record.proposal, asked)}: on trial, {record.steps} steps without it and {record.steps} with it"
     verdict: str = "made at once" if record.verdict == "automatic" else record.verdict
     verdict += f" by {clean(record.by)}" if record.by else ""
     return f"{_name(record.proposal, asked)}: {verdict}{_because(record.reason)}"

@@ -7,6 +7,7 @@ from control_plane.api.agent_views import AgentView, ProposalView
 from control_plane.core.model.proposals import ProposalStatus
 from control_plane.core.model.state import RunState
 from control_plane.core.rules.agent.proposals import risk_of_proposal
+from control_plane.core.rules.agent.trials import describe_trial
 
 MAX_PROPOSALS_IN_SNAPSHOT = 30
 """A snapshot is for people; the journal holds the rest."""
@@ -43,8 +44,9 @@ def _proposal_of(state: RunState, status: ProposalStatus, open_s: Mapping[UUID, 
         step=status.step,
         branch=status.branch,
         risk=risk_of_proposal(state, status),
-        left_s=None if closed else round(max(0.0, left_s), 3),
+        left_s=None if closed or status.is_on_trial else round(max(0.0, left_s), 3),
         default=status.settings.default,
+        trial=describe_trial(state, status),
         verdict=closed.verdict if closed else None,
         by=closed.by if closed else "",
         closed_at=status.closed_at,

@@ -44,7 +44,7 @@ from control_plane.core.model.records import (
 from control_plane.core.model.redaction import Redaction
 from control_plane.core.model.state import RunState, evolve
 from control_plane.core.rules import alert_rules, checkpoint_rules, crash_loop, decisions, digests, recovery, reflexes
-from control_plane.core.rules.agent import proposals
+from control_plane.core.rules.agent import proposals, trials
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin
 from control_plane.core.rules.decisions import GenerationStart
 from control_plane.core.rules.recovery import ResumePoint
@@ -165,6 +165,7 @@ class ControlServer:
         for each in gone:
             reach("server.delete", "before_removal")
             self._discard(each)
+        self._go_on_with_trial()
         self._stop_if_nobody_trains()
         life = self._state.commands[command.uuid]
         reach("server.submit", "before_reply")
@@ -177,6 +178,11 @@ class ControlServer:
             open_s = self._ages.proposed_s_ago(self._state)
             if not (records := proposals.expire_proposals(self._state, open_s, settling.accept)):
                 return
+            self._commit(records)
+
+    def _go_on_with_trial(self) -> None:
+        """Write what comes next in the trial of a proposal."""
+        while records := trials.next_records(self._state, decisions.Settling(self._ages.changed_s_ago()).accept):
             self._commit(records)
 
     async def command(self, uuid: UUID) -> CommandView:
@@ -299,6 +305,7 @@ class ControlServer:
         self._commit([new for each in report.digests for new in digests.digest_state(self._state, each)])
         if report.restart is not None:
             self._recover(report.restart)
+        self._go_on_with_trial()
         if report.checkpoints:
             self._retire_checkpoints()
         if report.points:

@@ -3,9 +3,9 @@
 from typing import Any
 from uuid import UUID
 
-from control_plane.core.model.commands import INTENT, Command, Intent
+from control_plane.core.model.commands import INTENT, Command, Intent, SetLearningRate
 from control_plane.core.model.health import Alert, AlertCleared, AlertRaised, Cleared, Evidence
-from control_plane.core.model.proposals import ProposalClosed
+from control_plane.core.model.proposals import ProposalClosed, TrialStarted
 from control_plane.core.model.records import (
     BranchAdopted,
     BranchResumed,
@@ -230,6 +230,14 @@ def every_record() -> tuple[Record, ...]:
         BranchAdopted(branch="adopted", origin=Parent(kind="adopted", run="fork-1", checkpoint="step-11-g1", step=11)),
         digested(13),
         settled(PROPOSED, step=None, generation=None),
+        TrialStarted(
+            proposal=uuid(PROPOSED),
+            intent=SetLearningRate(factor=0.5),
+            steps=20,
+            branch="main",
+            trial_branch="trial-1",
+            by="ann",
+        ),
         ProposalClosed(proposal=uuid(PROPOSED), verdict="rejected", by="ann", reason="not now"),
         AlertRaised(alert=alert(), generation=1, reflex="loss_spike", declined="its budget is used up"),
         AlertCleared(alert=30, cleared=cleared(alert()), generation=1),

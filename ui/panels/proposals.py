@@ -10,6 +10,7 @@ from control_plane.api.sentences import format_duration
 from control_plane.api.suggestions import suggested_intent
 from control_plane.core.model.commands import Intent, SetKnobs, SetLearningRate
 from control_plane.core.model.intents.agent import AgentMode, AgentSettings, AnswerProposal, StartAgent, StopAgent
+from control_plane.core.model.values import spelled_factor
 from ui.gateway import may_steer
 from ui.labels import clock, escape, plain, sentence
 from ui.live import LiveRun, live_run
@@ -65,7 +66,9 @@ def row(view: ProposalView) -> str:
     """Return a proposal as HTML: risk, command and reason, and below it when, by whom and until when."""
     look = "critical" if view.risk == "high" else "info"
     facts = [f"proposal {view.seq}", f"step {view.step:,}", f"by {escape(view.author)}"]
-    if view.is_open:
+    if view.trial:
+        facts.append(escape(f"on trial: {view.trial}"))
+    elif view.is_open:
         facts.append(f"{DEFAULTS.get(view.default, view.default)} in {format_duration(view.left_s or 0.0)}")
     else:
         facts.append(escape(verdict_words(view)))
@@ -75,7 +78,7 @@ def row(view: ProposalView) -> str:
 
 def verdict_words(view: ProposalView) -> str:
     """Return how a proposal was closed, and the effect of what came of it."""
-    words = "made at once" if view.verdict == "automatic" else str(view.verdict)
+    words = "made at once" if view.verdict == "automatic" else str(view.verdict).replace("_", " ")
     words += f" by {view.by}" if view.by else ""
     words += f" at {clock(view.closed_at, reader_zone())}" if view.closed_at else ""
     words += f": {view.note}" if view.note else ""
@@ -90,39 +93,50 @@ def _answers(snapshot: Snapshot, view: ProposalView) -> None:
     """Draw the buttons that answer one proposal."""
     run, key = snapshot.run, str(view.seq)
     with st.container(horizontal=True, vertical_alignment="center", gap="small"):
-        approve = AnswerProposal(proposal=view.uuid, approve=True)
-        st.button(
-            "Approve",
-            icon=":material/check:",
-            type="primary",
-            key=f"approve/{key}",
-            on_click=_send,
-            args=(run, approve),
-        )
-        with st.popover("Edit", icon=":material/edit:", key=f"edit/{key}"):
-            st.text_input("Do this instead", value=line_of(view.intent), key=f"edited/{key}", placeholder="set lr*=0.7")
-            st.caption("As on the command line: `set lr=1e-4`, `set lr*=0.7`, `set weight_decay=0.1`, `save`")
-            st.button(
-                "Approve this",
-                icon=":material/check:",
-                type="primary",
-                key=f"approve_edited/{key}",
-                on_click=_approve_edited,
-                args=(run, view),
-            )
+        if not view.trial:
+            _approvals(run, view)
         with st.popover("Reject", icon=":material/close:", key=f"reject/{key}"):
             st.text_input("Why", key=f"why/{key}", placeholder="optional, kept in the journal", max_chars=500)
             st.button("Reject it", icon=":material/close:", key=f"reject_it/{key}", on_click=_reject, args=(run, view))
 
 
+def _approvals(run: str, view: ProposalView) -> None:
+    """Draw the buttons that approve one proposal, as it is or edited."""
+    key = str(view.seq)
+    approve = AnswerProposal(proposal=view.uuid, approve=True)
+    st.button(
+        "Approve",
+        icon=":material/check:",
+        type="primary",
+        key=f"approve/{key}",
+        on_click=_send,
+        args=(run, approve),
+    )
+    with st.popover("Edit", icon=":material/edit:", key=f"edit/{key}"):
+        st.text_input("Do this instead", value=line_of(view.intent), key=f"edited/{key}", placeholder="set lr*=0.7")
+        st.caption("As on the command line: `set lr=1e-4`, `set lr*=0.7`, `set weight_decay=0.1`, `save`")
+        st.button(
+            "Approve this",
+            icon=":material/check:",
+            type="primary",
+            key=f"approve_edited/{key}",
+            on_click=_approve_edited,
+            args=(run, view),
+        )
+
+
 def line_of(intent: Intent) -> str:
     """Return an intent as a line that can be edited; empty if it has no such form."""
     if isinstance(intent, SetLearningRate) and intent.group is None:
-        return f"set lr={intent.value:g}" if intent.value is not None else f"set lr*={intent.factor:g}"
+        return (
+            f"set lr={intent.value:g}"
+            if intent.value is not None
+            else f"set lr*={spelled_factor(intent.factor or 1.0)}"
+        )
     if isinstance(intent, SetKnobs) and len(intent.changes) == 1 and intent.changes[0].group is None:
         change = intent.changes[0]
         if change.factor is not None:
-            return f"set {change.knob}*={change.factor:g}"
+            return f"set {change.knob}*={spelled_factor(change.factor)}"
         if isinstance(change.value, int | float):
             return f"set {change.knob}={str(change.value).lower()}"
     return ""

@@ -52,7 +52,10 @@ def start(
         str, typer.Option(help="suggest (a person answers everything), guarded (low risk alone) or auto.")
     ] = "guarded",
     actions: Annotated[
-        str | None, typer.Option(metavar="SPACE", help="published (double, halve, keep), factors, or full.")
+        str | None,
+        typer.Option(
+            "--action-space", "--actions", metavar="SPACE", help="published (double, halve, keep), factors, or full."
+        ),
     ] = None,
     every: Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Steps between two looks.")] = None,
     deadline: Annotated[
@@ -71,6 +74,12 @@ def start(
     max_decisions: Annotated[int | None, typer.Option("--max-decisions", help="Decisions until it ends.")] = None,
     cool_down: Annotated[
         int | None, typer.Option("--cool-down", metavar="STEPS", help="Steps between two changes of a knob.")
+    ] = None,
+    trial: Annotated[
+        int | None,
+        typer.Option(
+            min=1, metavar="STEPS", help="Try a change for so many steps; adopt it if the evaluation is better."
+        ),
     ] = None,
     fallback: Annotated[
         str | None, typer.Option(help="If the model gives no decision: keep, or rule (the guarded rule decides).")
@@ -100,6 +109,7 @@ def start(
         "max_changes": max_changes,
         "max_decisions": max_decisions,
         "cool_down_steps": cool_down,
+        "trial_steps": trial,
         "fallback": fallback,
     }
     chosen = {name: value for name, value in given.items() if value is not None}

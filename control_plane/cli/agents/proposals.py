@@ -53,7 +53,9 @@ def lines_of(view: ProposalView) -> list[str]:
     lines = [f"{view.seq:>6}  {stage_of(view)}  step {view.step}: {view.what} ({view.risk} risk)"]
     if view.reason:
         lines.append(f"        {view.reason}")
-    if view.is_open:
+    if view.trial:
+        lines.append(f"        steer agent reject {view.seq} ends the trial, and returns from its branch")
+    elif view.is_open:
         lines.append(f"        steer agent approve {view.seq}, or edit {view.seq} 'lr*=0.5', or reject {view.seq}")
     elif view.note:
         lines.append(f"        {view.note}")
@@ -64,17 +66,21 @@ def lines_of(view: ProposalView) -> list[str]:
 
 def stage_of(view: ProposalView) -> str:
     """Return what a proposal waits for, or how it was closed."""
+    if view.trial:
+        return f"on trial: {view.trial}"
     if view.is_open:
         then = "rejected" if view.default == "reject" else "approved"
         return f"waits {span(view.left_s or 0.0)}, then {then}"
     by = f" by {view.by}" if view.by else ""
-    return "made at once" if view.verdict == "automatic" else f"{view.verdict}{by}"
+    return "made at once" if view.verdict == "automatic" else f"{str(view.verdict).replace('_', ' ')}{by}"
 
 
 def _made(client: "SteerwayClient", run: str, view: CommandView, timeout_s: float) -> tuple[dict[str, Any], str]:
     """Wait for the command that came of the answered proposal."""
     answered = getattr(view.command.intent, "proposal", None)
     proposal = next((each for each in client.snapshot(run).agent.proposals if each.uuid == answered), None)
+    if proposal is not None and proposal.trial:
+        return {}, f"it is tried first: {proposal.trial}; `steer agent status` shows what comes of it"
     if proposal is None or proposal.command is None:
         return {}, "the proposal is closed; nothing came of it"
     made = client.wait_settled(run, proposal.command, timeout_s)

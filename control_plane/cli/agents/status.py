@@ -61,6 +61,8 @@ def rows(report: AgentReport) -> Iterator[tuple[str, str]]:
                 f"{wanted.max_changes} changes, {wanted.cool_down_steps} steps apart{_granted(wanted)}"
             ),
         )
+        if wanted.trial_steps is not None:
+            yield "trials", f"{wanted.trial_steps} steps without a change and with it; the better of the two goes on"
         then = "rejected" if wanted.default == "reject" else "approved"
         yield "deadline", f"{span(wanted.deadline_s)}, then a proposal is {then}"
     yield from _spending(report)
@@ -70,9 +72,9 @@ def rows(report: AgentReport) -> Iterator[tuple[str, str]]:
     yield "proposals", f"{len(waiting)} of {agent.made} wait for an answer" if agent.made else "none were made"
     for view in waiting[-MAX_PROPOSALS:]:
         yield f"{view.seq:>9}", f"{view.what} ({view.risk} risk), {stage_of(view)}"
-    if waiting:
+    if any(not view.trial for view in waiting):
         yield "", "answer one: `steer agent approve N`, `edit N 'lr*=0.5'` or `reject N`"
-    elif newest := _newest(agent.proposals):
+    elif not waiting and (newest := _newest(agent.proposals)):
         yield f"{newest.seq:>9}", f"{newest.what}: {stage_of(newest)}"
 
 

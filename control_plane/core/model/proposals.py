@@ -1,4 +1,4 @@
-"""Proposals of a run's agent as its journal has them: the record that closes one, and the state of them all."""
+"""Proposals of a run's agent as its journal has them: a trial of one, its end, and the state of them all."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,11 +7,32 @@ from uuid import UUID
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.intent_base import Message
-from control_plane.core.model.intents.agent import AgentSettings, NoteEffect, Propose
-from control_plane.core.model.values import MAIN
+from control_plane.core.model.intents.agent import AgentSettings, NoteEffect, Propose, Steps
+from control_plane.core.model.intents.course import First
+from control_plane.core.model.values import MAIN, BranchName
 
-Verdict = Literal["automatic", "approved", "edited", "rejected", "expired", "withdrawn"]
-"""How a proposal was closed: by the agent's mode, by a person, by its deadline or the run's end, by its author."""
+Verdict = Literal[
+    "automatic", "approved", "edited", "rejected", "expired", "withdrawn", "adopted", "not_better", "abandoned"
+]
+"""How a proposal was closed: by the agent's mode, by a person, by its deadline or the run's end, by its author; or by
+a trial: better with it (adopted), not better, or ended before that was known (abandoned)."""
+
+
+class TrialStarted(Message):
+    """A proposal is tried: `steps` steps on `branch` without it, then the same steps with it on `trial_branch`.
+
+    intent: what is tried; another one than was proposed if a person has edited it.
+    by, note: who approved it, and why; empty: nobody, the mode or the deadline decided.
+    """
+
+    type: Literal["TrialStarted"] = "TrialStarted"
+    proposal: UUID
+    intent: First
+    steps: Steps
+    branch: str
+    trial_branch: BranchName
+    by: str = ""
+    note: str | None = None
 
 
 class ProposalClosed(Message):
@@ -31,7 +52,10 @@ class ProposalClosed(Message):
 
 @dataclass(slots=True)
 class ProposalStatus:
-    """One proposal, and how it was closed. `branch`, `settings`: the ones when it was made."""
+    """One proposal, and how it was closed. `branch`, `settings`: the ones when it was made.
+
+    trial, trial_seq: its trial, and the entry that began it; None: it was not tried.
+    """
 
     command: Command
     seq: int
@@ -41,6 +65,13 @@ class ProposalStatus:
     branch: str = MAIN
     closed: ProposalClosed | None = None
     closed_at: str | None = None
+    trial: TrialStarted | None = None
+    trial_seq: int = 0
+
+    @property
+    def is_on_trial(self) -> bool:
+        """True while it is tried."""
+        return self.trial is not None and self.closed is None
 
     @property
     def proposed(self) -> Propose:
@@ -64,6 +95,8 @@ class AgentState:
     proposals: dict[UUID, ProposalStatus] = field(default_factory=dict)
     # Effects that were noted, by the uuid of the applied command.
     effects: dict[UUID, NoteEffect] = field(default_factory=dict)
+    # The proposal that was tried last.
+    tried: UUID | None = None
 
     def open_proposals(self) -> Iterator[ProposalStatus]:
         """Yield the proposals that nobody has answered, oldest first."""
@@ -73,6 +106,11 @@ class AgentState:
         """Take over a proposal. Without an agent the defaults of its settings hold."""
         settings = self.settings or AgentSettings()
         self.proposals[command.uuid] = ProposalStatus(command, seq, time, step, settings, branch)
+
+    def note_trial(self, seq: int, record: TrialStarted) -> None:
+        """Take over that a trial began."""
+        status = self.proposals[record.proposal]
+        status.trial, status.trial_seq, self.tried = record, seq, record.proposal
 
     def note_closed(self, time: str, record: ProposalClosed) -> None:
         """Take over that a proposal was closed."""

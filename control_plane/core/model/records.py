@@ -22,7 +22,7 @@ from control_plane.core.model.health import AlertCleared, AlertRaised
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents.agent import AgentSettings
 from control_plane.core.model.limits import Limit
-from control_plane.core.model.proposals import ProposalClosed
+from control_plane.core.model.proposals import ProposalClosed, TrialStarted
 from control_plane.core.model.reflexes import Reflexes
 from control_plane.core.model.values import MAIN, BranchName, CheckpointName, LeftOut
 
@@ -312,6 +312,7 @@ Record = Annotated[
     | StateDigested
     | AlertRaised
     | AlertCleared
+    | TrialStarted
     | ProposalClosed
     | GenerationLost
     | GenerationRecovered

@@ -17,7 +17,7 @@ from control_plane.core.model.intents.agent import NoteEffect, Propose, StartAge
 from control_plane.core.model.intents.data import DataIntent
 from control_plane.core.model.intents.server import AcknowledgeAlert, SnoozeAlert
 from control_plane.core.model.limits import Limit
-from control_plane.core.model.proposals import AgentState, ProposalClosed
+from control_plane.core.model.proposals import AgentState, ProposalClosed, TrialStarted
 from control_plane.core.model.records import (
     MAIN,
     NOBODY,
@@ -249,6 +249,8 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             state.reached_step = max(state.reached_step, record.step)
         case AlertRaised() | AlertCleared():
             _take_alert(state, entry, record)
+        case TrialStarted():
+            state.agent.note_trial(entry.seq, record)
         case ProposalClosed():
             state.agent.note_closed(entry.time, record)
         case GenerationLost():

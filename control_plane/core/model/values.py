@@ -134,7 +134,7 @@ class Change(Message):
 
     def describe(self) -> str:
         """`weight_decay = 0.1 (group decay)`, `lr x 0.5`."""
-        change = f"= {spelled(self.value)}" if self.value is not None else f"x {self.factor:g}"
+        change = f"= {spelled(self.value)}" if self.value is not None else f"x {spelled_factor(self.factor or 1.0)}"
         return f"{self.knob} {change}" + (f" (group {self.group})" if self.group is not None else "")
 
 
@@ -143,3 +143,9 @@ def spelled(value: object) -> str:
     if isinstance(value, tuple):
         return f"({', '.join(spelled(member) for member in value)})"
     return f"{value:g}" if isinstance(value, float) else str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def spelled_factor(factor: float, digits: int = 6) -> str:
+    """Return a factor as text, short, but never `1` for one that is not."""
+    text = f"{factor:.{digits}g}"
+    return repr(factor) if text == "1" and factor != 1 else text

@@ -262,4 +262,14 @@ def stands_on(state: RunState) -> set[str]:
     given = {each.checkpoint for each in state.checkpoints.existing if each.generation == 0}
     # While checks are red, only suspect ones are saved: the way back to a trusted one stays open.
     trusted = {each.checkpoint for branch in state.tree.branches if (each := newest_trusted(state, branch))}
-    return wanted | bases | best | given | trusted
+    return wanted | bases | best | given | trusted | _base_of_trial(state)
+
+
+def _base_of_trial(state: RunState) -> set[str]:
+    """Return the checkpoint to which a running trial goes back, see `agent.trials`."""
+    tried = state.agent.proposals.get(state.agent.tried) if state.agent.tried is not None else None
+    if tried is None or not tried.is_on_trial:
+        return set()
+    saves = (life for life in state.commands.values() if life.accepted_seq > tried.trial_seq)
+    read = (life.settled.after or {} for life in saves if life.status == "applied" and life.settled is not None)
+    return {str(after["checkpoint"]) for after in read if "checkpoint" in after}

@@ -137,6 +137,8 @@ def test_command_that_was_built_cannot_be_changed() -> None:
     [
         ("set_learning_rate", {"value": 1e-4}, "lr = 0.0001"),
         ("set_learning_rate", {"factor": 0.5, "group": 1, "schedule": "hold"}, "lr x 0.5 (group 1, hold)"),
+        ("set_learning_rate", {"factor": 1.0000001}, "lr x 1.0000001"),
+        ("set_knobs", {"changes": [{"knob": "x", "factor": 1 - 1e-12}]}, "x x 0.999999999999"),
         ("save_checkpoint", {}, "save checkpoint"),
         ("pause", {}, "pause"),
     ],

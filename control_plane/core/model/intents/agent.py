@@ -67,7 +67,8 @@ class AgentSettings(Message):
     every_steps: steps between two looks; with `adaptive`, rarer at a healthy run and more often at a doubtful one.
     max_factor: a change of the learning rate by more than this factor is of high risk.
     deadline_s, default: seconds that a person has to answer a proposal, and what happens then.
-    trial_steps: reserved for trials of proposals on a fork, which this release does not have: only None is accepted.
+    trial_steps: a change that would be made is first tried for so many steps, on a branch, and adopted only if the
+        evaluation is better than without it; the run trains these steps twice. None: it is made without a trial.
     fallback: what is done if the model gives no decision.
     """
 
@@ -88,13 +89,6 @@ class AgentSettings(Message):
     second_opinion: bool = True
     trial_steps: Steps | None = None
     grants: Grants = NO_GRANTS
-
-    @field_validator("trial_steps")
-    @classmethod
-    def _has_no_trials(cls, steps: int | None) -> int | None:
-        if steps is not None:
-            raise ValueError("this release cannot try proposals on a fork; leave 'trial_steps' out")
-        return steps
 
     @model_validator(mode="after")
     def _min_lr_is_below_max_lr(self) -> "AgentSettings":

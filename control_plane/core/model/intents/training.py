@@ -22,6 +22,7 @@ from control_plane.core.model.values import (
     check_group,
     check_value_or_factor,
     spelled,
+    spelled_factor,
 )
 
 
@@ -46,7 +47,7 @@ class SetLearningRate(TrainingIntent):
     _change = model_validator(mode="after")(check_value_or_factor)
 
     def describe(self) -> str:
-        change = f"= {self.value:g}" if self.value is not None else f"x {self.factor:g}"
+        change = f"= {self.value:g}" if self.value is not None else f"x {spelled_factor(self.factor or 1.0)}"
         notes = [] if self.group is None else [f"group {self.group}"]
         notes += ["hold"] if self.schedule == "hold" else []
         return f"lr {change}" + (f" ({', '.join(notes)})" if notes else "")

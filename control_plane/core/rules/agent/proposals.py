@@ -1,17 +1,18 @@
 """Rules for proposals: made at once, left to a person, answered, withdrawn, or closed by their deadline.
 
 A proposal and the command that comes of it are records of one write, and the command's uuid follows from the
-proposal's: whatever is repeated after a failure, a proposal becomes at most one command.
+proposal's: whatever is repeated after a failure, a proposal becomes at most one command. With `trial_steps` a proposal
+that would be made is tried first, see `trials`.
 """
 
 from collections.abc import Mapping
-from typing import Protocol
 from uuid import UUID, uuid5
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, NotAllowed, NotFound, Overloaded, SteerwayError
 from control_plane.core.model.intent_base import BaseIntent
 from control_plane.core.model.intents.agent import (
+    AgentSettings,
     AnswerProposal,
     NoteEffect,
     Propose,
@@ -25,6 +26,15 @@ from control_plane.core.model.records import CommandSettled, Record
 from control_plane.core.model.state import RunState
 from control_plane.core.rules.admission import check_open
 from control_plane.core.rules.agent.risk import acts_alone, risk_of
+from control_plane.core.rules.agent.trials import (
+    Accept,
+    abandoned,
+    check_no_trial,
+    describe_trial,
+    is_tried,
+    running_trial,
+    start_trial,
+)
 
 MAX_OPEN_PROPOSALS = 8
 """Proposals of a run that wait for an answer. A person reads each of them; more would bury the one that matters."""
@@ -33,14 +43,6 @@ MADE = "made"
 
 ABOUT_AGENT = ("start_agent", "stop_agent", "propose", "withdraw_proposal", "answer_proposal", "note_effect")
 """Kinds that `settle_agent_command` takes."""
-
-
-class Accept(Protocol):
-    """`decisions.accept` for the command that comes of a proposal."""
-
-    def __call__(self, state: RunState, command: Command) -> list[Record]:
-        """Return the records of its acceptance. Raises as `decisions.accept` does."""
-        ...
 
 
 def uuid_of_made(proposal: UUID) -> UUID:
@@ -57,6 +59,12 @@ def check_agent_mode(state: RunState, command: Command) -> None:
         raise NotAllowed(
             f"the agent of run {state.run} is in mode {settings.mode}: a person must approve '{command.describe()}'; "
             "send it as a proposal (kind 'propose')",
+            mode=settings.mode,
+        )
+    if settings.trial_steps is not None and command.intent.changes_course:
+        raise NotAllowed(
+            f"the agent of run {state.run} tries its changes for {settings.trial_steps} steps first; send "
+            f"'{command.describe()}' as a proposal (kind 'propose')",
             mode=settings.mode,
         )
 
@@ -84,7 +92,8 @@ def settle_agent_command(state: RunState, command: Command, accept: Accept) -> l
         case StopAgent():
             if state.agent.settings is None:
                 raise Conflict(f"run {state.run} has no agent to stop")
-            return done
+            tried = running_trial(state)
+            return [*done, abandoned(tried, "the agent was stopped", command.author)] if tried else done
         case Propose():
             return _propose(state, command, accept, done)
         case WithdrawProposal(proposal=uuid):
@@ -118,20 +127,45 @@ def _propose(state: RunState, command: Command, accept: Accept, done: list[Recor
             limit=MAX_OPEN_PROPOSALS,
         )
     made = _made(command, proposed.intent, command.author, command.role if alone else None)
+    settings = state.agent.settings
     try:
         records = accept(state, made)
+        if alone and settings is not None:
+            # Its number is that of the record that settles it: the second one from now.
+            records = _tried_or_made(state, command, state.seq + 2, settings, made, "automatic", "", None, accept)
     except SteerwayError as error:
         # The proposal is on record, with the reason why nothing can come of it.
         return [CommandSettled(uuid=command.uuid, status="rejected", reason=error.reason)]
-    if not alone:
-        return done
-    return [*done, ProposalClosed(proposal=command.uuid, verdict="automatic", command=made.uuid), *records]
+    return [*done, *records] if alone else done
+
+
+def _tried_or_made(
+    state: RunState,
+    proposal: Command,
+    number: int,
+    settings: AgentSettings,
+    made: Command,
+    verdict: Verdict,
+    by: str,
+    note: str | None,
+    accept: Accept,
+) -> list[Record]:
+    """Return the records that begin a proposal's trial, or else close it and accept the command that came of it."""
+    records = accept(state, made)  # what could not be made is not tried either
+    if settings.trial_steps is not None and is_tried(settings, made.intent):
+        return start_trial(state, proposal, number, settings.trial_steps, made.intent, accept, by=by, note=note)
+    if made.intent.changes_course:
+        check_no_trial(state)
+    closed = ProposalClosed(proposal=proposal.uuid, verdict=verdict, by=by, command=made.uuid, reason=note)
+    return [closed, *records]
 
 
 def _answer(state: RunState, command: Command, answer: AnswerProposal, accept: Accept) -> list[Record]:
     status = _open(state, answer.proposal)
     if not answer.approve:
         return [_closed(status, "rejected", command.author, reason=answer.note)]
+    if (trial := describe_trial(state, status)) is not None:
+        raise Conflict(f"proposal {answer.proposal} is on trial: {trial}; to end the trial, reject it")
     if status.branch != state.tree.head:
         raise Conflict(
             f"proposal {answer.proposal} is about branch {status.branch}, and the run is on {state.tree.head} now; "
@@ -141,7 +175,8 @@ def _answer(state: RunState, command: Command, answer: AnswerProposal, accept: A
     intent = answer.intent if answer.intent is not None else status.proposed.intent
     made = _made(status.command, intent, command.author, command.role)
     verdict: Verdict = "edited" if edited else "approved"
-    return [_closed(status, verdict, command.author, made.uuid, answer.note), *accept(state, made)]
+    by, note = command.author, answer.note
+    return _tried_or_made(state, status.command, status.seq, status.settings, made, verdict, by, note, accept)
 
 
 def expire_proposals(state: RunState, open_s: Mapping[UUID, float], accept: Accept) -> list[Record]:
@@ -150,10 +185,8 @@ def expire_proposals(state: RunState, open_s: Mapping[UUID, float], accept: Acce
     Args:
         open_s: seconds since each open proposal was made.
     """
-    due = (
-        each for each in state.agent.open_proposals() if open_s.get(each.command.uuid, 0.0) >= each.settings.deadline_s
-    )
-    status = next(due, None)
+    waiting = (each for each in state.agent.open_proposals() if not each.is_on_trial)
+    status = next((each for each in waiting if open_s.get(each.command.uuid, 0.0) >= each.settings.deadline_s), None)
     if status is None:
         return []
     late = f"nobody answered within {status.settings.deadline_s:g} s"
@@ -162,11 +195,11 @@ def expire_proposals(state: RunState, open_s: Mapping[UUID, float], accept: Acce
     if status.branch != state.tree.head:
         return [_closed(status, "expired", reason=f"{late}, and the run has left branch {status.branch}")]
     made = _made(status.command, status.proposed.intent, status.command.author, status.command.role)
+    by_default, settings = f"{late}; the default is to approve it", status.settings
     try:
-        records = accept(state, made)
+        return _tried_or_made(state, status.command, status.seq, settings, made, "expired", "", by_default, accept)
     except SteerwayError as error:
         return [_closed(status, "expired", reason=f"{late}, and it cannot be done: {error.reason}")]
-    return [_closed(status, "expired", "", made.uuid, f"{late}; the default is to approve it"), *records]
 
 
 def close_proposals(state: RunState, why: str) -> list[Record]:
