@@ -6,12 +6,15 @@ from control_plane.agent.model import Budget, ChatModel, endpoint
 from control_plane.agent.options import AgentOptions
 from control_plane.agent.rules.catalogue import DEFAULT, RULES, make_rule
 from control_plane.agent.rules.guarded import GuardedRule
+from control_plane.agent.rules.probing import ProbingOptions, ProbingRule
 from control_plane.agent.rules.rule import Rule
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intent_base import LEARNING_RATE
+from control_plane.core.model.intents.agent import POLICIES
+
+__all__ = ["MODEL_POLICIES", "POLICIES", "advice", "choose_model", "choose_rule"]
 
 MODEL_POLICIES = ("auto", "model")
-POLICIES = (*MODEL_POLICIES, "rule", *RULES)
 
 
 def choose_model(options: AgentOptions, environ: Mapping[str, str], budget: Budget | None = None) -> ChatModel | None:
@@ -41,3 +44,23 @@ def choose_rule(options: AgentOptions) -> Rule:
             f"'knobs: {{{missing[0]}: {{max_factor: 1000}}}}'"
         )
     return rule
+
+
+def advice(options: AgentOptions, step: int) -> str | None:
+    """Return what a person should know before this rule steers a run that is at `step`, or None."""
+    if options.policy != ProbingRule.name:
+        return None
+    grant = options.grants.knobs.get(LEARNING_RATE)
+    most = grant.max_factor if grant else options.factor or 2.0
+    told = []
+    if most < ProbingOptions().drop:
+        told.append(
+            f"it begins with a factor of up to {ProbingOptions().drop:g}, and {most:g} is allowed: give "
+            "`--max-factor 1000` (`max_factor` in a config) in the action space factors, or its search is refused"
+        )
+    if step > 0:
+        told.append(
+            f"it searches from step 0, and the run is at step {step}: start it with the run, in the config's section "
+            "`agent`; late it only holds the rate and lowers it"
+        )
+    return f"policy {options.policy}: {'; '.join(told)}" if told else None

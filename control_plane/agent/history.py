@@ -129,6 +129,16 @@ class SteeringHistory:
         return made + tried + sum(1 for _ in self.open_proposals())
 
     @property
+    def decisions(self) -> int:
+        """Return how many decisions the run's agent had made, since it was started, when it last proposed something.
+
+        Those to keep since then are in no journal.
+        """
+        since = self._state.agent.since_seq
+        numbers = (each.proposed.decision for each in self._of_autopilots() if each.seq > since)
+        return max((number for number in numbers if number is not None), default=0)
+
+    @property
     def applied(self) -> int:
         """Return the number of this autopilot's commands that every rank has confirmed."""
         applied = {uuid for uuid, life in self._by_autopilots.items() if life.status == "applied"}

@@ -16,7 +16,7 @@ from dataclasses import replace
 
 from control_plane.agent import seeing
 from control_plane.agent.asking import second_opinion
-from control_plane.agent.choosing import choose_model, choose_rule
+from control_plane.agent.choosing import advice, choose_model, choose_rule
 from control_plane.agent.grants import Proposal, decide
 from control_plane.agent.history import SteeringHistory
 from control_plane.agent.judging.cadence import is_doubtful, next_look
@@ -245,7 +245,7 @@ class Autopilot:
             if waits or reviewed is None:
                 return waits or "dropped: of high risk, and the second opinion does not agree"
             reason = reviewed
-        return self._sender.send(ruling.intent, reason, snapshot)
+        return self._sender.send(ruling.intent, reason, snapshot, self.decisions)
 
     def _review(
         self, intent: Intent, seen: Observation, snapshot: Snapshot, reason: str, by_guarded: Decision
@@ -314,10 +314,14 @@ class Autopilot:
             self._history.check_alone(self._run)
         if is_known and self._is_new:
             self._is_new = False
-            self._tell_inheritance()
+            self._tell_inheritance(snapshot.step)
         return snapshot, is_known
 
-    def _tell_inheritance(self) -> None:
+    def _tell_inheritance(self, at: int) -> None:
+        if self._options.settings is not None:
+            self.decisions = max(self.decisions, self._history.decisions)
+        if self._model is None and (told := advice(self._options, at)):
+            self._say(told)
         earlier, step = self._history.inherited
         if earlier:
             last = f", the last at step {step}" if step is not None else ""

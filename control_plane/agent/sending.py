@@ -102,16 +102,17 @@ class Sender:
                 return f"'{printable(intent.describe())}' was sent by {by} meanwhile"
         return None
 
-    def send(self, intent: Intent, reason: str, snapshot: Snapshot) -> str:
+    def send(self, intent: Intent, reason: str, snapshot: Snapshot, decision: int = 1) -> str:
         """Send a change that passed the gate; return its outcome as a sentence. Raises `NotAllowed`.
 
         Args:
             snapshot: the run as the change was checked against it.
+            decision: which decision of the agent it is.
         """
         try:
             if self._options.settings is None:
                 return self._send(intent, reason, snapshot.seq)
-            return self.reason_not_sent(intent, snapshot.step) or self._propose(intent, reason, snapshot.seq)
+            return self.reason_not_sent(intent, snapshot.step) or self._propose(intent, reason, snapshot, decision)
         except NotAllowed:
             raise
         except Refused as error:
@@ -132,11 +133,12 @@ class Sender:
         self._client.submit(self._run, intent, reason=reason, based_on_seq=seq, uuid=uuid)
         return self._outcome(uuid)
 
-    def _propose(self, intent: Intent, reason: str, seq: int) -> str:
+    def _propose(self, intent: Intent, reason: str, snapshot: Snapshot, decision: int) -> str:
         uuid = uuid4()
         self._history.send(uuid)
-        proposed = Propose.model_validate({"intent": intent.model_dump()})
-        self._client.submit(self._run, proposed, reason=reason, based_on_seq=seq, uuid=uuid)
+        about = {"intent": intent.model_dump(), "step": snapshot.step, "decision": max(1, decision)}
+        proposed = Propose.model_validate(about)
+        self._client.submit(self._run, proposed, reason=reason, based_on_seq=snapshot.seq, uuid=uuid)
         view = self._client.wait_settled(self._run, uuid, self._options.settle_timeout_s)
         if view.status != "applied":
             why = view.settled.reason if view.settled else None

@@ -21,7 +21,7 @@ from control_plane.config_text import shown
 from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.data import MAX_SOURCES, FieldSchema, SourceName, SourceSettings
 from control_plane.core.model.errors import Invalid
-from control_plane.core.model.intents.agent import AgentSettings
+from control_plane.core.model.intents.agent import AgentSettings, reason_against_policy
 from control_plane.core.model.intents.grants import ArgumentGrant, Grants, KnobGrant
 from control_plane.core.model.reflexes import Reflex, Reflexes
 from ray_jobs.config.config_files import ConfigFiles, FilesBeside
@@ -106,6 +106,12 @@ class RunConfig(Section):
         if self.workload.kind == "script" and given & {"model", "data"}:
             extra = " and ".join(sorted(given & {"model", "data"}))
             raise ValueError(f"workload.kind is script, which builds its own model and data: leave out {extra}")
+        return self
+
+    @model_validator(mode="after")
+    def _agent_has_a_policy(self) -> Self:
+        if self.agent is not None and (reason := reason_against_policy(self.agent)):
+            raise ValueError(f"agent.policy: {reason}")
         return self
 
     @model_validator(mode="after")

@@ -40,7 +40,13 @@ agent = typer.Typer(
 
 
 def _started(client: "SteerwayClient", run: str, view: CommandView, timeout_s: float) -> tuple[dict[str, Any], str]:
-    return {}, f"the gateway starts the agent of {run}: `steer agent status {run}`"
+    from control_plane.agent.choosing import advice
+    from control_plane.agent.options import options_of
+
+    intent = view.command.intent
+    assert isinstance(intent, StartAgent)
+    told = advice(options_of(intent.settings), client.snapshot(run).step)
+    return {}, f"the gateway starts the agent of {run}: `steer agent status {run}`" + (f"\n{told}" if told else "")
 
 
 def start(

@@ -12,9 +12,10 @@ import typer
 from control_plane.cli.errors import UsageError
 from control_plane.cli.output.printing import say
 from control_plane.cli.select_run import active_run
-from control_plane.config import settings
+from control_plane.config import Settings, settings
 from control_plane.contexts import chosen_settings
 from control_plane.core.model.errors import Conflict
+from control_plane.storage.layout import RunFiles
 
 
 def agent(
@@ -39,9 +40,12 @@ def agent(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print proposals, change nothing.")] = False,
 ) -> None:
     """Run an autopilot in this terminal: it tunes the learning rate within fixed bounds, and the knobs granted."""
-    from control_plane.agent.choosing import POLICIES
+    from control_plane.agent.choosing import MODEL_POLICIES, POLICIES
     from control_plane.agent.grants import load
+    from control_plane.agent.ledger import Ledger
     from control_plane.agent.loop import AgentOptions, run_agent
+    from control_plane.agent.model import endpoint
+    from control_plane.api.agent_spending import budgets_of
     from control_plane.client import SteerwayClient
     from control_plane.core.model.intents.grants import NO_GRANTS
 
@@ -54,10 +58,22 @@ def agent(
         dry_run=dry_run,
         grants=load(grants) if grants else NO_GRANTS,
     )
-    with SteerwayClient.from_settings(chosen_settings(), role="agent") as client:
+    where = chosen_settings()
+    asks = policy in MODEL_POLICIES and endpoint(os.environ) is not None
+    with SteerwayClient.from_settings(where, role="agent") as client:
         which = active_run(client, run)
-        with nullcontext() if dry_run else only_autopilot(settings().home, which):
-            run_agent(client, which, options, say=say)
+        with (
+            nullcontext() if dry_run else only_autopilot(settings().home, which),
+            Ledger.open(ledger_of(where, which), budgets_of(where)) if asks else nullcontext() as ledger,
+        ):
+            run_agent(client, which, options, say=say, budget=ledger)
+
+
+def ledger_of(where: Settings, run: str) -> Path:
+    """Return the ledger of a run's calls: the agent's of the gateway, or, for a gateway elsewhere, one in this home."""
+    if where.url is None:
+        return RunFiles(where.runs_dir / run).agent_ledger
+    return settings().home / "autopilots" / f"{run}.ledger.jsonl"
 
 
 @contextmanager

@@ -13,11 +13,12 @@ from control_plane.api.versions import release
 from control_plane.cli.commands import lifecycle
 from control_plane.cli.commands.branches import find_checkpoint, first_of
 from control_plane.cli.errors import UsageError
+from control_plane.cli.launching.effect_arms import has_ended, patiently
+from control_plane.cli.launching.job_watch import JobWatch
 from control_plane.cli.launching.request import PriorityOption
 from control_plane.cli.launching.resume import Trust
 from control_plane.cli.output.printing import say, tell, tell_json
 from control_plane.cli.select_run import any_run, connect
-from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.intents import Intent
 
 if TYPE_CHECKING:
@@ -126,11 +127,10 @@ def replay(
 
 
 def _wait(client: "SteerwayClient", run: str) -> None:
-    """Wait until the replay has ended. Raises `SteerwayError` if it failed."""
-    while not (snapshot := client.snapshot(run)).closed:
+    """Wait until the replay has ended, also while it waits in the queue. Raises `SteerwayError` if it failed."""
+    job = JobWatch(client, run)
+    while not patiently(lambda: has_ended(client, job)):
         time.sleep(LOOK_EVERY_S)
-    if snapshot.status == "failed":
-        raise SteerwayError(f"the replay {run} failed at step {snapshot.step}: {snapshot.reason}")
 
 
 def _tell(client: "SteerwayClient", replayed: str, run: str, as_json: bool) -> None:

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -42,12 +43,14 @@ def rounds(
     With OPENAI_API_KEY set a model plans, else a seeded local search.
     """
     from control_plane.agent.choosing import choose_model, choose_rule
+    from control_plane.agent.ledger import Ledger
     from control_plane.agent.loop import AgentOptions
     from control_plane.agent.model import ChatModel, endpoint
     from control_plane.agent.rounds.frontier import draw, table
     from control_plane.agent.rounds.memory import Memory, series_of
     from control_plane.agent.rounds.playing import Series, play
-    from control_plane.agent.rounds.spending import Tally
+    from control_plane.agent.rounds.spending import ledger_of, spent_of
+    from control_plane.api.agent_spending import budgets_of
     from control_plane.client import SteerwayClient
 
     given = overrides or []
@@ -57,9 +60,12 @@ def rounds(
     if steering is not None:  # before anything is launched
         choose_rule(steering)
         choose_model(steering, os.environ)
-    tally = Tally(chosen_settings().agent_prices)
     where = endpoint(os.environ)
-    with connect() as client, SteerwayClient.from_settings(chosen_settings(), role="agent") as agent:
+    with (
+        connect() as client,
+        Ledger.open(ledger_of(memory), budgets_of(chosen_settings())) if where else nullcontext() as ledger,
+        SteerwayClient.from_settings(chosen_settings(), role="agent") as agent,
+    ):
 
         def begin(changes: Sequence[str]) -> str:
             shares = chosen_settings().url is None
@@ -74,10 +80,10 @@ def rounds(
             schedule=training[SCHEDULE],
             seed=seed,
             agent=steering,
-            model=ChatModel(where, tally) if where else None,
+            model=ChatModel(where, ledger) if where else None,
             environ=dict(os.environ),
-            budget=tally,
-            spent=tally.spent,
+            budget=ledger,
+            spent=lambda: spent_of(ledger),
             say=say,
         )
         play(remembered, series, count)

@@ -386,7 +386,8 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
         case StopAgent():
             state.agent.settings = None
         case Propose():
-            state.agent.note_proposed(command, entry.seq, entry.time, state.step, state.tree.head)
+            step = max(state.step, intent.step or 0)
+            state.agent.note_proposed(command, entry.seq, entry.time, step, state.tree.head)
         case NoteEffect():
             state.agent.effects[intent.command] = intent
         case DataIntent():

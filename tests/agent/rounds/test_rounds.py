@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 
+from control_plane.agent.ledger import Ledger
 from control_plane.agent.options import AgentOptions
 from control_plane.agent.rounds.frontier import draw, frontier, table
 from control_plane.agent.rounds.memory import Memory, Plan, RoundBegun, RoundEnded, series_of
 from control_plane.agent.rounds.planner import describe, plan_by_model, plan_by_rule
 from control_plane.agent.rounds.playing import Series, play, score_of
-from control_plane.agent.rounds.spending import Tally
+from control_plane.agent.rounds.spending import ledger_of, spent_of
+from control_plane.api.agent_spending import Budgets
 from control_plane.api.messages import Measurements, Point, Snapshot
 from control_plane.core.model.errors import Damaged, Invalid, Unavailable
 from tests.agent.simulated import NOON, SimulatedRun
@@ -209,13 +211,20 @@ def test_frontier_is_a_table_and_a_figure(tmp_path: Path) -> None:
         draw(memory.ended, tmp_path / "f.pdf")
 
 
-def test_tally_counts_reservations_until_the_usage_is_known() -> None:
-    tally = Tally((1.0, 4.0))
-    assert Tally().spent() == (0, 0.0)
-    reserved = tally.reserve(1000, 500)
-    assert reserved is not None
-    assert tally.spent() == (1500, pytest.approx(0.003))
-    tally.settle(reserved, 100, 50)
-    assert tally.spent() == (150, pytest.approx(0.0003))
-    assert tally.reserve(10**7, 0) is None
-    assert "limit" in str(tally.reason)
+def test_spending_is_in_a_ledger_beside_the_memory_and_holds_over_calls(tmp_path: Path) -> None:
+    path = ledger_of(tmp_path / "rounds.jsonl")
+    assert path == tmp_path / "rounds.jsonl.ledger.jsonl"
+    budgets = Budgets(max_calls=2, prompt_price=1.0, completion_price=4.0)
+    with Ledger.open(path, budgets) as ledger:
+        assert spent_of(ledger) == (0, 0.0)
+        reserved = ledger.reserve(1000, 500)
+        assert spent_of(ledger) == (1500, pytest.approx(0.003))
+        ledger.settle(reserved, 100, 50)  # type: ignore[arg-type]
+    with Ledger.open(path, budgets) as ledger:
+        assert spent_of(ledger) == (150, pytest.approx(0.0003))
+        ledger.reserve(1, 1)
+        assert ledger.reserve(1, 1) is None
+        assert "budget of 2 calls" in str(ledger.reason)
+    with Ledger.open(path, Budgets()) as ledger:
+        assert spent_of(ledger)[1] is None, "without prices"
+    assert spent_of(None) == (0, 0.0)

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from control_plane.core.model.commands import Command
-from control_plane.core.model.errors import Conflict, NotAllowed, NotFound, Overloaded, RunEnded
+from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, NotFound, Overloaded, RunEnded
 from control_plane.core.model.proposals import ProposalClosed
 from control_plane.core.model.records import CommandAccepted, CommandSettled, Entry, Record, RunClosed
 from control_plane.core.model.state import RunState, evolve
@@ -190,6 +190,31 @@ def test_only_its_author_withdraws_it() -> None:
         decisions.accept(state, sent(60, "withdraw_proposal", proposal=str(uuid(PROPOSAL))))
     own = sent(60, "withdraw_proposal", role="agent", author="pilot", proposal=str(uuid(PROPOSAL)))
     assert closed(then(state, decisions.accept(state, own))).verdict == "withdrawn"
+
+
+def test_the_agents_next_process_withdraws_what_the_one_before_proposed() -> None:
+    state = with_agent(mode="suggest")
+    then(state, decisions.accept(state, proposal(TENFOLD)))
+    later = sent(60, "withdraw_proposal", role="agent", author="agent:run-1", proposal=str(uuid(PROPOSAL)))
+    assert closed(then(state, decisions.accept(state, later))).by == "agent:run-1"
+    person = sent(PROPOSAL + 1, "propose", intent=TENFOLD)
+    then(state, decisions.accept(state, person))
+    other = sent(61, "withdraw_proposal", role="agent", author="agent:run-1", proposal=str(person.uuid))
+    with pytest.raises(NotAllowed, match="is of ann"):
+        decisions.accept(state, other)
+
+
+def test_a_proposal_carries_the_step_that_it_speaks_of() -> None:
+    state = with_agent(mode="suggest")
+    spoken = proposal(TENFOLD).model_dump()
+    spoken["intent"] |= {"step": 37, "decision": 4}
+    then(state, decisions.accept(state, Command.model_validate(spoken)))
+    assert agent_of(state, {}).proposals[0].step == 37
+
+
+def test_an_unknown_policy_is_refused_where_an_agent_is_started() -> None:
+    with pytest.raises(Invalid, match=r"there is no policy 'guess'; there are auto, model, rule, guarded"):
+        with_agent(policy="guess")
 
 
 def test_too_many_open_ones_are_refused() -> None:

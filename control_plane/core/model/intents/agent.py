@@ -33,6 +33,22 @@ ActionSpace = Literal["published", "factors", "full"]
 """`published`: double, halve or keep the learning rate. `factors`: also any factor within the bounds. `full`: also a
 schedule, an evaluation, a save, and for a person to approve: a rollback, skipped samples, a pause, a stop."""
 
+POLICIES = (
+    "auto",
+    "model",
+    "rule",
+    "guarded",
+    "probing",
+    "greedy-shipped",
+    "greedy-published",
+    "plateau",
+    "zclip",
+    "learned",
+    "random",
+    "nothing",
+)
+"""Policies that an agent can be started with. Checked where one is started: older journals may hold others."""
+
 Steps = Annotated[int, Field(ge=1, le=MAX_STEP, strict=True)]
 
 MAX_DEADLINE_S = 7 * 24 * 3600.0
@@ -97,6 +113,12 @@ class AgentSettings(Message):
         return self
 
 
+def reason_against_policy(settings: AgentSettings) -> str | None:
+    """Return why no agent can be started with this policy, or None."""
+    known = settings.policy in POLICIES
+    return None if known else f"there is no policy {settings.policy!r}; there are {', '.join(POLICIES)}"
+
+
 class StartAgent(ServerIntent):
     """Start the run's agent, one per run. The gateway keeps it running until it is stopped or the run has ended."""
 
@@ -117,12 +139,18 @@ class StopAgent(ServerIntent):
 
 
 class Propose(ServerIntent):
-    """Propose a command, with its reason. It is made at once or answered by a person, see `AgentMode`."""
+    """Propose a command, with its reason. It is made at once or answered by a person, see `AgentMode`.
+
+    step: the one that it speaks of: that of the numbers that it was checked against.
+    decision: which decision of the agent it is, since the agent was started; those to keep count, too.
+    """
 
     allowed_for_agents: ClassVar[bool] = True
 
     kind: Literal["propose"] = "propose"
     intent: Proposable
+    step: Annotated[int, Field(ge=0, le=MAX_STEP, strict=True)] | None = None
+    decision: Steps | None = None
 
     def describe(self) -> str:
         return f"propose: {self.intent.describe()}"

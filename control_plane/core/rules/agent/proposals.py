@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from uuid import UUID, uuid5
 
 from control_plane.core.model.commands import Command
-from control_plane.core.model.errors import Conflict, NotAllowed, NotFound, Overloaded, SteerwayError
+from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, NotFound, Overloaded, SteerwayError
 from control_plane.core.model.intent_base import BaseIntent
 from control_plane.core.model.intents.agent import (
     AgentSettings,
@@ -19,6 +19,7 @@ from control_plane.core.model.intents.agent import (
     StartAgent,
     StopAgent,
     WithdrawProposal,
+    reason_against_policy,
 )
 from control_plane.core.model.limits import AGENT
 from control_plane.core.model.proposals import ProposalClosed, ProposalStatus, Verdict
@@ -79,12 +80,15 @@ def settle_agent_command(state: RunState, command: Command, accept: Accept) -> l
         NotFound: there is no such proposal or command.
         Conflict: it has no effect: an agent is started already, a proposal is closed.
         Overloaded: too many proposals wait for an answer.
+        Invalid: an agent is started with an unknown policy.
         RunEnded: the run is closed.
     """
     done: list[Record] = [CommandSettled(uuid=command.uuid, status="applied")]
     match command.intent:
-        case StartAgent():
+        case StartAgent(settings=wanted):
             check_open(state)
+            if reason := reason_against_policy(wanted):
+                raise Invalid(reason)
             if state.agent.settings is not None:
                 who = f"started by {state.agent.started_by}, policy {state.agent.settings.policy}"
                 raise Conflict(f"run {state.run} has an agent already ({who}); stop it first: `steer agent stop`")
@@ -98,7 +102,9 @@ def settle_agent_command(state: RunState, command: Command, accept: Accept) -> l
             return _propose(state, command, accept, done)
         case WithdrawProposal(proposal=uuid):
             status = _open(state, uuid)
-            if status.command.author != command.author:
+            # An agent's next process may have another token than the one before; a run has one agent.
+            is_agents = command.role == status.command.role == AGENT
+            if status.command.author != command.author and not is_agents:
                 raise NotAllowed(f"proposal {uuid} is of {status.command.author}; only its author may withdraw it")
             return [*done, _closed(status, "withdrawn", command.author, reason=command.reason)]
         case AnswerProposal():
