@@ -5,6 +5,7 @@ from uuid import UUID
 
 from control_plane.core.model.records import Entry
 from control_plane.core.rules.agent.proposals import uuid_of_made
+from control_plane.core.rules.agent.trials import uuid_of
 from control_plane.core.rules.branch_rules import first_uuid
 
 Words = dict[str, str]
@@ -13,6 +14,11 @@ FIRST = {first_uuid(UUID(int=number), place): f"{number}.{place + 1}" for number
 
 MADE = {uuid_of_made(UUID(int=number)): f"{number}.made" for number in range(30)}
 """What came of proposals."""
+
+OF_TRIAL = ("base-0", "without", "kept-0", "branch", "with", "return")
+TRIED = {uuid_of(UUID(int=number), name): f"{number}.{name}" for number in range(30) for name in OF_TRIAL}
+TRIED |= {first_uuid(uuid_of(UUID(int=number), "branch"), 0): f"{number}.with-it" for number in range(30)}
+"""Commands of trials, by the proposal that is tried."""
 
 
 def pairs(text: str) -> Words:
@@ -31,7 +37,7 @@ def pairs(text: str) -> Words:
 def numbered(uuid: UUID) -> str:
     """A command as it is called in a scene: `3`, `3.1` for the first change of the rollback 3, `3.made` for what came
     of the proposal 3."""
-    return FIRST.get(uuid) or MADE.get(uuid) or str(uuid.int)
+    return FIRST.get(uuid) or MADE.get(uuid) or TRIED.get(uuid) or str(uuid.int)
 
 
 def literal(text: str) -> object:
@@ -50,8 +56,8 @@ def compact(value: object) -> str:
 def shown(entry: Entry) -> str:
     """A record on one line: without empty fields, times and long uuids."""
     body = entry.line()["body"]
-    if entry.record.type == "ProposalClosed":
-        body |= {key: numbered(UUID(body[key])) for key in ("proposal", "command") if body[key]}
+    if entry.record.type in ("ProposalClosed", "TrialStarted"):
+        body |= {key: numbered(UUID(body[key])) for key in ("proposal", "command") if body.get(key)}
     command = body.pop("command", None) if entry.record.type == "CommandAccepted" else None
     body |= (
         {"uuid": command["uuid"], **command["intent"], "not_before_step": command["not_before_step"]} if command else {}

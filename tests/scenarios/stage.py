@@ -12,6 +12,7 @@ A scene is a few directives; what is printed is what the journal got, what was r
     digest step=20 roots=a,b              the ranks have digested their state
     restore [id=c1] [refused=c2]          new trainers, from this checkpoint   recovered step=11 | resume author=bo
     damage id=c1                          it does not verify any more          restore id=c1 branch=main
+    try                                   the control server goes on with the trial of a proposal
     adopt run=other step=N [branch=best]  a checkpoint of another run becomes a branch, with what is live here
     fork|replay of=[[STEP,{"kind":..}],..] [id=c0 step=9]     another run, which has a parent and begins with these
 """
@@ -41,6 +42,7 @@ from control_plane.core.model.records import (
     StateDigested,
 )
 from control_plane.core.rules import checkpoint_rules, decisions, digests
+from control_plane.core.rules.agent.trials import next_records
 from control_plane.core.rules.alert_rules import clear_alert
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, ScheduledCommand
 from control_plane.core.rules.decisions import GenerationStart
@@ -165,6 +167,11 @@ class Stage:
     def _report(self, outcomes: list[CommandSettled]) -> list[str]:
         self.server.report(self.generation, outcomes)
         self.reported |= {outcome.uuid for outcome in outcomes}
+        return []
+
+    def do_try(self, rest: str) -> list[str]:
+        """What comes next in the trial of a proposal, once."""
+        self.server.commit(next_records(self.server.state, decisions.Settling().accept))
         return []
 
     def do_refuse(self, rest: str) -> list[str]:
