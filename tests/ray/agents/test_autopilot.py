@@ -114,9 +114,10 @@ def test_with_a_key_given_to_steer_up_the_replicas_agent_asks_the_endpoint_and_i
         monkeypatch.setenv("OPENAI_BASE_URL", chat.base_url)
         with running(tmp_path / "home") as cluster, cluster.client() as client:
             steer = steer_on(cluster)
-            began_s = time.monotonic()
             steer("submit", str(config), "training.max_steps=100000", "--detach")
             run = client.runs()[-1].run
+            until(lambda: client.snapshot(run).step > 3)
+            began_s = time.monotonic()
             until(lambda: len(agents_of(run)) == 1)
             (agent,) = agents_of(run)
             until(lambda: any(view.command for view in client.agent(run).agent.proposals))
