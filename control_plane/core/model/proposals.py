@@ -104,15 +104,14 @@ class AgentState:
 
     def note_proposed(self, command: Command, seq: int, time: str, step: int, branch: str) -> None:
         """Take over a proposal. Without an agent the defaults of its settings hold."""
-        settings = self.settings or AgentSettings()
+        assert isinstance(command.intent, Propose)
+        settings, step = self.settings or AgentSettings(), max(step, command.intent.step or 0)
         self.proposals[command.uuid] = ProposalStatus(command, seq, time, step, settings, branch)
 
-    def note_trial(self, seq: int, record: TrialStarted) -> None:
-        """Take over that a trial began."""
+    def note(self, seq: int, time: str, record: TrialStarted | ProposalClosed) -> None:
+        """Take over that the trial of a proposal began, or that one was closed."""
         status = self.proposals[record.proposal]
-        status.trial, status.trial_seq, self.tried = record, seq, record.proposal
-
-    def note_closed(self, time: str, record: ProposalClosed) -> None:
-        """Take over that a proposal was closed."""
-        status = self.proposals[record.proposal]
-        status.closed, status.closed_at = record, time
+        if isinstance(record, TrialStarted):
+            status.trial, status.trial_seq, self.tried = record, seq, record.proposal
+        else:
+            status.closed, status.closed_at = record, time

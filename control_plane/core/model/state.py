@@ -249,10 +249,8 @@ def _fold(state: RunState, entry: Entry, record: Record) -> None:
             state.reached_step = max(state.reached_step, record.step)
         case AlertRaised() | AlertCleared():
             _take_alert(state, entry, record)
-        case TrialStarted():
-            state.agent.note_trial(entry.seq, record)
-        case ProposalClosed():
-            state.agent.note_closed(entry.time, record)
+        case TrialStarted() | ProposalClosed():
+            state.agent.note(entry.seq, entry.time, record)
         case GenerationLost():
             _lose(state, entry, record)
             _reach(state, record.step, state.tree.of_generation.get(record.generation, state.tree.head))
@@ -386,8 +384,7 @@ def _take_effect(state: RunState, entry: Entry, command: Command, outcome: Comma
         case StopAgent():
             state.agent.settings = None
         case Propose():
-            step = max(state.step, intent.step or 0)
-            state.agent.note_proposed(command, entry.seq, entry.time, step, state.tree.head)
+            state.agent.note_proposed(command, entry.seq, entry.time, state.step, state.tree.head)
         case NoteEffect():
             state.agent.effects[intent.command] = intent
         case DataIntent():
