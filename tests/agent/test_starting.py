@@ -15,7 +15,7 @@ from control_plane.core.model.intents.agent import AgentSettings
 from control_plane.core.rules import decisions
 from tests.agent.test_trials import RUN, Reader, from_the_start
 from tests.core.agent.test_proposals import HALVE, proposal, sent
-from tests.core.agent.test_trials import Run
+from tests.core.agent.trial_run import Run
 
 
 def test_policies_of_the_core_are_the_rules_and_the_models() -> None:

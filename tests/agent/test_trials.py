@@ -13,7 +13,7 @@ from control_plane.core.model.records import Entry
 from control_plane.core.model.values import Change
 from tests.agent.simulated import SimulatedRun
 from tests.core.agent.test_proposals import HALVE, proposal
-from tests.core.agent.test_trials import Run, on_trial_branch
+from tests.core.agent.trial_run import Run, on_trial_branch
 from tests.core.examples import created, uuid
 
 RUN = "run-1"
