@@ -19,6 +19,17 @@ if TYPE_CHECKING:
 
 FOREGROUND = "run"
 
+ActionSpaceOption = Annotated[
+    str | None,
+    typer.Option(
+        "--action-space", "--actions", metavar="SPACE", help="published (double, halve, keep), factors, or full."
+    ),
+]
+TrialOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="STEPS", help="Try a change for so many steps; adopt it if the evaluation is better."),
+]
+
 
 class AgentGroup(SteerGroup):
     """The group `steer agent`. `steer agent RUN ...` is short for `steer agent run RUN ...`, as in earlier releases."""
@@ -57,12 +68,7 @@ def start(
     mode: Annotated[
         str, typer.Option(help="suggest (a person answers everything), guarded (low risk alone) or auto.")
     ] = "guarded",
-    actions: Annotated[
-        str | None,
-        typer.Option(
-            "--action-space", "--actions", metavar="SPACE", help="published (double, halve, keep), factors, or full."
-        ),
-    ] = None,
+    actions: ActionSpaceOption = None,
     every: Annotated[int | None, typer.Option(min=1, metavar="STEPS", help="Steps between two looks.")] = None,
     deadline: Annotated[
         float | None, typer.Option(metavar="S", help="Seconds that a person has to answer a proposal.")
@@ -81,12 +87,7 @@ def start(
     cool_down: Annotated[
         int | None, typer.Option("--cool-down", metavar="STEPS", help="Steps between two changes of a knob.")
     ] = None,
-    trial: Annotated[
-        int | None,
-        typer.Option(
-            min=1, metavar="STEPS", help="Try a change for so many steps; adopt it if the evaluation is better."
-        ),
-    ] = None,
+    trial: TrialOption = None,
     fallback: Annotated[
         str | None, typer.Option(help="If the model gives no decision: keep, or rule (the guarded rule decides).")
     ] = None,

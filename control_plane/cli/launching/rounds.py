@@ -4,7 +4,7 @@ import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -18,6 +18,9 @@ from control_plane.config_text import from_yaml, read_text
 from control_plane.contexts import chosen_settings
 from control_plane.core.model.knobs import is_number
 from control_plane.shipped import find_config
+
+if TYPE_CHECKING:
+    from control_plane.client import SteerwayClient
 
 RATE, SCHEDULE, DEFAULT_SCHEDULE = "learning_rate", "lr_scheduler_type", "linear"
 
@@ -66,15 +69,8 @@ def rounds(
         Ledger.open(ledger_of(memory), budgets_of(chosen_settings())) if where else nullcontext() as ledger,
         SteerwayClient.from_settings(chosen_settings(), role="agent") as agent,
     ):
-
-        def begin(changes: Sequence[str]) -> str:
-            shares = chosen_settings().url is None
-            run = launch(client, config, [*given, *changes], LaunchChoices(), shares).runs[0].run
-            wait_until_started(client, run)
-            return run
-
         series = Series(
-            launch=begin,
+            launch=lambda changes: _begin(client, config, [*given, *changes]),
             client=agent,
             rate=training[RATE],
             schedule=training[SCHEDULE],
@@ -96,6 +92,14 @@ def rounds(
             tell_json(each.begun.model_dump(mode="json") | each.ended.model_dump(mode="json"))
     else:
         tell(*table(remembered.ended))
+
+
+def _begin(client: "SteerwayClient", config: str, overrides: Sequence[str]) -> str:
+    """Launch a run, and return its id once it has started."""
+    shares = chosen_settings().url is None
+    run: str = launch(client, config, overrides, LaunchChoices(), shares).runs[0].run
+    wait_until_started(client, run)
+    return run
 
 
 def _training(config: str, overrides: Sequence[str]) -> tuple[str, dict[str, Any]]:

@@ -54,7 +54,7 @@ class _Abandoned(Exception):
 
 
 class _NotYet(Exception):
-    """What comes next is not known before something has happened; the records to write until then."""
+    """Signal that the trial waits for something; `records` are to be written before."""
 
     def __init__(self, records: Sequence[Record] = ()) -> None:
         super().__init__()
