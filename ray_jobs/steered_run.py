@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 from control_plane.api.messages import Restart
-from control_plane.core.model.data import NO_SOURCES
+from control_plane.core.model.data import MIXTURE
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.intents.data import DATA_KINDS
 from control_plane.core.model.records import GenerationEnding, RankPlace, Readback
@@ -46,9 +46,9 @@ from ray_jobs.steering.appliers import (
     LearningRateApplier,
     ScheduleApplier,
     StopApplier,
-    UnsupportedApplier,
 )
 from ray_jobs.steering.knobs import KnobsApplier
+from ray_jobs.steering.mixing import MixtureApplier
 from ray_jobs.steering.parameters import register_parameter_appliers
 from ray_jobs.steering.pause_offload import PauseOffload
 from ray_jobs.steering.rollback import LeaveForBranch, RollbackApplier
@@ -163,7 +163,7 @@ class SteeredRun:
         session.register("set_knobs", KnobsApplier(training.knobs, session.replica.repeating))
         session.register("skip_samples", SkipApplier(training))
         for kind in DATA_KINDS:
-            session.register(kind, UnsupportedApplier(NO_SOURCES))
+            session.register(kind, MixtureApplier(training))
         session.register("run_action", ActionsApplier(training.extensions.actions))
         session.register("evaluate", evaluation)
         register_parameter_appliers(session, training)
@@ -241,12 +241,14 @@ class SteeredRun:
 
     def _facts(self) -> Readback:
         training, engine, order = self.training, self.training.engine, self.training.loop.sample_order
+        mixture = training.loop.mixture
         left_out = {"samples_left_out": order.left_out} if order is not None and order.left_out else {}
         batch = {"global_batch_samples": training.global_batch_samples} if training.global_batch_samples else {}
         return (
             self.context.facts
             | batch
             | left_out
+            | ({MIXTURE: mixture.status(training.loop.skipped.data_step(training.loop.step + 1))} if mixture else {})
             | inexact.facts(training.inexact, self.opened().collectives)
             | (shared_nodes.facts(self.opened().collectives) if self.context.spreads else {})
             | (self.health.facts() if self.health is not None else {})

@@ -184,6 +184,9 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         on_first_step=on_first_step,
         limits=config.limits,
         health=config.health if config.health.enabled else None,
+        sources=config.sources,
+        seed=config.seed,
+        temperature=config.mixture.temperature,
     )
     if isinstance(config.workload, ScriptWorkload):
         context.enter(run)

@@ -3,6 +3,7 @@
     from steerway import make_interactive      steer a Hugging Face Trainer
     from steerway import TrainingSession       steer any other training loop
     from steerway import SampleOrder           order of its samples, the same on any number of ranks
+    from steerway import mixture               samples drawn from the run's sources, whose weights and data change live
     from steerway import Client, errors        send commands to a running gateway
 
 Names are imported when they are first used: `Client` needs no torch.
@@ -16,6 +17,7 @@ from control_plane.core.model import errors
 
 if TYPE_CHECKING:
     from control_plane.client import SteerwayClient as Client
+    from ray_jobs.data.mixture.dataset import mixture
     from ray_jobs.data.sample_order import SampleOrder
     from ray_jobs.hf.trainer import InteractiveTrainer, make_interactive
     from ray_jobs.loop.session import TrainingSession
@@ -28,6 +30,7 @@ __all__ = [
     "__version__",
     "errors",
     "make_interactive",
+    "mixture",
 ]
 
 _HOMES = {
@@ -36,6 +39,7 @@ _HOMES = {
     "SampleOrder": ("ray_jobs.data.sample_order", "SampleOrder"),
     "TrainingSession": ("ray_jobs.loop.session", "TrainingSession"),
     "make_interactive": ("ray_jobs.hf.trainer", "make_interactive"),
+    "mixture": ("ray_jobs.data.mixture.dataset", "mixture"),
 }
 
 __version__ = release(not_installed="0+unknown")

@@ -10,6 +10,7 @@
                   metrics.sqlite   measurements
                   checkpoints/     one folder per checkpoint; it exists when its manifest does
                   origin.json      parent and checkpoint of a fork, a replay
+                  data/            shards of live sources: SOURCE/SHA256.EXTENSION
                   digests/         parts of each rank's state digests
                   work/            working directory of the ranks: a script's outputs
                   agent/           ledger.jsonl: what the run's agent has spent on its model
@@ -107,6 +108,11 @@ class RunFiles:
     def checkpoints(self) -> Path:
         """One folder per checkpoint."""
         return self.root / "checkpoints"
+
+    @property
+    def data(self) -> Path:
+        """One folder per live source, with its shards."""
+        return self.root / "data"
 
     @property
     def digests(self) -> Path:

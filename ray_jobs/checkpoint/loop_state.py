@@ -14,6 +14,7 @@ from typing import Any
 import numpy
 import torch
 
+from control_plane.core.model.data import MIXTURE
 from control_plane.core.model.errors import Diverged
 from ray_jobs.checkpoint.universal import plain_groups
 from ray_jobs.data.generators import state_was_set
@@ -44,6 +45,7 @@ def captured(training: LiveTraining) -> Progress:
     optional = {
         "stream": loop.stream_place.memory() if loop.stream_place is not None else None,
         "skipped": loop.skipped.memory(),
+        MIXTURE: loop.mixture.order.memory() if loop.mixture is not None else None,
         "knobs": training.knobs.memory(),
         "own": training.extensions.memory(),
         "frozen": training.frozen.memory(),
@@ -81,6 +83,8 @@ def restore(training: LiveTraining, saved: Progress) -> None:
     training.knobs.recall(saved.get("knobs", {}))
     training.loop.restore_loss_sums(saved)
     training.loop.restore_skipped(saved.get("skipped", ()))
+    if training.loop.mixture is not None and MIXTURE in saved:
+        training.loop.mixture.recall(saved[MIXTURE])
 
 
 def restore_random(saved: Progress) -> None:

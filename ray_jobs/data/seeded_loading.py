@@ -20,7 +20,13 @@ from torch.utils.data import dataloader as torch_loader
 
 from ray_jobs.data.generators import seed_all, seed_of, seeded
 
-KNOWN_SAMPLERS = ("torch.utils.data", "accelerate.", "transformers.", "ray_jobs.data.sample_order")
+KNOWN_SAMPLERS = (
+    "torch.utils.data",
+    "accelerate.",
+    "transformers.",
+    "ray_jobs.data.sample_order",
+    "ray_jobs.data.mixture",
+)
 """Modules whose samplers draw only from their own generator, or from a seed and the epoch."""
 
 _theirs: Callable[..., Any] = torch_loader._DatasetKind.create_fetcher

@@ -17,6 +17,7 @@ import torch
 from control_plane.storage.digest_files import RankDigest
 from ray_jobs.checkpoint import loop_state
 from ray_jobs.checkpoint.universal import plain_groups
+from ray_jobs.data.mixture.dataset import MixtureDataset
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.data.skipping import SkippedBatches
 from ray_jobs.digest.hashing import number_digest, tensor_digest, value_digest
@@ -36,18 +37,22 @@ MASTER = "master"
 def take(training: LiveTraining, session: RankSession) -> RankDigest:
     """Return the digest of this rank's live state. Raises `RuntimeError` if a part is offloaded to NVMe."""
     step = training.loop.step
-    parts = {"samples": samples(training.loop.sample_order, step, training.loop.skipped)}
+    parts = {"samples": samples(training.loop.sample_order, step, training.loop.skipped, training.loop.mixture)}
     state = (weights(training.model), optimizer(training.partitions))
     for digested in (random(), knobs(session), course(training), *state):
         parts |= digested
     return RankDigest(step, parts)
 
 
-def samples(order: SampleOrder | None, step: int, skipped: SkippedBatches) -> str:
+def samples(
+    order: SampleOrder | None, step: int, skipped: SkippedBatches, mixture: MixtureDataset | None = None
+) -> str:
     """Return the digest of the global batch's sample ids at `step`.
 
     If the sampler is not ours: of the step, and of the number of batches that were left out before it.
     """
+    if mixture is not None and step > 0:
+        return mixture.digest(skipped.data_step(step))
     if order is not None and step > 0:
         return value_digest(order.batch(skipped.data_step(step)))
     left_out = skipped.before(step)

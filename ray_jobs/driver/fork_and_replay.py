@@ -28,7 +28,7 @@ from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, first_commands
 from control_plane.core.rules.effect.plan import plan
 from control_plane.core.rules.replay_plan import recorded
-from control_plane.storage.checkpoint.transfer import transfer_checkpoint, write_origin
+from control_plane.storage.checkpoint.transfer import transfer_checkpoint, transfer_shards, write_origin
 from control_plane.storage.code.unpacked import inherit_code
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles, find_run
@@ -182,6 +182,7 @@ def replay_of(
             step=at,
             without=left_out.without if left_out is not None else None,
         )
+        transfer_shards(source, files)
         inherited = transfer_checkpoint(source, committed, files) if committed is not None else None
         adopted = adopted_by(state, source, files)
         write_origin(files, Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled, adopted=adopted))

@@ -36,6 +36,10 @@ class DataPosition:
             self.stream.due += batches
         self.is_moved = self.stream is None
 
+    def redraw(self) -> None:
+        """Take the next batch as the order has it now: what was fetched is discarded, and the iterator begun anew."""
+        self.is_moved = self.stream is None
+
     def take_back(self) -> None:
         """Undo the last `skip`; an iterator that is begun anew for it begins where it was."""
         batches = self.skipped.take_back()

@@ -28,6 +28,7 @@ from ray_jobs.steering.training_knobs import Saver, register_training_knobs
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from ray_jobs.data.mixture.dataset import MixtureDataset
     from ray_jobs.data.sample_order import SampleOrder
     from ray_jobs.data.skipping import SkippedBatches, StreamPlace
 
@@ -95,6 +96,15 @@ class TrainerLoop:
     def skipped(self) -> "SkippedBatches":
         """Global batches that commands have left out of the data."""
         return self._position().skipped
+
+    @property
+    def mixture(self) -> "MixtureDataset | None":
+        """Data of the run's sources, if samples are drawn from them by our order."""
+        return getattr(self._trainer, "_mixture", None)
+
+    def redraw(self) -> None:
+        """Begin the epoch's iterator anew."""
+        self._position().redraw()
 
     def reason_not_to_skip(self) -> str | None:
         """Return the reason why no batches can be left out of this data, or None."""

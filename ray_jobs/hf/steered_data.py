@@ -17,6 +17,7 @@ from transformers import Trainer, TrainingArguments
 from ray_jobs.checkpoint import restore
 from ray_jobs.checkpoint.batch import global_batch_samples
 from ray_jobs.data.generators import seed_of, seeded
+from ray_jobs.data.mixture.dataset import MixtureDataset, MixtureSampler
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.data.seeded_loading import LoaderSeeds
 from ray_jobs.data.skipping import StreamPlace
@@ -39,6 +40,8 @@ class SteeredData:
     # Before a subclass's `__init__` is over, it may ask for its data loader.
     _steering: SteeredRun | None = None
     _order: SampleOrder | None = None
+    _mixture: MixtureDataset | None = None
+    _mixture_sampler: MixtureSampler | None = None
     _run: context.RunContext | None = None
     _draws: LoaderSeeds | None = None
     # What will not be after a failure what it would have been without one, in words.
@@ -119,6 +122,10 @@ class SteeredData:
         this = self._as_trainer
         data = train_dataset if train_dataset is not None else this.train_dataset
         run = self._run
+        if run is not None and isinstance(data, MixtureDataset) and _sampler_is_free(type(this)):
+            self._mixture = data
+            self._mixture_sampler = MixtureSampler(data, global_batch_samples(this.args))
+            return self._mixture_sampler
         if run is None or not _takes_our_order(type(this), data, this.args, run.keeps_the_tail):
             return cast(Any, super())._get_train_sampler(train_dataset)
         seed = this.args.seed if this.args.data_seed is None else this.args.data_seed
@@ -218,6 +225,8 @@ class SteeredData:
                 self._draws.begin(epoch, begun * micro_batches)
                 if moved:
                     self._draws.forget_workers()
+            if self._mixture_sampler is not None:
+                self._mixture_sampler.skip = begun
             self._last_step_of_epoch = self._step + per_epoch - begun
             settings = kwargs | {"epoch": epoch}
             if moved:  # as Transformers continues in the middle of an epoch
@@ -228,6 +237,9 @@ class SteeredData:
                 break
             except DataMoved:
                 continue
+        if self._mixture is not None and not self._mixture.has(position.skipped.data_step(self._step + 1)):
+            log.warning("the training ends at step %d: its sources do not repeat, and are exhausted", self._step)
+            this.control.should_training_stop = True
         self._end_epoch(epoch + 1 >= epochs + position.last_epochs(per_epoch) and this.state.max_steps <= steps)
         return ran
 
@@ -244,13 +256,18 @@ def _has_stopped(steering: SteeredRun | None) -> bool:
     return steering is not None and (steering.is_stopping or steering.leaving)
 
 
-def _takes_our_order(trainer_class: type[Trainer], data: object, args: TrainingArguments, keeps_the_tail: bool) -> bool:
-    """Return whether the Trainer would use its own random order of a sized dataset, so that ours, which does not depend
-    on the number of ranks, may replace it. A sampler of the user's, or another strategy, is kept."""
+def _sampler_is_free(trainer_class: type[Trainer]) -> bool:
+    """Return whether the script leaves the sampler to the Trainer."""
     theirs = next(
         base for base in trainer_class.__mro__ if base is not SteeredData and "_get_train_sampler" in vars(base)
     )
-    own = theirs is Trainer
+    return theirs is Trainer
+
+
+def _takes_our_order(trainer_class: type[Trainer], data: object, args: TrainingArguments, keeps_the_tail: bool) -> bool:
+    """Return whether the Trainer would use its own random order of a sized dataset, so that ours, which does not depend
+    on the number of ranks, may replace it. A sampler of the user's, or another strategy, is kept."""
+    own = _sampler_is_free(trainer_class)
     random = getattr(args, "train_sampling_strategy", "random") == "random"
     least = 1 if keeps_the_tail else global_batch_samples(args)
     return own and random and hasattr(data, "__len__") and len(data) >= least

@@ -22,6 +22,7 @@ from ray_jobs.steering.training_knobs import Saver, register_training_knobs
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from ray_jobs.data.mixture.dataset import MixtureDataset
     from ray_jobs.data.sample_order import SampleOrder
 
 STATE: Readback = {
@@ -72,6 +73,8 @@ class PlainLoop:
     global_batch_samples: int = 0
     step_was_skipped: bool = False
     log_every_steps: int = 1
+    # Data of the run's sources, if the script takes `TrainingSession.samples()` of it.
+    mixture: "MixtureDataset | None" = None
 
     def state(self) -> Readback:
         """Return the fields of `trainer_state.json`, as Transformers would write them."""
@@ -83,6 +86,14 @@ class PlainLoop:
 
     def restore_loss_sums(self, saved: Readback) -> None:
         """Restore nothing."""
+
+    @property
+    def has_samples(self) -> bool:
+        """True if the coming step has a batch: only a mixture of sources that do not repeat ends."""
+        return self.mixture is None or self.mixture.has(self.skipped.data_step(self.step + 1))
+
+    def redraw(self) -> None:
+        """Do nothing: the script asks for its data before each step."""
 
     def reason_not_to_skip(self) -> str | None:
         """Return the reason why no batches can be left out of the script's data, or None."""

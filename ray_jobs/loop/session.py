@@ -21,6 +21,8 @@ import torch
 from control_plane.core.model.errors import Invalid
 from ray_jobs.checkpoint import loop_state, restore
 from ray_jobs.config.deepspeed_features import check
+from ray_jobs.data.mixture.dataset import MixtureDataset
+from ray_jobs.data.mixture.phase import Reference
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.digest.fingerprints import fingerprint
 from ray_jobs.loop.live import PlainLoop, global_batch_of, live
@@ -64,13 +66,15 @@ class TrainingSession(Extensible):
         tell_every_steps: int = 1,
         sample_order: SampleOrder | None = None,
         global_batch_samples: int = 0,
+        data: MixtureDataset | None = None,
     ) -> None:
         """Either `model` and `optimizer`, or a DeepSpeed `engine` with its own; the model is on its device already.
 
         Parameter groups are known by their `"name"`. The script steps `scheduler` as it always did; an engine steps
         its own. `seed` is for ranks that a checkpoint does not know. With a `sample_order`, from which the loop takes
         `samples()`, or with `global_batch_samples`, if it reads its data by `data_step`, samples can be skipped by
-        command. Raises `Invalid` if something is missing.
+        command. With `data` of the run's sources and `global_batch_samples`, the loop takes `references()` of it.
+        Raises `Invalid` if something is missing.
         """
         if (engine is None) == (model is None or optimizer is None):
             raise Invalid("give either an engine, or a model and its optimizer")
@@ -93,6 +97,10 @@ class TrainingSession(Extensible):
             global_batch_samples=global_batch_samples,
             log_every_steps=tell_every_steps,
         )
+        if data is not None:
+            self._loop.mixture, data.global_batch_samples = data, global_batch_samples
+            if sample_order is not None or global_batch_samples < 1:
+                raise Invalid("data of the run's sources needs global_batch_samples, and takes no sample_order")
         self._check_global_batch()
         self._tell_every_steps = tell_every_steps
         self._steering: SteeredRun | None = None
@@ -128,6 +136,16 @@ class TrainingSession(Extensible):
         if order is None:
             raise RuntimeError("session.samples() needs a sample_order, which was not given to this TrainingSession")
         return order.batch(self.data_step + 1)
+
+    def references(self) -> list[Reference]:
+        """Return the records of the coming step's global batch, in order, for `data[reference]`; rank r of W takes its
+        part of them.
+
+        Raises `RuntimeError` if the session was not given `data`.
+        """
+        if self._loop.mixture is None:
+            raise RuntimeError("session.references() needs data, which was not given to this TrainingSession")
+        return self._loop.mixture.batch(self.data_step + 1)
 
     def __enter__(self) -> Self:
         """Collective. Open, restore, and announce this start.
@@ -208,6 +226,11 @@ class TrainingSession(Extensible):
             loop_state.restore_random(self._random)
             self._random = None
         while not self._is_over and self.global_step < self.total_steps and not self._loop.stopping:
+            if not self._loop.has_samples:
+                log.warning(
+                    "the training ends at step %d: its sources do not repeat, and are exhausted", self.global_step
+                )
+                return
             self._begin_step()
             yield self.global_step
             if self._in_a_step:

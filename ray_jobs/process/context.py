@@ -9,6 +9,7 @@ from pathlib import Path
 
 from control_plane.api.ports import TrainerPort
 from control_plane.core.health.settings import HealthSettings
+from control_plane.core.model.data import SourceSettings
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from control_plane.storage.checkpoint.store import SigningKey
@@ -76,6 +77,10 @@ class RunContext:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     # What is measured and judged of the training's health; None: nothing.
     health: HealthSettings | None = None
+    # Sources of the config's mixture, the seed of their order, and how close their shares are brought.
+    sources: Mapping[str, SourceSettings] = field(default_factory=dict)
+    seed: int = 0
+    temperature: float = 1.0
     trainings: Trainings = field(default_factory=Trainings)
 
     @property

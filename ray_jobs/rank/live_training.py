@@ -23,6 +23,7 @@ from ray_jobs.steering.schedule import ParamGroups, SteeredSchedule
 if TYPE_CHECKING:
     from deepspeed import DeepSpeedEngine
 
+    from ray_jobs.data.mixture.dataset import MixtureDataset
     from ray_jobs.data.sample_order import SampleOrder
     from ray_jobs.data.skipping import SkippedBatches, StreamPlace
 
@@ -57,6 +58,13 @@ class TrainingLoop(Protocol):
     @property
     def skipped(self) -> "SkippedBatches":
         """Global batches that commands have left out of the data."""
+
+    @property
+    def mixture(self) -> "MixtureDataset | None":
+        """Data of the run's sources, if samples are drawn from them by our order."""
+
+    def redraw(self) -> None:
+        """Have the next step take what the mixture has for it now, whatever was fetched before."""
 
     def reason_not_to_skip(self) -> str | None:
         """Return the reason why no batches can be left out of this data, or None."""

@@ -42,6 +42,8 @@ class SkipApplier:
     def _position(self, step: int) -> Readback:
         """Return the number, from 1, of the global batch that the next step takes, and a digest of its sample ids."""
         number, order = self._loop.skipped.data_step(step + 1), self._loop.sample_order
+        if self._loop.mixture is not None:
+            return {"next_batch": number, "next_samples": self._loop.mixture.digest(number)[:16]}
         if order is None:
             return {"next_batch": number}
         ids = hashlib.sha256(order.batch(number).tobytes()).hexdigest()

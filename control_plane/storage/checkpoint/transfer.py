@@ -65,6 +65,7 @@ def transfer_checkpoint(
     disk fails; then the child is unchanged.
     """
     with reading(parent):
+        transfer_shards(parent, child)
         return _transfer(parent, recorded, child, branch, name)
 
 
@@ -107,6 +108,23 @@ def _transfer(
         branch=branch,
         training=own.training,
     )
+
+
+def transfer_shards(parent: RunFiles, child: RunFiles) -> None:
+    """Give `child` the shards of `parent`'s live sources, by their content's names; those that it has stay.
+
+    Raises `Unavailable` if the disk fails.
+    """
+    try:
+        for path in sorted(parent.data.glob("*/*")):
+            target = child.data / path.parent.name / path.name
+            if path.suffix and not target.exists():
+                make_folder(target.parent)
+                _link(path, target)
+                sync_folder(target.parent, "inherited.folder")
+    except OSError as error:
+        reason = error.strerror or error
+        raise Unavailable(f"data of run {parent.run} could not be transferred to run {child.run}: {reason}") from None
 
 
 def adopt(files: RunFiles, intent: AdoptCheckpoint, branch: str, known: Collection[str]) -> AdoptedCheckpoint:

@@ -1,0 +1,1 @@
+"""Mixture: samples drawn from weighted sources whose weights and shards change while training, exactly."""

@@ -1,0 +1,205 @@
+"""Shards on disk: immutable files whose records are read one by one, memory-mapped where the format allows it.
+
+    shard = open_shard(path, "jsonl")        # jsonl, text, parquet, arrays, images
+    len(shard), shard[7]                     # records; a record is a mapping of fields to values
+
+A text or JSONL file is mapped, and indexed by its lines once a process; empty lines are no records. Arrays are mapped
+from an `.npz` without compression. Of a Parquet file the table is held in memory. An image is decoded at each look.
+"""
+
+import hashlib
+import json
+import logging
+import mmap
+import os
+import zipfile
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from control_plane.core.model.errors import Invalid
+from ray_jobs.data.sample_order import cache_folder
+
+log = logging.getLogger(__name__)
+
+Record = dict[str, Any]
+
+LOCAL_HEADER_BYTES = 30
+"""Of a member of a zip file, before its name and its extra field, whose lengths stand at its end."""
+
+
+class Shard(ABC):
+    """Records of one file by row, from 0."""
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Return the number of records."""
+
+    @abstractmethod
+    def __getitem__(self, row: int) -> Record:
+        """Return a record. Raises `Invalid` if its bytes are none."""
+
+
+class LineShard(Shard):
+    """Records of a text file, one a line. `parse` makes a record of a line's bytes."""
+
+    def __init__(self, path: Path, is_json: bool) -> None:
+        self._path, self._is_json = path, is_json
+        with path.open("rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            self._map: mmap.mmap | bytes = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) if size else b""
+        content = np.frombuffer(self._map, dtype=np.uint8)
+        ends = np.flatnonzero(content == ord("\n"))
+        if size and (not len(ends) or ends[-1] != size - 1):
+            ends = np.append(ends, size)
+        begins = np.concatenate([[0], ends[:-1] + 1]) if len(ends) else ends
+        filled = ends - begins > (content[np.maximum(ends - 1, 0)] == ord("\r"))
+        self._begins, self._ends = begins[filled], ends[filled]
+
+    def __len__(self) -> int:
+        return len(self._begins)
+
+    def __getitem__(self, row: int) -> Record:
+        line = bytes(self._map[int(self._begins[row]) : int(self._ends[row])])
+        try:
+            text = line.decode("utf-8").removesuffix("\r")
+            record = json.loads(text) if self._is_json else {"text": text}
+        except ValueError as error:
+            raise Invalid(f"{self._path.name}, record {row}: {error}") from None
+        if not isinstance(record, dict):
+            raise Invalid(f"{self._path.name}, record {row} is no JSON object")
+        return record
+
+
+class TableShard(Shard):
+    """Records of a Parquet file, one a row."""
+
+    def __init__(self, path: Path) -> None:
+        from pyarrow import parquet
+
+        self._table = parquet.read_table(path, memory_map=True)
+
+    def __len__(self) -> int:
+        return int(self._table.num_rows)
+
+    def __getitem__(self, row: int) -> Record:
+        return dict(self._table.slice(row, 1).to_pylist()[0])
+
+
+class ArrayShard(Shard):
+    """Records of an `.npz` file without compression: row `i` of each of its arrays, as a copy."""
+
+    def __init__(self, path: Path) -> None:
+        with zipfile.ZipFile(path) as archive, path.open("rb") as file:
+            self._arrays = {
+                member.filename.removesuffix(".npy"): _mapped(path, file, member) for member in archive.infolist()
+            }
+        lengths = {len(array) for array in self._arrays.values()}
+        if len(lengths) != 1:
+            raise Invalid(f"the arrays of {path.name} have {sorted(lengths)} records, but must have equally many")
+        self._length = lengths.pop()
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, row: int) -> Record:
+        return {name: np.array(array[row]) for name, array in self._arrays.items()}
+
+
+def _mapped(path: Path, file: Any, member: zipfile.ZipInfo) -> npt.NDArray[Any]:
+    if member.compress_type != zipfile.ZIP_STORED:
+        raise Invalid(f"{path.name} is compressed: save it with numpy.savez, not savez_compressed")
+    file.seek(member.header_offset + LOCAL_HEADER_BYTES - 4)
+    name_bytes, extra_bytes = (int.from_bytes(file.read(2), "little") for _ in range(2))
+    file.seek(name_bytes + extra_bytes, os.SEEK_CUR)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, is_fortran, dtype = read(file)
+    except ValueError as error:
+        raise Invalid(f"{path.name}: {member.filename} is no array: {error}") from None
+    if dtype.hasobject or not shape or is_fortran:
+        raise Invalid(f"{path.name}: {member.filename} is {dtype} of shape {shape}, but must be numbers by record")
+    if 0 in shape:
+        return np.zeros(shape, dtype)
+    return np.memmap(path, dtype=dtype, mode="r", offset=file.tell(), shape=shape)
+
+
+class ImageShard(Shard):
+    """Records of a zip of images, in the order of their names: `image`, uint8, shape (height, width, channels)."""
+
+    def __init__(self, path: Path) -> None:
+        self._archive = zipfile.ZipFile(path)
+        self._names = sorted(member.filename for member in self._archive.infolist() if not member.is_dir())
+        self._pid = os.getpid()
+        self._path = path
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, row: int) -> Record:
+        from PIL import Image, UnidentifiedImageError
+
+        if self._pid != os.getpid():  # forked processes would move one file position
+            self._archive, self._pid = zipfile.ZipFile(self._path), os.getpid()
+        try:
+            with self._archive.open(self._names[row]) as file, Image.open(file) as image:
+                return {"image": np.atleast_3d(np.asarray(image))}
+        except (UnidentifiedImageError, OSError, zipfile.BadZipFile) as error:
+            raise Invalid(f"{self._path.name}, record {row}: {error}") from None
+
+
+def open_shard(path: Path, format_: str) -> Shard:
+    """Open a shard. Raises `Invalid` if it cannot be read, with the reason."""
+    try:
+        match format_:
+            case "jsonl" | "text":
+                return LineShard(path, is_json=format_ == "jsonl")
+            case "parquet":
+                return TableShard(path)
+            case "arrays":
+                return ArrayShard(path)
+            case "images":
+                return ImageShard(path)
+    except (OSError, ValueError, zipfile.BadZipFile) as error:
+        raise Invalid(f"{path} cannot be read as {format_}: {error}") from None
+    raise Invalid(f"there is no format {format_!r}")
+
+
+def file_sha256(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes, in hexadecimal. Raises `OSError`."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def described(path: Path, format_: str) -> tuple[str, int]:
+    """Return a configured file's SHA-256 and its number of records; computed once for its size and time of change.
+
+    Raises `Invalid` if it cannot be read.
+    """
+    try:
+        stat = path.stat()
+    except OSError as error:
+        raise Invalid(f"{path} cannot be read: {error.strerror}") from None
+    place = repr((str(path.resolve()), format_, stat.st_size, stat.st_mtime_ns))
+    cache = cache_folder() / "shards" / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
+    try:
+        sha256, records = json.loads(cache.read_text())
+    except (OSError, ValueError):
+        sha256, records = file_sha256(path), len(open_shard(path, format_))
+        _keep(cache, json.dumps([sha256, records]))
+    return str(sha256), int(records)
+
+
+def _keep(cache: Path, text: str) -> None:
+    """Write a cache file atomically: ranks write the same one at once. An error is only logged."""
+    own = cache.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        own.write_text(text)
+        own.replace(cache)
+    except OSError as error:
+        log.warning("the hash of a shard could not be cached in %s: %s", cache, error)
