@@ -34,7 +34,7 @@ def main(arguments: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="a smoke run: too short for its figures to mean anything")
     parser.add_argument("--only", help="kinds to measure, separated by commas (health)")
     parser.add_argument(
-        "--answers", help="file that keeps each answer; what it has is not measured again (health, study_agent)"
+        "--answers", help="file that keeps each answer; what it has is not measured again (health, studies)"
     )
     given = parser.parse_args(arguments)
     if given.list:

@@ -131,6 +131,14 @@ BENCHMARKS = {
             frozenset({"answers"}),
         ),
         Benchmark(
+            "studies.human.study_human",
+            "recorded interventions at a fine-tuning's learning rate, beside static and tuned decay: losses, savings",
+            "paired seeds",
+            6,
+            1,
+            frozenset({"answers"}),
+        ),
+        Benchmark(
             "storm.storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5
         ),
         Benchmark(

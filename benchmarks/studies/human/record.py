@@ -58,8 +58,8 @@ def recording(folder: Path, made_by: str, weights: str, restarts: Sequence[tuple
     """Return what the study needs of a watched run.
 
     Args:
-        restarts: of real starts of the run, seconds from its creation to the start of training, and processor seconds of
-            the rank until then.
+        restarts: of real starts of the run, seconds from its creation to the start of training, and processor
+            seconds of the rank until then.
     """
     files = RunFiles(folder)
     return {
