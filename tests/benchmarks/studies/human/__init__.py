@@ -1,0 +1,1 @@
+"""Study of interventions: figures and page of made-up results, what was recorded, and real short runs."""
