@@ -66,7 +66,7 @@ def test_the_better_of_two_branches_goes_on_whatever_is_killed_and_what_a_person
         assert client.snapshot(run).knobs["lr"][0] == pytest.approx(1e-3)
         assert_the_same_data(client, run, "main", branch)
 
-        worse = propose(1e-4)
+        worse = propose(1e-3)
         until(lambda: (view(worse).trial or "").startswith("with it"))
         until(lambda: view(worse).verdict)
         assert view(worse).verdict == "not_better", view(worse).note
