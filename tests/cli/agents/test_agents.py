@@ -103,6 +103,30 @@ def test_proposals_are_approved_edited_and_rejected_by_their_number(gateway: Liv
     assert [each["verdict"] for each in shown] == ["approved", "edited", "rejected"]
 
 
+def test_an_approved_proposal_is_tried_first_and_rejecting_it_ends_the_trial(
+    gateway: LiveGateway, steer: Steer
+) -> None:
+    started = steer("agent", "start", RUN, "--mode", "suggest", "--trial", "5", "--action-space", "published")
+    assert started.exit_code == 0, started.stderr
+    (number,) = propose(gateway, QUARTER)
+    approved = steer("agent", "approve", RUN, str(number))
+    assert approved.exit_code == 0, approved.stderr
+    assert "it is tried first: " in approved.stdout
+    listed = steer("agent", "proposals", RUN).stdout
+    assert f"{number}  on trial: " in listed
+    assert f"steer agent reject {number} ends the trial" in listed
+    shown = steer("agent", "status", RUN).stdout
+    assert "5 steps without a change and with it" in shown
+    assert steer("agent", "reject", RUN, str(number), "--note", "not now").exit_code == 0
+    assert "rejected by test-operator" in steer("agent", "proposals", RUN, "--all").stdout
+    assert "on trial, 5 steps without it and 5 with it" in steer("journal", RUN).stdout
+
+
+def test_a_policy_that_needs_more_says_so_at_its_start(gateway: LiveGateway, steer: Steer) -> None:
+    started = steer("agent", "start", RUN, "--policy", "probing")
+    assert "2 is allowed: give `--max-factor 1000`" in started.stdout
+
+
 def test_a_proposal_is_named_by_the_beginning_of_its_uuid_too_and_what_is_none_is_said(
     gateway: LiveGateway, steer: Steer
 ) -> None:

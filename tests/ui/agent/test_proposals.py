@@ -83,6 +83,20 @@ def test_approved_proposal_becomes_the_persons_command(
     assert "approve proposal 'lr x 10'" in text(app).replace("\\", "").replace("&#39;", "'")
 
 
+def test_proposal_on_trial_says_how_far_it_is_and_can_only_be_rejected(
+    visit: Visit, cluster: FakeCluster, trainer: FakeTrainer
+) -> None:
+    told(cluster, trainer, "operator", "ann", {"kind": "start_agent", "settings": {"mode": "auto", "trial_steps": 5}})
+    propose(cluster, trainer, TENFOLD)
+    app = visit(run="gpt2-1")
+    assert not app.exception
+    assert "on trial: saves a checkpoint before 5 steps without it and with it" in html(app)
+    assert "Approve" not in [button.label for button in app.button]
+    press(write(app, "why/", "not now"), "Reject it")
+    (view,) = proposals(cluster, trainer)
+    assert (view.verdict, view.note) == ("rejected", "not now")
+
+
 def test_edited_proposal_is_what_the_person_wrote(visit: Visit, cluster: FakeCluster, proposed: FakeTrainer) -> None:
     app = write(visit(run="gpt2-1"), "edited/", "set lr*=2")
     press(app, "Approve this")
