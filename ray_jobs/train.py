@@ -299,7 +299,7 @@ def _run_workload(config: RunConfig, run: context.RunContext) -> None:
 
     check_training_keys(config)
     set_seed(config.seed)
-    workload = build(config)
+    workload = build(config, run.files.data)
     context.enter(replace(run, facts=workload.facts))
     log.info("%s", workload.facts)
     try:

@@ -101,6 +101,12 @@ class RunConfig(Section):
             raise ValueError(f"workload.kind is gpt2, which also needs {missing}")
         if self.workload.kind == "gpt2" and self.data is not None and self.data.source is None:
             raise ValueError("workload.kind is gpt2, which also needs data.source: stdlib or wikitext2")
+        for name, source in self.sources.items() if self.workload.kind == "gpt2" else ():
+            field = source.schema_of_records.get("text")
+            if field is None or field.type != "text":
+                raise ValueError(
+                    f"workload.kind is gpt2, but records of sources.{name} have no field 'text' of type text"
+                )
         if self.data is not None and self.data.is_of_a_script:
             given -= {"data"}
         if self.workload.kind == "script" and given & {"model", "data"}:

@@ -2,26 +2,59 @@
 
 import hashlib
 import logging
+from pathlib import Path
 
 import numpy as np
+import tokenizers
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from control_plane.core.model.errors import Invalid
 from ray_jobs.config.run_config import DataSettings, ModelSettings, RunConfig
+from ray_jobs.data.mixture.dataset import MixtureDataset
+from ray_jobs.data.mixture.shards import Record
 from ray_jobs.data.sample_order import Corpus, Ids, TokenBlocks, unigram_entropy
 from ray_jobs.workloads import stdlib_text, wikitext2
-from ray_jobs.workloads.vocabulary import END_OF_TEXT, TokenizedCorpus, tokenized
+from ray_jobs.workloads.vocabulary import END_OF_TEXT, TokenizedCorpus, tokenized, tokenizer_of
 from ray_jobs.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
 
 
-def build(config: RunConfig) -> Workload:
-    """Build the model and the token blocks of a config. The weights depend on `config.seed` only."""
+NO_LABEL = -100
+"""Label of a token that the loss leaves out."""
+
+
+class Documents:
+    """Transform of a record with a `text`: its first `block_size` tokens, filled up with the end of the text.
+
+    Tensors `input_ids`, `labels` and `attention_mask`, int64, shape `(block_size,)`.
+    """
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, block_size: int) -> None:
+        self._tokenizer, self._block_size = tokenizer, block_size
+
+    def __call__(self, record: Record) -> dict[str, torch.Tensor]:
+        """Return the sample of a record. Raises `Invalid` if it has no text."""
+        text = record.get("text")
+        if not isinstance(text, str):
+            raise Invalid(f"a record of the sources has no text, but {', '.join(record) or 'nothing'}")
+        ids = torch.full((self._block_size,), END_OF_TEXT)
+        tokens = torch.tensor([*self._tokenizer.encode(text).ids[: self._block_size - 1], END_OF_TEXT])
+        ids[: len(tokens)] = tokens
+        mask = (torch.arange(self._block_size) < len(tokens)).long()
+        return {"input_ids": ids, "labels": ids.masked_fill(mask == 0, NO_LABEL), "attention_mask": mask}
+
+
+def build(config: RunConfig, folder: Path | None = None) -> Workload:
+    """Build the model and the data of a config. The weights depend on `config.seed` only.
+
+    With `sources` it trains on their texts, and evaluates on `data`. `folder` holds the shards of live sources.
+    """
     if config.model is None or config.data is None:
         raise Invalid(f"{config.name}: workload.kind is gpt2, which also needs model and data.")
-    tokens = tokenized(_corpus(config.data), config.data.vocab_size)
+    corpus = _corpus(config.data)
+    tokens = tokenized(corpus, config.data.vocab_size)
     model = fresh_model(config.model, config.data, tokens.vocab_size, config.seed)
     train = _blocks(tokens.train, config.data, "train")
     evaluation = _blocks(tokens.evaluation, config.data, "evaluation")
@@ -34,7 +67,12 @@ def build(config: RunConfig) -> Workload:
         "tokens_digest": _digest(tokens),
     }
     log.info("gpt2: %s", ", ".join(f"{name} {value}" for name, value in facts.items()))
-    return Workload(model, train, evaluation, facts)
+    if not config.sources:
+        return Workload(model, train, evaluation, facts)
+    documents = Documents(tokenizer_of(corpus, config.data.vocab_size), config.data.block_size)
+    mixed = MixtureDataset(config.sources, config.seed, documents, config.mixture.temperature, folder)
+    del facts["train_tokens"]
+    return Workload(model, mixed, evaluation, facts | {"first_records": len(mixed)})
 
 
 def _corpus(data: DataSettings) -> Corpus:

@@ -45,7 +45,32 @@ def tokenized(corpus: Corpus, vocab_size: int, cache: Path | None = None) -> Tok
     return tokens
 
 
+def tokenizer_of(corpus: Corpus, vocab_size: int, cache: Path | None = None) -> tokenizers.Tokenizer:
+    """Return the tokenizer that `tokenized` has used, for texts that are not of the corpus; its file is cached."""
+    settings = f"{_LAYOUT} {tokenizers.__version__} {vocab_size} {corpus.digest()}"
+    path = (cache or cache_folder()) / f"tokenizer-{hashlib.sha256(settings.encode('ascii')).hexdigest()[:32]}.json"
+    try:
+        return tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing more specific, also where there is no file
+        log.info("the tokenizer is trained, since %s cannot be read: %s", path, error)
+    tokenizer = _trained(corpus, vocab_size)
+    own = path.with_suffix(f".{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        tokenizer.save(str(own))
+        own.replace(path)
+    except Exception as error:
+        log.warning("the tokenizer could not be cached in %s: %s", path, error)
+    return tokenizer
+
+
 def _tokenize(corpus: Corpus, vocab_size: int) -> TokenizedCorpus:
+    tokenizer = _trained(corpus, vocab_size)
+    train, evaluation = (_ids(tokenizer, split) for split in (corpus.train, corpus.evaluation))
+    return TokenizedCorpus(train, evaluation, tokenizer.get_vocab_size())
+
+
+def _trained(corpus: Corpus, vocab_size: int) -> tokenizers.Tokenizer:
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = tokenizers.trainers.BpeTrainer(
@@ -55,8 +80,7 @@ def _tokenize(corpus: Corpus, vocab_size: int) -> TokenizedCorpus:
         show_progress=False,
     )
     tokenizer.train_from_iterator(corpus.train, trainer)
-    train, evaluation = (_ids(tokenizer, split) for split in (corpus.train, corpus.evaluation))
-    return TokenizedCorpus(train, evaluation, tokenizer.get_vocab_size())
+    return tokenizer
 
 
 def _ids(tokenizer: tokenizers.Tokenizer, documents: tuple[str, ...]) -> Ids:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from ray_jobs.data.mixture.dataset import MixtureDataset
     from ray_jobs.data.sample_order import TokenBlocks
 
 
@@ -19,6 +20,6 @@ class Workload:
     """
 
     model: "PreTrainedModel"
-    train_dataset: "TokenBlocks"
+    train_dataset: "TokenBlocks | MixtureDataset"
     eval_dataset: "TokenBlocks"
     facts: dict[str, float | str]
