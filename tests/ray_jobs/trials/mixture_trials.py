@@ -94,7 +94,7 @@ def _trainer(files: RunFiles, server: ControlServer | None, rank: int, spec: dic
     trainer = make_interactive(Noting)(model=GPT2LMHeadModel(shape), args=args, train_dataset=mixture(tokens))
     trainer.notes = files.root / f"samples-{rank}.jsonl"
     trainer.add_callback(Patient(trainer))
-    if server is not None and not spec.get("asked"):
+    if server is not None and spec["commands"]:
         trainer.add_callback(Offered(trainer, server))
     if server is not None and spec.get("asked"):
         trainer.add_callback(Asker(trainer, server, spec["asked"]))
