@@ -12,6 +12,7 @@ from uuid import UUID
 from control_plane.api.messages import RecoveryView, Restarting
 from control_plane.core.model.characters import in_one_line, one_line
 from control_plane.core.model.commands import Command
+from control_plane.core.model.data import shortened
 from control_plane.core.model.health import AlertCleared, AlertRaised
 from control_plane.core.model.intents import AnswerProposal, Cancel, NoteEffect, WithdrawProposal
 from control_plane.core.model.proposals import ProposalClosed, TrialStarted
@@ -44,11 +45,8 @@ from control_plane.core.model.records import (
 )
 from control_plane.core.rules.recovery import PHASES
 
-MAX_REASON_CHARS = 240
-"""A reason may hold a whole traceback; a sentence has room for its beginning."""
-
-MAX_ARGUMENTS = 40
-"""Script arguments listed before a job is started."""
+MAX_REASON_CHARS, MAX_ARGUMENTS = 240, 40
+"""Characters of a reason, which may hold a whole traceback; script arguments listed before a job is started."""
 
 A_BRANCH_NAME = "1 to 40 small letters, digits, '.', '_' or '-', and begins with a letter or a digit"
 """Rule for branch names, for error messages."""
@@ -281,7 +279,9 @@ def phases(phases_s: Mapping[str, float]) -> list[tuple[str, float]]:
 @in_one_line
 def format_readback(values: Readback | None) -> str:
     """Format a readback, e.g. `lr 0.0001, 0.0005`. Equal values of several groups are shown once."""
-    return "; ".join(f"{name} {format_value(value)}" for name, value in (values or {}).items() if name != "groups")
+    return "; ".join(
+        f"{name} {format_value(value)}" for name, value in shortened(values or {}).items() if name != "groups"
+    )
 
 
 @in_one_line

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command
-from control_plane.core.model.data import FIRST_STEP, MIXTURE, NO_SOURCES
+from control_plane.core.model.data import FIRST_STEP, MIXTURE, NEXT_SAMPLES, NO_SOURCES
 from control_plane.core.model.intents.data import DataIntent
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class MixtureApplier:
         data.change(_intent(command), number, self._number(step))
         self._has_changed = True
         self._loop.redraw()
-        after = {MIXTURE: data.status(number), FIRST_STEP: step + 1, "next_samples": data.digest(number)[:DIGEST_CHARS]}
+        after = {MIXTURE: data.status(number), FIRST_STEP: step + 1, NEXT_SAMPLES: data.digest(number)[:DIGEST_CHARS]}
         return Applied({"weights": {name: source["weight"] for name, source in before.items()}}, after)
 
     def undo(self, command: Command) -> None:

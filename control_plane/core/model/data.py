@@ -176,7 +176,21 @@ class DataState:
 MIXTURE = "mixture"
 """In the readback of a data command, and among a generation's facts: state of the mixture, by source."""
 
-FIRST_STEP = "first_step"
-"""In the readback of a data command: the first step whose samples are drawn by it."""
+FIRST_STEP, NEXT_SAMPLES = "first_step", "next_samples"
+"""In the readback of a data command: the first step whose samples are drawn by it, and a digest of their names."""
+
+
+def shortened(readback: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a readback as a person reads it: of a mixture each source's share and records, and no digest."""
+    mixture = readback.get(MIXTURE)
+    if not isinstance(mixture, Mapping):
+        return dict(readback)
+    shares = {
+        name: f"{float(source.get('share') or 0):.3g} of samples ({source.get('records')} records)"
+        for name, source in mixture.items()
+        if isinstance(source, Mapping)
+    }
+    return {name: shares if name == MIXTURE else value for name, value in readback.items() if name != NEXT_SAMPLES}
+
 
 NO_SOURCES = "this run has no sources: its config has no section 'sources'"

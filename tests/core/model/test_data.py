@@ -5,7 +5,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from control_plane.core.model.data import MIXTURE, FieldSchema, SourceSettings
+from control_plane.api.sentences import format_readback
+from control_plane.core.model.data import MIXTURE, FieldSchema, SourceSettings, shortened
 from control_plane.core.model.errors import Conflict, Invalid
 from control_plane.core.model.intents import KINDS
 from control_plane.core.model.intents.data import DATA_KINDS, DataIntent
@@ -133,6 +134,12 @@ def test_what_was_rejected_brings_nothing() -> None:
     shards = accepted(1, "add_shards", source="fresh", shards=[SHARD])
     state = state_after(created(), begun(mixture=READ), shards, settled(1, 4, status="rejected", reason="no such file"))
     assert (state.data.shards, state.data.mixture) == ({}, READ)
+
+
+def test_readback_is_read_by_people_without_digests() -> None:
+    after = {MIXTURE: {"web": {"share": 0.25, "records": 10, "digest": "ab"}}, "first_step": 6, "next_samples": "cd"}
+    assert format_readback(after) == "mixture web 0.25 of samples (10 records); first_step 6"
+    assert shortened({"lr": [1.0]}) == {"lr": [1.0]}
 
 
 def test_run_without_sources_has_no_mixture() -> None:

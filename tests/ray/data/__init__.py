@@ -1,0 +1,1 @@
+"""Sources that change while a run on a real cluster trains."""
