@@ -24,6 +24,9 @@ WILDCARDS = ("0.0.0.0", "::")
 LOOPBACK_NAMES = ("127.0.0.1", "localhost", "::1")
 """Names of this machine that a forwarded port (`ssh -L`, `kubectl port-forward`) is reached by."""
 
+INGEST_MAX_BYTES = 16 * 1024 * 1024
+"""A request's records are held in memory while they are checked."""
+
 AGENT_MODEL = "o4-mini"
 AGENT_PRICES = (1.10, 4.40)
 """List prices of `AGENT_MODEL` in US dollars for a million tokens of prompt and of completion, in 2026."""
@@ -69,6 +72,12 @@ class Settings(BaseModel):
         ge=1024,
         le=1 << 30,
         description="size in bytes of the largest code bundle that the gateway accepts",
+    )
+    ingest_max_bytes: int = Field(
+        default=INGEST_MAX_BYTES,
+        ge=1024,
+        le=1 << 30,
+        description="size in bytes of the largest request that brings records for a live source",
     )
     agent_model: str = Field(
         default=AGENT_MODEL, min_length=1, max_length=200, description="model that the runs' agents ask"

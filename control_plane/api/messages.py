@@ -7,6 +7,7 @@ from pydantic import Field
 
 from control_plane.api.agent_views import AgentView
 from control_plane.core.model.commands import Command
+from control_plane.core.model.data import SourceSettings
 from control_plane.core.model.health import Alert, HealthChange
 from control_plane.core.model.intent_base import LEARNING_RATE, Message
 from control_plane.core.model.intents.agent import AgentMode
@@ -297,6 +298,8 @@ class Snapshot(Message):
     alerts: tuple[AlertView, ...] = Field(default=(), description="those that need attention, and the newest others")
     reflexes: tuple[str, ...] = Field(default=(), description="kinds of alerts that a reflex answers")
     agent: AgentView = Field(default=AgentView(), description="the run's agent and its proposals")
+    mixture: dict[str, Readback] = Field(default={}, description="the sources of its data, as the ranks read them back")
+    sources_added: dict[str, SourceSettings] = Field(default={}, description="sources that commands have added")
     attempts: tuple[Attempt, ...] = Field(default=(), description="failures of the trainers without a new step")
     branch: str = MAIN
     branches: tuple[BranchView, ...] = ()

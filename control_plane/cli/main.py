@@ -19,6 +19,7 @@ from control_plane.cli.commands.journal import journals
 from control_plane.cli.commands.keys import key
 from control_plane.cli.commands.outputs import outputs
 from control_plane.cli.commands.tokens import tokens
+from control_plane.cli.data.group import data
 from control_plane.cli.deploy import deploy
 from control_plane.cli.doctor import doctor
 from control_plane.cli.errors import SteerGroup
@@ -108,6 +109,7 @@ app.add_typer(checkpoint, rich_help_panel=STEER)
 app.command(rich_help_panel=STEER)(lifecycle.cancel)
 app.command(rich_help_panel=STEER)(alerts.ack)
 app.command(rich_help_panel=STEER)(alerts.snooze)
+app.add_typer(data, rich_help_panel=STEER)
 app.add_typer(agent, rich_help_panel=STEER)
 app.command(rich_help_panel=LOOK)(show.runs)
 app.command(rich_help_panel=LOOK)(show.status)

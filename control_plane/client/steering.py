@@ -12,6 +12,7 @@ from control_plane.client.answers import listed, member, parse, parse_entry
 from control_plane.client.bundles import CodeUploads
 from control_plane.client.cluster import ClusterReader
 from control_plane.client.connection import path_of
+from control_plane.client.data import RunRecords
 from control_plane.client.housekeeping import RunHousekeeping
 from control_plane.client.launches import RunLaunches
 from control_plane.client.stream import JournalStream
@@ -40,7 +41,7 @@ class NotSettledYet(Unavailable):
     slug = "not-settled-yet"
 
 
-class SteerwayClient(RunLaunches, CodeUploads, ClusterReader, RunHousekeeping, JournalStream):
+class SteerwayClient(RunLaunches, CodeUploads, ClusterReader, RunHousekeeping, RunRecords, JournalStream):
     """Thread-safe client of a gateway. Every call raises a `SteerwayError` and nothing else."""
 
     def health(self) -> dict[str, Any]:

@@ -22,12 +22,15 @@ from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
 from control_plane.api.queueing import HousekeepingPort
 from control_plane.api.versions import release
+from control_plane.config import INGEST_MAX_BYTES
 from control_plane.core.model.errors import SteerwayError
 from control_plane.gateway.admission import AdmissionControl, is_at_most, rejection_of
 from control_plane.gateway.agents.routes import NoAgents, add_agent_routes
 from control_plane.gateway.auth import ConnectionLimit, authorize_each
 from control_plane.gateway.bundles import UploadSlots, add_bundle_routes, closing_unread, is_upload
 from control_plane.gateway.cluster_routes import NoCluster, add_cluster_routes
+from control_plane.gateway.data.announcer import ShardAnnouncer
+from control_plane.gateway.data.routes import add_data_routes
 from control_plane.gateway.description import describe
 from control_plane.gateway.health.routes import add_alert_routes
 from control_plane.gateway.launching.background import Work, during
@@ -40,6 +43,9 @@ from control_plane.gateway.stream import MAX_STREAMS_PER_TOKEN, add_stream
 from control_plane.gateway.tokens import TokenLookup
 from control_plane.storage.code.uploads import BundleUploads
 from control_plane.storage.layout import RunFiles
+
+MAX_INGESTS_PER_TOKEN, MAX_INGESTS = 4, 8
+"""Requests with records at one time: each is checked in a thread, which takes processor time from all others."""
 
 MAX_BODY_BYTES = 256 * 1024
 """A command is a few hundred bytes; this leaves a factor of a thousand."""
@@ -75,7 +81,8 @@ class RequestGuard:
     """ASGI middleware: Host check, admission control, limits on size and time of a body, last-resort error handler.
 
     The Host check stops DNS rebinding: a foreign page that resolves its own name to this address.
-    The body is read here, up to the limit, and passed on in one message; only those of code bundles are not read here.
+    The body is read here, up to the limit, and passed on in one message; not those of code
+    bundles and of records.
     """
 
     def __init__(self, app: AsgiApp, allowed_hosts: Sequence[str], admission: AdmissionControl) -> None:
@@ -194,6 +201,8 @@ def create_app(
     cluster: ClusterPort | None = None,
     housekeeping: HousekeepingPort | None = None,
     agents: AgentsPort | None = None,
+    announcer: ShardAnnouncer | None = None,
+    ingest_max_bytes: int = INGEST_MAX_BYTES,
     background: Sequence[Work] = (),
 ) -> FastAPI:
     """Return the gateway's app.
@@ -203,6 +212,7 @@ def create_app(
     `launches` begins and continues runs, `jobs` looks at their Ray jobs; without them these routes answer 503.
     `cluster` looks at the nodes; without it its routes answer 503.
     `housekeeping` answers for the queue, usage and deletion, `agents` for the agents' processes.
+    `announcer` brings new records of live sources to the ranks; one request may bring `ingest_max_bytes` of them.
     `background`: what runs for as long as the app does.
     There are no CORS headers: a browser's page talks to the console, and the console to the gateway.
     """
@@ -215,6 +225,8 @@ def create_app(
     app.state.long_polls = ConnectionLimit(MAX_LONG_POLLS_PER_TOKEN, "long polls")
     app.state.streams = ConnectionLimit(MAX_STREAMS_PER_TOKEN, "streams")
     app.state.uploads, app.state.upload_slots = uploads, UploadSlots()
+    app.state.announcer, app.state.ingest_max_bytes = announcer, ingest_max_bytes
+    app.state.ingest_slots = UploadSlots(MAX_INGESTS_PER_TOKEN, MAX_INGESTS, "records")
     app.state.unauthenticated = set()
     app.state.cluster = cluster or NoCluster()
     app.state.openapi = _description()
@@ -244,6 +256,7 @@ def _app_with_routes(background: Sequence[Work] = ()) -> FastAPI:
     add_cluster_routes(app)
     add_alert_routes(app)
     add_agent_routes(app)
+    add_data_routes(app)
     return app
 
 

@@ -19,6 +19,7 @@ from control_plane.gateway.tokens import Identity, TokenLookup
 
 PREFIX = "/api/v1"
 BUNDLE_PATH = f"{PREFIX}/bundles/{{sha256}}"
+DATA_PATH = f"{PREFIX}/runs/{{run}}/data/{{source}}"
 COMMANDS_PATH = f"{PREFIX}/runs/{{run}}/commands"
 LAUNCH_PATHS = (
     f"{PREFIX}/runs",
@@ -56,6 +57,8 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/runs/{{run}}/replay-check": READERS,
     f"GET {PREFIX}/runs/{{run}}/alerts": READERS,
     f"GET {PREFIX}/runs/{{run}}/agent": READERS,
+    f"GET {PREFIX}/runs/{{run}}/data": READERS,
+    f"POST {DATA_PATH}": STARTERS,
     f"GET {PREFIX}/compare": READERS,
     f"GET {BUNDLE_PATH}": STARTERS,
     f"PUT {BUNDLE_PATH}": STARTERS,

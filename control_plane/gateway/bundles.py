@@ -17,14 +17,14 @@ from starlette.types import Message, Receive, Scope, Send
 
 from control_plane.api.bundles import MAX_PIECE_BYTES, BundleView, deadline_s
 from control_plane.core.model.errors import Invalid, Overloaded, Refused, Unavailable
-from control_plane.gateway.auth import BUNDLE_PATH, ConnectionLimit
+from control_plane.gateway.auth import BUNDLE_PATH, DATA_PATH, ConnectionLimit
 from control_plane.storage.code.uploads import BundleUploads, Piece, Received, TooLarge
 
 MAX_UPLOADS_PER_TOKEN = 2
 MAX_UPLOADS = 8
 """At one time, of all tokens: each holds up to a piece in the memory of Serve's proxy."""
 
-_BUNDLE = compile_path(BUNDLE_PATH)[0]
+_UNREAD = {"PUT": compile_path(BUNDLE_PATH)[0], "POST": compile_path(DATA_PATH)[0]}
 _RANGE = re.compile(r"bytes (?:(\d{1,12})-(\d{1,12})|\*)/(\d{1,12})")
 
 Sha256 = Annotated[str, Path(pattern=r"^[0-9a-f]{64}$", description="SHA-256 of the whole bundle")]
@@ -38,16 +38,18 @@ class TooSlow(Refused):
 
 
 class UploadSlots:
-    """Limits on the uploads in progress: of one token, and of all."""
+    """Limits on the uploads in progress, of code bundles or of records: of one token, and of all."""
 
-    def __init__(self, per_token: int = MAX_UPLOADS_PER_TOKEN, in_all: int = MAX_UPLOADS) -> None:
-        self._of_token, self._left = ConnectionLimit(per_token, "uploads"), in_all
+    def __init__(
+        self, per_token: int = MAX_UPLOADS_PER_TOKEN, in_all: int = MAX_UPLOADS, what: str = "code bundles"
+    ) -> None:
+        self._of_token, self._left, self._what = ConnectionLimit(per_token, f"uploads of {what}"), in_all, what
 
     @contextmanager
     def take(self, request: Request) -> Iterator[None]:
         """Hold a slot. Raises `Overloaded` if there is none."""
         if not self._left:
-            raise Overloaded("too many code bundles are being uploaded at this moment; try again in a moment")
+            raise Overloaded(f"too many {self._what} are being uploaded at this moment; try again in a moment")
         with self._of_token.take(request.state.identity):
             self._left -= 1
             try:
@@ -57,10 +59,9 @@ class UploadSlots:
 
 
 def is_upload(scope: Scope) -> bool:
-    """Return whether this request uploads a piece of a bundle."""
-    if scope["type"] != "http" or scope["method"] != "PUT":
-        return False
-    return _BUNDLE.match(scope["path"].removeprefix(scope.get("root_path", ""))) is not None
+    """Return whether this request uploads a piece of a bundle, or records: its body is read where it is handled."""
+    pattern = _UNREAD.get(scope["method"]) if scope["type"] == "http" else None
+    return pattern is not None and pattern.match(scope["path"].removeprefix(scope.get("root_path", ""))) is not None
 
 
 def closing_unread(receive: Receive, send: Send) -> tuple[Receive, Send]:

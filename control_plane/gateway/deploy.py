@@ -32,6 +32,7 @@ from control_plane.config import Settings, settings
 from control_plane.core.model.errors import Conflict, SteerwayError, Unavailable
 from control_plane.gateway.agents.supervisor import AgentSupervisor
 from control_plane.gateway.app import create_app
+from control_plane.gateway.data.announcer import ShardAnnouncer
 from control_plane.gateway.health.webhooks import Webhooks
 from control_plane.gateway.launching.ray_access import RayJobs, RunsOnRay
 from control_plane.gateway.launching.service_process import ServiceProcesses
@@ -199,6 +200,7 @@ def _application(where: Settings) -> Any:
         jobs = JobWatch(ray_jobs, RunsOnRay(where))
         webhooks = Webhooks(where.webhooks_file, where.home / "webhooks", runs, console_url=where.console_url)
         agents = AgentSupervisor(where, runs)
+        announcer = ShardAnnouncer(where.runs_dir, runs)
         return create_app(
             runs,
             TokenFile(where.tokens_file),
@@ -210,7 +212,15 @@ def _application(where: Settings) -> Any:
             housekeeping=housekeeping,
             jobs=jobs,
             agents=agents,
-            background=[housekeeping.run_forever, jobs.watch, webhooks.run_forever, agents.run_forever],
+            announcer=announcer,
+            ingest_max_bytes=where.ingest_max_bytes,
+            background=[
+                housekeeping.run_forever,
+                jobs.watch,
+                webhooks.run_forever,
+                agents.run_forever,
+                announcer.run_forever,
+            ],
         )
 
     @serve.deployment(

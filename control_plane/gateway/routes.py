@@ -5,13 +5,11 @@ uuid. Pydantic serializes the responses, because JSON has no NaN and a diverged 
 """
 
 import asyncio
-import json
-import math
 import os
 import re
 import stat
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID, uuid4
 
 from fastapi import FastAPI, Header, Query, Request, Response
@@ -28,6 +26,7 @@ from control_plane.api.messages import (
     Snapshot,
 )
 from control_plane.api.ports import OperatorPort
+from control_plane.api.strict_json import parse_strictly
 from control_plane.compare.comparison import MAX_SIDES, Comparison, RunTree
 from control_plane.compare.replay_check import ReplayVerdict, judge
 from control_plane.core.model.commands import MAX_REASON_CHARS, Command, Intent
@@ -126,35 +125,6 @@ class StrictRoute(APIRoute):
             return await handle(StrictRequest(request.scope, request.receive))
 
         return handle_strictly
-
-
-def parse_strictly(body: bytes) -> Any:
-    """Parse JSON strictly by RFC 8259. Raises `json.JSONDecodeError`."""
-
-    def refuse(reason: str) -> NoReturn:
-        raise json.JSONDecodeError(reason, "", 0)
-
-    def no_constant(name: str) -> NoReturn:
-        refuse(f"{name} is not valid in JSON; use a finite number")
-
-    def finite(text: str) -> float:
-        value = float(text)
-        return value if math.isfinite(value) else refuse("a number is too large; use a finite number")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        members = dict(pairs)
-        return members if len(members) == len(pairs) else refuse("duplicate key in an object")
-
-    try:
-        return json.loads(body.decode("utf-8"), parse_constant=no_constant, parse_float=finite, object_pairs_hook=once)
-    except json.JSONDecodeError:
-        raise
-    except UnicodeDecodeError:
-        refuse("not UTF-8")
-    except RecursionError:
-        refuse("nested too deeply")
-    except ValueError:
-        refuse("an integer has too many digits")
 
 
 def directory_of(request: Request) -> "RunDirectory":

@@ -98,6 +98,8 @@ def snapshot_of(
         alerts=_alerts_in_snapshot(state, step),
         reflexes=tuple(state.reflexes),
         agent=agent_of(state, proposed_s_ago or {}),
+        mixture=state.data.mixture,
+        sources_added=state.data.added,
         attempts=_attempts(state),
         branch=state.tree.head,
         branches=tuple(_branch_of(state, branch, progress) for branch in state.tree.branches.values()),

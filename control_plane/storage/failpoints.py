@@ -72,6 +72,9 @@ SITES: Mapping[str, tuple[str, ...]] = {
     "bundle.piece": WRITE,
     "bundle.name": ("before_rename", *SYNC),
     "bundle.kept": ("before_link", *SYNC),
+    # records for a live source: their shard's file, its name
+    "ingest.file": ("before_create", *WRITE, "before_rename"),
+    "ingest.folder": SYNC,
     # a launch: its record, the run's folder (made, then renamed), its job, the answer
     "launch": (
         "after_record",

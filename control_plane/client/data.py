@@ -1,0 +1,122 @@
+"""Client of the data routes: sends records to a live source, a file in pieces, and reads the sources of a run."""
+
+import hashlib
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from uuid import UUID, uuid4, uuid5
+
+from control_plane.api.bundles import deadline_s
+from control_plane.api.data_views import Ingested, RunData
+from control_plane.client.answers import parse
+from control_plane.client.connection import GatewayConnection, path_of
+from control_plane.core.model.errors import Invalid, Overloaded, Unavailable
+
+SUFFIXES = {
+    ".json": "application/json",
+    ".jsonl": "application/jsonl",
+    ".ndjson": "application/jsonl",
+    ".txt": "text/plain",
+    ".parquet": "application/vnd.apache.parquet",
+    ".npz": "application/x-npz",
+    ".zip": "application/zip",
+}
+BY_LINES = ("application/jsonl", "text/plain")
+"""Media types that can be cut between two lines."""
+
+PIECE_BYTES = 4 * 1024 * 1024
+"""Size of the pieces of a file of lines: each is one shard, and held in memory by the gateway while it is checked."""
+
+WITHOUT_PROGRESS_FOR_S = 60.0
+RETRY_AFTER_S = 1.0
+
+_PIECES = UUID("6c4be6e5-52f7-4d0a-9b7e-5f0c38f2b0a1")
+
+Progress = Callable[[int, int], None]
+
+
+class RunRecords(GatewayConnection):
+    """Sends records, and reads the sources of runs."""
+
+    def data(self, run: str) -> RunData:
+        """Return a run's sources, with their weights, shares and newest shards."""
+        return parse(RunData, self._get_json(path_of(run, "data")))
+
+    def add_records(
+        self,
+        run: str,
+        source: str,
+        body: bytes,
+        media_type: str,
+        *,
+        key: UUID | None = None,
+        only_good: bool = False,
+    ) -> Ingested:
+        """Send records to a live source; they are durable when this returns.
+
+        Args:
+            key: names the request, so that a repetition changes nothing; by default a new one.
+            only_good: take in the records that fit the schema, instead of refusing all.
+
+        Raises:
+            Invalid: records break the schema; `detail["refused"]` lists the first of them.
+            Overloaded: too much is on its way; try again later.
+        """
+        headers = {"Content-Type": media_type, "Idempotency-Key": str(key or uuid4())}
+        params = {"only_good": "true"} if only_good else {}
+        timeout_s = self._timeout_s + deadline_s(len(body))
+        path = path_of(run, "data", source)
+        answer = self._request("POST", path, content=body, headers=headers, params=params, timeout=timeout_s)
+        return parse(Ingested, answer)
+
+    def add_file(
+        self, run: str, source: str, path: Path, *, only_good: bool = False, progress: Progress | None = None
+    ) -> list[Ingested]:
+        """Send a file of records, a large one in several requests, each one shard. Repeatable: nothing comes in twice.
+
+        Args:
+            progress: is called with the bytes that were sent, and those of the whole.
+
+        Raises `Invalid` for a file that cannot be read or whose suffix says nothing, and like `add_records`.
+        """
+        media_type = SUFFIXES.get(path.suffix.lower())
+        if media_type is None:
+            raise Invalid(f"{path.name}: its suffix says nothing of its format; known are {', '.join(SUFFIXES)}")
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise Invalid(f"{path} cannot be read: {error.strerror or error}") from None
+        most_bytes = self.data(run).max_bytes
+        pieces = _by_lines(content, min(PIECE_BYTES, most_bytes)) if media_type in BY_LINES else iter([content])
+        name, sent, answers = f"{hashlib.sha256(content).hexdigest()} {only_good} {most_bytes}", 0, []
+        for number, piece in enumerate(pieces):
+            key = uuid5(_PIECES, f"{run} {source} {name} {number}")
+            answers.append(self._send_patiently(run, source, piece, media_type, key, only_good))
+            sent += len(piece)
+            if progress is not None:
+                progress(sent, len(content))
+        return answers
+
+    def _send_patiently(
+        self, run: str, source: str, piece: bytes, media_type: str, key: UUID, only_good: bool
+    ) -> Ingested:
+        give_up_at = time.monotonic() + WITHOUT_PROGRESS_FOR_S
+        while True:
+            try:
+                return self.add_records(run, source, piece, media_type, key=key, only_good=only_good)
+            except (Overloaded, Unavailable):
+                if time.monotonic() > give_up_at:
+                    raise
+                time.sleep(RETRY_AFTER_S)
+
+
+def _by_lines(content: bytes, most_bytes: int) -> Iterator[bytes]:
+    """Yield pieces of whole lines, of at most this size; a longer line alone."""
+    begin = 0
+    while begin < len(content):
+        end = begin + most_bytes
+        if end < len(content):
+            line_end = content.rfind(b"\n", begin, end) + 1
+            end = line_end or content.find(b"\n", end) + 1 or len(content)
+        yield content[begin:end]
+        begin = end
