@@ -31,6 +31,7 @@ from control_plane.core.model.errors import NotFound
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import CommandSettled
 from control_plane.gateway.app import create_app
+from control_plane.gateway.data.announcer import ShardAnnouncer
 from control_plane.gateway.queueing.housekeeping import Housekeeping
 from control_plane.gateway.tokens import TokenBook, TokenRecord, digest
 from control_plane.server.control_server import ControlServer
@@ -212,6 +213,7 @@ class LiveGateway:
     runs: Runs
     server: ControlServer
     launches: Launches
+    announcer: ShardAnnouncer
     loop: asyncio.AbstractEventLoop
 
     def call(self, work: Coroutine[Any, Any, Answer]) -> Answer:
@@ -231,6 +233,7 @@ def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port:
     runs = Runs(root, launched=launches.jobs)
     ready = threading.Event()
     born: list[asyncio.AbstractEventLoop] = []
+    announcer = ShardAnnouncer(root, runs)
     app = create_app(
         runs,
         token_book(),
@@ -241,6 +244,7 @@ def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port:
         uploads=uploads_in(root),
         cluster=FakeCluster(),
         housekeeping=Housekeeping(root.parent, Surroundings(runs)),
+        announcer=announcer,
     )
     config = uvicorn.Config(wrap(app), port=port, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
     web = uvicorn.Server(config)
@@ -264,7 +268,7 @@ def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port:
         bound = web.servers[0].sockets[0].getsockname()[1]
         server = runs.handles[RUN]
         assert isinstance(server, ControlServer)
-        yield LiveGateway(f"http://127.0.0.1:{bound}", runs, server, launches, born[0])
+        yield LiveGateway(f"http://127.0.0.1:{bound}", runs, server, launches, announcer, born[0])
     finally:
         web.should_exit = True
         thread.join(15)

@@ -1,0 +1,1 @@
+"""Routes of a run's data, and the announcement of shards."""

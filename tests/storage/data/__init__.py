@@ -1,0 +1,1 @@
+"""Records of live sources: checks, shards, and the store."""
