@@ -178,6 +178,7 @@ def test_every_random_answer_is_as_described(described: Described) -> None:
     chance = random.Random(0)
     values = {
         "run": [RUN, RUN, RUN, "run-2", "..", "%00", "a" * 300, "%2e%2e%2ftokens"],
+        "source": ["web", "WEB", "..", "a" * 300],
         "sha256": ["a" * 64, "A" * 64, "x", ""],
         "uuid": [str(uuid4()), "x", ""] + [each["command"]["uuid"] for each in _commands(described)],
     }

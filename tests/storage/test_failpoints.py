@@ -183,15 +183,17 @@ BY_KILLS = [*KILL_POINTS]
 OF_CODE = of("bundle")
 """In `tests/storage/code`."""
 
+OF_INGEST = of("ingest")
+"""In `tests/storage/data`."""
+
 OF_LAUNCHES = of("launch")
 """In `tests/ray_jobs/service/test_launches.py`."""
 
 
 def test_every_failpoint_is_the_place_of_a_death_in_some_test() -> None:
     carried = {*INHERITED, *IMPORTED, *EXPORTED}
-    assert (
-        set(POINTS) == {*SAVING, *REMOVING, *KEY, *CONVERSION, *ONE_BY_ONE, *BY_KILLS, *OF_CODE, *OF_LAUNCHES} | carried
-    )
+    of_uploads = {*OF_CODE, *OF_INGEST, *OF_LAUNCHES}
+    assert set(POINTS) == {*SAVING, *REMOVING, *KEY, *CONVERSION, *ONE_BY_ONE, *BY_KILLS} | of_uploads | carried
 
 
 @pytest.fixture

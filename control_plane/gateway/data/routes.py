@@ -179,4 +179,6 @@ def add_data_routes(app: FastAPI) -> None:
         status_code=202,
         response_model=Ingested,
         responses={200: {"model": Ingested}},
+        # The body is streamed to the disk, and no parameter of the function.
+        openapi_extra={"requestBody": {"required": True, "content": {name: {} for name in MEDIA_TYPES}}},
     )

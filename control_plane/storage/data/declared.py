@@ -19,5 +19,7 @@ def declared_sources(files: RunFiles) -> dict[str, SourceSettings]:
         return _SOURCES.validate_python(section or {})
     except Invalid as error:
         raise Damaged(f"the sources in {files.config} cannot be read: {error.reason}") from None
+    except FileNotFoundError:
+        return {}
     except (OSError, UnicodeDecodeError, ValidationError) as error:
         raise Damaged(f"the sources in {files.config} cannot be read ({type(error).__name__})") from None

@@ -36,6 +36,8 @@ TABLE = {
     f"GET {API}/runs/{{run}}/replay-check": EVERYBODY,
     f"GET {API}/runs/{{run}}/alerts": EVERYBODY,
     f"GET {API}/runs/{{run}}/agent": EVERYBODY,
+    f"GET {API}/runs/{{run}}/data": EVERYBODY,
+    f"POST {API}/runs/{{run}}/data/{{source}}": "operator admin",
     f"GET {API}/compare": EVERYBODY,
     f"GET {API}/bundles/{{sha256}}": "operator admin",
     f"PUT {API}/bundles/{{sha256}}": "operator admin",
@@ -62,7 +64,7 @@ def test_table_names_every_route_and_no_other(rig: Rig) -> None:
 @pytest.mark.parametrize("key", [key for key in TABLE if not key.startswith("WEBSOCKET")])
 def test_route_is_open_to_the_roles_of_the_table_only(rig: Rig, key: str, role: Any) -> None:
     method, _, path = key.partition(" ")
-    address = path.format(run=RUN, uuid=uuid4(), sha256="a" * 64)
+    address = path.format(run=RUN, uuid=uuid4(), sha256="a" * 64, source="web")
     headers = {} if role == "nobody" else bearer(role)
     answer = rig.web.request(method, address, headers=headers)
     open_to = TABLE[key].split()
@@ -125,8 +127,8 @@ def test_command_is_open_to_the_roles_that_may_give_it(rig: Rig, intent: dict[st
     answer = rig.post(f"/runs/{RUN}/commands", role, json={"intent": intent})
     tunes = intent["kind"] in OF_AN_AGENT
     allowed = role in ("operator", "admin") or (role == "agent" and tunes)
-    # Which actions an agent may run is for the run to say, and this one says nothing of any.
-    is_for_the_run = role == "agent" and intent["kind"] == "run_action"
+    # Which actions an agent may run, and which weights it may set, is for the run to say; this one says nothing of any.
+    is_for_the_run = role == "agent" and intent["kind"] in ("run_action", "set_mixture")
     assert (answer.status_code != 403) == (allowed or is_for_the_run)
     of_nothing = (
         "resume",

@@ -81,8 +81,8 @@ def right(methods: set[str], method: str, path: str, who: str) -> int:
     if method == "DELETE":
         # The run is active, and of another owner than the operator.
         return 403 if OF_NO_KIND.get(who, who) == "operator" else 409
-    # No command has this uuid.
-    return 404 if "{uuid}" in path else 202 if method == "POST" else 200
+    # No command has this uuid, and the run has no sources.
+    return 404 if "{uuid}" in path or "{source}" in path else 202 if method == "POST" else 200
 
 
 def test_every_cell_of_the_table(tabled: Rig) -> None:
@@ -92,7 +92,7 @@ def test_every_cell_of_the_table(tabled: Rig) -> None:
     for route in routes:
         methods.setdefault(route.path, set()).update(route.methods)  # type: ignore[attr-defined]
     for path in methods:
-        address = path.format(run=RUN, uuid=uuid4(), sha256="a" * 64)
+        address = path.format(run=RUN, uuid=uuid4(), sha256="a" * 64, source="web")
         for method in METHODS:
             for who, headers in HEADERS.items():
                 options: dict[str, Any] = {"params": {"of": [RUN, f"{RUN}:main"]}} if "compare" in address else {}

@@ -79,7 +79,7 @@ def cells() -> list[tuple[str, str]]:
 
 
 def ask(rig: Rig, method: str, path: str, name: str) -> int:
-    address = path.format(run=RUN, uuid=uuid4(), sha256="a" * 64)
+    address = path.format(run=RUN, uuid=uuid4(), sha256="a" * 64, source="web")
     params: dict[str, Any] = {"of": [RUN, f"{RUN}:main"]} if path.endswith("/compare") else {}
     params |= {"of": RUN} if path.endswith("/replay-check") else {}
     if method != "WEBSOCKET":
@@ -98,7 +98,7 @@ def test_every_route_by_every_sort_of_token(scoped_house: Rig, method: str, path
     # A command that does not exist, and a body that is missing, are found out after the token and the run.
     found = (
         {404}
-        if "{uuid}" in path
+        if "{uuid}" in path or "{source}" in path
         else {422}
         if method in ("POST", "PUT")
         else {403}  # the run is of another owner
@@ -111,7 +111,7 @@ def test_every_route_by_every_sort_of_token(scoped_house: Rig, method: str, path
         assert seen[name] in found, (name, seen)
     assert seen["expired"] == 401
     about_a_run = "{run}" in path or path.endswith("/compare")
-    missing = {422} if method == "POST" else {404}
+    missing = {422} if method == "POST" and "{source}" not in path else {404}
     assert seen["elsewhere"] in (missing if about_a_run else found)
 
 

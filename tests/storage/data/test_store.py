@@ -225,9 +225,9 @@ def send_in_a_child(root: Path, armed: str) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
-@pytest.mark.parametrize("moment", ["file.mid_write", "file.before_rename", "folder.before_sync", "folder.after_sync"])
-def test_a_killed_gateway_loses_and_doubles_nothing(tmp_path: Path, moment: str) -> None:
-    assert send_in_a_child(tmp_path, f"ingest.{moment}=kill") == -signal.SIGKILL
+@pytest.mark.parametrize("point", [point for point in failpoints.POINTS if point.startswith("ingest.")])
+def test_a_killed_gateway_loses_and_doubles_nothing(tmp_path: Path, point: str) -> None:
+    assert send_in_a_child(tmp_path, f"{point}=kill") == -signal.SIGKILL
     words = store(tmp_path)
     assert words.index.counts() == (0, 0, 0), "it was not told that they are taken in"
     assert send_in_a_child(tmp_path, "") == 0
