@@ -1,1 +1,1 @@
-"""Records of live sources: checked against their schema, stored as immutable shards named by their hash, and indexed."""
+"""Records of live sources: checked against their schema, stored as immutable shards named by their hash, indexed."""
