@@ -89,7 +89,8 @@ def what_was_done(study: "Study", n: int) -> str:
     same = "the same, bit for bit" if _is_same(study) else "**not the same**: other libraries or another machine"
     return (
         f"A GPT-2 of {shape.n_layer} layers, {shape.n_head} heads, width {shape.n_embd}, dropout {shape.dropout:g}, "
-        f"{plan.VOCABULARY} tokens: about a third of a million weights, as small as two busy cores ask for. It was "
+        f"{plan.VOCABULARY} tokens: about a third of a million weights, so that a run takes {_cpu_s(study):.0f} s of "
+        "processor time. It was "
         f"pre-trained once on the standard library's text, {plan.PRETRAINING_STEPS} steps with the tokenizer of the "
         f"workloads ({weights['cpu_s']:.0f} s of processor time): loss {weights['library_loss']:.3f} there; on "
         f"Wikitext-2 {weights['wikitext_loss']:.3f}, and {weights['untrained_wikitext_loss']:.3f} before. SHA-256 of "
@@ -103,6 +104,10 @@ def what_was_done(study: "Study", n: int) -> str:
         f"Machine: {facts['cpu']}, one thread, shared with other work; Python {libraries['python']}, torch "
         f"{libraries['torch']}, Transformers {libraries['transformers']}."
     )
+
+
+def _cpu_s(study: "Study") -> float:
+    return fmean(row["cpu_s"] for row in study.rows["steered"])
 
 
 def _is_same(study: "Study") -> bool:
@@ -130,8 +135,8 @@ def losses(study: "Study") -> str:
     if reached:
         text += (
             f"\n\nThe steered runs are as low as the end of the one left alone at step {median(reached):g} (median; "
-            f"{min(reached)} to {max(reached)}) of {study.steps}: {study.steps - median(reached):g} steps saved for "
-            "whoever wanted only that loss."
+            f"{min(reached)} to {max(reached)}; evaluated every {plan.EVALUATE_EVERY_STEPS}) of {study.steps}: "
+            f"{study.steps - median(reached):g} steps saved for whoever wanted only that loss."
         )
     return text
 
@@ -174,12 +179,14 @@ def tuning(study: "Study") -> str:
     """Return the sweep and its cost."""
     tried = ", ".join(f"{rate:g}: {loss:.3f}" for rate, loss in study.sweep.items())
     cost_s = sum(row["cpu_s"] for row in study.spent)
-    one_s = fmean(row["cpu_s"] for row in study.rows["steered"])
+    one_s = _cpu_s(study)
+    lower = sum(loss < fmean(study.losses("steered")) for loss in study.sweep.values())
     chosen = list(study.sweep).index(study.tuned)
     edge = " It is at the sweep's edge." if chosen in (0, len(study.sweep) - 1) else ""
     return (
         f"The tuned rate, {study.tuned:g}, is the best of {len(study.sweep)} peaks of the same decay on a seed that "
         f"is not used again ({tried}).{edge} The search took {len(study.sweep)} runs, {cost_s:.0f} s of processor "
         f"time; a run with interventions took {one_s:.0f} s, and somebody's attention. For one training the search "
-        f"costs {cost_s / one_s:.1f} times what it improves; for many of a kind it is paid once."
+        f"costs {cost_s / one_s:.1f} times what it improves; for many of a kind it is paid once. {lower} of the "
+        f"{len(study.sweep)} peaks end lower than the interventions do: from such a start there is nothing to save."
     )
