@@ -6,6 +6,7 @@ run removes only its own links.
 """
 
 import os
+import re
 import shutil
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from pydantic import ValidationError
 
 from control_plane.config_text import from_yaml
 from control_plane.core.model.branch_tree import candidates
+from control_plane.core.model.data import EXTENSIONS
 from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound, Unavailable
 from control_plane.core.model.intents.server import AdoptCheckpoint
 from control_plane.core.model.records import MAIN, CheckpointCommitted, Parent
@@ -39,6 +41,9 @@ from control_plane.storage.regular import read_regular
 
 MAX_ANCESTORS = 16
 """Most ancestors that are searched for a common one of two runs."""
+
+SHARD = re.compile(rf"[0-9a-f]{{64}}\.({'|'.join(EXTENSIONS.values())})")
+"""Name of a shard's file."""
 
 NOT_SHOWN = "(not shown)"
 """Replaces values that may be secrets: of a key that names one, long text, and lists."""
@@ -111,14 +116,15 @@ def _transfer(
 
 
 def transfer_shards(parent: RunFiles, child: RunFiles) -> None:
-    """Give `child` the shards of `parent`'s live sources, by their content's names; those that it has stay.
+    """Give `child` the shards of `parent`'s live sources, which are named by their content; those that it has stay.
 
-    Raises `Unavailable` if the disk fails.
+    Nothing else in their folders is shared: each run has its own index of what it has taken in. Raises `Unavailable` if
+    the disk fails.
     """
     try:
         for path in sorted(parent.data.glob("*/*")):
             target = child.data / path.parent.name / path.name
-            if path.suffix and not target.exists():
+            if SHARD.fullmatch(path.name) and not target.exists():
                 make_folder(target.parent)
                 _link(path, target)
                 sync_folder(target.parent, "inherited.folder")

@@ -16,6 +16,8 @@ from pyarrow import parquet
 
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import INTENT
+from control_plane.storage.checkpoint.transfer import transfer_shards
+from control_plane.storage.layout import RunFiles
 from ray_jobs.data.mixture import shards
 from ray_jobs.data.mixture.dataset import MixtureSampler, mixture
 from ray_jobs.data.mixture.shards import described, file_sha256, open_shard
@@ -118,6 +120,18 @@ def test_empty_file_has_no_record(tmp_path: Path) -> None:
     assert len(open_shard(tmp_path / "empty", "text")) == 0
     with pytest.raises(Invalid, match="no source has a record"):
         mixture(sources={"a": {"format": "text", "path": str(tmp_path / "empty")}})
+
+
+def test_fork_is_given_the_shards_and_no_index(tmp_path: Path) -> None:
+    parent, child = RunFiles(tmp_path / "runs" / "parent"), RunFiles(tmp_path / "runs" / "child")
+    folder, name = parent.data / "fresh", "a5" * 32 + ".jsonl"
+    folder.mkdir(parents=True)
+    for other in (name, "index.sqlite", "half.tmp", "a5" * 32, "a5" * 32 + ".jsonl.tmp"):
+        (folder / other).write_text("content")
+    for _ in range(2):
+        transfer_shards(parent, child)
+        assert [path.relative_to(child.data) for path in child.data.rglob("*.*")] == [Path("fresh") / name]
+    assert (child.data / "fresh" / name).samefile(folder / name)
 
 
 # --- Data of a training ---

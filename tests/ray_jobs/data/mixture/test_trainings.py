@@ -281,3 +281,18 @@ def taken_in_order(root: Path) -> list[tuple[int, list[int]]]:
         (step, [number for micro in zip(*ranks, strict=True) for numbers in micro for number in numbers])
         for step, ranks in given
     ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("workers", [0, 2])
+def test_training_ends_with_the_last_record_of_sources_that_do_not_repeat(tmp_path: Path, workers: int) -> None:
+    """30 records and 12 that come: 10 global batches of 4, and two records that fill none."""
+    spec = spec_of(tmp_path, 2)
+    sources = {"web": spec["sources"]["web"] | {"exhausted": "stop"}}
+    settings = LIVE | {"exhausted": "stop"}
+    add = at(3, 1, kind="add_source", source="fresh", settings=settings, shards=[shard("fresh", FIRST)])
+    ended = lived(tmp_path, 2, sources=sources, commands=[add], workers=workers)
+    (life,) = taken(tmp_path)
+    numbers = [number for given in life.values() for number in given]
+    assert (ended["steps"], len(numbers), len(set(numbers))) == (10, 40, 40)
+    assert set(numbers) < {*WEB, *FIRST}
