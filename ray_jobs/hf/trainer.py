@@ -17,6 +17,7 @@ from transformers import Trainer
 from ray_jobs.checkpoint import restore
 from ray_jobs.checkpoint.batch import plan_batch
 from ray_jobs.config.deepspeed_features import check
+from ray_jobs.data.mixture.dataset import MixtureDataset
 from ray_jobs.digest.fingerprints import fingerprint
 from ray_jobs.hf import script_callbacks
 from ray_jobs.hf.callbacks import (
@@ -77,6 +78,8 @@ class Steered(SteeredData, Extensible):
             plan = steering.open(self._check_steerable, lambda: fingerprint(self._steered_model, this.train_dataset))
             self._keep_global_batch(plan)
             self.script_extensions.close()
+            if isinstance(this.train_dataset, MixtureDataset):
+                this.train_dataset.begin()
             begin_at = str(plan.state_folder) if plan.checkpoint else resume_from_checkpoint
             output = training.train(begin_at, *args, **kwargs)
         except Exception as error:

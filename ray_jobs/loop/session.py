@@ -98,6 +98,7 @@ class TrainingSession(Extensible):
             log_every_steps=tell_every_steps,
         )
         if data is not None:
+            data.begin()
             self._loop.mixture, data.global_batch_samples = data, global_batch_samples
             if sample_order is not None or global_batch_samples < 1:
                 raise Invalid("data of the run's sources needs global_batch_samples, and takes no sample_order")

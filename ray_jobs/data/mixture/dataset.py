@@ -9,6 +9,7 @@ The order lives in the training's process. What is sent to a loader's workers ar
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,7 @@ class MixtureDataset(Dataset[Any]):
         self._files: dict[str, tuple[Path, str]] = {}
         first = {name: Source(settings, self._first_shards(name, settings)) for name, settings in sources.items()}
         self._order: MixtureOrder | None = MixtureOrder(first, seed, temperature)
+        self._begin = partial(MixtureOrder, first, seed, temperature)
         if not self._order.has(0, 1):
             raise Invalid("no source has a record and a weight above 0: a training cannot begin without a sample")
         self._first = [shard for source in first.values() for shard in source.shards]
@@ -75,7 +77,7 @@ class MixtureDataset(Dataset[Any]):
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what a loader's worker needs: files, not the order."""
-        return self.__dict__ | {"_order": None, "_open": {}}
+        return self.__dict__ | {"_order": None, "_begin": None, "_open": {}}
 
     def __len__(self) -> int:
         return sum(shard.records for shard in self._first)
@@ -116,6 +118,10 @@ class MixtureDataset(Dataset[Any]):
         if self._order is None:
             raise RuntimeError("the order of a mixture is known in the training's process only")
         return self._order
+
+    def begin(self) -> None:
+        """Begin a training: its order is that of the first shards, without the changes of an earlier one."""
+        self._order = self._begin()
 
     def batch(self, number: int) -> list[Reference]:
         """Return the records of global batch `number`, from 1, in order. Raises `Exhausted` after the last one."""

@@ -179,6 +179,16 @@ def test_sampler_passes_over_what_was_trained_on_and_draws_the_rest(tmp_path: Pa
     assert [*whole, *sampler] == data.order.span(0, 16)
 
 
+def test_second_training_begins_with_the_first_shards(tmp_path: Path) -> None:
+    data = mixture(sources=numbered(tmp_path, 5))
+    data.global_batch_samples = 2
+    before = data.batch(1)
+    data.change(INTENT.validate_python({"kind": "set_mixture", "weights": {"web": 2.0}}), 30, 29)  # type: ignore[arg-type]
+    data.order.forget(58)
+    data.begin()
+    assert (data.batch(1), data.status(31)["web"]["weight"]) == (before, 1.0)
+
+
 def test_checkpoint_is_not_restored_without_its_first_files(tmp_path: Path) -> None:
     data = mixture(sources=numbered(tmp_path / "one", 5))
     data.global_batch_samples = 2
