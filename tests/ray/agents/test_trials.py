@@ -5,6 +5,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from uuid import UUID, uuid4
 
+import psutil
 import pytest
 
 from control_plane.api.agent_views import ProposalView
@@ -67,8 +68,11 @@ def test_the_better_of_two_branches_goes_on_whatever_is_killed_and_what_a_person
         assert_the_same_data(client, run, "main", branch)
 
         worse = propose(1e-3)
-        until(lambda: (view(worse).trial or "").startswith("with it"))
+        until(lambda: (view(worse).trial or "").startswith("with it") and client.snapshot(run).ranks)
+        failures = len(client.snapshot(run).recoveries)
+        kill(psutil.Process(client.snapshot(run).ranks[1].pid))
         until(lambda: view(worse).verdict)
+        until(lambda: len(client.snapshot(run).recoveries) > failures)
         assert view(worse).verdict == "not_better", view(worse).note
         until(lambda: client.snapshot(run).branch == branch and client.snapshot(run).status == "running")
         assert client.snapshot(run).knobs["lr"][0] == pytest.approx(1e-3)
