@@ -16,7 +16,7 @@ from control_plane.core.model.intents.agent import AgentSettings, Propose, Start
 from control_plane.core.model.intents.course import Stop
 from control_plane.core.model.records import CommandAccepted, CommandSettled
 from tests.ray.agents.test_autopilot import agents_of
-from tests.ray.cluster import Cluster, kill, wait_for_step, whole_journal
+from tests.ray.cluster import Cluster, kill, whole_journal
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -41,7 +41,7 @@ def test_the_better_of_two_branches_goes_on_whatever_is_killed_and_what_a_person
     overrides = ("training.max_steps=100000", "training.learning_rate=1e-5", "training.lr_scheduler_type=constant")
     further = ("training.warmup_steps=0", "training.logging_steps=1", "checkpoint.every_steps=0")
     run = cluster.submit("configs/gpt2-local.yaml", *overrides, *further)
-    wait_for_step(cluster, client, run, 5)
+    until(lambda: client.snapshot(run).step >= 5)
     settings = AgentSettings(policy="nothing", mode="auto", trial_steps=STEPS, every_steps=5)
     client.submit(run, StartAgent(settings=settings))
     with SteerwayClient.from_settings(cluster.settings, role="agent") as agent:
@@ -84,7 +84,7 @@ def test_the_better_of_two_branches_goes_on_whatever_is_killed_and_what_a_person
         assert view(third).verdict == "abandoned"
         assert client.wait_settled(run, mine, WITHIN_S).status == "applied"
         step = client.snapshot(run).step
-        wait_for_step(cluster, client, run, step + 2 * STEPS)
+        until(lambda: client.snapshot(run).step >= step + 2 * STEPS)
         assert client.snapshot(run).branch == f"trial-{view(third).seq}"
         assert client.snapshot(run).knobs["lr"][0] == pytest.approx(2e-3)
     assert_each_command_is_settled_once(client, run)
