@@ -52,6 +52,12 @@ CSS = """<style>
 [class*="st-key-alert_row_"] { padding: 0.4rem 0; }
 [class*="st-key-alert_row_"] + [class*="st-key-alert_row_"] { border-top: 1px solid rgba(128, 128, 128, 0.25); }
 [class*="st-key-alert_row_"] button { padding: 0.1rem 0.6rem; min-height: 1.9rem; }
+.sources { width: 100%; border-collapse: collapse; font-size: 0.875rem; font-variant-numeric: tabular-nums; }
+.sources th { text-align: left; font-weight: 400; opacity: 0.65; }
+.sources th, .sources td { padding: 0.25rem 0.9rem 0.25rem 0; border-bottom: 1px solid rgba(128, 128, 128, 0.25); }
+.sources small { opacity: 0.65; }
+.sources .share { position: relative; min-width: 7rem; }
+.sources .share i { position: absolute; left: 0; bottom: 0.15rem; height: 3px; background: #0284c7; max-width: 6rem; }
 .compared { overflow-x: auto; }
 .compared th, .compared .checkpoints td:first-child { white-space: nowrap; }
 .knobs td { white-space: normal; }

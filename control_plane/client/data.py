@@ -72,25 +72,39 @@ class RunRecords(GatewayConnection):
     def add_file(
         self, run: str, source: str, path: Path, *, only_good: bool = False, progress: Progress | None = None
     ) -> list[Ingested]:
-        """Send a file of records, a large one in several requests, each one shard. Repeatable: nothing comes in twice.
-
-        Args:
-            progress: is called with the bytes that were sent, and those of the whole.
-
-        Raises `Invalid` for a file that cannot be read or whose suffix says nothing, and like `add_records`.
-        """
-        media_type = SUFFIXES.get(path.suffix.lower())
-        if media_type is None:
-            raise Invalid(f"{path.name}: its suffix says nothing of its format; known are {', '.join(SUFFIXES)}")
+        """Send a file of records. Raises `Invalid` if it cannot be read; all else as `add_content`."""
         try:
             content = path.read_bytes()
         except OSError as error:
             raise Invalid(f"{path} cannot be read: {error.strerror or error}") from None
+        return self.add_content(run, source, path.name, content, only_good=only_good, progress=progress)
+
+    def add_content(
+        self,
+        run: str,
+        source: str,
+        name: str,
+        content: bytes,
+        *,
+        only_good: bool = False,
+        progress: Progress | None = None,
+    ) -> list[Ingested]:
+        """Send a file's content, a large one in several requests, each one shard. Repeatable: nothing comes in twice.
+
+        Args:
+            name: of the file; its suffix tells the format.
+            progress: is called with the bytes that were sent, and those of the whole.
+
+        Raises `Invalid` for a suffix that says nothing, and like `add_records`.
+        """
+        media_type = SUFFIXES.get(Path(name).suffix.lower())
+        if media_type is None:
+            raise Invalid(f"{name}: its suffix says nothing of its format; known are {', '.join(SUFFIXES)}")
         most_bytes = self.data(run).max_bytes
         pieces = _by_lines(content, min(PIECE_BYTES, most_bytes)) if media_type in BY_LINES else iter([content])
-        name, sent, answers = f"{hashlib.sha256(content).hexdigest()} {only_good} {most_bytes}", 0, []
+        what, sent, answers = f"{hashlib.sha256(content).hexdigest()} {only_good} {most_bytes}", 0, []
         for number, piece in enumerate(pieces):
-            key = uuid5(_PIECES, f"{run} {source} {name} {number}")
+            key = uuid5(_PIECES, f"{run} {source} {what} {number}")
             answers.append(self._send_patiently(run, source, piece, media_type, key, only_good))
             sent += len(piece)
             if progress is not None:

@@ -10,7 +10,7 @@ from ui.charts.charts import EVENTS, HEIGHT, View, chart_options
 from ui.charts.layout import Band, Mark, alert_marks, bands, marks, on_the_line
 from ui.gateway import banner
 from ui.live import LiveRun, live_run
-from ui.panels import alerts, commands, knobs, learning_rate, proposals, recovery, rollback, signs
+from ui.panels import alerts, commands, dataset, knobs, learning_rate, proposals, recovery, rollback, signs
 from ui.panels.branches import branches
 from ui.panels.checkpoints import checkpoints
 from ui.panels.header import header
@@ -52,6 +52,10 @@ def _page(live: LiveRun, snapshot: Snapshot) -> None:
         st.fragment(_charts, run_every=charts_s)(live, view)
         group = signs.choice(live)
         st.fragment(_signs, run_every=charts_s)(live, group, view)
+        if dataset.has_sources(snapshot):
+            st.markdown("**Dataset**")
+            st.fragment(dataset.dataset, run_every=charts_s)(live)
+            dataset.control(live)
         st.fragment(_aftermath, run_every=charts_s)(live, view)
     with right:
         st.markdown("**Learning rate**")
