@@ -117,7 +117,29 @@ def test_what_the_console_does_not_use_is_closed_to_users_too(browser_of: Any, w
     request = browser.build_request("GET", ORIGIN)
     request.url = httpx.URL(ORIGIN).copy_with(raw_path=path.encode())  # as it stands, not made simpler by the client
     assert browser.send(request).status_code == 404
-    assert browser.put("/_stcore/upload_file/s/f", content=b"x").status_code == 405
+    assert browser.put("/_stcore/upload_file/s/f", content=b"x").status_code == 401
+    assert browser.put("/media/file", content=b"x").status_code == 405
+
+
+def test_file_is_taken_from_a_steering_page_of_this_address_only(browser_of: Any, where: Settings) -> None:
+    path = "/_stcore/upload_file/some-session/some-file"
+    ada = browser_of()
+    secret = log_in(ada, where)
+    whole = {"Origin": ORIGIN, "X-Steerway-Secret": secret}
+    assert ada.put(path, content=b"x", headers=whole).status_code not in (401, 403)
+    for lacking in (
+        {},
+        {"Origin": ORIGIN},
+        {"X-Steerway-Secret": secret},
+        whole | {"X-Steerway-Secret": "guessed"},
+        whole | {"Origin": "http://127.0.0.1:1"},
+    ):
+        assert ada.put(path, content=b"x", headers=lacking).status_code == 401, lacking
+    assert browser_of().put(path, content=b"x", headers=whole).status_code == 401, "no cookie"
+    assert ada.put(path + "/../x", content=b"x", headers=whole).status_code == 405
+    viewer = browser_of()
+    shown = log_in(viewer, where, key=key_of(create_link(where, role="viewer")))
+    assert viewer.put(path, content=b"x", headers=whole | {"X-Steerway-Secret": shown}).status_code == 403
 
 
 def test_key_works_once_and_the_session_knows_its_role(browser_of: Any, where: Settings) -> None:

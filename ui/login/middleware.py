@@ -1,10 +1,12 @@
 """ASGI middleware in front of Streamlit: a request without a session only gets the login page.
 
 A request must have the console's Host; a page, in addition, the cookie of a valid session; a stream, which carries all
-data and commands, in addition the Origin of exactly this address and the session's secret. Streamlit itself compares
-host names without ports, and accepts requests without an Origin.
+data and commands, in addition the Origin of exactly this address and the session's secret; the upload of a file the
+same, and a role that may steer. Streamlit itself compares host names without ports, and accepts requests without an
+Origin.
 """
 
+import re
 from collections.abc import Callable, Iterable
 from http.cookies import CookieError, SimpleCookie
 from pathlib import Path
@@ -32,6 +34,7 @@ SECRET_PROTOCOL = "steerway."
 
 STREAM, HEALTH = "/_stcore/stream", "/_stcore/health"
 STATIC, COMPONENT, MEDIA = "/static/", "/component/", "/media/"
+UPLOAD = re.compile(r"/_stcore/upload_file/[A-Za-z0-9-]{1,64}/[A-Za-z0-9-]{1,64}")
 NEVER = ("/_stcore/agent", "/_stcore/upload_file", "/_stcore/metrics")
 """Parts of Streamlit that the console does not use."""
 
@@ -87,6 +90,8 @@ class LoginRequired:
             return None
         if method == "POST" and path in ("/login", "/logout"):
             return await self._post(request, headers)
+        if method in ("PUT", "DELETE") and UPLOAD.fullmatch(path):
+            return self._refused_upload(headers)
         if method not in ("GET", "HEAD"):
             return PlainTextResponse("This method is not allowed.\n", 405)
         if path in self._files:
@@ -106,6 +111,15 @@ class LoginRequired:
             page = quote(path + (f"?{request.url.query}" if request.url.query else ""), safe="")
             return RedirectResponse(f"/login#page={page}", 303, headers={"Cache-Control": "no-store"})
         return PlainTextResponse("This needs a login: open the link that `steer console` prints.\n", 401)
+
+    def _refused_upload(self, headers: Headers) -> Response | None:
+        """Return the refusal of a file for one of Streamlit's forms; None if Streamlit may take it."""
+        session = self._session(headers)
+        if session is None or not self._is_ours(headers) or not self._is_whole(session, headers.get(SECRET_HEADER)):
+            return PlainTextResponse("This needs a login: open the link that `steer console` prints.\n", 401)
+        if session[1].role == "viewer":
+            return PlainTextResponse("A viewer may not send files.\n", 403)
+        return None
 
     async def _post(self, request: Request, headers: Headers) -> Response:
         """Log in or out. Requires the console's Origin, which browsers send with every POST."""

@@ -1,4 +1,5 @@
-// Runs in each page before Streamlit: adds the session's secret, which only pages of this address hold, to the stream.
+// Runs in each page before Streamlit: adds the session's secret, which only pages of this address hold, to the stream
+// and to uploads.
 (() => {
   const NAME = "steerway-secret";
   const held = () => sessionStorage.getItem(NAME);
@@ -33,6 +34,16 @@
       const own = new URL(url, location.href).host === location.host;
       super(url, own ? [protocols ?? []].flat().concat("steerway." + (held() || "")) : protocols ?? []);
       if (own) this.addEventListener("close", ({ wasClean }) => wasClean || check());
+    }
+  };
+
+  // A file that is uploaded needs the secret, too. Streamlit sends it by XMLHttpRequest.
+  const { open } = XMLHttpRequest.prototype;
+  XMLHttpRequest.prototype.open = function (method, url, ...rest) {
+    open.call(this, method, url, ...rest);
+    const { host, pathname } = new URL(url, location.href);
+    if (host === location.host && pathname.startsWith("/_stcore/upload_file/")) {
+      this.setRequestHeader("X-Steerway-Secret", held() || "");
     }
   };
 })();

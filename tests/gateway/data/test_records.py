@@ -121,7 +121,9 @@ def test_a_file_is_sent_in_pieces_and_may_be_sent_again(
     assert [answer.repeated for answer in again] == [True] * len(answers)
     assert fresh(client).received == 10
     with pytest.raises(Invalid, match="suffix"):
-        client.add_file(RUN, "fresh", tmp_path / "x.csv")
+        client.add_content(RUN, "fresh", "x.csv", b"a,b")
+    with pytest.raises(Invalid, match="cannot be read"):
+        client.add_file(RUN, "fresh", tmp_path / "missing.jsonl")
 
 
 def refusals() -> dict[str, tuple[str, bytes, dict[str, str], int, str]]:
