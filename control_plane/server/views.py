@@ -1,6 +1,7 @@
 """Views of a run's state for people: pure functions from `RunState` to messages."""
 
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from uuid import UUID
 
 from control_plane.api.messages import (
@@ -19,6 +20,7 @@ from control_plane.api.messages import (
 from control_plane.core.model.branch_tree import Branch
 from control_plane.core.model.health import AlertStatus
 from control_plane.core.model.intents import Rollback
+from control_plane.core.model.intents.data import AddShards
 from control_plane.core.model.records import MAIN
 from control_plane.core.model.state import CommandStatus, GenerationFailure, RunState
 from control_plane.core.model.values import MAX_FIRST
@@ -34,6 +36,11 @@ MAX_ALERTS_IN_SNAPSHOT = 50
 
 MAX_URGENT_ALERTS_IN_SNAPSHOT = 200
 """Of those that need attention, one a kind and layer or rank: a run of hundreds of ranks may have thousands."""
+
+
+def _has_brought_records(life: CommandStatus) -> bool:
+    """Return whether a command is told with the data: programs send records all day, which would hide all others."""
+    return isinstance(life.command.intent, AddShards) and life.status == "applied"
 
 
 def view_of(life: CommandStatus) -> CommandView:
@@ -65,7 +72,8 @@ def snapshot_of(
     leaves = state.switching and state.closed is None
     progress = None if leaves else progress
     at_work = state.closed is not None or state.listens
-    lives = list(state.commands.values())[-MAX_COMMANDS_IN_SNAPSHOT:]
+    newest = (life for life in reversed(state.commands.values()) if not _has_brought_records(life))
+    lives = list(islice(newest, MAX_COMMANDS_IN_SNAPSHOT))[::-1]
     ended = state.closed or (None if state.is_resumed else state.ended)
     facts = generation.facts if generation else {}
     step = max(state.step, progress.step if progress else 0)

@@ -14,7 +14,7 @@ from control_plane.client import SteerwayClient
 from control_plane.core.model.data import FIRST_STEP, MIXTURE
 from control_plane.core.model.errors import Invalid, NotFound
 from control_plane.core.model.intents.data import AddShards
-from control_plane.core.model.records import CommandSettled
+from control_plane.core.model.records import CommandAccepted, CommandSettled
 from control_plane.gateway.data.announcer import ShardAnnouncer
 from tests.core import examples
 from tests.gateway.rig import API, KNOBS, RUN, TOKENS, LiveGateway, bearer, live_gateway, settle
@@ -55,8 +55,9 @@ def send(gateway: LiveGateway, body: bytes, path: str = PATH, **headers: str) ->
 def announced(gateway: LiveGateway) -> list[UUID]:
     """Let the announcer look, and return the commands that add shards, oldest first."""
     gateway.call(gateway.announcer.look())
-    commands = gateway.call(gateway.server.snapshot()).commands
-    return [view.command.uuid for view in commands if isinstance(view.command.intent, AddShards)]
+    entries = gateway.call(gateway.server.tail(0, 100, 0.0))
+    commands = [entry.record.command for entry in entries if isinstance(entry.record, CommandAccepted)]
+    return [command.uuid for command in commands if isinstance(command.intent, AddShards)]
 
 
 def fresh(client: SteerwayClient) -> SourceView:
@@ -81,6 +82,7 @@ def test_records_are_durable_then_announced_together_then_in_the_mixture(
     after = {MIXTURE: READ_BACK | {"fresh": {"weight": 0.5, "share": 1 / 3, "records": 2}}, FIRST_STEP: 11}
     gateway.call(settle(gateway.server, uuid, step=10, after=after))
     announced(gateway)
+    assert client.snapshot(RUN).commands == (), "told with the data, and hides nobody's command"
     now = fresh(client)
     assert [(shard.stage, shard.step) for shard in now.shards] == [("live", 11), ("live", 11)]
     assert (now.waiting, now.mixture["records"]) == (0, 2)
