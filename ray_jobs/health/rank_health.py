@@ -28,6 +28,7 @@ from ray_jobs.health.activations import ActivationProbe
 from ray_jobs.health.gradient_norm import GradientNormHook
 from ray_jobs.health.layer_groups import layer_groups
 from ray_jobs.health.layer_norms import LayerNorms
+from ray_jobs.health.source_losses import PLACES, SourceSums
 from ray_jobs.health.step_signs import ClosedStep, StepSigns
 from ray_jobs.health.vector import Gathered, VectorLayout, Vectors
 from ray_jobs.process import deepspeed_internals
@@ -54,6 +55,7 @@ class _InFlight:
     step: int
     wait: Callable[[], Vectors]
     grad_norm: float | None
+    sources: SourceSums | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,9 +79,9 @@ class RankHealth:
         self._training, self._session, self._settings = training, session, settings
         self._is_first_rank = session.rank == 0
         groups = layer_groups(training.model) if settings.signs.layers else {}
-        self.layout = VectorLayout(tuple(groups))
+        self.layout = VectorLayout(tuple(groups), PLACES if training.loop.mixture is not None else 0)
         self._groups = groups
-        self.signs = StepSigns(training)
+        self.signs = StepSigns(training, self._is_first_rank)
         self._norms = LayerNorms(training.partitions, groups, session.rank) if groups else None
         self._probe: ActivationProbe | None = None
         self._monitor: HealthMonitor | None = None
@@ -124,6 +126,7 @@ class RankHealth:
     def begin_step(self, step: int) -> None:
         """Choose what is measured in the coming step. `step`: its number."""
         self.signs.note_rate()
+        self.signs.sources.begin(step)
         if self._norms is not None and step % LAYER_STEPS == 0:
             self._norms.arm()
         if self._probe is not None and step % self._settings.hook_steps == 0:
@@ -187,9 +190,10 @@ class RankHealth:
         own = dict(values)
         if "loss_local" in own:
             own["loss"] = own["loss_local"]
-        vector = self.layout.pack(own, sums)
+        of_sources = closed.sources.copy.values() if closed.sources is not None else ()
+        vector = self.layout.pack(own, sums, of_sources)
         wait = self._session.collectives.start_gather_floats(vector)
-        self._in_flight = _InFlight(closed.step, wait, values.get("grad_norm"))
+        self._in_flight = _InFlight(closed.step, wait, values.get("grad_norm"), closed.sources)
 
     def _await_gather(self) -> None:
         flying, self._in_flight = self._in_flight, None
@@ -208,6 +212,9 @@ class RankHealth:
         signs = gathered.layer_signs(self.layout.groups, flying.grad_norm, trained)
         if (loss := gathered.mean_loss()) is not None:
             signs["loss"] = loss
+        if (sources := flying.sources) is not None:
+            signs |= gathered.source_losses(sources.names)
+            signs |= {f"source_samples/{name}": float(n) for name, n in zip(sources.names, sources.drawn, strict=True)}
         tokens, steps_s = gathered.by_rank.get("tokens"), gathered.by_rank.get("step_s")
         if tokens and steps_s and max(steps_s) > 0:
             signs["tokens_per_s"] = sum(tokens) / max(steps_s)

@@ -19,6 +19,7 @@ from control_plane.core.health.signs import PHASES
 from ray_jobs.health.device_values import HostCopy, LossSum
 from ray_jobs.health.forward_clock import ForwardClock, ForwardTimes
 from ray_jobs.health.memory import RankMemory
+from ray_jobs.health.source_losses import SourceLosses, SourceSums
 from ray_jobs.process import deepspeed_internals
 from ray_jobs.process.plain_values import number
 from ray_jobs.rank.live_training import LiveTraining
@@ -38,6 +39,7 @@ class ClosedStep:
     copies: dict[str, HostCopy] = field(default_factory=dict)
     forward: ForwardTimes | None = None
     sums: HostCopy | None = None
+    sources: SourceSums | None = None
 
     def values(self) -> dict[str, float]:
         """Return every sign by its name in the catalogue, and `tokens`."""
@@ -53,8 +55,9 @@ class ClosedStep:
 class StepSigns:
     """Local signs of this rank. Nothing here waits for a device, and nothing is a collective."""
 
-    def __init__(self, training: LiveTraining) -> None:
+    def __init__(self, training: LiveTraining, is_first_rank: bool = True) -> None:
         self._training = training
+        self.sources = SourceLosses(training, is_first_rank)
         engine = training.engine
         stage = engine.zero_optimization_stage() if engine is not None else 0
         self.clock = ForwardClock(training.device, stage < ZERO_3)
@@ -137,7 +140,8 @@ class StepSigns:
         if forward.tokens:
             signs["tokens"] = float(forward.tokens)
         copies = self._device_values(signs)
-        closed = ClosedStep(step, signs, copies, None if self._is_first else forward, sums)
+        of_sources = self.sources.take()
+        closed = ClosedStep(step, signs, copies, None if self._is_first else forward, sums, of_sources)
         self._given, self._evaluated, self._data_wait_s, self._is_first = {}, {}, None, False
         return closed
 

@@ -34,6 +34,10 @@ SQUARES = ("weight", "gradient", "update")
 HAS_LAYERS = len(RANK_SIGNS)
 """Bit of the mask that says that the sums of squares were measured."""
 
+OF_SOURCES = ("loss", "samples")
+"""Sums of each source of the run's data: of its samples' losses, and their number. By place, since sources come and go:
+every rank knows the same sources, in the same order, at the same step."""
+
 
 @dataclass(frozen=True, slots=True)
 class LayerSums:
@@ -45,14 +49,15 @@ class LayerSums:
 
 
 class VectorLayout:
-    """Order of the vector's elements for these groups of layers."""
+    """Order of the vector's elements for these groups of layers, and for up to `sources` sources of data."""
 
-    def __init__(self, groups: Sequence[str]) -> None:
-        self.groups = tuple(groups)
+    def __init__(self, groups: Sequence[str], sources: int = 0) -> None:
+        self.groups, self.sources = tuple(groups), sources
         self.names = (
             "measured",
             *RANK_SIGNS,
             *(f"{kind}/{group}" for kind in SQUARES for group in self.groups),
+            *(f"source_{kind}/{place}" for kind in OF_SOURCES for place in range(sources)),
         )
 
     def __len__(self) -> int:
@@ -63,13 +68,24 @@ class VectorLayout:
         """SHA-256 over the names in their order; equal on all ranks, or they would take each other's numbers wrong."""
         return hashlib.sha256("\n".join(self.names).encode()).hexdigest()
 
-    def pack(self, signs: Mapping[str, float], sums: LayerSums | None) -> list[float]:
-        """Return this rank's vector. `signs` by the names of `RANK_SIGNS`; others are ignored."""
+    def pack(self, signs: Mapping[str, float], sums: LayerSums | None, of_sources: Sequence[float] = ()) -> list[float]:
+        """Return this rank's vector.
+
+        Args:
+            signs: by the names of `RANK_SIGNS`; others are ignored.
+            of_sources: sums of the losses of each source, then the numbers of samples; empty: not measured.
+        """
         mask = sum(1 << bit for bit, name in enumerate(RANK_SIGNS) if name in signs)
         measured = [float(signs.get(name, 0.0)) for name in RANK_SIGNS]
         if sums is None:
-            return [float(mask), *measured, *([0.0] * (len(SQUARES) * len(self.groups)))]
-        return [float(mask | 1 << HAS_LAYERS), *measured, *sums.weight, *sums.gradient, *sums.update]
+            squares = [0.0] * (len(SQUARES) * len(self.groups))
+        else:
+            mask |= 1 << HAS_LAYERS
+            squares = [*sums.weight, *sums.gradient, *sums.update]
+        known = min(self.sources, len(of_sources) // len(OF_SOURCES))
+        halves = of_sources[:known], of_sources[len(of_sources) // 2 :][:known]
+        by_place = [value for half in halves for value in (*half, *([0.0] * (self.sources - known)))]
+        return [float(mask), *measured, *squares, *by_place]
 
     def combine(self, vectors: Vectors) -> "Gathered":
         """Return what the vectors of all ranks say together. `vectors`: ranks by elements, in rank order."""
@@ -79,26 +95,37 @@ class VectorLayout:
             measured = (masks >> bit & 1).astype(bool)
             if measured.any():
                 by_rank[name] = tuple(np.where(measured, vectors[:, 1 + bit], nan).tolist())
-        if not (masks >> HAS_LAYERS & 1).all():
-            return Gathered(by_rank, None)
         begin, size = 1 + len(RANK_SIGNS), len(self.groups)
         # A sum that is not finite, of one that is not, is what is to be seen.
         with np.errstate(invalid="ignore", over="ignore"):
             sums = vectors[:, begin:].sum(axis=0).tolist()
-        return Gathered(by_rank, LayerSums(sums[:size], sums[size : 2 * size], sums[2 * size :]))
+        after = len(SQUARES) * size
+        losses, samples = sums[after : after + self.sources], sums[after + self.sources :]
+        layers = LayerSums(sums[:size], sums[size : 2 * size], sums[2 * size : after])
+        has_layers = bool((masks >> HAS_LAYERS & 1).all())
+        return Gathered(by_rank, layers if has_layers else None, tuple(zip(losses, samples, strict=True)))
 
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """Numbers of all ranks: `by_rank` in rank order, NaN where a rank has not measured; layers over all ranks."""
+    """Numbers of all ranks: `by_rank` in rank order, NaN where a rank has not measured; layers over all ranks.
+
+    sources: by place, the sum of the losses of a source's samples over all ranks, and their number.
+    """
 
     by_rank: Mapping[str, tuple[float, ...]]
     layers: LayerSums | None
+    sources: tuple[tuple[float, float], ...] = ()
 
     def mean_loss(self) -> float | None:
         """Return the mean of the ranks' losses, which is not finite if one of them is not; None if not measured."""
         losses = self.by_rank.get("loss", ())
         return sum(losses) / len(losses) if losses else None
+
+    def source_losses(self, names: Sequence[str]) -> dict[str, float]:
+        """Return the mean loss of each source that had a sample, as `source_loss/NAME`. `names`: by place."""
+        measured = zip(names, self.sources, strict=False)
+        return {f"source_loss/{name}": total / count for name, (total, count) in measured if count > 0}
 
     def layer_signs(
         self, groups: Sequence[str], grad_norm: float | None, is_trained: Sequence[bool]

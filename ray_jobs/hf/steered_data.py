@@ -11,6 +11,7 @@ from collections.abc import Sized
 from itertools import islice
 from typing import Any, cast
 
+import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
 
@@ -50,6 +51,8 @@ class SteeredData:
     _fixed_data: tuple[str, ...] = ()
     # The last step of the present epoch.
     _last_step_of_epoch = -1
+    # Number of the coming step's micro-batches that were trained on.
+    _micro_batch = 0
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         self._data_position = DataPosition()
@@ -189,6 +192,7 @@ class SteeredData:
                 return [], None
             stream.drop()
             self._beat()
+        self._micro_batch = 0
         began_s = time.perf_counter()
         batches, items = cast(Any, super()).get_batch_samples(*args, **kwargs)
         if self._health is not None:
@@ -196,6 +200,20 @@ class SteeredData:
         if stream is not None and len(batches) == micro_batches:
             stream.steps += 1
         return batches, items
+
+    def note_sample_losses(self, losses: torch.Tensor) -> None:
+        """Note the losses of the samples of the micro-batch that is trained on, in their order, to tell them by source.
+
+        For a script whose loss is its own: a `compute_loss` may call it. Others need not; every few steps only is it
+        used. `losses`: one a sample, shape `(samples,)`.
+        """
+        health = self._health
+        if health is None or not health.signs.sources.is_due or self._fixed_data:
+            return
+        args, samples = self._as_trainer.args, losses.numel()
+        # Accelerate deals micro-batches of the global order to the ranks in turn.
+        first = (self._micro_batch * args.world_size + args.process_index) * samples
+        health.signs.sources.add(health.signs.sources.of_step()[first : first + samples], losses)
 
     def _leave(self, batches_of_epoch: Any) -> None:
         """End an iterator in the middle: its workers, and its place among accelerate's."""

@@ -27,6 +27,7 @@ from ray_jobs.hf.callbacks import (
     RunPauseCallback,
 )
 from ray_jobs.hf.live import apply_batch_plan, engine_of
+from ray_jobs.hf.sample_losses import labels_of, sample_losses
 from ray_jobs.hf.steered_data import SteeredData
 from ray_jobs.process import context
 from ray_jobs.process.cpu_setup import check_data_parallel
@@ -146,15 +147,29 @@ class Steered(SteeredData, Extensible):
         loss: torch.Tensor = cast(Any, super()).training_step(*args, **kwargs)
         if self._health is not None:
             self._health.signs.add_loss(loss)
+        self._micro_batch += 1
         return loss
 
     def compute_loss(self, model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        """Return the loss, and time the forward pass of a training step."""
-        compute = cast(Any, super()).compute_loss
-        if self._health is None or not model.training:
+        """Return the loss, and time the forward pass of a training step; every few steps, note it by source."""
+        compute, signs = cast(Any, super()).compute_loss, self._health.signs if self._health is not None else None
+        if signs is None or not model.training:
             return compute(model, inputs, *args, **kwargs)
-        with self._health.signs.clock.running(inputs):
-            return compute(model, inputs, *args, **kwargs)
+        labels = labels_of(inputs) if signs.sources.is_due and not args and self._has_plain_loss() else None
+        if labels is None or kwargs.get("return_outputs"):
+            with signs.clock.running(inputs):
+                return compute(model, inputs, *args, **kwargs)
+        with signs.clock.running(inputs):
+            loss, outputs = compute(model, inputs, **(kwargs | {"return_outputs": True}))
+        if (losses := sample_losses(self._steered_model, outputs, labels)) is not None:
+            self.note_sample_losses(losses)
+        return loss
+
+    def _has_plain_loss(self) -> bool:
+        """Return whether a training step's loss is Transformers' own, which can tell the outputs, too."""
+        mro = type(self).__mro__
+        theirs = next(base for base in mro[mro.index(Steered) + 1 :] if "compute_loss" in vars(base))
+        return theirs is Trainer
 
     def _maybe_log_save_evaluate(self, tr_loss: Any, grad_norm: Any, *args: Any, **kwargs: Any) -> None:
         if self._health is not None and self._logged_step != self._step:

@@ -10,7 +10,7 @@ Started by `steer submit`, the loop can be steered. Started by hand, it is a loo
 """
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -147,6 +147,26 @@ class TrainingSession(Extensible):
         if self._loop.mixture is None:
             raise RuntimeError("session.references() needs data, which was not given to this TrainingSession")
         return self._loop.mixture.batch(self.data_step + 1)
+
+    def note_sample_losses(self, losses: torch.Tensor, references: Sequence[Reference] | None = None) -> None:
+        """Note the losses of samples of this step on this rank, to tell them by source; used every ten steps only.
+
+        Args:
+            losses: one a sample, in their order, shape `(samples,)`. May be called for each micro-batch.
+            references: of these samples; by default `references()[rank::ranks]`, all of this rank's.
+
+        Raises: `Invalid` if the numbers of losses and of references differ.
+        """
+        steering, mixture = self._steering, self._loop.mixture
+        health = steering.health if steering is not None else None
+        if steering is None or health is None or mixture is None or not health.signs.sources.is_due:
+            return
+        if references is None:
+            collectives = steering.opened().collectives
+            references = health.signs.sources.of_step()[collectives.rank :: collectives.world_size]
+        if losses.numel() != len(references):
+            raise Invalid(f"{losses.numel()} losses were noted for {len(references)} samples: give one a sample")
+        health.signs.sources.add(references, losses)
 
     def __enter__(self) -> Self:
         """Collective. Open, restore, and announce this start.

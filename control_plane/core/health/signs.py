@@ -233,6 +233,22 @@ SIGNS: tuple[Sign, ...] = (
         "If it rises, the model forgets: mix the older data in again, or lower the learning rate.",
     ),
     Sign(
+        "source_loss/<source>",
+        "as the training defines it",
+        "loss",
+        "gather",
+        "Mean training loss of a source's samples of a step, over all ranks, every ten steps.",
+        "Compare a source with its own past: the level differs between sources. It is what automatic mixtures go by.",
+    ),
+    Sign(
+        "source_samples/<source>",
+        "samples",
+        "loss",
+        "gather",
+        "Samples that a source has given on this branch so far, every ten steps.",
+        "Against the source's records it tells how often they were repeated.",
+    ),
+    Sign(
         "weight_norm/<group>",
         "L2 norm",
         "layers",
