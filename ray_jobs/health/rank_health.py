@@ -97,6 +97,8 @@ class RankHealth:
         self._told: set[str] = set()
         # Names that the training logs itself, and the step of the newest committed checkpoint.
         self.logged: Callable[[], frozenset[str]] = frozenset
+        # Of the trainings before this start: a sign that has arrived when a checkpoint is saved is charted after it.
+        self._logged_before: frozenset[str] = frozenset()
         self.saved_step = plan.manifest.step if plan.manifest is not None else training.loop.step
         self._wanted = cache(self._is_wanted)
         training.health.state = self.state
@@ -271,7 +273,7 @@ class RankHealth:
         every = self._chart_steps()
         if step % every and self._probed_step != step and (arrived is None or arrived.step % every):
             return
-        now_s, elsewhere = time.time(), self.logged()
+        now_s, elsewhere = time.time(), self.logged() | self._logged_before
         gathered = arrived.signs if arrived is not None else {}
         chosen = [(step, name, value) for name, value in signs.items() if name not in gathered]
         if step % every:
@@ -311,6 +313,7 @@ class RankHealth:
             "monitor": self._monitor.state() if self._monitor is not None else {},
             "arrived": self._arrived.state() if self._arrived is not None else None,
             "signs": self.signs.state(),
+            "logged": sorted(self.logged() | self._logged_before),
         }
 
     def restore(self, state: Mapping[str, Any]) -> None:
@@ -320,6 +323,7 @@ class RankHealth:
         try:
             self._monitor.restore(state.get("monitor") or {})
             self.signs.restore(state.get("signs") or {})
+            self._logged_before = frozenset(state.get("logged") or ())
             if arrived := state.get("arrived"):
                 rows = {str(name): tuple(row) for name, row in arrived["by_rank"].items()}
                 self._arrived = _Arrived(int(arrived["step"]), dict(arrived["signs"]), rows)
