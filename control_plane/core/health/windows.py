@@ -57,15 +57,6 @@ def noise_between(values: Sequence[float]) -> float:
     return sqrt(sum(squares) / (2 * len(squares)))
 
 
-def noise_of_rises(values: Sequence[float]) -> float:
-    """Return the standard deviation estimated from those differences of neighbours that rise; 0 if none does.
-
-    For a loss: what it has fallen by, however fast, is progress and no noise.
-    """
-    squares = [(after - before) ** 2 for before, after in pairwise(values) if after > before]
-    return sqrt(sum(squares) / (2 * len(squares))) if squares else 0.0
-
-
 class Window:
     """Last `size` finite values of a sign.
 

@@ -8,7 +8,7 @@ from control_plane.core.health.detectors.spikes import FIRST_SAMPLES
 from control_plane.core.health.detectors.spikes import LEAST_OF_FIRST as LEAST_SUDDEN_RISE
 from control_plane.core.health.findings import Condition, Conditions, Detector, Ended, Finding, Look
 from control_plane.core.health.settings import DivergenceSettings, ForgettingSettings, PlateauSettings
-from control_plane.core.health.windows import BlockMeans, Window, mean, noise_between, noise_of_rises
+from control_plane.core.health.windows import BlockMeans, Window, mean, noise_between
 from control_plane.core.model.health import MAX_EVIDENCE_VALUES, AlertKind, Evidence
 
 BLOCKS = 8
@@ -287,8 +287,7 @@ class Forgetting(Detector):
         window = self.windows.setdefault(name, Window(self.WINDOW))
         condition = self.conditions[name]
         best, best_step = self.best.setdefault(name, (value, look.step))
-        # A rise that waits for its confirmation is no noise.
-        noise = noise_of_rises(window.values[:-1])
+        noise = noise_between(window.values)
         first = abs(mean(self.first)) if self.first else 0.0
         least = LEAST_SUDDEN_RISE * first if abs(best) < BY_HEART * first else 0.0
         threshold = best + max(self.settings.rise * abs(best), self.settings.sigmas * noise, least)
