@@ -6,11 +6,12 @@ from control_plane.agent.model import Budget, ChatModel, endpoint
 from control_plane.agent.options import AgentOptions
 from control_plane.agent.rules.catalogue import DEFAULT, RULES, make_rule
 from control_plane.agent.rules.guarded import GuardedRule
+from control_plane.agent.rules.mixture import LEAST_BATCHES
 from control_plane.agent.rules.probing import ProbingOptions, ProbingRule
 from control_plane.agent.rules.rule import Rule
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intent_base import LEARNING_RATE
-from control_plane.core.model.intents.agent import POLICIES
+from control_plane.core.model.intents.agent import MIXTURE_POLICIES, POLICIES
 
 __all__ = ["MODEL_POLICIES", "POLICIES", "advice", "choose_model", "choose_rule"]
 
@@ -48,6 +49,11 @@ def choose_rule(options: AgentOptions) -> Rule:
 
 def advice(options: AgentOptions, step: int) -> str | None:
     """Return what a person should know before this rule steers a run that is at `step`, or None."""
+    if options.policy in MIXTURE_POLICIES:
+        return (
+            f"policy {options.policy}: it sets the weights of the run's sources, which the run's limit mixture/* has "
+            f"to allow the role agent; ado and odm leave a source with fewer than {LEAST_BATCHES} batches at the floor"
+        )
     if options.policy != ProbingRule.name:
         return None
     grant = options.grants.knobs.get(LEARNING_RATE)

@@ -15,8 +15,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from control_plane.agent import course, policy
+from control_plane.agent import course, mixing, policy
 from control_plane.agent.course import Course
+from control_plane.agent.mixing import Mix
 from control_plane.agent.policy import ActionSeen, AgentBounds, Decision, KnobSeen, Observation, Ruling
 from control_plane.config_text import from_yaml
 from control_plane.core.model.commands import MAX_LEARNING_RATE
@@ -94,7 +95,7 @@ class Run:
         return f"run {self.name} {json.dumps(dict(self.arguments))}"
 
 
-Proposal = Decision | Scale | SetTo | Run | Course
+Proposal = Decision | Scale | SetTo | Run | Course | Mix
 
 
 def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: AgentBounds, grants: Grants) -> Ruling:
@@ -106,6 +107,8 @@ def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: Agen
     if isinstance(proposal, Course):
         reason = reason or course.reason_against(proposal, now, bounds)
         return Ruling(None, f"not sent: {reason}") if reason else Ruling(proposal.intent, proposal.what)
+    if isinstance(proposal, Mix):
+        return Ruling(None, f"not sent: {reason}") if reason else _mixed(proposal, seen, now)
     if reason is None:
         about = _about_action if isinstance(proposal, Run) else _about_knob
         reason = about(proposal, seen, now, bounds, grants)  # type: ignore[arg-type]
@@ -115,6 +118,13 @@ def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: Agen
         return Ruling(INTENT.validate_python(_intent(proposal)), proposal.what)
     except ValidationError:
         return Ruling(None, "not sent: it is not a valid command")
+
+
+def _mixed(proposal: Mix, seen: Observation, now: Observation) -> Ruling:
+    if now.is_mixing:
+        return Ruling(None, "not sent: an earlier change of the weights is still pending")
+    intent = mixing.intent_of(proposal, seen.mixture, now.mixture)
+    return Ruling(None, f"not sent: {intent}") if isinstance(intent, str) else Ruling(intent, proposal.what)
 
 
 def _intent(proposal: Scale | SetTo | Run) -> dict[str, Any]:

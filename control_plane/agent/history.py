@@ -23,7 +23,8 @@ from control_plane.agent.policy import AUTOPILOT
 from control_plane.core.model.errors import Conflict
 from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.intents.agent import Propose
-from control_plane.core.model.knobs import finite_numbers
+from control_plane.core.model.intents.data import SetMixture
+from control_plane.core.model.knobs import finite_numbers, is_number
 from control_plane.core.model.proposals import ProposalClosed, ProposalStatus
 from control_plane.core.model.records import (
     CommandAccepted,
@@ -63,6 +64,8 @@ class SteeringHistory:
         self._proposal_of: dict[UUID, UUID] = {}
         self._declined_at: dict[UUID, int] = {}
         self.peak_lr = 0.0
+        # The weight that each source of the data had first.
+        self.priors: dict[str, float] = {}
 
     @property
     def seq(self) -> int:
@@ -97,6 +100,9 @@ class SteeringHistory:
 
     def _take(self, entry: Entry) -> None:
         evolve(self._state, entry)
+        for name, source in self._state.data.mixture.items():
+            if name not in self.priors and is_number(source.get("weight")):
+                self.priors[name] = float(source["weight"])
         match entry.record:
             case CommandAccepted(command=command):
                 if is_autopilots(command.reason) and (command.intent.is_queued or isinstance(command.intent, Propose)):
@@ -201,6 +207,11 @@ class SteeringHistory:
                 f"(journal entry {life.accepted_seq}) after this one joined, so this one ends; only one autopilot may "
                 "steer a run at a time"
             )
+
+    @property
+    def is_mixing(self) -> bool:
+        """Return whether a change of the sources' weights, by anybody, is accepted and has no outcome yet."""
+        return any(isinstance(each.intent, SetMixture) for each in self._state.pending_commands())
 
     def last_change(self, knob: str) -> tuple[int | None, bool]:
         """Return the step of a knob's last change (or last run of `action/NAME`), and whether one is pending.

@@ -22,17 +22,20 @@ from control_plane.agent.history import SteeringHistory
 from control_plane.agent.judging.cadence import is_doubtful, next_look
 from control_plane.agent.judging.effects import effect_of
 from control_plane.agent.measured import Measured
+from control_plane.agent.mixing import sources_seen
 from control_plane.agent.model import Budget, BudgetSpent, ChatModel, ModelUnavailable
 from control_plane.agent.observing import actions_seen, knobs_seen
 from control_plane.agent.options import AgentClient, AgentOptions, adopted
 from control_plane.agent.policy import AgentAction, Decision, Observation, explain, printable
 from control_plane.agent.rules.guarded import GuardedRule
+from control_plane.agent.rules.mixture import MixtureRule
 from control_plane.agent.sending import Sender
 from control_plane.api.messages import Snapshot
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Refused, Unavailable
 from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.intents.agent import NoteEffect
+from control_plane.core.model.intents.data import SetMixture
 from control_plane.core.model.state import CommandStatus
 from control_plane.core.rules.agent.risk import risk_of
 
@@ -121,6 +124,11 @@ class Autopilot:
         return self._model.name if self._model else self._rule.name
 
     @property
+    def _mixes(self) -> bool:
+        """Whether the rule sets the weights of sources; then it looks at the same interval always."""
+        return self._model is None and isinstance(self._rule, MixtureRule)
+
+    @property
     def applied(self) -> int:
         """Return the number of this autopilot's changes that every rank has confirmed."""
         return self._history.applied
@@ -137,7 +145,7 @@ class Autopilot:
         if (reason := self._is_set_anew(snapshot)) is not None:
             return reason
         self._follow(snapshot)
-        caught_up = self._measured.read(self._client, self._run) and is_known
+        caught_up = self._measured.read(self._client, self._run, snapshot.mixture if self._mixes else ()) and is_known
         if snapshot.status != "running" or not caught_up:
             return None
         if self._options.settings is not None:
@@ -172,7 +180,7 @@ class Autopilot:
         if newest is None or newest <= self._measured_at:
             return False
         interval = options.every_steps
-        if options.adaptive:
+        if options.adaptive and not self._mixes:
             seen = self._observe(snapshot)
             interval = next_look(interval, seen, self._healthy_looks, options.bounds.cooldown_steps)
         return snapshot.step >= self._looked_at + interval
@@ -272,7 +280,9 @@ class Autopilot:
             uuid, settled = life.command.uuid, life.settled
             if uuid in self._noted or settled is None or settled.step is None or snapshot.step < settled.step + steps:
                 continue
-            if uuid in self._history.state.agent.effects or not life.command.intent.changes_training:
+            is_known = uuid in self._history.state.agent.effects
+            # Weights change with every look: of none of these changes can the effect be told alone.
+            if is_known or not life.command.intent.changes_training or isinstance(life.command.intent, SetMixture):
                 self._noted.add(uuid)
                 continue
             if self._note_effect(life, settled.step, steps) or snapshot.step > settled.step + 4 * steps:
@@ -361,4 +371,6 @@ class Autopilot:
                 kind: at for kind in self._options.kinds if (at := self._history.last_of_kind(kind)) is not None
             },
             factor=self._options.factor,
+            mixture=sources_seen(snapshot.mixture, self._history.priors, self._measured.sources) if self._mixes else {},
+            is_mixing=self._mixes and self._history.is_mixing,
         )

@@ -2,8 +2,10 @@
 
 import math
 from collections import deque
+from collections.abc import Iterable
 from typing import Protocol
 
+from control_plane.agent.mixing import SourceSeries
 from control_plane.api.messages import Measurements
 
 METRIC_NAMES = ("loss", "eval_loss", "lr", "grad_norm")
@@ -27,6 +29,7 @@ class Measured:
         self.losses: deque[tuple[int, float]] = deque(maxlen=window_points)
         self.evals: deque[tuple[int, float]] = deque(maxlen=window_points)
         self.grad_norms: deque[tuple[int, float]] = deque(maxlen=window_points)
+        self.sources = SourceSeries()
         self.eval_loss: float | None = None
         self._lr: tuple[int, float] | None = None
         self._peak_lr = 0.0
@@ -37,10 +40,15 @@ class Measured:
         """Return the step of the newest loss, None before the first."""
         return self.losses[-1][0] if self.losses else None
 
-    def read(self, client: MeasurementReader, run: str) -> bool:
-        """Read the new points since the last call; return whether that was all of them."""
+    def read(self, client: MeasurementReader, run: str, sources: Iterable[str] = ()) -> bool:
+        """Read the new points since the last call; return whether that was all of them.
+
+        Args:
+            sources: of the run's data, of which the measurements are read, too.
+        """
+        names = METRIC_NAMES + self.sources.names(sources)
         for _ in range(MAX_PAGES_PER_POLL):
-            page = client.metrics(run, after=self._cursor, limit=MEASUREMENTS_PER_PAGE, names=METRIC_NAMES)
+            page = client.metrics(run, after=self._cursor, limit=MEASUREMENTS_PER_PAGE, names=names)
             self._cursor = page.cursor
             for point in page.points:
                 self._take(point.name, point.step, point.value)
@@ -59,9 +67,11 @@ class Measured:
         elif name == "lr":
             self._lr = (step, value)
             self._peak_lr = max(self._peak_lr, value) if math.isfinite(value) else self._peak_lr
+        else:
+            self.sources.take(name, step, value)
 
     def forget(self) -> None:
-        """Clear the series: another generation measures them anew."""
+        """Clear the series: another generation measures them anew. Those of sources hold a whole run."""
         for series in (self.losses, self.evals, self.grad_norms):
             series.clear()
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
+from control_plane.agent.mixing import SourceSeen
 from control_plane.core.model.commands import MAX_LEARNING_RATE, Intent, SetLearningRate
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.knobs import KnobSpec, KnobValue
@@ -141,6 +142,10 @@ class Observation:
     """Step at which a command of each kind was last applied, or last declined as a proposal."""
     factor: float | None = None
     """Largest factor of one change of the learning rate; None: only 2 and 1/2, unless granted."""
+    mixture: Mapping[str, SourceSeen] = field(default_factory=dict)
+    """Sources of the run's data; only for a rule that sets their weights."""
+    is_mixing: bool = False
+    """Whether a change of the sources' weights is accepted and has no outcome yet."""
 
 
 @dataclass(frozen=True, slots=True)

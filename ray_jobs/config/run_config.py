@@ -21,8 +21,9 @@ from control_plane.config_text import shown
 from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.data import MAX_SOURCES, FieldSchema, SourceName, SourceSettings
 from control_plane.core.model.errors import Invalid
-from control_plane.core.model.intents.agent import AgentSettings, reason_against_policy
+from control_plane.core.model.intents.agent import MIXTURE_POLICIES, AgentSettings, reason_against_policy
 from control_plane.core.model.intents.grants import ArgumentGrant, Grants, KnobGrant
+from control_plane.core.model.limits import reason_against_mixing
 from control_plane.core.model.reflexes import Reflex, Reflexes
 from ray_jobs.config.config_files import ConfigFiles, FilesBeside
 from ray_jobs.config.deepspeed_features import unsupported
@@ -116,8 +117,13 @@ class RunConfig(Section):
 
     @model_validator(mode="after")
     def _agent_has_a_policy(self) -> Self:
-        if self.agent is not None and (reason := reason_against_policy(self.agent)):
+        if self.agent is None:
+            return self
+        policy = self.agent.policy
+        if reason := reason_against_policy(self.agent) or reason_against_mixing(self.limits, policy):
             raise ValueError(f"agent.policy: {reason}")
+        if policy in MIXTURE_POLICIES and not self.sources:
+            raise ValueError(f"agent.policy: {policy} sets the weights of 'sources', and this config has none")
         return self
 
     @model_validator(mode="after")

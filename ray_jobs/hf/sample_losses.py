@@ -14,6 +14,9 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 IGNORED = -100
 """Label of a token that is not trained on."""
 
+TOKENS = 64
+"""Tokens of a sample that are looked at, evenly spread: the softmax of all of a long text would cost too much."""
+
 MOST_ELEMENTS = 1 << 24
 """Logits that are turned into float32 at a time: 64 MiB."""
 
@@ -28,8 +31,8 @@ def labels_of(inputs: Any) -> torch.Tensor | None:
 def sample_losses(model: nn.Module, outputs: Any, labels: torch.Tensor) -> torch.Tensor | None:
     """Return the mean cross entropy of each sample, shape `(samples,)`, on the device of the logits.
 
-    None where the answer is neither one logit a class nor one a token and class, or does not fit the labels. A sample
-    without a label to train on is NaN.
+    Of a sample of more than `TOKENS` tokens it is the mean over every k-th of them; without a label to train on, NaN.
+    None where the answer is neither one logit a class nor one a token and class, or does not fit the labels.
 
     Args:
         model: not wrapped; it tells whether labels are those of the next token.
@@ -46,12 +49,14 @@ def sample_losses(model: nn.Module, outputs: Any, labels: torch.Tensor) -> torch
         return cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
     if _predicts_the_next(model):
         labels = pad(labels, (0, 1), value=IGNORED)[:, 1:]
+    stride = -(-labels.shape[1] // TOKENS)
+    logits, labels = logits[:, ::stride], labels[:, ::stride].contiguous()
     chunk = max(1, MOST_ELEMENTS // max(1, logits[0].numel()))
     parts = [
-        cross_entropy(some.float().transpose(1, 2), of_some, reduction="none", ignore_index=IGNORED).sum(dim=1)
+        cross_entropy(some.float().flatten(0, 1), of_some.flatten(), reduction="none", ignore_index=IGNORED)
         for some, of_some in zip(logits.split(chunk), labels.split(chunk), strict=True)
     ]
-    return torch.cat(parts) / (labels != IGNORED).sum(dim=1)
+    return torch.cat(parts).view_as(labels).sum(dim=1) / (labels != IGNORED).sum(dim=1)
 
 
 def _predicts_the_next(model: nn.Module) -> bool:

@@ -1,13 +1,14 @@
 """Sources of a run's data: shares, records and newest shards, the form of weights, and the upload of records."""
 
 from collections.abc import Mapping
-from math import isclose, log
+from math import isclose
 
 import streamlit as st
 
 from control_plane.api.data_views import Ingested, RunData, ShardView, SourceView
 from control_plane.api.messages import Snapshot
 from control_plane.client.data import SUFFIXES
+from control_plane.core.model.data import share_exponent
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.intents.data import SetMixture
 from ui.gateway import client, may_steer
@@ -97,16 +98,6 @@ def shares(weights: Mapping[str, float], exponent: float) -> dict[str, float]:
     return {name: value / total if total else 0.0 for name, value in raised.items()}
 
 
-def exponent_of(mixture: Mapping[str, Mapping[str, float]]) -> float:
-    """Return the power by which weights make shares, 1 / temperature, as read off two sources; 1 if none tell."""
-    known = [(float(one["weight"]), float(one["share"])) for one in mixture.values()]
-    known = [(weight, share) for weight, share in known if weight > 0 and share > 0]
-    for weight, share in known[1:]:
-        if not isclose(weight, known[0][0]):
-            return log(share / known[0][1]) / log(weight / known[0][0])
-    return 1.0
-
-
 @st.fragment
 def control(live: LiveRun) -> None:
     """Draw the forms that set weights and send records; in a fragment that does not refresh."""
@@ -135,7 +126,7 @@ def _weights(live: LiveRun, snapshot: Snapshot) -> None:
         name: st.slider(plain(name), 0.0, most, weight, 0.01, key=f"weight/{live.run}/{name}")
         for name, weight in now.items()
     }
-    exponent = exponent_of(snapshot.mixture)
+    exponent = share_exponent(snapshot.mixture)
     before, after = shares(now, exponent), shares(chosen, exponent)
     st.html("<br>".join(f"{escape(name)}: {before[name]:.1%} → <b>{after[name]:.1%}</b>" for name in now))
     changed = {name: weight for name, weight in chosen.items() if not isclose(weight, now[name], abs_tol=1e-9)}

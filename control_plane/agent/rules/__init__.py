@@ -1,1 +1,1 @@
-"""Rules that propose without a model: GreedyLR, reduce on plateau, ZClip, our own, and a learned linear policy."""
+"""Rules that propose without a model: GreedyLR, reduce on plateau, ZClip, our own, a linear policy, data mixtures."""

@@ -2,17 +2,20 @@
 
 import json
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib.resources import files
 
 from control_plane.agent.rules.greedy import PUBLISHED, SHIPPED, GreedyRule
 from control_plane.agent.rules.guarded import GuardedRule
 from control_plane.agent.rules.learned import LearnedRule, Weights, weights_of
+from control_plane.agent.rules.mixture import MixtureRule
 from control_plane.agent.rules.plateau import PlateauRule
 from control_plane.agent.rules.probing import ProbingRule
 from control_plane.agent.rules.rule import Rule
 from control_plane.agent.rules.simple import NothingRule, RandomRule
 from control_plane.agent.rules.zclip import ZClipRule
 from control_plane.core.model.errors import Invalid
+from control_plane.core.model.intents.agent import MIXTURE_POLICIES
 
 DEFAULT = "guarded"
 """The rule that `rule` and `auto` mean."""
@@ -36,6 +39,7 @@ RULES: Mapping[str, Callable[[], Rule]] = {
     "learned": lambda: LearnedRule(shipped_weights()),
     "random": RandomRule,
     "nothing": NothingRule,
+    **{name: partial(MixtureRule, name) for name in MIXTURE_POLICIES},
 }
 
 

@@ -26,10 +26,14 @@ def agent(
         str,
         typer.Option(
             help="Who decides: auto (the model if one is configured), model, rule (the guarded rule), or one of the "
-            "rules guarded, probing, greedy-shipped, greedy-published, plateau, zclip, learned, random, nothing."
+            "rules guarded, probing, greedy-shipped, greedy-published, plateau, zclip, learned, random, nothing; "
+            "ado, odm, natural and uniform set the weights of the run's sources instead."
         ),
     ] = "auto",
-    every: Annotated[int, typer.Option(min=1, metavar="STEPS", help="Decide once every this many steps.")] = 25,
+    every: Annotated[
+        int | None,
+        typer.Option(min=1, metavar="STEPS", help="Decide once every this many steps. Default: 25; for mixtures 50."),
+    ] = None,
     max_decisions: Annotated[
         int, typer.Option(min=1, help="Stop after this many decisions; bounds the model's cost.")
     ] = 1000,
@@ -45,14 +49,18 @@ def agent(
     from control_plane.agent.ledger import Ledger
     from control_plane.agent.loop import AgentOptions, run_agent
     from control_plane.agent.model import endpoint
+    from control_plane.agent.policy import AgentBounds
     from control_plane.api.agent_spending import budgets_of
     from control_plane.client import SteerwayClient
+    from control_plane.core.model.intents.agent import AgentSettings
     from control_plane.core.model.intents.grants import NO_GRANTS
 
     if policy not in POLICIES:
         raise UsageError(f"--policy is {policy!r}; allowed are {', '.join(POLICIES)}")
+    wanted = AgentSettings.model_validate({"policy": policy} | ({"every_steps": every} if every else {}))
     options = AgentOptions(
-        every_steps=every,
+        every_steps=wanted.every_steps,
+        bounds=AgentBounds(max_changes=wanted.max_changes),
         policy=policy,
         max_decisions=max_decisions,
         dry_run=dry_run,

@@ -11,6 +11,7 @@ source has, and its weight, change only by commands that all ranks apply at one 
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from math import isclose, log
 from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
@@ -178,6 +179,20 @@ MIXTURE = "mixture"
 
 FIRST_STEP, NEXT_SAMPLES = "first_step", "next_samples"
 """In the readback of a data command: the first step whose samples are drawn by it, and a digest of their names."""
+
+
+def share_exponent(mixture: Mapping[str, Mapping[str, float]]) -> float:
+    """Return the power by which weights make shares, 1 / temperature, as read off two sources; 1 if none tell.
+
+    Args:
+        mixture: of each source, weight and share.
+    """
+    known = [(float(one["weight"]), float(one["share"])) for one in mixture.values()]
+    known = [(weight, share) for weight, share in known if weight > 0 and share > 0]
+    for weight, share in known[1:]:
+        if not isclose(weight, known[0][0]):
+            return log(share / known[0][1]) / log(weight / known[0][0])
+    return 1.0
 
 
 def shortened(readback: Mapping[str, Any]) -> dict[str, Any]:

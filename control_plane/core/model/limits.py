@@ -18,6 +18,8 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from control_plane.core.model.intent_base import ACTION, BaseIntent, Message
+from control_plane.core.model.intents.agent import MIXTURE_POLICIES
+from control_plane.core.model.intents.data import WEIGHT
 from control_plane.core.model.knobs import numbers
 
 AGENT = "agent"
@@ -68,6 +70,17 @@ def reason_against_intent(
             if limit is not None and (problem := _beyond(knob, limit, value, factor)):
                 return problem
     return None
+
+
+def reason_against_mixing(limits: Mapping[str, Limit], policy: str) -> str | None:
+    """Return why an agent of this policy could never change anything under these limits, or None."""
+    granted = any(name.startswith(WEIGHT) and AGENT in (limit.roles or ()) for name, limit in limits.items())
+    if granted or policy not in MIXTURE_POLICIES:
+        return None
+    return (
+        f"the policy {policy} sets the weights of the run's sources, and no limit of this run lets an agent do that: "
+        f"its config needs 'limits: {{{WEIGHT}*: {{roles: [operator, admin, agent]}}}}'"
+    )
 
 
 def reason_against_change(

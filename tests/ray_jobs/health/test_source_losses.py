@@ -153,7 +153,7 @@ def test_losses_of_samples_are_the_models_own_where_it_predicts_the_next_token()
     assert losses is not None
     assert losses.tolist() == pytest.approx(by_hand(answer.logits[:, :-1], labels[:, 1:]), rel=1e-5)
     counts = (labels[:, 1:] != IGNORED).sum(dim=1)
-    assert float((losses * counts).sum() / counts.sum()) == pytest.approx(float(answer.loss), rel=1e-5)
+    assert float((losses * counts).sum() / counts.sum()) == pytest.approx(float(answer.loss.detach()), rel=1e-5)
 
 
 def test_losses_of_samples_of_other_models() -> None:
@@ -164,6 +164,10 @@ def test_losses_of_samples_of_other_models() -> None:
     found = sample_losses(masked, answer, ids)
     assert found is not None
     assert found.tolist() == pytest.approx(by_hand(answer.logits, ids), rel=1e-5)
+    long, of_long = torch.randn(2, 130, 5), torch.randint(0, 5, (2, 130))
+    found = sample_losses(masked, {"logits": long}, of_long)
+    assert found is not None
+    assert found.tolist() == pytest.approx(by_hand(long[:, ::3], of_long[:, ::3]), rel=1e-5), "every third token"
     classes, wanted = torch.randn(4, 5), torch.tensor([0, 4, 2, 2])
     found = sample_losses(nn.Linear(1, 1), {"logits": classes}, wanted)
     assert found is not None

@@ -6,6 +6,7 @@ import pytest
 from streamlit.testing.v1 import AppTest
 
 from control_plane.console_login import SessionRecord
+from control_plane.core.model.data import share_exponent
 from control_plane.core.model.intents.data import AddShards, SetMixture
 from control_plane.gateway.data.announcer import ShardAnnouncer
 from control_plane.storage.layout import RunFiles
@@ -15,7 +16,7 @@ from tests.ui.fake_cluster import TOKEN, FakeCluster
 from tests.ui.fake_trainer import FakeTrainer
 from tests.ui.test_branches import html
 from tests.ui.test_console import press, text
-from ui.panels.dataset import exponent_of, shares
+from ui.panels.dataset import shares
 
 
 def with_files(cluster: FakeCluster, root: Path, run: str = "gpt2-1") -> ShardAnnouncer:
@@ -111,5 +112,5 @@ def test_shares_follow_weights_and_temperature() -> None:
     assert shares({"a": 0.25, "b": 0.75, "c": 0.0}, 1.0) == {"a": 0.25, "b": 0.75, "c": 0.0}
     assert shares({"a": 0.0}, 1.0) == {"a": 0.0}
     mixture = {"a": {"weight": 1.0, "share": 1 / 3}, "b": {"weight": 4.0, "share": 2 / 3}}
-    assert exponent_of(mixture) == pytest.approx(0.5), "temperature 2"
-    assert exponent_of({"a": {"weight": 1.0, "share": 1.0}}) == 1.0
+    assert share_exponent(mixture) == pytest.approx(0.5), "temperature 2"
+    assert share_exponent({"a": {"weight": 1.0, "share": 1.0}}) == 1.0

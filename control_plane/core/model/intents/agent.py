@@ -46,8 +46,18 @@ POLICIES = (
     "learned",
     "random",
     "nothing",
+    "ado",
+    "odm",
+    "natural",
+    "uniform",
 )
 """Policies that an agent can be started with. Checked where one is started: older journals may hold others."""
+
+MIXTURE_POLICIES = ("ado", "odm", "natural", "uniform")
+"""Those that set the weights of the run's sources, and nothing else."""
+
+MIXTURE_EVERY_STEPS = 50
+"""Steps between two looks of a policy of mixtures, unless it is told others."""
 
 Steps = Annotated[int, Field(ge=1, le=MAX_STEP, strict=True)]
 
@@ -81,6 +91,8 @@ class AgentSettings(Message):
     policy: `auto` (the server's model, else the guarded rule), `model`, or the name of a rule.
     action_space: what may be proposed for the learning rate and the run's course; `grants` come on top of it.
     every_steps: steps between two looks; with `adaptive`, rarer at a healthy run and more often at a doubtful one.
+        A policy of mixtures looks every 50 steps, unless this is given, and always at the same interval.
+    max_changes: of one run; 1000 unless given, for a policy of mixtures, which makes one at most looks.
     max_factor: a change of the learning rate by more than this factor is of high risk.
     deadline_s, default: seconds that a person has to answer a proposal, and what happens then.
     trial_steps: a change that would be made is first tried for so many steps, on a branch, and adopted only if the
@@ -105,6 +117,13 @@ class AgentSettings(Message):
     second_opinion: bool = True
     trial_steps: Steps | None = None
     grants: Grants = NO_GRANTS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _mixtures_change_often(cls, given: Any) -> Any:
+        if not isinstance(given, dict) or given.get("policy") not in MIXTURE_POLICIES:
+            return given
+        return {"every_steps": MIXTURE_EVERY_STEPS, "max_changes": MAX_AGENT_CHANGES} | given
 
     @model_validator(mode="after")
     def _min_lr_is_below_max_lr(self) -> "AgentSettings":

@@ -21,7 +21,7 @@ from control_plane.core.model.intents.agent import (
     WithdrawProposal,
     reason_against_policy,
 )
-from control_plane.core.model.limits import AGENT
+from control_plane.core.model.limits import AGENT, reason_against_mixing
 from control_plane.core.model.proposals import ProposalClosed, ProposalStatus, Verdict
 from control_plane.core.model.records import CommandSettled, Record
 from control_plane.core.model.state import RunState
@@ -80,14 +80,14 @@ def settle_agent_command(state: RunState, command: Command, accept: Accept) -> l
         NotFound: there is no such proposal or command.
         Conflict: it has no effect: an agent is started already, a proposal is closed.
         Overloaded: too many proposals wait for an answer.
-        Invalid: an agent is started with an unknown policy.
+        Invalid: an agent is started with an unknown policy, or one that the limits leave nothing to do.
         RunEnded: the run is closed.
     """
     done: list[Record] = [CommandSettled(uuid=command.uuid, status="applied")]
     match command.intent:
         case StartAgent(settings=wanted):
             check_open(state)
-            if reason := reason_against_policy(wanted):
+            if reason := reason_against_policy(wanted) or reason_against_mixing(state.limits, wanted.policy):
                 raise Invalid(reason)
             if state.agent.settings is not None:
                 who = f"started by {state.agent.started_by}, policy {state.agent.settings.policy}"

@@ -7,8 +7,8 @@ from typing import Literal
 
 from control_plane.core.model.commands import Change, Command
 from control_plane.core.model.intent_base import LEARNING_RATE, BaseIntent
-from control_plane.core.model.intents import Evaluate, SaveCheckpoint, SetKnobs, SetLearningRate
-from control_plane.core.model.intents.agent import AgentSettings
+from control_plane.core.model.intents import Evaluate, SaveCheckpoint, SetKnobs, SetLearningRate, SetMixture
+from control_plane.core.model.intents.agent import MIXTURE_POLICIES, AgentSettings
 from control_plane.core.model.knobs import is_number
 from control_plane.core.model.limits import AGENT
 from control_plane.core.model.records import Readback
@@ -31,8 +31,8 @@ def risk_of(intent: BaseIntent, settings: AgentSettings, knobs: Readback) -> Ris
     """Return the risk of an intent.
 
     Low: an evaluation, a save; a change of the learning rate by at most `max_factor`, in either direction, to a value
-    within the settings' bounds; a change of granted knobs, each within its grant. Everything else is high, and so is a
-    change whose result is not known here.
+    within the settings' bounds; a change of granted knobs, each within its grant; weights of sources, by a policy that
+    sets nothing else. Everything else is high, and so is a change whose result is not known here.
 
     Args:
         knobs: the run's live values, as the ranks last read them back.
@@ -47,6 +47,8 @@ def risk_of(intent: BaseIntent, settings: AgentSettings, knobs: Readback) -> Ris
             least = max(settings.min_lr, grant.min or 0.0) if grant else settings.min_lr
             highest = min(settings.max_lr, grant.max) if grant and grant.max is not None else settings.max_lr
             return _of_change(intent.value, intent.factor, live, most, least, highest)
+        case SetMixture():
+            return "low" if settings.policy in MIXTURE_POLICIES else "high"
         case SetKnobs():
             return "low" if all(_is_granted(change, settings, knobs) for change in intent.changes) else "high"
     return "high"
