@@ -125,7 +125,7 @@ class Autopilot:
 
     @property
     def _mixes(self) -> bool:
-        """Whether the rule sets the weights of sources; then it looks at the same interval always."""
+        """Return whether the rule sets the weights of sources; then it looks at the same interval always."""
         return self._model is None and isinstance(self._rule, MixtureRule)
 
     @property

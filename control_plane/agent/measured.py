@@ -10,6 +10,9 @@ from control_plane.api.messages import Measurements
 
 METRIC_NAMES = ("loss", "eval_loss", "lr", "grad_norm")
 MEASUREMENTS_PER_PAGE = 5000
+MAX_NAMES_ASKED = 64
+"""Names that the gateway takes in one request; of more sources than that leaves room for, everything is read."""
+
 MAX_PAGES_PER_POLL = 20
 """Joining a long run late reads its past in a few polls, without blocking Ctrl-C."""
 
@@ -47,6 +50,8 @@ class Measured:
             sources: of the run's data, of which the measurements are read, too.
         """
         names = METRIC_NAMES + self.sources.names(sources)
+        if len(names) > MAX_NAMES_ASKED:
+            names = ()  # all
         for _ in range(MAX_PAGES_PER_POLL):
             page = client.metrics(run, after=self._cursor, limit=MEASUREMENTS_PER_PAGE, names=names)
             self._cursor = page.cursor

@@ -1,4 +1,4 @@
-"""What an autopilot sees of a run's sources, and its proposal to set their weights."""
+"""Observation of a run's sources by an autopilot, and its proposal to set their weights."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass

@@ -28,7 +28,7 @@ from ray_jobs.health.activations import ActivationProbe
 from ray_jobs.health.gradient_norm import GradientNormHook
 from ray_jobs.health.layer_groups import layer_groups
 from ray_jobs.health.layer_norms import LayerNorms
-from ray_jobs.health.source_losses import PLACES, SourceSums
+from ray_jobs.health.source_losses import LONGEST_NAME, PLACES, SourceSums
 from ray_jobs.health.step_signs import ClosedStep, StepSigns
 from ray_jobs.health.vector import Gathered, VectorLayout, Vectors
 from ray_jobs.process import deepspeed_internals
@@ -215,8 +215,9 @@ class RankHealth:
         if (loss := gathered.mean_loss()) is not None:
             signs["loss"] = loss
         if (sources := flying.sources) is not None:
-            signs |= gathered.source_losses(sources.names)
-            signs |= {f"source_samples/{name}": float(n) for name, n in zip(sources.names, sources.drawn, strict=True)}
+            counts = zip(sources.names, sources.drawn, strict=True)
+            told = gathered.source_losses(sources.names) | {f"source_samples/{name}": float(n) for name, n in counts}
+            signs |= {name: value for name, value in told.items() if len(name.partition("/")[2]) <= LONGEST_NAME}
         tokens, steps_s = gathered.by_rank.get("tokens"), gathered.by_rank.get("step_s")
         if tokens and steps_s and max(steps_s) > 0:
             signs["tokens_per_s"] = sum(tokens) / max(steps_s)

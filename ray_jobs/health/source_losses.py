@@ -20,6 +20,9 @@ from ray_jobs.rank.live_training import LiveTraining
 SOURCE_STEPS = 10
 """Steps from one measurement to the next: a second look at the logits costs a share of a step's forward pass."""
 
+LONGEST_NAME = 64 - len("source_samples/")
+"""Sources with longer names are not measured: a measurement's name has at most 64 characters."""
+
 PLACES = MAX_SOURCES
 """Sources that the ranks' vector has room for."""
 

@@ -7,14 +7,17 @@ from typing import Any
 import pytest
 
 from control_plane.agent.loop import Autopilot
+from control_plane.agent.measured import Measured
 from control_plane.agent.mixing import MAX_POINTS, SourceSeries, share_exponent, sources_seen
 from control_plane.agent.options import options_of
 from control_plane.agent.rules.mixture_formulas import FLOOR
 from control_plane.agent.rules.power_law import PowerLaw
+from control_plane.api.messages import Measurements, Point
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents.agent import AgentSettings, Propose
 from control_plane.core.model.intents.data import SetMixture
 from control_plane.core.model.proposals import ProposalClosed
+from control_plane.gateway.routes import MAX_NAMES
 from tests.agent.trainee import HereClient, Trainee, own_loop
 
 BATCH = 16
@@ -134,3 +137,19 @@ def test_series_follow_a_rollback_and_stay_short() -> None:
     seen = sources_seen({"a": {"weight": 4.0, "share": 0.8, "records": 3}, "b": {"weight": "x"}}, {"a": 1.0}, series)
     assert (seen.keys(), seen["a"].prior, seen["a"].losses[-1]) == ({"a"}, 1.0, (50, 0.5))
     assert share_exponent({"a": {"weight": 4.0, "share": 2 / 3}, "b": {"weight": 1.0, "share": 1 / 3}}) == 0.5
+
+
+def test_of_more_sources_than_a_request_has_names_for_everything_is_read() -> None:
+    class Reader:
+        asked: tuple[str, ...] = ("none",)
+
+        def metrics(self, run: str, after: int = 0, limit: int = 0, names: tuple[str, ...] = ()) -> Measurements:
+            self.asked = names
+            return Measurements(points=(Point(step=1, name="source_loss/s3", value=2.0, time_s=0.0),), cursor=1)
+
+    reader, measured = Reader(), Measured(10)
+    measured.read(reader, "run-1", [f"s{number}" for number in range(30)])
+    assert len(reader.asked) == MAX_NAMES
+    measured.read(reader, "run-1", [f"s{number}" for number in range(31)])
+    assert reader.asked == ()
+    assert measured.sources.of("source_loss/s3") == ((1, 2.0),)

@@ -94,9 +94,11 @@ def test_sources_that_come_are_told_apart_from_the_step_on_that_draws_from_them(
     run.make(9)
     late = {"format": "jsonl", "live": True, "weight": 4.0, "fields": FIELDS}
     added = AddSource(source="late", settings=SourceSettings.model_validate(late))
+    too_long = AddSource(source=64 * "x", settings=SourceSettings.model_validate(late))
     run.make(1)
     # At the boundary at which step 10's gather is on its way, and no record of the new source is there.
     run.data.change(added, number=11, current=10)
+    run.data.change(too_long, number=11, current=10)
     run.data.change(SetMixture(weights={"easy": 0.0}), number=11, current=10)
     run.make(12)
     run.health.close()

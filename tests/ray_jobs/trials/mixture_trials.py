@@ -1,8 +1,8 @@
 """A training whose samples are drawn from sources that change while it trains, and what each of its steps was given.
 
 `spec`: `stage` (of ZeRO; None: DDP), `steps`, `workers`, `kept` (persistent workers), `accumulation`, `loop` (of the
-script's own), `sources`, and what `crash_trials` knows. Every life appends what its steps were given to
-`samples-RANK.jsonl`. A record's first two tokens are its number.
+script's own), `losses` (noted by the script, and measured by source), `sources`, and what `crash_trials` knows. Every
+life appends what its steps were given to `samples-RANK.jsonl`. A record's first two tokens are its number.
 """
 
 import json
@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainingArguments, set_seed
 
+from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.data import SourceSettings
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles
@@ -41,11 +42,19 @@ class Noting(Trainer):
     """Notes which samples each step is given, before it is made."""
 
     notes = Path()
+    losses: Path | None = None
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         numbers = (inputs["input_ids"][:, 0] * VOCABULARY + inputs["input_ids"][:, 1]).tolist()
         note(self.notes, self.state.global_step + 1, numbers)
-        return super().training_step(model, inputs, *args, **kwargs)
+        loss = super().training_step(model, inputs, *args, **kwargs)
+        if self.losses is not None:
+            # Of one sample; the Trainer has divided it by the number of micro-batches, and counts the label of the
+            # first token, which nothing predicts.
+            whole = float(loss) * self.args.gradient_accumulation_steps * BLOCK_TOKENS / (BLOCK_TOKENS - 1)
+            with self.losses.open("a") as file:
+                file.write(json.dumps([self.state.global_step + 1, numbers[0], whole]) + "\n")
+        return loss
 
 
 def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
@@ -63,6 +72,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
             digest_every_steps=spec.get("digest_every", 0),
             sources={name: SourceSettings.model_validate(each) for name, each in spec["sources"].items()},
             seed=SEED,
+            health=HealthSettings() if spec.get("losses") else None,
         )
         context.enter(run)
         set_seed(5)
@@ -93,6 +103,7 @@ def _trainer(files: RunFiles, server: ControlServer | None, rank: int, spec: dic
     shape = GPT2Config(vocab_size=VOCABULARY, n_positions=BLOCK_TOKENS, n_embd=16, n_layer=1, n_head=2)
     trainer = make_interactive(Noting)(model=GPT2LMHeadModel(shape), args=args, train_dataset=mixture(tokens))
     trainer.notes = files.root / f"samples-{rank}.jsonl"
+    trainer.losses = files.root / f"losses-{rank}.jsonl" if spec.get("losses") else None
     trainer.add_callback(Patient(trainer))
     if server is not None and spec["commands"]:
         trainer.add_callback(Offered(trainer, server))
@@ -119,8 +130,14 @@ def _loop(files: RunFiles, server: ControlServer | None, rank: int, spec: dict[s
             ids = torch.stack([data[reference]["input_ids"] for reference in session.references()])
             note(files.root / f"samples-{rank}.jsonl", step + 1, (ids[:, 0] * VOCABULARY + ids[:, 1]).tolist())
             model.zero_grad()
-            loss = model(ids).square().mean()
+            losses = model(ids).square().mean(dim=(1, 2))
+            session.note_sample_losses(losses)
+            loss = losses.mean()
             loss.backward()
+            if spec.get("losses"):
+                with (files.root / f"losses-{rank}.jsonl").open("a") as file:
+                    for number, one in zip((ids[:, 0] * VOCABULARY + ids[:, 1]).tolist(), losses.tolist(), strict=True):
+                        file.write(json.dumps([step + 1, number, one]) + "\n")
             optimizer.step()
             session.step({"loss": loss})
     return _seen(model, session.global_step)

@@ -17,6 +17,7 @@ from control_plane.core.rules.replay_plan import recorded
 from control_plane.storage.checkpoint.transfer import transfer_shards, write_origin
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles
+from control_plane.storage.metrics import MetricsStore
 from tests.ray_jobs.data.mixture import reference
 from tests.ray_jobs.support.crashes import run_crashes
 from tests.ray_jobs.trials.mixture_trials import GLOBAL_BATCH, RUN, SEED, lines
@@ -156,6 +157,40 @@ def test_each_step_takes_what_is_due_and_the_answer_names_the_first_one(tmp_path
 def test_loop_of_its_own_takes_what_is_due_also_after_a_failure(tmp_path: Path) -> None:
     lived(tmp_path, 1, loop=True, kills=[[0, 8]])
     check(tmp_path, due())
+
+
+@pytest.mark.parametrize(
+    ("ranks", "about"),
+    [
+        (2, {}),
+        pytest.param(2, {"stage": 2, "workers": 2}, marks=pytest.mark.slow),
+        pytest.param(1, {"loop": True}, marks=pytest.mark.slow),
+    ],
+)
+def test_the_loss_of_each_source_is_that_of_its_samples_on_all_ranks(
+    tmp_path: Path, ranks: int, about: dict[str, Any]
+) -> None:
+    spec = {"steps": 23, "losses": True, "every_steps": 0, "commands": COMMANDS[:2] + COMMANDS[5:6]}
+    lived(tmp_path, ranks, **spec, **about)
+    noted: dict[tuple[int, str], list[float]] = {}
+    drawn: dict[str, list[int]] = {"web": [], "fresh": []}
+    for rank in range(ranks):
+        for line in (tmp_path / "runs" / RUN / f"losses-{rank}.jsonl").read_text().splitlines():
+            step, number, loss = json.loads(line)
+            source = "web" if number < FIRST[0] else "fresh"
+            noted.setdefault((step, source), []).append(loss)
+            drawn[source].append(step)
+    points = MetricsStore(RunFiles(tmp_path / "runs" / RUN).metrics).read(0, 10_000).points
+    told = {(each.step, each.name): each.value for each in points if each.name.startswith("source_")}
+    assert {step for step, _ in told} == {10, 20}
+    for step in (10, 20):
+        for source in ("web", "fresh"):
+            losses = noted[step, source]
+            assert told[step, f"source_loss/{source}"] == pytest.approx(sum(losses) / len(losses), rel=1e-4)
+        # A batch of 4 was skipped after step 8: of the order, not of what was trained on.
+        trained = sum(at <= step for steps in drawn.values() for at in steps)
+        assert sum(told[step, f"source_samples/{source}"] for source in drawn) == trained + 8
+        assert trained == 4 * step
 
 
 @pytest.mark.parametrize(
