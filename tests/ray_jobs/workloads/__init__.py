@@ -1,0 +1,1 @@
+"""Shipped models and data: what they learn, and how they are steered."""
