@@ -139,6 +139,14 @@ BENCHMARKS = {
             frozenset({"answers"}),
         ),
         Benchmark(
+            "studies.study_data",
+            "records of missing behaviours that come in while a model of a desktop trains: errors before and after",
+            "seeds",
+            3,
+            1,
+            frozenset({"answers"}),
+        ),
+        Benchmark(
             "storm.storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5
         ),
         Benchmark(

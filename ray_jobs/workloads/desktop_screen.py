@@ -113,8 +113,13 @@ class Screen:
 
 @dataclass(frozen=True)
 class Sequence:
-    """What somebody did once. `frames` and `events`: `(n + LAST_FRAMES - 1, ...)` before, and `(n, 4)`; `after`:
-    `(n, ...)`; `telling`: transitions that changed more than the cursor."""
+    """Transitions that one behaviour makes, in order.
+
+    frames: the last ones before each event, `(n, LAST_FRAMES, CHANNELS, HEIGHT, WIDTH)`, uint8.
+    events: `(n, 4)`, uint8, as `EVENT_FIELDS`.
+    after: the frame that follows each event, `(n, CHANNELS, HEIGHT, WIDTH)`, uint8.
+    telling: which transitions changed more than the cursor, `(n,)`.
+    """
 
     behaviour: str
     frames: Frame

@@ -1,0 +1,296 @@
+"""Study of data that comes in while a run trains: a model of a desktop, whose data lacks two behaviours at first.
+
+Every run is on a cluster of its own: two CPU ranks, the shipped workload. In the arm `live` the sequences of the missing
+behaviours are sent through the gateway while it trains, one request each; the arm `alone` gets none. Results are
+appended to a file (`--answers`, else in Steerway's home) as runs end; a call goes on where the last one stopped.
+"""
+
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean, median
+from typing import Any
+from uuid import UUID, uuid5
+
+import numpy as np
+
+from benchmarks.catalogue import Say
+from benchmarks.harness.live_run import RANKS, own_cluster, wait_closed
+from benchmarks.harness.result import Bound, Result, Table
+from benchmarks.studies import data_page
+from benchmarks.studies.results import Row, append, read
+from control_plane import config_text
+from control_plane.client import SteerwayClient
+from control_plane.client.data import SUFFIXES
+from control_plane.config import Settings, settings
+from control_plane.core.model.commands import Stop
+from control_plane.core.model.errors import Overloaded, SteerwayError
+from ray_jobs.config.run_config import load
+from ray_jobs.submit import prepare, submit
+from ray_jobs.workloads import desktop
+from ray_jobs.workloads import desktop_screen as screen
+
+ARMS = {"live": "records sent while it trains", "alone": "without them"}
+SEEDS = (1, 2, 3)
+SOURCE = "fresh"
+PAGE = Path(__file__).parents[2] / "docs" / "studies" / "data.md"
+
+WAIT_S, LOOK_EVERY_S, RETRY_AFTER_S = 600.0, 0.2, 0.5
+PAGE_POINTS = 20_000
+SHOWN = 4
+"""Held-out transitions of which a result keeps the frames."""
+
+_REQUESTS = UUID("9d5d9a9c-0b0e-4d5e-8a6c-6d0c4c5b7a31")
+
+
+@dataclass(frozen=True)
+class Size:
+    """Size of a run: steps, the step from which records are sent, and sequences of each behaviour.
+
+    The first evaluation is before anything is sent: `evaluate_every` is at most `sent_from`.
+    """
+
+    steps: int
+    sent_from: int
+    evaluate_every: int
+    base_sequences: int
+    fresh_sequences: int
+    samples: int = 32
+
+
+WHOLE = Size(steps=600, sent_from=250, evaluate_every=50, base_sequences=200, fresh_sequences=60)
+QUICK = Size(steps=120, sent_from=20, evaluate_every=20, base_sequences=20, fresh_sequences=6)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Results of a study: `rows` by arm, seeds in one order."""
+
+    size: Size
+    rows: Mapping[str, Sequence[Row]]
+
+    def errors(self, arm: str, behaviours: str) -> list[float]:
+        """Return the errors at the end on `old` or `missing` behaviours, one a seed."""
+        return [row["evals"][behaviours][-1][1] for row in self.rows[arm]]
+
+    def before(self, behaviours: str) -> list[float]:
+        """Return the errors at the last evaluation that no sent record could have changed, one a seed."""
+        return [
+            [error for step, error in row["evals"][behaviours] if step < row["first_step"]][-1]
+            for row in self.rows["live"]
+        ]
+
+    @property
+    def step_s(self) -> float:
+        """Return the median time of a step, boundary and evaluations left out, over all runs."""
+        return median(row["step_s"] for rows in self.rows.values() for row in rows)
+
+
+def measure(n: int, quick: bool, say: Say, answers: str | None = None) -> Result:
+    """Run the study on its first `n` seeds; `answers`: the file of results. Raises `SteerwayError` if a run fails."""
+    home = settings().home / "studies"
+    results = Path(answers) if answers else home / "data.jsonl"
+    size, seeds = QUICK if quick else WHOLE, SEEDS[:n]
+    study = carry_out(results, say, seeds, size)
+    result = result_of(study, n)
+    is_whole = len(seeds) == len(SEEDS) and not quick and PAGE.parents[1].is_dir()
+    page = PAGE if is_whole else home / "data.md"
+    page.parent.mkdir(parents=True, exist_ok=True)
+    data_page.write(page, study, result, data_page.draw(study, page.parent, say))
+    say(f"study-data: {page} is written")
+    return result
+
+
+def carry_out(results: Path, say: Say, seeds: Sequence[int], size: Size) -> Study:
+    """Run what is not in the file of results yet, and return the study."""
+    results.parent.mkdir(parents=True, exist_ok=True)
+    known = read(results)
+    missing = [(seed, arm) for seed in seeds for arm in ARMS if key_of(arm, seed, size) not in known]
+    if missing:
+        with own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
+            for seed, arm in missing:
+                with tempfile.TemporaryDirectory(prefix="study-data-") as folder:
+                    row = one_run(where, client, arm, seed, size, Path(folder))
+                append(results, row)
+                say(f"study-data: {arm}, seed {seed}: {row['evals']['missing'][-1][1]:.3f} on missing behaviours")
+    known = read(results)
+    return Study(size, {arm: [known[key_of(arm, seed, size)] for seed in seeds] for arm in ARMS})
+
+
+def key_of(arm: str, seed: int, size: Size) -> str:
+    """Return the key of a run's result."""
+    return f"{arm} {seed} {size}"
+
+
+def one_run(where: Settings, client: SteerwayClient, arm: str, seed: int, size: Size, folder: Path) -> Row:
+    """Train one run to its end, and return its result. Raises `SteerwayError` if it fails, or records are lost."""
+    run, sent = start(where, arm, seed, size, folder), dict[str, Any]()
+    try:
+        if arm == "live":
+            _wait_for_step(client, run, size.sent_from)
+            sent = send_all(client, run, seed, size)
+        _wait_for_step(client, run, size.steps)
+        wait_closed(client, run)
+    except BaseException:
+        _stop(client, run)
+        raise
+    points = _metrics(client, run)
+    evals = {name: [[step, value] for step, value in points[f"eval_{name}"]] for name in ("old", "missing")}
+    row: dict[str, Any] = {"key": key_of(arm, seed, size), "arm": arm, "seed": seed, "evals": evals, **sent}
+    row["step_s"] = median(value for _, value in points["own_step_s"])
+    row["first_step"] = sent.get("first_step", size.steps + 1)
+    row["frames"] = frames_of(folder, row["first_step"], size)
+    return row
+
+
+def start(where: Settings, arm: str, seed: int, size: Size, folder: Path) -> str:
+    """Write the base data and submit a run."""
+    base = [
+        screen.sequence(behaviour, _seed(seed, at)) for behaviour in screen.OLD for at in range(size.base_sequences)
+    ]
+    (folder / "base.npz").write_bytes(screen.shard(base))
+    common = {"format": "arrays", "fields": screen.FIELDS}
+    arguments = ["--steps", size.steps, "--samples", size.samples, "--seed", seed, "--shown", folder]
+    arguments += ["--evaluate-every", size.evaluate_every]
+    raw: dict[str, Any] = {
+        "name": f"desktop-{arm}-{seed}",
+        "seed": seed,
+        "scaling": {"ranks": RANKS, "cpus_per_rank": 1, "use_gpu": False},
+        "workload": {"kind": "script", "path": desktop.__file__, "args": [str(each) for each in arguments]},
+        "checkpoint": {"every_steps": 0},
+        "sources": {"base": common | {"path": str(folder / "base.npz")}, SOURCE: common | {"live": True}},
+    }
+    path = folder / "desktop.yaml"
+    path.write_text(config_text.to_yaml(raw))
+    files = prepare(load(path), where.runs_dir, f"desktop-{arm}-{seed}")
+    submit(files, where)
+    return files.run
+
+
+def _seed(seed: int, at: int) -> int:
+    """Return the seed of a sequence: other ones for each run, and none that the model is evaluated on."""
+    return seed * 10_000 + at
+
+
+def send_all(client: SteerwayClient, run: str, seed: int, size: Size) -> dict[str, Any]:
+    """Send the sequences of the missing behaviours, one request each, and wait until the ranks have all of them.
+
+    Returns: `requests`, `records`, `duplicates` (left out by their content), `bytes`, `seconds` until the last answer,
+    `in_mixture` (records that the ranks read back), and `first_step`, the first that could draw from the first shard.
+    """
+    sums = dict.fromkeys(("requests", "records", "duplicates", "bytes"), 0)
+    began_s = time.monotonic()
+    for at in range(size.fresh_sequences):
+        for behaviour in screen.MISSING:
+            body = screen.shard([screen.sequence(behaviour, _seed(seed, at))])
+            answer = _send(client, run, body, uuid5(_REQUESTS, f"{run} {behaviour} {at}"))
+            sums["requests"] += 1
+            sums["records"] += answer.records
+            sums["duplicates"] += answer.duplicates
+            sums["bytes"] += len(body)
+    seconds = time.monotonic() - began_s
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        fresh = next(one for one in client.data(run).sources if one.name == SOURCE)
+        if fresh.waiting == 0 and fresh.mixture.get("records") == fresh.received:
+            break
+        if client.snapshot(run).closed or time.monotonic() > deadline:
+            raise SteerwayError(f"run {run} ended before it had taken in what it was sent: {fresh.waiting} are waiting")
+        time.sleep(LOOK_EVERY_S)
+    first_step = min(_first_steps(client, run))
+    return sums | {"seconds": seconds, "in_mixture": fresh.mixture["records"], "first_step": first_step}
+
+
+def _send(client: SteerwayClient, run: str, body: bytes, key: UUID) -> Any:
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return client.add_records(run, SOURCE, body, SUFFIXES[".npz"], key=key)
+        except Overloaded:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(RETRY_AFTER_S)
+
+
+def _first_steps(client: SteerwayClient, run: str) -> list[int]:
+    """Return the first step that each command that brought shards is drawn from."""
+    steps, after = list[int](), 0
+    while entries := client.journal(run, after=after):
+        after = entries[-1].seq
+        for record in (entry.record for entry in entries):
+            first_step = (getattr(record, "after", None) or {}).get("first_step")
+            if first_step is not None:
+                steps.append(int(first_step))
+    return steps
+
+
+def _metrics(client: SteerwayClient, run: str) -> dict[str, list[tuple[int, float]]]:
+    points, after = dict[str, list[tuple[int, float]]](), 0
+    while True:
+        page = client.metrics(run, after=after, limit=PAGE_POINTS, names=("eval_old", "eval_missing", "own_step_s"))
+        for point in page.points:
+            points.setdefault(point.name, []).append((point.step, point.value))
+        if not page.points or page.cursor == after:
+            return points
+        after = page.cursor
+
+
+def frames_of(folder: Path, first_step: int, size: Size) -> dict[str, str]:
+    """Return frames of a few held-out transitions as hexadecimal bytes: `last`, `next`, and what the model predicted
+    `before` the first step that drew from sent records, and `after` the last step."""
+    steps = range(size.evaluate_every, size.steps + 1, size.evaluate_every)
+    before = np.load(folder / f"frames-{max(step for step in steps if step < first_step)}.npz")
+    after = np.load(folder / f"frames-{max(steps)}.npz")
+    # Half of the held-out transitions are of each behaviour; of a new folder, first the menu opens.
+    count = len(after["next"])
+    kept = np.linspace(0, count - 1, SHOWN).round().astype(int)
+    parts = {"last": after["last"], "next": after["next"], "before": before["predicted"], "after": after["predicted"]}
+    return {name: part[kept].astype(np.uint8).tobytes().hex() for name, part in parts.items()}
+
+
+def _wait_for_step(client: SteerwayClient, run: str, step: int) -> None:
+    deadline = time.monotonic() + WAIT_S
+    while (snapshot := client.snapshot(run)).step < step:
+        if snapshot.closed or time.monotonic() > deadline:
+            raise SteerwayError(
+                f"run {run} did not reach step {step}: it is at {snapshot.step} ({snapshot.reason}); its log ends:\n"
+                f"{client.logs(run, lines=15)}"
+            )
+        time.sleep(LOOK_EVERY_S)
+
+
+def _stop(client: SteerwayClient, run: str) -> None:
+    try:
+        client.submit(run, Stop())
+    except SteerwayError:
+        return  # it is over already, and so is the cluster soon
+
+
+def result_of(study: Study, n: int) -> Result:
+    """Return the figures and their targets, which were set before the first run."""
+    live = study.rows["live"]
+    before, after = study.before("missing"), study.errors("live", "missing")
+    figures = {
+        "missing_before": fmean(before),
+        "missing_after": fmean(after),
+        "missing_alone": fmean(study.errors("alone", "missing")),
+        "old_before": fmean(study.before("old")),
+        "old_after": fmean(study.errors("live", "old")),
+        "old_alone": fmean(study.errors("alone", "old")),
+        "missing_ratio": max(late / early for late, early in zip(after, before, strict=True)),
+        "forgetting": fmean(study.errors("live", "old")) / fmean(study.errors("alone", "old")) - 1,
+        "records_lost_or_doubled": float(sum(abs(row["in_mixture"] - row["records"]) for row in live)),
+        "step_s": study.step_s,
+    }
+    targets: dict[str, Bound] = {
+        "missing_ratio": {"max": 0.5},
+        "forgetting": {"max": 0.25},
+        "records_lost_or_doubled": {"max": 0.0},
+    }
+    rows = tuple(
+        (ARMS[arm], f"{fmean(study.errors(arm, 'missing')):.3f}", f"{fmean(study.errors(arm, 'old')):.3f}")
+        for arm in ARMS
+    )
+    return Result(figures, targets, n, (Table("error at the end", ("missing behaviours", "old ones"), rows),))
