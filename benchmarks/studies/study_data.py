@@ -1,6 +1,6 @@
 """Study of data that comes in while a run trains: a model of a desktop, whose data lacks two behaviours at first.
 
-Every run is on a cluster of its own: two CPU ranks, the shipped workload. In the arm `live` the sequences of the missing
+Its runs are on a real cluster: two CPU ranks, the shipped workload. In the arm `live` sequences of the missing
 behaviours are sent through the gateway while it trains, one request each; the arm `alone` gets none. Results are
 appended to a file (`--answers`, else in Steerway's home) as runs end; a call goes on where the last one stopped.
 """
