@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 FRAMES, CURVES = "data-frames.png", "data-errors.svg"
 COLUMNS = {"last": "last frame", "next": "true next frame", "before": "predicted before", "after": "predicted after"}
+SEEDS, STEPS = 3, 600
+"""Seeds and steps of the whole study."""
+
 DPI, WIDTH_IN = 110, 9.0
 
 
@@ -25,6 +28,7 @@ def write(path: Path, study: "Study", result: Result, pictures: Sequence[str]) -
     parts = [
         "# Study: records that come in while a run trains",
         "*Made by `python -m benchmarks study_data`; nothing on this page was written by hand.*",
+        *unfinished(result.n, study),
         what_was_done(study, result.n),
         *(f"![{_caption(name)}]({name})" for name in pictures),
         "## Errors",
@@ -49,6 +53,17 @@ a real desktop, over 14 days. Here it is minutes.
 - The arms differ in what the samples of later steps are: the one that gets records sees its old ones half as often."""
 
 
+def unfinished(n: int, study: "Study") -> list[str]:
+    """Return a warning if seeds or steps are missing."""
+    steps = study.size.steps
+    if n >= SEEDS and steps >= STEPS:
+        return []
+    return [
+        f"**Unfinished: {n} of {SEEDS} seeds, {steps} of {STEPS} steps; too short for its figures to mean anything.** "
+        "`python -m benchmarks study_data` runs the others."
+    ]
+
+
 def what_was_done(study: "Study", n: int) -> str:
     """Return the conditions."""
     size, live = study.size, study.rows["live"]
@@ -61,7 +76,7 @@ def what_was_done(study: "Study", n: int) -> str:
         f"and of an icon; opening the browser and making a new folder are missing. After step {size.sent_from}, "
         f"{requests:.0f} sequences of these were sent to the running training, one request each, through a gateway of "
         f"a real cluster: {records:.0f} records, {megabytes:.1f} MB, in {seconds:.1f} s; the first ones were drawn "
-        f"from step {first[0]} to {first[-1]} on, at equal weights of both sources. {n} seeds, two arms. Machine: "
+        f"from step {first[0]} to {first[-1]} on, at equal weights of both sources. Seeds: {n}; two arms. Machine: "
         f"{', '.join(f'{key} {value}' for key, value in machine().items() if value is not None)}; "
         f"{', '.join(f'{name} {version}' for name, version in versions().items())}."
     )

@@ -33,7 +33,7 @@ from ray_jobs.workloads import desktop
 from ray_jobs.workloads import desktop_screen as screen
 
 ARMS = {"live": "records sent while it trains", "alone": "without them"}
-SEEDS = (1, 2, 3)
+SEEDS = tuple(range(1, data_page.SEEDS + 1))
 SOURCE = "fresh"
 PAGE = Path(__file__).parents[2] / "docs" / "studies" / "data.md"
 
@@ -60,7 +60,7 @@ class Size:
     samples: int = 32
 
 
-WHOLE = Size(steps=600, sent_from=250, evaluate_every=50, base_sequences=200, fresh_sequences=60)
+WHOLE = Size(steps=data_page.STEPS, sent_from=250, evaluate_every=50, base_sequences=200, fresh_sequences=60)
 QUICK = Size(steps=120, sent_from=20, evaluate_every=20, base_sequences=20, fresh_sequences=6)
 
 

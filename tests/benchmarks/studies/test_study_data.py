@@ -65,8 +65,15 @@ def test_page_and_figures_are_made_of_the_results(tmp_path: Path) -> None:
     data_page.write(tmp_path / "data.md", made, result_of(made, 3), names)
     page = (tmp_path / "data.md").read_text()
     assert "| before the records | 0.400 (0.400 to 0.400) | 0.100 (0.100 to 0.100) |" in page
+    assert "Unfinished" not in page
     assert "341 steps with the new records, 34 s" in page
     assert all((tmp_path / name).stat().st_size > 1000 and f"]({name})" in page for name in names)
+
+
+def test_page_says_that_seeds_or_steps_are_missing() -> None:
+    short = Study(QUICK, study().rows)
+    assert "3 of 3 seeds, 120 of 600 steps" in data_page.unfinished(3, short)[0]
+    assert "2 of 3 seeds, 600 of 600 steps" in data_page.unfinished(2, study())[0]
 
 
 def test_frames_before_are_of_the_last_evaluation_that_no_record_has_changed(tmp_path: Path) -> None:
