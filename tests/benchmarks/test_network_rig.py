@@ -92,7 +92,8 @@ def test_delay_and_loss_slow_a_link_and_heal_undoes_them(rig: Rig, link: Machine
     link.link.delay(100)
     delayed = trip_s(rig)
     link.link.loss(5)
-    lossy = trip_s(rig, 1 << 20)
+    # One of twenty connections of this length may not come about at all.
+    lossy = trip_s(rig, 1 << 20) or trip_s(rig, 1 << 20)
     link.link.heal()
     healed = trip_s(rig)
     assert delayed is not None

@@ -279,7 +279,7 @@ def test_the_number_of_uploads_is_bounded(rig: Rig) -> None:
     answer = put(rig, SMALL, sha256_of(SMALL))
     assert answer.status_code == 429
     rig.app.state.upload_slots = bundles.UploadSlots(per_token=0)
-    assert "open uploads, the limit" in put(rig, SMALL, sha256_of(SMALL)).json()["detail"]
+    assert "open uploads of code bundles, the limit" in put(rig, SMALL, sha256_of(SMALL)).json()["detail"]
 
 
 @pytest.mark.parametrize(("token", "status"), [("unknown", 401), (TOKENS["viewer"], 403)])

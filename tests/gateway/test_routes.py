@@ -144,6 +144,7 @@ def test_openapi_names_every_operation_once(rig: Rig) -> None:
     operations = [operation["operationId"] for path in schema["paths"].values() for operation in path.values()]
     assert schema["openapi"].startswith("3.1")
     assert sorted(operations) == [
+        "add_records",
         "check_cluster",
         "delete_run",
         "fork_run",
@@ -157,6 +158,7 @@ def test_openapi_names_every_operation_once(rig: Rig) -> None:
         "read_cluster",
         "read_command",
         "read_comparison",
+        "read_data",
         "read_job",
         "read_journal",
         "read_logs",

@@ -110,7 +110,7 @@ def test_refused_placebos_do_not_count(gateway: Gateway, steer: Steer) -> None:
     gateway.refuses = frozenset({3e-6})
     answer = steer("effect", RUN, COMMAND, "--json")
     assert len(json.loads(answer.stdout)["placebos"]) == 5
-    assert "(lr x 1) was rejected: lr would be above the limit" in answer.stderr
+    assert "(lr x 1.000003) was rejected: lr would be above the limit" in answer.stderr
     gateway.refuses = frozenset({1e-6, 2e-6})
     answer = steer("effect", RUN, COMMAND)
     assert (answer.exit_code, "only 4 placebos were applied, and 5 are needed" in answer.stderr) == (5, True)
