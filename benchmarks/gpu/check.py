@@ -60,7 +60,7 @@ class GpuCheck:
                 reason = f"not run: it needs {stage.needs_ranks} ranks, and NCCL takes one rank a GPU"
                 lines.append(self._tell(stage, {"ok": None, "reason": reason}))
                 continue
-            together = _together(remaining)
+            together = _together(remaining, self.world_size)
             done = list(self._launch(together))
             lines += done
             remaining = remaining[len(done) :]
@@ -159,12 +159,14 @@ class GpuCheck:
         return line
 
 
-def _together(stages: list[StageBox]) -> list[StageBox]:
-    """Return the first stages that can share processes: one that ends its ranks cannot."""
-    if stages[0].ends_ranks:
-        return stages[:1]
-    ends = next((at for at, stage in enumerate(stages) if stage.ends_ranks), len(stages))
-    return stages[:ends]
+def _together(stages: list[StageBox], ranks: int) -> list[StageBox]:
+    """Return the first stages that can share processes: one that ends its ranks is the last of them."""
+    for at, stage in enumerate(stages):
+        if stage.needs_ranks > ranks:
+            return stages[:at]
+        if stage.ends_ranks:
+            return stages[: at + 1]
+    return stages
 
 
 def _read(path: Path) -> Line | None:
