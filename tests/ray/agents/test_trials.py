@@ -1,8 +1,5 @@
 """Trials of proposals on a real run: the better of two branches goes on, over a killed agent and server."""
 
-import time
-from collections.abc import Callable
-from contextlib import suppress
 from uuid import UUID, uuid4
 
 import psutil
@@ -11,27 +8,16 @@ import pytest
 from control_plane.api.agent_views import ProposalView
 from control_plane.client import SteerwayClient
 from control_plane.core.model.commands import SetLearningRate
-from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.intents.agent import AgentSettings, Propose, StartAgent
 from control_plane.core.model.intents.course import Stop
 from control_plane.core.model.records import CommandAccepted, CommandSettled
-from tests.ray.agents.test_autopilot import agents_of
+from tests.ray.agents.test_autopilot import agents_of, until
 from tests.ray.cluster import Cluster, kill, whole_journal
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
 STEPS = 12
 WITHIN_S = 240.0
-
-
-def until(what: Callable[[], object]) -> None:
-    deadline = time.monotonic() + WITHIN_S
-    while True:
-        with suppress(SteerwayError):
-            if what():
-                return
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.2)
 
 
 def test_the_better_of_two_branches_goes_on_whatever_is_killed_and_what_a_person_does_wins(
