@@ -66,20 +66,26 @@ class SourceIndex:
                 self._path.touch(mode=FILE_MODE)
         except OSError as error:
             raise Unavailable(f"the folder of source {source} cannot be written: {error.strerror or error}") from None
-        with self.transaction() as database:
-            for statement in _SCHEMA.split(";"):
-                database.execute(statement)
+        with self.transaction(writes=False) as database:
+            is_made = database.execute("SELECT 1 FROM sqlite_master WHERE name = 'receipts'").fetchone()
+        if not is_made:
+            with self.transaction() as database:
+                for statement in _SCHEMA.split(";"):
+                    database.execute(statement)
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
-        """Hold the source's write lock; commit at the end, durably, or take everything back."""
+    def transaction(self, writes: bool = True) -> Iterator[sqlite3.Connection]:
+        """Hold the source's write lock; commit at the end, durably, or take everything back.
+
+        Without `writes` no lock is waited for that a request holds while it writes its shard.
+        """
         try:
             database = sqlite3.connect(self._path, timeout=MAX_BUSY_S, isolation_level=None)
         except sqlite3.Error as error:
             raise self._trouble(error) from None
         try:
             database.execute("PRAGMA synchronous = FULL")
-            database.execute("BEGIN IMMEDIATE")
+            database.execute("BEGIN IMMEDIATE" if writes else "BEGIN")
             try:
                 yield database
             except BaseException:
@@ -174,7 +180,7 @@ class SourceIndex:
 
     def counts(self) -> tuple[int, int, int]:
         """Return the records taken in, those of them that are not in the mixture yet, and the shards of the latter."""
-        with self.transaction() as database:
+        with self.transaction(writes=False) as database:
             received = database.execute("SELECT coalesce(sum(records), 0) FROM shards").fetchone()[0]
             waiting, shards = database.execute(
                 "SELECT coalesce(sum(records), 0), count(*) FROM shards WHERE stage IN ('waiting', 'announced')"
@@ -183,7 +189,7 @@ class SourceIndex:
 
     def newest(self, count: int = MAX_SHARDS_SHOWN) -> tuple[ShardView, ...]:
         """Return the newest shards, newest first."""
-        with self.transaction() as database:
+        with self.transaction(writes=False) as database:
             rows = database.execute(f"SELECT {_SHOWN} FROM shards ORDER BY id DESC LIMIT ?", (count,)).fetchall()
         names = _SHOWN.split(", ")
         return tuple(ShardView.model_validate(dict(zip(names, row, strict=True)), strict=False) for row in rows)

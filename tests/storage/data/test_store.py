@@ -255,3 +255,17 @@ def test_an_announcement_is_made_once_and_holds_the_shards_of_one_sender(tmp_pat
         ("live", 12, None),
     ]
     assert index.counts() == (3, 0, 0)
+
+
+def test_a_look_does_not_wait_for_a_request_that_writes_its_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = store(tmp_path)
+    send(words, jsonl([{"text": "a"}]))
+    monkeypatch.setattr("control_plane.storage.data.index.MAX_BUSY_S", 0.0)
+    with words.index.transaction():
+        looking = SourceIndex(words.folder, "fresh")
+        assert looking.counts() == (1, 1, 1)
+        assert len(looking.newest()) == 1
+        with pytest.raises(Unavailable):
+            looking.next_announcement()
