@@ -48,6 +48,12 @@ EXTENSIONS: dict[str, str] = {"jsonl": "jsonl", "parquet": "parquet", "text": "t
 without compression, one array a field, whose first axis counts the records; images: a `.zip` without compression, one
 PNG or JPEG a record, in the order of their names."""
 
+
+def shard_name(sha256: str, format: Format) -> str:
+    """Return the name of a live source's shard in the folder of the source."""
+    return f"{sha256}.{EXTENSIONS[format]}"
+
+
 UNTYPED: tuple[str, ...] = ("text", "images")
 """Formats whose records have one field, called as the format's record is: `text`, or `image`."""
 

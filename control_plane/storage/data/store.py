@@ -24,7 +24,7 @@ from typing import Any
 from uuid import UUID, uuid4
 
 from control_plane.api.data_views import MAX_REFUSED_SHOWN, Ingested, RefusedRecord
-from control_plane.core.model.data import EXTENSIONS, ShardRecord, SourceSettings
+from control_plane.core.model.data import ShardRecord, SourceSettings, shard_name
 from control_plane.core.model.errors import Conflict, Invalid, Overloaded, Unavailable
 from control_plane.storage.checkpoint.shards import sync, sync_folder, write_all
 from control_plane.storage.data.bodies import Media, read_body
@@ -162,7 +162,7 @@ class SourceStore:
         data = encode(records, self._settings)
         sha256 = hashlib.sha256(data).hexdigest()
         draft = self.folder / "incoming" / f"{uuid4().hex}.shard"
-        name = self.folder / f"{sha256}.{EXTENSIONS[self._settings.format]}"
+        name = self.folder / shard_name(sha256, self._settings.format)
         try:
             reach("ingest.file", "before_create")
             descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, FILE_MODE)

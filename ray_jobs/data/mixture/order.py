@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-from control_plane.core.model.data import EXTENSIONS, ShardRecord, SourceSettings
+from control_plane.core.model.data import ShardRecord, SourceSettings, shard_name
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import INTENT, AddShards, AddSource, RemoveSource, SetMixture, SplitSource
 from control_plane.core.model.intents.data import DataIntent, WithdrawSamples
@@ -242,7 +242,7 @@ def _reason_against_shards(course: Course, shas: Sequence[str]) -> str | None:
 
 def shard_file(source: str, sha256: str, settings: SourceSettings) -> str:
     """Return the path of a live source's shard in the run's folder of data."""
-    return f"{source}/{sha256}.{EXTENSIONS[settings.format]}"
+    return f"{source}/{shard_name(sha256, settings.format)}"
 
 
 def _announced(shards: Sequence[ShardRecord], settings: SourceSettings) -> tuple[SourceShard, ...]:
