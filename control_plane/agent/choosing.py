@@ -6,7 +6,7 @@ from control_plane.agent.model import Budget, ChatModel, endpoint
 from control_plane.agent.options import AgentOptions
 from control_plane.agent.rules.catalogue import DEFAULT, RULES, make_rule
 from control_plane.agent.rules.guarded import GuardedRule
-from control_plane.agent.rules.mixture import LEAST_BATCHES
+from control_plane.agent.rules.mixture import MixtureRule
 from control_plane.agent.rules.probing import ProbingOptions, ProbingRule
 from control_plane.agent.rules.rule import Rule
 from control_plane.core.model.errors import Invalid
@@ -35,6 +35,8 @@ def choose_rule(options: AgentOptions) -> Rule:
     """
     if options.policy not in POLICIES:
         raise Invalid(f"policy is {options.policy!r}; allowed are {', '.join(POLICIES)}")
+    if options.policy in MIXTURE_POLICIES:
+        return MixtureRule(options.policy, options.mixing, options.every_steps)
     rule = make_rule(options.policy) if options.policy in RULES else GuardedRule(options.patience)
     if rule.name == DEFAULT:
         return GuardedRule(options.patience)
@@ -52,7 +54,8 @@ def advice(options: AgentOptions, step: int) -> str | None:
     if options.policy in MIXTURE_POLICIES:
         return (
             f"policy {options.policy}: it sets the weights of the run's sources, which the run's limit mixture/* has "
-            f"to allow the role agent; ado and odm leave a source with fewer than {LEAST_BATCHES} batches at the floor"
+            "to allow the role agent; ado and odm leave a source with fewer than "
+            f"{options.mixing.least_batches} batches at the floor"
         )
     if options.policy != ProbingRule.name:
         return None

@@ -12,7 +12,7 @@ from control_plane.agent.rules.guarded import Patience
 from control_plane.api.messages import CommandView, Measurements, Receipt, Snapshot
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.errors import Invalid
-from control_plane.core.model.intents.agent import AgentSettings
+from control_plane.core.model.intents.agent import AgentSettings, MixingSettings
 from control_plane.core.model.intents.grants import NO_GRANTS, Grants
 from control_plane.core.model.records import Entry
 
@@ -80,6 +80,7 @@ class AgentOptions:
     adaptive: bool = False
     second_opinion: bool = False
     settings: AgentSettings | None = None
+    mixing: MixingSettings = field(default_factory=MixingSettings)
 
     def __post_init__(self) -> None:
         if self.fallback not in ("keep", "rule"):
@@ -121,6 +122,7 @@ def options_of(settings: AgentSettings, base: AgentOptions | None = None) -> Age
         adaptive=settings.adaptive,
         second_opinion=settings.second_opinion,
         settings=settings,
+        mixing=settings.mixing,
     )
 
 

@@ -21,7 +21,12 @@ from control_plane.config_text import shown
 from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.data import MAX_SOURCES, FieldSchema, SourceName, SourceSettings
 from control_plane.core.model.errors import Invalid
-from control_plane.core.model.intents.agent import MIXTURE_POLICIES, AgentSettings, reason_against_policy
+from control_plane.core.model.intents.agent import (
+    MIXTURE_POLICIES,
+    AgentSettings,
+    MixingSettings,
+    reason_against_policy,
+)
 from control_plane.core.model.intents.grants import ArgumentGrant, Grants, KnobGrant
 from control_plane.core.model.limits import reason_against_mixing
 from control_plane.core.model.reflexes import Reflex, Reflexes
@@ -355,6 +360,7 @@ _SECTIONS: dict[str, type[BaseModel]] = {
     "mixture": MixtureSettings,
     "agent": AgentSettings,
     "agent.grants": Grants,
+    "agent.mixing": MixingSettings,
     # Before "checkpoint": a stray `every_steps` is more likely meant for that.
     "digest": DigestSettings,
     "checkpoint": CheckpointSettings,

@@ -8,8 +8,10 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from math import exp, log, sqrt
 
-FLOOR = 0.01
-"""Smallest share of a source: below it nothing would be learned about the source itself."""
+from control_plane.core.model.intents.agent import MixingSettings
+
+FLOOR = MixingSettings().floor
+"""Smallest share of a source, unless told another: below it nothing would be learned about the source itself."""
 
 MEMORY = 0.9
 """ADO: share of the past in the moving average of realised shares, and of the mean of all looks in the shares."""
@@ -90,7 +92,12 @@ class AdoState:
 
 
 def ado(
-    state: AdoState, priors: Shares, slopes: Shares, drawn: Shares, young: Collection[str] = ()
+    state: AdoState,
+    priors: Shares,
+    slopes: Shares,
+    drawn: Shares,
+    young: Collection[str] = (),
+    floor: float = FLOOR,
 ) -> tuple[AdoState, dict[str, float]]:
     """Return the state and the shares after one update.
 
@@ -99,14 +106,15 @@ def ado(
         slopes: by how much a source's loss falls with its next sample.
         drawn: samples since the last update; all 0: the realised shares stay.
         young: sources that get the floor, since too little is known of them.
+        floor: smallest share.
     """
     realised = dict(state.realised)
     if sum(drawn.values()) > 0:
         now = normalised({name: drawn.get(name, 0.0) for name in realised})
         realised = {name: MEMORY * share + (1 - MEMORY) * now[name] for name, share in realised.items()}
     wanted = {name: priors[name] * sqrt(realised[name]) * slopes.get(name, 0.0) for name in realised}
-    rho = with_floor(wanted, young)
+    rho = with_floor(wanted, young, floor)
     shares = {name: MEMORY * state.mean[name] + (1 - MEMORY) * rho[name] for name in rho}
     part = 1 / (state.updates + 1)
     mean = {name: (1 - part) * state.mean[name] + part * rho[name] for name in rho}
-    return AdoState(realised, mean, state.updates + 1), with_floor(shares, young)
+    return AdoState(realised, mean, state.updates + 1), with_floor(shares, young, floor)

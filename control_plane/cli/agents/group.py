@@ -30,6 +30,14 @@ TrialOption = Annotated[
     typer.Option(min=1, metavar="STEPS", help="Try a change for so many steps; adopt it if the evaluation is better."),
 ]
 
+LeastBatchesOption = Annotated[
+    int | None,
+    typer.Option(min=1, metavar="N", help="Policies ado, odm: batches of a source before it gets more than the floor."),
+]
+FitEveryOption = Annotated[
+    int | None, typer.Option(min=1, metavar="STEPS", help="Policy ado: steps between two fits of the learning curves.")
+]
+
 
 class AgentGroup(SteerGroup):
     """The group `steer agent`. `steer agent RUN ...` is short for `steer agent run RUN ...`, as in earlier releases."""
@@ -94,6 +102,8 @@ def start(
     adaptive: Annotated[
         bool, typer.Option("--adaptive/--fixed", help="Look rarely at a healthy run, often at a doubtful one.")
     ] = True,
+    least_batches: LeastBatchesOption = None,
+    fit_every: FitEveryOption = None,
     second_opinion: Annotated[
         bool, typer.Option("--second-opinion/--no-second-opinion", help="Ask twice before anything of high risk.")
     ] = True,
@@ -118,11 +128,16 @@ def start(
         "cool_down_steps": cool_down,
         "trial_steps": trial,
         "fallback": fallback,
+        "mixing": _given(least_batches=least_batches, fit_every_steps=fit_every),
     }
-    chosen = {name: value for name, value in given.items() if value is not None}
+    chosen = {name: value for name, value in given.items() if value not in (None, {})}
     return run, StartAgent(
         settings=settings_of(chosen | {"adaptive": adaptive, "second_opinion": second_opinion}, grants)
     )
+
+
+def _given(**options: Any) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
 
 
 def settings_of(given: dict[str, Any], grants: Path | None) -> AgentSettings:

@@ -11,6 +11,7 @@ from control_plane.agent.rules import mixture_formulas as formulas
 from control_plane.agent.rules.mixture import MixtureRule
 from control_plane.agent.rules.mixture_formulas import FLOOR, AdoState
 from control_plane.agent.rules.power_law import PowerLaw, fit
+from control_plane.core.model.intents.agent import MixingSettings
 
 
 def test_odm_by_hand() -> None:
@@ -118,6 +119,22 @@ def test_a_source_with_fewer_than_200_batches_keeps_the_floor_and_one_without_re
         assert sum(weights.values()) == pytest.approx(1 + FLOOR, abs=1e-5)
         reason = looked(MixtureRule(name), 190, steep=source(STEEP, 4, 190), flat=source(FLAT, 4, 190))
         assert reason == "no source has 200 batches yet; the most are 190"
+
+
+def test_floor_least_batches_and_fits_are_settings() -> None:
+    mixing = MixingSettings(floor=0.1, least_batches=40, fit_every_steps=100)
+    rule = MixtureRule("ado", mixing, every_steps=20)
+    sources = {"steep": source(STEEP, 4, 160), "noise": source(NOISE, 4, 160)}
+    assert "no source has 200 batches yet" in str(looked(MixtureRule("ado"), 160, **sources))
+    first = looked(rule, 160, **sources)
+    assert isinstance(first, dict)
+    assert rule._ado is not None
+    assert rule._ado.updates == 160 // 20 + 1, "looks that the steps before the first one stand for"
+    for step in range(180, 2000, 20):
+        share = looked(rule, step, **{name: source(c, 4, step) for name, c in (("steep", STEEP), ("noise", NOISE))})
+    assert isinstance(share, dict)
+    assert 0.1 <= share["noise"] < 0.15, "the floor, averaged with the shares of earlier looks"
+    assert rule._fitted_at == 1960
 
 
 def test_a_fit_that_fails_keeps_the_last_and_fits_come_every_thousand_steps() -> None:

@@ -46,6 +46,8 @@ def test_settings_of_a_config_reach_the_control_server_unchanged(tmp_path: Path)
         ({"trial_steps": 0}, r"agent\.trial_steps is 0 \(an integer\), but must be at least 1"),
         ({"policy": "gaurded"}, r"agent\.policy: there is no policy 'gaurded'; there are auto, model, rule, guarded"),
         ({"policy": "ado"}, r"agent\.policy: the policy ado sets the weights .* needs 'limits: \{mixture/\*: \{roles"),
+        ({"mixing": {"flor": 0.1}}, r"agent\.mixing\.flor is not a known key; did you mean floor"),
+        ({"mixing": {"floor": 0.6}}, r"agent\.mixing\.floor is 0\.6 \(a number\), but must be at most 0\.5"),
         ({"grants": {"knob": {}}}, r"agent\.grants\.knob is not a known key; did you mean knobs"),
         ({"grants": {"knobs": {"x": {"maximum": 1}}}}, r"agent\.grants\.knobs\.x\.maximum is not a known key"),
         ({"grants": {"actions": {"x": {"row": {"mim": 1}}}}}, r"agent\.grants\.actions\.x\.row\.mim is not a known"),

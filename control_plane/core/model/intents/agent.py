@@ -85,6 +85,19 @@ Proposable = Annotated[
 """Intents that may be proposed."""
 
 
+class MixingSettings(Message):
+    """Settings of a policy that sets the weights of sources.
+
+    floor: smallest share of a source, unless there are more sources than that leaves room for.
+    least_batches: batches that held a sample of a source, before `ado` and `odm` give it more than the floor.
+    fit_every_steps: steps from one fit of the learning curves to the next.
+    """
+
+    floor: float = Field(default=0.01, gt=0, le=0.5, allow_inf_nan=False)
+    least_batches: Annotated[int, Field(ge=1, le=10**6, strict=True)] = 200
+    fit_every_steps: Steps = 1000
+
+
 class AgentSettings(Message):
     """Settings of a run's agent. What it costs, and which model it asks, is set on the server only.
 
@@ -98,6 +111,7 @@ class AgentSettings(Message):
     trial_steps: a change that would be made is first tried for so many steps, on a branch, and adopted only if the
         evaluation is better than without it; the run trains these steps twice. None: it is made without a trial.
     fallback: what is done if the model gives no decision.
+    mixing: of a policy of mixtures; scaled down for runs that are shorter than some thousand steps.
     """
 
     policy: Name = "auto"
@@ -117,6 +131,7 @@ class AgentSettings(Message):
     second_opinion: bool = True
     trial_steps: Steps | None = None
     grants: Grants = NO_GRANTS
+    mixing: MixingSettings = MixingSettings()
 
     @model_validator(mode="before")
     @classmethod
