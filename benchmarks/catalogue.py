@@ -139,7 +139,7 @@ BENCHMARKS = {
             frozenset({"answers"}),
         ),
         Benchmark(
-            "studies.study_data",
+            "studies.data.study_data",
             "records of missing behaviours that come in while a model of a desktop trains: errors before and after",
             "seeds",
             3,

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.studies.study_data import QUICK, carry_out
+from benchmarks.studies.data.study_data import QUICK, carry_out
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.timeout(900)]
 

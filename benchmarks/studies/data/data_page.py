@@ -13,7 +13,7 @@ from benchmarks.harness.result import Result
 from ray_jobs.workloads.desktop_screen import CHANNELS, HEIGHT, WIDTH
 
 if TYPE_CHECKING:
-    from benchmarks.studies.study_data import Study
+    from benchmarks.studies.data.study_data import Study
 
 FRAMES, CURVES = "data-frames.png", "data-errors.svg"
 COLUMNS = {"last": "last frame", "next": "true next frame", "before": "predicted before", "after": "predicted after"}

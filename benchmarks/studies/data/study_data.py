@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks.catalogue import Say
 from benchmarks.harness.live_run import RANKS, own_cluster, wait_closed
 from benchmarks.harness.result import Bound, Result, Table
-from benchmarks.studies import data_page
+from benchmarks.studies.data import data_page
 from benchmarks.studies.results import Row, append, read
 from control_plane import config_text
 from control_plane.client import SteerwayClient
@@ -35,7 +35,7 @@ from ray_jobs.workloads import desktop_screen as screen
 ARMS = {"live": "records sent while it trains", "alone": "without them"}
 SEEDS = tuple(range(1, data_page.SEEDS + 1))
 SOURCE = "fresh"
-PAGE = Path(__file__).parents[2] / "docs" / "studies" / "data.md"
+PAGE = Path(__file__).parents[3] / "docs" / "studies" / "data.md"
 
 WAIT_S, LOOK_EVERY_S, RETRY_AFTER_S = 600.0, 0.2, 0.5
 PAGE_POINTS = 20_000

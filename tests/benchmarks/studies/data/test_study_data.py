@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.studies import data_page, study_data
+from benchmarks.studies.data import data_page, study_data
+from benchmarks.studies.data.study_data import QUICK, WHOLE, Study, carry_out, frames_of, key_of, result_of
 from benchmarks.studies.results import append
-from benchmarks.studies.study_data import QUICK, WHOLE, Study, carry_out, frames_of, key_of, result_of
 from control_plane.core.model.errors import SteerwayError
 from ray_jobs.workloads.desktop_screen import CHANNELS, HEIGHT, WIDTH
 
