@@ -12,6 +12,7 @@ Samples and noise of a step depend on the seed only, not on the number of ranks.
 import argparse
 import io
 import logging
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,20 @@ OLD_SEQUENCES, MISSING_SEQUENCES = 8, 24
 
 LEAST_SHIFT, MOST_SHIFT = 0.1, 10.0
 
+CLIPPING_NORM = 1.0
+WARM_UP_STEPS, LEAST_OF_RATE = 50, 0.05
+"""The learning rate rises to its peak in the first steps, then falls as half a cosine to this part of it."""
+
 log = logging.getLogger(__name__)
 
 Transitions = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 """Last frames, events, and next frames, as `Denoiser.forward` takes them."""
+
+
+def part_of_rate(made: int, total_steps: int) -> float:
+    """Return the part of the peak learning rate, after `made` of `total_steps` steps."""
+    falls = (1 + math.cos(math.pi * made / total_steps)) / 2
+    return min(1.0, (made + 1) / WARM_UP_STEPS) * (LEAST_OF_RATE + (1 - LEAST_OF_RATE) * falls)
 
 
 class NoiseShift:
@@ -98,10 +109,16 @@ class Training:
         torch.manual_seed(seed)
         self.model = Denoiser()
         self.optimizer = torch.optim.Adam([{"params": self.model.parameters(), "lr": rate, "name": "denoiser"}])
+        self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, lambda made: part_of_rate(made, total_steps))
         self.shift = NoiseShift()
         self.data = data if data is not None else mixture(tensors_of)
         self.session = TrainingSession(
-            self.model, self.optimizer, total_steps=total_steps, data=self.data, global_batch_samples=samples
+            self.model,
+            self.optimizer,
+            scheduler=self.schedule,
+            total_steps=total_steps,
+            data=self.data,
+            global_batch_samples=samples,
         )
         self.session.register_knob(
             "noise/shift",
@@ -135,7 +152,9 @@ class Training:
         self.optimizer.zero_grad()
         loss.backward()
         average_gradients(self.model)
+        torch.nn.utils.clip_grad_norm_(self.model.parameters(), CLIPPING_NORM)
         self.optimizer.step()
+        self.schedule.step()
         return loss.detach()
 
     def evaluate(self, step: int) -> dict[str, float]:

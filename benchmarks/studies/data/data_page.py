@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FRAMES, CURVES = "data-frames.png", "data-errors.svg"
 COLUMNS = {"last": "last frame", "next": "true next frame", "before": "predicted before", "after": "predicted after"}
-SEEDS, STEPS = 3, 600
+SEEDS, STEPS = 3, 1000
 """Seeds and steps of the whole study."""
 
 DPI, WIDTH_IN = 110, 9.0

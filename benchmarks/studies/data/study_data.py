@@ -60,7 +60,7 @@ class Size:
     samples: int = 32
 
 
-WHOLE = Size(steps=data_page.STEPS, sent_from=250, evaluate_every=50, base_sequences=200, fresh_sequences=60)
+WHOLE = Size(steps=data_page.STEPS, sent_from=400, evaluate_every=50, base_sequences=200, fresh_sequences=60)
 QUICK = Size(steps=120, sent_from=20, evaluate_every=20, base_sequences=20, fresh_sequences=6)
 
 

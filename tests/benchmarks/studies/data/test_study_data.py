@@ -72,8 +72,8 @@ def test_page_and_figures_are_made_of_the_results(tmp_path: Path) -> None:
 
 def test_page_says_that_seeds_or_steps_are_missing() -> None:
     short = Study(QUICK, study().rows)
-    assert "3 of 3 seeds, 120 of 600 steps" in data_page.unfinished(3, short)[0]
-    assert "2 of 3 seeds, 600 of 600 steps" in data_page.unfinished(2, study())[0]
+    assert "3 of 3 seeds, 120 of 1000 steps" in data_page.unfinished(3, short)[0]
+    assert "2 of 3 seeds, 1000 of 1000 steps" in data_page.unfinished(2, study())[0]
 
 
 def test_frames_before_are_of_the_last_evaluation_that_no_record_has_changed(tmp_path: Path) -> None:
