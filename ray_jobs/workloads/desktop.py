@@ -38,7 +38,7 @@ LEAST_SHIFT, MOST_SHIFT = 0.1, 10.0
 
 CLIPPING_NORM = 1.0
 WARM_UP_STEPS, LEAST_OF_RATE = 50, 0.05
-"""The learning rate rises to its peak in the first steps, then falls as half a cosine to this part of it."""
+"""The learning rate rises to its peak in these steps, or a tenth of all, then falls as half a cosine to this part of it."""
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +49,8 @@ Transitions = tuple[torch.Tensor, torch.Tensor, torch.Tensor]
 def part_of_rate(made: int, total_steps: int) -> float:
     """Return the part of the peak learning rate, after `made` of `total_steps` steps."""
     falls = (1 + math.cos(math.pi * made / total_steps)) / 2
-    return min(1.0, (made + 1) / WARM_UP_STEPS) * (LEAST_OF_RATE + (1 - LEAST_OF_RATE) * falls)
+    rising = min(WARM_UP_STEPS, max(1, total_steps // 10))
+    return min(1.0, (made + 1) / rising) * (LEAST_OF_RATE + (1 - LEAST_OF_RATE) * falls)
 
 
 class NoiseShift:

@@ -66,7 +66,7 @@ def test_page_and_figures_are_made_of_the_results(tmp_path: Path) -> None:
     page = (tmp_path / "data.md").read_text()
     assert "| before the records | 0.400 (0.400 to 0.400) | 0.100 (0.100 to 0.100) |" in page
     assert "Unfinished" not in page
-    assert "341 steps with the new records, 34 s" in page
+    assert "741 steps with the new records, 74 s" in page
     assert all((tmp_path / name).stat().st_size > 1000 and f"]({name})" in page for name in names)
 
 
