@@ -38,7 +38,7 @@ LEAST_SHIFT, MOST_SHIFT = 0.1, 10.0
 
 CLIPPING_NORM = 1.0
 WARM_UP_STEPS, LEAST_OF_RATE = 50, 0.05
-"""The learning rate rises to its peak in these steps, or a tenth of all, then falls as half a cosine to this part of it."""
+"""The learning rate rises to its peak in these steps, or a tenth of all, and falls as half a cosine to this part."""
 
 log = logging.getLogger(__name__)
 
