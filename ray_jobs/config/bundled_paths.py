@@ -3,10 +3,12 @@
 So forks, replays and runs that were moved to another home have the same config, and each its own code.
 """
 
+from glob import escape, glob
 from pathlib import Path
 
 from control_plane.core.model.errors import Invalid
 from control_plane.storage.code.unpacked import restore_code
+from control_plane.storage.data.configured import check_small_files
 from control_plane.storage.layout import RunFiles
 from ray_jobs.config.run_config import RunConfig
 from ray_jobs.config.runtime_env import is_local
@@ -23,7 +25,7 @@ def located(config: RunConfig, files: RunFiles) -> RunConfig:
     if config.data is not None and config.data.path is not None:
         changes["data"] = config.data.model_copy(update={"path": _inside(files, config.data.path)})
     changes["sources"] = {
-        name: source.model_copy(update={"path": _inside(files, source.path)}) if source.path is not None else source
+        name: source if source.path is None else source.model_copy(update={"path": _glob_inside(files, source.path)})
         for name, source in config.sources.items()
     }
     modules = [_inside(files, module) if is_local(module) else module for module in config.runtime_env.py_modules]
@@ -51,7 +53,26 @@ def check_code(config: RunConfig, files: RunFiles, home: Path) -> None:
                 f"{config.name}: {key} is {path}, but the code bundle has no such file; is it excluded by a .gitignore "
                 "or .rayignore file?"
             )
+    for name, source in config.sources.items():
+        if source.path is not None and not glob(_glob_inside(files, source.path), recursive=True):
+            raise Invalid(f"{config.name}: sources.{name}.path is {source.path}, but no file matches it.")
+
+
+def check_sources(config: RunConfig, files: RunFiles) -> None:
+    """Check the records of small files of a new run's sources. Raises `Invalid` for one that breaks its schema.
+
+    The others are checked by the ranks before the first step.
+    """
+    try:
+        check_small_files(located(config, files).sources)
+    except Invalid as error:
+        raise Invalid(f"{config.name}: {error.reason}") from None
 
 
 def _inside(files: RunFiles, path: str) -> str:
     return str(files.code / path)
+
+
+def _glob_inside(files: RunFiles, path: str) -> str:
+    """Return the glob of a source's files: a relative one is inside of the bundle."""
+    return path if Path(path).is_absolute() else f"{escape(str(files.code))}/{path}"

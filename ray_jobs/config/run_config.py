@@ -188,7 +188,8 @@ def parse(
     if bundle is None and config.workload.kind == "script" and not Path(config.workload.path).is_file():
         raise Invalid(f"{source}: workload.path is {config.workload.path}, but there is no such file.")
     for name, settings in config.sources.items():
-        if bundle is None and settings.path is not None and not glob(settings.path, recursive=True):
+        is_here = settings.path is not None and (bundle is None or Path(settings.path).is_absolute())
+        if is_here and not glob(str(settings.path), recursive=True):
             raise Invalid(f"{source}: sources.{name}.path is {settings.path}, but no file matches it.")
     return config
 

@@ -33,7 +33,7 @@ from control_plane.storage.direct_jobs import write_job
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles, check_run_id
 from control_plane.storage.private import check_home, make_folder, replace_file
-from ray_jobs.config.bundled_paths import check_code
+from ray_jobs.config.bundled_paths import check_code, check_sources
 from ray_jobs.config.config_files import FilesBeside, SentFiles
 from ray_jobs.config.environment import keep_secrets
 from ray_jobs.config.own_config import own_config
@@ -92,6 +92,7 @@ def begin(
                 _keep(where, bundle)
                 unpack_bundle(where.home, bundle.sha256, files)
                 check_code(resolved, files, where.home)
+            check_sources(resolved, files)
             keep_secrets(files, resolved, os.environ)
             request = JobRequest(uuid=uuid4(), author=AUTHOR)
             write_request(files, request)

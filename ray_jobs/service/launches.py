@@ -46,7 +46,7 @@ from control_plane.storage.layout import RunFiles, check_run_id, find_run
 from control_plane.storage.ownership import sign_config
 from control_plane.storage.private import FOLDER_MODE, make_folder, replace_file, sync_names
 from control_plane.storage.regular import read_regular
-from ray_jobs.config.bundled_paths import check_code
+from ray_jobs.config.bundled_paths import check_code, check_sources
 from ray_jobs.config.config_files import SentFiles
 from ray_jobs.config.environment import keep_secrets, with_variables
 from ray_jobs.config.own_config import own_config
@@ -223,6 +223,7 @@ class LaunchService:
                 inherit_code(parent, new.config.bundle, files)
             new.fill(files)
             check_code(new.config, files, self._where.home)
+            check_sources(new.config, files)
             write_request(files, JobRequest(uuid=new.uuid, author=by.id, role=by.role))
             replace_file(files.submission, submission_of(new.uuid, request, by).model_dump_json())
         except OSError as error:

@@ -1,7 +1,7 @@
 """A run's config and code as a launch request: what a client reads of them, and sends.
 
 The gateway checks the config; the client only finds the files that it names: the script, whose folder is packed and
-uploaded, a DeepSpeed file, a data file, and the secret variables of the user's shell.
+uploaded, a DeepSpeed file, the files of its data and of its sources, and the secret variables of the user's shell.
 """
 
 import json
@@ -17,6 +17,7 @@ import typer
 
 from control_plane.api.launching import Launched, LaunchRequest, Priority
 from control_plane.api.versions import release
+from control_plane.cli.launching.source_files import SourceFiles, source_files
 from control_plane.cli.output.printing import say, show_progress
 from control_plane.config_text import from_yaml, read_text
 from control_plane.core.model.errors import Invalid
@@ -61,6 +62,7 @@ class NamedFiles:
     script: Path | None = None
     texts: dict[str, str] = field(default_factory=dict)
     data: Path | None = None
+    sources: SourceFiles = field(default_factory=SourceFiles)
     modules: dict[str, Path] = field(default_factory=dict)
     overrides: list[str] = field(default_factory=list)
 
@@ -119,13 +121,16 @@ def overridden(raw: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     settings = {**raw}
     for override in overrides:
         key, equals, value = override.partition("=")
-        section, _, name = key.strip().partition(".")
-        if not equals:
-            continue
-        if not name:
-            settings[section] = from_yaml(value, override)
-        elif isinstance(settings.get(section, {}), dict) and "." not in name:
-            settings[section] = settings.get(section, {}) | {name: from_yaml(value, override)}
+        *above, name = key.strip().split(".")
+        group: Any = settings
+        for part in above if equals else ():
+            inner = group.get(part)
+            group[part] = {**inner} if isinstance(inner, dict) else {} if inner is None else inner
+            group = group[part]
+            if not isinstance(group, dict):
+                break
+        if equals and isinstance(group, dict):
+            group[name] = from_yaml(value, override)
     return settings
 
 
@@ -155,6 +160,8 @@ def _named_files(settings: Mapping[str, Any], folder: Path, no_bundle: bool, sha
         else:
             named.data = path
             named.overrides.append(f"data.path={json.dumps(f'{DATA}/{path.name}')}")
+    named.sources = source_files(settings.get("sources"), folder, sends=not (shares_files or no_bundle))
+    named.overrides += named.sources.overrides
     runtime_env = settings.get("runtime_env")
     modules = runtime_env.get("py_modules") if isinstance(runtime_env, dict) else None
     if isinstance(modules, list) and modules:
@@ -185,10 +192,14 @@ def _text_at(settings: Mapping[str, Any], section: str, name: str) -> str | None
 @contextmanager
 def _bundle(named: NamedFiles) -> Iterator[Bundle | None]:
     """Provide the packed code of a run, or None if its config names none."""
-    if named.script is None and named.data is None and not named.modules:
+    if named.script is None and named.data is None and not named.modules and not named.sources.files:
         yield None
         return
-    extras = named.modules | ({f"{DATA}/{named.data.name}": named.data} if named.data is not None else {})
+    extras = (
+        named.modules
+        | named.sources.files
+        | ({f"{DATA}/{named.data.name}": named.data} if named.data is not None else {})
+    )
     with tempfile.TemporaryDirectory(prefix="steerway-") as empty:
         folder = named.script.parent if named.script is not None else Path(empty)
         with packed(folder, Contents(extras=extras)) as bundle:

@@ -90,7 +90,8 @@ def _json(path: Path, settings: SourceSettings) -> Raw:
         yield f"record {number}", record
 
 
-def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
+def lines_of(path: Path) -> Iterator[tuple[str, bytes]]:
+    """Yield the place and the bytes of each line of a file that is not empty, without its end."""
     with path.open("rb") as file:
         for number, line in enumerate(file, start=1):
             if text := line.rstrip(b"\r\n"):
@@ -98,7 +99,7 @@ def _lines(path: Path) -> Iterator[tuple[str, bytes]]:
 
 
 def _jsonl(path: Path, settings: SourceSettings) -> Raw:
-    for at, line in _lines(path):
+    for at, line in lines_of(path):
         try:
             yield at, parse_strictly(line)
         except json.JSONDecodeError as error:
@@ -106,7 +107,7 @@ def _jsonl(path: Path, settings: SourceSettings) -> Raw:
 
 
 def _text(path: Path, settings: SourceSettings) -> Raw:
-    for at, line in _lines(path):
+    for at, line in lines_of(path):
         try:
             yield at, {settings.record_field: line.decode()}
         except UnicodeDecodeError:

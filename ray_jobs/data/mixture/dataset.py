@@ -22,7 +22,7 @@ from control_plane.core.model.intents.data import DataIntent
 from ray_jobs.data.mixture.course import SourceShard
 from ray_jobs.data.mixture.order import MixtureOrder, Source, shard_file
 from ray_jobs.data.mixture.phase import Reference
-from ray_jobs.data.mixture.shards import Record, Shard, described, file_sha256, open_shard
+from ray_jobs.data.mixture.shards import Record, Shard, check_file, described, file_sha256, open_shard
 from ray_jobs.process import context
 
 log = logging.getLogger(__name__)
@@ -71,6 +71,10 @@ class MixtureDataset(Dataset[Any]):
         shards = []
         for path in paths:
             sha256, records = described(path, settings.format)
+            try:
+                check_file(path, sha256, settings)
+            except Invalid as error:
+                raise Invalid(f"sources.{name}: {error.reason}") from None
             self._files[sha256] = path, settings.format
             shards.append(SourceShard(sha256, records))
         return tuple(dict.fromkeys(shard for shard in shards if shard.records))

@@ -9,7 +9,6 @@ from an `.npz` without compression. Of a Parquet file the table is held in memor
 
 import hashlib
 import json
-import logging
 import mmap
 import os
 import zipfile
@@ -20,10 +19,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from control_plane.core.model.data import SourceSettings
 from control_plane.core.model.errors import Invalid
-from ray_jobs.data.sample_order import cache_folder
-
-log = logging.getLogger(__name__)
+from control_plane.storage.data.configured import first_fault
+from ray_jobs.data.node_cache import once
 
 Record = dict[str, Any]
 
@@ -176,30 +175,25 @@ def file_sha256(path: Path) -> str:
 
 
 def described(path: Path, format_: str) -> tuple[str, int]:
-    """Return a configured file's SHA-256 and its number of records; computed once for its size and time of change.
+    """Return a configured file's SHA-256 and its number of records; once a node for its size and time of change.
 
     Raises `Invalid` if it cannot be read.
     """
     try:
         stat = path.stat()
+        place = str(path.resolve()), format_, stat.st_size, stat.st_mtime_ns
+        sha256, records = once("shards", place, lambda: [file_sha256(path), len(open_shard(path, format_))])
     except OSError as error:
         raise Invalid(f"{path} cannot be read: {error.strerror}") from None
-    place = repr((str(path.resolve()), format_, stat.st_size, stat.st_mtime_ns))
-    cache = cache_folder() / "shards" / f"{hashlib.sha256(place.encode()).hexdigest()}.json"
-    try:
-        sha256, records = json.loads(cache.read_text())
-    except (OSError, ValueError):
-        sha256, records = file_sha256(path), len(open_shard(path, format_))
-        _keep(cache, json.dumps([sha256, records]))
     return str(sha256), int(records)
 
 
-def _keep(cache: Path, text: str) -> None:
-    """Write a cache file atomically: ranks write the same one at once. An error is only logged."""
-    own = cache.with_suffix(f".{os.getpid()}.tmp")
-    try:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        own.write_text(text)
-        own.replace(cache)
-    except OSError as error:
-        log.warning("the hash of a shard could not be cached in %s: %s", cache, error)
+def check_file(path: Path, sha256: str, settings: SourceSettings) -> None:
+    """Check the records of a configured file against its source's schema, once a node for these bytes and this schema.
+
+    Raises `Invalid` for the first one that does not fit, with file, place and reason.
+    """
+    schema = {name: field.model_dump(mode="json") for name, field in settings.schema_of_records.items()}
+    key = sha256, settings.format, json.dumps(schema, sort_keys=True)
+    if fault := once("checked", key, lambda: first_fault(path, settings)):
+        raise Invalid(str(fault))

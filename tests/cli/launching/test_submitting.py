@@ -123,6 +123,54 @@ def test_data_file_goes_along_unless_the_gateway_is_this_machine_s(
     assert (request.script, request.overrides) == (None, ('data.path="data/wiki"',))
 
 
+SOURCES = """\
+name: a
+workload: {kind: gpt2}
+sources:
+  web: {format: jsonl, path: "../crawl/*/part-?.jsonl", fields: {text: text}}
+  one: {format: text, path: ONE}
+  far: {format: text, path: "/nowhere/on/this/machine/*.txt"}
+  live: {format: text, live: true}
+"""
+
+
+def test_files_of_sources_go_along_and_keep_their_globs(
+    idle_gateway: LiveGateway, steer: Steer, project: Path, uploads: list[list[str]], tmp_path: Path
+) -> None:
+    for name in ("b/part-1.jsonl", "a/part-2.jsonl", "a/part-10.jsonl", "a/.part-3.jsonl"):
+        (tmp_path / "crawl" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "crawl" / name).write_text("{}")
+    (tmp_path / "one.txt").write_text("text")
+    (project / "run.yaml").write_text(SOURCES.replace("ONE", "nothing.txt"))
+    answer = steer("submit", str(project / "run.yaml"), f"sources.one.path={tmp_path / 'one.txt'}")
+    assert answer.exit_code == 0, answer.stderr
+    assert uploads == [["_sources/one/one.txt", "_sources/web/a/part-2.jsonl", "_sources/web/b/part-1.jsonl"]]
+    assert sent(idle_gateway).overrides[1:] == (
+        'sources.web.path="_sources/web/*/part-?.jsonl"',
+        'sources.one.path="_sources/one/one.txt"',
+        'sources.far.path="/nowhere/on/this/machine/*.txt"',
+    )
+
+
+def test_files_of_sources_that_are_not_here_or_too_large_are_named_and_nothing_is_sent(
+    idle_gateway: LiveGateway, steer: Steer, project: Path, uploads: list[list[str]], tmp_path: Path
+) -> None:
+    (project / "run.yaml").write_text(SOURCES.replace("ONE", "large.txt"))
+    answer = steer("submit", str(project / "run.yaml"))
+    assert (answer.exit_code, "sources.web.path is ../crawl/*/part-?.jsonl, but no file" in answer.stderr) == (6, True)
+    (tmp_path / "crawl" / "a").mkdir(parents=True)
+    (tmp_path / "crawl" / "a" / "part-1.jsonl").write_text("{}")
+    with (project / "large.txt").open("wb") as file:
+        file.truncate(101 << 20)
+    answer = steer("submit", str(project / "run.yaml"))
+    assert (answer.exit_code, "sources.one.path (1 file) 101.0 MiB" in " ".join(answer.stderr.split())) == (6, True)
+    assert "steer data add" in answer.stderr
+    assert (uploads, idle_gateway.launches.asked) == ([], [])
+    answer = steer("submit", str(project / "run.yaml"), "--no-bundle")
+    assert answer.exit_code == 0, answer.stderr
+    assert f'sources.one.path="{project / "large.txt"}"' in sent(idle_gateway).overrides
+
+
 def test_folders_of_modules_go_along(
     idle_gateway: LiveGateway, steer: Steer, project: Path, uploads: list[list[str]], tmp_path: Path
 ) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from control_plane.cli.launching.request import LaunchChoices, launch
 from control_plane.client import SteerwayClient
+from control_plane.core.model.commands import Stop
 from control_plane.core.model.data import ShardRecord, SourceSettings
+from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import AddSource, SetMixture
 from tests.ray.cluster import REPOSITORY, Cluster, wait_closed, wait_for, wait_for_step
 
@@ -71,3 +74,26 @@ def test_sources_change_on_a_run_that_is_killed_and_replayed(
     verdict = wait_for("the verdict", lambda: json.loads(done.stdout.splitlines()[-1]))
     print(verdict)
     assert verdict["verdict"] == "identical", verdict
+
+
+def test_sources_travel_from_a_machine_whose_folder_is_gone_and_bad_records_do_not(
+    cluster: Cluster, client: SteerwayClient, tmp_path: Path
+) -> None:
+    path = config(tmp_path / "laptop")
+    (tmp_path / "laptop" / "crawl" / "a").mkdir(parents=True)
+    shutil.move(tmp_path / "laptop" / "web.jsonl", tmp_path / "laptop" / "crawl" / "a" / "1.jsonl")
+    small = ("model.n_layer=1", "model.n_embd=32", "data.max_train_bytes=200000", "training.max_steps=100000")
+    overrides = (*small, "sources.web.path=crawl/*/*.jsonl")
+    run = launch(client, str(path), overrides, LaunchChoices(), shares_files=False).runs[0].run
+    with (tmp_path / "laptop" / "notes.jsonl").open("a") as file:
+        file.write('{"text": "half of a li')
+    with pytest.raises(Invalid, match=r"sources.notes: notes.jsonl, line 201: it is not valid JSON"):
+        launch(client, str(path), overrides, LaunchChoices(), shares_files=False)
+    shutil.rmtree(tmp_path / "laptop")
+    wait_for_step(cluster, client, run, 5)
+    assert cluster.command("control_plane.cli.main", "chaos", "kill-rank", "1").returncode == 0
+    wait_for("a new generation", lambda: client.snapshot(run).generation > 1)
+    wait_for_step(cluster, client, run, 8)
+    assert client.data(run).sources[1].mixture["records"] == 200
+    client.submit(run, Stop())
+    assert wait_closed(client, run).status == "stopped"

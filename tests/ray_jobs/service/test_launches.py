@@ -2,6 +2,7 @@
 
 import json
 import stat
+from glob import glob
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -17,6 +18,8 @@ from control_plane.storage.code.uploads import bundle_path
 from control_plane.storage.journal.writer import Journal
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.ownership import signed_config
+from ray_jobs.config.bundled_paths import located
+from ray_jobs.config.own_config import own_config
 from tests.ray_jobs.service.fake_cluster import Desk
 from tests.storage.checkpoint.kin import lay
 from tests.storage.checkpoint.saved import name_of
@@ -231,6 +234,36 @@ def test_code_travels_into_the_run(desk: Desk, tmp_path: Path) -> None:
     assert f"bundle: {sha256}" in files.config.read_text()
     submission = Submission.model_validate_json(files.submission.read_text())
     assert submission.bundle == sha256
+
+
+@pytest.mark.parametrize(
+    ("line", "complaint"),
+    [
+        ('{"text": "good"}', None),
+        ('{"text": 3}', r"parent: sources.web: b.jsonl, line 1: field 'text' is a whole number"),
+        ("", r"sources.web.path is _sources/\*.jsonl, but no file matches it"),
+    ],
+)
+def test_sent_sources_are_in_the_run_and_their_records_were_checked(
+    desk: Desk, tmp_path: Path, line: str, complaint: str | None
+) -> None:
+    files = {"_sources/a.jsonl": '{"text": "x"}\n', "_sources/b.jsonl": line} if line else {"other": "x"}
+    data = bytes_of(folder_of(tmp_path / "data", files))
+    path = bundle_path(desk.home, sha256_of(data))
+    path.parent.mkdir(parents=True)
+    path.write_bytes(data)
+    config = f'{GPT2}sources: {{web: {{format: jsonl, path: "_sources/*.jsonl", fields: {{text: text}}}}}}\n'
+    body = {"config": config, "bundle": sha256_of(data)}
+    if complaint is not None:
+        with pytest.raises(Invalid, match=complaint):
+            desk.call("launch", body)
+        assert (desk.runs(), desk.leftovers(), desk.cluster.jobs) == ([], [], {})
+        return
+    [run] = desk.call("launch", body).runs
+    of_run = RunFiles(desk.home / "runs" / run.run)
+    there = located(own_config(of_run), of_run).sources["web"].path
+    assert there is not None
+    assert sorted(glob(there)) == [str(of_run.code / "_sources" / f"{name}.jsonl") for name in "ab"]
 
 
 def test_secret_that_is_missing_or_unknown_is_named_and_leaves_nothing(desk: Desk, script: Path) -> None:

@@ -137,6 +137,23 @@ def test_fork_is_given_the_shards_and_no_index(tmp_path: Path) -> None:
 # --- Data of a training ---
 
 
+def test_file_is_checked_against_the_schema_once_a_node_and_before_anything_is_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sources = numbered(tmp_path, 5)
+    checked: list[Path] = []
+    fault = shards.first_fault
+    monkeypatch.setattr(shards, "first_fault", lambda path, settings: checked.append(path) or fault(path, settings))
+    mixture(sources=sources)
+    mixture(sources=sources)
+    assert len(checked) == 1
+    sources["web"]["fields"] = {"id": "text"}
+    for _ in range(2):
+        with pytest.raises(Invalid, match=r"sources.web: a.jsonl, line 1: field 'id' is a whole number"):
+            mixture(sources=sources)
+    assert len(checked) == 2
+
+
 def numbered(folder: Path, count: int) -> dict[str, Any]:
     folder.mkdir(parents=True, exist_ok=True)
     text = "".join(json.dumps({"id": number}) + "\n" for number in range(count))
