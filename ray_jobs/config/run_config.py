@@ -8,8 +8,7 @@ Validation errors are raised as one `Invalid`, with a line for each.
 """
 
 import difflib
-import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Sequence
 from glob import glob
 from pathlib import Path
 from typing import Annotated, Any, Self
@@ -30,13 +29,12 @@ from control_plane.core.model.intents.agent import (
 from control_plane.core.model.intents.grants import ArgumentGrant, Grants, KnobGrant
 from control_plane.core.model.limits import reason_against_mixing
 from control_plane.core.model.reflexes import Reflex, Reflexes
+from ray_jobs.config.complaints import WANTED, unusable_values
 from ray_jobs.config.config_files import ConfigFiles, FilesBeside
 from ray_jobs.config.deepspeed_features import unsupported
 from ray_jobs.config.environment import check_variables
 from ray_jobs.config.runtime_env import RuntimeEnvSettings, check_bundle, is_local
 from ray_jobs.config.sections import (
-    ACCELERATOR_TYPE,
-    LABEL_SELECTOR,
     CheckpointSettings,
     DataSettings,
     DeepSpeedSettings,
@@ -271,7 +269,7 @@ def _place_paths(raw: Raw, files: ConfigFiles) -> None:
 
 
 def _validated(raw: Raw, source: str) -> RunConfig:
-    problems = dict(_unusable_values(raw, ""))
+    problems = dict(unusable_values(raw, ""))
     training = raw.get("training")
     for key in training if isinstance(training, dict) else ():
         if key in OWN_TRAINING_KEYS:
@@ -286,26 +284,6 @@ def _validated(raw: Raw, source: str) -> RunConfig:
     if problems or config is None:
         raise Invalid("\n".join(f"{source}: {problem}." for problem in problems.values()))
     return config
-
-
-def _unusable_values(value: object, key: str) -> Iterator[tuple[str, str]]:
-    """Yield the dotted key and the error of each value that no setting can have: NaN, infinities, other types."""
-    if isinstance(value, dict):
-        for name, below in value.items():
-            inner = f"{key}.{name}" if key else str(name)
-            if not isinstance(name, str):
-                yield inner, f"{inner} has the key {shown(name)}, but keys must be text"
-            yield from _unusable_values(below, inner)
-    elif isinstance(value, list):
-        for index, below in enumerate(value):
-            yield from _unusable_values(below, f"{key}.{index}")
-    elif isinstance(value, float) and not math.isfinite(value):
-        yield key, f"{key} is {value}, but must be a finite number"
-    elif value is not None and not isinstance(value, str | int | float):
-        yield (
-            key,
-            f"{key} is {shown(value)}, but must be text, a number, true, false, null, a list or a mapping",
-        )
 
 
 def _location(loc: tuple[int | str, ...]) -> tuple[str, ...]:
@@ -326,31 +304,8 @@ def _complaint(detail: Any, location: tuple[str, ...]) -> str:
         return f"{key}.kind is {shown(context['tag'])}, but must be one of {context['expected_tags']}"
     if kind == "value_error":
         return f"{key}: {context['error']}" if key else str(context["error"])
-    wanted = _WANTED.get(kind, lambda _: detail["msg"])(context)
+    wanted = WANTED.get(kind, lambda _: detail["msg"])(context)
     return f"{key} is {shown(detail['input'])}, but must be {wanted}"
-
-
-_NAME = "1 to 64 of a-z, 0-9, '_' and '-', the first a letter or a digit"
-_PATTERNS = {
-    LABEL_SELECTOR: "a label's value, '!value', 'in(a, b)' or '!in(a, b)'",
-    ACCELERATOR_TYPE: "a type of accelerator as Ray names it, such as A100",
-}
-
-_WANTED: dict[str, Callable[[dict[str, Any]], str]] = {
-    "int_type": lambda _: "an integer",
-    "float_type": lambda _: "a number",
-    "bool_type": lambda _: "true or false",
-    "string_type": lambda _: "text",
-    **dict.fromkeys(("list_type", "tuple_type"), lambda _: "a list"),
-    "too_short": lambda context: f"a list of at least {context['min_length']}",
-    **dict.fromkeys(("dict_type", "model_type", "model_attributes_type"), lambda _: "a mapping of keys to values"),
-    "literal_error": lambda context: f"one of {context['expected']}",
-    "greater_than": lambda context: f"greater than {context['gt']}",
-    "greater_than_equal": lambda context: f"at least {context['ge']}",
-    "less_than": lambda context: f"less than {context['lt']}",
-    "less_than_equal": lambda context: f"at most {context['le']}",
-    "string_pattern_mismatch": lambda context: _PATTERNS.get(context["pattern"], _NAME),
-}
 
 
 _SECTIONS: dict[str, type[BaseModel]] = {
