@@ -108,7 +108,7 @@ def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: Agen
         reason = reason or course.reason_against(proposal, now, bounds)
         return Ruling(None, f"not sent: {reason}") if reason else Ruling(proposal.intent, proposal.what)
     if isinstance(proposal, Mix):
-        return Ruling(None, f"not sent: {reason}") if reason else _mixed(proposal, seen, now)
+        return Ruling(None, f"not sent: {reason}") if reason else _mixed(proposal, seen, now, bounds)
     if reason is None:
         about = _about_action if isinstance(proposal, Run) else _about_knob
         reason = about(proposal, seen, now, bounds, grants)  # type: ignore[arg-type]
@@ -120,9 +120,14 @@ def decide(proposal: Proposal, seen: Observation, now: Observation, bounds: Agen
         return Ruling(None, "not sent: it is not a valid command")
 
 
-def _mixed(proposal: Mix, seen: Observation, now: Observation) -> Ruling:
+def _mixed(proposal: Mix, seen: Observation, now: Observation, bounds: AgentBounds) -> Ruling:
     if now.is_mixing:
         return Ruling(None, "not sent: an earlier change of the weights is still pending")
+    if seen.weight_limits or now.weight_limits:  # a model proposes; a rule goes by the owner's limits alone
+        since = None if now.mixed_at is None else now.step - now.mixed_at
+        reason = mixing.reason_against_model(proposal, now.mixture, now.weight_limits, since, bounds.cooldown_steps)
+        if reason is not None:
+            return Ruling(None, f"not sent: {reason}")
     intent = mixing.intent_of(proposal, seen.mixture, now.mixture)
     return Ruling(None, f"not sent: {intent}") if isinstance(intent, str) else Ruling(intent, proposal.what)
 

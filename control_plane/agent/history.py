@@ -209,6 +209,11 @@ class SteeringHistory:
             )
 
     @property
+    def mixed_at(self) -> int | None:
+        """Return the step at which weights were last set, by anybody, or an autopilot's proposal of it declined."""
+        return self.last_of_kind("set_mixture")
+
+    @property
     def is_mixing(self) -> bool:
         """Return whether a change of the sources' weights, by anybody, is accepted and has no outcome yet."""
         return any(isinstance(each.intent, SetMixture) for each in self._state.pending_commands())

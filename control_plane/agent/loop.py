@@ -11,7 +11,7 @@ backoff. It ends with the run, after its last decision, when its agent is stoppe
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from control_plane.agent import seeing
@@ -22,7 +22,7 @@ from control_plane.agent.history import SteeringHistory
 from control_plane.agent.judging.cadence import is_doubtful, next_look
 from control_plane.agent.judging.effects import effect_of
 from control_plane.agent.measured import Measured
-from control_plane.agent.mixing import sources_seen
+from control_plane.agent.mixing import granted_sources, sources_seen
 from control_plane.agent.model import Budget, BudgetSpent, ChatModel, ModelUnavailable
 from control_plane.agent.observing import actions_seen, knobs_seen
 from control_plane.agent.options import AgentClient, AgentOptions, adopted
@@ -36,6 +36,7 @@ from control_plane.core.model.errors import Refused, Unavailable
 from control_plane.core.model.intent_base import LEARNING_RATE
 from control_plane.core.model.intents.agent import NoteEffect
 from control_plane.core.model.intents.data import SetMixture
+from control_plane.core.model.limits import Limit
 from control_plane.core.model.state import CommandStatus
 from control_plane.core.rules.agent.risk import risk_of
 
@@ -128,6 +129,17 @@ class Autopilot:
         """Return whether the rule sets the weights of sources; then it looks at the same interval always."""
         return self._model is None and isinstance(self._rule, MixtureRule)
 
+    def _weight_limits(self, snapshot: Snapshot) -> dict[str, Limit]:
+        """Return the limits of the sources whose weights the model may set; none for a rule."""
+        if self._model is None or not self._options.may_mix:
+            return {}
+        granted = granted_sources(snapshot.limits, snapshot.mixture)
+        return granted if len(granted) > 1 else {}
+
+    def _sources_of(self, snapshot: Snapshot) -> Collection[str]:
+        """Return the sources that the proposer sees."""
+        return snapshot.mixture if self._mixes else self._weight_limits(snapshot)
+
     @property
     def applied(self) -> int:
         """Return the number of this autopilot's changes that every rank has confirmed."""
@@ -145,7 +157,7 @@ class Autopilot:
         if (reason := self._is_set_anew(snapshot)) is not None:
             return reason
         self._follow(snapshot)
-        caught_up = self._measured.read(self._client, self._run, snapshot.mixture if self._mixes else ()) and is_known
+        caught_up = self._measured.read(self._client, self._run, self._sources_of(snapshot)) and is_known
         if snapshot.status != "running" or not caught_up:
             return None
         if self._options.settings is not None:
@@ -197,7 +209,7 @@ class Autopilot:
         self._looked_at, self._measured_at = seen.step, seen.step
         by_guarded = self._guarded.look(seen)
         by_rule = by_guarded if isinstance(self._rule, GuardedRule) else self._rule.look(seen)
-        if self._waits_for_answer():
+        if not seen.weight_limits and self._waits_for_answer():
             return
         self.decisions += 1
         pilot, decision = self._propose(seen, by_rule, by_guarded)
@@ -266,7 +278,7 @@ class Autopilot:
         if model is None:
             opinion = second_opinion.ask_rule(intent, by_guarded, self._guarded.name)
         else:
-            proposed = seeing.told(intent, options.grants) or intent.kind.replace("_", " ")
+            proposed = seeing.told(intent, options.grants, seen.weight_limits) or intent.kind.replace("_", " ")
             opinion = second_opinion.ask_model(lambda: model.review(seen, options.bounds, proposed), model.name)
         if not opinion.agrees and settings.mode == "auto":
             return None
@@ -343,7 +355,8 @@ class Autopilot:
     def _observe(self, snapshot: Snapshot) -> Observation:
         changed_at, pending = self._history.last_change(LEARNING_RATE)
         live_lr = self._measured.live_lr(tuple(snapshot.knobs.get("lr", ())), changed_at)
-        grants = self._options.grants
+        grants, weight_limits, sources = self._options.grants, self._weight_limits(snapshot), self._sources_of(snapshot)
+        mixture = {name: snapshot.mixture[name] for name in sources}
         peaks = (self._history.peak_lr, self._measured.peak_lr(live_lr), *live_lr)
         return Observation(
             step=snapshot.step,
@@ -364,13 +377,15 @@ class Autopilot:
             config=seeing.config_of(snapshot),
             signs=seeing.signs_of(snapshot),
             alerts=seeing.alerts_of(snapshot),
-            past=seeing.past_of(self._history, grants),
+            past=seeing.past_of(self._history, grants, weight_limits),
             checkpoints=seeing.checkpoints_of(snapshot),
             kinds=self._options.kinds,
             course_at={
                 kind: at for kind in self._options.kinds if (at := self._history.last_of_kind(kind)) is not None
             },
             factor=self._options.factor,
-            mixture=sources_seen(snapshot.mixture, self._history.priors, self._measured.sources) if self._mixes else {},
-            is_mixing=self._mixes and self._history.is_mixing,
+            mixture=sources_seen(mixture, self._history.priors, self._measured.sources),
+            weight_limits=weight_limits,
+            mixed_at=self._history.mixed_at if weight_limits else None,
+            is_mixing=bool(mixture) and self._history.is_mixing,
         )

@@ -8,8 +8,9 @@ from pydantic import ValidationError
 
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.data import share_exponent
-from control_plane.core.model.intents.data import SetMixture
+from control_plane.core.model.intents.data import WEIGHT, SetMixture
 from control_plane.core.model.knobs import is_number
+from control_plane.core.model.limits import Limit, is_granted, limit_of, reason_against_value
 
 LOSS, SAMPLES = "source_loss/", "source_samples/"
 """Prefixes of the measurements of a source."""
@@ -118,6 +119,35 @@ class Mix:
     def what(self) -> str:
         """Return the proposal as text."""
         return "weights " + ", ".join(f"{name} = {weight:.4g}" for name, weight in self.weights.items())
+
+
+def granted_sources(limits: Mapping[str, Limit], sources: Iterable[str]) -> dict[str, Limit]:
+    """Return the limits of those sources whose weights an agent may set: of each a limit names the role `agent`."""
+    granted = [name for name in sources if is_granted(limits, WEIGHT + name)]
+    return {name: limit_of(limits, WEIGHT + name) or Limit() for name in granted}
+
+
+def reason_against_model(
+    proposal: Mix, now: Mapping[str, SourceSeen], bounds: Mapping[str, Limit], since_last: int | None, cool_down: int
+) -> str | None:
+    """Return why a model may not set these weights, or None.
+
+    Args:
+        bounds: of the sources that it may set.
+        since_last: steps since anybody last set weights, None if nobody has; cool_down: the least.
+    """
+    if since_last is not None and 0 <= since_last < cool_down:
+        return f"cool-down: weights were set {since_last} steps ago; {cool_down} are required"
+    for name, weight in proposal.weights.items():
+        if name not in bounds or name not in now:
+            return "one of these is no source whose weight this agent may set"
+        limits = {WEIGHT + name: bounds[name]}
+        if reason := reason_against_value(limits, WEIGHT + name, now[name].weight, weight):
+            return reason
+    whole = {name: source.weight for name, source in now.items()} | dict(proposal.weights)
+    if not any(weight > 0 for weight in whole.values()):
+        return "no source would be drawn from"
+    return "the weights are these already" if all(whole[name] == now[name].weight for name in now) else None
 
 
 def intent_of(proposal: Mix, seen: Mapping[str, SourceSeen], now: Mapping[str, SourceSeen]) -> Intent | str:

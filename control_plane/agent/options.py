@@ -96,6 +96,11 @@ class AgentOptions:
         return frozenset(KINDS) if self.settings is not None and self.settings.action_space == "full" else frozenset()
 
     @property
+    def may_mix(self) -> bool:
+        """Whether a model may set the weights of sources, where the run's limits grant them to agents."""
+        return self.settings is not None and self.settings.action_space != "published"
+
+    @property
     def factor(self) -> float | None:
         """Largest factor of one change of the learning rate; None: only double and halve."""
         if self.settings is None or self.settings.action_space == "published":

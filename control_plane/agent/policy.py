@@ -14,6 +14,7 @@ from control_plane.agent.mixing import SourceSeen
 from control_plane.core.model.commands import MAX_LEARNING_RATE, Intent, SetLearningRate
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.knobs import KnobSpec, KnobValue
+from control_plane.core.model.limits import Limit
 
 AUTOPILOT = "autopilot ("
 """Prefix of the reason of every autopilot command; the budget is counted by it, see `history`."""
@@ -143,7 +144,11 @@ class Observation:
     factor: float | None = None
     """Largest factor of one change of the learning rate; None: only 2 and 1/2, unless granted."""
     mixture: Mapping[str, SourceSeen] = field(default_factory=dict)
-    """Sources of the run's data; only for a rule that sets their weights."""
+    """Sources of the run's data: for a rule that sets their weights all, for a model those that it may set."""
+    weight_limits: Mapping[str, Limit] = field(default_factory=dict)
+    """Limits of the sources whose weights a model may set; empty: it may set none, or a rule proposes."""
+    mixed_at: int | None = None
+    """Step at which anybody last set weights."""
     is_mixing: bool = False
     """Whether a change of the sources' weights is accepted and has no outcome yet."""
 

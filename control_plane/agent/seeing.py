@@ -5,7 +5,7 @@ below. A knob is named only if it was granted; labels, sentences, reasons and ev
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from typing import Any
 
 from control_plane.agent.history import SteeringHistory, is_autopilots
@@ -13,7 +13,7 @@ from control_plane.agent.policy import AlertSeen, CheckpointSeen, PastSeen
 from control_plane.api.messages import AlertView, Snapshot
 from control_plane.core.health.signs import SIGNS
 from control_plane.core.model.commands import Evaluate, Intent, SaveCheckpoint, SetKnobs, SetLearningRate
-from control_plane.core.model.intents import Rollback, SetSchedule, SkipSamples
+from control_plane.core.model.intents import Rollback, SetMixture, SetSchedule, SkipSamples
 from control_plane.core.model.intents.grants import Grants
 from control_plane.core.model.knobs import finite_numbers, is_number
 from control_plane.core.model.state import CommandStatus
@@ -92,19 +92,24 @@ def checkpoints_of(snapshot: Snapshot) -> tuple[CheckpointSeen, ...]:
     return tuple(newest.values())[-MAX_CHECKPOINTS:]
 
 
-def past_of(history: SteeringHistory, grants: Grants) -> tuple[PastSeen, ...]:
-    """Return the newest interventions of anybody with their noted effects, and declined proposals, oldest first."""
-    return tuple(sorted(_past(history, grants), key=lambda past: past.step)[-MAX_PAST:])
+def past_of(history: SteeringHistory, grants: Grants, sources: Container[str] = ()) -> tuple[PastSeen, ...]:
+    """Return the newest interventions of anybody with their noted effects, and declined proposals, oldest first.
+
+    Args:
+        sources: those that may be named.
+    """
+    return tuple(sorted(_past(history, grants, sources), key=lambda past: past.step)[-MAX_PAST:])
 
 
-def _past(history: SteeringHistory, grants: Grants) -> Iterator[PastSeen]:
+def _past(history: SteeringHistory, grants: Grants, sources: Container[str]) -> Iterator[PastSeen]:
     effects = history.state.agent.effects
     for life in history.state.commands.values():
         settled = life.settled
         if settled is None or settled.status != "applied" or settled.step is None:
             continue
         is_trials = life.command.author.startswith(TRIALS)
-        what = None if is_trials and isinstance(life.command.intent, Rollback) else told(life.command.intent, grants)
+        is_return = is_trials and isinstance(life.command.intent, Rollback)
+        what = None if is_return else told(life.command.intent, grants, sources)
         # What a rollback has left behind did not happen to this training; the rollback itself did.
         if what is None or not (history.is_on_course(life) or isinstance(life.command.intent, Rollback)):
             continue
@@ -119,7 +124,7 @@ def _past(history: SteeringHistory, grants: Grants) -> Iterator[PastSeen]:
             effect.judgement if effect else "",
         )
     for status, step in history.declined():
-        if (what := told(status.proposed.intent, grants)) is not None and status.closed is not None:
+        if (what := told(status.proposed.intent, grants, sources)) is not None and status.closed is not None:
             yield PastSeen(step, what, "you", status.closed.verdict.replace("_", " "))
 
 
@@ -128,8 +133,12 @@ def _by(life: CommandStatus) -> str:
     return "you" if is_own else "a person"
 
 
-def told(intent: Intent, grants: Grants) -> str | None:
-    """Return an intent in words of ours and numbers; None for those that a model is not told of."""
+def told(intent: Intent, grants: Grants, sources: Container[str] = ()) -> str | None:
+    """Return an intent in words of ours and numbers; None for those that a model is not told of.
+
+    Args:
+        sources: those that may be named.
+    """
     match intent:
         case SetLearningRate():
             change = (
@@ -141,6 +150,10 @@ def told(intent: Intent, grants: Grants) -> str | None:
             told_of = [f"{each.knob!r} {_change(each.value, each.factor)}" for each in changed]
             others = len(intent.changes) - len(changed)
             return ", ".join(told_of + ([f"{others} other knobs"] if others else []))
+        case SetMixture():
+            weights = [f"{name!r} = {weight:.5g}" for name, weight in intent.weights.items() if name in sources]
+            others = len(intent.weights) - len(weights)
+            return "weights " + ", ".join(weights + ([f"of {others} other sources"] if others else []))
         case SetSchedule():
             return f"schedule {intent.shape} to x {intent.end:.5g}"
         case Rollback():

@@ -11,8 +11,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from control_plane.agent.course import Course
 from control_plane.agent.grants import Proposal, Run, Scale, SetTo
+from control_plane.agent.mixing import Mix
 from control_plane.agent.policy import AgentAction, Decision, Observation
 from control_plane.core.model.commands import Evaluate, Intent, Pause, SaveCheckpoint, Stop
+from control_plane.core.model.data import MAX_SOURCES, SourceName, Weight
 from control_plane.core.model.intent_base import Message
 from control_plane.core.model.intents import INTENT, Rollback, SetSchedule, SkipSamples
 from control_plane.core.model.intents.grants import MAX_SHOWN_CHARS, Grants
@@ -129,6 +131,15 @@ class _Skipped(Message):
         return Course(SkipSamples(samples=self.samples), self.reason)
 
 
+class _Mixed(Message):
+    action: Literal["set_mixture"]
+    weights: dict[SourceName, Weight] = Field(min_length=1, max_length=MAX_SOURCES)
+    reason: Why = ""
+
+    def proposal(self, seen: Observation) -> Proposal:
+        return Mix(self.weights, self.reason)
+
+
 class Opinion(Message):
     """Schema of a second opinion."""
 
@@ -140,24 +151,30 @@ _Granted = _Tuned | _Scaled | _Set | _Ran
 _Whole = _Granted | _Plain | _Scheduled | _RolledBack | _Skipped
 GRANTED: TypeAdapter[Any] = TypeAdapter(Annotated[_Granted, Field(discriminator="action")])
 WHOLE: TypeAdapter[Any] = TypeAdapter(Annotated[_Whole, Field(discriminator="action")])
+GRANTED_MIXED: TypeAdapter[Any] = TypeAdapter(Annotated[_Granted | _Mixed, Field(discriminator="action")])
+WHOLE_MIXED: TypeAdapter[Any] = TypeAdapter(Annotated[_Whole | _Mixed, Field(discriminator="action")])
 PUBLISHED: TypeAdapter[Any] = TypeAdapter(Answer)
 
 ACTIONS = ("double", "halve", "keep")
 GRANTED_ACTIONS = ("scale", "set", "run")
 COURSE_ACTIONS = ("evaluate", "save_checkpoint", "pause", "stop", "set_schedule", "rollback", "skip_samples")
+MIXTURE_ACTIONS = ("set_mixture",)
 
 
 def adapter_of(seen: Observation, grants: Grants) -> TypeAdapter[Any]:
     """Return the schema of the answers that are allowed now."""
     if seen.kinds:
-        return WHOLE
+        return WHOLE_MIXED if seen.weight_limits else WHOLE
+    if seen.weight_limits:
+        return GRANTED_MIXED
     return GRANTED if grants.widen or seen.factor is not None else PUBLISHED
 
 
 def actions_of(seen: Observation, grants: Grants) -> tuple[str, ...]:
     """Return the names of the actions that are allowed now."""
     granted = GRANTED_ACTIONS if grants.widen else ("scale",) if seen.factor is not None else ()
-    return ACTIONS + granted + (COURSE_ACTIONS if seen.kinds else ())
+    mixed = MIXTURE_ACTIONS if seen.weight_limits else ()
+    return ACTIONS + granted + (COURSE_ACTIONS if seen.kinds else ()) + mixed
 
 
 def json_schema_of(seen: Observation, grants: Grants) -> dict[str, Any]:
@@ -172,6 +189,8 @@ def json_schema_of(seen: Observation, grants: Grants) -> dict[str, Any]:
     if seen.kinds:
         shapes = {"type": "string", "enum": ["constant", "linear", "cosine"]}
         optional |= {"shape": shapes, "end": number, "step": {"type": "integer"}, "samples": {"type": "integer"}}
+    if seen.weight_limits:
+        optional |= {"weights": {"type": "object", "additionalProperties": number}}
     return {
         "type": "object",
         "properties": {"action": {"type": "string", "enum": list(actions)}, "reason": text} | optional,

@@ -57,7 +57,7 @@ def reason_against_intent(
         changed_s_ago: seconds since each knob was last changed.
     """
     for knob in intent.knobs():
-        if role == AGENT and intent.agents_need_grant and not _is_granted(limits, knob):
+        if role == AGENT and intent.agents_need_grant and not is_granted(limits, knob):
             how = "run" if knob.startswith(ACTION) else "changed"
             return f"{knob.removeprefix(ACTION)} may not be {how} by an agent: no limit {knob} grants it the role agent"
         # A pattern stands for every knob that it matches, as far as their names are known here.
@@ -101,7 +101,7 @@ def reason_against_change(
     return None
 
 
-def _is_granted(limits: Mapping[str, Limit], knob: str) -> bool:
+def is_granted(limits: Mapping[str, Limit], knob: str) -> bool:
     """Return whether a limit grants an action, or a source's weight, to agents. A limit of all knobs does not."""
     prefix = knob[: knob.index("/") + 1]
     limit = limit_of({name: each for name, each in limits.items() if name.startswith(prefix)}, knob)
