@@ -97,7 +97,7 @@ class AgentOptions:
 
     @property
     def may_mix(self) -> bool:
-        """Whether a model may set the weights of sources, where the run's limits grant them to agents."""
+        """Return whether a model may set the weights of sources, where the run's limits grant them to agents."""
         return self.settings is not None and self.settings.action_space != "published"
 
     @property

@@ -3,9 +3,9 @@
 import argparse
 import asyncio
 import threading
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -16,6 +16,7 @@ from control_plane.api.ports import OperatorPort
 from control_plane.core.model.commands import Command, Intent, SetLearningRate
 from control_plane.core.model.errors import NotFound
 from control_plane.core.model.intents.server import AdoptCheckpoint
+from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Parent, RunCreated
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint
 from control_plane.gateway.app import create_app
@@ -124,10 +125,11 @@ class FakeCluster:
         began_s_ago: float = 0.0,
         parent: Parent | None = None,
         rank_0: type[FakeTrainer] = FakeTrainer,
+        limits: Mapping[str, Limit] = MappingProxyType({}),
         **trainer: Any,
     ) -> FakeTrainer:
         """A run whose trainer has not started."""
-        return self.do(self._create(run, name or run, Clock(began_s_ago), parent, rank_0, **trainer))
+        return self.do(self._create(run, name or run, Clock(began_s_ago), parent, rank_0, limits, **trainer))
 
     async def _create(
         self,
@@ -136,9 +138,12 @@ class FakeCluster:
         clock: Clock,
         parent: Parent | None,
         rank_0: type[FakeTrainer],
+        limits: Mapping[str, Limit],
         **trainer: Any,
     ) -> FakeTrainer:
-        created = RunCreated(run=run, name=name, author="ada", config_sha256="0" * 64, parent=parent)
+        created = RunCreated(
+            run=run, name=name, author="ada", config_sha256="0" * 64, parent=parent, limits=dict(limits)
+        )
         server = ControlServer(
             created,
             JournalInMemory(),

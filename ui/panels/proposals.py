@@ -10,6 +10,7 @@ from control_plane.api.sentences import format_duration
 from control_plane.api.suggestions import suggested_intent
 from control_plane.core.model.commands import Intent, SetKnobs, SetLearningRate
 from control_plane.core.model.intents.agent import AgentMode, AgentSettings, AnswerProposal, StartAgent, StopAgent
+from control_plane.core.model.limits import reason_against_mixing
 from control_plane.core.model.values import spelled_factor
 from ui.gateway import may_steer
 from ui.labels import clock, escape, plain, sentence
@@ -20,6 +21,14 @@ from ui.zone import reader_zone
 REFUSAL = "proposal_refusal"
 MAX_EARLIER = 15
 POLICIES = {"auto": "Model, else rule", "model": "Model", "rule": "Guarded rule"}
+MIXTURES = {
+    "ado": "Mixture: what is learned fastest (ADO)",
+    "odm": "Mixture: what is hardest (ODM)",
+    "natural": "Mixture: first weights",
+    "uniform": "Mixture: equal shares",
+}
+"""Policies that set the weights of sources; offered where a run has some."""
+
 MODES: dict[AgentMode, str] = {"suggest": "Suggest", "guarded": "Guarded", "auto": "Auto"}
 MODE_HELP = (
     "Suggest: a person answers every proposal. Guarded: low risk is done at once, a person answers the rest. "
@@ -202,17 +211,24 @@ def control(live: LiveRun) -> None:
             st.rerun()
         return
     with st.popover("Start an agent", icon=":material/smart_toy:", key="start_agent"):
-        policy = st.selectbox("Who decides", list(POLICIES), format_func=POLICIES.__getitem__, key="agent_policy")
+        offered = POLICIES | (MIXTURES if snapshot.mixture else {})
+        policy = st.selectbox("Who decides", list(offered), format_func=offered.__getitem__, key="agent_policy")
         mode = st.segmented_control(
             "Mode", list(get_args(AgentMode)), default="guarded", required=True, format_func=MODES.__getitem__,
             key="agent_mode", help=MODE_HELP,
         )  # fmt: skip
-        every = st.number_input("Steps between two looks", 1, 1_000_000, 25, key="agent_every")
+        # A key of its own, so that the usual interval of the chosen policy stands there.
+        usual = AgentSettings.model_validate({"policy": policy}).every_steps
+        every = st.number_input("Steps between two looks", 1, 1_000_000, usual, key=f"agent_every/{usual}")
         minutes = st.number_input("Minutes to answer a proposal", 1, 10_000, 15, key="agent_minutes")
         default = st.segmented_control(
             "Without an answer", list(DEFAULTS), default="reject", required=True, key="agent_default"
         )
-        if st.button("Start", type="primary", icon=":material/play_arrow:", key="do_start_agent"):
+        reason = reason_against_mixing(snapshot.limits, policy)
+        if reason:
+            st.warning(sentence(reason), icon=":material/block:")
+        start = ":material/play_arrow:"
+        if st.button("Start", type="primary", icon=start, key="do_start_agent", disabled=reason is not None):
             chosen = {"policy": policy, "mode": mode, "every_steps": int(every)}
             chosen |= {"deadline_s": 60.0 * minutes, "default": default}
             _send(live.run, StartAgent(settings=AgentSettings.model_validate(chosen)))

@@ -6,6 +6,7 @@ import pytest
 
 from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, NotFound, Overloaded, RunEnded
+from control_plane.core.model.limits import Limit
 from control_plane.core.model.proposals import ProposalClosed
 from control_plane.core.model.records import CommandAccepted, CommandSettled, Entry, Record, RunClosed
 from control_plane.core.model.state import RunState, evolve
@@ -67,6 +68,25 @@ def test_one_agent_a_run() -> None:
     with pytest.raises(Conflict, match="no agent to stop"):
         decisions.accept(state, sent(4, "stop_agent"))
     then(state, decisions.accept(state, sent(5, "start_agent")))
+
+
+def test_a_policy_of_mixtures_needs_sources_and_the_grant_of_the_limits() -> None:
+    limits = {"mixture/*": Limit(roles=("operator", "agent"))}
+    start = sent(2, "start_agent", settings={"policy": "ado"})
+    begins = started(900)
+    for about, facts, reason in (
+        ({}, {"mixture": {"web": {"weight": 1.0}}}, "no limit of this run lets an agent do that"),
+        ({"limits": limits}, {}, "sets the weights of the run's sources, and run .* has none"),
+    ):
+        state = state_after(created().model_copy(update=about), begins.model_copy(update={"facts": facts}))
+        with pytest.raises(Invalid, match=reason):
+            decisions.accept(state, start)
+    facts = {"mixture": {"web": {"weight": 1.0}}}
+    begun = state_after(created().model_copy(update={"limits": limits}), begins.model_copy(update={"facts": facts}))
+    waiting = state_after(created().model_copy(update={"limits": limits}))
+    for state in (begun, waiting):
+        then(state, decisions.accept(state, start))
+        assert state.agent.settings is not None
 
 
 def test_config_starts_it_with_the_run_and_a_replay_has_none() -> None:

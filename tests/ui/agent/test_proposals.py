@@ -15,7 +15,7 @@ from tests.ui.fake_cluster import TOKEN, FakeCluster
 from tests.ui.fake_trainer import FakeTrainer
 from tests.ui.test_branches import html
 from tests.ui.test_console import press, text
-from ui.panels.proposals import line_of
+from ui.panels.proposals import POLICIES, line_of
 
 TENFOLD = {"kind": "set_learning_rate", "factor": 10.0}
 
@@ -151,10 +151,12 @@ def test_viewer_sees_proposals_and_no_button(
 def test_agent_is_started_and_stopped(visit: Visit, cluster: FakeCluster, trainer: FakeTrainer) -> None:
     app = visit(run="gpt2-1")
     assert "None. An agent watches" in text(app)
+    assert list(app.selectbox(key="agent_policy").options) == list(POLICIES.values()), "a run without sources"
     press(app, "Start")
     sent = cluster.do(trainer.server.snapshot()).commands[-1].command.intent
     assert isinstance(sent, StartAgent)
     assert (sent.settings.policy, sent.settings.mode, sent.settings.deadline_s) == ("auto", "guarded", 900.0)
+    assert sent.settings.every_steps == 25
     press(app.run(), "Stop the agent")
     assert isinstance(cluster.do(trainer.server.snapshot()).commands[-1].command.intent, StopAgent)
 

@@ -7,7 +7,9 @@ from streamlit.testing.v1 import AppTest
 
 from control_plane.console_login import SessionRecord
 from control_plane.core.model.data import share_exponent
+from control_plane.core.model.intents.agent import StartAgent
 from control_plane.core.model.intents.data import AddShards, SetMixture
+from control_plane.core.model.limits import Limit
 from control_plane.gateway.data.announcer import ShardAnnouncer
 from control_plane.storage.layout import RunFiles
 from tests.ui.conftest import Visit
@@ -67,6 +69,26 @@ def test_weights_are_previewed_and_set_on_confirmation(visit: Visit, cluster: Fa
     sent = cluster.do(mixing.server.snapshot()).commands[-1].command.intent
     assert isinstance(sent, SetMixture)
     assert sent.weights == {"fresh": 0.7}, "only what was changed"
+
+
+@pytest.mark.parametrize("is_granted", [True, False])
+def test_policies_of_mixtures_are_offered_where_there_are_sources_and_refused_without_the_limit(
+    visit: Visit, cluster: FakeCluster, announcer: ShardAnnouncer, is_granted: bool
+) -> None:
+    limits = {"mixture/*": Limit(roles=("operator", "agent"))} if is_granted else {}
+    made = cluster.create("gpt2-1", "gpt2-local", rank_0=MixingTrainer, limits=limits, total_steps=500)
+    cluster.train(made, 50)
+    app = visit(run="gpt2-1")
+    app.selectbox(key="agent_policy").set_value("ado").run()
+    (start,) = (one for one in app.button if one.label == "Start")
+    assert start.disabled != is_granted
+    assert ("no limit of this run lets an agent do that" in " ".join(one.value for one in app.warning)) != is_granted
+    if is_granted:
+        press(app, "Start")
+        sent = cluster.do(made.server.snapshot()).commands[-1].command.intent
+        assert isinstance(sent, StartAgent)
+        settings = sent.settings
+        assert (settings.policy, settings.every_steps, settings.max_changes) == ("ado", 50, 1000)
 
 
 def test_records_are_sent_announced_and_shown(

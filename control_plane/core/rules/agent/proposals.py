@@ -12,6 +12,7 @@ from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import Conflict, Invalid, NotAllowed, NotFound, Overloaded, SteerwayError
 from control_plane.core.model.intent_base import BaseIntent
 from control_plane.core.model.intents.agent import (
+    MIXTURE_POLICIES,
     AgentSettings,
     AnswerProposal,
     NoteEffect,
@@ -87,7 +88,7 @@ def settle_agent_command(state: RunState, command: Command, accept: Accept) -> l
     match command.intent:
         case StartAgent(settings=wanted):
             check_open(state)
-            if reason := reason_against_policy(wanted) or reason_against_mixing(state.limits, wanted.policy):
+            if reason := reason_against_policy(wanted) or _reason_against_mixing(state, wanted):
                 raise Invalid(reason)
             if state.agent.settings is not None:
                 who = f"started by {state.agent.started_by}, policy {state.agent.settings.policy}"
@@ -119,6 +120,13 @@ def settle_agent_command(state: RunState, command: Command, accept: Accept) -> l
                 raise Conflict(f"the effect of command {uuid} is noted already")
             return done
     raise AssertionError(f"{command.intent.kind} is not about the agent")
+
+
+def _reason_against_mixing(state: RunState, wanted: AgentSettings) -> str | None:
+    """Return why a policy of mixtures could do nothing on this run, or None. Sources are known once it has begun."""
+    if wanted.policy in MIXTURE_POLICIES and state.generation is not None and not state.data.mixture:
+        return f"the policy {wanted.policy} sets the weights of the run's sources, and run {state.run} has none"
+    return reason_against_mixing(state.limits, wanted.policy)
 
 
 def _propose(state: RunState, command: Command, accept: Accept, done: list[Record]) -> list[Record]:
