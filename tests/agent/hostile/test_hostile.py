@@ -264,6 +264,6 @@ def test_a_gate_that_lets_everything_pass_is_found(stage: Arena, monkeypatch: py
 
 
 def test_a_prompt_that_holds_a_runs_text_is_found(stage: Arena, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(seeing, "told", lambda intent, grants: INJECTIONS[0])
+    monkeypatch.setattr(seeing, "told", lambda intent, grants, sources: INJECTIONS[0])
     with pytest.raises(AssertionError):
         test_what_a_run_says_does_not_reach_the_model(stage, "reasons")
