@@ -70,6 +70,8 @@ class SourceView(Message):
         received: records that came in over the gateway.
         waiting: of them, those that are not in the mixture yet.
         shards: the newest ones that came in, newest first.
+        loss: mean training loss of its samples, as measured last; None: not measured.
+        held_out_loss: on the records that it holds out, at the last evaluation, with its standard error.
     """
 
     name: str
@@ -78,6 +80,9 @@ class SourceView(Message):
     received: int = 0
     waiting: int = 0
     shards: tuple[ShardView, ...] = Field(default=(), max_length=MAX_SHARDS_SHOWN)
+    loss: float | None = None
+    held_out_loss: float | None = None
+    held_out_error: float | None = None
 
 
 class RunData(Message):

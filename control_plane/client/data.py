@@ -8,8 +8,10 @@ from uuid import UUID, uuid4, uuid5
 
 from control_plane.api.bundles import deadline_s
 from control_plane.api.data_views import Ingested, RunData
+from control_plane.api.messages import Measurements, Snapshot
 from control_plane.client.answers import parse
 from control_plane.client.connection import GatewayConnection, path_of
+from control_plane.core.health.weak_spots import WeakSpot, held_out_names, weak_spots
 from control_plane.core.model.errors import Invalid, Overloaded, Unavailable
 
 SUFFIXES = {
@@ -30,6 +32,8 @@ PIECE_BYTES = 4 * 1024 * 1024
 WITHOUT_PROGRESS_FOR_S = 60.0
 RETRY_AFTER_S = 1.0
 
+NAMES_PER_REQUEST, POINTS_PER_PAGE = 64, 20_000
+
 _PIECES = UUID("6c4be6e5-52f7-4d0a-9b7e-5f0c38f2b0a1")
 
 Progress = Callable[[int, int], None]
@@ -41,6 +45,24 @@ class RunRecords(GatewayConnection):
     def data(self, run: str) -> RunData:
         """Return a run's sources, with their weights, shares and newest shards."""
         return parse(RunData, self._get_json(path_of(run, "data")))
+
+    def weak_spots(self, run: str) -> list[WeakSpot]:
+        """Return a run's sources, and slices of them, by the loss on what they hold out: highest first.
+
+        Empty before the first evaluation, and where no source has `held_out`.
+        """
+        snapshot = parse(Snapshot, self._get_json(path_of(run)))
+        names, points = held_out_names(snapshot.latest), []
+        for first in range(0, len(names), NAMES_PER_REQUEST):
+            cursor, some = 0, names[first : first + NAMES_PER_REQUEST]
+            while True:
+                answer = self._get_json(path_of(run, "metrics"), after=cursor, limit=POINTS_PER_PAGE, name=some)
+                page = parse(Measurements, answer)
+                points += [(point.name, point.step, point.value) for point in page.points]
+                cursor = page.cursor
+                if len(page.points) < POINTS_PER_PAGE:
+                    break
+        return weak_spots(points, sources=snapshot.mixture)
 
     def add_records(
         self,

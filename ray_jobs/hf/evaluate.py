@@ -9,17 +9,18 @@ from transformers.trainer_callback import CallbackHandler
 
 from control_plane.core.boundary import Applied
 from control_plane.core.model.commands import Command, Evaluate
+from ray_jobs.data.mixture.dataset import MixtureDataset
 from ray_jobs.process.plain_values import number
 from ray_jobs.steering.appliers import random_state_kept
 
-EVALUATION_LOSS = re.compile(r"eval_(.+_)?loss")
+EVALUATION_LOSS = re.compile(r"eval_(.+_)?loss|eval_loss/[^/]+")
 LISTENERS = ("ray_jobs.", "transformers.integrations.")
 
 
 class EvaluateApplier:
     """Applier of `evaluate`: evaluates now, on all ranks; the reading is the loss that Transformers gathers over them.
 
-    With several evaluation sets, one loss each: `eval_NAME_loss`.
+    With several evaluation sets, one loss each: `eval_NAME_loss`; of sources that hold records out, `eval_loss/NAME`.
     """
 
     def __init__(self, trainer: Trainer) -> None:
@@ -28,7 +29,10 @@ class EvaluateApplier:
     def check(self, command: Command) -> str | None:
         """Reject if the run has no evaluation set."""
         assert isinstance(command.intent, Evaluate)
-        return None if self._trainer.eval_dataset is not None else "this run has no evaluation set"
+        mixture: MixtureDataset | None = getattr(self._trainer, "_mixture", None)
+        holds_out = mixture is not None and bool(mixture.order.held_out(1))
+        has_set = self._trainer.eval_dataset is not None or holds_out
+        return None if has_set else "this run has no evaluation set, and no source has 'held_out'"
 
     def apply(self, command: Command, step: int) -> Applied:
         """Collective: every rank evaluates its part. Random state and Trainer control are left unchanged, and the

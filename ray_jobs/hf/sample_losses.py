@@ -28,16 +28,19 @@ def labels_of(inputs: Any) -> torch.Tensor | None:
 
 
 @torch.no_grad()
-def sample_losses(model: nn.Module, outputs: Any, labels: torch.Tensor) -> torch.Tensor | None:
+def sample_losses(
+    model: nn.Module, outputs: Any, labels: torch.Tensor, tokens: int | None = TOKENS
+) -> torch.Tensor | None:
     """Return the mean cross entropy of each sample, shape `(samples,)`, on the device of the logits.
 
-    Of a sample of more than `TOKENS` tokens it is the mean over every k-th of them; without a label to train on, NaN.
+    Of a sample of more than `tokens` tokens it is the mean over every k-th of them; without a label to train on, NaN.
     None where the answer is neither one logit a class nor one a token and class, or does not fit the labels.
 
     Args:
         model: not wrapped; it tells whether labels are those of the next token.
         outputs: what the model has answered, with `logits`.
         labels: shape `(samples,)` or `(samples, tokens)`.
+        tokens: of a sample that are looked at; None: all.
     """
     logits = outputs.get("logits") if isinstance(outputs, Mapping) else None
     if not isinstance(logits, torch.Tensor) or logits.dim() != labels.dim() + 1 or labels.is_floating_point():
@@ -49,7 +52,7 @@ def sample_losses(model: nn.Module, outputs: Any, labels: torch.Tensor) -> torch
         return cross_entropy(logits.float(), labels, reduction="none", ignore_index=IGNORED)
     if _predicts_the_next(model):
         labels = pad(labels, (0, 1), value=IGNORED)[:, 1:]
-    stride = -(-labels.shape[1] // TOKENS)
+    stride = 1 if tokens is None else -(-labels.shape[1] // tokens)
     logits, labels = logits[:, ::stride], labels[:, ::stride].contiguous()
     chunk = max(1, MOST_ELEMENTS // max(1, logits[0].numel()))
     parts = [

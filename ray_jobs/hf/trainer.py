@@ -26,6 +26,7 @@ from ray_jobs.hf.callbacks import (
     LoggingCallback,
     RunPauseCallback,
 )
+from ray_jobs.hf.held_out import evaluate_held_out
 from ray_jobs.hf.live import apply_batch_plan, engine_of
 from ray_jobs.hf.sample_losses import labels_of, sample_losses
 from ray_jobs.hf.steered_data import SteeredData
@@ -164,6 +165,17 @@ class Steered(SteeredData, Extensible):
         if (losses := sample_losses(self._steered_model, outputs, labels)) is not None:
             self.note_sample_losses(losses)
         return loss
+
+    def evaluate(self, eval_dataset: Any = None, *args: Any, **kwargs: Any) -> dict[str, float]:
+        """Evaluate, and tell the loss of each source on the records that it holds out: `eval_loss/NAME`."""
+        theirs, data = cast(Any, super()).evaluate, self._mixture
+        if eval_dataset is not None or data is None or not data.order.held_out(1):
+            return cast(dict[str, float], theirs(eval_dataset, *args, **kwargs))
+        has_own = self._as_trainer.eval_dataset is not None
+        metrics: dict[str, float] = theirs(None, *args, **kwargs) if has_own else {}
+        told = evaluate_held_out(self._as_trainer, data, self._steering)
+        self._as_trainer.log(dict(told))
+        return metrics | told
 
     def _has_plain_loss(self) -> bool:
         """Return whether a training step's loss is Transformers' own, which can tell the outputs, too."""

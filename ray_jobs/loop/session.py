@@ -10,7 +10,7 @@ Started by `steer submit`, the loop can be steered. Started by hand, it is a loo
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -22,6 +22,7 @@ from control_plane.core.model.errors import Invalid
 from ray_jobs.checkpoint import loop_state, restore
 from ray_jobs.config.deepspeed_features import check
 from ray_jobs.data.mixture.dataset import MixtureDataset
+from ray_jobs.data.mixture.held_out import Alone, held_out_losses
 from ray_jobs.data.mixture.phase import Reference
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.digest.fingerprints import fingerprint
@@ -31,7 +32,7 @@ from ray_jobs.rank.plan import ResumePlan
 from ray_jobs.steered_run import SteeredRun
 from ray_jobs.steering import skipped_steps
 from ray_jobs.steering.actions import Extensible, ScriptExtensions
-from ray_jobs.steering.appliers import UnsupportedApplier
+from ray_jobs.steering.appliers import UnsupportedApplier, evaluating
 from ray_jobs.steering.rollback import LeaveForBranch, release
 from ray_jobs.steering.schedule import Scheduler
 
@@ -167,6 +168,33 @@ class TrainingSession(Extensible):
         if losses.numel() != len(references):
             raise Invalid(f"{losses.numel()} losses were noted for {len(references)} samples: give one a sample")
         health.signs.sources.add(references, losses)
+
+    def held_out_losses(
+        self, losses_of: Callable[[list[Any]], torch.Tensor], batch_samples: int = 32
+    ) -> dict[str, float]:
+        """Collective. Return the loss of each source on what it holds out: `eval_loss/NAME` and `eval_error/NAME`.
+
+        Give them to `step` as metrics. The model is in its evaluation mode meanwhile, and the random generators are
+        put back afterwards; every evaluation begins with the same random numbers.
+
+        Args:
+            losses_of: returns the loss of each of these samples, shape `(samples,)`, or their mean.
+            batch_samples: the most that it is given at a time.
+
+        Raises `RuntimeError` if the session was not given `data`.
+        """
+        data, steering = self._loop.mixture, self._steering
+        if data is None:
+            raise RuntimeError("session.held_out_losses() needs data, which was not given to this TrainingSession")
+        ranks = steering.opened().collectives if steering is not None else Alone()
+
+        def of_references(references: Sequence[Reference]) -> torch.Tensor:
+            if steering is not None:
+                steering.beat("evaluating")
+            return losses_of([data[reference] for reference in references])
+
+        with evaluating(self._model):
+            return held_out_losses(data, of_references, ranks, batch_samples)
 
     def __enter__(self) -> Self:
         """Collective. Open, restore, and announce this start.

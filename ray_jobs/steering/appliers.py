@@ -244,6 +244,29 @@ class UnsupportedApplier:
 
 
 @contextmanager
+def evaluating(model: torch.nn.Module) -> Iterator[None]:
+    """Have the model in its evaluation mode, without gradients, with the same random numbers at each evaluation.
+
+    Afterwards every module is in the mode in which it was, and the random generators are where they were.
+    """
+    import random
+
+    import numpy
+
+    was_training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        with torch.no_grad(), random_state_kept():
+            random.seed(0)
+            numpy.random.seed(0)
+            torch.manual_seed(0)
+            yield
+    finally:
+        for module in was_training:
+            module.training = True
+
+
+@contextmanager
 def random_state_kept() -> Iterator[None]:
     """Restore all random generators afterwards: even making a data loader draws from the global one."""
     import random

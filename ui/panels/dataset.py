@@ -8,6 +8,7 @@ import streamlit as st
 from control_plane.api.data_views import Ingested, RunData, ShardView, SourceView
 from control_plane.api.messages import Snapshot
 from control_plane.client.data import SUFFIXES
+from control_plane.core.health.weak_spots import WeakSpot, held_out_names
 from control_plane.core.model.data import share_exponent
 from control_plane.core.model.errors import SteerwayError
 from control_plane.core.model.intents.data import SetMixture
@@ -17,6 +18,7 @@ from ui.live import LiveRun, live_run
 from ui.sending import send
 from ui.zone import reader_zone
 
+WEAK = "weak_spots_of"
 REFUSAL, TAKEN_IN = "dataset_refusal", "dataset_taken_in"
 MAX_SHARDS = 8
 MOST_WEIGHT = 1.0
@@ -39,11 +41,42 @@ def dataset(live: LiveRun) -> None:
         st.caption(sentence(error.reason))
         return
     st.html(table(found, losses(snapshot)))
+    spots = _weak_spots(live.run, snapshot)
+    if any(spot.slice for spot in spots):
+        with st.expander(f"Weak spots ({len(spots)})", icon=":material/target:", key="weak_spots"):
+            st.html(f'<div class="earlier">{"".join(map(spot_row, spots))}</div>')
+    elif spots:
+        st.html(f'<div class="earlier">{"".join(map(spot_row, spots))}</div>')
     shards = [(source.name, shard) for source in found.sources for shard in source.shards]
     newest = sorted(shards, key=lambda one: one[1].received_at, reverse=True)[:MAX_SHARDS]
     if newest:
         with st.expander(f"Newest shards ({len(newest)})", icon=":material/inventory_2:", key="shards"):
             st.html(f'<div class="earlier">{"".join(shard_row(name, shard) for name, shard in newest)}</div>')
+
+
+def _weak_spots(run: str, snapshot: Snapshot) -> list[WeakSpot]:
+    """Return the weak spots of a run; they are asked for again only after another evaluation."""
+    now = (run, snapshot.branch, *(snapshot.latest[name] for name in held_out_names(snapshot.latest)))
+    if len(now) == 2:
+        return []
+    kept = st.session_state.get(WEAK)
+    if kept is None or kept[0] != now:
+        try:
+            kept = st.session_state[WEAK] = now, client().weak_spots(run)
+        except SteerwayError:
+            return []
+    spots: list[WeakSpot] = kept[1]
+    return spots
+
+
+def spot_row(spot: WeakSpot) -> str:
+    """Return the loss on what a source holds out as HTML, with its error, and the change since the one before."""
+    error = "" if spot.error is None else f" ± {spot.error:.2g}"
+    facts = [f"step {spot.step:,}", f"{spot.evaluations:,} evaluation{'' if spot.evaluations == 1 else 's'}"]
+    if spot.change is not None:
+        facts.insert(0, f"{spot.change:+.3g} since the one before" + ("" if spot.has_changed else ", within noise"))
+    title = f"<b>{escape(spot.name)}</b> held-out loss {spot.loss:.4g}{error}"
+    return f'<div class="alert info">{title}<span>{" · ".join(facts)}</span></div>'
 
 
 def losses(snapshot: Snapshot) -> dict[str, float]:
@@ -54,13 +87,15 @@ def losses(snapshot: Snapshot) -> dict[str, float]:
 
 def table(found: RunData, measured: Mapping[str, float]) -> str:
     """Return the sources as an HTML table, with a bar for each share."""
-    heads = ("source", "share", "weight", "records", "drawn", "came in", *(("loss",) if measured else ()))
+    heads = ["source", "share", "weight", "records", "drawn", "came in", *(["loss"] if measured else [])]
+    holds_out = any(source.held_out_loss is not None for source in found.sources)
+    heads += ["held out"] if holds_out else []
     head = "".join(f"<th>{name}</th>" for name in heads)
-    rows = "".join(_row(source, measured) for source in found.sources)
+    rows = "".join(_row(source, measured, holds_out) for source in found.sources)
     return f'<table class="sources"><thead><tr>{head}</tr></thead><tbody>{rows}</tbody></table>'
 
 
-def _row(source: SourceView, measured: Mapping[str, float]) -> str:
+def _row(source: SourceView, measured: Mapping[str, float], holds_out: bool) -> str:
     mixture, settings = source.mixture, source.settings
     share = float(mixture.get("share") or 0.0)
     kind = settings.format + (", live" if settings.live else "") if settings is not None else "?"
@@ -70,10 +105,12 @@ def _row(source: SourceView, measured: Mapping[str, float]) -> str:
     came = f"{source.received:,}{waiting}" if settings is not None and settings.live else "-"
     weight = f"{mixture['weight']:g}" if "weight" in mixture else "not in the mixture"
     loss = f"<td>{measured[source.name]:.4g}</td>" if source.name in measured else "<td></td>" if measured else ""
+    held = "" if source.held_out_loss is None else f"{source.held_out_loss:.4g}"
+    held = f"<td>{held}</td>" if holds_out else ""
     return (
         f"<tr><td><b>{escape(source.name)}</b> <small>{kind}</small></td>"
         f'<td class="share"><i style="width:{share:.1%}"></i><span>{share:.1%}</span></td><td>{weight}</td>'
-        f"<td>{int(mixture.get('records') or 0):,}</td><td>{drawn}</td><td>{came}</td>{loss}</tr>"
+        f"<td>{int(mixture.get('records') or 0):,}</td><td>{drawn}</td><td>{came}</td>{loss}{held}</tr>"
     )
 
 

@@ -12,7 +12,7 @@ from control_plane.cli.commands.lifecycle import (
     confirm,
     steering_command,
 )
-from control_plane.cli.data import records
+from control_plane.cli.data import records, weak
 from control_plane.cli.errors import SteerGroup, UsageError
 
 data = typer.Typer(
@@ -115,6 +115,7 @@ def _field(word: str) -> tuple[str, str]:
 
 data.command("show")(records.show)
 data.command("add")(records.add)
+data.command("weak")(weak.weak)
 data.command("weights")(weights)
 data.command("add-source")(add_source)
 data.command("remove-source")(remove_source)

@@ -98,7 +98,7 @@ def _wait(client: "SteerwayClient", run: str, source: str, shards: set[str], tim
 
 
 def show(run: Run = None, as_json: AsJson = False) -> None:
-    """Show a run's sources: weight, share, records, and the newest shards that came in."""
+    """Show a run's sources: weight, share, records, losses in training and on what is held out, newest shards."""
     with connect() as client:
         found = client.data(any_run(client, run))
     if as_json:
@@ -108,7 +108,8 @@ def show(run: Run = None, as_json: AsJson = False) -> None:
         tell(f"{found.run} has no sources: its config has no section 'sources'")
         return
     print_table(
-        ("SOURCE", "FORMAT", "WEIGHT", "SHARE", "RECORDS", "CAME IN", "WAITING"), [_row(one) for one in found.sources]
+        ("SOURCE", "FORMAT", "WEIGHT", "SHARE", "RECORDS", "CAME IN", "WAITING", "LOSS", "HELD OUT"),
+        [_row(one) for one in found.sources],
     )
     for source in found.sources:
         for shard in source.shards[:SHARDS_SHOWN]:
@@ -126,7 +127,14 @@ def _row(source: "SourceView") -> tuple[str, ...]:
         f"{mixture['records']:,}" if "records" in mixture else "-",
         f"{source.received:,}",
         f"{source.waiting:,}",
+        "-" if source.loss is None else f"{source.loss:.4g}",
+        "-" if source.held_out_loss is None else loss_with_error(source.held_out_loss, source.held_out_error),
     )
+
+
+def loss_with_error(loss: float, error: float | None) -> str:
+    """Return a loss with its standard error, if that is known."""
+    return f"{loss:.4g}" if error is None else f"{loss:.4g} +-{error:.2g}"
 
 
 def _shard_line(source: "SourceView", shard: "ShardView") -> str:

@@ -249,6 +249,22 @@ SIGNS: tuple[Sign, ...] = (
         "Against the source's records it tells how often they were repeated.",
     ),
     Sign(
+        "eval_loss/<source>",
+        "as the training defines it",
+        "loss",
+        "evaluation",
+        "Mean loss on the records that a source holds out of the training (`held_out`), or on a slice of them.",
+        "The highest one is where the model is weak, if its data is not noise: `steer data weak` ranks them.",
+    ),
+    Sign(
+        "eval_error/<source>",
+        "as the training defines it",
+        "loss",
+        "evaluation",
+        "Standard error of `eval_loss/<source>`, over the records that were looked at.",
+        "A change or a difference of less than two of them is noise: hold out more records.",
+    ),
+    Sign(
         "weight_norm/<group>",
         "L2 norm",
         "layers",

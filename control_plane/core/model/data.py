@@ -41,6 +41,9 @@ Weight = Annotated[float, Field(ge=0, le=MAX_WEIGHT, allow_inf_nan=False, strict
 Count = Annotated[int, Field(ge=0, le=MAX_STEP, strict=True)]
 Format = Literal["jsonl", "parquet", "text", "arrays", "images"]
 FieldType = Literal["text", "integer", "number", "boolean", "array", "image"]
+MAX_HELD_OUT = 0.5
+"""Largest share of a source's records that is held out."""
+
 Dtype = Literal["uint8", "int32", "int64", "float32", "float64"]
 
 EXTENSIONS: dict[str, str] = {"jsonl": "jsonl", "parquet": "parquet", "text": "txt", "arrays": "npz", "images": "zip"}
@@ -52,6 +55,28 @@ PNG or JPEG a record, in the order of their names."""
 def shard_name(sha256: str, format: Format) -> str:
     """Return the name of a live source's shard in the folder of the source."""
     return f"{sha256}.{EXTENSIONS[format]}"
+
+
+_MASK = 2**64 - 1
+HELD_OUT_STEP, HELD_OUT_MIXERS = 0x9E3779B97F4A7C15, ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))
+"""Constants of SplitMix64 (Steele, Lea and Flood 2014): shift and factor of each round."""
+
+
+def held_out_key(sha256: str, row: int) -> int:
+    """Return a number below 2**64 that is random by a record's shard and row, and the same on every machine.
+
+    A record is held out if it is below the source's `held_out` * 2**64: of a shard, the same ones for ever, and with a
+    larger share the same ones and others.
+    """
+    key = (int(sha256[:16], 16) + (row + 1) * HELD_OUT_STEP) & _MASK
+    for shift, factor in HELD_OUT_MIXERS:
+        key = ((key ^ (key >> shift)) * factor) & _MASK
+    return key
+
+
+def is_held_out(sha256: str, row: int, share: float) -> bool:
+    """Return whether a record is held out of the training, with this share of its source."""
+    return held_out_key(sha256, row) < int(share * 2**64)
 
 
 UNTYPED: tuple[str, ...] = ("text", "images")
@@ -90,6 +115,8 @@ class SourceSettings(Message):
     live: takes in records while training.
     exhausted: what follows when every record has been drawn: `repeat` begins its next pass, `stop` draws from the other
         sources only, until it is given new records.
+    held_out: share of its records that are never trained on; evaluations tell the loss on them. By shard and row.
+    slices: field whose values divide the held-out records, whose losses are then told by value, too.
     """
 
     format: Format
@@ -98,6 +125,8 @@ class SourceSettings(Message):
     fields: dict[Name, FieldSchema] = Field(default={}, max_length=MAX_FIELDS)
     live: StrictBool = False
     exhausted: Literal["repeat", "stop"] = "repeat"
+    held_out: Annotated[float, Field(ge=0, le=MAX_HELD_OUT, allow_inf_nan=False, strict=True)] = 0.0
+    slices: Name | None = None
 
     @model_validator(mode="after")
     def _has_records_or_takes_them_in(self) -> Self:
@@ -107,6 +136,17 @@ class SourceSettings(Message):
             raise ValueError(f"a source of format {self.format} needs 'fields', the types of a record's fields")
         if self.fields and self.format in UNTYPED:
             raise ValueError(f"a source of format {self.format} takes no 'fields': a record is one {self.record_field}")
+        return self
+
+    @model_validator(mode="after")
+    def _slices_are_of_a_field(self) -> Self:
+        if self.slices is None:
+            return self
+        if not self.held_out:
+            raise ValueError("'slices' divide the records of 'held_out', of which there are none")
+        field = self.schema_of_records.get(self.slices)
+        if field is None or field.type not in ("text", "integer", "boolean"):
+            raise ValueError(f"slices is {self.slices!r}, but must name a field of type text, integer or boolean")
         return self
 
     @property

@@ -17,6 +17,7 @@ from starlette.requests import ClientDisconnect
 from control_plane.api.bundles import deadline_s
 from control_plane.api.data_views import Ingested, RunData, SourceView
 from control_plane.api.messages import Snapshot
+from control_plane.core.health.weak_spots import HELD_OUT_ERROR, HELD_OUT_LOSS
 from control_plane.core.model.data import NO_SOURCES, SOURCE_NAME, SourceSettings
 from control_plane.core.model.errors import Invalid, NotFound, Refused, RunEnded
 from control_plane.gateway.auth import DATA_PATH, PREFIX
@@ -158,15 +159,20 @@ def _views(files: RunFiles, snapshot: Snapshot) -> list[SourceView]:
 
 
 def _view(files: RunFiles, snapshot: Snapshot, name: str, settings: SourceSettings | None) -> SourceView:
-    mixture = snapshot.mixture.get(name, {})
-    folder = files.data / name
+    measured, folder = snapshot.latest, files.data / name
+    view = SourceView(
+        name=name,
+        settings=settings,
+        mixture=snapshot.mixture.get(name, {}),
+        loss=measured.get(f"source_loss/{name}"),
+        held_out_loss=measured.get(HELD_OUT_LOSS + name),
+        held_out_error=measured.get(HELD_OUT_ERROR + name),
+    )
     if not (folder / "index.sqlite").is_file():
-        return SourceView(name=name, settings=settings, mixture=mixture)
+        return view
     index = SourceIndex(folder, name)
     received, waiting, _ = index.counts()
-    return SourceView(
-        name=name, settings=settings, mixture=mixture, received=received, waiting=waiting, shards=index.newest()
-    )
+    return view.model_copy(update={"received": received, "waiting": waiting, "shards": index.newest()})
 
 
 def add_data_routes(app: FastAPI) -> None:

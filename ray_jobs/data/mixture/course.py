@@ -9,13 +9,14 @@ A course is immutable. A pass takes every record once; what is due in it is kept
 order in which they will be drawn: 8 bytes a record. Shards keep their numbers, so that a record keeps its own.
 """
 
-from collections.abc import Collection
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
+from control_plane.core.model.data import HELD_OUT_MIXERS, HELD_OUT_STEP
 from ray_jobs.data.generators import seed_of
 
 Numbers = npt.NDArray[np.int64]
@@ -42,6 +43,29 @@ def permuted(numbers: Numbers, *place: int | str) -> Numbers:
     return numbers[np.argsort(bits, kind="stable")]
 
 
+def held_out_keys(sha256: str, records: int) -> npt.NDArray[np.uint64]:
+    """Return `core.model.data.held_out_key` of the first rows of a shard, shape `(records,)`."""
+    keys = np.uint64(int(sha256[:16], 16)) + np.arange(1, records + 1, dtype=np.uint64) * np.uint64(HELD_OUT_STEP)
+    for shift, factor in HELD_OUT_MIXERS:
+        keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
+    return keys
+
+
+def rows_of(shard: SourceShard, held_out: float) -> Sequence[int] | Numbers:
+    """Return the rows of a shard that are trained on, ascending."""
+    return range(shard.records) if not held_out else _divided((shard,), 0, held_out)[0]
+
+
+def _divided(shards: tuple[SourceShard, ...], first: int, held_out: float) -> tuple[Numbers, Numbers]:
+    """Return the numbers of these shards' records, from `first` on: those to train on, and those that are held out."""
+    numbers = np.arange(first, first + sum(shard.records for shard in shards), dtype=np.int64)
+    if not held_out or not shards:
+        return numbers, numbers[:0]
+    keys = np.concatenate([held_out_keys(shard.sha256, shard.records) for shard in shards])
+    is_held = keys < np.uint64(int(held_out * 2**64))
+    return numbers[~is_held], numbers[is_held]
+
+
 @dataclass(frozen=True, eq=False)
 class Course:
     """Course of one source, from a certain draw on.
@@ -51,6 +75,7 @@ class Course:
     due: numbers of those that are due in the present pass, in the order of their draws.
     passes: number of the present pass, from 1.
     drawn: draws before.
+    held_out: share of the records that no pass has; `held` are their numbers, ascending.
     """
 
     name: str
@@ -63,12 +88,17 @@ class Course:
     passes: int = 1
     drawn: int = 0
     withdrawn: int = 0
+    held_out: float = 0.0
+    held: Numbers = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
 
     @classmethod
-    def begin(cls, name: str, shards: tuple[SourceShard, ...], seed: int, repeats: bool = True) -> "Course":
+    def begin(
+        cls, name: str, shards: tuple[SourceShard, ...], seed: int, repeats: bool = True, held_out: float = 0.0
+    ) -> "Course":
         """Return the course of a source that nothing was drawn from."""
-        pool = np.arange(sum(shard.records for shard in shards), dtype=np.int64)
-        return cls(name, seed, repeats, shards, pool, permuted(pool, seed, "pass", name, 1))
+        pool, held = _divided(shards, 0, held_out)
+        due = permuted(pool, seed, "pass", name, 1)
+        return cls(name, seed, repeats, shards, pool, due, held_out=held_out, held=held)
 
     @property
     def is_empty(self) -> bool:
@@ -112,10 +142,10 @@ class Course:
 
     def with_shards(self, shards: tuple[SourceShard, ...], key: int) -> "Course":
         """Return the course with more shards, whose records are due in the present pass. `key` seeds its new order."""
-        first = int(self._offsets[-1])
-        new = np.arange(first, first + sum(shard.records for shard in shards), dtype=np.int64)
+        new, held = _divided(shards, int(self._offsets[-1]), self.held_out)
+        held = np.concatenate([self.held, held])
         due = permuted(np.concatenate([self.due, new]), self.seed, "segment", self.name, key)
-        return replace(self, shards=self.shards + shards, pool=np.concatenate([self.pool, new]), due=due)
+        return replace(self, shards=self.shards + shards, pool=np.concatenate([self.pool, new]), due=due, held=held)
 
     def without(self, sha256: str, rows: Collection[int] | None) -> "Course":
         """Return the course without rows of a shard (None: all), the rest in the same order.
@@ -126,9 +156,10 @@ class Course:
         first = int(self._offsets[index])
         gone = self.gone | {index} if rows is None else self.gone
         out = np.arange(first, first + self.shards[index].records) if rows is None else first + np.array(sorted(rows))
-        pool = self.pool[~np.isin(self.pool, out)]
-        withdrawn = self.withdrawn + len(self.pool) - len(pool)
-        left = replace(self, pool=pool, due=self.due[~np.isin(self.due, out)], gone=gone, withdrawn=withdrawn)
+        pool, held = self.pool[~np.isin(self.pool, out)], self.held[~np.isin(self.held, out)]
+        withdrawn = self.withdrawn + len(self.pool) - len(pool) + len(self.held) - len(held)
+        due = self.due[~np.isin(self.due, out)]
+        left = replace(self, pool=pool, due=due, gone=gone, withdrawn=withdrawn, held=held)
         return left._next_pass_if_none_is_due()
 
     def split(self, shas: Collection[str], into: str) -> tuple["Course", "Course"]:
@@ -149,14 +180,31 @@ class Course:
             pool=np.sort(numbers[self.pool[moved[self.pool]]]),
             due=numbers[self.due[moved[self.due]]],
             passes=self.passes,
+            held_out=self.held_out,
+            held=np.sort(numbers[self.held[moved[self.held]]]),
         )
         ours = replace(
             self,
             pool=self.pool[~moved[self.pool]],
             due=self.due[~moved[self.due]],
             gone=self.gone | frozenset(indices),
+            held=self.held[~moved[self.held]],
         )
         return ours._next_pass_if_none_is_due(), theirs._next_pass_if_none_is_due()
+
+    def held_places(self, most: int) -> list[tuple[SourceShard, int]]:
+        """Return shards and rows of the records that are held out; of many, the `most` with the smallest keys.
+
+        So these are a random choice of all, and stay the same ones while no shard comes.
+        """
+        indices = np.searchsorted(self._offsets, self.held, side="right") - 1
+        rows = self.held - self._offsets[indices]
+        keys = np.zeros(len(rows), dtype=np.uint64)
+        for index in np.unique(indices).tolist():
+            shard = self.shards[index]
+            keys[indices == index] = held_out_keys(shard.sha256, shard.records)[rows[indices == index]]
+        chosen = np.argsort(keys, kind="stable")[:most]
+        return [(self.shards[indices[at]], int(rows[at])) for at in chosen.tolist()]
 
     def index_of(self, sha256: str) -> int:
         """Return the index of a shard that it has. Raises `KeyError` for another one."""

@@ -19,7 +19,7 @@ from torch.utils.data import Dataset, Sampler
 from control_plane.core.model.data import EXTENSIONS, ShardRecord, SourceSettings
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents.data import DataIntent
-from ray_jobs.data.mixture.course import SourceShard
+from ray_jobs.data.mixture.course import SourceShard, rows_of
 from ray_jobs.data.mixture.order import MixtureOrder, Source, shard_file
 from ray_jobs.data.mixture.phase import Reference
 from ray_jobs.data.mixture.shards import Record, Shard, check_file, described, file_sha256, open_shard
@@ -30,13 +30,16 @@ log = logging.getLogger(__name__)
 MAX_OPEN = 512
 """Shards that a process keeps open: below the usual limit of 1024 files."""
 
+MAX_HELD_OUT = 256
+"""Records of a source that an evaluation looks at, unless it is told otherwise."""
+
 FORMAT_OF = {extension: name for name, extension in EXTENSIONS.items()}
 
 Transform = Callable[[Record], Any]
 
 
 class MixtureDataset(Dataset[Any]):
-    """Records of a run's sources. Its length is the number of records of the first shards.
+    """Records of a run's sources. Its length is the number of records of the first shards that are not held out.
 
     `global_batch_samples` is set by what draws from it, before the first step.
     """
@@ -59,7 +62,10 @@ class MixtureDataset(Dataset[Any]):
         self._begin = partial(MixtureOrder, first, seed, temperature)
         if not self._order.has(0, 1):
             raise Invalid("no source has a record and a weight above 0: a training cannot begin without a sample")
-        self._first = [shard for source in first.values() for shard in source.shards]
+        # Of each first shard, the rows to train on.
+        self._first = [
+            (shard, rows_of(shard, source.settings.held_out)) for source in first.values() for shard in source.shards
+        ]
         self._open: dict[str, Shard] = {}
 
     def _first_shards(self, name: str, settings: SourceSettings) -> tuple[SourceShard, ...]:
@@ -84,21 +90,33 @@ class MixtureDataset(Dataset[Any]):
         return self.__dict__ | {"_order": None, "_begin": None, "_open": {}}
 
     def __len__(self) -> int:
-        return sum(shard.records for shard in self._first)
+        return sum(len(rows) for _, rows in self._first)
 
     def __getitem__(self, at: Reference | int) -> Any:
         """Return a sample: the record, through the transform. Raises `Invalid` if its shard cannot be read."""
-        record = self._record(at if isinstance(at, Reference) else self._numbered(at))
+        record = self.record(at if isinstance(at, Reference) else self._numbered(at))
         return record if self._transform is None else self._transform(record)
 
     def _numbered(self, index: int) -> Reference:
-        for shard in self._first:
-            if index < shard.records:
-                return Reference("", shard.sha256, index, shard.file)
-            index -= shard.records
+        for shard, rows in self._first:
+            if index < len(rows):
+                return Reference("", shard.sha256, int(rows[index]), shard.file)
+            index -= len(rows)
         raise IndexError(index)
 
-    def _record(self, at: Reference) -> Record:
+    def held_out(self, source: str | None = None, most: int = MAX_HELD_OUT) -> "HeldOut":
+        """Return the records that are held out of the training, of one source or of all, through the transform.
+
+        It is as long as what is held out at the moment; shards that come bring more. Of a source with more than `most`,
+        it is a random choice of so many. Raises `Invalid` for a source that holds out nothing.
+        """
+        holding = self.order.held_out(0)
+        if source is not None and source not in holding:
+            raise Invalid(f"source {source} has no 'held_out'; those that have: {', '.join(holding) or 'none'}")
+        return HeldOut(self, source, most)
+
+    def record(self, at: Reference) -> Record:
+        """Return a record as its shard has it. Raises `Invalid` if that cannot be read."""
         if at.sha256 not in self._open:
             if len(self._open) >= MAX_OPEN:
                 del self._open[next(iter(self._open))]
@@ -186,6 +204,33 @@ class MixtureDataset(Dataset[Any]):
                     "files back as they were; new records are sent to a live source"
                 )
         self._order = order
+
+
+class HeldOut(Dataset[Any]):
+    """Held-out records of a mixture, for a script's own evaluation. A loader's workers have those of its beginning."""
+
+    def __init__(self, data: MixtureDataset, source: str | None, most: int) -> None:
+        self._data, self._source, self._most = data, source, most
+        self._chosen: list[Reference] | None = None
+
+    @property
+    def references(self) -> list[Reference]:
+        """References of the records, in order."""
+        if self._chosen is not None:
+            return self._chosen
+        holding = self._data.order.held_out(self._most)
+        return [one for name, some in holding.items() if self._source in (None, name) for one in some]
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what a loader's worker needs: the order is in the training's process."""
+        return self.__dict__ | {"_chosen": self.references}
+
+    def __len__(self) -> int:
+        return len(self.references)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a sample."""
+        return self._data[self.references[index]]
 
 
 class MixtureSampler(Sampler[Any]):

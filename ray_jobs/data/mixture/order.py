@@ -46,10 +46,7 @@ class MixtureOrder:
         self.seed, self.temperature = seed, temperature
         self._first, self._changes = dict(sources), list[tuple[int, DataIntent]]()
         self.settings = {name: source.settings for name, source in sources.items()}
-        courses = {
-            name: Course.begin(name, source.shards, seed, source.settings.exhausted == "repeat")
-            for name, source in sources.items()
-        }
+        courses = {name: _course(name, source.settings, source.shards, seed) for name, source in sources.items()}
         weights = {name: source.settings.weight for name, source in sources.items()}
         self._phases = [Phase(0, 0, courses, weights, seed, temperature)]
         self._before: tuple[list[Phase], dict[str, SourceSettings]] | None = None
@@ -131,8 +128,17 @@ class MixtureOrder:
                 "shards": len(course.live_shards()),
                 "digest": _shards_digest(course),
                 "live": self.settings[name].live,
+                **({"held_out": len(course.held)} if course.held_out else {}),
             }
             for name, course in phase.courses_at(position).items()
+        }
+
+    def held_out(self, most: int) -> dict[str, list[Reference]]:
+        """Return the records that are held out, by source, after all changes; of a source at most `most`."""
+        return {
+            name: [Reference(name, shard.sha256, row, shard.file) for shard, row in course.held_places(most)]
+            for name, course in self._phases[-1].courses.items()
+            if course.held_out
         }
 
     def memory(self) -> dict[str, Any]:
@@ -245,6 +251,10 @@ def shard_file(source: str, sha256: str, settings: SourceSettings) -> str:
     return f"{source}/{shard_name(sha256, settings.format)}"
 
 
+def _course(name: str, settings: SourceSettings, shards: tuple[SourceShard, ...], seed: int) -> Course:
+    return Course.begin(name, shards, seed, settings.exhausted == "repeat", settings.held_out)
+
+
 def _announced(shards: Sequence[ShardRecord], settings: SourceSettings) -> tuple[SourceShard, ...]:
     return tuple(
         SourceShard(each.sha256, each.records, shard_file(each.source, each.sha256, settings)) for each in shards
@@ -266,8 +276,7 @@ def _changed(
             weights |= intent.weights
         case AddSource():
             shards = _announced(intent.shards, intent.settings)
-            repeats = intent.settings.exhausted == "repeat"
-            courses[intent.source] = Course.begin(intent.source, shards, seed, repeats)
+            courses[intent.source] = _course(intent.source, intent.settings, shards, seed)
             weights[intent.source], settings[intent.source] = intent.settings.weight, intent.settings
         case RemoveSource():
             del courses[intent.source], weights[intent.source], settings[intent.source]

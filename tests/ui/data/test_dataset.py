@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from streamlit.testing.v1 import AppTest
 
+from control_plane.api.messages import Point, Report
 from control_plane.console_login import SessionRecord
 from control_plane.core.model.data import share_exponent
 from control_plane.core.model.intents.agent import StartAgent
@@ -57,6 +58,18 @@ def test_sources_are_shown_with_share_weight_and_records(visit: Visit, mixing: F
     assert "<b>fresh</b> <small>jsonl, live</small>" in said
     assert "100.0%" in said
     assert "18,204" in said
+
+
+def test_held_out_losses_are_shown_with_their_change(visit: Visit, cluster: FakeCluster, mixing: FakeTrainer) -> None:
+    assert "held-out" not in html(visit(run="gpt2-1"))
+    for step, loss in ((10, 3.0), (20, 2.5)):
+        values = {"eval_loss/web": loss, "eval_error/web": 0.1, "eval_loss/web/poems": loss + 1}
+        points = tuple(Point(step=step, name=name, value=value, time_s=0.0) for name, value in values.items())
+        cluster.do(mixing.server.report(Report(generation=1, points=points)))
+    said = html(visit(run="gpt2-1"))
+    assert "<th>held out</th>" in said
+    assert "<b>web</b> held-out loss 2.5 ± 0.1<span>-0.5 since the one before · step 20" in said
+    assert "<b>web/poems</b> held-out loss 3.5<span>" in said
 
 
 def test_weights_are_previewed_and_set_on_confirmation(visit: Visit, cluster: FakeCluster, mixing: FakeTrainer) -> None:

@@ -1,0 +1,1 @@
+"""Tests of the commands about a run's data."""
