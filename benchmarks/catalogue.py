@@ -147,6 +147,14 @@ BENCHMARKS = {
             frozenset({"answers"}),
         ),
         Benchmark(
+            "studies.data.study_mixture",
+            "weights of a clean and a noisy text, set by four policies while a model trains: losses, shares",
+            "paired seeds",
+            5,
+            1,
+            frozenset({"answers"}),
+        ),
+        Benchmark(
             "storm.storm", "1,000 commands a second against a run: its speed, a good client's wait", "seconds", 30, 5
         ),
         Benchmark(

@@ -78,10 +78,10 @@ def _trimmed_means(rows: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 def _expanded_tail(tail: float, runs: int) -> float:
     """Return the tail of a bootstrap distribution of `runs` blocks that gives the coverage of a t interval."""
-    return NormalDist().cdf(-math.sqrt(runs / (runs - 1)) * _t_quantile(1 - tail, runs - 1))
+    return NormalDist().cdf(-math.sqrt(runs / (runs - 1)) * t_quantile(1 - tail, runs - 1))
 
 
-def _t_quantile(share: float, freedom: int) -> float:
+def t_quantile(share: float, freedom: int) -> float:
     """Return Student's t quantile, by an expansion (Abramowitz and Stegun 26.7.5); within 1 % from 5 degrees on."""
     z = NormalDist().inv_cdf(share)
     terms = (
