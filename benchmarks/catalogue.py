@@ -165,6 +165,13 @@ BENCHMARKS = {
             "live.rollback", "back to a checkpoint on a live run: seconds to the next step", "rollbacks a stage", 7, 2
         ),
         Benchmark(
+            "live.ingest",
+            "records that come in while a run trains: slow-down of its steps, lost or doubled",
+            "periods",
+            9,
+            1,
+        ),
+        Benchmark(
             "step_cost.digest",
             "cost of digesting the live state every 1, 10, 100 steps, beside SHA-256",
             "rounds",

@@ -1,0 +1,1 @@
+"""Benchmarks on a live run: their figures and verdicts."""
