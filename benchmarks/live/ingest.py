@@ -79,7 +79,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
         folder, made = Path(name), Measured()
         bodies = write_bodies(folder, count)
         say(f"ingest: {count} requests are made, {sum(path.stat().st_size for path in bodies) / 1e6:.0f} MB")
-        with own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
+        with own_cluster(say) as where, SteerwayClient.from_settings(where, timeout_s=WAIT_S) as client:
             run = _start(where, folder)
             wait_running(client, run)
             made.without_s.append(_period(client, run, without_s))
@@ -156,6 +156,7 @@ def _start(where: Settings, folder: Path) -> str:
     arguments = ["--steps", str(MAX_STEPS), "--samples", str(SAMPLES), "--evaluate-every", "0"]
     raw: dict[str, Any] = {
         "name": "ingest",
+        "seed": 1,
         "scaling": {"ranks": RANKS, "cpus_per_rank": 1, "use_gpu": False},
         "workload": {"kind": "script", "path": desktop.__file__, "args": arguments},
         "checkpoint": {"every_steps": 0},

@@ -58,11 +58,12 @@ class GatewayConnection:
         )
 
     @classmethod
-    def from_settings(cls, settings: Settings, role: Role = "operator") -> Self:
+    def from_settings(cls, settings: Settings, role: Role = "operator", *, timeout_s: float = 10.0) -> Self:
         """Return a client of the gateway in the settings. Raises `NotAllowed` if there is no token for this role."""
         return cls(
             settings.gateway_url,
             token_of(settings, role),
+            timeout_s=timeout_s,
             insecure=settings.may_be_in_the_clear,
             patience_s=patience_of(settings),
             ca=settings.trusted_ca,

@@ -109,7 +109,7 @@ def carry_out(results: Path, say: Say, seeds: Sequence[int], size: Size) -> Stud
     known = read(results)
     missing = [(seed, arm) for seed in seeds for arm in ARMS if key_of(arm, seed, size) not in known]
     if missing:
-        with own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
+        with own_cluster(say) as where, SteerwayClient.from_settings(where, timeout_s=WAIT_S) as client:
             for seed, arm in missing:
                 with tempfile.TemporaryDirectory(prefix="study-data-") as folder:
                     row = one_run(where, client, arm, seed, size, Path(folder))
