@@ -172,6 +172,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         files=files,
         connect=lambda: RayHandle(files),
         checkpoint_every_steps=config.checkpoint.every_steps,
+        overlaps_copies=config.checkpoint.overlap,
         digest_every_steps=config.digest.every_steps,
         keeps_the_tail=config.data is not None and config.data.tail == "keep",
         ranks=config.scaling.ranks,

@@ -24,7 +24,7 @@ import torch.distributed as dist
 from control_plane.core.model.records import Readback
 from control_plane.storage.layout import STATE
 from ray_jobs.checkpoint import loop_state
-from ray_jobs.checkpoint.host_memory import HostBuffers, copied_tensors
+from ray_jobs.checkpoint.host_memory import Copy, HostBuffers, laid_out
 from ray_jobs.checkpoint.universal import universal_checkpoint_info
 from ray_jobs.process import deepspeed_internals
 from ray_jobs.process.deepspeed_internals import shape_of
@@ -157,19 +157,34 @@ def copied(states: FileStates, reuse: HostBuffers | None = None) -> FileStates:
     Tensors that share memory share it in the copy. Buffers in `reuse` are overwritten: readers of the copy before
     must have finished.
     """
-    buffers = reuse if reuse is not None else HostBuffers()
+    out, copies = copy_of(states, reuse if reuse is not None else HostBuffers())
+    make_copies(copies)
+    return out
+
+
+def copy_of(states: FileStates, buffers: HostBuffers) -> tuple[FileStates, list[Copy]]:
+    """Return what `copied` does, with the copies of tensors' bytes still to be made."""
     buffers.take_back()
     out: FileStates = {}
+    copies: list[Copy] = []
     for path, state in states.items():
         if isinstance(state, bytes | str):
             out[path] = state
         else:
             skeleton, tensors = _taken_apart(state)
-            out[path] = _put_together(skeleton, copied_tensors(tensors, buffers))
+            laid, to_make = laid_out(tensors, buffers)
+            out[path] = _put_together(skeleton, laid)
+            copies += to_make
     buffers.forget_unused()
+    return out, copies
+
+
+def make_copies(copies: Iterable[Copy]) -> None:
+    """Copy, and wait until it is done."""
+    for copy in copies:
+        copy.make()
     if torch.cuda.is_available():
         torch.cuda.synchronize()
-    return out
 
 
 class _Skeleton(pickle.Pickler):

@@ -70,11 +70,24 @@ class _Segment:
     members: list[int] = field(default_factory=list)
 
 
-def copied_tensors(tensors: Sequence[torch.Tensor], buffers: HostBuffers) -> list[torch.Tensor]:
-    """Return copies with the same shapes, strides and sharing; of a storage, only the covered bytes are copied.
+@dataclass(frozen=True, slots=True, eq=False)
+class Copy:
+    """A copy of bytes that is still to be made: both are uint8, of one size."""
 
-    Copies from a GPU are asynchronous: the caller must synchronize.
+    source: torch.Tensor
+    buffer: torch.Tensor
+
+    def make(self) -> None:
+        """Copy. From a GPU that is asynchronous: the caller must synchronize."""
+        self.buffer.copy_(self.source, non_blocking=True)
+
+
+def laid_out(tensors: Sequence[torch.Tensor], buffers: HostBuffers) -> tuple[list[torch.Tensor], list[Copy]]:
+    """Return tensors in host memory with the same shapes, strides and sharing, and the copies that fill them.
+
+    Of a storage, only the bytes that tensors cover are copied. Tensors that are not dense are copied at once.
     """
+    copies: list[Copy] = []
     by_storage: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     out: list[torch.Tensor] = [tensor.detach() for tensor in tensors]
     for place, tensor in enumerate(tensors):
@@ -87,8 +100,8 @@ def copied_tensors(tensors: Sequence[torch.Tensor], buffers: HostBuffers) -> lis
             out[place] = tensor.detach().to("cpu", copy=True)
     for places in by_storage.values():
         for segment in _segments(tensors, places):
-            _copy_segment(tensors, segment, buffers, out)
-    return out
+            copies.append(_laid_out_segment(tensors, segment, buffers, out))
+    return out, copies
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
@@ -115,17 +128,17 @@ def _segments(tensors: Sequence[torch.Tensor], places: Sequence[int]) -> list[_S
     return segments
 
 
-def _copy_segment(
+def _laid_out_segment(
     tensors: Sequence[torch.Tensor], segment: _Segment, buffers: HostBuffers, out: list[torch.Tensor]
-) -> None:
+) -> Copy:
     storage = tensors[segment.members[0]].untyped_storage()
     size_bytes = segment.end - segment.begin
     source = torch.empty(0, dtype=torch.uint8, device=storage.device)
     source.set_(storage, segment.begin, (size_bytes,), (1,))
     buffer = buffers.lend(size_bytes, pinned=storage.device.type == "cuda")
-    buffer.copy_(source, non_blocking=True)
     for place in segment.members:
         tensor = tensors[place]
         offset = tensor.storage_offset() - segment.begin // tensor.itemsize
         view = torch.empty(0, dtype=tensor.dtype)
         out[place] = view.set_(buffer.untyped_storage(), offset, tensor.shape, tensor.stride())
+    return Copy(source, buffer)

@@ -68,6 +68,9 @@ class CheckpointSaver:
         self._training = _Begun(training, session, plan, writer)
         session.register("save_checkpoint", self)
         session.chores.append(self._report_ended)
+        if context.overlaps_copies:
+            training.partitions.torch_optimizer.register_step_pre_hook(lambda *_: writer.wait_for_copy())
+            session.before_change.append(writer.wait_for_copy)
 
     @property
     def writer(self) -> CheckpointWriter:
@@ -158,6 +161,7 @@ class CheckpointSaver:
                 session.collectives,
                 self.writer,
                 self._about(step, label, pinned),
+                overlaps=self._context.overlaps_copies,
             )
         finally:
             session.phase("training")

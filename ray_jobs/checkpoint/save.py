@@ -1,6 +1,7 @@
 """Checkpoint save at a step boundary: agree on a name, copy the state to host memory, hand it to the async writer.
 
-Training waits for the copy alone. Every collective is here, and none in the writer's threads. A problem on any rank,
+Training waits for the copy alone, or, if it is made beside the next forward and backward pass, for what is left of it
+at the next update. Every collective is here, and none in the writer's threads. A problem on any rank,
 up to the moment when all begin to write, is everyone's: then nothing was begun.
 """
 
@@ -16,7 +17,8 @@ from control_plane.core.model.records import CheckpointCommitted
 from control_plane.storage.checkpoint.store import discard, space_shortage
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FOLDER_MODE, make_folder
-from ray_jobs.checkpoint.capture import FileStates, capture, copied
+from ray_jobs.checkpoint import overlap
+from ray_jobs.checkpoint.capture import FileStates, capture, copy_of, make_copies
 from ray_jobs.checkpoint.writer import CheckpointWriter
 from ray_jobs.process.collectives import Collectives
 from ray_jobs.process.deepspeed_internals import elements
@@ -42,8 +44,11 @@ def begin_save(
     writer: CheckpointWriter,
     about: dict[str, Any],
     wanted: str | None = None,
+    overlaps: bool = False,
 ) -> str:
     """Collective, at a step boundary. Begin an async save; return the checkpoint's name. See `writer.finished`.
+
+    If it `overlaps`, the caller calls `writer.wait_for_copy` before anything changes the live state, an update first.
 
     `about` holds the manifest's generation, step and all else that it says about this save; rank 0's counts. Without a
     `wanted` name it is called by its step and generation.
@@ -53,12 +58,23 @@ def begin_save(
     name, reason = _agreed_name(files, collectives, about, writer, wanted)
     _raise_together(collectives, files, name, reason)
     states: FileStates = {}
+    copies: list[overlap.BackgroundCopy | None] = []
 
     def take() -> None:
-        states.update(copied(capture(training), writer.buffers))
+        laid_out, to_make = copy_of(capture(training), writer.buffers)
+        states.update(laid_out)
+        if overlaps:
+            copies.append(overlap.begin(training, to_make))
+        else:
+            make_copies(to_make)
 
-    _raise_together(collectives, files, name, _guarded(take))
-    writer.start(name, states, about)
+    try:
+        _raise_together(collectives, files, name, _guarded(take))
+    except RuntimeError:
+        for copy in filter(None, copies):
+            copy.wait()
+        raise
+    writer.start(name, states, about, copies[0] if copies else None)
     log.info("checkpoint %s: training waited %.3f s", name, time.monotonic() - began_s)
     return name
 

@@ -32,6 +32,7 @@ from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FILE_MODE
 from ray_jobs.checkpoint.capture import FileStates, random_digest, state_digest
 from ray_jobs.checkpoint.host_memory import HostBuffers
+from ray_jobs.checkpoint.overlap import BackgroundCopy
 from ray_jobs.process.error_text import error_text, without_secrets
 
 log = logging.getLogger(__name__)
@@ -53,7 +54,8 @@ PACKAGES = ("torch", "deepspeed", "transformers")
 class Finished:
     """Result of a save on one rank: only rank 0 knows of the commit, and of other ranks' failures.
 
-    `seconds` by phase: `write` (with hashing and fsync), `digest`, and on rank 0 `ranks` (the wait for them), `commit`.
+    `seconds` by phase: `copy` and `waited` (by the update that followed), if the state was copied in the background;
+    `write` (with hashing and fsync), `digest`, and on rank 0 `ranks` (the wait for them), `commit`.
     `size_bytes` is the whole checkpoint's on rank 0 if it was committed, else what this rank wrote.
     """
 
@@ -72,6 +74,7 @@ class _Save:
     name: str
     states: FileStates
     about: dict[str, Any]
+    copy: BackgroundCopy | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     size_bytes: int = 0
 
@@ -95,6 +98,7 @@ class CheckpointWriter:
         self.buffers = HostBuffers()
         self._changed = threading.Condition()
         self._busy: str | None = None
+        self._copy: BackgroundCopy | None = None
         self._finished: list[Finished] = []
 
     @property
@@ -103,9 +107,10 @@ class CheckpointWriter:
         with self._changed:
             return self._busy
 
-    def start(self, name: str, states: FileStates, about: dict[str, Any]) -> None:
+    def start(self, name: str, states: FileStates, about: dict[str, Any], copy: BackgroundCopy | None = None) -> None:
         """Start writing `states` in the background and return at once. The caller must not change them any more.
 
+        They are complete when `copy` has ended, if one is given: until then `wait_for_copy` keeps its source as it is.
         `about` holds the manifest's generation, step and other fields about this save. The folder must exist.
         Raises `RuntimeError` if another checkpoint is being written.
         """
@@ -113,13 +118,20 @@ class CheckpointWriter:
             if self._busy is not None:
                 raise RuntimeError(f"checkpoint {self._busy} is still being written")
             self._busy = name
-        save = _Save(name, states, about)
+        save = _Save(name, states, about, copy)
+        self._copy = copy
         try:
             threading.Thread(target=self._write, args=(save, True), name=f"checkpoint-{name}", daemon=True).start()
         except RuntimeError:
             # The other ranks have begun and need this one's part.
             log.warning("cannot start a thread for checkpoint %s: training waits while it is written", name)
             self._write(save, False)
+
+    def wait_for_copy(self) -> None:
+        """Wait until the live state may be changed. Called by the training's thread, before anything changes it."""
+        copy, self._copy = self._copy, None
+        if copy is not None:
+            copy.wait()
 
     def finished(self) -> list[Finished]:
         """Return the saves that have ended since the last call."""
@@ -153,6 +165,8 @@ class CheckpointWriter:
             reason = _reason(error)
             log.error("checkpoint %s failed on rank %d: %s", save.name, self._rank, reason)
         save.states = {}
+        if save.copy is not None:
+            save.seconds["waited"] = save.copy.waited_s
         ended = Finished(save.name, committed, reason, save.about, save.seconds, save.size_bytes)
         with self._changed:
             self._finished.append(ended)
@@ -190,6 +204,9 @@ class CheckpointWriter:
         """Write this rank's shards. Raises, with no shard left, if one cannot be written."""
         shards: list[Shard] = []
         try:
+            if save.copy is not None:
+                save.copy.finish()
+                save.seconds["copy"] = save.copy.copy_s
             with save.timed("write"):
                 for path, state in save.states.items():
                     shards.append(_write_shard(root, path, state, self._rank))

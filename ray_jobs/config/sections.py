@@ -164,10 +164,11 @@ class CheckpointSettings(Section):
     """Interval of automatic checkpoints (0: never) and their retention.
 
     Kept are the newest `keep_last`, the first of every `keep_every_steps` steps, the `keep_best` best by `best_metric`,
-    and the pinned ones.
+    and the pinned ones. With `overlap` the state is copied beside the next forward and backward pass.
     """
 
     every_steps: int = Field(default=100, ge=0, le=MOST_STEPS)
+    overlap: bool = True
     keep_last: int = Field(default=3, ge=1, le=MOST_STEPS)
     keep_every_steps: int = Field(default=0, ge=0, le=MOST_STEPS)
     keep_best: int = Field(default=0, ge=0, le=MOST_STEPS)
@@ -176,7 +177,7 @@ class CheckpointSettings(Section):
 
     def retention(self) -> dict[str, Any]:
         """Return the arguments of `core.retention.Retention`."""
-        return self.model_dump(exclude={"every_steps"})
+        return self.model_dump(exclude={"every_steps", "overlap"})
 
 
 class DigestSettings(Section):

@@ -56,6 +56,8 @@ class RunContext:
     files: RunFiles
     connect: Callable[[], TrainerPort]
     checkpoint_every_steps: int = 0
+    # Whether a save is copied beside the next forward and backward pass, see `checkpoint.overlap`.
+    overlaps_copies: bool = True
     digest_every_steps: int = 0
     # Whether an epoch ends with a smaller batch of what fills no whole one, as by hand, see `data.SampleOrder`.
     keeps_the_tail: bool = False

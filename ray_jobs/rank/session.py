@@ -72,6 +72,8 @@ class RankSession:
     beside: Callable[[], Readback] = dict
     # Called when a pause becomes idle (True) and when it has work or ends (False): states may be offloaded meanwhile.
     rest: Callable[[bool], None] = lambda resting: None
+    # Called before anything but an update changes the live state, or may: a command, an evaluation, a pause.
+    before_change: list[Callable[[], None]] = field(default_factory=list)
     # Commands whose outcome is not known at their own boundary: a save goes on in the background.
     deferred: set[UUID] = field(default_factory=set)
     chores: list[Callable[[], None]] = field(default_factory=list)
@@ -212,6 +214,7 @@ class RankSession:
             return error_text(error)
 
     def _apply(self, command: Command, step: int) -> Any:
+        self._prepare_change()
         try:
             applied = self.appliers[command.intent.kind].apply(command, step)
             return replace(applied, after=applied.after | self.beside())
@@ -220,12 +223,17 @@ class RankSession:
             return Failure(error_text(error))
 
     def _undo(self, command: Command) -> str | None:
+        self._prepare_change()
         try:
             self.appliers[command.intent.kind].undo(command)
         except Exception as error:
             log.exception("undoing %s", command.describe())
             return error_text(error)
         return None
+
+    def _prepare_change(self) -> None:
+        for prepare in self.before_change:
+            prepare()
 
     def _report_outcomes(self) -> None:
         """Hand new decisions to the link; the ledger is in the order of decision.
@@ -266,6 +274,8 @@ class RankSession:
     def phase(self, phase: Phase) -> None:
         """Report the phase between two steps. Time that is not training does not count as speed."""
         self.beat(phase)
+        if phase != "training":
+            self._prepare_change()
         if self.link is not None:
             self._step_times_s.clear()
             self.link.phase(phase)

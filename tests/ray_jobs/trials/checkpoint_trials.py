@@ -5,6 +5,7 @@ import gc
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from functools import cached_property
@@ -16,8 +17,10 @@ from transformers import GPT2Config, GPT2LMHeadModel, Trainer, TrainerCallback, 
 
 from control_plane.storage.checkpoint.store import ShardFile, list_checkpoints, verify
 from control_plane.storage.layout import RunFiles
+from ray_jobs.checkpoint import overlap
 from ray_jobs.checkpoint import save as checkpoint_io
 from ray_jobs.checkpoint.capture import STATE, capture, copied, random_digest, state_digest
+from ray_jobs.checkpoint.host_memory import Copy
 from ray_jobs.checkpoint.universal import universal_checkpoint_info
 from ray_jobs.checkpoint.writer import CheckpointWriter
 from ray_jobs.hf.live import live
@@ -28,6 +31,9 @@ from tests.ray_jobs.trials.trials import BLOCK_TOKENS, VOCABULARY, Blocks, deeps
 
 SAVE_AT = 2
 DRAIN_S = 60.0
+COPY_S = 0.2
+"""Time of each slow copy: more than that of a step."""
+
 ROOM_BYTES = 1000
 """What still fits onto the full disk."""
 
@@ -195,6 +201,49 @@ def all_that_ends_well(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
     at_step = {SAVE_AT: save_and_compare, SAVE_AT + 1: lambda saving: {"a_step_later": saving.digest()}}
     seen = {str(stage): train(root / f"zero{stage}", stage, at_step) for stage in range(4)}
     return seen | {"failures": failures(rank, root), "plain": train(root / "plain", None, {SAVE_AT: save_plainly})}
+
+
+class Overlapped:
+    """A save whose copy takes longer than a step, beside the next one; `held`: the update waits for it."""
+
+    def __init__(self, held: bool) -> None:
+        self.held, self.seen = held, dict[str, Any]()
+
+    def begin(self, saving: Saving) -> dict[str, Any]:
+        training, writer = saving.training, saving.writer
+        if self.held:
+            training.partitions.torch_optimizer.register_step_pre_hook(lambda *_: writer.wait_for_copy())
+        digest, began_s = saving.digest(), time.monotonic()
+        about = (training, saving.files, saving.collectives, writer, saving.about())
+        name = checkpoint_io.begin_save(*about, overlaps=True)
+        return {"name": name, "digest": digest, "begun_s": time.monotonic() - began_s}
+
+    def end(self, saving: Saving) -> dict[str, Any]:
+        ended, rank = saving.ended(), saving.collectives.rank
+        saving.collectives.barrier()
+        seen = {"reason": ended.reason, "seconds": ended.seconds, "a_step_later": saving.digest()}
+        if (saving.files.checkpoints / saving.seen["name"]).exists():
+            saved = verify(saving.files.checkpoints / saving.seen["name"], KEY)
+            seen["saved"] = next((state.state_sha256 for state in saved.ranks if state.rank == rank), None)
+        return seen
+
+
+def overlapping(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """ZeRO 0 to 3 and no DeepSpeed, each with a copy that ends in the middle of the next step."""
+    root, make = Path(spec["root"]), Copy.make
+
+    def slowly(copy: Copy) -> None:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(COPY_S)
+        make(copy)
+
+    overlap.WORTH_BYTES, Copy.make = 0, slowly  # type: ignore[method-assign]
+    seen = {}
+    for stage, held in [*((stage, True) for stage in (0, 1, 2, 3, None)), (2, False)]:
+        save = Overlapped(held)
+        at_step = {SAVE_AT: save.begin, SAVE_AT + 1: save.end}
+        seen[f"{stage} {'held' if held else 'free'}"] = train(root / f"{stage}-{held}", stage, at_step)
+    return seen
 
 
 def save_plainly(saving: Saving) -> dict[str, Any]:
