@@ -110,8 +110,8 @@ def _changed_by_updates(training: LiveTraining) -> Iterator[tuple[str, torch.Ten
     optimizer = training.partitions.torch_optimizer
     for group in optimizer.param_groups:  # with ZeRO 3 they are filled during its update only
         yield from (("a master weight", parameter) for parameter in group["params"])
-    for parameter, state in optimizer.state.items():
-        yield "a master weight", parameter
+    for master, state in optimizer.state.items():
+        yield "a master weight", master
         for key, value in state.items():
             if isinstance(value, torch.Tensor) and value.dim() > 0:
                 yield f"the optimizer's {key}", value
