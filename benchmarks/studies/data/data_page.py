@@ -81,7 +81,8 @@ def what_was_done(study: "Study", n: int) -> str:
         f"and of an icon; opening the browser and making a new folder are missing. After step {size.sent_from}, "
         f"{requests:.0f} sequences of these were sent to the running training, one request each, through a gateway of "
         f"a real cluster: {records:.0f} records, {megabytes:.1f} MB, in {seconds:.1f} s; the first ones were drawn "
-        f"from step {first[0]} to {first[-1]} on, with a share of {100 * WEIGHTS['fresh']:.0f} %, near that in all records. Seeds: {n}; two arms. Machine: "
+        f"from step {first[0]} to {first[-1]} on, with a share of {WEIGHTS['fresh']:.0%}, "
+        f"near that in all records. Seeds: {n}; two arms. Machine: "
         f"{', '.join(f'{key} {value}' for key, value in machine().items() if value is not None)}; "
         f"{', '.join(f'{name} {version}' for name, version in versions().items())}."
     )
