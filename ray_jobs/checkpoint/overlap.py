@@ -103,10 +103,7 @@ def begin(training: LiveTraining, copies: Sequence[Copy]) -> BackgroundCopy | No
 
 def _changed_by_updates(training: LiveTraining) -> Iterator[tuple[str, torch.Tensor]]:
     """Yield the tensors that only the optimizer's update changes, with names for people."""
-    for name, parameter in training.model.named_parameters():
-        yield name, parameter
-        if isinstance(partition := getattr(parameter, "ds_tensor", None), torch.Tensor):
-            yield name, partition
+    yield from training.model.named_parameters()
     optimizer = training.partitions.torch_optimizer
     for group in optimizer.param_groups:  # with ZeRO 3 they are filled during its update only
         yield from (("a master weight", parameter) for parameter in group["params"])
