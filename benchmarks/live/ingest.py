@@ -56,7 +56,7 @@ _REQUESTS = UUID("7f3c1f30-6f0d-4b9a-9a35-5f0b8f3f4c11")
 
 @dataclass
 class Measured:
-    """What was measured: seconds of a step in each period, by whether records came in, and of each request."""
+    """Measurements: seconds of a step in each period, by whether records came in, and of each request."""
 
     with_s: list[float] = field(default_factory=list)
     without_s: list[float] = field(default_factory=list)
