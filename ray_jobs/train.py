@@ -188,6 +188,7 @@ def _train(config: RunConfig, files: RunFiles, started_at_s: float, on_first_ste
         sources=config.sources,
         seed=config.seed,
         temperature=config.mixture.temperature,
+        weights_schedule=config.mixture.planned(),
     )
     if isinstance(config.workload, ScriptWorkload):
         context.enter(run)

@@ -45,7 +45,7 @@ def captured(training: LiveTraining) -> Progress:
     optional = {
         "stream": loop.stream_place.memory() if loop.stream_place is not None else None,
         "skipped": loop.skipped.memory(),
-        MIXTURE: loop.mixture.order.memory() if loop.mixture is not None else None,
+        MIXTURE: loop.mixture.memory(loop.skipped.data_step(loop.step + 1)) if loop.mixture is not None else None,
         "knobs": training.knobs.memory(),
         "own": training.extensions.memory(),
         "frozen": training.frozen.memory(),
@@ -84,7 +84,7 @@ def restore(training: LiveTraining, saved: Progress) -> None:
     training.loop.restore_loss_sums(saved)
     training.loop.restore_skipped(saved.get("skipped", ()))
     if training.loop.mixture is not None and MIXTURE in saved:
-        training.loop.mixture.recall(saved[MIXTURE])
+        training.loop.mixture.recall(saved[MIXTURE], training.loop.skipped.data_step(training.loop.step + 1))
 
 
 def restore_random(saved: Progress) -> None:

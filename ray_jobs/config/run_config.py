@@ -46,6 +46,7 @@ from ray_jobs.config.sections import (
     PauseSettings,
     RecoverySettings,
     ScalingSettings,
+    ScheduledWeights,
     ScriptWorkload,
     SecretVariable,
     Section,
@@ -127,6 +128,19 @@ class RunConfig(Section):
             raise ValueError(f"agent.policy: {reason}")
         if policy in MIXTURE_POLICIES and not self.sources:
             raise ValueError(f"agent.policy: {policy} sets the weights of 'sources', and this config has none")
+        return self
+
+    @model_validator(mode="after")
+    def _mixture_is_of_its_sources(self) -> Self:
+        if self.mixture.unit == "packed" and not self.sources:
+            raise ValueError("mixture.unit: packed is how documents of 'sources' are drawn, and this config has none")
+        if self.mixture.unit == "packed" and self.workload.kind == "script":
+            raise ValueError("mixture.unit: a script packs its documents by steerway.mixture(tokenize, pack=...)")
+        unknown = {name for entry in self.mixture.schedule for name in entry.weights} - self.sources.keys()
+        if unknown:
+            raise ValueError(f"mixture.schedule: there is no source {min(unknown)} in 'sources'")
+        if self.mixture.schedule and self.agent is not None and self.agent.policy in MIXTURE_POLICIES:
+            raise ValueError(f"mixture.schedule: the agent's policy {self.agent.policy} sets the weights")
         return self
 
     @model_validator(mode="after")
@@ -340,6 +354,8 @@ def _section_at(location: tuple[str, ...], loc: tuple[int | str, ...]) -> type[B
         return KnobGrant if location[2] == "knobs" else ArgumentGrant  # the names stand between
     if location[:1] == ("sources",):
         return SourceSettings if len(location) == 2 else FieldSchema  # the names stand between
+    if location[:2] == ("mixture", "schedule"):
+        return ScheduledWeights
     if location[:1] == ("limits",):
         return LimitSettings  # the name of the knob stands between
     return _WORKLOADS[str(loc[1])] if location == ("workload",) else _SECTIONS[".".join(location)]

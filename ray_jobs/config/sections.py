@@ -5,6 +5,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from typing_extensions import TypedDict
 
+from control_plane.core.model.data import MAX_SOURCES, SourceName, Weight
 from control_plane.core.model.limits import Limit
 from control_plane.core.rules.capacity import ACCELERATOR
 from ray_jobs.process.timeouts import HANG_AFTER_S, USER_CODE_S
@@ -17,6 +18,9 @@ LABEL_SELECTOR = rf"^(!?{_LABEL}|!?in\({_LABEL}(, ?{_LABEL})*\))$"
 """Syntax of Ray's label selectors (2.60)."""
 
 ACCELERATOR_TYPE = r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,63}$"
+
+MAX_SCHEDULED = 1000
+"""Scheduled changes of weights: more is a function of the step, which is a rule's or an agent's work."""
 
 MOST_USER_CODE_S = 7 * 24 * 3600.0
 
@@ -150,14 +154,34 @@ class DataSettings(Section):
         return self
 
 
+class ScheduledWeights(Section):
+    """Weights that hold after a step; sources that are not named keep theirs."""
+
+    step: int = Field(ge=1, le=MOST_STEPS)
+    weights: dict[SourceName, Weight] = Field(min_length=1, max_length=MAX_SOURCES)
+
+
 class MixtureSettings(Section):
     """How samples are drawn from the sources.
 
-    A source's share is in proportion to its weight to the power of 1 / `temperature`. A sample is one record.
+    A source's share is in proportion to its weight to the power of 1 / `temperature`. A sample is one record, or, with
+    unit `packed`, a block of `data.block_size` tokens of whole documents.
     """
 
     temperature: float = Field(default=1.0, ge=0.01, le=100)
-    unit: Literal["document"] = "document"
+    unit: Literal["document", "packed"] = "document"
+    schedule: list[ScheduledWeights] = Field(default=[], max_length=MAX_SCHEDULED)
+
+    @model_validator(mode="after")
+    def _steps_ascend(self) -> Self:
+        steps = [entry.step for entry in self.schedule]
+        if steps != sorted(set(steps)):
+            raise ValueError("the steps of schedule must ascend")
+        return self
+
+    def planned(self) -> tuple[tuple[int, dict[str, float]], ...]:
+        """Return the schedule as steps and weights."""
+        return tuple((entry.step, dict(entry.weights)) for entry in self.schedule)
 
 
 class CheckpointSettings(Section):

@@ -28,8 +28,10 @@ from control_plane.core.model.values import MAX_NAMES_TOLD
 from control_plane.core.rules.branch_rules import AdoptedCheckpoint, Origin, first_commands
 from control_plane.core.rules.effect.plan import plan
 from control_plane.core.rules.replay_plan import recorded
+from control_plane.storage.checkpoint.store import read_manifest
 from control_plane.storage.checkpoint.transfer import transfer_checkpoint, transfer_shards, write_origin
 from control_plane.storage.code.unpacked import inherit_code
+from control_plane.storage.data.inheriting import inherit_indexes
 from control_plane.storage.journal import writer
 from control_plane.storage.layout import RunFiles, find_run
 from control_plane.storage.private import write_file
@@ -107,12 +109,18 @@ def fork(
     begun = []
     for first in firsts:
         command = Command(uuid=uuid4(), author=author(), intent=Rollback(checkpoint=checkpoint, first=first))
-        begun.append(_begin(config, where, parent, forked_from(parent, committed, command)))
+        begun.append(_begin(config, where, parent, forked_from(parent, committed, command, config, state)))
     return begun
 
 
-def forked_from(parent: RunFiles, committed: CheckpointCommitted, begun: Command) -> Fill:
-    """Return what gives a new run its own copy of a checkpoint, and the commands of the rollback `begun`."""
+def forked_from(
+    parent: RunFiles, committed: CheckpointCommitted, begun: Command, config: RunConfig, state: RunState
+) -> Fill:
+    """Return what gives a new run its own copy of a checkpoint, and the commands of the rollback `begun`.
+
+    `config` and `state` of the parent tell its sources.
+    """
+    sources = config.sources | state.data.added
 
     def fill(files: RunFiles) -> None:
         parentage = Parent(
@@ -125,6 +133,9 @@ def forked_from(parent: RunFiles, committed: CheckpointCommitted, begun: Command
         scheduled = tuple(first_commands(begun, committed.step))
         inherited = transfer_checkpoint(parent, committed, files)
         write_origin(files, Origin(parent=parentage, checkpoint=inherited, scheduled=scheduled))
+        if sources:
+            manifest = read_manifest(files.root / inherited.path, None)
+            inherit_indexes(parent, files, sources, manifest.settled)
 
     return fill
 

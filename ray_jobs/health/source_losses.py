@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from control_plane.core.model.data import MAX_SOURCES
-from ray_jobs.data.mixture.phase import Reference
+from ray_jobs.data.mixture.phase import Sample
 from ray_jobs.health.device_values import HostCopy
 from ray_jobs.rank.live_training import LiveTraining
 
@@ -47,7 +47,7 @@ class SourceLosses:
         self._step: int | None = None
         self._names: tuple[str, ...] = ()
         self._sums: torch.Tensor | None = None
-        self._references: list[Reference] | None = None
+        self._references: list[Sample] | None = None
 
     @property
     def is_due(self) -> bool:
@@ -61,7 +61,7 @@ class SourceLosses:
         self._step, self._sums, self._references = (step if is_due else None), None, None
         self._names = mixture.order.names[:PLACES] if is_due and mixture is not None else ()
 
-    def of_step(self) -> list[Reference]:
+    def of_step(self) -> list[Sample]:
         """Return the records of the measured step's global batch, in order; empty where none is measured."""
         loop = self._training.loop
         if self._step is None or loop.mixture is None:
@@ -72,7 +72,7 @@ class SourceLosses:
         return self._references
 
     @torch.no_grad()
-    def add(self, references: Sequence[Reference], losses: torch.Tensor) -> None:
+    def add(self, references: Sequence[Sample], losses: torch.Tensor) -> None:
         """Add the losses of samples of this step. `losses`: one a reference; one that is not finite is left out."""
         if self._step is None or not references or losses.numel() != len(references):
             return

@@ -18,7 +18,8 @@ from transformers import Trainer, TrainingArguments
 from ray_jobs.checkpoint import restore
 from ray_jobs.checkpoint.batch import global_batch_samples
 from ray_jobs.data.generators import seed_of, seeded
-from ray_jobs.data.mixture.dataset import MixtureDataset, MixtureSampler
+from ray_jobs.data.mixture.dataset import MixtureDataset
+from ray_jobs.data.mixture.sampler import MixtureSampler
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.data.seeded_loading import LoaderSeeds
 from ray_jobs.data.skipping import StreamPlace

@@ -21,9 +21,10 @@ import torch
 from control_plane.core.model.errors import Invalid
 from ray_jobs.checkpoint import loop_state, restore
 from ray_jobs.config.deepspeed_features import check
+from ray_jobs.data.mixture.course import Reference
 from ray_jobs.data.mixture.dataset import MixtureDataset
 from ray_jobs.data.mixture.held_out import Alone, held_out_losses
-from ray_jobs.data.mixture.phase import Reference
+from ray_jobs.data.mixture.phase import Sample
 from ray_jobs.data.sample_order import SampleOrder
 from ray_jobs.digest.fingerprints import fingerprint
 from ray_jobs.loop.live import PlainLoop, global_batch_of, live
@@ -139,7 +140,7 @@ class TrainingSession(Extensible):
             raise RuntimeError("session.samples() needs a sample_order, which was not given to this TrainingSession")
         return order.batch(self.data_step + 1)
 
-    def references(self) -> list[Reference]:
+    def references(self) -> list[Sample]:
         """Return the records of the coming step's global batch, in order, for `data[reference]`; rank r of W takes its
         part of them.
 
@@ -149,7 +150,7 @@ class TrainingSession(Extensible):
             raise RuntimeError("session.references() needs data, which was not given to this TrainingSession")
         return self._loop.mixture.batch(self.data_step + 1)
 
-    def note_sample_losses(self, losses: torch.Tensor, references: Sequence[Reference] | None = None) -> None:
+    def note_sample_losses(self, losses: torch.Tensor, references: Sequence[Sample] | None = None) -> None:
         """Note the losses of samples of this step on this rank, to tell them by source; used every ten steps only.
 
         Args:

@@ -3,7 +3,7 @@
 import os
 import socket
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,10 +79,12 @@ class RunContext:
     limits: Mapping[str, Limit] = field(default_factory=dict)
     # What is measured and judged of the training's health; None: nothing.
     health: HealthSettings | None = None
-    # Sources of the config's mixture, the seed of their order, and how close their shares are brought.
+    # Sources of the config's mixture, the seed of their order, how close their shares are brought, and the weights that
+    # are scheduled, by step.
     sources: Mapping[str, SourceSettings] = field(default_factory=dict)
     seed: int = 0
     temperature: float = 1.0
+    weights_schedule: Sequence[tuple[int, Mapping[str, float]]] = ()
     trainings: Trainings = field(default_factory=Trainings)
 
     @property

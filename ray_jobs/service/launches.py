@@ -132,7 +132,7 @@ class LaunchService:
             intent = Rollback(checkpoint=request.checkpoint, first=first)
             command = Command(uuid=uuid, author=by.id, role=by.role, intent=intent)
             check_first(config, command)
-            fill = forked_from(source, committed, command)
+            fill = forked_from(source, committed, command, before, state)
             new.append(NewRun(new_run_id(config.name, uuid), uuid, config, fill))
         return Launched(runs=self._begin(entry, new, request, by, room, source), parent=parent, notes=room.notes)
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from transformers import GPT2Config, GPT2LMHeadModel
 from control_plane.core.model.errors import Invalid
 from ray_jobs.config.run_config import DataSettings, ModelSettings, RunConfig
 from ray_jobs.data.mixture.dataset import MixtureDataset
+from ray_jobs.data.mixture.making import NO_LABEL, TOKENS, Making, Tokens
+from ray_jobs.data.mixture.sample_cache import SampleCache
 from ray_jobs.data.mixture.shards import Record
 from ray_jobs.data.sample_order import Corpus, Ids, TokenBlocks, unigram_entropy
 from ray_jobs.workloads import stdlib_text, wikitext2
@@ -19,10 +22,6 @@ from ray_jobs.workloads.vocabulary import END_OF_TEXT, TokenizedCorpus, tokenize
 from ray_jobs.workloads.workload import Workload
 
 log = logging.getLogger(__name__)
-
-
-NO_LABEL = -100
-"""Label of a token that the loss leaves out."""
 
 
 class Documents:
@@ -34,16 +33,32 @@ class Documents:
     def __init__(self, tokenizer: tokenizers.Tokenizer, block_size: int) -> None:
         self._tokenizer, self._block_size = tokenizer, block_size
 
+    def making(self, is_packed: bool) -> Making:
+        """Return how samples are made: tokens once a node, then one document a sample, or blocks of several."""
+        text = f"{self._tokenizer.to_str()} {END_OF_TEXT}"
+        fingerprint = f"gpt2 {hashlib.sha256(text.encode()).hexdigest()}"
+        if is_packed:
+            return Making.packed(self.tokens, self._block_size, fingerprint, END_OF_TEXT)
+        return Making(make := Tokens(self.tokens), SampleCache(make, f"tokens {fingerprint}"), self.cut)
+
     def __call__(self, record: Record) -> dict[str, torch.Tensor]:
         """Return the sample of a record. Raises `Invalid` if it has no text."""
+        return self.cut({TOKENS: self.tokens(record)})
+
+    def tokens(self, record: Record) -> list[int]:
+        """Return all tokens of a record, and the end of the text. Raises `Invalid` if it has no text."""
         text = record.get("text")
         if not isinstance(text, str):
             raise Invalid(f"a record of the sources has no text, but {', '.join(record) or 'nothing'}")
+        return [*self._tokenizer.encode(text).ids, END_OF_TEXT]
+
+    def cut(self, made: Mapping[str, Sequence[int]]) -> dict[str, torch.Tensor]:
+        """Return the sample of a record's tokens."""
         ids = torch.full((self._block_size,), END_OF_TEXT)
-        tokens = torch.tensor([*self._tokenizer.encode(text).ids[: self._block_size - 1], END_OF_TEXT])
+        tokens = torch.tensor([*made[TOKENS][:-1][: self._block_size - 1], END_OF_TEXT])
         ids[: len(tokens)] = tokens
         mask = (torch.arange(self._block_size) < len(tokens)).long()
-        return {"input_ids": ids, "labels": ids.masked_fill(mask == 0, NO_LABEL), "attention_mask": mask}
+        return {TOKENS: ids, "labels": ids.masked_fill(mask == 0, NO_LABEL), "attention_mask": mask}
 
 
 def build(config: RunConfig, folder: Path | None = None) -> Workload:
@@ -70,9 +85,11 @@ def build(config: RunConfig, folder: Path | None = None) -> Workload:
     if not config.sources:
         return Workload(model, train, evaluation, facts)
     documents = Documents(tokenizer_of(corpus, config.data.vocab_size), config.data.block_size)
-    mixed = MixtureDataset(config.sources, config.seed, documents, config.mixture.temperature, folder)
+    mixing, making = config.mixture, documents.making(config.mixture.unit == "packed")
+    mixed = MixtureDataset(config.sources, config.seed, making, mixing.temperature, folder, mixing.planned())
     del facts["train_tokens"]
-    return Workload(model, mixed, evaluation, facts | {"first_records": len(mixed)})
+    first = "first_blocks" if making.block_size is not None else "first_records"
+    return Workload(model, mixed, evaluation, facts | {first: len(mixed)})
 
 
 def _corpus(data: DataSettings) -> Corpus:

@@ -117,7 +117,7 @@ def _row(source: SourceView, measured: Mapping[str, float], holds_out: bool) -> 
 def shard_row(source: str, shard: ShardView) -> str:
     """Return a shard as HTML: how many records, of whom and when, and what has come of it."""
     stage = {
-        "live": f"drawn from step {shard.step or 0:,} on",
+        "live": f"drawn from step {shard.step or 0:,} on{f', {shard.reason}' if shard.reason else ''}",
         "waiting": "waits for its command",
         "announced": "announced; waits for a step",
         "refused": f"not in the mixture: {shard.reason}",

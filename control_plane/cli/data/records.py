@@ -139,7 +139,7 @@ def loss_with_error(loss: float, error: float | None) -> str:
 
 def _shard_line(source: "SourceView", shard: "ShardView") -> str:
     where = {
-        "live": f"from step {shard.step} on",
+        "live": f"from step {shard.step} on{f', {shard.reason}' if shard.reason else ''}",
         "waiting": "waits for its command",
         "announced": "announced, waits for a step",
         "refused": f"not in the mixture: {shard.reason}",

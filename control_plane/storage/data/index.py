@@ -19,6 +19,9 @@ from control_plane.core.model.data import MAX_SHARDS, ShardRecord
 from control_plane.core.model.errors import Damaged, Unavailable
 from control_plane.storage.private import FILE_MODE, make_folder
 
+INDEX = "index.sqlite"
+"""Name of the file in a source's folder."""
+
 MAX_BUSY_S = 30.0
 """How long to wait for another request of the same source, which writes its shard meanwhile."""
 
@@ -54,12 +57,25 @@ class Announcement:
     shards: tuple[ShardRecord, ...]
 
 
+@dataclass(frozen=True, slots=True)
+class InheritedShard:
+    """Shard that is in the mixture of a run, with its provenance, for the index of a fork."""
+
+    record: ShardRecord
+    sender: Sender
+    received_at: str
+    key: str | None
+    command: str | None
+    step: int | None
+    reason: str | None
+
+
 class SourceIndex:
     """Index of one source. Any process may open it; each call is one transaction."""
 
     def __init__(self, folder: Path, source: str) -> None:
         """Open the index in a source's folder, which is made. Raises `Damaged`, `Unavailable`."""
-        self._source, self._path = source, folder / "index.sqlite"
+        self._source, self._path = source, folder / INDEX
         try:
             make_folder(folder)
             if not self._path.exists():
@@ -136,6 +152,30 @@ class SourceIndex:
             ),
         )
 
+    def add_inherited(
+        self, database: sqlite3.Connection, shard: InheritedShard, hashes: Sequence[bytes], reason: str
+    ) -> None:
+        """Add a shard that a fork has from its parent, once. `reason`: says so."""
+        if database.execute("SELECT 1 FROM shards WHERE sha256 = ?", (shard.record.sha256,)).fetchone():
+            return
+        database.executemany("INSERT OR IGNORE INTO records VALUES (?)", ((one,) for one in hashes))
+        database.execute(
+            "INSERT INTO shards (sha256, records, bytes, author, role, received_at, key, stage, command, step, reason) "
+            "VALUES (?, ?, ?, ?, ?, ?, ?, 'live', ?, ?, ?)",
+            (
+                shard.record.sha256,
+                shard.record.records,
+                shard.record.bytes,
+                shard.sender.author,
+                shard.sender.role,
+                shard.received_at,
+                shard.key,
+                shard.command,
+                shard.step,
+                reason,
+            ),
+        )
+
     def add_receipt(self, database: sqlite3.Connection, key: UUID, body_sha256: str, answer: Ingested) -> None:
         """Add the answer to a request with a key."""
         database.execute("INSERT INTO receipts VALUES (?, ?, ?)", (str(key), body_sha256, answer.model_dump_json()))
@@ -186,6 +226,22 @@ class SourceIndex:
                 "SELECT coalesce(sum(records), 0), count(*) FROM shards WHERE stage IN ('waiting', 'announced')"
             ).fetchone()
         return int(received), int(waiting), int(shards)
+
+    def taken_in(self) -> tuple[InheritedShard, ...]:
+        """Return the shards that commands have brought into the mixture, oldest first."""
+        with self.transaction(writes=False) as database:
+            rows = database.execute(
+                "SELECT sha256, records, bytes, author, role, received_at, key, command, step, reason FROM shards "
+                "WHERE stage = 'live' ORDER BY id"
+            ).fetchall()
+        return tuple(
+            InheritedShard(
+                ShardRecord(source=self._source, sha256=sha256, records=records, bytes=size_bytes),
+                Sender(author, role),
+                *rest,
+            )
+            for sha256, records, size_bytes, author, role, *rest in rows
+        )
 
     def newest(self, count: int = MAX_SHARDS_SHOWN) -> tuple[ShardView, ...]:
         """Return the newest shards, newest first."""

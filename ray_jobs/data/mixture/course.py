@@ -9,9 +9,10 @@ A course is immutable. A pass takes every record once; what is due in it is kept
 order in which they will be drawn: 8 bytes a record. Shards keep their numbers, so that a record keeps its own.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,20 @@ class SourceShard:
     file: str = ""
 
 
+class Reference(NamedTuple):
+    """One record: its source, its shard by SHA-256, its row in it, and the shard's file in the run's folder of data."""
+
+    source: str
+    sha256: str
+    row: int
+    file: str
+
+    @property
+    def id(self) -> str:
+        """Name of the record, the same on every machine: source, shard and row."""
+        return f"{self.source}/{self.sha256}/{self.row}"
+
+
 def permuted(numbers: Numbers, *place: int | str) -> Numbers:
     """Return the numbers in a random order that follows from `place` alone, on every machine alike.
 
@@ -49,11 +64,6 @@ def held_out_keys(sha256: str, records: int) -> npt.NDArray[np.uint64]:
     for shift, factor in HELD_OUT_MIXERS:
         keys = (keys ^ (keys >> np.uint64(shift))) * np.uint64(factor)
     return keys
-
-
-def rows_of(shard: SourceShard, held_out: float) -> Sequence[int] | Numbers:
-    """Return the rows of a shard that are trained on, ascending."""
-    return range(shard.records) if not held_out else _divided((shard,), 0, held_out)[0]
 
 
 def _divided(shards: tuple[SourceShard, ...], first: int, held_out: float) -> tuple[Numbers, Numbers]:
@@ -101,6 +111,11 @@ class Course:
         return cls(name, seed, repeats, shards, pool, due, held_out=held_out, held=held)
 
     @property
+    def carry(self) -> str:
+        """What was begun and is not drawn in whole: nothing, where a sample is a record."""
+        return ""
+
+    @property
     def is_empty(self) -> bool:
         """True if there is no next draw: no record at all, or none that is due in a last pass."""
         return len(self.pool) == 0 or (not self.repeats and len(self.due) == 0)
@@ -123,10 +138,16 @@ class Course:
         parts, rest = [self.due[draws[:in_this_pass]]], draws[in_this_pass:] - len(self.due)
         if self.repeats and len(self.pool):
             passes, at = np.divmod(rest, len(self.pool))
-            parts += [self._pass(self.passes + 1 + one)[at[passes == one]] for one in np.unique(passes).tolist()]
+            parts += [self.of_pass(self.passes + 1 + one)[at[passes == one]] for one in np.unique(passes).tolist()]
         records = np.concatenate(parts)
         indices = np.searchsorted(self._offsets, records, side="right") - 1
         return [self.shards[index] for index in indices.tolist()], (records - self._offsets[indices]).tolist()
+
+    def references(self, draws: Numbers) -> Iterator[Reference]:
+        """Yield the records of these draws from here, as `places`."""
+        shards, rows = self.places(draws)
+        for shard, row in zip(shards, rows, strict=True):
+            yield Reference(self.name, shard.sha256, row, shard.file)
 
     def after(self, draws: int) -> "Course":
         """Return the course after this many draws."""
@@ -138,7 +159,7 @@ class Course:
             raise IndexError(f"source {self.name} has {len(self.due)} records left, not {draws}")
         passes, at = divmod(draws - len(self.due), len(self.pool))
         passes += self.passes + 1
-        return replace(self, due=self._pass(passes)[at:], passes=passes, drawn=self.drawn + draws)
+        return replace(self, due=self.of_pass(passes)[at:], passes=passes, drawn=self.drawn + draws)
 
     def with_shards(self, shards: tuple[SourceShard, ...], key: int) -> "Course":
         """Return the course with more shards, whose records are due in the present pass. `key` seeds its new order."""
@@ -216,13 +237,13 @@ class Course:
     def _next_pass_if_none_is_due(self) -> "Course":
         if len(self.due) or not self.repeats:
             return self
-        return replace(self, due=self._pass(self.passes + 1), passes=self.passes + 1)
+        return replace(self, due=self.of_pass(self.passes + 1), passes=self.passes + 1)
 
     @cached_property
     def _offsets(self) -> Numbers:
         return np.cumsum([0, *(shard.records for shard in self.shards)], dtype=np.int64)
 
-    def _pass(self, passes: int) -> Numbers:
+    def of_pass(self, passes: int) -> Numbers:
         """Return the order of a later pass; the last one is kept."""
         if passes not in self._kept:
             self._kept.clear()

@@ -7,25 +7,29 @@
 The order lives in the training's process. What is sent to a loader's workers are references, which they only read.
 """
 
-import logging
-from collections.abc import Callable, Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from glob import glob
 from pathlib import Path
 from typing import Any
 
-from torch.utils.data import Dataset, Sampler
+import numpy as np
+from torch.utils.data import Dataset
 
 from control_plane.core.model.data import EXTENSIONS, ShardRecord, SourceSettings
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents.data import DataIntent
-from ray_jobs.data.mixture.course import SourceShard, rows_of
-from ray_jobs.data.mixture.order import MixtureOrder, Source, shard_file
-from ray_jobs.data.mixture.phase import Reference
-from ray_jobs.data.mixture.shards import Record, Shard, check_file, described, file_sha256, open_shard
+from ray_jobs.data.mixture.course import Course, Numbers, Reference, SourceShard
+from ray_jobs.data.mixture.making import TOKENS, Making, Transform
+from ray_jobs.data.mixture.order import MixtureOrder, Packing, PlannedWeights, Source, shard_file
+from ray_jobs.data.mixture.packing import Block, PackedCourse, Piece
+from ray_jobs.data.mixture.phase import AnyCourse, Sample
+from ray_jobs.data.mixture.sample_cache import CachedShard, SampleCache
+from ray_jobs.data.mixture.shards import Record, Shard, check_file, described, open_shard
+from ray_jobs.data.node_cache import file_sha256
 from ray_jobs.process import context
-
-log = logging.getLogger(__name__)
 
 MAX_OPEN = 512
 """Shards that a process keeps open: below the usual limit of 1024 files."""
@@ -35,11 +39,10 @@ MAX_HELD_OUT = 256
 
 FORMAT_OF = {extension: name for name, extension in EXTENSIONS.items()}
 
-Transform = Callable[[Record], Any]
-
 
 class MixtureDataset(Dataset[Any]):
-    """Records of a run's sources. Its length is the number of records of the first shards that are not held out.
+    """Records of a run's sources, or blocks that are packed from them. Its length is that of the first shards, without
+    what is held out.
 
     `global_batch_samples` is set by what draws from it, before the first step.
     """
@@ -48,25 +51,35 @@ class MixtureDataset(Dataset[Any]):
         self,
         sources: Mapping[str, SourceSettings],
         seed: int,
-        transform: Transform | None = None,
+        making: Making | None = None,
         temperature: float = 1.0,
         folder: Path | None = None,
+        schedule: Sequence[tuple[int, Mapping[str, float]]] = (),
     ) -> None:
-        """Read the first shards. `folder` holds those of live sources. Raises `Invalid` if there is no record."""
-        self.global_batch_samples = 0
-        self._transform, self._folder = transform, folder
+        """Read the first shards. Raises `Invalid` if there is no record.
+
+        Args:
+            folder: holds the shards of live sources.
+            schedule: weights that hold after this number of global batches.
+        """
+        self._batch_samples = 0
+        self._making, self._folder, self._schedule = making or Making(), folder, schedule
         # Files of configured paths, by hash, with their format.
         self._files: dict[str, tuple[Path, str]] = {}
+        self._open: dict[str, Shard] = {}
+        self._made: dict[str, CachedShard] = {}
         first = {name: Source(settings, self._first_shards(name, settings)) for name, settings in sources.items()}
-        self._order: MixtureOrder | None = MixtureOrder(first, seed, temperature)
-        self._begin = partial(MixtureOrder, first, seed, temperature)
+        self._first = [(name, shard) for name, source in first.items() for shard in source.shards]
+        self._make_samples([shard for _, shard in self._first])
+        packing, cache = None, self._making.cache
+        if self._making.block_size is not None and cache is not None:
+            packing = Packing(self._making.block_size, self._lengths, cache.fingerprint)
+        self._packing = packing
+        self._begin = partial(MixtureOrder, first, seed, temperature, packing)
+        self._order: MixtureOrder | None = self._begin()
         if not self._order.has(0, 1):
             raise Invalid("no source has a record and a weight above 0: a training cannot begin without a sample")
-        # Of each first shard, the rows to train on.
-        self._first = [
-            (shard, rows_of(shard, source.settings.held_out)) for source in first.values() for shard in source.shards
-        ]
-        self._open: dict[str, Shard] = {}
+        self._natural = {name: self._in_files_order(name, source) for name, source in first.items()}
 
     def _first_shards(self, name: str, settings: SourceSettings) -> tuple[SourceShard, ...]:
         if settings.path is None:
@@ -85,23 +98,46 @@ class MixtureDataset(Dataset[Any]):
             shards.append(SourceShard(sha256, records))
         return tuple(dict.fromkeys(shard for shard in shards if shard.records))
 
+    def _make_samples(self, shards: Sequence[SourceShard]) -> None:
+        """Make the samples of shards that are cached, each process of a node beginning at another one."""
+        if self._making.cache is not None and shards:
+            first = int(os.environ.get("LOCAL_RANK", "0")) % len(shards)
+            for shard in (*shards[first:], *shards[:first]):
+                self._made_of(shard.sha256, shard.file)
+
+    def _lengths(self, shard: SourceShard) -> Numbers:
+        return self._made_of(shard.sha256, shard.file).lengths(TOKENS)
+
+    def _in_files_order(self, name: str, source: Source) -> AnyCourse:
+        """Return the course of a source that takes the records of its files one after the other."""
+        course = Course.begin(name, source.shards, 0, False, source.settings.held_out)
+        course = replace(course, due=course.pool)
+        return course if self._packing is None else PackedCourse.of(course, self._packing.size, self._lengths)
+
     def __getstate__(self) -> dict[str, Any]:
         """Return what a loader's worker needs: files, not the order."""
-        return self.__dict__ | {"_order": None, "_begin": None, "_open": {}}
+        none: dict[str, Any] = {"_order": None, "_begin": None, "_packing": None, "_natural": {}}
+        return self.__dict__ | none | {"_open": {}, "_made": {}}
 
     def __len__(self) -> int:
-        return sum(len(rows) for _, rows in self._first)
+        return sum(course.draws_left or 0 for course in self._natural.values())
 
-    def __getitem__(self, at: Reference | int) -> Any:
-        """Return a sample: the record, through the transform. Raises `Invalid` if its shard cannot be read."""
-        record = self.record(at if isinstance(at, Reference) else self._numbered(at))
-        return record if self._transform is None else self._transform(record)
+    def __getitem__(self, at: Sample | int) -> Any:
+        """Return a sample: of a record, or a packed block. Raises `Invalid` if a shard cannot be read."""
+        if isinstance(at, int):
+            at = self._numbered(at)
+        if isinstance(at, Block):
+            return self._making.block(at, self._tokens)
+        if self._making.cache is not None:
+            return self._making.sample(self._made_of(at.sha256, at.file)[at.row])
+        record = self.record(at)
+        return record if self._making.transform is None else self._making.sample(self._making.transform(record))
 
-    def _numbered(self, index: int) -> Reference:
-        for shard, rows in self._first:
-            if index < len(rows):
-                return Reference("", shard.sha256, int(rows[index]), shard.file)
-            index -= len(rows)
+    def _numbered(self, index: int) -> Sample:
+        for course in self._natural.values():
+            if index < (draws := course.draws_left or 0):
+                return _first(course.references(np.array([index])))
+            index -= draws
         raise IndexError(index)
 
     def held_out(self, source: str | None = None, most: int = MAX_HELD_OUT) -> "HeldOut":
@@ -123,6 +159,18 @@ class MixtureDataset(Dataset[Any]):
             self._open[at.sha256] = open_shard(*self._place(at.sha256, at.file))
         return self._open[at.sha256][at.row]
 
+    def _tokens(self, piece: Piece) -> Any:
+        return self._made_of(piece.sha256, piece.file)[piece.row][TOKENS]
+
+    def _made_of(self, sha256: str, file: str) -> CachedShard:
+        """Return what was made of a shard's records, or make it."""
+        assert self._making.cache is not None
+        if sha256 not in self._made:
+            if len(self._made) >= MAX_OPEN:
+                del self._made[next(iter(self._made))]
+            self._made[sha256] = self._making.cache.open(*self._place(sha256, file), sha256)
+        return self._made[sha256]
+
     def _place(self, sha256: str, file: str) -> tuple[Path, str]:
         if file and self._folder is not None:
             return self._folder / file, FORMAT_OF[file.rpartition(".")[2]]
@@ -141,12 +189,30 @@ class MixtureDataset(Dataset[Any]):
             raise RuntimeError("the order of a mixture is known in the training's process only")
         return self._order
 
+    @property
+    def global_batch_samples(self) -> int:
+        """Samples of a global batch; 0 until it is set."""
+        return self._batch_samples
+
+    @global_batch_samples.setter
+    def global_batch_samples(self, samples: int) -> None:
+        if samples == self._batch_samples:
+            return
+        self._batch_samples = samples
+        self.order.plan(self._planned())
+
+    def _planned(self, after: int = 0) -> list[PlannedWeights]:
+        """Return the config's scheduled weights, by position; those that hold from after this position on."""
+        planned = ((step * self._batch_samples, weights) for step, weights in self._schedule)
+        return [(position, dict(weights)) for position, weights in planned if position > after]
+
     def begin(self) -> None:
         """Begin a training: its order is that of the first shards, without the changes of an earlier one."""
         self._order = self._begin()
+        self._order.plan(self._planned())
 
-    def batch(self, number: int) -> list[Reference]:
-        """Return the records of global batch `number`, from 1, in order. Raises `Exhausted` after the last one."""
+    def batch(self, number: int) -> list[Sample]:
+        """Return the samples of global batch `number`, from 1, in order. Raises `Exhausted` after the last one."""
         return self.order.span((number - 1) * self.global_batch_samples, self.global_batch_samples)
 
     def has(self, number: int) -> bool:
@@ -165,10 +231,16 @@ class MixtureDataset(Dataset[Any]):
 
     def reason_against(self, intent: DataIntent, number: int) -> str | None:
         """Return the reason why a change cannot hold from a global batch on, or None. Reads the new shards."""
-        if reason := self.order.reason_against(intent, (number - 1) * self.global_batch_samples):
-            return reason
         settings = self.order.settings | intent.sources_added()
-        return next(filter(None, (self._unreadable(one, settings[one.source]) for one in intent.shards_added())), None)
+
+        def unreadable() -> str | None:
+            reasons = (self._unreadable(one, settings[one.source]) for one in intent.shards_added())
+            return next(filter(None, reasons), None)
+
+        try:
+            return self.order.reason_against(intent, (number - 1) * self.global_batch_samples, unreadable)
+        except Invalid as error:
+            return error.reason
 
     def _unreadable(self, shard: ShardRecord, settings: SourceSettings) -> str | None:
         if self._folder is None:
@@ -182,6 +254,8 @@ class MixtureDataset(Dataset[Any]):
             if file_sha256(path) != shard.sha256:
                 return f"the bytes of shard data/{file} are not those of its name"
             records = len(open_shard(path, settings.format))
+            if self._making.cache is not None:
+                self._made_of(shard.sha256, file)
         except OSError as error:
             return f"shard data/{file} cannot be read: {error.strerror or error}"
         except Invalid as error:
@@ -193,9 +267,18 @@ class MixtureDataset(Dataset[Any]):
         self.order.forget(max(0, (current - 1) * self.global_batch_samples))
         self.order.change((number - 1) * self.global_batch_samples, intent)
 
-    def recall(self, saved: Mapping[str, Any]) -> None:
-        """Restore the order of a checkpoint. Raises `Invalid` if a file of its first shards is not here any more."""
-        order = MixtureOrder.recalled(saved, self.order.seed)
+    def memory(self, number: int) -> dict[str, Any]:
+        """Return what a checkpoint keeps before a global batch; of packed sources, also where documents are cut."""
+        saved = self.order.memory()
+        if self._packing is not None:
+            saved["carry"] = self.order.carry((number - 1) * self.global_batch_samples)
+        return saved
+
+    def recall(self, saved: Mapping[str, Any], number: int = 1) -> None:
+        """Restore the order of a checkpoint, which continues with global batch `number`.
+
+        Raises `Invalid` if a file of its first shards is not here any more, or if its documents have other tokens now.
+        """
         for name, (_, shards) in saved["sources"].items():
             gone = next((sha256 for sha256, _, file in shards if not file and sha256 not in self._files), None)
             if gone is not None:
@@ -203,6 +286,17 @@ class MixtureDataset(Dataset[Any]):
                     f"source {name} began with shard {gone[:12]}, which none of the files of its path is now: put the "
                     "files back as they were; new records are sent to a live source"
                 )
+        order, position = (
+            MixtureOrder.recalled(saved, self.order.seed, self._packing),
+            (number - 1) * self._batch_samples,
+        )
+        # What the checkpoint's config had scheduled is history up to here; from here on, this run's config holds.
+        order.plan([one for one in order.planned if one[0] <= position] + self._planned(position))
+        if "carry" in saved and order.carry(position) != saved["carry"]:
+            raise Invalid(
+                f"the documents of the checkpoint were cut at {saved['carry']}, and now at {order.carry(position)}: do "
+                "they have other tokens, under the same fingerprint?"
+            )
         self._order = order
 
 
@@ -233,33 +327,8 @@ class HeldOut(Dataset[Any]):
         return self._data[self.references[index]]
 
 
-class MixtureSampler(Sampler[Any]):
-    """Sampler of a mixture for a Trainer, whose epochs are as long as the first shards, in whole global batches.
-
-    The mixture has no epochs: the next one goes on where this one ends. `skip` says how many batches of an epoch are
-    passed over: for those nothing is drawn.
-    """
-
-    def __init__(self, data: MixtureDataset, global_batch_samples: int) -> None:
-        self.data, self.epoch, self.skip = data, 0, 0
-        data.global_batch_samples = global_batch_samples
-        self._batches = max(1, len(data) // global_batch_samples)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Set the epoch that is iterated next."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return self._batches * self.data.global_batch_samples
-
-    def __iter__(self) -> Iterator[Any]:
-        first, skip = self.epoch * self._batches + 1, self.skip
-        for _ in range(skip * self.data.global_batch_samples):
-            yield None
-        for number in range(first + skip, first + self._batches):
-            if not self.data.has(number):
-                return
-            yield from self.data.batch(number)
+def _first(samples: Iterator[Sample]) -> Sample:
+    return next(samples)
 
 
 def mixture(
@@ -267,6 +336,8 @@ def mixture(
     *,
     sources: Mapping[str, Mapping[str, Any]] | None = None,
     seed: int | None = None,
+    fingerprint: str | None = None,
+    pack: int | None = None,
 ) -> MixtureDataset:
     """Return the data of the run's sources, for any Trainer or loop.
 
@@ -274,6 +345,10 @@ def mixture(
         transform: makes a sample of a record (a mapping of fields to values); by default the record is the sample.
         sources: settings by name, as in a config's section `sources`; by default the run's. Paths are globs.
         seed: of the order; by default the run's.
+        fingerprint: names `transform`; what it makes is then kept on each node's disk, and made again for another name
+            only. So give it a new one whenever the function, or what it uses, changes. Without one nothing is kept.
+        pack: tokens of a block. Documents are then packed: `transform` returns tokens, with what ends a document, or a
+            mapping with `input_ids`; a sample has `input_ids`, `labels` and `attention_mask`. Needs `fingerprint`.
 
     Raises: `Invalid` if there are no sources, or no records.
     """
@@ -286,5 +361,19 @@ def mixture(
         raise Invalid("there are no sources: name them in the config's section 'sources', or give `sources`")
     if seed is None:
         seed = run.seed if run is not None else 0
-    temperature = run.temperature if run is not None else 1.0
-    return MixtureDataset(settings, seed, transform, temperature, run.files.data if run is not None else None)
+    temperature, schedule = (run.temperature, run.weights_schedule) if run is not None else (1.0, ())
+    folder = run.files.data if run is not None else None
+    return MixtureDataset(settings, seed, _making(transform, fingerprint, pack), temperature, folder, schedule)
+
+
+def _making(transform: Transform | None, fingerprint: str | None, pack: int | None) -> Making:
+    if pack is None:
+        if transform is None or fingerprint is None:
+            return Making(transform)
+        return Making(transform, SampleCache(transform, fingerprint))
+    if transform is None or fingerprint is None:
+        raise Invalid(
+            "`pack` needs a function that makes tokens of a record, and a `fingerprint` that names it: where a block "
+            "begins depends on the tokens of all documents before, which are made once and kept"
+        )
+    return Making.packed(transform, pack, fingerprint)

@@ -12,7 +12,7 @@ loaders. Between two changes it is a `Phase`; where a source that does not repea
 
 import hashlib
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -20,8 +20,9 @@ from control_plane.core.model.data import ShardRecord, SourceSettings, shard_nam
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import INTENT, AddShards, AddSource, RemoveSource, SetMixture, SplitSource
 from control_plane.core.model.intents.data import DataIntent, WithdrawSamples
-from ray_jobs.data.mixture.course import Course, SourceShard
-from ray_jobs.data.mixture.phase import Phase, Reference
+from ray_jobs.data.mixture.course import Course, Reference, SourceShard
+from ray_jobs.data.mixture.packing import Lengths, PackedCourse
+from ray_jobs.data.mixture.phase import AnyCourse, Phase, Sample, share_weights
 from ray_jobs.data.mixture.shares import WHOLE
 
 DIGEST_CHARS = 16
@@ -35,6 +36,23 @@ class Source:
     shards: tuple[SourceShard, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Packing:
+    """How documents are packed: tokens of a block, the number of tokens of each document, and what makes them."""
+
+    size: int
+    lengths: Lengths
+    fingerprint: str
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of it."""
+        return {"size": self.size, "fingerprint": self.fingerprint}
+
+
+PlannedWeights = tuple[int, dict[str, float]]
+"""Weights that hold from a position on, as the config has scheduled them; sources that are not named keep theirs."""
+
+
 class Exhausted(Exception):
     """No source has a record left: the mixture ends at this position."""
 
@@ -42,21 +60,38 @@ class Exhausted(Exception):
 class MixtureOrder:
     """Order of the samples of one training, with all changes so far."""
 
-    def __init__(self, sources: Mapping[str, Source], seed: int, temperature: float = 1.0) -> None:
-        self.seed, self.temperature = seed, temperature
+    def __init__(
+        self, sources: Mapping[str, Source], seed: int, temperature: float = 1.0, packing: Packing | None = None
+    ) -> None:
+        self.seed, self.temperature, self.packing = seed, temperature, packing
         self._first, self._changes = dict(sources), list[tuple[int, DataIntent]]()
         self.settings = {name: source.settings for name, source in sources.items()}
-        courses = {name: _course(name, source.settings, source.shards, seed) for name, source in sources.items()}
+        courses = {name: self._course(name, source.settings, source.shards) for name, source in sources.items()}
         weights = {name: source.settings.weight for name, source in sources.items()}
         self._phases = [Phase(0, 0, courses, weights, seed, temperature)]
+        # Weights that are scheduled, by position, and the number of them that the last phase has taken over.
+        self.planned: list[PlannedWeights] = []
         self._before: tuple[list[Phase], dict[str, SourceSettings]] | None = None
 
-    def at(self, position: int) -> Reference:
-        """Return the record at a position. Raises `Exhausted` beyond the last one."""
+    def _course(self, name: str, settings: SourceSettings, shards: tuple[SourceShard, ...]) -> AnyCourse:
+        """Return the course of a source that begins."""
+        course = Course.begin(name, shards, self.seed, settings.exhausted == "repeat", settings.held_out)
+        return course if self.packing is None else PackedCourse.of(course, self.packing.size, self.packing.lengths)
+
+    def plan(self, planned: Sequence[PlannedWeights]) -> None:
+        """Schedule weights by position, ascending. Those of phases that have begun stay as they were made."""
+        self.planned = [(position, dict(weights)) for position, weights in planned]
+
+    def carry(self, position: int) -> dict[str, str]:
+        """Return of each source the document that the block before a position has cut, and its tokens taken."""
+        return {name: course.carry for name, course in self.courses(position).items()}
+
+    def at(self, position: int) -> Sample:
+        """Return the sample at a position. Raises `Exhausted` beyond the last one."""
         return self._phase_at(position).at(position)
 
-    def span(self, first: int, count: int) -> list[Reference]:
-        """Return the records at `count` positions from `first` on. Raises `Exhausted` beyond the last one."""
+    def span(self, first: int, count: int) -> list[Sample]:
+        """Return the samples at `count` positions from `first` on. Raises `Exhausted` beyond the last one."""
         return [self.at(position) for position in range(first, first + count)]
 
     def digest(self, first: int, count: int) -> str:
@@ -78,13 +113,24 @@ class MixtureOrder:
         """The sources after all changes."""
         return tuple(self._phases[-1].courses)
 
-    def courses(self, position: int) -> dict[str, Course]:
+    def courses(self, position: int) -> dict[str, AnyCourse]:
         """Return every source's course before the sample at a position."""
         return self._phase_before(position).courses_at(position)
 
-    def reason_against(self, intent: DataIntent, position: int) -> str | None:
-        """Return the reason why a change cannot be made at a position, or None. Changes nothing."""
-        return _reason(intent, self.courses(position), self._phase_before(position).weights, self.settings)
+    def reason_against(
+        self, intent: DataIntent, position: int, check: Callable[[], str | None] | None = None
+    ) -> str | None:
+        """Return the reason why a change cannot be made at a position, or None. Changes nothing.
+
+        `check` looks at its shards, once it is known that they would be taken.
+        """
+        courses, weights = self.courses(position), self._phase_before(position).weights
+        if reason := _reason(intent, courses, self.settings) or (check() if check is not None else None):
+            return reason
+        after, new_weights, _ = _changed(intent, courses, weights, 0, self.settings, self._course)
+        if not any(weight > 0 and not after[name].is_empty for name, weight in new_weights.items()):
+            return "no source would be left with a record to draw and a weight above 0"
+        return None
 
     def change(self, position: int, intent: DataIntent) -> None:
         """Make a change: it holds from `position` on. Raises `Invalid` if it cannot be made, and changes nothing."""
@@ -96,9 +142,10 @@ class MixtureOrder:
         self._before = list(self._phases), dict(self.settings)
         phase = self._phase_before(position)
         kept = [each for each in self._phases if each.first <= position]
-        courses, weights = _changed(intent, phase.courses_at(position), phase.weights, kept[-1].number, self.settings)
-        new = Phase(position, kept[-1].number + 1, courses, weights, self.seed, self.temperature)
-        self._phases = [*kept, new]
+        courses, weights, self.settings = _changed(
+            intent, phase.courses_at(position), phase.weights, kept[-1].number, self.settings, self._course
+        )
+        self._phases = [*kept, self._phase(position, kept[-1], courses, weights, kept[-1].planned)]
         self._changes.append((position, intent))
 
     def take_back(self) -> None:
@@ -130,6 +177,7 @@ class MixtureOrder:
                 "live": self.settings[name].live,
                 **({"held_out": len(course.held)} if course.held_out else {}),
             }
+            | ({"carry": course.carry} if self.packing is not None else {})
             for name, course in phase.courses_at(position).items()
         }
 
@@ -151,16 +199,24 @@ class MixtureOrder:
             for name, source in self._first.items()
         }
         changes = [[position, intent.model_dump(mode="json")] for position, intent in self._changes]
-        return {"sources": first, "changes": changes, "temperature": self.temperature}
+        packing = {"packing": self.packing.facts()} if self.packing is not None else {}
+        planned = {"planned": [[position, weights] for position, weights in self.planned]} if self.planned else {}
+        return {"sources": first, "changes": changes, "temperature": self.temperature, **packing, **planned}
 
     @classmethod
-    def recalled(cls, saved: Mapping[str, Any], seed: int) -> Self:
-        """Return the order that `memory` has described."""
+    def recalled(cls, saved: Mapping[str, Any], seed: int, packing: Packing | None = None) -> Self:
+        """Return the order that `memory` has described. Raises `Invalid` if it was packed in another way."""
+        if (now := packing.facts() if packing is not None else None) != (then := saved.get("packing")):
+            raise Invalid(
+                f"the checkpoint's samples are {_unit(then)}, and this training's are {_unit(now)}: it cannot go on "
+                "with them"
+            )
         sources = {
             name: Source(SourceSettings.model_validate(settings), tuple(SourceShard(*shard) for shard in shards))
             for name, (settings, shards) in saved["sources"].items()
         }
-        order = cls(sources, seed, saved["temperature"])
+        order = cls(sources, seed, saved["temperature"], packing)
+        order.plan([(int(position), weights) for position, weights in saved.get("planned", ())])
         for position, intent in saved["changes"]:
             order._make(int(position), _data_intent(intent))
             order.forget(int(position))
@@ -175,11 +231,8 @@ class MixtureOrder:
 
     def _phase_before(self, position: int) -> Phase:
         """Return the last phase that begins at or before a position, and begin those that follow by themselves."""
-        while (last := self._phases[-1]).shares and last.end is not None and last.end <= position:
-            courses = last.courses_at(last.end)
-            self._phases.append(
-                Phase(last.end, last.number + 1, courses, last.weights, self.seed, self.temperature)
-            )  # fmt: skip
+        while (first := self._next_first(self._phases[-1])) is not None and first <= position:
+            self._phases.append(self._following(self._phases[-1], first))
         if position >= self._phases[-1].first:
             return self._phases[-1]
         begins = [phase.first for phase in self._phases]
@@ -188,6 +241,25 @@ class MixtureOrder:
             raise ValueError(f"position {position} was forgotten: the order is kept from {begins[0]} on")
         return self._phases[at]
 
+    def _next_first(self, last: Phase) -> int | None:
+        """Return where the phase after the last one begins by itself: by the schedule, or by an exhausted source."""
+        due = self.planned[last.planned][0] if last.planned < len(self.planned) else None
+        end = last.end if last.shares else None
+        return min((max(one, last.first) for one in (due, end) if one is not None), default=None)
+
+    def _following(self, last: Phase, first: int) -> Phase:
+        courses, weights, planned = last.courses_at(first), last.weights, last.planned
+        if planned < len(self.planned) and self.planned[planned][0] <= first:
+            new = weights | {name: weight for name, weight in self.planned[planned][1].items() if name in courses}
+            # What would end the training is left out.
+            weights, planned = new if share_weights(new, courses) else weights, planned + 1
+        return self._phase(first, last, courses, weights, planned)
+
+    def _phase(
+        self, first: int, before: Phase, courses: Mapping[str, AnyCourse], weights: Mapping[str, float], planned: int
+    ) -> Phase:
+        return Phase(first, before.number + 1, courses, weights, self.seed, self.temperature, planned)
+
 
 def _data_intent(saved: Mapping[str, Any]) -> DataIntent:
     intent = INTENT.validate_python(saved)
@@ -195,18 +267,19 @@ def _data_intent(saved: Mapping[str, Any]) -> DataIntent:
     return intent
 
 
-def _shards_digest(course: Course) -> str:
+def _shards_digest(course: AnyCourse) -> str:
     text = "\n".join(f"{shard.sha256} {shard.records}" for shard in course.live_shards())
     return hashlib.sha256(f"{text}\n{len(course.pool)}".encode()).hexdigest()[:DIGEST_CHARS]
 
 
-def _reason(
-    intent: DataIntent,
-    courses: Mapping[str, Course],
-    weights: Mapping[str, float],
-    settings: Mapping[str, SourceSettings],
-) -> str | None:
-    """Return the reason why sources in this state cannot take a change, or None."""
+def _unit(packing: Mapping[str, Any] | None) -> str:
+    if packing is None:
+        return "records"
+    return f"blocks of {packing['size']} tokens, made by {packing['fingerprint'][:16]!r}"
+
+
+def _reason(intent: DataIntent, courses: Mapping[str, AnyCourse], settings: Mapping[str, SourceSettings]) -> str | None:
+    """Return the reason why sources in this state cannot take a change, as far as it shows without their shards."""
     named = intent.sources()
     if isinstance(intent, AddSource):
         if intent.source in courses:
@@ -234,13 +307,10 @@ def _reason(
             twice = next((shard.sha256 for shard in intent.shards if shard.sha256 in known), None)
             if twice is not None:
                 return f"source {intent.source} has shard {twice[:12]} already"
-    after, new_weights = _changed(intent, courses, weights, 0, dict(settings))
-    if not any(weight > 0 and not after[name].is_empty for name, weight in new_weights.items()):
-        return "no source would be left with a record to draw and a weight above 0"
     return None
 
 
-def _reason_against_shards(course: Course, shas: Sequence[str]) -> str | None:
+def _reason_against_shards(course: AnyCourse, shas: Sequence[str]) -> str | None:
     known = {shard.sha256 for shard in course.live_shards()}
     missing = next((sha256 for sha256 in shas if sha256 not in known), None)
     return f"source {course.name} has no shard {missing[:12]}" if missing is not None else None
@@ -251,10 +321,6 @@ def shard_file(source: str, sha256: str, settings: SourceSettings) -> str:
     return f"{source}/{shard_name(sha256, settings.format)}"
 
 
-def _course(name: str, settings: SourceSettings, shards: tuple[SourceShard, ...], seed: int) -> Course:
-    return Course.begin(name, shards, seed, settings.exhausted == "repeat", settings.held_out)
-
-
 def _announced(shards: Sequence[ShardRecord], settings: SourceSettings) -> tuple[SourceShard, ...]:
     return tuple(
         SourceShard(each.sha256, each.records, shard_file(each.source, each.sha256, settings)) for each in shards
@@ -263,20 +329,20 @@ def _announced(shards: Sequence[ShardRecord], settings: SourceSettings) -> tuple
 
 def _changed(
     intent: DataIntent,
-    courses: Mapping[str, Course],
+    courses: Mapping[str, AnyCourse],
     weights: Mapping[str, float],
     key: int,
-    settings: dict[str, SourceSettings],
-) -> tuple[dict[str, Course], dict[str, float]]:
-    """Return courses and weights after a change, and enter its sources into `settings`. `key` seeds new orders."""
-    courses, weights = dict(courses), dict(weights)
-    seed = next(iter(courses.values())).seed
+    settings: Mapping[str, SourceSettings],
+    begin: Callable[[str, SourceSettings, tuple[SourceShard, ...]], AnyCourse],
+) -> tuple[dict[str, AnyCourse], dict[str, float], dict[str, SourceSettings]]:
+    """Return courses, weights and settings after a change. `key` seeds new orders; `begin` makes a new source's."""
+    courses, weights, settings = dict(courses), dict(weights), dict(settings)
     match intent:
         case SetMixture():
             weights |= intent.weights
         case AddSource():
             shards = _announced(intent.shards, intent.settings)
-            courses[intent.source] = _course(intent.source, intent.settings, shards, seed)
+            courses[intent.source] = begin(intent.source, intent.settings, shards)
             weights[intent.source], settings[intent.source] = intent.settings.weight, intent.settings
         case RemoveSource():
             del courses[intent.source], weights[intent.source], settings[intent.source]
@@ -293,4 +359,4 @@ def _changed(
         case WithdrawSamples():
             rows = None if intent.rows == "all" else intent.rows
             courses[intent.source] = courses[intent.source].without(intent.shard, rows)
-    return courses, weights
+    return courses, weights, settings

@@ -7,32 +7,23 @@ phase.courses_at(p)     # each source's course after the samples before position
 
 from collections.abc import Mapping
 from functools import cached_property
-from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
 from ray_jobs.data.generators import seed_of
-from ray_jobs.data.mixture.course import Course, permuted
+from ray_jobs.data.mixture.course import Course, Reference, permuted
+from ray_jobs.data.mixture.packing import Block, PackedCourse
 from ray_jobs.data.mixture.shares import BLOCK, BlockPlan, whole_shares
 
+Sample = Reference | Block
+"""What a position names: a record, or a block that is packed from several."""
 
-class Reference(NamedTuple):
-    """One record: its source, its shard by SHA-256, its row in it, and the shard's file in the run's folder of data."""
-
-    source: str
-    sha256: str
-    row: int
-    file: str
-
-    @property
-    def id(self) -> str:
-        """Name of the record, the same on every machine: source, shard and row."""
-        return f"{self.source}/{self.sha256}/{self.row}"
+AnyCourse = Course | PackedCourse
 
 
 def share_weights(
-    weights: Mapping[str, float], courses: Mapping[str, Course], temperature: float = 1.0
+    weights: Mapping[str, float], courses: Mapping[str, AnyCourse], temperature: float = 1.0
 ) -> dict[str, float]:
     """Return the weights by which sources are drawn: those that have a record to draw and a weight."""
     drawn = {name: weight for name, weight in weights.items() if weight > 0 and not courses[name].is_empty}
@@ -42,18 +33,20 @@ def share_weights(
 class Phase:
     """Samples from position `first` on, drawn from `courses` by `weights`. `number` counts phases and seeds its blocks.
 
-    Without a source to draw from it has no sample: `end` is `first`.
+    Without a source to draw from it has no sample: `end` is `first`. `planned`: scheduled changes of weights before.
     """
 
     def __init__(
         self,
         first: int,
         number: int,
-        courses: Mapping[str, Course],
+        courses: Mapping[str, AnyCourse],
         weights: Mapping[str, float],
         seed: int,
         temperature: float = 1.0,
+        planned: int = 0,
     ) -> None:
+        self.planned = planned
         self.first, self.number, self.seed, self.temperature = first, number, seed, temperature
         self.courses, self.weights = dict(courses), dict(weights)
         drawn = share_weights(weights, courses, temperature)
@@ -61,16 +54,16 @@ class Phase:
         self._plan = BlockPlan(self.shares, seed_of(seed, "thresholds", number))
         self._drawn = [self.courses[name] for name in self._plan.names]
         self._block: tuple[int, npt.NDArray[np.int64], npt.NDArray[np.int64]] | None = None
-        self._references: tuple[int, dict[int, Reference]] | None = None
+        self._references: tuple[int, dict[int, Sample]] | None = None
 
-    def at(self, position: int) -> Reference:
+    def at(self, position: int) -> Sample:
         """Return the record of the sample at a position of this phase."""
         block, at = divmod(position - self.first, BLOCK)
         if self._references is None or self._references[0] != block:
             self._references = block, self._referred_in(block)
         return self._references[1][at]
 
-    def courses_at(self, position: int) -> dict[str, Course]:
+    def courses_at(self, position: int) -> dict[str, AnyCourse]:
         """Return every source's course after the samples of this phase that are before `position`."""
         if not self.shares:
             return dict(self.courses)
@@ -98,15 +91,13 @@ class Phase:
         within = np.flatnonzero((sources == source) & (draws == draw))
         return self.first + block * BLOCK + int(within[0])
 
-    def _referred_in(self, block: int) -> dict[int, Reference]:
+    def _referred_in(self, block: int) -> dict[int, Sample]:
         """Return the records of a block's samples by their place in it; none beyond the phase's end."""
         sources, draws = self._drawn_in(block)
-        records = dict[int, Reference]()
+        records = dict[int, Sample]()
         for index, course in enumerate(self._drawn):
             at = np.flatnonzero(sources == index)
-            shards, rows = course.places(draws[at])
-            for place, shard, row in zip(at.tolist(), shards, rows, strict=False):
-                records[place] = Reference(course.name, shard.sha256, row, shard.file)
+            records |= dict(zip(at.tolist(), course.references(draws[at]), strict=False))
         return records
 
     def _drawn_in(self, block: int) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:

@@ -4,17 +4,18 @@
     len(shard), shard[7]                     # records; a record is a mapping of fields to values
 
 A text or JSONL file is mapped, and indexed by its lines once a process; empty lines are no records. Arrays are mapped
-from an `.npz` without compression. Of a Parquet file the table is held in memory. An image is decoded at each look.
+from an `.npz` without compression. A large Parquet file is unpacked once a node, and then mapped. An image is decoded
+at each look.
 """
 
-import hashlib
 import json
+import logging
 import mmap
 import os
 import zipfile
 from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import numpy.typing as npt
@@ -22,9 +23,14 @@ import numpy.typing as npt
 from control_plane.core.model.data import SourceSettings
 from control_plane.core.model.errors import Invalid
 from control_plane.storage.data.configured import first_fault
-from ray_jobs.data.node_cache import once
+from ray_jobs.data.node_cache import file_sha256, kept_file, key_of, once
+
+log = logging.getLogger(__name__)
 
 Record = dict[str, Any]
+
+MAX_TABLE_BYTES = 64 << 20
+"""Unpacked size of a Parquet file that each process holds in memory."""
 
 LOCAL_HEADER_BYTES = 30
 """Of a member of a zip file, before its name and its extra field, whose lengths stand at its end."""
@@ -74,18 +80,53 @@ class LineShard(Shard):
 
 
 class TableShard(Shard):
-    """Records of a Parquet file, one a row."""
+    """Records of a Parquet file, one a row.
+
+    A small table is held in memory. Of a large one the row groups are unpacked one after the other, once a node, into
+    an Arrow file that is mapped: records are drawn in a random order, and each would take the unpacking of a group.
+    """
 
     def __init__(self, path: Path) -> None:
-        from pyarrow import parquet
+        from pyarrow import ipc, memory_map, parquet
 
-        self._table = parquet.read_table(path, memory_map=True)
+        with parquet.ParquetFile(path) as file:
+            groups = (file.metadata.row_group(index) for index in range(file.metadata.num_row_groups))
+            is_small = sum(group.total_byte_size for group in groups) <= MAX_TABLE_BYTES
+            if is_small or (kept := _unpacked(path, file)) is None:
+                self._batches = file.read().to_batches()
+            else:
+                reader = ipc.open_file(memory_map(str(kept)))
+                self._batches = [reader.get_batch(index) for index in range(reader.num_record_batches)]
+        self._firsts = np.cumsum([0, *(batch.num_rows for batch in self._batches)])
 
     def __len__(self) -> int:
-        return int(self._table.num_rows)
+        return int(self._firsts[-1])
 
     def __getitem__(self, row: int) -> Record:
-        return dict(self._table.slice(row, 1).to_pylist()[0])
+        if not 0 <= row < len(self):
+            raise IndexError(row)
+        index = int(np.searchsorted(self._firsts, row, side="right")) - 1
+        return dict(self._batches[index].slice(row - int(self._firsts[index]), 1).to_pylist()[0])
+
+
+def _unpacked(path: Path, file: Any) -> Path | None:
+    """Return the Arrow file of a Parquet file's records on this node; None if it cannot be kept."""
+    stat = path.stat()
+    key = key_of(str(path.resolve()), stat.st_size, stat.st_mtime_ns)
+    try:
+        return kept_file("tables", key, lambda to: _unpack_table(file, to))
+    except OSError as error:
+        log.warning("table %s cannot be unpacked on this node, and is held in memory: %s", path.name, error)
+        return None
+
+
+def _unpack_table(file: Any, to: BinaryIO) -> None:
+    """Write the row groups of a Parquet file as an Arrow file, one after the other."""
+    from pyarrow import ipc
+
+    with ipc.new_file(to, file.schema_arrow) as writer:
+        for index in range(file.metadata.num_row_groups):
+            writer.write_table(file.read_row_group(index))
 
 
 class ArrayShard(Shard):
@@ -166,12 +207,6 @@ def open_shard(path: Path, format_: str) -> Shard:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise Invalid(f"{path} cannot be read as {format_}: {error}") from None
     raise Invalid(f"there is no format {format_!r}")
-
-
-def file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a file's bytes, in hexadecimal. Raises `OSError`."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def described(path: Path, format_: str) -> tuple[str, int]:

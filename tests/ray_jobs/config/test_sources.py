@@ -53,7 +53,18 @@ def test_sources_are_read_and_their_paths_are_beside_the_config(tmp_path: Path) 
         ({"sources": {"web": {"format": "text"}}}, "sources.web: give 'path', or 'live: true'"),
         ({"sources": {"f": LIVE}, **GPT2}, "records of sources.f have no field 'text'"),
         ({"mixture": {"temperature": 0}}, "mixture.temperature is 0"),
-        ({"mixture": {"unit": "packed"}}, "mixture.unit is 'packed' .*, but must be one of 'document'"),
+        ({"mixture": {"unit": "lines"}}, "mixture.unit is 'lines' .*, but must be one of 'document' or 'packed'"),
+        ({"mixture": {"unit": "packed"}}, "packed is how documents of 'sources' are drawn, and this config has none"),
+        ({"mixture": {"schedule": [{"step": 0, "weights": {"web": 1.0}}]}}, "mixture.schedule.0.step is 0"),
+        ({"mixture": {"schedule": [{"step": 1, "weight": {}}]}}, "mixture.schedule.0.weight is not a known key"),
+        (
+            {"sources": {"web": WEB}, "mixture": {"schedule": [{"step": 9, "weights": {"wbe": 1.0}}]}},
+            "there is no source wbe in 'sources'",
+        ),
+        (
+            {"sources": {"web": WEB}, "mixture": {"schedule": [{"step": 9, "weights": {"web": 1.0}}] * 2}},
+            "the steps of schedule must ascend",
+        ),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_a_sentence(tmp_path: Path, sections: Any, reason: str) -> None:

@@ -14,8 +14,8 @@ from transformers import BertConfig, BertForMaskedLM, GPT2Config, GPT2LMHeadMode
 from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.data import SourceSettings
 from control_plane.core.model.intents.data import AddSource, SetMixture
+from ray_jobs.data.mixture.course import Reference
 from ray_jobs.data.mixture.dataset import MixtureDataset
-from ray_jobs.data.mixture.phase import Reference
 from ray_jobs.health.rank_health import RankHealth
 from ray_jobs.health.source_losses import PLACES, SOURCE_STEPS
 from ray_jobs.health.vector import VectorLayout

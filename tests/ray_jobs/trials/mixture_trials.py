@@ -1,10 +1,12 @@
 """A training whose samples are drawn from sources that change while it trains, and what each of its steps was given.
 
 `spec`: `stage` (of ZeRO; None: DDP), `steps`, `workers`, `kept` (persistent workers), `accumulation`, `loop` (of the
-script's own), `losses` (noted by the script, and measured by source), `sources`, and what `crash_trials` knows. Every
-life appends what its steps were given to `samples-RANK.jsonl`. A record's first two tokens are its number.
+script's own), `losses` (noted by the script, and measured by source), `sources`, `pack` (documents into blocks),
+`schedule` (of weights), and what `crash_trials` knows. Every life appends what its steps were given to
+`samples-RANK.jsonl`. A record's first two tokens are its number; a block is named by a hash of its tokens.
 """
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.data import SourceSettings
 from control_plane.server.control_server import ControlServer
 from control_plane.storage.layout import RunFiles
-from ray_jobs.data.mixture.dataset import mixture
+from ray_jobs.data.mixture.dataset import MixtureDataset, mixture
 from ray_jobs.hf.trainer import make_interactive
 from ray_jobs.loop.session import TrainingSession
 from ray_jobs.process import context
@@ -38,14 +40,36 @@ def tokens(record: dict[str, Any]) -> dict[str, torch.Tensor]:
     return {"input_ids": ids, "labels": ids}
 
 
+def document(record: dict[str, Any]) -> list[int]:
+    """The tokens of a record that is packed: from 3 to 43, other ones for another record."""
+    number = int(record["id"])
+    generator = torch.Generator().manual_seed(number)
+    return [int(token) for token in torch.randint(0, VOCABULARY, (3 + 7 * number % 41,), generator=generator)]
+
+
+def block_name(tokens: list[int]) -> int:
+    """The name of a block of tokens."""
+    return int.from_bytes(hashlib.sha256(bytes(tokens)).digest()[:6], "big")
+
+
+def data_of(spec: dict[str, Any]) -> MixtureDataset:
+    """The data of a training."""
+    if spec.get("pack"):
+        return mixture(document, pack=BLOCK_TOKENS, fingerprint="documents of the trials")
+    return mixture(tokens)
+
+
 class Noting(Trainer):
     """Notes which samples each step is given, before it is made."""
 
     notes = Path()
     losses: Path | None = None
+    packs = False
 
     def training_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> torch.Tensor:
         numbers = (inputs["input_ids"][:, 0] * VOCABULARY + inputs["input_ids"][:, 1]).tolist()
+        if self.packs:
+            numbers = [block_name(row) for row in inputs["input_ids"].tolist()]
         note(self.notes, self.state.global_step + 1, numbers)
         loss = super().training_step(model, inputs, *args, **kwargs)
         if self.losses is not None:
@@ -73,6 +97,7 @@ def train(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
             sources={name: SourceSettings.model_validate(each) for name, each in spec["sources"].items()},
             seed=SEED,
             health=HealthSettings() if spec.get("losses") else None,
+            weights_schedule=[(step, weights) for step, weights in spec.get("schedule", ())],
         )
         context.enter(run)
         set_seed(5)
@@ -101,7 +126,8 @@ def _trainer(files: RunFiles, server: ControlServer | None, rank: int, spec: dic
         deepspeed=deepspeed_config(stage, "constant") if stage is not None else None,
     )
     shape = GPT2Config(vocab_size=VOCABULARY, n_positions=BLOCK_TOKENS, n_embd=16, n_layer=1, n_head=2)
-    trainer = make_interactive(Noting)(model=GPT2LMHeadModel(shape), args=args, train_dataset=mixture(tokens))
+    trainer = make_interactive(Noting)(model=GPT2LMHeadModel(shape), args=args, train_dataset=data_of(spec))
+    trainer.packs = bool(spec.get("pack"))
     trainer.notes = files.root / f"samples-{rank}.jsonl"
     trainer.losses = files.root / f"losses-{rank}.jsonl" if spec.get("losses") else None
     trainer.add_callback(Patient(trainer))

@@ -1,6 +1,6 @@
 """A second implementation of the mixture's order: one sample after the other, from lists of records."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,50 @@ class Pile:
     def can_be_drawn(self) -> bool:
         return bool(self.due) or (self.repeats and bool(self.records))
 
+    def draw(self) -> str:
+        """Name of the next sample."""
+        sha, row = self.take()
+        return f"{self.name}/{sha}/{row}"
+
+
+@dataclass
+class PackedPile(Pile):
+    """One source whose samples are blocks: its documents are cut from one begun document and those that are due."""
+
+    size: int = 0
+    length: Callable[[Record], int] = lambda record: 0
+    begun: Record | None = None
+    used: int = 0
+    """Tokens of `begun` that were taken."""
+
+    def draw(self) -> str:
+        pieces, wanted = list[str](), self.size
+        while wanted:
+            if self.begun is None:
+                if not self.due and not self.repeats:
+                    break
+                self.begun, self.used = self.take(), 0
+            end = min(self.used + wanted, self.length(self.begun))
+            if end > self.used:
+                pieces.append(f"{self.begun[0]}/{self.begun[1]}:{self.used}-{end}")
+            wanted, self.used = wanted - (end - self.used), end
+            if end == self.length(self.begun):
+                self.begun = None
+        return f"{self.name}/{','.join(pieces)}"
+
+    def settle(self) -> None:
+        if self.begun is None:
+            super().settle()
+
+    @property
+    def can_be_drawn(self) -> bool:
+        waiting = self.due if not self.repeats else self.records
+        return self.begun is not None or any(self.length(each) for each in waiting)
+
+
+Make = Callable[..., Pile]
+Planned = Sequence[tuple[int, dict[str, float]]]
+
 
 def apportioned(weights: dict[str, float]) -> list[tuple[str, int]]:
     """Shares of `WHOLE` by largest remainder, as pairs in the order of names."""
@@ -85,29 +129,43 @@ def block_of(weights: dict[str, float], seed: int, phase: int, block: int) -> li
 
 
 def drawn(
-    sources: dict[str, dict[str, Any]], seed: int, changes: Sequence[tuple[int, dict[str, Any]]], count: int
+    sources: dict[str, dict[str, Any]],
+    seed: int,
+    changes: Sequence[tuple[int, dict[str, Any]]],
+    count: int,
+    planned: Planned = (),
+    make: Make = Pile,
 ) -> Iterator[str]:
     """Names of the first `count` samples: `source/shard/row`.
 
-    A source is {"weight", "repeats", "shards": [(sha256, records)]}; a change is a position and an intent's body.
+    A source is {"weight", "repeats", "shards": [(sha256, records)]}; a change is a position and an intent's body;
+    `planned` are the weights that the config has for a position.
     """
     piles, weights = dict[str, Pile](), dict[str, float]()
     for name, source in sources.items():
         records = [(sha, row) for sha, rows in source["shards"] for row in range(rows)]
         first = shuffled(records, seed, "pass", name, 1)
-        piles[name], weights[name] = Pile(name, seed, source["repeats"], records, first), source["weight"]
+        piles[name], weights[name] = make(name, seed, source["repeats"], records, first), source["weight"]
+    coming = list(planned)
     waiting, phase, since = list(changes), 0, 0
     active: dict[str, float] | None = None
     block: list[str] = []
     for position in range(count):
         # As soon as the last record of a source that ends is taken, the others share what is its.
         now = {name: weight for name, weight in weights.items() if weight > 0 and piles[name].can_be_drawn}
-        if active is not None and now != active:
+        is_planned = bool(coming) and coming[0][0] == position
+        if is_planned:
+            for pile in piles.values():
+                pile.settle()
+            new = weights | {name: weight for name, weight in coming.pop(0)[1].items() if name in weights}
+            if any(weight > 0 and piles[name].can_be_drawn for name, weight in new.items()):
+                weights = new
+        if is_planned or (active is not None and now != active):
             phase, since = phase + 1, position
         while waiting and waiting[0][0] == position:
             for pile in piles.values():
                 pile.settle()
-            change(piles, weights, waiting.pop(0)[1], seed, phase)
+            change(piles, weights, waiting.pop(0)[1], seed, phase, make)
             phase, since = phase + 1, position
         active = {name: weight for name, weight in weights.items() if weight > 0 and piles[name].can_be_drawn}
         if not active:
@@ -115,11 +173,12 @@ def drawn(
         number, at = divmod(position - since, BLOCK)
         block = block_of(active, seed, phase, number) if at == 0 else block
         name = block[at]
-        sha, row = piles[name].take()
-        yield f"{name}/{sha}/{row}"
+        yield piles[name].draw()
 
 
-def change(piles: dict[str, Pile], weights: dict[str, float], body: dict[str, Any], seed: int, phase: int) -> None:
+def change(
+    piles: dict[str, Pile], weights: dict[str, float], body: dict[str, Any], seed: int, phase: int, make: Make
+) -> None:
     """Make one change."""
     kind = body["kind"]
     if kind == "set_mixture":
@@ -130,7 +189,7 @@ def change(piles: dict[str, Pile], weights: dict[str, float], body: dict[str, An
         settings = body["settings"]
         records = [(each["sha256"], row) for each in body.get("shards", ()) for row in range(each["records"])]
         repeats = settings.get("exhausted", "repeat") == "repeat"
-        piles[name] = Pile(name, seed, repeats, records, shuffled(records, seed, "pass", name, 1))
+        piles[name] = make(name, seed, repeats, records, shuffled(records, seed, "pass", name, 1))
         weights[name] = settings["weight"]
     elif kind == "remove_source":
         del piles[name], weights[name]
@@ -146,13 +205,17 @@ def change(piles: dict[str, Pile], weights: dict[str, float], body: dict[str, An
         gone = [each for each in pile.records if (each[0] == body["shard"] if out is None else each in out)]
         pile.records = [each for each in pile.records if each not in gone]
         pile.due = [each for each in pile.due if each not in gone]
+        if isinstance(pile, PackedPile) and pile.begun in gone:
+            pile.begun = None
         pile.settle()
     elif kind == "split_source":
         pile, before = piles[name], len(piles[name].records)
         moved = {each for each in pile.records if each[0] in body["shards"]}
-        theirs = Pile(body["into"], seed, pile.repeats, [each for each in pile.records if each in moved])
+        theirs = make(body["into"], seed, pile.repeats, [each for each in pile.records if each in moved])
         theirs.due, theirs.number = [each for each in pile.due if each in moved], pile.number
         theirs.taken = pile.taken & moved
+        if isinstance(pile, PackedPile) and isinstance(theirs, PackedPile) and pile.begun in moved:
+            theirs.begun, theirs.used, pile.begun = pile.begun, pile.used, None
         pile.records = [each for each in pile.records if each not in moved]
         pile.due = [each for each in pile.due if each not in moved]
         piles[body["into"]] = theirs

@@ -14,7 +14,7 @@ from control_plane.core.model.data import SourceSettings
 from control_plane.core.model.errors import Invalid
 from control_plane.core.model.intents import INTENT
 from ray_jobs.data.mixture.course import Course, SourceShard
-from ray_jobs.data.mixture.order import Exhausted, MixtureOrder, Source
+from ray_jobs.data.mixture.order import Exhausted, MixtureOrder, Packing, Source
 from ray_jobs.data.mixture.shares import BLOCK, WHOLE, BlockPlan, whole_shares
 from tests.ray_jobs.data.mixture import reference
 
@@ -26,7 +26,9 @@ def sha(number: int) -> str:
     return f"{number:064x}"
 
 
-def order_of(sources: dict[str, dict[str, Any]], temperature: float = 1.0) -> MixtureOrder:
+def order_of(
+    sources: dict[str, dict[str, Any]], temperature: float = 1.0, packing: Packing | None = None
+) -> MixtureOrder:
     """The order of these sources, as the reference takes them."""
     made = {
         name: Source(
@@ -37,7 +39,7 @@ def order_of(sources: dict[str, dict[str, Any]], temperature: float = 1.0) -> Mi
         )
         for name, source in sources.items()
     }
-    return MixtureOrder(made, SEED, temperature)
+    return MixtureOrder(made, SEED, temperature, packing)
 
 
 def source(weight: float, *records: int, first: int = 0, repeats: bool = True) -> dict[str, Any]:

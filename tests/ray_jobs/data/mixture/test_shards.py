@@ -19,8 +19,10 @@ from control_plane.core.model.intents import INTENT
 from control_plane.storage.checkpoint.transfer import transfer_shards
 from control_plane.storage.layout import RunFiles
 from ray_jobs.data.mixture import shards
-from ray_jobs.data.mixture.dataset import MixtureSampler, mixture
-from ray_jobs.data.mixture.shards import described, file_sha256, open_shard
+from ray_jobs.data.mixture.dataset import mixture
+from ray_jobs.data.mixture.sampler import MixtureSampler
+from ray_jobs.data.mixture.shards import described, open_shard
+from ray_jobs.data.node_cache import file_sha256
 
 
 @pytest.fixture(autouse=True)
@@ -83,6 +85,29 @@ def test_file_that_is_no_shard_is_refused_with_the_reason(tmp_path: Path, format
         list(read(tmp_path / "half", format_))
     with pytest.raises(Invalid, match="cannot be read"):
         open_shard(tmp_path / "missing", format_)
+
+
+def test_large_table_is_unpacked_once_a_node_and_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "MAX_TABLE_BYTES", 0)
+    path = tmp_path / "large.parquet"
+    columns = {"a": list(range(2500)), "text": [f"text {number}" for number in range(2500)]}
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=700)
+    unpacked: list[Any] = []
+    unpack = shards._unpack_table
+    monkeypatch.setattr(shards, "_unpack_table", lambda file, to: unpacked.append(file) or unpack(file, to))
+    for _ in range(2):
+        shard = open_shard(path, "parquet")
+        assert [shard[row] for row in (0, 699, 700, 2499)] == [
+            {"a": row, "text": f"text {row}"} for row in (0, 699, 700, 2499)
+        ]
+        assert len(shard) == 2500
+    assert len(unpacked) == 1
+    (kept,) = (tmp_path / "home" / "cache" / "tables").glob("*.arrow")
+    kept.write_bytes(kept.read_bytes()[:-10])
+    assert open_shard(path, "parquet")[2499]["a"] == 2499
+    assert len(unpacked) == 2
+    with pytest.raises(IndexError):
+        shard[2500]
 
 
 def test_arrays_that_cannot_be_mapped_are_refused(tmp_path: Path) -> None:

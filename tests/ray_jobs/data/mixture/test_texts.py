@@ -52,7 +52,12 @@ def test_workload_trains_on_the_sources(tmp_path: Path, monkeypatch: pytest.Monk
         "deepspeed": {"zero_optimization": {"stage": 2}},
         "sources": {"code": {"format": "jsonl", "path": str(tmp_path / "*.jsonl"), "fields": {"text": "text"}}},
     }  # fmt: skip
+    packed = build(RunConfig.model_validate(raw | {"mixture": {"unit": "packed"}})).train_dataset
+    assert isinstance(packed, MixtureDataset)
+    assert packed[0]["attention_mask"].tolist()[: len("import")] == [1] * 6
+    assert len(list((tmp_path / "cache" / "samples").glob("*.arrow"))) == 1
     workload = build(RunConfig.model_validate(raw))
+    assert len(list((tmp_path / "cache" / "samples").glob("*.arrow"))) == 1, "both units have the same tokens"
     assert isinstance(workload.train_dataset, MixtureDataset)
     assert (len(workload.train_dataset), workload.train_dataset[0]["input_ids"].shape) == (1, (8,))
     assert workload.facts["first_records"] == 1
