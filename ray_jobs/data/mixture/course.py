@@ -112,7 +112,7 @@ class Course:
 
     @property
     def carry(self) -> str:
-        """What was begun and is not drawn in whole: nothing, where a sample is a record."""
+        """Document that was begun and is not drawn in whole: none, where a sample is a record."""
         return ""
 
     @property

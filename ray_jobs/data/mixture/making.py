@@ -1,4 +1,4 @@
-"""What makes samples of records: as they are asked for, from a cache, or packed into blocks of equally many tokens.
+"""Making of samples from records: as they are asked for, from a cache, or packed into blocks of equally many tokens.
 
 Making(tokenize)                                            # each time that a record is drawn
 Making(tokenize, SampleCache(tokenize, "my-tokens-1"))      # once a node
