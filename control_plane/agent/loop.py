@@ -19,7 +19,7 @@ from control_plane.agent.asking import second_opinion
 from control_plane.agent.choosing import advice, choose_model, choose_rule
 from control_plane.agent.grants import Proposal, decide
 from control_plane.agent.history import SteeringHistory
-from control_plane.agent.judging.cadence import is_doubtful, next_look
+from control_plane.agent.judging.cadence import idle_s, is_doubtful, next_look
 from control_plane.agent.judging.effects import effect_of
 from control_plane.agent.measured import Measured
 from control_plane.agent.mixing import granted_sources, sources_seen
@@ -97,7 +97,7 @@ def _steer_until_ended(
         if ended:
             say(ended)
             return
-        wait(options.poll_s)
+        wait(min(max(options.poll_s, autopilot.idle_s), MAX_WAIT_S))
     say(f"the limit of {options.max_decisions} decisions is reached")
 
 
@@ -118,6 +118,8 @@ class Autopilot:
         self._noted: set[object] = set()
         self._is_new, self._told_budget = True, False
         self.decisions = 0
+        self.idle_s = 0.0
+        """Seconds in which nothing will be due, as the last poll saw it."""
 
     @property
     def pilot(self) -> str:
@@ -152,6 +154,7 @@ class Autopilot:
         run.
         """
         snapshot, is_known = self._look()
+        self.idle_s = 0.0
         if snapshot.closed:
             return f"the run has ended: {snapshot.status}"
         if (reason := self._is_set_anew(snapshot)) is not None:
@@ -164,6 +167,8 @@ class Autopilot:
             self._tend(snapshot)
         if self._is_due(snapshot):
             self._act(self._observe(snapshot))
+        left = self._looked_at + self._options.every_steps - snapshot.step
+        self.idle_s = idle_s(left, snapshot.latest) if self._mixes else 0.0
         return None
 
     def _is_set_anew(self, snapshot: Snapshot) -> str | None:

@@ -1,12 +1,14 @@
 """Automatic mixture over a real control server: measured, proposed, made by the grant of the limits, applied."""
 
+import math
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from control_plane.agent.loop import Autopilot
+from control_plane.agent.judging.cadence import idle_s
+from control_plane.agent.loop import Autopilot, run_agent
 from control_plane.agent.measured import Measured
 from control_plane.agent.mixing import MAX_POINTS, SourceSeries, share_exponent, sources_seen
 from control_plane.agent.options import options_of
@@ -27,6 +29,8 @@ GRANT = {"mixture/*": {"roles": ["operator", "admin", "agent"]}}
 
 class Mixing(Trainee):
     """Simulated ranks whose samples come from sources, with the loss of each by its own learning curve."""
+
+    step_s = 0.0
 
     def __init__(self, root: Path, limits: dict[str, Any] = GRANT, total_steps: int = 1200) -> None:
         self.weights, self.drawn = {"useful": 0.5, "noise": 0.5}, {"useful": 0.0, "noise": 0.0}
@@ -57,7 +61,8 @@ class Mixing(Trainee):
                 self.drawn[name] += BATCH * source["share"]
             losses = {f"source_loss/{name}": CURVES[name].loss(count) for name, count in self.drawn.items() if count}
             counts = {f"source_samples/{name}": count for name, count in self.drawn.items()}
-            super().train(1, **(losses | counts if (self.step + 1) % 10 == 0 else {}))
+            timed = {"own_step_s": self.step_s} if self.step_s else {}
+            super().train(1, **timed, **(losses | counts if (self.step + 1) % 10 == 0 else {}))
 
     def _apply(self, intent: Any) -> None:
         if isinstance(intent, SetMixture):
@@ -112,6 +117,28 @@ def test_without_a_limit_for_agents_it_cannot_be_started_and_people_answer_in_su
     assert proposed.intent == SetMixture(weights={"useful": 0.5, "noise": 0.5}), "the weights that they had first"
     assert pilot.applied == 0
     assert trainee.weights["noise"] == 2.0
+
+
+def test_a_policy_of_mixtures_does_not_ask_while_nothing_can_be_due(tmp_path: Path) -> None:
+    trainee = Mixing(tmp_path)
+    trainee.step_s = 0.1
+    pilot, _ = steered(trainee, 110, policy="natural")
+    assert pilot._looked_at >= 50
+    left = pilot._looked_at + 50 - trainee.step
+    assert left > 0
+    assert pilot.idle_s == pytest.approx(0.1 * left)
+    assert idle_s(30, {"own_step_s": math.nan}) == idle_s(30, {}) == idle_s(-1, {"own_step_s": 0.1}) == 0.0
+    waits: list[float] = []
+
+    def wait(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 8:
+            raise KeyboardInterrupt
+
+    options = options_of(AgentSettings.model_validate({"policy": "natural"}))
+    run_agent(HereClient(trainee, steps_per_poll=10), "run-1", options, lambda line: None, wait=wait)  # type: ignore[arg-type]
+    assert 1.0 < max(waits) <= 5.0
+    assert min(waits) >= 1.0
 
 
 def test_settings_of_mixtures_and_their_defaults() -> None:

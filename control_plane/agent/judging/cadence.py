@@ -1,7 +1,7 @@
 """Adaptive cadence: how many steps until the next look. Rarely at a healthy run, often at a doubtful one."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import fmean, stdev
 
 from control_plane.agent.policy import Observation
@@ -12,6 +12,9 @@ MOST = 4
 CLEAR = 2.0
 """Standard errors by which the newer half of the losses must lie above the older one to be a rise."""
 
+
+STEP_TIME = "own_step_s"
+"""Sign that tells how long a step takes at least."""
 
 HUGE = 1e100
 """No loss; its square would overflow."""
@@ -36,6 +39,15 @@ def next_look(every_steps: int, seen: Observation, healthy_looks: int, cool_down
     if is_doubtful(seen, cool_down_steps):
         return max(least, every_steps // 2)
     return every_steps * min(MOST, 2 ** (healthy_looks // 2))
+
+
+def idle_s(steps: int, latest: Mapping[str, float]) -> float:
+    """Return the seconds that so many steps take at least, by the run's newest measurements; 0 if it is not known.
+
+    Who looks at fixed steps need not ask in between, which costs processor time.
+    """
+    step_s = latest.get(STEP_TIME, 0.0)
+    return steps * step_s if steps > 0 and 0 < step_s < HUGE else 0.0
 
 
 def is_alarming(seen: Observation) -> bool:
