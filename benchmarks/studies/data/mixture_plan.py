@@ -143,6 +143,8 @@ def config_of(folder: Path, arm: str, seed: int, size: Size) -> Mapping[str, Any
         "training": TRAINING | {"max_steps": size.steps},
         "deepspeed": "zero2.json",
         "checkpoint": {"every_steps": 0},
+        # On a busy machine a slow rank is no dead one.
+        "recovery": {"hang_after_s": 120, "start_timeout_s": 300, "spares": 0},
         "sources": {
             name: {"format": "jsonl", "path": f"{name}.jsonl", "weight": weight, "fields": {"text": "text"}}
             for name, weight in weights.items()

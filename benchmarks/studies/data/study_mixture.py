@@ -7,11 +7,11 @@ on where the last one stopped.
 
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 from uuid import UUID
 
 from benchmarks.catalogue import Say
@@ -24,7 +24,7 @@ from benchmarks.studies.results import Row, append, read
 from control_plane.client import SteerwayClient
 from control_plane.config import Settings, settings
 from control_plane.core.model.commands import Command, Stop
-from control_plane.core.model.errors import SteerwayError
+from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.core.model.intents.agent import Propose
 from control_plane.core.model.intents.data import SetMixture
 from control_plane.core.model.records import CommandAccepted, CommandSettled, GenerationStarted
@@ -35,6 +35,7 @@ PAGE = Path(__file__).parents[3] / "docs" / "studies" / "mixture.md"
 MEASURED = ("eval_loss", f"source_loss/{CLEAN}", f"source_loss/{NOISY}")
 WAIT_S, LOOK_EVERY_S = 1800.0, 0.5
 PAGE_POINTS = 20_000
+Answer = TypeVar("Answer")
 
 
 @dataclass(frozen=True)
@@ -116,16 +117,19 @@ def _changes(client: SteerwayClient, run: str) -> dict[str, Any]:
     """Return what the journal has of the agent's changes.
 
     Returns: `looks`, the steps of its proposals; `shares`, (first step that is drawn with it, share of the clean text)
-    as all ranks read it back, from the start on; `failed`, changes that were rejected or failed.
+    as all ranks read it back, from the start on; `failed`, changes that were rejected or failed. Raises `SteerwayError`
+    if the run was started again: it would be another training.
     """
     looks, failed, shares = list[int](), 0, list[tuple[int, float]]()
     changes, after = set[UUID](), 0
-    while entries := client.journal(run, after=after):
+    while entries := _patiently(client.journal, run, after=after):
         after = entries[-1].seq
         for record in (entry.record for entry in entries):
             match record:
                 case GenerationStarted(facts=facts) if not shares:
                     shares.append((0, float(facts["mixture"][CLEAN]["share"])))
+                case GenerationStarted():
+                    raise SteerwayError(f"run {run} was started again after a failure; it has no result")
                 case CommandAccepted(command=Command(intent=Propose(step=step))):
                     looks.append(step or 0)
                 case CommandAccepted(command=Command(intent=SetMixture(), uuid=uuid)):
@@ -140,7 +144,7 @@ def _changes(client: SteerwayClient, run: str) -> dict[str, Any]:
 def _metrics(client: SteerwayClient, run: str) -> dict[str, list[tuple[int, float]]]:
     points, after = dict[str, list[tuple[int, float]]](), 0
     while True:
-        page = client.metrics(run, after=after, limit=PAGE_POINTS, names=MEASURED)
+        page = _patiently(client.metrics, run, after=after, limit=PAGE_POINTS, names=MEASURED)
         for point in page.points:
             points.setdefault(point.name, []).append((point.step, float(f"{point.value:.6g}")))
         if not page.points or page.cursor == after:
@@ -148,16 +152,28 @@ def _metrics(client: SteerwayClient, run: str) -> dict[str, list[tuple[int, floa
         after = page.cursor
 
 
+def _patiently(ask: Callable[..., Answer], *given: Any, **named: Any) -> Answer:
+    """Return an answer of the gateway, which may take long on a busy machine. Raises `Unavailable` in the end."""
+    deadline = time.monotonic() + WAIT_S
+    while True:
+        try:
+            return ask(*given, **named)
+        except Unavailable:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(LOOK_EVERY_S)
+
+
 def _wait_for_end(client: SteerwayClient, run: str, steps: int) -> None:
     deadline = time.monotonic() + WAIT_S
-    while (snapshot := client.snapshot(run)).step < steps:
+    while (snapshot := _patiently(client.snapshot, run)).step < steps:
         if snapshot.closed or time.monotonic() > deadline:
             raise SteerwayError(
                 f"run {run} did not reach step {steps}: it is at {snapshot.step} ({snapshot.reason}); its log ends:\n"
                 f"{client.logs(run, lines=15)}"
             )
         time.sleep(LOOK_EVERY_S)
-    wait_closed(client, run)
+    _patiently(wait_closed, client, run)
 
 
 def _stop(client: SteerwayClient, run: str) -> None:
