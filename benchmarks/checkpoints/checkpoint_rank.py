@@ -1,7 +1,11 @@
 """Rank of the checkpoint benchmark: a training that saves between steps, in two ways in turns.
 
-    ours    `ray_jobs.checkpoint.save.begin_save`: the step waits for the copy, the write is in the background
-    stock   `engine.save_checkpoint` of the same engine with the same state to the same disk
+    overlapped  `ray_jobs.checkpoint.save.begin_save`, as runs do it: the copy is made beside the next forward and
+                backward pass, the write is in the background
+    at_once     the same, with the copy made at the boundary
+    stock       `engine.save_checkpoint` of the same engine with the same state to the same disk
+
+The time that training waits is that of the call and, if the copy overlaps, what the next update waits for it.
 
 Before each save the disk is idle: the save before has ended, its files are removed and everything is synced.
 """
@@ -33,7 +37,11 @@ BYTES_PER_PARAMETER = 16
 BLOCK_BYTES = 8 << 20
 DRAIN_S = 300.0
 ENDLESS_STEPS = 10**6
-ORDER = ("ours", "stock", "stock", "ours")
+ROWS = 64
+"""Samples a rank and step: forward and backward pass take about as much longer than a copy as those of a real model."""
+
+MEMORY_BYTES = 256 << 20
+ORDER = ("overlapped", "at_once", "stock", "stock", "at_once", "overlapped")
 """Arms of one round, so that a drift of the machine affects both alike."""
 
 DEEPSPEED = {
@@ -54,7 +62,7 @@ class Wide(torch.nn.Module):
         self.layers = torch.nn.Sequential(*(torch.nn.Linear(width, width, bias=False) for _ in range(LAYERS)))
 
     def forward(self, seed: torch.Tensor, labels: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
-        """Return a loss that costs little beside the optimizer's step."""
+        """Return a loss."""
         return {"loss": self.layers(seed[:, :1].expand(-1, self.width)).square().mean()}
 
 
@@ -81,17 +89,28 @@ class Saves:
     rounds: int
     quiet_steps: int
     _training: LiveTraining | None = None
-    seen: dict[str, Any] = field(default_factory=lambda: {"ours": [], "stock": [], "quiet": [], "writing": []})
+    seen: dict[str, Any] = field(default_factory=lambda: {name: [] for name in (*ORDER, "copy_s", "quiet", "writing")})
 
     def plan(self) -> Iterator[None]:
         """Collective. Save in turns after one step; then make steps without and with a write in the background."""
+        self.seen["memory_bytes_per_s"] = _memory_bytes_per_s()
         self.seen["first"], self.seen["write"], self.seen["size_bytes"] = self._ours()
         for arm in ORDER * self.rounds:
-            self.seen[arm].append(self._ours()[0] if arm == "ours" else self._stock())
+            if arm == "overlapped":
+                self._idle_disk()
+                began_s = time.perf_counter()
+                self._begin(overlaps=True)
+                waited_s = time.perf_counter() - began_s
+                yield
+                seconds = self._end().seconds
+                self.seen[arm].append(waited_s + seconds.get("waited", 0.0))
+                self.seen["copy_s"].append(seconds.get("copy", 0.0))
+            else:
+                self.seen[arm].append(self._ours()[0] if arm == "at_once" else self._stock())
         self.seen["raw"] = self._raw_write_s()
         for name in ("quiet", "writing"):
             if name == "writing" and self.quiet_steps:
-                self._begin()
+                self._begin(overlaps=True)
             while len(self.seen[name]) < self.quiet_steps or busy_anywhere(self.collectives, self.writer):
                 began_s = time.perf_counter()
                 yield
@@ -100,11 +119,13 @@ class Saves:
                     break
         self._end()
 
-    def _begin(self) -> str:
+    def _begin(self, overlaps: bool = False) -> str:
         about = {"generation": 1, "step": self.trainer.state.global_step, "samples_consumed": 0}
         if self._training is None:
             self._training = live(self.trainer)  # the engine exists from here on
-        return begin_save(self._training, self.files, self.collectives, self.writer, about)
+            updating = self._training.partitions.torch_optimizer
+            updating.register_step_pre_hook(lambda *_: self.writer.wait_for_copy())
+        return begin_save(self._training, self.files, self.collectives, self.writer, about, overlaps=overlaps)
 
     def _ours(self) -> tuple[float, dict[str, float], int]:
         """Return the stall of the step, the phases of the background write, and the bytes of this rank."""
@@ -157,6 +178,17 @@ class Saves:
         self.collectives.barrier()
 
 
+def _memory_bytes_per_s() -> float:
+    """Return the speed at which this thread copies memory, the best of three."""
+    source, target = (torch.ones(MEMORY_BYTES, dtype=torch.uint8) for _ in range(2))
+    seconds = []
+    for _ in range(3):
+        began_s = time.perf_counter()
+        target.copy_(source)
+        seconds.append(time.perf_counter() - began_s)
+    return MEMORY_BYTES / min(seconds)
+
+
 def save(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
     """Return the times by size. `spec`: folder, rounds, sizes in bytes, quiet_steps (at the largest size)."""
     largest = max(spec["sizes"])
@@ -169,7 +201,7 @@ def _save(spec: dict[str, Any], state_bytes: int, quiet_steps: int) -> dict[str,
     args = TrainingArguments(
         output_dir=str(files.root / "trainer"),
         max_steps=ENDLESS_STEPS,
-        per_device_train_batch_size=1,
+        per_device_train_batch_size=ROWS,
         deepspeed=DEEPSPEED,
         report_to="none",
         disable_tqdm=True,
@@ -177,7 +209,7 @@ def _save(spec: dict[str, Any], state_bytes: int, quiet_steps: int) -> dict[str,
         logging_strategy="no",
     )
     plan = SaveSchedule()
-    data = [{"seed": torch.ones(1), "labels": torch.ones(1)}] * 64
+    data = [{"seed": torch.ones(1), "labels": torch.ones(1)}] * (64 * ROWS)
     trainer = Trainer(model=Wide(state_bytes), args=args, train_dataset=data, callbacks=[plan])
     files.root.mkdir(parents=True, exist_ok=True)
     collectives = Collectives()
