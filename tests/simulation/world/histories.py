@@ -10,6 +10,7 @@ from control_plane.core.model.values import MAX_STEP
 from tests.simulation.world.faults import CRASH_POINTS, Faults
 from tests.simulation.world.operators import ADOPTED
 from tests.simulation.world.parts import Parts
+from tests.simulation.world.samples import DATA_KINDS
 from tests.simulation.world.world import World
 
 KINDS: tuple[tuple[str, dict[str, Any]], ...] = (
@@ -117,6 +118,26 @@ def cancel_something(world: World) -> None:
     lately = list(world.books.accepted)[-6:]
     if lately:
         world.try_submit("cancel", based_on_seq=some_view(world), command=str(world.dice.choice(lately)))
+
+
+def change_data(world: World) -> None:
+    """A random change of the sources; now and then everything is asked for at once."""
+    dice, step = world.dice, world.fleet.step if world.fleet else 0
+    for kind, body in dice.sample(DATA_KINDS, dice.choice((1, 1, 2, len(DATA_KINDS)))):
+        later = step + dice.randint(0, 6) if dice.random() < 0.3 else None
+        world.try_submit(kind, not_before_step=later, based_on_seq=some_view(world), **body)
+
+
+def draw_through(seed: int, actions: int = 60, ranks: int = 2, branches: bool = False) -> World:
+    """A whole history of changes of the data among everything else, healed and brought to its end."""
+    world = World(seed, ranks, troubles(seed))
+    world.goes_back_at_the_end = branches and seed % 2 == 0
+    for _ in range(actions):
+        if world.dice.random() < 0.15:
+            change_data(world)
+        (wander if branches else act_among_losses)(world)
+    world.finish()
+    return world
 
 
 def live_through(

@@ -9,6 +9,7 @@ from uuid import UUID
 from control_plane.core.boundary import Applied, Failure
 from control_plane.core.model import limits as rules
 from control_plane.core.model.commands import Change, Command, SetKnobs, SetLearningRate
+from control_plane.core.model.data import MIXTURE
 from control_plane.core.model.intents import (
     Freeze,
     Intent,
@@ -19,9 +20,11 @@ from control_plane.core.model.intents import (
     SkipSamples,
     Unfreeze,
 )
+from control_plane.core.model.intents.data import DataIntent
 from control_plane.core.model.limits import Limit
 from control_plane.core.model.records import Readback
 from control_plane.core.rules.admission import find_group
+from tests.simulation.world import samples
 from tests.simulation.world.faults import Faults
 from tests.simulation.world.saved import Saved
 
@@ -29,8 +32,16 @@ GROUPS = ["decay", "no_decay"]
 FIRST_RATES = (1e-3, 5e-4)
 FIRST_VALUES = {"weight_decay": [0.1, 0.0], "gradient_clipping": [1.0]}
 """Knobs beside the learning rate: one per parameter group, and one for the whole run."""
-FIRST_MARKS: dict[str, list[Any]] = {"schedule": ["own"], "frozen": [], "weights": [0], "calls": [0], "skipped": [0]}
-"""What the other commands leave on a rank. `weights` depends on the order of the resets."""
+FIRST_MARKS: dict[str, list[Any]] = {
+    "schedule": ["own"],
+    "frozen": [],
+    "weights": [0],
+    "calls": [0],
+    "skipped": [0],
+    "data": [],
+}
+"""What the other commands leave on a rank. `weights` depends on the order of the resets; `data` are the changes of the
+mixture, each with its position, of which the rank's order of samples follows."""
 ACTION = "reshuffle"
 """The one action that the script has."""
 
@@ -55,6 +66,8 @@ class SimRank:
     find: Callable[[str], Saved | None] = lambda name: None
     refused: set[UUID] = field(default_factory=set)
     trouble: tuple[str, str] | None = None
+    # The step at whose boundary it votes.
+    step: int = 0
     before: Before = field(default_factory=lambda: ([], {}, {}, []))
 
     def knobs(self) -> Readback:
@@ -71,12 +84,16 @@ class SimRank:
             return {change.knob: list(self.values.get(change.knob, [])) for change in command.intent.changes}
         if isinstance(command.intent, Rollback):
             return self._destination(command.intent)
+        if isinstance(command.intent, DataIntent):
+            odd = [mark for mark in self.marks["data"] if not samples.is_change(mark)]
+            return {MIXTURE: samples.order(self.marks["data"]).status(samples.position(self.step)), "odd": odd}
         if (mark := mark_of(command)) is not None:
             return {mark: list(self.marks[mark])}
         return {"lr": list(self.rates)} if isinstance(command.intent, SetLearningRate) else {}
 
     def check(self, command: Command, step: int, is_repeat: bool = False) -> str | None:
         """Why not, or None. What went well once goes well when it is repeated: the same on the same state."""
+        self.step = step
         self.trouble = None if is_repeat else self.faults.of_rank(self.rank, step)
         if self.trouble and self.trouble[0] == "refuse":
             return self.trouble[1]
@@ -96,6 +113,8 @@ class SimRank:
                 return f"there is no knob {unknown[0]!r}"
         elif isinstance(intent, RunAction) and intent.name != ACTION:
             return f"there is no action {intent.name!r}"
+        elif isinstance(intent, DataIntent):
+            return samples.order(self.marks["data"]).reason_against(intent, samples.position(self.step))
         for change in changes:
             if change.group is not None and find_group(GROUPS, change.group) is None:
                 return f"there is no parameter group {change.group!r}"
@@ -153,7 +172,7 @@ class SimRank:
             for change in intent.changes:
                 _turn(self.values[change.knob], change)
         elif (mark := mark_of(command)) is not None:
-            self.marks[mark] = marked(command, self.marks[mark])
+            self.marks[mark] = marked(command, self.marks[mark], self.step)
 
     def undo(self) -> str | None:
         """Put back what the last `apply` changed."""
@@ -185,10 +204,12 @@ def mark_of(command: Command) -> str | None:
             return "calls"
         case SkipSamples():
             return "skipped"
+        case DataIntent():
+            return "data"
     return None
 
 
-def marked(command: Command, now: list[Any]) -> list[Any]:
+def marked(command: Command, now: list[Any], step: int) -> list[Any]:
     """The mark after the command."""
     match command.intent:
         case SetSchedule(shape=shape):
@@ -199,8 +220,10 @@ def marked(command: Command, now: list[Any]) -> list[Any]:
             return [each for each in now if pattern not in ("*", each)]
         case ResetParameters(seed=seed):
             return [(now[0] * 31 + seed + 1) % 2**31]
-        case SkipSamples(samples=samples):
-            return [now[0] + samples]
+        case SkipSamples(samples=skipped):
+            return [now[0] + skipped]
+        case DataIntent() as intent:
+            return [*now, samples.change(step, intent.model_dump(mode="json"))]
     return [now[0] + 1]
 
 

@@ -7,7 +7,9 @@ from typing import Any
 from uuid import UUID
 
 from control_plane.core.model.commands import Command
+from control_plane.core.model.intents.data import DataIntent
 from control_plane.core.model.records import MAIN, CommandSettled
+from tests.simulation.world import samples
 from tests.simulation.world.rank import FIRST_MARKS, FIRST_RATES, FIRST_VALUES, GROUPS
 
 REPEATABLE = (
@@ -22,6 +24,7 @@ REPEATABLE = (
     "pause",
     "resume",
     "stop",
+    *sorted({kind for kind, _ in samples.DATA_KINDS}),
 )
 FLAGS = ("pause", "resume", "stop")
 
@@ -42,8 +45,8 @@ class Expected:
     paused: bool = False
     stopping: bool = False
 
-    def take(self, command: Command) -> None:
-        """One effect more."""
+    def take(self, command: Command, step: int) -> None:
+        """One effect more, after a step."""
         body = command.intent.model_dump()
         self.effects.append(command.uuid)
         if body["kind"] == "set_learning_rate":
@@ -57,6 +60,8 @@ class Expected:
             self.paused = body["kind"] == "pause"
         else:
             self._mark(body)
+        if isinstance(command.intent, DataIntent):
+            self.marks["data"].append(samples.change(step, command.intent.model_dump(mode="json")))
 
     def _mark(self, body: dict[str, Any]) -> None:
         marks, kind = self.marks, body["kind"]
@@ -143,8 +148,8 @@ class Undisturbed:
         expected = Expected()
         for command, at_step in self.lines[branch]:
             if at_step <= step and command.uuid not in self.over:
-                expected.take(command)
+                expected.take(command, at_step)
         for command, outcome in fresh:
             if outcome.status == "applied" and is_repeatable(command):
-                expected.take(command)
+                expected.take(command, outcome.step or 0)
         return expected
