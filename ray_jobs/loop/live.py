@@ -89,8 +89,10 @@ class PlainLoop:
 
     @property
     def has_samples(self) -> bool:
-        """True if the coming step has a batch: only a mixture of sources that do not repeat ends."""
-        return self.mixture is None or self.mixture.has(self.skipped.data_step(self.step + 1))
+        """True if the coming step has a batch, or needs none: only a mixture of sources that do not repeat ends."""
+        return (
+            self.mixture is None or self.mixture.may_be_empty or self.mixture.has(self.skipped.data_step(self.step + 1))
+        )
 
     def redraw(self) -> None:
         """Do nothing: the script asks for its data before each step."""

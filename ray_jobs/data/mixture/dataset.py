@@ -44,7 +44,8 @@ class MixtureDataset(Dataset[Any]):
     """Records of a run's sources, or blocks that are packed from them. Its length is that of the first shards, without
     what is held out.
 
-    `global_batch_samples` is set by what draws from it, before the first step.
+    `global_batch_samples` is set by what draws from it, before the first step. If it `may_be_empty`, its batches are
+    empty where there are no records.
     """
 
     def __init__(
@@ -55,14 +56,16 @@ class MixtureDataset(Dataset[Any]):
         temperature: float = 1.0,
         folder: Path | None = None,
         schedule: Sequence[tuple[int, Mapping[str, float]]] = (),
+        *,
+        may_be_empty: bool = False,
     ) -> None:
-        """Read the first shards. Raises `Invalid` if there is no record.
+        """Read the first shards. Raises `Invalid` if there is no record, and it may not be empty.
 
         Args:
             folder: holds the shards of live sources.
             schedule: weights that hold after this number of global batches.
         """
-        self._batch_samples = 0
+        self._batch_samples, self.may_be_empty = 0, may_be_empty
         self._making, self._folder, self._schedule = making or Making(), folder, schedule
         # Files of configured paths, by hash, with their format.
         self._files: dict[str, tuple[Path, str]] = {}
@@ -77,7 +80,7 @@ class MixtureDataset(Dataset[Any]):
         self._packing = packing
         self._begin = partial(MixtureOrder, first, seed, temperature, packing)
         self._order: MixtureOrder | None = self._begin()
-        if not self._order.has(0, 1):
+        if not may_be_empty and not self._order.has(0, 1):
             raise Invalid("no source has a record and a weight above 0: a training cannot begin without a sample")
         self._natural = {name: self._in_files_order(name, source) for name, source in first.items()}
 
@@ -213,6 +216,8 @@ class MixtureDataset(Dataset[Any]):
 
     def batch(self, number: int) -> list[Sample]:
         """Return the samples of global batch `number`, from 1, in order. Raises `Exhausted` after the last one."""
+        if self.may_be_empty and not self.has(number):
+            return []
         return self.order.span((number - 1) * self.global_batch_samples, self.global_batch_samples)
 
     def has(self, number: int) -> bool:
@@ -238,7 +243,8 @@ class MixtureDataset(Dataset[Any]):
             return next(filter(None, reasons), None)
 
         try:
-            return self.order.reason_against(intent, (number - 1) * self.global_batch_samples, unreadable)
+            position = (number - 1) * self.global_batch_samples
+            return self.order.reason_against(intent, position, unreadable, may_be_empty=self.may_be_empty)
         except Invalid as error:
             return error.reason
 
@@ -265,7 +271,7 @@ class MixtureDataset(Dataset[Any]):
     def change(self, intent: DataIntent, number: int, current: int) -> None:
         """Make a change that holds from global batch `number` on; `current` is the last one that was trained on."""
         self.order.forget(max(0, (current - 1) * self.global_batch_samples))
-        self.order.change((number - 1) * self.global_batch_samples, intent)
+        self.order.change((number - 1) * self.global_batch_samples, intent, may_be_empty=self.may_be_empty)
 
     def memory(self, number: int) -> dict[str, Any]:
         """Return what a checkpoint keeps before a global batch; of packed sources, also where documents are cut."""
@@ -338,6 +344,7 @@ def mixture(
     seed: int | None = None,
     fingerprint: str | None = None,
     pack: int | None = None,
+    may_be_empty: bool = False,
 ) -> MixtureDataset:
     """Return the data of the run's sources, for any Trainer or loop.
 
@@ -349,8 +356,10 @@ def mixture(
             only. So give it a new one whenever the function, or what it uses, changes. Without one nothing is kept.
         pack: tokens of a block. Documents are then packed: `transform` returns tokens, with what ends a document, or a
             mapping with `input_ids`; a sample has `input_ids`, `labels` and `attention_mask`. Needs `fingerprint`.
+        may_be_empty: for a loop that can do without records, as feedback: `references()` is empty where there are none,
+            and the training goes on.
 
-    Raises: `Invalid` if there are no sources, or no records.
+    Raises: `Invalid` if there are no sources, or no records and there must be some.
     """
     run = context.current()
     if sources is not None:
@@ -363,7 +372,8 @@ def mixture(
         seed = run.seed if run is not None else 0
     temperature, schedule = (run.temperature, run.weights_schedule) if run is not None else (1.0, ())
     folder = run.files.data if run is not None else None
-    return MixtureDataset(settings, seed, _making(transform, fingerprint, pack), temperature, folder, schedule)
+    making = _making(transform, fingerprint, pack)
+    return MixtureDataset(settings, seed, making, temperature, folder, schedule, may_be_empty=may_be_empty)
 
 
 def _making(transform: Transform | None, fingerprint: str | None, pack: int | None) -> Making:

@@ -118,23 +118,29 @@ class MixtureOrder:
         return self._phase_before(position).courses_at(position)
 
     def reason_against(
-        self, intent: DataIntent, position: int, check: Callable[[], str | None] | None = None
+        self,
+        intent: DataIntent,
+        position: int,
+        check: Callable[[], str | None] | None = None,
+        *,
+        may_be_empty: bool = False,
     ) -> str | None:
         """Return the reason why a change cannot be made at a position, or None. Changes nothing.
 
-        `check` looks at its shards, once it is known that they would be taken.
+        `check` looks at its shards, once it is known that they would be taken. `may_be_empty`: no record need be left.
         """
         courses, weights = self.courses(position), self._phase_before(position).weights
         if reason := _reason(intent, courses, self.settings) or (check() if check is not None else None):
             return reason
         after, new_weights, _ = _changed(intent, courses, weights, 0, self.settings, self._course)
-        if not any(weight > 0 and not after[name].is_empty for name, weight in new_weights.items()):
+        is_left = any(weight > 0 and not after[name].is_empty for name, weight in new_weights.items())
+        if not is_left and not may_be_empty:
             return "no source would be left with a record to draw and a weight above 0"
         return None
 
-    def change(self, position: int, intent: DataIntent) -> None:
+    def change(self, position: int, intent: DataIntent, *, may_be_empty: bool = False) -> None:
         """Make a change: it holds from `position` on. Raises `Invalid` if it cannot be made, and changes nothing."""
-        if reason := self.reason_against(intent, position):
+        if reason := self.reason_against(intent, position, may_be_empty=may_be_empty):
             raise Invalid(reason)
         self._make(position, intent)
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch.utils.data import Sampler
 
+from control_plane.core.model.errors import Invalid
 from ray_jobs.data.mixture.dataset import MixtureDataset
 
 
@@ -16,6 +17,9 @@ class MixtureSampler(Sampler[Any]):
     """
 
     def __init__(self, data: MixtureDataset, global_batch_samples: int) -> None:
+        """Raises `Invalid` for data that may be empty."""
+        if data.may_be_empty:
+            raise Invalid("a Trainer needs a sample for each step: its mixture cannot be one that may be empty")
         self.data, self.epoch, self.skip = data, 0, 0
         data.global_batch_samples = global_batch_samples
         self._batches = max(1, len(data) // global_batch_samples)
