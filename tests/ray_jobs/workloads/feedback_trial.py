@@ -63,7 +63,7 @@ class Watched(TrainingSession):
 
     def steps(self) -> Iterator[int]:
         Watched.last, steering, rank = self, self._steering, dist.get_rank()
-        if self.server is not None:
+        if self.server is not None and self.spec.get("commands"):
             wait_for_offers(steering, self.server)
         trainer: Any = SimpleNamespace(_steering=steering)
         asker = Asker(trainer, self.server, self.spec.get("asked", []))

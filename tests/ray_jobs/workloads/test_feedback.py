@@ -251,7 +251,7 @@ def test_feedback_changes_the_policy_by_its_weight_and_without_it_nothing_change
         "turned": {"weight": 0.0, "commands": True, "turned": 2.0},
     }
     ended = {}
-    for ranks, names in {1: ["plain", "unused", "used"], 2: list(arms)}.items():
+    for ranks, names in {1: ["used"], 2: list(arms)}.items():
         trainings = {}
         for arm, about in ((name, arms[name]) for name in names):
             files = RunFiles(tmp_path / f"{arm}-{ranks}")
@@ -261,14 +261,14 @@ def test_feedback_changes_the_policy_by_its_weight_and_without_it_nothing_change
         ended[ranks] = run_ranks(function, ranks, {"trainings": trainings}, tmp_path / f"out-{ranks}")
     (one,), two = ended[1], ended[2]
     assert two[0] == two[1]
-    for seen in (one, two[0]):
-        assert seen["plain"]["policy"] == seen["unused"]["policy"] != seen["used"]["policy"]
-        # What is learned follows from the records and their order alone.
-        assert any(seen["used"]["reward"])
-        assert seen["used"]["reward"] == seen["unused"]["reward"] == one["used"]["reward"]
-    silent, turned = two[0]["silent"], two[0]["turned"]
-    assert (silent["policy"], any(silent["reward"])) == (two[0]["plain"]["policy"], False)
-    assert turned["policy"] not in (two[0]["plain"]["policy"], two[0]["used"]["policy"])
+    policies = {name: seen["policy"] for name, seen in two[0].items()}
+    assert policies["plain"] == policies["silent"] == policies["unused"]
+    assert len({policies[name] for name in ("plain", "used", "turned")}) == 3
+    # What is learned follows from the records and their order alone.
+    rewards = {name: seen["reward"] for name, seen in two[0].items()}
+    assert any(rewards["used"])
+    assert not any(rewards["silent"])
+    assert rewards["used"] == rewards["unused"] == rewards["turned"] == one["used"]["reward"]
     settled = [entry.record for entry in read(RunFiles(tmp_path / "turned-2").journal)]
     scores, preferences, knob = (each for each in settled if isinstance(each, CommandSettled))
     assert [each.status for each in (scores, preferences)] == ["applied"] * 2
