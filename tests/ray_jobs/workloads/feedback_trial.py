@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from transformers import set_seed
 
 from control_plane.core.model.data import SourceSettings
 from control_plane.storage.layout import RunFiles
@@ -101,6 +102,7 @@ def trained(rank: int, spec: dict[str, Any]) -> dict[str, Any]:
                 seed=SEED,
             )
             context.enter(run)
+            set_seed(SEED)  # as a rank does it before the script
             try:
                 policy_gradient.main()
                 return _seen(Watched.last)

@@ -143,13 +143,13 @@ def test_record_is_a_score_or_a_preference_and_a_wild_score_is_bounded() -> None
     ],
 )
 def test_record_that_is_no_judgement_is_passed_over(record: dict[str, Any]) -> None:
-    """Of configured files, whose records nobody has checked."""
+    """Of a source that was added while the run trains, with a schema of another kind."""
     assert judgement_of(record) is None
 
 
 def test_records_that_are_passed_over_leave_no_gradient_and_are_logged_once(tmp_path: Path, caplog: Any) -> None:
-    (tmp_path / "bad.jsonl").write_text('{"features": [], "score": 1}\n' * 2)
-    given = {"scores": trial.SOURCES["scores"] | {"path": str(tmp_path / "bad.jsonl")}}
+    (tmp_path / "other.jsonl").write_text('{"score": 1}\n' * 2)
+    given = {"scores": {"format": "jsonl", "path": str(tmp_path / "other.jsonl"), "fields": {"score": "number"}}}
     feedback = Feedback(mixture(judgement_of, sources=given, may_be_empty=True))
     feedback.data.global_batch_samples = 2
     for number in (1, 2):
