@@ -60,7 +60,11 @@ def test_lines_of_the_document_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "more.jsonl").write_text("".join(json.dumps(one) + "\n" for one in records_of(1)))
-    lines = [words[1:] for words in bash_lines(DOCUMENT.read_text()) if words[:2] == ["steer", "data"]]
+    lines = [
+        words[1:]
+        for words in bash_lines(DOCUMENT.read_text().split("## Human feedback")[0])
+        if words[:2] == ["steer", "data"]
+    ]
     assert len(lines) >= 3
     printed = {}
     for words in lines:
