@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from control_plane.core.model.data import SourceSettings
+from control_plane.core.model.data import FieldSchema, SourceSettings
 from control_plane.core.model.errors import Invalid
 from ray_jobs.data.mixture.dataset import MixtureDataset, mixture
 from ray_jobs.data.mixture.phase import Reference
@@ -183,6 +183,6 @@ def feedback_of(sources: Mapping[str, SourceSettings], weight: float) -> Feedbac
 
 def _holds(source: SourceSettings, schema: Mapping[str, Any]) -> bool:
     """Return whether records of a source surely have what a schema asks for."""
-    wanted = SourceSettings(format="jsonl", live=True, fields=schema).fields
+    wanted = {name: FieldSchema.model_validate(field) for name, field in schema.items()}
     fields = source.schema_of_records
     return all(fields.get(name) == field for name, field in wanted.items() if field.required)

@@ -95,8 +95,15 @@ class Grid:
             lived.append(alive)
             fields.append(_number(after))
             at, alive = after, alive - arrived
-        by_move = (torch.stack(each) for each in (log_odds, entropies, gained, lived))
-        return Played(*by_move, starts, torch.stack(fields), float(1 - alive.mean()))
+        return Played(
+            log_odds=torch.stack(log_odds),
+            entropy=torch.stack(entropies),
+            rewards=torch.stack(gained),
+            alive=torch.stack(lived),
+            starts=starts,
+            fields=torch.stack(fields),
+            reached=float(1 - alive.mean()),
+        )
 
 
 def _number(at: torch.Tensor) -> torch.Tensor:

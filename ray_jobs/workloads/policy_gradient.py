@@ -134,7 +134,7 @@ def learn(
         if feedback is not None:
             metrics |= learn_from(feedback, session)
         optimizer.step()
-        session.step({"loss": loss, "return": gained, "reached": played.reached} | metrics)
+        session.step(metrics | {"loss": loss, "return": gained, "reached": played.reached})
 
 
 def learn_from(feedback: Feedback, session: TrainingSession) -> dict[str, Any]:
