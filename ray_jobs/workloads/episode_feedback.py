@@ -25,7 +25,7 @@ from torch import nn
 from control_plane.core.model.data import FieldSchema, SourceSettings
 from control_plane.core.model.errors import Invalid
 from ray_jobs.data.mixture.dataset import MixtureDataset, mixture
-from ray_jobs.data.mixture.phase import Reference
+from ray_jobs.data.mixture.phase import Sample
 from ray_jobs.workloads.grid import FIELDS, Played
 
 MOST_SCORE = 10.0
@@ -125,7 +125,7 @@ class Feedback:
         played.rewards = played.rewards + gained
         return float(gained.sum(dim=0).mean())
 
-    def backward(self, references: Sequence[Reference]) -> tuple[torch.Tensor, list[Reference]]:
+    def backward(self, references: Sequence[Sample]) -> tuple[torch.Tensor, list[Sample]]:
         """Leave the gradients of these records' losses in the reward's parameters.
 
         Returns: the losses, and the records that they are of: all but those that are no judgement.
@@ -142,7 +142,7 @@ class Feedback:
         return losses.detach(), [reference for _, reference in kept]
 
 
-def _name_of(pairs: Sequence[tuple[Judgement | None, Reference]]) -> str:
+def _name_of(pairs: Sequence[tuple[Judgement | None, Sample]]) -> str:
     return next(reference.id for judgement, reference in pairs if judgement is None)
 
 

@@ -21,7 +21,8 @@ from control_plane.storage.journal.writer import read
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.metrics import MetricsStore
 from ray_jobs.config.run_config import load
-from ray_jobs.data.mixture.dataset import MixtureSampler, mixture
+from ray_jobs.data.mixture.dataset import mixture
+from ray_jobs.data.mixture.sampler import MixtureSampler
 from ray_jobs.workloads.episode_feedback import EpisodeReward, Feedback, Judgement, feedback_of, judgement_of
 from ray_jobs.workloads.grid import FIELDS, Grid, Rewards
 from ray_jobs.workloads.policy_gradient import build_policy
