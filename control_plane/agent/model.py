@@ -169,7 +169,7 @@ class ChatModel:
         """Ask for one decision. Raises `ModelUnavailable` within the endpoint's timeout, whatever the endpoint does."""
         text = self.ask(messages(seen, bounds, grants), json_schema_of(seen, grants))
         try:
-            return parse_proposal(text, seen, grants, self._without_key)
+            return parse_proposal(text, seen, grants, self.without_key)
         except UNREADABLE:
             allowed = "|".join(actions_of(seen, grants))
             raise ModelUnavailable(f'{self.name} did not answer {{"action": "{allowed}", "reason": "..."}}') from None
@@ -182,7 +182,7 @@ class ChatModel:
             opinion = Opinion.model_validate_json(text)
         except UNREADABLE:
             raise ModelUnavailable(f'{self.name} did not answer {{"agree": true|false, "reason": "..."}}') from None
-        return Opinion(agree=opinion.agree, reason=self._without_key(opinion.reason))
+        return Opinion(agree=opinion.agree, reason=self.without_key(opinion.reason))
 
     def ask(self, chat: list[dict[str, str]], schema: dict[str, Any]) -> str:
         """Return the text of the answer to a chat. Raises `ModelUnavailable` within the endpoint's timeout."""
@@ -275,10 +275,12 @@ class ChatModel:
             raise ModelUnavailable(f"{self.name} declined to answer")
         return message.content or ""
 
-    def _without_key(self, value: Any) -> Any:
+    def without_key(self, value: Any) -> Any:
         """Mask the API key wherever an answer repeats it."""
         if isinstance(value, dict):
-            return {self._without_key(name): self._without_key(item) for name, item in value.items()}
+            return {self.without_key(name): self.without_key(item) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.without_key(item) for item in value]
         return value.replace(self._where.key, "***") if isinstance(value, str) else value
 
 

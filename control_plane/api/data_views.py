@@ -69,6 +69,7 @@ class SourceView(Message):
         mixture: what the ranks have read back of it last, as weight, share, records; empty: not in the mixture now.
         received: records that came in over the gateway.
         waiting: of them, those that are not in the mixture yet.
+        by_author: records that came in, by the owner of the token that has sent them.
         shards: the newest ones that came in, newest first.
         loss: mean training loss of its samples, as measured last; None: not measured.
         held_out_loss: on the records that it holds out, at the last evaluation, with its standard error.
@@ -79,6 +80,7 @@ class SourceView(Message):
     mixture: dict[str, Any] = {}
     received: int = 0
     waiting: int = 0
+    by_author: dict[str, int] = {}
     shards: tuple[ShardView, ...] = Field(default=(), max_length=MAX_SHARDS_SHOWN)
     loss: float | None = None
     held_out_loss: float | None = None

@@ -58,7 +58,8 @@ ACCESS: dict[str, frozenset[Role]] = {
     f"GET {PREFIX}/runs/{{run}}/alerts": READERS,
     f"GET {PREFIX}/runs/{{run}}/agent": READERS,
     f"GET {PREFIX}/runs/{{run}}/data": READERS,
-    f"POST {DATA_PATH}": STARTERS,
+    # Of agents, generators alone: what they send is proposed to a person.
+    f"POST {DATA_PATH}": COMMANDERS,
     f"GET {PREFIX}/compare": READERS,
     f"GET {BUNDLE_PATH}": STARTERS,
     f"PUT {BUNDLE_PATH}": STARTERS,

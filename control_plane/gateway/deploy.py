@@ -30,6 +30,7 @@ from control_plane.api.messages import RunSummary
 from control_plane.api.ports import OperatorPort
 from control_plane.config import Settings, settings
 from control_plane.core.model.errors import Conflict, SteerwayError, Unavailable
+from control_plane.gateway.agents.generators import GeneratorSupervisor
 from control_plane.gateway.agents.supervisor import AgentSupervisor
 from control_plane.gateway.app import create_app
 from control_plane.gateway.data.announcer import ShardAnnouncer
@@ -199,7 +200,7 @@ def _application(where: Settings) -> Any:
         runs.queued = housekeeping.queued
         jobs = JobWatch(ray_jobs, RunsOnRay(where))
         webhooks = Webhooks(where.webhooks_file, where.home / "webhooks", runs, console_url=where.console_url)
-        agents = AgentSupervisor(where, runs)
+        agents, generators = AgentSupervisor(where, runs), GeneratorSupervisor(where, runs)
         announcer = ShardAnnouncer(where.runs_dir, runs)
         return create_app(
             runs,
@@ -219,6 +220,7 @@ def _application(where: Settings) -> Any:
                 jobs.watch,
                 webhooks.run_forever,
                 agents.run_forever,
+                generators.run_forever,
                 announcer.run_forever,
             ],
         )

@@ -22,6 +22,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationErro
 from control_plane.config import ROLES, Role, Settings
 from control_plane.core.model.commands import MAX_LABEL_CHARS
 from control_plane.core.model.errors import Conflict, Damaged, Invalid, NotFound
+from control_plane.core.rules.agent.generating import AUTHOR, author_of
 from control_plane.storage.locks import lock_folder
 from control_plane.storage.private import make_folder, replace_file
 from control_plane.storage.regular import file_version, open_regular
@@ -287,6 +288,33 @@ def revoke_agent_tokens(settings: Settings, run: str | None = None) -> int:
             kept = tuple(each for each in book.tokens if each.id not in revoked)
             replace_file(settings.tokens_file, TokenBook(tokens=kept).text())
     return len(revoked)
+
+
+def mint_generator_token(settings: Settings, run: str, name: str, role: Role) -> str:
+    """Return a new token for a generator of a run, valid for that run only; an earlier one is revoked.
+
+    `role`: `agent` if a person approves its records, else `operator`.
+    """
+    token, owner = secrets.token_urlsafe(TOKEN_BYTES), author_of(name)
+    record = TokenRecord(id=owner, role=role, sha256=digest(token), runs=(run,))
+    with lock_folder(settings.home):
+        kept = tuple(each for each in _book(settings).tokens if (each.id, each.runs) != (owner, (run,)))
+        replace_file(settings.tokens_file, TokenBook(tokens=(*kept, record)).text())
+    return token
+
+
+def revoke_generator_tokens(settings: Settings, run: str | None = None, name: str | None = None) -> None:
+    """Revoke the token of a generator of a run, or those of all generators."""
+    with lock_folder(settings.home):
+        book = _book(settings)
+        kept = tuple(
+            each
+            for each in book.tokens
+            if not each.id.startswith(AUTHOR)
+            or (run is not None and (each.id, each.runs) != (author_of(name or ""), (run,)))
+        )
+        if len(kept) < len(book.tokens):
+            replace_file(settings.tokens_file, TokenBook(tokens=kept).text())
 
 
 def _text(settings: Settings) -> str:

@@ -134,6 +134,14 @@ class RunFiles:
         """The log of the run's agent."""
         return self.logs / "agent.log"
 
+    def generator(self, name: str) -> Path:
+        """The folder of one generator of records: its memory, and the ledger of what a model has cost."""
+        return self.root / "generators" / name
+
+    def generator_log(self, name: str) -> Path:
+        """The log of one generator."""
+        return self.logs / f"generator-{name}.log"
+
     @property
     def work(self) -> Path:
         """The working directory of the ranks, with the script's outputs."""

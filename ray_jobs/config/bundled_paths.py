@@ -47,6 +47,7 @@ def check_code(config: RunConfig, files: RunFiles, home: Path) -> None:
         named.append(("workload.path", config.workload.path))
     if config.data is not None and config.data.path is not None:
         named.append(("data.path", config.data.path))
+    named += [(f"generators.{name}.path", one.path) for name, one in config.generators.items() if one.path is not None]
     for key, path in named:
         if not Path(path).is_absolute() and not (files.code / path).exists():
             raise Invalid(

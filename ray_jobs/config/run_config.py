@@ -29,6 +29,12 @@ from control_plane.core.model.intents.agent import (
 from control_plane.core.model.intents.grants import ArgumentGrant, Grants, KnobGrant
 from control_plane.core.model.limits import reason_against_mixing
 from control_plane.core.model.reflexes import Reflex, Reflexes
+from control_plane.core.rules.agent.generating import (
+    MAX_GENERATORS,
+    GeneratorName,
+    GeneratorSettings,
+    reason_against_generators,
+)
 from ray_jobs.config.complaints import WANTED, unusable_values
 from ray_jobs.config.config_files import ConfigFiles, FilesBeside
 from ray_jobs.config.deepspeed_features import unsupported
@@ -80,6 +86,7 @@ class RunConfig(Section):
     reflexes: Reflexes = {}
     # Starts the run's agent with the run. Which model it asks, and what that may cost, is set on the gateway.
     agent: AgentSettings | None = None
+    generators: dict[GeneratorName, GeneratorSettings] = Field(default={}, max_length=MAX_GENERATORS)
     env: dict[str, str | SecretVariable] = {}
     runtime_env: RuntimeEnvSettings = RuntimeEnvSettings()
     # SHA-256 of the code bundle; set by Steerway. Relative paths are then paths inside of it.
@@ -93,8 +100,8 @@ class RunConfig(Section):
     @model_validator(mode="after")
     def _bundle_holds_the_paths(self) -> Self:
         if self.bundle is not None:
-            globs = [source.path for source in self.sources.values()]
-            paths = (getattr(self.workload, "path", None), self.data and self.data.path, *globs)
+            named = [source.path for source in self.sources.values()] + [one.path for one in self.generators.values()]
+            paths = (getattr(self.workload, "path", None), self.data and self.data.path, *named)
             check_bundle(self.bundle, [path for path in paths if path], self.runtime_env)
         return self
 
@@ -141,6 +148,12 @@ class RunConfig(Section):
             raise ValueError(f"mixture.schedule: there is no source {min(unknown)} in 'sources'")
         if self.mixture.schedule and self.agent is not None and self.agent.policy in MIXTURE_POLICIES:
             raise ValueError(f"mixture.schedule: the agent's policy {self.agent.policy} sets the weights")
+        return self
+
+    @model_validator(mode="after")
+    def _generators_have_sources(self) -> Self:
+        if reason := reason_against_generators(self.generators, self.sources):
+            raise ValueError(reason)
         return self
 
     @model_validator(mode="after")
@@ -203,6 +216,10 @@ def parse(
         is_here = settings.path is not None and (bundle is None or Path(settings.path).is_absolute())
         if is_here and not glob(str(settings.path), recursive=True):
             raise Invalid(f"{source}: sources.{name}.path is {settings.path}, but no file matches it.")
+    for name, generator in config.generators.items():
+        is_here = generator.path is not None and (bundle is None or Path(generator.path).is_absolute())
+        if is_here and not Path(str(generator.path)).is_file():
+            raise Invalid(f"{source}: generators.{name}.path is {generator.path}, but there is no such file.")
     return config
 
 
@@ -266,10 +283,11 @@ def _place_paths(raw: Raw, files: ConfigFiles) -> None:
         section = raw.get(name)
         if isinstance(section, dict) and isinstance(section.get("path"), str) and section["path"]:
             section["path"] = files.place(section["path"], f"{name}.path")
-    sources = raw.get("sources")
-    for name, source in sources.items() if isinstance(sources, dict) else ():
-        if isinstance(source, dict) and isinstance(source.get("path"), str) and source["path"]:
-            source["path"] = files.place(source["path"], f"sources.{name}.path")
+    for group in ("sources", "generators"):
+        named = raw.get(group)
+        for name, each in named.items() if isinstance(named, dict) else ():
+            if isinstance(each, dict) and isinstance(each.get("path"), str) and each["path"]:
+                each["path"] = files.place(each["path"], f"{group}.{name}.path")
     runtime_env = raw.get("runtime_env")
     modules = runtime_env.get("py_modules") if isinstance(runtime_env, dict) else None
     if isinstance(runtime_env, dict) and isinstance(modules, list):
@@ -356,6 +374,8 @@ def _section_at(location: tuple[str, ...], loc: tuple[int | str, ...]) -> type[B
         return SourceSettings if len(location) == 2 else FieldSchema  # the names stand between
     if location[:2] == ("mixture", "schedule"):
         return ScheduledWeights
+    if location[:1] == ("generators",):
+        return GeneratorSettings  # the name stands between
     if location[:1] == ("limits",):
         return LimitSettings  # the name of the knob stands between
     return _WORKLOADS[str(loc[1])] if location == ("workload",) else _SECTIONS[".".join(location)]

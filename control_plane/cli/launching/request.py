@@ -36,6 +36,9 @@ DATA = "data"
 MODULES = "_modules"
 """Folder of a config's `runtime_env.py_modules` in a bundle."""
 
+GENERATORS = "_generators"
+"""Folder of the files of a config's generators in a bundle."""
+
 PriorityOption = Annotated[int, typer.Option("--priority", help="Runs of a higher priority start first; -100 to 100.")]
 WaitForNodes = Annotated[
     bool, typer.Option("--wait-for-nodes", help="Accept a run that needs more than the cluster has; it waits.")
@@ -162,12 +165,26 @@ def _named_files(settings: Mapping[str, Any], folder: Path, no_bundle: bool, sha
             named.overrides.append(f"data.path={json.dumps(f'{DATA}/{path.name}')}")
     named.sources = source_files(settings.get("sources"), folder, sends=not (shares_files or no_bundle))
     named.overrides += named.sources.overrides
+    _add_generators(named, settings.get("generators"), folder, sends=not (shares_files or no_bundle))
     runtime_env = settings.get("runtime_env")
     modules = runtime_env.get("py_modules") if isinstance(runtime_env, dict) else None
     if isinstance(modules, list) and modules:
         placed = [_module_in(named, str(module), folder, no_bundle) for module in modules]
         named.overrides.append(f"runtime_env.py_modules={json.dumps(placed)}")
     return named
+
+
+def _add_generators(named: NamedFiles, generators: Any, folder: Path, sends: bool) -> None:
+    """Name the files of generators' functions: those that are sent, with their places in the bundle."""
+    for name, settings in generators.items() if isinstance(generators, dict) else ():
+        path = settings.get("path") if isinstance(settings, dict) else None
+        if not isinstance(path, str) or not path:
+            continue
+        place, file = str(folder / Path(path).expanduser()), folder / Path(path).expanduser()
+        if sends and file.is_file():
+            place = f"{GENERATORS}/{name}/{file.name}"
+            named.modules[place] = file
+        named.overrides.append(f"generators.{name}.path={json.dumps(place)}")
 
 
 def _module_in(named: NamedFiles, module: str, folder: Path, no_bundle: bool) -> str:

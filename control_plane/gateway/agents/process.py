@@ -135,17 +135,23 @@ async def run_agent_process(
     command: Sequence[str] | None = None,
     environ: Mapping[str, str] = os.environ,
     on_start: Callable[[int], None] = lambda pid: None,
+    more: Mapping[str, str] | None = None,
+    log_file: Path | None = None,
+    lock: Path | None = None,
 ) -> Ended:
     """Run a run's agent until it ends; when cancelled, end it.
+
+    Args:
+        command: another program than the agent's, with variables (`more`), a log and a lock of its own.
 
     To be awaited on the thread that lives as long as the gateway: the kernel ends the agent with that thread.
     Raises `OSError` if it cannot be started, or its log not be written.
     """
-    environment = environment_of(where, token, environ)
+    environment = environment_of(where, token, environ) | dict(more or {})
     redaction = Redaction([token, environment.get(KEY, "")])
     of_run = await asyncio.to_thread(redaction_of, files)
-    log = AgentLog(files.agent_log, redaction)
-    lock = lock_of(where.home, files.run)
+    log = AgentLog(log_file or files.agent_log, redaction)
+    lock = lock or lock_of(where.home, files.run)
     tether = program("control_plane.gateway.agents.tether", str(os.getpid()), str(lock))
     process = await asyncio.create_subprocess_exec(
         *tether,

@@ -19,7 +19,9 @@ from control_plane.api.data_views import Ingested, RunData, SourceView
 from control_plane.api.messages import Snapshot
 from control_plane.core.health.weak_spots import HELD_OUT_ERROR, HELD_OUT_LOSS
 from control_plane.core.model.data import NO_SOURCES, SOURCE_NAME, SourceSettings
-from control_plane.core.model.errors import Invalid, NotFound, Refused, RunEnded
+from control_plane.core.model.errors import Invalid, NotAllowed, NotFound, Refused, RunEnded
+from control_plane.core.model.limits import AGENT
+from control_plane.core.rules.agent.generating import AUTHOR
 from control_plane.gateway.auth import DATA_PATH, PREFIX
 from control_plane.gateway.bundles import TooSlow
 from control_plane.gateway.data.announcer import ShardAnnouncer
@@ -57,6 +59,10 @@ async def add_records(
     The Content-Type says what the body is: JSON, JSON lines, text, or a file of the source's format.
     """
     directory, identity = directory_of(request), _identity(request)
+    if identity.role == AGENT and not identity.id.startswith(AUTHOR):
+        raise NotAllowed(
+            "the role agent may not send records, but for a generator of the run, whose records are proposed"
+        )
     snapshot = await (await directory.handle(run)).snapshot()
     files = directory.files(run)
     settings = await asyncio.to_thread(_live_source, files, snapshot, source)
@@ -172,7 +178,8 @@ def _view(files: RunFiles, snapshot: Snapshot, name: str, settings: SourceSettin
         return view
     index = SourceIndex(folder, name)
     received, waiting, _ = index.counts()
-    return view.model_copy(update={"received": received, "waiting": waiting, "shards": index.newest()})
+    came = {"received": received, "waiting": waiting, "by_author": index.by_author(), "shards": index.newest()}
+    return view.model_copy(update=came)
 
 
 def add_data_routes(app: FastAPI) -> None:

@@ -17,6 +17,7 @@ from uuid import UUID, uuid4
 from control_plane.api.data_views import MAX_SHARDS_SHOWN, Ingested, ShardStage, ShardView
 from control_plane.core.model.data import MAX_SHARDS, ShardRecord
 from control_plane.core.model.errors import Damaged, Unavailable
+from control_plane.core.model.limits import AGENT
 from control_plane.storage.private import FILE_MODE, make_folder
 
 INDEX = "index.sqlite"
@@ -182,13 +183,24 @@ class SourceIndex:
 
     # --- Announcements ---
 
-    def next_announcement(self) -> Announcement | None:
-        """Return the announcement to make now: one whose outcome is not known, else the oldest shards that wait."""
+    def next_announcements(self) -> list[Announcement]:
+        """Return the announcements to make now, at most two: that of agents' shards waits for a person, and no other.
+
+        Of each kind it is one whose outcome is not known, else the oldest shards that wait.
+        """
+        found = (self._next_announcement(f"role {which} '{AGENT}'") for which in ("!=", "="))
+        return [one for one in found if one is not None]
+
+    def _next_announcement(self, which: str) -> Announcement | None:
         with self.transaction() as database:
-            begun = database.execute("SELECT command FROM shards WHERE stage = 'announced' ORDER BY id").fetchone()
+            begun = database.execute(
+                f"SELECT command FROM shards WHERE stage = 'announced' AND {which} ORDER BY id"
+            ).fetchone()
             if begun is not None:
                 return self._announcement(database, begun[0])
-            oldest = database.execute("SELECT author, role FROM shards WHERE stage = 'waiting' ORDER BY id").fetchone()
+            oldest = database.execute(
+                f"SELECT author, role FROM shards WHERE stage = 'waiting' AND {which} ORDER BY id"
+            ).fetchone()
             if oldest is None:
                 return None
             uuid = str(uuid4())
@@ -242,6 +254,12 @@ class SourceIndex:
             )
             for sha256, records, size_bytes, author, role, *rest in rows
         )
+
+    def by_author(self) -> dict[str, int]:
+        """Return the records taken in, by the owner of the token that has sent them."""
+        with self.transaction(writes=False) as database:
+            rows = database.execute("SELECT author, sum(records) FROM shards GROUP BY author ORDER BY author")
+            return {str(author): int(records) for author, records in rows.fetchall()}
 
     def newest(self, count: int = MAX_SHARDS_SHOWN) -> tuple[ShardView, ...]:
         """Return the newest shards, newest first."""

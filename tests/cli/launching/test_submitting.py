@@ -123,6 +123,23 @@ def test_data_file_goes_along_unless_the_gateway_is_this_machine_s(
     assert (request.script, request.overrides) == (None, ('data.path="data/wiki"',))
 
 
+def test_files_of_generators_go_along(
+    idle_gateway: LiveGateway, steer: Steer, project: Path, uploads: list[list[str]]
+) -> None:
+    (project / "write.py").write_text("x = 1\n")
+    generators = (
+        "generators: {a: {source: f, path: write.py}, b: {source: f, prompt: x}, c: {path: /on/the/cluster.py}}"
+    )
+    (project / "run.yaml").write_text(f"name: a\nworkload: {{kind: gpt2}}\n{generators}\n")
+    answer = steer("submit", str(project / "run.yaml"))
+    assert answer.exit_code == 0, answer.stderr
+    assert uploads == [["_generators/a/write.py"]]
+    assert sent(idle_gateway).overrides == (
+        'generators.a.path="_generators/a/write.py"',
+        'generators.c.path="/on/the/cluster.py"',
+    )
+
+
 SOURCES = """\
 name: a
 workload: {kind: gpt2}

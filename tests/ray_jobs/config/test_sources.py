@@ -12,6 +12,8 @@ from ray_jobs.config.run_config import RunConfig, load
 BASE: dict[str, Any] = {"name": "mixed", "seed": 1, "workload": {"kind": "script", "path": "train.py"}}
 WEB = {"format": "jsonl", "path": "web/*.jsonl", "fields": {"text": "text", "label": "integer"}, "weight": 0.7}
 LIVE = {"format": "arrays", "live": True, "fields": {"frame": {"type": "array", "dtype": "uint8", "shape": [8, 8]}}}
+HOLDS = LIVE | {"held_out": 0.1}
+WRITER = {"source": "f", "path": "train.py", "max_records": 10}
 
 
 GPT2: dict[str, Any] = {
@@ -40,6 +42,14 @@ def test_sources_are_read_and_their_paths_are_beside_the_config(tmp_path: Path) 
     assert load(written(tmp_path / "none")).sources == {}
 
 
+def test_generators_are_read_with_their_files_beside_the_config(tmp_path: Path) -> None:
+    sections = {"sources": {"f": HOLDS}, "generators": {"g": WRITER | {"helps": ["f"], "every_steps": 5}}}
+    config = load(written(tmp_path, **sections))
+    assert config.generators["g"].path == str(tmp_path / "train.py")
+    assert (config.generators["g"].helps, config.generators["g"].function) == (("f",), "generate")
+    assert RunConfig.from_yaml(config.to_yaml()) == config
+
+
 @pytest.mark.parametrize(
     ("sections", "reason"),
     [
@@ -52,6 +62,13 @@ def test_sources_are_read_and_their_paths_are_beside_the_config(tmp_path: Path) 
         ({"sources": {"web": WEB | {"fields": {"a": "string"}}}}, "sources.web.fields.a.type is 'string'"),
         ({"sources": {"web": {"format": "text"}}}, "sources.web: give 'path', or 'live: true'"),
         ({"sources": {"f": LIVE}, **GPT2}, "records of sources.f have no field 'text'"),
+        ({"sources": {"f": LIVE}, "generators": {"g": WRITER}}, "generators need a source with 'held_out'"),
+        ({"sources": {"f": HOLDS}, "generators": {"g": WRITER | {"recrods": 1}}}, "did you mean records"),
+        (
+            {"sources": {"f": HOLDS}, "generators": {"g": WRITER | {"path": "no.py"}}},
+            "no.py, but there is no such file",
+        ),
+        ({"sources": {"f": HOLDS}, "generators": {"g": WRITER | {"prompt": "x"}}}, "generators.g: give either 'path'"),
         ({"mixture": {"temperature": 0}}, "mixture.temperature is 0"),
         ({"mixture": {"unit": "lines"}}, "mixture.unit is 'lines' .*, but must be one of 'document' or 'packed'"),
         ({"mixture": {"unit": "packed"}}, "packed is how documents of 'sources' are drawn, and this config has none"),

@@ -11,7 +11,7 @@ from pydantic import Field, field_validator, model_validator
 
 from control_plane.core.model.intent_base import BaseIntent, Message, ServerIntent
 from control_plane.core.model.intents.course import Evaluate, Pause, Resume, Rollback, SaveCheckpoint, Stop
-from control_plane.core.model.intents.data import SetMixture
+from control_plane.core.model.intents.data import AddShards, SetMixture
 from control_plane.core.model.intents.grants import NO_GRANTS, Grants
 from control_plane.core.model.intents.training import (
     Freeze,
@@ -73,6 +73,7 @@ Proposable = Annotated[
     | ResetParameters
     | SkipSamples
     | SetMixture
+    | AddShards
     | RunAction
     | Pause
     | Resume
