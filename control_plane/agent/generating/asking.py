@@ -1,4 +1,4 @@
-"""What a generator is asked: so many records for a weak spot, with examples of what its source has."""
+"""Request to a generator: so many records for a weak spot, with examples of its source."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
