@@ -9,6 +9,7 @@ is what the training script may do. Its answer comes back as text.
 
 import json
 import logging
+import os
 import sys
 from typing import Any
 
@@ -16,9 +17,7 @@ from control_plane.config import settings
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.storage.layout import find_run
 from ray_jobs.config.own_config import own_config
-from ray_jobs.driver.rank_environment import rank_environment
-from ray_jobs.driver.ray_internals import setup_hook_variable
-from ray_jobs.service.generating import generated
+from ray_jobs.submit import ray_environment
 
 MAX_REASON_CHARS = 300
 
@@ -41,10 +40,15 @@ def ask(request: dict[str, Any]) -> str:
 
     Raises `Unavailable` without an answer within `limit_s`, `Refused` if this installation has not signed the run.
     """
+    where = settings()
+    os.environ.update(ray_environment(where))  # Ray reads it when it is imported
     import ray
     from ray.exceptions import GetTimeoutError, RayError
 
-    where = settings()
+    from ray_jobs.driver.rank_environment import rank_environment
+    from ray_jobs.driver.ray_internals import setup_hook_variable
+    from ray_jobs.service.generating import generated
+
     files = find_run(where.runs_dir, str(request["run"]))
     config = own_config(files)
     try:

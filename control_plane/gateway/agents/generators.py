@@ -7,7 +7,8 @@ none: the records that came in come by the recorded commands.
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+import os
+from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -171,10 +172,15 @@ class GeneratorSupervisor:
             command=program(
                 "control_plane.agent.generating", "--run", files.run, "--generator", name, "--folder", str(folder)
             ),
-            more={SETTINGS: settings.model_dump_json()},
+            more={SETTINGS: settings.model_dump_json()} | _ray_token(),
             log_file=files.generator_log(name),
             lock=_lock_of(self._where.home, files.run, name),
         )
+
+
+def _ray_token(environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """Return the variables by which a function's process may use a Ray that `steer up` has not started."""
+    return {name: value for name, value in environ.items() if name.startswith("RAY_AUTH_")}
 
 
 def _lock_of(home: Path, run: str, name: str) -> Path:
