@@ -6,6 +6,7 @@ from functools import cached_property
 
 from pydantic import ValidationError
 
+from control_plane.core.health.weak_spots import HELD_OUT_LOSS
 from control_plane.core.model.commands import Intent
 from control_plane.core.model.data import share_exponent
 from control_plane.core.model.intents.data import WEIGHT, SetMixture
@@ -27,6 +28,7 @@ class SourceSeen:
 
     prior: the weight that it had first. exponent: by which weights make shares, 1 / temperature.
     losses, samples: (step, mean loss of its samples) and (step, samples drawn so far), oldest first.
+    held_out: (step, mean loss on the records that it holds out), one an evaluation, oldest first.
     """
 
     weight: float
@@ -36,6 +38,7 @@ class SourceSeen:
     exponent: float = 1.0
     losses: Series = ()
     samples: Series = ()
+    held_out: Series = ()
 
     @property
     def newest_count(self) -> float:
@@ -66,11 +69,11 @@ class SourceSeries:
     @staticmethod
     def names(sources: Iterable[str]) -> tuple[str, ...]:
         """Return the names of the measurements of these sources."""
-        return tuple(prefix + source for source in sources for prefix in (LOSS, SAMPLES))
+        return tuple(prefix + source for source in sources for prefix in (LOSS, SAMPLES, HELD_OUT_LOSS))
 
     def take(self, name: str, step: int, value: float) -> None:
         """Take a point; other measurements are ignored. One of an earlier step takes the place of those after it."""
-        if not name.startswith((LOSS, SAMPLES)):
+        if not name.startswith((LOSS, SAMPLES, HELD_OUT_LOSS)):
             return
         points = self._points.setdefault(name, [])
         while points and points[-1][0] >= step:
@@ -103,6 +106,7 @@ def sources_seen(
             exponent=exponent,
             losses=series.of(LOSS + name),
             samples=series.of(SAMPLES + name),
+            held_out=series.of(HELD_OUT_LOSS + name),
         )
         for name, state in numbers.items()
     }

@@ -175,8 +175,8 @@ def test_of_more_sources_than_a_request_has_names_for_everything_is_read() -> No
             return Measurements(points=(Point(step=1, name="source_loss/s3", value=2.0, time_s=0.0),), cursor=1)
 
     reader, measured = Reader(), Measured(10)
-    measured.read(reader, "run-1", [f"s{number}" for number in range(30)])
+    measured.read(reader, "run-1", [f"s{number}" for number in range(20)])
     assert len(reader.asked) == MAX_NAMES
-    measured.read(reader, "run-1", [f"s{number}" for number in range(31)])
+    measured.read(reader, "run-1", [f"s{number}" for number in range(21)])
     assert reader.asked == ()
     assert measured.sources.of("source_loss/s3") == ((1, 2.0),)

@@ -11,7 +11,7 @@ from control_plane.agent.asking.answers import UNREADABLE, parse_proposal
 from control_plane.agent.asking.prompt import MAX_MIXTURE_CHARS, MAX_PROMPT_CHARS, messages
 from control_plane.agent.choosing import choose_model
 from control_plane.agent.loop import Autopilot
-from control_plane.agent.mixing import Mix, SourceSeen
+from control_plane.agent.mixing import Mix, SourceSeen, SourceSeries, sources_seen
 from control_plane.agent.options import options_of
 from control_plane.agent.policy import AgentBounds
 from control_plane.core.model.data import MAX_SOURCES
@@ -139,9 +139,22 @@ def test_answers_are_read_by_their_schema() -> None:
         parse_proposal(json.dumps(good), observed([2.0], factor=2.0), NO_GRANTS)
 
 
+def test_it_is_shown_the_held_out_loss_and_the_one_before() -> None:
+    series = SourceSeries()
+    for step, loss in ((10, 3.5), (20, 3.25), (30, 3.125)):
+        series.take("eval_loss/a", step, loss)
+        series.take("eval_loss/a/slice", step, 9.0)
+    mixture = sources_seen({"a": {"weight": 1.0, "share": 1.0, "records": 10}}, {}, series)
+    seen = observed([2.0], mixture=mixture, weight_limits={"a": Limit()})
+    user = messages(seen, AgentBounds())[1]["content"]
+    (line,) = (each for each in user.split("\n") if each.startswith('source "a"'))
+    told = json.loads(line.partition(": ")[2])
+    assert (told["held-out loss"], told["held-out before"]) == (3.125, 3.25)
+
+
 def test_prompt_of_many_sources_stays_small() -> None:
     points = tuple((10**6 + at, -1e300 / 7) for at in range(20))
-    source = SourceSeen(1e300 / 7, 1e-300 / 7, 10**9, 1.0, losses=points, samples=points)
+    source = SourceSeen(1e300 / 7, 1e-300 / 7, 10**9, 1.0, losses=points, samples=points, held_out=points)
     names = [f"{'s' * 60}{number:03}" for number in range(MAX_SOURCES)]
     limit = Limit(min=-1e300 / 7, max=1e300 / 7, max_factor=1e300 / 7)
     seen = observed([2.0], mixture=dict.fromkeys(names, source), weight_limits=dict.fromkeys(names, limit), mixed_at=1)
