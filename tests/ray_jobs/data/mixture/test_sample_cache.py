@@ -2,6 +2,7 @@
 
 import json
 import os
+import pickle
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from control_plane.core.model.data import SourceSettings
 from control_plane.core.model.errors import Invalid
 from ray_jobs.data import node_cache
 from ray_jobs.data.mixture.dataset import MixtureDataset, mixture
@@ -186,6 +188,42 @@ def test_packed_blocks_hold_the_tokens_of_whole_documents(tmp_path: Path) -> Non
     data.global_batch_samples = 12
     drawn = torch.cat([data[block]["input_ids"] for block in data.batch(1)]).tolist()
     assert sorted(drawn) == sorted([1, 2, 2, 3, 3, 3, 4, 5, 5, 6, 6, 6] * 5)
+
+
+def document(record: dict[str, Any]) -> list[int]:
+    return [int(record["id"])] * 3
+
+
+def test_loader_s_worker_maps_what_the_training_has_made(tmp_path: Path) -> None:
+    data = data_of(tmp_path, document, 6, pack=4)
+    data.global_batch_samples = 2
+    theirs = pickle.loads(pickle.dumps(data))
+    for block in data.batch(1):
+        assert theirs[block]["input_ids"].tolist() == data[block]["input_ids"].tolist()
+    with pytest.raises(RuntimeError, match="in the training's process only"):
+        theirs.batch(1)
+
+
+def test_fork_keeps_the_schedule_behind_it_and_has_its_own_before_it(tmp_path: Path) -> None:
+    def scheduled(*schedule: tuple[int, dict[str, float]]) -> MixtureDataset:
+        sources = {
+            name: SourceSettings.model_validate(numbered(tmp_path / name, count)["web"])
+            for name, count in (("a", 5), ("b", 9))
+        }
+        data = MixtureDataset(sources, 1, schedule=schedule)
+        data.global_batch_samples = 10
+        return data
+
+    def shares(data: MixtureDataset, *numbers: int) -> list[float]:
+        return [data.status(number)["a"]["share"] for number in numbers]
+
+    parent = scheduled((2, {"a": 3.0}), (6, {"a": 0.0}))
+    assert shares(parent, 2, 3, 6, 7) == [0.5, 0.75, 0.75, 0.0]
+    saved = json.loads(json.dumps(parent.memory(5)))
+    fork = scheduled((1, {"a": 0.25}), (7, {"a": 9.0}))
+    fork.recall(saved, 5)
+    assert [fork.batch(number) for number in range(1, 7)] == [parent.batch(number) for number in range(1, 7)]
+    assert shares(fork, 3, 7, 8) == [0.75, 0.75, 0.9]
 
 
 def test_packing_needs_tokens_and_a_name_for_them(tmp_path: Path) -> None:
