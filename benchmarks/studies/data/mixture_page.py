@@ -47,19 +47,21 @@ LIMITS = """## Not covered
 
 - One small model, two texts, a training of a minute. The papers that ADO and ODM are from train for tens of thousands \
 of steps on many sources; what is better here need not be there.
-- Noise by construction: words without an order. Its loss is high and stops falling early. Sources that differ less \
-are harder to tell apart.
-- The policies look when they ask the gateway, once a second: the steps of their looks depend on the machine's speed, \
-so that a repeated run has not the same weights. (A replay has: it repeats the recorded ones.)"""
+- Noise by construction: words without an order. Sources that differ less are harder to tell apart.
+- Policies and arms were compared at one set of weights to begin with, three quarters of them noise. ADO multiplies by \
+these, its priors; from equal weights it begins elsewhere.
+- The policies look when they ask the gateway, at most once a second: the steps of their looks depend on the machine's \
+speed, so that a repeated run has not the same weights. (A replay has: it repeats the recorded ones.)"""
 
 
 def unfinished(n: int, study: "Study") -> list[str]:
     """Return a warning if seeds or steps are missing."""
     if n >= len(plan.SEEDS) and study.size.steps >= plan.WHOLE.steps:
         return []
+    short = "; too short for its figures to mean anything" if study.size.steps < plan.WHOLE.steps else ""
     return [
-        f"**Unfinished: {n} of {len(plan.SEEDS)} seeds, {study.size.steps} of {plan.WHOLE.steps} steps; too short for "
-        "its figures to mean anything.** `python -m benchmarks study_mixture` runs the others."
+        f"**Unfinished: {n} of {len(plan.SEEDS)} seeds, {study.size.steps} of {plan.WHOLE.steps} steps{short}.** "
+        "`python -m benchmarks study_mixture` runs the others."
     ]
 
 
