@@ -147,6 +147,14 @@ BENCHMARKS = {
             frozenset({"answers"}),
         ),
         Benchmark(
+            "studies.data.study_feedback",
+            "what a person says of a policy's games, sent while it learns: what the person wants, with and without",
+            "paired seeds",
+            6,
+            1,
+            frozenset({"answers"}),
+        ),
+        Benchmark(
             "studies.data.study_mixture",
             "weights of a clean and a noisy text, set by four policies while a model trains: losses, shares",
             "paired seeds",

@@ -6,6 +6,7 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.catalogue import Say
+from benchmarks.studies.drawing import open_pyplot
 from benchmarks.studies.plan import CURVE_EVERY_STEPS
 
 if TYPE_CHECKING:
@@ -19,14 +20,9 @@ SMOOTHED_POINTS = 3
 
 def draw(study: "Study", folder: Path, say: Say) -> list[str]:
     """Draw the figures into a folder, and return the names of their files; none without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        say("no figures are drawn: matplotlib is not installed (it comes with steerway[dev])")
+    pyplot = open_pyplot(say)
+    if pyplot is None:
         return []
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     for name, make in (("agent-rescued", _rescued), ("agent-curves", _curves)):

@@ -10,6 +10,7 @@ import numpy as np
 from benchmarks.catalogue import Say
 from benchmarks.harness.conditions import machine, versions
 from benchmarks.harness.result import Result
+from benchmarks.studies.drawing import mean_and_range, open_pyplot
 from ray_jobs.workloads.desktop_screen import CHANNELS, HEIGHT, WIDTH
 
 if TYPE_CHECKING:
@@ -125,15 +126,9 @@ def from_scratch(study: "Study") -> str:
 
 def draw(study: "Study", folder: Path, say: Say) -> list[str]:
     """Draw the figures into a folder, and return the names of their files; none without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        say("no figures are drawn: matplotlib is not installed (it comes with steerway[dev])")
+    pyplot = open_pyplot(say)
+    if pyplot is None:
         return []
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "steerway"  # the same file for the same results
     figure = _frames(study, pyplot)
     figure.savefig(folder / FRAMES, dpi=DPI)
     pyplot.close(figure)
@@ -168,12 +163,8 @@ def _curves(study: "Study", pyplot: Any) -> Any:
     figure, both = pyplot.subplots(1, 2, figsize=(WIDTH_IN, 3.4), sharey=True, layout="constrained")
     for axes, (name, title) in zip(both, {"missing": "missing behaviours", "old": "old ones"}.items(), strict=True):
         for arm, color in (("live", "tab:blue"), ("alone", "tab:gray")):
-            curves = [row["evals"][name] for row in study.rows[arm]]
-            steps = [step for step, _ in curves[0]]
-            values = list(zip(*([error for _, error in curve] for curve in curves), strict=True))
             label = "records sent while it trains" if arm == "live" else "without them"
-            axes.plot(steps, [fmean(each) for each in values], color=color, label=label, linewidth=1.3)
-            axes.fill_between(steps, [min(v) for v in values], [max(v) for v in values], color=color, alpha=0.2)
+            mean_and_range(axes, [row["evals"][name] for row in study.rows[arm]], label=label, color=color)
         axes.axvline(min(row["first_step"] for row in study.rows["live"]), color="black", linewidth=0.8, linestyle=":")
         axes.set_title(title, fontsize=10)
         axes.set_xlabel("step; dotted: the first that may draw sent records")

@@ -11,6 +11,7 @@ from benchmarks.harness.conditions import machine, versions
 from benchmarks.harness.result import Result
 from benchmarks.studies.data import mixture_plan as plan
 from benchmarks.studies.data.mixture_plan import ARMS
+from benchmarks.studies.drawing import open_pyplot
 from benchmarks.studies.wilcoxon import wilcoxon
 
 if TYPE_CHECKING:
@@ -153,15 +154,9 @@ def targets(result: Result) -> str:
 
 def draw(study: "Study", folder: Path, say: Say) -> list[str]:
     """Draw the figure into a folder, and return the name of its file; none without matplotlib."""
-    try:
-        import matplotlib
-    except ImportError:
-        say("no figure is drawn: matplotlib is not installed (it comes with steerway[dev])")
+    pyplot = open_pyplot(say)
+    if pyplot is None:
         return []
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    matplotlib.rcParams["svg.hashsalt"] = "steerway"  # the same file for the same results
     figure, (left, right) = pyplot.subplots(
         1, 2, figsize=(WIDTH_IN, HEIGHT_IN), layout="constrained", width_ratios=(2, 1)
     )

@@ -20,13 +20,12 @@ from benchmarks.catalogue import Say
 from benchmarks.harness.live_run import RANKS, own_cluster, wait_closed
 from benchmarks.harness.result import Bound, Result, Table
 from benchmarks.studies.data import data_page
+from benchmarks.studies.data.live_source import WAIT_S, first_steps, send, stop, wait_for_step, wait_taken_in
 from benchmarks.studies.results import Row, append, read
 from control_plane import config_text
 from control_plane.client import SteerwayClient
 from control_plane.client.data import SUFFIXES
 from control_plane.config import Settings, settings
-from control_plane.core.model.commands import Stop
-from control_plane.core.model.errors import Overloaded, SteerwayError
 from ray_jobs.config.run_config import load
 from ray_jobs.submit import prepare, submit
 from ray_jobs.workloads import desktop
@@ -38,7 +37,6 @@ SOURCE = "fresh"
 WEIGHTS = data_page.WEIGHTS
 PAGE = Path(__file__).parents[3] / "docs" / "studies" / "data.md"
 
-WAIT_S, LOOK_EVERY_S, RETRY_AFTER_S = 600.0, 0.2, 0.5
 PAGE_POINTS = 20_000
 SHOWN = 4
 """Held-out transitions of which a result keeps the frames."""
@@ -130,12 +128,12 @@ def one_run(where: Settings, client: SteerwayClient, arm: str, seed: int, size: 
     run, sent = start(where, arm, seed, size, folder), dict[str, Any]()
     try:
         if arm == "live":
-            _wait_for_step(client, run, size.sent_from)
+            wait_for_step(client, run, size.sent_from)
             sent = send_all(client, run, seed, size)
-        _wait_for_step(client, run, size.steps)
+        wait_for_step(client, run, size.steps)
         wait_closed(client, run)
     except BaseException:
-        _stop(client, run)
+        stop(client, run)
         raise
     points = _metrics(client, run)
     evals = {name: [[step, value] for step, value in points[f"eval_{name}"]] for name in ("old", "missing")}
@@ -189,45 +187,15 @@ def send_all(client: SteerwayClient, run: str, seed: int, size: Size) -> dict[st
     for at in range(size.fresh_sequences):
         for behaviour in screen.MISSING:
             body = screen.shard([screen.sequence(behaviour, _seed(seed, at))])
-            answer = _send(client, run, body, uuid5(_REQUESTS, f"{run} {behaviour} {at}"))
+            answer = send(client, run, SOURCE, body, SUFFIXES[".npz"], uuid5(_REQUESTS, f"{run} {behaviour} {at}"))
             sums["requests"] += 1
             sums["records"] += answer.records
             sums["duplicates"] += answer.duplicates
             sums["bytes"] += len(body)
     seconds = time.monotonic() - began_s
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        fresh = next(one for one in client.data(run).sources if one.name == SOURCE)
-        if fresh.waiting == 0 and fresh.mixture.get("records") == fresh.received:
-            break
-        if client.snapshot(run).closed or time.monotonic() > deadline:
-            raise SteerwayError(f"run {run} ended before it had taken in what it was sent: {fresh.waiting} are waiting")
-        time.sleep(LOOK_EVERY_S)
-    first_step = min(_first_steps(client, run))
-    return sums | {"seconds": seconds, "in_mixture": fresh.mixture["records"], "first_step": first_step}
-
-
-def _send(client: SteerwayClient, run: str, body: bytes, key: UUID) -> Any:
-    deadline = time.monotonic() + WAIT_S
-    while True:
-        try:
-            return client.add_records(run, SOURCE, body, SUFFIXES[".npz"], key=key)
-        except Overloaded:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(RETRY_AFTER_S)
-
-
-def _first_steps(client: SteerwayClient, run: str) -> list[int]:
-    """Return the first step that each command that brought shards is drawn from."""
-    steps, after = list[int](), 0
-    while entries := client.journal(run, after=after):
-        after = entries[-1].seq
-        for record in (entry.record for entry in entries):
-            first_step = (getattr(record, "after", None) or {}).get("first_step")
-            if first_step is not None:
-                steps.append(int(first_step))
-    return steps
+    in_mixture = wait_taken_in(client, run, SOURCE)
+    first_step = min(first_steps(client, run))
+    return sums | {"seconds": seconds, "in_mixture": in_mixture, "first_step": first_step}
 
 
 def _metrics(client: SteerwayClient, run: str) -> dict[str, list[tuple[int, float]]]:
@@ -252,24 +220,6 @@ def frames_of(folder: Path, first_step: int, size: Size) -> dict[str, str]:
     kept = np.linspace(0, count - 1, SHOWN).round().astype(int)
     parts = {"last": after["last"], "next": after["next"], "before": before["predicted"], "after": after["predicted"]}
     return {name: part[kept].astype(np.uint8).tobytes().hex() for name, part in parts.items()}
-
-
-def _wait_for_step(client: SteerwayClient, run: str, step: int) -> None:
-    deadline = time.monotonic() + WAIT_S
-    while (snapshot := client.snapshot(run)).step < step:
-        if snapshot.closed or time.monotonic() > deadline:
-            raise SteerwayError(
-                f"run {run} did not reach step {step}: it is at {snapshot.step} ({snapshot.reason}); its log ends:\n"
-                f"{client.logs(run, lines=15)}"
-            )
-        time.sleep(LOOK_EVERY_S)
-
-
-def _stop(client: SteerwayClient, run: str) -> None:
-    try:
-        client.submit(run, Stop())
-    except SteerwayError:
-        return  # it is over already, and so is the cluster soon
 
 
 def result_of(study: Study, n: int) -> Result:
