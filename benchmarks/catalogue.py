@@ -150,7 +150,7 @@ BENCHMARKS = {
             "studies.data.study_feedback",
             "what a person says of a policy's games, sent while it learns: what the person wants, with and without",
             "paired seeds",
-            6,
+            5,
             1,
             frozenset({"answers"}),
         ),

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from benchmarks.studies.data.study_feedback import Study
 
 NAME = "feedback-curves.svg"
-SEEDS, STEPS = 6, 800
+SEEDS, STEPS = 5, 500
 """Seeds and steps of the whole study."""
 
 COLORS = {"alone": "tab:gray", "scores": "tab:blue", "preferences": "tab:green"}

@@ -45,7 +45,7 @@ class Seen:
 
     @property
     def reached(self) -> bool:
-        """Whether it ended at the goal."""
+        """True if it ended at the goal."""
         return self.path[-1] == GOAL
 
     @property
@@ -57,7 +57,7 @@ class Seen:
 
     @property
     def wanted(self) -> float:
-        """What the person wants: the game's return, less one for each entry of a disliked field."""
+        """Worth to the person: the game's return, less one for each entry of a disliked field."""
         return self.returns - self.entries
 
 

@@ -42,7 +42,7 @@ LOOK_EVERY_S = 0.1
 LAST_STEPS = 5
 """Shown steps over which the end of a run is averaged."""
 
-RATE = 5e-3
+RATE = 1e-2
 
 _REQUESTS = UUID("b2a1c7de-52a5-4c0a-8a53-1f6f6f4d0c11")
 
@@ -62,7 +62,7 @@ class Size:
     judged: int = 16
 
 
-WHOLE = Size(steps=feedback_page.STEPS, judged_from=100, judged_until=400, show_every=20)
+WHOLE = Size(steps=feedback_page.STEPS, judged_from=100, judged_until=300, show_every=20)
 QUICK = Size(steps=150, judged_from=20, judged_until=80, show_every=10)
 
 

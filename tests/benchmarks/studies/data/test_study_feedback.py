@@ -83,11 +83,11 @@ def study(scores: float = 0.5, preferences: float = 0.4, **about: Any) -> Study:
 
 
 def test_figures_follow_from_the_results() -> None:
-    result = result_of(study(), 6)
+    result = result_of(study(), 5)
     assert result.met
     assert result.figures["scores_minus_alone"] == pytest.approx(0.4)
     assert result.figures["preferences_minus_alone_low"] == pytest.approx(0.3)
-    assert result.figures["alone_wanted"] == pytest.approx(0.135)
+    assert result.figures["alone_wanted"] == pytest.approx(0.13)
     assert result.figures["records_a_run"] == 200
 
 
@@ -102,7 +102,7 @@ def test_figures_follow_from_the_results() -> None:
 )
 def test_missed_target_is_not_met_and_the_page_says_so(changed: dict[str, Any], target: str, tmp_path: Path) -> None:
     missed = study(**changed)
-    result = result_of(missed, 6)
+    result = result_of(missed, 5)
     assert [name for name in result.targets if result.verdict_on(name) != "met"] == [target]
     feedback_page.write(tmp_path / "page.md", missed, result, [])
     assert (tmp_path / "page.md").read_text().count("not met |") == 1
@@ -111,14 +111,14 @@ def test_missed_target_is_not_met_and_the_page_says_so(changed: dict[str, Any], 
 def test_page_and_figure_are_made_of_the_results(tmp_path: Path) -> None:
     made = study()
     (name,) = feedback_page.draw(made, tmp_path, lambda line: None)
-    feedback_page.write(tmp_path / "page.md", made, result_of(made, 6), [name])
+    feedback_page.write(tmp_path / "page.md", made, result_of(made, 5), [name])
     page = (tmp_path / "page.md").read_text()
-    assert "Without feedback a game is worth 0.14 to the person; with scores 0.54, better by +0.4000" in page
+    assert "Without feedback a game is worth 0.13 to the person; with scores 0.53, better by +0.4000" in page
     assert "| scores - alone | +0.4000 (+0.4000 to +0.4000) |" in page
-    assert "0.031 |" in page
+    assert "0.062 |" in page
     assert "Unfinished" not in page
     assert (tmp_path / name).stat().st_size > 1000
-    assert "2 of 6 seeds, 150 of 800 steps" in feedback_page.unfinished(2, Study(QUICK, made.rows))[0]
+    assert "2 of 5 seeds, 150 of 500 steps" in feedback_page.unfinished(2, Study(QUICK, made.rows))[0]
 
 
 def test_curves_are_means_over_the_games_of_a_step(shown: tuple[Any, list[Seen]]) -> None:
