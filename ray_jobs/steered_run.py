@@ -248,7 +248,11 @@ class SteeredRun:
             self.context.facts
             | batch
             | left_out
-            | ({MIXTURE: mixture.status(training.loop.skipped.data_step(training.loop.step + 1))} if mixture else {})
+            | (
+                {MIXTURE: mixture.status(training.loop.skipped.data_step(training.loop.step + 1))}
+                if mixture is not None
+                else {}
+            )
             | inexact.facts(training.inexact, self.opened().collectives)
             | (shared_nodes.facts(self.opened().collectives) if self.context.spreads else {})
             | (self.health.facts() if self.health is not None else {})

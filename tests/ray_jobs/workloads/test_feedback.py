@@ -11,7 +11,7 @@ import torch
 from control_plane.compare.replay_check import judge
 from control_plane.core.model.data import SourceSettings
 from control_plane.core.model.errors import Invalid
-from control_plane.core.model.records import CommandSettled, Parent
+from control_plane.core.model.records import CommandSettled, GenerationStarted, Parent
 from control_plane.core.model.state import fold
 from control_plane.core.rules.branch_rules import Origin
 from control_plane.core.rules.replay_plan import recorded
@@ -275,6 +275,11 @@ def test_feedback_changes_the_policy_by_its_weight_and_without_it_nothing_change
     assert [each.status for each in (scores, preferences)] == ["applied"] * 2
     assert [(each.after or {})["first_step"] for each in (scores, preferences)] == [SCORES_AT + 1, PREFERENCES_AT + 1]
     assert (knob.status, knob.before, knob.after) == ("applied", {"feedback/weight": 0.0}, {"feedback/weight": 2.0})
+    begun = [entry.record for entry in read(RunFiles(tmp_path / "silent-2").journal)]
+    (facts,) = (each.facts["mixture"] for each in begun if isinstance(each, GenerationStarted))
+    assert {name: (each["records"], each["live"]) for name, each in facts.items()} == dict.fromkeys(
+        trial.SOURCES, (0, True)
+    )
     files = RunFiles(tmp_path / "used-2")
     assert len(list((files.work / "episodes").glob("*.jsonl"))) == STEPS // 2
     told = {each.name: each.value for each in MetricsStore(files.metrics).read(0, 10_000).points}
