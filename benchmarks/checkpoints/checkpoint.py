@@ -56,8 +56,9 @@ def figures_of(ranks: Sequence[Sequence[Seen]]) -> dict[str, float]:
     write_s = max(seen["write"]["write"] for seen in largest)
     return {
         **{f"{arm}_over_stock": figures[f"{arm}_over_stock{suffix}"] for arm in ("overlapped", "at_once")},
-        "copy_gb_per_s": min(seen["size_bytes"] / midpoint(seen["copy_s"]) for seen in largest) / 1e9,
-        "memory_gb_per_s": min(seen["memory_bytes_per_s"] for seen in largest) / 1e9,
+        # The last rank's: rank 0 counts the whole checkpoint's bytes.
+        "copy_gb_per_s": largest[-1]["size_bytes"] / midpoint(largest[-1]["copy_s"]) / 1e9,
+        "memory_gb_per_s": largest[-1]["memory_bytes_per_s"] / 1e9,
         "first_blocked_s": max(seen["first"] for seen in largest),
         "checkpoint_mb": size_bytes / 1e6,
         "background_write_mb_per_s": size_bytes / 1e6 / write_s,
