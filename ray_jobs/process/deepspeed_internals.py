@@ -233,7 +233,14 @@ def config_of(engine: "DeepSpeedEngine") -> Mapping[str, Any] | None:
 
 
 def forget_module(module: torch.nn.Module) -> None:
-    """Remove the model from ZeRO 3's global list, which would keep its hooks and the engine alive."""
-    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    """Remove the model from what ZeRO 3 keeps for the whole process, which would keep its hooks and the engine alive:
+    a list of modules, and a cache of a method's results, whose keys are the engine's parts and the model's modules."""
+    from deepspeed.runtime.zero import parameter_offload, partitioned_param_coordinator
 
-    FWD_MODULE_STACK[:] = [held for held in FWD_MODULE_STACK if held is not module]
+    stack = parameter_offload.FWD_MODULE_STACK
+    stack[:] = [held for held in stack if held is not module]
+    for method in vars(partitioned_param_coordinator.PartitionedParameterCoordinator).values():
+        # The cache lies in the closure of a wrapper.
+        for held in (method, *(cell.cell_contents for cell in getattr(method, "__closure__", None) or ())):
+            if hasattr(held, "cache_clear"):
+                held.cache_clear()
