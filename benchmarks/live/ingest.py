@@ -41,6 +41,9 @@ QUICK_SEQUENCES = 24
 WITH_S, WITHOUT_S, QUICK_S = 60.0, 20.0, 10.0
 """Length of a period with requests, and of one without."""
 
+WARM_UP_S = 30.0
+"""Before the first period: the cluster and the run's spare processes are still starting."""
+
 SETTLE_S = 2.0
 """Left out at the beginning of each period: what came in before is still being announced."""
 
@@ -82,6 +85,7 @@ def measure(n: int, quick: bool, say: Say) -> Result:
         with own_cluster(say) as where, SteerwayClient.from_settings(where, timeout_s=WAIT_S) as client:
             run = _start(where, folder)
             wait_running(client, run)
+            time.sleep(WARM_UP_S)
             made.without_s.append(_period(client, run, without_s))
             for part in np.array_split(np.arange(count), n):
                 _send_in(client, run, [bodies[at] for at in part], with_s, made)
