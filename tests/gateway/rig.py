@@ -233,7 +233,7 @@ def live_gateway(root: Path, wrap: Callable[[Any], Any] = lambda app: app, port:
     runs = Runs(root, launched=launches.jobs)
     ready = threading.Event()
     born: list[asyncio.AbstractEventLoop] = []
-    announcer = ShardAnnouncer(root, runs)
+    announcer = ShardAnnouncer(root, runs, between_s=0.0)
     app = create_app(
         runs,
         token_book(),

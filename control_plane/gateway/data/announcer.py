@@ -15,7 +15,7 @@ from typing import Protocol
 from control_plane.api.messages import CommandView
 from control_plane.api.ports import OperatorPort
 from control_plane.core.model.commands import Command
-from control_plane.core.model.data import FIRST_STEP
+from control_plane.core.model.data import FIRST_STEP, MAX_SHARDS
 from control_plane.core.model.errors import NotFound, Overloaded, Refused, RunEnded, SteerwayError
 from control_plane.core.model.intents.agent import Propose
 from control_plane.core.model.intents.data import AddShards
@@ -27,6 +27,10 @@ from control_plane.storage.layout import RUN_ID, RunFiles
 
 LOOK_EVERY_S = 0.25
 """Pause between two looks at sources with new shards. What comes in meanwhile is announced together."""
+
+BETWEEN_S = 5.0
+"""Least time from one announcement of a source, taken in by the ranks, to the next one. The first shard after a while
+is announced at once; of a stream of requests, many shards come with one command, which all ranks vote on."""
 
 ASKED_S = 2.0
 """Pause for a source of which a person is asked whether an agent's shards may be announced."""
@@ -49,12 +53,19 @@ class ShardAnnouncer:
     """Announcer of one installation's shards."""
 
     def __init__(
-        self, runs_dir: Path, runs: Runs, *, sleep: Callable[[float], Awaitable[None]] = asyncio.sleep
+        self,
+        runs_dir: Path,
+        runs: Runs,
+        *,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        between_s: float = BETWEEN_S,
     ) -> None:
-        """Announce the shards of the runs in `runs_dir`."""
-        self._runs_dir, self._runs, self._sleep = runs_dir, runs, sleep
+        """Announce the shards of the runs in `runs_dir`; `between_s`: see `BETWEEN_S`."""
+        self._runs_dir, self._runs, self._sleep, self._between_s = runs_dir, runs, sleep, between_s
         # Sources that may have something to announce, and the monotonic time before which there is no use in a look.
         self._open: dict[tuple[str, str], float] = {}
+        # The monotonic time before which a source's next announcement is not made.
+        self._next_at: dict[tuple[str, str], float] = {}
 
     def wake(self, run: str, source: str) -> None:
         """Look at a source soon: a shard has come in."""
@@ -72,7 +83,7 @@ class ShardAnnouncer:
         """Look at every source once that may have something to announce."""
         now_s = time.monotonic()
         for (run, source), not_before_s in list(self._open.items()):
-            if not_before_s > now_s:
+            if max(not_before_s, self._next_at.get((run, source), 0.0)) > now_s:
                 continue
             try:
                 pause_s = await self._announce(run, source)
@@ -81,6 +92,7 @@ class ShardAnnouncer:
                 pause_s = WITHOUT_PROGRESS_S
             if pause_s is None:
                 self._open.pop((run, source), None)
+                self._next_at.pop((run, source), None)
             elif pause_s:
                 self._open[run, source] = now_s + pause_s
 
@@ -105,10 +117,18 @@ class ShardAnnouncer:
             handle = await self._runs.handle(run)
         except NotFound:
             return None  # the run is gone
-        return min([await self._go_on(handle, index, one, source) for one in announcements])
+        pauses = [await self._go_on(handle, index, one, source) for one in announcements]
+        if None in pauses:  # one has just been taken in
+            self._next_at[run, source] = time.monotonic() + self._between_s
+        return min(pause or 0.0 for pause in pauses)
 
-    async def _go_on(self, handle: OperatorPort, index: SourceIndex, announcement: Announcement, source: str) -> float:
-        """Make an announcement, or note its outcome. Return the seconds until another look."""
+    async def _go_on(
+        self, handle: OperatorPort, index: SourceIndex, announcement: Announcement, source: str
+    ) -> float | None:
+        """Make an announcement, or note its outcome. Return the seconds until another look.
+
+        None: the ranks have taken it in, and it was not full.
+        """
         try:
             if announcement.sender.role == AGENT:
                 view = await self._view_of_proposed(handle, announcement, source)
@@ -127,10 +147,10 @@ class ShardAnnouncer:
         if settled.status == "applied":
             step = after.get(FIRST_STEP, settled.step)
             await asyncio.to_thread(index.settle, announcement.uuid, "live", step, None)
-        else:
-            await asyncio.to_thread(
-                index.settle, announcement.uuid, "refused", settled.step, settled.reason or settled.status
-            )
+            return None if len(announcement.shards) < MAX_SHARDS else 0.0
+        await asyncio.to_thread(
+            index.settle, announcement.uuid, "refused", settled.step, settled.reason or settled.status
+        )
         return 0.0
 
     async def _view(self, handle: OperatorPort, announcement: Announcement, source: str) -> CommandView | None:

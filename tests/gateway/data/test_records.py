@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from uuid import UUID, uuid4
 
 import httpx
@@ -94,7 +95,7 @@ def test_what_a_killed_gateway_has_not_announced_the_next_one_does_and_never_twi
     send(gateway, b'{"text": "a"}')
     (first,) = announced(gateway)
     send(gateway, b'{"text": "b"}')
-    following = ShardAnnouncer(gateway.runs.root, gateway.runs)
+    following = ShardAnnouncer(gateway.runs.root, gateway.runs, between_s=0.0)
 
     async def begins() -> None:
         for run, source in following._with_index():
@@ -107,6 +108,35 @@ def test_what_a_killed_gateway_has_not_announced_the_next_one_does_and_never_twi
     for _ in range(3):
         gateway.call(begins())
     assert len(announced(gateway)) == 2
+
+
+def test_of_a_stream_the_first_shard_is_announced_at_once_and_the_others_together(
+    gateway: LiveGateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+    clock = SimpleNamespace(monotonic=lambda: now_s[0])
+    monkeypatch.setattr("control_plane.gateway.data.announcer.time", clock)
+    announcer = gateway.announcer = ShardAnnouncer(gateway.runs.root, gateway.runs, between_s=5.0)
+
+    def sent(text: str) -> int:
+        """Send a record, and return how many commands add shards by then."""
+        send(gateway, json.dumps({"text": text}).encode())
+        announcer.wake(RUN, "fresh")
+        return len(announced(gateway))
+
+    assert sent("a") == 1
+    (first,) = announced(gateway)
+    gateway.call(settle(gateway.server, first, step=10, after={MIXTURE: READ_BACK, FIRST_STEP: 11}))
+    assert [sent(text) for text in "bcd"] == [1, 1, 1]
+    now_s[0] += 4.9
+    assert sent("e") == 1
+    now_s[0] += 0.2
+    first, second = announced(gateway)
+    entries = gateway.call(gateway.server.tail(0, 100, 0.0))
+    commands = [entry.record.command for entry in entries if isinstance(entry.record, CommandAccepted)]
+    intent = next(command.intent for command in commands if command.uuid == second)
+    assert isinstance(intent, AddShards)
+    assert len(intent.shards) == 4
 
 
 def test_a_file_is_sent_in_pieces_and_may_be_sent_again(
