@@ -48,6 +48,13 @@ BENCHMARKS = {
             "step_cost.signs", "cost of health signs per step: off, every step's, layers, hooks", "rounds", 40, 4
         ),
         Benchmark(
+            "step_cost.mixture_cost",
+            "cost of automatic mixtures: losses of sources on the ranks, the agent's process and its fits",
+            "rounds",
+            60,
+            4,
+        ),
+        Benchmark(
             "live.latency", "steps and milliseconds from the gateway's 202 to the live optimizer", "commands", 200, 20
         ),
         Benchmark(

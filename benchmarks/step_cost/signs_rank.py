@@ -47,7 +47,7 @@ def plan(rounds: int) -> list[tuple[int, str]]:
 def train(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
     """Train and return the times of the blocks. `spec`: rounds, block_steps, warm_up_steps, root."""
     config, files = shipped_config(), RunFiles(Path(spec["root"]))
-    server = _server(files) if rank == 0 else None
+    server = make_server(files) if rank == 0 else None
     connect: Any = lambda: server  # noqa: E731
     context.enter(context.RunContext(files, connect, key_file=files.root / "key", health=HealthSettings()))
     turns = plan(spec["rounds"])
@@ -64,7 +64,7 @@ def train(rank: int, spec: dict[str, Any]) -> list[dict[str, Any]]:
     return blocks.seen
 
 
-def _server(files: RunFiles) -> ControlServer:
+def make_server(files: RunFiles) -> ControlServer:
     files.root.mkdir(parents=True, exist_ok=True)
     created = RunCreated(run=files.run, name=files.run, author="benchmark", config_sha256="0" * 64)
     return ControlServer(created, Journal.open(files.journal), MetricsStore(files.metrics))
