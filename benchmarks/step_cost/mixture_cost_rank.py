@@ -20,6 +20,7 @@ from control_plane.core.health.settings import HealthSettings
 from control_plane.core.model.data import SourceSettings
 from control_plane.storage.layout import RunFiles
 from ray_jobs.data.mixture.dataset import MixtureDataset
+from ray_jobs.data.mixture.making import Making
 from ray_jobs.health.source_losses import SOURCE_STEPS
 from ray_jobs.hf import trainer as trainer_module
 from ray_jobs.hf.trainer import InteractiveTrainer
@@ -69,7 +70,7 @@ def _sources(folder: Path, config: Any) -> MixtureDataset:
         about = {"format": "jsonl", "path": str(path), "weight": 1.0, "fields": {"id": "integer"}}
         settings[f"source-{number}"] = SourceSettings.model_validate(about)
     samples = random_blocks(config, RECORDS)
-    return MixtureDataset(settings, config.seed, lambda record: samples[record["id"]], folder=folder)
+    return MixtureDataset(settings, config.seed, Making(lambda record: samples[record["id"]]), folder=folder)
 
 
 class MixtureBlocks(TrainerCallback):
