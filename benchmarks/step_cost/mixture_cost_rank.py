@@ -111,7 +111,7 @@ class MixtureBlocks(TrainerCallback):
         self._begin = self._timed(sources.begin)
         sources.take = self._timed(sources.take)
         self._trainer.note_sample_losses = self._timed(self._trainer.note_sample_losses)
-        trainer_module.sample_losses = self._timed(trainer_module.sample_losses)  # type: ignore[assignment]
+        trainer_module.sample_losses = self._timed(trainer_module.sample_losses)
 
     def _timed(self, call: Callable[..., Any]) -> Callable[..., Any]:
         def measured(*args: Any) -> Any:
