@@ -235,7 +235,8 @@ class Course:
         raise KeyError(sha256)
 
     def _next_pass_if_none_is_due(self) -> "Course":
-        if len(self.due) or not self.repeats:
+        # A source that has no record at all begins no pass before it is given some.
+        if len(self.due) or not self.repeats or not len(self.pool):
             return self
         return replace(self, due=self.of_pass(self.passes + 1), passes=self.passes + 1)
 

@@ -13,7 +13,7 @@ from tests.storage.data.test_store import BOB, send
 
 def announced(store: SourceStore, step: int) -> UUID:
     """Have the oldest waiting shard brought in at a step."""
-    announcement = store.index.next_announcement()
+    (announcement,) = store.index.next_announcements()
     assert announcement is not None
     store.index.settle(announcement.uuid, "live", step, None)
     return announcement.uuid
@@ -43,7 +43,7 @@ def test_fork_knows_what_its_checkpoint_contains_and_takes_in_the_rest(tmp_path:
             first.sha256, "bob", "live", 7, command)  # fmt: skip
         assert view.reason == "inherited from run parent"
         assert fork.index.counts() == (2, 0, 0)
-        assert fork.index.next_announcement() is None
+        assert fork.index.next_announcements() == []
         answer = send(fork, jsonl([{"text": "b", "stars": 3}, {"text": "later"}]))
         assert (answer.records, answer.duplicates) == (1, 1)
     assert later != command

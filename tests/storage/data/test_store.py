@@ -239,16 +239,16 @@ def test_an_announcement_is_made_once_and_holds_the_shards_of_one_sender(tmp_pat
     words = store(tmp_path)
     shards = [send(words, jsonl([{"text": str(n)}]), sender=who).shard for n, who in enumerate((ALICE, ALICE, BOB))]
     index = SourceIndex(words.folder, "fresh")
-    first = index.next_announcement()
+    (first,) = index.next_announcements()
     assert first is not None
     assert (first.sender, first.shards) == (ALICE, tuple(shards[:2]))
-    assert index.next_announcement() == first, "until it is settled: the gateway may have been killed"
+    assert index.next_announcements() == [first], "until it is settled: the gateway may have been killed"
     index.settle(first.uuid, "live", 12, None)
-    second = index.next_announcement()
+    (second,) = index.next_announcements()
     assert second is not None
     assert second.shards == (shards[2],)
     index.settle(second.uuid, "refused", None, "no such source")
-    assert index.next_announcement() is None
+    assert index.next_announcements() == []
     assert [(one.stage, one.step, one.reason) for one in index.newest()] == [
         ("refused", None, "no such source"),
         ("live", 12, None),
@@ -268,4 +268,4 @@ def test_a_look_does_not_wait_for_a_request_that_writes_its_shard(
         assert looking.counts() == (1, 1, 1)
         assert len(looking.newest()) == 1
         with pytest.raises(Unavailable):
-            looking.next_announcement()
+            looking.next_announcements()

@@ -114,6 +114,20 @@ def histories(draw: st.DrawFn) -> tuple[dict[str, Any], list[tuple[int, dict[str
 ENDS = st.sampled_from(["repeat", "stop"])
 
 
+def test_source_that_was_emptied_goes_on_in_its_pass_when_it_is_given_records() -> None:
+    new = [{"sha256": sha(number), "records": 1, "bytes": 1, "source": "a"} for number in (502, 503)]
+    changes: list[tuple[int, dict[str, Any]]] = [
+        (0, {"kind": "split_source", "source": "a", "into": "n501", "shards": [sha(0)]}),
+        *((0, {"kind": "add_shards", "source": "a", "shards": [shard]}) for shard in new),
+        (0, {"kind": "set_mixture", "weights": {"a": 0.5}}),
+    ]
+    sources, order = {"a": source(1.0, 30)}, order_of({"a": source(1.0, 30)})
+    for position, body in changes:
+        order.change(position, intent(**body))
+    expected = list(reference.drawn(sources, SEED, changes, 60))
+    assert names(order, 0, 60) == expected
+
+
 @settings(max_examples=25, deadline=None)
 @given(histories(), st.randoms(use_true_random=False))
 def test_order_is_what_a_second_implementation_draws(history: Any, dice: Any) -> None:
