@@ -23,11 +23,11 @@ from benchmarks.harness.live_run import RANKS, own_cluster, wait_closed, wait_ru
 from benchmarks.harness.paired_bootstrap import Estimate, overhead
 from benchmarks.harness.quantiles import quantile
 from benchmarks.harness.result import Bound, Result
+from benchmarks.studies.data.live_source import stop, wait_taken_in
 from control_plane import config_text
 from control_plane.client import SteerwayClient
 from control_plane.client.data import SUFFIXES
 from control_plane.config import Settings
-from control_plane.core.model.commands import Stop
 from control_plane.core.model.errors import Overloaded, SteerwayError
 from ray_jobs.config.run_config import load
 from ray_jobs.submit import prepare, submit
@@ -51,7 +51,7 @@ MAX_STEPS = 1_000_000
 SAMPLES = 32
 BASE_SEQUENCES = 100
 SOURCE = "fresh"
-WAIT_S, LOOK_EVERY_S, RETRY_AFTER_S = 120.0, 0.2, 0.25
+WAIT_S, RETRY_AFTER_S = 120.0, 0.25
 MOST_PERCENT, MOST_SENDING_S = 5.0, 600.0
 
 _REQUESTS = UUID("7f3c1f30-6f0d-4b9a-9a35-5f0b8f3f4c11")
@@ -94,8 +94,8 @@ def measure(n: int, quick: bool, say: Say) -> Result:
                     f"ingest: {made.records} records; a step takes {1000 * made.with_s[-1]:.1f} ms, and "
                     f"{1000 * made.without_s[-1]:.1f} ms without requests; slow-down {made.slow_down}"
                 )
-            in_mixture = _wait_taken_in(client, run)
-            client.submit(run, Stop())
+            in_mixture = wait_taken_in(client, run, SOURCE)
+            stop(client, run)
             wait_closed(client, run)
     return result_of(made, in_mixture, count * TRANSITIONS, n)
 
@@ -225,14 +225,3 @@ def _place(client: SteerwayClient, run: str) -> tuple[float, int]:
 
 def _step_s(began: tuple[float, int], ended: tuple[float, int]) -> float:
     return (ended[0] - began[0]) / (ended[1] - began[1])
-
-
-def _wait_taken_in(client: SteerwayClient, run: str) -> int:
-    """Wait until nothing waits to be announced, and return the source's records as the ranks read them back."""
-    deadline = time.monotonic() + WAIT_S
-    while time.monotonic() < deadline:
-        fresh = next(one for one in client.data(run).sources if one.name == SOURCE)
-        if fresh.waiting == 0 and fresh.mixture.get("records") == fresh.received:
-            return int(fresh.mixture["records"])
-        time.sleep(LOOK_EVERY_S)
-    raise SteerwayError(f"run {run} has not taken in {fresh.waiting} shards within {WAIT_S:g} s")

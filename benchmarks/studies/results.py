@@ -1,10 +1,15 @@
-"""File of results: one JSON object a line, appended as runs end, so that a study goes on where it was interrupted."""
+"""File of results: one JSON object a line, appended as runs end, so that a study goes on where it was interrupted.
+
+It lies in Steerway's home unless a path is given, and so does a study's page unless all of it was run.
+"""
 
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from control_plane.config import settings
 
 Row = Mapping[str, Any]
 
@@ -34,3 +39,16 @@ def read(path: Path) -> dict[str, Row]:
         if isinstance(row, dict) and isinstance(row.get("key"), str):
             rows[row["key"]] = row
     return rows
+
+
+def results_of(page: Path, answers: str | None) -> Path:
+    """Return the file of results of the study with this page: `answers`, or one in Steerway's home."""
+    return Path(answers) if answers else settings().home / "studies" / f"{page.stem}.jsonl"
+
+
+def place_of(page: Path, is_whole: bool) -> Path:
+    """Return where a page is written, in a folder that is there: into the documents of a clone if all of the study was
+    run, else into Steerway's home."""
+    place = page if is_whole and page.parents[1].is_dir() else settings().home / "studies" / page.name
+    place.parent.mkdir(parents=True, exist_ok=True)
+    return place

@@ -19,10 +19,9 @@ from benchmarks.studies.figures import draw
 from benchmarks.studies.outcome import is_rescued, loss_of
 from benchmarks.studies.page import write
 from benchmarks.studies.plan import ARMS, MODEL, ORACLE, Arm, Options, Trial
-from benchmarks.studies.results import Row
+from benchmarks.studies.results import Row, place_of, results_of
 from benchmarks.studies.runs import run
 from benchmarks.studies.wilcoxon import wilcoxon
-from control_plane.config import settings
 
 PAGE = Path(__file__).parents[2] / "docs" / "studies" / "agent.md"
 OURS = "probing"
@@ -84,13 +83,9 @@ class Study:
 
 def measure(n: int, quick: bool, say: Say, answers: str | None = None) -> Result:
     """Run the study on its first `n` seeds; `answers`: the file of results. Raises `SteerwayError` if a run fails."""
-    home = settings().home / "studies"
-    results = Path(answers) if answers else home / "agent.jsonl"
-    study = carry_out(results, say, plan.SEEDS[:n], quick=quick)
+    study = carry_out(results_of(PAGE, answers), say, plan.SEEDS[:n], quick=quick)
     result = result_of(study, n)
-    whole = n >= len(plan.SEEDS) and PAGE.parents[1].is_dir()
-    page = PAGE if whole else home / "agent.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
+    page = place_of(PAGE, is_whole=n >= len(plan.SEEDS))
     pictures = draw(study, page.parent, say)
     write(page, study, result, pictures)
     say(f"study-agent: {page} is written")

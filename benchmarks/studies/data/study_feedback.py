@@ -6,7 +6,6 @@ Results are appended to a file (`--answers`, else in Steerway's home) as runs en
 stopped.
 """
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,17 +15,18 @@ from typing import Any
 from uuid import UUID, uuid5
 
 from benchmarks.catalogue import Say
-from benchmarks.harness.live_run import RANKS, own_cluster, wait_closed
+from benchmarks.harness.live_run import RANKS, wait_closed
 from benchmarks.harness.result import Bound, Result, Table
 from benchmarks.studies.data import feedback_page
 from benchmarks.studies.data.live_source import first_steps, send, stop, wait_for_step, wait_taken_in
 from benchmarks.studies.data.person import Person, Seen, read_episodes
+from benchmarks.studies.data.series import carried_out
 from benchmarks.studies.paired import Difference, difference
-from benchmarks.studies.results import Row, append, read
+from benchmarks.studies.results import Row, place_of, results_of
 from control_plane import config_text
 from control_plane.client import SteerwayClient
 from control_plane.client.data import SUFFIXES
-from control_plane.config import Settings, settings
+from control_plane.config import Settings
 from control_plane.core.model.errors import SteerwayError
 from control_plane.storage.layout import RunFiles
 from ray_jobs.config.run_config import load
@@ -84,14 +84,10 @@ class Study:
 
 def measure(n: int, quick: bool, say: Say, answers: str | None = None) -> Result:
     """Run the study on its first `n` seeds; `answers`: the file of results. Raises `SteerwayError` if a run fails."""
-    home = settings().home / "studies"
-    results = Path(answers) if answers else home / "feedback.jsonl"
     size, seeds = QUICK if quick else WHOLE, SEEDS[:n]
-    study = carry_out(results, say, seeds, size)
+    study = carry_out(results_of(PAGE, answers), say, seeds, size)
     result = result_of(study, n)
-    is_whole = len(seeds) == len(SEEDS) and not quick and PAGE.parents[1].is_dir()
-    page = PAGE if is_whole else home / "feedback.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
+    page = place_of(PAGE, is_whole=len(seeds) == len(SEEDS) and not quick)
     feedback_page.write(page, study, result, feedback_page.draw(study, page.parent, say))
     say(f"study-feedback: {page} is written")
     return result
@@ -99,19 +95,16 @@ def measure(n: int, quick: bool, say: Say, answers: str | None = None) -> Result
 
 def carry_out(results: Path, say: Say, seeds: Sequence[int], size: Size, arms: Sequence[str] = tuple(ARMS)) -> Study:
     """Run what is not in the file of results yet, and return the study."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    known = read(results)
-    missing = [(seed, arm) for seed in seeds for arm in arms if key_of(arm, seed, size) not in known]
-    if missing:
-        with own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
-            for seed, arm in missing:
-                with tempfile.TemporaryDirectory(prefix="study-feedback-") as folder:
-                    row = one_run(where, client, arm, seed, size, Path(folder))
-                append(results, row)
-                last = row["curves"]["wanted"][-1][1]
-                say(f"study-feedback: {arm}, seed {seed}: {last:.3f} after {row['seconds']:.0f} s")
-    known = read(results)
-    return Study(size, {arm: [known[key_of(arm, seed, size)] for seed in seeds] for arm in arms})
+    rows = carried_out(
+        results,
+        lambda line: say(f"study-feedback: {line}"),
+        tuple(arms),
+        seeds,
+        lambda arm, seed: key_of(arm, seed, size),
+        lambda where, client, arm, seed, folder: one_run(where, client, arm, seed, size, folder),
+        lambda row: f"{row['curves']['wanted'][-1][1]:.3f} after {row['seconds']:.0f} s",
+    )
+    return Study(size, rows)
 
 
 def key_of(arm: str, seed: int, size: Size) -> str:

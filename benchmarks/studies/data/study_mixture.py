@@ -5,7 +5,6 @@ its weights as commands. Results are appended to a file (`--answers`, else in St
 on where the last one stopped.
 """
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -15,15 +14,17 @@ from typing import Any, TypeVar
 from uuid import UUID
 
 from benchmarks.catalogue import Say
-from benchmarks.harness.live_run import own_cluster, wait_closed
+from benchmarks.harness.live_run import wait_closed
 from benchmarks.harness.result import Bound, Result, Table
 from benchmarks.studies.data import mixture_page
+from benchmarks.studies.data.live_source import stop
 from benchmarks.studies.data.mixture_plan import ARMS, CLEAN, NOISY, QUICK, SEEDS, WHOLE, Size, key_of, write
+from benchmarks.studies.data.series import carried_out
 from benchmarks.studies.paired import Difference, difference
-from benchmarks.studies.results import Row, append, read
+from benchmarks.studies.results import Row, place_of, results_of
 from control_plane.client import SteerwayClient
-from control_plane.config import Settings, settings
-from control_plane.core.model.commands import Command, Stop
+from control_plane.config import Settings
+from control_plane.core.model.commands import Command
 from control_plane.core.model.errors import SteerwayError, Unavailable
 from control_plane.core.model.intents.agent import Propose
 from control_plane.core.model.intents.data import SetMixture
@@ -66,14 +67,10 @@ class Study:
 
 def measure(n: int, quick: bool, say: Say, answers: str | None = None) -> Result:
     """Run the study on its first `n` seeds; `answers`: the file of results. Raises `SteerwayError` if a run fails."""
-    home = settings().home / "studies"
-    results = Path(answers) if answers else home / "mixture.jsonl"
     size, seeds = QUICK if quick else WHOLE, SEEDS[:n]
-    study = carry_out(results, say, seeds, size)
+    study = carry_out(results_of(PAGE, answers), say, seeds, size)
     result = result_of(study, n)
-    is_whole = len(seeds) == len(SEEDS) and not quick and PAGE.parents[1].is_dir()
-    page = PAGE if is_whole else home / "mixture.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
+    page = place_of(PAGE, is_whole=len(seeds) == len(SEEDS) and not quick)
     mixture_page.write(page, study, result, mixture_page.draw(study, page.parent, say))
     say(f"study-mixture: {page} is written")
     return result
@@ -81,18 +78,16 @@ def measure(n: int, quick: bool, say: Say, answers: str | None = None) -> Result
 
 def carry_out(results: Path, say: Say, seeds: Sequence[int], size: Size, arms: Sequence[str] = tuple(ARMS)) -> Study:
     """Run what is not in the file of results yet, and return the study."""
-    results.parent.mkdir(parents=True, exist_ok=True)
-    known = read(results)
-    missing = [(seed, arm) for seed in seeds for arm in arms if key_of(arm, seed, size) not in known]
-    if missing:
-        with own_cluster(say) as where, SteerwayClient.from_settings(where) as client:
-            for seed, arm in missing:
-                with tempfile.TemporaryDirectory(prefix="study-mixture-") as folder:
-                    row = one_run(where, client, arm, seed, size, Path(folder))
-                append(results, row)
-                say(f"study-mixture: {arm}, seed {seed}: {row['evals'][-1][1]:.4f} after {row['seconds']:.0f} s")
-    known = read(results)
-    return Study(size, {arm: [known[key_of(arm, seed, size)] for seed in seeds] for arm in arms})
+    rows = carried_out(
+        results,
+        lambda line: say(f"study-mixture: {line}"),
+        tuple(arms),
+        seeds,
+        lambda arm, seed: key_of(arm, seed, size),
+        lambda where, client, arm, seed, folder: one_run(where, client, arm, seed, size, folder),
+        lambda row: f"{row['evals'][-1][1]:.4f} after {row['seconds']:.0f} s",
+    )
+    return Study(size, rows)
 
 
 def one_run(where: Settings, client: SteerwayClient, arm: str, seed: int, size: Size, folder: Path) -> Row:
@@ -103,7 +98,7 @@ def one_run(where: Settings, client: SteerwayClient, arm: str, seed: int, size: 
     try:
         _wait_for_end(client, files.run, size.steps)
     except BaseException:
-        _stop(client, files.run)
+        stop(client, files.run)
         raise
     row = {"key": key_of(arm, seed, size), "arm": arm, "seed": seed, "seconds": time.monotonic() - began_s}
     points = _metrics(client, files.run)
@@ -174,13 +169,6 @@ def _wait_for_end(client: SteerwayClient, run: str, steps: int) -> None:
             )
         time.sleep(LOOK_EVERY_S)
     _patiently(wait_closed, client, run)
-
-
-def _stop(client: SteerwayClient, run: str) -> None:
-    try:
-        client.submit(run, Stop())
-    except SteerwayError:
-        return  # it is over already, and so is the cluster soon
 
 
 def result_of(study: Study, n: int) -> Result:

@@ -20,9 +20,8 @@ from benchmarks.studies.human import plan
 from benchmarks.studies.human.figure import draw
 from benchmarks.studies.human.page import write
 from benchmarks.studies.human.plan import ARMS, SEEDS, Trial
-from benchmarks.studies.results import Row
+from benchmarks.studies.results import Row, place_of, results_of
 from benchmarks.studies.wilcoxon import wilcoxon
-from control_plane.config import settings
 
 PAGE = Path(__file__).parents[3] / "docs" / "studies" / "human.md"
 RANK = "benchmarks.studies.human.human_rank"
@@ -76,13 +75,9 @@ class Study:
 
 def measure(n: int, quick: bool, say: Say, answers: str | None = None) -> Result:
     """Run the study on its first `n` seeds; `answers`: the file of results. Raises `SteerwayError` if a run fails."""
-    home = settings().home / "studies"
-    results = Path(answers) if answers else home / "human.jsonl"
-    study = carry_out(results, say, SEEDS[:n], quick=quick)
+    study = carry_out(results_of(PAGE, answers), say, SEEDS[:n], quick=quick)
     result = result_of(study, n)
-    whole = n >= len(SEEDS) and not quick and PAGE.parents[1].is_dir()
-    page = PAGE if whole else home / "human.md"
-    page.parent.mkdir(parents=True, exist_ok=True)
+    page = place_of(PAGE, is_whole=n >= len(SEEDS) and not quick)
     write(page, study, result, draw(study, page.parent, say))
     say(f"study-human: {page} is written")
     return result

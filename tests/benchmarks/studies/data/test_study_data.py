@@ -91,7 +91,7 @@ def test_what_the_file_has_is_not_run_again(tmp_path: Path, monkeypatch: Any) ->
     def no_cluster(say: Any) -> Any:
         raise SteerwayError("a cluster was asked for")
 
-    monkeypatch.setattr(study_data, "own_cluster", no_cluster)
+    monkeypatch.setattr("benchmarks.studies.data.series.own_cluster", no_cluster)
     path = tmp_path / "results.jsonl"
     for arm in study_data.ARMS:
         append(path, row(arm, 1, 0.1, 0.1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.studies.data import mixture_page, study_mixture
+from benchmarks.studies.data import mixture_page
 from benchmarks.studies.data.mixture_plan import (
     ARMS,
     CLEAN,
@@ -94,7 +94,7 @@ def test_what_the_file_has_is_not_run_again(tmp_path: Path, monkeypatch: Any) ->
     def no_cluster(say: Any) -> Any:
         raise SteerwayError("a cluster was asked for")
 
-    monkeypatch.setattr(study_mixture, "own_cluster", no_cluster)
+    monkeypatch.setattr("benchmarks.studies.data.series.own_cluster", no_cluster)
     path = tmp_path / "results.jsonl"
     for arm in ARMS:
         append(path, row(arm, 1, 4.0))
