@@ -24,7 +24,7 @@ import torch.distributed as dist
 from control_plane.core.model.records import Readback
 from control_plane.storage.layout import STATE
 from ray_jobs.checkpoint import loop_state
-from ray_jobs.checkpoint.host_memory import Copy, HostBuffers, laid_out
+from ray_jobs.checkpoint.host_memory import Copy, HostBuffers, laid_out, make_copies
 from ray_jobs.checkpoint.universal import universal_checkpoint_info
 from ray_jobs.process import deepspeed_internals
 from ray_jobs.process.deepspeed_internals import shape_of
@@ -177,14 +177,6 @@ def copy_of(states: FileStates, buffers: HostBuffers) -> tuple[FileStates, list[
             copies += to_make
     buffers.forget_unused()
     return out, copies
-
-
-def make_copies(copies: Iterable[Copy]) -> None:
-    """Copy, and wait until it is done."""
-    for copy in copies:
-        copy.make()
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 class _Skeleton(pickle.Pickler):

@@ -6,7 +6,7 @@ reused for the next.
 
 import mmap
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -80,6 +80,14 @@ class Copy:
     def make(self) -> None:
         """Copy. From a GPU that is asynchronous: the caller must synchronize."""
         self.buffer.copy_(self.source, non_blocking=True)
+
+
+def make_copies(copies: Iterable[Copy]) -> None:
+    """Copy, and wait until it is done."""
+    for copy in copies:
+        copy.make()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
 
 
 def laid_out(tensors: Sequence[torch.Tensor], buffers: HostBuffers) -> tuple[list[torch.Tensor], list[Copy]]:

@@ -3,8 +3,8 @@
 Parameters, their master copies and the optimizer's moments change in the optimizer's update and nowhere else. So only
 what may change before it (buffers, random generators, loop state) is copied at the boundary; the rest is copied by a
 thread, and the next update waits for what is not copied yet, as do commands, evaluations and pauses (CheckFreq, Mohan
-et al., FAST 2021, and its successors). A script that writes into its parameters between two updates itself, with
-`checkpoint: {overlap: false}` not set, is noticed by the tensors' version counters, and that save fails.
+et al., FAST 2021, and its successors). Where a script writes into its parameters between two updates itself, the
+tensors' version counters show it, and that save fails: such a script sets `checkpoint: {overlap: false}`.
 """
 
 import logging
@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from ray_jobs.checkpoint.host_memory import Copy
+from ray_jobs.checkpoint.host_memory import Copy, make_copies
 from ray_jobs.rank.live_training import LiveTraining
 
 log = logging.getLogger(__name__)
@@ -85,19 +85,14 @@ def begin(training: LiveTraining, copies: Sequence[Copy]) -> BackgroundCopy | No
     """Copy what may change before the next update now, and the rest in a thread; None if nothing is left."""
     stable = list(_changed_by_updates(training))
     storages = {(tensor.device, tensor.untyped_storage().data_ptr()) for _, tensor in stable}
-    later: list[Copy] = []
+    now, later = list[Copy](), list[Copy]()
     for copy in copies:
-        source = copy.source
-        if (source.device, source.untyped_storage().data_ptr()) in storages:
-            later.append(copy)
-        else:
-            copy.make()
-    if torch.cuda.is_available():
-        torch.cuda.current_stream().synchronize()
+        storage = (copy.source.device, copy.source.untyped_storage().data_ptr())
+        (later if storage in storages else now).append(copy)
     if sum(copy.source.numel() for copy in later) < WORTH_BYTES:
-        for copy in later:
-            copy.make()
+        make_copies([*now, *later])
         return None
+    make_copies(now)
     return BackgroundCopy(later, [(name, tensor, tensor._version) for name, tensor in stable])
 
 

@@ -18,7 +18,8 @@ from control_plane.storage.checkpoint.store import discard, space_shortage
 from control_plane.storage.layout import RunFiles
 from control_plane.storage.private import FOLDER_MODE, make_folder
 from ray_jobs.checkpoint import overlap
-from ray_jobs.checkpoint.capture import FileStates, capture, copy_of, make_copies
+from ray_jobs.checkpoint.capture import FileStates, capture, copy_of
+from ray_jobs.checkpoint.host_memory import make_copies
 from ray_jobs.checkpoint.writer import CheckpointWriter
 from ray_jobs.process.collectives import Collectives
 from ray_jobs.process.deepspeed_internals import elements
@@ -58,23 +59,24 @@ def begin_save(
     name, reason = _agreed_name(files, collectives, about, writer, wanted)
     _raise_together(collectives, files, name, reason)
     states: FileStates = {}
-    copies: list[overlap.BackgroundCopy | None] = []
+    background: overlap.BackgroundCopy | None = None
 
     def take() -> None:
+        nonlocal background
         laid_out, to_make = copy_of(capture(training), writer.buffers)
         states.update(laid_out)
         if overlaps:
-            copies.append(overlap.begin(training, to_make))
+            background = overlap.begin(training, to_make)
         else:
             make_copies(to_make)
 
     try:
         _raise_together(collectives, files, name, _guarded(take))
     except RuntimeError:
-        for copy in filter(None, copies):
-            copy.wait()
+        if background is not None:
+            background.wait()
         raise
-    writer.start(name, states, about, copies[0] if copies else None)
+    writer.start(name, states, about, background)
     log.info("checkpoint %s: training waited %.3f s", name, time.monotonic() - began_s)
     return name
 
