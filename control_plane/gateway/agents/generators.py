@@ -19,7 +19,8 @@ from control_plane.config import Settings
 from control_plane.core.model.errors import NotFound, SteerwayError
 from control_plane.core.rules.agent.generating import GeneratorSettings
 from control_plane.gateway.agents.process import Ended, lock_of, run_agent_process
-from control_plane.gateway.agents.supervisor import FIRST_PAUSE_S, GIVE_UP_AFTER, LONGEST_PAUSE_S, NOT_WORKED_ON, Runs
+from control_plane.gateway.agents.restarts import LOCK_PAUSE_S, Restarts, supervise
+from control_plane.gateway.agents.supervisor import NOT_WORKED_ON, Runs
 from control_plane.gateway.agents.tether import IS_HELD
 from control_plane.gateway.tokens import mint_generator_token, revoke_generator_tokens
 from control_plane.programs import program
@@ -27,7 +28,6 @@ from control_plane.storage.data.declared import declared_generators
 from control_plane.storage.layout import RunFiles, list_runs
 
 LOOK_EVERY_S = 3.0
-LOCK_PAUSE_S = 5.0
 IDLE_PAUSE_S = 10.0
 """Pause between two looks at a run that does not train: there may be many that have ended."""
 
@@ -70,14 +70,12 @@ class GeneratorSupervisor:
     async def run_forever(self) -> None:
         """Supervise until cancelled; then end every generator."""
         try:
-            with suppress(SteerwayError, OSError):
-                await self._in_thread(revoke_generator_tokens, self._where)  # those of a gateway that was killed
-            while True:
-                try:
-                    await self.look()
-                except (SteerwayError, OSError) as error:
-                    log.warning("generators: %s", getattr(error, "reason", error))
-                await self._sleep(LOOK_EVERY_S)
+            await supervise(
+                "generators",
+                lambda: self._in_thread(revoke_generator_tokens, self._where),
+                self.look,
+                lambda: self._sleep(LOOK_EVERY_S),
+            )
         finally:
             for run in self._known.values():
                 await _end(run)
@@ -133,7 +131,7 @@ class GeneratorSupervisor:
         return not is_replay and snapshot.status not in NOT_WORKED_ON
 
     async def _keep_running(self, files: RunFiles, name: str, settings: GeneratorSettings) -> None:
-        in_a_row, pause_s = 0, FIRST_PAUSE_S
+        restarts = Restarts()
         while True:
             ended = await self._run_once(files, name, settings)
             if ended.code == 0:
@@ -143,12 +141,10 @@ class GeneratorSupervisor:
                 await self._sleep(LOCK_PAUSE_S)
                 continue
             log.warning("generator %s of run %s ended: %s", name, files.run, ended.reason)
-            in_a_row, pause_s = (0, FIRST_PAUSE_S) if ended.decided else (in_a_row + 1, pause_s)
-            if in_a_row >= GIVE_UP_AFTER:
-                log.error("generator %s of run %s is given up after %d failures", name, files.run, in_a_row)
+            if (pause_s := restarts.failed(ended.decided)) is None:
+                log.error("generator %s of run %s is given up after %d failures", name, files.run, restarts.in_a_row)
                 return
             await self._sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _run_once(self, files: RunFiles, name: str, settings: GeneratorSettings) -> Ended:
         role = "agent" if settings.approval else "operator"

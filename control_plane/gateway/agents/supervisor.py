@@ -21,17 +21,12 @@ from control_plane.config import Settings
 from control_plane.core.model.errors import NotFound, SteerwayError
 from control_plane.gateway.agents.journals import JournalScan
 from control_plane.gateway.agents.process import Ended, read_key, run_agent_process
+from control_plane.gateway.agents.restarts import LOCK_PAUSE_S, Restarts, supervise
 from control_plane.gateway.agents.tether import IS_HELD
 from control_plane.gateway.tokens import mint_agent_token, revoke_agent_tokens
 from control_plane.storage.layout import RunFiles
 
 LOOK_EVERY_S = 2.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-LOCK_PAUSE_S = 5.0
-"""Pause while another agent holds the run's lock: that of a gateway that has just been killed is gone by then."""
-
-GIVE_UP_AFTER = 5
-"""Failures in a row without a decision. The next would be like them, and each may have cost a call."""
 
 NOT_WORKED_ON = frozenset({"finished", "stopped", "failed", "queued"})
 
@@ -103,17 +98,12 @@ class AgentSupervisor:
     async def run_forever(self) -> None:
         """Supervise until cancelled; then end every agent."""
         try:
-            try:
-                # Those of a gateway that was killed; its agents ended with it.
-                await self._in_thread(revoke_agent_tokens, self._where)
-            except (SteerwayError, OSError) as error:
-                log.error("tokens of earlier agents stay: %s", getattr(error, "reason", error))
-            while True:
-                try:
-                    await self.look()
-                except (SteerwayError, OSError) as error:
-                    log.warning("agents: %s", getattr(error, "reason", error))
-                await self._sleep(LOOK_EVERY_S)
+            await supervise(
+                "agents",
+                lambda: self._in_thread(revoke_agent_tokens, self._where),
+                self.look,
+                lambda: self._sleep(LOOK_EVERY_S),
+            )
         finally:
             for run in list(self._kept):
                 await self._let_go(run)
@@ -158,7 +148,7 @@ class AgentSupervisor:
                 await kept.task
 
     async def _keep_running(self, files: RunFiles, kept: _Kept) -> None:
-        failures, in_a_row, pause_s = 0, 0, FIRST_PAUSE_S
+        failures, restarts = 0, Restarts()
         while True:
             ended = await self._run_once(files, kept)
             if ended.code == 0:
@@ -169,16 +159,13 @@ class AgentSupervisor:
                 await self._sleep(LOCK_PAUSE_S)
                 continue
             failures += 1
-            in_a_row, pause_s = (0, FIRST_PAUSE_S) if ended.decided else (in_a_row + 1, pause_s)
             log.warning("the agent of run %s ended: %s", files.run, ended.reason)
-            if in_a_row >= GIVE_UP_AFTER:
-                kept.view = _view(
-                    "given_up", f"{in_a_row} failures without a decision, the last: {ended.reason}", failures
-                )
+            if (pause_s := restarts.failed(ended.decided)) is None:
+                reason = f"{restarts.in_a_row} failures without a decision, the last: {ended.reason}"
+                kept.view = _view("given_up", reason, failures)
                 return
             kept.view = _view("restarting", ended.reason, failures)
             await self._sleep(pause_s)
-            pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
 
     async def _run_once(self, files: RunFiles, kept: _Kept) -> Ended:
         """Run the agent's process once, with a token of its own. What prevents that is a failure, too."""

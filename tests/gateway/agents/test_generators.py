@@ -12,7 +12,7 @@ from control_plane.core.model.records import Parent
 from control_plane.core.rules.agent.generating import GeneratorSettings
 from control_plane.gateway.agents.generators import IDLE_PAUSE_S, LOCK_PAUSE_S, LOOK_EVERY_S, GeneratorSupervisor
 from control_plane.gateway.agents.process import Ended
-from control_plane.gateway.agents.supervisor import GIVE_UP_AFTER
+from control_plane.gateway.agents.restarts import GIVE_UP_AFTER
 from control_plane.gateway.agents.tether import IS_HELD
 from control_plane.gateway.tokens import TokenBook
 from control_plane.storage.layout import RunFiles

@@ -12,7 +12,8 @@ from control_plane.core.model.errors import NotFound, Unavailable
 from control_plane.core.model.intents.agent import AgentSettings, StartAgent, StopAgent
 from control_plane.gateway.agents.journals import JournalScan
 from control_plane.gateway.agents.process import Ended
-from control_plane.gateway.agents.supervisor import GIVE_UP_AFTER, LOCK_PAUSE_S, AgentSupervisor
+from control_plane.gateway.agents.restarts import GIVE_UP_AFTER, LOCK_PAUSE_S
+from control_plane.gateway.agents.supervisor import AgentSupervisor
 from control_plane.gateway.agents.tether import IS_HELD
 from control_plane.gateway.tokens import AGENT_OF, TokenBook, add_token
 from control_plane.storage.layout import RunFiles
